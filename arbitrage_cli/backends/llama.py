@@ -1,0 +1,436 @@
+"""GGUF models through llama.cpp's C API: the only module that calls it.
+
+Written for the functions and structures of llama-cpp-python 0.3.36, which change almost monthly: `_check_binding` refuses
+another layout before anything is loaded. Knows nothing of steps, prompts or policies.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+import logging
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import llama_cpp.llama_cpp as c
+import numpy as np
+
+from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Floats, ModelCard, Options, Output
+from arbitrage_cli.errors import (
+    ArbitrageError,
+    ComputeError,
+    ContextFullError,
+    ModelFileError,
+    ModelMemoryError,
+    ModelUnsupportedError,
+)
+from arbitrage_cli.gguf_header import read_header
+from arbitrage_cli.machine import default_threads
+
+BATCH_SIZE = 512  # tokens per llama_decode while reading
+WARM_UP_TOKENS = 4
+
+KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
+
+log = logging.getLogger("arbitrage.llama")
+
+
+class LlamaBackend:
+    """One GGUF model and its context. See `Backend` for the contract; frees everything in `close`."""
+
+    def __init__(self, path: Path, options: Options, *, progress: Callable[[float], None] | None = None) -> None:
+        """Load the model (`progress` gets fractions from 0 to 1) and allocate its context.
+
+        Errors: ModelFileError, ModelUnsupportedError, ModelMemoryError.
+        """
+        self._context: Any = None
+        self._model: Any = None
+        self._path = path
+        read_header(path)
+        _start_llama()
+        self._gpu_layers = _gpu_layers(options)
+        try:
+            self._model = _load(path, self._gpu_layers, progress)
+            self._vocabulary = c.llama_model_get_vocab(self._model)
+            self._refuse_unsupported()
+            self._threads = options.threads or default_threads()
+            self._num_sequences = options.num_sequences
+            self._context_size = self._choose_context_size(options)
+            self._context = _new_context(path, self._model, self._context_size, self._threads, options)
+            self._memory = c.llama_get_memory(self._context)
+            self._batch = c.llama_batch_init(max(BATCH_SIZE, self._num_sequences), 0, 1)
+            self._hidden_size = int(c.llama_model_n_embd_out(self._model))
+            self._vocabulary_size = int(c.llama_vocab_n_tokens(self._vocabulary))
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free batch, context and model, in this order. Closing twice does no harm."""
+        if self._context is not None:
+            c.llama_batch_free(self._batch)
+            c.llama_free(self._context)
+        if self._model is not None:
+            c.llama_model_free(self._model)
+        self._context = self._model = None
+
+    @functools.cached_property
+    def card(self) -> ModelCard:
+        return ModelCard(
+            source=str(self._path),
+            name=self._metadata("general.name") or self._path.stem,
+            description=self._describe(),
+            context_size=self._context_size,
+            trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
+            vocabulary_size=self._vocabulary_size,
+            hidden_size=self._hidden_size,
+            threads=self._threads,
+            gpu_layers=self._gpu_layers,
+        )
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        found: bytes | None = c.llama_model_chat_template(self._model, None)
+        return found.decode("utf-8", errors="replace") if found else None
+
+    @functools.cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        attributes = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN
+        return {self._token_text(token): token for token in self._tokens_with(attributes)}
+
+    @functools.cached_property
+    def marker_tokens(self) -> Collection[str]:
+        texts = (self._token_text(token) for token in self._tokens_with(c.LLAMA_TOKEN_ATTR_USER_DEFINED))
+        return frozenset(text for text in texts if text.strip(" \t\r\n\u2581"))
+
+    @property
+    def prefix_token(self) -> int | None:
+        return int(c.llama_vocab_bos(self._vocabulary)) if c.llama_vocab_get_add_bos(self._vocabulary) else None
+
+    @property
+    def template_variables(self) -> Mapping[str, str]:
+        ids = {"bos_token": c.llama_vocab_bos(self._vocabulary), "eos_token": c.llama_vocab_eos(self._vocabulary)}
+        return {name: self._token_text(token) for name, token in ids.items() if token >= 0}
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        if continues and c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_SPM:
+            return self._tokenize_continuation(text)
+        return self._tokenize(text)
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces(token)
+
+    def is_end(self, token: int) -> bool:
+        return bool(c.llama_vocab_is_eog(self._vocabulary, token))
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, output: Literal["none", "last"]) -> Floats | None:
+        self._check_room(sequence, position + len(tokens))
+        c.llama_set_embeddings(self._context, False)  # else the output head would run on every token read
+        with self._interruptible():
+            for start in range(0, len(tokens), BATCH_SIZE):
+                chunk = tokens[start : start + BATCH_SIZE]
+                is_last = start + len(chunk) == len(tokens)
+                self._fill([sequence] * len(chunk), range(position + start, position + start + len(chunk)), chunk)
+                for index in range(len(chunk)):
+                    self._batch.logits[index] = False
+                self._batch.logits[len(chunk) - 1] = is_last and output == "last"
+                try:
+                    self._run()
+                except ArbitrageError:
+                    self.drop(sequence, position)
+                    raise
+        return self._logits([len(chunk) - 1])[0] if output == "last" else None
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        for sequence, position in zip(sequences, positions, strict=True):
+            self._check_room(sequence, position + 1)
+        c.llama_set_embeddings(self._context, True)
+        self._fill(sequences, positions, tokens)
+        self._run()
+        rows = range(len(tokens))
+        return Output(self._logits(rows), self._hidden(rows))
+
+    def drop(self, sequence: int, position: int) -> None:
+        if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            raise ComputeError(f"{self._path.name}: llama.cpp cannot take back what it has read")
+
+    # --- loading
+
+    def _refuse_unsupported(self) -> None:
+        model, name = self._model, self._path.name
+        if c.llama_model_is_recurrent(model) or c.llama_model_is_hybrid(model):
+            raise ModelUnsupportedError(
+                f"{name}: a recurrent or hybrid model, whose memory cannot be rolled back to before a rejected step",
+                "use a transformer model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
+            )
+        if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model):
+            raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
+        if c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF of the model")
+
+    def _choose_context_size(self, options: Options) -> int:
+        trained = int(c.llama_model_n_ctx_train(self._model))
+        if options.context_size is None:
+            return min(DEFAULT_CONTEXT_SIZE, trained)
+        if options.context_size > trained:
+            log.warning("%s: context %d, but it was trained for %d", self._path.name, options.context_size, trained)
+        return options.context_size
+
+    def _warm_up(self) -> None:
+        """Touch the weights, and try whether the memory rolls back: some models of new kinds only tell when asked."""
+        token = max(int(c.llama_vocab_bos(self._vocabulary)), 0)
+        self.read(0, 0, [token] * WARM_UP_TOKENS, output="none")
+        self.decode([0], [WARM_UP_TOKENS], [token])
+        if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
+            raise ModelUnsupportedError(
+                f"{self._path.name}: its memory cannot be rolled back to before a rejected step", "use a transformer model"
+            )
+        c.llama_memory_clear(self._memory, False)
+
+    # --- computing
+
+    def _check_room(self, sequence: int, num_tokens: int) -> None:
+        """llama.cpp ends the process on a sequence number out of range, so it is checked here."""
+        if not 0 <= sequence < self._num_sequences:
+            raise ValueError(f"sequence {sequence} of {self._num_sequences}")
+        if num_tokens > self._context_size:
+            raise ContextFullError(
+                f"{self._path.name}: {num_tokens} tokens do not fit in its context of {self._context_size}",
+                "give a larger --ctx, or a shorter problem",
+            )
+
+    def _fill(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for index, (sequence, position, token) in enumerate(zip(sequences, positions, tokens, strict=True)):
+            batch.token[index] = token
+            batch.pos[index] = position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = True
+
+    def _run(self) -> None:
+        code = c.llama_decode(self._context, self._batch)
+        if code == 0:
+            return
+        name = self._path.name
+        if code == 1:
+            raise ContextFullError(f"{name}: no room left in the KV cache", "give a larger --ctx")
+        if code == 2:
+            raise KeyboardInterrupt  # only `_interruptible` aborts
+        if code == -1:
+            raise ComputeError(f"{name}: llama.cpp refused a batch as invalid (llama_decode: -1)", "please report this")
+        raise ComputeError(
+            f"{name}: llama.cpp failed while computing (llama_decode: {code})",
+            "often memory ran out: try a smaller --ctx or fewer --gpu-layers; --debug shows llama.cpp's own messages",
+        )
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end a long read between two operations of the compute graph.
+
+        Python runs signal handlers only after a C call returns. So the signals are held back, llama.cpp asks between
+        operations whether one is waiting, and it is delivered when the call has come back. CPU only: a GPU does not ask.
+        """
+        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "sigpending"):
+            yield
+            return
+        held = {signal.SIGINT, signal.SIGTERM}
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        callback = c.ggml_abort_callback(lambda data: bool(signal.sigpending() & held))
+        c.llama_set_abort_callback(self._context, callback, None)
+        try:
+            yield
+        finally:
+            c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def _logits(self, rows: Sequence[int]) -> Floats:
+        return self._rows(c.llama_get_logits_ith, rows, self._vocabulary_size)
+
+    def _hidden(self, rows: Sequence[int]) -> Floats:
+        return self._rows(c.llama_get_embeddings_ith, rows, self._hidden_size)
+
+    def _rows(self, get_row: Callable[[Any, int], Any], rows: Sequence[int], width: int) -> Floats:
+        """Float32 rows of one output, shape (n, width): a view of llama.cpp's buffer, where they lie side by side."""
+        first = ctypes.addressof(self._row(get_row, rows[0]).contents)
+        last = ctypes.addressof(self._row(get_row, rows[-1]).contents)
+        if last - first != (len(rows) - 1) * width * ctypes.sizeof(ctypes.c_float):
+            raise ComputeError(f"{self._path.name}: llama.cpp lays its output out in another way", "please report this")
+        buffer = (ctypes.c_float * (len(rows) * width)).from_address(first)
+        return np.ctypeslib.as_array(buffer).reshape(len(rows), width)
+
+    def _row(self, get_row: Callable[[Any, int], Any], index: int) -> Any:
+        pointer = get_row(self._context, index)
+        if not pointer:
+            raise ComputeError(f"{self._path.name}: llama.cpp gave no output for token {index}", "please report this")
+        return pointer
+
+    # --- vocabulary
+
+    def _tokens_with(self, attributes: int) -> Iterator[int]:
+        vocabulary = self._vocabulary
+        return (t for t in range(self._vocabulary_size) if c.llama_vocab_get_attr(vocabulary, t) & attributes)
+
+    def _token_text(self, token: int) -> str:
+        text: bytes = c.llama_vocab_get_text(self._vocabulary, token) or b""
+        return text.decode("utf-8", errors="replace")
+
+    def _tokenize(self, text: str) -> list[int]:
+        """Two calls: the first asks for the length."""
+        data = text.encode("utf-8", errors="replace")
+        room = 0
+        while True:
+            tokens = (c.llama_token * max(room, 1))()
+            found = int(c.llama_tokenize(self._vocabulary, data, len(data), tokens, room, False, False))
+            if found >= 0:
+                return list(tokens[:found])
+            if -found <= room:
+                raise ComputeError(f"{self._path.name}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+            room = -found
+
+    def _tokenize_continuation(self, text: str) -> list[int]:
+        """SentencePiece puts a space before every text it is given: hide it behind a line break, and cut both off."""
+        guard = "." if text.startswith("\n") else "\n"
+        head, tokens = self._tokenize(guard), self._tokenize(guard + text)
+        return tokens[len(head) :] if tokens[: len(head)] == head else self._tokenize(text)
+
+    @functools.cached_property
+    def _pieces(self) -> Callable[[int], bytes]:
+        @functools.lru_cache(maxsize=65536)
+        def piece(token: int) -> bytes:
+            room = 64
+            while True:
+                buffer = ctypes.create_string_buffer(room)
+                length = int(c.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, False))
+                if length >= 0:
+                    return buffer.raw[:length]
+                room = -length
+
+        return piece
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(1024)
+        length = c.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace") if length > 0 else ""
+
+    def _describe(self) -> str:
+        """Architecture, size, quantization. llama.cpp's guess of the size gives way to what the file says of itself."""
+        buffer = ctypes.create_string_buffer(256)
+        c.llama_model_desc(self._model, buffer, len(buffer))
+        architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
+        return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
+
+
+def _check_binding() -> None:
+    """The default context parameters are known: read anything else, and the structures have another layout."""
+    defaults = c.llama_context_default_params()
+    if (defaults.n_ctx, defaults.n_batch, defaults.n_ubatch) != (512, 2048, 512):
+        version = importlib.metadata.version("llama-cpp-python")
+        raise ModelUnsupportedError(
+            f"llama-cpp-python {version} does not fit this program", 'pip install "llama-cpp-python>=0.3.36,<0.3.37"'
+        )
+
+
+@functools.cache
+def _start_llama() -> object:
+    """Once a process: check the binding, send llama.cpp's messages to `logging`, start its backends.
+
+    Returns the log callback: llama.cpp keeps its address, so it must stay referenced, which the cache sees to.
+    """
+    _check_binding()
+    levels = {2: logging.INFO, 3: logging.WARNING}  # GGML_LOG_LEVEL_WARN, _ERROR; the rest is detail
+
+    def forward(level: int, text: bytes, data: object) -> None:
+        message = text.decode("utf-8", errors="replace").rstrip()
+        if message.strip("."):
+            log.log(levels.get(level, logging.DEBUG), "%s", message)
+
+    callback = c.llama_log_callback(forward)
+    c.llama_log_set(callback, None)
+    c.llama_backend_init()
+    return callback
+
+
+def _gpu_layers(options: Options) -> int:
+    if not c.llama_supports_gpu_offload():
+        if options.gpu_layers:
+            log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
+        return 0
+    return -1 if options.gpu_layers is None else options.gpu_layers
+
+
+def _load(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
+    def report(fraction: float, data: object) -> bool:
+        if progress:
+            progress(fraction)
+        return True
+
+    callback = c.llama_progress_callback(report)
+    parameters = c.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    parameters.progress_callback = callback
+    with _messages() as messages:
+        model = c.llama_model_load_from_file(str(path).encode(), parameters)
+    if model:
+        return model
+    reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "llama.cpp gave no reason")
+    raise ModelFileError(
+        f"{path}: llama.cpp cannot load it ({reason[:200]})",
+        "the file may be damaged, or of an architecture newer than llama-cpp-python 0.3.36; --debug shows more",
+    )
+
+
+def _new_context(path: Path, model: Any, context_size: int, threads: int, options: Options) -> Any:
+    parameters = c.llama_context_default_params()
+    parameters.n_ctx = context_size * options.num_sequences
+    parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
+    parameters.n_seq_max = options.num_sequences
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
+    parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
+    parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
+    parameters.embeddings = True
+    parameters.kv_unified = True
+    parameters.swa_full = True
+    parameters.no_perf = True
+    with _messages() as messages:
+        context = c.llama_init_from_model(model, parameters)
+    if context:
+        return context
+    reason = next(reversed(messages), "llama.cpp gave no reason")
+    raise ModelMemoryError(
+        f"{path}: no context of {parameters.n_ctx} tokens can be made ({reason[:200]})",
+        "give a smaller --ctx; a KV type other than f16 may also need --flash-attention",
+    )
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """Collects llama.cpp's warnings and errors while the body runs."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    collector = Collector(logging.INFO)
+    level = log.level
+    log.addHandler(collector)
+    log.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield messages
+    finally:
+        log.setLevel(level)
+        log.removeHandler(collector)

@@ -1,0 +1,141 @@
+"""Options that several commands share, each with its environment variable. Knows no command."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.types import Limits
+
+_MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampling", "Machine", "Output"
+DEFAULTS = Limits()
+_DEFAULT_TAUS = ", ".join(f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau)
+
+
+class KvType(StrEnum):
+    """Number formats of the KV cache."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    f32 = "f32"
+
+
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ARBITRAGE_DRAFT",
+        metavar="MODEL",
+        help="The fast model: a GGUF file, or scripted:draft for the demo.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ARBITRAGE_TARGET",
+        metavar="MODEL",
+        help="The strong model: a GGUF file, or scripted:target for the demo.",
+        rich_help_panel=_MODELS,
+    ),
+]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        envvar="ARBITRAGE_POLICY",
+        metavar="|".join(POLICIES),
+        help="What decides who writes a step. draft and target: that model alone.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Tau = Annotated[
+    float | None,
+    typer.Option(
+        envvar="ARBITRAGE_TAU",
+        help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always. "
+        f"Untuned defaults: {_DEFAULT_TAUS}.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Instructions = Annotated[
+    str,
+    typer.Option("--system", envvar="ARBITRAGE_SYSTEM", metavar="TEXT", help="The system prompt.", rich_help_panel=_MODELS),
+]
+MaxSteps = Annotated[
+    int, typer.Option(envvar="ARBITRAGE_MAX_STEPS", min=1, help="Steps of one solution.", rich_help_panel=_SAMPLING)
+]
+MaxTokens = Annotated[
+    int, typer.Option(envvar="ARBITRAGE_MAX_TOKENS", min=1, help="Tokens of one solution.", rich_help_panel=_SAMPLING)
+]
+MaxStepTokens = Annotated[
+    int, typer.Option(envvar="ARBITRAGE_MAX_STEP_TOKENS", min=1, help="Tokens of one step.", rich_help_panel=_SAMPLING)
+]
+Temperature = Annotated[
+    float, typer.Option(envvar="ARBITRAGE_TEMPERATURE", min=0.0, max=10.0, help="0 is greedy.", rich_help_panel=_SAMPLING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        envvar="ARBITRAGE_TOP_P", min=0.0, max=1.0, help="Sample from this share of the mass.", rich_help_panel=_SAMPLING
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(envvar="ARBITRAGE_SEED", help="Of sampling and of policy random.", rich_help_panel=_SAMPLING)
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        envvar="ARBITRAGE_THREADS", min=1, help="Default: the physical cores this process may use.", rich_help_panel=_MACHINE
+    ),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        envvar="ARBITRAGE_GPU_LAYERS",
+        min=-1,
+        help="Layers on the GPU. Default: all, if there is one.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+ContextSize = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx",
+        envvar="ARBITRAGE_CTX",
+        min=64,
+        help="Context in tokens. Default: 4096, or what the model was trained for if that is less.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+FlashAttention = Annotated[
+    bool | None,
+    typer.Option(
+        "--flash-attention/--no-flash-attention",
+        envvar="ARBITRAGE_FLASH_ATTENTION",
+        help="Default: as llama.cpp thinks best.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+KvCacheType = Annotated[
+    KvType,
+    typer.Option("--kv-type", envvar="ARBITRAGE_KV_TYPE", help="Number format of the KV cache.", rich_help_panel=_MACHINE),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", envvar="ARBITRAGE_JSON", help="One JSON object a problem on stdout.", rich_help_panel=_OUTPUT),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", envvar="ARBITRAGE_QUIET", help="Show results and errors only.", rich_help_panel=_OUTPUT),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", envvar="ARBITRAGE_VERBOSE", help="Show more.", rich_help_panel=_OUTPUT)
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", envvar="ARBITRAGE_DEBUG", help="Show llama.cpp's messages, and tracebacks.", rich_help_panel=_OUTPUT
+    ),
+]

@@ -1,0 +1,264 @@
+"""`arbitrage solve`: one problem, or many, shared between a draft and a target."""
+
+import contextlib
+import logging
+import math
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from arbitrage_cli.arbitrage import POLICIES, Flow, Policy
+from arbitrage_cli.backends import Options
+from arbitrage_cli.commands import options as shared
+from arbitrage_cli.datasets import BadLine, make_problem, read_problems
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.pairs import is_toy, open_model
+from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.reporters import Display, safe
+from arbitrage_cli.reporters.plain import PlainDisplay
+from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
+
+SOME_FAILED = 1
+
+
+def solve(
+    problem: Annotated[str | None, typer.Argument(help="The problem, or - to read problems from standard input.")] = None,
+    input_file: Annotated[
+        str | None,
+        typer.Option("--input", "-i", metavar="FILE", help="Problems: one a line, or JSONL. - is standard input."),
+    ] = None,
+    draft: shared.Draft = None,
+    target: shared.Target = None,
+    policy: shared.PolicyName = "entropy",
+    tau: shared.Tau = None,
+    system: shared.Instructions = INSTRUCTIONS,
+    max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
+    max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
+    max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
+    temperature: shared.Temperature = 0.0,
+    top_p: shared.TopP = 1.0,
+    seed: shared.Seed = 0,
+    threads: shared.Threads = None,
+    gpu_layers: shared.GpuLayers = None,
+    ctx: shared.ContextSize = None,
+    flash_attention: shared.FlashAttention = None,
+    kv_type: shared.KvCacheType = shared.KvType.f16,
+    json_lines: shared.Json = False,
+    quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Solve a problem step by step with two models.
+
+    The answer goes to standard output, the view of every step to standard error. Problems from a pipe or a file give one
+    JSON object a line.
+    """
+    chosen = _policy(policy)
+    threshold = _threshold(chosen, tau)
+    sources = _sources(chosen, draft, target)
+    load = Options(ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    sampler = Sampler(temperature, top_p, seed)
+    with contextlib.ExitStack() as stack:
+        problems = _Problems(problem, input_file, stack)
+        display = stack.enter_context(contextlib.closing(_display(quiet=quiet, verbose=verbose)))
+        stack.enter_context(_logging(display, verbose=verbose, debug=debug))
+        engines = _open_engines(sources, load, sampler, system, chosen, display, stack)
+        run = _run_info(chosen, threshold, sampler, sources, engines, problems)
+
+        def make_flow(trace: Trace) -> Flow:
+            return chosen.flow(trace, threshold, seed)
+
+        display.begin(run)
+        scheduler = Scheduler(engines, make_flow, Limits(max_steps, max_tokens, max_step_tokens))
+        for event in scheduler.run(problems.usable(display)):
+            display.handle(event)
+            if isinstance(event, Finished):
+                problems.num_failed += _tell(event, run, display, as_json=json_lines or not problems.is_single)
+    if problems.num_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+class _Problems:
+    """Where the problems come from: the command line, a file, or standard input. Counts those that could not be used."""
+
+    def __init__(self, problem: str | None, input_file: str | None, stack: contextlib.ExitStack) -> None:
+        """Open the source. UsageError if there is none, or two, or it cannot be read."""
+        if problem not in (None, "-") and input_file is not None:
+            raise UsageError("a problem and --input were both given", "give one of them")
+        self.num_failed = 0
+        self.is_single = problem not in (None, "-")
+        self._rows: Iterator[Problem | BadLine]
+        if problem is not None and self.is_single:
+            self._rows = iter([_from_argument(problem)])
+        else:
+            self._rows = read_problems(_open_input(input_file if problem is None else "-", stack))
+
+    def usable(self, display: Display) -> Iterator[Problem]:
+        """The problems that can be used; a line that is none is told to the user, and the next one follows."""
+        num_rows = 0
+        for row in self._rows:
+            num_rows += 1
+            if isinstance(row, BadLine):
+                self.num_failed += 1
+                display.note(f"line {row.number}: {row.reason}; skipped")
+            else:
+                yield row
+        if not num_rows:
+            raise UsageError("there is no problem in the input", "give one problem a line, or JSONL")
+
+
+def _from_argument(problem: str) -> Problem:
+    try:
+        return make_problem(problem, "1")
+    except ValueError as error:
+        raise UsageError(str(error), 'for example: arbitrage solve "What is 37 * 12 - 95?"') from error
+
+
+def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
+    """Standard input is read when asked for with `-`, or when it is a pipe or a file: anything else might never end."""
+    if name not in (None, "-"):
+        try:
+            return stack.enter_context(Path(str(name)).expanduser().open("rb"))
+        except OSError as error:
+            raise UsageError(f"{name}: cannot be read ({error.strerror})", "check the path given to --input") from error
+    if sys.stdin is None or (name is None and not _is_pipe_or_file(sys.stdin.buffer)):
+        raise UsageError("no problem given", 'give one: arbitrage solve "..."; or several: --input FILE, or a pipe')
+    return sys.stdin.buffer
+
+
+def _is_pipe_or_file(stream: BinaryIO) -> bool:
+    mode = os.fstat(stream.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _policy(name: str) -> Policy:
+    if name not in POLICIES:
+        raise UsageError(f"unknown policy '{name}'", "known policies: " + ", ".join(POLICIES))
+    return POLICIES[name]
+
+
+def _threshold(policy: Policy, tau: float | None) -> float | None:
+    if tau is not None and math.isnan(tau):
+        raise UsageError("--tau is not a number", "give a number, or inf")
+    if policy.default_tau is None:
+        return None
+    return policy.default_tau if tau is None else tau
+
+
+def _sources(policy: Policy, draft: str | None, target: str | None) -> dict[ModelRole, str]:
+    """The models that the policy needs, draft first."""
+    given: dict[ModelRole, str | None] = {"draft": draft, "target": target}
+    sources: dict[ModelRole, str] = {}
+    for role in policy.models:
+        source = given[role]
+        if not source:
+            raise UsageError(
+                f"policy {policy.name} needs a {role} model",
+                f"give --{role} MODEL.gguf; or try the scripted demo: --draft scripted:draft --target scripted:target",
+            )
+        sources[role] = source
+    return sources
+
+
+def _open_engines(
+    sources: Mapping[ModelRole, str],
+    load: Options,
+    sampler: Sampler,
+    instructions: str,
+    policy: Policy,
+    display: Display,
+    stack: contextlib.ExitStack,
+) -> dict[ModelRole, Engine]:
+    engines: dict[ModelRole, Engine] = {}
+    for role, source in sources.items():
+
+        def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
+            display.loading(role, source, fraction)
+
+        backend = stack.enter_context(contextlib.closing(open_model(source, load, progress)))
+        evidence = role == "draft" and policy.number is not None
+        engines[role] = Engine(role, backend, sampler, instructions=instructions, keep_evidence=evidence)
+        engines[role].measure()
+    return engines
+
+
+def _run_info(
+    policy: Policy,
+    tau: float | None,
+    sampler: Sampler,
+    sources: Mapping[ModelRole, str],
+    engines: Mapping[ModelRole, Engine],
+    problems: _Problems,
+) -> RunInfo:
+    return RunInfo(
+        policy=policy.name,
+        number=policy.number,
+        tau=tau,
+        temperature=sampler.temperature,
+        seed=sampler.seed,
+        models=sources,
+        descriptions={role: _describe(engine) for role, engine in engines.items()},
+        is_toy=any(map(is_toy, sources.values())),
+        num_problems=1 if problems.is_single else None,
+    )
+
+
+def _describe(engine: Engine) -> str:
+    card = engine.card
+    layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
+    threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
+    return f"{card.name} ({card.description}; context {card.context_size}, {threads}, {layers})"
+
+
+def _tell(finished: Finished, run: RunInfo, display: Display, *, as_json: bool) -> bool:
+    """Write a problem's result to stdout, and its error if it has one to the display. Returns whether it failed."""
+    error = problem_error(finished)
+    if error:
+        message, hint = error
+        display.note(f"problem {finished.trace.problem.id}: {message}" + (f"; {hint}" if hint else ""))
+    if as_json:
+        display.result(to_json(finished, run))
+    elif finished.trace.decisions:
+        display.result(safe(answer(finished.trace) or finished.trace.text.strip()))
+    return error is not None
+
+
+def _display(*, quiet: bool, verbose: bool) -> Display:
+    """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    if quiet or not is_terminal:
+        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
+    from arbitrage_cli.reporters.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
+
+    return LiveDisplay(sys.stderr, sys.stdout)
+
+
+@contextlib.contextmanager
+def _logging(display: Display, *, verbose: bool, debug: bool) -> Iterator[None]:
+    """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.note(record.getMessage())
+
+    logger = logging.getLogger("arbitrage")
+    handler = Notes(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(handler.level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

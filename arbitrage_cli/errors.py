@@ -1,0 +1,89 @@
+"""Every error a user can meet, with its exit code and a hint on what to do.
+
+Knows nothing of where errors are shown: `commands.main` is the one place that prints them.
+
+    ArbitrageError ............ 1  the run failed, in part or whole
+    ├── UsageError ............ 2  the command line or its input cannot be used
+    ├── ModelError ............ 3  a model cannot be used
+    │   ├── ModelFileError         the file is missing, unreadable or not a GGUF model
+    │   ├── ModelUnsupportedError  llama.cpp runs it, this program cannot
+    │   └── ModelMemoryError       the model or its context does not fit in memory
+    ├── TemplateError ......... 3  the model's chat template is broken or hostile
+    ├── ComputeError .......... 4  llama.cpp failed while it computed
+    ├── ProblemError .......... 1  one problem cannot be solved; the others go on
+    │   ├── ContextFullError       its text does not fit in the context
+    │   └── ScriptEndedError       a scripted demo model has nothing to say to it
+    ├── InterruptedRunError . 130  Ctrl-C; 143 after SIGTERM
+    └── DefectError .......... 70  a mistake in this program
+"""
+
+
+class ArbitrageError(Exception):
+    """The root of all errors shown to a user: one line that says what is wrong, and a hint that says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ArbitrageError):
+    """The command line, or the problems it was given, cannot be used."""
+
+    exit_code = 2
+
+
+class ModelError(ArbitrageError):
+    """A model cannot be used."""
+
+    exit_code = 3
+
+
+class ModelFileError(ModelError):
+    """The file is missing, unreadable, or not a GGUF model."""
+
+
+class ModelUnsupportedError(ModelError):
+    """llama.cpp can run this model, but the step-by-step engine cannot."""
+
+
+class ModelMemoryError(ModelError):
+    """The model's weights or its context do not fit in memory."""
+
+
+class TemplateError(ModelError):
+    """The chat template inside the model file cannot be rendered."""
+
+
+class ComputeError(ArbitrageError):
+    """llama.cpp reported a failure while computing; the state of the model is lost."""
+
+    exit_code = 4
+
+
+class ProblemError(ArbitrageError):
+    """One problem cannot be solved. Other problems of the same run are not affected."""
+
+
+class ContextFullError(ProblemError):
+    """The problem and its solution so far do not fit in the model's context."""
+
+
+class ScriptEndedError(ProblemError):
+    """A scripted model was asked for something that its script does not cover."""
+
+
+class InterruptedRunError(ArbitrageError):
+    """The user (Ctrl-C) or the system (SIGTERM) asked the run to stop."""
+
+    def __init__(self, message: str, hint: str = "", *, exit_code: int = 130) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
+class DefectError(ArbitrageError):
+    """Something that this program did not foresee."""
+
+    exit_code = 70

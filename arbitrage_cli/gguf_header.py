@@ -1,0 +1,171 @@
+"""A bounded look at a GGUF file's header, before any C code sees the file.
+
+llama.cpp ends the process on some damaged files. This reader walks the header with a bound on every length it meets
+and says what is wrong in one line. Knows nothing of weights or architectures: it checks that the file is whole, not
+that the model is good. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import mmap
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbitrage_cli.errors import ModelFileError
+
+Scalar = int | float | bool | str
+
+MAX_ENTRIES = 1 << 20  # of metadata or tensors; real files have hundreds
+MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
+MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
+MAX_ARRAY_DEPTH = 4
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Scalar and string metadata of a GGUF file, and the length of each array. Sizes in bytes."""
+
+    version: int
+    num_tensors: int
+    metadata: Mapping[str, Scalar]
+    array_lengths: Mapping[str, int]
+    file_size: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header. ModelFileError, with the reason, for anything that is not a whole GGUF file."""
+    size = _regular_file_size(path)
+    if size < 24:
+        raise ModelFileError(f"{path}: not a GGUF model (only {size} bytes)", "download the file again")
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_magic(path, data[:64])
+            return _Reader(data, size).header()
+    except _DamageError as damage:
+        raise ModelFileError(f"{path}: damaged GGUF file ({damage})", "download the file again") from damage
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror})", "check the file's permissions") from error
+
+
+def _regular_file_size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such file", "check the path of the GGUF model") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise ModelFileError(f"{path}: cannot be opened ({error})", "check the path of the GGUF model") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ModelFileError(f"{path}: a folder, not a GGUF file", "name the .gguf file inside it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFileError(f"{path}: not a regular file", "name a .gguf file")
+    return status.st_size
+
+
+def _check_magic(path: Path, start: bytes) -> None:
+    if start[:4] == b"GGUF":
+        return
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelFileError(f"{path}: a git-lfs pointer, not the model itself", "fetch it with `git lfs pull`")
+    if start.lstrip()[:1] == b"<":
+        raise ModelFileError(f"{path}: a web page, not a GGUF model", "download the file itself, not its page")
+    raise ModelFileError(f"{path}: not a GGUF model", "convert the model to GGUF, or name another file")
+
+
+class _DamageError(Exception):
+    """What is wrong with the header."""
+
+
+class _Reader:
+    """Walks the header. Every length is compared with what is left of the file before it is used."""
+
+    def __init__(self, data: mmap.mmap, size: int) -> None:
+        self._data, self._size, self._at = data, size, 4
+
+    def header(self) -> Header:
+        version = self._number("<I")
+        if version not in (2, 3):
+            raise _DamageError(f"version {version}; versions 2 and 3 are known")
+        num_tensors, num_entries = self._count("tensors"), self._count("metadata entries")
+        metadata: dict[str, Scalar] = {}
+        array_lengths: dict[str, int] = {}
+        for _ in range(num_entries):
+            key, kind = self._string(), self._number("<I")
+            if kind == _ARRAY:
+                array_lengths[key] = self._skip_array()
+            else:
+                metadata[key] = self._string() if kind == _STRING else self._scalar(kind)
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
+            raise _DamageError(f"alignment {alignment}")
+        last_offset = max((self._tensor_offset(alignment) for _ in range(num_tensors)), default=0)
+        data_start = -(-self._at // alignment) * alignment
+        if num_tensors and data_start + last_offset >= self._size:
+            raise _DamageError("the file ends before its last tensor begins")
+        return Header(version, num_tensors, metadata, array_lengths, self._size)
+
+    def _take(self, length: int) -> int:
+        """The position of the next `length` bytes, which are then behind."""
+        start = self._at
+        if length > self._size - start:
+            raise _DamageError("the file ends inside its header")
+        self._at += length
+        return start
+
+    def _number(self, form: str) -> int:
+        return int(self._scalar_of(form))
+
+    def _scalar(self, kind: int) -> Scalar:
+        if kind not in _SCALARS:
+            raise _DamageError(f"unknown value type {kind}")
+        return self._scalar_of(_SCALARS[kind])
+
+    def _scalar_of(self, form: str) -> int | float | bool:
+        value: int | float | bool = struct.unpack_from(form, self._data, self._take(struct.calcsize(form)))[0]
+        return value
+
+    def _count(self, what: str) -> int:
+        count = self._number("<Q")
+        if count > MAX_ENTRIES:
+            raise _DamageError(f"{count} {what}")
+        return count
+
+    def _string(self) -> str:
+        length = self._number("<Q")
+        if length > MAX_STRING:
+            raise _DamageError(f"a string of {length} bytes")
+        start = self._take(length)
+        return self._data[start : start + length].decode("utf-8", errors="replace")
+
+    def _skip_array(self, depth: int = 1) -> int:
+        """Step over an array; returns its number of elements."""
+        kind, length = self._number("<I"), self._number("<Q")
+        if length > MAX_ARRAY or depth > MAX_ARRAY_DEPTH:
+            raise _DamageError(f"an array of {length} elements" if length > MAX_ARRAY else "nested arrays")
+        if kind == _STRING:
+            for _ in range(length):
+                self._take(self._number("<Q"))
+        elif kind == _ARRAY:
+            for _ in range(length):
+                self._skip_array(depth + 1)
+        elif kind in _SCALARS:
+            self._take(length * struct.calcsize(_SCALARS[kind]))
+        else:
+            raise _DamageError(f"unknown value type {kind}")
+        return length
+
+    def _tensor_offset(self, alignment: int) -> int:
+        self._string()
+        dimensions = self._number("<I")
+        if not 1 <= dimensions <= 4:
+            raise _DamageError(f"a tensor of {dimensions} dimensions")
+        if any(self._number("<Q") >= 1 << 40 for _ in range(dimensions)):
+            raise _DamageError("a tensor of impossible size")
+        self._number("<I")  # element type
+        offset = self._number("<Q")
+        if offset % alignment:
+            raise _DamageError(f"tensor offset {offset} is not aligned")
+        return offset

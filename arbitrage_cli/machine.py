@@ -1,0 +1,60 @@
+"""What this machine offers to a computation: how many threads are worth starting.
+
+Knows no model. Reads the system's own files and falls back to the number of logical processors where there are none.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def default_threads() -> int:
+    """Threads for llama.cpp: the least of physical cores, CPUs this process may run on, and the container's CPU quota."""
+    bounds = [_physical_cores(), _affinity(), _cgroup_quota()]
+    return max(1, min(bound for bound in bounds if bound is not None))
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """Cores without their hyper-threads; on Apple silicon the performance cores. None if the system does not say."""
+    if sys.platform == "darwin":
+        return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
+    siblings = set()
+    for path in topology.glob("cpu[0-9]*/topology/thread_siblings_list"):
+        text = _read(path)
+        if text:
+            siblings.add(text)
+    return len(siblings) or None
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole CPUs of the cgroup's quota (version 2, then 1); None without a quota. A quota below one CPU counts as one."""
+    text = _read(root / "cpu.max")
+    if text is None:
+        text = f"{_read(root / 'cpu/cpu.cfs_quota_us')} {_read(root / 'cpu/cpu.cfs_period_us')}"
+    quota, _, period = text.partition(" ")
+    if quota.isdigit() and period.isdigit() and int(period) > 0:
+        return max(1, int(quota) // int(period))
+    return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _sysctl(name: str) -> int | None:
+    try:
+        command = ["/usr/sbin/sysctl", "-n", name]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout  # noqa: S603 - no input
+        return int(found)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

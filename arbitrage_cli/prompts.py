@@ -1,0 +1,240 @@
+"""From a problem to a prompt, by the model's own chat template, so that no text of a user can become a control token.
+
+The template is rendered once a model, with placeholders where the system prompt and the problem will stand; only the
+text of the template itself is searched for control tokens, and what replaces the placeholders is marked as data for
+good. Templates come out of model files, so they are rendered in a sandbox with bounds on time and size. Knows no
+vocabulary: the engine turns segments into token ids.
+"""
+
+import re
+import secrets
+import signal
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any, NoReturn
+
+from arbitrage_cli.errors import TemplateError
+
+INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."
+"""The paper's system prompt."""
+
+MAX_RENDERED_CHARS = 100_000
+MAX_RENDER_SECONDS = 5
+MAX_RENDER_BYTES = 256 << 20
+
+PROMPT_DATE = date(2024, 7, 26)
+"""What templates that ask for today's date are told: a prompt must not change from one day to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control token, by its text. Only template text can give one."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Ordinary text, to be tokenized with control tokens off."""
+
+    text: str
+
+
+Segment = Control | Plain
+
+
+class ChatPrompt:
+    """The prompt of one model: `segments(problem)` up to where the assistant begins to write.
+
+    Without a template (a base model) a plain question-and-answer layout is used. A template that has no place for a
+    system message gets the instructions at the head of the user's message. `control_tokens` are never recognised in
+    plain text; `marker_tokens` are (a vocabulary's user-defined tokens), so those the template builds on are broken up
+    wherever they stand in data.
+    """
+
+    def __init__(
+        self,
+        template: str | None,
+        control_tokens: Collection[str],
+        marker_tokens: Collection[str] = (),
+        instructions: str = INSTRUCTIONS,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._instructions = instructions
+        self._slots = {"instructions": _placeholder(), "question": _placeholder()}
+        self._layout = self._lay_out(template, variables)
+        self._controls = _alternatives(control_tokens)
+        self._markers = _alternatives(marker for marker in marker_tokens if marker in self._layout)
+
+    def segments(self, question: str) -> list[Segment]:
+        """Control tokens and plain text in order. Neighbouring plain text, the template's and the user's, is joined."""
+        texts = {self._slots["instructions"]: self._instructions, self._slots["question"]: question}
+        segments: list[Segment] = []
+        for piece in _split(_alternatives(texts), self._layout):
+            if piece not in texts:
+                self._append_template_text(segments, piece)
+                continue
+            first, *others = self.fragments(texts[piece].strip())
+            _append_plain(segments, first)
+            segments.extend(Plain(other) for other in others)
+        return segments
+
+    def fragments(self, text: str) -> list[str]:
+        """Cut data (a question, another model's step) inside every marker, so that tokenized apart it stays data."""
+        if self._markers is None:
+            return [text]
+        cuts = [match.start() + 1 for match in self._markers.finditer(text)]
+        return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+    def _append_template_text(self, segments: list[Segment], text: str) -> None:
+        for index, piece in enumerate(_split(self._controls, text)):
+            if index % 2:  # re.split puts what matched at the odd places
+                segments.append(Control(piece))
+            else:
+                _append_plain(segments, piece)
+
+    def _lay_out(self, template: str | None, variables: Mapping[str, str]) -> str:
+        instructions, question = self._slots.values()
+        if template is None:
+            return f"{instructions}\n\nProblem: {question}\n\nSolution:"
+        user = {"role": "user", "content": question}
+        system = {"role": "system", "content": instructions}
+        joined = {"role": "user", "content": f"{instructions}\n\n{question}"}
+        for messages in ([system, user], [joined]) if self._instructions.strip() else ([user],):
+            try:
+                layout = _render(template, messages, variables)
+            except _RoleRefusedError:
+                continue
+            if all(layout.count(slot) == 1 for message in messages for slot in _slots_in(message, self._slots)):
+                return layout
+        raise TemplateError(
+            "the model's chat template does not show the user's message exactly once", "use another GGUF of this model"
+        )
+
+
+class _RoleRefusedError(Exception):
+    """The template called `raise_exception`, as many do for a system message."""
+
+
+def _placeholder() -> str:
+    """Letters only, so that trimming, quoting or escaping in a template leaves it alone; random, so that it is unique."""
+    return "slot" + "".join(secrets.choice("abcdefghijklmnop") for _ in range(24))
+
+
+def _slots_in(message: dict[str, str], slots: dict[str, str]) -> Iterator[str]:
+    return (slot for slot in slots.values() if slot in message["content"])
+
+
+def _alternatives(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of the texts, the longest first; None if there is none to find."""
+    found = sorted((text for text in texts if text), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, found)) + ")") if found else None
+
+
+def _split(pattern: re.Pattern[str] | None, text: str) -> list[str]:
+    return pattern.split(text) if pattern else [text]
+
+
+def _append_plain(segments: list[Segment], text: str) -> None:
+    if not text:
+        return
+    if segments and isinstance(segments[-1], Plain):
+        text = segments.pop().text + text
+    segments.append(Plain(text))
+
+
+def _render(template: str, messages: list[dict[str, str]], variables: Mapping[str, str]) -> str:
+    """Render a chat template. TemplateError if it is broken, or breaks a bound; `_RoleRefusedError` if it says no itself."""
+    import jinja2  # slow to import, and not needed until a model is loaded
+
+    try:
+        with _time_limit(), _memory_limit():
+            compiled = _sandbox().from_string(template)
+            parts, size = [], 0
+            for part in compiled.generate(messages=messages, add_generation_prompt=True, **variables):
+                size += len(part)
+                if size > MAX_RENDERED_CHARS:
+                    raise OverflowError(f"more than {MAX_RENDERED_CHARS:,} characters")
+                parts.append(part)
+            return "".join(parts)
+    except TimeoutError as error:
+        raise _broken(f"not finished after {MAX_RENDER_SECONDS} s") from error
+    except MemoryError as error:
+        raise _broken(f"it needs more than {MAX_RENDER_BYTES >> 20} MB") from error
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise _broken((str(error) or type(error).__name__).splitlines()[0][:200]) from error
+
+
+def _broken(reason: str) -> TemplateError:
+    return TemplateError(f"the model's chat template cannot be rendered: {reason}", "use another GGUF of this model")
+
+
+def _sandbox() -> Any:
+    """A Jinja environment without private attributes or huge numbers, with what chat templates expect to find."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        # Multiplying huge integers is one operation that no timer can interrupt; interception also stops constant folding.
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            whole = isinstance(left, int) and isinstance(right, int)
+            if whole and (max(abs(left), abs(right)) >= 2**63 or (operator == "**" and abs(right) > 64)):
+                raise SecurityError("huge numbers are not allowed")
+            return super().call_binop(context, operator, left, right)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise _RoleRefusedError(message)
+
+    def strftime_now(form: str) -> str:
+        return PROMPT_DATE.strftime(form)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """TimeoutError in the body when its time is up. Without effect off the main thread and where there is no SIGALRM."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def alarm(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, MAX_RENDER_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextmanager
+def _memory_limit() -> Iterator[None]:
+    """MemoryError in the body when it needs much more memory. Without effect where the system cannot tell or limit it."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    import resource
+
+    in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = in_use + MAX_RENDER_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,0 +1,53 @@
+"""How a run is shown while it goes on. A `Display` is chosen once, by flag and terminal; all of it goes to stderr.
+
+Displays see records and events, never a model or a file. Text that came from a model, a problem or a model file is
+data: `safe` takes everything out of it that a terminal could obey.
+"""
+
+import unicodedata
+from typing import Protocol
+
+from arbitrage_cli.runs import RunInfo
+from arbitrage_cli.types import Event, ModelRole
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def safe(text: str) -> str:
+    """The text without control characters (line feed and tab stay), lone surrogates and writing-direction overrides."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(character for character in text if character in "\n\t" or _is_visible(character))
+
+
+def one_line(text: str) -> str:
+    """`safe` text with all white space runs, line feeds included, as single spaces."""
+    return " ".join(safe(text).split())
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI
+
+
+class Display(Protocol):
+    """Shows one run. `close` leaves the terminal as it was, and may be called twice."""
+
+    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
+        """A model is being loaded; `fraction` from 0 to 1."""
+        ...
+
+    def begin(self, run: RunInfo) -> None:
+        """Models are loaded, problems follow."""
+        ...
+
+    def handle(self, event: Event) -> None: ...
+
+    def note(self, text: str) -> None:
+        """A line to the user: a warning, an error about one problem."""
+        ...
+
+    def result(self, text: str) -> None:
+        """A line for stdout, written so that it does not disturb what is shown."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,231 @@
+"""The live view of a terminal: finished steps scroll up and stay, a small region below shows the step being written.
+
+The region is drawn by `Region`, not by `rich.live`: that one loses count of its lines when the terminal gets narrower
+while it is shown, and leaves copies behind. Everything written goes through one `write` per update.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from arbitrage_cli.reporters import one_line, safe, wording
+from arbitrage_cli.runs import RunInfo, answer, problem_error
+from arbitrage_cli.summary import Tally, tally
+from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started, Writing, Wrote
+
+REDRAW_SECONDS = 0.08
+MAX_STREAM_LINES = 6
+INDENT = "     "
+
+COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
+
+
+class Region:
+    """A few lines at the bottom that are drawn over, below text that stays. Hides the cursor while it is shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._widths: list[int] = []  # cells of each line drawn
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal now."""
+        return max(self._console.width, 8), max(self._console.height, 2)
+
+    def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
+        """Print `above` for good, wrapped by the terminal, and draw `lines` below it, each cut to one row."""
+        columns, rows = self.size
+        shown = [_cut(line, columns - 1) for line in lines[-(rows - 1) :]]
+        with self._console.capture() as capture:
+            for text in above:
+                self._console.print(text)
+            for index, line in enumerate(shown):
+                self._console.print(line, end="\n" if index < len(shown) - 1 else "")
+        hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._widths else "")
+        self._stream.write(hide + self._erase(columns) + capture.get() + show)
+        self._stream.flush()
+        self._widths = [line.cell_len for line in shown]
+
+    def _erase(self, columns: int) -> str:
+        """Go to where the region began and clear from there. A terminal that got narrower has wrapped its lines since."""
+        if not self._widths:
+            return ""
+        rows = sum(max(1, -(-width // columns)) for width in self._widths)
+        return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J"
+
+
+def _cut(line: Text, columns: int) -> Text:
+    cut = line.copy()
+    cut.truncate(columns, overflow="ellipsis")
+    return cut
+
+
+class LiveDisplay:
+    """A `Display` for a terminal on stderr."""
+
+    def __init__(self, stream: TextIO, results: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._region = Region(stream)
+        self._results = results
+        self._clock = clock
+        self._drawn = -REDRAW_SECONDS
+        self._run: RunInfo | None = None
+        self._above: list[Text] = []
+        self._draft_text = ""  # of the step at hand, while the target writes it anew
+        self._writer: ModelRole | None = None
+        self._stream_text = ""
+        self._num_tokens = 0
+        self._num_unread = 0
+        self._began = 0.0
+        self._step_number = 1
+        self._figures = Tally()
+        self._num_finished = 0
+
+    # --- the Display protocol
+
+    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
+        self._draw([Text(f"loading {role} {one_line(source)} {fraction:4.0%}", "dim")], urgent=fraction >= 1)
+
+    def begin(self, run: RunInfo) -> None:
+        self._run = run
+        for line in [*wording.models(run), wording.rule(run)]:
+            self._above.append(Text(line, "dim"))
+        if run.is_toy:
+            self._above.append(Text(f"{wording.TOY_NOTICE} {wording.REAL_MODELS_HINT}", "yellow"))
+        self._draw([], urgent=True)
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Wrote):
+            self._stream_text += event.text
+            self._num_tokens += bool(event.text)
+            self._draw(self._writing_lines())
+            return
+        if isinstance(event, Started):
+            self._start_problem(event)
+        elif isinstance(event, Writing):
+            self._start_writing(event)
+        elif isinstance(event, Decided):
+            self._show_decision(event)
+        else:
+            self._show_finished(event)
+        self._draw(self._writing_lines() if self._writer else [], urgent=True)
+
+    def note(self, text: str) -> None:
+        self._above.append(Text(one_line(text), "yellow"))
+        self._draw(self._writing_lines() if self._writer else [], urgent=True)
+
+    def result(self, text: str) -> None:
+        self._draw([], urgent=True)
+        self._results.write(text + "\n")
+        self._results.flush()
+
+    def close(self) -> None:
+        if self._writer and self._stream_text:
+            self._above += [Text(f"  {self._writer} was writing:", "dim"), *self._block(self._stream_text, "dim")]
+        self._writer = None
+        self._draw([], urgent=True)
+
+    # --- events
+
+    def _start_problem(self, event: Started) -> None:
+        problem = event.trace.problem
+        self._step_number, self._figures = 1, Tally()
+        title = "Problem" if self._run and self._run.num_problems == 1 else f"Problem {one_line(problem.id)}"
+        self._above += [Text(""), Text.assemble((f"{title}  ", "bold"), one_line(problem.question))]
+
+    def _start_writing(self, event: Writing) -> None:
+        self._draft_text = self._stream_text if event.model == "target" and self._writer == "draft" else ""
+        self._writer, self._stream_text = event.model, ""
+        self._num_tokens, self._num_unread, self._began = 0, event.num_unread, self._clock()
+
+    def _show_decision(self, event: Decided) -> None:
+        decision = event.decision
+        self._figures = self._figures.add(decision)
+        self._step_number = len(event.trace.decisions) + 1
+        self._writer, self._draft_text, self._stream_text = None, "", ""
+        self._above.append(self._decision_line(len(event.trace.decisions), decision))
+        if decision.discarded:
+            self._above += self._block(decision.discarded.text, "dim strike")
+        self._above += self._block(decision.kept.text, "")
+
+    def _show_finished(self, event: Finished) -> None:
+        self._writer, self._stream_text = None, ""
+        self._num_finished += 1
+        figures = tally(event.trace.decisions)
+        error, found = problem_error(event), answer(event.trace)
+        if error:
+            headline = Text(f"failed: {one_line(error[0])}", "bold red")
+        else:
+            headline = Text.assemble(("answer ", "bold"), (one_line(found) if found else "none in a box", "bold green"))
+        if wording.ending(event):
+            headline.append(f"  ({wording.ending(event)})", "yellow")
+        facts = (wording.acceptance(figures), wording.tokens(figures), wording.speeds(figures))
+        self._above += [headline, Text("; ".join(filter(None, facts)), "dim")]
+        if self._run:
+            self._above.append(Text(wording.time(event, figures, self._run), "dim"))
+
+    # --- drawing
+
+    def _block(self, text: str, style: str) -> list[Text]:
+        return _rows(text, self._region.size[0], style)
+
+    def _decision_line(self, number: int, decision: Decision) -> Text:
+        kept = decision.kept
+        line = Text.assemble((f"{number:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
+        if decision.verdict:
+            line.append(f"  {decision.verdict:<8}", "green" if decision.verdict == "accept" else "yellow")
+        if self._run:
+            line.append(f"  {wording.comparison(decision, self._run)}".rstrip())
+        line.append(f"  {wording.size(kept)}", "dim")
+        if decision.discarded:
+            line.append(f"  (discarded: {wording.size(decision.discarded)})", "dim")
+        return line
+
+    def _writing_lines(self) -> list[Text]:
+        """The region: who writes which step, the end of its text, the tally of the problem so far."""
+        if self._writer is None:
+            return []
+        columns, rows = self._region.size
+        seconds = self._clock() - self._began
+        head = Text.assemble((f"{self._step_number:>3}  ", "bold"), (f"{self._writer:<6}", COLORS[self._writer]))
+        doing = f"{self._num_tokens} tokens" if self._num_tokens else f"reading {self._num_unread} tokens"
+        head.append(f"  {doing}  {seconds:.1f} s", "dim")
+        room = min(MAX_STREAM_LINES, max(0, rows - 4))
+        lines = [head]
+        if self._draft_text and room > 1:
+            lines += _last_rows(self._draft_text, columns, room // 2, "dim strike")
+        lines += _last_rows(self._stream_text, columns, room - len(lines) + 1, "")
+        lines.append(Text(INDENT + self._tally_line(), "dim"))
+        return lines
+
+    def _tally_line(self) -> str:
+        if not self._figures.drafted_steps and not self._figures.target_steps:
+            return wording.tokens(self._figures)
+        parts = (wording.acceptance(self._figures), wording.tokens(self._figures), wording.speeds(self._figures))
+        return "; ".join(filter(None, parts))
+
+    def _draw(self, lines: Sequence[Text], *, urgent: bool = False) -> None:
+        now = self._clock()
+        if not urgent and now - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = now
+        above, self._above = self._above, []
+        self._region.update(above, lines)
+
+
+def _rows(text: str, columns: int, style: str) -> list[Text]:
+    """A step's text as indented rows, wrapped between words; blank lines go."""
+    width = max(columns - len(INDENT) - 1, 4)
+    console = Console(width=width, highlight=False, markup=False)
+    lines = [line for line in safe(text).expandtabs(4).split("\n") if line.strip()]
+    return [Text.assemble(INDENT, row) for line in lines for row in Text(line, style).wrap(console, width)]
+
+
+def _last_rows(text: str, columns: int, rows: int, style: str) -> list[Text]:
+    """The end of a text that is being written, in at most `rows` rows."""
+    if rows <= 0:
+        return []
+    return _rows(text[-columns * (rows + 1) :], columns, style)[-rows:]

@@ -1,0 +1,59 @@
+"""From logits to a token: greedy, or temperature and top-p with one reproducible draw per position.
+
+Knows no model and keeps no state: the draw for a position is a function of (seed, problem, position), so a token does
+not depend on what was written and thrown away before it, on other problems in flight, or on an interruption.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from arbitrage_cli.errors import ComputeError
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How tokens are drawn. `temperature` 0 is greedy: the likeliest token, and the first of equals."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def choose(self, logits: Logits, problem_id: str, position: int) -> int:
+        """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of one problem's text.
+
+        ComputeError if the likeliest logit is not a finite number: what a broken model file computes.
+        """
+        likeliest = int(logits.argmax())
+        if not math.isfinite(logits[likeliest]):
+            raise ComputeError("the model computed values that are not numbers", "the model file may be damaged")
+        if self.temperature <= 0:
+            return likeliest
+        scaled = (logits - logits[likeliest]) / np.float32(self.temperature)
+        return _inverse_cdf(scaled, self.top_p, self._uniform(problem_id, position))
+
+    def _uniform(self, problem_id: str, position: int) -> float:
+        key = f"{self.seed}/{problem_id}/{position}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()) / 2**56
+
+
+def _inverse_cdf(scaled: Logits, top_p: float, uniform: float) -> int:
+    """The token at quantile `uniform` in [0, 1) of the smallest set of likeliest tokens that holds `top_p` of the mass.
+
+    `scaled` are logits with the highest at 0. Tokens are ordered by falling probability, ties by index. Those below -20
+    are left out before sorting: together they hold less than 0.05% of the mass in a vocabulary of 200,000.
+    """
+    candidates = np.flatnonzero(scaled >= -20.0)
+    weights = np.exp(scaled[candidates].astype(np.float64))
+    order = np.argsort(-weights, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    nucleus = len(order)
+    if top_p < 1.0:
+        nucleus = min(nucleus, int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1)
+    index = int(np.searchsorted(cumulative[:nucleus], uniform * cumulative[nucleus - 1], side="right"))
+    return int(candidates[order[min(index, nucleus - 1)]])

@@ -1,0 +1,125 @@
+"""Runs the flows of many problems over two engines, and tells what happens as events.
+
+One tick: hand the flows' asks to the engines, let each engine with work go one batch further, resume the flows whose
+steps are finished. Knows no policy, no token and no terminal. Finished problems come in the order in which they end.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from arbitrage_cli.arbitrage import Flow
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Problem, Started, Step, Trace, Writing, Wrote
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """One problem being solved: its flow, and how many of its decisions were told already."""
+
+    slot: int
+    trace: Trace
+    flow: Flow
+    num_told: int = 0
+
+
+class Scheduler:
+    """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine."""
+
+    def __init__(
+        self,
+        engines: Mapping[ModelRole, Engine],
+        make_flow: Callable[[Trace], Flow],
+        limits: Limits,
+        *,
+        concurrency: int = 1,
+    ) -> None:
+        self._engines = engines
+        self._make_flow = make_flow
+        self._limits = limits
+        self._free = list(reversed(range(concurrency)))
+        self._in_flight: dict[int, _InFlight] = {}
+
+    def run(self, problems: Iterable[Problem]) -> Iterator[Event]:
+        """Solve all problems, taking each from the iterable when there is a free slot for it.
+
+        A ProblemError ends its problem, as the `error` of `Finished`; any other error ends the run.
+        """
+        waiting = iter(problems)
+        exhausted = False
+        try:
+            while True:
+                while self._free and not exhausted:
+                    problem = next(waiting, None)
+                    if problem is None:
+                        exhausted = True
+                    else:
+                        yield from self._admit(problem)
+                if not self._in_flight:
+                    return
+                yield from self._tick()
+        finally:
+            for flight in list(self._in_flight.values()):
+                self._release(flight)
+
+    def _admit(self, problem: Problem) -> Iterator[Event]:
+        trace = Trace(problem, self._limits)
+        flight = _InFlight(self._free.pop(), trace, self._make_flow(trace))
+        self._in_flight[flight.slot] = flight
+        yield Started(trace)
+        try:
+            for engine in self._engines.values():
+                engine.open(flight.slot, problem)
+        except ProblemError as error:
+            yield self._finish(flight, error)
+            return
+        yield from self._resume(flight, None)
+
+    def _tick(self) -> Iterator[Event]:
+        for role, engine in self._engines.items():
+            if not engine.busy:
+                continue
+            for progress in engine.tick():
+                flight = self._in_flight[progress.slot]
+                if progress.error is not None:
+                    yield self._finish(flight, progress.error)
+                    continue
+                yield Wrote(flight.trace, role, progress.text)
+                if progress.step is not None:
+                    yield from self._resume(flight, progress.step)
+
+    def _resume(self, flight: _InFlight, step: Step | None) -> Iterator[Event]:
+        """Give a flow the step it asked for (None to begin), tell what it decided, and pass on what it asks next."""
+        try:
+            ask = flight.flow.send(step) if step is not None else next(flight.flow)
+        except StopIteration:
+            yield from self._tell_decisions(flight)
+            yield self._finish(flight, None)
+            return
+        yield from self._tell_decisions(flight)
+        try:
+            num_unread = self._engines[ask.model].start(flight.slot, flight.trace)
+        except ProblemError as error:
+            yield self._finish(flight, error)
+        else:
+            yield Writing(flight.trace, ask.model, num_unread)
+
+    def _tell_decisions(self, flight: _InFlight) -> Iterator[Event]:
+        for decision in flight.trace.decisions[flight.num_told :]:
+            yield Decided(flight.trace, decision)
+        flight.num_told = len(flight.trace.decisions)
+
+    def _finish(self, flight: _InFlight, error: ProblemError | None) -> Finished:
+        target = self._engines.get("target")
+        alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
+        self._release(flight)
+        return Finished(flight.trace, error, alone)
+
+    def _release(self, flight: _InFlight) -> None:
+        flight.flow.close()
+        for engine in self._engines.values():
+            with suppress(ProblemError):
+                engine.close(flight.slot)
+        del self._in_flight[flight.slot]
+        self._free.append(flight.slot)

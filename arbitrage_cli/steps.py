@@ -1,0 +1,49 @@
+"""Where a reasoning step ends.
+
+A step is what a model writes until a blank line (`\\n\\n`) or the end of its sequence (arXiv 2512.05033, section 3). The
+blank line is looked for in the text, because vocabularies merge it with the characters before it (".\\n\\n" is one token
+in many). Knows no vocabulary and no model: bytes in, characters out.
+"""
+
+import codecs
+
+SEPARATOR = "\n\n"
+
+
+class StepText:
+    """The text of one step while it is being written.
+
+    Bytes arrive token by token; a character whose bytes are split over tokens appears when it is complete. Blank lines
+    before anything visible belong to the step that follows them, so a step is never empty because a model likes
+    newlines. The token that completes the separator ends the step; characters it carries past it stay in the step.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._parts: list[str] = []
+        self._tail = ""  # the last len(SEPARATOR) - 1 characters, once something visible was written
+        self._visible = False
+        self.ended = False
+
+    def add(self, piece: bytes) -> str:
+        """Append one token's bytes; returns the characters that they completed. Sets `ended` at the separator."""
+        text = self._decoder.decode(piece)
+        if text:
+            self._parts.append(text)
+            self._look_for_separator(text)
+        return text
+
+    def finish(self) -> str:
+        """The whole text. Bytes of a character that never became complete turn into U+FFFD."""
+        rest = self._decoder.decode(b"", final=True)
+        if rest:
+            self._parts.append(rest)
+        return "".join(self._parts)
+
+    def _look_for_separator(self, text: str) -> None:
+        if not self._visible:
+            text = text.lstrip()
+            self._visible = bool(text)
+        seen = self._tail + text
+        self.ended = self.ended or SEPARATOR in seen
+        self._tail = seen[-(len(SEPARATOR) - 1) :] if self._visible else ""

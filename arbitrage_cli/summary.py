@@ -1,0 +1,66 @@
+"""Figures of solved problems: how steps, tokens and time were shared between draft and target.
+
+A fold over decisions, so that the figures of one problem, of many, and of a run read back are made by the same lines.
+Knows no model, no file and no terminal.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from arbitrage_cli.types import Cost, Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums over steps. Costs include what was written and thrown away; `wasted_tokens` are the draft's share of that."""
+
+    drafted_steps: int = 0
+    accepted_steps: int = 0
+    target_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    target_tokens: int = 0
+    draft_cost: Cost = field(default_factory=Cost)
+    target_cost: Cost = field(default_factory=Cost)
+
+    def add(self, decision: Decision) -> "Tally":
+        draft, target = decision.draft, decision.target
+        accepted = draft is not None and decision.kept is draft
+        return Tally(
+            self.drafted_steps + (draft is not None),
+            self.accepted_steps + accepted,
+            self.target_steps + (target is not None),
+            self.drafted_tokens + (draft.num_tokens if draft else 0),
+            self.accepted_tokens + (draft.num_tokens if draft and accepted else 0),
+            self.target_tokens + (target.num_tokens if target else 0),
+            self.draft_cost + draft.cost if draft else self.draft_cost,
+            self.target_cost + target.cost if target else self.target_cost,
+        )
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Drafted tokens of steps that were not kept."""
+        return self.drafted_tokens - self.accepted_tokens
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted drafted steps / drafted steps; None if nothing was drafted."""
+        return self.accepted_steps / self.drafted_steps if self.drafted_steps else None
+
+    @property
+    def token_acceptance_rate(self) -> float | None:
+        """Tokens of accepted drafted steps / drafted tokens; None if nothing was drafted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def seconds(self) -> float:
+        """Time that the models took, reading and decoding, thrown-away steps included."""
+        return self.draft_cost.seconds + self.target_cost.seconds
+
+
+def tally(decisions: Iterable[Decision]) -> Tally:
+    """The figures of all these decisions."""
+    total = Tally()
+    for decision in decisions:
+        total = total.add(decision)
+    return total

@@ -1,0 +1,209 @@
+"""The records that everything else passes around: problems, steps, decisions, traces, events.
+
+Knows no model, no file, no terminal, and nothing outside the standard library. Every record is frozen except `Trace`,
+which is appended to by the flows of `arbitrage.py` and by nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+ModelRole = Literal["draft", "target"]
+
+StepStop = Literal["separator", "end", "budget", "context"]
+"""Why a step ended: blank line, end of sequence, token budget used up, context full."""
+
+TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
+"""Why a solution ended: the kept step closed the sequence, or a limit was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question. `gold` is the known answer, where the data has one."""
+
+    id: str
+    question: str
+    gold: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one solution: kept steps, kept tokens in all, and tokens of a single step."""
+
+    max_steps: int = 100
+    max_tokens: int = 4096
+    max_step_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a model computed while it wrote a step of n tokens, at temperature 1 whatever the sampling was.
+
+    `log_probabilities`, `entropies` (nats) and `margins` (log-probability of the likeliest token minus that of the
+    runner-up) have n entries each. `hidden` is a float32 array (n, n_embd): row i is the post-norm last hidden state
+    from which token i was drawn; None if it was not kept.
+    """
+
+    log_probabilities: Sequence[float]
+    entropies: Sequence[float]
+    margins: Sequence[float]
+    hidden: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Model time of a step. Prefill reads text written elsewhere, decode goes on one token at a time."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.prefill_tokens + other.prefill_tokens,
+            self.prefill_seconds + other.prefill_seconds,
+            self.decode_tokens + other.decode_tokens,
+            self.decode_seconds + other.decode_seconds,
+        )
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decoding speed, prefill left out; None before anything was decoded."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One reasoning step as one model wrote it. Models exchange `text`; token ids stay inside the engine.
+
+    `num_tokens` counts the tokens that the model drew, the one that ended the sequence included.
+    """
+
+    model: ModelRole
+    text: str
+    num_tokens: int
+    cost: Cost
+    stop: StepStop
+    evidence: Evidence | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.cost.seconds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """One step of a solution: what was kept, everything that was written for it, and the number that decided.
+
+    `probability` is what was compared with tau: the router's P(the target's step is better), or, for a router without
+    a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw).
+    `advantage` is the true gain of the target's step over the draft's, known to the oracle alone.
+    """
+
+    kept: Step
+    draft: Step | None = None
+    target: Step | None = None
+    probability: float | None = None
+    advantage: float | None = None
+
+    @property
+    def discarded(self) -> Step | None:
+        """The step that was written and not kept."""
+        return self.target if self.kept is self.draft else self.draft
+
+    @property
+    def verdict(self) -> Literal["accept", "escalate"] | None:
+        """What became of the drafted step; None where nothing was drafted or nothing was compared with it."""
+        if self.draft is None or (self.target is None and self.probability is None):
+            return None
+        return "accept" if self.kept is self.draft else "escalate"
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """The solution of one problem so far. The one mutable record; only flows append to it."""
+
+    problem: Problem
+    limits: Limits
+    decisions: list[Decision] = field(default_factory=list)
+
+    def add(self, decision: Decision) -> None:
+        self.decisions.append(decision)
+
+    @property
+    def text(self) -> str:
+        return "".join(decision.kept.text for decision in self.decisions)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(decision.kept.num_tokens for decision in self.decisions)
+
+    @property
+    def stop(self) -> TraceStop | None:
+        """Why the solution is finished; None while it is not."""
+        if not self.decisions:
+            return None
+        last = self.decisions[-1].kept.stop
+        if last in ("end", "context"):
+            return "end" if last == "end" else "context"
+        if self.num_tokens >= self.limits.max_tokens:
+            return "max_tokens"
+        return "max_steps" if len(self.decisions) >= self.limits.max_steps else None
+
+    @property
+    def finished(self) -> bool:
+        return self.stop is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A problem was taken up."""
+
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A model begins the next step of a trace, after reading `num_unread` tokens that it has not seen."""
+
+    trace: Trace
+    model: ModelRole
+    num_unread: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """A model added `text` (possibly empty) to the step it is writing: one token."""
+
+    trace: Trace
+    model: ModelRole
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A step was kept."""
+
+    trace: Trace
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A problem is done. `error` is set when it could not be finished; the steps kept until then stay in the trace.
+
+    `target_alone_seconds` is an estimate, never a measurement: the time that the target alone would have taken for a
+    solution of the same text, from its measured speeds. None if the target was not loaded.
+    """
+
+    trace: Trace
+    error: Exception | None = None
+    target_alone_seconds: float | None = None
+
+
+Event = Started | Writing | Wrote | Decided | Finished
