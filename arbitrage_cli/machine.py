@@ -1,4 +1,4 @@
-"""What this machine offers to a computation: how many threads are worth starting.
+"""What this machine offers to a computation: how many threads are worth starting, how much memory it has.
 
 Knows no model. Reads the system's own files and falls back to the number of logical processors where there are none.
 """
@@ -13,6 +13,14 @@ def default_threads() -> int:
     """Threads for llama.cpp: the least of physical cores, CPUs this process may run on, and the container's CPU quota."""
     bounds = [_physical_cores(), _affinity(), _cgroup_quota()]
     return max(1, min(bound for bound in bounds if bound is not None))
+
+
+def total_memory() -> int | None:
+    """Bytes of physical memory; None if the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _affinity() -> int:

@@ -333,6 +333,13 @@ class LlamaBackend:
         return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
 
 
+def system_info() -> str:
+    """What the installed llama.cpp was built for: whether it offloads to a GPU, and the processor features it uses."""
+    _start_llama()
+    gpu = "with GPU support" if c.llama_supports_gpu_offload() else "without GPU support"
+    return f"{gpu}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
+
+
 def _check_binding() -> None:
     """The default context parameters are known: read anything else, and the structures have another layout."""
     defaults = c.llama_context_default_params()
@@ -350,7 +357,7 @@ def _start_llama() -> object:
     Returns the log callback: llama.cpp keeps its address, so it must stay referenced, which the cache sees to.
     """
     _check_binding()
-    levels = {2: logging.INFO, 3: logging.WARNING}  # GGML_LOG_LEVEL_WARN, _ERROR; the rest is detail
+    levels = {3: logging.INFO, 4: logging.INFO}  # GGML_LOG_LEVEL_WARN, _ERROR: failures also come back as codes
 
     def forward(level: int, text: bytes, data: object) -> None:
         message = text.decode("utf-8", errors="replace").rstrip()

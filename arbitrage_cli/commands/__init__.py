@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.commands import solve
+from arbitrage_cli.commands import doctor, settings, solve
 from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError
 from arbitrage_cli.reporters import one_line
 
@@ -43,6 +43,7 @@ def make_app() -> typer.Typer:
     app = typer.Typer(name="arbitrage", no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
     app.command("solve")(solve.solve)
+    app.command("doctor")(doctor.doctor)
     return app
 
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with _signals():
-            typer.main.get_command(make_app())(args=arguments, prog_name="arbitrage")
+            group = typer.main.get_group(make_app())
+            group(args=arguments, prog_name="arbitrage", default_map=settings.default_map(group.commands))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:

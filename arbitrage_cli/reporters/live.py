@@ -18,6 +18,7 @@ from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, S
 
 REDRAW_SECONDS = 0.08
 MAX_STREAM_LINES = 6
+MIN_ROWS_FOR_TALLY = 8
 INDENT = "     "
 
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
@@ -28,7 +29,7 @@ class Region:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._widths: list[int] = []  # cells of each line drawn
 
     @property
@@ -37,7 +38,7 @@ class Region:
         return max(self._console.width, 8), max(self._console.height, 2)
 
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
-        """Print `above` for good, wrapped by the terminal, and draw `lines` below it, each cut to one row."""
+        """Print `above` for good, wrapped between words, and draw `lines` below it, each cut to one row."""
         columns, rows = self.size
         shown = [_cut(line, columns - 1) for line in lines[-(rows - 1) :]]
         with self._console.capture() as capture:
@@ -51,11 +52,14 @@ class Region:
         self._widths = [line.cell_len for line in shown]
 
     def _erase(self, columns: int) -> str:
-        """Go to where the region began and clear from there. A terminal that got narrower has wrapped its lines since."""
+        """Go up to where the region began, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.
+
+        A terminal that got narrower has wrapped the region's lines since they were drawn.
+        """
         if not self._widths:
             return ""
         rows = sum(max(1, -(-width // columns)) for width in self._widths)
-        return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "") + "\x1b[J"
+        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)
 
 
 def _cut(line: Text, columns: int) -> Text:
@@ -191,15 +195,16 @@ class LiveDisplay:
         columns, rows = self._region.size
         seconds = self._clock() - self._began
         head = Text.assemble((f"{self._step_number:>3}  ", "bold"), (f"{self._writer:<6}", COLORS[self._writer]))
-        doing = f"{self._num_tokens} tokens" if self._num_tokens else f"reading {self._num_unread} tokens"
+        is_reading = self._num_unread > 1 and not self._num_tokens
+        doing = f"reading {self._num_unread} tokens" if is_reading else f"{self._num_tokens} tokens"
         head.append(f"  {doing}  {seconds:.1f} s", "dim")
-        room = min(MAX_STREAM_LINES, max(0, rows - 4))
+        below = _rows(self._tally_line(), columns, "dim") if rows > MIN_ROWS_FOR_TALLY else []
+        room = min(MAX_STREAM_LINES, max(0, rows - 2 - len(below)))
         lines = [head]
         if self._draft_text and room > 1:
             lines += _last_rows(self._draft_text, columns, room // 2, "dim strike")
         lines += _last_rows(self._stream_text, columns, room - len(lines) + 1, "")
-        lines.append(Text(INDENT + self._tally_line(), "dim"))
-        return lines
+        return lines + below
 
     def _tally_line(self) -> str:
         if not self._figures.drafted_steps and not self._figures.target_steps:

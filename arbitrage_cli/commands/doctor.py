@@ -1,0 +1,44 @@
+"""`arbitrage doctor`: what a bug report needs to know of this installation."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+import typer
+
+from arbitrage_cli import __version__
+from arbitrage_cli.commands import settings
+from arbitrage_cli.errors import ModelError
+from arbitrage_cli.machine import default_threads, total_memory
+from arbitrage_cli.pairs import load_llama
+
+PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
+
+
+def doctor() -> None:
+    """Show versions, the machine and the settings, to paste into a bug report."""
+    for name, value in _facts():
+        typer.echo(f"{name:<18} {value}")
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "arbitrage", __version__
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    yield "system", platform.platform()
+    for package in PACKAGES:
+        yield package, importlib.metadata.version(package)
+    yield "llama.cpp", _llama()
+    memory = total_memory()
+    yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
+    yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors"
+    yield "settings files", ", ".join(map(str, settings.files())) or "none"
+    yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"
+
+
+def _llama() -> str:
+    try:
+        return str(load_llama().system_info())
+    except ModelError as error:
+        return error.message
