@@ -1,31 +1,26 @@
 """`arbitrage solve`: one problem, or many, shared between a draft and a target."""
 
 import contextlib
-import logging
 import math
-import os
-import stat
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, BinaryIO
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
 from arbitrage_cli.arbitrage import POLICIES, Flow, Policy
 from arbitrage_cli.backends import Options
 from arbitrage_cli.commands import options as shared
-from arbitrage_cli.datasets import BadLine, make_problem, read_problems
+from arbitrage_cli.commands.output import choose_display, log_to
+from arbitrage_cli.commands.problems import Problems
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import is_toy, open_model
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.reporters import Display, safe
-from arbitrage_cli.reporters.plain import PlainDisplay
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
+from arbitrage_cli.types import Finished, Limits, ModelRole, Trace
 
 SOME_FAILED = 1
 
@@ -68,9 +63,9 @@ def solve(
     load = Options(ctx, threads, gpu_layers, flash_attention, kv_type.value)
     sampler = Sampler(temperature, top_p, seed)
     with contextlib.ExitStack() as stack:
-        problems = _Problems(problem, input_file, stack)
-        display = stack.enter_context(contextlib.closing(_display(quiet=quiet, verbose=verbose)))
-        stack.enter_context(_logging(display, verbose=verbose, debug=debug))
+        problems = Problems(problem, input_file, stack)
+        display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
+        stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         engines = _open_engines(sources, load, sampler, system, chosen, display, stack)
         run = _run_info(chosen, threshold, sampler, sources, engines, problems)
 
@@ -85,59 +80,6 @@ def solve(
                 problems.num_failed += _tell(event, run, display, as_json=json_lines or not problems.is_single)
     if problems.num_failed:
         raise typer.Exit(SOME_FAILED)
-
-
-class _Problems:
-    """Where the problems come from: the command line, a file, or standard input. Counts those that could not be used."""
-
-    def __init__(self, problem: str | None, input_file: str | None, stack: contextlib.ExitStack) -> None:
-        """Open the source. UsageError if there is none, or two, or it cannot be read."""
-        if problem not in (None, "-") and input_file is not None:
-            raise UsageError("a problem and --input were both given", "give one of them")
-        self.num_failed = 0
-        self.is_single = problem not in (None, "-")
-        self._rows: Iterator[Problem | BadLine]
-        if problem is not None and self.is_single:
-            self._rows = iter([_from_argument(problem)])
-        else:
-            self._rows = read_problems(_open_input(input_file if problem is None else "-", stack))
-
-    def usable(self, display: Display) -> Iterator[Problem]:
-        """The problems that can be used; a line that is none is told to the user, and the next one follows."""
-        num_rows = 0
-        for row in self._rows:
-            num_rows += 1
-            if isinstance(row, BadLine):
-                self.num_failed += 1
-                display.note(f"line {row.number}: {row.reason}; skipped")
-            else:
-                yield row
-        if not num_rows:
-            raise UsageError("there is no problem in the input", "give one problem a line, or JSONL")
-
-
-def _from_argument(problem: str) -> Problem:
-    try:
-        return make_problem(problem, "1")
-    except ValueError as error:
-        raise UsageError(str(error), 'for example: arbitrage solve "What is 37 * 12 - 95?"') from error
-
-
-def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
-    """Standard input is read when asked for with `-`, or when it is a pipe or a file: anything else might never end."""
-    if name not in (None, "-"):
-        try:
-            return stack.enter_context(Path(str(name)).expanduser().open("rb"))
-        except OSError as error:
-            raise UsageError(f"{name}: cannot be read ({error.strerror})", "check the path given to --input") from error
-    if sys.stdin is None or (name is None and not _is_pipe_or_file(sys.stdin.buffer)):
-        raise UsageError("no problem given", 'give one: arbitrage solve "..."; or several: --input FILE, or a pipe')
-    return sys.stdin.buffer
-
-
-def _is_pipe_or_file(stream: BinaryIO) -> bool:
-    mode = os.fstat(stream.fileno()).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _policy(name: str) -> Policy:
@@ -197,7 +139,7 @@ def _run_info(
     sampler: Sampler,
     sources: Mapping[ModelRole, str],
     engines: Mapping[ModelRole, Engine],
-    problems: _Problems,
+    problems: Problems,
 ) -> RunInfo:
     return RunInfo(
         policy=policy.name,
@@ -230,35 +172,3 @@ def _tell(finished: Finished, run: RunInfo, display: Display, *, as_json: bool) 
     elif finished.trace.decisions:
         display.result(safe(answer(finished.trace) or finished.trace.text.strip()))
     return error is not None
-
-
-def _display(*, quiet: bool, verbose: bool) -> Display:
-    """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
-    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-    if quiet or not is_terminal:
-        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
-    from arbitrage_cli.reporters.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
-
-    return LiveDisplay(sys.stderr, sys.stdout)
-
-
-@contextlib.contextmanager
-def _logging(display: Display, *, verbose: bool, debug: bool) -> Iterator[None]:
-    """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            display.note(record.getMessage())
-
-    logger = logging.getLogger("arbitrage")
-    handler = Notes(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(handler.level)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate

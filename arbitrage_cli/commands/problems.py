@@ -1,0 +1,67 @@
+"""Where the problems of a command come from: an argument, a file, or standard input. Knows no model."""
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from arbitrage_cli.datasets import BadLine, make_problem, read_problems
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.reporters import Display
+from arbitrage_cli.types import Problem
+
+
+class Problems:
+    """Where the problems come from: the command line, a file, or standard input. Counts those that could not be used."""
+
+    def __init__(self, problem: str | None, input_file: str | None, stack: contextlib.ExitStack) -> None:
+        """Open the source. UsageError if there is none, or two, or it cannot be read."""
+        if problem not in (None, "-") and input_file is not None:
+            raise UsageError("a problem and --input were both given", "give one of them")
+        self.num_failed = 0
+        self.is_single = problem not in (None, "-")
+        self._rows: Iterator[Problem | BadLine]
+        if problem is not None and self.is_single:
+            self._rows = iter([_from_argument(problem)])
+        else:
+            self._rows = read_problems(_open_input(input_file if problem is None else "-", stack))
+
+    def usable(self, display: Display) -> Iterator[Problem]:
+        """The problems that can be used; a line that is none is told to the user, and the next one follows."""
+        num_rows = 0
+        for row in self._rows:
+            num_rows += 1
+            if isinstance(row, BadLine):
+                self.num_failed += 1
+                display.note(f"line {row.number}: {row.reason}; skipped")
+            else:
+                yield row
+        if not num_rows:
+            raise UsageError("there is no problem in the input", "give one problem a line, or JSONL")
+
+
+def _from_argument(problem: str) -> Problem:
+    try:
+        return make_problem(problem, "1")
+    except ValueError as error:
+        raise UsageError(str(error), 'for example: arbitrage solve "What is 37 * 12 - 95?"') from error
+
+
+def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
+    """Standard input is read when asked for with `-`, or when it is a pipe or a file: anything else might never end."""
+    if name not in (None, "-"):
+        try:
+            return stack.enter_context(Path(str(name)).expanduser().open("rb"))
+        except OSError as error:
+            raise UsageError(f"{name}: cannot be read ({error.strerror})", "check the path given to --input") from error
+    if sys.stdin is None or (name is None and not _is_pipe_or_file(sys.stdin.buffer)):
+        raise UsageError("no problem given", 'give one: arbitrage solve "..."; or several: --input FILE, or a pipe')
+    return sys.stdin.buffer
+
+
+def _is_pipe_or_file(stream: BinaryIO) -> bool:
+    mode = os.fstat(stream.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
