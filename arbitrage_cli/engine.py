@@ -73,6 +73,7 @@ class Engine:
         self._sampler = sampler
         self._keep_evidence = keep_evidence
         self._clock = clock
+        self._context_size = backend.card.context_size
         self._prompt = ChatPrompt(
             backend.chat_template,
             backend.control_tokens.keys(),
@@ -96,9 +97,9 @@ class Engine:
     def open(self, slot: int, problem: Problem) -> None:
         """Take up a problem. ContextFullError if its prompt leaves no room for an answer."""
         prompt = self._prompt_ids(problem.question)
-        if len(prompt) >= self.card.context_size:
+        if len(prompt) >= self._context_size:
             raise ContextFullError(
-                f"the problem's prompt has {len(prompt)} tokens; the context of {self.card.name} holds {self.card.context_size}",
+                f"the problem's prompt has {len(prompt)} tokens; the context of {self.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
         self._sequences[slot] = _Sequence(problem, prompt)
@@ -122,9 +123,9 @@ class Engine:
         """
         sequence = self._sequences[slot]
         wanted = self._wanted(sequence, trace)
-        if len(wanted) >= self.card.context_size:
+        if len(wanted) >= self._context_size:
             raise ContextFullError(
-                f"the solution so far has {len(wanted)} tokens; the context of {self.card.name} holds {self.card.context_size}",
+                f"the solution so far has {len(wanted)} tokens; the context of {self.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a smaller --max-tokens",
             )
         common = min(_common_prefix(wanted, sequence.held), len(wanted) - 1)  # the last is read again for its logits
@@ -225,7 +226,7 @@ class Engine:
         text = job.text.add(self._backend.piece(token))
         if job.text.ended:
             job.stop = "separator"
-        elif len(sequence.held) + 1 >= self.card.context_size:
+        elif len(sequence.held) + 1 >= self._context_size:
             job.stop = "context"
         elif len(job.tokens) >= job.max_tokens:
             job.stop = "budget"

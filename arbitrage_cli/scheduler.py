@@ -4,7 +4,7 @@ One tick: hand the flows' asks to the engines, let each engine with work go one 
 steps are finished. Knows no policy, no token and no terminal. Finished problems come in the order in which they end.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class Scheduler:
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
 
-    def run(self, problems: Iterable[Problem]) -> Iterator[Event]:
+    def run(self, problems: Iterable[Problem]) -> Generator[Event, None, None]:
         """Solve all problems, taking each from the iterable when there is a free slot for it.
 
         A ProblemError ends its problem, as the `error` of `Finished`; any other error ends the run.

@@ -33,6 +33,7 @@ from arbitrage_cli.machine import default_threads
 
 BATCH_SIZE = 512  # tokens per llama_decode while reading
 WARM_UP_TOKENS = 4
+FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
 
@@ -62,7 +63,9 @@ class LlamaBackend:
             self._context_size = self._choose_context_size(options)
             self._context = _new_context(path, self._model, self._context_size, self._threads, options)
             self._memory = c.llama_get_memory(self._context)
-            self._batch = c.llama_batch_init(max(BATCH_SIZE, self._num_sequences), 0, 1)
+            self._batch = _Batch(max(BATCH_SIZE, self._num_sequences))
+            self._gives_hidden = True
+            self._views: dict[tuple[int, int, int], Floats] = {}
             self._hidden_size = int(c.llama_model_n_embd_out(self._model))
             self._vocabulary_size = int(c.llama_vocab_n_tokens(self._vocabulary))
             self._warm_up()
@@ -79,7 +82,8 @@ class LlamaBackend:
     def close(self) -> None:
         """Free batch, context and model, in this order. Closing twice does no harm."""
         if self._context is not None:
-            c.llama_batch_free(self._batch)
+            self._views.clear()  # they point into the context's memory
+            self._batch.free()
             c.llama_free(self._context)
         if self._model is not None:
             c.llama_model_free(self._model)
@@ -136,30 +140,29 @@ class LlamaBackend:
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, output: Literal["none", "last"]) -> Floats | None:
         self._check_room(sequence, position + len(tokens))
-        c.llama_set_embeddings(self._context, False)  # else the output head would run on every token read
+        self._give_hidden(False)  # else the output head would run on every token read
         with self._interruptible():
             for start in range(0, len(tokens), BATCH_SIZE):
                 chunk = tokens[start : start + BATCH_SIZE]
                 is_last = start + len(chunk) == len(tokens)
-                self._fill([sequence] * len(chunk), range(position + start, position + start + len(chunk)), chunk)
-                for index in range(len(chunk)):
-                    self._batch.logits[index] = False
-                self._batch.logits[len(chunk) - 1] = is_last and output == "last"
+                outputs = [False] * (len(chunk) - 1) + [is_last and output == "last"]
+                self._batch.fill([sequence] * len(chunk), range(position + start, self._context_size), chunk, outputs)
                 try:
                     self._run()
                 except ArbitrageError:
                     self.drop(sequence, position)
                     raise
-        return self._logits([len(chunk) - 1])[0] if output == "last" else None
+        return self._logits(len(chunk) - 1, len(chunk))[0] if output == "last" else None
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
         for sequence, position in zip(sequences, positions, strict=True):
             self._check_room(sequence, position + 1)
-        c.llama_set_embeddings(self._context, True)
-        self._fill(sequences, positions, tokens)
+        self._give_hidden(True)
+        self._batch.fill(sequences, positions, tokens, [True] * len(tokens))
         self._run()
-        rows = range(len(tokens))
-        return Output(self._logits(rows), self._hidden(rows))
+        return Output(
+            self._logits(0, len(tokens)), self._rows(c.llama_get_embeddings_ith, 0, len(tokens), self._hidden_size)
+        )
 
     def drop(self, sequence: int, position: int) -> None:
         if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
@@ -210,18 +213,14 @@ class LlamaBackend:
                 "give a larger --ctx, or a shorter problem",
             )
 
-    def _fill(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> None:
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for index, (sequence, position, token) in enumerate(zip(sequences, positions, tokens, strict=True)):
-            batch.token[index] = token
-            batch.pos[index] = position
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = sequence
-            batch.logits[index] = True
+    def _give_hidden(self, wanted: bool) -> None:
+        """Switch the output of hidden states, when it changes: each switch costs a message to the log."""
+        if wanted != self._gives_hidden:
+            c.llama_set_embeddings(self._context, wanted)
+            self._gives_hidden = wanted
 
     def _run(self) -> None:
-        code = c.llama_decode(self._context, self._batch)
+        code = c.llama_decode(self._context, self._batch.struct)
         if code == 0:
             return
         name = self._path.name
@@ -256,26 +255,29 @@ class LlamaBackend:
             c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
-    def _logits(self, rows: Sequence[int]) -> Floats:
-        return self._rows(c.llama_get_logits_ith, rows, self._vocabulary_size)
+    def _logits(self, start: int, end: int) -> Floats:
+        return self._rows(c.llama_get_logits_ith, start, end, self._vocabulary_size)
 
-    def _hidden(self, rows: Sequence[int]) -> Floats:
-        return self._rows(c.llama_get_embeddings_ith, rows, self._hidden_size)
+    def _rows(self, get_row: Callable[[Any, int], Any], start: int, end: int, width: int) -> Floats:
+        """Outputs of batch tokens `start` to `end`, float32 (n, width): a view of llama.cpp's buffer, where they are adjacent.
 
-    def _rows(self, get_row: Callable[[Any, int], Any], rows: Sequence[int], width: int) -> Floats:
-        """Float32 rows of one output, shape (n, width): a view of llama.cpp's buffer, where they lie side by side."""
-        first = ctypes.addressof(self._row(get_row, rows[0]).contents)
-        last = ctypes.addressof(self._row(get_row, rows[-1]).contents)
-        if last - first != (len(rows) - 1) * width * ctypes.sizeof(ctypes.c_float):
+        The buffer hardly ever moves, so views are kept: making one takes longer than a small model's token leaves time for.
+        """
+        first = self._address(get_row, start)
+        shape = (first, end - start, width)
+        if end - start > 1 and self._address(get_row, end - 1) - first != (end - start - 1) * width * FLOAT_BYTES:
             raise ComputeError(f"{self._path.name}: llama.cpp lays its output out in another way", "please report this")
-        buffer = (ctypes.c_float * (len(rows) * width)).from_address(first)
-        return np.ctypeslib.as_array(buffer).reshape(len(rows), width)
+        view = self._views.get(shape)
+        if view is None:
+            buffer = (ctypes.c_float * ((end - start) * width)).from_address(first)
+            view = self._views[shape] = np.ctypeslib.as_array(buffer).reshape(end - start, width)
+        return view
 
-    def _row(self, get_row: Callable[[Any, int], Any], index: int) -> Any:
+    def _address(self, get_row: Callable[[Any, int], Any], index: int) -> int:
         pointer = get_row(self._context, index)
         if not pointer:
             raise ComputeError(f"{self._path.name}: llama.cpp gave no output for token {index}", "please report this")
-        return pointer
+        return ctypes.addressof(pointer.contents)
 
     # --- vocabulary
 
@@ -331,6 +333,32 @@ class LlamaBackend:
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
         return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
+
+
+class _Batch:
+    """A `llama_batch` with one sequence a token. Keeps its arrays' pointers: ctypes makes a new one at each access."""
+
+    def __init__(self, size: int) -> None:
+        self.struct = c.llama_batch_init(size, 0, 1)
+        self._tokens, self._positions = self.struct.token, self.struct.pos
+        self._sequences = [self.struct.seq_id[index] for index in range(size)]
+        self._outputs = self.struct.logits
+        for index in range(size):
+            self.struct.n_seq_id[index] = 1
+
+    def fill(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], outputs: Sequence[bool]
+    ) -> None:
+        """Put in n tokens; of `positions` the first n are taken. `outputs` marks the tokens whose output is wanted."""
+        self.struct.n_tokens = len(tokens)
+        for index, token in enumerate(tokens):
+            self._tokens[index] = token
+            self._positions[index] = positions[index]
+            self._sequences[index][0] = sequences[index]
+            self._outputs[index] = outputs[index]
+
+    def free(self) -> None:
+        c.llama_batch_free(self.struct)
 
 
 def system_info() -> str:

@@ -21,7 +21,7 @@ class Problems:
         """Open the source. UsageError if there is none, or two, or it cannot be read."""
         if problem not in (None, "-") and input_file is not None:
             raise UsageError("a problem and --input were both given", "give one of them")
-        self.num_failed = 0
+        self.num_unusable = 0
         self.is_single = problem not in (None, "-")
         self._rows: Iterator[Problem | BadLine]
         if problem is not None and self.is_single:
@@ -35,7 +35,7 @@ class Problems:
         for row in self._rows:
             num_rows += 1
             if isinstance(row, BadLine):
-                self.num_failed += 1
+                self.num_unusable += 1
                 display.note(f"line {row.number}: {row.reason}; skipped")
             else:
                 yield row

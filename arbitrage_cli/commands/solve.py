@@ -74,11 +74,14 @@ def solve(
 
         display.begin(run)
         scheduler = Scheduler(engines, make_flow, Limits(max_steps, max_tokens, max_step_tokens))
-        for event in scheduler.run(problems.usable(display)):
+        # Closed before the models are: a run that is broken off still has problems in their memory.
+        events = stack.enter_context(contextlib.closing(scheduler.run(problems.usable(display))))
+        num_failed = 0
+        for event in events:
             display.handle(event)
             if isinstance(event, Finished):
-                problems.num_failed += _tell(event, run, display, as_json=json_lines or not problems.is_single)
-    if problems.num_failed:
+                num_failed += _tell(event, run, display, as_json=json_lines or not problems.is_single)
+    if num_failed or problems.num_unusable:
         raise typer.Exit(SOME_FAILED)
 
 
