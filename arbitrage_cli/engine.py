@@ -159,7 +159,7 @@ class Engine:
         """Time the reading of a short prompt and a few tokens of decoding, so that speeds are known before any problem."""
         *prompt, token = self._prompt_ids("1 + 1")
         began = self._clock()
-        self._backend.read(0, 0, prompt, output="none")
+        self._backend.read(0, 0, prompt)
         read = self._clock()
         for position in range(len(prompt), len(prompt) + MEASURED_TOKENS):
             token = int(self._backend.decode([0], [position], [token]).logits[0].argmax())
@@ -181,21 +181,19 @@ class Engine:
             return [Progress(slots[0], error=error)]
 
     def _read(self, slots: list[int]) -> list[Progress]:
-        """Read all that is unread in one slot, and draw the first token of the step.
+        """Read what one slot has unread, all but the last token: `_decode` takes that, and gives the output after it.
 
-        With evidence the last token is left for `_decode`, which alone gives hidden states: to read with them would run
-        the output head on every token.
+        So whatever was read before, and whether evidence is kept or not, a step's tokens are computed in the same way.
         """
         (slot,) = slots
         job, sequence = self._jobs[slot], self._sequences[slot]
-        tokens = job.unread[:-1] if job.recorder else job.unread
+        *tokens, last = job.unread
         began = self._clock()
-        logits = self._backend.read(slot, len(sequence.held), tokens, output="none" if job.recorder else "last")
+        self._backend.read(slot, len(sequence.held), tokens)
         sequence.held += tokens
-        job.unread = job.unread[len(tokens) :]
-        text = "" if logits is None else self._draw(job, sequence, logits, None)
+        job.unread = [last]
         job.cost += Cost(prefill_tokens=len(tokens), prefill_seconds=self._clock() - began)
-        return [Progress(slot, text, self._finish_step(slot))]
+        return []
 
     def _decode(self, slots: list[int]) -> list[Progress]:
         """Decode one token of each slot in one batch, and draw the next."""
@@ -214,7 +212,7 @@ class Engine:
         return [Progress(slot, text, self._finish_step(slot)) for slot, text in zip(slots, texts, strict=True)]
 
     def _draw(self, job: _Job, sequence: _Sequence, logits: Floats, hidden: Floats | None) -> str:
-        """Draw the next token from `logits` (n_vocab,), note why the step ends with it if it does; returns its text."""
+        """Draw the next token from `logits` (n_vocab,), and note why the step ends with it if it does; returns its text."""
         token = self._sampler.choose(logits, sequence.problem.id, len(sequence.held))
         job.tokens.append(token)
         job.unread = [token]

@@ -7,7 +7,8 @@ Knows nothing of where errors are shown: `commands.main` is the one place that p
     ├── ModelError ............ 3  a model cannot be used
     │   ├── ModelFileError         the file is missing, unreadable or not a GGUF model
     │   ├── ModelUnsupportedError  llama.cpp runs it, this program cannot
-    │   └── ModelMemoryError       the model or its context does not fit in memory
+    │   ├── ModelMemoryError       the model or its context does not fit in memory
+    │   └── HubError               the model cannot be fetched from the Hugging Face Hub
     ├── TemplateError ......... 3  the model's chat template is broken or hostile
     ├── ComputeError .......... 4  llama.cpp failed while it computed
     ├── ProblemError .......... 1  one problem cannot be solved; the others go on
@@ -51,6 +52,10 @@ class ModelUnsupportedError(ModelError):
 
 class ModelMemoryError(ModelError):
     """The model's weights or its context do not fit in memory."""
+
+
+class HubError(ModelError):
+    """The model cannot be fetched from the Hugging Face Hub."""
 
 
 class TemplateError(ModelError):

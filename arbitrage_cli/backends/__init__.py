@@ -6,7 +6,7 @@ script; the same contract tests run on both.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -100,8 +100,8 @@ class Backend(Protocol):
         """Whether the token ends the sequence."""
         ...
 
-    def read(self, sequence: int, position: int, tokens: Sequence[int], *, output: Literal["none", "last"]) -> Floats | None:
-        """Append `tokens` to a sequence that holds `position` tokens. Logits (n_vocab,) after the last, or None.
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        """Append `tokens` to a sequence that holds `position` tokens; computes no output.
 
         Errors: ContextFullError, ComputeError; the sequence then holds what it held before.
         """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import llama_cpp.llama_cpp as c
 import numpy as np
@@ -24,6 +24,7 @@ from arbitrage_cli.errors import (
     ArbitrageError,
     ComputeError,
     ContextFullError,
+    InterruptedRunError,
     ModelFileError,
     ModelMemoryError,
     ModelUnsupportedError,
@@ -138,31 +139,28 @@ class LlamaBackend:
     def is_end(self, token: int) -> bool:
         return bool(c.llama_vocab_is_eog(self._vocabulary, token))
 
-    def read(self, sequence: int, position: int, tokens: Sequence[int], *, output: Literal["none", "last"]) -> Floats | None:
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
         self._check_room(sequence, position + len(tokens))
         self._give_hidden(False)  # else the output head would run on every token read
         with self._interruptible():
             for start in range(0, len(tokens), BATCH_SIZE):
                 chunk = tokens[start : start + BATCH_SIZE]
-                is_last = start + len(chunk) == len(tokens)
-                outputs = [False] * (len(chunk) - 1) + [is_last and output == "last"]
-                self._batch.fill([sequence] * len(chunk), range(position + start, self._context_size), chunk, outputs)
+                positions = range(position + start, position + start + len(chunk))
+                self._batch.fill([sequence] * len(chunk), positions, chunk, output=False)
                 try:
                     self._run()
                 except ArbitrageError:
                     self.drop(sequence, position)
                     raise
-        return self._logits(len(chunk) - 1, len(chunk))[0] if output == "last" else None
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
         for sequence, position in zip(sequences, positions, strict=True):
             self._check_room(sequence, position + 1)
         self._give_hidden(True)
-        self._batch.fill(sequences, positions, tokens, [True] * len(tokens))
+        self._batch.fill(sequences, positions, tokens, output=True)
         self._run()
-        return Output(
-            self._logits(0, len(tokens)), self._rows(c.llama_get_embeddings_ith, 0, len(tokens), self._hidden_size)
-        )
+        logits = self._rows(c.llama_get_logits_ith, len(tokens), self._vocabulary_size)
+        return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
 
     def drop(self, sequence: int, position: int) -> None:
         if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
@@ -193,7 +191,7 @@ class LlamaBackend:
     def _warm_up(self) -> None:
         """Touch the weights, and try whether the memory rolls back: some models of new kinds only tell when asked."""
         token = max(int(c.llama_vocab_bos(self._vocabulary)), 0)
-        self.read(0, 0, [token] * WARM_UP_TOKENS, output="none")
+        self.read(0, 0, [token] * WARM_UP_TOKENS)
         self.decode([0], [WARM_UP_TOKENS], [token])
         if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
             raise ModelUnsupportedError(
@@ -226,8 +224,8 @@ class LlamaBackend:
         name = self._path.name
         if code == 1:
             raise ContextFullError(f"{name}: no room left in the KV cache", "give a larger --ctx")
-        if code == 2:
-            raise KeyboardInterrupt  # only `_interruptible` aborts
+        if code == 2:  # only `_interruptible` aborts, and it raises the signal that asked for it
+            raise InterruptedRunError("interrupted")
         if code == -1:
             raise ComputeError(f"{name}: llama.cpp refused a batch as invalid (llama_decode: -1)", "please report this")
         raise ComputeError(
@@ -239,38 +237,41 @@ class LlamaBackend:
     def _interruptible(self) -> Iterator[None]:
         """Let Ctrl-C and SIGTERM end a long read between two operations of the compute graph.
 
-        Python runs signal handlers only after a C call returns. So the signals are held back, llama.cpp asks between
-        operations whether one is waiting, and it is delivered when the call has come back. CPU only: a GPU does not ask.
+        Python runs signal handlers only between its own instructions, and an exception out of one is lost if that
+        happens inside a callback from C. So signals are noted while llama.cpp reads, it asks between operations whether
+        there is one, and they are raised again for whoever handles them when it is done. CPU only: a GPU does not ask.
         """
-        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "sigpending"):
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        held = {signal.SIGINT, signal.SIGTERM}
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-        callback = c.ggml_abort_callback(lambda data: bool(signal.sigpending() & held))
+        noted: list[int] = []
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+        callback = c.ggml_abort_callback(lambda data: bool(noted))
         c.llama_set_abort_callback(self._context, callback, None)
         try:
+            for number in ours:
+                signal.signal(number, lambda number, frame: noted.append(number))
             yield
         finally:
+            for number, handler in ours.items():
+                signal.signal(number, handler)
             c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+            for caught in noted:
+                signal.raise_signal(caught)
 
-    def _logits(self, start: int, end: int) -> Floats:
-        return self._rows(c.llama_get_logits_ith, start, end, self._vocabulary_size)
-
-    def _rows(self, get_row: Callable[[Any, int], Any], start: int, end: int, width: int) -> Floats:
-        """Outputs of batch tokens `start` to `end`, float32 (n, width): a view of llama.cpp's buffer, where they are adjacent.
+    def _rows(self, get_row: Callable[[Any, int], Any], count: int, width: int) -> Floats:
+        """Outputs of the batch's tokens, float32 (count, width): a view of llama.cpp's buffer, where they are adjacent.
 
         The buffer hardly ever moves, so views are kept: making one takes longer than a small model's token leaves time for.
         """
-        first = self._address(get_row, start)
-        shape = (first, end - start, width)
-        if end - start > 1 and self._address(get_row, end - 1) - first != (end - start - 1) * width * FLOAT_BYTES:
+        first = self._address(get_row, 0)
+        if count > 1 and self._address(get_row, count - 1) - first != (count - 1) * width * FLOAT_BYTES:
             raise ComputeError(f"{self._path.name}: llama.cpp lays its output out in another way", "please report this")
-        view = self._views.get(shape)
+        view = self._views.get((first, count, width))
         if view is None:
-            buffer = (ctypes.c_float * ((end - start) * width)).from_address(first)
-            view = self._views[shape] = np.ctypeslib.as_array(buffer).reshape(end - start, width)
+            buffer = (ctypes.c_float * (count * width)).from_address(first)
+            view = self._views[first, count, width] = np.ctypeslib.as_array(buffer).reshape(count, width)
         return view
 
     def _address(self, get_row: Callable[[Any, int], Any], index: int) -> int:
@@ -346,16 +347,14 @@ class _Batch:
         for index in range(size):
             self.struct.n_seq_id[index] = 1
 
-    def fill(
-        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], outputs: Sequence[bool]
-    ) -> None:
-        """Put in n tokens; of `positions` the first n are taken. `outputs` marks the tokens whose output is wanted."""
+    def fill(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, output: bool) -> None:
+        """Put in n tokens, all with or all without output."""
         self.struct.n_tokens = len(tokens)
-        for index, token in enumerate(tokens):
+        for index, (sequence, position, token) in enumerate(zip(sequences, positions, tokens, strict=True)):
             self._tokens[index] = token
-            self._positions[index] = positions[index]
-            self._sequences[index][0] = sequences[index]
-            self._outputs[index] = outputs[index]
+            self._positions[index] = position
+            self._sequences[index][0] = sequence
+            self._outputs[index] = output
 
     def free(self) -> None:
         c.llama_batch_free(self.struct)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -113,9 +113,8 @@ class ScriptedBackend:
     def is_end(self, token: int) -> bool:
         return token == self._end
 
-    def read(self, sequence: int, position: int, tokens: Sequence[int], *, output: Literal["none", "last"]) -> Floats | None:
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
         self._append(sequence, position, tokens)
-        return self._logits(sequence) if output == "last" else None
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
         for sequence, position, token in zip(sequences, positions, tokens, strict=True):
