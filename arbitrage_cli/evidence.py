@@ -5,7 +5,6 @@ with z the logits and Z = sum exp z, log p_i = z_i - log Z, entropy = log Z - su
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from arbitrage_cli.backends import Floats
 from arbitrage_cli.types import Evidence
@@ -18,19 +17,23 @@ class Recorder:
     """Collects the evidence of one step, token by token, and measures it in chunks."""
 
     def __init__(self, vocabulary_size: int) -> None:
-        num_rows = max(1, CHUNK_BYTES // (vocabulary_size * 4))
-        self._logits: Floats = np.empty((num_rows, vocabulary_size), np.float32)
+        shape = (max(1, CHUNK_BYTES // (vocabulary_size * 4)), vocabulary_size)
+        self._shifted: Floats = np.empty(shape, np.float32)
+        self._scratch: Floats = np.empty(shape, np.float32)
         self._tokens: list[int] = []
+        self._likeliest: list[int] = []
         self._columns: list[Floats] = []
         self._hidden: list[Floats] = []
 
     def add(self, logits: Floats, token: int, hidden: Floats | None) -> None:
         """Record that `token` was drawn from `logits` (n_vocab,), and the hidden state (n_embd,) they came from."""
-        self._logits[len(self._tokens)] = logits
+        likeliest = int(logits.argmax())
+        np.subtract(logits, logits[likeliest], out=self._shifted[len(self._tokens)])
         self._tokens.append(token)
+        self._likeliest.append(likeliest)
         if hidden is not None:
             self._hidden.append(hidden.copy())
-        if len(self._tokens) == len(self._logits):
+        if len(self._tokens) == len(self._shifted):
             self._measure()
 
     def finish(self) -> Evidence:
@@ -42,25 +45,22 @@ class Recorder:
         return Evidence(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden)
 
     def _measure(self) -> None:
-        if self._tokens:
-            self._columns.append(measure(self._logits[: len(self._tokens)], self._tokens))
-            self._tokens = []
+        num_rows = len(self._tokens)
+        if num_rows:
+            shifted, scratch = self._shifted[:num_rows], self._scratch[:num_rows]
+            self._columns.append(_measure(shifted, self._tokens, self._likeliest, scratch))
+            self._tokens, self._likeliest = [], []
 
 
-def measure(logits: Floats, tokens: list[int]) -> Floats:
+def _measure(shifted: Floats, tokens: list[int], likeliest: list[int], scratch: Floats) -> Floats:
     """Log-probability of the drawn token, entropy (nats) and top-2 margin of each row; shape (3, n).
 
-    `logits` (n, n_vocab) is overwritten: the copies would cost more than the arithmetic.
+    `shifted` (n, n_vocab) are logits whose highest is 0, and `scratch` as large: with a vocabulary of 150,000, new arrays
+    would cost more than the arithmetic.
     """
     rows = np.arange(len(tokens))
-    top = logits.argmax(axis=1)
-    highest = logits[rows, top]
-    logits -= highest[:, None]
-    chosen = logits[rows, tokens]
-    logits[rows, top] = -np.inf
-    margin = -logits.max(axis=1)
-    logits[rows, top] = 0.0
-    weights: npt.NDArray[np.float32] = np.exp(logits)
-    total = weights.sum(axis=1)
-    entropy = np.log(total) - np.einsum("ij,ij->i", weights, logits) / total
-    return np.stack([chosen - np.log(total), np.maximum(entropy, 0.0), margin])
+    total = np.exp(shifted, out=scratch).sum(axis=1)
+    entropies = np.log(total) - np.vecdot(scratch, shifted) / total
+    log_probabilities = shifted[rows, tokens] - np.log(total)
+    shifted[rows, likeliest] = -np.inf
+    return np.stack([log_probabilities, np.maximum(entropies, 0.0), -shifted.max(axis=1)])
