@@ -77,7 +77,8 @@ def uniform_draw(seed: int) -> Router:
     """Escalation at random, at a rate of 1 - tau: what any router must beat. The draw depends on seed, problem and step."""
 
     def draw(trace: Trace, draft: Step) -> float:
-        return random.Random(f"{seed}/{trace.problem.id}/{len(trace.decisions)}").random()
+        key = f"{seed}/{trace.problem.id}/{len(trace.decisions)}"
+        return random.Random(key.encode("utf-8", "surrogatepass")).random()
 
     return draw
 

@@ -83,7 +83,7 @@ def _decode(line: bytes, number: int) -> str:
 
 
 def _is_json_list(first_line: str) -> bool:
-    return first_line[0] == "[" and first_line[1:].lstrip()[:1] in ("{", "")
+    return first_line[0] == "[" and first_line[1:].lstrip()[:1] in ("{", '"', "")
 
 
 def _from_json(text: str, number: int) -> Problem:
@@ -94,8 +94,8 @@ def _from_json(text: str, number: int) -> Problem:
         raise _UnusableError(f"not valid JSON ({reason})") from error
     if not isinstance(row, dict):
         raise _UnusableError("not a JSON object")
-    question = next((row[key] for key in ("problem", "question") if key in row), None)
-    if not isinstance(question, str):
+    question = next((row[key] for key in ("problem", "question") if isinstance(row.get(key), str)), None)
+    if question is None:
         raise _UnusableError('no text under "problem" or "question"')
-    identifier = next((row[key] for key in ("id", "unique_id") if isinstance(row.get(key), str | int)), number)
-    return make_problem(question, str(identifier))
+    identifiers = (row[key] for key in ("id", "unique_id") if type(row.get(key)) in (str, int))  # true is no name
+    return make_problem(question, str(next(identifiers, number)))

@@ -249,11 +249,13 @@ class Engine:
     def _prompt_ids(self, question: str) -> list[int]:
         """The prompt's ids. Only control tokens that stand in the template itself become control tokens."""
         ids: list[int] = []
+        goes_on = False  # plain text after plain text was cut apart, to keep a marker in data from being one
         for segment in self._prompt.segments(question):
             if isinstance(segment, Control):
                 ids.append(self._backend.control_tokens[segment.text])
             else:
-                ids += self._backend.tokenize(segment.text, continues=False)
+                ids += self._backend.tokenize(segment.text, continues=goes_on)
+            goes_on = not isinstance(segment, Control)
         prefix = self._backend.prefix_token
         return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
 

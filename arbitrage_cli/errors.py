@@ -14,6 +14,8 @@ Knows nothing of where errors are shown: `commands.main` is the one place that p
     ├── ProblemError .......... 1  one problem cannot be solved; the others go on
     │   ├── ContextFullError       its text does not fit in the context
     │   └── ScriptEndedError       a scripted demo model has nothing to say to it
+    ├── OutputError ........... 1  results cannot be written
+    │   └── ReaderGoneError .. 141  nobody reads them any more (a closed pipe)
     ├── InterruptedRunError . 130  Ctrl-C; 143 after SIGTERM
     └── DefectError .......... 70  a mistake in this program
 """
@@ -78,6 +80,19 @@ class ContextFullError(ProblemError):
 
 class ScriptEndedError(ProblemError):
     """A scripted model was asked for something that its script does not cover."""
+
+
+class OutputError(ArbitrageError):
+    """What was to be shown or written cannot be: a full disk, a closed stream."""
+
+
+class ReaderGoneError(OutputError):
+    """The other end of a pipe was closed, as `head` does. Nothing to say: it is what the user wanted."""
+
+    exit_code = 141
+
+    def __init__(self) -> None:
+        super().__init__("")
 
 
 class InterruptedRunError(ArbitrageError):

@@ -13,6 +13,9 @@ CHUNK_BYTES = 1 << 20
 """Logits waiting to be measured: large vocabularies row by row while the row is in the cache, small ones many at once."""
 
 
+LOWEST = np.finfo(np.float32).min
+
+
 class Recorder:
     """Collects the evidence of one step, token by token, and measures it in chunks."""
 
@@ -60,7 +63,11 @@ def _measure(shifted: Floats, tokens: list[int], likeliest: list[int], scratch: 
     """
     rows = np.arange(len(tokens))
     total = np.exp(shifted, out=scratch).sum(axis=1)
-    entropies = np.log(total) - np.vecdot(scratch, shifted) / total
+    with np.errstate(invalid="ignore"):
+        means = np.vecdot(scratch, shifted) / total
+    if np.isnan(means).any():  # a token that the model rules out: -inf, and 0 times that is 0 here
+        means = np.where(scratch > 0, scratch * np.maximum(shifted, LOWEST), 0).sum(axis=1) / total
+    entropies = np.log(total) - means
     log_probabilities = shifted[rows, tokens] - np.log(total)
     shifted[rows, likeliest] = -np.inf
     return np.stack([log_probabilities, np.maximum(entropies, 0.0), -shifted.max(axis=1)])

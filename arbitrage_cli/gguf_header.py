@@ -5,10 +5,13 @@ and says what is wrong in one line. Knows nothing of weights or architectures: i
 that the model is good. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import hashlib
+import math
 import mmap
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +23,24 @@ MAX_ENTRIES = 1 << 20  # of metadata or tensors; real files have hundreds
 MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
 MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
 MAX_ARRAY_DEPTH = 4
+MAX_TEXT = 1 << 25  # bytes of all strings that are kept, together
+MAX_STRINGS = 1 << 21  # in all arrays together: each is walked; a vocabulary and its merges have less than a million
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Scalar and string metadata of a GGUF file, and the length of each array. Sizes in bytes."""
+    """Scalar and string metadata of a GGUF file, and the length of each array. Sizes in bytes.
+
+    `num_parameters` counts the elements of all tensors in this file: of a split model, those of this part.
+    """
 
     version: int
     num_tensors: int
+    num_parameters: int
     metadata: Mapping[str, Scalar]
     array_lengths: Mapping[str, int]
     file_size: int
@@ -38,13 +48,36 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read and check the header. ModelFileError, with the reason, for anything that is not a whole GGUF file."""
+    with _reader(path) as reader:
+        return reader.header()
+
+
+def vocabulary_digest(path: Path) -> str | None:
+    """Tells vocabularies apart: sha256 of all tokens in order; None without any. Errors as for `read_header`.
+
+    Tokens that only pad the vocabulary to a rounder size, `[PAD151935]`, do not count: sizes of one family differ in them.
+    """
+    with _reader(path) as reader:
+        reader.header()
+        digest = hashlib.sha256()
+        num_tokens = 0
+        for index, token in enumerate(reader.tokens()):
+            if token != b"[PAD%d]" % index:
+                digest.update(b"%d:" % len(token) + token)
+                num_tokens += 1
+    return digest.hexdigest() if num_tokens else None
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator["_Reader"]:
+    """A reader of the open file; what it finds damaged becomes a ModelFileError."""
     size = _regular_file_size(path)
     if size < 24:
         raise ModelFileError(f"{path}: not a GGUF model (only {size} bytes)", "download the file again")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check_magic(path, data[:64])
-            return _Reader(data, size).header()
+            yield _Reader(data, size)
     except _DamageError as damage:
         raise ModelFileError(f"{path}: damaged GGUF file ({damage})", "download the file again") from damage
     except OSError as error:
@@ -84,6 +117,8 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self._data, self._size, self._at = data, size, 4
+        self._tokens_at: int | None = None
+        self._text_left, self._strings_left = MAX_TEXT, MAX_STRINGS
 
     def header(self) -> Header:
         version = self._number("<I")
@@ -95,17 +130,32 @@ class _Reader:
         for _ in range(num_entries):
             key, kind = self._string(), self._number("<I")
             if kind == _ARRAY:
+                if key == _TOKENS:
+                    self._tokens_at = self._at
                 array_lengths[key] = self._skip_array()
             else:
                 metadata[key] = self._string() if kind == _STRING else self._scalar(kind)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise _DamageError(f"alignment {alignment}")
-        last_offset = max((self._tensor_offset(alignment) for _ in range(num_tensors)), default=0)
+        tensors = [self._tensor(alignment) for _ in range(num_tensors)]
+        last_offset = max((offset for offset, _ in tensors), default=0)
         data_start = -(-self._at // alignment) * alignment
         if num_tensors and data_start + last_offset >= self._size:
             raise _DamageError("the file ends before its last tensor begins")
-        return Header(version, num_tensors, metadata, array_lengths, self._size)
+        num_parameters = sum(elements for _, elements in tensors)
+        return Header(version, num_tensors, num_parameters, metadata, array_lengths, self._size)
+
+    def tokens(self) -> Iterator[bytes]:
+        """The vocabulary as it stands in a header that was walked before."""
+        if self._tokens_at is None:
+            return
+        self._at = self._tokens_at
+        kind, length = self._number("<I"), self._number("<Q")
+        for _ in range(length if kind == _STRING else 0):
+            size = self._number("<Q")
+            start = self._take(size)
+            yield self._data[start : start + size]
 
     def _take(self, length: int) -> int:
         """The position of the next `length` bytes, which are then behind."""
@@ -137,6 +187,9 @@ class _Reader:
         length = self._number("<Q")
         if length > MAX_STRING:
             raise _DamageError(f"a string of {length} bytes")
+        self._text_left -= length
+        if self._text_left < 0:
+            raise _DamageError(f"more than {MAX_TEXT} bytes of text")
         start = self._take(length)
         return self._data[start : start + length].decode("utf-8", errors="replace")
 
@@ -146,6 +199,9 @@ class _Reader:
         if length > MAX_ARRAY or depth > MAX_ARRAY_DEPTH:
             raise _DamageError(f"an array of {length} elements" if length > MAX_ARRAY else "nested arrays")
         if kind == _STRING:
+            self._strings_left -= length
+            if self._strings_left < 0:
+                raise _DamageError(f"more than {MAX_STRINGS} strings in arrays")
             for _ in range(length):
                 self._take(self._number("<Q"))
         elif kind == _ARRAY:
@@ -157,15 +213,17 @@ class _Reader:
             raise _DamageError(f"unknown value type {kind}")
         return length
 
-    def _tensor_offset(self, alignment: int) -> int:
+    def _tensor(self, alignment: int) -> tuple[int, int]:
+        """Where a tensor's data begin, and how many elements it has."""
         self._string()
         dimensions = self._number("<I")
         if not 1 <= dimensions <= 4:
             raise _DamageError(f"a tensor of {dimensions} dimensions")
-        if any(self._number("<Q") >= 1 << 40 for _ in range(dimensions)):
+        shape = [self._number("<Q") for _ in range(dimensions)]
+        if any(length >= 1 << 40 for length in shape):
             raise _DamageError("a tensor of impossible size")
         self._number("<I")  # element type
         offset = self._number("<Q")
         if offset % alignment:
             raise _DamageError(f"tensor offset {offset} is not aligned")
-        return offset
+        return offset, math.prod(shape)

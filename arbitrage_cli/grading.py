@@ -13,7 +13,7 @@ def boxed_answer(text: str) -> str | None:
 
     Of nested boxes the outer one counts. One pass, whatever the text.
     """
-    answer: str | None = None
+    boxes: list[tuple[int, int]] = []  # where the content of each complete box begins and ends
     opened: list[int | None] = []  # where the content of each open brace's box begins; None for an ordinary brace
     for mark in _MARKS.finditer(text):
         found = mark.group()
@@ -24,5 +24,6 @@ def boxed_answer(text: str) -> str | None:
         elif found == "}" and opened:
             start = opened.pop()
             if start is not None:
-                answer = text[start : mark.start()].strip() or answer
-    return answer
+                boxes.append((start, mark.start()))
+    contents = (text[start:end].strip() for start, end in reversed(boxes))
+    return next(filter(None, contents), None)

@@ -1,24 +1,97 @@
-"""From a model's name to a loaded model: a GGUF file by its path, or a scripted demo model.
+"""From a name to a model: pairs by name, and models by path, by name on the Hub, or as a scripted demo.
 
-Knows no policy and no terminal.
+Knows no policy and no terminal. Pairs come from `models/pairs.toml`, which ships with the program, and from a file of the
+user's that adds to it.
 """
 
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.backends import Backend, Options
-from arbitrage_cli.backends.scripted import open_scripted
-from arbitrage_cli.errors import ModelUnsupportedError
+from arbitrage_cli import hub
+from arbitrage_cli.errors import ModelUnsupportedError, UsageError
+from arbitrage_cli.hub_names import HubName, parse_name, parts
+
+if TYPE_CHECKING:  # NumPy is not needed to list pairs
+    from arbitrage_cli.backends import Backend, Options
 
 SCRIPTED = "scripted:"
+MIN_CTX = 64
 
 
-def open_model(source: str, options: Options, progress: Callable[[float], None] | None = None) -> Backend:
-    """Load a model. `progress` gets fractions from 0 to 1. ModelError, UsageError."""
-    if source.startswith(SCRIPTED):
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two models that go together. `ctx` is in tokens; None where the default does."""
+
+    name: str
+    draft: str
+    target: str
+    notes: str = ""
+    ctx: int | None = None
+
+
+def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
+    """All pairs by name; those in the user's file, if there is one, win. UsageError for a file that makes no sense."""
+    pairs = _read(_models_folder() / "pairs.toml")
+    if user_file is not None and user_file.is_file():
+        pairs |= _read(user_file)
+    return pairs
+
+
+def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
+    """The pair of that name. UsageError, with all names, if there is none."""
+    if name not in pairs:
+        raise UsageError(f"no pair is called '{name}'", "pairs: " + ", ".join(pairs))
+    return pairs[name]
+
+
+def is_toy(source: str) -> bool:
+    """Whether the name is that of a scripted demo model."""
+    return source.startswith(SCRIPTED)
+
+
+def local_files(source: str) -> tuple[Path, ...]:
+    """The model's files that are on this machine, the one to open first; empty if they are not. Nothing is fetched."""
+    name = hub_name(source)
+    if name:
+        return hub.locate(name)
+    if is_toy(source) or not _exists(source):
+        return ()
+    path = _path(source)
+    whole = tuple(path.with_name(part) for part in parts(path.name)) if path.name else ()
+    return whole if whole and all(part.exists() for part in whole) else (path,)
+
+
+def find_files(source: str, *, offline: bool = False, watch: hub.Watch | None = None) -> tuple[Path, ...]:
+    """The model's files, fetched from the Hub if need be and checked; `watch` is told how far that is.
+
+    None for a demo model; a path is given back as it is, whatever is there. Errors: HubError, ModelFileError, UsageError.
+    """
+    name = hub_name(source)
+    if name:
+        return hub.find(name, offline=offline, watch=watch)
+    return () if is_toy(source) else (_path(source),)
+
+
+def hub_name(source: str) -> HubName | None:
+    """The model's name on the Hub; None for a demo model and for a path. What exists as a path is one."""
+    return None if is_toy(source) or _exists(source) else parse_name(source)
+
+
+def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
+    """Load a model. `progress` gets fractions from 0 to 1. What `find_files` did not fetch before is fetched in silence.
+
+    Errors: ModelError (HubError among them), UsageError.
+    """
+    if is_toy(source):
+        from arbitrage_cli.backends.scripted import open_scripted
+
         return open_scripted(source, options)
-    backend: Backend = load_llama().LlamaBackend(Path(source).expanduser(), options, progress=progress)
+    path = find_files(source)[0]
+    backend: Backend = load_llama().LlamaBackend(path, options, progress=progress)
     return backend
 
 
@@ -34,6 +107,47 @@ def load_llama() -> ModuleType:
     return llama
 
 
-def is_toy(source: str) -> bool:
-    """Whether the name is that of a scripted demo model."""
-    return source.startswith(SCRIPTED)
+def _path(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(source)
+
+
+def _exists(source: str) -> bool:
+    try:
+        return _path(source).exists()
+    except OSError:  # such as a name that is too long for the file system
+        return False
+
+
+def _models_folder() -> Path:
+    """`models/`: inside the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def _read(path: Path) -> dict[str, Pair]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
+    return {name: _pair(path, name, table) for name, table in tables.items()}
+
+
+def _pair(path: Path, name: str, table: Any) -> Pair:
+    """One table of a file. UsageError if a key is missing, unknown or of the wrong kind."""
+    hint = 'a pair looks like this: [name] draft = "small.gguf" target = "user/repo:Q4_K_M"; notes and ctx may follow'
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: '{name}' stands outside of any pair", hint)
+    kinds = {field.name: int if field.name == "ctx" else str for field in fields(Pair) if field.name != "name"}
+    for key, value in table.items():
+        if key not in kinds:
+            raise UsageError(f"{path}: pair '{name}' has an unknown key '{key}'", "keys: " + ", ".join(kinds))
+        if type(value) is not kinds[key] or (isinstance(value, int) and value < MIN_CTX):
+            wanted = f"a whole number from {MIN_CTX}" if key == "ctx" else "a text"
+            raise UsageError(f"{path}: pair '{name}': {key} is not {wanted}", hint)
+    if not table.get("draft") or not table.get("target"):
+        raise UsageError(f"{path}: pair '{name}' lacks its {'target' if table.get('draft') else 'draft'}", hint)
+    return Pair(name, **table)

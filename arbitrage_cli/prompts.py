@@ -70,7 +70,8 @@ class ChatPrompt:
         self._slots = {"instructions": _placeholder(), "question": _placeholder()}
         self._layout = self._lay_out(template, variables)
         self._controls = _alternatives(control_tokens)
-        self._markers = _alternatives(marker for marker in marker_tokens if marker in self._layout)
+        markers = (marker for marker in marker_tokens if marker in self._layout and len(marker) > 1)
+        self._markers = _alternatives(markers, overlapping=True)
 
     def segments(self, question: str) -> list[Segment]:
         """Control tokens and plain text in order. Neighbouring plain text, the template's and the user's, is joined."""
@@ -87,9 +88,7 @@ class ChatPrompt:
 
     def fragments(self, text: str) -> list[str]:
         """Cut data (a question, another model's step) inside every marker, so that tokenized apart it stays data."""
-        if self._markers is None:
-            return [text]
-        cuts = [match.start() + 1 for match in self._markers.finditer(text)]
+        cuts = [match.start() + 1 for match in self._markers.finditer(text)] if self._markers else []
         return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
     def _append_template_text(self, segments: list[Segment], text: str) -> None:
@@ -101,12 +100,13 @@ class ChatPrompt:
 
     def _lay_out(self, template: str | None, variables: Mapping[str, str]) -> str:
         instructions, question = self._slots.values()
+        has_instructions = bool(self._instructions.strip())
         if template is None:
-            return f"{instructions}\n\nProblem: {question}\n\nSolution:"
+            return (f"{instructions}\n\n" if has_instructions else "") + f"Problem: {question}\n\nSolution:"
         user = {"role": "user", "content": question}
         system = {"role": "system", "content": instructions}
         joined = {"role": "user", "content": f"{instructions}\n\n{question}"}
-        for messages in ([system, user], [joined]) if self._instructions.strip() else ([user],):
+        for messages in ([system, user], [joined]) if has_instructions else ([user],):
             try:
                 layout = _render(template, messages, variables)
             except _RoleRefusedError:
@@ -122,6 +122,10 @@ class _RoleRefusedError(Exception):
     """The template called `raise_exception`, as many do for a system message."""
 
 
+class _TimeIsUp(BaseException):
+    """Rendering took too long."""
+
+
 def _placeholder() -> str:
     """Letters only, so that trimming, quoting or escaping in a template leaves it alone; random, so that it is unique."""
     return "slot" + "".join(secrets.choice("abcdefghijklmnop") for _ in range(24))
@@ -131,10 +135,11 @@ def _slots_in(message: dict[str, str], slots: dict[str, str]) -> Iterator[str]:
     return (slot for slot in slots.values() if slot in message["content"])
 
 
-def _alternatives(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that finds any of the texts, the longest first; None if there is none to find."""
+def _alternatives(texts: Iterable[str], *, overlapping: bool = False) -> re.Pattern[str] | None:
+    """A pattern that finds any of the texts, the longest first, or where any of them begins; None if there are none."""
     found = sorted((text for text in texts if text), key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, found)) + ")") if found else None
+    pattern = "(" + "|".join(map(re.escape, found)) + ")"
+    return re.compile(f"(?={pattern})" if overlapping else pattern) if found else None
 
 
 def _split(pattern: re.Pattern[str] | None, text: str) -> list[str]:
@@ -163,11 +168,19 @@ def _render(template: str, messages: list[dict[str, str]], variables: Mapping[st
                     raise OverflowError(f"more than {MAX_RENDERED_CHARS:,} characters")
                 parts.append(part)
             return "".join(parts)
-    except TimeoutError as error:
+    except _TimeIsUp as error:
         raise _broken(f"not finished after {MAX_RENDER_SECONDS} s") from error
     except MemoryError as error:
         raise _broken(f"it needs more than {MAX_RENDER_BYTES >> 20} MB") from error
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise _broken((str(error) or type(error).__name__).splitlines()[0][:200]) from error
 
 
@@ -204,13 +217,13 @@ def _sandbox() -> Any:
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    """TimeoutError in the body when its time is up. Without effect off the main thread and where there is no SIGALRM."""
+    """`_TimeIsUp` in the body when its time is. Without effect off the main thread and where there is no SIGALRM."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def alarm(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
+        raise _TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, alarm)
     signal.setitimer(signal.ITIMER_REAL, MAX_RENDER_SECONDS)

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import importlib.metadata
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -126,7 +127,10 @@ class LlamaBackend:
     @property
     def template_variables(self) -> Mapping[str, str]:
         ids = {"bos_token": c.llama_vocab_bos(self._vocabulary), "eos_token": c.llama_vocab_eos(self._vocabulary)}
-        return {name: self._token_text(token) for name, token in ids.items() if token >= 0}
+        texts = {name: self._token_text(token) for name, token in ids.items() if token >= 0}
+        return {
+            name: text for name, text in texts.items() if text in self.control_tokens
+        }  # llama.cpp guesses where none is given
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
         if continues and c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_SPM:
@@ -175,7 +179,8 @@ class LlamaBackend:
                 f"{name}: a recurrent or hybrid model, whose memory cannot be rolled back to before a rejected step",
                 "use a transformer model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
             )
-        if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model):
+        is_causal = self._metadata(f"{self._metadata('general.architecture')}.attention.causal") != "false"
+        if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
         if c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_NONE:
             raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF of the model")
@@ -416,7 +421,7 @@ def _load(path: Path, gpu_layers: int, progress: Callable[[float], None] | None)
     parameters.n_gpu_layers = gpu_layers
     parameters.progress_callback = callback
     with _messages() as messages:
-        model = c.llama_model_load_from_file(str(path).encode(), parameters)
+        model = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if model:
         return model
     reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "llama.cpp gave no reason")

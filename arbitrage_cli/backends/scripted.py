@@ -6,6 +6,7 @@ long multiplications, and is unsure when it begins them. Deterministic; a script
 Knows nothing of steps or policies.
 """
 
+import codecs
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Floats, ModelCard, Opti
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError, UsageError
 
 HIDDEN_SIZE = 8
+TINY = 1e-30  # what a script that is certain leaves to the other tokens
 
 CONTROLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
@@ -114,11 +116,14 @@ class ScriptedBackend:
         return token == self._end
 
     def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
-        self._append(sequence, position, tokens)
+        self._check_room(sequence, position, len(tokens))
+        self._cells[sequence] += tokens
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
-        for sequence, position, token in zip(sequences, positions, tokens, strict=True):
-            self._append(sequence, position, [token])
+        for sequence, position in zip(sequences, positions, strict=True):
+            self._check_room(sequence, position, 1)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            self._cells[sequence].append(token)
         try:
             logits = np.stack([self._logits(sequence) for sequence in sequences])
         except ScriptEndedError:
@@ -130,26 +135,29 @@ class ScriptedBackend:
     def drop(self, sequence: int, position: int) -> None:
         del self._cells[sequence][position:]
 
-    def _append(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
-        cells = self._cells[sequence]
-        if position != len(cells):
-            raise ValueError(f"position {position} of a sequence that holds {len(cells)} tokens")
-        if position + len(tokens) > self._context_size:
+    def _check_room(self, sequence: int, position: int, num_tokens: int) -> None:
+        held = len(self._cells[sequence])
+        if position != held:
+            raise ValueError(f"position {position} of a sequence that holds {held} tokens")
+        if held + num_tokens > self._context_size:
             raise ContextFullError(f"{self._source}: its context holds {self._context_size} tokens", "give a larger --ctx")
-        cells += tokens
 
     def _logits(self, sequence: int) -> Floats:
         """The script's next token at its confidence; the rest of the mass is shared evenly."""
-        question, solution = self._split(self._cells[sequence])
+        question, solution, begun = self._split(self._cells[sequence])
         wanted = self._script(question, solution)
-        token = self._longest_prefix(wanted.text.encode()) if wanted.text else self._end
+        rest = wanted.text.encode()[begun:]
+        token = self._longest_prefix(rest) if rest else self._end
         size = len(self._pieces) + len(CONTROLS)
-        logits = np.full(size, math.log((1 - wanted.confidence) / (size - 1)), np.float32)
+        logits = np.full(size, math.log(max(1 - wanted.confidence, TINY) / (size - 1)), np.float32)
         logits[token] = math.log(wanted.confidence)
         return logits
 
-    def _split(self, cells: list[int]) -> tuple[str, str]:
-        """The question and the solution so far. Control tokens, and nothing else, tell them apart."""
+    def _split(self, cells: list[int]) -> tuple[str, str, int]:
+        """Question, solution so far, and how many bytes of the solution's next character are written already.
+
+        Control tokens, and nothing else, tell the roles apart.
+        """
         roles: dict[int, list[int]] = {}
         current: list[int] = []
         for token in cells:
@@ -157,11 +165,13 @@ class ScriptedBackend:
                 current = roles.setdefault(token, [])
             else:
                 current.append(token)
-        user, assistant = roles.get(self._controls["<|user|>"], []), roles.get(self._controls["<|assistant|>"], [])
-        return self._text(user), self._text(assistant)
+        question, _ = self._text(roles.get(self._controls["<|user|>"], []))
+        return question, *self._text(roles.get(self._controls["<|assistant|>"], []))
 
-    def _text(self, tokens: list[int]) -> str:
-        return b"".join(map(self.piece, tokens)).decode("utf-8", errors="replace")
+    def _text(self, tokens: list[int]) -> tuple[str, int]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = decoder.decode(b"".join(map(self.piece, tokens)))
+        return text, len(decoder.getstate()[0])
 
     def _longest_prefix(self, data: bytes) -> int:
         return next(token for token in self._by_length if data.startswith(self._pieces[token]))

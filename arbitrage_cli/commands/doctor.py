@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 import typer
 
-from arbitrage_cli import __version__
+from arbitrage_cli import __version__, hub
 from arbitrage_cli.commands import settings
 from arbitrage_cli.errors import ModelError
 from arbitrage_cli.machine import default_threads, total_memory
-from arbitrage_cli.pairs import load_llama
 
 PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
@@ -34,10 +33,14 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors"
     yield "settings files", ", ".join(map(str, settings.files())) or "none"
+    yield "pairs file", str(settings.user_folder() / "pairs.toml")
+    yield "models cache", str(hub.cache_folder())
     yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"
 
 
 def _llama() -> str:
+    from arbitrage_cli.pairs import load_llama  # slow to import
+
     try:
         return str(load_llama().system_info())
     except ModelError as error:

@@ -27,7 +27,7 @@ Draft = Annotated[
     typer.Option(
         envvar="ARBITRAGE_DRAFT",
         metavar="MODEL",
-        help="The fast model: a GGUF file, or scripted:draft for the demo.",
+        help="The fast model: a GGUF file, user/repo[:quant] on the Hugging Face Hub, or scripted:draft for the demo.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -36,7 +36,26 @@ Target = Annotated[
     typer.Option(
         envvar="ARBITRAGE_TARGET",
         metavar="MODEL",
-        help="The strong model: a GGUF file, or scripted:target for the demo.",
+        help="The strong model: named in the same ways, or scripted:target for the demo.",
+        rich_help_panel=_MODELS,
+    ),
+]
+PairName = Annotated[
+    str | None,
+    typer.Option(
+        "--pair",
+        envvar="ARBITRAGE_PAIR",
+        metavar="NAME",
+        help="Draft and target by one name: see arbitrage models list.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        envvar="ARBITRAGE_OFFLINE",
+        help="Use models that are on this machine; never ask the Hub.",
         rich_help_panel=_MODELS,
     ),
 ]

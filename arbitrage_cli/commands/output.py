@@ -5,15 +5,25 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.reporters import Display
 from arbitrage_cli.reporters.plain import PlainDisplay
 
 
+def is_drawable(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that escape codes may be sent to."""
+    if stream is None or not stream.isatty():
+        return False
+    return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
 def choose_display(*, quiet: bool, verbose: bool) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
-    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-    if quiet or not is_terminal:
+    if sys.stdout is None:
+        raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
+    if quiet or not is_drawable(sys.stderr):
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
     from arbitrage_cli.reporters.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
 

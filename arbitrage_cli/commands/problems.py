@@ -19,7 +19,7 @@ class Problems:
 
     def __init__(self, problem: str | None, input_file: str | None, stack: contextlib.ExitStack) -> None:
         """Open the source. UsageError if there is none, or two, or it cannot be read."""
-        if problem not in (None, "-") and input_file is not None:
+        if problem is not None and input_file is not None:
             raise UsageError("a problem and --input were both given", "give one of them")
         self.num_unusable = 0
         self.is_single = problem not in (None, "-")
@@ -27,12 +27,13 @@ class Problems:
         if problem is not None and self.is_single:
             self._rows = iter([_from_argument(problem)])
         else:
+            self._name = input_file or "standard input"
             self._rows = read_problems(_open_input(input_file if problem is None else "-", stack))
 
     def usable(self, display: Display) -> Iterator[Problem]:
         """The problems that can be used; a line that is none is told to the user, and the next one follows."""
         num_rows = 0
-        for row in self._rows:
+        for row in self._readable():
             num_rows += 1
             if isinstance(row, BadLine):
                 self.num_unusable += 1
@@ -41,6 +42,12 @@ class Problems:
                 yield row
         if not num_rows:
             raise UsageError("there is no problem in the input", "give one problem a line, or JSONL")
+
+    def _readable(self) -> Iterator[Problem | BadLine]:
+        try:
+            yield from self._rows
+        except OSError as error:
+            raise UsageError(f"{self._name}: cannot be read ({error.strerror})", "check where the problems are") from error
 
 
 def _from_argument(problem: str) -> Problem:
@@ -55,8 +62,9 @@ def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
     if name not in (None, "-"):
         try:
             return stack.enter_context(Path(str(name)).expanduser().open("rb"))
-        except OSError as error:
-            raise UsageError(f"{name}: cannot be read ({error.strerror})", "check the path given to --input") from error
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of an unknown user; ValueError: a NUL
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"{name}: cannot be read ({reason})", "check the path given to --input") from error
     if sys.stdin is None or (name is None and not _is_pipe_or_file(sys.stdin.buffer)):
         raise UsageError("no problem given", 'give one: arbitrage solve "..."; or several: --input FILE, or a pipe')
     return sys.stdin.buffer

@@ -5,7 +5,7 @@ itself: it asks the commands which they have.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,49 @@ from arbitrage_cli.errors import UsageError
 PROJECT_FILE = "arbitrage.toml"
 
 
+def user_folder() -> Path:
+    """The user's own settings and pairs, for all projects."""
+    return Path(typer.get_app_dir("arbitrage"))
+
+
 def files() -> list[Path]:
     """The settings files there are, the one that wins first."""
-    candidates = [Path(PROJECT_FILE), Path(typer.get_app_dir("arbitrage")) / "config.toml"]
+    candidates = [Path(PROJECT_FILE), user_folder() / "config.toml"]
     return [path for path in candidates if path.is_file()]
 
 
-def default_map(commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def default_map(commands: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults for each command's parameters, as Typer takes them. UsageError for a file or key that makes no sense."""
-    parameters = {name: _parameters(command) for name, command in commands.items()}
-    known = {option for options in parameters.values() for option in options}
-    defaults: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    known = set(_all_options(commands))
+    merged: dict[str, Any] = {}
     for path in reversed(files()):
         settings = _read(path)
         unknown = sorted(settings.keys() - known)
         if unknown:
             raise UsageError(f"{path}: unknown setting '{unknown[0]}'", "settings: " + ", ".join(sorted(known)))
-        for name, options in parameters.items():
-            defaults[name] |= {options[key]: value for key, value in settings.items() if key in options}
+        merged |= settings
+    return _defaults(commands, merged)
+
+
+def _defaults(commands: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as each command takes them; those of a command with commands below it are nested."""
+    defaults: dict[str, Any] = {}
+    for name, command in commands.items():
+        own = {parameter: settings[option] for option, parameter in _parameters(command).items() if option in settings}
+        defaults[name] = own | _defaults(_below(command), settings)
     return defaults
+
+
+def _all_options(commands: Mapping[str, Any]) -> Iterator[str]:
+    for command in commands.values():
+        yield from _parameters(command)
+        yield from _all_options(_below(command))
+
+
+def _below(command: Any) -> Mapping[str, Any]:
+    """The commands of a group; none for a command."""
+    below: Mapping[str, Any] = getattr(command, "commands", {})
+    return below
 
 
 def _parameters(command: Any) -> dict[str, str]:

@@ -8,24 +8,22 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.arbitrage import POLICIES, Flow, Policy
-from arbitrage_cli.backends import Options
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_display, log_to
 from arbitrage_cli.commands.problems import Problems
-from arbitrage_cli.engine import Engine
+from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import is_toy, open_model
+from arbitrage_cli.pairs import Pair, find_pair, read_pairs
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.reporters import Display, safe
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.types import Finished, Limits, ModelRole, Trace
 
 SOME_FAILED = 1
 
 
 def solve(
+    context: typer.Context,
     problem: Annotated[str | None, typer.Argument(help="The problem, or - to read problems from standard input.")] = None,
     input_file: Annotated[
         str | None,
@@ -33,6 +31,8 @@ def solve(
     ] = None,
     draft: shared.Draft = None,
     target: shared.Target = None,
+    pair: shared.PairName = None,
+    offline: shared.Offline = False,
     policy: shared.PolicyName = "entropy",
     tau: shared.Tau = None,
     system: shared.Instructions = INSTRUCTIONS,
@@ -57,17 +57,25 @@ def solve(
     The answer goes to standard output, the view of every step to standard error. Problems from a pipe or a file give one
     JSON object a line.
     """
+    # Not at the top: NumPy and the engines take longer to import than --help may take.
+    from arbitrage_cli.backends import Options
+    from arbitrage_cli.commands.session import open_engines, run_info
+    from arbitrage_cli.sampling import Sampler
+    from arbitrage_cli.scheduler import Scheduler
+
     chosen = _policy(policy)
     threshold = _threshold(chosen, tau)
-    sources = _sources(chosen, draft, target)
-    load = Options(ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    named = find_pair(pair, read_pairs(user_folder() / "pairs.toml")) if pair else None
+    sources = _sources(chosen, _named(context, draft=draft, target=target, pair=named))
+    context_size = named.ctx if named and ctx is None else ctx
+    load = Options(context_size, threads, gpu_layers, flash_attention, kv_type.value)
     sampler = Sampler(temperature, top_p, seed)
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        engines = _open_engines(sources, load, sampler, system, chosen, display, stack)
-        run = _run_info(chosen, threshold, sampler, sources, engines, problems)
+        engines = open_engines(sources, load, sampler, system, chosen, display, stack, offline=offline)
+        run = run_info(chosen, threshold, sampler, sources, engines, num_problems=1 if problems.is_single else None)
 
         def make_flow(trace: Trace) -> Flow:
             return chosen.flow(trace, threshold, seed)
@@ -99,79 +107,45 @@ def _threshold(policy: Policy, tau: float | None) -> float | None:
     return policy.default_tau if tau is None else tau
 
 
-def _sources(policy: Policy, draft: str | None, target: str | None) -> dict[ModelRole, str]:
+def _named(
+    context: typer.Context, *, draft: str | None, target: str | None, pair: Pair | None
+) -> Mapping[ModelRole, str | None]:
+    """The model of each role. One named by itself wins over the pair's, unless the pair was named in a stronger place."""
+    named: dict[ModelRole, str | None] = {"draft": draft, "target": target}
+    if pair is None:
+        return named
+    of_pair: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
+    strength = _strength(context, "pair")
+    return {
+        role: source if source and _strength(context, role) >= strength else of_pair[role] for role, source in named.items()
+    }
+
+
+def _strength(context: typer.Context, parameter: str) -> int:
+    """How near to the user a value was given: as a flag, in the environment, in a settings file, nowhere."""
+    source = context.get_parameter_source(parameter)
+    places = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+    return places.index(source.name) + 1 if source and source.name in places else 0
+
+
+def _sources(policy: Policy, named: Mapping[ModelRole, str | None]) -> dict[ModelRole, str]:
     """The models that the policy needs, draft first."""
-    given: dict[ModelRole, str | None] = {"draft": draft, "target": target}
     sources: dict[ModelRole, str] = {}
     for role in policy.models:
-        source = given[role]
+        source = named[role]
         if not source:
             raise UsageError(
                 f"policy {policy.name} needs a {role} model",
-                f"give --{role} MODEL.gguf; or try the scripted demo: --draft scripted:draft --target scripted:target",
+                f"give --{role} MODEL.gguf, or a --pair of arbitrage models list; or try the demo: --pair scripted",
             )
         sources[role] = source
     return sources
 
 
-def _open_engines(
-    sources: Mapping[ModelRole, str],
-    load: Options,
-    sampler: Sampler,
-    instructions: str,
-    policy: Policy,
-    display: Display,
-    stack: contextlib.ExitStack,
-) -> dict[ModelRole, Engine]:
-    engines: dict[ModelRole, Engine] = {}
-    for role, source in sources.items():
-
-        def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
-            display.loading(role, source, fraction)
-
-        backend = stack.enter_context(contextlib.closing(open_model(source, load, progress)))
-        evidence = role == "draft" and policy.number is not None
-        engines[role] = Engine(role, backend, sampler, instructions=instructions, keep_evidence=evidence)
-        engines[role].measure()
-    return engines
-
-
-def _run_info(
-    policy: Policy,
-    tau: float | None,
-    sampler: Sampler,
-    sources: Mapping[ModelRole, str],
-    engines: Mapping[ModelRole, Engine],
-    problems: Problems,
-) -> RunInfo:
-    return RunInfo(
-        policy=policy.name,
-        number=policy.number,
-        tau=tau,
-        temperature=sampler.temperature,
-        seed=sampler.seed,
-        models=sources,
-        descriptions={role: _describe(engine) for role, engine in engines.items()},
-        is_toy=any(map(is_toy, sources.values())),
-        num_problems=1 if problems.is_single else None,
-    )
-
-
-def _describe(engine: Engine) -> str:
-    card = engine.card
-    layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
-    threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
-    return f"{card.name} ({card.description}; context {card.context_size}, {threads}, {layers})"
-
-
 def _tell(finished: Finished, run: RunInfo, display: Display, *, as_json: bool) -> bool:
-    """Write a problem's result to stdout, and its error if it has one to the display. Returns whether it failed."""
-    error = problem_error(finished)
-    if error:
-        message, hint = error
-        display.note(f"problem {finished.trace.problem.id}: {message}" + (f"; {hint}" if hint else ""))
+    """Write a problem's result to standard output. Returns whether it failed."""
     if as_json:
         display.result(to_json(finished, run))
     elif finished.trace.decisions:
         display.result(safe(answer(finished.trace) or finished.trace.text.strip()))
-    return error is not None
+    return problem_error(finished) is not None

@@ -5,8 +5,9 @@ data: `safe` takes everything out of it that a terminal could obey.
 """
 
 import unicodedata
-from typing import Protocol
+from typing import Protocol, TextIO
 
+from arbitrage_cli.errors import OutputError, ReaderGoneError
 from arbitrage_cli.runs import RunInfo
 from arbitrage_cli.types import Event, ModelRole
 
@@ -23,6 +24,17 @@ def safe(text: str) -> str:
 def one_line(text: str) -> str:
     """`safe` text with all white space runs, line feeds included, as single spaces."""
     return " ".join(safe(text).split())
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write and flush. ReaderGoneError if a pipe was closed at its other end, OutputError if it fails otherwise."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
+    except OSError as error:
+        raise OutputError(f"results cannot be written ({error.strerror})", "free some space, or write elsewhere") from error
 
 
 def _is_visible(character: str) -> bool:

@@ -4,21 +4,22 @@ The region is drawn by `Region`, not by `rich.live`: that one loses count of its
 while it is shown, and leaves copies behind. Everything written goes through one `write` per update.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from arbitrage_cli.reporters import one_line, safe, wording
-from arbitrage_cli.runs import RunInfo, answer, problem_error
+from arbitrage_cli.reporters import one_line, safe, wording, write
+from arbitrage_cli.runs import RunInfo, answer
 from arbitrage_cli.summary import Tally, tally
 from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started, Writing, Wrote
 
 REDRAW_SECONDS = 0.08
 MAX_STREAM_LINES = 6
-MIN_ROWS_FOR_TALLY = 8
 INDENT = "     "
 
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
@@ -30,36 +31,50 @@ class Region:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
-        self._widths: list[int] = []  # cells of each line drawn
+        self._drawn: list[str] = []
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows of the terminal now."""
-        return max(self._console.width, 8), max(self._console.height, 2)
+        """Columns and rows of the terminal now. Asked of the terminal itself: COLUMNS and LINES may be out of date."""
+        try:
+            columns, rows = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            columns, rows = self._console.size
+        return max(columns, 8), max(rows, 2)
 
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
         """Print `above` for good, wrapped between words, and draw `lines` below it, each cut to one row."""
-        columns, rows = self.size
-        shown = [_cut(line, columns - 1) for line in lines[-(rows - 1) :]]
+        columns, rows = self._console.size = self.size
+        shown = [_cut(line, columns - 1) for line in lines[: rows - 1]]
         with self._console.capture() as capture:
             for text in above:
                 self._console.print(text)
             for index, line in enumerate(shown):
                 self._console.print(line, end="\n" if index < len(shown) - 1 else "")
-        hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._widths else "")
-        self._stream.write(hide + self._erase(columns) + capture.get() + show)
-        self._stream.flush()
-        self._widths = [line.cell_len for line in shown]
+        hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
+        write(self._stream, hide + self._erase(columns) + capture.get() + show)
+        self._drawn = [line.plain for line in shown]
 
     def _erase(self, columns: int) -> str:
         """Go up to where the region began, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.
 
         A terminal that got narrower has wrapped the region's lines since they were drawn.
         """
-        if not self._widths:
+        if not self._drawn:
             return ""
-        rows = sum(max(1, -(-width // columns)) for width in self._widths)
+        rows = sum(_num_rows(line, columns) for line in self._drawn)
         return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)
+
+
+def _num_rows(line: str, columns: int) -> int:
+    """Rows that a terminal needs for a line: it puts a wide character on the next row when half of it would not fit."""
+    rows, column = 1, 0
+    for character in line:
+        width = cell_len(character)
+        if column + width > columns:
+            rows, column = rows + 1, 0
+        column += width
+    return rows
 
 
 def _cut(line: Text, columns: int) -> Text:
@@ -123,8 +138,7 @@ class LiveDisplay:
 
     def result(self, text: str) -> None:
         self._draw([], urgent=True)
-        self._results.write(text + "\n")
-        self._results.flush()
+        write(self._results, text + "\n")
 
     def close(self) -> None:
         if self._writer and self._stream_text:
@@ -159,15 +173,16 @@ class LiveDisplay:
         self._writer, self._stream_text = None, ""
         self._num_finished += 1
         figures = tally(event.trace.decisions)
-        error, found = problem_error(event), answer(event.trace)
-        if error:
-            headline = Text(f"failed: {one_line(error[0])}", "bold red")
+        found, failure = answer(event.trace), wording.failure(event)
+        if failure:
+            self._above.append(Text(failure, "bold red"))
         else:
             headline = Text.assemble(("answer ", "bold"), (one_line(found) if found else "none in a box", "bold green"))
-        if wording.ending(event):
-            headline.append(f"  ({wording.ending(event)})", "yellow")
+            if wording.ending(event):
+                headline.append(f"  ({wording.ending(event)})", "yellow")
+            self._above.append(headline)
         facts = (wording.acceptance(figures), wording.tokens(figures), wording.speeds(figures))
-        self._above += [headline, Text("; ".join(filter(None, facts)), "dim")]
+        self._above.append(Text("; ".join(filter(None, facts)), "dim"))
         if self._run:
             self._above.append(Text(wording.time(event, figures, self._run), "dim"))
 
@@ -198,13 +213,12 @@ class LiveDisplay:
         is_reading = self._num_unread > 1 and not self._num_tokens
         doing = f"reading {self._num_unread} tokens" if is_reading else f"{self._num_tokens} tokens"
         head.append(f"  {doing}  {seconds:.1f} s", "dim")
-        below = _rows(self._tally_line(), columns, "dim") if rows > MIN_ROWS_FOR_TALLY else []
-        room = min(MAX_STREAM_LINES, max(0, rows - 2 - len(below)))
-        lines = [head]
-        if self._draft_text and room > 1:
-            lines += _last_rows(self._draft_text, columns, room // 2, "dim strike")
-        lines += _last_rows(self._stream_text, columns, room - len(lines) + 1, "")
-        return lines + below
+        room = max(0, rows - 2)  # below the head, and above the last row, which stays free
+        stream_room = min(MAX_STREAM_LINES, room)
+        draft_room = stream_room // 2 if self._draft_text else 0
+        body = _last_rows(self._draft_text, columns, draft_room, "dim strike")
+        body += _last_rows(self._stream_text, columns, stream_room - len(body), "")
+        return [head, *body, *_rows(self._tally_line(), columns, "dim")[: room - len(body)]]
 
     def _tally_line(self) -> str:
         if not self._figures.drafted_steps and not self._figures.target_steps:

@@ -6,8 +6,8 @@ One problem is told step by step; of many, one line each, unless asked for more.
 import time
 from typing import TextIO
 
-from arbitrage_cli.reporters import one_line, safe, wording
-from arbitrage_cli.runs import RunInfo, answer, problem_error
+from arbitrage_cli.reporters import one_line, safe, wording, write
+from arbitrage_cli.runs import RunInfo, answer
 from arbitrage_cli.summary import tally
 from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started
 
@@ -41,6 +41,9 @@ class PlainDisplay:
                 self._say(f"{wording.TOY_NOTICE} {wording.REAL_MODELS_HINT}")
 
     def handle(self, event: Event) -> None:
+        if isinstance(event, Finished) and wording.failure(event):
+            self._say(wording.failure(event))
+            return
         if not self._verbosity or self._run is None:
             return
         tells_steps = self._verbosity > 1 or self._run.num_problems == 1
@@ -55,11 +58,10 @@ class PlainDisplay:
         self._say(one_line(text))
 
     def result(self, text: str) -> None:
-        self._results.write(text + "\n")
-        self._results.flush()
+        write(self._results, text + "\n")
 
     def close(self) -> None:
-        self._stream.flush()
+        """Nothing is left to be undone."""
 
     def _say_decision(self, number: int, decision: Decision, run: RunInfo) -> None:
         kept, discarded = decision.kept, decision.discarded
@@ -79,9 +81,8 @@ class PlainDisplay:
     def _say_finished(self, finished: Finished, run: RunInfo) -> None:
         figures = tally(finished.trace.decisions)
         found = answer(finished.trace)
-        error = problem_error(finished)
         facts = [
-            f"failed: {error[0]}" if error else f"answer {found}" if found else "no boxed answer",
+            f"answer {found}" if found else "no boxed answer",
             wording.ending(finished),
             wording.acceptance(figures),
             wording.tokens(figures),
@@ -91,5 +92,4 @@ class PlainDisplay:
         self._say(f"problem {one_line(finished.trace.problem.id)}: " + one_line("; ".join(fact for fact in facts if fact)))
 
     def _say(self, line: str) -> None:
-        self._stream.write(safe(line).replace("\t", " ") + "\n")
-        self._stream.flush()
+        write(self._stream, safe(line).replace("\t", " ") + "\n")

@@ -4,7 +4,7 @@ Knows no terminal: plain text in, plain text out.
 """
 
 from arbitrage_cli.reporters import one_line
-from arbitrage_cli.runs import RunInfo
+from arbitrage_cli.runs import RunInfo, problem_error
 from arbitrage_cli.summary import Tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Step
 
@@ -70,6 +70,12 @@ def time(finished: Finished, figures: Tally, run: RunInfo) -> str:
     return (
         f"{took}; the target alone: about {alone:.2f} s, {alone / figures.seconds:.2f}x (estimate: same text at its speed)"
     )
+
+
+def failure(finished: Finished) -> str:
+    """What went wrong with a problem and what to do, in one line; empty if nothing did."""
+    error = problem_error(finished)
+    return one_line(f"problem {finished.trace.problem.id}: {'; '.join(filter(None, error))}") if error else ""
 
 
 def ending(finished: Finished) -> str:

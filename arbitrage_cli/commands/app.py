@@ -1,0 +1,53 @@
+"""The commands as one Typer application. Knows how help and usage errors look, not what a command does."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from arbitrage_cli import __version__
+from arbitrage_cli.commands import doctor, models, settings, solve
+from arbitrage_cli.commands.output import is_drawable
+
+
+def make_app() -> typer.Typer:
+    """The command line as a Typer application. Help and usage errors are plain text where nothing can be drawn."""
+    plain = not (is_drawable(sys.stdout) and is_drawable(sys.stderr))
+    app = typer.Typer(
+        name="arbitrage",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None if plain else "rich",
+    )
+    app.callback()(_root)
+    app.command("solve")(solve.solve)
+    app.add_typer(models.make_group(), name="models")
+    app.command("doctor")(doctor.doctor)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code. Errors of the program itself are raised."""
+    group = typer.main.get_group(make_app())
+    try:
+        group(args=list(arguments), prog_name="arbitrage", default_map=settings.default_map(group.commands))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return os.EX_OK
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"arbitrage {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Faster reasoning on your own machine: a fast draft model writes step by step, a strong target model steps in
+    where a router expects it to do better."""

@@ -1,0 +1,126 @@
+"""Names of models on the Hugging Face Hub, and which files of a repository they mean. Asks nobody, reads no file.
+
+What comes from the Hub is not trusted: a file's name must stay inside the folder that it is joined to.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+
+from arbitrage_cli.errors import HubError, UsageError
+
+DEFAULT_QUANT = "Q4_K_M"
+
+_REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_NAME = re.compile(rf"(?P<repo>{_REPO})(?::(?P<wanted>[^:@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_QUANT = re.compile(r"(?:UD-)?[A-Z]{1,5}\d\w*", re.ASCII | re.IGNORECASE)
+_QUANT_AT_END = re.compile(rf"(?:^|[-._])({_QUANT.pattern})$", re.ASCII | re.IGNORECASE)
+_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A model on the Hub: `wanted` is a quantization, or a file's name in the repository."""
+
+    repo: str
+    wanted: str = DEFAULT_QUANT
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"{self.repo}:{self.wanted}" + ("" if self.revision == "main" else f"@{self.revision}")
+
+    @property
+    def is_file(self) -> bool:
+        return self.wanted.lower().endswith(".gguf")
+
+
+def parse_name(source: str) -> HubName | None:
+    """`user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`; None for whatever looks like a path.
+
+    UsageError for a name of a repository with a part that cannot be.
+    """
+    found = _NAME.fullmatch(source)
+    if not found or ".." in found["repo"] or "--" in found["repo"] or found["repo"].lower().endswith(".gguf"):
+        return None
+    name = HubName(found["repo"], found["wanted"] or DEFAULT_QUANT, found["revision"] or "main")
+    if name.is_file:
+        _refuse_unsafe(name.wanted, UsageError)
+    elif not _QUANT.fullmatch(name.wanted):
+        raise UsageError(f"{source}: '{name.wanted}' is no quantization", "for example :Q4_K_M, or a file's name")
+    if ".." in name.revision or name.revision.startswith(("/", "-")) or name.revision.endswith("/"):
+        raise UsageError(f"{source}: '{name.revision}' is no revision", "give a branch, a tag or a commit after the @")
+    return name
+
+
+def matching(name: HubName, files: Sequence[str]) -> list[tuple[str, ...]]:
+    """The models among a repository's files that a name means, each as its parts in order."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for file in sorted(files):
+        part = _PART.fullmatch(file)
+        models.setdefault((part["stem"], part["total"]) if part else (file, ""), []).append(file)
+    if name.is_file:
+        return [tuple(model) for model in models.values() if name.wanted in model]
+    wanted = name.wanted.lower()
+    return [tuple(model) for model in models.values() if _has_quant(model[0], wanted)]
+
+
+def parts(file: str) -> tuple[str, ...]:
+    """Names of all parts of the model that a file belongs to, in order: the file alone unless the model is split."""
+    part = _PART.fullmatch(file)
+    if not part:
+        return (file,)
+    return tuple(f"{part['stem']}-{number:05}-of-{part['total']}.gguf" for number in range(1, int(part["total"]) + 1))
+
+
+def is_whole(model: Sequence[str]) -> bool:
+    """Whether all parts are there."""
+    return tuple(model) == parts(model[0])
+
+
+def ambiguous(name: HubName, models: Sequence[Sequence[str]]) -> HubError:
+    """The error for a name that means several models."""
+    files = ", ".join(model[0] for model in models)
+    return HubError(f"{name} could be any of {files}", f"name the file: {name.repo}:{models[0][0]}")
+
+
+def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
+    """The parts of the one model that is meant. HubError, with what there is, if it is none or several."""
+    models = matching(name, files)
+    if len(models) > 1:
+        raise ambiguous(name, models)
+    if not models:
+        raise HubError(f"{name.repo} has no {name.wanted}", _what_there_is(name, files))
+    if not is_whole(models[0]):
+        raise HubError(f"{name.repo} lacks parts of {models[0][0]}", "use another quantization of the model")
+    for file in models[0]:
+        _refuse_unsafe(file, HubError)
+    return models[0]
+
+
+def _what_there_is(name: HubName, files: Sequence[str]) -> str:
+    if not files:
+        return "it has no GGUF file at all: look for a repository whose name ends in -GGUF"
+    quants = {found[1] for found in map(_QUANT_AT_END.search, map(_stem, files)) if found}
+    return "it has " + ", ".join(sorted(files if name.is_file or not quants else quants))
+
+
+def _refuse_unsafe(file: str, error: type[UsageError | HubError]) -> None:
+    """A file's name must stay inside the folder that it is joined to, on every system."""
+    folders = file.split("/")
+    is_anchored = any(pure(name).anchor for pure in (PurePosixPath, PureWindowsPath) for name in (file, *folders))
+    if is_anchored or "\\" in file or not file.isprintable() or any(name in ("", ".", "..") for name in folders):
+        raise error(f"refused: '{file}' as the name of a file", "it could lead out of the cache folder")
+
+
+def _stem(file: str) -> str:
+    """A file's name without its folder, its number among several parts, and its ending."""
+    name = PurePosixPath(file).name
+    part = _PART.fullmatch(name)
+    return part["stem"] if part else PurePosixPath(name).stem
+
+
+def _has_quant(file: str, wanted: str) -> bool:
+    """`wanted` in small letters. The vision part of a model (mmproj) is no model of its own."""
+    stem = _stem(file).lower()
+    return not stem.startswith("mmproj") and re.search(rf"(?:^|[-._]){re.escape(wanted)}$", stem) is not None

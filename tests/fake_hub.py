@@ -1,0 +1,160 @@
+"""A Hugging Face Hub on loopback, with faults on request: what `model_info` and a download need of the real one.
+
+Files are served by a redirect to a second host name, as the real Hub sends its downloads to a CDN. Knows no test.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Failure:
+    """An answer in place of the right one."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+@dataclass
+class Request:
+    """A request as it came: `host` is api for the Hub itself, cdn for where it sends downloads."""
+
+    method: str
+    path: str
+    host: str
+    authorization: str | None
+    range: str | None
+
+
+class FakeHub:
+    """Repositories by name, each with its files. What it does wrong is set from outside while it runs."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.requests: list[Request] = []
+        self.url = self.cdn_url = ""
+        self.failure: Failure | None = None  # of every request to the Hub itself
+        self.cuts: list[int] = []  # each next download ends after so many bytes of its answer, as a broken connection does
+        self.corrupt = False  # right size, wrong bytes
+        self.ignores_ranges = False
+        self.publishes_sha256 = True
+        self.gate: threading.Event | None = None  # downloads wait for it halfway
+        self.is_halfway = threading.Event()
+
+    def downloads(self) -> list[Request]:
+        return [request for request in self.requests if request.host == "cdn" and request.method == "GET"]
+
+    def info(self, repo: str) -> dict[str, Any]:
+        siblings = []
+        for name, data in self.repos[repo].items():
+            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}  # noqa: S324
+            if self.publishes_sha256:
+                sibling["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
+            siblings.append(sibling)
+        return {"id": repo, "sha": COMMIT, "siblings": siblings}
+
+
+@contextmanager
+def running() -> Iterator[FakeHub]:
+    """A Hub that answers until the body ends."""
+    hub = FakeHub()
+
+    class Handler(_Handler):
+        served_hub = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    port = server.server_address[1]
+    hub.url, hub.cdn_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        if hub.gate:
+            hub.gate.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    served_hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Says nothing."""
+
+    def _answer(self) -> None:
+        hub, path = self.served_hub, unquote(urlsplit(self.path).path)
+        if path == "/api/agent-harnesses":  # huggingface_hub asks for it once a day, on its own account
+            return self._send(404, b"")
+        host = "cdn" if self.headers["Host"].startswith("localhost") else "api"
+        hub.requests.append(Request(self.command, path, host, self.headers["Authorization"], self.headers["Range"]))
+        if hub.failure and host == "api":
+            return self._send(hub.failure.status, hub.failure.body.encode(), hub.failure.headers)
+        if path.startswith("/api/models/"):
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            return self._send_info(repo, revision)
+        repo, _, rest = path.removeprefix("/").partition("/resolve/")
+        data = hub.repos.get(repo, {}).get(rest.partition("/")[2])
+        if data is None:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if host == "api":
+            sha256 = hashlib.sha256(data).hexdigest()
+            found = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data))}
+            return self._send(302, b"", found | {"Location": f"{hub.cdn_url}{self.path}"})
+        return self._send_file(bytes(byte ^ 1 for byte in data) if hub.corrupt else data)
+
+    def _send_info(self, repo: str, revision: str) -> None:
+        if repo not in self.served_hub.repos:
+            return self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
+        if revision not in ("", "main", COMMIT):
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        return self._send(200, json.dumps(self.served_hub.info(repo)).encode())
+
+    def _send_file(self, data: bytes) -> None:
+        hub, start, status = self.served_hub, 0, 200
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        wanted = self.headers["Range"]
+        if wanted and not hub.ignores_ranges:
+            start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        rest = data[start:]
+        half = len(rest) // 2
+        if hub.cuts:
+            return self._send(status, rest[: hub.cuts.pop(0)], headers, length=len(rest))
+        if hub.gate:
+            self._send(status, rest[:half], headers, length=len(rest))
+            hub.is_halfway.set()
+            hub.gate.wait(20)
+            self.close_connection = False
+            self.wfile.write(rest[half:])
+            return None
+        return self._send(status, rest, headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(length or len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            self.wfile.flush()
+        self.close_connection = length is not None and length != len(body)

@@ -1,0 +1,178 @@
+"""The flows, driven by hand: no model, no engine, only asks and steps."""
+
+import math
+from collections.abc import Iterable
+
+import pytest
+
+from arbitrage_cli.arbitrage import POLICIES, Ask, Flow, arbitrage, first_token_entropy, mean_surprise, single, uniform_draw
+from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
+
+
+def step(model: ModelRole, stop: StepStop = "separator", tokens: int = 1, evidence: Evidence | None = None) -> Step:
+    return Step(model, f"{model}\n\n", tokens, Cost(), stop, evidence)
+
+
+def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
+    return Trace(Problem(name, "question"), limits or Limits())
+
+
+def drive(flow: Flow, answers: Iterable[Step]) -> list[Ask]:
+    """Send each answer to the flow's next ask; returns the asks. All answers must be used, and the flow must end."""
+    asks = [next(flow)]
+    waiting = iter(answers)
+    for answer in waiting:
+        assert answer.model == asks[-1].model
+        try:
+            asks.append(flow.send(answer))
+        except StopIteration:
+            break
+    else:
+        pytest.fail("the flow wants more")
+    assert not list(waiting), "the flow ended too soon"
+    return asks
+
+
+def route(number: float, tau: float) -> tuple[Trace, list[Ask]]:
+    """One drafted step that ends the sequence, and the target's step if it is asked for one."""
+    trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
+    flow = arbitrage(trace, lambda _trace, _draft: number, tau)
+    return trace, drive(flow, [draft, target] if number > tau else [draft])
+
+
+@pytest.mark.parametrize(
+    ("number", "tau", "kept"),
+    [
+        (0.4, 0.5, "draft"),
+        (0.5, 0.5, "draft"),
+        (math.nextafter(0.5, 1), 0.5, "target"),
+        (1e9, math.inf, "draft"),
+        (math.inf, math.inf, "draft"),
+        (0.0, -1.0, "target"),
+        (-1.0, -math.inf, "target"),
+    ],
+)
+def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) -> None:
+    """A tie keeps the draft."""
+    trace, asks = route(number, tau)
+    assert trace.decisions[0].kept.model == kept
+    assert [ask.model for ask in asks] == (["draft"] if kept == "draft" else ["draft", "target"])
+
+
+def test_a_number_that_is_none_keeps_the_draft() -> None:
+    """NaN is not more than anything."""
+    trace, _ = route(math.nan, 0.5)
+    assert trace.decisions[0].verdict == "accept"
+
+
+def test_the_discarded_draft_stays_in_the_record() -> None:
+    """An escalation holds both steps, the number, and no advantage, which only an oracle knows."""
+    trace, asks = route(0.9, 0.5)
+    (decision,) = trace.decisions
+    assert (decision.kept, decision.discarded, decision.verdict) == (decision.target, decision.draft, "escalate")
+    assert (decision.probability, decision.advantage) == (0.9, None)
+    assert asks[1].proposal is decision.draft
+    assert trace.text == "target\n\n"
+
+
+def test_an_accepted_draft_has_no_target() -> None:
+    """Nothing was discarded, because the target was not asked."""
+    trace, asks = route(0.1, 0.5)
+    (decision,) = trace.decisions
+    assert (decision.target, decision.discarded, decision.verdict) == (None, None, "accept")
+    assert asks[0].proposal is None
+
+
+def test_the_router_sees_the_kept_steps_only() -> None:
+    """The trace that the router reads holds what was decided before, not the step in question."""
+    seen: list[tuple[int, str]] = []
+
+    def router(trace: Trace, draft: Step) -> float:
+        seen.append((len(trace.decisions), trace.text))
+        return float(len(trace.decisions) == 1)
+
+    answers = [step("draft"), step("draft"), step("target"), step("draft", "end")]
+    drive(arbitrage(new_trace(), router, 0.5), answers)
+    assert seen == [(0, ""), (1, "draft\n\n"), (2, "draft\n\ntarget\n\n")]
+
+
+def test_a_discarded_end_does_not_finish_the_solution() -> None:
+    """Only the kept step counts: the draft wanted to end, the target went on."""
+    trace = new_trace()
+    numbers = iter([1.0, 0.0])
+    drive(arbitrage(trace, lambda *_: next(numbers), 0.5), [step("draft", "end"), step("target"), step("draft", "end")])
+    assert (len(trace.decisions), trace.stop) == (2, "end")
+
+
+@pytest.mark.parametrize(
+    ("limits", "last", "stop"),
+    [
+        (Limits(max_steps=2), "separator", "max_steps"),
+        (Limits(max_tokens=6), "budget", "max_tokens"),
+        (Limits(max_tokens=5), "separator", "max_tokens"),
+        (Limits(), "context", "context"),
+        (Limits(max_steps=2, max_tokens=6), "end", "end"),
+    ],
+)
+def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
+    """End of sequence before limits; the flow asks for nothing more."""
+    trace = new_trace(limits)
+    drive(single(trace, "target"), [step("target", tokens=3), step("target", last, tokens=3)])
+    assert (trace.stop, trace.num_tokens) == (stop, 6)
+
+
+@pytest.mark.parametrize("model", ["draft", "target"])
+def test_one_model_alone(model: ModelRole) -> None:
+    """Nothing is compared, so there is no verdict; the step is recorded under the model that wrote it."""
+    trace = new_trace()
+    asks = drive(POLICIES[model].flow(trace, None, 0), [step(model), step(model, "end")])
+    assert {ask.model for ask in asks} == {model}
+    assert [decision.verdict for decision in trace.decisions] == [None, None]
+    assert [(decision.draft is None, decision.target is None) for decision in trace.decisions] == [
+        (model == "target", model == "draft")
+    ] * 2
+
+
+def test_numbers_of_the_evidence() -> None:
+    """The first token's entropy, and the negative mean of the log-probabilities."""
+    evidence = Evidence(log_probabilities=(-1.0, -3.0), entropies=(0.7, 5.0), margins=(0.1, 0.1))
+    assert first_token_entropy(new_trace(), step("draft", evidence=evidence)) == 0.7
+    assert mean_surprise(new_trace(), step("draft", evidence=evidence)) == 2.0
+
+
+@pytest.mark.parametrize("policy", ["entropy", "logprob"])
+def test_no_evidence_is_a_defect(policy: str) -> None:
+    """A router that needs evidence does not guess without."""
+    flow = POLICIES[policy].flow(new_trace(), None, 0)
+    next(flow)
+    with pytest.raises(ValueError, match="evidence"):
+        flow.send(step("draft"))
+
+
+def test_random_escalates_at_a_rate_of_one_minus_tau() -> None:
+    """Over many problems and steps, within sampling error."""
+    draw, tau = uniform_draw(3), 0.7
+    numbers = [draw(new_trace(name=str(index)), step("draft")) for index in range(4000)]
+    assert sum(number > tau for number in numbers) / len(numbers) == pytest.approx(0.3, abs=0.03)
+    assert all(0 <= number < 1 for number in numbers)
+
+
+def test_random_depends_on_seed_problem_and_step() -> None:
+    """Each of the three changes the draw, and nothing else does."""
+    trace, later = new_trace(), new_trace()
+    drive(single(later, "draft"), [step("draft", "end")])
+    draft = step("draft")
+    usual = uniform_draw(1)(trace, draft)
+    assert uniform_draw(1)(new_trace(), step("draft")) == usual
+    others = [uniform_draw(2)(trace, draft), uniform_draw(1)(new_trace(name="q"), draft), uniform_draw(1)(later, draft)]
+    assert len({usual, *others}) == 4
+
+
+def test_tau_is_the_policys_own_unless_given() -> None:
+    """A given 0 counts as given."""
+    evidence = Evidence(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
+    for tau, kept in ((None, "draft"), (0.0, "target")):
+        trace = new_trace()
+        answers = [step("draft", "end", evidence=evidence), step("target", "end")]
+        drive(POLICIES["entropy"].flow(trace, tau, 0), answers if kept == "target" else answers[:1])
+        assert trace.decisions[0].kept.model == kept

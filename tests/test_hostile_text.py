@@ -1,0 +1,226 @@
+"""Text of models and problems is data: no terminal obeys it, no markup swallows it, and none of it is taken for an answer."""
+
+import io
+import json
+import re
+
+import pyte
+import pytest
+from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_step, make_trace, scrollback, solve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.reporters import Display, one_line, safe
+from arbitrage_cli.reporters.live import REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.reporters.plain import PlainDisplay
+from arbitrage_cli.runs import RunInfo, to_json
+from arbitrage_cli.types import Decision, Started, Writing, Wrote
+
+HOSTILE = {
+    "window title": "\x1b]0;pwned\x07",
+    "clipboard": "\x1b]52;c;cm0gLXJmIC8=\x07",
+    "forged line": "\x1b[2K\rALL PASSED",
+    "C1 title": "\x9d0;pwned\x9c",
+    "C1 clear": "\x9b2J",
+    "hyperlink": "\x1b]8;;file:///etc/passwd\x1b\\x\x1b]8;;\x1b\\",
+    "right to left": "\u202eevil\u202c",
+    "isolates": "\u2066\u2069\u200f",
+    "backspace": "good\b\b\b\bevil",
+    "bell and NUL": "\x07\x00",
+    "line of its own": "a\x85b\x0bc\x0cd",
+    "delete": "a\x7fb",
+    "lone surrogate": "\ud800",
+}
+MARKUP = [
+    "[/INST]",
+    "x \\in [a,b]",
+    "\\[x = 1\\]",
+    "[link=file:///etc/passwd]x[/link]",
+    "[bold red]x",
+    ":smile:",
+    "\\[/]",
+    "[]",
+]
+
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+DRAWING = re.compile(r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\r\x1b\[2K(\x1b\[1A\x1b\[2K)*")  # all that the live view itself sends
+
+hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+markup = pytest.mark.parametrize("text", MARKUP)
+
+
+def make_run(text: str = "") -> RunInfo:
+    return RunInfo("entropy", "number", 1.0, 0.0, 0, {"draft": text}, {"draft": f"name {text}"})
+
+
+def show_everywhere(display: Display, text: str) -> None:
+    """Put the text wherever text of others can come in: names, problem, steps, errors, notes."""
+    display.loading("draft", f"file {text}", 1.0)
+    display.begin(make_run(text))
+    trace = make_trace(question=f"question {text}", identifier=f"id {text}")
+    display.handle(Started(trace))
+    display.handle(Writing(trace, "draft", 1))
+    display.handle(Wrote(trace, "draft", f"streamed {text}"))
+    display.handle(decide(trace, escalate(f"drafted {text}", f"written {text}")))
+    display.handle(decide(trace, accept(f"so \\boxed{{answer {text}}}", stop="end")))
+    display.handle(finish(trace))
+    display.note(f"note {text}")
+    display.handle(finish(make_trace(identifier=text), ProblemError(f"error {text}")))
+    display.close()
+
+
+def shown_plainly(text: str) -> str:
+    stream = io.StringIO()
+    show_everywhere(PlainDisplay(stream, io.StringIO(), verbosity=2), text)
+    return stream.getvalue()
+
+
+def shown_live(text: str) -> str:
+    """What the live view writes, with time for a redraw between any two events."""
+    stream, ticks = io.StringIO(), iter(range(1_000_000))
+    show_everywhere(LiveDisplay(stream, io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2), text)
+    return stream.getvalue()
+
+
+# --- nothing is obeyed
+
+
+@hostile
+def test_plain_view_passes_on_nothing_that_a_terminal_obeys(text: str) -> None:
+    """Plain lines hold no control character but the line feeds that end them, wherever hostile text comes in."""
+    shown = shown_plainly(text)
+    assert not OBEYED.search(shown)
+    for place in ("name", "question", "drafted", "written", "answer", "error", "note"):
+        assert place in shown
+
+
+@hostile
+def test_live_view_sends_its_own_sequences_only(text: str) -> None:
+    """All that is left of the live view's output, its own few sequences taken out, is harmless."""
+    shown = shown_live(text)
+    assert not OBEYED.search(DRAWING.sub("", shown))
+    for place in ("name", "question", "drafted", "written", "answer", "error", "note"):
+        assert place in shown
+
+
+@hostile
+def test_terminal_is_what_it_was(text: str) -> None:
+    """An emulated terminal that shows the live view keeps its title, and everything that was on it."""
+    screen = pyte.HistoryScreen(80, 24, history=10_000)
+    stream = pyte.Stream(screen)
+    stream.feed("before\r\n" + shown_live(text).replace("\n", "\r\n"))
+    assert screen.title == ""
+    assert scrollback(screen).startswith("before\n")
+
+
+@pytest.mark.parametrize("pieces", [("\x1b", "]0;pwned\x07"), ("\x1b]0;", "pwned", "\x07"), ("\x9d", "0;pwned\x9c")])
+def test_sequence_in_pieces_is_none(pieces: tuple[str, ...]) -> None:
+    """An escape sequence that comes token by token is taken apart like one that comes whole."""
+    stream, ticks = io.StringIO(), iter(range(1_000_000))
+    display = LiveDisplay(stream, io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2)
+    display.begin(make_run())
+    trace = make_trace()
+    display.handle(Started(trace))
+    display.handle(Writing(trace, "draft", 1))
+    for piece in pieces:
+        display.handle(Wrote(trace, "draft", piece))
+    assert not OBEYED.search(DRAWING.sub("", stream.getvalue()))
+
+
+@hostile
+def test_json_is_ascii_and_keeps_the_text(text: str) -> None:
+    """The JSON record has hostile text in full, escaped: one line of ASCII without a control character."""
+    trace = make_trace(accept(f"\\boxed{{{text}}}", stop="end"), question=text, identifier=text)
+    line = to_json(finish(trace), make_run(text))
+    assert line.isascii()
+    assert line.isprintable()
+    read = json.loads(line)
+    assert (read["id"], read["problem"], read["text"]) == (text, text, f"\\boxed{{{text}}}")
+
+
+@given(st.text())
+def test_safe_text_has_nothing_to_obey(text: str) -> None:
+    """Whatever goes in, `safe` gives printable text with line feeds and tabs; what was harmless stays as it was."""
+    made = safe(text)
+    assert not OBEYED.search(made)
+    assert safe(made) == made
+    assert made == OBEYED.sub("", text)
+
+
+@given(st.text())
+def test_one_line_is_one_line(text: str) -> None:
+    """`one_line` gives one line whatever the text, with no white space but single spaces."""
+    made = one_line(text)
+    assert len(made.splitlines()) <= 1
+    assert made == " ".join(made.split())
+
+
+@given(st.text(max_size=300))
+def test_both_views_survive_any_text(text: str) -> None:
+    """No text makes a view fail or pass on a control character."""
+    assert not OBEYED.search(shown_plainly(text))
+    assert not OBEYED.search(DRAWING.sub("", shown_live(text)))
+
+
+# --- nothing is swallowed
+
+
+@markup
+def test_markup_is_shown_as_it_stands(text: str) -> None:
+    """What looks like markup to a library for colours is ordinary text of a model or a problem."""
+    for shown in (shown_plainly(text), scrollback_of(shown_live(text))):
+        for place in ("name", "question", "drafted", "written", "note", "error"):
+            assert f"{place} {text}" in flat(shown)
+
+
+def scrollback_of(output: str) -> str:
+    screen = pyte.HistoryScreen(200, 50, history=10_000)
+    pyte.Stream(screen).feed(output.replace("\n", "\r\n"))
+    return scrollback(screen)
+
+
+# --- through the command line
+
+
+def test_hostile_problem_from_a_pipe_reaches_no_terminal() -> None:
+    """Problems full of escape sequences leave both streams of a piped run free of them, and are solved."""
+    problem = "1 + 1 " + "".join(HOSTILE.values()).replace("\x00", "")
+    result = solve("-v", stdin=json.dumps({"problem": problem, "id": problem}).encode() + b"\n")
+    assert result.code == 0, result.err
+    assert result.records[0]["answer"] == "2"
+    assert not OBEYED.search(result.out + result.err)
+
+
+def test_hostile_problem_in_a_terminal_changes_nothing() -> None:
+    """The same problem in the live view: no title, nothing forged at the start of a line, nothing swallowed."""
+    problem = "1 + 1 \x1b]0;pwned\x07 \x1b[2K\rALL PASSED [/INST] [link=file:///etc/passwd]x[/link]"
+    with Terminal("solve", *MODELS, problem) as terminal:
+        assert terminal.wait() == 0
+    assert terminal.screen.title == ""
+    assert not any(line.startswith("ALL PASSED") for line in terminal.text.splitlines())
+    assert "[/INST] [link=file:///etc/passwd]x[/link]" in flat(terminal.text)
+    assert not OBEYED.search(DRAWING.sub("", terminal.raw.decode()).replace("\r", ""))
+
+
+def test_hostile_problem_that_fails_is_told_harmlessly() -> None:
+    """An error about a problem with a hostile id is one line without a control character."""
+    line = json.dumps({"problem": "Who?", "id": "x\x1b]0;pwned\x07\r\ny"}).encode()
+    result = solve("-q", stdin=line)
+    assert len(result.err.splitlines()) == 1
+    assert not OBEYED.search(result.err)
+
+
+def test_box_in_the_problem_is_no_answer() -> None:
+    """A boxed number in the question is not taken for the answer: not where there is another, and not where there is none."""
+    right = solve("What is 1 + 1? \\boxed{42}", "--json", "-q").records[0]
+    assert right["answer"] == "2"
+    none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", "--max-steps", "1").records[0]
+    assert none["answer"] is None
+
+
+def test_box_in_a_rejected_draft_is_no_answer() -> None:
+    """What was thrown away does not answer."""
+    draft, target = make_step("draft", "\\boxed{42}", stop="end"), make_step("target", "I do not know.", stop="end")
+    trace = make_trace(Decision(target, draft=draft, target=target, probability=2.0))
+    assert json.loads(to_json(finish(trace), make_run()))["answer"] is None

@@ -1,0 +1,74 @@
+"""The laws on a real pair of models, where the environment names one: slow, so not part of the usual run.
+
+    ARBITRAGE_TEST_DRAFT=small.gguf ARBITRAGE_TEST_TARGET=large.gguf pytest tests/test_real_pair.py
+
+Laws 2 and 4 on three short problems, greedily. Kernels for one and for many tokens differ in the last bits, so a text may
+part from the other where the two likeliest tokens were all but equal; where they were not, it is a fault.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+
+import pytest
+from hash_language import ForgetfulEngine, Recording, events_of
+from test_laws import assert_same
+
+from arbitrage_cli.backends import Options
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.pairs import open_model
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.types import Event, Limits, ModelRole, Problem
+
+DRAFT, TARGET = (os.environ.get(f"ARBITRAGE_TEST_{role}") for role in ("DRAFT", "TARGET"))
+LIMITS = Limits(max_steps=3, max_tokens=48, max_step_tokens=24)
+PROBLEMS = [
+    Problem("sum", "What is 17 + 25?"),
+    Problem("apples", "Tom has 3 bags of 4 apples and eats 2 apples. How many are left?"),
+    Problem("square", "Solve x^2 = 49 for positive x."),
+]
+KERNEL_NOISE = 0.05  # nats: quantized weights and a KV cache of 16-bit floats
+
+pytestmark = pytest.mark.skipif(
+    not (DRAFT and TARGET), reason="ARBITRAGE_TEST_DRAFT and ARBITRAGE_TEST_TARGET name no pair of GGUF files"
+)
+
+Backends = dict[ModelRole, Recording]
+
+
+@pytest.fixture(scope="module")
+def backends() -> Iterator[Backends]:
+    opened: Backends = {}
+    sources: dict[ModelRole, str | None] = {"draft": DRAFT, "target": TARGET}
+    for role, source in sources.items():
+        opened[role] = Recording(open_model(str(source), Options(1024)))
+    yield opened
+    for backend in opened.values():
+        backend.close()
+
+
+def solve(backends: Backends, policy: str, tau: float | None = None, *, engine: type[Engine] = Engine) -> list[Event]:
+    engines = {role: engine(role, backend, Sampler(), keep_evidence=True) for role, backend in backends.items()}
+    return events_of(engines, PROBLEMS, policy, tau, limits=LIMITS)
+
+
+def assert_near(some: Iterable[Event], others: Iterable[Event]) -> None:
+    assert_same(some, others, near_tie=KERNEL_NOISE, may_part=len(PROBLEMS))
+
+
+def test_infinite_tau_is_the_draft_alone(backends: Backends) -> None:
+    """Law 2, and the target reads nothing."""
+    del backends["target"].calls[:]
+    routed = solve(backends, "entropy", math.inf)
+    assert backends["target"].count("read") + backends["target"].count("decode") == 0
+    assert_near(routed, solve(backends, "draft"))
+
+
+def test_negative_tau_is_the_target_alone(backends: Backends) -> None:
+    """Law 2, at its other end."""
+    assert_near(solve(backends, "entropy", -1.0), solve(backends, "target"))
+
+
+def test_the_cache_is_invisible(backends: Backends) -> None:
+    """Law 4, with steps of both models in every solution."""
+    assert_near(solve(backends, "random", 0.5), solve(backends, "random", 0.5, engine=ForgetfulEngine))
