@@ -106,16 +106,16 @@ class ChatPrompt:
         user = {"role": "user", "content": question}
         system = {"role": "system", "content": instructions}
         joined = {"role": "user", "content": f"{instructions}\n\n{question}"}
+        reason = "it does not show the user's message exactly once"
         for messages in ([system, user], [joined]) if has_instructions else ([user],):
             try:
                 layout = _render(template, messages, variables)
-            except _RoleRefusedError:
+            except _RoleRefusedError as refusal:
+                reason = f"it refuses the messages ({refusal})"
                 continue
             if all(layout.count(slot) == 1 for message in messages for slot in _slots_in(message, self._slots)):
                 return layout
-        raise TemplateError(
-            "the model's chat template does not show the user's message exactly once", "use another GGUF of this model"
-        )
+        raise _broken(reason)
 
 
 class _RoleRefusedError(Exception):
@@ -185,7 +185,7 @@ def _render(template: str, messages: list[dict[str, str]], variables: Mapping[st
 
 
 def _broken(reason: str) -> TemplateError:
-    return TemplateError(f"the model's chat template cannot be rendered: {reason}", "use another GGUF of this model")
+    return TemplateError(f"the model's chat template cannot be used: {reason}", "use another GGUF of this model")
 
 
 def _sandbox() -> Any:

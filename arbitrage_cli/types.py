@@ -74,7 +74,7 @@ class Cost:
     @property
     def tokens_per_second(self) -> float | None:
         """Decoding speed, prefill left out; None before anything was decoded."""
-        return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else None
+        return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

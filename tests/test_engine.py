@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from hash_language import HashBackend, Recording, events_of
 
 from arbitrage_cli.arbitrage import POLICIES
-from arbitrage_cli.backends import Backend, Options, Output
+from arbitrage_cli.backends import Backend, Floats, Options, Output
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, Script, ScriptedBackend
 from arbitrage_cli.engine import Engine
@@ -199,6 +200,31 @@ def test_slots_do_not_mix() -> None:
         alone = Engine("draft", HashBackend(), Sampler(), instructions="")
         alone.open(0, trace.problem)
         assert steps[slot].text == write(alone, trace).text
+
+
+class Listening(Sampler):
+    """Notes for which positions tokens are drawn."""
+
+    positions: ClassVar[list[int]] = []
+
+    def choose(self, logits: Floats, problem_id: str, position: int) -> int:
+        assert problem_id == PROBLEM.id
+        self.positions.append(position)
+        return super().choose(logits, problem_id, position)
+
+
+def test_every_token_is_drawn_for_its_own_position() -> None:
+    """The number of tokens before it in the text, prompt and kept steps; a discarded step uses up no positions."""
+    engine, trace = Engine("draft", HashBackend(), Listening(), instructions=""), new_trace()
+    engine.open(0, PROBLEM)
+    prompt, expected = engine.start(0, trace), list[int]()
+    Listening.positions.clear()
+    for kept in (False, True, False, True):
+        step, before = write(engine, trace), prompt + trace.num_tokens
+        expected += range(before, before + step.num_tokens)
+        if kept:
+            keep(trace, step)
+    assert Listening.positions == expected
 
 
 # --- where a step ends

@@ -1,5 +1,7 @@
 """From a problem to a prompt: templates of every kind, hostile ones among them, and text that must stay text."""
 
+import mmap
+import signal
 import threading
 import time
 import tracemalloc
@@ -236,7 +238,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_a_template_that_wants_too_much_is_stopped(hostile: str) -> None:
     """Time, memory, output, recursion and huge numbers are bounded."""
-    with pytest.raises(TemplateError, match="cannot be rendered"):
+    with pytest.raises(TemplateError, match="cannot be used"):
         ChatPrompt(SHOWS_USER + hostile, [])
 
 
@@ -270,14 +272,12 @@ def test_a_template_cannot_reach_the_machine(attempt: str, tmp_path: Path, monke
 
 
 def test_limits_are_lifted_afterwards() -> None:
-    """After a template that ran out of memory the process has its old bounds, and no alarm is left."""
-    resource = pytest.importorskip("resource")
-    signal = pytest.importorskip("signal")
-    before = resource.getrlimit(resource.RLIMIT_AS)
+    """After a template that ran out of memory the process may take more than it was allowed, and no alarm is left."""
     with pytest.raises(TemplateError, match="MB"):
         ChatPrompt(SHOWS_USER + "{{ 'A' * 10**10 }}", [])
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    mmap.mmap(-1, 4 * prompts.MAX_RENDER_BYTES).close()  # reserved, never touched
+    if hasattr(signal, "getitimer"):
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_prompts_work_off_the_main_thread() -> None:

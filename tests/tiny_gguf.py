@@ -58,13 +58,13 @@ def write_spm(path: Path) -> Path:
     special = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
     markers = {"[INST]": TokenType.USER_DEFINED, "[/INST]": TokenType.USER_DEFINED}
     byte_tokens = {f"<0x{value:02X}>": TokenType.BYTE for value in range(256)}
-    words = ["▁", *LETTERS[1:], *".,0123456789", "▁t", "th", "▁the", "he"]
+    words = ["▁", *LETTERS[1:], *".,0123456789", "\n\n", "▁t", "th", "▁the", "he"]
     normal = dict.fromkeys(words, TokenType.NORMAL)
     types = {**special, **byte_tokens, **normal, **markers}
     tokens = list(types)
     biases = np.full(len(tokens), -80.0, np.float32)
     biases[[tokens.index(word) for word in ("▁", *LETTERS[1:], "▁t", "th")]] = 0.0
-    biases[[tokens.index("<0x0A>"), tokens.index("</s>")]] = 1.0, -0.5
+    biases[[tokens.index("\n\n"), tokens.index("</s>")]] = 1.0, -0.5
     writer = _llama(path, "tiny sentencepiece", width=32, biases=biases, seed=3)
     _vocabulary(writer, "llama", tokens, list(types.values()), end=2, begin=1, template=INST)
     writer.add_token_scores([0.0] * (len(tokens) - 4 - len(markers)) + [-1.0, -2.0, -3.0, -4.0] + [0.0] * len(markers))

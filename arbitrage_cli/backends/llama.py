@@ -309,10 +309,12 @@ class LlamaBackend:
             room = -found
 
     def _tokenize_continuation(self, text: str) -> list[int]:
-        """SentencePiece puts a space before every text it is given: hide it behind a line break, and cut both off."""
-        guard = "." if text.startswith("\n") else "\n"
-        head, tokens = self._tokenize(guard), self._tokenize(guard + text)
-        return tokens[len(head) :] if tokens[: len(head)] == head else self._tokenize(text)
+        """SentencePiece puts a space before every text it is given: hide it behind a character, and cut both off."""
+        for guard in "\n.0":
+            head, tokens = self._tokenize(guard), self._tokenize(guard + text)
+            if tokens[: len(head)] == head:  # else the text merged with the guard
+                return tokens[len(head) :]
+        raise ComputeError(f"{self._path.name}: its vocabulary cannot go on with {text[:20]!r}", "please report this")
 
     @functools.cached_property
     def _pieces(self) -> Callable[[int], bytes]:

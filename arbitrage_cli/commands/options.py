@@ -1,5 +1,6 @@
 """Options that several commands share, each with its environment variable. Knows no command."""
 
+import math
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,6 +12,13 @@ from arbitrage_cli.types import Limits
 _MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampling", "Machine", "Output"
 DEFAULTS = Limits()
 _DEFAULT_TAUS = ", ".join(f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau)
+
+
+def _a_number(value: float | None) -> float | None:
+    """Refuses NaN: no number is above it, so it would silently mean never."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 class KvType(StrEnum):
@@ -73,6 +81,7 @@ Tau = Annotated[
     float | None,
     typer.Option(
         envvar="ARBITRAGE_TAU",
+        callback=_a_number,
         help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always. "
         f"Untuned defaults: {_DEFAULT_TAUS}.",
         rich_help_panel=_MODELS,
@@ -92,12 +101,17 @@ MaxStepTokens = Annotated[
     int, typer.Option(envvar="ARBITRAGE_MAX_STEP_TOKENS", min=1, help="Tokens of one step.", rich_help_panel=_SAMPLING)
 ]
 Temperature = Annotated[
-    float, typer.Option(envvar="ARBITRAGE_TEMPERATURE", min=0.0, max=10.0, help="0 is greedy.", rich_help_panel=_SAMPLING)
+    float,
+    typer.Option(envvar="ARBITRAGE_TEMPERATURE", min=0.0, max=10.0, help="0 is greedy.", rich_help_panel=_SAMPLING),
 ]
 TopP = Annotated[
     float,
     typer.Option(
-        envvar="ARBITRAGE_TOP_P", min=0.0, max=1.0, help="Sample from this share of the mass.", rich_help_panel=_SAMPLING
+        envvar="ARBITRAGE_TOP_P",
+        min=0.0,
+        max=1.0,
+        help="Sample from this share of the mass.",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 Seed = Annotated[

@@ -1,7 +1,6 @@
 """`arbitrage solve`: one problem, or many, shared between a draft and a target."""
 
 import contextlib
-import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -100,8 +99,6 @@ def _policy(name: str) -> Policy:
 
 
 def _threshold(policy: Policy, tau: float | None) -> float | None:
-    if tau is not None and math.isnan(tau):
-        raise UsageError("--tau is not a number", "give a number, or inf")
     if policy.default_tau is None:
         return None
     return policy.default_tau if tau is None else tau
