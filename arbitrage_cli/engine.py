@@ -18,7 +18,8 @@ from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
 
-MEASURED_TOKENS = 4
+MEASURED_TOKENS = 4  # decoded by `measure`
+ENOUGH_TOKENS = 16  # to know a model's speed from one trace
 
 
 @dataclass(slots=True)
@@ -146,14 +147,18 @@ class Engine:
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         """Estimate of this model's time for the whole text of `trace`, had it written it alone: nothing is run for it.
 
-        Prompt tokens at the measured cost of reading, text tokens at that of decoding. None if nothing was decoded yet.
+        Prompt tokens at the measured cost of reading, text tokens at that of decoding: as measured in this trace if the
+        model wrote enough of it, since a machine's speed changes, else in the whole run. None if it decoded nothing yet.
         """
-        per_token = self._spent.tokens_per_second
-        if per_token is None:
+        written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
+        own = sum((step.cost for step in written if step.model == self._role), Cost())
+        measured = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
+        per_second = measured.tokens_per_second
+        if per_second is None:
             return None
         num_tokens = sum(len(self._step_ids(decision.kept.text)) for decision in trace.decisions) + 1
-        reading = self._spent.prefill_seconds / self._spent.prefill_tokens if self._spent.prefill_tokens else 0.0
-        return len(self._sequences[slot].prompt) * reading + num_tokens / per_token
+        reading = measured.prefill_seconds / measured.prefill_tokens if measured.prefill_tokens else 0.0
+        return len(self._sequences[slot].prompt) * reading + num_tokens / per_second
 
     def measure(self) -> None:
         """Time the reading of a short prompt and a few tokens of decoding, so that speeds are known before any problem."""

@@ -411,6 +411,27 @@ def test_time_of_the_target_alone() -> None:
     assert engine.seconds_alone(0, trace) == pytest.approx(prompt * a_prompt_token + (4 + 3 + 1) * a_text_token)
 
 
+def test_time_of_the_target_alone_is_measured_in_the_same_trace() -> None:
+    """A machine that was slow for another problem says nothing about this one, if this one has enough tokens of its own."""
+    now, pace = [0.0], [100.0]
+
+    def clock() -> float:
+        now[0] += pace[0]
+        return now[0]
+
+    engine = Engine("target", scripted(recite("a step of many tokens.\n\n")), Sampler(), clock=clock)
+    estimates: list[float] = []
+    for seconds_a_look in (100.0, 1.0):
+        pace[0] = seconds_a_look
+        trace = new_trace()
+        engine.open(0, PROBLEM)
+        step = write(engine, trace)
+        trace.add(Decision(kept=step, target=step))
+        estimates.append(engine.seconds_alone(0, trace) or 0.0)
+        engine.close(0)
+    assert estimates[0] == pytest.approx(100 * estimates[1])
+
+
 def test_a_target_that_ends_at_once_has_an_estimate() -> None:
     """However little was decoded."""
     engine = Engine("target", scripted(recite("")), Sampler(), instructions="")
