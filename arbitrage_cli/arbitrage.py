@@ -22,15 +22,10 @@ from arbitrage_cli.types import Decision, Evidence, ModelRole, Step, Trace
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A wish of a flow: `model` shall write the next step of `trace`.
-
-    `proposal` is a rejected draft of the same step. An engine may use it to get to its own text sooner, never to
-    write another text.
-    """
+    """A wish of a flow: `model` shall write the next step of `trace`."""
 
     model: ModelRole
     trace: Trace
-    proposal: Step | None = None
 
 
 Flow = Generator[Ask, Step, None]
@@ -49,7 +44,7 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
         draft = yield Ask("draft", trace)
         number = router(trace, draft)
         if number > tau:  # escalate
-            target = yield Ask("target", trace, proposal=draft)
+            target = yield Ask("target", trace)
             trace.add(Decision(kept=target, draft=draft, target=target, probability=number))
         else:  # accept
             trace.add(Decision(kept=draft, draft=draft, probability=number))
@@ -74,10 +69,10 @@ def mean_surprise(trace: Trace, draft: Step) -> float:
 
 
 def uniform_draw(seed: int) -> Router:
-    """Escalation at random, at a rate of 1 - tau: what any router must beat. The draw depends on seed, problem and step."""
+    """Escalation at random, at a rate of 1 - tau: what any router must beat. The draw depends on seed, question and step."""
 
     def draw(trace: Trace, draft: Step) -> float:
-        key = f"{seed}/{trace.problem.id}/{len(trace.decisions)}"
+        key = f"{seed}/{trace.problem.question}/{len(trace.decisions)}"
         return random.Random(key.encode("utf-8", "surrogatepass")).random()
 
     return draw
@@ -91,31 +86,40 @@ def _evidence(step: Step) -> Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A named way of sharing the steps. `number` says what is compared with tau; None where nothing is."""
+    """A named way of sharing the steps. Without a router the first of `models` alone writes them all.
+
+    `number` says what the router compares with tau, `make_router` takes the seed, and `reads_evidence` tells whether the
+    draft has to keep its evidence.
+    """
 
     name: str
     models: tuple[ModelRole, ...]
-    flow: Callable[[Trace, float | None, int], Flow]  # (trace, tau, seed)
-    number: str | None = None
+    number: str = ""
     default_tau: float | None = None
+    make_router: Callable[[int], Router] | None = None
+    reads_evidence: bool = False
+
+    def flow(self, trace: Trace, tau: float | None, seed: int) -> Flow:
+        """The flow that solves `trace`. A policy with a router needs a tau; the others do not read it."""
+        if self.make_router is None:
+            return single(trace, self.models[0])
+        if tau is None:
+            raise ValueError(f"policy {self.name} needs a tau")
+        return arbitrage(trace, self.make_router(seed), tau)
 
 
-def _routed(name: str, number: str, default_tau: float, router: Callable[[int], Router]) -> Policy:
-    def flow(trace: Trace, tau: float | None, seed: int) -> Flow:
-        return arbitrage(trace, router(seed), default_tau if tau is None else tau)
-
-    return Policy(name, ("draft", "target"), flow, number, default_tau)
-
+_BOTH: tuple[ModelRole, ...] = ("draft", "target")
+_ENTROPY, _SURPRISE = "entropy of the step's first token (nats)", "negative mean log-probability (nats/token)"
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         policy.name: policy
         for policy in (
-            _routed("entropy", "entropy of the step's first token (nats)", 1.0, lambda _: first_token_entropy),
-            _routed("logprob", "negative mean log-probability (nats/token)", 0.3, lambda _: mean_surprise),
-            _routed("random", "uniform draw", 0.7, uniform_draw),
-            Policy("draft", ("draft",), lambda trace, tau, seed: single(trace, "draft")),
-            Policy("target", ("target",), lambda trace, tau, seed: single(trace, "target")),
+            Policy("entropy", _BOTH, _ENTROPY, 1.0, lambda seed: first_token_entropy, reads_evidence=True),
+            Policy("logprob", _BOTH, _SURPRISE, 0.3, lambda seed: mean_surprise, reads_evidence=True),
+            Policy("random", _BOTH, "uniform draw", 0.7, uniform_draw),
+            Policy("draft", ("draft",)),
+            Policy("target", ("target",)),
         )
     }
 )

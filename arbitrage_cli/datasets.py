@@ -6,6 +6,7 @@ instead of failing, so that the others can go on. Knows no model and no file nam
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from arbitrage_cli.types import Problem
 
 MAX_LINE_BYTES = 1 << 20
+_BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # a set, as in {1, 2, 3}, does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class _UnusableError(ValueError):
 
 
 def read_problems(stream: BinaryIO) -> Iterator[Problem | BadLine]:
-    """The problems of a stream of UTF-8 text. JSONL if the first line that is not blank begins with `{`, else plain text.
+    """The problems of a stream of UTF-8 text. JSONL if the first line that is not blank begins a JSON object, else plain text.
 
     A JSON object has its question under `problem` or `question`, and may have an `id` or `unique_id`; a problem without
     one is called after its line's number. Blank lines are skipped.
@@ -43,7 +45,7 @@ def read_problems(stream: BinaryIO) -> Iterator[Problem | BadLine]:
                 if _is_json_list(text):
                     yield BadLine(number, "this looks like a JSON list; give one JSON object a line instead")
                     return
-                is_jsonl = text.startswith("{")
+                is_jsonl = _BEGINS_OBJECT.match(text) is not None
             yield _from_json(text, number) if is_jsonl else make_problem(text, str(number))
         except _UnusableError as error:
             yield BadLine(number, str(error))
@@ -97,5 +99,8 @@ def _from_json(text: str, number: int) -> Problem:
     question = next((row[key] for key in ("problem", "question") if isinstance(row.get(key), str)), None)
     if question is None:
         raise _UnusableError('no text under "problem" or "question"')
-    identifiers = (row[key] for key in ("id", "unique_id") if type(row.get(key)) in (str, int))  # true is no name
+    names = (row.get(key) for key in ("id", "unique_id"))
+    identifiers = (
+        name for name in names if type(name) is int or (isinstance(name, str) and name.strip())
+    )  # true is no name
     return make_problem(question, str(next(identifiers, number)))

@@ -18,6 +18,7 @@ from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
 
+READ_TOKENS = 128  # at once: a reader who waits sees that it goes on
 MEASURED_TOKENS = 4  # decoded by `measure`
 ENOUGH_TOKENS = 16  # to know a model's speed from one trace
 
@@ -48,10 +49,11 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one tick did for one slot: characters added, the step if it is finished, or why it cannot be."""
+    """What one tick did for one slot: tokens still to be read, or else characters added, and the step or why there is none."""
 
     slot: int
     text: str = ""
+    num_unread: int = 0
     step: Step | None = None
     error: ProblemError | None = None
 
@@ -163,6 +165,8 @@ class Engine:
     def measure(self) -> None:
         """Time the reading of a short prompt and a few tokens of decoding, so that speeds are known before any problem."""
         *prompt, token = self._prompt_ids("1 + 1")
+        if len(prompt) + MEASURED_TOKENS >= self._context_size:
+            return  # nor will any problem fit, and each of them says so
         began = self._clock()
         self._backend.read(0, 0, prompt)
         read = self._clock()
@@ -186,19 +190,19 @@ class Engine:
             return [Progress(slots[0], error=error)]
 
     def _read(self, slots: list[int]) -> list[Progress]:
-        """Read what one slot has unread, all but the last token: `_decode` takes that, and gives the output after it.
+        """Read some of what one slot has unread, never the last token: `_decode` takes that, and gives the output after it.
 
         So whatever was read before, and whether evidence is kept or not, a step's tokens are computed in the same way.
         """
         (slot,) = slots
         job, sequence = self._jobs[slot], self._sequences[slot]
-        *tokens, last = job.unread
+        tokens = job.unread[: min(READ_TOKENS, len(job.unread) - 1)]
         began = self._clock()
         self._backend.read(slot, len(sequence.held), tokens)
         sequence.held += tokens
-        job.unread = [last]
+        del job.unread[: len(tokens)]
         job.cost += Cost(prefill_tokens=len(tokens), prefill_seconds=self._clock() - began)
-        return []
+        return [Progress(slot, num_unread=len(job.unread))]
 
     def _decode(self, slots: list[int]) -> list[Progress]:
         """Decode one token of each slot in one batch, and draw the next."""
@@ -214,11 +218,11 @@ class Engine:
         share = (self._clock() - began) / len(slots)
         for job, _ in pairs:
             job.cost += Cost(decode_tokens=1, decode_seconds=share)
-        return [Progress(slot, text, self._finish_step(slot)) for slot, text in zip(slots, texts, strict=True)]
+        return [Progress(slot, text, step=self._finish_step(slot)) for slot, text in zip(slots, texts, strict=True)]
 
     def _draw(self, job: _Job, sequence: _Sequence, logits: Floats, hidden: Floats | None) -> str:
         """Draw the next token from `logits` (n_vocab,), and note why the step ends with it if it does; returns its text."""
-        token = self._sampler.choose(logits, sequence.problem.id, len(sequence.held))
+        token = self._sampler.choose(logits, sequence.problem.question, len(sequence.held))
         job.tokens.append(token)
         job.unread = [token]
         if job.recorder:
@@ -231,7 +235,7 @@ class Engine:
             job.stop = "separator"
         elif len(sequence.held) + 1 >= self._context_size:
             job.stop = "context"
-        elif len(job.tokens) >= job.max_tokens:
+        elif len(job.tokens) >= job.max_tokens and not job.text.is_inside_character:
             job.stop = "budget"
         return text
 

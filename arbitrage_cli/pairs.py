@@ -68,7 +68,7 @@ def local_files(source: str) -> tuple[Path, ...]:
 def find_files(source: str, *, offline: bool = False, watch: hub.Watch | None = None) -> tuple[Path, ...]:
     """The model's files, fetched from the Hub if need be and checked; `watch` is told how far that is.
 
-    None for a demo model; a path is given back as it is, whatever is there. Errors: HubError, ModelFileError, UsageError.
+    Empty for a demo model; a path is given back as it is, whatever is there. Errors: HubError, ModelFileError, UsageError.
     """
     name = hub_name(source)
     if name:

@@ -25,6 +25,7 @@ class RunInfo:
     seed: int
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # as the user named them
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # as the files describe themselves
+    settings: Mapping[str, Any] = field(default_factory=dict)  # whatever else the text depends on
     is_toy: bool = False  # the scripted demo models
     num_problems: int | None = None  # None: not known beforehand
 
@@ -56,6 +57,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "probability_is": run.number,
         "temperature": run.temperature,
         "seed": run.seed,
+        "settings": dict(run.settings),
         "draft": run.models.get("draft"),
         "target": run.models.get("target"),
         "models": dict(run.descriptions),

@@ -1,6 +1,6 @@
 """From logits to a token: greedy, or temperature and top-p with one reproducible draw per position.
 
-Knows no model and keeps no state: the draw for a position is a function of (seed, problem, position), so a token does
+Knows no model and keeps no state: the draw for a position is a function of (seed, question, position), so a token does
 not depend on what was written and thrown away before it, on other problems in flight, or on an interruption.
 """
 
@@ -27,8 +27,8 @@ class Sampler:
     top_p: float = 1.0
     seed: int = 0
 
-    def choose(self, logits: Logits, problem_id: str, position: int) -> int:
-        """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of one problem's text.
+    def choose(self, logits: Logits, question: str, position: int) -> int:
+        """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of a question's solution.
 
         ComputeError if the likeliest logit is not a finite number: what a broken model file computes.
         """
@@ -39,10 +39,10 @@ class Sampler:
             return likeliest
         candidates = np.flatnonzero(logits >= logits[likeliest] - TAIL * self.temperature)
         scaled = (logits[candidates].astype(np.float64) - float(logits[likeliest])) / self.temperature
-        return int(candidates[_inverse_cdf(scaled, self.top_p, self._uniform(problem_id, position))])
+        return int(candidates[_inverse_cdf(scaled, self.top_p, self._uniform(question, position))])
 
-    def _uniform(self, problem_id: str, position: int) -> float:
-        key = f"{self.seed}/{problem_id}/{position}".encode("utf-8", "surrogatepass")
+    def _uniform(self, question: str, position: int) -> float:
+        key = f"{self.seed}/{question}/{position}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()) / 2**56
 
 

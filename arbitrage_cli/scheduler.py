@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Problem, Started, Step, Trace, Writing, Wrote
 
 
@@ -44,7 +44,8 @@ class Scheduler:
     def run(self, problems: Iterable[Problem]) -> Generator[Event, None, None]:
         """Solve all problems, taking each from the iterable when there is a free slot for it.
 
-        A ProblemError ends its problem, as the `error` of `Finished`; any other error ends the run.
+        A ProblemError ends its problem, as the `error` of `Finished`. Any other error ends the run, after the problems in
+        flight were told as finished with it, so that their steps are not lost.
         """
         waiting = iter(problems)
         exhausted = False
@@ -59,6 +60,10 @@ class Scheduler:
                 if not self._in_flight:
                     return
                 yield from self._tick()
+        except ArbitrageError as error:
+            for flight in list(self._in_flight.values()):
+                yield self._finish(flight, error)
+            raise
         finally:
             for flight in list(self._in_flight.values()):
                 self._release(flight)
@@ -85,6 +90,9 @@ class Scheduler:
                 if progress.error is not None:
                     yield self._finish(flight, progress.error)
                     continue
+                if progress.num_unread:
+                    yield Writing(flight.trace, role, progress.num_unread)
+                    continue
                 yield Wrote(flight.trace, role, progress.text)
                 if progress.step is not None:
                     yield from self._resume(flight, progress.step)
@@ -110,7 +118,7 @@ class Scheduler:
             yield Decided(flight.trace, decision)
         flight.num_told = len(flight.trace.decisions)
 
-    def _finish(self, flight: _InFlight, error: ProblemError | None) -> Finished:
+    def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         target = self._engines.get("target")
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
         self._release(flight)
@@ -119,7 +127,7 @@ class Scheduler:
     def _release(self, flight: _InFlight) -> None:
         flight.flow.close()
         for engine in self._engines.values():
-            with suppress(ProblemError):
+            with suppress(ArbitrageError):  # of a model that has failed; what ended the run is told already
                 engine.close(flight.slot)
         del self._in_flight[flight.slot]
         self._free.append(flight.slot)

@@ -8,6 +8,7 @@ in many). Knows no vocabulary and no model: bytes in, characters out.
 import codecs
 
 SEPARATOR = "\n\n"
+MAX_CHARACTER_BYTES = 4  # in UTF-8
 
 
 class StepText:
@@ -32,6 +33,11 @@ class StepText:
             self._parts.append(text)
             self._look_for_separator(text)
         return text
+
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether bytes of a character are still missing: a bad place to stop, at most three tokens long."""
+        return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
     def finish(self) -> str:
         """The whole text. Bytes of a character that never became complete turn into U+FFFD."""

@@ -19,11 +19,10 @@ TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question. `gold` is the known answer, where the data has one."""
+    """One question, and what its results are called by."""
 
     id: str
     question: str
-    gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +101,12 @@ class Decision:
 
     `probability` is what was compared with tau: the router's P(the target's step is better), or, for a router without
     a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw).
-    `advantage` is the true gain of the target's step over the draft's, known to the oracle alone.
     """
 
     kept: Step
     draft: Step | None = None
     target: Step | None = None
     probability: float | None = None
-    advantage: float | None = None
 
     @property
     def discarded(self) -> Step | None:
@@ -169,7 +166,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """A model begins the next step of a trace, after reading `num_unread` tokens that it has not seen."""
+    """A model is about to write the next step of a trace, when it has read `num_unread` tokens that it has not seen.
+
+    Told anew while it reads a long text.
+    """
 
     trace: Trace
     model: ModelRole
@@ -178,7 +178,7 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """A model added `text` (possibly empty) to the step it is writing: one token."""
+    """A model added one token to the step it is writing. `text` is empty where it ends the step or only begins a character."""
 
     trace: Trace
     model: ModelRole

@@ -211,6 +211,7 @@ def events_of(
 ) -> list[Event]:
     """Everything that happens while the problems are solved."""
     chosen = POLICIES[policy]
+    tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
     scheduler = Scheduler(used, lambda trace: chosen.flow(trace, tau, seed), limits, concurrency=concurrency)
     return list(scheduler.run(problems))

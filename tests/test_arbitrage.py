@@ -14,7 +14,7 @@ def step(model: ModelRole, stop: StepStop = "separator", tokens: int = 1, eviden
 
 
 def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
-    return Trace(Problem(name, "question"), limits or Limits())
+    return Trace(Problem(name, f"question {name}"), limits or Limits())
 
 
 def drive(flow: Flow, answers: Iterable[Step]) -> list[Ask]:
@@ -66,21 +66,19 @@ def test_a_number_that_is_none_keeps_the_draft() -> None:
 
 
 def test_the_discarded_draft_stays_in_the_record() -> None:
-    """An escalation holds both steps, the number, and no advantage, which only an oracle knows."""
-    trace, asks = route(0.9, 0.5)
+    """An escalation holds both steps and the number."""
+    trace, _ = route(0.9, 0.5)
     (decision,) = trace.decisions
     assert (decision.kept, decision.discarded, decision.verdict) == (decision.target, decision.draft, "escalate")
-    assert (decision.probability, decision.advantage) == (0.9, None)
-    assert asks[1].proposal is decision.draft
+    assert decision.probability == 0.9
     assert trace.text == "target\n\n"
 
 
 def test_an_accepted_draft_has_no_target() -> None:
     """Nothing was discarded, because the target was not asked."""
-    trace, asks = route(0.1, 0.5)
+    trace, _ = route(0.1, 0.5)
     (decision,) = trace.decisions
     assert (decision.target, decision.discarded, decision.verdict) == (None, None, "accept")
-    assert asks[0].proposal is None
 
 
 def test_the_router_sees_the_kept_steps_only() -> None:
@@ -143,7 +141,7 @@ def test_numbers_of_the_evidence() -> None:
 @pytest.mark.parametrize("policy", ["entropy", "logprob"])
 def test_no_evidence_is_a_defect(policy: str) -> None:
     """A router that needs evidence does not guess without."""
-    flow = POLICIES[policy].flow(new_trace(), None, 0)
+    flow = POLICIES[policy].flow(new_trace(), 1.0, 0)
     next(flow)
     with pytest.raises(ValueError, match="evidence"):
         flow.send(step("draft"))
@@ -168,11 +166,10 @@ def test_random_depends_on_seed_problem_and_step() -> None:
     assert len({usual, *others}) == 4
 
 
-def test_tau_is_the_policys_own_unless_given() -> None:
-    """A given 0 counts as given."""
-    evidence = Evidence(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
-    for tau, kept in ((None, "draft"), (0.0, "target")):
-        trace = new_trace()
-        answers = [step("draft", "end", evidence=evidence), step("target", "end")]
-        drive(POLICIES["entropy"].flow(trace, tau, 0), answers if kept == "target" else answers[:1])
-        assert trace.decisions[0].kept.model == kept
+def test_policy_with_a_router_needs_a_tau() -> None:
+    """There is no tau that a flow would take by itself; 0 is one like any other."""
+    with pytest.raises(ValueError, match="needs a tau"):
+        POLICIES["entropy"].flow(new_trace(), None, 0)
+    trace, evidence = new_trace(), Evidence(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
+    drive(POLICIES["entropy"].flow(trace, 0.0, 0), [step("draft", "end", evidence=evidence), step("target", "end")])
+    assert trace.decisions[0].kept.model == "target"

@@ -26,6 +26,7 @@ from arbitrage_cli.errors import (
     ModelFileError,
     ModelMemoryError,
     ModelUnsupportedError,
+    OutputError,
     ScriptEndedError,
 )
 
@@ -509,6 +510,36 @@ def test_ctrl_c_breaks_off_a_long_read(draft: LlamaBackend, monkeypatch: pytest.
     assert num_calls == 1
     draft.drop(0, 0)
     assert_close(fresh, after(draft, 0, prompt(draft)))
+
+
+def test_ctrl_c_while_loading(tiny: Mapping[str, Path]) -> None:
+    """A signal that comes inside llama.cpp's progress callback ends the loading, and reaches Python."""
+    fractions: list[float] = []
+
+    def progress(fraction: float) -> None:
+        fractions.append(fraction)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        LlamaBackend(tiny["draft"], Options(256, threads=1), progress=progress)
+    assert len(fractions) == 1
+
+
+def test_display_that_fails_while_loading(tiny: Mapping[str, Path]) -> None:
+    """An error out of the progress callback ends the loading, and is the error that is raised."""
+
+    def progress(fraction: float) -> None:
+        raise OutputError("nowhere to write")
+
+    with pytest.raises(OutputError, match="nowhere"):
+        LlamaBackend(tiny["draft"], Options(256, threads=1), progress=progress)
+
+
+def test_context_larger_than_the_machine(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KV cache that cannot fit in memory is refused before it is made, with both sizes."""
+    monkeypatch.setattr("arbitrage_cli.backends.llama.total_memory", lambda: 1 << 16)
+    with pytest.raises(ModelMemoryError, match=r"takes .* GiB, and this machine has"):
+        LlamaBackend(tiny["draft"], Options(2048, threads=1))
 
 
 def test_outputs_are_those_of_the_last_call(draft: LlamaBackend) -> None:

@@ -117,6 +117,8 @@ def test_unknown_policy() -> None:
         ("--max-steps", "0"),
         ("--max-tokens", "-1"),
         ("--ctx", "1"),
+        ("--ctx", "100000000000"),
+        ("--threads", "100000"),
         ("--temperature", "nan"),
         ("--top-p", "nan"),
         ("--tau", "x"),
@@ -172,6 +174,20 @@ def test_input_file_that_fails_while_it_is_read() -> None:
 def test_input_without_a_problem(content: bytes) -> None:
     """Input without a problem is a usage error, not a success with nothing to show."""
     assert_refused(solve("-q", stdin=content), USAGE, "there is no problem in the input")
+
+
+def test_input_without_a_problem_loads_no_model(tmp_path: Path) -> None:
+    """It is refused before the models take their time, so before a wrong model is."""
+    missing = str(tmp_path / "missing.gguf")
+    result = run("solve", "--draft", missing, "--target", missing, stdin=b"")
+    assert_refused(result, USAGE, "there is no problem in the input")
+
+
+def test_text_that_begins_with_a_set(tmp_path: Path) -> None:
+    """Braces of mathematics do not make a text file JSONL."""
+    path = tmp_path / "problems.txt"
+    path.write_text("{1 + 1}\n2 + 2\n")
+    assert answers(solve("-q", "--input", str(path))) == ["2", "4"]
 
 
 # --- bad lines among good ones
@@ -298,8 +314,10 @@ def test_problem_too_long_for_the_context() -> None:
 
 
 def test_context_too_small_for_any_problem() -> None:
-    """A context that does not even hold the instructions is refused before any problem is read."""
-    assert_refused(solve(QUESTION, "--ctx", "64"), RUN_FAILED, "holds 64 tokens", "give a larger --ctx")
+    """A context that does not even hold the instructions fails each problem, and says what to change."""
+    result = solve(QUESTION, "--ctx", "64", "-q")
+    assert (result.code, result.stdout) == (RUN_FAILED, b"")
+    assert "holds 64; give a larger --ctx" in result.err
 
 
 def test_steps_are_kept_when_the_context_fills_up() -> None:

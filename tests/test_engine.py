@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hash_language import HashBackend, Recording, events_of
 
-from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.arbitrage import POLICIES, single
 from arbitrage_cli.backends import Backend, Floats, Options, Output
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, Script, ScriptedBackend
@@ -17,7 +17,7 @@ from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ScriptEndedError
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decision, Event, Finished, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "question 0")
 OTHER = "zzz zz.\n\n"  # the toy language never writes a z
@@ -207,10 +207,10 @@ class Listening(Sampler):
 
     positions: ClassVar[list[int]] = []
 
-    def choose(self, logits: Floats, problem_id: str, position: int) -> int:
-        assert problem_id == PROBLEM.id
+    def choose(self, logits: Floats, question: str, position: int) -> int:
+        assert question == PROBLEM.question
         self.positions.append(position)
-        return super().choose(logits, problem_id, position)
+        return super().choose(logits, question, position)
 
 
 def test_every_token_is_drawn_for_its_own_position() -> None:
@@ -278,10 +278,10 @@ def test_a_separator_on_the_last_token_of_the_budget() -> None:
 
 
 def test_split_characters_of_a_budget() -> None:
-    """A step cut inside a character ends in U+FFFD, and the engine still goes on from its own bytes."""
+    """A budget that ends inside a character waits for the rest of it: no text is lost to U+FFFD."""
     engine, trace = new_engine(ByteReciter("éééé".encode())), new_trace(Limits(max_step_tokens=3))
     keep(trace, write(engine, trace))
-    assert trace.text == "é\ufffd"
+    assert (trace.text, trace.num_tokens) == ("éé", 4)
     assert engine.start(0, trace) == 1
 
 
@@ -511,6 +511,18 @@ def test_nan_logits_end_the_run() -> None:
         events_of({"draft": engine}, [PROBLEM], "draft")
 
 
+def test_steps_are_told_before_a_broken_model_ends_the_run() -> None:
+    """What was kept until then comes with the error, so that it can still be written."""
+    broken = Engine("draft", NotANumber(), Sampler(), instructions="")
+    scheduler = Scheduler({"draft": broken}, lambda trace: single(trace, "draft"), Limits(max_step_tokens=3))
+    events: list[Event] = []
+    with pytest.raises(ComputeError, match="not numbers"):
+        events.extend(scheduler.run([PROBLEM]))
+    assert isinstance(events[-1], Finished)
+    assert isinstance(events[-1].error, ComputeError)
+    assert events[-1].trace.decisions
+
+
 def test_nan_logits_of_llama(tiny: Mapping[str, Path]) -> None:
     """The same with a model file that holds a NaN."""
     with (
@@ -532,8 +544,8 @@ def prompt_ids(backend: Backend, question: str) -> list[int]:
     engine.start(0, Trace(problem, Limits(max_step_tokens=1)))
     finish(engine)
     engine.close(0)
-    read, decode, *_ = recording.calls
-    return [*read.tokens, *decode.tokens]
+    num_reads = next(index for index, call in enumerate(recording.calls) if call.name == "decode")
+    return [token for call in recording.calls[: num_reads + 1] for token in call.tokens]
 
 
 @pytest.mark.parametrize("name", ["draft", "target", "spm", "base"])

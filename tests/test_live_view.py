@@ -203,7 +203,7 @@ def test_text_is_shown_while_it_is_written(make_view: MakeView) -> None:
 def test_reading_is_shown_before_the_first_token(make_view: MakeView) -> None:
     """Before it writes, a model reads: the region says how much."""
     view = make_view()
-    view.write(view.start(), "draft", "", num_unread=321)
+    view.write(view.start(), "draft", num_unread=321)
     assert "draft   reading 321 tokens" in view.screen.text
 
 
@@ -382,8 +382,8 @@ def test_loading_is_shown_and_gone_when_done(make_view: MakeView) -> None:
     for fraction in (0.0, 0.5):
         view.now += 1
         view.display.loading("target", "big.gguf", fraction)
-    assert view.screen.text.count("loading target big.gguf") == 1
-    assert view.screen.text.endswith("50%")
+    assert view.screen.text.endswith("loading  50% target big.gguf")
+    assert view.screen.text.count("loading") == 1
     view.display.begin(RUN)
     assert "loading" not in view.screen.text
 

@@ -69,6 +69,7 @@ def test_record_of_a_routed_problem() -> None:
         "probability_is": "entropy (nats)",
         "temperature": 0.0,
         "seed": 7,
+        "settings": {},
         "draft": "small.gguf",
         "target": "big.gguf",
         "models": {"draft": "small", "target": "big"},

@@ -327,7 +327,21 @@ def test_bad_value_in_the_environment_is_named() -> None:
     assert "ARBITRAGE_TAU" in result.err
 
 
+def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
+    """The same lines the other way round give the same texts."""
+    sampled = ("-q", "--temperature", "2")
+    forwards, backwards = (solve(*sampled, stdin=lines).records for lines in (b"1 + 1\n2 * 3\n", b"2 * 3\n1 + 1\n"))
+    assert [record["text"] for record in forwards] == [record["text"] for record in reversed(backwards)]
+
+
 # --- settings files
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "--help"], ["doctor"]])
+def test_help_works_with_a_bad_settings_file(tmp_path: Path, arguments: list[str]) -> None:
+    """What helps to find the mistake does not fail because of it."""
+    (tmp_path / "arbitrage.toml").write_text("foo = 1\n")
+    assert run(*arguments, cwd=tmp_path).code == 0
 
 
 def test_project_file_gives_defaults(tmp_path: Path) -> None:

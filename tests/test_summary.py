@@ -23,7 +23,7 @@ def decisions(draw: st.DrawFn) -> Decision:
         "target": Decision(target, target=target),
         "accept": Decision(draft, draft=draft, probability=0.1),
         "escalate": Decision(target, draft=draft, target=target, probability=0.9),
-        "oracle": Decision(draft, draft=draft, target=target, advantage=-1.0),
+        "oracle": Decision(draft, draft=draft, target=target),
     }[kind]
 
 

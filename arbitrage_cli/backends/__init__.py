@@ -60,7 +60,7 @@ DEFAULT_CONTEXT_SIZE = 4096
 
 
 class Backend(Protocol):
-    """One loaded model with a context for several sequences, numbered from 0. A context manager; not thread-safe."""
+    """One loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
 
     @property
     def card(self) -> ModelCard: ...

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,13 +31,15 @@ from arbitrage_cli.errors import (
     ModelUnsupportedError,
 )
 from arbitrage_cli.gguf_header import read_header
-from arbitrage_cli.machine import default_threads
+from arbitrage_cli.machine import default_threads, total_memory
 
 BATCH_SIZE = 512  # tokens per llama_decode while reading
 WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
+
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of one number, block scales included
 
 log = logging.getLogger("arbitrage.llama")
 
@@ -240,30 +242,14 @@ class LlamaBackend:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end a long read between two operations of the compute graph.
-
-        Python runs signal handlers only between its own instructions, and an exception out of one is lost if that
-        happens inside a callback from C. So signals are noted while llama.cpp reads, it asks between operations whether
-        there is one, and they are raised again for whoever handles them when it is done. CPU only: a GPU does not ask.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        noted: list[int] = []
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        ours = {number: handler for number, handler in handlers.items() if callable(handler)}
-        callback = c.ggml_abort_callback(lambda data: bool(noted))
-        c.llama_set_abort_callback(self._context, callback, None)
-        try:
-            for number in ours:
-                signal.signal(number, lambda number, frame: noted.append(number))
-            yield
-        finally:
-            for number, handler in ours.items():
-                signal.signal(number, handler)
-            c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
-            for caught in noted:
-                signal.raise_signal(caught)
+        """Let Ctrl-C and SIGTERM end a long read between two operations of the compute graph. CPU only: a GPU does not ask."""
+        with _noted_signals() as noted:
+            callback = c.ggml_abort_callback(lambda data: bool(noted))
+            c.llama_set_abort_callback(self._context, callback, None)
+            try:
+                yield
+            finally:
+                c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
 
     def _rows(self, get_row: Callable[[Any, int], Any], count: int, width: int) -> Floats:
         """Outputs of the batch's tokens, float32 (count, width): a view of llama.cpp's buffer, where they are adjacent.
@@ -396,7 +382,8 @@ def _start_llama() -> object:
     def forward(level: int, text: bytes, data: object) -> None:
         message = text.decode("utf-8", errors="replace").rstrip()
         if message.strip("."):
-            log.log(levels.get(level, logging.DEBUG), "%s", message)
+            with suppress(ArbitrageError):  # of the display: no exception may leave a callback
+                log.log(levels.get(level, logging.DEBUG), "%s", message)
 
     callback = c.llama_log_callback(forward)
     c.llama_log_set(callback, None)
@@ -412,20 +399,51 @@ def _gpu_layers(options: Options) -> int:
     return -1 if options.gpu_layers is None else options.gpu_layers
 
 
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """The signals that ask the run to end, noted while C code runs, and raised again for whoever handles them after it.
+
+    Python runs signal handlers between its own instructions, so also within a callback from C: an exception out of one
+    is lost there. A callback looks at the list instead, and asks the C code to stop.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in ours:
+            signal.signal(number, lambda number, frame: noted.append(number))
+        yield noted
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for caught in noted:
+            signal.raise_signal(caught)
+
+
 def _load(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
+    failures: list[ArbitrageError] = []  # of the display: no exception may leave a callback
+
     def report(fraction: float, data: object) -> bool:
-        if progress:
-            progress(fraction)
-        return True
+        try:
+            if progress and not failures:
+                progress(fraction)
+        except ArbitrageError as error:
+            failures.append(error)
+        return not (noted or failures)
 
     callback = c.llama_progress_callback(report)
     parameters = c.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
     parameters.progress_callback = callback
-    with _messages() as messages:
+    with _messages() as messages, _noted_signals() as noted:
         model = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if model:
         return model
+    if failures:
+        raise failures[0]
     reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "llama.cpp gave no reason")
     raise ModelFileError(
         f"{path}: llama.cpp cannot load it ({reason[:200]})",
@@ -433,7 +451,20 @@ def _load(path: Path, gpu_layers: int, progress: Callable[[float], None] | None)
     )
 
 
+def _check_memory(path: Path, model: Any, num_tokens: int, options: Options) -> None:
+    """Refuse a KV cache larger than the machine's memory: the system would let it be made, and end the process later."""
+    width = c.llama_model_n_embd(model) // max(1, c.llama_model_n_head(model))
+    numbers = 2 * c.llama_model_n_layer(model) * c.llama_model_n_head_kv(model) * width * num_tokens
+    needed, there = numbers * KV_BYTES[options.kv_type], total_memory()
+    if there is not None and needed > there:
+        raise ModelMemoryError(
+            f"{path}: a context of {num_tokens} tokens takes {needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}",
+            "give a smaller --ctx, or a smaller --kv-type",
+        )
+
+
 def _new_context(path: Path, model: Any, context_size: int, threads: int, options: Options) -> Any:
+    _check_memory(path, model, context_size * options.num_sequences, options)
     parameters = c.llama_context_default_params()
     parameters.n_ctx = context_size * options.num_sequences
     parameters.n_batch = parameters.n_ubatch = BATCH_SIZE

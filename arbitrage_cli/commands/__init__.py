@@ -28,12 +28,35 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from arbitrage_cli.commands.app import run
 
                 return run(arguments)
+        except _Interruption as interruption:
+            return _show(InterruptedRunError("interrupted", exit_code=128 + interruption.number), debug=False)
         except ArbitrageError as error:
             return _show(error, debug=_is_debugging(arguments))
         except Exception as error:  # noqa: BLE001 - a defect of this program: still one line, and how to see more
-            wrapped = DefectError(f"unexpected {type(error).__name__}: {error}", "a defect: please report it, with --debug")
+            wrapped = DefectError(
+                f"unexpected {type(error).__name__}: {error}",
+                "a defect: please report it, with what ARBITRAGE_DEBUG=1 shows",
+            )
             wrapped.__cause__ = error
             return _show(wrapped, debug=_is_debugging(arguments))
+
+
+_HANDLED = [signal.SIGINT, signal.SIGTERM, *([signal.SIGTSTP] if hasattr(signal, "SIGTSTP") else [])]
+
+
+class _Interruption(BaseException):
+    """A signal asks the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _show_cursor() -> None:
+    """The live view hides it; whatever happens next, the user shall have it back."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")
 
 
 @contextlib.contextmanager
@@ -80,15 +103,22 @@ def _signals() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
-        raise InterruptedRunError("interrupted", exit_code=128 + number)
+        _show_cursor()
+        raise _Interruption(number)
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    def suspend(number: int, frame: FrameType | None) -> None:
+        _show_cursor()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # stops here, until it is told to go on
+        signal.signal(number, suspend)
+
+    previous = {number: signal.getsignal(number) for number in _HANDLED}
     wanted = [
         number for number, handler in previous.items() if handler != signal.SIG_IGN
     ]  # as for a script's background jobs
     try:
         for number in wanted:
-            signal.signal(number, interrupt)
+            signal.signal(number, suspend if number == getattr(signal, "SIGTSTP", None) else interrupt)
     except ValueError:  # not the main thread: the host program has the signals
         wanted = []
     try:

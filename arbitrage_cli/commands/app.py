@@ -31,8 +31,11 @@ def make_app() -> typer.Typer:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Errors of the program itself are raised."""
     group = typer.main.get_group(make_app())
+    explains = not arguments or arguments[0] == "doctor" or not {"--help", "--version"}.isdisjoint(arguments)
+    # What helps to find a mistake in a settings file must work in spite of it.
+    defaults = None if explains else settings.default_map(group.commands)
     try:
-        group(args=list(arguments), prog_name="arbitrage", default_map=settings.default_map(group.commands))
+        group(args=list(arguments), prog_name="arbitrage", default_map=defaults)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return os.EX_OK

@@ -11,6 +11,8 @@ from arbitrage_cli.types import Limits
 
 _MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampling", "Machine", "Output"
 DEFAULTS = Limits()
+MAX_CONTEXT = 1 << 24  # tokens: above any model, and below what llama.cpp counts in
+MAX_THREADS = 512  # llama.cpp's own limit; it does not check it
 _DEFAULT_TAUS = ", ".join(f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau)
 
 
@@ -120,7 +122,11 @@ Seed = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        envvar="ARBITRAGE_THREADS", min=1, help="Default: the physical cores this process may use.", rich_help_panel=_MACHINE
+        envvar="ARBITRAGE_THREADS",
+        min=1,
+        max=MAX_THREADS,
+        help="Default: the physical cores this process may use.",
+        rich_help_panel=_MACHINE,
     ),
 ]
 GpuLayers = Annotated[
@@ -138,6 +144,7 @@ ContextSize = Annotated[
         "--ctx",
         envvar="ARBITRAGE_CTX",
         min=64,
+        max=MAX_CONTEXT,
         help="Context in tokens. Default: 4096, or what the model was trained for if that is less.",
         rich_help_panel=_MACHINE,
     ),

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 from arbitrage_cli.arbitrage import Policy
 from arbitrage_cli.backends import Options
@@ -26,30 +27,34 @@ def open_engines(
     *,
     offline: bool,
 ) -> dict[ModelRole, Engine]:
-    """Fetch the models that are not here, load each, and measure its speed. The stack closes them. ModelError, UsageError."""
-    _fetch(sources, display, offline=offline)
+    """Fetch the models that are not here, and load them. The stack closes them. ModelError, UsageError."""
+    found = _fetch(sources, display, offline=offline)
     engines: dict[ModelRole, Engine] = {}
     for role, source in sources.items():
 
         def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
             display.loading(role, source, fraction)
 
-        backend = stack.enter_context(contextlib.closing(open_model(source, load, progress)))
-        evidence = role == "draft" and policy.number is not None
+        backend = stack.enter_context(contextlib.closing(open_model(found[role], load, progress)))
+        evidence = role == "draft" and policy.reads_evidence
         engines[role] = Engine(role, backend, sampler, instructions=instructions, keep_evidence=evidence)
-        engines[role].measure()
+    if len(engines) > 1:
+        engines["target"].measure()  # what the estimate of its time alone needs, should it never be called
     return engines
 
 
-def _fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> None:
-    """All models are on this machine, and checked, before the first takes its time to load."""
+def _fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
+    """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
     pace = Pace()
+    found: dict[ModelRole, str] = {}
     for role, source in sources.items():
 
         def watch(progress: Progress, role: ModelRole = role, source: str = source) -> None:
             display.loading(role, f"{source} ({pace.words(progress)})", progress.done / max(progress.total, 1))
 
-        find_files(source, offline=offline, watch=watch)
+        files = find_files(source, offline=offline, watch=watch)
+        found[role] = str(files[0]) if files else source
+    return found
 
 
 def _describe(engine: Engine) -> str:
@@ -66,16 +71,18 @@ def run_info(
     sampler: Sampler,
     sources: Mapping[ModelRole, str],
     engines: Mapping[ModelRole, Engine],
+    settings: Mapping[str, Any],
     *,
     num_problems: int | None,
 ) -> RunInfo:
     """What a run is made with, as its records and displays tell it."""
     return RunInfo(
         policy=policy.name,
-        number=policy.number,
+        number=policy.number or None,
         tau=tau,
         temperature=sampler.temperature,
         seed=sampler.seed,
+        settings=settings,
         models=sources,
         descriptions={role: _describe(engine) for role, engine in engines.items()},
         is_toy=any(map(is_toy, sources.values())),

@@ -1,7 +1,9 @@
 """`arbitrage solve`: one problem, or many, shared between a draft and a target."""
 
 import contextlib
+import itertools
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -69,20 +71,26 @@ def solve(
     context_size = named.ctx if named and ctx is None else ctx
     load = Options(context_size, threads, gpu_layers, flash_attention, kv_type.value)
     sampler = Sampler(temperature, top_p, seed)
+    limits = Limits(max_steps, max_tokens, max_step_tokens)
+    also = {"top_p": top_p, **asdict(limits), "system": system, "kv_type": kv_type.value}
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
+        usable = problems.usable(display)
+        first = next(usable, None)  # before the models take their time: there may be none
+        if first is None:
+            raise typer.Exit(SOME_FAILED)
         engines = open_engines(sources, load, sampler, system, chosen, display, stack, offline=offline)
-        run = run_info(chosen, threshold, sampler, sources, engines, num_problems=1 if problems.is_single else None)
+        run = run_info(chosen, threshold, sampler, sources, engines, also, num_problems=1 if problems.is_single else None)
 
         def make_flow(trace: Trace) -> Flow:
             return chosen.flow(trace, threshold, seed)
 
         display.begin(run)
-        scheduler = Scheduler(engines, make_flow, Limits(max_steps, max_tokens, max_step_tokens))
+        scheduler = Scheduler(engines, make_flow, limits)
         # Closed before the models are: a run that is broken off still has problems in their memory.
-        events = stack.enter_context(contextlib.closing(scheduler.run(problems.usable(display))))
+        events = stack.enter_context(contextlib.closing(scheduler.run(itertools.chain([first], usable))))
         num_failed = 0
         for event in events:
             display.handle(event)

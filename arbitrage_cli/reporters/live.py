@@ -20,7 +20,7 @@ from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, S
 
 REDRAW_SECONDS = 0.08
 MAX_STREAM_LINES = 6
-INDENT = "     "
+INDENT = 5
 
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
 
@@ -101,12 +101,11 @@ class LiveDisplay:
         self._began = 0.0
         self._step_number = 1
         self._figures = Tally()
-        self._num_finished = 0
 
     # --- the Display protocol
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
-        self._draw([Text(f"loading {role} {one_line(source)} {fraction:4.0%}", "dim")], urgent=fraction >= 1)
+        self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")], urgent=fraction >= 1)
 
     def begin(self, run: RunInfo) -> None:
         self._run = run
@@ -119,7 +118,7 @@ class LiveDisplay:
     def handle(self, event: Event) -> None:
         if isinstance(event, Wrote):
             self._stream_text += event.text
-            self._num_tokens += bool(event.text)
+            self._num_tokens += 1
             self._draw(self._writing_lines())
             return
         if isinstance(event, Started):
@@ -165,13 +164,12 @@ class LiveDisplay:
         self._step_number = len(event.trace.decisions) + 1
         self._writer, self._draft_text, self._stream_text = None, "", ""
         self._above.append(self._decision_line(len(event.trace.decisions), decision))
-        if decision.discarded:
-            self._above += self._block(decision.discarded.text, "dim strike")
-        self._above += self._block(decision.kept.text, "")
+        if decision.discarded:  # the marks tell them apart where strike cannot be seen
+            self._above += self._block(decision.discarded.text, "dim strike", "-")
+        self._above += self._block(decision.kept.text, "", "+" if decision.discarded else " ")
 
     def _show_finished(self, event: Finished) -> None:
         self._writer, self._stream_text = None, ""
-        self._num_finished += 1
         figures = tally(event.trace.decisions)
         found, failure = answer(event.trace), wording.failure(event)
         if failure:
@@ -182,14 +180,16 @@ class LiveDisplay:
                 headline.append(f"  ({wording.ending(event)})", "yellow")
             self._above.append(headline)
         facts = (wording.acceptance(figures), wording.tokens(figures), wording.speeds(figures))
+        if not event.trace.decisions:
+            return
         self._above.append(Text("; ".join(filter(None, facts)), "dim"))
         if self._run:
             self._above.append(Text(wording.time(event, figures, self._run), "dim"))
 
     # --- drawing
 
-    def _block(self, text: str, style: str) -> list[Text]:
-        return _rows(text, self._region.size[0], style)
+    def _block(self, text: str, style: str, mark: str = " ") -> list[Text]:
+        return _rows(text, self._region.size[0], style, mark)
 
     def _decision_line(self, number: int, decision: Decision) -> Text:
         kept = decision.kept
@@ -235,12 +235,12 @@ class LiveDisplay:
         self._region.update(above, lines)
 
 
-def _rows(text: str, columns: int, style: str) -> list[Text]:
-    """A step's text as indented rows, wrapped between words; blank lines go."""
-    width = max(columns - len(INDENT) - 1, 4)
+def _rows(text: str, columns: int, style: str, mark: str = " ") -> list[Text]:
+    """A step's text as indented rows, wrapped between words; blank lines go. `mark` is a character of the indentation."""
+    width = max(columns - INDENT - 1, 4)
     console = Console(width=width, highlight=False, markup=False)
     lines = [line for line in safe(text).expandtabs(4).split("\n") if line.strip()]
-    return [Text.assemble(INDENT, row) for line in lines for row in Text(line, style).wrap(console, width)]
+    return [Text.assemble(f"   {mark} ", row) for line in lines for row in Text(line, style).wrap(console, width)]
 
 
 def _last_rows(text: str, columns: int, rows: int, style: str) -> list[Text]:
