@@ -419,8 +419,8 @@ def _explained(name: HubName) -> Iterator[None]:
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         _forget_token(error)
         raise HubError(
-            f"{_host()} cannot be reached ({error or type(error).__name__})",
-            "check the network and try again: a download goes on where it stopped",
+            f"{name}: no such file here, and {_host()} cannot be reached ({error or type(error).__name__})",
+            "check the name, or the network: a download goes on where it stopped",
         ) from error
     except OSError as error:
         raise _disk_error(name, error) from error

@@ -49,8 +49,8 @@ def _fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool)
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
 
-        def watch(progress: Progress, role: ModelRole = role, source: str = source) -> None:
-            display.loading(role, f"{source} ({pace.words(progress)})", progress.done / max(progress.total, 1))
+        def watch(progress: Progress, role: ModelRole = role) -> None:
+            display.loading(role, pace.words(progress), progress.done / max(progress.total, 1))
 
         files = find_files(source, offline=offline, watch=watch)
         found[role] = str(files[0]) if files else source
