@@ -207,6 +207,17 @@ def test_reading_is_shown_before_the_first_token(make_view: MakeView) -> None:
     assert "draft   reading 321 tokens" in view.screen.text
 
 
+def test_rejected_draft_stays_visible_while_the_target_reads(make_view: MakeView) -> None:
+    """A long text is read piece by piece, and each piece is told: the draft's text stays, and what is left is shown."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "2 + 2 = 5.")
+    for num_unread in (300, 172, 44):
+        view.display.handle(Writing(trace, "target", num_unread))
+        assert f"target  reading {num_unread} tokens" in view.screen.text
+        assert is_struck(view.screen.screen, "2 + 2 = 5.")
+
+
 def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
     """A thousand tokens in one moment are not a thousand redraws."""
     view = make_view()

@@ -105,7 +105,8 @@ class LiveDisplay:
     # --- the Display protocol
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
-        self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")], urgent=fraction >= 1)
+        if self._is_due or fraction >= 1:
+            self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")])
 
     def begin(self, run: RunInfo) -> None:
         self._run = run
@@ -113,13 +114,14 @@ class LiveDisplay:
             self._above.append(Text(line, "dim"))
         if run.is_toy:
             self._above.append(Text(f"{wording.TOY_NOTICE} {wording.REAL_MODELS_HINT}", "yellow"))
-        self._draw([], urgent=True)
+        self._draw([])
 
     def handle(self, event: Event) -> None:
         if isinstance(event, Wrote):
             self._stream_text += event.text
             self._num_tokens += 1
-            self._draw(self._writing_lines())
+            if self._is_due:
+                self._draw(self._writing_lines())
             return
         if isinstance(event, Started):
             self._start_problem(event)
@@ -129,21 +131,21 @@ class LiveDisplay:
             self._show_decision(event)
         else:
             self._show_finished(event)
-        self._draw(self._writing_lines() if self._writer else [], urgent=True)
+        self._draw(self._writing_lines())
 
     def note(self, text: str) -> None:
         self._above.append(Text(one_line(text), "yellow"))
-        self._draw(self._writing_lines() if self._writer else [], urgent=True)
+        self._draw(self._writing_lines())
 
     def result(self, text: str) -> None:
-        self._draw([], urgent=True)
+        self._draw([])
         write(self._results, text + "\n")
 
     def close(self) -> None:
         if self._writer and self._stream_text:
             self._above += [Text(f"  {self._writer} was writing:", "dim"), *self._block(self._stream_text, "dim")]
         self._writer = None
-        self._draw([], urgent=True)
+        self._draw([])
 
     # --- events
 
@@ -154,6 +156,9 @@ class LiveDisplay:
         self._above += [Text(""), Text.assemble((f"{title}  ", "bold"), one_line(problem.question))]
 
     def _start_writing(self, event: Writing) -> None:
+        if event.model == self._writer and not self._num_tokens:  # it goes on reading
+            self._num_unread = event.num_unread
+            return
         self._draft_text = self._stream_text if event.model == "target" and self._writer == "draft" else ""
         self._writer, self._stream_text = event.model, ""
         self._num_tokens, self._num_unread, self._began = 0, event.num_unread, self._clock()
@@ -226,11 +231,13 @@ class LiveDisplay:
         parts = (wording.acceptance(self._figures), wording.tokens(self._figures), wording.speeds(self._figures))
         return "; ".join(filter(None, parts))
 
-    def _draw(self, lines: Sequence[Text], *, urgent: bool = False) -> None:
-        now = self._clock()
-        if not urgent and now - self._drawn < REDRAW_SECONDS:
-            return
-        self._drawn = now
+    @property
+    def _is_due(self) -> bool:
+        """Whether what comes with every token is worth drawing again."""
+        return self._clock() - self._drawn >= REDRAW_SECONDS
+
+    def _draw(self, lines: Sequence[Text]) -> None:
+        self._drawn = self._clock()
         above, self._above = self._above, []
         self._region.update(above, lines)
 
