@@ -251,6 +251,13 @@ def test_records_are_written_one_by_one() -> None:
 # --- what is shown
 
 
+def test_many_problems_end_with_their_total() -> None:
+    """The last line of stderr has the figures of all problems: failed ones counted, nothing left out."""
+    result = solve(stdin=b"37 * 12\nwho?\n1 + 1\n")
+    assert result.err.splitlines()[-1].startswith("3 problems, 1 failed; accepted 3/4 steps (75%); tokens: drafted ")
+    assert "problems" not in solve(QUESTION).err.splitlines()[-1]
+
+
 def test_quiet_shows_results_only() -> None:
     """-q leaves stderr empty when all goes well."""
     result = solve(QUESTION, "-q")

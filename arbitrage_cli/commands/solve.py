@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -18,7 +18,8 @@ from arbitrage_cli.pairs import Pair, find_pair, read_pairs
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.reporters import Display, safe
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
-from arbitrage_cli.types import Finished, Limits, ModelRole, Trace
+from arbitrage_cli.summary import Tally
+from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Trace
 
 SOME_FAILED = 1
 
@@ -91,11 +92,7 @@ def solve(
         scheduler = Scheduler(engines, make_flow, limits)
         # Closed before the models are: a run that is broken off still has problems in their memory.
         events = stack.enter_context(contextlib.closing(scheduler.run(itertools.chain([first], usable))))
-        num_failed = 0
-        for event in events:
-            display.handle(event)
-            if isinstance(event, Finished):
-                num_failed += _tell(event, run, display, as_json=json_lines or not problems.is_single)
+        num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)
     if num_failed or problems.num_unusable:
         raise typer.Exit(SOME_FAILED)
 
@@ -145,6 +142,20 @@ def _sources(policy: Policy, named: Mapping[ModelRole, str | None]) -> dict[Mode
             )
         sources[role] = source
     return sources
+
+
+def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:
+    """Show everything that happens, and write each result when it is there. Returns how many problems failed."""
+    figures, num_finished, num_failed = Tally(), 0, 0
+    for event in events:
+        display.handle(event)
+        if isinstance(event, Decided):
+            figures = figures.add(event.decision)
+        elif isinstance(event, Finished):
+            num_finished += 1
+            num_failed += _tell(event, run, display, as_json=as_json)
+    display.end(figures, num_finished - num_failed, num_failed)
+    return num_failed
 
 
 def _tell(finished: Finished, run: RunInfo, display: Display, *, as_json: bool) -> bool:

@@ -9,6 +9,7 @@ from typing import Protocol, TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
 from arbitrage_cli.runs import RunInfo
+from arbitrage_cli.summary import Tally
 from arbitrage_cli.types import Event, ModelRole
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -53,6 +54,10 @@ class Display(Protocol):
         ...
 
     def handle(self, event: Event) -> None: ...
+
+    def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
+        """All problems are done; the figures are those of all of them."""
+        ...
 
     def note(self, text: str) -> None:
         """A line to the user: a warning, an error about one problem."""

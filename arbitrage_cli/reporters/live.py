@@ -133,6 +133,11 @@ class LiveDisplay:
             self._show_finished(event)
         self._draw(self._writing_lines())
 
+    def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
+        if self._run and self._run.num_problems != 1:
+            self._above += [Text(""), Text(wording.total(figures, num_solved, num_failed), "bold")]
+            self._draw([])
+
     def note(self, text: str) -> None:
         self._above.append(Text(one_line(text), "yellow"))
         self._draw(self._writing_lines())

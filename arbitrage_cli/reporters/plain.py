@@ -8,7 +8,7 @@ from typing import TextIO
 
 from arbitrage_cli.reporters import one_line, safe, wording, write
 from arbitrage_cli.runs import RunInfo, answer
-from arbitrage_cli.summary import tally
+from arbitrage_cli.summary import Tally, tally
 from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started
 
 PROGRESS_SECONDS = 5.0
@@ -53,6 +53,10 @@ class PlainDisplay:
             self._say_decision(len(event.trace.decisions), event.decision, self._run)
         elif isinstance(event, Finished):
             self._say_finished(event, self._run)
+
+    def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
+        if self._verbosity and self._run and self._run.num_problems != 1:
+            self._say(wording.total(figures, num_solved, num_failed))
 
     def note(self, text: str) -> None:
         self._say(one_line(text))

@@ -78,6 +78,13 @@ def failure(finished: Finished) -> str:
     return one_line(f"problem {finished.trace.problem.id}: {'; '.join(filter(None, error))}") if error else ""
 
 
+def total(figures: Tally, num_solved: int, num_failed: int) -> str:
+    """One line about many problems."""
+    counts = f"{num_solved + num_failed} problems" + (f", {num_failed} failed" if num_failed else "")
+    facts = (counts, acceptance(figures), tokens(figures), speeds(figures), f"{figures.seconds:.2f} s")
+    return "; ".join(filter(None, facts))
+
+
 def ending(finished: Finished) -> str:
     """What to say of a solution that did not end by itself; empty if it did."""
     limits = {"max_steps": "--max-steps", "max_tokens": "--max-tokens"}
