@@ -2,7 +2,8 @@
 
 Usage: python tests/benchmarks/decode_speed.py LLAMA_BENCH MODEL.gguf [MODEL.gguf ...] [--repeats 5] [--tokens 128]
 
-The two take turns, so that the machine's drift falls on both; the last line of each model has the medians and their ratio.
+The two take turns, so that the machine's drift falls on both; the last line of each model has the medians, and the median of
+the ratios of neighbours.
 LLAMA_BENCH is the path of the binary; its folder is put on LD_LIBRARY_PATH. This program's figure is the one that it
 reports itself for `--policy target`: decoding with sampling and text, reading the prompt left out.
 """
@@ -27,7 +28,7 @@ from arbitrage_cli.types import Cost, Decided, Finished, Limits, Problem
 PROBLEM = "Write the numbers from one to one thousand in words, each on a line of its own, and explain each of them."
 
 
-def own(engine: Engine, num_tokens: int) -> Cost:
+def write_alone(engine: Engine, num_tokens: int) -> Cost:
     """Cost of one solution of about `num_tokens` tokens, written by the target alone."""
     limits = Limits(max_tokens=num_tokens, max_step_tokens=num_tokens)
     problem = Problem("benchmark", PROBLEM)
@@ -59,13 +60,13 @@ def main() -> None:
         with LlamaBackend(model, Options()) as backend:
             engine = Engine("target", backend, Sampler())
             for _ in range(arguments.repeats):
-                cost = own(engine, arguments.tokens)
+                cost = write_alone(engine, arguments.tokens)
                 ours.append(cost.tokens_per_second or 0.0)
                 theirs.append(
                     llama_bench(arguments.llama_bench, model, backend.card.threads, cost.decode_tokens, cost.prefill_tokens)
                 )
                 sys.stdout.write(f"  {ours[-1]:.2f} here, {theirs[-1]:.2f} llama-bench (depth {cost.prefill_tokens})\n")
-        ratio = statistics.median(ours) / statistics.median(theirs)
+        ratio = statistics.median(own / other for own, other in zip(ours, theirs, strict=True))
         medians = f"{statistics.median(ours):.2f} here, {statistics.median(theirs):.2f} llama-bench"
         sys.stdout.write(f"{model.name}: tokens/s, medians of {arguments.repeats}: {medians}, ratio {ratio:.3f}\n")
 
