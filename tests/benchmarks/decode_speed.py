@@ -1,6 +1,6 @@
 """Decoding speed of this program beside llama.cpp's own `llama-bench`, on the same file, threads and context depth.
 
-Usage: python tests/benchmarks/decode_speed.py LLAMA_BENCH MODEL.gguf [MODEL.gguf ...] [--repeats 5] [--tokens 128]
+Usage: python tests/benchmarks/decode_speed.py LLAMA_BENCH MODEL.gguf [MODEL.gguf ...] [--repeats 9] [--tokens 128]
 
 The two take turns, so that the machine's drift falls on both; the last line of each model has the medians, and the median of
 the ratios of neighbours.
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("llama_bench", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=128)
     arguments = parser.parse_args()
     for model in arguments.models:
