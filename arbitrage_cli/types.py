@@ -72,7 +72,7 @@ class Cost:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoding speed, prefill left out; None before anything was decoded."""
+        """Decoding speed, prefill left out; None if nothing was decoded, or in no time."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 

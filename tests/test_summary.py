@@ -81,7 +81,7 @@ def test_costs_add_field_by_field(first: Cost, second: Cost) -> None:
     total = first + second
     assert total.seconds == pytest.approx(first.seconds + second.seconds)
     assert total.prefill_tokens == first.prefill_tokens + second.prefill_tokens
-    if total.decode_seconds:
+    if total.decode_tokens and total.decode_seconds:
         assert total.tokens_per_second == total.decode_tokens / total.decode_seconds
     else:
         assert total.tokens_per_second is None
