@@ -38,6 +38,18 @@ def test_interrupt_in_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
     assert 3 <= len(records) < 3000
 
 
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "TERM=dumb"])
+def test_interrupt_in_a_plain_terminal_writes_no_escape_byte(tmp_path: Path, variables: dict[str, str]) -> None:
+    """Where nothing is drawn there is no cursor to bring back."""
+    output = tmp_path / "output"
+    path = many_problems(tmp_path / "problems.txt", 3000)
+    with Terminal("solve", *MODELS, "--input", str(path), stdout=output, env=variables) as terminal:
+        terminal.wait_until(lambda: num_lines(output) >= 3)
+        terminal.process.sendintr()
+        assert terminal.wait() == INTERRUPTED
+    assert b"\x1b" not in terminal.raw
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
 def test_signal_ends_a_run_with_its_exit_code(tmp_path: Path, number: int, code: int) -> None:
     """SIGINT gives 130 and SIGTERM 143, with one line on stderr and whole records on stdout."""

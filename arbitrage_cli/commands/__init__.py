@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from arbitrage_cli.commands.output import is_drawable
 from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError
 from arbitrage_cli.reporters import one_line, safe
 
@@ -55,7 +56,7 @@ class _Interruption(BaseException):
 def _show_cursor() -> None:
     """The live view hides it; whatever happens next, the user shall have it back."""
     with contextlib.suppress(OSError, ValueError):
-        if sys.stderr.isatty():
+        if is_drawable(sys.stderr):
             os.write(sys.stderr.fileno(), b"\x1b[?25h")
 
 
@@ -113,9 +114,8 @@ def _signals() -> Iterator[None]:
         signal.signal(number, suspend)
 
     previous = {number: signal.getsignal(number) for number in _HANDLED}
-    wanted = [
-        number for number, handler in previous.items() if handler != signal.SIG_IGN
-    ]  # as for a script's background jobs
+    # What was ignored from the start stays so, as Ctrl-C is for the background jobs of a script.
+    wanted = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
     try:
         for number in wanted:
             signal.signal(number, suspend if number == getattr(signal, "SIGTSTP", None) else interrupt)
