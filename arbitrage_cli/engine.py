@@ -4,16 +4,21 @@ For each problem it knows which token ids stand in the model's cache. To write t
 ids it wants there, drops the tail that differs, reads what is missing, and decodes until the step ends. Accepting a
 step, escalating one and catching up after other models' steps need no other code. Knows no policy, no other model and
 no terminal. Token ids never leave it: it keeps those of the steps it wrote, and tokenizes only text from elsewhere.
+
+A proposal is a step that the model may be about to write. Some of its tokens are read in the batch that decodes, the
+model draws after each of them as it does when it decodes, and what it draws is kept as long as it is what was proposed.
+So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from arbitrage_cli.backends import Backend, Floats, ModelCard
+from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.evidence import Recorder
 from arbitrage_cli.prompts import INSTRUCTIONS, ChatPrompt, Control
+from arbitrage_cli.proposals import Planner
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
@@ -36,11 +41,15 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Job:
-    """One step being written. `unread` are the ids that the model must see before it can go on; never empty."""
+    """One step being written. `unread` are the ids that the model must see before it can go on; never empty.
+
+    `proposed` are ids that may come next: the step's first tokens, and those after them while the step agrees with them.
+    """
 
     unread: list[int]
     max_tokens: int
     recorder: Recorder | None
+    proposed: list[int]
     text: StepText = field(default_factory=StepText)
     tokens: list[int] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
@@ -49,7 +58,9 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one tick did for one slot: tokens still to be read, or else characters added, and the step or why there is none."""
+    """What a tick did for one slot: tokens still to be read, or else the characters that one token added, and the step or why
+    there is none. A tick that draws several tokens for a slot tells each.
+    """
 
     slot: int
     text: str = ""
@@ -59,7 +70,10 @@ class Progress:
 
 
 class Engine:
-    """Writes steps with one backend. `slot` numbers the problems in flight, from 0 below the backend's sequences."""
+    """Writes steps with one backend. `slot` numbers the problems in flight, from 0.
+
+    A slot is one of the backend's sequences, counted from `first_sequence`: two engines may share a backend.
+    """
 
     def __init__(
         self,
@@ -69,12 +83,17 @@ class Engine:
         *,
         instructions: str = INSTRUCTIONS,
         keep_evidence: bool = False,
+        use_proposals: bool = True,
+        first_sequence: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._role = role
         self._backend = backend
         self._sampler = sampler
         self._keep_evidence = keep_evidence
+        self._use_proposals = use_proposals
+        self._first = first_sequence
+        self._planner = Planner()
         self._clock = clock
         self._context_size = backend.card.context_size
         self._prompt = ChatPrompt(
@@ -116,12 +135,13 @@ class Engine:
 
     def forget(self, slot: int) -> None:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
-        self._backend.drop(slot, 0)
+        self._backend.drop(self._first + slot, 0)
         self._sequences[slot].held.clear()
 
-    def start(self, slot: int, trace: Trace) -> int:
+    def start(self, slot: int, trace: Trace, proposal: Step | None = None) -> int:
         """Begin the next step of `trace`; `tick` writes it. Returns how many tokens have to be read first.
 
+        `proposal` is a step that it may be about to write: where it does, it is sooner done, where not, nothing changes.
         ContextFullError if what is to be read does not fit.
         """
         sequence = self._sequences[slot]
@@ -133,15 +153,17 @@ class Engine:
             )
         common = min(_common_prefix(wanted, sequence.held), len(wanted) - 1)  # the last is read again for its logits
         if common < len(sequence.held):
-            self._backend.drop(slot, common)
+            self._backend.drop(self._first + slot, common)
             del sequence.held[common:]
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
         recorder = Recorder(self.card.vocabulary_size) if self._keep_evidence else None
-        self._jobs[slot] = _Job(wanted[common:], budget, recorder)
+        most = min(budget, self._context_size - len(wanted)) - 1  # the token after them ends the step anyway
+        proposed = self._proposed(proposal.text, most) if proposal and self._use_proposals else []
+        self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed)
         return len(wanted) - common
 
     def tick(self) -> list[Progress]:
-        """Bring every step being written further: read what is unread, or decode one token, all in one batch."""
+        """Bring every step being written further: read what is unread, or decode a token or several, all in one batch."""
         reading = [slot for slot, job in self._jobs.items() if len(job.unread) > 1]
         decoding = [slot for slot, job in self._jobs.items() if len(job.unread) == 1]
         return [done for slot in reading for done in self._try(self._read, [slot])] + self._try(self._decode, decoding)
@@ -168,17 +190,23 @@ class Engine:
         if len(prompt) + MEASURED_TOKENS >= self._context_size:
             return  # nor will any problem fit, and each of them says so
         began = self._clock()
-        self._backend.read(0, 0, prompt)
+        self._backend.read(self._first, 0, prompt)
         read = self._clock()
         for position in range(len(prompt), len(prompt) + MEASURED_TOKENS):
-            token = int(self._backend.decode([0], [position], [token]).logits[0].argmax())
-        self._spent += Cost(len(prompt), read - began, MEASURED_TOKENS, self._clock() - read)
-        self._backend.drop(0, 0)
+            token = int(self._backend.decode([self._first], [position], [token]).logits[0].argmax())
+        decoded = self._clock()
+        self._spent += Cost(len(prompt), read - began, MEASURED_TOKENS, decoded - read)
+        self._planner.read(len(prompt), read - began)
+        self._planner.decoded((decoded - read) / MEASURED_TOKENS, 1)
+        self._backend.drop(self._first, 0)
 
     # --- reading, decoding, drawing
 
     def _try(self, work: Callable[[list[int]], list[Progress]], slots: list[int]) -> list[Progress]:
-        """Work on all slots at once. If a problem among them fails, on each alone, so that only that one ends."""
+        """Work on all slots at once. If a problem among them fails, on each alone, so that only that one ends.
+
+        A proposal may be what fails, where it goes on as the model never would: then the step is written without it.
+        """
         if not slots:
             return []
         try:
@@ -186,6 +214,9 @@ class Engine:
         except ProblemError as error:
             if len(slots) > 1:
                 return [progress for slot in slots for progress in self._try(work, [slot])]
+            if self._jobs[slots[0]].proposed:
+                self._jobs[slots[0]].proposed.clear()
+                return self._try(work, slots)
             del self._jobs[slots[0]]
             return [Progress(slots[0], error=error)]
 
@@ -198,31 +229,71 @@ class Engine:
         job, sequence = self._jobs[slot], self._sequences[slot]
         tokens = job.unread[: min(READ_TOKENS, len(job.unread) - 1)]
         began = self._clock()
-        self._backend.read(slot, len(sequence.held), tokens)
+        self._backend.read(self._first + slot, len(sequence.held), tokens)
         sequence.held += tokens
         del job.unread[: len(tokens)]
-        job.cost += Cost(prefill_tokens=len(tokens), prefill_seconds=self._clock() - began)
+        seconds = self._clock() - began
+        job.cost += Cost(prefill_tokens=len(tokens), prefill_seconds=seconds)
+        self._planner.read(len(tokens), seconds)
         return [Progress(slot, num_unread=len(job.unread))]
 
     def _decode(self, slots: list[int]) -> list[Progress]:
-        """Decode one token of each slot in one batch, and draw the next."""
-        pairs = [(self._jobs[slot], self._sequences[slot]) for slot in slots]
+        """Decode one token of each slot, with some of those proposed to come after it, in one batch, and draw the next."""
         began = self._clock()
-        positions = [len(sequence.held) for _, sequence in pairs]
-        output = self._backend.decode(slots, positions, [job.unread[0] for job, _ in pairs])
-        texts = []
-        for row, (job, sequence) in enumerate(pairs):
-            sequence.held += job.unread
-            hidden = None if output.hidden is None else output.hidden[row]
-            texts.append(self._draw(job, sequence, output.logits[row], hidden))
-        share = (self._clock() - began) / len(slots)
-        for job, _ in pairs:
-            job.cost += Cost(decode_tokens=1, decode_seconds=share)
-        return [Progress(slot, text, step=self._finish_step(slot)) for slot, text in zip(slots, texts, strict=True)]
+        held = [len(self._sequences[slot].held) for slot in slots]
+        tokens = self._to_decode(slots)
+        output = self._backend.decode(
+            [self._first + slot for slot, some in zip(slots, tokens, strict=True) for _ in some],
+            [start + index for start, some in zip(held, tokens, strict=True) for index in range(len(some))],
+            [token for some in tokens for token in some],
+        )
+        texts, num_rows = [], 0
+        for slot, some in zip(slots, tokens, strict=True):
+            texts.append(self._draw_while_proposed(slot, some, output, num_rows))
+            num_rows += len(some)
+        for slot, start, some, drawn in zip(slots, held, tokens, texts, strict=True):
+            if len(drawn) < len(some):
+                self._backend.drop(self._first + slot, start + len(drawn))
+        seconds = self._clock() - began
+        self._planner.decoded(seconds, num_rows, num_drawn=sum(map(len, texts)), num_problems=len(slots))
+        for slot, some, drawn in zip(slots, tokens, texts, strict=True):
+            share = seconds * len(some) / num_rows
+            if len(some) == 1:
+                self._jobs[slot].cost += Cost(decode_tokens=1, decode_seconds=share)
+            else:
+                self._jobs[slot].cost += Cost(verify_tokens=len(some), verify_seconds=share, verify_kept=len(drawn))
+        return [progress for slot, drawn in zip(slots, texts, strict=True) for progress in self._tell(slot, drawn)]
+
+    def _to_decode(self, slots: list[int]) -> list[list[int]]:
+        """For each slot its unread token, and those of its proposal that are worth verifying."""
+        jobs = [self._jobs[slot] for slot in slots]
+        waiting = [(max(0, len(job.proposed) - len(job.tokens)), len(job.tokens)) for job in jobs]
+        if not any(left for left, _ in waiting):
+            return [job.unread for job in jobs]
+        counts = self._planner.plan(waiting)
+        return [job.unread + job.proposed[len(job.tokens) :][:count] for job, count in zip(jobs, counts, strict=True)]
+
+    def _draw_while_proposed(self, slot: int, tokens: list[int], output: Output, row: int) -> list[str]:
+        """Draw after each of `tokens`, from row `row` of the output on, while the next of them is the one drawn; the texts."""
+        job, sequence = self._jobs[slot], self._sequences[slot]
+        texts: list[str] = []
+        for index, token in enumerate(tokens, start=row):
+            if texts and (job.stop or token != job.unread[0]):
+                break
+            sequence.held.append(token)
+            hidden = None if output.hidden is None else output.hidden[index]
+            texts.append(self._draw(job, sequence, output.logits[index], hidden))
+        return texts
 
     def _draw(self, job: _Job, sequence: _Sequence, logits: Floats, hidden: Floats | None) -> str:
         """Draw the next token from `logits` (n_vocab,), and note why the step ends with it if it does; returns its text."""
         token = self._sampler.choose(logits, sequence.problem.question, len(sequence.held))
+        index = len(job.tokens)
+        if index < len(job.proposed):
+            matched = token == job.proposed[index]
+            self._planner.compared(index, matched=matched)
+            if not matched:
+                job.proposed.clear()
         job.tokens.append(token)
         job.unread = [token]
         if job.recorder:
@@ -231,6 +302,8 @@ class Engine:
             job.stop = "end"
             return ""
         text = job.text.add(self._backend.piece(token))
+        if job.recorder:
+            job.recorder.add_text(text)
         if job.text.ended:
             job.stop = "separator"
         elif len(sequence.held) + 1 >= self._context_size:
@@ -238,6 +311,10 @@ class Engine:
         elif len(job.tokens) >= job.max_tokens and not job.text.is_inside_character:
             job.stop = "budget"
         return text
+
+    def _tell(self, slot: int, texts: list[str]) -> list[Progress]:
+        """What was drawn for a slot, token by token, and its step with the last if that ended it."""
+        return [*(Progress(slot, text) for text in texts[:-1]), Progress(slot, texts[-1], step=self._finish_step(slot))]
 
     def _finish_step(self, slot: int) -> Step | None:
         """The step of a slot if its last token ended it; its job is then over."""
@@ -272,6 +349,15 @@ class Engine:
         """Ids of a step that came as text."""
         fragments = self._prompt.fragments(text)
         return [token for fragment in fragments for token in self._backend.tokenize(fragment, continues=True)]
+
+    def _proposed(self, text: str, most: int) -> list[int]:
+        """Ids of a proposed step, `most` at most, without the one that ends it: nothing has to be read after that."""
+        ids, step = self._step_ids(text)[: max(0, most)], StepText()
+        for index, token in enumerate(ids):
+            step.add(self._backend.piece(token))
+            if step.ended:
+                return ids[:index]
+        return ids
 
     def _wanted(self, sequence: _Sequence, trace: Trace) -> list[int]:
         """The ids of prompt and kept steps: this engine's own where it wrote them, the text's elsewhere."""

@@ -8,7 +8,8 @@ Knows nothing of where errors are shown: `commands.main` is the one place that p
     │   ├── ModelFileError         the file is missing, unreadable or not a GGUF model
     │   ├── ModelUnsupportedError  llama.cpp runs it, this program cannot
     │   ├── ModelMemoryError       the model or its context does not fit in memory
-    │   └── HubError               the model cannot be fetched from the Hugging Face Hub
+    │   ├── HubError               the model cannot be fetched from the Hugging Face Hub
+    │   └── RouterError            a router's head is damaged, of an unknown kind, or made for another draft
     ├── TemplateError ......... 3  the model's chat template is broken or hostile
     ├── ComputeError .......... 4  llama.cpp failed while it computed
     ├── ProblemError .......... 1  one problem cannot be solved; the others go on
@@ -16,6 +17,7 @@ Knows nothing of where errors are shown: `commands.main` is the one place that p
     │   └── ScriptEndedError       a scripted demo model has nothing to say to it
     ├── OutputError ........... 1  results cannot be written
     │   └── ReaderGoneError .. 141  nobody reads them any more (a closed pipe)
+    ├── DamagedRunError ..... 5  a run folder holds something else than what was written to it
     ├── InterruptedRunError . 130  Ctrl-C; 143 after SIGTERM
     └── DefectError .......... 70  a mistake in this program
 """
@@ -60,6 +62,10 @@ class HubError(ModelError):
     """The model cannot be fetched from the Hugging Face Hub."""
 
 
+class RouterError(ModelError):
+    """A router's head cannot be used: it is damaged, of an unknown kind, or was made for another draft."""
+
+
 class TemplateError(ModelError):
     """The chat template inside the model file cannot be rendered."""
 
@@ -93,6 +99,12 @@ class ReaderGoneError(OutputError):
 
     def __init__(self) -> None:
         super().__init__("")
+
+
+class DamagedRunError(ArbitrageError):
+    """A file of a run folder is not what was written: a flipped bit, a lost or foreign line."""
+
+    exit_code = 5
 
 
 class InterruptedRunError(ArbitrageError):

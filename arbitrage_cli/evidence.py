@@ -27,6 +27,7 @@ class Recorder:
         self._likeliest: list[int] = []
         self._columns: list[Floats] = []
         self._hidden: list[Floats] = []
+        self._pieces: list[str] = []
 
     def add(self, logits: Floats, token: int, hidden: Floats | None) -> None:
         """Record that `token` was drawn from `logits` (n_vocab,), and the hidden state (n_embd,) they came from."""
@@ -34,18 +35,24 @@ class Recorder:
         np.subtract(logits, logits[likeliest], out=self._shifted[len(self._tokens)])
         self._tokens.append(token)
         self._likeliest.append(likeliest)
+        self._pieces.append("")
         if hidden is not None:
             self._hidden.append(hidden.copy())
         if len(self._tokens) == len(self._shifted):
             self._measure()
+
+    def add_text(self, piece: str) -> None:
+        """The characters that the last token completed."""
+        self._pieces[-1] = piece
 
     def finish(self) -> Evidence:
         """The evidence of all tokens recorded. The recorder is empty again afterwards."""
         self._measure()
         log_probabilities, entropies, margins = np.concatenate(self._columns, axis=1).tolist()
         hidden = np.stack(self._hidden) if self._hidden else None
-        self._columns, self._hidden = [], []
-        return Evidence(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden)
+        pieces = tuple(self._pieces)
+        self._columns, self._hidden, self._pieces = [], [], []
+        return Evidence(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden, pieces)
 
     def _measure(self) -> None:
         num_rows = len(self._tokens)

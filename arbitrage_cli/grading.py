@@ -1,9 +1,13 @@
-"""The final answer that a solution gives: what stands in its last `\\boxed{...}`.
+"""What is graded: the final answer that a solution gives, and the gold answer of a row of a data set.
 
-Knows no model and no data set. Reads only the model's own text: a box in the problem is not an answer.
+Reads only the model's own text: a box in the problem is not an answer. Knows no model, and of data sets only how they write
+their answers. Whether two answers are the same is told by `answers` and `grader`.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 _MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
@@ -27,3 +31,96 @@ def boxed_answer(text: str) -> str | None:
                 boxes.append((start, mark.start()))
     contents = (text[start:end].strip() for start, end in reversed(boxes))
     return next(filter(None, contents), None)
+
+
+# --- the final answer of a solution
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """The final answer of a solution, and where it was found, in words; without an answer, where it was looked for."""
+
+    answer: str | None
+    how: str
+
+    @property
+    def is_boxed(self) -> bool:
+        return self.how == _BOX
+
+
+_BOX = "the last \\boxed{}"
+_PHRASE = re.compile(
+    r"(?:\bthe (?:final |correct )?answer(?: is\b| ?:)|\bfinal answer(?: is\b| ?:)|^[ *#]*answer ?:|^####)[ *_:]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NUMBER = re.compile(
+    r"(?:(?<![0-9A-Za-z)}\]])-)?"
+    r"(?:\\[dt]?frac\{-?[0-9]+\}\{[0-9]+\}|(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?:\\?%)?)"
+)
+_ENCLOSED = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
+_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\b[ap]\.m)[.!?](?=\s|$)")
+_LONGEST_SAID = 1000
+_END_CHARACTERS = 50_000  # of a text, that are looked at where there is no box
+
+
+def final_answer(text: str) -> Extracted:
+    """The last box that says something; else what the last "the answer is" is followed by; else the last number."""
+    if (boxed := boxed_answer(text)) is not None:
+        return Extracted(boxed, _BOX)
+    text = text[-_END_CHARACTERS:]
+    for phrase in reversed(list(_PHRASE.finditer(text))):
+        if said := _said_after(text, phrase.end()):
+            return Extracted(said, f'what follows "{phrase[0].strip(" *_:").lower()}"')
+    if numbers := _NUMBER.findall(text):
+        return Extracted(numbers[-1], "the last number")
+    return Extracted(None, 'no \\boxed{}, no "the answer is", no number')
+
+
+def _said_after(text: str, start: int) -> str:
+    """The formula or the sentence that begins at a place of a text, without its full stop."""
+    rest = text[start : start + _LONGEST_SAID].lstrip()
+    if enclosed := _ENCLOSED.match(rest):
+        return next(filter(None, enclosed.groups()), "").strip()
+    line = rest.split("\n", 1)[0]
+    end = _SENTENCE_END.search(line)
+    return line[: end.start() if end else None].strip(" *_`")
+
+
+# --- the gold answer of a row
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The gold answer of a problem: its text (None where the data have none) and, where the data tell it apart, its unit.
+
+    Several answers stand in the text with commas between; an answer must then give all of them.
+    """
+
+    answer: str | None
+    unit: str = ""
+
+
+_GOLD_FIELDS = ("final_answer", "answer")
+_WORKED_OUT = "####"  # GSM8K: the final answer follows the worked solution
+
+
+def gold_answer(row: Mapping[str, Any], field: str | None = None) -> Gold:
+    """The gold answer of a row: under `field` if that is given, else under `final_answer` or `answer`.
+
+    Text, a number, or a list of those; MATH's LaTeX, OlympiadBench's lists in dollar signs, GSM8K's `#### 18`.
+    """
+    values = (row.get(name) for name in ((field,) if field else _GOLD_FIELDS))
+    texts = next(filter(None, map(_gold_texts, values)), [])
+    unit = row.get("unit")
+    return Gold(", ".join(texts) or None, unit.strip() if isinstance(unit, str) else "")
+
+
+def _gold_texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        text = value.rpartition(_WORKED_OUT)[2].strip()
+        return [text] if text else []
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [repr(value).removesuffix(".0")]
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in _gold_texts(part)]
+    return []

@@ -1,9 +1,9 @@
-"""The Hugging Face Hub: getting a model's GGUF files into the shared cache, whole and checked, and finding them there.
+"""The Hugging Face Hub: getting files of models and data sets into the shared cache, whole and checked, and finding them.
 
 The only importer of huggingface_hub, and only when a name of the Hub is used: its endpoint, its token and the cache that
 all programs share are honoured. The bytes are fetched here and not by `hf_hub_download`, which (2.4) throws a download
-away when it is broken off, and gives a file its final name before anybody can compare its sha256 with the Hub's.
-Knows nothing of pairs, of what is inside a GGUF file, or of terminals.
+away when it is broken off, and gives a file its final name before anybody can compare its checksum with the Hub's.
+Knows nothing of pairs, of what is inside a file, or of terminals.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ MAX_RETRIES = 5  # in a row without a new byte
 LOCK_SECONDS = 1.0
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_GIT_ID = re.compile(r"[0-9a-f]{40}")  # of a commit, and of a file that git keeps itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +46,37 @@ Watch = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as the Hub publishes it: its name in the repository, its size in bytes, its checksum."""
+    """A file as the Hub publishes it: its name in the repository, its size in bytes, its sha256 or git id."""
 
     name: str
     size: int
-    sha256: str
+    checksum: str
 
 
 def locate(name: HubName) -> tuple[Path, ...]:
-    """The model's files in the cache, the first part first; empty if it is not here whole. Asks nobody, checks nothing."""
+    """The files in the cache, of a model the first part first; empty if it is not here whole. Asks nobody, checks nothing."""
     snapshot = _snapshot(name)
     if snapshot is None:
         return ()
-    here = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.exists()]
-    models = matching(name, here)
+    here = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+    models = matching(name, [file for file in here if name.admits(file)])
     if len(models) > 1:
         raise ambiguous(name, models)
     return tuple(snapshot / part for model in models if is_whole(model) for part in model)
 
 
 def find(name: HubName, *, offline: bool = False, watch: Watch | None = None) -> tuple[Path, ...]:
-    """The model's files: those in the cache if they are there, without asking the Hub; else fetched.
+    """The files: those in the cache if they are there, without asking the Hub; else fetched.
 
-    Every file's sha256 was compared with the Hub's. Errors: HubError, ModelFileError.
+    Every file's checksum was compared with the Hub's: of a model its sha256, of a data set that or its git id, which is all
+    that the Hub publishes of a small file. Errors: HubError, ModelFileError.
     """
     paths = locate(name)
     if not paths:
         return fetch(name, offline=offline, watch=watch)
     try:
         for path in paths:
-            _check(path, watch)
+            _check(name, path, watch)
     except OSError as error:
         raise _disk_error(name, error) from error
     return paths
@@ -84,21 +85,27 @@ def find(name: HubName, *, offline: bool = False, watch: Watch | None = None) ->
 def fetch(
     name: HubName, *, offline: bool = False, watch: Watch | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[Path, ...]:
-    """The model's files as the Hub has them now, downloaded where they are not here yet. Errors as for `find`."""
+    """The files as the Hub has them now, downloaded where they are not here yet. Errors as for `find`."""
     from huggingface_hub import constants
 
     if offline or constants.is_offline_mode():
         if not locate(name):
+            again = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
             raise HubError(
                 f"{name} is not on this machine, and the network is not used (--offline or HF_HUB_OFFLINE)",
-                f"with a network: arbitrage models pull {name}",
+                f"with a network: {again}",
             )
         return find(name, offline=True, watch=watch)
     with _explained(name):
         return _Fetch(name, watch or (lambda progress: None), sleep).run()
 
 
-# --- the cache, laid out as huggingface_hub does it: blobs by sha256, snapshots that link to them, refs
+def commit_of(name: HubName, path: Path) -> str:
+    """The commit of the repository that a file of the cache belongs to."""
+    return path.relative_to(_cache(name) / "snapshots").parts[0]
+
+
+# --- the cache, laid out as huggingface_hub does it: blobs by checksum, snapshots that link to them, refs
 
 
 def cache_folder() -> Path:
@@ -109,19 +116,19 @@ def cache_folder() -> Path:
 
 
 def _cache(name: HubName) -> Path:
-    return cache_folder() / f"models--{name.repo.replace('/', '--')}"
+    return cache_folder() / f"{name.kind}s--{name.repo.replace('/', '--')}"
 
 
 def _snapshot(name: HubName) -> Path | None:
     """The folder of the revision's files; None if nothing of it was ever fetched."""
     cache, commit = _cache(name), name.revision
-    if not _COMMIT.fullmatch(commit):
+    if not _GIT_ID.fullmatch(commit):
         try:
             commit = (cache / "refs" / name.revision).read_text().strip()
         except (OSError, ValueError):
             return None
     folder = cache / "snapshots" / commit
-    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+    return folder if _GIT_ID.fullmatch(commit) and folder.is_dir() else None
 
 
 def _link(blob: Path, pointer: Path) -> None:
@@ -145,7 +152,19 @@ def _replace_text(path: Path, text: str) -> None:
 # --- checksums
 
 
-def _check(path: Path, watch: Watch | None) -> None:
+def _is_checksum(name: HubName, text: str) -> bool:
+    """Whether it is one that may vouch for a file: for a model nothing less than a sha256 does."""
+    return bool(_SHA256.fullmatch(text) or (name.kind == "dataset" and _GIT_ID.fullmatch(text)))
+
+
+def _hasher(checksum: str, size: int) -> "hashlib._Hash":
+    """What computes a checksum of that kind over a file of that many bytes."""
+    if _SHA256.fullmatch(checksum):
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)  # git's id of a file
+
+
+def _check(name: HubName, path: Path, watch: Watch | None) -> None:
     """Compare a file in the cache with the checksum that the Hub published for it. ModelFileError, and it is gone, if wrong.
 
     A file once found right is not read again while its size and its time of change stay the same: hashing several
@@ -153,14 +172,14 @@ def _check(path: Path, watch: Watch | None) -> None:
     """
     record = _read_record(path)
     link = path.readlink().name if path.is_symlink() else ""
-    expected = link if _SHA256.fullmatch(link) else record.get("sha256")
+    expected = link if _is_checksum(name, link) else record.get("checksum")
     if expected is None:
-        raise ModelFileError(f"{path}: nothing says which sha256 it should have", "arbitrage models pull fetches it anew")
+        raise ModelFileError(f"{path}: nothing says which checksum it should have", "remove it: it is then fetched anew")
     status = path.stat()
-    if record == {"sha256": expected, "size": status.st_size, "mtime_ns": status.st_mtime_ns}:
+    if record == {"checksum": expected, "size": status.st_size, "mtime_ns": status.st_mtime_ns}:
         return
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
+        digest = _hasher(expected, status.st_size)
         for chunk in iter(lambda: stream.read(CHUNK), b""):
             digest.update(chunk)
             if watch:
@@ -168,13 +187,14 @@ def _check(path: Path, watch: Watch | None) -> None:
     if digest.hexdigest() != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        raise _wrong_checksum(path.name)
+        raise _wrong_checksum(path.name, expected)
     _write_record(path, expected)
 
 
-def _wrong_checksum(file: str) -> ModelFileError:
+def _wrong_checksum(file: str, expected: str) -> ModelFileError:
+    what = "sha256" if _SHA256.fullmatch(expected) else "git id"
     return ModelFileError(
-        f"{file}: its sha256 is not the one that the Hub publishes; the wrong file was removed",
+        f"{file}: its {what} is not the one that the Hub publishes; the wrong file was removed",
         "fetch it again; if that fails too, something on the way (a proxy, a mirror, the disk) changes it",
     )
 
@@ -193,17 +213,18 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _write_record(path: Path, sha256: str) -> None:
+def _write_record(path: Path, checksum: str) -> None:
     status = path.stat()
+    record = {"checksum": checksum, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, not safety
-        _replace_text(_record(path), json.dumps({"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}))
+        _replace_text(_record(path), json.dumps(record))
 
 
 # --- the network
 
 
 class _Fetch:
-    """One model's way from the Hub into the cache."""
+    """The way of one model's or data set's files from the Hub into the cache."""
 
     def __init__(self, name: HubName, watch: Watch, sleep: Callable[[float], None]) -> None:
         from huggingface_hub import constants
@@ -225,32 +246,40 @@ class _Fetch:
             _replace_text(self._cache / "refs" / self._name.revision, commit)
         paths = tuple(snapshot / file.name for file in files)
         for path in paths:
-            _check(path, self._watch)
+            _check(self._name, path, self._watch)
         return paths
 
     def _published(self) -> tuple[str, list[RemoteFile]]:
-        """The commit that the revision stands for, and the model's files at it."""
+        """The commit that the revision stands for, and the wanted files at it."""
         info = self._info()
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        chosen = choose(self._name, [file for file in siblings if file.lower().endswith(".gguf")])
-        files = []
-        for file in chosen:
-            checksum = siblings[file].lfs
-            if checksum is None or not _SHA256.fullmatch(checksum.sha256):
-                raise HubError(f"{self._name.repo} publishes no sha256 of {file}", "without it a model is not used")
-            files.append(RemoteFile(file, checksum.size, checksum.sha256))
-        if info.sha is None or not _COMMIT.fullmatch(info.sha):
+        chosen = choose(self._name, [file for file in siblings if self._name.admits(file)])
+        files = [self._remote_file(siblings[file]) for file in chosen]
+        if info.sha is None or not _GIT_ID.fullmatch(info.sha):
             raise _no_hub()
         return info.sha, files
 
+    def _remote_file(self, sibling: Any) -> RemoteFile:
+        """A file as the Hub's `RepoSibling` describes it. HubError if nothing is published that its bytes could be held to."""
+        size = sibling.lfs.size if sibling.lfs else sibling.size
+        checksum = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
+        if size is None or not _is_checksum(self._name, checksum):
+            raise HubError(f"{self._name.repo} publishes no sha256 of {sibling.rfilename}", "without it a file is not used")
+        return RemoteFile(sibling.rfilename, size, checksum)
+
     def _info(self) -> Any:
-        """The repository's `ModelInfo`."""
+        """The repository's `ModelInfo` or `DatasetInfo`."""
         from huggingface_hub import HfApi
 
         name, token = self._name, _token() or False
         try:
-            return HfApi().model_info(
-                name.repo, revision=name.revision, files_metadata=True, timeout=self._timeout, token=token
+            return HfApi().repo_info(
+                name.repo,
+                repo_type=name.kind,
+                revision=name.revision,
+                files_metadata=True,
+                timeout=self._timeout,
+                token=token,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # no JSON, or JSON of another kind
             raise _no_hub() from error
@@ -259,8 +288,8 @@ class _Fetch:
         """HubError if the disk has no room for what is still to come."""
         blobs = self._cache / "blobs"
         blobs.mkdir(parents=True, exist_ok=True)
-        wanted = [file for file in files if not (blobs / file.sha256).exists()]
-        needed = sum(max(0, file.size - _size(_partial(blobs / file.sha256))) for file in wanted)
+        wanted = [file for file in files if not (blobs / file.checksum).exists()]
+        needed = sum(max(0, file.size - _size(_partial(blobs / file.checksum))) for file in wanted)
         free = shutil.disk_usage(blobs).free
         if needed > free:
             raise HubError(
@@ -272,8 +301,8 @@ class _Fetch:
         """Download a file and link it into its snapshot. Another process that does the same is waited for."""
         from huggingface_hub.utils import WeakFileLock
 
-        blob = self._cache / "blobs" / file.sha256
-        lock = self._cache.parent / ".locks" / self._cache.name / f"{file.sha256}.lock"
+        blob = self._cache / "blobs" / file.checksum
+        lock = self._cache.parent / ".locks" / self._cache.name / f"{file.checksum}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             while True:
@@ -286,7 +315,7 @@ class _Fetch:
             if not blob.exists() and not pointer.exists():
                 self._download(file, blob, commit)
                 _link(blob, pointer)
-                _write_record(pointer, file.sha256)
+                _write_record(pointer, file.checksum)
             elif not pointer.exists():
                 _link(blob, pointer)
 
@@ -294,7 +323,7 @@ class _Fetch:
         """Give a file its final name once it is whole and right. What was got before a break is kept for the next time."""
         from huggingface_hub import hf_hub_url
 
-        url = hf_hub_url(self._name.repo, file.name, revision=commit)
+        url = hf_hub_url(self._name.repo, file.name, repo_type=self._name.kind, revision=commit)
         partial = _partial(blob)
         with partial.open("a+b") as stream:
             receiver = _Receiver(stream, file, self._watch)
@@ -303,7 +332,7 @@ class _Fetch:
             os.fsync(stream.fileno())
         if not receiver.is_right:
             partial.unlink()
-            raise _wrong_checksum(file.name)
+            raise _wrong_checksum(file.name, file.checksum)
         partial.replace(blob)
 
     def _receive(self, url: str, receiver: "_Receiver") -> None:
@@ -344,7 +373,7 @@ class _Receiver:
 
     def __init__(self, stream: BinaryIO, file: RemoteFile, watch: Watch) -> None:
         self._stream, self._file, self._watch = stream, file, watch
-        self._digest, self.size = hashlib.sha256(), 0
+        self._digest, self.size = _hasher(file.checksum, file.size), 0
         stream.seek(0)
         for chunk in iter(lambda: stream.read(CHUNK), b""):
             self._digest.update(chunk)
@@ -359,11 +388,11 @@ class _Receiver:
 
     @property
     def is_right(self) -> bool:
-        return self.missing == 0 and self._digest.hexdigest() == self._file.sha256
+        return self.missing == 0 and self._digest.hexdigest() == self._file.checksum
 
     def restart(self) -> None:
         self._stream.truncate(0)
-        self._digest, self.size = hashlib.sha256(), 0
+        self._digest, self.size = _hasher(self._file.checksum, self._file.size), 0
 
     def add(self, chunk: bytes) -> None:
         self._stream.write(chunk)
@@ -446,10 +475,11 @@ def _no_hub() -> HubError:
 
 def _http_error(name: HubName, status: int, headers: Any) -> HubError:
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    page = f"https://huggingface.co/{'datasets/' if name.kind == 'dataset' else ''}{name.repo}"
     if headers.get("X-Error-Code") == "GatedRepo":
         return HubError(
             f"{name.repo} is gated: its owner asks you to accept terms first (HTTP {status})",
-            f"accept them at https://huggingface.co/{name.repo}, then {log_in}",
+            f"accept them at {page}, then {log_in}",
         )
     if status in (401, 403):
         return HubError(
@@ -459,7 +489,7 @@ def _http_error(name: HubName, status: int, headers: Any) -> HubError:
     if headers.get("X-Error-Code") == "RevisionNotFound":
         return HubError(f"{name.repo} has no revision '{name.revision}' (HTTP {status})", "leave out the @, or check it")
     if status == 404:
-        return HubError(f"there is no {name} on the Hub (HTTP 404)", f"check the name at https://huggingface.co/{name.repo}")
+        return HubError(f"there is no {name} on the Hub (HTTP 404)", f"check the name at {page}")
     if status == 429:
         wait = headers.get("Retry-After", "")
         when = f"in {wait} seconds" if wait.isdigit() else "in some minutes"

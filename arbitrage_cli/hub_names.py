@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face Hub, and which files of a repository they mean. Asks nobody, reads no file.
+"""Names of models and data sets on the Hugging Face Hub, and which files of a repository they mean. Asks nobody, reads no file.
 
 What comes from the Hub is not trusted: a file's name must stay inside the folder that it is joined to.
 """
@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
+from typing import Literal
 
 from arbitrage_cli.errors import HubError, UsageError
 
@@ -21,18 +22,23 @@ _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A model on the Hub: `wanted` is a quantization, or a file's name in the repository."""
+    """A model on the Hub: `wanted` is a quantization, or a file's name in the repository. Of a data set it is a file's name."""
 
     repo: str
     wanted: str = DEFAULT_QUANT
     revision: str = "main"
+    kind: Literal["model", "dataset"] = "model"
 
     def __str__(self) -> str:
         return f"{self.repo}:{self.wanted}" + ("" if self.revision == "main" else f"@{self.revision}")
 
     @property
     def is_file(self) -> bool:
-        return self.wanted.lower().endswith(".gguf")
+        return self.kind == "dataset" or self.wanted.lower().endswith(".gguf")
+
+    def admits(self, file: str) -> bool:
+        """Whether a file of the repository is of the kind that is looked for."""
+        return file.lower().endswith(".gguf" if self.kind == "model" else (".jsonl", ".parquet"))
 
 
 def parse_name(source: str) -> HubName | None:
@@ -99,6 +105,8 @@ def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
 
 
 def _what_there_is(name: HubName, files: Sequence[str]) -> str:
+    if not files and name.kind == "dataset":
+        return "it has no JSONL and no parquet file at all"
     if not files:
         return "it has no GGUF file at all: look for a repository whose name ends in -GGUF"
     quants = {found[1] for found in map(_QUANT_AT_END.search, map(_stem, files)) if found}

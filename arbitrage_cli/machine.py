@@ -4,6 +4,7 @@ Knows no model. Reads the system's own files and falls back to the number of log
 """
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,17 @@ def total_memory() -> int | None:
         return None
 
 
+def processor_name() -> str:
+    """The model of the processor, as the system calls it."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        name, _, text = line.partition(":")
+        if name.strip() == "model name" and text.strip():
+            return text.strip()
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -32,7 +44,7 @@ def _affinity() -> int:
 def _physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int | None:
     """Cores without their hyper-threads; on Apple silicon the performance cores. None if the system does not say."""
     if sys.platform == "darwin":
-        return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
+        return _number("hw.perflevel0.physicalcpu") or _number("hw.physicalcpu")
     siblings = set()
     for path in topology.glob("cpu[0-9]*/topology/thread_siblings_list"):
         text = _read(path)
@@ -59,10 +71,15 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _sysctl(name: str) -> int | None:
+def _number(name: str) -> int | None:
+    text = _sysctl(name)
+    return int(text) if text and text.isdigit() else None
+
+
+def _sysctl(name: str) -> str | None:
     try:
         command = ["/usr/sbin/sysctl", "-n", name]
         found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout  # noqa: S603 - no input
-        return int(found)
-    except (OSError, ValueError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return None
+    return found.strip() or None

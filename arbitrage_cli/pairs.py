@@ -1,4 +1,4 @@
-"""From a name to a model: pairs by name, and models by path, by name on the Hub, or as a scripted demo.
+"""From a name to a model: pairs by name, and models by path, by name on the Hub, built in, or as a scripted demo.
 
 Knows no policy and no terminal. Pairs come from `models/pairs.toml`, which ships with the program, and from a file of the
 user's that adds to it.
@@ -19,23 +19,34 @@ if TYPE_CHECKING:  # NumPy is not needed to list pairs
     from arbitrage_cli.backends import Backend, Options
 
 SCRIPTED = "scripted:"
+BUILT_IN = "builtin:"
+"""`builtin:draft` is draft.gguf of the program's own folder of models."""
+
+DEFAULT_PAIR = "builtin"
 MIN_CTX = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two models that go together. `ctx` is in tokens; None where the default does."""
+    """Two models that go together, and what belongs to them.
+
+    `prm` is a process reward model, `head` a trained router's file, `system` the system prompt that suits both; `ctx` is in
+    tokens. None where there is none, or the default does.
+    """
 
     name: str
     draft: str
     target: str
     notes: str = ""
     ctx: int | None = None
+    prm: str | None = None
+    head: str | None = None
+    system: str | None = None
 
 
 def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
     """All pairs by name; those in the user's file, if there is one, win. UsageError for a file that makes no sense."""
-    pairs = _read(_models_folder() / "pairs.toml")
+    pairs = _read(models_folder() / "pairs.toml")
     if user_file is not None and user_file.is_file():
         pairs |= _read(user_file)
     return pairs
@@ -51,6 +62,18 @@ def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
 def is_toy(source: str) -> bool:
     """Whether the name is that of a scripted demo model."""
     return source.startswith(SCRIPTED)
+
+
+def is_built_in(source: str) -> bool:
+    """Whether the name is that of a model that ships with the program."""
+    return source.startswith(BUILT_IN)
+
+
+def head_file(source: str) -> Path:
+    """The file of a trained head: a path, or `builtin:NAME` for one that ships with the program."""
+    if is_built_in(source):
+        return models_folder() / f"{source.removeprefix(BUILT_IN)}.safetensors"
+    return _path(source)
 
 
 def local_files(source: str) -> tuple[Path, ...]:
@@ -77,8 +100,8 @@ def find_files(source: str, *, offline: bool = False, watch: hub.Watch | None = 
 
 
 def hub_name(source: str) -> HubName | None:
-    """The model's name on the Hub; None for a demo model and for a path. What exists as a path is one."""
-    return None if is_toy(source) or _exists(source) else parse_name(source)
+    """The model's name on the Hub; None for a demo or built-in model and for a path. What exists as a path is one."""
+    return None if is_toy(source) or is_built_in(source) or _exists(source) else parse_name(source)
 
 
 def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
@@ -108,6 +131,8 @@ def load_llama() -> ModuleType:
 
 
 def _path(source: str) -> Path:
+    if is_built_in(source):
+        return models_folder() / f"{source.removeprefix(BUILT_IN)}.gguf"
     try:
         return Path(source).expanduser()
     except RuntimeError:  # ~nobody
@@ -121,7 +146,7 @@ def _exists(source: str) -> bool:
         return False
 
 
-def _models_folder() -> Path:
+def models_folder() -> Path:
     """`models/`: inside the package where it is installed, beside it in a checkout."""
     package = Path(__file__).parent
     inside = package / "models"

@@ -10,7 +10,7 @@ import re
 import secrets
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -67,6 +67,8 @@ class ChatPrompt:
         variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._instructions = instructions
+        self._template, self._variables = template, variables
+        self._conversation: tuple[str, tuple[str, str, str]] | None = None
         self._slots = {"instructions": _placeholder(), "question": _placeholder()}
         self._layout = self._lay_out(template, variables)
         self._controls = _alternatives(control_tokens)
@@ -85,6 +87,27 @@ class ChatPrompt:
             _append_plain(segments, first)
             segments.extend(Plain(other) for other in others)
         return segments
+
+    def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
+        """The user's `turns`, all but the last answered with `reply`, up to where the assistant answers the last.
+
+        Without instructions. TemplateError if the template cannot show such a conversation.
+        """
+        before, between, after = self._turns(reply)
+        segments: list[Segment] = []
+        for index, turn in enumerate(turns):
+            self._append_template_text(segments, between if index else before)
+            first, *others = self.fragments(turn)
+            _append_plain(segments, first)
+            segments.extend(Plain(other) for other in others)
+        self._append_template_text(segments, after)
+        return segments
+
+    def _turns(self, reply: str) -> tuple[str, str, str]:
+        """The template's text before a first turn of the user, between it and a second one, and after that; kept."""
+        if self._conversation is None or self._conversation[0] != reply:
+            self._conversation = reply, _lay_out_turns(self._template, self._variables, reply)
+        return self._conversation[1]
 
     def fragments(self, text: str) -> list[str]:
         """Cut data (a question, another model's step) inside every marker, so that tokenized apart it stays data."""
@@ -116,6 +139,26 @@ class ChatPrompt:
             if all(layout.count(slot) == 1 for message in messages for slot in _slots_in(message, self._slots)):
                 return layout
         raise _broken(reason)
+
+
+def _lay_out_turns(template: str | None, variables: Mapping[str, str], reply: str) -> tuple[str, str, str]:
+    if template is None:
+        raise _broken("there is none, and this model is to be asked in turns")
+    first, second = _placeholder(), _placeholder()
+    messages = [
+        {"role": "user", "content": first},
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": second},
+    ]
+    try:
+        layout = _render(template, messages, variables)
+    except _RoleRefusedError as refusal:
+        raise _broken(f"it refuses the messages ({refusal})") from refusal
+    if layout.count(first) != 1 or layout.count(second) != 1 or layout.index(first) > layout.index(second):
+        raise _broken("it does not show two turns of the user in their order")
+    before, rest = layout.split(first)
+    between, after = rest.split(second)
+    return before, between, after
 
 
 class _RoleRefusedError(Exception):

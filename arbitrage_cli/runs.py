@@ -1,17 +1,21 @@
-"""A solved problem as one JSON object, and what a run was made with.
+"""A solved problem as one JSON object, the row of a benchmark that is made of it, and what a run was made with.
 
-The object is the interface to other programs: fields are added, not renamed. Knows no model and no terminal.
+The objects are the interface to other programs: fields are added, not renamed. Knows no model, no file and no terminal.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading import boxed_answer
-from arbitrage_cli.summary import tally
-from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Step, Trace
+from arbitrage_cli.summary import Tally, tally
+from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
+
+SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "probability_is"))
+"""Fields of a record that a run folder has once, in run.json, and not in each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "seconds": figures.seconds,
         "target_alone_seconds_estimate": finished.target_alone_seconds,
         "policy": run.policy,
-        "tau": run.tau if run.tau is None or math.isfinite(run.tau) else str(run.tau),
+        "tau": tau_in_json(run.tau),
         "probability_is": run.number,
         "temperature": run.temperature,
         "seed": run.seed,
@@ -61,8 +65,59 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "draft": run.models.get("draft"),
         "target": run.models.get("target"),
         "models": dict(run.descriptions),
-        "timing": {"draft": _cost_record(figures.draft_cost), "target": _cost_record(figures.target_cost)},
+        "timing": _timing(figures, finished.reward_cost),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a benchmark knows of one attempt beside the solution itself.
+
+    `wall_seconds` is the time from taking the problem up to its end, `router_seconds` the part of it that the policy took
+    to decide. `gold` is the right answer as JSON; `score` is None where there is nothing to grade.
+    """
+
+    sample: int
+    level: str | int | None
+    gold: Any
+    score: Score | None
+    wall_seconds: float
+    router_seconds: float
+
+
+def row(finished: Finished, run: RunInfo, measured: Measured) -> dict[str, Any]:
+    """One attempt of a benchmark: the record, but for what is the same in all rows, with its grade and its times.
+
+    A full context is a limit that the run was given: the attempt is done, and not tried again. Any other failure is an
+    error.
+    """
+    failure = attempt_error(finished)
+    made = {name: value for name, value in record(finished, run).items() if name not in SAME_IN_ALL_ROWS}
+    timing = made["timing"] | ({"router": {"seconds": measured.router_seconds}} if run.number else {})
+    return made | {
+        "schema": 1,
+        "sample": measured.sample,
+        "level": measured.level,
+        "gold": measured.gold,
+        "score": asdict(measured.score) if measured.score else None,
+        "status": "error" if failure else "done",
+        "error": failure,
+        "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else made["stop"],
+        "wall_seconds": measured.wall_seconds,
+        "timing": timing,
+    }
+
+
+def attempt_error(finished: Finished) -> str | None:
+    """Why an attempt of a benchmark has no result, in one line; None if it has one."""
+    if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
+        return None
+    return " ".join(str(finished.error).split()) or type(finished.error).__name__
+
+
+def tau_in_json(tau: float | None) -> float | str | None:
+    """A tau as JSON has it: a number, "inf" or "-inf", or null."""
+    return tau if tau is None or math.isfinite(tau) else str(tau)
 
 
 def answer(trace: Trace) -> str | None:
@@ -90,6 +145,7 @@ def _step_record(decision: Decision) -> dict[str, Any]:
         **_written(decision.kept),
         "decision": decision.verdict,
         "probability": decision.probability,
+        "advantage": decision.advantage,
         "discarded": _written(discarded) if discarded else None,
     }
 
@@ -104,11 +160,11 @@ def _written(step: Step) -> dict[str, Any]:
     }
 
 
+def _timing(figures: Tally, reward: Cost) -> dict[str, Any]:
+    """Tokens and seconds of each model, and of rating steps where any were rated."""
+    timing = {"draft": _cost_record(figures.draft_cost), "target": _cost_record(figures.target_cost)}
+    return timing | ({"reward": {"seconds": reward.seconds, **_cost_record(reward)}} if reward != Cost() else {})
+
+
 def _cost_record(cost: Cost) -> dict[str, Any]:
-    return {
-        "prefill_tokens": cost.prefill_tokens,
-        "prefill_seconds": cost.prefill_seconds,
-        "decode_tokens": cost.decode_tokens,
-        "decode_seconds": cost.decode_seconds,
-        "decode_tokens_per_second": cost.tokens_per_second,
-    }
+    return {**asdict(cost), "decode_tokens_per_second": cost.tokens_per_second}

@@ -1,31 +1,69 @@
 """Runs the flows of many problems over two engines, and tells what happens as events.
 
-One tick: hand the flows' asks to the engines, let each engine with work go one batch further, resume the flows whose
-steps are finished. Knows no policy, no token and no terminal. Finished problems come in the order in which they end.
+One tick: hand the flows' asks to the engines, let each engine with work go one batch further, rate what is to be rated,
+resume the flows whose steps or rewards are there. Knows no policy, no token and no terminal. Finished problems come in the order in which they end.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from arbitrage_cli.arbitrage import Flow
+from arbitrage_cli.arbitrage import Flow, Rate
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ArbitrageError, ProblemError
-from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Problem, Started, Step, Trace, Writing, Wrote
+from arbitrage_cli.types import (
+    Cost,
+    Decided,
+    Event,
+    Finished,
+    Limits,
+    ModelRole,
+    Problem,
+    Started,
+    Step,
+    Trace,
+    Writing,
+    Wrote,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """The rewards of some steps, from 0 to 1, and what it cost to know them."""
+
+    rewards: tuple[float, ...]
+    cost: Cost
+
+
+class Rater(Protocol):
+    """Whatever gives rewards. `slot` numbers the problems in flight, as for an engine."""
+
+    def open(self, slot: int, problem: Problem) -> None: ...
+
+    def close(self, slot: int) -> None: ...
+
+    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
+        """The ratings of each slot's wish, in order. ProblemError if one of them cannot be rated; none is then."""
+        ...
 
 
 @dataclass(slots=True)
 class _InFlight:
-    """One problem being solved: its flow, and how many of its decisions were told already."""
+    """One problem being solved: its flow, how many of its decisions were told already, and what rating it took so far."""
 
     slot: int
     trace: Trace
     flow: Flow
     num_told: int = 0
+    reward_cost: Cost = field(default_factory=Cost)
 
 
 class Scheduler:
-    """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine."""
+    """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
+
+    `rater` is needed if the flows ask for rewards.
+    """
 
     def __init__(
         self,
@@ -34,10 +72,13 @@ class Scheduler:
         limits: Limits,
         *,
         concurrency: int = 1,
+        rater: Rater | None = None,
     ) -> None:
         self._engines = engines
         self._make_flow = make_flow
         self._limits = limits
+        self._rater = rater
+        self._to_rate: dict[int, Rate] = {}
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
 
@@ -74,8 +115,8 @@ class Scheduler:
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
-            for engine in self._engines.values():
-                engine.open(flight.slot, problem)
+            for solver in self._solvers():
+                solver.open(flight.slot, problem)
         except ProblemError as error:
             yield self._finish(flight, error)
             return
@@ -96,18 +137,43 @@ class Scheduler:
                 yield Wrote(flight.trace, role, progress.text)
                 if progress.step is not None:
                     yield from self._resume(flight, progress.step)
+        if self._to_rate:
+            wishes = list(self._to_rate.items())
+            self._to_rate.clear()
+            yield from self._rate(wishes)
 
-    def _resume(self, flight: _InFlight, step: Step | None) -> Iterator[Event]:
-        """Give a flow the step it asked for (None to begin), tell what it decided, and pass on what it asks next."""
+    def _rate(self, wishes: list[tuple[int, Rate]]) -> Iterator[Event]:
+        """Rate all wishes at once. If a problem among them fails, each alone, so that only that one ends."""
+        if self._rater is None:
+            raise ValueError("this policy asks for rewards, and nothing gives any")
         try:
-            ask = flight.flow.send(step) if step is not None else next(flight.flow)
+            found = self._rater.rate(wishes)
+        except ProblemError as error:
+            if len(wishes) > 1:
+                for wish in wishes:
+                    yield from self._rate([wish])
+            else:
+                yield self._finish(self._in_flight[wishes[0][0]], error)
+            return
+        for (slot, _), ratings in zip(wishes, found, strict=True):
+            flight = self._in_flight[slot]
+            flight.reward_cost += ratings.cost
+            yield from self._resume(flight, ratings.rewards)
+
+    def _resume(self, flight: _InFlight, answer: Step | tuple[float, ...] | None) -> Iterator[Event]:
+        """Give a flow what it asked for (None to begin), tell what it decided, and pass on what it asks next."""
+        try:
+            ask = flight.flow.send(answer)
         except StopIteration:
             yield from self._tell_decisions(flight)
             yield self._finish(flight, None)
             return
         yield from self._tell_decisions(flight)
+        if isinstance(ask, Rate):
+            self._to_rate[flight.slot] = ask
+            return
         try:
-            num_unread = self._engines[ask.model].start(flight.slot, flight.trace)
+            num_unread = self._engines[ask.model].start(flight.slot, flight.trace, ask.proposal)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:
@@ -122,12 +188,16 @@ class Scheduler:
         target = self._engines.get("target")
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
         self._release(flight)
-        return Finished(flight.trace, error, alone)
+        return Finished(flight.trace, error, alone, flight.reward_cost)
 
     def _release(self, flight: _InFlight) -> None:
         flight.flow.close()
-        for engine in self._engines.values():
+        self._to_rate.pop(flight.slot, None)
+        for solver in self._solvers():
             with suppress(ArbitrageError):  # of a model that has failed; what ended the run is told already
-                engine.close(flight.slot)
+                solver.close(flight.slot)
         del self._in_flight[flight.slot]
         self._free.append(flight.slot)
+
+    def _solvers(self) -> list[Engine | Rater]:
+        return [*self._engines.values(), *([self._rater] if self._rater else [])]

@@ -58,6 +58,22 @@ class Tally:
         return self.draft_cost.seconds + self.target_cost.seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one policy of a benchmark stands: of the attempts that are planned, those tried, done, and with the right answer.
+
+    `seconds` are those of the attempts that are done; `speedup` compares them with the target alone, on the same problems.
+    """
+
+    label: str
+    planned: int
+    tried: int
+    done: int
+    correct: int
+    seconds: float
+    speedup: float | None = None
+
+
 def tally(decisions: Iterable[Decision]) -> Tally:
     """The figures of all these decisions."""
     total = Tally()

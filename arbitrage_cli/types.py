@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-ModelRole = Literal["draft", "target"]
+ModelRole = Literal["draft", "target", "prm"]
+"""Who computes. The process reward model rates steps and writes none."""
 
 StepStop = Literal["separator", "end", "budget", "context"]
 """Why a step ended: blank line, end of sequence, token budget used up, context full."""
@@ -40,23 +41,32 @@ class Evidence:
 
     `log_probabilities`, `entropies` (nats) and `margins` (log-probability of the likeliest token minus that of the
     runner-up) have n entries each. `hidden` is a float32 array (n, n_embd): row i is the post-norm last hidden state
-    from which token i was drawn; None if it was not kept.
+    from which token i was drawn; None if it was not kept. `pieces` are the characters that each token completed: empty for one
+    that ends the sequence or only begins a character.
     """
 
     log_probabilities: Sequence[float]
     entropies: Sequence[float]
     margins: Sequence[float]
     hidden: object | None = None
+    pieces: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Model time of a step. Prefill reads text written elsewhere, decode goes on one token at a time."""
+    """Model time of a step. Prefill reads text written elsewhere, decode goes on one token at a time.
+
+    Verify reads tokens of a proposal and draws after each of them: `verify_tokens` were read so, and gave `verify_kept`
+    of the step's tokens; the others of the step were decoded.
+    """
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
+    verify_tokens: int = 0
+    verify_seconds: float = 0.0
+    verify_kept: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -64,15 +74,18 @@ class Cost:
             self.prefill_seconds + other.prefill_seconds,
             self.decode_tokens + other.decode_tokens,
             self.decode_seconds + other.decode_seconds,
+            self.verify_tokens + other.verify_tokens,
+            self.verify_seconds + other.verify_seconds,
+            self.verify_kept + other.verify_kept,
         )
 
     @property
     def seconds(self) -> float:
-        return self.prefill_seconds + self.decode_seconds
+        return self.prefill_seconds + self.decode_seconds + self.verify_seconds
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoding speed, prefill left out; None if nothing was decoded, or in no time."""
+        """Decoding speed, prefill and verify left out; None if nothing was decoded, or in no time."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 
@@ -100,13 +113,15 @@ class Decision:
     """One step of a solution: what was kept, everything that was written for it, and the number that decided.
 
     `probability` is what was compared with tau: the router's P(the target's step is better), or, for a router without
-    a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw).
+    a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw). `advantage` is
+    the true one, reward of the target's step minus reward of the drafted one, where both were written and rated.
     """
 
     kept: Step
     draft: Step | None = None
     target: Step | None = None
     probability: float | None = None
+    advantage: float | None = None
 
     @property
     def discarded(self) -> Step | None:
@@ -158,6 +173,18 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What the grade of a solution is, the answer that was found in it, and why it is graded so.
+
+    `unscored` is what could not be compared: it is not known to be wrong.
+    """
+
+    value: Literal["correct", "incorrect", "unscored"]
+    answer: str | None
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A problem was taken up."""
 
@@ -198,12 +225,14 @@ class Finished:
     """A problem is done. `error` is set when it could not be finished; the steps kept until then stay in the trace.
 
     `target_alone_seconds` is an estimate, never a measurement: the time that the target alone would have taken for a
-    solution of the same text, from its measured speeds. None if the target was not loaded.
+    solution of the same text, from its measured speeds. None if the target was not loaded. `reward_cost` is what rating
+    steps took, of whichever model did it.
     """
 
     trace: Trace
     error: Exception | None = None
     target_alone_seconds: float | None = None
+    reward_cost: Cost = Cost()
 
 
 Event = Started | Writing | Wrote | Decided | Finished

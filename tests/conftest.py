@@ -1,9 +1,12 @@
-"""Fixtures that several test files share: tiny model files, made once a session."""
+"""Fixtures that several test files share: tiny model files, a process that forks runs of the program, a folder in memory."""
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from faults import Program
 from tiny_gguf import write_all
 
 
@@ -11,3 +14,20 @@ from tiny_gguf import write_all
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Paths of tiny GGUF files: draft, target, spm, base, nan, mamba, bert."""
     return write_all(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def program() -> Iterator[Program]:
+    """Runs whole command lines in processes of their own, quickly."""
+    with Program() as running:
+        yield running
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder in memory, where the system has such a place: syncing hundreds of files to a disk takes minutes."""
+    if not os.access("/dev/shm", os.W_OK):  # noqa: S108 - a place, not a file
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)

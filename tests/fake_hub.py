@@ -1,6 +1,7 @@
-"""A Hugging Face Hub on loopback, with faults on request: what `model_info` and a download need of the real one.
+"""A Hugging Face Hub on loopback, with faults on request: what `repo_info` and a download need of the real one.
 
-Files are served by a redirect to a second host name, as the real Hub sends its downloads to a CDN. Knows no test.
+Files are served by a redirect to a second host name, as the real Hub sends its downloads to a CDN; small ones, which git
+keeps itself, by the Hub, with no sha256 published. Knows no test.
 """
 
 import hashlib
@@ -10,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,31 +42,60 @@ class Request:
 
 
 class FakeHub:
-    """Repositories by name, each with its files. What it does wrong is set from outside while it runs."""
+    """Repositories by name, each with its files. What it does wrong is set from outside while it runs.
+
+    The name of a data set begins with `datasets/`.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.in_git: set[str] = set()  # names of the files that git keeps itself
         self.requests: list[Request] = []
         self.url = self.cdn_url = ""
+        self.sha = COMMIT
         self.failure: Failure | None = None  # of every request to the Hub itself
         self.cuts: list[int] = []  # each next download ends after so many bytes of its answer, as a broken connection does
         self.corrupt = False  # right size, wrong bytes
         self.ignores_ranges = False
-        self.publishes_sha256 = True
+        self.publishes_sha256 = self.publishes_git_ids = True
         self.gate: threading.Event | None = None  # downloads wait for it halfway
         self.is_halfway = threading.Event()
 
     def downloads(self) -> list[Request]:
-        return [request for request in self.requests if request.host == "cdn" and request.method == "GET"]
+        files = [request for request in self.requests if request.method == "GET" and "/resolve/" in request.path]
+        return [request for request in files if request.host == "cdn" or request.path.endswith(tuple(self.in_git))]
+
+    def push(self) -> None:
+        """Give the repositories another commit, as when something was pushed to them."""
+        self.sha = hashlib.sha1(self.sha.encode()).hexdigest()  # noqa: S324
 
     def info(self, repo: str) -> dict[str, Any]:
         siblings = []
         for name, data in self.repos[repo].items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}  # noqa: S324
-            if self.publishes_sha256:
+            sibling: dict[str, Any] = {"rfilename": name, "size": len(data)}
+            if self.publishes_git_ids:
+                sibling["blobId"] = git_id(data)
+            if self.publishes_sha256 and name not in self.in_git:
                 sibling["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
             siblings.append(sibling)
-        return {"id": repo, "sha": COMMIT, "siblings": siblings}
+        return {"id": repo.removeprefix("datasets/"), "sha": self.sha, "siblings": siblings}
+
+
+def git_id(data: bytes) -> str:
+    """What git calls a file with these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324
+
+
+def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make this process ask that Hub, without token and proxy, and keep what it fetches in the folder."""
+    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @contextmanager
@@ -109,29 +143,33 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(Request(self.command, path, host, self.headers["Authorization"], self.headers["Range"]))
         if hub.failure and host == "api":
             return self._send(hub.failure.status, hub.failure.body.encode(), hub.failure.headers)
-        if path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+        if path.startswith("/api/"):
+            repo, _, revision = path.removeprefix("/api/").removeprefix("models/").partition("/revision/")
             return self._send_info(repo, revision)
         repo, _, rest = path.removeprefix("/").partition("/resolve/")
-        data = hub.repos.get(repo, {}).get(rest.partition("/")[2])
+        name = rest.partition("/")[2]
+        data = hub.repos.get(repo, {}).get(name)
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        if host == "api":
-            sha256 = hashlib.sha256(data).hexdigest()
-            found = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data))}
-            return self._send(302, b"", found | {"Location": f"{hub.cdn_url}{self.path}"})
-        return self._send_file(bytes(byte ^ 1 for byte in data) if hub.corrupt else data)
+        found = {"X-Repo-Commit": hub.sha}
+        sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data
+        if name in hub.in_git:
+            return self._send_file(sent, found | {"ETag": f'"{git_id(data)}"'})
+        if host == "cdn":
+            return self._send_file(sent, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
+        found |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+        return self._send(302, b"", found | {"Location": f"{hub.cdn_url}{self.path}"})
 
     def _send_info(self, repo: str, revision: str) -> None:
         if repo not in self.served_hub.repos:
             return self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
-        if revision not in ("", "main", COMMIT):
+        if revision not in ("", "main", self.served_hub.sha):
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         return self._send(200, json.dumps(self.served_hub.info(repo)).encode())
 
-    def _send_file(self, data: bytes) -> None:
+    def _send_file(self, data: bytes, headers: dict[str, str]) -> None:
         hub, start, status = self.served_hub, 0, 200
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        headers["Accept-Ranges"] = "bytes"
         wanted = self.headers["Range"]
         if wanted and not hub.ignores_ranges:
             start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206

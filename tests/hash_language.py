@@ -5,6 +5,9 @@ few, anywhere, and all that follows is another text. Distributions are spread ou
 """
 
 import hashlib
+import itertools
+import random
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +19,7 @@ from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
+from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Step, Trace
 
 LETTERS = "abcdefghijklmnop "
 CONTROLS = ("<|user|>", "<|assistant|>", "<|end|>")
@@ -69,7 +72,7 @@ class HashBackend:
         return {}
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        data, tokens = text.encode(), []
+        data, tokens = text.encode("utf-8", errors="replace"), []
         while data:
             token = next(token for token in self._longest_first if data.startswith(self._pieces[token]))
             tokens.append(token)
@@ -86,9 +89,10 @@ class HashBackend:
         self._append(sequence, position, tokens)
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        rows: list[tuple[Floats, Floats]] = []
         for sequence, position, token in zip(sequences, positions, tokens, strict=True):
             self._append(sequence, position, [token])
-        rows = [self._compute(sequence) for sequence in sequences]
+            rows.append(self._compute(sequence))
         return Output(np.stack([logits for logits, _ in rows]), np.stack([hidden for _, hidden in rows]))
 
     def drop(self, sequence: int, position: int) -> None:
@@ -109,6 +113,16 @@ class HashBackend:
         logits = np.full(len(self._pieces), -30.0, np.float32)
         logits[self._written] = self._favour + rng.normal(0.0, rng.uniform(0.5, 4.0), len(self._written))
         return logits, rng.normal(size=HIDDEN_SIZE).astype(np.float32)
+
+
+class Wavering(HashBackend):
+    """Thinks as the model it is named after, but for one token in eight: many of its steps begin as that model's do."""
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        logits, hidden = super()._compute(sequence)
+        if int(abs(hidden[0]) * 1e6) % 8 == 0:
+            logits[self._written] = np.roll(logits[self._written], 1)
+        return logits, hidden
 
 
 class StaleBackend(HashBackend):
@@ -194,9 +208,27 @@ class Recording:
 class ForgetfulEngine(Engine):
     """Empties its cache before every step."""
 
-    def start(self, slot: int, trace: Trace) -> int:
+    def start(self, slot: int, trace: Trace, proposal: Step | None = None) -> int:
         self.forget(slot)
-        return super().start(slot, trace)
+        return super().start(slot, trace, proposal)
+
+
+def unsteady_clock(seed: int) -> Callable[[], float]:
+    """A clock by which everything takes a random time: whoever plans by it does so at random."""
+    rng, now = random.Random(seed), 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += rng.choice((0.01, 0.1, 1.0, 10.0)) * rng.random()
+        return now
+
+    return clock
+
+
+def ticking_clock() -> Callable[[], float]:
+    """A clock by which everything takes one second: a batch costs as much as a token, so all that is proposed is verified."""
+    count = itertools.count()
+    return lambda: float(next(count))
 
 
 def events_of(
@@ -249,15 +281,18 @@ def hash_engines(
     engine: type[Engine] = Engine,
     num_sequences: int = 1,
     same_model: bool = False,
+    make_draft: Callable[..., Backend] | None = None,
+    use_proposals: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[ModelRole, Engine]:
     """A draft and a target; the target's vocabulary has letter pairs that the draft's has not, unless they are the same model."""
     chosen = sampler or Sampler()
-    draft = make("draft", num_sequences=num_sequences)
+    draft = (make_draft or make)("draft", num_sequences=num_sequences)
     if same_model:
         target = make("draft", num_sequences=num_sequences)
     else:
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     return {
         "draft": engine("draft", draft, chosen, keep_evidence=True),
-        "target": engine("target", target, chosen),
+        "target": engine("target", target, chosen, use_proposals=use_proposals, clock=clock),
     }

@@ -5,7 +5,20 @@ from collections.abc import Iterable
 
 import pytest
 
-from arbitrage_cli.arbitrage import POLICIES, Ask, Flow, arbitrage, first_token_entropy, mean_surprise, single, uniform_draw
+from arbitrage_cli.arbitrage import (
+    POLICIES,
+    Ask,
+    Flow,
+    Rate,
+    arbitrage,
+    by_evidence,
+    by_reward,
+    first_token_entropy,
+    mean_surprise,
+    oracle,
+    single,
+    uniform_draw,
+)
 from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
 
 
@@ -17,12 +30,18 @@ def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
     return Trace(Problem(name, f"question {name}"), limits or Limits())
 
 
-def drive(flow: Flow, answers: Iterable[Step]) -> list[Ask]:
-    """Send each answer to the flow's next ask; returns the asks. All answers must be used, and the flow must end."""
+def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Ask | Rate]:
+    """Send each answer to the flow's next wish; returns the wishes. All answers must be used, and the flow must end."""
     asks = [next(flow)]
     waiting = iter(answers)
     for answer in waiting:
-        assert answer.model == asks[-1].model
+        wish = asks[-1]
+        if isinstance(wish, Rate):
+            assert isinstance(answer, tuple)
+            assert len(answer) == len(wish.steps)
+        else:
+            assert isinstance(answer, Step)
+            assert answer.model == wish.model
         try:
             asks.append(flow.send(answer))
         except StopIteration:
@@ -33,10 +52,15 @@ def drive(flow: Flow, answers: Iterable[Step]) -> list[Ask]:
     return asks
 
 
-def route(number: float, tau: float) -> tuple[Trace, list[Ask]]:
+def models(wishes: Iterable[Ask | Rate]) -> list[str]:
+    """Whom a flow asked, in order."""
+    return ["rater" if isinstance(wish, Rate) else wish.model for wish in wishes]
+
+
+def route(number: float, tau: float) -> tuple[Trace, list[Ask | Rate]]:
     """One drafted step that ends the sequence, and the target's step if it is asked for one."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
-    flow = arbitrage(trace, lambda _trace, _draft: number, tau)
+    flow = arbitrage(trace, by_evidence(lambda _trace, _draft: number), tau)
     return trace, drive(flow, [draft, target] if number > tau else [draft])
 
 
@@ -56,7 +80,7 @@ def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) 
     """A tie keeps the draft."""
     trace, asks = route(number, tau)
     assert trace.decisions[0].kept.model == kept
-    assert [ask.model for ask in asks] == (["draft"] if kept == "draft" else ["draft", "target"])
+    assert models(asks) == (["draft"] if kept == "draft" else ["draft", "target"])
 
 
 def test_a_number_that_is_none_keeps_the_draft() -> None:
@@ -90,7 +114,7 @@ def test_the_router_sees_the_kept_steps_only() -> None:
         return float(len(trace.decisions) == 1)
 
     answers = [step("draft"), step("draft"), step("target"), step("draft", "end")]
-    drive(arbitrage(new_trace(), router, 0.5), answers)
+    drive(arbitrage(new_trace(), by_evidence(router), 0.5), answers)
     assert seen == [(0, ""), (1, "draft\n\n"), (2, "draft\n\ntarget\n\n")]
 
 
@@ -98,7 +122,10 @@ def test_a_discarded_end_does_not_finish_the_solution() -> None:
     """Only the kept step counts: the draft wanted to end, the target went on."""
     trace = new_trace()
     numbers = iter([1.0, 0.0])
-    drive(arbitrage(trace, lambda *_: next(numbers), 0.5), [step("draft", "end"), step("target"), step("draft", "end")])
+    drive(
+        arbitrage(trace, by_evidence(lambda *_: next(numbers)), 0.5),
+        [step("draft", "end"), step("target"), step("draft", "end")],
+    )
     assert (len(trace.decisions), trace.stop) == (2, "end")
 
 
@@ -124,7 +151,7 @@ def test_one_model_alone(model: ModelRole) -> None:
     """Nothing is compared, so there is no verdict; the step is recorded under the model that wrote it."""
     trace = new_trace()
     asks = drive(POLICIES[model].flow(trace, None, 0), [step(model), step(model, "end")])
-    assert {ask.model for ask in asks} == {model}
+    assert set(models(asks)) == {model}
     assert [decision.verdict for decision in trace.decisions] == [None, None]
     assert [(decision.draft is None, decision.target is None) for decision in trace.decisions] == [
         (model == "target", model == "draft")
@@ -173,3 +200,46 @@ def test_policy_with_a_router_needs_a_tau() -> None:
     trace, evidence = new_trace(), Evidence(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
     drive(POLICIES["entropy"].flow(trace, 0.0, 0), [step("draft", "end", evidence=evidence), step("target", "end")])
     assert trace.decisions[0].kept.model == "target"
+
+
+def test_the_rejected_draft_is_the_proposal_to_the_target() -> None:
+    """What was drafted is not thrown away unread."""
+    trace, asks = route(0.9, 0.5)
+    assert asks == [Ask("draft", trace), Ask("target", trace, proposal=trace.decisions[0].draft)]
+
+
+@pytest.mark.parametrize(("reward", "kept"), [(0.71, "draft"), (0.7, "draft"), (0.69, "target")])
+def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> None:
+    """RSD: only the drafted step is rated, and "accept a reward of 0.7 or more" is a tau of 0.3."""
+    trace, draft = new_trace(), step("draft", "end")
+    target = [step("target", "end")] if kept == "target" else []
+    wishes = drive(arbitrage(trace, by_reward, 1.0 - 0.7), [draft, (reward,), *target])
+    assert models(wishes) == ["draft", "rater", *(["target"] if target else [])]
+    assert wishes[1] == Rate(trace, (draft,))
+    assert trace.decisions[0].kept.model == kept
+    assert trace.decisions[0].probability == pytest.approx(1 - reward)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "tau", "kept"),
+    [((0.2, 0.9), 0.0, "target"), ((0.9, 0.2), 0.0, "draft"), ((0.5, 0.5), 0.0, "draft"), ((0.2, 0.9), 0.8, "draft")],
+)
+def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, float], tau: float, kept: str) -> None:
+    """Both are written and rated; a tie keeps the draft; the advantage is recorded, and no probability."""
+    trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
+    wishes = drive(oracle(trace, tau), [draft, target, rewards])
+    assert wishes == [Ask("draft", trace), Ask("target", trace, proposal=draft), Rate(trace, (draft, target))]
+    (decision,) = trace.decisions
+    assert (decision.kept.model, decision.probability) == (kept, None)
+    assert decision.advantage == pytest.approx(rewards[1] - rewards[0])
+    assert decision.verdict == ("escalate" if kept == "target" else "accept")
+
+
+def test_a_policy_with_a_head_needs_its_router() -> None:
+    """There is no router to fall back to."""
+    with pytest.raises(ValueError, match="needs a router"):
+        POLICIES["arbitrage"].flow(new_trace(), 0.5, 0)
+    trace = new_trace()
+    router = by_evidence(lambda _trace, _draft: 0.6)
+    drive(POLICIES["arbitrage"].flow(trace, 0.5, 0, router), [step("draft", "end"), step("target", "end")])
+    assert trace.decisions[0].probability == 0.6

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML
 
-from arbitrage_cli.backends import Backend, Floats, Options, llama
+from arbitrage_cli.backends import MAX_DECODE, Backend, Floats, Options, llama
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.errors import (
@@ -184,6 +184,35 @@ def test_a_decode_that_does_not_fit_changes_nothing(backend: Backend) -> None:
     assert_close(fresh, after(backend, 1, start[-1:], held=len(start) - 1))
 
 
+def test_several_tokens_of_a_sequence_at_once(backend: Backend) -> None:
+    """Beside another sequence's one: each row is what the model computes after that token alone; the tail can be dropped."""
+    tokens, other = prompt(backend, "abcdefgh"), prompt(backend, "xyz")
+    alone = [after(backend, 0, tokens[:1])]
+    alone += [after(backend, 0, [token], held=held) for held, token in enumerate(tokens) if held]
+    expected = after(backend, 2, other)
+    backend.drop(2, len(other) - 1)
+    backend.read(1, 0, tokens[:2])
+    held = [*range(2, len(tokens)), len(other) - 1]
+    output = backend.decode([1] * (len(tokens) - 2) + [2], held, [*tokens[2:], other[-1]])
+    assert output.hidden is not None
+    rows = list(zip(output.logits.copy(), output.hidden.copy(), strict=True))
+    for row, wanted in zip(rows, [*alone[2:], expected], strict=True):
+        assert_close(row, wanted)
+    backend.drop(1, 4)
+    assert_close(after(backend, 1, tokens[4:], held=4), alone[-1])
+
+
+def test_several_tokens_that_do_not_all_fit_change_nothing(backend: Backend) -> None:
+    """Not even by those of them that would."""
+    tokens, filler = prompt(backend), backend.tokenize("a", continues=True)[-1]
+    backend.read(1, 0, tokens)
+    fresh = after(backend, 1, [filler] * (CONTEXT - 1 - len(tokens)), held=len(tokens))
+    backend.drop(1, CONTEXT - 2)
+    with pytest.raises(ContextFullError):
+        backend.decode([1] * 3, [CONTEXT - 2, CONTEXT - 1, CONTEXT], [filler] * 3)
+    assert_close(fresh, after(backend, 1, [filler], held=CONTEXT - 2))
+
+
 def test_closing_twice(backend: Backend) -> None:
     """Does no harm."""
     backend.close()
@@ -297,6 +326,17 @@ def test_a_script_with_nothing_to_say_changes_nothing() -> None:
         backend.read(sequence, 0, start)
     with pytest.raises(ScriptEndedError):
         backend.decode([1, 2], [len(start)] * 2, [ord("b"), question_mark])
+    assert_close(fresh, after(backend, 1, [ord("b")], held=len(start)))
+
+
+def test_a_script_that_ends_within_a_batch_changes_nothing() -> None:
+    """Where several tokens of one sequence are appended, all of them are taken back."""
+    backend = open_backend("scripted", {})
+    start, question_mark = prompt(backend), ord("?")
+    fresh = after(backend, 0, [*start, ord("b")])
+    backend.read(1, 0, start)
+    with pytest.raises(ScriptEndedError):
+        backend.decode([1] * 3, [len(start) + index for index in range(3)], [ord("a"), question_mark, ord("b")])
     assert_close(fresh, after(backend, 1, [ord("b")], held=len(start)))
 
 
@@ -471,6 +511,14 @@ def test_a_sequence_that_does_not_exist(draft: LlamaBackend, sequence: int) -> N
         draft.decode([0, sequence], [0, 0], [65, 65])
 
 
+def test_more_tokens_than_a_batch_holds(draft: LlamaBackend) -> None:
+    """Are refused where they are decoded: llama.cpp would end the process. As many as it holds are not."""
+    assert draft.decode([0] * MAX_DECODE, range(MAX_DECODE), [65] * MAX_DECODE).logits.shape[0] == MAX_DECODE
+    draft.drop(0, 0)
+    with pytest.raises(ValueError, match="at once"):
+        draft.decode([0] * (MAX_DECODE + 1), range(MAX_DECODE + 1), [65] * (MAX_DECODE + 1))
+
+
 def test_long_texts_are_read_in_chunks(draft: LlamaBackend) -> None:
     """More tokens than a batch holds, and a number that is no multiple of it, give what smaller reads give."""
     tokens = draft.tokenize("a story " * 150, continues=False)
@@ -493,8 +541,9 @@ def test_a_read_that_fails_half_way_changes_nothing(draft: LlamaBackend, monkeyp
     assert_close(fresh, after(draft, 1, start[-1:], held=len(start) - 1))
 
 
-def test_ctrl_c_breaks_off_a_long_read(draft: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal that comes while llama.cpp computes ends the read, and reaches Python; the model can still be used."""
+@pytest.mark.parametrize("call", ["read", "decode"])
+def test_ctrl_c_breaks_off_a_large_batch(draft: LlamaBackend, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A signal that comes while llama.cpp computes ends it, and reaches Python; the model can still be used."""
     fresh, real, num_calls = after(draft, 1, prompt(draft)), c.llama_decode, 0
 
     def interrupted(*arguments: Any) -> int:
@@ -505,7 +554,7 @@ def test_ctrl_c_breaks_off_a_long_read(draft: LlamaBackend, monkeypatch: pytest.
 
     monkeypatch.setattr(DECODE, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        draft.read(0, 0, [65] * 1400)
+        draft.read(0, 0, [65] * 1400) if call == "read" else draft.decode([0] * 500, range(500), [65] * 500)
     monkeypatch.undo()
     assert num_calls == 1
     draft.drop(0, 0)

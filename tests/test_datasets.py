@@ -1,14 +1,28 @@
-"""Problems from text: plain lines or JSON lines, bad ones given back by number, in bounded memory."""
+"""Problems from text, bad ones given back by number, in bounded memory; and data sets, which are whole or an error."""
 
+import hashlib
 import io
 import json
+import math
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.datasets import MAX_LINE_BYTES, BadLine, make_problem, read_problems
+from arbitrage_cli.datasets import (
+    MAX_LINE_BYTES,
+    BadLine,
+    DataSet,
+    Item,
+    json_rows,
+    make_data_set,
+    make_problem,
+    parse_mapping,
+    read_problems,
+)
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
 
@@ -18,6 +32,18 @@ def read(*lines: bytes) -> list[Problem | BadLine]:
 
 def questions(rows: list[Problem | BadLine]) -> list[str]:
     return [row.question for row in rows if isinstance(row, Problem)]
+
+
+def data_set(*rows: bytes | dict[str, Any], **mapping: str) -> DataSet:
+    """A data set of lines: of JSON objects, or as they are."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    return make_data_set("some.jsonl", json_rows(io.BytesIO(b"\n".join(lines))), mapping=mapping)
+
+
+def item(row: dict[str, Any], **mapping: str) -> Item:
+    """The one item of a data set of one row."""
+    (only,) = data_set(row, **mapping).items
+    return only
 
 
 class SlowStream(io.RawIOBase):
@@ -185,3 +211,221 @@ def test_text_that_is_no_problem(question: str) -> None:
 def test_lone_surrogates_are_replaced() -> None:
     """A problem can always be encoded, whatever its JSON said."""
     assert make_problem("a\ud800b", "1").question == "a?b"
+
+
+# --- data sets
+
+GOOD: dict[str, Any] = {"problem": "q", "answer": "4"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"id": "gsm8k/test/0", "question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"},
+            Item(Problem("gsm8k/test/0", "How many?"), {"answer": "9 * 2 = <<9*2=18>>18\n#### 18"}),
+        ),
+        (
+            {
+                "problem": "Convert.",
+                "solution": "So",
+                "answer": "\\frac{1}{2}",
+                "subject": "Algebra",
+                "level": 2,
+                "unique_id": "a/1",
+            },
+            Item(Problem("a/1", "Convert."), {"answer": "\\frac{1}{2}"}, 2, {"solution": "So", "subject": "Algebra"}),
+        ),
+        (
+            {"id": 1606, "question": "\nFind.", "final_answer": ["$2n$", "3"], "answer_type": "Numerical", "unit": None},
+            Item(Problem("1606", "Find."), {"answer": ["$2n$", "3"], "answer_type": "Numerical"}),
+        ),
+        (
+            {"id": 1, "question": "q", "final_answer": ["1"], "unit": "cm", "error": "1e-2", "is_multiple_answer": False},
+            Item(Problem("1", "q"), {"answer": ["1"], "unit": "cm", "error": "1e-2", "is_multiple_answer": False}),
+        ),
+        (
+            {"id": "asdiv/0", "question": "q ", "answer": "9 (apples)", "solution_type": "Addition"},
+            Item(Problem("asdiv/0", "q"), {"answer": "9 (apples)"}, None, {"solution_type": "Addition"}),
+        ),
+        (
+            {"id": 0, "question": "q", "answer": 27.0, "url": None},
+            Item(Problem("0", "q"), {"answer": 27.0}, None, {"url": None}),
+        ),
+        ({"problem": "q", "answer": 0, "level": "Level 5"}, Item(Problem("1", "q"), {"answer": 0}, "Level 5")),
+        (
+            {"problem": "q", "answer": None, "final_answer": [-1]},
+            Item(Problem("1", "q"), {"answer": [-1]}, None, {"answer": None}),
+        ),
+        (
+            {"problem": 7, "question": "q", "answer": "4", "level": ""},
+            Item(Problem("1", "q"), {"answer": "4"}, None, {"problem": 7, "level": ""}),
+        ),
+        ({"problem": "a\ud800", "answer": "\ud800", "id": "\ud800"}, Item(Problem("?", "a?"), {"answer": "?"})),
+    ],
+    ids=["gsm8k", "math500", "olympiadbench", "unit", "asdiv", "number", "zero", "null", "number of a problem", "surrogate"],
+)
+def test_row_of_a_data_set(row: dict[str, Any], expected: Item) -> None:
+    """Question, answer, id and level are found under the names that published data sets use; the rest is kept beside them."""
+    assert item(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"\xff", "not UTF-8"),
+        (b'{"problem": "q", "answer": 9' + b"9" * 5000 + b"}", "a number too long"),
+        (b"x" * (MAX_LINE_BYTES + 1), "longer than"),
+        ({"answer": "4"}, "no text under 'problem' or 'question'; it has answer"),
+        ({"problem": ["q"], "answer": "4"}, "no text under"),
+        ({"problem": " ", "answer": "4"}, "the problem is empty"),
+        ({"problem": "a\0b", "answer": "4"}, "NUL"),
+        ({"problem": "q"}, "no answer under 'answer' or 'final_answer'; it has problem"),
+        ({"problem": "q", "answer": " "}, "no answer"),
+        ({"problem": "q", "answer": math.nan}, "no answer"),
+        ({"problem": "q", "answer": math.inf}, "its answer is"),
+        ({"problem": "q", "answer": True}, "its answer is"),
+        ({"problem": "q", "answer": {"value": 4}}, "its answer is"),
+        ({"problem": "q", "answer": []}, "its answer is"),
+        ({"problem": "q", "answer": ["4", ""]}, "its answer is"),
+        ({"problem": "q", "answer": [["4"]]}, "its answer is"),
+        ({"problem": "q", "answer": "4", "unit": ["cm"]}, "its unit is"),
+        ({"problem": "q", "answer": "4", "level": 2.5}, "its level is"),
+        ({"problem": "q", "answer": "4", "level": True}, "its level is"),
+        ({}, "it has no fields"),
+    ],
+)
+def test_row_that_cannot_be_measured_with(row: bytes | dict[str, Any], reason: str) -> None:
+    """One bad row makes the whole data set unusable, and is named with its line and what is wrong with it."""
+    with pytest.raises(UsageError) as caught:
+        data_set(GOOD, b"", row, GOOD)
+    assert caught.value.message.startswith("some.jsonl: line 3: ")
+    assert reason in caught.value.message
+    assert "--map" in caught.value.hint
+    assert len(caught.value.message) < 300
+
+
+def test_number_of_bad_rows() -> None:
+    """Of many bad rows the first is named, and the others are counted."""
+    with pytest.raises(UsageError, match=r"line 2: not a JSON object \(2 more like this\)$"):
+        data_set(GOOD, b"1", GOOD, b"2", b"3")
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        ([{**GOOD, "id": "a"}, GOOD, {**GOOD, "id": "a"}], ("3", "1")),
+        ([{**GOOD, "id": 2}, GOOD], ("2", "1")),
+        ([{**GOOD, "id": 7}, {**GOOD, "unique_id": "7"}], ("2", "1")),
+    ],
+)
+def test_id_that_comes_twice(rows: list[dict[str, Any]], lines: tuple[str, str]) -> None:
+    """Two rows of one id are an error that names both lines; a row without an id has its line's number for one."""
+    with pytest.raises(UsageError, match=f"line {lines[0]}: its id .* is that of line {lines[1]} too"):
+        data_set(*rows)
+
+
+@pytest.mark.parametrize("rows", [[], [b""], [b"", b"  ", b""]])
+def test_data_set_without_rows(rows: list[bytes]) -> None:
+    """A file with nothing in it is no data set."""
+    with pytest.raises(UsageError, match="there is no problem in it"):
+        data_set(*rows)
+
+
+@pytest.mark.parametrize("rows", [[b'[{"problem": "q"}]'], [b"", b"[", b'{"problem": "q", "answer": "4"}', b"]"]])
+def test_data_set_that_is_a_json_list(rows: list[bytes]) -> None:
+    """A JSON list in place of JSON lines is said to be one."""
+    with pytest.raises(UsageError, match=r"looks like a JSON list; give one JSON object a line instead$"):
+        data_set(*rows)
+
+
+def test_byte_order_mark_before_a_data_set() -> None:
+    """What Windows adds to a text is no part of a row."""
+    assert data_set(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r").items == (item(GOOD),)
+
+
+def test_line_separators_inside_a_row() -> None:
+    """Characters that Python's splitlines takes for line ends are part of a row."""
+    text = "one\u2028still one\x85and on"
+    row = json.dumps({"problem": text, "answer": "4"}, ensure_ascii=False).encode()
+    assert [found.problem.question for found in data_set(row, {**GOOD, "id": "b"}).items] == [text, "q"]
+
+
+# --- which data set it was
+
+
+def test_sha256_is_of_what_is_measured_with() -> None:
+    """Ids, questions, answers and their order make the sha256; how the rows were spelled, and the rest of them, do not."""
+    first, second = {**GOOD, "id": "a"}, {**GOOD, "id": "b", "final_answer": "5"}
+    known = data_set(first, second).sha256
+    assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()
+    assert known == data_set({"question": "q", "answer": "4", "unique_id": "a"}, b"", {**second, "level": 3}).sha256
+    others = [
+        data_set(second, first),
+        data_set(first),
+        data_set(first, {**second, "id": "c"}),
+        data_set(first, {**second, "problem": "r"}),
+        data_set(first, {**second, "answer": "5"}),
+        data_set(first, {**second, "answer": ["4"]}),
+        data_set(first, {**second, "answer": 4}),
+        data_set(first, {**second, "unit": "cm"}),
+    ]
+    assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=5))
+def test_any_texts_make_a_data_set_or_an_error(texts: list[tuple[str, str]]) -> None:
+    """Whatever the texts are, they come back as they were, but for white space around questions, or are refused."""
+    try:
+        found = data_set(*({"problem": question, "answer": answer} for question, answer in texts))
+    except UsageError:
+        assert any(not question.strip() or not answer.strip() or "\0" in question for question, answer in texts)
+        return
+    assert [(one.problem.question, one.gold) for one in found.items] == [
+        (question.strip(), {"answer": answer}) for question, answer in texts
+    ]
+
+
+# --- other names for fields
+
+
+def test_mapping() -> None:
+    """Named fields are read, and no others, for what they are named for; the rest is found as always."""
+    row = {"prompt": "q", "gold": "4", "key": "k", "hard": 3, "problem": "another", "answer": "5", "id": "i", "level": 1}
+    mapped = item(row, question="prompt", answer="gold")
+    assert (mapped.problem, mapped.gold, mapped.level) == (Problem("i", "q"), {"answer": "4"}, 1)
+    assert mapped.extra == {"key": "k", "hard": 3, "problem": "another", "answer": "5"}
+    mapped = item(row, id="key", level="hard")
+    assert (mapped.problem, mapped.gold, mapped.level) == (Problem("k", "another"), {"answer": "5"}, 3)
+
+
+@pytest.mark.parametrize("what", ["question", "answer", "id", "level"])
+def test_mapping_to_a_field_that_is_not_there(what: str) -> None:
+    """A row without a named field is an error that names it and what there is: nothing else is taken instead."""
+    with pytest.raises(UsageError, match="line 1: no field 'other'; it has problem, answer, id"):
+        data_set({**GOOD, "id": "a"}, **{what: "other"})
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [
+        ("question=prompt", {"question": "prompt"}),
+        ("question=prompt,answer=gold", {"question": "prompt", "answer": "gold"}),
+        (" id = key , level=a=b ", {"id": "key", "level": "a=b"}),
+    ],
+)
+def test_mapping_as_a_user_writes_it(text: str, mapping: dict[str, str]) -> None:
+    """Fields are named in pairs, with commas between them."""
+    assert parse_mapping(text) == mapping
+
+
+@pytest.mark.parametrize(
+    "text", ["", "question", "question=", "=prompt", "solution=x", "question=a,question=b", "answer=a,,"]
+)
+def test_mapping_that_is_none(text: str) -> None:
+    """Anything else is an error that shows what a mapping looks like."""
+    with pytest.raises(UsageError) as caught:
+        parse_mapping(text)
+    assert "question=prompt,answer=gold" in caught.value.hint

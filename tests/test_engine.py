@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hash_language import HashBackend, Recording, events_of
+from hash_language import HashBackend, Recording, events_of, ticking_clock, unsteady_clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arbitrage_cli.arbitrage import POLICIES, single
 from arbitrage_cli.backends import Backend, Floats, Options, Output
@@ -36,16 +38,15 @@ def repeat(text: str) -> Script:
 class ByteReciter(HashBackend):
     """Writes given bytes, one a token, so that characters are split over tokens."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__()
+    def __init__(self, data: bytes, context_size: int = 2048) -> None:
+        super().__init__(context_size=context_size)
         self._data = data
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
         output = super().decode(sequences, positions, tokens)
-        for row, sequence in enumerate(sequences):
-            cells = self.cells[sequence]
-            written = len(cells) - 1 - cells.index(self.control_tokens["<|assistant|>"])
-            output.logits[row, self._data[written]] = 100.0
+        for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+            written = position - self.cells[sequence].index(self.control_tokens["<|assistant|>"])
+            output.logits[row, [*self._data[written : written + 1]]] = 100.0
         return output
 
 
@@ -360,6 +361,188 @@ def test_evidence_is_kept_on_request_only() -> None:
     assert without.evidence is None
     assert with_it.evidence is not None
     assert without.text == with_it.text
+
+
+# --- proposals
+
+
+def proposing_engine(backend: Backend) -> Engine:
+    """An engine by whose clock a batch costs as much as a token, so that it verifies. It has written a little, so it knows."""
+    engine = Engine("target", backend, Sampler(), instructions="", keep_evidence=True, clock=ticking_clock())
+    engine.open(0, PROBLEM)
+    write(engine, new_trace(Limits(max_step_tokens=3)))
+    return engine
+
+
+def write_proposed(engine: Engine, trace: Trace, text: str) -> Step:
+    engine.start(0, trace, foreign(text, "draft"))
+    return finish(engine)[0]
+
+
+def assert_equal(step: Step, expected: Step) -> None:
+    """Text, number of tokens, reason to stop and evidence, to the last bit."""
+    assert (step.text, step.num_tokens, step.stop) == (expected.text, expected.num_tokens, expected.stop)
+    assert step.evidence is not None
+    assert expected.evidence is not None
+    assert step.evidence.log_probabilities == expected.evidence.log_probabilities
+    assert step.evidence.entropies == expected.evidence.entropies
+    np.testing.assert_array_equal(step.evidence.hidden, expected.evidence.hidden)  # type: ignore[arg-type]
+
+
+TAILS = st.text("ab eé\n.z\ufffd\u6f22", max_size=8) | st.sampled_from(
+    ["", "\n\n", ".\n\nab", "a" * 90, "<|end|>", "\ud800"]
+)
+MAKERS: dict[str, Callable[[int], Backend]] = {
+    "letters": lambda context: HashBackend(context_size=context),
+    "merges": lambda context: HashBackend("target", merges=("\n\n", "ab", "e "), context_size=context),
+    "split characters": lambda context: ByteReciter("Ärger \u6f22 é→.\n\n".encode() * 9, context),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(sorted(MAKERS)),
+    st.lists(st.tuples(st.integers(0, 40), TAILS), min_size=3, max_size=3),
+    st.sampled_from([Sampler(), Sampler(temperature=0.7, seed=1)]),
+    st.builds(Limits, max_tokens=st.integers(1, 60), max_step_tokens=st.integers(1, 40)),
+    st.integers(13, 70),
+    st.none() | st.integers(0, 99),
+)
+def test_a_proposal_changes_no_step(
+    name: str, proposals: list[tuple[int, str]], sampler: Sampler, limits: Limits, context: int, seed: int | None
+) -> None:
+    """Law 5, step by step: some of the text that will be written, then another; all of it verified, or as much as it comes."""
+    plain = Engine("target", MAKERS[name](context), sampler, instructions="", keep_evidence=True, use_proposals=False)
+    clock = ticking_clock() if seed is None else unsteady_clock(seed)
+    engine = Engine("target", MAKERS[name](context), sampler, instructions="", keep_evidence=True, clock=clock)
+    expected, trace = new_trace(limits), new_trace(limits)
+    for each in (plain, engine):
+        each.open(0, PROBLEM)
+    for length, tail in proposals:
+        if expected.finished:
+            break
+        try:
+            step = write(plain, expected)
+        except ContextFullError:
+            with pytest.raises(ContextFullError):
+                write_proposed(engine, trace, tail)
+            break
+        found = write_proposed(engine, trace, step.text[:length] + tail)
+        assert_equal(found, step)
+        keep(expected, step)
+        keep(trace, found)
+    assert trace.stop == expected.stop
+
+
+def test_what_matches_is_drawn_from_a_batch() -> None:
+    """Read behind the token before it; what the model would not have written is dropped again, and the rest goes on from there."""
+    text = "a step of many tokens, most of them as proposed.\n\n"
+    backend = Recording(scripted(recite(text)))
+    engine, trace = proposing_engine(backend), new_trace()
+    del backend.calls[:]
+    step = write_proposed(engine, trace, text[:40] + "another end.\n\n")
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert backend.count("decode") > step.num_tokens  # some in vain
+    assert sum(call.name == "decode" for call in backend.calls) < step.num_tokens - 25
+    drops = [call.positions[0] for call in backend.calls if call.name == "drop"]
+    assert len(drops) == 2  # the step written before, and what did not match
+    assert drops[1] - drops[0] == 41  # the last token of the prompt, and 40 that matched
+    keep(trace, step)
+    assert engine.start(0, trace) == 1
+
+
+def test_verified_tokens_are_counted_apart() -> None:
+    """Those read in batches and those kept of them; tokens decoded one by one are the others. Seconds likewise, and in all."""
+    text = "a step of many tokens, most of them as proposed.\n\n"
+    backend = Recording(scripted(recite(text)))
+    engine, trace = proposing_engine(backend), new_trace()
+    del backend.calls[:]
+    step = write_proposed(engine, trace, text[:40])
+    batches = [len(call.tokens) for call in backend.calls if call.name == "decode"]
+    cost = step.cost
+    assert cost.verify_tokens == sum(size for size in batches if size > 1)
+    assert cost.verify_seconds == sum(size > 1 for size in batches)  # a second each, by this clock
+    assert cost.verify_kept == step.num_tokens - cost.decode_tokens > 25
+    assert cost.decode_tokens == sum(size == 1 for size in batches)
+    assert cost.decode_seconds == cost.decode_tokens + 1  # and one for finishing
+    assert step.seconds == cost.prefill_seconds + cost.decode_seconds + cost.verify_seconds
+    assert cost.tokens_per_second == pytest.approx(cost.decode_tokens / cost.decode_seconds)
+    assert (cost + cost).verify_kept == 2 * cost.verify_kept
+
+
+def test_every_verified_token_is_told() -> None:
+    """One by one, as if it had been decoded: what was given out is the text."""
+    text = "a step of many tokens, as proposed.\n\n"
+    engine, trace = proposing_engine(scripted(recite(text))), new_trace()
+    engine.start(0, trace, foreign(text, "draft"))
+    step, given = finish(engine)
+    assert len(given) == step.num_tokens
+    assert "".join(given) == text
+    assert step.cost.verify_kept > 20
+
+
+def test_no_more_is_read_than_a_step_can_hold() -> None:
+    """A proposal beyond the budget, the context or the end of the step is not read to its end."""
+    for limits, context in ((Limits(max_step_tokens=20), 500), (Limits(max_tokens=20), 500), (Limits(), 35)):
+        backend = Recording(scripted(repeat("a"), context=context))
+        engine, trace = proposing_engine(backend), new_trace(limits)
+        del backend.calls[:]
+        step = write_proposed(engine, trace, "a" * 100)
+        decoded = [position for call in backend.calls if call.name == "decode" for position in call.positions]
+        assert step.stop == ("context" if context == 35 else "budget")
+        assert len(decoded) == len(set(decoded)) == step.num_tokens  # nothing in vain
+        assert step.cost.verify_kept > 0
+    backend = Recording(scripted(recite("abc.\n\nabc.\n\n")))
+    engine, trace = proposing_engine(backend), new_trace()
+    del backend.calls[:]
+    assert write_proposed(engine, trace, "abc.\n\nabc.\n\n").text == "abc.\n\n"
+    assert backend.count("decode") == 4
+
+
+def test_a_proposal_that_fails_is_forgotten() -> None:
+    """The script has nothing to say to an x, which it would not write: the step is what it is without."""
+
+    def script(question: str, solution: str) -> Continuation:
+        if "x" in solution:
+            raise ScriptEndedError("nothing to say")
+        return Continuation("a step without.\n\n"[len(solution) :], 0.9)
+
+    engine, trace = proposing_engine(scripted(script)), new_trace()
+    step = write_proposed(engine, trace, "x step")
+    assert (step.text, step.cost.verify_tokens) == ("a step without.\n\n", 0)
+    assert write_proposed(engine, trace, "a step without").cost.verify_kept > 0
+
+
+def test_proposals_can_be_switched_off() -> None:
+    """Then every token is decoded by itself, and the text is the same."""
+    text = "a step of many tokens, as proposed.\n\n"
+    engine = Engine("target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock())
+    engine.open(0, PROBLEM)
+    for _ in range(3):
+        step = write_proposed(engine, new_trace(), text)
+        assert (step.text, step.cost.verify_tokens, step.cost.decode_tokens) == (text, 0, step.num_tokens)
+
+
+def test_proposals_of_several_problems_share_a_batch() -> None:
+    """One call for all, each with the tokens of its own proposal; texts and costs are each problem's own."""
+    text = "a step of many tokens, as proposed.\n\n"
+    backend = Recording(scripted(recite(text), sequences=3))
+    engine = proposing_engine(backend)
+    engine.close(0)
+    for slot, proposal in enumerate((text, text[:10] + "zzz", "")):
+        engine.open(slot, PROBLEM)
+        engine.start(slot, new_trace(), foreign(proposal, "draft"))
+    del backend.calls[:]
+    steps: dict[int, Step] = {}
+    while engine.busy:
+        steps |= {progress.slot: progress.step for progress in engine.tick() if progress.step}
+    assert [steps[slot].text for slot in range(3)] == [text] * 3
+    kept = [steps[slot].cost.verify_kept for slot in range(3)]
+    assert kept[0] > kept[1] > kept[2] == 0
+    shared = [call for call in backend.calls if call.name == "decode" and {0, 1, 2} == set(call.sequences)]
+    assert any(call.sequences.count(0) > 1 < call.sequences.count(1) for call in shared)
+    calls = sum(call.name in ("read", "decode") for call in backend.calls)
+    assert sum(step.seconds for step in steps.values()) == pytest.approx(calls + 3)  # a second each, three for finishing
 
 
 # --- cost

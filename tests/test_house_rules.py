@@ -18,42 +18,27 @@ PACKAGE = ROOT / "arbitrage_cli"
 README = ROOT / "README.md"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-LADDER = {
-    "": 0,  # the package itself: its version
-    "types": 0,
-    "errors": 0,
-    "arbitrage": 1,
-    "steps": 1,
-    "sampling": 1,
-    "prompts": 1,
-    "grading": 1,
-    "datasets": 1,
-    "runs": 1,
-    "summary": 1,
-    "machine": 1,
-    "gguf_header": 1,
-    "hub_names": 1,
-    "backends": 1,
-    "evidence": 2,
-    "backends.llama": 2,
-    "backends.scripted": 2,
-    "hub": 2,
-    "gguf_facts": 2,
-    "router": 2,
-    "rewards": 2,
-    "backends.server": 2,
-    "engine": 3,
-    "pairs": 3,
-    "scheduler": 4,
-    "benchmark": 5,
-    "training": 5,
-    "commands": 6,
-    "__main__": 7,
-}
-SIDEWAYS = {("runs", "grading"), ("runs", "summary")}
-"""Imports within a rung that are meant: a record is made of a grade and of figures."""
+RUNGS = (
+    ("", "types", "errors"),
+    (
+        *("arbitrage", "steps", "sampling", "prompts", "datasets", "summary", "machine", "gguf_header", "hub_names"),
+        *("backends", "proposals", "features", "states", "measures", "run_folder", "intervals", "definitions"),
+        *("grading", "grader_child", "latex_text", "quantities"),
+    ),
+    (
+        *("evidence", "backends.llama", "backends.scripted", "hub", "gguf_facts", "runs", "results", "answers", "router"),
+        *("taus", "collecting"),
+    ),
+    ("engine", "pairs", "grader", "learning", "curve", "equivalents"),
+    ("scheduler", "figures", "named_datasets"),
+    ("rewards", "benchmark", "training", "comparison"),
+    ("commands",),
+    ("__main__",),
+)
+LADDER = {name: number for number, names in enumerate(RUNGS) for name in names}
+"""The package itself, named "", has only its version."""
 
-REPORTERS_SEE = {"types", "errors", "runs", "summary", "reporters"}
+REPORTERS_SEE = {"types", "errors", "runs", "summary", "definitions", "reporters"}
 NUMPY_FREE = {"types", "errors", "arbitrage"}
 
 
@@ -120,7 +105,7 @@ def test_module_imports_only_from_below(path: Path) -> None:
     for other in used:
         if folder_of(other) == "reporters":
             assert folder_of(name) == "commands"
-        elif not (folder_of(name) == folder_of(other) == "commands" or (name, other) in SIDEWAYS):
+        elif not folder_of(name) == folder_of(other) == "commands":
             assert rung(other) < rung(name), f"{name} imports {other}"
 
 
@@ -131,6 +116,9 @@ def test_libraries_stay_behind_their_fences(path: Path) -> None:
     assert "click" not in used
     assert "llama_cpp" not in used or name == "backends.llama"
     assert "huggingface_hub" not in used or name == "hub"
+    assert "pyarrow" not in used or name == "named_datasets"
+    assert "sklearn" not in used or name == "learning"
+    assert not {"math_verify", "sympy"} & used or name in ("grader", "grader_child")
     assert "typer" not in used or folder_of(name) == "commands"
     assert "rich" not in used or folder_of(name) in ("commands", "reporters")
     assert "numpy" not in used or name not in NUMPY_FREE
@@ -211,7 +199,7 @@ def readme_tree() -> dict[str, str]:
     assert block, "README.md has no fenced block that begins with arbitrage_cli/"
     captions: dict[str, str] = {}
     folders: list[str] = []
-    for line in block.group(1).splitlines():
+    for line in filter(None, block.group(1).splitlines()):
         match = re.fullmatch(r"((?:  )+)(\S+)(?: {2,}(\S.*))?", line)
         assert match, f"not an indented name and a caption: {line!r}"
         indent, name, caption = match.groups()

@@ -21,30 +21,25 @@ from arbitrage_cli.hub_names import HubName, parse_name
 REPO = "user/Model-GGUF"
 DATA = bytes(range(256)) * 4000 + b"the end"  # about 1 MB
 NAME = HubName(REPO)
+SET = "user/Set"
+LARGE, SMALL = HubName(SET, "main/test.parquet", kind="dataset"), HubName(SET, "test.jsonl", kind="dataset")
 TOKEN = "hf_SENTINEL0123456789"  # noqa: S105 - no real one
 
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A fake Hub with one model, an empty cache, no token, no proxy."""
-    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with fake_hub.running() as served:
         served.repos[REPO] = {"README.md": b"# hello", "Model-Q4_K_M.gguf": DATA, "Model-Q8_0.gguf": DATA[:1000]}
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        served.repos[f"datasets/{SET}"] = {"README.md": b"# rows", LARGE.wanted: DATA, SMALL.wanted: DATA[:5000]}
+        served.in_git = {SMALL.wanted}
+        fake_hub.use(served, monkeypatch, tmp_path)
         yield served
 
 
 def cached_files() -> list[str]:
-    """Names of everything in the cache that is a whole or a partial model."""
-    blobs = Path(constants.HF_HUB_CACHE).glob("models--*/blobs/*")
+    """Names of everything in the cache that is a whole or a partial file."""
+    blobs = Path(constants.HF_HUB_CACHE).glob("*--*/blobs/*")
     return sorted(path.name for path in blobs)
 
 
@@ -374,6 +369,105 @@ def test_two_at_once(served: FakeHub) -> None:
     assert results[0] == results[1]
     assert results[0][0].read_bytes() == DATA
     assert len(served.downloads()) == 1
+
+
+# --- data sets
+
+
+@pytest.mark.parametrize("name", [LARGE, SMALL], ids=["large", "small"])
+def test_data_set_lies_where_all_programs_look(served: FakeHub, name: HubName) -> None:
+    """A file of a data set is fetched once, checked, and found by huggingface_hub, which keeps it apart from models."""
+    (path,) = hub.find(name)
+    assert path.read_bytes() == served.repos[f"datasets/{SET}"][name.wanted]
+    assert hf_hub_download(SET, name.wanted, repo_type="dataset", local_files_only=True) == str(path)
+    served.requests.clear()
+    assert hub.find(name, offline=True) == hub.locate(name) == (path,)
+    assert not served.requests
+    assert hub.locate(HubName(SET)) == ()
+
+
+@pytest.mark.parametrize("name", [LARGE, SMALL], ids=["large", "small"])
+def test_data_set_that_another_program_fetched(served: FakeHub, name: HubName) -> None:
+    """What huggingface_hub fetched is used without a request, once its bytes are found to be the Hub's."""
+    path = Path(hf_hub_download(SET, name.wanted, repo_type="dataset"))
+    served.requests.clear()
+    assert hub.find(name) == (path,)
+    assert not served.requests
+    path.resolve().write_bytes(b"!" + path.read_bytes()[1:])
+    with pytest.raises(ModelFileError, match="not the one that the Hub publishes"):
+        hub.find(name)
+    assert hub.locate(name) == ()
+
+
+def test_commit_of_a_data_set(served: FakeHub) -> None:
+    """A file says of which commit it is; what was fetched later does not change that."""
+    (path,) = hub.find(LARGE)
+    assert hub.commit_of(LARGE, path) == COMMIT
+    served.push()
+    assert hub.find(LARGE) == (path,)
+    assert hub.commit_of(LARGE, hub.fetch(LARGE)[0]) == served.sha != COMMIT
+
+
+def test_small_file_of_a_data_set_is_held_to_its_git_id(served: FakeHub) -> None:
+    """Wrong bytes of a file without a published sha256 are not used, and leave nothing behind."""
+    served.corrupt = True
+    with pytest.raises(ModelFileError, match="git id"):
+        hub.fetch(SMALL)
+    assert (cached_files(), hub.locate(SMALL)) == ([], ())
+
+
+def test_broken_download_of_a_small_file_is_taken_up_again(served: FakeHub) -> None:
+    """A file that git keeps is asked for from where it broke off, and is right in the end."""
+    served.cuts = [2000]
+    (path,) = hub.fetch(SMALL, sleep=never)
+    assert path.read_bytes() == DATA[:5000]
+    assert [request.range for request in served.downloads()] == [None, "bytes=2000-"]
+
+
+def test_model_is_not_held_to_a_git_id(served: FakeHub) -> None:
+    """A model's file without a sha256 is refused, though it has a git id."""
+    served.in_git = {"Model-Q4_K_M.gguf"}
+    with pytest.raises(HubError, match="publishes no sha256"):
+        hub.fetch(NAME)
+    hf_hub_download(REPO, "Model-Q4_K_M.gguf")
+    with pytest.raises(ModelFileError, match="nothing says"):
+        hub.find(NAME)
+
+
+def test_data_set_without_any_checksum(served: FakeHub) -> None:
+    """A file of which the Hub publishes neither sha256 nor git id is not downloaded."""
+    served.publishes_git_ids = False
+    with pytest.raises(HubError, match="publishes no sha256"):
+        hub.fetch(SMALL)
+    assert not served.downloads()
+
+
+def test_data_set_without_the_file(served: FakeHub) -> None:
+    """A file that a data set has no more is an error that lists those it has."""
+    served.repos[f"datasets/{SET}"] = {"README.md": b"", "other.jsonl": b"{}"}
+    with pytest.raises(HubError, match="no main/test") as caught:
+        hub.fetch(LARGE)
+    assert caught.value.hint == "it has other.jsonl"
+    served.repos[f"datasets/{SET}"] = {"README.md": b""}
+    with pytest.raises(HubError) as caught:
+        hub.fetch(LARGE)
+    assert "no JSONL and no parquet" in caught.value.hint
+
+
+def test_data_set_offline(served: FakeHub) -> None:
+    """Without a network a data set that is not here is one clear line, which names no command for models."""
+    with pytest.raises(HubError, match="not on this machine") as caught:
+        hub.find(SMALL, offline=True)
+    assert "models" not in caught.value.hint
+    assert not served.requests
+
+
+def test_gated_data_set(served: FakeHub) -> None:
+    """The page where terms are accepted is that of the data set."""
+    served.failure = Failure(403, {"X-Error-Code": "GatedRepo"})
+    with pytest.raises(HubError, match="gated") as caught:
+        hub.fetch(SMALL)
+    assert f"https://huggingface.co/datasets/{SET}," in caught.value.hint
 
 
 # --- refusals, and the token

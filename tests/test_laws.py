@@ -1,15 +1,19 @@
-"""The laws of the design (1 to 4), on the toy language and on tiny models through llama.cpp.
+"""The laws of the design (1 to 5), on the toy language and on tiny models through llama.cpp.
 
 On the toy language texts are compared exactly. llama.cpp computes a batch, a single token and a prompt with different
 kernels, so logits differ in their last bits: there a text may part from the other only where the two likeliest tokens
-were all but equal, and `assert_same` says how near they were.
+were all but equal, and `assert_same` says how near they were. How much "all but" is depends on the file: next to nothing
+for weights of 32 bits, up to half a nat for 4-bit weights that llama.cpp repacks, whose activations it rounds as well.
+So law 5 is exact for what a model computes, and a verified token is one that it computes in a batch.
 """
 
 import math
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hash_language import (
@@ -17,21 +21,25 @@ from hash_language import (
     HashBackend,
     Recording,
     StaleBackend,
+    Wavering,
     events_of,
     hash_engines,
     solve,
     texts,
+    ticking_clock,
+    unsteady_clock,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.arbitrage import arbitrage
+from arbitrage_cli.arbitrage import arbitrage, by_evidence
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
+from arbitrage_cli.backends.scripted import open_scripted
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.types import Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
+from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
 
 ROUTED = ("entropy", "logprob", "random")
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(6)]
@@ -147,7 +155,7 @@ def test_the_target_reads_nothing_before_the_first_escalation() -> None:
         return next(numbers, 0.0)
 
     limits = Limits(max_steps=3, max_tokens=500, max_step_tokens=100)
-    scheduler = Scheduler(engines, lambda trace: arbitrage(trace, escalate_third, 0.5), limits)
+    scheduler = Scheduler(engines, lambda trace: arbitrage(trace, by_evidence(escalate_third), 0.5), limits)
     for _ in scheduler.run([LONG]):
         pass
     assert [decision.kept.model for decision in traces[-1].decisions] == ["draft", "draft", "target"]
@@ -156,19 +164,109 @@ def test_the_target_reads_nothing_before_the_first_escalation() -> None:
     assert (LONG.question + accepted) in read
 
 
+# --- proposals, in the toy language
+
+
+def cost_of_target(traces: Mapping[str, Trace]) -> Cost:
+    decisions = [decision for trace in traces.values() for decision in trace.decisions]
+    return sum((decision.target.cost for decision in decisions if decision.target), Cost())
+
+
+PAIRS = st.sampled_from([{"same_model": True}, {"same_model": True, "make_draft": Wavering}, {}])
+
+
+@quick
+@given(st.lists(questions, min_size=1, max_size=5), policies, samplers, PAIRS, st.integers(1, 3), st.integers(0, 99))
+def test_proposals_are_invisible(
+    asked: list[str], routing: tuple[str, float], sampler: Sampler, pair: dict[str, Any], concurrency: int, seed: int
+) -> None:
+    """Law 5: with rejected drafts as proposals, however far they are verified, the target writes what it writes without."""
+    problems = [Problem(str(number), question) for number, question in enumerate(asked)]
+    usual = hash_engines(sampler, use_proposals=False, **pair)
+    proposing = hash_engines(sampler, clock=unsteady_clock(seed), num_sequences=concurrency, **pair)
+    expected = solve(usual, problems, *routing)
+    found = solve(proposing, problems, *routing, concurrency=concurrency)
+    assert texts(found) == texts(expected)
+    assert [(trace.num_tokens, trace.stop) for _, trace in sorted(found.items())] == [
+        (trace.num_tokens, trace.stop) for _, trace in sorted(expected.items())
+    ]
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.8, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("make_draft", [HashBackend, Wavering], ids=["the same model", "one like it"])
+def test_proposals_save_decodes(sampler: Sampler, make_draft: type[HashBackend]) -> None:
+    """Of the target's tokens, those that the draft proposed come out of a few batches; greedily and sampled."""
+    engines = hash_engines(sampler, same_model=True, make_draft=make_draft, clock=ticking_clock())
+    traces = solve(engines, PROBLEMS, "random", 0.3)
+    cost = cost_of_target(traces)
+    num_tokens = sum(d.target.num_tokens for trace in traces.values() for d in trace.decisions if d.target)
+    assert cost.decode_tokens + cost.verify_kept == num_tokens
+    share = cost.verify_kept / num_tokens
+    assert share > (0.8 if make_draft is HashBackend else 0.3)
+    assert cost.verify_kept <= cost.verify_tokens
+
+
+def test_the_law_notices_what_is_left_of_a_proposal() -> None:
+    """A backend that keeps one token too many after each drop breaks law 5: the tests above would fail on it."""
+    pair = {"same_model": True, "make_draft": Wavering, "make": StaleBackend}
+    with_them = solve(hash_engines(clock=ticking_clock(), **pair), PROBLEMS, "random", -1.0)
+    without = solve(hash_engines(use_proposals=False, **pair), PROBLEMS, "random", -1.0)
+    assert texts(with_them) != texts(without)
+
+
+def test_proposals_across_vocabularies() -> None:
+    """The demo models read text with different tokens: the draft's steps up to its wrong digits are the target's own."""
+    problems = [Problem(str(number), f"{number} * 12 - 95 + (34 * {number})") for number in range(11, 19)]
+
+    def solved(*, use_proposals: bool) -> dict[str, Trace]:
+        sources: dict[ModelRole, str] = {"draft": "scripted:draft", "target": "scripted:target"}
+        engines = {
+            role: Engine(
+                role,
+                open_scripted(source, Options()),
+                Sampler(),
+                keep_evidence=True,
+                use_proposals=use_proposals,
+                clock=ticking_clock(),
+            )
+            for role, source in sources.items()
+        }
+        return solve(engines, problems, "entropy", 1.0, limits=Limits())
+
+    found, expected = solved(use_proposals=True), solved(use_proposals=False)
+    assert texts(found) == texts(expected)
+    cost = cost_of_target(found)
+    assert cost.verify_kept > cost.decode_tokens
+    assert cost_of_target(expected).verify_tokens == 0
+
+
 # --- tiny models through llama.cpp
 
 
 @contextmanager
 def llama_engines(
-    draft: Path, target: Path, *, num_sequences: int = 1, engine: type[Engine] = Engine, sampler: Sampler | None = None
+    draft: Path,
+    target: Path,
+    *,
+    num_sequences: int = 1,
+    engine: type[Engine] = Engine,
+    sampler: Sampler | None = None,
+    use_proposals: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[ModelRole, Engine]]:
     """Both engines keep evidence, so that margins are known and all logits come from the decoding kernels."""
     options = Options(512, threads=1, num_sequences=num_sequences, kv_type="f32", flash_attention=False)
     paths: dict[ModelRole, Path] = {"draft": draft, "target": target}
     with ExitStack() as stack:
         yield {
-            role: engine(role, stack.enter_context(LlamaBackend(path, options)), sampler or Sampler(), keep_evidence=True)
+            role: engine(
+                role,
+                stack.enter_context(LlamaBackend(path, options)),
+                sampler or Sampler(),
+                keep_evidence=True,
+                use_proposals=use_proposals,
+                clock=clock,
+            )
             for role, path in paths.items()
         }
 
@@ -241,3 +339,23 @@ def test_the_cache_is_invisible_in_llama(tiny: Mapping[str, Path], target: str, 
     with llama_engines(tiny["draft"], tiny[target], engine=ForgetfulEngine, sampler=sampler) as engines:
         forgotten = events_of(engines, PROBLEMS, "random", 0.5)
     assert_same(remembered, forgotten)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("draft", "target"), [("draft", "draft"), ("draft", "target"), ("draft", "spm"), ("base", "draft")])
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_proposals_are_invisible_in_llama(
+    tiny: Mapping[str, Path], draft: str, target: str, sampler: Sampler, concurrency: int
+) -> None:
+    """Law 5, through llama.cpp: the same text, of the same model, of others, and with several problems in a batch."""
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, use_proposals=False) as engines:
+        without = events_of(engines, PROBLEMS, "random", 0.3)
+    chosen: dict[str, Any] = {"num_sequences": concurrency, "sampler": sampler, "clock": ticking_clock()}
+    with llama_engines(tiny[draft], tiny[target], **chosen) as engines:
+        with_them = events_of(engines, PROBLEMS, "random", 0.3, concurrency=concurrency)
+    assert_same(without, with_them)
+    steps = [event.decision.target for event in with_them if isinstance(event, Decided) and event.decision.target]
+    cost = sum((step.cost for step in steps), Cost())
+    assert cost.verify_tokens > 0
+    if draft == target:
+        assert cost.verify_kept > 0.6 * sum(step.num_tokens for step in steps)

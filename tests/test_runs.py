@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
-from arbitrage_cli.runs import RunInfo, answer, problem_error, record, to_json
-from arbitrage_cli.types import Decision, Finished
+from arbitrage_cli.runs import SAME_IN_ALL_ROWS, Measured, RunInfo, answer, problem_error, record, row, to_json
+from arbitrage_cli.types import Cost, Decision, Finished, Score
 
 RUN = RunInfo(
     policy="entropy",
@@ -47,6 +47,7 @@ def test_record_of_a_routed_problem() -> None:
                 "stop": "separator",
                 "decision": "escalate",
                 "probability": 1.5,
+                "advantage": None,
                 "discarded": {"model": "draft", "text": "2 + 2 = 5.\n\n", "tokens": 5, "seconds": 0.5, "stop": "separator"},
             },
             {
@@ -57,6 +58,7 @@ def test_record_of_a_routed_problem() -> None:
                 "stop": "end",
                 "decision": "accept",
                 "probability": 0.2,
+                "advantage": None,
                 "discarded": None,
             },
         ],
@@ -79,6 +81,9 @@ def test_record_of_a_routed_problem() -> None:
                 "prefill_seconds": 0.0,
                 "decode_tokens": 10,
                 "decode_seconds": 1.0,
+                "verify_tokens": 0,
+                "verify_seconds": 0.0,
+                "verify_kept": 0,
                 "decode_tokens_per_second": 10.0,
             },
             "target": {
@@ -86,10 +91,57 @@ def test_record_of_a_routed_problem() -> None:
                 "prefill_seconds": 0.0,
                 "decode_tokens": 7,
                 "decode_seconds": 2.0,
+                "verify_tokens": 0,
+                "verify_seconds": 0.0,
+                "verify_kept": 0,
                 "decode_tokens_per_second": 3.5,
             },
         },
     }
+
+
+def test_record_of_rated_steps() -> None:
+    """Where steps were rated, the record has the advantage that was found, and what rating took."""
+    draft, target = make_step("draft"), make_step("target", stop="end")
+    decision = Decision(target, draft=draft, target=target, advantage=0.25)
+    made = record(Finished(make_trace(decision), reward_cost=Cost(9, 1.5, 3, 0.5)), RUN)
+    assert made["steps"][0]["advantage"] == 0.25
+    assert made["timing"]["reward"]["seconds"] == 2.0
+    assert made["timing"]["reward"]["prefill_tokens"] == 9
+
+
+def measured(score: Score | None = None) -> Measured:
+    return Measured(2, "hard", {"answer": "4"}, score, wall_seconds=3.5, router_seconds=0.25)
+
+
+def test_row_is_the_record_with_what_was_measured() -> None:
+    """A row has the fields of the record that differ from row to row, its grade, and its times."""
+    finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
+    score = Score("correct", "4", "4 = 4 (the same text)")
+    made, recorded = row(finished, RUN, measured(score)), record(finished, RUN)
+    added = {"schema", "sample", "level", "gold", "score", "status", "wall_seconds"}
+    assert made.keys() == (recorded.keys() - SAME_IN_ALL_ROWS) | added
+    assert (made["sample"], made["level"], made["gold"], made["status"]) == (2, "hard", {"answer": "4"}, "done")
+    assert made["score"] == {"value": "correct", "answer": "4", "explanation": "4 = 4 (the same text)"}
+    assert (made["wall_seconds"], made["seconds"]) == (3.5, recorded["seconds"])
+    assert made["timing"] == recorded["timing"] | {"router": {"seconds": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("finished", "status", "error", "stop"),
+    [
+        (finish(make_trace(accept(stop="context"))), "done", None, "context"),
+        (finish(make_trace(accept()), ContextFullError("too long")), "done", None, "context"),
+        (finish(make_trace(), ContextFullError("too long")), "error", "too long", None),
+        (finish(make_trace(accept()), ScriptEndedError("nothing\nto say")), "error", "nothing to say", None),
+        (finish(make_trace(accept()), ValueError()), "error", "ValueError", None),
+    ],
+    ids=["filled", "no room for what was accepted", "no room for the prompt", "two lines", "no words"],
+)
+def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | None, stop: str | None) -> None:
+    """A context that a solution has filled is a limit like any other; what else goes wrong is an error, in one line."""
+    made = row(finished, RUN, measured())
+    assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
 
 
 def test_record_of_one_model_alone() -> None:

@@ -31,7 +31,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one decode of n tokens computed: `logits` (n, n_vocab), `hidden` (n, n_embd) or None.
+    """What one decode of n tokens computed: `logits` (n, n_vocab), `hidden` (n, n_embd) or None; row i is after token i.
 
     Views into the backend's memory: valid until its next call.
     """
@@ -57,6 +57,9 @@ class Options:
 
 
 DEFAULT_CONTEXT_SIZE = 4096
+
+MAX_DECODE = 512
+"""Tokens that every backend decodes at once."""
 
 
 class Backend(Protocol):
@@ -108,7 +111,10 @@ class Backend(Protocol):
         ...
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
-        """Append one token to each of n sequences, at once. Errors as for `read`."""
+        """Append n tokens at once, at most MAX_DECODE: one to each of n sequences, or several to some of them, in order.
+
+        Errors as for `read`.
+        """
         ...
 
     def drop(self, sequence: int, position: int) -> None:

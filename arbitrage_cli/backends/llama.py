@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from typing import Any, Self
 import llama_cpp.llama_cpp as c
 import numpy as np
 
-from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Floats, ModelCard, Options, Output
+from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, MAX_DECODE, Floats, ModelCard, Options, Output
 from arbitrage_cli.errors import (
     ArbitrageError,
     ComputeError,
@@ -33,7 +33,7 @@ from arbitrage_cli.errors import (
 from arbitrage_cli.gguf_header import read_header
 from arbitrage_cli.machine import default_threads, total_memory
 
-BATCH_SIZE = 512  # tokens per llama_decode while reading
+BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 
@@ -67,7 +67,7 @@ class LlamaBackend:
             self._context_size = self._choose_context_size(options)
             self._context = _new_context(path, self._model, self._context_size, self._threads, options)
             self._memory = c.llama_get_memory(self._context)
-            self._batch = _Batch(max(BATCH_SIZE, self._num_sequences))
+            self._batch = _Batch(BATCH_SIZE)
             self._gives_hidden = True
             self._views: dict[tuple[int, int, int], Floats] = {}
             self._hidden_size = int(c.llama_model_n_embd_out(self._model))
@@ -162,9 +162,12 @@ class LlamaBackend:
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
         for sequence, position in zip(sequences, positions, strict=True):
             self._check_room(sequence, position + 1)
+        if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
+            raise ValueError(f"{len(tokens)} tokens at once, of at most {BATCH_SIZE}")
         self._give_hidden(True)
         self._batch.fill(sequences, positions, tokens, output=True)
-        self._run()
+        with self._interruptible() if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
+            self._run()
         logits = self._rows(c.llama_get_logits_ith, len(tokens), self._vocabulary_size)
         return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
 

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Floats, ModelCard, Options, Output
-from arbitrage_cli.errors import ContextFullError, ScriptEndedError, UsageError
+from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
 
 HIDDEN_SIZE = 8
 TINY = 1e-30  # what a script that is certain leaves to the other tokens
@@ -120,16 +120,16 @@ class ScriptedBackend:
         self._cells[sequence] += tokens
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
-        for sequence, position in zip(sequences, positions, strict=True):
-            self._check_room(sequence, position, 1)
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._cells[sequence].append(token)
+        rows: list[Floats] = []
         try:
-            logits = np.stack([self._logits(sequence) for sequence in sequences])
-        except ScriptEndedError:
+            for sequence, position, token in zip(sequences, positions, tokens, strict=True):
+                self.read(sequence, position, [token])
+                rows.append(self._logits(sequence))
+        except ProblemError:
             for sequence, position in zip(sequences, positions, strict=True):
                 self.drop(sequence, position)
             raise
+        logits = np.stack(rows)
         return Output(logits, logits[:, :HIDDEN_SIZE])
 
     def drop(self, sequence: int, position: int) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.commands import doctor, models, settings, solve
+from arbitrage_cli.commands import bench, collect, compare, doctor, grade, models, report, settings, solve, train
 from arbitrage_cli.commands.output import is_drawable
 
 
@@ -23,6 +23,12 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_root)
     app.command("solve")(solve.solve)
+    app.command("bench")(bench.bench)
+    app.command("grade")(grade.grade)
+    app.command("report")(report.report)
+    app.command("compare")(compare.compare)
+    app.command("collect")(collect.collect)
+    app.command("train")(train.train)
     app.add_typer(models.make_group(), name="models")
     app.command("doctor")(doctor.doctor)
     return app
@@ -35,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     # What helps to find a mistake in a settings file must work in spite of it.
     defaults = None if explains else settings.default_map(group.commands)
     try:
-        group(args=list(arguments), prog_name="arbitrage", default_map=defaults)
+        group(args=list(arguments), prog_name="arbitrage", default_map=defaults, obj=tuple(arguments))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return os.EX_OK

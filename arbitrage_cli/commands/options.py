@@ -9,6 +9,7 @@ import typer
 from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.types import Limits
 
+_PROBLEMS = "Problems"
 _MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampling", "Machine", "Output"
 DEFAULTS = Limits()
 MAX_CONTEXT = 1 << 24  # tokens: above any model, and below what llama.cpp counts in
@@ -17,7 +18,7 @@ _DEFAULT_TAUS = ", ".join(f"{name} {policy.default_tau:g}" for name, policy in P
 
 
 def _a_number(value: float | None) -> float | None:
-    """Refuses NaN: no number is above it, so it would silently mean never."""
+    """Refuses NaN, which is neither more nor less than anything."""
     if value is not None and math.isnan(value):
         raise typer.BadParameter("nan is not a number")
     return value
@@ -32,6 +33,35 @@ class KvType(StrEnum):
     f32 = "f32"
 
 
+DatasetName = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        envvar="ARBITRAGE_DATASET",
+        metavar="NAME|FILE",
+        help="Problems with their answers: math500, gsm8k, olympiadbench, aime24, aime25, amc23, builtin, builtin-dev; "
+        "or a JSONL or parquet file.",
+        rich_help_panel=_PROBLEMS,
+    ),
+]
+Mapped = Annotated[
+    str | None,
+    typer.Option(
+        "--map",
+        envvar="ARBITRAGE_MAP",
+        metavar="FIELD=NAME,...",
+        help="How a file's fields are called: question=prompt,answer=gold,id=key.",
+        rich_help_panel=_PROBLEMS,
+    ),
+]
+Limited = Annotated[
+    int | None,
+    typer.Option("--limit", envvar="ARBITRAGE_LIMIT", min=1, help="The first so many.", rich_help_panel=_PROBLEMS),
+]
+Ids = Annotated[
+    str | None,
+    typer.Option("--ids", envvar="ARBITRAGE_IDS", metavar="ID,...", help="Only these.", rich_help_panel=_PROBLEMS),
+]
 Draft = Annotated[
     str | None,
     typer.Option(
@@ -69,29 +99,66 @@ Offline = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
+RewardModel = Annotated[
+    str | None,
+    typer.Option(
+        "--prm",
+        envvar="ARBITRAGE_PRM",
+        metavar="MODEL",
+        help="A process reward model, named in the same ways: policies rsd and oracle ask it.",
+        rich_help_panel=_MODELS,
+    ),
+]
+HeadFile = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        envvar="ARBITRAGE_HEAD",
+        metavar="FILE",
+        help="The router's trained head. Default: the pair's own, if it has one.",
+        rich_help_panel=_MODELS,
+    ),
+]
 PolicyName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--policy",
         envvar="ARBITRAGE_POLICY",
         metavar="|".join(POLICIES),
-        help="What decides who writes a step. draft and target: that model alone.",
+        help="What decides who writes a step. draft and target: that model alone. Default: arbitrage if there is a head, else entropy.",
         rich_help_panel=_MODELS,
     ),
 ]
 Tau = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         envvar="ARBITRAGE_TAU",
-        callback=_a_number,
-        help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always. "
-        f"Untuned defaults: {_DEFAULT_TAUS}.",
+        metavar="TAU",
+        help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always. With a head "
+        f"also fast, balanced or exact (default). Untuned defaults of the others: {_DEFAULT_TAUS}.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        envvar="ARBITRAGE_BUDGET",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Instead of a tau: the share of steps that the target may write, by the head's own table.",
         rich_help_panel=_MODELS,
     ),
 ]
 Instructions = Annotated[
-    str,
-    typer.Option("--system", envvar="ARBITRAGE_SYSTEM", metavar="TEXT", help="The system prompt.", rich_help_panel=_MODELS),
+    str | None,
+    typer.Option(
+        "--system",
+        envvar="ARBITRAGE_SYSTEM",
+        metavar="TEXT",
+        help="The system prompt. Default: the pair's own, else the paper's.",
+        rich_help_panel=_MODELS,
+    ),
 ]
 MaxSteps = Annotated[
     int, typer.Option(envvar="ARBITRAGE_MAX_STEPS", min=1, help="Steps of one solution.", rich_help_panel=_SAMPLING)
@@ -165,6 +232,20 @@ KvCacheType = Annotated[
 Json = Annotated[
     bool,
     typer.Option("--json", envvar="ARBITRAGE_JSON", help="One JSON object a problem on stdout.", rich_help_panel=_OUTPUT),
+]
+JsonFigures = Annotated[
+    bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="The figures as one line of JSON.", rich_help_panel=_OUTPUT)
+]
+CostRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--cost-ratio",
+        envvar="ARBITRAGE_COST_RATIO",
+        min=0.001,
+        callback=_a_number,
+        help="Also project the speed-up of a pair whose target costs so many times the draft, per token.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Quiet = Annotated[
     bool,

@@ -1,15 +1,18 @@
-"""Which display a command writes to, and how log messages get there. Knows no model."""
+"""Which display a command writes to, how log messages get there, and how figures come out. Knows no model."""
 
 import contextlib
+import ctypes
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TextIO
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.reporters import Display
+from arbitrage_cli.reporters import Display, Loading, write
 from arbitrage_cli.reporters.plain import PlainDisplay
+from arbitrage_cli.reporters.progress import PlainProgress, Progress
 
 
 def is_drawable(stream: TextIO | None) -> bool:
@@ -21,8 +24,7 @@ def is_drawable(stream: TextIO | None) -> bool:
 
 def choose_display(*, quiet: bool, verbose: bool) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
-    if sys.stdout is None:
-        raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
+    _refuse_closed_output()
     if quiet or not is_drawable(sys.stderr):
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
     from arbitrage_cli.reporters.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
@@ -30,8 +32,52 @@ def choose_display(*, quiet: bool, verbose: bool) -> Display:
     return LiveDisplay(sys.stderr, sys.stdout)
 
 
+def choose_progress(*, quiet: bool) -> Progress:
+    """The same for a benchmark."""
+    _refuse_closed_output()
+    if quiet or not is_drawable(sys.stderr):
+        return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
+    from arbitrage_cli.reporters.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
+
+    return LiveProgress(sys.stderr)
+
+
 @contextlib.contextmanager
-def log_to(display: Display, *, verbose: bool, debug: bool) -> Iterator[None]:
+def only_figures_on_stdout() -> Iterator[None]:
+    """What C code writes to standard output meanwhile goes to standard error: the other is for figures alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with contextlib.suppress(OSError):  # a standard error that is closed: then it stays as it is
+            os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C code has written and not sent yet
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def show_figures(
+    run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None, as_json: bool
+) -> None:
+    """The figures of a run on standard output: a table, or one line of JSON."""
+    from arbitrage_cli.figures import figures  # with NumPy
+    from arbitrage_cli.reporters.table import write_table
+
+    made = figures(run, rows, cost_ratio=cost_ratio)
+    if as_json:
+        write(sys.stdout, json.dumps(made, ensure_ascii=True, allow_nan=False) + "\n")
+    else:
+        write_table(made, sys.stdout, styled=is_drawable(sys.stdout))
+
+
+def _refuse_closed_output() -> None:
+    if sys.stdout is None:
+        raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
+
+
+@contextlib.contextmanager
+def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
     """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
 
     class Notes(logging.Handler):

@@ -2,48 +2,83 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.arbitrage import Policy
-from arbitrage_cli.backends import Options
+from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.commands.transfers import Pace
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.hub import Progress
 from arbitrage_cli.pairs import find_files, is_toy, open_model
-from arbitrage_cli.reporters import Display
+from arbitrage_cli.reporters import Loading
 from arbitrage_cli.runs import RunInfo
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.types import ModelRole
 
 
-def open_engines(
-    sources: Mapping[ModelRole, str],
-    load: Options,
-    sampler: Sampler,
-    instructions: str,
-    policy: Policy,
-    display: Display,
-    stack: contextlib.ExitStack,
-    *,
-    offline: bool,
+def make_engines(
+    backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str, policy: Policy
 ) -> dict[ModelRole, Engine]:
-    """Fetch the models that are not here, and load them. The stack closes them. ModelError, UsageError."""
-    found = _fetch(sources, display, offline=offline)
+    """The engines of the models that write steps with this policy."""
     engines: dict[ModelRole, Engine] = {}
-    for role, source in sources.items():
-
-        def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
-            display.loading(role, source, fraction)
-
-        backend = stack.enter_context(contextlib.closing(open_model(found[role], load, progress)))
+    for role in policy.models:
         evidence = role == "draft" and policy.reads_evidence
-        engines[role] = Engine(role, backend, sampler, instructions=instructions, keep_evidence=evidence)
+        engines[role] = Engine(role, backends[role], sampler, instructions=instructions, keep_evidence=evidence)
     if len(engines) > 1:
         engines["target"].measure()  # what the estimate of its time alone needs, should it never be called
     return engines
 
 
-def _fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
+def open_backends(
+    sources: Mapping[ModelRole, str],
+    found: Mapping[ModelRole, str],
+    load: Options,
+    display: Loading,
+    stack: contextlib.ExitStack,
+    num_sequences: Mapping[ModelRole, int],
+) -> dict[ModelRole, Backend]:
+    """Load the models that `fetch` found, each for so many sequences. The stack closes them. ModelError, UsageError."""
+    backends: dict[ModelRole, Backend] = {}
+    for role, source in sources.items():
+
+        def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
+            display.loading(role, source, fraction)
+
+        options = replace(load, num_sequences=num_sequences[role])
+        backends[role] = stack.enter_context(contextlib.closing(open_model(found[role], options, progress)))
+    return backends
+
+
+class Engines:
+    """Engines for every policy and sample, over models that are loaded once. Each is made, and warm, before it is measured.
+
+    Two engines of one model may follow each other but not take turns: whoever solves a problem finishes it first.
+    """
+
+    def __init__(self, backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str) -> None:
+        self._backends = backends
+        self._sampler = sampler
+        self._instructions = instructions
+        self._made: dict[tuple[ModelRole, int, bool], Engine] = {}
+
+    def __call__(self, policy: Policy, sample: int) -> dict[ModelRole, Engine]:
+        """The policy's engines. Sample k draws with the seed + k; the draft keeps evidence only for who reads it."""
+        return {role: self._engine(role, sample, role == "draft" and policy.reads_evidence) for role in policy.models}
+
+    def _engine(self, role: ModelRole, sample: int, keeps_evidence: bool) -> Engine:
+        key = (role, sample, keeps_evidence)
+        if key not in self._made:
+            sampler = replace(self._sampler, seed=self._sampler.seed + sample)
+            engine = Engine(
+                role, self._backends[role], sampler, instructions=self._instructions, keep_evidence=keeps_evidence
+            )
+            engine.measure()
+            self._made[key] = engine
+        return self._made[key]
+
+
+def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) -> dict[ModelRole, str]:
     """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
     pace = Pace()
     found: dict[ModelRole, str] = {}

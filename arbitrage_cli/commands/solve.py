@@ -2,24 +2,21 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from arbitrage_cli.arbitrage import POLICIES, Flow, Policy
+from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_display, log_to
 from arbitrage_cli.commands.problems import Problems
-from arbitrage_cli.commands.settings import user_folder
-from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import Pair, find_pair, read_pairs
-from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named, warning_about
 from arbitrage_cli.reporters import Display, safe
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
 from arbitrage_cli.summary import Tally
-from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Trace
+from arbitrage_cli.types import Decided, Event, Finished, Limits, Trace
 
 SOME_FAILED = 1
 
@@ -34,10 +31,13 @@ def solve(
     draft: shared.Draft = None,
     target: shared.Target = None,
     pair: shared.PairName = None,
+    prm: shared.RewardModel = None,
+    head: shared.HeadFile = None,
     offline: shared.Offline = False,
-    policy: shared.PolicyName = "entropy",
+    policy: shared.PolicyName = None,
     tau: shared.Tau = None,
-    system: shared.Instructions = INSTRUCTIONS,
+    budget: shared.Budget = None,
+    system: shared.Instructions = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
     max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
     max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
@@ -61,19 +61,24 @@ def solve(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
-    from arbitrage_cli.commands.session import open_engines, run_info
+    from arbitrage_cli.commands.routing import choose_policy, choose_tau, find_head, make_rater, make_router, sequences
+    from arbitrage_cli.commands.session import fetch, make_engines, open_backends, run_info
     from arbitrage_cli.sampling import Sampler
     from arbitrage_cli.scheduler import Scheduler
 
-    chosen = _policy(policy)
-    threshold = _threshold(chosen, tau)
-    named = find_pair(pair, read_pairs(user_folder() / "pairs.toml")) if pair else None
-    sources = _sources(chosen, _named(context, draft=draft, target=target, pair=named))
+    named = pair_named(pair, draft=draft, target=target)
+    trained = find_head(head, named)
+    chosen = choose_policy(policy, trained)
+    threshold = choose_tau(chosen, tau, budget, trained)
+    sources = needed_models([chosen], name_models(context, draft=draft, target=target, prm=prm, pair=named))
+    prompt = instructions(system, named)
     context_size = named.ctx if named and ctx is None else ctx
     load = Options(context_size, threads, gpu_layers, flash_attention, kv_type.value)
     sampler = Sampler(temperature, top_p, seed)
     limits = Limits(max_steps, max_tokens, max_step_tokens)
-    also = {"top_p": top_p, **asdict(limits), "system": system, "kv_type": kv_type.value}
+    also = {"top_p": top_p, **asdict(limits), "system": prompt, "kv_type": kv_type.value}
+    if chosen.needs_head and trained:
+        also |= {"head": trained.card.name, "head_sha256": trained.sha256}
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
@@ -82,66 +87,26 @@ def solve(
         first = next(usable, None)  # before the models take their time: there may be none
         if first is None:
             raise typer.Exit(SOME_FAILED)
-        engines = open_engines(sources, load, sampler, system, chosen, display, stack, offline=offline)
+        warning = warning_about(sources)
+        if warning:
+            display.note(warning)
+        found = fetch(sources, display, offline=offline)
+        backends = open_backends(sources, found, load, display, stack, sequences([chosen], None))
+        engines = make_engines(backends, sampler, prompt, chosen)
+        rater = make_rater(chosen, backends)
+        router = make_router(chosen, trained, backends, found)
         run = run_info(chosen, threshold, sampler, sources, engines, also, num_problems=1 if problems.is_single else None)
 
         def make_flow(trace: Trace) -> Flow:
-            return chosen.flow(trace, threshold, seed)
+            return chosen.flow(trace, threshold, seed, router)
 
         display.begin(run)
-        scheduler = Scheduler(engines, make_flow, limits)
+        scheduler = Scheduler(engines, make_flow, limits, rater=rater)
         # Closed before the models are: a run that is broken off still has problems in their memory.
         events = stack.enter_context(contextlib.closing(scheduler.run(itertools.chain([first], usable))))
         num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)
     if num_failed or problems.num_unusable:
         raise typer.Exit(SOME_FAILED)
-
-
-def _policy(name: str) -> Policy:
-    if name not in POLICIES:
-        raise UsageError(f"unknown policy '{name}'", "known policies: " + ", ".join(POLICIES))
-    return POLICIES[name]
-
-
-def _threshold(policy: Policy, tau: float | None) -> float | None:
-    if policy.default_tau is None:
-        return None
-    return policy.default_tau if tau is None else tau
-
-
-def _named(
-    context: typer.Context, *, draft: str | None, target: str | None, pair: Pair | None
-) -> Mapping[ModelRole, str | None]:
-    """The model of each role. One named by itself wins over the pair's, unless the pair was named in a stronger place."""
-    named: dict[ModelRole, str | None] = {"draft": draft, "target": target}
-    if pair is None:
-        return named
-    of_pair: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
-    strength = _strength(context, "pair")
-    return {
-        role: source if source and _strength(context, role) >= strength else of_pair[role] for role, source in named.items()
-    }
-
-
-def _strength(context: typer.Context, parameter: str) -> int:
-    """How near to the user a value was given: as a flag, in the environment, in a settings file, nowhere."""
-    source = context.get_parameter_source(parameter)
-    places = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
-    return places.index(source.name) + 1 if source and source.name in places else 0
-
-
-def _sources(policy: Policy, named: Mapping[ModelRole, str | None]) -> dict[ModelRole, str]:
-    """The models that the policy needs, draft first."""
-    sources: dict[ModelRole, str] = {}
-    for role in policy.models:
-        source = named[role]
-        if not source:
-            raise UsageError(
-                f"policy {policy.name} needs a {role} model",
-                f"give --{role} MODEL.gguf, or a --pair of arbitrage models list; or try the demo: --pair scripted",
-            )
-        sources[role] = source
-    return sources
 
 
 def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:

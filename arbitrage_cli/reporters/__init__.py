@@ -42,12 +42,20 @@ def _is_visible(character: str) -> bool:
     return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI
 
 
-class Display(Protocol):
-    """Shows one run. `close` leaves the terminal as it was, and may be called twice."""
+class Loading(Protocol):
+    """What every display can show before anything is solved."""
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
         """A model is being loaded; `fraction` from 0 to 1."""
         ...
+
+    def note(self, text: str) -> None:
+        """A line to the user: a warning, an error about one problem."""
+        ...
+
+
+class Display(Loading, Protocol):
+    """Shows one run. `close` leaves the terminal as it was, and may be called twice."""
 
     def begin(self, run: RunInfo) -> None:
         """Models are loaded, problems follow."""
@@ -57,10 +65,6 @@ class Display(Protocol):
 
     def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
         """All problems are done; the figures are those of all of them."""
-        ...
-
-    def note(self, text: str) -> None:
-        """A line to the user: a warning, an error about one problem."""
         ...
 
     def result(self, text: str) -> None:

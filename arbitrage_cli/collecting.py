@@ -1,0 +1,79 @@
+"""Collects what a head is trained on: both models write every step, rewards say how much better the target's is.
+
+How the solution goes on, the *roll-in*, decides which states are seen: with the better step (as the paper does it), with
+the drafted one, or with the one that a given head would keep, so that it can be trained again on the states that it leads
+to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no terminal.
+"""
+
+from collections.abc import Callable
+from itertools import takewhile
+
+from arbitrage_cli.arbitrage import Ask, Flow, Rate, Score
+from arbitrage_cli.features import features, hidden_features
+from arbitrage_cli.states import State, half
+from arbitrage_cli.types import Decision, Evidence, ModelRole, Step, Trace
+
+Keep = Callable[[Trace, Step, float], ModelRole]
+"""Whose step a solution goes on with: of the trace, the drafted step, and the target's advantage."""
+
+
+def better(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+    """The oracle's choice: the target's step if it is better, strictly."""
+    return "target" if advantage > 0 else "draft"
+
+
+def drafted(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+    """The drafted step, however bad."""
+    return "draft"
+
+
+def as_routed(probability: Score, tau: float) -> Keep:
+    """The step that a head would keep at this tau."""
+
+    def keep(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+        return "target" if probability(trace, draft) > tau else "draft"
+
+    return keep
+
+
+def collect(trace: Trace, keep: Keep, observe: Callable[[State], None]) -> Flow:
+    """Solve a problem with both models, and tell of each of its states. The draft must keep evidence.
+
+    Where both write the same step there is nothing to compare: it is rated once.
+    """
+    while not trace.finished:
+        draft: Step = yield Ask("draft", trace)
+        target: Step = yield Ask("target", trace, proposal=draft)
+        steps = (draft,) if draft.text == target.text else (draft, target)
+        rewards: tuple[float, ...] = yield Rate(trace, steps)
+        advantage = rewards[-1] - rewards[0]
+        kept = keep(trace, draft, advantage)
+        observe(_state(trace, draft, target, rewards, kept))
+        trace.add(Decision(target if kept == "target" else draft, draft, target, advantage=advantage))
+
+
+def _state(trace: Trace, draft: Step, target: Step, rewards: tuple[float, ...], kept: ModelRole) -> State:
+    return State(
+        position=len(trace.decisions),
+        features=features(trace, draft),
+        hidden=half(hidden_features(draft)) if _has_hidden(draft.evidence) else None,
+        draft_reward=rewards[0],
+        target_rewards=(rewards[-1],),
+        kept=kept,
+        draft_tokens=draft.num_tokens,
+        target_tokens=target.num_tokens,
+        target_prefill_tokens=target.cost.prefill_tokens,
+        shared_tokens=_shared_tokens(draft, target),
+    )
+
+
+def _has_hidden(evidence: Evidence | None) -> bool:
+    return evidence is not None and evidence.hidden is not None
+
+
+def _shared_tokens(draft: Step, target: Step) -> int:
+    """How many of the target's tokens begin its step as the draft began it: by the share of its characters."""
+    if not target.text:
+        return 0
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.text, target.text, strict=False)))
+    return target.num_tokens * same // len(target.text)

@@ -1,0 +1,70 @@
+"""What a benchmark was asked for, from text to values: policies and taus, problems, the name of its folder."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.benchmark import Column
+from arbitrage_cli.commands.routing import choose_policy, choose_tau
+from arbitrage_cli.datasets import Item
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.pairs import Pair
+from arbitrage_cli.router import Head
+from arbitrage_cli.types import ModelRole
+
+MAX_NAME = 60  # characters of each half of a folder's name
+
+
+def parse_columns(policies: str | None, taus: str | None, head: Head | None) -> list[Column]:
+    """`target,entropy,logprob@0.2` and `0.5,1`: each policy that has a tau at its own, else at each of these, else at its default.
+
+    Without a list both models alone, and what they are to be compared with: the head's policy, or that without one. The
+    head's policy also knows its taus by name: `arbitrage@fast`. What is named twice counts once. UsageError for an unknown
+    policy or tau.
+    """
+    columns: dict[Column, None] = {}
+    for part in _parts(f"target,draft,{choose_policy(None, head).name}" if policies is None else policies):
+        name, at, own = part.partition("@")
+        policy = choose_policy(name.strip(), head)
+        if not policy.number:
+            if at:
+                raise UsageError(f"policy {policy.name} has no tau", f"give it as it is: --policy {policy.name}")
+            columns[Column(policy, None)] = None
+            continue
+        wanted: list[str | None] = [own.strip()] if at else [*_parts(taus or "")]
+        columns.update((Column(policy, choose_tau(policy, one, None, head)), None) for one in wanted or [None])
+    if not columns:
+        raise UsageError("no policy is named", "known policies: " + ", ".join(POLICIES))
+    return list(columns)
+
+
+def choose_items(items: Sequence[Item], ids: str | None, limit: int | None) -> list[Item]:
+    """The problems to solve, in the order of the data set. UsageError for an id that is none."""
+    if ids is None:
+        return list(items[:limit])
+    wanted = _parts(ids)
+    unknown = [name for name in wanted if name not in {item.problem.id for item in items}]
+    if unknown or not wanted:
+        some = ", ".join(item.problem.id for item in items[:5])
+        raise UsageError(f"no problem has the id '{', '.join(unknown)}'", f"ids of this data set: {some} ...")
+    return [item for item in items if item.problem.id in wanted][:limit]
+
+
+def folder_name(dataset: str, models: Mapping[ModelRole, str | None], pair: Pair | None) -> str:
+    """A name for the run of this data set with these models, fit for any file system: `math500--qwen2.5-math`."""
+    if pair and (models["draft"], models["target"]) == (pair.draft, pair.target):
+        name = pair.name
+    else:
+        name = "-".join(
+            PurePath(source).name.removesuffix(".gguf") for source in (models["draft"], models["target"]) if source
+        )
+    return f"{_plain(PurePath(dataset).stem)}--{_plain(name)}"
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_NAME] or "run"

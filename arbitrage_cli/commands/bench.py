@@ -1,0 +1,196 @@
+"""`arbitrage bench`: what routing costs in accuracy and saves in time, measured on this machine."""
+
+import contextlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.commands import options as shared
+from arbitrage_cli.commands.output import choose_progress, log_to, show_figures
+from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named, warning_about
+from arbitrage_cli.run_folder import RunFolder, key_of, latest
+from arbitrage_cli.types import Limits
+
+SOME_FAILED = 1
+_BENCH = "Benchmark"
+
+
+class Reward(StrEnum):
+    """Who rates steps where a policy leaves that open."""
+
+    prm = "prm"
+    rollout = "rollout"
+
+
+def bench(
+    context: typer.Context,
+    dataset: shared.DatasetName,
+    mapping: shared.Mapped = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            envvar="ARBITRAGE_POLICY",
+            metavar="NAME[@TAU],...",
+            help=f"What to compare: any of {', '.join(POLICIES)}. A policy may name its own tau: entropy@0.5,entropy@1. "
+            "Default: target, draft, and arbitrage if there is a head, else entropy.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = None,
+    tau: Annotated[
+        str | None,
+        typer.Option(
+            "--tau",
+            envvar="ARBITRAGE_TAU",
+            metavar="TAU,...",
+            help="The taus of every policy that has one and names none. Default: one each.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = None,
+    limit: shared.Limited = None,
+    ids: shared.Ids = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            envvar="ARBITRAGE_SAMPLES",
+            min=1,
+            help="Solve each problem so often; sample k has the seed + k.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = 1,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            envvar="ARBITRAGE_TIMEOUT",
+            min=0.001,
+            help="Seconds after which an attempt is given up. Default: none.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            envvar="ARBITRAGE_OUTPUT",
+            metavar="FOLDER",
+            help="The run's folder. Default: one below runs/, after data set and models.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = None,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors/--keep-errors",
+            envvar="ARBITRAGE_RETRY_ERRORS",
+            help="Whether a run that goes on tries what failed again.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew; what is in the folder is set aside.", rich_help_panel=_BENCH)
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged rows out, and do them again.", rich_help_panel=_BENCH)
+    ] = False,
+    cost_ratio: shared.CostRatio = None,
+    draft: shared.Draft = None,
+    target: shared.Target = None,
+    pair: shared.PairName = None,
+    prm: shared.RewardModel = None,
+    head: shared.HeadFile = None,
+    reward: Annotated[
+        Reward | None,
+        typer.Option(
+            "--reward",
+            envvar="ARBITRAGE_REWARD",
+            help="What the oracle goes by: a process reward model, or whether the target gets the answer right from there.",
+            rich_help_panel=_BENCH,
+        ),
+    ] = None,
+    offline: shared.Offline = False,
+    system: shared.Instructions = None,
+    max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
+    max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
+    max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
+    temperature: shared.Temperature = 0.0,
+    top_p: shared.TopP = 1.0,
+    seed: shared.Seed = 0,
+    threads: shared.Threads = None,
+    gpu_layers: shared.GpuLayers = None,
+    ctx: shared.ContextSize = None,
+    flash_attention: shared.FlashAttention = None,
+    kv_type: shared.KvCacheType = shared.KvType.f16,
+    json_line: shared.JsonFigures = False,
+    quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Measure policies side by side on a data set: accuracy, time, and how sure both are.
+
+    Every result is safe as soon as it is there. The same command goes on with a run that was broken off, and shows the
+    figures of one that is finished. Problems, samples, policies and taus may be added to a run; anything else that results
+    depend on must stay the same.
+    """
+    # Not at the top: NumPy and the engines take longer to import than --help may take.
+    from arbitrage_cli.backends import Options
+    from arbitrage_cli.benchmark import left, plan
+    from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns
+    from arbitrage_cli.commands.measuring import Work, measure, telling_how_to_go_on
+    from arbitrage_cli.commands.routing import find_head
+    from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
+    from arbitrage_cli.commands.session import fetch
+    from arbitrage_cli.datasets import parse_mapping
+    from arbitrage_cli.grader import grader_version
+    from arbitrage_cli.named_datasets import load_dataset
+    from arbitrage_cli.sampling import Sampler
+
+    named = pair_named(pair, draft=draft, target=target)
+    trained = find_head(head, named)
+    columns = parse_columns(policy, tau, trained)
+    models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    sources = needed_models([column.policy for column in columns], models, reward)
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        stack.enter_context(log_to(display, verbose=verbose, debug=debug))
+        problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
+        items = choose_items(problems.items, ids, limit)
+        path = output or Path("runs") / folder_name(problems.name, models, named)
+        folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
+        for note in (*folder.notes, *filter(None, [warning_about(sources)])):
+            display.note(note)
+        setup = Setup(
+            command=["arbitrage", *(context.obj or ())],
+            dataset=problems,
+            ids=[item.problem.id for item in items],
+            columns=columns,
+            samples=samples,
+            sources=sources,
+            found=fetch(sources, display, offline=offline),
+            load=Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value),
+            sampler=Sampler(temperature, top_p, seed),
+            limits=Limits(max_steps, max_tokens, max_step_tokens),
+            system=instructions(system, named),
+            head=trained if any(column.policy.needs_head for column in columns) else None,
+            reward=reward.value if reward else None,
+            grader=grader_version(),
+        )
+        run = run_facts(setup, display.loading)
+        if folder.rows and folder.run:
+            run = go_on(folder.run, run, path)
+        attempts = plan(items, columns, samples)
+        work = Work(setup, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, display)
+        with telling_how_to_go_on(work):
+            if work.left:
+                measure(work, run, timeout)
+            rows = latest(folder.rows)
+            display.close()
+            show_figures(folder.run or {}, rows, cost_ratio=cost_ratio, as_json=json_line)
+    asked = {attempt.key for attempt in attempts}
+    if any(row["status"] == "error" and key_of(row) in asked for row in rows):
+        raise typer.Exit(SOME_FAILED)

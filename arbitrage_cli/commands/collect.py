@@ -1,0 +1,179 @@
+"""`arbitrage collect`: states to train a head on, from a data set and a pair of models."""
+
+import contextlib
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.commands import options as shared
+from arbitrage_cli.commands.output import choose_progress, log_to
+from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named, warning_about
+from arbitrage_cli.types import Limits
+
+if TYPE_CHECKING:
+    from arbitrage_cli.collecting import Keep
+    from arbitrage_cli.router import Head
+
+SOME_FAILED = 1
+_COLLECT = "Collect"
+
+
+class RollIn(StrEnum):
+    """Whose step a solution goes on with."""
+
+    better = "better"
+    draft = "draft"
+    head = "head"
+
+
+class RewardSource(StrEnum):
+    """Where rewards come from."""
+
+    prm = "prm"
+    rollout = "rollout"
+
+
+def collect(
+    context: typer.Context,
+    dataset: shared.DatasetName,
+    mapping: shared.Mapped = None,
+    limit: shared.Limited = None,
+    ids: shared.Ids = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="The run's folder. Default: one below runs/.", rich_help_panel=_COLLECT
+        ),
+    ] = None,
+    reward: Annotated[
+        RewardSource | None,
+        typer.Option(
+            help="How good a step is: what the process reward model says, or whether the target gets the answer right from "
+            "there. Default: the process reward model, where the pair has one.",
+            rich_help_panel=_COLLECT,
+        ),
+    ] = None,
+    roll_in: Annotated[
+        RollIn,
+        typer.Option(
+            help="Whose step the solution goes on with: the better one, the draft's, or what --head would keep.",
+            rich_help_panel=_COLLECT,
+        ),
+    ] = RollIn.better,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Problems that are solved at once.", rich_help_panel=_COLLECT)
+    ] = 8,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew; what is in the folder is set aside.", rich_help_panel=_COLLECT)
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged rows out, and do them again.", rich_help_panel=_COLLECT)
+    ] = False,
+    draft: shared.Draft = None,
+    target: shared.Target = None,
+    pair: shared.PairName = None,
+    prm: shared.RewardModel = None,
+    head: shared.HeadFile = None,
+    offline: shared.Offline = False,
+    system: shared.Instructions = None,
+    max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
+    max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
+    max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
+    temperature: shared.Temperature = 0.0,
+    top_p: shared.TopP = 1.0,
+    seed: shared.Seed = 0,
+    threads: shared.Threads = None,
+    gpu_layers: shared.GpuLayers = None,
+    ctx: shared.ContextSize = None,
+    flash_attention: shared.FlashAttention = None,
+    kv_type: shared.KvCacheType = shared.KvType.f16,
+    quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Collect states to train a head on: both models write every step, and rewards say how much better the target's is.
+
+    Every solved problem is safe as soon as it is there, and the same command goes on with a run that was broken off. Train
+    on the folder with arbitrage train.
+    """
+    # Not at the top: NumPy and the engines take longer to import than --help may take.
+    from arbitrage_cli.backends import Options
+    from arbitrage_cli.benchmark import Column
+    from arbitrage_cli.commands.asked import choose_items, folder_name
+    from arbitrage_cli.commands.gathering import Gathering, gather
+    from arbitrage_cli.commands.routing import find_head
+    from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
+    from arbitrage_cli.commands.session import fetch
+    from arbitrage_cli.datasets import parse_mapping
+    from arbitrage_cli.features import FEATURES
+    from arbitrage_cli.grader import grader_version
+    from arbitrage_cli.named_datasets import load_dataset
+    from arbitrage_cli.run_folder import RunFolder, latest
+    from arbitrage_cli.sampling import Sampler
+
+    named = pair_named(pair, draft=draft, target=target)
+    trained = find_head(head, named) if roll_in is RollIn.head else None
+    keep = _keep(roll_in, trained)
+    models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    column = Column(POLICIES["oracle"], 0.0)
+    sources = needed_models([column.policy], models, reward)
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        stack.enter_context(log_to(display, verbose=verbose, debug=debug))
+        warning = warning_about(sources)
+        if warning:
+            display.note(warning)
+        problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
+        items = choose_items(problems.items, ids, limit)
+        path = output or Path("runs") / f"collect-{folder_name(problems.name, models, named)}"
+        folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
+        for note in folder.notes:
+            display.note(note)
+        setup = Setup(
+            command=["arbitrage", *(context.obj or ())],
+            dataset=problems,
+            ids=[item.problem.id for item in items],
+            columns=[column],
+            samples=1,
+            sources=sources,
+            found=fetch(sources, display, offline=offline),
+            load=Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value),
+            sampler=Sampler(temperature, top_p, seed),
+            limits=Limits(max_steps, max_tokens, max_step_tokens),
+            system=instructions(system, named),
+            grader=grader_version(),
+            head=trained,
+            reward=reward or ("prm" if "prm" in sources else None),
+        )
+        facts: dict[str, Any] = {
+            **run_facts(setup, display.loading),
+            "kind": "collect",
+            "features": list(FEATURES),
+            "reward": {"kind": setup.reward},
+            "roll_in": roll_in.value,
+        }
+        run = go_on(folder.run, facts, path) if folder.rows and folder.run else facts
+        done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}
+        left = [item for item in items if item.problem.id not in done]
+        if left:
+            gather(Gathering(setup, items, left, folder, display, keep, concurrency), run)
+        rows = latest(folder.rows)
+        display.close()
+        num_states = sum(len(row["states"]) for row in rows if row["status"] == "done")
+        typer.echo(f"{path}: {num_states} states of {len(rows)} problems", err=True)
+    if any(row["status"] == "error" for row in rows):
+        raise typer.Exit(SOME_FAILED)
+
+
+def _keep(roll_in: RollIn, head: "Head | None") -> "Keep":
+    from arbitrage_cli.collecting import as_routed, better, drafted
+    from arbitrage_cli.commands.routing import DEFAULT_TAU, needed
+    from arbitrage_cli.taus import TauTable
+
+    if roll_in is not RollIn.head:
+        return better if roll_in is RollIn.better else drafted
+    known = needed(head)
+    return as_routed(known.probability, TauTable.from_json(known.card.taus).resolve(DEFAULT_TAU))

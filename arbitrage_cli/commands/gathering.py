@@ -1,0 +1,147 @@
+"""Makes what `arbitrage collect` was asked for: loads the models, measures their costs, writes each problem's states."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from arbitrage_cli.arbitrage import POLICIES, Flow, single
+from arbitrage_cli.backends import Backend
+from arbitrage_cli.collecting import Keep, collect
+from arbitrage_cli.commands.routing import make_rater, sequences
+from arbitrage_cli.commands.run_facts import Setup, add_loaded
+from arbitrage_cli.commands.session import open_backends
+from arbitrage_cli.datasets import Item
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.grader import Grader
+from arbitrage_cli.reporters.progress import Outcome, Progress, State
+from arbitrage_cli.run_folder import SCHEMA, RunFolder
+from arbitrage_cli.runs import attempt_error
+from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.states import State as RecordedState
+from arbitrage_cli.states import state_to_json
+from arbitrage_cli.summary import Standing, tally
+from arbitrage_cli.types import Cost, Decided, Finished, ModelRole, Problem, Trace
+
+MEASURED_PROBLEMS = 5
+"""Solved by each model alone beforehand: what a token costs when one problem is solved at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """All problems that were asked for, those `left`, and where their states go."""
+
+    setup: Setup
+    items: Sequence[Item]
+    left: Sequence[Item]
+    folder: RunFolder
+    display: Progress
+    keep: Keep
+    concurrency: int
+
+
+def gather(work: Gathering, run: Mapping[str, Any]) -> None:
+    """Collect the states that are left. `run` is the content of run.json so far."""
+    setup = work.setup
+    policy = POLICIES["oracle"]
+    with contextlib.ExitStack() as stack:
+        grader = stack.enter_context(Grader())
+        each = sequences([policy], setup.reward)
+        needed: dict[ModelRole, int] = {role: number * work.concurrency for role, number in each.items()}
+        backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, needed)
+        golds = {item.problem.id: item.gold for item in work.items}
+
+        def is_right(identifier: str, text: str) -> bool:
+            return grader.grade(text, golds[identifier]).value == "correct"
+
+        rater = make_rater(
+            policy,
+            backends,
+            reward=setup.reward,
+            instructions=setup.system,
+            is_right=is_right,
+            first_sequence=work.concurrency,
+        )
+        engines = {role: _engine(role, backends[role], setup) for role in policy.models}
+        costs = (work.folder.run or {}).get("costs") or _costs(engines, [item.problem for item in work.left], setup)
+        work.folder.save_run({**add_loaded(run, backends), "costs": costs})
+        states: dict[str, list[RecordedState]] = {}
+
+        def make_flow(trace: Trace) -> Flow:
+            return collect(trace, work.keep, states.setdefault(trace.problem.id, []).append)
+
+        scheduler = Scheduler(engines, make_flow, setup.limits, concurrency=work.concurrency, rater=rater)
+        _follow(scheduler, work, states)
+
+
+def _engine(role: ModelRole, backend: Backend, setup: Setup) -> Engine:
+    return Engine(role, backend, setup.sampler, instructions=setup.system, keep_evidence=role == "draft")
+
+
+def _costs(engines: Mapping[ModelRole, Engine], problems: Sequence[Problem], setup: Setup) -> dict[str, float]:
+    """Seconds per token of each model alone, one problem at a time, on some of the problems."""
+    costs: dict[str, float] = {}
+    for role, engine in engines.items():
+        engine.measure()
+        scheduler = Scheduler({role: engine}, partial(single, model=role), setup.limits)
+        events = scheduler.run(problems[:MEASURED_PROBLEMS])
+        figures = tally(event.decision for event in events if isinstance(event, Decided))
+        cost = figures.draft_cost if role == "draft" else figures.target_cost
+        costs |= _per_token(role, cost)
+    return costs
+
+
+def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
+    return {
+        f"{role}_seconds_per_token": cost.decode_seconds / max(1, cost.decode_tokens),
+        f"{role}_prefill_seconds_per_token": cost.prefill_seconds / max(1, cost.prefill_tokens),
+    }
+
+
+def _follow(scheduler: Scheduler, work: Gathering, states: Mapping[str, Sequence[RecordedState]]) -> None:
+    """Write each problem as soon as it is solved."""
+    began = time.perf_counter()
+    finished = errors = 0
+    already = len(work.items) - len(work.left)
+
+    def state() -> State:
+        seconds = time.perf_counter() - began
+        left = (len(work.left) - finished) * seconds / finished if finished else None
+        standing = Standing("states", len(work.items), already + finished, already + finished - errors, 0, seconds)
+        return State(already + finished, len(work.items), [standing], left)
+
+    work.display.begin(f"collect {work.setup.dataset.name}", state())
+    levels = {item.problem.id: item.level for item in work.items}
+    with contextlib.closing(scheduler.run(item.problem for item in work.left)) as events:
+        for event in _finished(events):
+            row = _row(event, states[event.trace.problem.id], levels[event.trace.problem.id])
+            work.folder.append(row)
+            finished += 1
+            errors += row["status"] == "error"
+            told = row["error"] or f"{len(row['states'])} states"
+            work.display.finish(Outcome(row["id"], "collect", row["status"], told, row["seconds"]), state())
+
+
+def _finished(events: Iterable[object]) -> Iterable[Finished]:
+    return (event for event in events if isinstance(event, Finished))
+
+
+def _row(event: Finished, states: Sequence[RecordedState], level: str | int | None) -> dict[str, Any]:
+    error = attempt_error(event)
+    figures = tally(event.trace.decisions)
+    return {
+        "schema": SCHEMA,
+        "id": event.trace.problem.id,
+        "sample": 0,
+        "policy": "collect",
+        "tau": None,
+        "status": "error" if error else "done",
+        "error": error,
+        "level": level,
+        "question": event.trace.problem.question,
+        "text": event.trace.text,
+        "states": [] if error else [state_to_json(state) for state in states],
+        "seconds": figures.seconds + event.reward_cost.seconds,
+    }

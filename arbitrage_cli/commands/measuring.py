@@ -1,0 +1,151 @@
+"""Makes the attempts of a benchmark: loads the models, follows what happens, writes each row as soon as it is there."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from arbitrage_cli.backends import Backend
+from arbitrage_cli.benchmark import Attempt, Began, Bench, Ended, Standings, failed_row
+from arbitrage_cli.commands.output import is_drawable, only_figures_on_stdout
+from arbitrage_cli.commands.routing import make_rater, make_router, sequences
+from arbitrage_cli.commands.run_facts import Setup, add_loaded
+from arbitrage_cli.commands.session import Engines, open_backends
+from arbitrage_cli.commands.watchdog import Watchdog
+from arbitrage_cli.errors import ArbitrageError, ProblemError
+from arbitrage_cli.grader import Grader
+from arbitrage_cli.reporters.progress import Outcome, Progress, State
+from arbitrage_cli.run_folder import RunFolder, key_of, latest
+from arbitrage_cli.types import Finished, ModelRole
+
+SOME_FAILED = 1
+SHOW_CURSOR = b"\x1b[?25h"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All attempts that were asked for, those of them that are `left` to be made, and where their rows go."""
+
+    setup: Setup
+    attempts: Sequence[Attempt]
+    left: Sequence[Attempt]
+    folder: RunFolder
+    display: Progress
+
+    @property
+    def num_safe(self) -> int:
+        """How many attempts have a row."""
+        return len({attempt.key for attempt in self.attempts} & {key_of(row) for row in self.folder.rows})
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What is safe, and the command that goes on."""
+        safe = f"{self.num_safe} of {len(self.attempts)} attempts are safe in {self.folder.path}"
+        return f"{safe}; to go on: {shlex.join(self.setup.command)}"
+
+
+def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
+    """Make the attempts that are left. `run` is the content of run.json so far. Loading and warm-up are not timed."""
+    setup = work.setup
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_figures_on_stdout())
+        grader = stack.enter_context(Grader())
+        num_sequences = sequences((attempt.column.policy for attempt in work.left), setup.reward)
+        backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, num_sequences)
+        bench = _make_bench(work, backends, grader, timeout)
+        for attempt in work.left:
+            bench.engines_for(attempt.column.policy, attempt.sample)
+        work.folder.save_run(add_loaded(run, backends))
+        watchdog = stack.enter_context(Watchdog(2 * timeout if timeout else None, _end_of(work, timeout or 0.0)))
+        _follow(bench, work, watchdog)
+
+
+@contextlib.contextmanager
+def telling_how_to_go_on(work: Work) -> Iterator[None]:
+    """Whatever breaks a run off: say what is safe, and how to go on."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+            if work.num_safe:
+                work.display.note(work.how_to_go_on)
+        raise
+
+
+def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grader, timeout: float | None) -> Bench:
+    """Whatever the policies need that are to be measured: engines, routers, and whoever rates steps. UsageError, RouterError."""
+    setup = work.setup
+    policies = {attempt.column.policy.name: attempt.column.policy for attempt in work.left}
+    routers = {name: make_router(policy, setup.head, backends, setup.found) for name, policy in policies.items()}
+    golds = {attempt.item.problem.id: attempt.item.gold for attempt in work.left}
+
+    def is_right(problem: str, text: str) -> bool:
+        return grader.grade(text, golds[problem]).value == "correct"
+
+    raters = {
+        name: make_rater(policy, backends, reward=setup.reward, instructions=setup.system, is_right=is_right)
+        for name, policy in policies.items()
+    }
+    return Bench(
+        Engines(backends, setup.sampler, setup.system),
+        grader.grade,
+        setup.limits,
+        setup.sampler.seed,
+        timeout,
+        router_for=lambda policy: routers[policy.name],
+        rater_for=lambda policy: raters[policy.name],
+    )
+
+
+def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
+    columns = list(dict.fromkeys(attempt.column for attempt in work.attempts))
+    standings = Standings(columns, len(work.attempts) // len(columns))
+    by_key = {attempt.key: attempt for attempt in work.attempts}
+    for row in latest(work.folder.rows):
+        if key_of(row) in by_key:
+            standings.add(by_key[key_of(row)], row)
+    waiting = list(work.left)
+
+    def state() -> State:
+        finished = len(work.attempts) - len(waiting)
+        return State(finished, len(work.attempts), standings.now(), standings.seconds_left(waiting))
+
+    work.display.begin(f"bench {work.setup.dataset.name}", state())
+    with contextlib.closing(bench.run(work.left)) as happenings:
+        for happening in happenings:
+            if isinstance(happening, Began):
+                work.display.start(happening.attempt.item.problem.id, happening.attempt.column.label)
+                watchdog.began(happening.attempt)
+            elif isinstance(happening, Ended):
+                work.folder.append(happening.row)
+                standings.add(happening.attempt, happening.row)
+                waiting.remove(happening.attempt)
+                work.display.finish(_outcome(happening), state())
+            else:
+                if isinstance(happening, Finished):
+                    watchdog.ended()
+                work.display.handle(happening)
+
+
+def _outcome(ended: Ended) -> Outcome:
+    row, attempt = ended.row, ended.attempt
+    failed = row["status"] == "error"
+    verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
+    return Outcome(row["id"], attempt.column.label, verdict, detail, row["wall_seconds"])
+
+
+def _end_of(work: Work, timeout: float) -> Callable[[Attempt], NoReturn]:
+    """What to do about an attempt that hangs where no exception reaches it: note that, and end the process."""
+
+    def end(attempt: Attempt) -> NoReturn:
+        seconds = 2 * timeout
+        error = ProblemError(f"hung in one step until {seconds:g} s were over, twice the --timeout")
+        work.folder.append(failed_row(attempt, error, work.setup.limits, seconds))
+        told = f"arbitrage: {attempt.item.problem.id}, {attempt.column.label}: {error}\n  {work.how_to_go_on}\n"
+        os.write(2, (SHOW_CURSOR if is_drawable(sys.stderr) else b"") + told.encode("ascii", "backslashreplace"))
+        os._exit(SOME_FAILED)
+
+    return end

@@ -1,0 +1,140 @@
+"""What policies need beside their models: a trained head, whoever rates steps, and the tau that was meant.
+
+Slow to import, as NumPy is: a command does so only when there is work to do.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from arbitrage_cli.arbitrage import POLICIES, Policy, Router
+from arbitrage_cli.backends import Backend
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.pairs import Pair, head_file
+from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
+from arbitrage_cli.router import Head, load
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.scheduler import Rater
+from arbitrage_cli.taus import TauTable
+from arbitrage_cli.types import ModelRole
+
+DEFAULT_TAU = "exact"
+CHUNK = 1 << 22
+
+IsRight = Callable[[str, str], bool]
+"""Whether a whole solution, the second, reaches the known answer of the problem with that id."""
+
+
+def find_head(named: str | None, pair: Pair | None) -> Head | None:
+    """The head that was named, else the pair's own; None if there is neither. RouterError, UsageError."""
+    source = named or (pair.head if pair else None)
+    return load(head_file(source)) if source else None
+
+
+def choose_policy(name: str | None, head: Head | None) -> Policy:
+    """The policy of that name; without one the head, if there is a head, and else the draft's entropy. UsageError."""
+    if name is None:
+        return POLICIES["arbitrage" if head else "entropy"]
+    if name not in POLICIES:
+        raise UsageError(f"unknown policy '{name}'", "known policies: " + ", ".join(POLICIES))
+    return POLICIES[name]
+
+
+def choose_tau(policy: Policy, wanted: str | None, budget: float | None, head: Head | None) -> float | None:
+    """The tau that is meant: a number, a name or a budget of the head's table, else the default. UsageError.
+
+    None for a policy that has none.
+    """
+    if not policy.number:
+        return None
+    if not policy.needs_head:
+        if budget is not None:
+            raise UsageError(f"policy {policy.name} has no budget", "give it a --tau, or use a policy with a head")
+        return _number(wanted, policy) if wanted is not None else policy.default_tau
+    table = TauTable.from_json(needed(head).card.taus)
+    if budget is not None and wanted is not None:
+        raise UsageError("both a tau and a budget are given", "give one of them")
+    return table.at_budget(budget) if budget is not None else table.resolve(wanted or DEFAULT_TAU)
+
+
+def needed(head: Head | None) -> Head:
+    """The head. UsageError if there is none."""
+    if head is None:
+        raise UsageError(
+            "policy arbitrage needs a trained head, and this pair has none",
+            "give --head FILE.safetensors (arbitrage collect and arbitrage train make one), or another --policy",
+        )
+    return head
+
+
+def make_router(
+    policy: Policy, head: Head | None, backends: Mapping[ModelRole, Backend], found: Mapping[ModelRole, str]
+) -> Router | None:
+    """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have.
+
+    `found` are the models' files; the draft's is read whole if the head depends on which it is.
+    """
+    if not policy.needs_head:
+        return None
+    known = needed(head)
+    if known.card.hidden_size:
+        card = backends["draft"].card
+        known.check({"name": card.name, "sha256": file_sha256(found["draft"])}, 2 * card.hidden_size)
+    return known.router()
+
+
+def file_sha256(path: str) -> str | None:
+    """Of a model's file; None for a demo model, which has none."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sequences(policies: Iterable[Policy], reward: str | None) -> dict[ModelRole, int]:
+    """How many sequences each model needs for one problem at a time: its own, and those of whoever rates with it."""
+    kinds = {policy.reward for policy in policies}
+    extra = int("judge" in kinds) + int("any" in kinds and reward == "rollout")
+    return {"draft": 1, "target": 1 + extra, "prm": 1}
+
+
+def make_rater(
+    policy: Policy,
+    backends: Mapping[ModelRole, Backend],
+    *,
+    reward: str | None = None,
+    instructions: str = "",
+    is_right: IsRight | None = None,
+    first_sequence: int = 1,
+) -> Rater | None:
+    """Whoever rates steps for this policy; None if it asks for no rewards. UsageError if that is not to be had.
+
+    `reward` (`prm` or `rollout`) decides where the policy leaves it open. Whoever uses the target to rate uses its
+    sequences from `first_sequence` on.
+    """
+    kind = policy.reward if policy.reward != "any" else reward or ("prm" if "prm" in backends else None)
+    if policy.reward is None:
+        return None
+    if kind == "judge":
+        return Judge(backends["target"], first_sequence)
+    if kind == "prm" and "prm" in backends:
+        return ProcessReward(backends["prm"])
+    if kind == "rollout" and is_right is not None:
+        engine = Engine("target", backends["target"], Sampler(), instructions=instructions, first_sequence=first_sequence)
+        return Rollout([engine], is_right)
+    raise UsageError(
+        f"policy {policy.name} needs rewards, and there is nothing that gives them",
+        "give a process reward model: --prm MODEL" + ("; or --reward rollout" if is_right else ""),
+    )
+
+
+def _number(text: str, policy: Policy) -> float:
+    try:
+        tau = float(text)
+    except ValueError:
+        tau = math.nan
+    if math.isnan(tau):
+        raise UsageError(f"'{text}' is no tau of policy {policy.name}", "a number, inf or -inf: --tau 0.5")
+    return tau

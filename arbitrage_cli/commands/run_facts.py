@@ -1,0 +1,247 @@
+"""What a benchmark is made with, as run.json tells it, and which of it a run that goes on must share.
+
+Everything that results depend on is known before a model is loaded, so that a run that cannot go on is refused at once.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli import __version__
+from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Backend, Options
+from arbitrage_cli.benchmark import Column
+from arbitrage_cli.datasets import DataSet
+from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.gguf_facts import read_facts
+from arbitrage_cli.machine import default_threads, processor_name
+from arbitrage_cli.pairs import is_toy, load_llama, local_files
+from arbitrage_cli.router import Head
+from arbitrage_cli.run_folder import SCHEMA
+from arbitrage_cli.runs import tau_in_json
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.steps import SEPARATOR
+from arbitrage_cli.types import Limits, ModelRole
+
+CHUNK = 1 << 22  # bytes
+SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
+
+Watch = Callable[[ModelRole, str, float], None]
+"""Told of a model whose file is read: its role, what is done, and the fraction of it that is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a benchmark was asked for. `found` has the models' local paths, as `session.fetch` gives them."""
+
+    command: Sequence[str]
+    dataset: DataSet
+    ids: Sequence[str]  # of the problems to be solved
+    columns: Sequence[Column]
+    samples: int
+    sources: Mapping[ModelRole, str]
+    found: Mapping[ModelRole, str]
+    load: Options
+    sampler: Sampler
+    limits: Limits
+    system: str
+    grader: str
+    head: Head | None = None
+    reward: str | None = None
+
+
+def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
+    """The content of run.json, but for what only a loaded model says (`add_loaded`). Reads every model's files whole.
+
+    Errors: ModelFileError.
+    """
+    models = {role: _model_facts(setup, role, watch) for role in setup.sources}
+    run = {
+        "schema": SCHEMA,
+        "tool": __version__,
+        "command": list(setup.command),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dataset": {
+            "name": setup.dataset.name,
+            "revision": setup.dataset.revision,
+            "sha256": setup.dataset.sha256,
+            "count": len(setup.dataset.items),
+        },
+        "planned": len(setup.ids),
+        "ids": list(setup.ids),
+        "policies": [
+            {"policy": one.policy.name, "tau": tau_in_json(one.tau), "number": one.policy.number or None}
+            for one in setup.columns
+        ],
+        "models": models,
+        "router": _router(setup.head),
+        "reward": setup.reward,
+        "grader": setup.grader,
+        "prompt": {"system": setup.system},
+        "sampling": {**asdict(setup.sampler), "samples": setup.samples},
+        "limits": asdict(setup.limits),
+        "step_separator": SEPARATOR,
+        "context": {"kv_type": setup.load.kv_type},
+        "machine": _machine(setup),
+        "warnings": [],
+    }
+    return run | {"fingerprint": _fingerprint(run)}
+
+
+def add_loaded(run: Mapping[str, Any], backends: Mapping[ModelRole, Backend]) -> dict[str, Any]:
+    """The same with what the loaded models say of themselves."""
+    models = dict(run["models"])
+    for role, backend in backends.items():
+        card, template = backend.card, backend.chat_template
+        models[role] = models[role] | {
+            "name": card.name,
+            "description": card.description,
+            "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        }
+    machine = dict(run["machine"])
+    context = dict(run["context"])
+    if not all(is_toy(facts["source"]) for facts in models.values()):
+        llama = load_llama()
+        machine["flags"] = str(llama.system_info())
+        context["n_batch"] = llama.BATCH_SIZE
+    return {**run, "models": models, "machine": machine, "context": context}
+
+
+def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a run was made with when it goes on: problems, samples, policies and models may be added, nothing else differs.
+
+    UsageError, naming the first thing that does.
+    """
+    for what, value in run["fingerprint"].items():
+        before = earlier["fingerprint"].get(what, value)
+        if before != value:
+            hint = "give another folder (--output), or begin anew (--fresh), or use what it was made with"
+            if what == "grader":
+                hint = f"arbitrage grade {folder} grades its answers anew, without any model; then it can go on"
+            raise UsageError(f"{folder}: this run was made with another {what}: {before}, not {value}", hint)
+    policies = [*earlier["policies"], *(one for one in run["policies"] if one not in earlier["policies"])]
+    ids = list(dict.fromkeys([*earlier["ids"], *run["ids"]]))
+    warnings = list(earlier["warnings"])
+    if len(policies) > len(earlier["policies"]):
+        names = ", ".join(_label(one) for one in policies[len(earlier["policies"]) :])
+        warnings.append(f"measured later than the others, so the machine may have been faster or slower: {names}")
+    if earlier["tool"] != run["tool"]:
+        warnings.append(f"made in part with arbitrage {earlier['tool']}, in part with {run['tool']}")
+    samples = max(earlier["sampling"]["samples"], run["sampling"]["samples"])
+    return {
+        **run,
+        "created": earlier["created"],
+        "planned": len(ids),
+        "ids": ids,
+        "policies": policies,
+        "router": run["router"] or earlier["router"],
+        "reward": run["reward"] or earlier["reward"],
+        "models": _merged(earlier["models"], run["models"]),
+        "machine": {**earlier["machine"], **run["machine"]},
+        "context": {**earlier["context"], **run["context"]},
+        "sampling": {**run["sampling"], "samples": samples},
+        "warnings": list(dict.fromkeys(warnings)),
+        "fingerprint": {**earlier["fingerprint"], **run["fingerprint"]},
+    }
+
+
+def with_grader(run: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """The same, once its rows were graded by another grader."""
+    return {**run, "grader": version, "fingerprint": {**run["fingerprint"], "grader": _told(version)}}
+
+
+def _merged(earlier: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is known of each model, that of loading it earlier included."""
+    return {role: {**earlier.get(role, {}), **now.get(role, {})} for role in {**earlier, **now}}
+
+
+def _label(policy: Mapping[str, Any]) -> str:
+    return str(policy["policy"]) if policy["tau"] is None else f"{policy['policy']} {policy['tau']}"
+
+
+def _model_facts(setup: Setup, role: ModelRole, watch: Watch) -> dict[str, Any]:
+    """What is known of a model before it is loaded; of a demo model only its name."""
+    source, wanted = setup.sources[role], setup.load.context_size
+    facts: dict[str, Any] = {"source": source, "file": None, "size": None, "sha256": None}
+    if is_toy(source):
+        return facts | {"n_ctx": wanted or DEFAULT_CONTEXT_SIZE}
+    files = local_files(setup.found[role])
+    size, sha256 = _digest(files, lambda fraction: watch(role, f"checking {files[0].name}", fraction))
+    n_ctx = read_facts(files, wanted).context_size
+    return facts | {"file": str(files[0].absolute()), "size": size, "sha256": sha256, "n_ctx": n_ctx}
+
+
+def _digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, str]:
+    """Bytes and sha256 of a model's files; of a model in several parts, the sha256 of theirs one after the other."""
+    digest = hashlib.sha256()
+    done = 0
+    try:
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
+            with path.open("rb") as stream:
+                for chunk in iter(lambda: stream.read(CHUNK), b""):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    tell(done / total)
+    except OSError as error:
+        raise ModelFileError(f"{files[0]}: cannot be read ({error.strerror})", "check the path") from error
+    return done, digest.hexdigest()
+
+
+def _machine(setup: Setup) -> dict[str, Any]:
+    toys = all(map(is_toy, setup.sources.values()))
+    return {
+        "threads": 1 if toys else setup.load.threads or default_threads(),
+        "gpu_layers": setup.load.gpu_layers,
+        "flash_attention": setup.load.flash_attention,
+        "cpu": processor_name(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+    }
+
+
+def _router(head: Head | None) -> dict[str, Any] | None:
+    """Which head it is, and what its card says."""
+    return None if head is None else {"name": head.card.name, "sha256": head.sha256, "card": head.card.to_json()}
+
+
+def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
+    """What results depend on, by the name a user knows it by. What may grow (problems, samples, policies) is not in it."""
+    models, sampling, machine = run["models"], run["sampling"], run["machine"]
+    values = {
+        "data set": _short(run["dataset"]["sha256"]),
+        **{f"{role} model": _short(facts["sha256"]) or facts["source"] for role, facts in models.items()},
+        **{f"context size of the {role}": facts["n_ctx"] for role, facts in models.items()},
+        "grader": run["grader"],
+        "system prompt": run["prompt"]["system"],
+        "step separator": run["step_separator"],
+        **{name: sampling[name] for name in ("temperature", "top_p", "seed")},
+        **run["limits"],
+        **({"head": _short(run["router"]["sha256"])} if run["router"] else {}),
+        **({"reward": run["reward"]} if run["reward"] else {}),
+        "kv_type": run["context"]["kv_type"],
+        "number of threads": machine["threads"],
+        "gpu_layers": machine["gpu_layers"],
+        "flash_attention": machine["flash_attention"],
+        "processor": machine["cpu"],
+        "llama-cpp-python": machine["llama_cpp_python"],
+    }
+    return {name: _told(value) for name, value in values.items()}
+
+
+def _told(value: Any) -> str:
+    """A value as it is compared and told: as it is if it is short, else by its sha256."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) <= SHOWN and text.isprintable():
+        return text
+    return _short(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def _short(sha256: str | None) -> str:
+    return f"sha256 {sha256[:16]}" if sha256 else ""

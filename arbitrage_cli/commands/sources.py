@@ -1,0 +1,81 @@
+"""Which models a command uses: named one by one or as a pair, by flag, environment or settings file. Loads none."""
+
+from collections.abc import Iterable, Mapping
+
+import typer
+
+from arbitrage_cli.arbitrage import Policy
+from arbitrage_cli.commands.settings import user_folder
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.pairs import DEFAULT_PAIR, Pair, find_pair, is_built_in, read_pairs
+from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.types import ModelRole
+
+BUILT_IN_WARNING = (
+    "the built-in models are small and know only grade-school arithmetic; for real ones: "
+    "arbitrage models pull qwen2.5-coder, then --pair qwen2.5-coder"
+)
+
+
+def pair_named(name: str | None, *, draft: str | None, target: str | None) -> Pair | None:
+    """The pair of that name, one of the user's own included; the built-in one where nothing is named at all.
+
+    None if models are named one by one. UsageError if there is no such pair.
+    """
+    if not name and (draft or target):
+        return None
+    return find_pair(name or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
+
+
+def warning_about(sources: Mapping[ModelRole, str]) -> str | None:
+    """What the user has to know of these models before believing them; None if nothing."""
+    return BUILT_IN_WARNING if any(map(is_built_in, sources.values())) else None
+
+
+def instructions(given: str | None, pair: Pair | None) -> str:
+    """The system prompt: as given, else the pair's own, else the paper's."""
+    if given is not None:
+        return given
+    return INSTRUCTIONS if pair is None or pair.system is None else pair.system
+
+
+def name_models(
+    context: typer.Context, *, draft: str | None, target: str | None, prm: str | None, pair: Pair | None
+) -> Mapping[ModelRole, str | None]:
+    """The model of each role. One named by itself wins over the pair's, unless the pair was named in a stronger place."""
+    named: dict[ModelRole, str | None] = {"draft": draft, "target": target, "prm": prm}
+    if pair is None:
+        return named
+    of_pair: dict[ModelRole, str | None] = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
+    strength = _strength(context, "pair")
+    return {
+        role: source if source and _strength(context, role) >= strength else of_pair[role] for role, source in named.items()
+    }
+
+
+def needed_models(
+    policies: Iterable[Policy], named: Mapping[ModelRole, str | None], reward: str | None = None
+) -> dict[ModelRole, str]:
+    """The models that the policies need, draft first. UsageError if one of them was not named.
+
+    `reward` is who rates for a policy that leaves it open: a process reward model, unless it is `rollout`.
+    """
+    sources: dict[ModelRole, str] = {}
+    for policy in policies:
+        rates = policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
+        for role in (*policy.models, *(("prm",) if rates else ())):
+            source = named[role]
+            if not source:
+                raise UsageError(
+                    f"policy {policy.name} needs a {role} model",
+                    f"give --{role} MODEL.gguf, or a --pair of arbitrage models list; or try the demo: --pair scripted",
+                )
+            sources[role] = source
+    return {role: sources[role] for role in named if role in sources}
+
+
+def _strength(context: typer.Context, parameter: str) -> int:
+    """How near to the user a value was given: as a flag, in the environment, in a settings file, nowhere."""
+    source = context.get_parameter_source(parameter)
+    places = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+    return places.index(source.name) + 1 if source and source.name in places else 0

@@ -1,0 +1,99 @@
+"""`arbitrage train`: a router's head from collected states. Runs no model."""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arbitrage_cli.commands import options as shared
+from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.reporters import write
+
+SUFFIX = ".safetensors"
+
+
+class InputKind(StrEnum):
+    """What a head may read."""
+
+    agnostic = "agnostic"
+    hidden = "hidden"
+    both = "both"
+
+
+def train(
+    context: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as arbitrage collect makes them.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the head is written: FILE.safetensors.")
+    ] = Path(f"head{SUFFIX}"),
+    name: Annotated[str | None, typer.Option("--name", help="What the head is called. Default: as its file.")] = None,
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="The problems of this run are the test. Default: a fifth of all problems."),
+    ] = None,
+    inputs: Annotated[
+        list[InputKind] | None,
+        typer.Option(help="What the head may read: features that any pair has, hidden states of this draft, or both."),
+    ] = None,
+    margin: Annotated[float, typer.Option(min=0.0, help="A step is worth escalating if its advantage is above this.")] = 0.0,
+    by_advantage: Annotated[
+        bool, typer.Option("--by-advantage", help="Let states count more whose advantage, or loss, is large.")
+    ] = False,
+    seed: shared.Seed = 0,
+    json_line: Annotated[
+        bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="The card as one line of JSON.")
+    ] = False,
+    quiet: shared.Quiet = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Train a router's head on collected states, and show how good it is on problems it never saw.
+
+    Needs scikit-learn: pip install "arbitrage-cli[train]". Heads are chosen on a part of the problems that they did not
+    learn from, and measured on a third part.
+    """
+    # Not at the top: NumPy takes longer to import than --help may take.
+    from arbitrage_cli.learning import check_libraries
+    from arbitrage_cli.reporters.card import write_card
+    from arbitrage_cli.router import save
+    from arbitrage_cli.taus import TauTable
+    from arbitrage_cli.training import ALL_INPUTS, Settings, read_states
+    from arbitrage_cli.training import train as train_head
+
+    _check_place(output)
+    check_libraries()
+
+    def tell(text: str) -> None:
+        if not quiet:
+            typer.echo(text, err=True)
+
+    collected = read_states(runs, test or [])
+    wanted = tuple(kind for kind in ALL_INPUTS if not inputs or kind in inputs)
+    head = train_head(
+        collected,
+        Settings(margin, by_advantage, wanted, seed),
+        name=name or output.stem,
+        command=("arbitrage", *(context.obj or ())),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        watch=tell,
+    )
+    save(head, output)
+    card = head.card.to_json()
+    table = TauTable.from_json(card["taus"])
+    if json_line:
+        write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
+    else:
+        write_card(card, {row.tau: table.time(row) for row in table.rows}, sys.stdout)
+    tell(f"wrote {output}")
+
+
+def _check_place(output: Path) -> None:
+    """Whether a head could be written there is better known before it is trained. UsageError, OutputError."""
+    if output.suffix != SUFFIX:
+        raise UsageError(f"{output}: a head is a {SUFFIX} file", f"name it so: -o {output.stem or 'head'}{SUFFIX}")
+    if not os.access(output.parent, os.W_OK):
+        raise OutputError(f"{output}: cannot be written: no such folder, or not yours", "give another path: --output")

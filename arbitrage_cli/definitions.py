@@ -1,0 +1,62 @@
+"""What each figure is: numerator / denominator, unit, and kind of interval. The same words in tables, reports and docs.
+
+Knows no figure's value.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+DEFINITIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "accuracy": "Correct answers / planned attempts (problems x samples); unscored answers, errors and missing attempts "
+        "count as not correct. Interval: 95%, Wilson; with several samples a problem, bootstrap over problems.",
+        "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "
+        "paired (Newcombe); with several samples a problem, bootstrap over problems.",
+        "seconds_mean": "Wall-clock seconds of all finished attempts / finished attempts; loading, grading and display are "
+        "outside.",
+        "seconds_median": "Median wall-clock seconds of the finished attempts.",
+        "seconds_p90": "Wall-clock seconds that nine of ten finished attempts stay below (interpolated).",
+        "speedup": "Seconds of the target alone / seconds of this policy, each summed over the attempts that both finished; "
+        "above 1 is faster. Interval: 95%, paired bootstrap over problems.",
+        "problem_speedups": "Seconds of the target alone / seconds of this policy, for each problem by itself.",
+        "acceptance_rate": "Drafted steps that were kept / drafted steps.",
+        "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",
+        "target_call_rate": "Steps that the target wrote, kept or not / kept steps.",
+        "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts.",
+        "target_token_share": "Kept tokens that the target wrote / kept tokens.",
+        "draft_tokens_per_second": "Tokens that the draft decoded / seconds it decoded; reading (prefill) is left out.",
+        "target_tokens_per_second": "Tokens that the target decoded / seconds it decoded; reading (prefill) and verifying are "
+        "left out.",
+        "target_token_equivalents": "Cost of a finished attempt in tokens decoded by the target: every token that a model "
+        "decoded, read or verified x its mean seconds in this run (all policies together) / mean seconds of a token that the "
+        "target decoded, plus router and reward seconds / the same; mean over the finished attempts.",
+        "equivalent_speedup": "Target-token equivalents of the target alone / those of this policy, over the attempts that both "
+        "finished: a speed-up without the noise of the clock. Interval: 95%, paired bootstrap over problems.",
+        "projected_speedup": "A PROJECTION, not a measurement: equivalent_speedup as it would be if a token cost the target "
+        "cost_ratio times as much as the draft; token counts and each model's prefill : decode proportion are those measured.",
+        "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
+        "time": "Where the wall-clock seconds of the finished attempts went; rest = wall - all the others.",
+        "by_level": "The same figures over the problems of one level of the data set.",
+        "curve_time": "Seconds of a policy / seconds of the target alone over the attempts that all points of the curve "
+        "finished; the target alone is at 1.",
+        "area": "Mean accuracy over time between the draft alone and the target alone, along straight lines through the taus of "
+        "one policy in the order of their times. Needs two taus. Interval: 95%, bootstrap over problems.",
+        "area_gain": "area - the same for the straight line from the draft alone to the target alone, which is what choosing "
+        "one of the two at random for each problem gives.",
+        "accuracy_at": "Accuracy at matched time: read off the same curve at 25%, 50% and 75% of the way from the time of the "
+        "draft alone to that of the target alone.",
+    }
+)
+"""What each figure is: numerator / denominator, unit, and kind of interval."""
+
+COMPARED: Mapping[str, str] = MappingProxyType(
+    {
+        "compared_accuracy": "(Correct answers of the second run - of the first) / attempts that both runs have, in percentage "
+        "points. Interval: 95%, paired (Newcombe); with several samples a problem, bootstrap over problems.",
+        "mcnemar_p": "How likely so uneven a split of the attempts that only one run got right would be if neither run were "
+        "better (exact McNemar test, two-sided).",
+        "seconds_ratio": "Seconds of the first run / seconds of the second, over the attempts that both finished; above 1 the "
+        "second is faster. Interval: 95%, paired bootstrap over problems.",
+    }
+)
+"""The same for the comparison of two runs."""

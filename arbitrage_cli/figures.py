@@ -1,0 +1,377 @@
+"""The figures of a run: accuracy, time, routing and cost of each policy, with how sure they are.
+
+One function makes them, as JSON, from the rows of a run; tables, reports and `--json` are drawn from that and from nothing
+else. What each figure is stands in `definitions`, and wherever a figure is shown. Every ratio has its numerator and
+denominator beside it (`ratios`). What is not known is None, never a guess. Knows no model, no file and no terminal.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arbitrage_cli.curve import curve
+from arbitrage_cli.equivalents import KINDS, Measured, Units, measure, tokens_and_seconds
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.intervals import Floats, Interval, bootstrap, paired_difference, ratio_of_sums, wilson
+from arbitrage_cli.results import (
+    Group,
+    Level,
+    Outcome,
+    Result,
+    group_rows,
+    paired,
+    paired_done,
+    problems_of,
+    sums_by_problem,
+    total,
+)
+
+SCHEMA = 1
+
+SPEEDUP_BINS = tuple(2.0 ** (quarter / 4) for quarter in range(-12, 13))
+"""Edges of the histogram of `problem_speedups`: quarters of an octave from 1/8 to 8. What is outside is in the end bins."""
+
+OUTCOMES: Mapping[str, Outcome] = {"correct": "correct", "incorrect": "incorrect", "unscored": "unscored", "errors": "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What the figures of every policy of a run are made with."""
+
+    num_problems: int
+    samples: int
+    levels: Mapping[str, Level]
+    costs: Measured
+    cost_ratio: float | None
+    alone: Group | None  # the target
+
+
+def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None = None) -> dict[str, Any]:
+    """All figures of a run, as JSON. The order of the rows does not matter.
+
+    `cost_ratio` asks for the projection to a pair whose target costs so many times as much a token as its draft.
+    UsageError if it is not above 0, or if the rows are not those of one run.
+    """
+    if cost_ratio is not None and not 0 < cost_ratio < math.inf:
+        raise UsageError(f"a cost ratio of {cost_ratio:g} makes no sense", "give a number above 0: --cost-ratio 8")
+    groups = group_rows(run, rows)
+    levels = problems_of(groups)
+    costs = measure(result for group in groups for result in group.results.values())
+    scope = _Scope(
+        num_problems=_num_planned(run, len(levels)),
+        samples=_num_samples(run, groups),
+        levels=levels,
+        costs=costs,
+        cost_ratio=cost_ratio,
+        alone=_find(groups, "target"),
+    )
+    policies = [_policy(group, scope) for group in groups]
+    dataset = run.get("dataset") or {}
+    return {
+        "schema": SCHEMA,
+        "dataset": dataset.get("name"),
+        "dataset_sha256": dataset.get("sha256"),
+        "n": scope.num_problems,
+        "samples": scope.samples,
+        "policies": policies,
+        "curves": _curves(groups),
+        "measured_cost_ratio": costs.cost_ratio,
+        "projection": None if cost_ratio is None else {"cost_ratio": cost_ratio, "is_projection": True},
+        "token_costs": {"draft": _costs(costs, "draft"), "target": _costs(costs, "target")},
+        "speedup_bins": list(SPEEDUP_BINS),
+        "notes": _notes(scope, policies),
+    }
+
+
+def _num_planned(run: Mapping[str, Any], num_seen: int) -> int:
+    """Problems that the run was asked for; where the run does not say, those that it has a row for."""
+    planned = run.get("planned")
+    return num_seen if planned is None else max(int(planned), num_seen)
+
+
+def _num_samples(run: Mapping[str, Any], groups: Sequence[Group]) -> int:
+    asked = (run.get("sampling") or {}).get("samples") or 1
+    return max([asked, *(sample + 1 for group in groups for _, sample in group.results)])
+
+
+def _find(groups: Sequence[Group], policy: str) -> Group | None:
+    return next((group for group in groups if group.policy == policy and group.results), None)
+
+
+def _curves(groups: Sequence[Group]) -> list[Mapping[str, Any]]:
+    """One for each policy that was run at several taus."""
+    names = dict.fromkeys(group.policy for group in groups if group.tau is not None)
+    draft, target = _find(groups, "draft"), _find(groups, "target")
+    swept = {name: [group for group in groups if group.policy == name and group.tau is not None] for name in names}
+    return [curve(name, taus, draft, target) for name, taus in swept.items() if len(taus) > 1]
+
+
+def _notes(scope: _Scope, policies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before reading the figures."""
+    notes = []
+    if scope.alone is None:
+        notes.append(
+            "There is no result of policy target: nothing can be compared with the target alone, so speed-ups are not given."
+        )
+    if scope.samples > 1:
+        notes.append(
+            f"Each problem was tried {scope.samples} times: accuracy is the mean over all attempts, intervals are over problems."
+        )
+    missing = sum(policy["missing"] for policy in policies)
+    if missing:
+        notes.append(f"The run is not complete: {missing} attempts are missing, and count as not correct.")
+    return notes
+
+
+def _costs(measured: Measured, model: str) -> dict[str, Any]:
+    """Tokens, seconds and seconds per token of each kind."""
+    costs = {}
+    for kind in KINDS:
+        tokens, seconds = tokens_and_seconds(getattr(measured, model), kind)
+        costs[kind] = {"tokens": tokens, "seconds": seconds, "seconds_per_token": _over(seconds, tokens)}
+    return costs
+
+
+# --- one policy
+
+
+def _policy(group: Group, scope: _Scope) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "policy": group.policy,
+        "tau": group.json_tau,
+        "label": group.label,
+        "number": group.number,
+        "ratios": {},
+    }
+    made |= _accuracy(group, scope, scope.num_problems, made["ratios"])
+    made |= _seconds(group, made["ratios"])
+    made |= _speedup(group, scope, made["ratios"])
+    made["problem_speedups"] = _distribution(_seconds_table(group, scope)) if group is not scope.alone else None
+    made |= _routing(group, made["ratios"])
+    made |= _equivalents(group, scope, made["ratios"])
+    made["time"] = _time(group)
+    made["by_level"] = _by_level(group, scope)
+    return made
+
+
+def _accuracy(group: Group, scope: _Scope, num_problems: int, ratios: dict[str, Any]) -> dict[str, Any]:
+    """Counts of every outcome, which add up to n, accuracy, and its difference from the target alone."""
+    planned = num_problems * scope.samples
+    outcomes = [result.outcome for result in group.results.values()]
+    counts = {name: outcomes.count(outcome) for name, outcome in OUTCOMES.items()}
+    interval = wilson(counts["correct"], planned)
+    if scope.samples > 1 and 0 < counts["correct"] < planned:
+        by_problem = sums_by_problem(((key[0], [one.is_correct]) for key, one in group.results.items()), 1)
+        not_seen = np.zeros((num_problems - len(by_problem), 1))
+        interval = bootstrap(np.vstack([by_problem, not_seen]), lambda sums: sums[:, 0] / planned)
+    elif scope.samples > 1:  # nothing to resample from: as if a problem's samples were one
+        interval = wilson(counts["correct"] / scope.samples, num_problems)
+    return {
+        "n": planned,
+        **counts,
+        "missing": planned - len(outcomes),
+        "accuracy": _ratio(ratios, "accuracy", counts["correct"], planned),
+        "accuracy_interval": interval,
+        **_difference(group, scope, ratios),
+    }
+
+
+def _difference(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
+    if scope.alone is None or scope.alone is group:
+        return {"accuracy_difference": None, "accuracy_difference_interval": None}
+    pairs = paired(group, scope.alone)
+    gained = sum(one.is_correct - other.is_correct for one, other in pairs)
+    value = _ratio(ratios, "accuracy_difference", gained, len(pairs))
+    return {"accuracy_difference": value, "accuracy_difference_interval": difference_interval(pairs, scope.samples)}
+
+
+def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) -> Interval | None:
+    """Interval of the accuracy of the first of each pair minus that of the second."""
+    if samples > 1:
+        values = [(one.key[0], [one.is_correct - other.is_correct, 1.0]) for one, other in pairs]
+        return bootstrap(sums_by_problem(values, 2), ratio_of_sums)
+    both = [(one.is_correct, other.is_correct) for one, other in pairs]
+    return paired_difference(*(both.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
+
+
+def _seconds(group: Group, ratios: dict[str, Any]) -> dict[str, Any]:
+    seconds = [result.seconds or 0.0 for result in group.done]
+    return {
+        "seconds_mean": _ratio(ratios, "seconds_mean", math.fsum(seconds), len(seconds)),
+        "seconds_median": float(np.median(seconds)) if seconds else None,
+        "seconds_p90": float(np.percentile(seconds, 90)) if seconds else None,
+    }
+
+
+def _speedup(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
+    table = _seconds_table(group, scope)
+    value, interval = _ratio_of_columns(table, "speedup", ratios) if len(table) else (None, None)
+    return {"speedup": value, "speedup_interval": interval}
+
+
+def _seconds_table(group: Group, scope: _Scope) -> Floats:
+    """Seconds of the target alone and of the policy, one row for each problem that both finished."""
+    pairs = paired_done(group, scope.alone) if scope.alone else []
+    return _table(pairs, lambda result: result.seconds or 0.0)
+
+
+def _table(pairs: Sequence[tuple[Result, Result]], cost: Callable[[Result], float]) -> Floats:
+    """Costs of the target alone and of the policy, one row a problem."""
+    return sums_by_problem(((one.key[0], [cost(alone), cost(one)]) for one, alone in pairs), 2)
+
+
+def _ratio_of_columns(table: Floats, name: str, ratios: dict[str, Any]) -> tuple[float | None, Interval | None]:
+    """Ratio and interval; no interval for the target alone against itself, of which nothing is unsure."""
+    above, below = (math.fsum(column) for column in table.T)
+    return _ratio(ratios, name, above, below), None if np.array_equal(*table.T) else bootstrap(table, ratio_of_sums)
+
+
+def _distribution(table: Floats) -> dict[str, Any] | None:
+    """How the ratios of single problems are spread."""
+    timed = table[(table > 0).all(axis=1)]
+    if not len(timed):
+        return None
+    ratios = ratio_of_sums(timed)
+    points = dict(zip(("p10", "p25", "p50", "p75", "p90"), np.percentile(ratios, [10, 25, 50, 75, 90]), strict=True))
+    clipped = np.clip(ratios, SPEEDUP_BINS[0], np.nextafter(SPEEDUP_BINS[-1], 0))
+    return {
+        "n": len(ratios),
+        "slower": int((ratios < 1).sum()),
+        "min": float(ratios.min()),
+        **{name: float(value) for name, value in points.items()},
+        "max": float(ratios.max()),
+        "counts": np.histogram(clipped, SPEEDUP_BINS)[0].tolist(),
+    }
+
+
+def _routing(group: Group, ratios: dict[str, Any]) -> dict[str, Any]:
+    done = group.done
+    summed = total(result.tally for result in done)
+    kept_steps, kept_tokens = sum(one.kept_steps for one in done), sum(one.kept_tokens for one in done)
+    by_target = sum(one.kept_target_tokens for one in done)
+    drafting, writing = summed.draft_cost, summed.target_cost
+    return {
+        "acceptance_rate": _ratio(ratios, "acceptance_rate", summed.accepted_steps, summed.drafted_steps),
+        "token_acceptance_rate": _ratio(ratios, "token_acceptance_rate", summed.accepted_tokens, summed.drafted_tokens),
+        "target_call_rate": _ratio(ratios, "target_call_rate", summed.target_steps, kept_steps),
+        "wasted_draft_tokens": summed.wasted_tokens,
+        "target_token_share": _ratio(ratios, "target_token_share", by_target, kept_tokens),
+        "draft_tokens_per_second": _ratio(
+            ratios, "draft_tokens_per_second", drafting.decode_tokens, drafting.decode_seconds
+        ),
+        "target_tokens_per_second": _ratio(
+            ratios, "target_tokens_per_second", writing.decode_tokens, writing.decode_seconds
+        ),
+    }
+
+
+def _equivalents(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
+    """Cost in target tokens: as measured, against the target alone, and projected."""
+    costs = [cost for result in group.done if (cost := _equivalents_of(result, scope, scope.costs.cost_ratio)) is not None]
+    pairs = paired_done(group, scope.alone) if scope.alone else []
+    projected = scope.cost_ratio is not None
+    speedup, interval = _cost_speedup(pairs, scope, scope.costs.cost_ratio, "equivalent_speedup", ratios)
+    future, future_interval = (
+        _cost_speedup(pairs, scope, scope.cost_ratio, "projected_speedup", ratios) if projected else (None, None)
+    )
+    return {
+        "target_token_equivalents": _ratio(ratios, "target_token_equivalents", math.fsum(costs), len(costs)),
+        "equivalent_speedup": speedup,
+        "equivalent_speedup_interval": interval,
+        "projected_speedup": future,
+        "projected_speedup_interval": future_interval,
+        "projection_terms": _terms(pairs, scope),
+    }
+
+
+def _equivalents_of(result: Result, scope: _Scope, cost_ratio: float | None) -> float | None:
+    cost = scope.costs.units(result)
+    return cost.equivalents(cost_ratio) if cost else None
+
+
+def _cost_speedup(
+    pairs: Sequence[tuple[Result, Result]], scope: _Scope, cost_ratio: float | None, name: str, ratios: dict[str, Any]
+) -> tuple[float | None, Interval | None]:
+    costs = {id(one): _equivalents_of(one, scope, cost_ratio) for pair in pairs for one in pair}
+    if not costs or None in costs.values():
+        return None, None
+    return _ratio_of_columns(_table(pairs, lambda one: costs[id(one)] or 0.0), name, ratios)
+
+
+def _terms(pairs: Sequence[tuple[Result, Result]], scope: _Scope) -> dict[str, float] | None:
+    """What a projection to cost ratio R is made of: speed-up = alone / (target + draft / R + fixed)."""
+    made = [scope.costs.units(one) for one, _ in pairs]
+    alone = [scope.costs.units(other) for _, other in pairs]
+    if not pairs or None in made or None in alone:
+        return None
+    known: list[Units] = [one for one in made if one]
+    return {
+        "alone": math.fsum(one.target + one.fixed for one in alone if one),
+        "target": math.fsum(one.target for one in known),
+        "draft": math.fsum(one.draft for one in known),
+        "fixed": math.fsum(one.fixed for one in known),
+    }
+
+
+def _time(group: Group) -> dict[str, float]:
+    """Seconds of the finished attempts by what they went into."""
+    done = group.done
+    parts = {
+        f"{model}_{kind}": math.fsum(tokens_and_seconds(getattr(one.tally, f"{model}_cost"), kind)[1] for one in done)
+        for model in ("draft", "target")
+        for kind in KINDS
+    }
+    parts["router"] = math.fsum(one.router_seconds for one in done)
+    parts["reward"] = math.fsum(one.reward_seconds for one in done)
+    wall = math.fsum(one.seconds or 0.0 for one in done)
+    return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
+
+
+def _by_level(group: Group, scope: _Scope) -> dict[str, Any] | None:
+    """Accuracy and speed-up of each level; None where the data set has none."""
+    levels = sorted({level for level in scope.levels.values() if level is not None}, key=_level_order)
+    made = {}
+    for level in levels:
+        problems = {problem for problem, own in scope.levels.items() if own == level}
+        ratios: dict[str, Any] = {}
+        part = _only(group, problems)
+        within = (
+            scope if scope.alone is None else _within(scope, part if scope.alone is group else _only(scope.alone, problems))
+        )
+        made[str(level)] = {
+            **_accuracy(part, within, len(problems), ratios),
+            **_speedup(part, within, ratios),
+            "ratios": ratios,
+        }
+    return made or None
+
+
+def _only(group: Group, problems: set[str]) -> Group:
+    results = {key: result for key, result in group.results.items() if key[0] in problems}
+    return Group(group.policy, group.tau, group.number, results)
+
+
+def _within(scope: _Scope, alone: Group) -> _Scope:
+    return _Scope(scope.num_problems, scope.samples, scope.levels, scope.costs, scope.cost_ratio, alone)
+
+
+def _level_order(level: str | int) -> tuple[bool, float, str]:
+    """Numbers by value, then names."""
+    is_name = not str(level).lstrip("-").isdigit()
+    return is_name, 0.0 if is_name else float(level), str(level)
+
+
+# --- ratios
+
+
+def _ratio(ratios: dict[str, Any], name: str, numerator: float, denominator: float) -> float | None:
+    """The ratio, which is entered with both its parts; None over 0."""
+    ratios[name] = {"numerator": numerator, "denominator": denominator}
+    return _over(numerator, denominator)
+
+
+def _over(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator > 0 else None

@@ -1,0 +1,129 @@
+"""How far to verify proposals: what a batch of tokens costs on this machine, and how far proposals have matched so far.
+
+A model that verifies reads tokens of a proposal in one batch and draws after each of them, which gives one token in any
+case, and one more for each proposed token in a row that it would have drawn itself. A batch is worth its time if that is
+more tokens a second than decoding gives. Knows no model, no token and no clock: numbers in, numbers out, and a wrong one
+costs time, never a text.
+"""
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+MAX_ROWS = 128  # of a batch, all its problems together: a reader who waits sees that it goes on
+FIRST_ROWS = 4  # at most, of the first batch; of the next ones twice as many as were ever measured
+GAIN = 1.05  # times as many tokens a second as without, at least: less is lost in the noise of measuring
+
+CREDIT, MOST_CREDIT = 5.0, 20.0  # decodes that batches may lose, at first and at most
+EARNED = 0.01  # and what a decode adds to that: the most that trying out can cost in the long run
+
+LATEST = 0.3  # weight of the latest measurement
+FADING = 0.995  # of costs, for each proposal: a batch that was slow once, on a busy machine, gets another chance
+DECODES = 15  # whose median is the time of one
+
+EXPECTED_MATCH = 0.8  # of a proposed token, before anything is known,
+PRIOR_TOKENS = 4  # which weighs as much as so many tokens seen
+UNLIKELY = 0.02  # that a token is reached: not worth a look
+BUCKETS = 8  # of a token's place in its proposal: 0, 1, 2-3, 4-7 ... 64 and more
+
+
+class Planner:
+    """Learns from what one model does, and says how many tokens of each waiting proposal go into its next batch."""
+
+    def __init__(self) -> None:
+        self._decodes: deque[float] = deque(maxlen=DECODES)  # seconds
+        self._read_seconds = self._read_tokens = 0.0  # of late
+        self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
+        self._credit = CREDIT
+        self._seen = [0.0] * BUCKETS  # proposed tokens whose predecessors all matched,
+        self._matched = [0.0] * BUCKETS  # and those of them that matched too
+
+    def read(self, num_tokens: int, seconds: float) -> None:
+        """Note what it cost to read a text without output: a first guess at what a row more costs."""
+        self._read_seconds += seconds - LATEST * self._read_seconds
+        self._read_tokens += num_tokens - LATEST * self._read_tokens
+
+    def decoded(self, seconds: float, num_rows: int, *, num_drawn: int = 1, num_problems: int = 1) -> None:
+        """Note what a batch cost that gave output for each of its rows, and how many of the tokens drawn were kept."""
+        gain = EARNED * num_problems
+        if num_rows == 1:
+            self._decodes.append(seconds)
+        elif self._decode_seconds > 0:
+            latest = seconds / self._decode_seconds
+            if num_rows > num_problems:
+                gain = num_drawn / num_problems * self._costs(num_problems, 0)[0] - latest
+            known = self._measured.get(num_rows, latest)
+            self._measured[num_rows] = known + LATEST * (latest - known)
+        self._credit = max(-CREDIT, min(MOST_CREDIT, self._credit + gain))  # one batch on a busy machine is not the end
+
+    def compared(self, num_before: int, *, matched: bool) -> None:
+        """Note whether a proposed token, with `num_before` matching ones before it, was the one drawn."""
+        self._seen[_bucket(num_before)] += 1
+        self._matched[_bucket(num_before)] += matched
+
+    def plan(self, waiting: Sequence[tuple[int, int]]) -> list[int]:
+        """Proposed tokens to read along with the one that each problem reads anyway.
+
+        `waiting` has, for each problem in the batch, how many proposed tokens are left and how many matched already. Takes
+        the likeliest first, and as many as give the most tokens a second: their expected number by the batch's cost.
+        """
+        counts, num_problems = [0] * len(waiting), len(waiting)
+        if self._credit < 0 or not self._decode_seconds or not self._read_tokens:
+            return counts
+        room = max(0, min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)) - num_problems)
+        chances = ((chance, index) for index, proposal in enumerate(waiting) for chance in self._chances(*proposal))
+        likely = sorted(chances, reverse=True)[: int(room)]
+        if any(before == 0 for _, before in waiting):
+            self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
+        costs = self._costs(num_problems, len(likely))
+        expected, best, taken = float(num_problems), GAIN * num_problems / costs[0], 0
+        for number, (chance, _) in enumerate(likely, start=1):
+            expected += chance
+            if expected / costs[number] > best:
+                best, taken = expected / costs[number], number
+        for _, index in likely[:taken]:
+            counts[index] += 1
+        return counts
+
+    @property
+    def _decode_seconds(self) -> float:
+        """What a token costs alone; 0 if that was not measured."""
+        return median(self._decodes) if self._decodes else 0.0
+
+    def _chances(self, left: int, before: int) -> Iterator[float]:
+        """For each proposed token, the probability that it and all before it match."""
+        overall = (sum(self._matched) + EXPECTED_MATCH * PRIOR_TOKENS) / (sum(self._seen) + PRIOR_TOKENS)
+        chance = 1.0
+        for number in range(before, before + left):
+            where = _bucket(number)
+            chance *= (self._matched[where] + overall * PRIOR_TOKENS) / (self._seen[where] + PRIOR_TOKENS)
+            if chance < UNLIKELY:
+                return
+            yield chance
+
+    def _costs(self, num_rows: int, more: int) -> list[float]:
+        """Costs, in decodes, of batches of `num_rows` and up to `more` rows on top of them.
+
+        As measured; between two measured sizes on the line through them, for they are not all on one line: llama.cpp takes
+        other kernels for some sizes, and a batch of 12 may cost more than one of 16. Above the largest a row costs what is
+        halfway between the mean so far and the price of reading.
+        """
+        known = sorted({1: 1.0, **self._measured}.items())
+        reading = self._read_seconds / self._read_tokens / self._decode_seconds if self._read_tokens else 1.0
+        costs = []
+        for rows in range(num_rows, num_rows + more + 1):
+            above = bisect_right(known, (rows, math.inf))
+            lower, cost = known[above - 1]
+            if above < len(known):
+                upper, upper_cost = known[above]
+                a_row = (upper_cost - cost) / (upper - lower)
+            else:
+                a_row = (reading + (cost - 1) / (lower - 1)) / 2 if lower > 1 else reading
+            costs.append(max(cost + a_row * (rows - lower), 1e-9))
+        return costs
+
+
+def _bucket(num_before: int) -> int:
+    return min(num_before.bit_length(), BUCKETS - 1)

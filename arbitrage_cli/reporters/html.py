@@ -1,0 +1,485 @@
+"""A report of one or more runs: one HTML file that needs nothing else, and may be opened although its texts are hostile.
+
+Charts and tables are written out; the traces are data that a script of the page turns into text when they are looked at.
+The page's own policy allows that one script and that one style sheet, by their hashes, and no network. Texts of models,
+problems and files are escaped by the template engine, or by `embedded` for the script, which only ever sets them as text.
+Everything but the traces comes from the JSON of `figures`.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from arbitrage_cli.definitions import DEFINITIONS
+from arbitrage_cli.reporters import charts, rounding, safe
+
+TEMPLATES = Path(__file__).parent / "templates"
+WIDE, NARROW = (960.0, 440.0), (350.0, 360.0)  # of the accuracy/time chart
+PROJECTED_RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0)
+
+TIME_PARTS: Mapping[str, str] = {
+    "draft_decode": "draft decodes",
+    "draft_prefill": "draft reads",
+    "draft_verify": "draft verifies",
+    "target_decode": "target decodes",
+    "target_prefill": "target reads",
+    "target_verify": "target verifies",
+    "router": "router",
+    "reward": "reward",
+    "rest": "rest",
+}
+
+FRACTIONS: Mapping[float, str] = {
+    0.125: "\N{VULGAR FRACTION ONE EIGHTH}",
+    0.25: "\N{VULGAR FRACTION ONE QUARTER}",
+    0.5: "\N{VULGAR FRACTION ONE HALF}",
+}
+
+OTHER_HEADINGS: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "accuracy_at": "accuracy at matched time",
+    "curve_time": "time on a curve",
+    "problem_speedups": "speed-ups of single problems",
+    "projected_speedup": "projected speed-up",
+    "time": "where the time goes",
+}
+"""Of definitions that are not told below a column of their own."""
+
+Json = Mapping[str, Any]
+Cell = tuple[str, str]
+"""A figure, and its interval or what else is said beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A run to report on: run.json, the rows that count, and the figures made of them. `name` is what the user calls it."""
+
+    name: str
+    run: Json
+    rows: Sequence[Json]
+    figures: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: what stands above it, and the name of the definition that tells what it is."""
+
+    heading: str
+    definition: str
+    cell: Callable[[Json], Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Policies down, figures across. Headings are pairs of text and name of a definition."""
+
+    caption: str
+    headings: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[charts.Series, str, Sequence[Cell]]]
+
+    @property
+    def has_beside(self) -> list[bool]:
+        """Whether anything in a column has something beside it, which then gets a place of its own."""
+        return [any(beside for _, beside in column) for column in zip(*(cells for _, _, cells in self.rows), strict=True)]
+
+
+def render(sources: Sequence[Source]) -> str:
+    """The page, as text to be stored in UTF-8."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: safe(value) if type(value) is str else value,  # what is marked as safe has another type
+    )
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return environment.get_template("report.html").render(
+        mark_path=charts.mark_path,
+        typeset=_typeset,
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        runs=[_view(source, f"run-{number}") for number, source in enumerate(sources, start=1)],
+        definitions=_definitions(),
+        data=embedded({"runs": [_traces(source) for source in sources]}),
+    )
+
+
+def embedded(data: Any) -> str:
+    """JSON for a script element: ASCII, and without any character that could end the element or begin a comment."""
+    text = json.dumps(_clean(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _clean(data: Any) -> Any:
+    """The data with all texts made `safe`."""
+    if isinstance(data, str):
+        is_plain = data.replace("\n", "").replace("\t", "").isprintable()  # most are: `safe` looks at every character
+        return data if is_plain else safe(data)
+    if isinstance(data, Mapping):
+        return {_clean(key): _clean(value) for key, value in data.items()}
+    return [_clean(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _typeset(text: str) -> str:
+    """A figure with the dash, the minus and the times sign that print has for it."""
+    text = re.sub(r"(?<=\d)-(?=\d)", "\N{EN DASH}", text)
+    text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+    text = re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
+    return "\N{EN DASH}" if text == rounding.UNKNOWN else text
+
+
+def _hash(text: str) -> str:
+    """The source expression of a Content Security Policy for exactly this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _definitions() -> list[tuple[str, str, str]]:
+    """Name, heading and text of each definition that a report uses."""
+    headings = {column.definition: column.heading for columns in (COST, ROUTING, MAIN, CURVES) for column in columns}
+    headings |= OTHER_HEADINGS
+    return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in DEFINITIONS.items()]
+
+
+# --- what stands in the tables
+
+
+def _value(show: Callable[[float | None], str], name: str) -> Callable[[Json], Cell]:
+    return lambda figures: (show(figures[name]), "")
+
+
+def _with_range(
+    show: Callable[[float | None], str], show_range: Callable[[Sequence[float] | None], str], name: str
+) -> Callable[[Json], Cell]:
+    return lambda figures: (show(figures[name]), show_range(figures[f"{name}_interval"]))
+
+
+def _with_parts(show: Callable[[float | None], str], name: str) -> Callable[[Json], Cell]:
+    """A ratio, and the two counts that it is made of."""
+
+    def cell(figures: Json) -> Cell:
+        if figures[name] is None:
+            return rounding.UNKNOWN, ""
+        parts = figures["ratios"][name]
+        return show(figures[name]), f"{rounding.number(parts['numerator'])}/{rounding.number(parts['denominator'])}"
+
+    return cell
+
+
+def _outcomes(figures: Json) -> Cell:
+    """Correct of all, and what else there is beside wrong answers."""
+    others = [f"{figures[name]} {word}" for name, word in OTHER_OUTCOMES.items() if figures[name]]
+    return f"{figures['correct']}/{figures['n']}", ", ".join(others)
+
+
+OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
+
+MAIN: Sequence[Column] = (
+    Column("accuracy", "accuracy", _with_range(rounding.percent, rounding.percent_range, "accuracy")),
+    Column("correct", "accuracy", _outcomes),
+    Column(
+        "vs target, points",
+        "accuracy_difference",
+        _with_range(rounding.points, rounding.points_range, "accuracy_difference"),
+    ),
+    Column("speed-up", "speedup", _with_range(rounding.times, rounding.times_range, "speedup")),
+    Column("mean s", "seconds_mean", _value(rounding.number, "seconds_mean")),
+    Column("median s", "seconds_median", _value(rounding.number, "seconds_median")),
+    Column("p90 s", "seconds_p90", _value(rounding.number, "seconds_p90")),
+)
+ROUTING: Sequence[Column] = (
+    Column("accepted steps", "acceptance_rate", _with_parts(rounding.percent, "acceptance_rate")),
+    Column("accepted tokens", "token_acceptance_rate", _with_parts(rounding.percent, "token_acceptance_rate")),
+    Column("target calls per step", "target_call_rate", _with_parts(lambda rate: f"{rate or 0:.2f}", "target_call_rate")),
+    Column("wasted draft tokens", "wasted_draft_tokens", _value(rounding.number, "wasted_draft_tokens")),
+    Column("target's share of tokens", "target_token_share", _with_parts(rounding.percent, "target_token_share")),
+)
+COST: Sequence[Column] = (
+    Column("draft tokens/s", "draft_tokens_per_second", _value(rounding.number, "draft_tokens_per_second")),
+    Column("target tokens/s", "target_tokens_per_second", _value(rounding.number, "target_tokens_per_second")),
+    Column(
+        "cost, target-token equivalents", "target_token_equivalents", _value(rounding.number, "target_token_equivalents")
+    ),
+    Column(
+        "saving in equivalents",
+        "equivalent_speedup",
+        _with_range(rounding.times, rounding.times_range, "equivalent_speedup"),
+    ),
+)
+CURVES: Sequence[Column] = (
+    Column("mean accuracy over time", "area", _with_range(rounding.percent, rounding.percent_range, "area")),
+    Column("above a random mix, points", "area_gain", _with_range(rounding.points, rounding.points_range, "area_gain")),
+)
+
+
+def _table(caption: str, columns: Sequence[Column], figures: Json, series: Mapping[str, charts.Series]) -> Table:
+    rows = [
+        (series[policy["policy"]], policy["label"], [column.cell(policy) for column in columns])
+        for policy in figures["policies"]
+    ]
+    return Table(caption, [(column.heading, column.definition) for column in columns], rows)
+
+
+def _curves(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
+    """Area and accuracy at matched times of each policy that was run at several taus."""
+    made = [curve for curve in figures["curves"] if curve["area"] is not None]
+    if not made:
+        return None
+    at = [(f"at {entry['time']:.2f} of the target's time", "accuracy_at") for entry in made[0]["accuracy_at"]]
+    rows = []
+    for curve in made:
+        cells = [column.cell(curve) for column in CURVES]
+        cells += [
+            (rounding.percent(entry["accuracy"]), rounding.percent_range(entry["accuracy_interval"]))
+            for entry in curve["accuracy_at"]
+        ]
+        rows.append((series[curve["policy"]], curve["policy"], cells))
+    headings = [(column.heading, column.definition) for column in CURVES]
+    return Table("Over the taus of one policy", [*headings, *at], rows)
+
+
+def _levels(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
+    """Accuracy of each policy at each level, with its counts."""
+    first = figures["policies"][0]["by_level"] if figures["policies"] else None
+    if not first:
+        return None
+    rows = [
+        (series[policy["policy"]], policy["label"], [_level_cell(level) for level in policy["by_level"].values()])
+        for policy in figures["policies"]
+    ]
+    return Table("Accuracy by level", [(f"level {level}", "by_level") for level in first], rows)
+
+
+def _level_cell(level: Json) -> Cell:
+    return rounding.percent(level["accuracy"], 0), f"{level['correct']}/{level['n']}"
+
+
+def _projection(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
+    """Speed-ups under other cost ratios: the one that was asked for, and some round ones."""
+    policies = [policy for policy in figures["policies"] if policy["projection_terms"] and policy["policy"] != "target"]
+    if not policies:
+        return None
+    asked = [figures["projection"]["cost_ratio"]] if figures["projection"] else []
+    ratios = sorted({*PROJECTED_RATIOS, *asked})
+    rows = [
+        (series[policy["policy"]], policy["label"], [_projected(policy, ratio, ratio in asked) for ratio in ratios])
+        for policy in policies
+    ]
+    headings = [(f"{ratio:g}", "projected_speedup") for ratio in ratios]
+    return Table("Projected speed-up, by what a target token costs in draft tokens", headings, rows)
+
+
+def _projected(policy: Json, cost_ratio: float, was_asked: bool) -> Cell:
+    terms = policy["projection_terms"]
+    cost = terms["target"] + terms["fixed"] + terms["draft"] / cost_ratio
+    shown = rounding.times(terms["alone"] / cost if cost > 0 else None)
+    return shown, rounding.times_range(policy["projected_speedup_interval"]) if was_asked else ""
+
+
+# --- one run
+
+
+def _view(source: Source, key: str) -> dict[str, Any]:
+    """What the template draws of a run."""
+    figures = source.figures
+    series = charts.all_series(figures["policies"])
+    tables = [
+        _table("Accuracy and time", MAIN, figures, series),
+        _table("Who wrote what", ROUTING, figures, series),
+        _table("What it cost", COST, figures, series),
+        _curves(figures, series),
+    ]
+    return {
+        "key": key,
+        "name": source.name,
+        "title": figures["dataset"] or "unnamed data set",
+        "count": rounding.count(figures["n"], "problem")
+        + (f", {figures['samples']} samples each" if figures["samples"] > 1 else ""),
+        "summary": _summary(figures),
+        "facts": list(_facts(source.run)),
+        "notes": [*figures["notes"], *(source.run.get("warnings") or [])],
+        "plots": [plot for size in (WIDE, NARROW) if (plot := charts.plot(figures, *size))],
+        "legend": list(series.values()),
+        "tables": [table for table in tables if table and table.rows],
+        "levels": _levels(figures, series),
+        "speedups": _speedups(figures, series),
+        "time": _time(figures, series),
+        "projection": _projection(figures, series),
+        "cost_ratio": rounding.number(figures["measured_cost_ratio"]),
+    }
+
+
+def _summary(figures: Json) -> list[str]:
+    """What the two models do alone: everything else lies between."""
+    return [
+        f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])}"
+        f" in {rounding.number(policy['seconds_mean'])} s a problem."
+        for policy in figures["policies"]
+        if policy["policy"] in ("target", "draft") and policy["seconds_mean"] is not None
+    ]
+
+
+def _facts(run: Json) -> Iterable[tuple[str, str]]:
+    """What the run was made with, as far as it says."""
+    for role in ("draft", "target"):
+        model = (run.get("models") or {}).get(role)
+        if model:
+            yield role, str(model.get("description") or model.get("name") or model.get("source"))
+    yield from _listed("sampling", run.get("sampling"))
+    yield from _listed("limits", run.get("limits"))
+    yield from _listed("context", run.get("context"))
+    yield from _listed("machine", run.get("machine"))
+    dataset = run.get("dataset") or {}
+    if dataset.get("sha256"):
+        yield "data set", f"{dataset.get('name')}, sha256 {str(dataset['sha256'])[:12]}"
+    yield from ((name, str(run[name])) for name in ("grader", "tool", "created") if run.get(name))
+    if run.get("command"):
+        yield "command", " ".join(map(str, run["command"]))
+
+
+def _listed(name: str, values: Json | None) -> Iterable[tuple[str, str]]:
+    """`threads 2, cpu ...`: one fact of several."""
+    plain = [
+        f"{key.replace('_', ' ')} {value}" for key, value in (values or {}).items() if isinstance(value, str | int | float)
+    ]
+    if plain:
+        yield name, ", ".join(plain)
+
+
+# --- charts that are drawn in rows
+
+
+def _speedups(figures: Json, series: Mapping[str, charts.Series]) -> dict[str, Any] | None:
+    """Histograms of the speed-ups of single problems, all on one scale. Places are in percent of the width and height."""
+    shown = [policy for policy in figures["policies"] if policy["problem_speedups"]]
+    if not shown:
+        return None
+    bins = figures["speedup_bins"]
+    width = 100 / (len(bins) - 1)
+    rows = []
+    for policy in shown:
+        spread = policy["problem_speedups"]
+        highest = max(spread["counts"])
+        bars = [
+            {
+                "x": round(index * width, 3),
+                "width": round(width, 3),
+                "height": round(100 * count / highest, 1),
+                "is_slower": bins[index] < 1,
+                "title": f"{bins[index]:.2f}x to {bins[index + 1]:.2f}x: {rounding.count(count, 'problem')}",
+            }
+            for index, count in enumerate(spread["counts"])
+            if count
+        ]
+        slower = f"{spread['slower']} of {spread['n']} slower"
+        middle = (rounding.times(spread["p50"]), rounding.times_range((spread["p10"], spread["p90"])))
+        rows.append(
+            {"series": series[policy["policy"]], "label": policy["label"], "bars": bars, "middle": middle, "slower": slower}
+        )
+    ticks = [
+        (round(100 * index / (len(bins) - 1), 3), f"{FRACTIONS.get(edge, f'{edge:g}')}\N{MULTIPLICATION SIGN}")
+        for index, edge in enumerate(bins)
+        if index % 4 == 0
+    ]
+    return {"rows": rows, "ticks": ticks}
+
+
+def _time(figures: Json, series: Mapping[str, charts.Series]) -> dict[str, Any] | None:
+    """Mean seconds of an attempt by what they went into, all policies on one scale. Places are in percent of the width."""
+    timed = [policy for policy in figures["policies"] if policy["seconds_mean"]]
+    if not timed:
+        return None
+    parts = [part for part in TIME_PARTS if any(policy["time"][part] for policy in timed)]
+    longest = max(policy["seconds_mean"] for policy in timed)
+    rows = []
+    for policy in timed:
+        attempts = policy["ratios"]["seconds_mean"]["denominator"]
+        seconds = {part: policy["time"][part] / attempts for part in parts}
+        start, bars = 0.0, []
+        for part, value in seconds.items():
+            width = max(0.0, 100 * value / longest)
+            if width:
+                title = (
+                    f"{TIME_PARTS[part]}: {rounding.number(value)} s, {rounding.percent(value / policy['seconds_mean'], 0)}"
+                )
+                bars.append({"part": part, "x": round(start, 3), "width": round(width, 3), "title": title})
+            start += width
+        cells = [rounding.number(max(0.0, value)) for value in seconds.values()]
+        own = series[policy["policy"]]
+        rows.append(
+            {
+                "series": own,
+                "label": policy["label"],
+                "bars": bars,
+                "mean": rounding.number(policy["seconds_mean"]),
+                "cells": cells,
+            }
+        )
+    return {"rows": rows, "parts": [(part, TIME_PARTS[part]) for part in parts]}
+
+
+# --- traces
+
+
+def _traces(source: Source) -> dict[str, Any]:
+    """The rows of a run for the script: problems once, then attempts, each with how it compares with the target alone."""
+    labels = [policy["label"] for policy in source.figures["policies"]]
+    places = {_column(policy): index for index, policy in enumerate(source.figures["policies"])}
+    series = charts.all_series(source.figures["policies"])
+    alone = {(row["id"], row.get("sample") or 0): row for row in source.rows if row["policy"] == "target"}
+    problems = {
+        row["id"]: {"question": row.get("problem"), "gold": row.get("gold"), "level": row.get("level")}
+        for row in source.rows
+    }
+    return {
+        "name": source.name,
+        "policies": [
+            {"label": label, "number": policy.get("number"), "style": series[policy["policy"]].style}
+            for label, policy in zip(labels, source.figures["policies"], strict=True)
+        ],
+        "problems": problems,
+        "attempts": [
+            _attempt(row, places[_column(row)], alone.get((row["id"], row.get("sample") or 0))) for row in source.rows
+        ],
+    }
+
+
+def _column(row: Json) -> tuple[str, float | None]:
+    tau = row.get("tau")
+    return row["policy"], None if tau is None else float(tau)
+
+
+def _attempt(row: Json, policy: int, alone: Json | None) -> dict[str, Any]:
+    score = row.get("score") or {}
+    return {
+        "id": row["id"],
+        "sample": row.get("sample") or 0,
+        "policy": policy,
+        "tau": row.get("tau"),
+        "verdict": _verdict(row),
+        "target": _verdict(alone) if alone and alone is not row else None,
+        "answer": score.get("answer") if score.get("answer") is not None else row.get("answer"),
+        "explanation": score.get("explanation"),
+        "error": row.get("error"),
+        "stop": row.get("stop"),
+        "seconds": row.get("wall_seconds") if row.get("status") == "done" else None,
+        "target_seconds": alone.get("wall_seconds")
+        if alone and alone is not row and alone.get("status") == "done"
+        else None,
+        "steps": row.get("steps") or [],
+    }
+
+
+def _verdict(row: Json) -> str:
+    if row.get("status") != "done":
+        return "error"
+    return str((row.get("score") or {}).get("value") or "unscored")

@@ -1,0 +1,130 @@
+"""A benchmark in a terminal: one region that is drawn over, with a line for each policy; only notes scroll up and stay."""
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.text import Text
+
+from arbitrage_cli.reporters import one_line
+from arbitrage_cli.reporters.live import COLORS, REDRAW_SECONDS, Region
+from arbitrage_cli.reporters.progress import Outcome, State, duration, short, told
+from arbitrage_cli.summary import Standing
+from arbitrage_cli.types import Decided, Event, ModelRole, Started, Writing, Wrote
+
+BAR = 24  # characters
+SPINNER = "-\\|/"
+
+
+class LiveProgress:
+    """A `Progress` for a terminal on stderr."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._region = Region(stream)
+        self._clock = clock
+        self._drawn = -REDRAW_SECONDS
+        self._above: list[Text] = []
+        self._title = ""
+        self._state: State | None = None
+        self._began = self._updated = clock()
+        self._attempt = ""
+        self._step = 0
+        self._writer: ModelRole | None = None
+        self._num_tokens = 0
+        self._last = ""
+
+    # --- the Progress protocol
+
+    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
+        if self._is_due or fraction >= 1:
+            self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")])
+
+    def note(self, text: str) -> None:
+        self._above.append(Text(one_line(text), "yellow"))
+        self._draw(self._lines())
+
+    def begin(self, title: str, state: State) -> None:
+        self._title, self._state = one_line(title), state
+        self._began = self._updated = self._clock()
+        self._draw(self._lines())
+
+    def start(self, problem: str, label: str) -> None:
+        self._attempt = one_line(f"{problem}, {label}")
+        self._step, self._writer, self._num_tokens = 0, None, 0
+        self._draw(self._lines())
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Wrote):
+            self._num_tokens += 1
+            if not self._is_due:
+                return
+        elif isinstance(event, Writing):
+            if event.model != self._writer or len(event.trace.decisions) + 1 != self._step:  # it may be told anew
+                self._num_tokens = 0
+            self._writer, self._step = event.model, len(event.trace.decisions) + 1
+        elif not isinstance(event, Started | Decided):
+            return
+        self._draw(self._lines())
+
+    def finish(self, outcome: Outcome, state: State) -> None:
+        self._state, self._updated, self._attempt = state, self._clock(), ""
+        self._last = told(outcome)
+        if outcome.verdict == "error":
+            self._above.append(Text(self._last, "bold red"))
+        self._draw(self._lines())
+
+    def close(self) -> None:
+        self._state = None
+        self._draw([])
+
+    # --- drawing
+
+    def _lines(self) -> list[Text]:
+        """How far it is, a line for each policy, what is being done, and what came of the last attempt."""
+        if self._state is None:
+            return []
+        state, now = self._state, self._clock()
+        share = state.finished / state.planned if state.planned else 1.0
+        full = round(BAR * share)
+        head = Text.assemble((self._title, "bold"), "  ", ("█" * full, "green"), ("░" * (BAR - full), "dim"))
+        head.append(f"  {state.finished}/{state.planned}  {_clock_words(now - self._began)}")
+        if state.seconds_left is not None and state.finished < state.planned:
+            head.append(f", about {duration(max(0.0, state.seconds_left - (now - self._updated)))} left", "bold")
+        width = max((len(standing.label) for standing in state.standings), default=0)
+        doing = Text(f"{SPINNER[int(now * 4) % 4]} {self._attempt}") if self._attempt else Text("")
+        if self._attempt and self._writer:
+            doing.append(f"  step {self._step} ", "dim")
+            doing.append(self._writer, COLORS[self._writer])
+            doing.append(f"  {self._num_tokens} tokens", "dim")
+        rows = [_standing_line(standing, width) for standing in state.standings]
+        return [head, *rows, doing, *([Text(f"  last: {self._last}", "dim")] if self._last else [])]
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether what comes with every token is worth drawing again."""
+        return self._clock() - self._drawn >= REDRAW_SECONDS
+
+    def _draw(self, lines: list[Text]) -> None:
+        self._drawn = self._clock()
+        above, self._above = self._above, []
+        self._region.update(above, lines)
+
+
+def _standing_line(standing: Standing, width: int) -> Text:
+    """`entropy 0.5   12/60  correct 9/12 (75%)   31.2 s each   1.42x`."""
+    line = Text(f"  {standing.label:<{width}}  {standing.tried:>{len(str(standing.planned))}}/{standing.planned}")
+    if standing.tried:
+        line.append(f"  correct {standing.correct}/{standing.tried} ({standing.correct / standing.tried:.0%})", "green")
+    if standing.done:
+        line.append(f"  {short(standing.seconds / standing.done)} each")
+    if standing.speedup is not None and standing.label != "target":
+        line.append(f"  {standing.speedup:.2f}x the target's speed", "bold")
+    if standing.tried > standing.done:
+        line.append(f"  {standing.tried - standing.done} failed", "bold red")
+    return line
+
+
+def _clock_words(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

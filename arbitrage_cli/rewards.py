@@ -1,0 +1,274 @@
+"""How good a step is, as a number from 0 to 1: by a process reward model, by the target as judge, by the answers it leads to.
+
+Three raters, each for the problems of a scheduler. None of them has a default value: a reward that cannot be had is an
+error. Knows no policy and no terminal.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+from arbitrage_cli.arbitrage import Rate
+from arbitrage_cli.backends import Backend, Floats, Output
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
+from arbitrage_cli.prompts import ChatPrompt, Control, Segment
+from arbitrage_cli.scheduler import Ratings
+from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
+
+JUDGE_SCALE = "0123456789"
+
+JUDGE_INSTRUCTIONS = (
+    "You check one step of a solution. Reply with a single digit from 0 to 9: 0 if the step is wrong or does not help, "
+    "9 if it is right and takes the solution further."
+)
+
+
+class _Reader:
+    """What a model says after a text, with as much of the text kept in its cache from one time to the next as it can be."""
+
+    def __init__(self, backend: Backend, first_sequence: int, clock: Callable[[], float]) -> None:
+        self._backend = backend
+        self._first = first_sequence
+        self._clock = clock
+        self._held: dict[int, list[int]] = {}
+
+    def forget(self, slot: int) -> None:
+        if self._held.pop(slot, None) is not None:
+            self._backend.drop(self._first + slot, 0)
+
+    def logits(self, texts: Sequence[tuple[int, list[int]]]) -> tuple[Floats, Cost]:
+        """Logits (n, n_vocab) of the token after each of n texts, one a slot, as token ids; all last tokens in one batch.
+
+        Errors: ContextFullError, ComputeError.
+        """
+        began = self._clock()
+        num_read = sum(self._read(slot, wanted) for slot, wanted in texts)
+        read = self._clock()
+        output: Output = self._backend.decode(
+            [self._first + slot for slot, _ in texts],
+            [len(wanted) - 1 for _, wanted in texts],
+            [wanted[-1] for _, wanted in texts],
+        )
+        for slot, wanted in texts:
+            self._held[slot] = wanted
+        return output.logits, Cost(num_read, read - began, len(texts), self._clock() - read)
+
+    def _read(self, slot: int, wanted: list[int]) -> int:
+        """Have all but the last token in the cache; returns how many had to be read."""
+        if len(wanted) > self._backend.card.context_size:
+            raise ContextFullError(
+                f"the step to be rated stands after {len(wanted)} tokens; the context of {self._backend.card.name} holds "
+                f"{self._backend.card.context_size}",
+                "give a larger --ctx",
+            )
+        held = self._held.get(slot, [])
+        most = min(len(held), len(wanted) - 1)
+        common = next((index for index in range(most) if held[index] != wanted[index]), most)
+        if common < len(held):
+            self._backend.drop(self._first + slot, common)
+        missing = wanted[common:-1]
+        if missing:
+            self._backend.read(self._first + slot, common, missing)
+        self._held[slot] = wanted[:-1]
+        return len(missing)
+
+
+class ProcessReward:
+    """A causal process reward model: after each step it says `+` or `-`; the reward is the share of `+` of the two.
+
+    The conversation is that of RLHFlow/Llama3.1-8B-PRM-Deepseek-Data: the question and the first step are one turn of the
+    user, every further step is another, and the assistant answered each earlier one with `+`.
+    """
+
+    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._backend = backend
+        self._reader = _Reader(backend, 0, clock)
+        self._prompt = ChatPrompt(
+            backend.chat_template, backend.control_tokens.keys(), backend.marker_tokens, "", backend.template_variables
+        )
+        self._verdicts = [_single_token(backend, sign) for sign in "+-"]
+        self._problems: dict[int, Problem] = {}
+
+    def open(self, slot: int, problem: Problem) -> None:
+        self._problems[slot] = problem
+
+    def close(self, slot: int) -> None:
+        self._reader.forget(slot)
+        self._problems.pop(slot, None)
+
+    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
+        return _in_rounds(wishes, self._rate_round)
+
+    def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
+        texts = [(slot, self._ids(slot, trace, step)) for slot, trace, step in steps]
+        logits, cost = self._reader.logits(texts)
+        good, bad = self._verdicts
+        return [1.0 / (1.0 + math.exp(min(700.0, float(row[bad] - row[good])))) for row in logits], cost
+
+    def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
+        texts = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
+        texts[0] = f"{self._problems[slot].question.strip()} {texts[0]}"
+        return _ids(self._backend, self._prompt.conversation(texts, "+"))
+
+
+class Judge:
+    """The target's own mark for a step, as in SpecReason (arXiv 2504.07891): a digit from 0 to 9, weighted by its probability.
+
+    It uses the target's model with sequences of its own, from `first_sequence` on.
+    """
+
+    def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._backend = backend
+        self._reader = _Reader(backend, first_sequence, clock)
+        self._prompt = ChatPrompt(
+            backend.chat_template,
+            backend.control_tokens.keys(),
+            backend.marker_tokens,
+            JUDGE_INSTRUCTIONS,
+            backend.template_variables,
+        )
+        self._digits = [_single_token(backend, digit) for digit in JUDGE_SCALE]
+        self._problems: dict[int, Problem] = {}
+
+    def open(self, slot: int, problem: Problem) -> None:
+        self._problems[slot] = problem
+
+    def close(self, slot: int) -> None:
+        self._reader.forget(slot)
+        self._problems.pop(slot, None)
+
+    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
+        return _in_rounds(wishes, self._rate_round)
+
+    def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
+        texts = [
+            (slot, _ids(self._backend, self._prompt.segments(_sheet(self._problems[slot], trace, step))))
+            for slot, trace, step in steps
+        ]
+        logits, cost = self._reader.logits(texts)
+        marks = logits[:, self._digits].astype(float)
+        weights = [[math.exp(mark - max(row)) for mark in row] for row in marks.tolist()]
+        means = [sum(index * weight for index, weight in enumerate(row)) / sum(row) for row in weights]
+        return [mean / (len(JUDGE_SCALE) - 1) for mean in means], cost
+
+
+class Rollout:
+    """The share of solutions, gone on from a step by the target, that reach the known answer (Math-Shepherd's estimate).
+
+    `engines` are the target with one sampler each (one greedy engine, or several that sample), whose slots are not those
+    of the problems being solved. `is_right` tells whether a whole solution reaches the answer of a problem's id.
+    """
+
+    def __init__(self, engines: Sequence[Engine], is_right: Callable[[str, str], bool]) -> None:
+        self._engines = engines
+        self._is_right = is_right
+        self._known: dict[tuple[int, int], dict[str, bool]] = {}  # by slot and engine: texts, and what became of them
+
+    def open(self, slot: int, problem: Problem) -> None:
+        for index, engine in enumerate(self._engines):
+            engine.open(slot, problem)
+            self._known[slot, index] = {}
+
+    def close(self, slot: int) -> None:
+        for index, engine in enumerate(self._engines):
+            engine.close(slot)
+            self._known.pop((slot, index), None)
+
+    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
+        return _in_rounds(wishes, self._rate_round)
+
+    def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
+        texts = [(slot, trace.text + step.text) for slot, trace, step in steps]
+        cost = Cost()
+        for index, engine in enumerate(self._engines):
+            new = [asked for asked, (slot, text) in zip(steps, texts, strict=True) if text not in self._known[slot, index]]
+            for slot, reached, spent in self._go_on(engine, new):
+                cost += spent
+                self._known[slot, index] |= reached
+        num_engines = len(self._engines)
+        right = [sum(self._known[slot, index][text] for index in range(num_engines)) for slot, text in texts]
+        return [number / num_engines for number in right], cost
+
+    def _go_on(
+        self, engine: Engine, steps: Sequence[tuple[int, Trace, Step]]
+    ) -> Iterator[tuple[int, dict[str, bool], Cost]]:
+        """Let the engine end each solution, all at once: for each slot, every text on the way, whether it ends right, the cost.
+
+        An engine that comes by the same text again goes on in the same way: its draws depend on nothing else. So one
+        rollout answers for all the texts on its way.
+        """
+        traces = {
+            slot: Trace(trace.problem, trace.limits, [*trace.decisions, Decision(kept=step)]) for slot, trace, step in steps
+        }
+        ways = {slot: [trace.text] for slot, trace in traces.items()}
+        spent = dict.fromkeys(traces, Cost())
+        for slot, trace in traces.items():
+            if not trace.finished:
+                engine.start(slot, trace)
+        while engine.busy:
+            for progress in engine.tick():
+                if progress.error is not None:
+                    raise progress.error
+                if progress.step is not None:
+                    trace = traces[progress.slot]
+                    trace.add(Decision(kept=progress.step))
+                    ways[progress.slot].append(trace.text)
+                    spent[progress.slot] += progress.step.cost
+                    if not trace.finished:
+                        engine.start(progress.slot, trace)
+        for slot, trace in traces.items():
+            yield slot, dict.fromkeys(ways[slot], self._is_right(trace.problem.id, trace.text)), spent[slot]
+
+
+def _in_rounds(
+    wishes: Sequence[tuple[int, Rate]],
+    rate_round: Callable[[Sequence[tuple[int, Trace, Step]]], tuple[list[float], Cost]],
+) -> list[Ratings]:
+    """Rate the first step of every wish at once, then the second: two steps of a problem share one sequence."""
+    rewards: list[list[float]] = [[] for _ in wishes]
+    costs = [Cost() for _ in wishes]
+    for number in range(max(len(wish.steps) for _, wish in wishes)):
+        chosen = [index for index, (_, wish) in enumerate(wishes) if number < len(wish.steps)]
+        steps = [(wishes[index][0], wishes[index][1].trace, wishes[index][1].steps[number]) for index in chosen]
+        values, cost = rate_round(steps)
+        for index, value in zip(chosen, values, strict=True):
+            rewards[index].append(value)
+            costs[index] += _share(cost, len(chosen))
+    return [Ratings(tuple(values), cost) for values, cost in zip(rewards, costs, strict=True)]
+
+
+def _share(cost: Cost, among: int) -> Cost:
+    """A batch's time, divided equally; tokens too, as nearly as whole numbers allow."""
+    return Cost(
+        cost.prefill_tokens // among, cost.prefill_seconds / among, cost.decode_tokens // among, cost.decode_seconds / among,
+        cost.verify_tokens // among, cost.verify_seconds / among, cost.verify_kept // among,
+    )  # fmt: skip
+
+
+def _sheet(problem: Problem, trace: Trace, step: Step) -> str:
+    """What the judge reads: the step last, so that what stands before it is read once."""
+    return f"Problem: {problem.question.strip()}\n\nSolution so far:\n\n{trace.text.strip()}\n\nNext step:\n\n{step.text.strip()}"
+
+
+def _ids(backend: Backend, segments: Sequence[Segment]) -> list[int]:
+    ids: list[int] = []
+    before: list[Segment | None] = [None, *segments]
+    for previous, segment in pairwise(before):
+        if isinstance(segment, Control):
+            ids.append(backend.control_tokens[segment.text])
+        elif segment is not None:
+            ids += backend.tokenize(segment.text, continues=previous is not None and not isinstance(previous, Control))
+    prefix = backend.prefix_token
+    return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
+
+
+def _single_token(backend: Backend, text: str) -> int:
+    """The id of a text that must be one token. ModelUnsupportedError if it is not."""
+    ids = backend.tokenize(text, continues=True)
+    if len(ids) != 1:
+        raise ModelUnsupportedError(
+            f"{backend.card.name} cannot rate steps: '{text}' is not one token of its vocabulary", "use another model for it"
+        )
+    return ids[0]

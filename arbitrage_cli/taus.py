@@ -1,0 +1,302 @@
+"""What each tau would do on recorded states: how often it escalates, what that gains and loses, and what it takes.
+
+And which tau a name or a budget stands for. Knows numbers and rewards; no head, no model and no file.
+
+Every figure is of a solution: summed over its steps. The loss of a step is the reward of the target's step minus that of
+the step that is kept, and where a reward is the share of the target's continuations that reach the right answer, the
+losses of a solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford 2002), as
+far as the recorded states are those that the router would visit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.intervals import Interval, bootstrap_many
+
+Numbers = NDArray[np.float64]
+
+ALWAYS, NEVER = 0.0, 1.0
+"""Taus below and above every probability: the target alone (with a draft that is thrown away), and the draft alone."""
+
+EXACT_TOLERANCE = 0.5  # points of reward
+NAMES: Mapping[str, str] = {
+    "exact": f"the least time whose reward is not below the target's, by {EXACT_TOLERANCE} points at most with 97.5% certainty",
+    "balanced": "the least time that keeps nine tenths of what the target is better by than the draft",
+    "fast": "the least time that keeps half of what the target is better by than the draft",
+}
+LOST = {"balanced": 0.1, "fast": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds that a token or a step takes on one machine. Verifying takes as long as reading unless it was measured."""
+
+    draft_seconds_per_token: float
+    target_seconds_per_token: float
+    target_prefill_seconds_per_token: float
+    draft_prefill_seconds_per_token: float = 0.0
+    target_verify_seconds_per_token: float | None = None
+    router_seconds_per_step: float = 0.0
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Costs":
+        """From a mapping that may have more than is needed here. ValueError if something is missing or no time."""
+        names = [one.name for one in fields(Costs) if found.get(one.name) is not None]
+        try:
+            costs = Costs(**{name: float(found[name]) for name in names})
+        except TypeError as error:
+            raise ValueError("costs need the seconds per token of the draft and the target, and of its reading") from error
+        if not all(math.isfinite(value) and value >= 0 for value in asdict(costs).values() if value is not None):
+            raise ValueError("costs are seconds, from 0 up")
+        return costs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcomes:
+    """n states as columns, those of a solution one after the other in the order of its steps.
+
+    `solution` and `problem` (n,) number them; a problem may have several solutions. Rewards float64, tokens as counts.
+    """
+
+    solution: NDArray[np.int64]
+    problem: NDArray[np.int64]
+    draft_reward: Numbers
+    target_reward: Numbers
+    draft_tokens: Numbers
+    target_tokens: Numbers
+    target_prefill_tokens: Numbers
+    shared_tokens: Numbers
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    @property
+    def advantage(self) -> Numbers:
+        return self.target_reward - self.draft_reward
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
+        """Those states only."""
+        return Outcomes(*(getattr(self, one.name)[chosen] for one in fields(Outcomes)))
+
+
+@dataclass(frozen=True, slots=True)
+class TauRow:
+    """One tau. Rates are of steps; the rest is per solution.
+
+    `wasted` is the share of escalated steps that gained nothing (advantage <= 0), `recall` the share of the steps with an
+    advantage that were escalated; None of none. `change` is the reward against the target alone, in points (hundredths of
+    a reward), with its interval over problems; `regret` against the oracle. Tokens are those of a run with this tau.
+    """
+
+    tau: float
+    escalation_rate: float
+    wasted: float | None
+    recall: float | None
+    change: float
+    change_interval: Interval | None
+    regret: float
+    draft_tokens: float
+    draft_prefill_tokens: float
+    target_tokens: float
+    target_verify_tokens: float
+    target_prefill_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class TauTable:
+    """The rows by rising tau, from always to never; what the target alone would read and write; and the named taus.
+
+    `costs` are those of the machine that the states were collected on, None if they were not measured.
+    """
+
+    rows: tuple[TauRow, ...]
+    steps: float
+    prompt_tokens: float
+    alone_tokens: float
+    named: Mapping[str, float]
+    costs: Costs | None
+
+    def row(self, tau: float) -> TauRow:
+        """The row of the nearest tau."""
+        return min(self.rows, key=lambda row: abs(row.tau - tau))
+
+    def time(self, row: TauRow, costs: Costs | None = None) -> float | None:
+        """Expected time of a solution, as a share of the target's alone; None without costs."""
+        known = costs or self.costs
+        if known is None:
+            return None
+        verify = known.target_verify_seconds_per_token
+        reading = known.target_prefill_seconds_per_token
+        routed = (
+            (row.draft_tokens * known.draft_seconds_per_token)
+            + ((row.draft_prefill_tokens + self.prompt_tokens) * known.draft_prefill_seconds_per_token)
+            + (row.target_tokens * known.target_seconds_per_token)
+            + (row.target_verify_tokens * (reading if verify is None else verify))
+            + (row.target_prefill_tokens * reading)
+            + (self.steps * known.router_seconds_per_step)
+        )
+        alone = self.alone_tokens * known.target_seconds_per_token + self.prompt_tokens * reading
+        return routed / alone if alone > 0 else None
+
+    def resolve(self, wanted: str) -> float:
+        """The tau that a number or a name stands for. UsageError if it is neither."""
+        if wanted in self.named:
+            return self.named[wanted]
+        try:
+            tau = float(wanted)
+        except ValueError as error:
+            raise UsageError(f"'{wanted}' is no tau", f"a number, or one of: {', '.join(self.named)}") from error
+        if math.isnan(tau):
+            raise UsageError("nan is not a number", f"a number, or one of: {', '.join(self.named)}")
+        return tau
+
+    def at_budget(self, share: float) -> float:
+        """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""
+        if not 0 <= share <= 1:
+            raise UsageError(f"{share:g} is no share of the steps", "a budget is a number from 0 to 1")
+        rates = [row.escalation_rate for row in reversed(self.rows)]
+        return float(np.interp(share, rates, [row.tau for row in reversed(self.rows)]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "TauTable":
+        """From what `to_json` gave. RouterError if it is not that."""
+        try:
+            rows = tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in found["rows"])
+            costs = None if found["costs"] is None else Costs.from_json(found["costs"])
+            table = TauTable(**{**found, "rows": rows, "costs": costs})
+            taus = [row.tau for row in rows]
+            if len(rows) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
+                raise ValueError("taus do not rise")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RouterError(
+                f"the head's table of taus cannot be used ({error})", "train it anew: arbitrage train"
+            ) from error
+        return table
+
+
+def make_table(
+    probability: Numbers, outcomes: Outcomes, taus: Sequence[float], named: Mapping[str, float], costs: Costs | None
+) -> TauTable:
+    """The table of the given taus on these states, always and never included, with taus that were named elsewhere."""
+    starts = np.flatnonzero(np.diff(outcomes.solution, prepend=-1))
+    count = len(starts)
+    prompts = outcomes.target_prefill_tokens[starts].sum()
+    rows = _rows(probability, outcomes, starts, sorted({ALWAYS, NEVER, *map(float, taus), *named.values()}))
+    alone = outcomes.target_tokens.sum()
+    return TauTable(rows, len(outcomes) / count, float(prompts / count), float(alone / count), dict(named), costs)
+
+
+def name_taus(table: TauTable) -> dict[str, float]:
+    """The tau of each of `NAMES`, from a table; time is the escalation rate where costs are not known.
+
+    None of them takes longer than a stricter one.
+    """
+    lead = max(0.0, -table.rows[-1].change)
+
+    def time(row: TauRow) -> float:
+        known = table.time(row)
+        return row.escalation_rate if known is None else known
+
+    allowed = [row for row in table.rows if row.tau == ALWAYS or _is_exact(row)]
+    chosen = min(allowed, key=time)
+    found = {"exact": chosen.tau}
+    for name, lost in LOST.items():
+        allowed = [row for row in table.rows if row.change >= -lost * lead]
+        chosen = min([chosen, *allowed], key=time)
+        found[name] = chosen.tau
+    return found
+
+
+def spread_taus(probability: Numbers, count: int = 40) -> list[float]:
+    """Taus that each escalate one more `count`-th of the states."""
+    levels = np.quantile(probability, np.linspace(0, 1, count + 1)[1:-1])
+    return sorted(set(levels.tolist()))
+
+
+def _is_exact(row: TauRow) -> bool:
+    return row.change_interval is not None and row.change_interval[0] >= -EXACT_TOLERANCE
+
+
+def _rows(probability: Numbers, outcomes: Outcomes, starts: NDArray[np.int64], taus: Sequence[float]) -> tuple[TauRow, ...]:
+    losses = np.stack([_loss(probability > tau, outcomes) for tau in taus], axis=1)
+    intervals = _change_intervals(losses, outcomes, starts)
+    return tuple(
+        _row(tau, probability > tau, outcomes, starts, float(losses[:, index].sum()), intervals[index])
+        for index, tau in enumerate(taus)
+    )
+
+
+def _loss(escalated: NDArray[np.bool_], outcomes: Outcomes) -> Numbers:
+    """Reward of the target's step minus that of the kept one, of each state."""
+    return np.where(escalated, 0.0, outcomes.advantage)
+
+
+def _change_intervals(losses: Numbers, outcomes: Outcomes, starts: NDArray[np.int64]) -> list[Interval | None]:
+    """Intervals of minus the losses (n, taus) per solution, in points, over problems."""
+    _, problem = np.unique(outcomes.problem, return_inverse=True)
+    columns = np.zeros((int(problem.max()) + 1, losses.shape[1] + 1))
+    np.add.at(columns[:, :-1], problem, losses)
+    np.add.at(columns[:, -1], problem[starts], 1.0)
+    return bootstrap_many(columns, lambda sums: 0.0 - 100 * sums[:, :-1] / sums[:, -1:], losses.shape[1])
+
+
+def _row(
+    tau: float,
+    escalated: NDArray[np.bool_],
+    outcomes: Outcomes,
+    starts: NDArray[np.int64],
+    loss: float,
+    interval: Interval | None,
+) -> TauRow:
+    count, num_escalated = len(starts), int(escalated.sum())
+    is_better = outcomes.advantage > 0
+    best = float(np.maximum(outcomes.advantage, 0.0).sum())  # what the oracle has more than the draft alone
+    gained = float(outcomes.advantage[escalated].sum())
+    written = outcomes.target_tokens[escalated]
+    shared = np.minimum(outcomes.shared_tokens[escalated], written)
+    return TauRow(
+        tau=tau,
+        escalation_rate=num_escalated / len(outcomes),
+        wasted=float((~is_better[escalated]).mean()) if num_escalated else None,
+        recall=float(escalated[is_better].mean()) if is_better.any() else None,
+        change=0.0 - 100 * loss / count,
+        change_interval=interval,
+        regret=100 * (best - gained) / count,
+        draft_tokens=float(outcomes.draft_tokens.sum() / count),
+        draft_prefill_tokens=float(written.sum() / count),
+        target_tokens=float((written - shared).sum() / count),
+        target_verify_tokens=float(shared.sum() / count),
+        target_prefill_tokens=float(_tokens_to_read(escalated, outcomes, starts).sum() / count),
+    )
+
+
+def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
+    """What the target reads of each solution: nothing before it is first called, then all that was accepted since it wrote.
+
+    That is the prompt, and every accepted step before the last that is escalated.
+    """
+    lengths = np.diff(starts, append=len(outcomes))
+    ends = np.cumsum(outcomes.draft_tokens)
+    before = np.repeat((ends - outcomes.draft_tokens)[starts], lengths)
+    until = np.where(escalated, ends - before, 0.0)  # tokens up to the end of an escalated step
+    thrown_away = np.add.reduceat(np.where(escalated, outcomes.draft_tokens, 0.0), starts)
+    read = np.maximum.reduceat(until, starts) - thrown_away
+    called = np.logical_or.reduceat(escalated, starts)
+    result: Numbers = np.where(called, outcomes.target_prefill_tokens[starts] + read, 0.0)
+    return result
+
+
+def _pair(interval: Sequence[float] | None) -> Interval | None:
+    if interval is None:
+        return None
+    low, high = interval
+    return low, high

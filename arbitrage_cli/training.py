@@ -1,0 +1,483 @@
+"""Trains a router's head on collected states: read, split by problem, learn, choose, calibrate, measure.
+
+Problems are split three ways. Heads learn on the first part; which of them is taken, when learning stops, the calibration
+and the named taus are decided on the second; every figure on the card is measured on the third, which decides nothing.
+Runs no model and knows no terminal. The same states, settings and machine give the same head.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arbitrage_cli import __version__
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.features import FEATURES
+from arbitrage_cli.learning import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.measures import Truth, best_threshold, measure, merit, merit_gaps
+from arbitrage_cli.router import Card, Floats, Head, Network
+from arbitrage_cli.run_folder import latest, read_run_folder
+from arbitrage_cli.states import State, state_from_json
+from arbitrage_cli.taus import Costs, Outcomes, TauTable, make_table, name_taus, spread_taus
+
+Numbers = NDArray[np.float64]
+Inputs = Literal["agnostic", "hidden", "both"]
+Watch = Callable[[str], None]
+"""Told in words what is being done."""
+
+ALL_INPUTS: tuple[Inputs, ...] = ("agnostic", "hidden", "both")
+KIND = "collect"  # of a run
+TRAINING, VALIDATION, TEST = 0, 1, 2
+SPLIT = ("training", "validation", "test")
+SHARES = (0.6, 0.2)  # of the problems that learn, and that choose; the rest is the test
+SHARES_WITH_TEST = (0.75, 0.25)  # where the test is given
+PLAIN = {
+    "lowest logprob": (-1, "logprob_worst"),
+    "mean logprob": (-1, "logprob_mean"),
+    "entropy": (1, "entropy_first"),
+}
+"""Features that route by themselves, and which way: the baselines without a head."""
+
+COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "target_prefill_tokens", "shared_tokens")
+MIN_CLASS = 10  # states of each class in each part
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to learn. A step is worth escalating if its advantage is above `margin`."""
+
+    margin: float = 0.0
+    by_advantage: bool = False  # states with a large advantage, or a large loss, count more
+    inputs: tuple[Inputs, ...] = ALL_INPUTS
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Collected:
+    """The states of some runs: `features` (n, n_features) with their names, `hidden` (n, hidden_size) or None.
+
+    Hidden states are None where the runs have none, or are of different drafts. `part` (n,) is the split.
+    """
+
+    names: tuple[str, ...]
+    features: Floats
+    hidden: NDArray[np.float16] | None
+    outcomes: Outcomes
+    part: NDArray[np.int64]
+    runs: tuple[Mapping[str, Any], ...]
+    pairs: tuple[Mapping[str, Any], ...]
+    rewards: tuple[Mapping[str, Any], ...]
+    costs: Costs | None
+
+
+# --- reading
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Solution:
+    """The states of one row, and the question they are about."""
+
+    question: str
+    states: tuple[State, ...]
+    is_test: bool
+
+
+def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
+    """Read runs of `arbitrage collect`. The problems of `test_folders` are the test, wherever else they occur.
+
+    UsageError for a run that is none of those, or does not go with the others; DamagedRunError.
+    """
+    solutions: list[_Solution] = []
+    runs: list[dict[str, Any]] = []
+    for folder in (*folders, *test_folders):
+        run, rows = _read(folder)
+        is_test = len(runs) >= len(folders)
+        found = [_Solution(row["question"], states, is_test) for row in rows if (states := _states(folder, run, row))]
+        runs.append({**run, "path": folder, "states": sum(len(one.states) for one in found), "is_test": is_test})
+        solutions += found
+    if not any(run["states"] for run in runs):
+        raise UsageError("there are no states in these runs", "collect some: arbitrage collect")
+    if any(run["features"] != runs[0]["features"] for run in runs):
+        raise UsageError("these runs have different features", "train on runs of one version of arbitrage at a time")
+    return _join(solutions, runs)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    contents = read_run_folder(folder)
+    run = contents.run
+    if run is None or run.get("kind") != KIND:
+        raise UsageError(f"{folder}: this run has no states to train on", "make one: arbitrage collect")
+    try:
+        unknown = [name for name in run["features"] if name not in FEATURES]
+        models = {role: dict(run["models"][role]) for role in ("draft", "target")}
+        found = {**run, "features": tuple(run["features"]), "models": models, "reward": dict(run["reward"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder}: run.json does not tell what the states are ({error})", "collect them anew") from error
+    if unknown:
+        raise UsageError(
+            f"{folder}: this version of arbitrage does not know the feature {unknown[0]!r}",
+            "train with the version that collected it, or collect anew",
+        )
+    return found, [row for row in latest(contents.rows) if row["status"] == "done"]
+
+
+def _states(folder: Path, run: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[State, ...]:
+    """The states of a row, in the order of their steps."""
+    try:
+        states = sorted((state_from_json(entry) for entry in row["states"]), key=lambda state: state.position)
+        if not isinstance(row["question"], str):
+            raise ValueError("its question is no text")
+        if any(len(state.features) != len(run["features"]) for state in states):
+            raise ValueError(f"a state does not have the {len(run['features'])} features of run.json")
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"{folder}: problem {row['id']}: {error}", "collect it anew: arbitrage collect") from error
+    return tuple(states)
+
+
+def _join(solutions: Sequence[_Solution], runs: Sequence[Mapping[str, Any]]) -> Collected:
+    states = [state for solution in solutions for state in solution.states]
+    lengths = [len(solution.states) for solution in solutions]
+    numbers: dict[str, int] = {}
+    problems = [numbers.setdefault(solution.question, len(numbers)) for solution in solutions]
+    pairs = _distinct({role: _named(run["models"][role]) for role in ("draft", "target")} for run in runs)
+    parts = [part_of(question, _tested(solutions)) for question in numbers]
+    outcomes = Outcomes(
+        np.repeat(np.arange(len(solutions)), lengths),
+        np.repeat(problems, lengths),
+        *(np.array([getattr(state, name) for state in states], np.float64) for name in COLUMNS),
+    )
+    return Collected(
+        runs[0]["features"],
+        np.stack([state.features for state in states]),
+        _hidden(states, pairs),
+        outcomes,
+        np.array(parts)[outcomes.problem],
+        tuple(_about(run) for run in runs),
+        pairs,
+        _distinct(run["reward"] for run in runs),
+        _mean_costs(runs),
+    )
+
+
+def _named(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as cards name it. Where its file is stays on the machine that has it."""
+    return {"name": model.get("name") or model.get("source"), "sha256": model.get("sha256")}
+
+
+def _tested(solutions: Sequence[_Solution]) -> frozenset[str] | None:
+    """The questions of the runs that were given as the test; None if none were."""
+    return frozenset(solution.question for solution in solutions if solution.is_test) or None
+
+
+def part_of(question: str, tested: frozenset[str] | None = None) -> int:
+    """The part of the split that a problem belongs to: a function of its text, whatever its id and whichever the runs.
+
+    With problems given as the test, they are it, and the others learn and choose.
+    """
+    if tested is not None and question in tested:
+        return TEST
+    digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    learns, chooses = SHARES if tested is None else SHARES_WITH_TEST
+    return TRAINING if place < learns else VALIDATION if place < learns + chooses or tested is not None else TEST
+
+
+def _hidden(states: Sequence[State], pairs: Sequence[Mapping[str, Any]]) -> NDArray[np.float16] | None:
+    """All hidden states, if every state has one, of the same draft."""
+    drafts = _distinct(pair["draft"] for pair in pairs)
+    rows = [state.hidden for state in states if state.hidden is not None]
+    if len(drafts) != 1 or len(rows) != len(states):
+        return None
+    if len({len(row) for row in rows}) != 1:
+        raise UsageError("the hidden states of these runs have different sizes", "collect them anew: arbitrage collect")
+    return np.stack(rows)
+
+
+def _distinct(values: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    found: list[Mapping[str, Any]] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return tuple(found)
+
+
+def _about(run: Mapping[str, Any]) -> dict[str, Any]:
+    dataset = run.get("dataset") or {}
+    return {
+        "name": run["path"].name,
+        "dataset": dataset.get("name"),
+        "dataset_sha256": dataset.get("sha256"),
+        "states": run["states"],
+        "is_test": run["is_test"],
+    }
+
+
+def _mean_costs(runs: Sequence[Mapping[str, Any]]) -> Costs | None:
+    """The mean over runs, by their states; None if one has none."""
+    try:
+        costs = [Costs.from_json(run.get("costs") or {}) for run in runs]
+    except ValueError:
+        return None
+    weights = [run["states"] for run in runs]
+    columns = {
+        name: [getattr(one, name) for one in costs]
+        for name in asdict(costs[0])
+        if all(getattr(one, name) is not None for one in costs)
+    }
+    return Costs(**{name: float(np.average(values, weights=weights)) for name, values in columns.items()})
+
+
+# --- training
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A network that was learned, what it reads, and its merit on the validation."""
+
+    recipe: Recipe
+    inputs: Inputs
+    network: Network
+    log_odds: Numbers  # of the validation
+    merit: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.recipe.label}, {self.inputs}"
+
+    @property
+    def size(self) -> int:
+        """Numbers that were learned: of two that are as good, the smaller is taken."""
+        layer = self.network.layer
+        return self.network.output.size + (sum(array.size for array in layer) if layer else 0)
+
+
+def train(
+    collected: Collected,
+    settings: Settings,
+    *,
+    name: str,
+    command: Sequence[str],
+    created: str,
+    watch: Watch = lambda text: None,
+) -> Head:
+    """The head of these states. UsageError if there are too few of them, or nothing can be learned from them."""
+    truth = _truth(collected.outcomes, settings.margin)
+    _check(collected, truth)
+    choosing, testing = collected.part == VALIDATION, collected.part == TEST
+    candidates = _candidates(collected, truth, settings, watch)
+    chosen = choose(candidates, _take(truth, choosing))
+    if chosen.recipe.units:
+        watch(f"averaging {MEMBERS} of {chosen.label}")
+        chosen = _learn(chosen.recipe, chosen.inputs, collected, truth, settings, MEMBERS)
+    watch("calibrating")
+    method, knots = calibrate(chosen.log_odds, truth.is_better[choosing], truth.problem[choosing])
+    card = _card(collected, chosen, settings, name=name, command=command, created=created)
+    head = Head(chosen.network, knots, card)
+    watch("measuring on the test")
+    probability = _probabilities(head, collected, chosen.inputs)
+    table = _taus(probability, collected, choosing, testing)
+    metrics = {
+        **_metrics(probability, collected, truth, choosing, testing),
+        "calibration": method,
+        "architecture": {"inputs": chosen.inputs, "recipe": asdict(chosen.recipe), "members": _members(chosen)},
+        "candidates": [{"candidate": one.label, **asdict(one.recipe), "merit": one.merit} for one in candidates],
+    }
+    data = {**card.data, **_counts(collected, truth)}
+    return Head(chosen.network, knots, replace(card, data=data, metrics=metrics, taus=table.to_json()))
+
+
+def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> Head:
+    """The same head, with taus named and tabulated on other states: all of these, whatever they were collected for.
+
+    `costs` are those of this machine, if they were measured; else those that were collected are taken.
+    """
+    card = head.card
+    missing = [name for name in card.features if name not in collected.names]
+    if missing or (card.hidden_size and collected.hidden is None):
+        what = f"the feature {missing[0]!r}" if missing else "the hidden states"
+        raise UsageError(f"these runs do not have {what} that the head reads", "collect anew: arbitrage collect")
+    for pair in collected.pairs:
+        head.check(pair["draft"], 0 if collected.hidden is None else collected.hidden.shape[1])
+    columns = [collected.names.index(name) for name in card.features]
+    probability = head.probabilities(collected.features[:, columns], collected.hidden)
+    spread, known = spread_taus(probability), costs or collected.costs
+    plain = make_table(probability, collected.outcomes, spread, {}, known)
+    table = make_table(probability, collected.outcomes, spread, name_taus(plain), known)
+    return Head(head.network, head.knots, replace(card, taus=table.to_json()))
+
+
+def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
+    """The best on the validation; or rather the smallest that is within one standard error of it over problems.
+
+    The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
+    """
+    best = max(candidates, key=lambda one: one.merit)
+    for candidate in sorted(candidates, key=lambda one: (one.size, -one.merit)):
+        gaps = merit_gaps(best.log_odds, candidate.log_odds, truth)
+        if candidate is best or best.merit - candidate.merit <= float(np.nanstd(gaps)):
+            return candidate
+    return best
+
+
+def _members(chosen: Candidate) -> int:
+    return MEMBERS if chosen.recipe.units else 1
+
+
+def _candidates(collected: Collected, truth: Truth, settings: Settings, watch: Watch) -> list[Candidate]:
+    """All recipes on all inputs that are wanted and there; of each recipe's penalties, the best."""
+    possible = [one for one in settings.inputs if one == "agnostic" or collected.hidden is not None]
+    if not possible:
+        raise UsageError(
+            "these runs have no hidden states, or those of different drafts",
+            "train on the agnostic features, or collect with hidden states of one draft",
+        )
+    found: dict[str, Candidate] = {}
+    for inputs in possible:
+        for recipe in RECIPES:
+            if f"{recipe.label}, {inputs}" not in found:
+                watch(f"learning: {recipe.label}, {inputs}")
+            candidate = _learn(recipe, inputs, collected, truth, settings, 1)
+            if candidate.label not in found or candidate.merit > found[candidate.label].merit:
+                found[candidate.label] = candidate
+    return list(found.values())
+
+
+def _learn(
+    recipe: Recipe, inputs: Inputs, collected: Collected, truth: Truth, settings: Settings, members: int
+) -> Candidate:
+    importance = _importance(truth.advantage, settings)
+    parts = []
+    for part in (TRAINING, VALIDATION):
+        chosen = collected.part == part
+        labels = truth.is_better[chosen]
+        parts.append(Examples(_inputs(collected, inputs, chosen), labels, balanced(labels, importance[chosen])))
+    training, validation = parts
+    network = fit(recipe, training, validation, settings.seed, members)
+    log_odds = network.log_odds(validation.inputs).astype(np.float64)
+    return Candidate(recipe, inputs, network, log_odds, merit(log_odds, _take(truth, collected.part == VALIDATION)))
+
+
+def _importance(advantage: Numbers, settings: Settings) -> Numbers:
+    """What a state counts: the same for all, or its advantage's size beside the mean of that, so that none counts nothing."""
+    if not settings.by_advantage:
+        return np.ones(len(advantage))
+    sizes: Numbers = np.abs(advantage)
+    return sizes + float(sizes.mean())
+
+
+def _inputs(collected: Collected, inputs: Inputs, chosen: NDArray[np.bool_]) -> Floats:
+    """What a network of that kind reads of the chosen states: (n, d)."""
+    parts: list[NDArray[Any]] = []
+    if inputs != "hidden":
+        parts.append(collected.features[chosen])
+    if inputs != "agnostic" and collected.hidden is not None:
+        parts.append(collected.hidden[chosen])
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _probabilities(head: Head, collected: Collected, inputs: Inputs) -> Numbers:
+    features = collected.features if inputs != "hidden" else collected.features[:, :0]
+    return head.probabilities(features, collected.hidden if inputs != "agnostic" else None)
+
+
+def _truth(outcomes: Outcomes, margin: float) -> Truth:
+    return Truth(outcomes.advantage, outcomes.advantage > margin, outcomes.problem)
+
+
+def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
+    return Truth(truth.advantage[chosen], truth.is_better[chosen], truth.problem[chosen])
+
+
+def _check(collected: Collected, truth: Truth) -> None:
+    for part, called in enumerate(SPLIT):
+        labels = truth.is_better[collected.part == part]
+        for members, what in ((labels, "with"), (~labels, "without")):
+            if members.sum() < MIN_CLASS:
+                raise UsageError(
+                    f"too few states to train on: {int(members.sum())} {what} an advantage in the {called} part, of "
+                    f"{len(truth.is_better)} states in all",
+                    "collect more problems: arbitrage collect",
+                )
+
+
+# --- the card
+
+
+def _card(
+    collected: Collected, chosen: Candidate, settings: Settings, *, name: str, command: Sequence[str], created: str
+) -> Card:
+    reward = (
+        dict(collected.rewards[0]) if len(collected.rewards) == 1 else {"kind": "several", "all": list(collected.rewards)}
+    )
+    return Card(
+        name=name,
+        features=collected.names if chosen.inputs != "hidden" else (),
+        hidden_size=0 if chosen.inputs == "agnostic" or collected.hidden is None else collected.hidden.shape[1],
+        pairs=collected.pairs,
+        reward=reward,
+        margin=settings.margin,
+        data={"runs": list(collected.runs), "seed": settings.seed, "by_advantage": settings.by_advantage},
+        metrics={},
+        taus={},
+        command=tuple(command),
+        version=__version__,
+        created=created,
+    )
+
+
+def _counts(collected: Collected, truth: Truth) -> dict[str, Any]:
+    """Problems, states, and states worth escalating, of each part."""
+    counts = {}
+    for part, called in enumerate(SPLIT):
+        chosen = collected.part == part
+        counts[called] = {
+            "problems": len(np.unique(truth.problem[chosen])),
+            "states": int(chosen.sum()),
+            "improvable": int(truth.is_better[chosen].sum()),
+        }
+    return {"parts": counts}
+
+
+def _taus(probability: Numbers, collected: Collected, choosing: NDArray[np.bool_], testing: NDArray[np.bool_]) -> TauTable:
+    """The taus: spread and named on the validation, with the figures that they have on the test."""
+    spread = spread_taus(probability[choosing])
+    draft = make_table(probability[choosing], collected.outcomes.take(choosing), spread, {}, collected.costs)
+    named = name_taus(draft)
+    return make_table(probability[testing], collected.outcomes.take(testing), spread, named, collected.costs)
+
+
+def _metrics(
+    probability: Numbers,
+    collected: Collected,
+    truth: Truth,
+    choosing: NDArray[np.bool_],
+    testing: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Every number's measures on the test: the head's, and those that need no training, or no thought."""
+    tested = _take(truth, testing)
+    measured: dict[str, Any] = {}
+    for number, values in _numbers(probability, collected).items():
+        fixed = number in ("always", "never")
+        threshold = 0.5 if fixed else best_threshold(values[choosing], truth.is_better[choosing])
+        figures = measure(values[testing], tested, threshold, is_probability=fixed or number == "arbitrage")
+        measured[number] = {name: [one.value, one.low, one.high] for name, one in figures.items()}
+    return {"test": measured, "threshold": best_threshold(probability[choosing], truth.is_better[choosing])}
+
+
+def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
+    """What the head is measured beside: higher means rather escalate."""
+    count = len(probability)
+    columns = dict(zip(collected.names, collected.features.T.astype(np.float64), strict=True))
+    plain = {name: sign * columns[feature] for name, (sign, feature) in PLAIN.items() if feature in columns}
+    return {
+        "arbitrage": probability,
+        **plain,
+        "rsd": 1.0 - collected.outcomes.draft_reward,
+        "random": np.random.default_rng(0).random(count),
+        "always": np.ones(count),
+        "never": np.zeros(count),
+    }

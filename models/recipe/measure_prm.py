@@ -1,0 +1,67 @@
+"""Measure a process reward model as the tool runs it: `python measure_prm.py prm.gguf steps-test.jsonl`.
+
+Every step that `wrong_steps.py` labelled is rated by `arbitrage_cli.rewards.ProcessReward` through llama.cpp. Prints AUC,
+accuracy and calibration error, of the models' own steps and by who wrote them. `--rewards` keeps the numbers themselves.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality import by_group
+
+from arbitrage_cli.arbitrage import Rate
+from arbitrage_cli.backends import Options
+from arbitrage_cli.backends.llama import LlamaBackend
+from arbitrage_cli.rewards import ProcessReward
+from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
+
+CONTEXT_SIZE = 512
+SEQUENCES = 16
+
+
+def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[float]]]:
+    """Each row with the rewards of its steps. SEQUENCES rows at once, each on its own slot."""
+    waiting = iter(rows)
+    while group := list(islice(waiting, SEQUENCES)):
+        traces = [Trace(Problem(str(slot), row["question"]), Limits()) for slot, row in enumerate(group)]
+        found: list[list[float]] = [[] for _ in group]
+        for slot, trace in enumerate(traces):
+            rater.open(slot, trace.problem)
+        for number in range(max(len(row["steps"]) for row in group)):
+            slots = [slot for slot, row in enumerate(group) if number < len(row["steps"])]
+            steps = {slot: Step("draft", group[slot]["steps"][number], 0, Cost(), "separator") for slot in slots}
+            ratings = rater.rate([(slot, Rate(traces[slot], (steps[slot],))) for slot in slots])
+            for slot, rating in zip(slots, ratings, strict=True):
+                found[slot] += rating.rewards
+                traces[slot].add(Decision(steps[slot]))
+        for slot in range(len(group)):
+            rater.close(slot)
+        yield from zip(group, found, strict=True)
+
+
+def main() -> None:
+    """Rate the rows of a file and say how well it went."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prm", type=Path, help="GGUF")
+    parser.add_argument("steps", type=Path, help="labelled steps")
+    parser.add_argument("--rewards", type=Path, help="write the rows there, with their rewards")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.steps.read_text(encoding="utf-8").splitlines()]
+    load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=SEQUENCES)
+    with LlamaBackend(options.prm, load) as backend:
+        found = list(rated(ProcessReward(backend), rows))
+    if options.rewards:
+        options.rewards.write_text("".join(json.dumps({**row, "rewards": some}) + "\n" for row, some in found))
+    groups = by_group((row["source"], np.array(some), np.array(row["labels"])) for row, some in found)
+    for name, measured in groups.items():
+        print(f"{name}: {measured}")
+
+
+if __name__ == "__main__":
+    main()

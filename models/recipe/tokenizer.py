@@ -1,0 +1,119 @@
+"""The byte-level BPE of the built-in models: 512 tokens, trained on generated problems, laid out as llama.cpp's `smollm`.
+
+Also the chat layout, as text and as tokens. Knows nothing of models.
+Run as a program it trains the vocabulary and writes `tokenizer.json`; training does so by itself where the file is missing.
+"""
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from generate import Problem, training_problems
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
+from tokenizers.trainers import BpeTrainer
+
+VOCABULARY_SIZE = 512
+SEPARATOR = "\n\n"
+END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
+SPECIALS = (END, USER, ASSISTANT, PAD)
+SEED = 0
+NUM_PROBLEMS = 20_000
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}" + USER + "{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}" + END + "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)  # a system message is ignored: the models have never seen one
+
+
+def prompt(question: str) -> str:
+    """What the model reads before it writes."""
+    return f"{USER}{question}{ASSISTANT}"
+
+
+def completion(steps: Sequence[str]) -> str:
+    """What the model is to write after `prompt`."""
+    return SEPARATOR.join(steps) + END
+
+
+def train_tokenizer(problems: Sequence[Problem], size: int = VOCABULARY_SIZE) -> Tokenizer:
+    """A vocabulary of `size` tokens: the specials, the step separator, 256 bytes and merges."""
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = _pre_tokenizer()
+    trainer = BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        special_tokens=[*SPECIALS, SEPARATOR],
+        show_progress=False,
+    )
+    lines = (line for problem in problems for line in (problem.question, *problem.steps))
+    trained.train_from_iterator(lines, trainer)
+    return _assemble(trained)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer that `load_or_train` wrote."""
+    return Tokenizer.from_file(str(path))
+
+
+def load_or_train(path: Path) -> Tokenizer:
+    """The tokenizer in `path`; trained and written there first where there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        problems = list(itertools.islice(training_problems(SEED), NUM_PROBLEMS))
+        part = path.with_suffix(f".{os.getpid()}.part")
+        train_tokenizer(problems).save(str(part))
+        part.replace(path)
+    return load_tokenizer(path)
+
+
+def token_id(tokenizer: Tokenizer, text: str) -> int:
+    """The id of one token. Raises ValueError where the vocabulary lacks it."""
+    found = tokenizer.token_to_id(text)
+    if found is None:
+        raise ValueError(f"no token {text!r}")
+    return found
+
+
+def merges(tokenizer: Tokenizer) -> list[str]:
+    """The merges in order of rank, each "left right" in GPT-2's byte alphabet."""
+    found = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in found]
+
+
+def _pre_tokenizer() -> PreTokenizer:
+    return PreTokenizers([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+
+
+def _assemble(trained: Tokenizer) -> Tokenizer:
+    """The same vocabulary with the separator as ordinary text that no merge crosses, not as a special token."""
+    model = json.loads(trained.to_str())["model"]
+    pairs = [pair.split(" ") for pair in merges(trained)]
+    result = Tokenizer(BPE(vocab=model["vocab"], merges=[(left, right) for left, right in pairs]))
+    result.pre_tokenizer = _pre_tokenizer()
+    result.decoder = ByteLevelDecoder()
+    result.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    result.add_tokens([AddedToken(SEPARATOR, special=False, normalized=False)])
+    return result
+
+
+def main() -> None:
+    """Train the vocabulary afresh."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="the file to write, such as out/tokenizer.json")
+    out: Path = parser.parse_args().out
+    out.unlink(missing_ok=True)
+    print(f"{out}: {load_or_train(out).get_vocab_size()} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Steps known to be right or wrong, for the process reward model: the two models' own, and true ones with an error put in.
+
+    python wrong_steps.py train --draft draft.gguf --target target.gguf --out steps.jsonl
+    python wrong_steps.py dev --draft draft.gguf --target target.gguf --out steps-dev.jsonl
+
+A step is right if it and all before it are the true solution's, letter for letter. The models write with the tool's own
+engines, which must be installed (`pip install arbitrage-cli`); nothing of PyTorch is needed. Training problems are of
+their own seed, so the models have not seen them; `dev` and `test` are the held-out ones, each by every source.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+
+from generate import HELD_OUT_PER_LEVEL, HELD_OUT_SEEDS, Number, Problem, Working, held_out, training_problems
+
+from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.backends import Options
+from arbitrage_cli.backends.llama import LlamaBackend
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.types import Finished, Limits, ModelRole
+from arbitrage_cli.types import Problem as Question
+
+CONTEXT_SIZE = 512
+LIMITS = Limits(max_steps=12, max_tokens=400, max_step_tokens=120)
+TAU = 0.5  # of the random router: half of the steps are the target's
+WAYS = ((0.0, 1), (1.0, 4))
+"""Temperature and lowest level of each half of the training problems: errors that are made, and those that nearly are."""
+MAX_AFTER = 2  # steps after the first wrong one, in training: they are wrong whatever they say
+SHARE_WRONG = 0.4  # of the labels, in training
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A question, the steps that were written for it, whether each is right, and who wrote them."""
+
+    question: str
+    steps: tuple[str, ...]
+    labels: tuple[bool, ...]
+    source: str
+
+    def json(self) -> str:
+        return json.dumps({"question": self.question, "steps": self.steps, "labels": self.labels, "source": self.source})
+
+
+def labelled(problem: Problem, steps: Sequence[str], source: str) -> Labelled:
+    """After the first wrong step all are wrong."""
+    same = [step == true for step, true in itertools.zip_longest(steps, problem.steps)][: len(steps)]
+    return Labelled(problem.question, tuple(steps), tuple(itertools.accumulate(same, lambda a, b: a and b)), source)
+
+
+# --- what the models write
+
+
+def solutions(
+    backends: Mapping[ModelRole, LlamaBackend],
+    policy: str,
+    problems: Sequence[Problem],
+    temperature: float,
+    concurrency: int,
+) -> Iterator[tuple[Problem, list[str]]]:
+    """The steps that a policy writes for each problem, without the blank lines between them."""
+    models = {role: backends[role] for role in POLICIES[policy].models}
+    sampler = Sampler(temperature)
+    engines = {
+        role: Engine(role, backend, sampler, instructions="", use_proposals=False) for role, backend in models.items()
+    }
+    scheduler = Scheduler(engines, lambda trace: POLICIES[policy].flow(trace, TAU, 0), LIMITS, concurrency=concurrency)
+    questions = (Question(str(index), problem.question) for index, problem in enumerate(problems))
+    for event in scheduler.run(questions):
+        if isinstance(event, Finished) and event.trace.decisions:
+            steps = [decision.kept.text.strip() for decision in event.trace.decisions]
+            yield problems[int(event.trace.problem.id)], steps
+
+
+SOURCES = {"draft": "draft", "target": "target", "mixed": "random"}
+"""Who wrote the steps, and the policy by which."""
+
+
+def balanced(rows: Iterable[Labelled], share_wrong: float, rng: random.Random) -> list[Labelled]:
+    """All rows with an error, cut off soon after it, and so many of the others that this share of the labels is wrong."""
+    flawed, flawless = [], []
+    for row in rows:
+        (flawless if all(row.labels) else flawed).append(_cut(row))
+    rng.shuffle(flawless)
+    num_wrong = sum(row.labels.count(False) for row in flawed)
+    missing = num_wrong / share_wrong - sum(len(row.labels) for row in flawed)
+    lengths = itertools.accumulate(len(row.labels) for row in flawless)
+    chosen = [*flawed, *(row for row, length in zip(flawless, lengths, strict=True) if length <= missing)]
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _cut(row: Labelled) -> Labelled:
+    kept = row.labels.count(True) + 1 + MAX_AFTER
+    return replace(row, steps=row.steps[:kept], labels=row.labels[:kept])
+
+
+# --- errors put into true steps
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_LINE = re.compile(rf"(?:(?P<label>.+): )?(?P<left>{_NUMBER.pattern}) (?P<sign>[-+*/]) (?P<right>{_NUMBER.pattern}) = .+")
+_LABELS = ("Left", "Then", "In all", "Together", "Cost", "Total", "One part", "Per hour", "Change", "Difference", "Earned")
+_MAX_DIGITS = 9  # of a result that is calculated anew
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One step of working, apart: `label: left sign right = ...`."""
+
+    label: str
+    left: str
+    sign: str
+    right: str
+
+    @classmethod
+    def read(cls, step: str) -> "Line | None":
+        """None for a step of another kind: the last."""
+        match = _LINE.fullmatch(step)
+        return cls(match["label"] or "", match["left"], match["sign"], match["right"]) if match else None
+
+    def write(self) -> str | None:
+        """The step with its result, calculated anew. None where that is nothing one would write."""
+        working = Working()
+        left, right = _number(self.left), _number(self.right)
+        if self.sign != "/":
+            {"+": working.plus, "-": working.minus, "*": working.times}[self.sign](left, right, self.label)
+        elif isinstance(right, int) and right:
+            working.over(left, right, self.label)
+        return working.lines[0] if working.lines and len(_result(working.lines[0])) <= _MAX_DIGITS else None
+
+
+def with_error(problem: Problem, rng: random.Random) -> list[str]:
+    """The true steps up to one with an error in it, and perhaps some that come after."""
+    while True:
+        index = rng.randrange(len(problem.steps))
+        error = rng.choice(ERRORS)
+        wrong = error(problem, index, rng)
+        if wrong and wrong != problem.steps[index]:
+            break
+    rest = problem.steps[index + (2 if error is skipped else 1) :]
+    later = _followed(rest, _result(problem.steps[index]), _result(wrong)) if rng.random() < 0.5 else rest
+    return [*problem.steps[:index], wrong, *later[: rng.choice((0, 0, *range(MAX_AFTER + 1)))]]
+
+
+def wrong_result(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """The step's last number with a slip."""
+    return _replaced(problem.steps[index], -1, rng)
+
+
+def wrong_number(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """Another number of the step with a slip: a factor, a partial product."""
+    step = problem.steps[index]
+    return _replaced(step, rng.randrange(len(_NUMBER.findall(step))), rng)
+
+
+def wrongly_copied(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """An operand with a slip, and the right result for it."""
+    line = Line.read(problem.steps[index])
+    return line and _with_operand(line, lambda operand: _slip(operand, rng), rng)
+
+
+def other_operand(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """A number of the question or of an earlier step in the place of the right one."""
+    line = Line.read(problem.steps[index])
+    known = [number for told in (problem.question, *problem.steps[:index]) for number in _NUMBER.findall(told)]
+    return line and _with_operand(line, lambda operand: rng.choice(known), rng)
+
+
+def other_sign(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """Another operation, carried out rightly, or the two operands exchanged."""
+    line = Line.read(problem.steps[index])
+    if line is None:
+        return None
+    if rng.random() < 0.25:
+        return replace(line, left=line.right, right=line.left).write()
+    return replace(line, sign=rng.choice("+-*/")).write()
+
+
+def other_label(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """Another name for the result, or none."""
+    line = Line.read(problem.steps[index])
+    return replace(line, label=rng.choice(("", *_LABELS))).write() if line and line.label else None
+
+
+def skipped(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """The step after it."""
+    return problem.steps[index + 1] if index + 1 < len(problem.steps) else None
+
+
+def repeated(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """A step that was there already."""
+    return rng.choice(problem.steps[:index]) if index else None
+
+
+def ended_early(problem: Problem, index: int, rng: random.Random) -> str | None:
+    """An answer that is only the result so far, or a number of the question."""
+    earlier = [_result(step) for step in problem.steps[:index]] or _NUMBER.findall(problem.question)
+    return f"The answer is \\boxed{{{rng.choice(earlier[-2:])}}}."
+
+
+ERRORS: tuple[Callable[[Problem, int, random.Random], str | None], ...] = (
+    wrong_result, wrong_result, wrong_result, wrong_result, wrong_number, wrong_number, wrong_number, wrongly_copied,
+    wrongly_copied, other_operand, other_operand, other_sign, other_label, skipped, repeated, ended_early,
+)  # fmt: skip
+"""Slips of a digit most often: they are what a trained model still makes, and the hardest to see."""
+
+
+def _followed(steps: Sequence[str], old: str, new: str) -> list[str]:
+    """The steps that come after a wrong result as if it were right."""
+    followed = []
+    for step in steps:
+        line = Line.read(step)
+        if line is None:
+            changed: str | None = step.replace(f"{{{old}}}", f"{{{new}}}")
+        else:
+            changed = replace(line, **{side: new for side in ("left", "right") if getattr(line, side) == old}).write()
+        if changed is None:
+            break
+        followed.append(changed)
+        old, new = _result(step), _result(changed)
+    return followed
+
+
+def _with_operand(line: Line, change: Callable[[str], str], rng: random.Random) -> str | None:
+    side = rng.choice(("left", "right"))
+    return replace(line, **{side: change(getattr(line, side))}).write()
+
+
+def _replaced(step: str, which: int, rng: random.Random) -> str:
+    """One number of the step, by its place among them, with a slip."""
+    match = list(_NUMBER.finditer(step))[which]
+    return step[: match.start()] + _slip(match.group(), rng) + step[match.end() :]
+
+
+def _slip(number: str, rng: random.Random) -> str:
+    """A number that is not quite the same: a digit changed, a carry forgotten, two digits exchanged, one lost."""
+    kind = rng.random()
+    places = [place for place, digit in enumerate(number) if digit.isdigit()]
+    if kind < 0.35 and "." not in number:
+        return str(abs(int(number) + rng.choice((-1, 1)) * 10 ** rng.randrange(len(number))))
+    if kind < 0.45 and len(number) > 1 and "." not in number:
+        place = rng.randrange(len(number) - 1)
+        return number[:place] + number[place + 1] + number[place] + number[place + 2 :]
+    place = rng.choice(places)
+    if kind < 0.52 and len(number) > 2:
+        return number[:place] + number[place + 1 :]
+    digits = "123456789" if place == 0 and len(number) > 1 else "0123456789"
+    return number[:place] + rng.choice(digits.replace(number[place], "")) + number[place + 1 :]
+
+
+def _result(step: str) -> str:
+    return (_NUMBER.findall(step) or [""])[-1]
+
+
+def _number(written: str) -> Number:
+    return Decimal(written) if "." in written else int(written)
+
+
+# --- the files
+
+
+def training_rows(
+    backends: Mapping[ModelRole, LlamaBackend], counts: Mapping[str, int], seed: int, concurrency: int
+) -> list[Labelled]:
+    """Balanced rows of so many problems for each source, `corrupted` among them; no problem twice."""
+    problems = training_problems(seed)
+    rng = random.Random(seed)
+    rows = []
+    for source, policy in SOURCES.items():
+        for temperature, lowest in WAYS:
+            hard = (problem for problem in problems if problem.level >= lowest)
+            some = list(itertools.islice(hard, counts[source] // len(WAYS)))
+            began = time.perf_counter()
+            found = [labelled(*told, source) for told in solutions(backends, policy, some, temperature, concurrency)]
+            _report(f"{source} at temperature {temperature:g}", found, time.perf_counter() - began)
+            rows += found
+    rows += _corrupted(itertools.islice(problems, counts["corrupted"]), rng)
+    return balanced(rows, SHARE_WRONG, rng)
+
+
+def held_out_rows(backends: Mapping[ModelRole, LlamaBackend], name: str, per_level: int, concurrency: int) -> list[Labelled]:
+    """So many held-out problems of each level, once for each source, greedily."""
+    problems = [problem for index, problem in enumerate(held_out(name)) if index % HELD_OUT_PER_LEVEL < per_level]
+    rows = []
+    for source, policy in SOURCES.items():
+        began = time.perf_counter()
+        found = [labelled(*told, source) for told in solutions(backends, policy, problems, 0.0, concurrency)]
+        _report(source, found, time.perf_counter() - began)
+        rows += found
+    return rows + _corrupted(problems, random.Random(name))
+
+
+def _corrupted(problems: Iterable[Problem], rng: random.Random) -> list[Labelled]:
+    return [labelled(problem, with_error(problem, rng), "corrupted") for problem in problems]
+
+
+def _report(what: str, rows: Sequence[Labelled], seconds: float) -> None:
+    labels = [label for row in rows for label in row.labels]
+    flawless = sum(all(row.labels) for row in rows)
+    print(
+        f"{what}: {len(rows)} problems, {flawless} without an error; {len(labels)} steps, {labels.count(False)} wrong; "
+        f"{seconds:.0f} s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Write labelled steps as JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problems", choices=["train", *HELD_OUT_SEEDS])
+    parser.add_argument("--draft", type=Path, required=True, help="GGUF")
+    parser.add_argument("--target", type=Path, required=True, help="GGUF")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--draft-problems", type=int, default=12_000, help="of training problems, to be solved by the draft")
+    parser.add_argument("--target-problems", type=int, default=1_000)
+    parser.add_argument("--mixed-problems", type=int, default=400)
+    parser.add_argument("--corrupted-problems", type=int, default=10_000)
+    parser.add_argument("--per-level", type=int, default=HELD_OUT_PER_LEVEL, help="of held-out problems")
+    parser.add_argument("--seed", type=int, default=3_000_000_000, help="of the training problems; not one of train.py's")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=options.concurrency)
+    with LlamaBackend(options.draft, load) as draft, LlamaBackend(options.target, load) as target:
+        backends: dict[ModelRole, LlamaBackend] = {"draft": draft, "target": target}
+        if options.problems == "train":
+            counts = {source: getattr(options, f"{source}_problems") for source in (*SOURCES, "corrupted")}
+            rows = training_rows(backends, counts, options.seed, options.concurrency)
+        else:
+            rows = held_out_rows(backends, options.problems, options.per_level, options.concurrency)
+    part = options.out.with_name(options.out.name + ".part")
+    part.write_text("".join(row.json() + "\n" for row in rows), encoding="utf-8")
+    part.replace(options.out)
+    _report(str(options.out), rows, 0.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""States to train a head on: what is observed, and how the solution goes on."""
+
+import numpy as np
+import pytest
+
+from arbitrage_cli.arbitrage import Ask, Rate
+from arbitrage_cli.collecting import Keep, as_routed, better, collect, drafted
+from arbitrage_cli.features import FEATURES
+from arbitrage_cli.states import State
+from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
+
+HIDDEN = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def draft_step(text: str, stop: StepStop = "separator") -> Step:
+    evidence = Evidence((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), HIDDEN, pieces=(text[:1], text[1:]))
+    return Step("draft", text, 2, Cost(), stop, evidence)
+
+
+def target_step(text: str, stop: StepStop = "separator") -> Step:
+    return Step("target", text, 10, Cost(prefill_tokens=7), stop)
+
+
+def run(keep: Keep, answers: list[Step | tuple[float, ...]]) -> tuple[Trace, list[State], list[Ask | Rate]]:
+    trace, states = Trace(Problem("p", "1 + 2"), Limits()), []
+    flow = collect(trace, keep, states.append)
+    wishes = [next(flow)]
+    for answer in answers:
+        try:
+            wishes.append(flow.send(answer))
+        except StopIteration:
+            break
+    return trace, states, wishes
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (better, ["target", "draft"]),
+        (drafted, ["draft", "draft"]),
+        (as_routed(lambda trace, _draft: float(len(trace.decisions)), 0.5), ["draft", "target"]),
+    ],
+)
+def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
+    """The better step, the drafted one, or what a head would keep; a tie keeps the draft."""
+    answers = [
+        draft_step("ab"),
+        target_step("cd"),
+        (0.2, 0.9),
+        draft_step("ef", "end"),
+        target_step("gh", "end"),
+        (0.5, 0.5),
+    ]
+    trace, states, _ = run(keep, answers)
+    assert [decision.kept.model for decision in trace.decisions] == kept
+    assert [state.kept for state in states] == kept
+    assert [state.advantage for state in states] == pytest.approx([0.7, 0.0])
+    assert [decision.advantage for decision in trace.decisions] == pytest.approx([0.7, 0.0])
+
+
+def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
+    """Features and hidden state of the drafted step; tokens of both, what the target read, and what both wrote alike."""
+    _, (state,), _ = run(better, [draft_step("12 x", "end"), target_step("12 y 34567", "end"), (0.0, 1.0)])
+    assert state.features.shape == (len(FEATURES),)
+    assert state.hidden is not None
+    assert state.hidden.tolist() == [3, 4, 5, 1.5, 2.5, 3.5]
+    assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
+    assert state.shared_tokens == 3
+    assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))
+
+
+def test_the_same_step_is_rated_once() -> None:
+    """There is nothing to compare."""
+    _, (state,), wishes = run(better, [draft_step("12", "end"), target_step("12", "end"), (0.3,)])
+    assert [len(wish.steps) for wish in wishes if isinstance(wish, Rate)] == [1]
+    assert (state.draft_reward, state.target_rewards, state.kept) == (0.3, (0.3,), "draft")
+
+
+def test_the_target_is_given_the_draft_as_a_proposal() -> None:
+    """Collecting writes every step twice: what both write alike should not cost twice."""
+    _, _, wishes = run(better, [draft_step("12", "end"), target_step("34", "end"), (0.3, 0.4)])
+    proposals = [wish.proposal.text for wish in wishes if isinstance(wish, Ask) and wish.proposal]
+    assert proposals == ["12"]

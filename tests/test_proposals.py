@@ -1,0 +1,197 @@
+"""How far proposals are verified: on machines of several kinds, made of numbers, with proposals that match more or less."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arbitrage_cli.proposals import MAX_ROWS, Planner
+
+Seconds = Callable[[int], float]
+
+MEASURED_ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128)
+MEASURED_SECONDS = (31, 52, 72, 90, 109, 128, 206, 263, 253, 376, 414, 700, 1320)  # 1.5B, Q4_K_M, two Zen 4 cores
+
+
+def as_measured(rows: int) -> float:
+    """Milliseconds of a batch, on the lines between the sizes that were measured."""
+    index = next(index for index, size in enumerate(MEASURED_ROWS) if size >= rows)
+    if MEASURED_ROWS[index] == rows:
+        return MEASURED_SECONDS[index]
+    low, high = MEASURED_ROWS[index - 1 : index + 1]
+    share = (rows - low) / (high - low)
+    return MEASURED_SECONDS[index - 1] * (1 - share) + MEASURED_SECONDS[index] * share
+
+
+def line(first: float, more: float) -> Seconds:
+    """A batch whose first row costs `first` and every other one `more`."""
+    return lambda rows: first + more * (rows - 1)
+
+
+class Machine:
+    """Writes steps of 30 tokens with a planner, and counts the seconds that it takes with and without."""
+
+    def __init__(self, batch: Seconds, match: float, *, first: float | None = None, noise: float = 0.0) -> None:
+        self._batch = batch
+        self._match, self._first = match, match if first is None else first
+        self._random = random.Random(0)
+        self._noise = noise
+        self.planner = Planner()
+        self.seconds = self.without = 0.0
+        self.most_rows = 0
+
+    def took(self, seconds: float) -> float:
+        return seconds * self._random.uniform(1 - self._noise, 1 + self._noise)
+
+    def read(self, seconds_a_token: float) -> None:
+        self.planner.read(50, 50 * seconds_a_token)
+
+    def write(self, num_steps: int) -> float:
+        """Seconds of so many steps as a share of those that decoding alone takes."""
+        self.seconds = self.without = 0.0
+        self.planner.decoded(self.took(self._batch(1)), 1)
+        for _ in range(num_steps):
+            matching = 0
+            while matching < 30 and self._random.random() < (self._match if matching else self._first):
+                matching += 1
+            self._write_step(matching)
+            self.without += 30 * self._batch(1)
+        return self.seconds / self.without
+
+    def _write_step(self, matching: int) -> None:
+        done, alive = 0, True
+        while done < 30:
+            count = self.planner.plan([(29 - done, done)])[0] if alive else 0
+            gained = min(count, matching - done) + 1 if alive else 1
+            taken = self.took(self._batch(1 + count))
+            self.seconds += taken
+            self.most_rows = max(self.most_rows, 1 + count)
+            self.planner.decoded(taken, 1 + count, num_drawn=gained)
+            for number in range(done, min(done + gained, 29)) if alive else ():
+                self.planner.compared(number, matched=number < matching)
+            done += gained
+            alive = alive and done <= matching
+
+
+@pytest.mark.parametrize(
+    ("batch", "match", "share"),
+    [
+        (line(1.0, 0.02), 0.98, 0.35),
+        (line(1.0, 0.13), 0.95, 0.65),
+        (line(1.0, 0.13), 0.9, 0.82),
+        (as_measured, 0.98, 0.8),
+        (as_measured, 0.95, 0.94),
+    ],
+    ids=["cheap batches", "full precision", "full precision, a worse draft", "quantized", "quantized, a worse draft"],
+)
+def test_proposals_that_match_save_time(batch: Seconds, match: float, share: float) -> None:
+    """Where a batch costs less than its tokens alone; `share` is what is left of the time.
+
+    The least possible, were all costs and chances known: 0.30, 0.61, 0.79, 0.68 and 0.87.
+    """
+    machine = Machine(batch, match, noise=0.1)
+    machine.read(batch(50) / 50)
+    assert machine.write(200) < share
+
+
+@pytest.mark.parametrize(
+    ("batch", "match"),
+    [(line(1.0, 1.0), 0.99), (line(1.0, 0.9), 0.9), (line(1.0, 0.3), 0.2), (as_measured, 0.6), (line(1.0, 2.0), 1.0)],
+    ids=["batches save nothing", "nor little", "proposals that do not match", "quantized, a bad draft", "batches cost more"],
+)
+def test_proposals_never_cost_much(batch: Seconds, match: float) -> None:
+    """Where they save nothing they are soon left alone."""
+    machine = Machine(batch, match, noise=0.1)
+    machine.read(min(batch(50) / 50, 0.5 * batch(1)))
+    assert machine.write(200) < 1.02
+
+
+def test_a_first_guess_that_was_too_good_is_corrected() -> None:
+    """Reading is cheap, but output is dear: a small model with a large vocabulary."""
+    machine = Machine(line(1.0, 0.95), 0.9)
+    machine.read(0.05)
+    assert machine.write(100) < 1.02
+
+
+def test_proposals_that_part_at_once() -> None:
+    """Their first token is waited for; where it matches, the rest is worth a batch all the same."""
+    machine = Machine(line(1.0, 0.3), 0.98, first=0.3)
+    machine.read(0.3)
+    assert machine.write(300) < 0.94
+    at_first, later = machine.planner.plan([(29, 0), (28, 1)])
+    assert at_first < later
+
+
+def test_a_machine_that_was_busy_once() -> None:
+    """Batches that took ten times as long as they should are tried again later."""
+    machine = Machine(line(1.0, 0.02), 0.98)
+    machine.read(0.02)
+    machine.planner.decoded(1.0, 1)
+    for rows in range(2, 6):
+        machine.planner.decoded(10.0, rows, num_drawn=rows - 1)
+    assert machine.planner.plan([(29, 0)]) == [0]
+    machine.write(300)
+    assert machine.write(100) < 0.35
+
+
+def test_a_machine_that_gets_slower() -> None:
+    """Costs are remembered in decodes: when everything takes twice as long, as much is worth its time as before."""
+    machine = Machine(line(1.0, 0.1), 0.95)
+    machine.read(0.1)
+    machine.write(100)
+    slower = Machine(line(2.0, 0.2), 0.95)
+    slower.planner = machine.planner
+    assert slower.write(100) < 0.7
+
+
+def test_nothing_is_verified_before_speeds_are_known() -> None:
+    """Neither without a decode nor without a read; nor by a clock that stands still."""
+    planner = Planner()
+    planner.read(50, 0.5)
+    assert planner.plan([(20, 0)]) == [0]
+    planner.decoded(0.0, 1)
+    assert planner.plan([(20, 0)]) == [0]
+    unread = Planner()
+    unread.decoded(1.0, 1)
+    assert unread.plan([(20, 0)]) == [0]
+
+
+def test_the_likeliest_tokens_go_first() -> None:
+    """In a batch with another problem, that which matched so far gets more."""
+    planner = Planner()
+    planner.read(100, 20.0)
+    planner.decoded(1.0, 1)
+    for _ in range(50):
+        planner.compared(0, matched=False)
+        planner.compared(1, matched=True)
+        planner.compared(2, matched=True)
+    counts = planner.plan([(3, 0), (0, 5), (3, 1)])
+    assert counts[1] == 0
+    assert counts[0] < counts[2]
+
+
+seconds, places = st.floats(0, 100), st.integers(0, 200)
+events = st.lists(
+    st.one_of(
+        st.builds(lambda tokens, seconds: lambda planner: planner.read(tokens, seconds), st.integers(1, 200), seconds),
+        st.builds(lambda rows, seconds: lambda planner: planner.decoded(seconds, rows), st.integers(1, 300), seconds),
+        st.builds(lambda before, matched: lambda planner: planner.compared(before, matched=matched), places, st.booleans()),
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(events, st.lists(st.tuples(st.integers(0, 60), places), min_size=1, max_size=150))
+def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], waiting: list[tuple[int, int]]) -> None:
+    """Whatever was measured: no more than was proposed, and no larger a batch than allowed, if that many problems fit at all."""
+    planner = Planner()
+    for event in seen:
+        event(planner)
+    for _ in range(2):
+        counts = planner.plan(waiting)
+        assert len(counts) == len(waiting)
+        assert all(0 <= count <= left for count, (left, _) in zip(counts, waiting, strict=True))
+        assert sum(counts) + len(waiting) <= max(MAX_ROWS, len(waiting))

@@ -1,0 +1,298 @@
+"""Rewards of steps: a process reward model's, the judge's, and those of rollouts, on toy models whose every token counts."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hash_language import SHORT, HashBackend, StaleBackend, ticking_clock
+
+from arbitrage_cli.arbitrage import POLICIES, Rate
+from arbitrage_cli.backends import Floats
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError, TemplateError
+from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.scheduler import Rater, Scheduler
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, Problem, Step, Trace
+
+PROBLEM = Problem("p", "what is a plus b")
+STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
+
+
+class Opinionated(HashBackend):
+    """Has an opinion, a hash of everything in its cache, on signs and digits."""
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        logits, hidden = super()._compute(sequence)
+        for index, text in enumerate("+-0123456789"):
+            logits[ord(text)] = hidden[index % len(hidden)] * (index + 1)
+        return logits, hidden
+
+
+class StaleOpinion(Opinionated, StaleBackend):
+    """Keeps a token too many."""
+
+
+def step(text: str, model: str = "draft") -> Step:
+    return Step("draft" if model == "draft" else "target", text, len(text), Cost(), "separator")
+
+
+def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
+    return Trace(problem, SHORT, [Decision(kept=step(text)) for text in texts])
+
+
+def conversation(steps: Sequence[str]) -> list[int]:
+    """The ids of the conversation of RLHFlow's model, by hand."""
+    backend = Opinionated()
+    controls = backend.control_tokens
+    first, *others = [text.strip() for text in steps]
+    ids: list[int] = []
+    for turn in [f"{PROBLEM.question} {first}", *others]:
+        if ids:
+            ids += [controls["<|user|>"], *b"+"]  # the toy's template shows the assistant's turn as it shows the user's
+        ids += [controls["<|user|>"], *turn.encode()]
+    return [*ids, controls["<|assistant|>"]]
+
+
+def expected_reward(steps: Sequence[str]) -> float:
+    backend = Opinionated()
+    *read, last = conversation(steps)
+    backend.read(0, 0, read)
+    logits = backend.decode([0], [len(read)], [last]).logits[0]
+    return float(1 / (1 + math.exp(logits[ord("-")] - logits[ord("+")])))
+
+
+def rate_one(rater: Rater, trace: Trace, *texts: str, slot: int = 0) -> tuple[float, ...]:
+    (ratings,) = rater.rate([(slot, Rate(trace, tuple(map(step, texts))))])
+    return ratings.rewards
+
+
+def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
+    """The conversation is RLHFlow's: question and first step in one turn, each earlier step answered with a plus."""
+    rater = ProcessReward(Opinionated())
+    rater.open(0, PROBLEM)
+    for number in range(len(STEPS)):
+        reward = rate_one(rater, trace_of(*STEPS[:number]), STEPS[number])
+        assert reward == pytest.approx((expected_reward(STEPS[: number + 1]),))
+        assert 0 < reward[0] < 1
+
+
+@pytest.mark.parametrize("make", [lambda backend: ProcessReward(backend), lambda backend: Judge(backend, 0)])
+def test_what_was_rated_before_does_not_matter(make: type[Rater]) -> None:
+    """The cache saves reading, and changes no reward: in any order, and for two steps of one place."""
+    asked = [(2, "ab.\n\n"), (0, "cd.\n\n"), (2, "abc.\n\n"), (1, STEPS[1]), (2, "a.\n\n"), (2, STEPS[2])]
+    kept = make(Opinionated())  # type: ignore[call-arg]
+    kept.open(0, PROBLEM)
+    for number, text in asked:
+        fresh = make(Opinionated())  # type: ignore[call-arg]
+        fresh.open(0, PROBLEM)
+        assert rate_one(kept, trace_of(*STEPS[:number]), text) == rate_one(fresh, trace_of(*STEPS[:number]), text)
+
+
+def test_a_stale_cache_would_be_noticed() -> None:
+    """The test above can fail: a backend that keeps a token too many gives other rewards."""
+    rater = ProcessReward(StaleOpinion())
+    rater.open(0, PROBLEM)
+    first, second = rate_one(rater, trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
+    assert first == pytest.approx(expected_reward([STEPS[0], "ab.\n\n"]))
+    assert second != pytest.approx(expected_reward([STEPS[0], "cd.\n\n"]))
+
+
+def test_many_problems_at_once_are_rated_as_one() -> None:
+    """Each slot has its own conversation; rewards come in the order of the wishes."""
+    problems = [Problem(str(index), f"problem {index} {'x' * index}") for index in range(3)]
+    rater = ProcessReward(Opinionated(num_sequences=3))
+    alone = []
+    for slot, problem in enumerate(problems):
+        rater.open(slot, problem)
+        single = ProcessReward(Opinionated())
+        single.open(0, problem)
+        alone.append(rate_one(single, trace_of("ab.\n\n", problem=problem), "c.\n\n", "d.\n\n"))
+    wishes = [
+        (slot, Rate(trace_of("ab.\n\n", problem=problems[slot]), (step("c.\n\n"), step("d.\n\n")))) for slot in (2, 0, 1)
+    ]
+    found = rater.rate(wishes)
+    assert [ratings.rewards for ratings in found] == [alone[2], alone[0], alone[1]]
+    assert sum(ratings.cost.decode_tokens for ratings in found) == 6
+
+
+def test_the_cost_of_rating_is_counted() -> None:
+    """Tokens that were read, and the one that each reward is drawn from; what is in the cache already costs nothing."""
+    rater = ProcessReward(Opinionated(), clock=ticking_clock())
+    rater.open(0, PROBLEM)
+    (first,) = rater.rate([(0, Rate(trace_of(), (step(STEPS[0]),)))])
+    (again,) = rater.rate([(0, Rate(trace_of(STEPS[0]), (step(STEPS[1]),)))])
+    assert first.cost.prefill_tokens == len(conversation(STEPS[:1])) - 1
+    assert first.cost.prefill_tokens + first.cost.decode_tokens + again.cost.prefill_tokens + 1 > len(
+        conversation(STEPS[:2])
+    )
+    assert again.cost.prefill_tokens < len(conversation(STEPS[:2])) / 2
+    assert first.cost.seconds == 2
+
+
+def test_a_model_without_the_signs_cannot_rate() -> None:
+    """Its vocabulary must have `+` and `-` as tokens: said at once, not at the first step."""
+
+    class Splitting(HashBackend):
+        def tokenize(self, text: str, *, continues: bool) -> list[int]:
+            return super().tokenize(text, continues=continues) * 2
+
+    with pytest.raises(ModelUnsupportedError, match=r"'\+' is not one token"):
+        ProcessReward(Splitting())
+
+
+def test_a_template_without_turns_cannot_rate() -> None:
+    """A chat template that refuses an assistant's turn is no template for a process reward model."""
+
+    class OneTurn(Opinionated):
+        @property
+        def chat_template(self) -> str | None:
+            return "{{ messages[0].content }}{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
+
+    rater = ProcessReward(OneTurn())
+    rater.open(0, PROBLEM)
+    with pytest.raises(TemplateError, match="one turn"):
+        rate_one(rater, trace_of(), STEPS[0])
+
+
+def test_a_full_context_ends_one_problem_only() -> None:
+    """The others of the batch are rated."""
+    long = Problem("long", "x" * 300)
+    draft = Engine("draft", HashBackend(num_sequences=2), Sampler())
+    target = Engine("target", HashBackend("t", num_sequences=2), Sampler())
+    rater = ProcessReward(Opinionated(num_sequences=2, context_size=256))
+    policy = POLICIES["rsd"]
+    scheduler = Scheduler(
+        {"draft": draft, "target": target},
+        lambda trace: policy.flow(trace, 0.5, 0),
+        SHORT,
+        concurrency=2,
+        rater=rater,
+    )
+    finished = {event.trace.problem.id: event for event in scheduler.run([long, PROBLEM]) if isinstance(event, Finished)}
+    assert isinstance(finished["long"].error, ContextFullError)
+    assert finished["p"].error is None
+    assert finished["p"].reward_cost.decode_tokens == len(finished["p"].trace.decisions)
+
+
+def test_the_judge_gives_the_mean_of_its_marks() -> None:
+    """Weighted by their probabilities: between 0 and 1, and not only ninths."""
+    rater = Judge(Opinionated(num_sequences=2), 1)
+    rater.open(0, PROBLEM)
+    rewards = [rate_one(rater, trace_of(*STEPS[:number]), STEPS[number])[0] for number in range(3)]
+    assert all(0 <= reward <= 1 for reward in rewards)
+    assert all(min(abs(reward * 9 - mark) for mark in range(10)) > 1e-6 for reward in rewards)
+
+
+def test_the_judge_leaves_other_sequences_alone() -> None:
+    """It may use the model of the target, which is in the middle of something."""
+    backend = Opinionated(num_sequences=2)
+    backend.read(0, 0, [1, 2, 3])
+    rater = Judge(backend, 1)
+    rater.open(0, PROBLEM)
+    rate_one(rater, trace_of(), STEPS[0])
+    rater.close(0)
+    assert backend.cells == [[1, 2, 3], []]
+
+
+def alone(text: str, problem: Problem = PROBLEM) -> str:
+    """What the target writes after a text."""
+    engine = Engine("target", HashBackend("t"), Sampler())
+    engine.open(0, problem)
+    trace = Trace(problem, SHORT, [Decision(kept=step(text))])
+    while not trace.finished:
+        engine.start(0, trace)
+        while engine.busy:
+            for progress in engine.tick():
+                if progress.step:
+                    trace.add(Decision(kept=progress.step))
+    return trace.text
+
+
+def test_a_rollout_goes_on_as_the_target_would() -> None:
+    """The reward is 1 if the whole solution is right, else 0; the text that is judged is the whole one."""
+    texts = [alone("ab.\n\n"), alone("cd.\n\n")]
+    seen: list[tuple[str, str]] = []
+
+    def is_right(identifier: str, text: str) -> bool:
+        seen.append((identifier, text))
+        return text == texts[1]
+
+    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], is_right)
+    rater.open(0, PROBLEM)
+    assert rate_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
+    assert seen == [("p", text) for text in texts]
+    assert rate_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
+    assert len(seen) == 2, "what is known is not asked again"
+
+
+def test_a_rollout_answers_for_every_text_on_its_way() -> None:
+    """The target, come by the same text again, would go on in the same way: nothing is run for it."""
+    seen: list[str] = []
+    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], lambda _identifier, text: not seen.append(text))
+    rater.open(0, PROBLEM)
+    rate_one(rater, trace_of(), "ab.\n\n")
+    whole = seen[0]
+    steps = [part + "\n\n" for part in whole.split("\n\n") if part]
+    assert len(steps) > 2
+    (ratings,) = rater.rate([(0, Rate(trace_of(*steps[:1]), (step(steps[1]),)))])
+    assert (ratings.rewards, ratings.cost, seen) == ((1.0,), Cost(), [whole])
+
+
+def test_rollouts_share_what_is_right() -> None:
+    """Of several samples, the share that reaches the answer."""
+    engines = [Engine("target", HashBackend("t"), Sampler(1.0, 1.0, seed)) for seed in range(4)]
+    answers = iter([True, False, True, True])
+    rater = Rollout(engines, lambda _identifier, _text: next(answers))
+    rater.open(0, PROBLEM)
+    assert rate_one(rater, trace_of(), "ab.\n\n") == (0.75,)
+
+
+def test_a_finished_solution_needs_no_rollout() -> None:
+    """Only its own text is judged."""
+    end = Step("draft", "the end", 3, Cost(), "end")
+    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], lambda _identifier, text: text == "the end")
+    rater.open(0, PROBLEM)
+    (ratings,) = rater.rate([(0, Rate(trace_of(), (end,)))])
+    assert ratings.rewards == (1.0,)
+    assert ratings.cost == Cost()
+
+
+def test_the_oracle_runs_with_any_rewards() -> None:
+    """The advantage of every step is recorded, and the better step kept."""
+    draft = Engine("draft", HashBackend(), Sampler())
+    target = Engine("target", HashBackend("t"), Sampler())
+    scheduler = Scheduler(
+        {"draft": draft, "target": target},
+        lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0),
+        Limits(max_steps=4, max_tokens=200, max_step_tokens=40),
+        rater=ProcessReward(Opinionated()),
+    )
+    decisions = [event.decision for event in scheduler.run([PROBLEM]) if isinstance(event, Decided)]
+    assert decisions
+    for decision in decisions:
+        assert decision.advantage is not None
+        assert (decision.kept is decision.target) == (decision.advantage > 0)
+
+
+def test_rewards_without_a_rater_are_a_defect() -> None:
+    """Nothing is made up."""
+    engines = {"draft": Engine("draft", HashBackend(), Sampler()), "target": Engine("target", HashBackend("t"), Sampler())}
+    scheduler = Scheduler(engines, lambda trace: POLICIES["rsd"].flow(trace, 0.5, 0), SHORT)
+    with pytest.raises(ValueError, match="nothing gives any"):
+        list(scheduler.run([PROBLEM]))
+
+
+def test_extreme_opinions_are_rewards_too() -> None:
+    """A sign that is ruled out is a reward of 0 or 1, not an overflow."""
+
+    class Sure(HashBackend):
+        def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+            logits, hidden = super()._compute(sequence)
+            logits[ord("+")], logits[ord("-")] = np.float32(-3e4), np.float32(3e4)
+            return logits, hidden
+
+    rater = ProcessReward(Sure())
+    rater.open(0, PROBLEM)
+    assert rate_one(rater, trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
