@@ -116,23 +116,25 @@ def _by_ratio(gold: str, answer: str) -> Judgement | None:
     return Judgement(number == Fraction(first, second), "ratios")
 
 
-def _words(text: str) -> str | None:
-    """A text of words in comparable form; None if it may be mathematics, as short letters without \\text are."""
+def _is_words(text: str) -> bool:
+    """Whether a text is no mathematics. Short letters without \\text may be."""
     unwrapped = plain(text)
     is_text = unwrapped != text and re.search("[A-Za-z]{2}", unwrapped)
-    if not _ONLY_WORDS.fullmatch(unwrapped) or not (is_text or _WORD.search(unwrapped)):
-        return None
-    words = re.sub(r"['\"]|(?<![0-9])[.,]|[.,](?![0-9])", "", unwrapped.casefold())
+    return bool(_ONLY_WORDS.fullmatch(unwrapped) and (is_text or _WORD.search(unwrapped)))
+
+
+def _words(text: str) -> str:
+    """A text without capitals, punctuation and a first article."""
+    words = re.sub(r"['\"]|(?<![0-9])[.,]|[.,](?![0-9])", "", plain(text).casefold())
     words = " ".join(re.sub(r"(?<=[^\W0-9])-(?=[^\W0-9])", " ", words).split())
     words = re.sub(r"(?<=[0-9]) (?=[ap]m\b)", "", words)
     return re.sub(r"^(?:the|an?) (?=.)", "", words)
 
 
 def _by_words(gold: str, answer: str, same: Same, depth: int) -> Judgement | None:
-    wanted, given = _words(gold), _words(answer)
-    if wanted is None and (given is None or re.search("[0-9]", given)):
-        return None
-    return Judgement(wanted == given, "words")
+    if _is_words(gold):
+        return Judgement(_words(gold) == _words(answer), "words")
+    return Judgement(False, "words") if _is_words(answer) and not re.search("[0-9]", answer) else None
 
 
 # --- names: x = 5, f(x) = 2x, (a, b) = (1, 2), x \in [0, 1]

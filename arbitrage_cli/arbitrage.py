@@ -26,12 +26,14 @@ from arbitrage_cli.types import Decision, Evidence, ModelRole, Step, Trace
 class Ask:
     """A wish of a flow: `model` shall write the next step of `trace`.
 
-    `proposal` is a step that it may write as well: that changes the time, never the text.
+    `proposal` is a step that it may write as well: that changes the time, never the text. Where tokens are drawn at random,
+    `sample` tells several steps from the same text apart.
     """
 
     model: ModelRole
     trace: Trace
     proposal: Step | None = None
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no termin
 
 from collections.abc import Callable
 from itertools import takewhile
+from statistics import fmean
 
 from arbitrage_cli.arbitrage import Ask, Flow, Rate, Score
 from arbitrage_cli.features import features, hidden_features
@@ -36,29 +37,40 @@ def as_routed(probability: Score, tau: float) -> Keep:
     return keep
 
 
-def collect(trace: Trace, keep: Keep, observe: Callable[[State], None]) -> Flow:
+def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_samples: int = 1) -> Flow:
     """Solve a problem with both models, and tell of each of its states. The draft must keep evidence.
 
-    Where both write the same step there is nothing to compare: it is rated once.
+    The target writes `target_samples` steps at each, and the advantage is over the mean of their rewards; the solution goes
+    on with the first of them, if with the target's. Where several steps are the same there is nothing to compare: they are
+    rated once.
     """
     while not trace.finished:
         draft: Step = yield Ask("draft", trace)
-        target: Step = yield Ask("target", trace, proposal=draft)
-        steps = (draft,) if draft.text == target.text else (draft, target)
-        rewards: tuple[float, ...] = yield Rate(trace, steps)
-        advantage = rewards[-1] - rewards[0]
+        targets: list[Step] = []
+        for sample in reversed(range(target_samples)):  # the first is written last: the engine then still has its tokens
+            targets.insert(0, (yield Ask("target", trace, proposal=draft, sample=sample)))
+        distinct = {step.text: step for step in (draft, *targets)}
+        rewards: tuple[float, ...] = yield Rate(trace, tuple(distinct.values()))
+        rated = dict(zip(distinct, rewards, strict=True))
+        target_rewards = tuple(rated[step.text] for step in targets)
+        advantage = fmean(target_rewards) - rated[draft.text]
         kept = keep(trace, draft, advantage)
-        observe(_state(trace, draft, target, rewards, kept))
-        trace.add(Decision(target if kept == "target" else draft, draft, target, advantage=advantage))
+        observe(_state(trace, draft, targets, rated[draft.text], target_rewards, kept))
+        trace.add(Decision(targets[0] if kept == "target" else draft, draft, targets[0], advantage=advantage))
 
 
-def _state(trace: Trace, draft: Step, target: Step, rewards: tuple[float, ...], kept: ModelRole) -> State:
+def _state(
+    trace: Trace, draft: Step, targets: list[Step], draft_reward: float, target_rewards: tuple[float, ...], kept: ModelRole
+) -> State:
+    target = targets[0]
     return State(
         position=len(trace.decisions),
         features=features(trace, draft),
         hidden=half(hidden_features(draft)) if _has_hidden(draft.evidence) else None,
-        draft_reward=rewards[0],
-        target_rewards=(rewards[-1],),
+        draft_text=draft.text,
+        target_texts=tuple(step.text for step in targets),
+        draft_reward=draft_reward,
+        target_rewards=target_rewards,
         kept=kept,
         draft_tokens=draft.num_tokens,
         target_tokens=target.num_tokens,

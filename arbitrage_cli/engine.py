@@ -50,9 +50,11 @@ class _Job:
     max_tokens: int
     recorder: Recorder | None
     proposed: list[int]
+    sampler: Sampler
     text: StepText = field(default_factory=StepText)
     tokens: list[int] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
+    cost: Cost = field(default_factory=Cost)  # but for that of decoding
+    decode_seconds: float = 0.0
     stop: StepStop | None = None
 
 
@@ -138,10 +140,11 @@ class Engine:
         self._backend.drop(self._first + slot, 0)
         self._sequences[slot].held.clear()
 
-    def start(self, slot: int, trace: Trace, proposal: Step | None = None) -> int:
+    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
         """Begin the next step of `trace`; `tick` writes it. Returns how many tokens have to be read first.
 
         `proposal` is a step that it may be about to write: where it does, it is sooner done, where not, nothing changes.
+        `sample` numbers steps that are drawn from the same text.
         ContextFullError if what is to be read does not fit.
         """
         sequence = self._sequences[slot]
@@ -159,7 +162,7 @@ class Engine:
         recorder = Recorder(self.card.vocabulary_size) if self._keep_evidence else None
         most = min(budget, self._context_size - len(wanted)) - 1  # the token after them ends the step anyway
         proposed = self._proposed(proposal.text, most) if proposal and self._use_proposals else []
-        self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed)
+        self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed, self._sampler.sample(sample))
         return len(wanted) - common
 
     def tick(self) -> list[Progress]:
@@ -240,38 +243,42 @@ class Engine:
     def _decode(self, slots: list[int]) -> list[Progress]:
         """Decode one token of each slot, with some of those proposed to come after it, in one batch, and draw the next."""
         began = self._clock()
-        held = [len(self._sequences[slot].held) for slot in slots]
-        tokens = self._to_decode(slots)
-        output = self._backend.decode(
-            [self._first + slot for slot, some in zip(slots, tokens, strict=True) for _ in some],
-            [start + index for start, some in zip(held, tokens, strict=True) for index in range(len(some))],
-            [token for some in tokens for token in some],
-        )
-        texts, num_rows = [], 0
-        for slot, some in zip(slots, tokens, strict=True):
-            texts.append(self._draw_while_proposed(slot, some, output, num_rows))
-            num_rows += len(some)
-        for slot, start, some, drawn in zip(slots, held, tokens, texts, strict=True):
-            if len(drawn) < len(some):
-                self._backend.drop(self._first + slot, start + len(drawn))
+        batch = self._to_decode(slots)
+        sequences: list[int] = []
+        positions: list[int] = []
+        for slot, tokens in batch:
+            held = len(self._sequences[slot].held)
+            sequences += [self._first + slot] * len(tokens)
+            positions += range(held, held + len(tokens))
+        output = self._backend.decode(sequences, positions, [token for _, tokens in batch for token in tokens])
+        drawn: list[list[str]] = []
+        row = 0
+        for slot, tokens in batch:
+            drawn.append(self._draw_while_proposed(slot, tokens, output, row))
+            row += len(tokens)
+        for (slot, tokens), texts in zip(batch, drawn, strict=True):
+            if len(texts) < len(tokens):
+                self._backend.drop(self._first + slot, len(self._sequences[slot].held))
         seconds = self._clock() - began
-        self._planner.decoded(seconds, num_rows, num_drawn=sum(map(len, texts)), num_problems=len(slots))
-        for slot, some, drawn in zip(slots, tokens, texts, strict=True):
-            share = seconds * len(some) / num_rows
-            if len(some) == 1:
-                self._jobs[slot].cost += Cost(decode_tokens=1, decode_seconds=share)
+        self._planner.decoded(seconds, row, num_drawn=sum(map(len, drawn)), num_problems=len(slots))
+        for (slot, tokens), texts in zip(batch, drawn, strict=True):
+            job, share = self._jobs[slot], seconds * len(tokens) / row
+            if len(tokens) == 1:
+                job.decode_seconds += share
             else:
-                self._jobs[slot].cost += Cost(verify_tokens=len(some), verify_seconds=share, verify_kept=len(drawn))
-        return [progress for slot, drawn in zip(slots, texts, strict=True) for progress in self._tell(slot, drawn)]
+                job.cost += Cost(verify_tokens=len(tokens), verify_seconds=share, verify_kept=len(texts))
+        return [progress for slot, texts in zip(slots, drawn, strict=True) for progress in self._tell(slot, texts)]
 
-    def _to_decode(self, slots: list[int]) -> list[list[int]]:
-        """For each slot its unread token, and those of its proposal that are worth verifying."""
-        jobs = [self._jobs[slot] for slot in slots]
-        waiting = [(max(0, len(job.proposed) - len(job.tokens)), len(job.tokens)) for job in jobs]
-        if not any(left for left, _ in waiting):
-            return [job.unread for job in jobs]
-        counts = self._planner.plan(waiting)
-        return [job.unread + job.proposed[len(job.tokens) :][:count] for job, count in zip(jobs, counts, strict=True)]
+    def _to_decode(self, slots: list[int]) -> list[tuple[int, list[int]]]:
+        """Each slot with its unread token, and after it those of its proposal that are worth verifying."""
+        jobs = [(slot, self._jobs[slot]) for slot in slots]
+        if not any(len(job.proposed) > len(job.tokens) for _, job in jobs):
+            return [(slot, job.unread) for slot, job in jobs]
+        counts = self._planner.plan([(max(0, len(job.proposed) - len(job.tokens)), len(job.tokens)) for _, job in jobs])
+        return [
+            (slot, job.unread + job.proposed[len(job.tokens) :][:count])
+            for (slot, job), count in zip(jobs, counts, strict=True)
+        ]
 
     def _draw_while_proposed(self, slot: int, tokens: list[int], output: Output, row: int) -> list[str]:
         """Draw after each of `tokens`, from row `row` of the output on, while the next of them is the one drawn; the texts."""
@@ -287,7 +294,7 @@ class Engine:
 
     def _draw(self, job: _Job, sequence: _Sequence, logits: Floats, hidden: Floats | None) -> str:
         """Draw the next token from `logits` (n_vocab,), and note why the step ends with it if it does; returns its text."""
-        token = self._sampler.choose(logits, sequence.problem.question, len(sequence.held))
+        token = job.sampler.choose(logits, sequence.problem.question, len(sequence.held))
         index = len(job.tokens)
         if index < len(job.proposed):
             matched = token == job.proposed[index]
@@ -314,7 +321,8 @@ class Engine:
 
     def _tell(self, slot: int, texts: list[str]) -> list[Progress]:
         """What was drawn for a slot, token by token, and its step with the last if that ended it."""
-        return [*(Progress(slot, text) for text in texts[:-1]), Progress(slot, texts[-1], step=self._finish_step(slot))]
+        told = [Progress(slot, text) for text in texts[:-1]]
+        return [*told, Progress(slot, texts[-1], step=self._finish_step(slot))]
 
     def _finish_step(self, slot: int) -> Step | None:
         """The step of a slot if its last token ended it; its job is then over."""
@@ -323,7 +331,8 @@ class Engine:
             return None
         began = self._clock()
         evidence = job.recorder.finish() if job.recorder else None
-        cost = job.cost + Cost(decode_seconds=self._clock() - began)
+        num_decoded = len(job.tokens) - job.cost.verify_kept
+        cost = job.cost + Cost(decode_tokens=num_decoded, decode_seconds=job.decode_seconds + self._clock() - began)
         step = Step(self._role, job.text.finish(), len(job.tokens), cost, job.stop, evidence)
         sequence.written = (step, job.tokens)
         self._spent += cost

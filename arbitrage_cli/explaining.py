@@ -82,7 +82,10 @@ def explain_states(head: Head, names: Sequence[str], states: Sequence[State], ta
     """Recorded states, whose features have these names. ValueError if the head reads what they do not have."""
     if not states:
         return []
-    columns = [names.index(name) for name in head.card.features]
+    missing = [name for name in head.card.features if name not in names]
+    if missing:
+        raise ValueError(f"the head reads {missing[0]}, and these states do not have it")
+    columns = [list(names).index(name) for name in head.card.features]
     rows = np.stack([state.features for state in states])[:, columns]
     hidden = _hidden(states) if head.card.hidden_size else None
     inputs: Floats = rows if hidden is None else np.concatenate((rows, hidden), axis=1, dtype=np.float32)
@@ -90,7 +93,7 @@ def explain_states(head: Head, names: Sequence[str], states: Sequence[State], ta
         raise ValueError("the hidden states are of another size than the head's")
     probabilities = head.probabilities(rows, hidden).tolist()
     return [
-        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), advantage=state.advantage)
+        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft_text, state.advantage)
         for state, probability, row in zip(states, probabilities, inputs, strict=True)
     ]
 

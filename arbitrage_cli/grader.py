@@ -31,6 +31,9 @@ RULES_VERSION = 1
 _CHILD = Path(__file__).with_name("grader_child.py")
 _MAX_SHOWN = 60  # characters of an answer in an explanation
 _MAX_REPLY = 1000  # bytes of one line of the child
+_LATE = "math-verify gave no verdict in time"
+_UNREADABLE = "math-verify's verdict cannot be read"
+_WALL = 3  # seconds by the wall clock for one of the processor
 _GRACE_SECONDS = 1.0  # for a verdict to arrive
 _END_SECONDS = 5.0  # a killed process takes to be gone
 _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # of the environment: no keys
@@ -56,15 +59,16 @@ class _NoVerdictError(Exception):
 class Grader:
     """Judges answers. A context manager: at its end no child is left.
 
-    `seconds` is the processor time of one answer (the wall clock is twice that), `start_seconds` the wall clock of starting the
-    child, `memory` the address space in bytes that an answer may add to the child's (Linux only).
+    `seconds` is the processor time of one comparison by math-verify; all of one answer have three times as long by the wall
+    clock. `start_seconds` is for starting the child, which is not counted; `memory` is the address space in bytes that a
+    comparison may add to the child's (Linux only).
     """
 
-    def __init__(self, *, seconds: float = 3.0, start_seconds: float = 20.0, memory: int = 300 << 20) -> None:
+    def __init__(self, *, seconds: float = 2.5, start_seconds: float = 20.0, memory: int = 300 << 20) -> None:
         self._seconds = seconds
         self._start_seconds = start_seconds
         self._memory = memory
-        self._left = seconds  # for the answer that is being graded
+        self._left = 0.0  # seconds by the wall clock, for the answer that is being graded
         self._child: _Child | None = None
 
     def __enter__(self) -> Self:
@@ -97,7 +101,7 @@ class Grader:
             return Score("unscored", extracted.answer, "the data have no gold answer")
         if extracted.answer is None:
             return Score("incorrect", None, f"no answer found: {extracted.how}")
-        self._left = self._seconds
+        self._left = _WALL * self._seconds
         try:
             judgement = compare(gold.answer, extracted.answer, self._same, gold.unit)
         except _NoVerdictError as error:
@@ -109,19 +113,18 @@ class Grader:
 
     def _same(self, gold: str, answer: str) -> bool:
         """math-verify's verdict, in what is left of the answer's time; starting the child is not counted."""
-        late = f"math-verify gave no verdict within {self._seconds:g} s"
         if self._left <= 0:
-            raise _NoVerdictError(late)
+            raise _NoVerdictError(_LATE)
         try:
             child = self._ready_child()
             began = time.monotonic()
-            word = child.ask(gold, answer, self._left, late)
+            word = child.ask(gold, answer, self._seconds, self._left)
             self._left -= time.monotonic() - began
         except BaseException:
             self.close()  # whatever it may still say belongs to no question
             raise
         if word not in ("equal", "different"):
-            raise _NoVerdictError(_WHY_NO_VERDICT.get(word, late))
+            raise _NoVerdictError(_WHY_NO_VERDICT.get(word, _UNREADABLE))
         return word == "equal"
 
     def _ready_child(self) -> "_Child":
@@ -137,6 +140,7 @@ _WHY_NO_VERDICT: Mapping[str, str] = MappingProxyType(
         "gold unread": "math-verify cannot read the gold answer",
         "no memory": "math-verify needs too much memory",
         "failed": "math-verify failed",
+        "late": _LATE,
     }
 )
 
@@ -183,19 +187,20 @@ class _Child:
         if self._read_line(time.monotonic() + seconds, f"math-verify did not start within {seconds:g} s") != "ready":
             raise _NoVerdictError("math-verify did not start as it should")
 
-    def ask(self, gold: str, answer: str, seconds: float, late: str) -> str:
-        """Its word on two expressions. `late` is what to say if there is none in time."""
+    def ask(self, gold: str, answer: str, seconds: float, wall_seconds: float) -> str:
+        """Its word on two expressions, within these bounds on the processor's time and on the wall clock."""
         self._number += 1
-        deadline = time.monotonic() + 2 * seconds + _GRACE_SECONDS
-        self._write(json.dumps([self._number, gold, answer, seconds]).encode() + b"\n", deadline, late)
-        match self._read_line(deadline, late):
+        deadline = time.monotonic() + wall_seconds + _GRACE_SECONDS
+        request = [self._number, gold, answer, seconds, wall_seconds]
+        self._write(json.dumps(request).encode() + b"\n", deadline)
+        match self._read_line(deadline, _LATE):
             case [int(number), str(word)] if number == self._number:
                 return word
-        raise _NoVerdictError("math-verify's verdict cannot be read")
+        raise _NoVerdictError(_UNREADABLE)
 
-    def _write(self, data: bytes, deadline: float, late: str) -> None:
+    def _write(self, data: bytes, deadline: float) -> None:
         while data:
-            self._wait(self._requests, select.POLLOUT, deadline, late)
+            self._wait(self._requests, select.POLLOUT, deadline, _LATE)
             try:
                 data = data[os.write(self._requests, data) :]
             except BrokenPipeError as error:
@@ -214,7 +219,7 @@ class _Child:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _NoVerdictError("math-verify's verdict cannot be read") from error
+            raise _NoVerdictError(_UNREADABLE) from error
 
     @staticmethod
     def _wait(descriptor: int, event: int, deadline: float, late: str) -> None:

@@ -5,11 +5,13 @@ a fork of this process with little time and memory, which may not evaluate text 
 writing or use the network; so a pair that computes for ever costs one fork, and no verdict depends on the ones before it. Who
 reads the verdicts must expect that this process dies at any moment. Knows no problem, no model and no file.
 
-A request is the JSON list [number, gold, answer, seconds], a verdict [number, word], with a word of `WORDS`; the first line says
-"ready". `seconds` bounds the processor's time, and twice as many the wall clock's. Usage: python grader_child.py BYTES
+A request is the JSON list [number, gold, answer, seconds, seconds], where the first seconds bound the processor's time and the
+others the wall clock; a verdict is [number, word], with a word of `WORDS`. The first line says "ready".
+Usage: python grader_child.py BYTES
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -17,7 +19,8 @@ import re
 import resource
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 WORDS = ("equal", "different", "gold unread", "no memory", "failed", "late")
 _FIRST_STATUS = 100  # the exit status that means the first of them
@@ -41,10 +44,10 @@ def main() -> None:
     judge = Judge()
     _write(verdicts, "ready")
     for line in sys.stdin.buffer:
-        number, gold, answer, seconds = json.loads(line)
+        number, gold, answer, seconds, wall_seconds = json.loads(line)
         child = os.fork()
         if child == 0:
-            _judge_alone(judge, gold, answer, seconds, memory)
+            _bounded(seconds, wall_seconds, memory, functools.partial(judge.verdict, gold, answer))
         _write(verdicts, [number, _word(os.waitpid(child, 0)[1])])
 
 
@@ -59,15 +62,15 @@ def _address_space() -> int:
     return 0
 
 
-def _judge_alone(judge: "Judge", gold: str, answer: str, seconds: float, memory: int) -> None:
+def _bounded(seconds: float, wall_seconds: float, memory: int, verdict: Callable[[], str]) -> NoReturn:
     """In a fork: ends it with the status that means the verdict. The timers end it whatever it is doing."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+        signal.setitimer(signal.ITIMER_REAL, wall_seconds)
         with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         sys.addaudithook(_refuse)
-        os._exit(_FIRST_STATUS + WORDS.index(judge.verdict(gold, answer)))
+        os._exit(_FIRST_STATUS + WORDS.index(verdict()))
     finally:
         os._exit(1)
 

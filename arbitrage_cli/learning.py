@@ -66,11 +66,6 @@ RECIPES: tuple[Recipe, ...] = (
 )
 
 
-def check_libraries() -> None:
-    """UsageError if scikit-learn is not there: better said before any data is read."""
-    _sklearn("linear_model")
-
-
 def balanced(labels: Labels, importance: Numbers | None = None) -> Numbers:
     """Weights with which both classes count the same in sum, 1 on average; within a class as important as given."""
     weights = np.ones(len(labels)) if importance is None else importance.astype(np.float64)

@@ -30,8 +30,8 @@ MIN_CTX = 64
 class Pair:
     """Two models that go together, and what belongs to them.
 
-    `prm` is a process reward model, `head` a trained router's file, `system` the system prompt that suits both; `ctx` is in
-    tokens. None where there is none, or the default does.
+    `prm` is a process reward model, `prm_style` how that is asked (`rewards.ProcessReward`), `head` a trained router's file,
+    `system` the system prompt that suits both; `ctx` is in tokens. None where there is none, or the default does.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Pair:
     notes: str = ""
     ctx: int | None = None
     prm: str | None = None
+    prm_style: str | None = None
     head: str | None = None
     system: str | None = None
 

@@ -58,9 +58,9 @@ _SIZES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             **dict.fromkeys(["mi", "mile"], "1609.344"),
         },
         "time": {
-            **dict.fromkeys(["sec", "second"], "1"),
+            **dict.fromkeys(["s", "sec", "second"], "1"),
             **dict.fromkeys(["min", "minute"], "60"),
-            **dict.fromkeys(["hr", "hour"], "3600"),
+            **dict.fromkeys(["h", "hr", "hour"], "3600"),
             "day": "86400",
             "week": "604800",
         },
@@ -92,7 +92,7 @@ _SCALES: Mapping[str, int] = MappingProxyType(
 _NOT_UNITS = frozenset(
     {"squared", "cubed", "factorial", "halves", "thirds", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths"}
     | {"tenths", "hundredths", "thousandths", "not"}
-    | {"and", "or", "if", "to", "for", "when", "where", "plus", "minus", "times", "over", "mod", "is", "are", "pi", "sqrt"}
+    | {"and", "or", "if", "to", "for", "when", "where", "plus", "minus", "over", "mod", "is", "are", "pi", "sqrt"}
     | {"log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "exp", "inf", "infinity", "theta", "alpha", "beta", "gamma"}
 )
 _ORDINALS = frozenset({"st", "nd", "rd", "th"})
@@ -102,7 +102,7 @@ _DEGREES = re.compile(r"\^\{\\circ\}$")
 _POWER = r"(?:\^\{?(?P<power>[23])\}?)?"
 _WORDS = r"[A-Za-z][A-Za-z .'\-/]*"
 _IN_TEXT = re.compile(rf"\\text\{{\(?(?P<words>{_WORDS})\)?\}}{_POWER}$")
-_IN_BRACKETS = re.compile(rf"(?<=[0-9)}}]) *\((?P<words>[A-Za-z]{_WORDS}){_POWER}\)$")
+_IN_BRACKETS = re.compile(rf"(?<=[0-9)}}])(?P<space> *)\((?P<words>{_WORDS}){_POWER}\)$")
 _BARE = re.compile(rf"(?<=[0-9)}}%])(?P<space> *)(?P<words>{_WORDS}){_POWER}$")
 _SHORTEST_WORD = 4  # letters of a bare word that is no product of variables
 
@@ -152,11 +152,14 @@ def _split_sign(text: str) -> Counted:
 
 def _is_unit(words: str, found: re.Match[str]) -> bool:
     first = re.split(r"[ /\-]", words)[0]
-    if first in _NOT_UNITS:
+    if first in _NOT_UNITS or words.startswith("times "):
         return False
-    if found.re is not _BARE:
+    is_known = bool(known_unit(words).dimension)
+    if found.re is _IN_TEXT:
         return True
-    if known_unit(words).dimension:
+    if found.re is _IN_BRACKETS:
+        return len(words) > 1 or (is_known and bool(found["space"]))
+    if is_known:
         return len(words) > 1
     return first in _SCALES or words in _ORDINALS or bool(found["space"] and len(first) >= _SHORTEST_WORD)
 

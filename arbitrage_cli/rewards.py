@@ -7,7 +7,8 @@ error. Knows no policy and no terminal.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import Literal
 
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Backend, Floats, Output
@@ -15,7 +16,10 @@ from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
 from arbitrage_cli.prompts import ChatPrompt, Control, Segment
 from arbitrage_cli.scheduler import Ratings
+from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
+
+PrmStyle = Literal["turns", "steps"]
 
 JUDGE_SCALE = "0123456789"
 
@@ -78,12 +82,17 @@ class _Reader:
 class ProcessReward:
     """A causal process reward model: after each step it says `+` or `-`; the reward is the share of `+` of the two.
 
-    The conversation is that of RLHFlow/Llama3.1-8B-PRM-Deepseek-Data: the question and the first step are one turn of the
-    user, every further step is another, and the assistant answered each earlier one with `+`.
+    How it is asked is a matter of how it was trained, its `style`. `turns` is that of RLHFlow/Llama3.1-8B-PRM-Deepseek-Data:
+    the question and the first step are one turn of the user, every further step is another, and the assistant answered each
+    earlier one with `+`. `steps` is that of the built-in model: the solution as the assistant writes it, and the verdict where
+    the next step would begin.
     """
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, backend: Backend, style: PrmStyle = "turns", *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._backend = backend
+        self._style = style
         self._reader = _Reader(backend, 0, clock)
         self._prompt = ChatPrompt(
             backend.chat_template, backend.control_tokens.keys(), backend.marker_tokens, "", backend.template_variables
@@ -108,6 +117,11 @@ class ProcessReward:
         return [1.0 / (1.0 + math.exp(min(700.0, float(row[bad] - row[good])))) for row in logits], cost
 
     def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
+        if self._style == "steps":
+            written = (trace.text + step.text).rstrip() + SEPARATOR
+            asked = _ids(self._backend, self._prompt.segments(self._problems[slot].question))
+            parts = (self._backend.tokenize(part, continues=True) for part in self._prompt.fragments(written))
+            return [*asked, *chain.from_iterable(parts)]
         texts = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
         texts[0] = f"{self._problems[slot].question.strip()} {texts[0]}"
         return _ids(self._backend, self._prompt.conversation(texts, "+"))

@@ -6,7 +6,7 @@ not depend on what was written and thrown away before it, on other problems in f
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,10 @@ class Sampler:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def sample(self, number: int) -> "Sampler":
+        """The same with other draws; number 0 is this one."""
+        return replace(self, seed=self.seed + number) if number else self
 
     def choose(self, logits: Logits, question: str, position: int) -> int:
         """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of a question's solution.

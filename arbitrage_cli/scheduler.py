@@ -1,7 +1,9 @@
 """Runs the flows of many problems over two engines, and tells what happens as events.
 
-One tick: hand the flows' asks to the engines, let each engine with work go one batch further, rate what is to be rated,
-resume the flows whose steps or rewards are there. Knows no policy, no token and no terminal. Finished problems come in the order in which they end.
+One tick: hand the flows' asks to the engines, let each engine with work go one batch further, resume the flows whose steps
+are there. When no engine has work left, rate what is to be rated, all at once, and resume the flows that wait for it: a rater
+may take long, and is faster with many. Knows no policy, no token and no terminal. Finished problems come in the order in
+which they end.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -137,7 +139,7 @@ class Scheduler:
                 yield Wrote(flight.trace, role, progress.text)
                 if progress.step is not None:
                     yield from self._resume(flight, progress.step)
-        if self._to_rate:
+        if self._to_rate and not any(engine.busy for engine in self._engines.values()):
             wishes = list(self._to_rate.items())
             self._to_rate.clear()
             yield from self._rate(wishes)
@@ -173,7 +175,7 @@ class Scheduler:
             self._to_rate[flight.slot] = ask
             return
         try:
-            num_unread = self._engines[ask.model].start(flight.slot, flight.trace, ask.proposal)
+            num_unread = self._engines[ask.model].start(flight.slot, flight.trace, ask.proposal, ask.sample)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:

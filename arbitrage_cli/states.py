@@ -23,13 +23,15 @@ class State:
     """The step at `position` of a solution: what the draft knew, how good both steps are, and what they take.
 
     `features` (n_features,) float32 are `features.features` of the drafted step; `hidden` (2 * n_embd,) float16 are its
-    `hidden_features`, None if they were not kept. There is a reward for each step that the target wrote here. The target
-    read `target_prefill_tokens` before it wrote, and `shared_tokens` of its `target_tokens` were the draft's as well.
+    `hidden_features`, None if they were not kept. There is a reward for each step that the target wrote here. Before the
+    first of them it read `target_prefill_tokens`, and `shared_tokens` of that one's `target_tokens` were the draft's as well.
     """
 
     position: int
     features: NDArray[np.float32]
     hidden: NDArray[np.float16] | None
+    draft_text: str
+    target_texts: tuple[str, ...]
     draft_reward: float
     target_rewards: tuple[float, ...]
     kept: ModelRole
@@ -56,6 +58,8 @@ def state_to_json(state: State) -> dict[str, Any]:
         "position": state.position,
         "features": _pack(state.features.astype("<f4")),
         "hidden": None if state.hidden is None else _pack(state.hidden.astype("<f2")),
+        "draft_text": state.draft_text,
+        "target_texts": list(state.target_texts),
         "draft_reward": state.draft_reward,
         "target_rewards": list(state.target_rewards),
         "advantage": state.advantage,
@@ -74,6 +78,8 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
             position=_count(entry["position"]),
             features=_unpack(entry["features"], "<f4").astype(np.float32),
             hidden=None if entry["hidden"] is None else _unpack(entry["hidden"], "<f2").astype(np.float16),
+            draft_text=_text(entry["draft_text"]),
+            target_texts=tuple(_text(text) for text in entry["target_texts"]),
             draft_reward=float(entry["draft_reward"]),
             target_rewards=tuple(float(reward) for reward in entry["target_rewards"]),
             kept="target" if entry["kept"] == "target" else "draft",
@@ -96,13 +102,19 @@ def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _check(state: State) -> None:
-    if not state.target_rewards:
-        raise ValueError("a state has no step of the target")
+    if not state.target_rewards or len(state.target_texts) != len(state.target_rewards):
+        raise ValueError("a state needs a step of the target, and a reward for each")
     rewards = (state.draft_reward, *state.target_rewards)
     if not all(map(math.isfinite, rewards)) or not np.isfinite(state.features).all():
         raise ValueError("a state has a number that is not finite")
     if state.hidden is not None and not np.isfinite(state.hidden).all():
         raise ValueError("a state has a hidden state that is not finite")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a step is a text")
+    return value
 
 
 def _count(value: Any) -> int:

@@ -106,6 +106,12 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
     return _join(solutions, runs)
 
 
+def recorded(folder: Path) -> tuple[dict[str, Any], list[tuple[str, tuple[State, ...]]]]:
+    """A run of `arbitrage collect`: its run.json, and the states of each problem by its id. Errors as for `read_states`."""
+    run, rows = _read(folder)
+    return run, [(row["id"], _states(folder, run, row)) for row in rows]
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     contents = read_run_folder(folder)
     run = contents.run

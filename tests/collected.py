@@ -55,7 +55,20 @@ def make_states(world: World, seed: int, *, hidden: bool = False) -> list[State]
         draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)
         tokens = int(rng.integers(10, 30))
         states.append(
-            State(position, features, inner, draft, (target,), "target" if is_better else "draft", tokens, tokens + 2, 12, 3)
+            State(
+                position=position,
+                features=features,
+                hidden=inner,
+                draft_text=f"draft's step {position}\n\n",
+                target_texts=(f"target's step {position}\n\n",),
+                draft_reward=draft,
+                target_rewards=(target,),
+                kept="target" if is_better else "draft",
+                draft_tokens=tokens,
+                target_tokens=tokens + 2,
+                target_prefill_tokens=12,
+                shared_tokens=3,
+            )
         )
     return states
 

@@ -208,9 +208,9 @@ class Recording:
 class ForgetfulEngine(Engine):
     """Empties its cache before every step."""
 
-    def start(self, slot: int, trace: Trace, proposal: Step | None = None) -> int:
+    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
         self.forget(slot)
-        return super().start(slot, trace, proposal)
+        return super().start(slot, trace, proposal, sample)
 
 
 def unsteady_clock(seed: int) -> Callable[[], float]:

@@ -64,6 +64,7 @@ EQUAL = {
     "letters": [("\\text{(E)}", "E"), ("\\text{(E)}", "\\textbf{(e)}"), ("(B)", "B."), ("E", "(E)")],
     "words": [
         ("Yes", "yes"),
+        ("Red", "RED"),
         ("Mrs. Hilt", "\\text{mrs hilt}"),
         ("The 60th caller.", "60th caller"),
         ("3:30 p.m.", "3:30 PM"),

@@ -90,7 +90,7 @@ def test_unknown_scripted_model() -> None:
     assert_refused(result, USAGE, "scripted:oracle", "scripted:draft and scripted:target")
 
 
-@pytest.mark.parametrize(("given", "missing"), [([], "draft"), (MODELS[:2], "target")])
+@pytest.mark.parametrize(("given", "missing"), [(MODELS[2:], "draft"), (MODELS[:2], "target")])
 def test_model_that_the_policy_needs_and_nobody_gave(given: list[str], missing: str) -> None:
     """Without a model that the policy needs the message names the flag, and the demo."""
     assert_refused(run("solve", QUESTION, *given), USAGE, f"needs a {missing} model", f"--{missing}", "--pair scripted")
@@ -107,7 +107,7 @@ def test_home_folder_of_nobody_as_model() -> None:
 def test_unknown_policy() -> None:
     """An unknown policy is refused, and the known ones are listed."""
     assert_refused(
-        solve(QUESTION, "--policy", "best"), USAGE, "unknown policy 'best'", "entropy, logprob, random, draft, target"
+        solve(QUESTION, "--policy", "best"), USAGE, "unknown policy 'best'", "arbitrage, entropy, logprob, random"
     )
 
 
@@ -374,7 +374,7 @@ def test_closed_stderr_loses_no_result() -> None:
 
 def test_closed_stderr_keeps_the_exit_code() -> None:
     """A usage error is told by its exit code alone if stderr is closed."""
-    assert run_shell("2>&-", "solve", QUESTION).code == USAGE
+    assert run_shell("2>&-", "solve", QUESTION, "--policy", "best").code == USAGE
 
 
 def test_closed_stdin() -> None:

@@ -168,10 +168,10 @@ def test_context_that_is_full_for_the_other_model_is_a_result_too() -> None:
     """If the target cannot read what the draft wrote any more, the attempt ends there, and its text is graded."""
 
     class Refusing(Engine):
-        def start(self, slot: int, trace: Trace, proposal: Step | None = None) -> int:
+        def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
             if trace.decisions:
                 raise ContextFullError("no room")
-            return super().start(slot, trace, proposal)
+            return super().start(slot, trace, proposal, sample)
 
     engines: dict[ModelRole, Engine] = {"target": Refusing("target", open_scripted("scripted:target", Options()), Sampler())}
     row = only_row(Bench(lambda policy, sample: engines, grade, SHORT, 0), column=TARGET)

@@ -1,5 +1,7 @@
 """States to train a head on: what is observed, and how the solution goes on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -21,9 +23,12 @@ def target_step(text: str, stop: StepStop = "separator") -> Step:
     return Step("target", text, 10, Cost(prefill_tokens=7), stop)
 
 
-def run(keep: Keep, answers: list[Step | tuple[float, ...]]) -> tuple[Trace, list[State], list[Ask | Rate]]:
-    trace, states = Trace(Problem("p", "1 + 2"), Limits()), []
-    flow = collect(trace, keep, states.append)
+def run(
+    keep: Keep, answers: Sequence[Step | tuple[float, ...]], target_samples: int = 1
+) -> tuple[Trace, list[State], list[Ask | Rate]]:
+    trace = Trace(Problem("p", "1 + 2"), Limits())
+    states: list[State] = []
+    flow = collect(trace, keep, states.append, target_samples)
     wishes = [next(flow)]
     for answer in answers:
         try:
@@ -43,7 +48,7 @@ def run(keep: Keep, answers: list[Step | tuple[float, ...]]) -> tuple[Trace, lis
 )
 def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
     """The better step, the drafted one, or what a head would keep; a tie keeps the draft."""
-    answers = [
+    answers: list[Step | tuple[float, ...]] = [
         draft_step("ab"),
         target_step("cd"),
         (0.2, 0.9),
@@ -67,6 +72,7 @@ def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
     assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
     assert state.shared_tokens == 3
     assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))
+    assert (state.draft_text, state.target_texts) == ("12 x", ("12 y 34567",))
 
 
 def test_the_same_step_is_rated_once() -> None:
@@ -74,6 +80,24 @@ def test_the_same_step_is_rated_once() -> None:
     _, (state,), wishes = run(better, [draft_step("12", "end"), target_step("12", "end"), (0.3,)])
     assert [len(wish.steps) for wish in wishes if isinstance(wish, Rate)] == [1]
     assert (state.draft_reward, state.target_rewards, state.kept) == (0.3, (0.3,), "draft")
+
+
+def test_several_samples_of_the_target() -> None:
+    """Each is asked for by its number, each text is rated once, and the advantage is over their mean."""
+    answers: list[Step | tuple[float, ...]] = [
+        draft_step("12", "end"),
+        target_step("34", "end"),
+        target_step("12", "end"),
+        target_step("56", "end"),
+        (0.5, 0.8, 0.8),
+    ]
+    trace, (state,), wishes = run(better, answers, target_samples=3)
+    assert [wish.sample for wish in wishes if isinstance(wish, Ask) and wish.model == "target"] == [2, 1, 0]
+    assert [step.text for wish in wishes if isinstance(wish, Rate) for step in wish.steps] == ["12", "56", "34"]
+    assert state.target_texts == ("56", "12", "34")
+    assert state.target_rewards == (0.8, 0.5, 0.8)
+    assert state.advantage == pytest.approx(0.2)
+    assert trace.text == "56"
 
 
 def test_the_target_is_given_the_draft_as_a_proposal() -> None:

@@ -386,7 +386,7 @@ def assert_equal(step: Step, expected: Step) -> None:
     assert expected.evidence is not None
     assert step.evidence.log_probabilities == expected.evidence.log_probabilities
     assert step.evidence.entropies == expected.evidence.entropies
-    np.testing.assert_array_equal(step.evidence.hidden, expected.evidence.hidden)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(step.evidence.hidden, expected.evidence.hidden)
 
 
 TAILS = st.text("ab eé\n.z\ufffd\u6f22", max_size=8) | st.sampled_from(
@@ -759,3 +759,21 @@ def test_markers_in_a_question_are_broken_up_and_stay_text(tiny: Mapping[str, Pa
         ids = prompt_ids(backend, question)
         assert ids.count(marker) == 1  # the template's own
         assert question.encode() in b"".join(map(backend.piece, ids))
+
+
+def test_samples_of_a_step_differ_and_repeat() -> None:
+    """From one text several steps are drawn, each the same whenever it is asked for; number 0 is the plain one."""
+
+    def write(sample: int) -> str:
+        engine = Engine("target", HashBackend(), Sampler(1.0, 1.0, 5))
+        trace = Trace(PROBLEM, Limits(max_step_tokens=40))
+        engine.open(0, trace.problem)
+        engine.start(0, trace, sample=sample)
+        while True:
+            for progress in engine.tick():
+                if progress.step:
+                    return progress.step.text
+
+    assert write(0) == write(0)
+    assert write(1) == write(1)
+    assert len({write(sample) for sample in range(4)}) > 1

@@ -174,6 +174,16 @@ def test_samples_are_resampled_by_problem() -> None:
     assert draft["speedup_interval"] == pytest.approx(by_label(made_figures(once))["draft"]["speedup_interval"])
 
 
+def test_problems_that_were_not_reached_are_in_the_interval() -> None:
+    """With several samples, too, a problem without a row counts as one that is not correct."""
+    made = make_run(10, columns=[("target", None)], samples=2)
+    planned = {**made.run, "planned": 40}
+    (target,) = figures(planned, made.rows)["policies"]
+    assert (target["n"], target["missing"]) == (80, 60)
+    low, high = target["accuracy_interval"]
+    assert low < target["accuracy"] == target["correct"] / 80 < high < 0.5
+
+
 def test_samples_that_are_all_right_still_have_an_interval() -> None:
     """Where resampling could show no spread the interval is that of one sample a problem, not of length 0."""
     rows = make_run(10, columns=[("target", None)], samples=3).rows

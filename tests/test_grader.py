@@ -149,6 +149,7 @@ def test_version_names_what_verdicts_depend_on() -> None:
 HOSTILE = {
     "tower": FOR_EVER,
     "factorial": "\\boxed{(10^8)!}",
+    "power": "\\boxed{2^{10^{10}}}",
     "sum": "\\boxed{\\sum_{k=1}^{10^{12}} k^{-2}}",
     "megabyte": f"\\boxed{{{'9' * 1_000_000}}}",
     "megabyte without a box": "9" * 1_000_000,
@@ -252,7 +253,7 @@ def test_answer_that_computes_for_ever_costs_no_child(fresh: Grader) -> None:
     fresh.grade(ASKED, ROOT)
     child = fresh.child_id
     score = fresh.grade(FOR_EVER, ROOT)
-    assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict within 1 s")
+    assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict in time")
     assert fresh.grade(ASKED, ROOT).value == "correct"
     assert fresh.child_id == child
 
@@ -297,7 +298,7 @@ def test_child_that_is_stopped(fresh: Grader) -> None:
     began = time.monotonic()
     score = fresh.grade(ASKED, ROOT)
     assert time.monotonic() - began < 10
-    assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict within 1 s")
+    assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict in time")
     assert fresh.grade(ASKED, ROOT).value == "correct"
     assert not is_running(child)
 
@@ -327,9 +328,9 @@ IMPOSTORS = {
     "echo '\"ready\"'; read x; echo '[7, \"equal\"]'; exec cat": "math-verify's verdict cannot be read",
     'echo \'"ready"\'; read x; echo \'{"status":"ok","correct":true}\'; exec cat': "math-verify's verdict cannot be read",
     "echo '\"ready\"'; read x; echo '[true, \"equal\", 1]'; exec cat": "math-verify's verdict cannot be read",
-    "echo '\"ready\"'; read x; echo '[1, \"EQUAL\"]'; exec cat": "math-verify gave no verdict within 0.2 s",
-    "echo '\"ready\"'; read x; exec sleep 60": "math-verify gave no verdict within 0.2 s",
-    "echo '\"ready\"'; exec sleep 60": "math-verify gave no verdict within 0.2 s",
+    "echo '\"ready\"'; read x; echo '[1, \"EQUAL\"]'; exec cat": "math-verify's verdict cannot be read",
+    "echo '\"ready\"'; read x; exec sleep 60": "math-verify gave no verdict in time",
+    "echo '\"ready\"'; exec sleep 60": "math-verify gave no verdict in time",
 }
 
 
@@ -391,7 +392,9 @@ def test_child_gets_no_secrets(fresh: Grader, monkeypatch: pytest.MonkeyPatch) -
 def test_child_speaks_as_it_says(tmp_path: Path) -> None:
     """The protocol itself: "ready", then a line for each line, in order, from any folder, whatever modules lie there."""
     (tmp_path / "json.py").write_text("raise SystemExit(9)")
-    requests = b'[1, "\\\\sqrt{8}", "2\\\\sqrt{2}", 5]\n[2, "\\\\sqrt{8}", "x", 5]\n[3, "\\\\heartsuit (", "x", 5]\n'
+    requests = (
+        b'[1, "\\\\sqrt{8}", "2\\\\sqrt{2}", 5, 9]\n[2, "\\\\sqrt{8}", "x", 5, 9]\n[3, "\\\\heartsuit (", "x", 5, 9]\n'
+    )
     command = [sys.executable, "-P", grader_child.__file__, str(300 << 20)]
     done = subprocess.run(command, input=requests, capture_output=True, check=True, cwd=tmp_path, timeout=100)
     assert done.stdout == b'"ready"\n[1, "equal"]\n[2, "different"]\n[3, "gold unread"]\n'

@@ -208,7 +208,7 @@ def test_proposals_save_decodes(sampler: Sampler, make_draft: type[HashBackend])
 
 def test_the_law_notices_what_is_left_of_a_proposal() -> None:
     """A backend that keeps one token too many after each drop breaks law 5: the tests above would fail on it."""
-    pair = {"same_model": True, "make_draft": Wavering, "make": StaleBackend}
+    pair: dict[str, Any] = {"same_model": True, "make_draft": Wavering, "make": StaleBackend}
     with_them = solve(hash_engines(clock=ticking_clock(), **pair), PROBLEMS, "random", -1.0)
     without = solve(hash_engines(use_proposals=False, **pair), PROBLEMS, "random", -1.0)
     assert texts(with_them) != texts(without)

@@ -10,13 +10,13 @@ from arbitrage_cli.pairs import Pair, find_files, find_pair, hub_name, is_toy, l
 
 
 def test_shipped_pairs() -> None:
-    """The pairs that ship have notes, and models that are names on the Hub or demo models."""
+    """The pairs that ship have notes, and models that are names on the Hub, built in, or demo models."""
     pairs = read_pairs()
-    assert set(pairs) == {"scripted", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
+    assert set(pairs) == {"builtin", "scripted", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
     for pair in pairs.values():
         assert pair.notes
         for source in (pair.draft, pair.target):
-            assert is_toy(source) or hub_name(source)
+            assert is_toy(source) or hub_name(source) or all(path.is_file() for path in find_files(source))
 
 
 def test_own_pairs(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('draft = "a.gguf"\n', "'draft' stands outside"),
         ('[mine]\ndraft = "a.gguf"\n', "lacks its target"),
         ('[mine]\ntarget = "a.gguf"\ndraft = ""\n', "lacks its draft"),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nhead = "c"\n', "unknown key 'head'"),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
         ('[mine]\ndraft = 7\ntarget = "b.gguf"\n', "draft is not a text"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx is not a whole number"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx is not a whole number"),

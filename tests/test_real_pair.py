@@ -2,16 +2,17 @@
 
     ARBITRAGE_TEST_DRAFT=small.gguf ARBITRAGE_TEST_TARGET=large.gguf pytest tests/test_real_pair.py
 
-Laws 2 and 4 on three short problems, greedily. Kernels for one and for many tokens differ in the last bits, so a text may
+Laws 2, 4 and 5 on three short problems, greedily. Kernels for one and for many tokens round differently, so a text may
 part from the other where the two likeliest tokens were all but equal; where they were not, it is a fault.
 """
 
 import math
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
-from hash_language import ForgetfulEngine, Recording, events_of
+from hash_language import ForgetfulEngine, Recording, events_of, ticking_clock
 from test_laws import assert_same
 
 from arbitrage_cli.backends import Options
@@ -27,7 +28,9 @@ PROBLEMS = [
     Problem("apples", "Tom has 3 bags of 4 apples and eats 2 apples. How many are left?"),
     Problem("square", "Solve x^2 = 49 for positive x."),
 ]
-KERNEL_NOISE = 0.05  # nats: quantized weights and a KV cache of 16-bit floats
+KERNEL_NOISE = 0.75
+"""Nats. Measured between llama.cpp's kernels for 1 and for 4 and more tokens, x86, on what the 20 likeliest tokens lie behind
+the first: nothing with weights in Q4_1, up to 0.7 in Q4_K_M, which it repacks."""
 
 pytestmark = pytest.mark.skipif(
     not (DRAFT and TARGET), reason="ARBITRAGE_TEST_DRAFT and ARBITRAGE_TEST_TARGET name no pair of GGUF files"
@@ -47,8 +50,10 @@ def backends() -> Iterator[Backends]:
         backend.close()
 
 
-def solve(backends: Backends, policy: str, tau: float | None = None, *, engine: type[Engine] = Engine) -> list[Event]:
-    engines = {role: engine(role, backend, Sampler(), keep_evidence=True) for role, backend in backends.items()}
+def solve(
+    backends: Backends, policy: str, tau: float | None = None, *, engine: type[Engine] = Engine, **options: Any
+) -> list[Event]:
+    engines = {role: engine(role, backend, Sampler(), keep_evidence=True, **options) for role, backend in backends.items()}
     return events_of(engines, PROBLEMS, policy, tau, limits=LIMITS)
 
 
@@ -72,3 +77,9 @@ def test_negative_tau_is_the_target_alone(backends: Backends) -> None:
 def test_the_cache_is_invisible(backends: Backends) -> None:
     """Law 4, with steps of both models in every solution."""
     assert_near(solve(backends, "random", 0.5), solve(backends, "random", 0.5, engine=ForgetfulEngine))
+
+
+def test_proposals_are_invisible(backends: Backends) -> None:
+    """Law 5, with as many proposed tokens verified as can be."""
+    without = solve(backends, "random", 0.3, use_proposals=False)
+    assert_near(without, solve(backends, "random", 0.3, clock=ticking_clock()))

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -208,6 +209,7 @@ def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
     ]
     assert made.comments == []
     assert not OBEYED.search(made.text)
+    assert not OBEYED.search(json.dumps(made.data, ensure_ascii=False))
 
 
 @pytest.mark.parametrize("text", BREAKOUTS)
@@ -302,6 +304,13 @@ def boxes(mark: Mark) -> tuple[float, float, float, float]:
     return left, mark.label.y - 10, left + width, mark.label.y + 2
 
 
+def apart(box: tuple[float, ...], mark: Mark) -> float:
+    """How far a mark is from a box."""
+    beside = max(0.0, box[0] - mark.x - MARK, mark.x - MARK - box[2])
+    above = max(0.0, box[1] - mark.y - MARK, mark.y - MARK - box[3])
+    return math.hypot(beside, above)
+
+
 def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
@@ -309,7 +318,7 @@ def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
 @pytest.mark.parametrize("width", [960.0, 350.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_labels_overlap_nothing(width: float, seed: int) -> None:
-    """No label lies on another, or on a mark, however close the policies are; both ends have theirs."""
+    """No label lies on another, on a mark, or nearer to the mark of another; both ends have theirs."""
     columns = [*COLUMNS, *(("logprob", 0.1 * step) for step in range(1, 8)), ("rsd", 0.7)]
     made = make_run(15, columns=columns, seed=seed)
     chart = plot(figures(made.run, made.rows), width, 400.0)
@@ -322,6 +331,7 @@ def test_labels_overlap_nothing(width: float, seed: int) -> None:
         for other in chart.marks:
             assert not overlap(boxes(mark), (other.x - MARK, other.y - MARK, other.x + MARK, other.y + MARK))
             assert other is mark or other.label is None or not overlap(boxes(mark), boxes(other))
+            assert apart(boxes(mark), other) >= apart(boxes(mark), mark) - 1.5  # the letters' widths are estimates
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -14,7 +14,7 @@ from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError, Templa
 from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater, Scheduler
-from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "what is a plus b")
 STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
@@ -230,7 +230,12 @@ def test_a_rollout_goes_on_as_the_target_would() -> None:
 def test_a_rollout_answers_for_every_text_on_its_way() -> None:
     """The target, come by the same text again, would go on in the same way: nothing is run for it."""
     seen: list[str] = []
-    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], lambda _identifier, text: not seen.append(text))
+
+    def is_right(identifier: str, text: str) -> bool:
+        seen.append(text)
+        return True
+
+    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], is_right)
     rater.open(0, PROBLEM)
     rate_one(rater, trace_of(), "ab.\n\n")
     whole = seen[0]
@@ -278,7 +283,10 @@ def test_the_oracle_runs_with_any_rewards() -> None:
 
 def test_rewards_without_a_rater_are_a_defect() -> None:
     """Nothing is made up."""
-    engines = {"draft": Engine("draft", HashBackend(), Sampler()), "target": Engine("target", HashBackend("t"), Sampler())}
+    engines: dict[ModelRole, Engine] = {
+        "draft": Engine("draft", HashBackend(), Sampler()),
+        "target": Engine("target", HashBackend("t"), Sampler()),
+    }
     scheduler = Scheduler(engines, lambda trace: POLICIES["rsd"].flow(trace, 0.5, 0), SHORT)
     with pytest.raises(ValueError, match="nothing gives any"):
         list(scheduler.run([PROBLEM]))
@@ -296,3 +304,16 @@ def test_extreme_opinions_are_rewards_too() -> None:
     rater = ProcessReward(Sure())
     rater.open(0, PROBLEM)
     assert rate_one(rater, trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
+
+
+def test_the_steps_may_be_asked_about_as_they_are() -> None:
+    """The built-in style: the solution as the assistant writes it, a blank line behind the step, and the verdict there."""
+    backend = Opinionated()
+    rater = ProcessReward(backend, "steps")
+    rater.open(0, PROBLEM)
+    for last in ("ef.\n\n", "ef.", "ef.\n"):
+        rate_one(rater, trace_of(STEPS[0]), last)
+        controls, held = backend.control_tokens, backend.cells[0]
+        assert held[0] == controls["<|user|>"]
+        text = backend.tokenize("ab cd.\n\nef.\n\n", continues=True)
+        assert held == [controls["<|user|>"], *PROBLEM.question.encode(), controls["<|assistant|>"], *text]

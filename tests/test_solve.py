@@ -329,9 +329,9 @@ def test_flag_beats_environment() -> None:
 
 def test_bad_value_in_the_environment_is_named() -> None:
     """A variable that is no number gives a usage error that names it."""
-    result = solve(QUESTION, env={"ARBITRAGE_TAU": "high", "COLUMNS": "200"})
+    result = solve(QUESTION, env={"ARBITRAGE_MAX_STEPS": "high", "COLUMNS": "200"})
     assert result.code == 2
-    assert "ARBITRAGE_TAU" in result.err
+    assert "ARBITRAGE_MAX_STEPS" in result.err
 
 
 def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:

@@ -13,6 +13,8 @@ STATE = State(
     position=2,
     features=np.array([0.1, -3.5, 1e30], np.float32),
     hidden=np.array([1.5, -2.25], np.float16),
+    draft_text="1 + 1 = 3\n\n",
+    target_texts=("1 + 1 = 2\n\n", "1 + 1 = \ud800"),
     draft_reward=0.25,
     target_rewards=(1.0, 0.5),
     kept="target",

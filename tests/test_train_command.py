@@ -114,7 +114,7 @@ def test_names_are_data(folder: Path, trained: Result) -> None:
 )
 def test_what_cannot_be_used_is_said(folder: Path, arguments: list[str], code: int, reason: str) -> None:
     """One line, exit code 2, and no file."""
-    found = run("train", "-o", "none.safetensors", *arguments, cwd=folder)
+    found = train("-o", "none.safetensors", *arguments, cwd=folder)
     assert found.code == code
     assert reason in flat(found.err)
     assert "Traceback" not in found.err
@@ -130,7 +130,7 @@ def test_place_that_cannot_be_written_to(folder: Path) -> None:
 
 
 def test_without_scikit_learn(folder: Path, tmp_path: Path) -> None:
-    """It says what to install, before it reads anything; nothing else of the program needs it."""
+    """It says what to install; nothing else of the program needs it."""
     (tmp_path / "sklearn").mkdir()
     (tmp_path / "sklearn" / "__init__.py").write_text("raise ImportError('not here')\n")
     found = run("train", "run", "-o", "none.safetensors", cwd=folder, env={"PYTHONPATH": str(tmp_path)})

@@ -477,7 +477,7 @@ def _new_context(path: Path, model: Any, context_size: int, threads: int, option
     parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
     parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
     parameters.embeddings = True
-    parameters.kv_unified = True
+    parameters.kv_unified = False  # a sequence then looks at its own tokens only, and not at all that are held
     parameters.swa_full = True
     parameters.no_perf = True
     with _messages() as messages:

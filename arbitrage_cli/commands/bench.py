@@ -10,7 +10,14 @@ import typer
 from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to, show_figures
-from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named, warning_about
+from arbitrage_cli.commands.sources import (
+    instructions,
+    name_models,
+    needed_models,
+    pair_named,
+    style_of_prm,
+    warning_about,
+)
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Limits
 
@@ -103,6 +110,7 @@ def bench(
     target: shared.Target = None,
     pair: shared.PairName = None,
     prm: shared.RewardModel = None,
+    prm_style: shared.PrmStyle = None,
     head: shared.HeadFile = None,
     reward: Annotated[
         Reward | None,
@@ -178,6 +186,7 @@ def bench(
             system=instructions(system, named),
             head=trained if any(column.policy.needs_head for column in columns) else None,
             reward=reward.value if reward else None,
+            prm_style=style_of_prm(prm_style, prm, named),
             grader=grader_version(),
         )
         run = run_facts(setup, display.loading)

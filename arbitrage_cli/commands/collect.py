@@ -1,6 +1,7 @@
 """`arbitrage collect`: states to train a head on, from a data set and a pair of models."""
 
 import contextlib
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,15 @@ import typer
 from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to
-from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named, warning_about
+from arbitrage_cli.commands.sources import (
+    instructions,
+    name_models,
+    needed_models,
+    pair_named,
+    style_of_prm,
+    warning_about,
+)
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Limits
 
 if TYPE_CHECKING:
@@ -63,6 +72,28 @@ def collect(
             rich_help_panel=_COLLECT,
         ),
     ] = RollIn.better,
+    target_samples: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Steps that the target writes from each state; the advantage is over the mean of their rewards. More than one "
+            "needs a --temperature.",
+            rich_help_panel=_COLLECT,
+        ),
+    ] = 1,
+    rollouts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Continuations of each step for --reward rollout: one is greedy, more are sampled.",
+            rich_help_panel=_COLLECT,
+        ),
+    ] = 1,
+    rollout_temperature: Annotated[
+        float, typer.Option(min=0.01, max=10.0, help="Of more than one rollout.", rich_help_panel=_COLLECT)
+    ] = 0.7,
     concurrency: Annotated[
         int, typer.Option(min=1, max=64, help="Problems that are solved at once.", rich_help_panel=_COLLECT)
     ] = 8,
@@ -76,6 +107,7 @@ def collect(
     target: shared.Target = None,
     pair: shared.PairName = None,
     prm: shared.RewardModel = None,
+    prm_style: shared.PrmStyle = None,
     head: shared.HeadFile = None,
     offline: shared.Offline = False,
     system: shared.Instructions = None,
@@ -114,6 +146,10 @@ def collect(
     from arbitrage_cli.run_folder import RunFolder, latest
     from arbitrage_cli.sampling import Sampler
 
+    if target_samples > 1 and temperature == 0:
+        raise UsageError(
+            "a greedy target writes the same step each time", "give a --temperature, or one of --target-samples"
+        )
     named = pair_named(pair, draft=draft, target=target)
     trained = find_head(head, named) if roll_in is RollIn.head else None
     keep = _keep(roll_in, trained)
@@ -147,19 +183,29 @@ def collect(
             grader=grader_version(),
             head=trained,
             reward=reward or ("prm" if "prm" in sources else None),
+            prm_style=style_of_prm(prm_style, prm, named),
         )
+        sampled = {"rollouts": rollouts, "temperature": rollout_temperature if rollouts > 1 else 0.0}
+        samplers = [Sampler(sampled["temperature"], 1.0, seed + number) for number in range(rollouts)]
+        plain = run_facts(setup, display.loading)
+        how = {
+            "reward": {"kind": setup.reward, **(sampled if setup.reward == "rollout" else {})},
+            "roll_in": roll_in.value,
+            "target_samples": target_samples,
+        }
+        told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in how.items()}
         facts: dict[str, Any] = {
-            **run_facts(setup, display.loading),
+            **plain,
             "kind": "collect",
             "features": list(FEATURES),
-            "reward": {"kind": setup.reward},
-            "roll_in": roll_in.value,
+            **how,
+            "fingerprint": {**plain["fingerprint"], **told},
         }
         run = go_on(folder.run, facts, path) if folder.rows and folder.run else facts
         done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}
         left = [item for item in items if item.problem.id not in done]
         if left:
-            gather(Gathering(setup, items, left, folder, display, keep, concurrency), run)
+            gather(Gathering(setup, items, left, folder, display, keep, concurrency, target_samples, samplers), run)
         rows = latest(folder.rows)
         display.close()
         num_states = sum(len(row["states"]) for row in rows if row["status"] == "done")

@@ -19,6 +19,7 @@ from arbitrage_cli.grader import Grader
 from arbitrage_cli.reporters.progress import Outcome, Progress, State
 from arbitrage_cli.run_folder import SCHEMA, RunFolder
 from arbitrage_cli.runs import attempt_error
+from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.states import State as RecordedState
 from arbitrage_cli.states import state_to_json
@@ -40,6 +41,8 @@ class Gathering:
     display: Progress
     keep: Keep
     concurrency: int
+    target_samples: int
+    rollouts: Sequence[Sampler]
 
 
 def gather(work: Gathering, run: Mapping[str, Any]) -> None:
@@ -48,7 +51,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
     policy = POLICIES["oracle"]
     with contextlib.ExitStack() as stack:
         grader = stack.enter_context(Grader())
-        each = sequences([policy], setup.reward)
+        each = sequences([policy], setup.reward, len(work.rollouts))
         needed: dict[ModelRole, int] = {role: number * work.concurrency for role, number in each.items()}
         backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, needed)
         golds = {item.problem.id: item.gold for item in work.items}
@@ -60,9 +63,11 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
             policy,
             backends,
             reward=setup.reward,
+            prm_style=setup.prm_style,
             instructions=setup.system,
             is_right=is_right,
-            first_sequence=work.concurrency,
+            concurrency=work.concurrency,
+            rollouts=work.rollouts,
         )
         engines = {role: _engine(role, backends[role], setup) for role in policy.models}
         costs = (work.folder.run or {}).get("costs") or _costs(engines, [item.problem for item in work.left], setup)
@@ -70,7 +75,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
         states: dict[str, list[RecordedState]] = {}
 
         def make_flow(trace: Trace) -> Flow:
-            return collect(trace, work.keep, states.setdefault(trace.problem.id, []).append)
+            return collect(trace, work.keep, states.setdefault(trace.problem.id, []).append, work.target_samples)
 
         scheduler = Scheduler(engines, make_flow, setup.limits, concurrency=work.concurrency, rater=rater)
         _follow(scheduler, work, states)

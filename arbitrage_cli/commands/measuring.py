@@ -86,7 +86,9 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
         return grader.grade(text, golds[problem]).value == "correct"
 
     raters = {
-        name: make_rater(policy, backends, reward=setup.reward, instructions=setup.system, is_right=is_right)
+        name: make_rater(
+            policy, backends, reward=setup.reward, instructions=setup.system, is_right=is_right, prm_style=setup.prm_style
+        )
         for name, policy in policies.items()
     }
     return Bench(

@@ -109,6 +109,24 @@ RewardModel = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
+
+
+class PrmStyleName(StrEnum):
+    """How a process reward model is asked."""
+
+    turns = "turns"
+    steps = "steps"
+
+
+PrmStyle = Annotated[
+    PrmStyleName | None,
+    typer.Option(
+        "--prm-style",
+        envvar="ARBITRAGE_PRM_STYLE",
+        help="How it is asked: a turn for each step (as RLHFlow's models), or the steps as they are. Default: the pair's own.",
+        rich_help_panel=_MODELS,
+    ),
+]
 HeadFile = Annotated[
     str | None,
     typer.Option(

@@ -5,7 +5,7 @@ Slow to import, as NumPy is: a command does so only when there is work to do.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from arbitrage_cli.arbitrage import POLICIES, Policy, Router
@@ -93,10 +93,10 @@ def file_sha256(path: str) -> str | None:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sequences(policies: Iterable[Policy], reward: str | None) -> dict[ModelRole, int]:
+def sequences(policies: Iterable[Policy], reward: str | None, rollouts: int = 1) -> dict[ModelRole, int]:
     """How many sequences each model needs for one problem at a time: its own, and those of whoever rates with it."""
     kinds = {policy.reward for policy in policies}
-    extra = int("judge" in kinds) + int("any" in kinds and reward == "rollout")
+    extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)
     return {"draft": 1, "target": 1 + extra, "prm": 1}
 
 
@@ -107,23 +107,29 @@ def make_rater(
     reward: str | None = None,
     instructions: str = "",
     is_right: IsRight | None = None,
-    first_sequence: int = 1,
+    concurrency: int = 1,
+    prm_style: str | None = None,
+    rollouts: Sequence[Sampler] = (Sampler(),),
 ) -> Rater | None:
     """Whoever rates steps for this policy; None if it asks for no rewards. UsageError if that is not to be had.
 
-    `reward` (`prm` or `rollout`) decides where the policy leaves it open. Whoever uses the target to rate uses its
-    sequences from `first_sequence` on.
+    `reward` (`prm` or `rollout`) decides where the policy leaves it open; a rollout goes on once with each of `rollouts`.
+    The first `concurrency` sequences of a model are those that it writes with; whoever rates with it has others.
     """
     kind = policy.reward if policy.reward != "any" else reward or ("prm" if "prm" in backends else None)
     if policy.reward is None:
         return None
     if kind == "judge":
-        return Judge(backends["target"], first_sequence)
+        return Judge(backends["target"], concurrency)
     if kind == "prm" and "prm" in backends:
-        return ProcessReward(backends["prm"])
+        return ProcessReward(backends["prm"], "steps" if prm_style == "steps" else "turns")
     if kind == "rollout" and is_right is not None:
-        engine = Engine("target", backends["target"], Sampler(), instructions=instructions, first_sequence=first_sequence)
-        return Rollout([engine], is_right)
+        firsts = range(concurrency, concurrency * (len(rollouts) + 1), concurrency)
+        engines = [
+            Engine("target", backends["target"], sampler, instructions=instructions, first_sequence=first)
+            for sampler, first in zip(rollouts, firsts, strict=True)
+        ]
+        return Rollout(engines, is_right)
     raise UsageError(
         f"policy {policy.name} needs rewards, and there is nothing that gives them",
         "give a process reward model: --prm MODEL" + ("; or --reward rollout" if is_right else ""),

@@ -53,6 +53,7 @@ class Setup:
     grader: str
     head: Head | None = None
     reward: str | None = None
+    prm_style: str | None = None
 
 
 def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "models": models,
         "router": _router(setup.head),
         "reward": setup.reward,
+        "prm_style": setup.prm_style,
         "grader": setup.grader,
         "prompt": {"system": setup.system},
         "sampling": {**asdict(setup.sampler), "samples": setup.samples},

@@ -12,7 +12,14 @@ from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_display, log_to
 from arbitrage_cli.commands.problems import Problems
-from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named, warning_about
+from arbitrage_cli.commands.sources import (
+    instructions,
+    name_models,
+    needed_models,
+    pair_named,
+    style_of_prm,
+    warning_about,
+)
 from arbitrage_cli.reporters import Display, safe
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
 from arbitrage_cli.summary import Tally
@@ -32,6 +39,7 @@ def solve(
     target: shared.Target = None,
     pair: shared.PairName = None,
     prm: shared.RewardModel = None,
+    prm_style: shared.PrmStyle = None,
     head: shared.HeadFile = None,
     offline: shared.Offline = False,
     policy: shared.PolicyName = None,
@@ -93,7 +101,7 @@ def solve(
         found = fetch(sources, display, offline=offline)
         backends = open_backends(sources, found, load, display, stack, sequences([chosen], None))
         engines = make_engines(backends, sampler, prompt, chosen)
-        rater = make_rater(chosen, backends)
+        rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named))
         router = make_router(chosen, trained, backends, found)
         run = run_info(chosen, threshold, sampler, sources, engines, also, num_problems=1 if problems.is_single else None)
 

@@ -39,6 +39,11 @@ def instructions(given: str | None, pair: Pair | None) -> str:
     return INSTRUCTIONS if pair is None or pair.system is None else pair.system
 
 
+def style_of_prm(given: str | None, prm: str | None, pair: Pair | None) -> str | None:
+    """How the process reward model is asked: as given, else as the pair says of its own; None where nothing is known."""
+    return given or (pair.prm_style if pair and not prm else None)
+
+
 def name_models(
     context: typer.Context, *, draft: str | None, target: str | None, prm: str | None, pair: Pair | None
 ) -> Mapping[ModelRole, str | None]:

@@ -57,7 +57,6 @@ def train(
     learn from, and measured on a third part.
     """
     # Not at the top: NumPy takes longer to import than --help may take.
-    from arbitrage_cli.learning import check_libraries
     from arbitrage_cli.reporters.card import write_card
     from arbitrage_cli.router import save
     from arbitrage_cli.taus import TauTable
@@ -65,7 +64,6 @@ def train(
     from arbitrage_cli.training import train as train_head
 
     _check_place(output)
-    check_libraries()
 
     def tell(text: str) -> None:
         if not quiet:

@@ -254,7 +254,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(slots=True)
 class _Placer:
-    """Finds a place for each label that is on no mark and no other label, and if it can be on no line."""
+    """Finds a place for each label on no mark and no other label, nearer to its own mark than to others, best on no line."""
 
     frame: Box
     marks: list[Box]
@@ -267,6 +267,9 @@ class _Placer:
         for rank, (x, y, anchor) in enumerate(_candidates(mark)):
             box = _box(mark.text, x, y, anchor)
             if not _contains(self.frame, box) or any(_overlap(box, other) for other in (*self.marks, *self.taken)):
+                continue
+            own = _distance(box, _square(mark.x, mark.y, MARK))
+            if any(_distance(box, other) < own for other in self.marks):
                 continue
             cost = 0.01 * rank + sum(_overlap(box, line) for line in self.lines)
             if best is None or cost < best[0]:
@@ -282,7 +285,7 @@ def _labelled(marks: Sequence[Mark], lines: Sequence[str], frame: Box) -> list[M
     left, right, top, bottom = frame
     placer = _Placer(
         (left, top - 6, right + 10, bottom - 2),
-        [_square(mark.x, mark.y, MARK + 1.5) for mark in marks],
+        [_square(mark.x, mark.y, MARK) for mark in marks],
         [box for mark in marks for box in _interval_boxes(mark)] + [box for line in lines for box in _line_boxes(line)],
     )
     named = [_only_tau(mark, marks) for mark in marks]
@@ -346,6 +349,13 @@ def _overlap(first: Box, second: Box) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     return width * height if width > 0 and height > 0 else 0.0
+
+
+def _distance(first: Box, second: Box) -> float:
+    """How far apart two boxes are."""
+    beside = max(0.0, first[0] - second[2], second[0] - first[2])
+    above = max(0.0, first[1] - second[3], second[1] - first[3])
+    return math.hypot(beside, above)
 
 
 def _contains(outer: Box, inner: Box) -> bool:

@@ -10,19 +10,17 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from arbitrage_cli.definitions import DEFINITIONS
-from arbitrage_cli.reporters import charts, rounding, safe
+from arbitrage_cli.reporters import charts, report_tables, rounding, safe
 
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE, NARROW = (960.0, 440.0), (350.0, 360.0)  # of the accuracy/time chart
-PROJECTED_RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 TIME_PARTS: Mapping[str, str] = {
     "draft_decode": "draft decodes",
@@ -42,19 +40,7 @@ FRACTIONS: Mapping[float, str] = {
     0.5: "\N{VULGAR FRACTION ONE HALF}",
 }
 
-OTHER_HEADINGS: Mapping[str, str] = {
-    "accuracy": "accuracy",
-    "accuracy_at": "accuracy at matched time",
-    "curve_time": "time on a curve",
-    "problem_speedups": "speed-ups of single problems",
-    "projected_speedup": "projected speed-up",
-    "time": "where the time goes",
-}
-"""Of definitions that are not told below a column of their own."""
-
 Json = Mapping[str, Any]
-Cell = tuple[str, str]
-"""A figure, and its interval or what else is said beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +51,6 @@ class Source:
     run: Json
     rows: Sequence[Json]
     figures: Json
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table: what stands above it, and the name of the definition that tells what it is."""
-
-    heading: str
-    definition: str
-    cell: Callable[[Json], Cell]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Policies down, figures across. Headings are pairs of text and name of a definition."""
-
-    caption: str
-    headings: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[charts.Series, str, Sequence[Cell]]]
-
-    @property
-    def has_beside(self) -> list[bool]:
-        """Whether anything in a column has something beside it, which then gets a place of its own."""
-        return [any(beside for _, beside in column) for column in zip(*(cells for _, _, cells in self.rows), strict=True)]
 
 
 def render(sources: Sequence[Source]) -> str:
@@ -109,7 +72,7 @@ def render(sources: Sequence[Source]) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
         runs=[_view(source, f"run-{number}") for number, source in enumerate(sources, start=1)],
-        definitions=_definitions(),
+        definitions=report_tables.definitions(),
         data=embedded({"runs": [_traces(source) for source in sources]}),
     )
 
@@ -143,148 +106,6 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _definitions() -> list[tuple[str, str, str]]:
-    """Name, heading and text of each definition that a report uses."""
-    headings = {column.definition: column.heading for columns in (COST, ROUTING, MAIN, CURVES) for column in columns}
-    headings |= OTHER_HEADINGS
-    return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in DEFINITIONS.items()]
-
-
-# --- what stands in the tables
-
-
-def _value(show: Callable[[float | None], str], name: str) -> Callable[[Json], Cell]:
-    return lambda figures: (show(figures[name]), "")
-
-
-def _with_range(
-    show: Callable[[float | None], str], show_range: Callable[[Sequence[float] | None], str], name: str
-) -> Callable[[Json], Cell]:
-    return lambda figures: (show(figures[name]), show_range(figures[f"{name}_interval"]))
-
-
-def _with_parts(show: Callable[[float | None], str], name: str) -> Callable[[Json], Cell]:
-    """A ratio, and the two counts that it is made of."""
-
-    def cell(figures: Json) -> Cell:
-        if figures[name] is None:
-            return rounding.UNKNOWN, ""
-        parts = figures["ratios"][name]
-        return show(figures[name]), f"{rounding.number(parts['numerator'])}/{rounding.number(parts['denominator'])}"
-
-    return cell
-
-
-def _outcomes(figures: Json) -> Cell:
-    """Correct of all, and what else there is beside wrong answers."""
-    others = [f"{figures[name]} {word}" for name, word in OTHER_OUTCOMES.items() if figures[name]]
-    return f"{figures['correct']}/{figures['n']}", ", ".join(others)
-
-
-OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
-
-MAIN: Sequence[Column] = (
-    Column("accuracy", "accuracy", _with_range(rounding.percent, rounding.percent_range, "accuracy")),
-    Column("correct", "accuracy", _outcomes),
-    Column(
-        "vs target, points",
-        "accuracy_difference",
-        _with_range(rounding.points, rounding.points_range, "accuracy_difference"),
-    ),
-    Column("speed-up", "speedup", _with_range(rounding.times, rounding.times_range, "speedup")),
-    Column("mean s", "seconds_mean", _value(rounding.number, "seconds_mean")),
-    Column("median s", "seconds_median", _value(rounding.number, "seconds_median")),
-    Column("p90 s", "seconds_p90", _value(rounding.number, "seconds_p90")),
-)
-ROUTING: Sequence[Column] = (
-    Column("accepted steps", "acceptance_rate", _with_parts(rounding.percent, "acceptance_rate")),
-    Column("accepted tokens", "token_acceptance_rate", _with_parts(rounding.percent, "token_acceptance_rate")),
-    Column("target calls per step", "target_call_rate", _with_parts(lambda rate: f"{rate or 0:.2f}", "target_call_rate")),
-    Column("wasted draft tokens", "wasted_draft_tokens", _value(rounding.number, "wasted_draft_tokens")),
-    Column("target's share of tokens", "target_token_share", _with_parts(rounding.percent, "target_token_share")),
-)
-COST: Sequence[Column] = (
-    Column("draft tokens/s", "draft_tokens_per_second", _value(rounding.number, "draft_tokens_per_second")),
-    Column("target tokens/s", "target_tokens_per_second", _value(rounding.number, "target_tokens_per_second")),
-    Column(
-        "cost, target-token equivalents", "target_token_equivalents", _value(rounding.number, "target_token_equivalents")
-    ),
-    Column(
-        "saving in equivalents",
-        "equivalent_speedup",
-        _with_range(rounding.times, rounding.times_range, "equivalent_speedup"),
-    ),
-)
-CURVES: Sequence[Column] = (
-    Column("mean accuracy over time", "area", _with_range(rounding.percent, rounding.percent_range, "area")),
-    Column("above a random mix, points", "area_gain", _with_range(rounding.points, rounding.points_range, "area_gain")),
-)
-
-
-def _table(caption: str, columns: Sequence[Column], figures: Json, series: Mapping[str, charts.Series]) -> Table:
-    rows = [
-        (series[policy["policy"]], policy["label"], [column.cell(policy) for column in columns])
-        for policy in figures["policies"]
-    ]
-    return Table(caption, [(column.heading, column.definition) for column in columns], rows)
-
-
-def _curves(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
-    """Area and accuracy at matched times of each policy that was run at several taus."""
-    made = [curve for curve in figures["curves"] if curve["area"] is not None]
-    if not made:
-        return None
-    at = [(f"at {entry['time']:.2f} of the target's time", "accuracy_at") for entry in made[0]["accuracy_at"]]
-    rows = []
-    for curve in made:
-        cells = [column.cell(curve) for column in CURVES]
-        cells += [
-            (rounding.percent(entry["accuracy"]), rounding.percent_range(entry["accuracy_interval"]))
-            for entry in curve["accuracy_at"]
-        ]
-        rows.append((series[curve["policy"]], curve["policy"], cells))
-    headings = [(column.heading, column.definition) for column in CURVES]
-    return Table("Over the taus of one policy", [*headings, *at], rows)
-
-
-def _levels(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
-    """Accuracy of each policy at each level, with its counts."""
-    first = figures["policies"][0]["by_level"] if figures["policies"] else None
-    if not first:
-        return None
-    rows = [
-        (series[policy["policy"]], policy["label"], [_level_cell(level) for level in policy["by_level"].values()])
-        for policy in figures["policies"]
-    ]
-    return Table("Accuracy by level", [(f"level {level}", "by_level") for level in first], rows)
-
-
-def _level_cell(level: Json) -> Cell:
-    return rounding.percent(level["accuracy"], 0), f"{level['correct']}/{level['n']}"
-
-
-def _projection(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
-    """Speed-ups under other cost ratios: the one that was asked for, and some round ones."""
-    policies = [policy for policy in figures["policies"] if policy["projection_terms"] and policy["policy"] != "target"]
-    if not policies:
-        return None
-    asked = [figures["projection"]["cost_ratio"]] if figures["projection"] else []
-    ratios = sorted({*PROJECTED_RATIOS, *asked})
-    rows = [
-        (series[policy["policy"]], policy["label"], [_projected(policy, ratio, ratio in asked) for ratio in ratios])
-        for policy in policies
-    ]
-    headings = [(f"{ratio:g}", "projected_speedup") for ratio in ratios]
-    return Table("Projected speed-up, by what a target token costs in draft tokens", headings, rows)
-
-
-def _projected(policy: Json, cost_ratio: float, was_asked: bool) -> Cell:
-    terms = policy["projection_terms"]
-    cost = terms["target"] + terms["fixed"] + terms["draft"] / cost_ratio
-    shown = rounding.times(terms["alone"] / cost if cost > 0 else None)
-    return shown, rounding.times_range(policy["projected_speedup_interval"]) if was_asked else ""
-
-
 # --- one run
 
 
@@ -293,10 +114,10 @@ def _view(source: Source, key: str) -> dict[str, Any]:
     figures = source.figures
     series = charts.all_series(figures["policies"])
     tables = [
-        _table("Accuracy and time", MAIN, figures, series),
-        _table("Who wrote what", ROUTING, figures, series),
-        _table("What it cost", COST, figures, series),
-        _curves(figures, series),
+        report_tables.policy_table("Accuracy and time", report_tables.MAIN, figures, series),
+        report_tables.policy_table("Who wrote what", report_tables.ROUTING, figures, series),
+        report_tables.policy_table("What it cost", report_tables.COST, figures, series),
+        report_tables.curve_table(figures, series),
     ]
     return {
         "key": key,
@@ -310,10 +131,10 @@ def _view(source: Source, key: str) -> dict[str, Any]:
         "plots": [plot for size in (WIDE, NARROW) if (plot := charts.plot(figures, *size))],
         "legend": list(series.values()),
         "tables": [table for table in tables if table and table.rows],
-        "levels": _levels(figures, series),
+        "levels": report_tables.level_table(figures, series),
         "speedups": _speedups(figures, series),
         "time": _time(figures, series),
-        "projection": _projection(figures, series),
+        "projection": report_tables.projection_table(figures, series),
         "cost_ratio": rounding.number(figures["measured_cost_ratio"]),
     }
 

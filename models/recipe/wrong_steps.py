@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -41,21 +41,29 @@ SHARE_WRONG = 0.4  # of the labels, in training
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A question, the steps that were written for it, whether each is right, and who wrote them."""
+    """A question, the steps that were written for it, whether each is right, and who wrote them.
+
+    `agrees` is how many characters of the first wrong step are the right one's.
+    """
 
     question: str
     steps: tuple[str, ...]
     labels: tuple[bool, ...]
     source: str
+    agrees: int
 
     def json(self) -> str:
-        return json.dumps({"question": self.question, "steps": self.steps, "labels": self.labels, "source": self.source})
+        return json.dumps(asdict(self))
 
 
 def labelled(problem: Problem, steps: Sequence[str], source: str) -> Labelled:
     """After the first wrong step all are wrong."""
     same = [step == true for step, true in itertools.zip_longest(steps, problem.steps)][: len(steps)]
-    return Labelled(problem.question, tuple(steps), tuple(itertools.accumulate(same, lambda a, b: a and b)), source)
+    labels = tuple(itertools.accumulate(same, lambda before, now: before and now))
+    num_right = labels.count(True)
+    pairs = zip("".join(steps[num_right : num_right + 1]), "".join(problem.steps[num_right : num_right + 1]), strict=False)
+    agrees = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return Labelled(problem.question, tuple(steps), labels, source, agrees)
 
 
 # --- what the models write

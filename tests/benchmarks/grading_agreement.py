@@ -31,7 +31,8 @@ OTHER_UNITS = {"cents": "dollars", "dollars": "cents", "meters": "kilometers", "
 
 
 def is_letters(text: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z .'()]+", text.replace("\\text", "").replace("{", "").replace("}", "")))
+    words = text.replace("\\text", "").replace("{", "").replace("}", "")
+    return bool(re.fullmatch(r"[A-Za-z0-9 .'()]+", words) and re.match("[(]?[A-Z]|[a-z]{3}", words))
 
 
 def rewritten(gold: str) -> Iterator[str]:
@@ -56,7 +57,7 @@ def rewritten(gold: str) -> Iterator[str]:
         if value.denominator == 1:
             yield f"{value.numerator}.00"
             yield f"{value.numerator:,}"
-    elif not re.search(r"[,=:]|\\text|\\cup|circ|matrix|_|\\pm", gold):
+    elif not re.search(r"[,=:]|\\text|\\cup|circ|matrix|_|\\pm|[0-9](?:st|nd|rd|th)\b", gold):
         yield f"\\frac{{2({gold})}}{{2}}"
         yield f"({gold}) + 1 - 1"
         if "x" not in gold:

@@ -1,0 +1,219 @@
+"""What ships with the program: two language models of grade-school arithmetic, run by llama.cpp, and problems to try them on."""
+
+import importlib.util
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from cli import Result, run
+
+from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.backends import Options
+from arbitrage_cli.backends.llama import LlamaBackend
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.pairs import find_files, models_folder, read_pairs
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.types import Finished, Limits, ModelRole, Problem
+
+MODELS = models_folder()
+ROLES: tuple[ModelRole, ...] = ("draft", "target")
+SLOTS = 4
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (MODELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def solve(*arguments: str, stdin: bytes = b"") -> Result:
+    return run("solve", *arguments, stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def generate() -> Iterator[ModuleType]:
+    """The generator of the problems, which is no part of the package."""
+    path = MODELS / "recipe" / "generate.py"
+    if not path.exists():
+        pytest.skip("the recipe is not here")
+    spec = importlib.util.spec_from_file_location("generate", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["generate"]
+
+
+@pytest.fixture(scope="module")
+def backends() -> Iterator[dict[ModelRole, LlamaBackend]]:
+    """Both models, loaded once."""
+    options = Options(threads=1, num_sequences=SLOTS)
+    opened = {role: LlamaBackend(find_files(f"builtin:{role}")[0], options) for role in ROLES}
+    yield opened
+    for backend in opened.values():
+        backend.close()
+
+
+def texts(
+    backends: dict[ModelRole, LlamaBackend],
+    problems: list[Problem],
+    policy: str,
+    tau: float | None = None,
+    *,
+    concurrency: int = 1,
+    use_proposals: bool = True,
+) -> dict[str, str]:
+    """The text of each problem's solution."""
+    engines = {
+        role: Engine(
+            role, backends[role], Sampler(), instructions="", keep_evidence=role == "draft", use_proposals=use_proposals
+        )
+        for role in ROLES
+    }
+    chosen = POLICIES[policy]
+    scheduler = Scheduler(engines, lambda trace: chosen.flow(trace, tau, 0), Limits(), concurrency=concurrency)
+    return {event.trace.problem.id: event.trace.text for event in scheduler.run(problems) if isinstance(event, Finished)}
+
+
+def some_problems(each: int = 3) -> list[Problem]:
+    """Some of every level."""
+    by_level = itertools.groupby(rows("builtin-dev"), key=lambda row: row["level"])
+    return [Problem(row["id"], row["problem"]) for _, level in by_level for row in itertools.islice(level, each)]
+
+
+def test_it_works_at_once() -> None:
+    """Without a model being named, an arithmetic problem is solved, and what the models are is said once."""
+    result = solve("What is 37 * 12 - 95?")
+    assert (result.code, result.out.strip()) == (0, "349")
+    assert result.err.count("know only grade-school arithmetic") == 1
+    assert "arbitrage models pull" in result.err
+
+
+def test_the_warning_comes_with_any_answer() -> None:
+    """A problem that they know nothing of: no confidence without the warning."""
+    result = solve("Who wrote Faust?", "--max-tokens", "60")
+    assert "know only grade-school arithmetic" in result.err
+
+
+def test_the_record_names_the_models() -> None:
+    """Who reads the JSON only is told too."""
+    (record,) = solve("5 + 6", "--json").records
+    assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
+    assert "built-in draft" in record["models"]["draft"]
+    assert record["settings"]["system"] == ""
+
+
+def test_naming_one_model_is_not_naming_the_built_in_pair() -> None:
+    """A target that was forgotten is not replaced by a toy."""
+    result = solve("5 + 6", "--draft", "builtin:draft", "--policy", "target")
+    assert result.code == 2
+    assert "needs a target model" in result.err
+
+
+def test_ways_to_ask() -> None:
+    """What people type in that spirit is understood."""
+    questions = {
+        "12 + 30": "42",
+        "what's 8 times 7?": "56",
+        "Tom has 5 apples and buys 3 more. How many apples does he have now?": "8",
+        "Ben buys 4 books at $6 each. What is the total cost?": "24",
+        "What is 25% of 80?": "20",
+        "How many minutes are 3 hours?": "180",
+    }
+    records = solve("--policy", "target", stdin="\n".join(questions).encode()).records
+    answers = {record["problem"]: record["answer"] for record in records}
+    right = [question for question, answer in questions.items() if answers[question] == answer]
+    assert len(right) >= len(questions) - 1, answers
+
+
+def test_extreme_taus_are_the_models_alone(backends: dict[ModelRole, LlamaBackend]) -> None:
+    """An infinite tau is the draft alone, a negative one the target alone."""
+    problems = some_problems()
+    assert texts(backends, problems, "entropy", float("inf")) == texts(backends, problems, "draft")
+    alone = texts(backends, problems, "target")
+    assert texts(backends, problems, "entropy", -1.0, use_proposals=False) == alone
+
+
+def test_proposals_change_no_text_but_at_near_ties(backends: dict[ModelRole, LlamaBackend]) -> None:
+    """Kernels for several tokens differ from those for one in the last bits: hardly ever in a token."""
+    problems = some_problems()
+    with_them = texts(backends, problems, "random", 0.5)
+    without = texts(backends, problems, "random", 0.5, use_proposals=False)
+    same = sum(with_them[problem.id] == without[problem.id] for problem in problems)
+    assert same >= len(problems) - 1
+
+
+def test_many_at_once_are_solved_as_one(backends: dict[ModelRole, LlamaBackend]) -> None:
+    """But for near-ties."""
+    problems = some_problems()
+    alone = texts(backends, problems, "target")
+    together = texts(backends, problems, "target", concurrency=SLOTS)
+    assert sum(alone[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
+
+
+def test_all_of_it_is_small() -> None:
+    """Models, heads and data sets are at most 24 MB."""
+    assert sum(path.stat().st_size for path in MODELS.iterdir() if path.is_file()) <= 24e6
+
+
+@pytest.mark.parametrize("name", ["builtin", "builtin-dev"])
+def test_data_sets_are_whole(name: str) -> None:
+    """100 problems a level, whose solutions end with their answers, and whose ids and questions are different."""
+    found = rows(name)
+    assert Counter(row["level"] for row in found) == dict.fromkeys((1, 2, 3, 4, 5), 100)
+    assert len({row["id"] for row in found}) == len({row["problem"] for row in found}) == 500
+    for row in found:
+        assert row["solution"].endswith(f"The answer is \\boxed{{{row['answer']}}}.")
+
+
+def test_the_data_sets_come_from_the_recipe(generate: ModuleType) -> None:
+    """What ships is what the generator makes."""
+    for name, shipped in (("test", "builtin"), ("dev", "builtin-dev")):
+        made = [(problem.question, problem.answer, problem.solution) for problem in generate.held_out(name)]
+        assert made == [(row["problem"], row["answer"], row["solution"]) for row in rows(shipped)]
+
+
+def test_no_held_out_problem_is_trained_on(generate: ModuleType) -> None:
+    """Not even with other names and things in it; nor do the two sets share one."""
+    held_out = {name: {problem.key for problem in generate.held_out(name)} for name in ("test", "dev")}
+    assert not held_out["test"] & held_out["dev"]
+    for seed in (1, 2, 3):
+        trained_on = {problem.key for problem in itertools.islice(generate.training_problems(seed), 4000)}
+        assert not trained_on & (held_out["test"] | held_out["dev"])
+
+
+def test_the_generator_is_right(generate: ModuleType) -> None:
+    """Both sides of every equation in a working are equal."""
+    for problem in itertools.islice(generate.training_problems(7), 500):
+        for line in problem.steps[:-1]:
+            sides = [total(side) for side in line.split(": ")[-1].split(" = ")]
+            assert max(sides) == pytest.approx(min(sides)), line
+
+
+def total(side: str) -> float:
+    """The value of sums and differences of products and quotients of two numbers."""
+    value, sign = 0.0, 1.0
+    for part in side.replace(" + ", " +|").replace(" - ", " -|").split("|"):
+        term = part.removesuffix(" +").removesuffix(" -")
+        left, operator, right = (*term.split(" "), "*", "1")[:3]
+        product = float(left) * float(right) if operator == "*" else float(left) / float(right)
+        value += sign * product
+        sign = -1.0 if part.endswith(" -") else 1.0
+    return value
+
+
+def test_the_card_tells_the_truth() -> None:
+    """Sizes and checksums of models/README.md are those of the files."""
+    import hashlib
+
+    card = (MODELS / "README.md").read_text(encoding="utf-8")
+    for pair in (read_pairs()["builtin"],):
+        for source in filter(None, (pair.draft, pair.target, pair.prm)):
+            (path,) = find_files(source)
+            assert hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name
+            assert f"{path.stat().st_size:,}" in card
