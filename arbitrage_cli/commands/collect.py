@@ -143,7 +143,7 @@ def collect(
     from arbitrage_cli.features import FEATURES
     from arbitrage_cli.grader import grader_version
     from arbitrage_cli.named_datasets import load_dataset
-    from arbitrage_cli.run_folder import RunFolder, latest
+    from arbitrage_cli.run_folder import COLLECT, RunFolder, latest
     from arbitrage_cli.sampling import Sampler
 
     if target_samples > 1 and temperature == 0:
@@ -165,7 +165,7 @@ def collect(
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / f"collect-{folder_name(problems.name, models, named)}"
-        folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
+        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=fresh, repair=repair))
         for note in folder.notes:
             display.note(note)
         setup = Setup(
@@ -196,7 +196,7 @@ def collect(
         told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in how.items()}
         facts: dict[str, Any] = {
             **plain,
-            "kind": "collect",
+            "kind": COLLECT,
             "features": list(FEATURES),
             **how,
             "fingerprint": {**plain["fingerprint"], **told},

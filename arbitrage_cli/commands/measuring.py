@@ -70,6 +70,7 @@ def telling_how_to_go_on(work: Work) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+            work.display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
             if work.num_safe:
                 work.display.note(work.how_to_go_on)
         raise
