@@ -31,7 +31,7 @@ ROW = TauRow(
 )
 
 
-def make_table(costs: Costs | None = CHEAP_DRAFT) -> TauTable:
+def make_table() -> TauTable:
     """Four taus. At 0.3 nothing is lost by verifying much, at 0.6 by decoding much: costs decide which is sooner done."""
     rows = (
         ROW,
@@ -42,13 +42,16 @@ def make_table(costs: Costs | None = CHEAP_DRAFT) -> TauTable:
         ),
     )
     named = {"exact": 0.3, "balanced": 0.3, "fast": 0.3}
-    return TauTable(rows, steps=4.0, prompt_tokens=50.0, alone_tokens=40.0, named=named, costs=costs)
+    return TauTable(rows, steps=4.0, prompt_tokens=50.0, alone_tokens=40.0, named=named, costs=CHEAP_DRAFT)
 
 
-def write_head(path: Path, *, features: tuple[str, ...] = FEATURES, **changes: Any) -> Path:
-    """A head that escalates by the entropy of the first token alone, with that table."""
-    weights = np.array([float(name == "entropy_first") for name in features], np.float32)
-    network = Network(np.zeros(len(features), np.float32), np.ones(len(features), np.float32), weights, -1.0)
-    card = Card("small", features, 0, (PAIR,), {"kind": "prm"}, 0.0, {}, {}, make_table().to_json(), (), "0", "never")
-    save(Head(network, KNOTS, replace(card, **changes)), path)
+def write_head(path: Path, *, hidden_size: int = 0) -> Path:
+    """A head with that table, which reads so many hidden numbers and makes nothing of them: only of the first entropy."""
+    size = len(FEATURES) + hidden_size
+    weights = np.zeros(size, np.float32)
+    weights[FEATURES.index("entropy_first")] = 1.0
+    network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
+    taus = make_table().to_json()
+    card = Card("small", FEATURES, hidden_size, (PAIR,), {"kind": "prm"}, 0.0, {}, {}, taus, (), "0", "never")
+    save(Head(network, KNOTS, card), path)
     return path

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, flat, run, start
+from cli import Result, flat
+from faults import Program
+from made_up_tuning import make_tuned
 from small_heads import write_head
 
 from arbitrage_cli.pairs import find_files
-from arbitrage_cli.tuned import Loading, ModelFile, Speeds, Tuned, keep_tuned, read_tuned, this_machine
+from arbitrage_cli.run_folder import encode
+from arbitrage_cli.tuned import Speeds, Tuned, keep_tuned, read_tuned, this_machine
 
-PATIENCE = 300.0  # seconds: several threads on a busy machine wait for each other
 FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
 SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
 THREADS = {"draft": 1, "target": 2}
@@ -24,12 +24,15 @@ THREADS = {"draft": 1, "target": 2}
 class Home:
     """A user's settings folder, and commands that find it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, program: Program, folder: Path) -> None:
+        self._program = program
         self.folder = folder
         self.file = folder / "arbitrage" / "tuned.json"
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
-        return run(*arguments, cwd=self.folder, env={"XDG_CONFIG_HOME": str(self.folder), **(env or {})})
+        # Threads that wait for each other shall not keep the cores from whoever they wait for: tests share them.
+        own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive"}
+        return self._program.run(self.folder, *arguments, environment={**own, **(env or {})})
 
     def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = THREADS) -> None:
         """Keep made-up measurements of the built-in models, as if they had been made here."""
@@ -38,29 +41,20 @@ class Home:
 
 def made_up(role: str, speeds: Speeds, threads: int) -> Tuned:
     (path,) = find_files(f"builtin:{role}")
-    found = path.stat()
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    file = ModelFile(str(path), found.st_size, found.st_mtime_ns, sha256)
-    return Tuned(this_machine(), file, Loading(), role, threads, speeds, datetime.now(UTC).isoformat())
+    return make_tuned(path, this_machine(), hashlib.sha256(path.read_bytes()).hexdigest(), threads, speeds)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(program: Program, tmp_path: Path) -> Home:
     (tmp_path / "arithmetic.jsonl").write_text(json.dumps({"question": "5 + 6", "answer": "11"}) + "\n")
-    return Home(tmp_path)
+    return Home(program, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
+def tuned(program: Program, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
     """A home in which the built-in models were measured, and what the command said."""
-    home = Home(tmp_path_factory.mktemp("tuned"))
-    env = {"XDG_CONFIG_HOME": str(home.folder)}
-    with start("tune", stdin=subprocess.DEVNULL, env=env, cwd=home.folder) as process:
-        try:
-            written, told = process.communicate(timeout=PATIENCE)
-        finally:
-            process.kill()
-    return home, Result(process.returncode, written, told)
+    home = Home(program, tmp_path_factory.mktemp("tuned"))
+    return home, home.run("tune")
 
 
 def solve(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -114,13 +108,13 @@ def test_doctor_tells_whether_this_machine_is_tuned(tuned: tuple[Home, Result], 
     assert (damaged.code, "tuned.json: cannot be read" in damaged.out) == (0, True)
 
 
-def test_one_model_as_json(home: Home, tiny: Mapping[str, Path]) -> None:
+def test_one_model_as_json(home: Home) -> None:
     """A model that is named alone is measured alone. With a number format that needs flash attention, that is not tried off."""
-    result = home.run("tune", "--target", str(tiny["target"]), "--ctx", "128", "--kv-type", "q8_0", "--json", "-q")
+    result = home.run("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0", "--json", "-q")
     assert (result.code, result.err) == (0, "")
     (record,) = result.records
     (model,) = record["models"]
-    assert (model["role"], model["model"]) == ("target", str(tiny["target"]))
+    assert (model["role"], model["model"]) == ("target", "builtin:target")
     assert {one["flags"] for one in model["tried"]} == {"", "--flash-attention"}
     assert model["seconds_per_token"] == next(
         one["seconds_per_token"] for one in model["tried"] if one["threads"] == model["threads"]
@@ -199,7 +193,8 @@ def test_a_run_of_an_earlier_version_goes_on(home: Home, threads: str, code: int
     for role in ("draft", "target"):
         del made["models"][role]["threads"], made["fingerprint"][f"number of threads of the {role}"]
     made["fingerprint"]["number of threads"] = "2"
-    (home.folder / "run" / "run.json").write_text(json.dumps(made))
+    del made["checksum"]
+    (home.folder / "run" / "run.json").write_bytes(encode(made))
     again = home.run(*BENCH, "--policy", "target,draft,entropy", "--threads", threads)
     assert again.code == code, again.err
     if code:

@@ -5,20 +5,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from made_up_tuning import HERE, make_tuned
 
 from arbitrage_cli.backends import Options, Output
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.tuned import Loading, Machine, ModelFile, Speeds, Tuned, find_tuned, keep_tuned, read_tuned
+from arbitrage_cli.tuned import Loading, Machine, find_tuned, keep_tuned, read_tuned
 from arbitrage_cli.tuning import measure, thread_counts, try_threads
-
-HERE = Machine("a fast one", 8, "0.3.36")
-SPEEDS = Speeds(decode=0.1, read=0.01, verify=0.02)
 
 Seconds = Callable[[int], float]
 """What one token takes with so many threads."""
@@ -115,13 +112,6 @@ def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) ->
 
 
 # --- what is kept
-
-
-def make_tuned(path: Path, **changes: Any) -> Tuned:
-    """A measurement of the file as it is."""
-    found = path.stat()
-    file = ModelFile(str(path.absolute()), found.st_size, found.st_mtime_ns, "a" * 64)
-    return replace(Tuned(HERE, file, Loading(), "tiny", 3, SPEEDS, "2026-11-01T00:00:00+00:00"), **changes)
 
 
 @pytest.fixture
