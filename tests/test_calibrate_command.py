@@ -91,6 +91,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
     assert (run["kind"], run["roll_in"], run["planned"]) == ("collect", "head", 3)
     assert "what a tau does, on calibrate-sums--scripted" in result.out
+    assert "at the costs of this machine" in flat(result.out)
     before = (folder / "results.jsonl").read_bytes()
     assert calibrate(program, here, *arguments).code == 0
     assert (folder / "results.jsonl").read_bytes() == before

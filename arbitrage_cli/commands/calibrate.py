@@ -91,7 +91,8 @@ def calibrate(
     """Make a head's table of taus anew on collected runs, or on a data set, at the costs of this machine.
 
     The head decides as before; what exact, balanced, fast and a budget mean changes. Costs are those that arbitrage tune
-    measured; models that are here and were not measured are measured now. The names are chosen and shown on the same states.
+    measured. Models of runs that are here and were not measured are measured now, as arbitrage tune does. The names are
+    chosen and shown on the same states.
     """
     given = locals()  # the options as they came: those that arbitrage collect has too mean the same to it
     # Not at the top: NumPy and the engines take longer to import than --help may take.
@@ -107,8 +108,8 @@ def calibrate(
     _check_source(context, runs, dataset)
     named = pair_named(pair, draft=draft, target=target)
     known = needed(find_head(head, named))
-    folders, some_failed = runs or [], False
-    if not folders:
+    folders, some_failed, is_from_here = runs or [], False, not runs
+    if is_from_here:
         models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
         folders = [collected or Path("runs") / f"calibrate-{folder_name(str(dataset), models, named)}"]
         some_failed = _collect(given, folders[0])
@@ -116,12 +117,12 @@ def calibrate(
     if len(states.pairs) > 1:
         raise UsageError("these runs are of different pairs", "taus hold for one pair: calibrate on the runs of one")
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
-    costs = _costs_here(folders[0], load, quiet=quiet)
+    costs = _costs_here(folders[0], load, measure=not is_from_here, quiet=quiet)
     made = with_taus(known, states, costs)
     save(made, output)
     table = TauTable.from_json(made.card.taus)
     times = {row.tau: table.time(row) for row in table.rows}
-    whose = "this machine" if costs else "the machine that collected"
+    whose = "this machine" if costs or is_from_here else "the machine that collected"
     if json_line:
         write(sys.stdout, json.dumps(made.card.to_json(), ensure_ascii=True, allow_nan=False) + "\n")
     else:
@@ -151,10 +152,11 @@ def _collect(given: Mapping[str, Any], folder: Path) -> bool:
     return False
 
 
-def _costs_here(folder: Path, load: "Options", *, quiet: bool) -> "Costs | None":
+def _costs_here(folder: Path, load: "Options", *, measure: bool, quiet: bool) -> "Costs | None":
     """What tokens of the run's models cost here: as they were measured, or are now; None if they are not here.
 
-    Nor is it known for a number of threads that was asked for.
+    Nor is it known for a number of threads that was asked for. What was collected here has costs of its own, and is not to
+    be measured now: with other threads than it was begun with, it could not go on.
     """
     from arbitrage_cli.commands.placement import costs_of, kept_here, tuned_file
     from arbitrage_cli.run_folder import read_run_folder
@@ -168,7 +170,7 @@ def _costs_here(folder: Path, load: "Options", *, quiet: bool) -> "Costs | None"
         for role in ROLES:
             known = kept_here(models[role].get("sha256"), load)
             path = models[role].get("file")
-            if known is None and _is_here(path, models[role].get("sha256")):
+            if known is None and measure and _is_here(path, models[role].get("sha256")):
                 known = measure_model(role, path, load, display).tuned
                 keep_tuned(tuned_file(), [known])
             if known is None:
