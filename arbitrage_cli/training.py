@@ -310,7 +310,12 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> H
     spread, known = spread_taus(probability), costs or collected.costs
     plain = make_table(probability, collected.outcomes, spread, {}, known)
     table = make_table(probability, collected.outcomes, spread, name_taus(plain), known)
-    return Head(head.network, head.knots, replace(card, taus=table.to_json()))
+    about = {
+        "runs": list(collected.runs),
+        "rewards": list(collected.rewards),
+        "costs": "the runs" if costs is None else "the machine that calibrated",
+    }
+    return Head(head.network, head.knots, replace(card, taus=table.to_json(), data={**card.data, "taus_of": about}))
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:

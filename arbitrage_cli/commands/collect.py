@@ -136,6 +136,7 @@ def collect(
     from arbitrage_cli.benchmark import Column
     from arbitrage_cli.commands.asked import choose_items, folder_name
     from arbitrage_cli.commands.gathering import Gathering, gather
+    from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import find_head
     from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
@@ -156,6 +157,7 @@ def collect(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     column = Column(POLICIES["oracle"], 0.0)
     sources = needed_models([column.policy], models, reward)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
@@ -176,7 +178,8 @@ def collect(
             samples=1,
             sources=sources,
             found=fetch(sources, display, offline=offline),
-            load=Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value),
+            load=load,
+            threads=place(models, load).threads,
             sampler=Sampler(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),

@@ -53,7 +53,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
         grader = stack.enter_context(Grader())
         each = sequences([policy], setup.reward, len(work.rollouts))
         needed: dict[ModelRole, int] = {role: number * work.concurrency for role, number in each.items()}
-        backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, needed)
+        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, needed)
         golds = {item.problem.id: item.gold for item in work.items}
 
         def is_right(identifier: str, text: str) -> bool:

@@ -54,7 +54,7 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
         stack.enter_context(only_figures_on_stdout())
         grader = stack.enter_context(Grader())
         num_sequences = sequences((attempt.column.policy for attempt in work.left), setup.reward)
-        backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, num_sequences)
+        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, num_sequences)
         bench = _make_bench(work, backends, grader, timeout)
         for attempt in work.left:
             bench.engines_for(attempt.column.policy, attempt.sample)

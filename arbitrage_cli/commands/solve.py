@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated
@@ -26,6 +27,8 @@ from arbitrage_cli.summary import Tally
 from arbitrage_cli.types import Decided, Event, Finished, Limits, Trace
 
 SOME_FAILED = 1
+
+log = logging.getLogger("arbitrage.solve")
 
 
 def solve(
@@ -69,7 +72,16 @@ def solve(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
-    from arbitrage_cli.commands.routing import choose_policy, choose_tau, find_head, make_rater, make_router, sequences
+    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.routing import (
+        choose_policy,
+        choose_tau,
+        find_head,
+        make_rater,
+        make_router,
+        sequences,
+        whose_costs,
+    )
     from arbitrage_cli.commands.session import fetch, make_engines, open_backends, run_info
     from arbitrage_cli.sampling import Sampler
     from arbitrage_cli.scheduler import Scheduler
@@ -77,16 +89,18 @@ def solve(
     named = pair_named(pair, draft=draft, target=target)
     trained = find_head(head, named)
     chosen = choose_policy(policy, trained)
-    threshold = choose_tau(chosen, tau, budget, trained)
-    sources = needed_models([chosen], name_models(context, draft=draft, target=target, prm=prm, pair=named))
+    models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    placement = place(models, load)
+    threshold = choose_tau(chosen, tau, budget, trained, placement.costs)
+    sources = needed_models([chosen], models)
     prompt = instructions(system, named)
-    context_size = named.ctx if named and ctx is None else ctx
-    load = Options(context_size, threads, gpu_layers, flash_attention, kv_type.value)
     sampler = Sampler(temperature, top_p, seed)
     limits = Limits(max_steps, max_tokens, max_step_tokens)
     also = {"top_p": top_p, **asdict(limits), "system": prompt, "kv_type": kv_type.value}
+    costs_of = whose_costs(chosen, tau, budget, placement.costs)
     if chosen.needs_head and trained:
-        also |= {"head": trained.card.name, "head_sha256": trained.sha256}
+        also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of}
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
@@ -95,11 +109,13 @@ def solve(
         first = next(usable, None)  # before the models take their time: there may be none
         if first is None:
             raise typer.Exit(SOME_FAILED)
+        if costs_of:
+            log.info("named taus are those by the costs of %s", costs_of)
         warning = warning_about(sources)
         if warning:
             display.note(warning)
         found = fetch(sources, display, offline=offline)
-        backends = open_backends(sources, found, load, display, stack, sequences([chosen], None))
+        backends = open_backends(sources, found, load, placement.threads, display, stack, sequences([chosen], None))
         engines = make_engines(backends, sampler, prompt, chosen)
         rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named))
         router = make_router(chosen, trained, backends, found)
