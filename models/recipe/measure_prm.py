@@ -18,6 +18,7 @@ from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.rewards import ProcessReward
+from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
 CONTEXT_SIZE = 512
@@ -34,7 +35,7 @@ def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
             rater.open(slot, trace.problem)
         for number in range(max(len(row["steps"]) for row in group)):
             slots = [slot for slot, row in enumerate(group) if number < len(row["steps"])]
-            steps = {slot: Step("draft", group[slot]["steps"][number], 0, Cost(), "separator") for slot in slots}
+            steps = {slot: Step("draft", group[slot]["steps"][number] + SEPARATOR, 0, Cost(), "separator") for slot in slots}
             ratings = rater.rate([(slot, Rate(traces[slot], (steps[slot],))) for slot in slots])
             for slot, rating in zip(slots, ratings, strict=True):
                 found[slot] += rating.rewards
