@@ -32,6 +32,7 @@ class RunInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)  # whatever else the text depends on
     is_toy: bool = False  # the scripted demo models
     num_problems: int | None = None  # None: not known beforehand
+    concurrency: int = 1  # problems that are solved at once
 
 
 def to_json(finished: Finished, run: RunInfo) -> str:

@@ -7,8 +7,9 @@ from typing import TextIO
 from rich.text import Text
 
 from arbitrage_cli.reporters import one_line
-from arbitrage_cli.reporters.live import COLORS, REDRAW_SECONDS, Region
+from arbitrage_cli.reporters.live import COLORS, REDRAW_SECONDS
 from arbitrage_cli.reporters.progress import Outcome, State, duration, short, told
+from arbitrage_cli.reporters.region import Region
 from arbitrage_cli.summary import Standing
 from arbitrage_cli.types import Decided, Event, ModelRole, Started, Writing, Wrote
 
