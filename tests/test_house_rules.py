@@ -29,7 +29,7 @@ RUNGS = (
         *("evidence", "backends.llama", "backends.scripted", "hub", "gguf_facts", "runs", "results", "answers", "router"),
         *("taus", "collecting"),
     ),
-    ("engine", "pairs", "grader", "learning", "curve", "equivalents", "explaining"),
+    ("engine", "pairs", "grader", "learning", "curve", "throughput", "equivalents", "explaining"),
     ("scheduler", "figures", "named_datasets"),
     ("rewards", "benchmark", "training", "comparison"),
     ("commands",),

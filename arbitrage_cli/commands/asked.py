@@ -68,15 +68,19 @@ def _named(items: Sequence[Item], ids: str | None) -> list[Item]:
     return [item for item in items if item.problem.id in wanted]
 
 
-def folder_name(dataset: str, models: Mapping[ModelRole, str | None], pair: Pair | None) -> str:
-    """A name for the run of this data set with these models, fit for any file system: `math500--qwen2.5-math`."""
+def folder_name(dataset: str, models: Mapping[ModelRole, str | None], pair: Pair | None, concurrency: str = "1") -> str:
+    """A name for the run of this data set with these models, fit for any file system: `math500--qwen2.5-math`.
+
+    A throughput run's ends in how many problems at once were asked for: `--throughput-auto`.
+    """
     if pair and (models["draft"], models["target"]) == (pair.draft, pair.target):
         name = pair.name
     else:
         name = "-".join(
             PurePath(source).name.removesuffix(".gguf") for source in (models["draft"], models["target"]) if source
         )
-    return f"{_plain(PurePath(dataset).stem)}--{_plain(name)}"
+    kind = "" if concurrency == "1" else f"--throughput-{_plain(concurrency)}"
+    return f"{_plain(PurePath(dataset).stem)}--{_plain(name)}{kind}"
 
 
 def _parts(text: str) -> list[str]:

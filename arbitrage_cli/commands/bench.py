@@ -134,6 +134,7 @@ def bench(
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
     kv_type: shared.KvCacheType = shared.KvType.f16,
+    concurrency: shared.Concurrency = "1",
     json_line: shared.JsonFigures = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
@@ -144,14 +145,18 @@ def bench(
     Every result is safe as soon as it is there. The same command goes on with a run that was broken off, and shows the
     figures of one that is finished. Problems, samples, policies and taus may be added to a run; anything else that results
     depend on must stay the same.
+
+    With several problems at once (--concurrency) it measures problems a second instead of seconds a problem: a throughput
+    run, which has a folder of its own.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import left, plan
     from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns
+    from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure, telling_how_to_go_on
-    from arbitrage_cli.commands.routing import find_head
-    from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
+    from arbitrage_cli.commands.routing import find_head, sequences
+    from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
     from arbitrage_cli.grader import grader_version
@@ -168,10 +173,19 @@ def bench(
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
-        path = output or Path("runs") / folder_name(problems.name, models, named)
+        path = output or Path("runs") / folder_name(problems.name, models, named, concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
         for note in (*folder.notes, *filter(None, [warning_about(sources)])):
             display.note(note)
+        found = fetch(sources, display, offline=offline)
+        load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+        each = sequences((column.policy for column in columns), reward)
+        at_once = choose_concurrency(
+            concurrency,
+            lambda: memory_needed(found, load, each),
+            most=len(items) if concurrency == AUTO else MOST,
+            earlier=concurrency_of(folder),
+        )
         setup = Setup(
             command=["arbitrage", *(context.obj or ())],
             dataset=problems,
@@ -179,8 +193,8 @@ def bench(
             columns=columns,
             samples=samples,
             sources=sources,
-            found=fetch(sources, display, offline=offline),
-            load=Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value),
+            found=found,
+            load=load,
             sampler=Sampler(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
@@ -188,11 +202,12 @@ def bench(
             reward=reward.value if reward else None,
             prm_style=style_of_prm(prm_style, prm, named),
             grader=grader_version(),
+            concurrency=at_once,
         )
         run = run_facts(setup, display.loading)
         if folder.rows and folder.run:
             run = go_on(folder.run, run, path)
-        attempts = plan(items, columns, samples)
+        attempts = plan(items, columns, samples, at_once)
         work = Work(setup, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, display)
         with telling_how_to_go_on(work):
             if work.left:

@@ -71,7 +71,7 @@ def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, ea
         raise ModelMemoryError(
             f"{asked} problems at once need {need.of(asked) / GIB:.1f} GiB of memory ({need.weights / GIB:.1f} for the models, "
             f"{(need.each or 0) / GIB:.2f} for each problem's KV cache), and {memory / GIB:.1f} are available",
-            f"give --concurrency {need.largest_within(memory)} or less, or auto; or a smaller --ctx or --kv-type",
+            f"up to {need.largest_within(memory)} will do: --concurrency auto; or give a smaller --ctx or --kv-type",
         )
     return asked
 

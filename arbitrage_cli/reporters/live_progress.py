@@ -29,6 +29,7 @@ class LiveProgress:
         self._state: State | None = None
         self._began = self._updated = clock()
         self._attempt = ""
+        self._going_on: set[str] = set()
         self._step = 0
         self._writer: ModelRole | None = None
         self._num_tokens = 0
@@ -50,7 +51,9 @@ class LiveProgress:
         self._draw(self._lines())
 
     def start(self, problem: str, label: str) -> None:
-        self._attempt = one_line(f"{problem}, {label}")
+        self._going_on.add(problem)
+        several = len(self._going_on) > 1
+        self._attempt = one_line(f"{len(self._going_on)} problems at once, {label}" if several else f"{problem}, {label}")
         self._step, self._writer, self._num_tokens = 0, None, 0
         self._draw(self._lines())
 
@@ -68,7 +71,10 @@ class LiveProgress:
         self._draw(self._lines())
 
     def finish(self, outcome: Outcome, state: State) -> None:
-        self._state, self._updated, self._attempt = state, self._clock(), ""
+        self._going_on.discard(outcome.problem)
+        self._state, self._updated = state, self._clock()
+        if not self._going_on:
+            self._attempt = ""
         self._last = told(outcome)
         if outcome.verdict == "error":
             self._above.append(Text(self._last, "bold red"))
@@ -93,7 +99,7 @@ class LiveProgress:
             head.append(f", about {duration(max(0.0, state.seconds_left - (now - self._updated)))} left", "bold")
         width = max((len(standing.label) for standing in state.standings), default=0)
         doing = Text(f"{SPINNER[int(now * 4) % 4]} {self._attempt}") if self._attempt else Text("")
-        if self._attempt and self._writer:
+        if self._attempt and self._writer and len(self._going_on) == 1:
             doing.append(f"  step {self._step} ", "dim")
             doing.append(self._writer, COLORS[self._writer])
             doing.append(f"  {self._num_tokens} tokens", "dim")
@@ -116,7 +122,9 @@ def _standing_line(standing: Standing, width: int) -> Text:
     line = Text(f"  {standing.label:<{width}}  {standing.tried:>{len(str(standing.planned))}}/{standing.planned}")
     if standing.tried:
         line.append(f"  correct {standing.correct}/{standing.tried} ({standing.correct / standing.tried:.0%})", "green")
-    if standing.done:
+    if standing.done and standing.concurrency > 1 and standing.seconds:
+        line.append(f"  {standing.done / standing.seconds:.3g} problems/s")
+    elif standing.done:
         line.append(f"  {short(standing.seconds / standing.done)} each")
     if standing.speedup is not None and standing.label != "target":
         line.append(f"  {standing.speedup:.2f}x the target's speed", "bold")
