@@ -107,6 +107,19 @@ def test_killed_at_random_again_and_again(program: Program, here: Path, golden: 
         forget(here)
 
 
+def test_throughput_run_killed_anywhere(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    """With several at once no row is lost or comes twice either, wherever it is killed, and the end is the same."""
+    number = 0
+    while (
+        program.run(here, *BENCH, "--concurrency", "2", fault={"number": (number := number + 1), "action": "kill"}).code
+        == KILLED
+    ):
+        assert program.run(here, *BENCH, "--concurrency", "2").code == 0
+        assert results(rows_of(here / "run")) == golden
+        forget(here)
+    assert number > NUM_ROWS
+
+
 # --- F4, F5, F6: damage
 
 
