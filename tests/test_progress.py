@@ -171,3 +171,19 @@ def test_notes_and_failures_stay(screen: Screen) -> None:
     progress.finish(Outcome("p1", "target", "error", "hung", 9.0), BEGUN)
     progress.close()
     assert screen.lines == ["a note[2J", "p1, target: error (hung), 9.00 s"]
+
+
+def test_several_at_once_are_counted(screen: Screen) -> None:
+    """Several attempts at once are told as a number, the last of them by its name; policies stand by problems a second."""
+    standing = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=0.5, concurrency=2)
+    begun = State(2, 3, (standing,), seconds_left=90.0)
+    progress = LiveProgress(screen.stream, clock=Clock())
+    progress.begin("bench set", begun)
+    progress.start("p1", "target")
+    progress.start("p2", "target")
+    assert screen.lines[-1][1:] == " 2 problems at once, target"
+    assert screen.lines[1] == "  target  2/3  correct 1/2 (50%)  4 problems/s"
+    progress.finish(Outcome("p1", "target", "correct", "7", None), begun)
+    assert screen.lines[-2][1:] == " p2, target"
+    assert screen.lines[-1] == "  last: p1, target: correct (7)"
+    progress.close()

@@ -28,8 +28,8 @@ class LiveProgress:
         self._title = ""
         self._state: State | None = None
         self._began = self._updated = clock()
-        self._attempt = ""
-        self._going_on: set[str] = set()
+        self._going_on: dict[str, str] = {}  # what each attempt is called, by problem
+        self._label = ""
         self._step = 0
         self._writer: ModelRole | None = None
         self._num_tokens = 0
@@ -51,9 +51,8 @@ class LiveProgress:
         self._draw(self._lines())
 
     def start(self, problem: str, label: str) -> None:
-        self._going_on.add(problem)
-        several = len(self._going_on) > 1
-        self._attempt = one_line(f"{len(self._going_on)} problems at once, {label}" if several else f"{problem}, {label}")
+        self._going_on[problem] = one_line(f"{problem}, {label}")
+        self._label = one_line(label)
         self._step, self._writer, self._num_tokens = 0, None, 0
         self._draw(self._lines())
 
@@ -71,10 +70,8 @@ class LiveProgress:
         self._draw(self._lines())
 
     def finish(self, outcome: Outcome, state: State) -> None:
-        self._going_on.discard(outcome.problem)
+        self._going_on.pop(outcome.problem, None)
         self._state, self._updated = state, self._clock()
-        if not self._going_on:
-            self._attempt = ""
         self._last = told(outcome)
         if outcome.verdict == "error":
             self._above.append(Text(self._last, "bold red"))
@@ -98,8 +95,10 @@ class LiveProgress:
         if state.seconds_left is not None and state.finished < state.planned:
             head.append(f", about {duration(max(0.0, state.seconds_left - (now - self._updated)))} left", "bold")
         width = max((len(standing.label) for standing in state.standings), default=0)
-        doing = Text(f"{SPINNER[int(now * 4) % 4]} {self._attempt}") if self._attempt else Text("")
-        if self._attempt and self._writer and len(self._going_on) == 1:
+        several = len(self._going_on) > 1
+        attempt = f"{len(self._going_on)} problems at once, {self._label}" if several else "".join(self._going_on.values())
+        doing = Text(f"{SPINNER[int(now * 4) % 4]} {attempt}") if attempt else Text("")
+        if attempt and self._writer and not several:
             doing.append(f"  step {self._step} ", "dim")
             doing.append(self._writer, COLORS[self._writer])
             doing.append(f"  {self._num_tokens} tokens", "dim")
