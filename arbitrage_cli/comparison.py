@@ -99,11 +99,20 @@ def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     }
 
 
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What results depend on and both runs name, where it is not the same: `seed 0, then 1`. The grader has its own note."""
+    shared = [name for name in first if name in second and name != "grader"]
+    return [f"{name} {first[name]}, then {second[name]}" for name in shared if first[name] != second[name]]
+
+
 def _notes(first: Mapping[str, Any], second: Mapping[str, Any], changed: set[str]) -> list[str]:
     """What stands in the way of taking the two for alike."""
     notes = []
     if changed:
         notes.append(f"{len(changed)} problems are left out: under the same id the runs have different questions.")
+    differing = _differing(first.get("fingerprint") or {}, second.get("fingerprint") or {})
+    if differing:
+        notes.append(f"What they were made with differs: {'; '.join(differing)}.")
     if first.get("grader") != second.get("grader"):
         notes.append("The runs were graded by different versions of the grader: grade both anew with arbitrage grade.")
     if max(_concurrency(first), _concurrency(second)) > 1:

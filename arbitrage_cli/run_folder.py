@@ -28,6 +28,8 @@ SCHEMA = 1
 """Of rows and run.json: folders of another one are refused."""
 
 RUN, RESULTS, LOCK = "run.json", "results.jsonl", "lock"
+BENCH, COLLECT = "bench", "collect"
+"""Who makes runs; their rows have little in common. run.json of a benchmark does not say that it is one."""
 REPAIR_HINT = "if it cannot be restored from a copy: arbitrage bench with --repair does the damaged rows again"
 
 Row = Mapping[str, Any]
@@ -61,15 +63,16 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list({key_of(row): row for row in rows}.values())
 
 
-def read_run_folder(folder: Path) -> Contents:
+def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
     """What a folder holds, for who only looks: nothing is changed, and a run may be writing to it meanwhile.
 
-    UsageError if there is no run in it, DamagedRunError if it was damaged.
+    UsageError if there is no run of this kind in it, DamagedRunError if it was damaged.
     """
-    with _explained(folder):
+    with _explained(folder, "cannot be read", "name the folder of a run, as arbitrage bench makes them below runs/"):
         if not (folder / RUN).exists() and not _read_bytes(folder / RESULTS):
             raise UsageError(f"{folder}: there is no run in this folder", "arbitrage bench makes them, below runs/")
         run = _read_run(folder)
+        _check_kind(folder, run, kind)
         lines, _ = _lines(_read_bytes(folder / RESULTS))
     rows, damages = _parse(lines)
     _refuse(folder, damages)
@@ -87,13 +90,14 @@ class RunFolder:
     `path` is the folder, `run` and `rows` are what it holds; `notes` tell of what was set aside to make it whole.
     """
 
-    def __init__(self, folder: Path, *, fresh: bool = False, repair: bool = False) -> None:
+    def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, repair: bool = False) -> None:
         """Make the folder if need be, lock it, and read what it holds.
 
         `fresh` sets aside what is there and begins anew; `repair` takes damaged lines out. UsageError if it cannot be
-        written to, or another process does; DamagedRunError.
+        written to, another process does, or it holds a run of another kind; DamagedRunError.
         """
         self.path = folder
+        self._kind = kind
         self._results = folder / RESULTS
         self._descriptor: int | None = None
         self.notes: list[str] = []
@@ -190,6 +194,7 @@ class RunFolder:
     def _read(self, *, repair: bool) -> None:
         data = _read_bytes(self._results)
         self.run = _read_run(self.path) if data or (self.path / RUN).exists() else None
+        _check_kind(self.path, self.run, self._kind)
         lines, tail = _lines(data)
         self.rows, damages = _parse(lines)
         if not repair:
@@ -319,6 +324,12 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _check_kind(folder: Path, run: Mapping[str, Any] | None, wanted: str) -> None:
+    kind = wanted if run is None else run.get("kind", BENCH)
+    if kind != wanted:
+        raise UsageError(f"{folder}: this is a run of arbitrage {kind}, not of arbitrage {wanted}", "give another folder")
+
+
 def _damaged_run(path: Path, reason: str) -> DamagedRunError:
     return DamagedRunError(
         f"{path}: line 1: {reason}",
@@ -392,15 +403,14 @@ def _free_name(path: Path, what: str) -> Path:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(
+    folder: Path, what: str = "this folder cannot be used for a run", hint: str = "give another one: --output FOLDER"
+) -> Iterator[None]:
     """What the system says of a folder that cannot be used, before anything was done: a UsageError."""
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"{folder}: this folder cannot be used for a run ({error.strerror or error})",
-            "give another one: --output FOLDER",
-        ) from error
+        raise UsageError(f"{folder}: {what} ({error.strerror or error})", hint) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ far as the recorded states are those that the router would visit.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,11 @@ class TauTable:
         if math.isnan(tau):
             raise UsageError("nan is not a number", f"a number, or one of: {', '.join(self.named)}")
         return tau
+
+    def at_costs(self, costs: Costs) -> "TauTable":
+        """The same rows at the costs of another machine, and the taus that the names stand for there."""
+        moved = replace(self, costs=costs)
+        return replace(moved, named=name_taus(moved))
 
     def at_budget(self, share: float) -> float:
         """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""

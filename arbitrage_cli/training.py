@@ -20,7 +20,7 @@ from arbitrage_cli.features import FEATURES
 from arbitrage_cli.learning import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.measures import Truth, best_threshold, measure, merit, merit_gaps
 from arbitrage_cli.router import Card, Floats, Head, Network
-from arbitrage_cli.run_folder import latest, read_run_folder
+from arbitrage_cli.run_folder import COLLECT, latest, read_run_folder
 from arbitrage_cli.states import State, state_from_json
 from arbitrage_cli.taus import Costs, Outcomes, TauTable, make_table, name_taus, spread_taus
 
@@ -30,7 +30,6 @@ Watch = Callable[[str], None]
 """Told in words what is being done."""
 
 ALL_INPUTS: tuple[Inputs, ...] = ("agnostic", "hidden", "both")
-KIND = "collect"  # of a run
 TRAINING, VALIDATION, TEST = 0, 1, 2
 SPLIT = ("training", "validation", "test")
 SHARES = (0.6, 0.2)  # of the problems that learn, and that choose; the rest is the test
@@ -113,10 +112,8 @@ def recorded(folder: Path) -> tuple[dict[str, Any], list[tuple[str, tuple[State,
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    contents = read_run_folder(folder)
-    run = contents.run
-    if run is None or run.get("kind") != KIND:
-        raise UsageError(f"{folder}: this run has no states to train on", "make one: arbitrage collect")
+    contents = read_run_folder(folder, COLLECT)
+    run = contents.run or {}
     try:
         unknown = [name for name in run["features"] if name not in FEATURES]
         models = {role: dict(run["models"][role]) for role in ("draft", "target")}
@@ -313,7 +310,12 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> H
     spread, known = spread_taus(probability), costs or collected.costs
     plain = make_table(probability, collected.outcomes, spread, {}, known)
     table = make_table(probability, collected.outcomes, spread, name_taus(plain), known)
-    return Head(head.network, head.knots, replace(card, taus=table.to_json()))
+    about = {
+        "runs": list(collected.runs),
+        "rewards": list(collected.rewards),
+        "costs": "the runs" if costs is None else "the machine that calibrated",
+    }
+    return Head(head.network, head.knots, replace(card, taus=table.to_json(), data={**card.data, "taus_of": about}))
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:

@@ -93,7 +93,7 @@ def write_run(
         "costs": COSTS,
         "dataset": {"name": "made up", "sha256": "f" * 64},
     }
-    with RunFolder(folder) as opened:
+    with RunFolder(folder, kind="collect") as opened:
         opened.save_run(run | (changes or {}))
         rows = []
         for number, question in enumerate(problems):

@@ -1,5 +1,6 @@
 """`arbitrage bench` and `arbitrage grade` as commands: what they take, what comes out, how a run goes on, what is refused."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli import Terminal, flat, run
+from collected import write_run
 from faults import Program, results, rows_of, set_aside, write_problems
 
 from arbitrage_cli.commands.run_facts import go_on
@@ -18,6 +20,7 @@ from arbitrage_cli.run_folder import encode
 
 QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
 PAIR = ("--pair", "scripted")
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 BENCH = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "run")
 
 
@@ -369,6 +372,27 @@ def test_run_goes_on_only_as_it_began(program: Program, copy: Path, arguments: l
     assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
 
 
+def test_run_of_another_command_is_refused(program: Program, copy: Path) -> None:
+    """States that were collected are no benchmark, and a benchmark has no states: neither command touches the other's run."""
+    write_run(copy / "states", ["1 + 1?"])
+    commands = {
+        "states": [
+            ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "states"),
+            ("grade", "states"),
+            ("report", "states"),
+            ("compare", "states", "run"),
+        ],
+        "run": [("collect", *PAIR, "--dataset", "arithmetic.jsonl", "--reward", "rollout", "-o", "run"), ("train", "run")],
+    }
+    for folder, each in commands.items():
+        files = {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"}
+        for arguments in each:
+            result = program.run(copy, *arguments)
+            assert (result.code, result.out) == (2, "")
+            assert f"{folder}: this is a run of arbitrage " in result.err
+        assert {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"} == files
+
+
 def test_edited_data_set_is_refused(program: Program, copy: Path) -> None:
     """Another question, answer or order is another data set."""
     path = copy / "arithmetic.jsonl"
@@ -499,15 +523,9 @@ def test_progress_in_a_terminal(here: Path) -> None:
     """One region shows how far it is and how each policy stands; at the end it is gone, and the table is there."""
     arguments = ("bench", *PAIR, "--dataset", str(here / "arithmetic.jsonl"), "-o", str(here / "run"))
     with Terminal(*arguments, columns=100, rows=30) as terminal:
-        seen: set[str] = set()
-
-        def shows_standings() -> bool:
-            seen.update(word for word in ("left", "correct", "the target's speed", "step") if word in terminal.text)
-            return "speed-up" in terminal.text
-
-        terminal.wait_until(shows_standings)
         assert terminal.wait() == 0
-    assert seen == {"left", "correct", "the target's speed", "step"}
+    shown = terminal.raw.decode()
+    assert [word for word in (" left", "correct", "the target's speed", "  step ") if word not in shown] == []
     assert terminal.text.lstrip().startswith("arithmetic.jsonl: 3 problems")
     assert "█" not in terminal.text
     assert not terminal.screen.cursor.hidden
@@ -521,15 +539,38 @@ def test_interrupt_in_a_terminal(here: Path) -> None:
     with Terminal(*arguments, columns=200, rows=30) as terminal:
         echoed_before = terminal.process.getecho()
         terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        before = len(terminal.raw)
         terminal.process.sendintr()
         assert terminal.wait() == 128 + signal.SIGINT
         assert terminal.process.getecho() == echoed_before
     num_rows = len(results(rows_of(here / "run")))
     assert 3 <= num_rows < len(questions)
     assert not terminal.screen.cursor.hidden
+    after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
+    assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
     told = flat(terminal.text)
     assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to go on: arbitrage bench --pair scripted" in told
     assert told.endswith("arbitrage: interrupted")
+    result = run(*arguments, "--json", "--limit", "20")
+    assert result.code == 0
+    assert len(results(rows_of(here / "run"))) >= 20
+
+
+def test_two_interrupts_in_a_terminal(here: Path) -> None:
+    """Ctrl-C twice in a row ends the run at once, whatever it does; the terminal is as it was, and the run goes on."""
+    problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
+    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+    with Terminal(*arguments, columns=60, rows=15) as terminal:
+        echoed_before = terminal.process.getecho()
+        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        terminal.process.sendintr()
+        terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            terminal.process.sendintr()
+        assert terminal.wait() == 128 + signal.SIGINT
+        assert terminal.process.getecho() == echoed_before
+    assert not terminal.screen.cursor.hidden
+    assert "Traceback" not in terminal.text
     result = run(*arguments, "--json", "--limit", "20")
     assert result.code == 0
     assert len(results(rows_of(here / "run"))) >= 20

@@ -120,6 +120,30 @@ def test_throughput_run_killed_anywhere(program: Program, here: Path, golden: Ma
     assert number > NUM_ROWS
 
 
+def test_real_models_end_alike_in_any_order_and_after_a_kill(program: Program, quick_path: Path) -> None:
+    """The built-in pair: killed within a row and taken up again, or problem by problem backwards, each result is the same."""
+    bench = ("bench", "--dataset", "builtin-dev", "--policy", "target,entropy@0.1,random", "--threads", "1", "-q", "-o")
+    ids = [f"dev/1/{number}" for number in (1, 2, 3)]
+    assert program.run(quick_path, *bench, "whole", "--ids", ",".join(ids)).code == 0
+    undisturbed = results(rows_of(quick_path / "whole"))
+    assert len(undisturbed) == 9
+    torn = program.run(
+        quick_path,
+        *bench,
+        "torn",
+        "--ids",
+        ",".join(ids),
+        fault={"number": 6, "action": "half and killed", "calls": ["write"]},
+    )
+    assert torn.code == KILLED
+    assert 0 < len(rows_of_whole_lines(quick_path / "torn")) < 9
+    assert program.run(quick_path, *bench, "torn", "--ids", ",".join(ids)).code == 0
+    for identifier in reversed(ids):
+        assert program.run(quick_path, *bench, "backwards", "--ids", identifier).code == 0
+    for other in ("torn", "backwards"):
+        assert results(rows_of(quick_path / other)) == undisturbed
+
+
 # --- F4, F5, F6: damage
 
 

@@ -99,6 +99,15 @@ def test_what_stands_in_the_way_is_told() -> None:
     assert "different versions of the grader" in notes
 
 
+def test_what_the_runs_were_made_with_is_told_where_it_differs() -> None:
+    """Of all that results depend on, what differs is named with both values, and nothing else."""
+    first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
+    first.run["fingerprint"] = {"seed": "0", "draft model": "sha256 aa", "grader": "rules 1", "head": "sha256 cc"}
+    second.run["fingerprint"] = {"seed": "1", "draft model": "sha256 aa", "grader": "rules 2"}
+    assert "What they were made with differs: seed 0, then 1." in compared(first, second)["notes"]
+    assert not any("made with" in note for note in compared(first, first)["notes"])
+
+
 def test_samples_are_paired_and_not_tested_as_if_independent() -> None:
     """With several samples a problem there is an interval over problems, and no McNemar p."""
     first = make_run(10, columns=[("draft", None)], samples=3)

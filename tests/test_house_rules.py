@@ -27,9 +27,9 @@ RUNGS = (
     ),
     (
         *("evidence", "backends.llama", "backends.scripted", "hub", "gguf_facts", "runs", "results", "answers", "router"),
-        *("taus", "collecting"),
+        *("taus", "collecting", "tuned"),
     ),
-    ("engine", "pairs", "grader", "learning", "curve", "throughput", "equivalents", "explaining"),
+    ("engine", "pairs", "grader", "learning", "curve", "throughput", "equivalents", "explaining", "tuning"),
     ("scheduler", "figures", "named_datasets"),
     ("rewards", "benchmark", "training", "comparison"),
     ("commands",),

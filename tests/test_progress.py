@@ -1,5 +1,6 @@
 """How a benchmark's progress is told: plain lines, and the region of a terminal."""
 
+import contextlib
 import fcntl
 import io
 import os
@@ -89,13 +90,13 @@ def test_loading_is_told_now_and_then() -> None:
 
 
 class Screen:
-    """What a terminal of 100 columns shows of what is written to `stream`."""
+    """What a terminal shows of what is written to `stream`."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = 100) -> None:
         self._reading, writing = pty.openpty()
-        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 100, 0, 0))
+        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
         self.stream = os.fdopen(writing, "w")
-        self._screen = pyte.Screen(100, 20)
+        self._screen = pyte.Screen(columns, 20)
         self._bytes = pyte.ByteStream(self._screen)
 
     @property
@@ -116,9 +117,8 @@ class Screen:
 
 @pytest.fixture
 def screen() -> Iterator[Screen]:
-    made = Screen()
-    yield made
-    made.close()
+    with contextlib.closing(Screen()) as made:
+        yield made
 
 
 def test_region_shows_how_it_stands(screen: Screen) -> None:
@@ -140,6 +140,27 @@ def test_region_shows_how_it_stands(screen: Screen) -> None:
     assert last == f"  last: {told(OUTCOME)}"
     progress.close()
     assert screen.lines == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "head"),
+    [
+        (60, "bench set  " + "█" * 13 + "░" * 6 + "  4/6  0:00, about 2 min left"),
+        (48, "bench set  █████░░  4/6  0:00, about 2 min left"),
+        (36, "bench…  4/6  0:00, about 2 min left"),
+    ],
+)
+def test_narrow_terminal_still_has_the_figures(columns: int, head: str) -> None:
+    """Where there is no room for all words, the bar, the title and the words give way, not time left, accuracy or speed."""
+    with contextlib.closing(Screen(columns)) as screen:
+        progress = LiveProgress(screen.stream, clock=Clock())
+        progress.begin("bench set", BEGUN)
+        told_head, target, entropy = screen.lines[:3]
+        progress.close()
+    assert told_head == head
+    assert "  target       2/3  correct 50%  4.50 s".startswith(target.removesuffix("…"))
+    assert "  entropy 0.5  2/3  correct 50%  3.00 s  1.50x speed  1 failed".startswith(entropy.removesuffix("…"))
+    assert columns < 60 or "1.50x speed" in entropy
 
 
 def test_tokens_begin_anew_with_each_step(screen: Screen) -> None:
@@ -173,17 +194,30 @@ def test_notes_and_failures_stay(screen: Screen) -> None:
     assert screen.lines == ["a note[2J", "p1, target: error (hung), 9.00 s"]
 
 
+AT_ONCE = State(
+    2, 3, (Standing("target", planned=3, tried=2, done=2, correct=1, seconds=0.5, concurrency=2),), seconds_left=90.0
+)
+
+
+def test_narrow_terminal_still_has_problems_a_second() -> None:
+    """Of a throughput run the words give way too, not the figure."""
+    with contextlib.closing(Screen(40)) as screen:
+        progress = LiveProgress(screen.stream, clock=Clock())
+        progress.begin("bench set", AT_ONCE)
+        told_target = screen.lines[1]
+        progress.close()
+    assert told_target == "  target  2/3  correct 50%  4/s"
+
+
 def test_several_at_once_are_counted(screen: Screen) -> None:
     """Several attempts at once are told as a number, the last of them by its name; policies stand by problems a second."""
-    standing = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=0.5, concurrency=2)
-    begun = State(2, 3, (standing,), seconds_left=90.0)
     progress = LiveProgress(screen.stream, clock=Clock())
-    progress.begin("bench set", begun)
+    progress.begin("bench set", AT_ONCE)
     progress.start("p1", "target")
     progress.start("p2", "target")
     assert screen.lines[-1][1:] == " 2 problems at once, target"
     assert screen.lines[1] == "  target  2/3  correct 1/2 (50%)  4 problems/s"
-    progress.finish(Outcome("p1", "target", "correct", "7", None), begun)
+    progress.finish(Outcome("p1", "target", "correct", "7", None), AT_ONCE)
     assert screen.lines[-2][1:] == " p2, target"
     assert screen.lines[-1] == "  last: p1, target: correct (7)"
     progress.close()

@@ -174,6 +174,29 @@ def test_page_needs_nothing_else(name: str) -> None:
     assert "unsafe" not in policy
 
 
+@pytest.mark.parametrize(
+    ("factor", "bar"),
+    [(1000.0, "\N{MULTIPLICATION SIGN} and more: 8 problems"), (0.001, "up to 0.15\N{MULTIPLICATION SIGN}: 8 problems")],
+)
+def test_ends_of_a_histogram_have_all_beyond_them(factor: float, bar: str) -> None:
+    """Whatever lies beyond the scale is counted at its end, which says so."""
+    rows = [{**one, "wall_seconds": one["wall_seconds"] * (factor if one["policy"] == "target" else 1)} for one in RUN.rows]
+    made = page(MadeUp(RUN.run, rows))
+    assert bar in made.text
+    assert "≤⅛\N{MULTIPLICATION SIGN}" in made.text
+    assert "≥8\N{MULTIPLICATION SIGN}" in made.text
+
+
+def test_models_are_told_to_the_file() -> None:
+    """Of each model the page says what it is, how it was named, and which file that was."""
+    made = make_run(2)
+    made.run["models"]["draft"] = {"description": "llama 0.5B Q8_0", "source": "small.gguf", "sha256": "ab" * 32}
+    made.run["models"]["target"] = {"name": "a model"}
+    text = page(made).text
+    assert "draft llama 0.5B Q8_0, small.gguf, sha256 abababababab " in text
+    assert "target a model " in text
+
+
 def test_policy_allows_the_one_script_and_the_one_style() -> None:
     """The hashes of the page's own policy are those of what it carries; nothing is inline."""
     made = page(RUN)

@@ -60,6 +60,26 @@ def test_page_is_written_and_named(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "report.html", "run"]
 
 
+def test_step_of_ten_megabytes(tmp_path: Path) -> None:
+    """A run with a huge step is shown, and its page has all of it."""
+    huge = "a long step " * 800_000
+    rows = [{**one, "steps": [{**step, "text": huge} for step in one["steps"][:1]]} for one in MADE.rows[:1]]
+    write_run_folder(tmp_path / "run", MadeUp(MADE.run, rows))
+    shown = run("report", str(tmp_path / "run"), "-o", str(tmp_path / "report.html"))
+    assert (shown.code, shown.stdout) == (0, b"")
+    assert huge in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_folder_that_is_none_is_told(tmp_path: Path) -> None:
+    """Who only looks is not told where to write."""
+    (tmp_path / "file").touch()
+    for arguments in (("report", "file"), ("compare", "file", "file")):
+        shown = run(*arguments[:1], *(str(tmp_path / name) for name in arguments[1:]))
+        assert (shown.code, shown.stdout) == (2, b"")
+        assert "cannot be read" in shown.err
+        assert "--output" not in shown.err
+
+
 def test_page_that_cannot_be_written_is_an_error(folder: Path, tmp_path: Path) -> None:
     """Where the page cannot be is told in a line, and nothing is left there."""
     for page in (tmp_path / "nowhere" / "report.html", tmp_path):

@@ -38,7 +38,7 @@ def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
     return made
 
 
-def reopened(path: Path, **options: bool) -> list[dict[str, Any]]:
+def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
     with RunFolder(path, **options) as folder:
         return folder.rows
 

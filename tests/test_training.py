@@ -223,7 +223,7 @@ def test_costs_are_means_by_states(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kind": "bench"}, "no states"),
+        ({"kind": "bench"}, "a run of arbitrage bench, not of arbitrage collect"),
         ({"features": [*FEATURES[1:], "horoscope"]}, "horoscope"),
         ({"features": list(FEATURES[1:])}, "features"),
         ({"features": None}, "run.json"),

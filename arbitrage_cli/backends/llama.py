@@ -169,6 +169,12 @@ class LlamaBackend:
         logits = self._rows(c.llama_get_logits_ith, len(tokens), self._vocabulary_size)
         return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
 
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads from now on."""
+        self._threads = count
+        c.llama_set_n_threads(self._context, count, count)
+        self.__dict__.pop("card", None)  # it tells the number
+
     def drop(self, sequence: int, position: int) -> None:
         if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
             raise ComputeError(f"{self._path.name}: llama.cpp cannot take back what it has read")

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.commands import bench, collect, compare, doctor, explain, grade, models, report, settings, solve, train
+from arbitrage_cli.commands import (
+    bench,
+    calibrate,
+    collect,
+    compare,
+    doctor,
+    explain,
+    grade,
+    models,
+    report,
+    settings,
+    solve,
+    train,
+    tune,
+)
 from arbitrage_cli.commands.output import is_drawable
 
 
@@ -29,7 +43,9 @@ def make_app() -> typer.Typer:
     app.command("compare")(compare.compare)
     app.command("collect")(collect.collect)
     app.command("train")(train.train)
+    app.command("calibrate")(calibrate.calibrate)
     app.command("explain")(explain.explain)
+    app.command("tune")(tune.tune)
     app.add_typer(models.make_group(), name="models")
     app.command("doctor")(doctor.doctor)
     return app

@@ -11,16 +11,17 @@ from arbitrage_cli.datasets import Item
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import Pair
 from arbitrage_cli.router import Head
+from arbitrage_cli.taus import Costs
 from arbitrage_cli.types import ModelRole
 
 MAX_NAME = 60  # characters of each half of a folder's name
 
 
-def parse_columns(policies: str | None, taus: str | None, head: Head | None) -> list[Column]:
+def parse_columns(policies: str | None, taus: str | None, head: Head | None, costs: Costs | None = None) -> list[Column]:
     """`target,entropy,logprob@0.2` and `0.5,1`: each policy that has a tau at its own, else at each of these, else at its default.
 
     Without a list both models alone, and what they are to be compared with: the head's policy, or that without one. The
-    head's policy also knows its taus by name: `arbitrage@fast`. What is named twice counts once. UsageError for an unknown
+    head's policy also knows its taus by name: `arbitrage@fast`; `costs` are those of this machine. What is named twice counts once. UsageError for an unknown
     policy or tau.
     """
     columns: dict[Column, None] = {}
@@ -33,7 +34,7 @@ def parse_columns(policies: str | None, taus: str | None, head: Head | None) -> 
             columns[Column(policy, None)] = None
             continue
         wanted: list[str | None] = [own.strip()] if at else [*_parts(taus or "")]
-        columns.update((Column(policy, choose_tau(policy, one, None, head)), None) for one in wanted or [None])
+        columns.update((Column(policy, choose_tau(policy, one, None, head, costs)), None) for one in wanted or [None])
     if not columns:
         raise UsageError("no policy is named", "known policies: " + ", ".join(POLICIES))
     return list(columns)

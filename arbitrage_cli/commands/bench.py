@@ -1,6 +1,7 @@
 """`arbitrage bench`: what routing costs in accuracy and saves in time, measured on this machine."""
 
 import contextlib
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Limits
 
 SOME_FAILED = 1
+log = logging.getLogger("arbitrage.bench")
 _BENCH = "Benchmark"
 
 
@@ -155,7 +157,8 @@ def bench(
     from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure, telling_how_to_go_on
-    from arbitrage_cli.commands.routing import find_head, sequences
+    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.routing import find_head, sequences, whose_costs
     from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
@@ -165,8 +168,11 @@ def bench(
 
     named = pair_named(pair, draft=draft, target=target)
     trained = find_head(head, named)
-    columns = parse_columns(policy, tau, trained)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    placement = place(models, load)
+    columns = parse_columns(policy, tau, trained, placement.costs)
+    uses_head = any(column.policy.needs_head for column in columns)
     sources = needed_models([column.policy for column in columns], models, reward)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
@@ -175,10 +181,12 @@ def bench(
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / folder_name(problems.name, models, named, concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
+        costs_of = whose_costs(POLICIES["arbitrage"], None, None, placement.costs) if uses_head else None
+        if costs_of:
+            log.info("named taus are those by the costs of %s", costs_of)
         for note in (*folder.notes, *filter(None, [warning_about(sources)])):
             display.note(note)
         found = fetch(sources, display, offline=offline)
-        load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
         each = sequences((column.policy for column in columns), reward)
         at_once = choose_concurrency(
             concurrency,
@@ -195,13 +203,15 @@ def bench(
             sources=sources,
             found=found,
             load=load,
+            threads=placement.threads,
             sampler=Sampler(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
-            head=trained if any(column.policy.needs_head for column in columns) else None,
+            head=trained if uses_head else None,
             reward=reward.value if reward else None,
             prm_style=style_of_prm(prm_style, prm, named),
             grader=grader_version(),
+            tau_costs=costs_of,
             concurrency=at_once,
         )
         run = run_facts(setup, display.loading)

@@ -135,6 +135,7 @@ def collect(
     from arbitrage_cli.commands.asked import choose_items, folder_name
     from arbitrage_cli.commands.capacity import choose_concurrency, memory_needed
     from arbitrage_cli.commands.gathering import Gathering, gather
+    from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import find_head, sequences
     from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
@@ -142,7 +143,7 @@ def collect(
     from arbitrage_cli.features import FEATURES
     from arbitrage_cli.grader import grader_version
     from arbitrage_cli.named_datasets import load_dataset
-    from arbitrage_cli.run_folder import RunFolder, latest
+    from arbitrage_cli.run_folder import COLLECT, RunFolder, latest
     from arbitrage_cli.sampling import Sampler
 
     if target_samples > 1 and temperature == 0:
@@ -155,6 +156,7 @@ def collect(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     column = Column(POLICIES["oracle"], 0.0)
     sources = needed_models([column.policy], models, reward)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
@@ -164,7 +166,7 @@ def collect(
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / f"collect-{folder_name(problems.name, models, named)}"
-        folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
+        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=fresh, repair=repair))
         for note in folder.notes:
             display.note(note)
         setup = Setup(
@@ -175,7 +177,8 @@ def collect(
             samples=1,
             sources=sources,
             found=fetch(sources, display, offline=offline),
-            load=Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value),
+            load=load,
+            threads=place(models, load).threads,
             sampler=Sampler(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
@@ -195,7 +198,7 @@ def collect(
         told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in how.items()}
         facts: dict[str, Any] = {
             **plain,
-            "kind": "collect",
+            "kind": COLLECT,
             "features": list(FEATURES),
             **how,
             "fingerprint": {**plain["fingerprint"], **told},

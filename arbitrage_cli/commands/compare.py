@@ -24,7 +24,8 @@ def compare(first: Run, second: Run, json_line: shared.JsonFigures = False, debu
     from arbitrage_cli.run_folder import latest, read_run_folder
 
     one, other = read_run_folder(first), read_run_folder(second)
-    compared = comparison.compare(one.run or {}, latest(one.rows), other.run or {}, latest(other.rows))
+    names = {"runs": [str(first), str(second)]}
+    compared = names | comparison.compare(one.run or {}, latest(one.rows), other.run or {}, latest(other.rows))
     if json_line:
         write(sys.stdout, json.dumps(compared, ensure_ascii=True, allow_nan=False) + "\n")
     else:

@@ -10,8 +10,10 @@ import typer
 
 from arbitrage_cli import __version__, hub
 from arbitrage_cli.commands import settings
-from arbitrage_cli.errors import ModelError
+from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.machine import default_threads, total_memory
+from arbitrage_cli.reporters import one_line, rounding
+from arbitrage_cli.tuned import FILE_NAME, read_tuned, this_machine
 
 PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
@@ -32,10 +34,22 @@ def _facts() -> Iterator[tuple[str, str]]:
     memory = total_memory()
     yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors"
+    yield "tuned here", _tuned()
     yield "settings files", ", ".join(map(str, settings.files())) or "none"
     yield "pairs file", str(settings.user_folder() / "pairs.toml")
     yield "models cache", str(hub.cache_folder())
     yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"
+
+
+def _tuned() -> str:
+    """The models that were measured on this machine, as it is now, with the threads of each."""
+    path = settings.user_folder() / FILE_NAME
+    try:
+        found = [one for one in read_tuned(path) if one.machine == this_machine()]
+    except UsageError as error:
+        return error.message
+    names = dict.fromkeys(f"{one_line(one.name)} ({rounding.count(one.threads, 'thread')})" for one in found)
+    return ", ".join(names) or "nothing; arbitrage tune measures"
 
 
 def _llama() -> str:

@@ -72,11 +72,15 @@ def explain(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
+    from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import choose_tau, find_head, needed
 
     named = pair_named(pair, draft=draft, target=target)
     known = needed(find_head(head, named))
-    threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known)
+    models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers)
+    placement = place(models, load)
+    threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)
     if threshold is None:
         raise UsageError("policy arbitrage needs a tau", "give --tau or --budget")
     if (Path(what) / "run.json").exists():
@@ -87,8 +91,9 @@ def explain(
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         wanted = _Wanted(
             problem=what,
-            models=name_models(context, draft=draft, target=target, prm=prm, pair=named),
-            load=Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers),
+            models=models,
+            load=load,
+            threads=placement.threads,
             sampling=(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
@@ -108,6 +113,7 @@ class _Wanted:
     problem: str
     models: Mapping[ModelRole, str | None]
     load: "Options"
+    threads: Mapping[ModelRole, int]
     sampling: tuple[float, float, int]  # temperature, top_p, seed
     limits: Limits
     system: str
@@ -129,7 +135,7 @@ def _solve(
     problem = _problem(wanted.problem)
     sources = needed_models([policy], wanted.models)
     found = fetch(sources, display, offline=offline)
-    backends = open_backends(sources, found, wanted.load, display, stack, sequences([policy], None))
+    backends = open_backends(sources, found, wanted.load, wanted.threads, display, stack, sequences([policy], None))
     engines = make_engines(backends, Sampler(*wanted.sampling), wanted.system, routed)
     router = make_router(routed, head, backends, found)
     keep = as_routed(head.probability, tau)

@@ -52,7 +52,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
     with contextlib.ExitStack() as stack:
         grader = stack.enter_context(Grader())
         num_sequences = sequences([policy], setup.reward, len(work.rollouts), work.concurrency)
-        backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, num_sequences)
+        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, num_sequences)
         golds = {item.problem.id: item.gold for item in work.items}
 
         def is_right(identifier: str, text: str) -> bool:

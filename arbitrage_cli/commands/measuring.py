@@ -55,7 +55,7 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
         grader = stack.enter_context(Grader())
         policies = (attempt.column.policy for attempt in work.left)
         num_sequences = sequences(policies, setup.reward, concurrency=setup.concurrency or 1)
-        backends = open_backends(setup.sources, setup.found, setup.load, work.display, stack, num_sequences)
+        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, num_sequences)
         bench = _make_bench(work, backends, grader, timeout)
         for attempt in work.left:
             bench.engines_for(attempt.column.policy, attempt.sample)
@@ -71,6 +71,7 @@ def telling_how_to_go_on(work: Work) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+            work.display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
             if work.num_safe:
                 work.display.note(work.how_to_go_on)
         raise

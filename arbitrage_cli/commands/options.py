@@ -227,7 +227,7 @@ Threads = Annotated[
         envvar="ARBITRAGE_THREADS",
         min=1,
         max=MAX_THREADS,
-        help="Default: the physical cores this process may use.",
+        help="Default: as arbitrage tune measured, else the physical cores this process may use.",
         rich_help_panel=_MACHINE,
     ),
 ]

@@ -17,7 +17,7 @@ from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
 from arbitrage_cli.router import Head, load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater
-from arbitrage_cli.taus import TauTable
+from arbitrage_cli.taus import NAMES, Costs, TauTable
 from arbitrage_cli.types import ModelRole
 
 DEFAULT_TAU = "exact"
@@ -42,10 +42,12 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
     return POLICIES[name]
 
 
-def choose_tau(policy: Policy, wanted: str | None, budget: float | None, head: Head | None) -> float | None:
+def choose_tau(
+    policy: Policy, wanted: str | None, budget: float | None, head: Head | None, costs: Costs | None = None
+) -> float | None:
     """The tau that is meant: a number, a name or a budget of the head's table, else the default. UsageError.
 
-    None for a policy that has none.
+    Names are taken anew by the costs of this machine where they are known. None for a policy that has no tau.
     """
     if not policy.number:
         return None
@@ -54,9 +56,18 @@ def choose_tau(policy: Policy, wanted: str | None, budget: float | None, head: H
             raise UsageError(f"policy {policy.name} has no budget", "give it a --tau, or use a policy with a head")
         return _number(wanted, policy) if wanted is not None else policy.default_tau
     table = TauTable.from_json(needed(head).card.taus)
+    if costs is not None:
+        table = table.at_costs(costs)
     if budget is not None and wanted is not None:
         raise UsageError("both a tau and a budget are given", "give one of them")
     return table.at_budget(budget) if budget is not None else table.resolve(wanted or DEFAULT_TAU)
+
+
+def whose_costs(policy: Policy, wanted: str | None, budget: float | None, costs: Costs | None) -> str | None:
+    """Whose costs decided what a name of a tau means here; None where none did."""
+    if not policy.needs_head or budget is not None or (wanted or DEFAULT_TAU) not in NAMES:
+        return None
+    return "the head's card" if costs is None else "this machine"
 
 
 def needed(head: Head | None) -> Head:

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from arbitrage_cli.benchmark import Column
 from arbitrage_cli.datasets import DataSet
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.gguf_facts import read_facts
-from arbitrage_cli.machine import default_threads, processor_name
+from arbitrage_cli.machine import processor_name
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.router import Head
 from arbitrage_cli.run_folder import SCHEMA, RunFolder
@@ -30,6 +30,7 @@ from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.types import Limits, ModelRole
 
 CHUNK = 1 << 22  # bytes
+SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
 ONCE: Mapping[str, str] = MappingProxyType({"concurrency": "1"})
@@ -54,6 +55,7 @@ class Setup:
     sources: Mapping[ModelRole, str]
     found: Mapping[ModelRole, str]
     load: Options
+    threads: Mapping[ModelRole, int]
     sampler: Sampler
     limits: Limits
     system: str
@@ -61,6 +63,7 @@ class Setup:
     head: Head | None = None
     reward: str | None = None
     prm_style: str | None = None
+    tau_costs: str | None = None  # whose costs the taus of the head were chosen by
     concurrency: int | None = None
 
 
@@ -69,8 +72,8 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
 
     Errors: ModelFileError.
     """
-    models = {role: _model_facts(setup, role, watch) for role in setup.sources}
-    run = {
+    models: dict[str, Any] = {role: _model_facts(setup, role, watch) for role in setup.sources}
+    run: dict[str, Any] = {
         "schema": SCHEMA,
         "tool": __version__,
         "command": list(setup.command),
@@ -89,6 +92,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         ],
         "models": models,
         "router": _router(setup.head),
+        "tau_costs": setup.tau_costs,
         "reward": setup.reward,
         "prm_style": setup.prm_style,
         "grader": setup.grader,
@@ -101,7 +105,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "warnings": [],
         **({} if setup.concurrency is None else {"concurrency": setup.concurrency}),
     }
-    return run | {"fingerprint": _fingerprint(run)}
+    return run | {"machine": _with_threads(run["machine"], models), "fingerprint": _fingerprint(run)}
 
 
 def add_loaded(run: Mapping[str, Any], backends: Mapping[ModelRole, Backend]) -> dict[str, Any]:
@@ -128,8 +132,9 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
 
     UsageError, naming the first thing that does.
     """
+    was = _threads_by_role(earlier["fingerprint"], earlier["models"])
     for what, value in run["fingerprint"].items():
-        before = earlier["fingerprint"].get(what, ONCE.get(what, value))
+        before = was.get(what, ONCE.get(what, value))
         if before != value:
             hint = "give another folder (--output), or begin anew (--fresh), or use what it was made with"
             if what == "grader":
@@ -143,6 +148,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         warnings.append(f"measured later than the others, so the machine may have been faster or slower: {names}")
     if earlier["tool"] != run["tool"]:
         warnings.append(f"made in part with arbitrage {earlier['tool']}, in part with {run['tool']}")
+    models = _merged(earlier["models"], run["models"])
     samples = max(earlier["sampling"]["samples"], run["sampling"]["samples"])
     return {
         **run,
@@ -152,12 +158,12 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "policies": policies,
         "router": run["router"] or earlier["router"],
         "reward": run["reward"] or earlier["reward"],
-        "models": _merged(earlier["models"], run["models"]),
-        "machine": {**earlier["machine"], **run["machine"]},
+        "models": models,
+        "machine": _with_threads({**earlier["machine"], **run["machine"]}, models),
         "context": {**earlier["context"], **run["context"]},
         "sampling": {**run["sampling"], "samples": samples},
         "warnings": list(dict.fromkeys(warnings)),
-        "fingerprint": {**earlier["fingerprint"], **run["fingerprint"]},
+        "fingerprint": {**was, **run["fingerprint"]},
     }
 
 
@@ -184,17 +190,26 @@ def _label(policy: Mapping[str, Any]) -> str:
 def _model_facts(setup: Setup, role: ModelRole, watch: Watch) -> dict[str, Any]:
     """What is known of a model before it is loaded; of a demo model only its name."""
     source, wanted = setup.sources[role], setup.load.context_size
-    facts: dict[str, Any] = {"source": source, "file": None, "size": None, "sha256": None}
+    facts: dict[str, Any] = {
+        "source": source,
+        "file": None,
+        "size": None,
+        "sha256": None,
+        "threads": setup.threads[role],
+    }
     if is_toy(source):
         return facts | {"n_ctx": wanted or DEFAULT_CONTEXT_SIZE}
     files = local_files(setup.found[role])
-    size, sha256 = _digest(files, lambda fraction: watch(role, f"checking {files[0].name}", fraction))
+    size, sha256 = digest(files, lambda fraction: watch(role, f"checking {files[0].name}", fraction))
     n_ctx = read_facts(files, wanted).context_size
     return facts | {"file": str(files[0].absolute()), "size": size, "sha256": sha256, "n_ctx": n_ctx}
 
 
-def _digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, str]:
-    """Bytes and sha256 of a model's files; of a model in several parts, the sha256 of theirs one after the other."""
+def digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, str]:
+    """Bytes and sha256 of a model's files; of a model in several parts, the sha256 of theirs one after the other.
+
+    `tell` is told the fraction that was read. ModelFileError if they cannot be.
+    """
     digest = hashlib.sha256()
     done = 0
     try:
@@ -211,9 +226,7 @@ def _digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, 
 
 
 def _machine(setup: Setup) -> dict[str, Any]:
-    toys = all(map(is_toy, setup.sources.values()))
     return {
-        "threads": 1 if toys else setup.load.threads or default_threads(),
         "gpu_layers": setup.load.gpu_layers,
         "flash_attention": setup.load.flash_attention,
         "cpu": processor_name(),
@@ -221,6 +234,29 @@ def _machine(setup: Setup) -> dict[str, Any]:
         "python": platform.python_version(),
         "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
     }
+
+
+def _with_threads(machine: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The machine with its number of threads: one number if all models have the same, else each model's in words."""
+    counts = {role: facts.get("threads", machine.get("threads")) for role, facts in models.items()}
+    told = next(iter(counts.values())) if len(set(counts.values())) == 1 else _listed(counts)
+    return {"threads": told, **{name: value for name, value in machine.items() if name != "threads"}}
+
+
+def _listed(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{role} {count}" for role, count in counts.items())
+
+
+def _threads_by_role(fingerprint: Mapping[str, str], models: Iterable[str]) -> dict[str, str]:
+    """A fingerprint with a number of threads for each model; earlier versions had one for all."""
+    by_role = {name: value for name, value in fingerprint.items() if name != SHARED_THREADS}
+    if SHARED_THREADS in fingerprint:
+        by_role |= {_threads_of(role): fingerprint[SHARED_THREADS] for role in models}
+    return by_role
+
+
+def _threads_of(role: str) -> str:
+    return f"number of threads of the {role}"
 
 
 def _router(head: Head | None) -> dict[str, Any] | None:
@@ -244,7 +280,7 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         **({"reward": run["reward"]} if run["reward"] else {}),
         **({"concurrency": run["concurrency"]} if "concurrency" in run else {}),
         "kv_type": run["context"]["kv_type"],
-        "number of threads": machine["threads"],
+        **{_threads_of(role): facts["threads"] for role, facts in models.items()},
         "gpu_layers": machine["gpu_layers"],
         "flash_attention": machine["flash_attention"],
         "processor": machine["cpu"],

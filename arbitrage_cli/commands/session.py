@@ -34,18 +34,22 @@ def open_backends(
     sources: Mapping[ModelRole, str],
     found: Mapping[ModelRole, str],
     load: Options,
+    threads: Mapping[ModelRole, int],
     display: Loading,
     stack: contextlib.ExitStack,
     num_sequences: Mapping[ModelRole, int],
 ) -> dict[ModelRole, Backend]:
-    """Load the models that `fetch` found, each for so many sequences. The stack closes them. ModelError, UsageError."""
+    """Load the models that `fetch` found, each with its threads and for so many sequences. The stack closes them.
+
+    Errors: ModelError, UsageError.
+    """
     backends: dict[ModelRole, Backend] = {}
     for role, source in sources.items():
 
         def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
             display.loading(role, source, fraction)
 
-        options = replace(load, num_sequences=num_sequences[role])
+        options = replace(load, threads=threads[role], num_sequences=num_sequences[role])
         backends[role] = stack.enter_context(contextlib.closing(open_model(found[role], options, progress)))
     return backends
 

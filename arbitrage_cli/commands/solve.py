@@ -1,6 +1,7 @@
 """`arbitrage solve`: one problem, or many, shared between a draft and a target."""
 
 import contextlib
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated
@@ -25,6 +26,8 @@ from arbitrage_cli.summary import Tally
 from arbitrage_cli.types import Decided, Event, Finished, Limits, Started, Trace
 
 SOME_FAILED = 1
+
+log = logging.getLogger("arbitrage.solve")
 
 
 def solve(
@@ -70,7 +73,16 @@ def solve(
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
     from arbitrage_cli.commands.capacity import MOST, choose_concurrency, memory_needed
-    from arbitrage_cli.commands.routing import choose_policy, choose_tau, find_head, make_rater, make_router, sequences
+    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.routing import (
+        choose_policy,
+        choose_tau,
+        find_head,
+        make_rater,
+        make_router,
+        sequences,
+        whose_costs,
+    )
     from arbitrage_cli.commands.session import fetch, make_engines, open_backends, run_info
     from arbitrage_cli.sampling import Sampler
     from arbitrage_cli.scheduler import Scheduler
@@ -78,25 +90,28 @@ def solve(
     named = pair_named(pair, draft=draft, target=target)
     trained = find_head(head, named)
     chosen = choose_policy(policy, trained)
-    threshold = choose_tau(chosen, tau, budget, trained)
-    sources = needed_models([chosen], name_models(context, draft=draft, target=target, prm=prm, pair=named))
+    models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    placement = place(models, load)
+    threshold = choose_tau(chosen, tau, budget, trained, placement.costs)
+    sources = needed_models([chosen], models)
     prompt = instructions(system, named)
-    context_size = named.ctx if named and ctx is None else ctx
-    load = Options(context_size, threads, gpu_layers, flash_attention, kv_type.value)
     sampler = Sampler(temperature, top_p, seed)
     limits = Limits(max_steps, max_tokens, max_step_tokens)
     also = {"top_p": top_p, **asdict(limits), "system": prompt, "kv_type": kv_type.value}
+    costs_of = whose_costs(chosen, tau, budget, placement.costs)
     if chosen.needs_head and trained:
-        also |= {"head": trained.card.name, "head_sha256": trained.sha256}
+        also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of}
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        num_known = problems.look_ahead(
-            display, 1 if concurrency == "1" else MOST
-        )  # before the models take their time: there may be none
+        # Before the models take their time: there may be none.
+        num_known = problems.look_ahead(display, 1 if concurrency == "1" else MOST)
         if not num_known:
             raise typer.Exit(SOME_FAILED)
+        if costs_of:
+            log.info("named taus are those by the costs of %s", costs_of)
         warning = warning_about(sources)
         if warning:
             display.note(warning)
@@ -104,7 +119,8 @@ def solve(
         each = sequences([chosen], None)
         most = 1 if problems.is_typed else num_known if problems.ended else MOST
         at_once = choose_concurrency(concurrency, lambda: memory_needed(found, load, each), most=most)
-        backends = open_backends(sources, found, load, display, stack, sequences([chosen], None, concurrency=at_once))
+        num_sequences = sequences([chosen], None, concurrency=at_once)
+        backends = open_backends(sources, found, load, placement.threads, display, stack, num_sequences)
         engines = make_engines(backends, sampler, prompt, chosen)
         rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named), concurrency=at_once)
         router = make_router(chosen, trained, backends, found)

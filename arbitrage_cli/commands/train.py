@@ -63,7 +63,7 @@ def train(
     from arbitrage_cli.training import ALL_INPUTS, Settings, read_states
     from arbitrage_cli.training import train as train_head
 
-    _check_place(output)
+    check_place(output)
 
     def tell(text: str) -> None:
         if not quiet:
@@ -89,7 +89,7 @@ def train(
     tell(f"wrote {output}")
 
 
-def _check_place(output: Path) -> None:
+def check_place(output: Path) -> None:
     """Whether a head could be written there is better known before it is trained. UsageError, OutputError."""
     if output.suffix != SUFFIX:
         raise UsageError(f"{output}: a head is a {SUFFIX} file", f"name it so: -o {output.stem or 'head'}{SUFFIX}")

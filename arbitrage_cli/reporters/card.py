@@ -26,6 +26,11 @@ def write_card(card: Card, times: Mapping[float, float | None], stream: TextIO) 
     write(stream, "".join(f"{line}\n" for line in _lines(card, times)))
 
 
+def write_taus(taus: Card, times: Mapping[float, float | None], stream: TextIO, *, on: str, costs_of: str) -> None:
+    """Write only the table of taus: which states they were tried `on`, and whose costs the times are by. Errors as above."""
+    write(stream, "".join(f"{line}\n" for line in _taus(taus, times, one_line(on), costs_of)))
+
+
 def _lines(card: Card, times: Mapping[float, float | None]) -> Iterator[str]:
     yield from _about(card)
     yield ""
@@ -40,7 +45,7 @@ def _lines(card: Card, times: Mapping[float, float | None]) -> Iterator[str]:
         card["metrics"]["test"], "oracle_share", "of the oracle's gain over random, % kept when so many % are escalated"
     )
     yield ""
-    yield from _taus(card["taus"], times)
+    yield from _taus(card["taus"], times, "the same problems", "the machine that collected")
 
 
 def _about(card: Card) -> Iterator[str]:
@@ -97,19 +102,19 @@ def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no negative zero
 
 
-def _taus(taus: Card, times: Mapping[float, float | None]) -> Iterator[str]:
+def _taus(taus: Card, times: Mapping[float, float | None], on: str, costs_of: str) -> Iterator[str]:
     names = {tau: name for name, tau in taus["named"].items()}
     rows = taus["rows"]
     wanted = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
     shown = [row for row in rows if row["tau"] in wanted or row["tau"] in names]
-    yield "what a tau does, on the same problems"
+    yield from _wrapped(f"what a tau does, on {on}")
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "regret", "time"]
     yield from _aligned(headings, [_tau_cells(row, names.get(row["tau"], ""), times) for row in shown])
     yield from _wrapped(
         "calls: steps that are escalated; wasted: of those, the ones that gain nothing; caught: of those worth it"
     )
     yield from _wrapped("reward, and regret against the oracle: points per solution, the losses of its steps added up")
-    yield from _wrapped("time: of the target alone, at the costs of the machine that collected")
+    yield from _wrapped(f"time: of the target alone, at the costs of {costs_of}")
 
 
 def _tau_cells(row: Row, name: str, times: Mapping[float, float | None]) -> list[str]:

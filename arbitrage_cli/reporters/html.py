@@ -166,7 +166,7 @@ def _facts(run: Json) -> Iterable[tuple[str, str]]:
     for role in ("draft", "target"):
         model = (run.get("models") or {}).get(role)
         if model:
-            yield role, str(model.get("description") or model.get("name") or model.get("source"))
+            yield role, ", ".join(_model_facts(model))
     yield from _listed("sampling", run.get("sampling"))
     yield from _listed("limits", run.get("limits"))
     yield from _listed("context", run.get("context"))
@@ -177,6 +177,14 @@ def _facts(run: Json) -> Iterable[tuple[str, str]]:
     yield from ((name, str(run[name])) for name in ("grader", "tool", "created") if run.get(name))
     if run.get("command"):
         yield "command", " ".join(map(str, run["command"]))
+
+
+def _model_facts(model: Json) -> Iterable[str]:
+    """What it is, what it was called by, and which file exactly that was."""
+    told = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
+    yield from told or [str(model.get("name"))]
+    if model.get("sha256"):
+        yield f"sha256 {str(model['sha256'])[:12]}"
 
 
 def _listed(name: str, values: Json | None) -> Iterable[tuple[str, str]]:
@@ -208,7 +216,7 @@ def _speedups(figures: Json, series: Mapping[str, charts.Series]) -> dict[str, A
                 "width": round(width, 3),
                 "height": round(100 * count / highest, 1),
                 "is_slower": bins[index] < 1,
-                "title": f"{bins[index]:.2f}x to {bins[index + 1]:.2f}x: {rounding.count(count, 'problem')}",
+                "title": f"{_bin_name(bins, index)}: {rounding.count(count, 'problem')}",
             }
             for index, count in enumerate(spread["counts"])
             if count
@@ -218,12 +226,25 @@ def _speedups(figures: Json, series: Mapping[str, charts.Series]) -> dict[str, A
         rows.append(
             {"series": series[policy["policy"]], "label": policy["label"], "bars": bars, "middle": middle, "slower": slower}
         )
+    bounds = {0: "\N{LESS-THAN OR EQUAL TO}", len(bins) - 1: "\N{GREATER-THAN OR EQUAL TO}"}
     ticks = [
-        (round(100 * index / (len(bins) - 1), 3), f"{FRACTIONS.get(edge, f'{edge:g}')}\N{MULTIPLICATION SIGN}")
+        (
+            round(100 * index / (len(bins) - 1), 3),
+            f"{bounds.get(index, '')}{FRACTIONS.get(edge, f'{edge:g}')}\N{MULTIPLICATION SIGN}",
+        )
         for index, edge in enumerate(bins)
         if index % 4 == 0
     ]
     return {"rows": rows, "ticks": ticks}
+
+
+def _bin_name(bins: Sequence[float], index: int) -> str:
+    """The speed-ups that a bar counts. The first and the last have everything beyond them too."""
+    if index == 0:
+        return f"up to {bins[1]:.2f}x"
+    if index == len(bins) - 2:
+        return f"{bins[index]:.2f}x and more"
+    return f"{bins[index]:.2f}x to {bins[index + 1]:.2f}x"
 
 
 def _time(figures: Json, series: Mapping[str, charts.Series]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """A benchmark in a terminal: one region that is drawn over, with a line for each policy; only notes scroll up and stay."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from rich.text import Text
@@ -13,7 +13,7 @@ from arbitrage_cli.reporters.region import Region
 from arbitrage_cli.summary import Standing
 from arbitrage_cli.types import Decided, Event, ModelRole, Started, Writing, Wrote
 
-BAR = 24  # characters
+BAR = 24  # characters; fewer where the line is too short for them
 SPINNER = "-\\|/"
 
 
@@ -87,14 +87,7 @@ class LiveProgress:
         """How far it is, a line for each policy, what is being done, and what came of the last attempt."""
         if self._state is None:
             return []
-        state, now = self._state, self._clock()
-        share = state.finished / state.planned if state.planned else 1.0
-        full = round(BAR * share)
-        head = Text.assemble((self._title, "bold"), "  ", ("█" * full, "green"), ("░" * (BAR - full), "dim"))
-        head.append(f"  {state.finished}/{state.planned}  {_clock_words(now - self._began)}")
-        if state.seconds_left is not None and state.finished < state.planned:
-            head.append(f", about {duration(max(0.0, state.seconds_left - (now - self._updated)))} left", "bold")
-        width = max((len(standing.label) for standing in state.standings), default=0)
+        now, columns = self._clock(), self._region.size[0] - 1
         several = len(self._going_on) > 1
         attempt = f"{len(self._going_on)} problems at once, {self._label}" if several else "".join(self._going_on.values())
         doing = Text(f"{SPINNER[int(now * 4) % 4]} {attempt}") if attempt else Text("")
@@ -102,8 +95,22 @@ class LiveProgress:
             doing.append(f"  step {self._step} ", "dim")
             doing.append(self._writer, COLORS[self._writer])
             doing.append(f"  {self._num_tokens} tokens", "dim")
-        rows = [_standing_line(standing, width) for standing in state.standings]
-        return [head, *rows, doing, *([Text(f"  last: {self._last}", "dim")] if self._last else [])]
+        rows = _standing_lines(self._state.standings, columns)
+        last = [Text(f"  last: {self._last}", "dim")] if self._last else []
+        return [self._head(self._state, now, columns), *rows, doing, *last]
+
+    def _head(self, state: State, now: float, columns: int) -> Text:
+        """Title, bar, counts and times: where there is little room the bar and then the title get shorter, never the rest."""
+        rest = Text(f"  {state.finished}/{state.planned}  {_clock_words(now - self._began)}")
+        if state.seconds_left is not None and state.finished < state.planned:
+            rest.append(f", about {duration(max(0.0, state.seconds_left - (now - self._updated)))} left", "bold")
+        title = Text(self._title, "bold")
+        title.truncate(max(1, columns - rest.cell_len), overflow="ellipsis")
+        room = min(BAR, columns - title.cell_len - 2 - rest.cell_len)
+        if room <= 0:
+            return title + rest
+        full = round(room * state.finished / state.planned) if state.planned else room
+        return Text.assemble(title, "  ", ("█" * full, "green"), ("░" * (room - full), "dim"), rest)
 
     @property
     def _is_due(self) -> bool:
@@ -116,17 +123,27 @@ class LiveProgress:
         self._region.update(above, lines)
 
 
-def _standing_line(standing: Standing, width: int) -> Text:
-    """`entropy 0.5   12/60  correct 9/12 (75%)   31.2 s each   1.42x`."""
+def _standing_lines(standings: Sequence[Standing], columns: int) -> list[Text]:
+    """A line for each policy, all in full or all in short."""
+    width = max((len(standing.label) for standing in standings), default=0)
+    lines = [_standing_line(standing, width, in_full=True) for standing in standings]
+    if all(line.cell_len <= columns for line in lines):
+        return lines
+    return [_standing_line(standing, width, in_full=False) for standing in standings]
+
+
+def _standing_line(standing: Standing, width: int, *, in_full: bool) -> Text:
+    """`entropy 0.5  12/60  correct 9/12 (75%)  31.2 s each  1.42x the target's speed`; in short `... 75%  31.2 s  1.42x speed`."""
     line = Text(f"  {standing.label:<{width}}  {standing.tried:>{len(str(standing.planned))}}/{standing.planned}")
     if standing.tried:
-        line.append(f"  correct {standing.correct}/{standing.tried} ({standing.correct / standing.tried:.0%})", "green")
+        share = f"{standing.correct / standing.tried:.0%}"
+        line.append("  correct " + (f"{standing.correct}/{standing.tried} ({share})" if in_full else share), "green")
     if standing.done and standing.concurrency > 1 and standing.seconds:
-        line.append(f"  {standing.done / standing.seconds:.3g} problems/s")
+        line.append(f"  {standing.done / standing.seconds:.3g}" + (" problems/s" if in_full else "/s"))
     elif standing.done:
-        line.append(f"  {short(standing.seconds / standing.done)} each")
+        line.append(f"  {short(standing.seconds / standing.done)}" + (" each" if in_full else ""))
     if standing.speedup is not None and standing.label != "target":
-        line.append(f"  {standing.speedup:.2f}x the target's speed", "bold")
+        line.append(f"  {standing.speedup:.2f}x " + ("the target's speed" if in_full else "speed"), "bold")
     if standing.tried > standing.done:
         line.append(f"  {standing.tried - standing.done} failed", "bold red")
     return line

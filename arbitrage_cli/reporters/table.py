@@ -180,7 +180,10 @@ def _wrapped(text: str, style: str) -> Iterator[Line]:
 
 def _comparison_lines(comparison: Figures) -> Iterator[Line]:
     names = dict.fromkeys(one_line(name or "unnamed data set") for name in comparison["dataset"])
-    yield f"{' against '.join(names)}: first run, second run", "bold"
+    yield (
+        f"{' against '.join(names)}: first {one_line(comparison['runs'][0])}, second {one_line(comparison['runs'][1])}",
+        "bold",
+    )
     yield "", ""
     headings = ["policy", "n", "correct", "difference [95%]", "p", "time ratio [95%]"]
     yield from _aligned(headings, [_compared(entry) for entry in comparison["policies"]])

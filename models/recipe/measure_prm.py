@@ -55,7 +55,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.steps.read_text(encoding="utf-8").splitlines()]
     load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=SEQUENCES)
     with LlamaBackend(options.prm, load) as backend:
-        found = list(rated(ProcessReward(backend), rows))
+        found = list(rated(ProcessReward(backend, "steps"), rows))
     if options.rewards:
         options.rewards.write_text("".join(json.dumps({**row, "rewards": some}) + "\n" for row, some in found))
     groups = by_group((row["source"], np.array(some), np.array(row["labels"])) for row, some in found)

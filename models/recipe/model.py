@@ -3,10 +3,13 @@
 Knows nothing of text or training.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,12 +58,12 @@ class Block(nn.Module):
         self.ffn_down = nn.Linear(shape.hidden, shape.width, bias=False)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, future: Tensor) -> Tensor:
-        """x: (rows, length, width); future: see `_attend`."""
+        """x: (rows, length, width); future: see `attend`."""
         normed = self.attn_norm(x)
-        query = _rotate(self._heads(self.attn_q(normed)), cosine, sine)
-        key = _rotate(self._heads(self.attn_k(normed)), cosine, sine)
+        query = rotate(self._heads(self.attn_q(normed)), cosine, sine)
+        key = rotate(self._heads(self.attn_k(normed)), cosine, sine)
         value = self._heads(self.attn_v(normed))
-        mixed = _attend(query, key, value, future)
+        mixed = attend(query, key, value, future)
         x = x + self.attn_output(mixed.transpose(1, 2).flatten(2))
         normed = self.ffn_norm(x)
         return x + self.ffn_down(functional.silu(self.ffn_gate(normed)) * self.ffn_up(normed))
@@ -95,13 +98,17 @@ class Model(nn.Module):
 
         Rows shorter than the batch are padded on the right, where causal attention keeps them out of sight.
         """
+        return self.output_norm(self.residual(tokens))
+
+    def residual(self, tokens: Tensor, num_layers: int | None = None) -> Tensor:
+        """What the last norm reads, or the block after the first `num_layers`; (rows, length, width)."""
         length = tokens.shape[1]
         x = self.token_embd(tokens)
         cosine, sine = self.cosine[:length], self.sine[:length]
         future = self.future[:length, :length]
-        for block in self.blk:
+        for block in self.blk[:num_layers]:
             x = block(x, cosine, sine, future)
-        return self.output_norm(x)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., width); (..., vocabulary)."""
@@ -118,11 +125,39 @@ class Model(nn.Module):
                 nn.init.normal_(parameter, std=INITIAL_SPREAD * shrink)
 
 
-def load_model(checkpoint: Path) -> Model:
-    """The model of a checkpoint that `train.py` wrote."""
-    state = torch.load(checkpoint, weights_only=True)
+def load_model(path: Path) -> Model:
+    """The model of a checkpoint that `train.py` wrote, or of a GGUF that `export.py` wrote."""
+    if path.suffix == ".gguf":
+        return _read_gguf(path)
+    state = torch.load(path, weights_only=True)
     model = Model(Shape(**state["shape"]))
     model.load_state_dict(state["model"])
+    return model
+
+
+def save_model(model: Model, path: Path) -> None:
+    """Write a checkpoint without anything to go on from."""
+    torch.save({"shape": dataclasses.asdict(model.shape), "model": model.state_dict()}, path)
+
+
+def _read_gguf(path: Path) -> Model:
+    """A shipped model with its rounded weights."""
+    reader = GGUFReader(path)
+    sizes = {
+        name: int(reader.fields[f"llama.{key}"].contents())
+        for name, key in {
+            "width": "embedding_length",
+            "num_layers": "block_count",
+            "num_heads": "attention.head_count",
+            "num_kv_heads": "attention.head_count_kv",
+            "hidden": "feed_forward_length",
+            "vocabulary_size": "vocab_size",
+            "context_size": "context_length",
+        }.items()
+    }
+    model = Model(Shape(**sizes))
+    weights = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    model.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in weights.items()})
     return model
 
 
@@ -133,14 +168,14 @@ def _rotation(shape: Shape) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn neighbouring pairs of x, (rows, heads, length, head_size), by their position's angles."""
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, future: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, future: Tensor) -> Tensor:
     """Causal attention, each (rows, heads, length, head_size); future: (length, length), -inf where one must not look.
 
     In short rows on a CPU this takes half the time of `scaled_dot_product_attention` with its backward pass.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from generate import Problem, training_problems
+from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -57,11 +58,16 @@ def train_tokenizer(problems: Sequence[Problem], size: int = VOCABULARY_SIZE) ->
     )
     lines = (line for problem in problems for line in (problem.question, *problem.steps))
     trained.train_from_iterator(lines, trainer)
-    return _assemble(trained)
+    return _assemble(trained.get_vocab(), merges(trained))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer that `load_or_train` wrote."""
+    """A tokenizer that `load_or_train` wrote, or that of a GGUF that `export.py` wrote."""
+    if path.suffix == ".gguf":
+        fields = GGUFReader(path).fields
+        texts = fields["tokenizer.ggml.tokens"].contents()
+        pairs = fields["tokenizer.ggml.merges"].contents()
+        return _assemble({text: number for number, text in enumerate(texts)}, pairs)
     return Tokenizer.from_file(str(path))
 
 
@@ -94,11 +100,10 @@ def _pre_tokenizer() -> PreTokenizer:
     return PreTokenizers([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
 
 
-def _assemble(trained: Tokenizer) -> Tokenizer:
-    """The same vocabulary with the separator as ordinary text that no merge crosses, not as a special token."""
-    model = json.loads(trained.to_str())["model"]
-    pairs = [pair.split(" ") for pair in merges(trained)]
-    result = Tokenizer(BPE(vocab=model["vocab"], merges=[(left, right) for left, right in pairs]))
+def _assemble(ids: dict[str, int], pairs: Sequence[str]) -> Tokenizer:
+    """A vocabulary whose separator is ordinary text that no merge crosses, not a special token."""
+    split = [pair.split(" ") for pair in pairs]
+    result = Tokenizer(BPE(vocab=ids, merges=[(left, right) for left, right in split]))
     result.pre_tokenizer = _pre_tokenizer()
     result.decoder = ByteLevelDecoder()
     result.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])

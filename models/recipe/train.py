@@ -190,9 +190,10 @@ def _shares(counts: dict[int, list[int]]) -> dict[str, float]:
 
 def optimisers(model: Model, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices of the blocks and AdamW for the rest. Every group keeps its `base` rate."""
-    matrices = [parameter for parameter in model.blk.parameters() if parameter.dim() == 2]
-    chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    chosen = {id(parameter) for parameter in model.blk.parameters() if parameter.dim() == 2}
+    matrices = [parameter for parameter in learning if id(parameter) in chosen]
+    rest = [parameter for parameter in learning if id(parameter) not in chosen]
     betas = (0.9, 0.98)
     if options.optimiser == "adamw":
         groups = [{"params": matrices, "weight_decay": options.decay}, {"params": rest, "weight_decay": 0.0}]
@@ -381,7 +382,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("name", choices=sorted(SHAPES), help="which model")
     add_options(parser)
-    parser.add_argument("--tokenizer", type=Path, help="use this file, trained first if missing (the models must share one)")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="use this file, or that of a GGUF; trained first if missing (the models must share one)",
+    )
     parser.add_argument("--grow-from", type=Path, help="the checkpoint of a smaller model to begin with")
     parser.add_argument("--width", type=int, help="instead of the model's own")
     parser.add_argument("--layers", type=int)

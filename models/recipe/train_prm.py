@@ -1,14 +1,12 @@
-"""Train the process reward model from the target: `python train_prm.py --from target/checkpoint.pt --steps steps.jsonl ...`.
+"""Train the process reward model on top of the target: `python train_prm.py --from ../target.gguf --steps steps.jsonl ...`.
 
 It reads the solutions whose steps `wrong_steps.py` labelled, laid out as the target wrote them, and learns to say `+` or `-`
-where the next step would begin. So what it knows as a writer stays of use. Beside the verdicts it goes on learning to write
-the right steps itself, which teaches verifiers (arXiv 2110.14168, section 4.3), and to judge after every token. Blocks put on
-top (`--layers`) can compare what came with what the target would have written: its own last block is too late for that.
-Writes to DIR: tokenizer.json, checkpoint.pt, log.jsonl, as `train.py` does.
+where the next step would begin. The target itself stays as it is: what it would write is the best that is known of what is
+right. New blocks on top learn to compare that with what stands there, after every token (`checker.py`).
+Writes to DIR: tokenizer.json, checkpoint.pt and log.jsonl, as `train.py` does, and joined.pt to export.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import random
@@ -19,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from model import Model, load_model
+from checker import Checker, joined
+from model import Model, load_model, save_model
 from quality import by_group
-from tokenizer import ASSISTANT, PAD, SEPARATOR, load_tokenizer, prompt, token_id
+from tokenizer import ASSISTANT, PAD, SEPARATOR, USER, load_tokenizer, prompt, token_id
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,14 +35,16 @@ from train import (
     batches,
     by_length,
     learnt_logits,
-    optimisers,
     read_options,
     spend_budget,
     tensors,
 )
 
 GOOD, BAD = "+", "-"
+ASKED = 2
+
 EVAL_PER_SOURCE = 500  # solutions
+SOME = 500  # solutions
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Solution(Example):
-    """A row as tokens. Its labels are the verdicts and, where asked for, the tokens of right steps."""
+    """A row as tokens; see `Encoder` for the labels."""
 
     source: str = ""
 
@@ -89,7 +90,7 @@ class Encoder:
         return [example for example in self._encode(rows, self._verdicts) if len(example.learnt)]
 
     def to_learn(self, rows: Sequence[Row]) -> list[Solution]:
-        """With labels for `lesson`: the verdicts, the tokens of right steps, and after each token whether all was right so far."""
+        """With labels for every token of a step: 1 if all was right so far, else 0, and ASKED more where a verdict is asked for."""
         return self._encode(rows, self._lessons)
 
     def _encode(self, rows: Sequence[Row], label: Callable[[Row, Encoding], np.ndarray]) -> list[Solution]:
@@ -111,15 +112,10 @@ class Encoder:
         tokens = np.array(encoding.ids)
         first = encoding.ids.index(self._assistant)
         ended = np.flatnonzero(tokens == self._separator)
-        written = np.full(len(tokens), NOTHING)
-        for start, end, right in zip((first, *ended[:-1]), ended, row.labels, strict=True):
-            if right:
-                written[start:end] = tokens[start + 1 : end + 1]
-        written[ended] = np.where(row.labels, self.good, self.bad)
-        wrong = np.array([end for _, end in encoding.offsets]) > self._first_error(row)
-        wrong[ended] = ~np.array(row.labels)
-        is_step = np.arange(len(tokens)) > first
-        return lesson(written, np.where(is_step, np.where(wrong, WRONG, RIGHT), 0))
+        labels = (np.array([end for _, end in encoding.offsets]) <= self._first_error(row)).astype(np.int16)
+        labels[ended] = np.array(row.labels) + ASKED
+        labels[: first + 1] = IGNORED
+        return labels
 
     @staticmethod
     def _first_error(row: Row) -> float:
@@ -129,68 +125,48 @@ class Encoder:
         return len(solution(row, row.labels.index(False))) + row.agrees
 
 
-RIGHT, WRONG = 1, 2
-NOTHING = -1
+def lesson_loss(tokenwise: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of log-odds (n, 1): cross-entropy where a verdict is asked for, and after each token of a step, times `tokenwise`."""
 
-
-def lesson(written: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Two labels as one: the next token, or NOTHING; and RIGHT, WRONG or 0 for what stands so far."""
-    both = (written + 1) * 3 + judged
-    return np.where(both == 0, IGNORED, both).astype(np.int16)
-
-
-def lesson_loss(good: int, bad: int, language: float, tokenwise: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The cross-entropy of the verdicts, of right steps' tokens times `language`, and of the signs after each token.
-
-    The last compares the logits of the two signs alone, which leaves the model free to say something else.
-    """
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        written, judged = labels // 3 - 1, labels % 3
-        losses = functional.cross_entropy(logits, written, ignore_index=NOTHING, reduction="none")
-        is_verdict = (written == good) | (written == bad)
-        is_language = (written != NOTHING) & ~is_verdict
-        signs = functional.binary_cross_entropy_with_logits(
-            logits[:, good] - logits[:, bad], (judged == RIGHT).float(), (judged != 0).float(), reduction="sum"
-        )
-        return (
-            losses[is_verdict].mean()
-            + language * losses[is_language].sum() / max(1, int(is_language.sum()))
-            + tokenwise * signs / max(1, int((judged != 0).sum()))
-        )
+    def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
+        right, asked = (labels % 2).float(), labels >= ASKED
+        losses = functional.binary_cross_entropy_with_logits(log_odds[:, 0], right, reduction="none")
+        return losses[asked].mean() + tokenwise * losses.mean()
 
     return loss
 
 
-def deepened(model: Model, num_layers: int) -> Model:
-    """The same function with more blocks, which pass on what they get until they have learnt something."""
-    deep = Model(dataclasses.replace(model.shape, num_layers=num_layers))
-    deep.token_embd.load_state_dict(model.token_embd.state_dict())
-    deep.output_norm.load_state_dict(model.output_norm.state_dict())
-    for index, block in enumerate(deep.blk):
-        if index < len(model.blk):
-            block.load_state_dict(model.blk[index].state_dict())
-        else:
-            nn.init.zeros_(block.attn_output.weight)
-            nn.init.zeros_(block.ffn_down.weight)
-    return deep
+class Reader(nn.Module):
+    """A language model that learns no more, and the checker on top of it. Its output is log-odds."""
+
+    def __init__(self, writer: Model, checker: Checker) -> None:
+        super().__init__()
+        self.shape = writer.shape
+        self.writer, self.checker = writer.requires_grad_(False), checker
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(rows, length) to (rows, length, 1)."""
+        return self.checker(self.writer.residual(tokens), tokens).unsqueeze(-1)
+
+    def logits(self, log_odds: Tensor) -> Tensor:
+        return log_odds
+
+
+# --- training
 
 
 @torch.no_grad()
-def rewards(
-    model: Model, solutions: Sequence[Solution], encoder: Encoder, pad: int
-) -> Iterable[tuple[Solution, np.ndarray]]:
-    """Each solution with the share of `+` of the two signs after each of its steps."""
+def rewards(model: Reader, solutions: Sequence[Solution], pad: int) -> Iterable[tuple[Solution, np.ndarray]]:
+    """Each solution with the share of GOOD of the two signs after each of its steps."""
     for batch in by_length(solutions, EVAL_TOKENS):
-        logits, _ = learnt_logits(model, *tensors(batch, pad))
-        found = torch.sigmoid(logits[:, encoder.good] - logits[:, encoder.bad]).numpy()
+        log_odds, _ = learnt_logits(model, *tensors(batch, pad))
         ends = np.cumsum([len(example.learnt) for example in batch])
-        yield from zip(batch, np.split(found, ends[:-1]), strict=True)
+        yield from zip(batch, np.split(torch.sigmoid(log_odds[:, 0]).numpy(), ends[:-1]), strict=True)
 
 
-def evaluate(model: Model, solutions: Sequence[Solution], encoder: Encoder, pad: int) -> dict[str, Any]:
+def evaluate(model: Reader, solutions: Sequence[Solution], encoder: Encoder, pad: int) -> dict[str, Any]:
     """The quality of the rewards by source of the steps; the labels must be verdicts alone."""
-    rated = rewards(model, solutions, encoder, pad)
+    rated = rewards(model, solutions, pad)
     return dict(by_group((example.source, found, example.learnt == encoder.good) for example, found in rated))
 
 
@@ -198,26 +174,30 @@ def train(options: argparse.Namespace) -> None:
     """Train until the budget is spent, from the checkpoint in `options.out` where asked and there is one."""
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(options.tokenizer or options.start.with_name("tokenizer.json"))
+    beside = options.start if options.start.suffix == ".gguf" else options.start.with_name("tokenizer.json")
+    tokenizer = load_tokenizer(options.tokenizer or beside)
     tokenizer.save(str(out / "tokenizer.json"))
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    model = load_model(options.start)
-    if options.layers:
-        model = deepened(model, options.layers)
-    encoder = Encoder(tokenizer, model.shape.context_size)
+    writer = load_model(options.start)
+    encoder = Encoder(tokenizer, writer.shape.context_size)
     pad = token_id(tokenizer, PAD)
-    run = Run(
-        model,
-        optimisers(model, options),
-        Progress(),
-        lesson_loss(encoder.good, encoder.bad, options.language, options.tokenwise),
+    held_out = encoder.to_judge(_sample(read_rows(options.held_out), options.seed))
+    examples = encoder.to_learn(read_rows(options.steps))
+    by_size = by_length(examples[:SOME], EVAL_TOKENS)
+    some, _ = tensors(by_size[len(by_size) // 2], pad)
+    with torch.no_grad():
+        residual = writer.residual(some)
+    model = Reader(writer, Checker(writer, options.blocks, token_id(tokenizer, USER), residual, some))
+    optimiser = torch.optim.AdamW(
+        model.checker.parameters(), lr=options.adam_rate, betas=(0.9, 0.98), weight_decay=options.decay
     )
+    for group in optimiser.param_groups:
+        group["base"] = group["lr"]
+    run = Run(model, [optimiser], Progress(), lesson_loss(options.tokenwise))
     checkpoint = out / "checkpoint.pt"
     if options.resume and checkpoint.exists():
         run.load(checkpoint)
-    examples = encoder.to_learn(read_rows(options.steps))
-    held_out = encoder.to_judge(_sample(read_rows(options.held_out), options.seed))
 
     def chunk(number: int) -> list[list[Example]]:
         """Everything once, in an order of its own."""
@@ -227,9 +207,10 @@ def train(options: argparse.Namespace) -> None:
         return shuffled
 
     log = Log(out / "log.jsonl", goes_on=options.resume)
-    log.write(parameters=model.num_parameters(), options={name: str(value) for name, value in vars(options).items()})
+    log.write(options={name: str(value) for name, value in vars(options).items()})
     stream = batches(run.progress, chunk)
     spend_budget(options, run, stream, pad, log, lambda: evaluate(model, held_out, encoder, pad))
+    save_model(joined(writer, model.checker, encoder.good, encoder.bad), out / "joined.pt")
 
 
 def _sample(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -242,15 +223,14 @@ def _sample(rows: Sequence[Row], seed: int) -> list[Row]:
 def main() -> None:
     """Read the options and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--from", dest="start", type=Path, required=True, help="the target's checkpoint")
+    parser.add_argument("--from", dest="start", type=Path, required=True, help="the target: its checkpoint, or its GGUF")
     parser.add_argument("--steps", type=Path, required=True, help="labelled steps to train on")
     parser.add_argument("--held-out", type=Path, required=True, help="labelled steps to evaluate on")
-    parser.add_argument("--tokenizer", type=Path, help="instead of tokenizer.json beside the target's checkpoint")
-    parser.add_argument("--language", type=float, default=0.5, help="weight of writing right steps, beside judging them")
+    parser.add_argument("--tokenizer", type=Path, help="instead of the target's own")
     parser.add_argument("--tokenwise", type=float, default=1.0, help="weight of judging after every token of a step")
-    parser.add_argument("--layers", type=int, help="more blocks than the checkpoint has, put on top")
+    parser.add_argument("--blocks", type=int, default=2, help="new blocks on top of the target's")
     add_options(parser)
-    parser.set_defaults(muon_rate=1e-3, adam_rate=1e-3, batch_tokens=4096)
+    parser.set_defaults(adam_rate=1e-3, batch_tokens=4096)
     train(read_options(parser))
 
 

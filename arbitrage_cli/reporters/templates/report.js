@@ -75,6 +75,7 @@
     form.querySelector(".run").hidden = runs.length < 2;
     form.querySelector(".level").hidden = levels.size === 0;
     form.hidden = false;
+    document.getElementById("strip-key").hidden = false;
   }
 
   function wanted() {

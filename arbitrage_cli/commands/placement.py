@@ -1,0 +1,89 @@
+"""How models run on this machine: the threads of each, and what their tokens cost, as `arbitrage tune` measured it.
+
+Reads what was kept, and measures nothing. Threads that were asked for win over those that were measured, and these over the
+default.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from arbitrage_cli.backends import Options
+from arbitrage_cli.commands.run_facts import digest
+from arbitrage_cli.commands.settings import user_folder
+from arbitrage_cli.machine import default_threads
+from arbitrage_cli.pairs import is_toy, local_files
+from arbitrage_cli.taus import Costs
+from arbitrage_cli.tuned import FILE_NAME, Loading, Tuned, find_tuned, read_tuned, this_machine
+from arbitrage_cli.types import ModelRole
+
+TOY_THREADS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The threads of each model, and what tokens cost with them; None if that was not measured for both of the pair."""
+
+    threads: Mapping[ModelRole, int]
+    costs: Costs | None
+
+
+def tuned_file() -> Path:
+    """Where measurements are kept: beside the user's own settings."""
+    return user_folder() / FILE_NAME
+
+
+def loading_of(load: Options) -> Loading:
+    """Which of these options a measurement depends on."""
+    return Loading(load.gpu_layers, load.flash_attention, load.kv_type)
+
+
+def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
+    """How the models that are named run. One that is not here yet is not known. UsageError for a damaged file."""
+    sources = {role: source for role, source in models.items() if source}
+    tuned = _find(sources, loading_of(load))
+    default = load.threads or default_threads()
+    threads = {
+        role: TOY_THREADS if is_toy(source) else default if load.threads or role not in tuned else tuned[role].threads
+        for role, source in sources.items()
+    }
+    return Placement(threads, costs_of({role: one for role, one in tuned.items() if one.threads == threads[role]}))
+
+
+def kept_here(sha256: str | None, load: Options) -> Tuned | None:
+    """The measurement of the model file with that sha256 on this machine; None if there is none."""
+    machine, loading = this_machine(), loading_of(load)
+    return next((one for one in read_tuned(tuned_file()) if one.key == (machine, sha256, loading)), None)
+
+
+def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
+    """What tokens of the pair cost; None unless both models were measured."""
+    if not tuned.keys() >= {"draft", "target"}:
+        return None
+    draft, target = tuned["draft"].speeds, tuned["target"].speeds
+    return Costs(
+        draft_seconds_per_token=draft.decode,
+        target_seconds_per_token=target.decode,
+        target_prefill_seconds_per_token=target.read,
+        draft_prefill_seconds_per_token=draft.read,
+        target_verify_seconds_per_token=target.verify,
+    )
+
+
+def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole, Tuned]:
+    known = read_tuned(tuned_file())
+    if not known:
+        return {}
+    machine = this_machine()
+    found: dict[ModelRole, Tuned] = {}
+    for role, source in sources.items():
+        files = local_files(source)
+        one = find_tuned(known, machine, files, loading, partial(_sha256, files))
+        if one:
+            found[role] = one
+    return found
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    return digest(files, lambda fraction: None)[1]

@@ -1,0 +1,126 @@
+"""`arbitrage calibrate`: a head with the taus of other states and another machine, and what does not go together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import ESCAPE, Result, flat
+from collected import COSTS, DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
+from faults import Program
+from made_up_tuning import make_tuned
+from small_heads import write_head
+
+from arbitrage_cli.router import load
+from arbitrage_cli.taus import NAMES, TauTable
+from arbitrage_cli.tuned import Speeds, keep_tuned, this_machine
+
+WORLD = World(bias=-1.0, weights=(("entropy_first", 1.5),))
+OTHER = {"draft": {"name": "Other draft", "sha256": "a" * 64}, "target": TARGET}
+
+
+@pytest.fixture
+def here(quick_path: Path) -> Path:
+    """A folder with the run `run`, and the head `small.safetensors`, whose taus are those of other states."""
+    write_run(quick_path / "run", questions(60), WORLD, hidden=True)
+    write_head(quick_path / "small.safetensors")
+    return quick_path
+
+
+def calibrate(program: Program, here: Path, *arguments: str) -> Result:
+    """Run it with that head, and settings of its own."""
+    command = ("calibrate", "--head", "small.safetensors", "-o", "new.safetensors", *arguments)
+    return program.run(here, *command, environment={"XDG_CONFIG_HOME": str(here)})
+
+
+def table_of(path: Path) -> TauTable:
+    return TauTable.from_json(load(path).card.taus)
+
+
+def test_the_taus_become_those_of_the_run(program: Program, here: Path) -> None:
+    """The head decides as before; its table, and what its names mean, are of these states. The table is shown."""
+    result = calibrate(program, here, "run")
+    assert result.code == 0, result.err
+    old, new = load(here / "small.safetensors"), load(here / "new.safetensors")
+    assert new.network.output.tolist() == old.network.output.tolist()
+    table = table_of(here / "new.safetensors")
+    assert (table.steps, len(table.rows) > 10) == (5.0, True)
+    assert table.named.keys() == NAMES.keys()
+    assert new.card.data["taus_of"]["runs"][0]["name"] == "run"
+    lines = result.out.splitlines()
+    assert lines[0] == "what a tau does, on run"
+    assert all(any(name in line for line in lines) for name in NAMES)
+    assert max(map(len, lines)) < 80
+    assert ESCAPE not in result.stdout
+    assert "wrote new.safetensors" in result.err
+
+
+def test_models_that_are_not_here_cost_what_they_did(program: Program, here: Path) -> None:
+    """Times are by the costs of the machine that collected, and it is said."""
+    result = calibrate(program, here, "run")
+    table = table_of(here / "new.safetensors")
+    assert table.costs is not None
+    assert table.costs.target_seconds_per_token == COSTS["target_seconds_per_token"]
+    assert "at the costs of the machine that collected" in flat(result.out)
+
+
+def test_measured_models_cost_what_was_measured(program: Program, here: Path) -> None:
+    """Known by their sha256; with --json the card is the only line."""
+    measured = ((DRAFT, Speeds(0.5, 0.1, 0.2)), (TARGET, Speeds(4.0, 0.1, 0.2)))
+    known = [
+        make_tuned(here / "small.safetensors", this_machine(), model["sha256"], speeds=speeds) for model, speeds in measured
+    ]
+    keep_tuned(here / "arbitrage" / "tuned.json", known)
+    result = calibrate(program, here, "run", "--json", "-q")
+    (card,) = result.records
+    assert (result.code, result.err) == (0, "")
+    costs = card["taus"]["costs"]
+    assert (costs["draft_seconds_per_token"], costs["target_seconds_per_token"]) == (0.5, 4.0)
+    assert costs["target_verify_seconds_per_token"] == 0.2
+    assert card["data"]["taus_of"]["costs"] == "the machine that calibrated"
+
+
+def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
+    """Each solution goes on with the steps that the head would keep; the same command goes on with what was collected."""
+    rows = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7, 12)]
+    (here / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--dataset", "sums.jsonl", "--reward", "rollout", "--pair", "scripted", "--max-tokens", "60", "-q")
+    result = calibrate(program, here, *arguments)
+    assert result.code == 0, result.err
+    folder = here / "runs" / "calibrate-sums--scripted"
+    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    assert (run["kind"], run["roll_in"], run["planned"]) == ("collect", "head", 3)
+    assert "what a tau does, on calibrate-sums--scripted" in result.out
+    assert "at the costs of this machine" in flat(result.out)
+    before = (folder / "results.jsonl").read_bytes()
+    assert calibrate(program, here, *arguments).code == 0
+    assert (folder / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "nothing to calibrate on"),
+        (["run", "--dataset", "builtin"], "both runs and a data set"),
+        (["nowhere"], "no run in this folder"),
+        (["run", "other"], "different pairs"),
+        (["bench"], "run of arbitrage bench, not of arbitrage collect"),
+        (["run", "-o", "new.pkl"], ".safetensors"),
+        (["--dataset", "builtin", "--pair", "scripted"], "needs a prm model"),
+    ],
+)
+def test_what_does_not_go_together_is_said(program: Program, here: Path, arguments: list[str], reason: str) -> None:
+    """One line, exit code 2, and no file."""
+    write_run(here / "other", questions(5), WORLD, changes={"models": OTHER})
+    write_run(here / "bench", questions(5), WORLD, changes={"kind": "bench"})
+    result = calibrate(program, here, *arguments)
+    assert (result.code, reason in flat(result.err)) == (2, True), result.err
+    assert not (here / "new.safetensors").exists()
+
+
+def test_a_head_of_another_draft_is_refused(program: Program, here: Path) -> None:
+    """One that reads hidden states: those of this run's draft mean something else."""
+    write_head(here / "small.safetensors", hidden_size=HIDDEN_SIZE)
+    result = calibrate(program, here, "run")
+    assert (result.code, "reads the hidden states of d" in flat(result.err)) == (3, True), result.err
+    assert not (here / "new.safetensors").exists()
