@@ -1,11 +1,13 @@
 """Measures policies side by side: what is solved in which order, the solving itself, and how the policies stand.
 
-All policies solve a problem before the next one's turn, in an order that rotates, so that a machine that gets slower
-during a run gets slower for all of them. One attempt at a time. Knows no file, no terminal and no data set by name; how an
-answer is graded is given to it.
+All policies solve a block of problems before the next block's turn, in an order that rotates, so that a machine that gets
+slower during a run gets slower for all of them. In a latency run a block is one problem; in a throughput run, where several
+problems are solved at once, it is so many that little of its time is that of its end, when not all places are taken. Knows
+no file, no terminal and no data set by name; how an answer is graded is given to it.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +18,13 @@ from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.run_folder import Key, key_of, latest
-from arbitrage_cli.runs import Measured, RunInfo, attempt_error, row, tau_in_json
+from arbitrage_cli.runs import Measured, RunInfo, attempt_error, row, seconds_of, tau_in_json
 from arbitrage_cli.scheduler import Rater, Scheduler
-from arbitrage_cli.summary import Standing
+from arbitrage_cli.summary import Share, Standing
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
+
+ROUNDS = 4
+"""Problems of a block for each that is solved at once."""
 
 Grade = Callable[[str, Mapping[str, Any]], Score]
 """Compares a solution's text with a right answer (an `Item.gold`)."""
@@ -43,11 +48,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One problem, to be solved once with one policy. Samples are numbered from 0; sample k has the seed of the run + k."""
+    """One problem, to be solved once with one policy. Samples are numbered from 0; sample k has the seed of the run + k.
+
+    Attempts of one block, sample and column that follow each other are solved together.
+    """
 
     item: Item
     sample: int
     column: Column
+    block: int = 0
 
     @property
     def key(self) -> Key:
@@ -70,14 +79,22 @@ class Ended:
     row: dict[str, Any]
 
 
-def plan(items: Sequence[Item], columns: Sequence[Column], samples: int) -> list[Attempt]:
-    """All attempts in the order in which they are made: the first problem begins with the first column, the next with the next."""
+def plan(items: Sequence[Item], columns: Sequence[Column], samples: int, concurrency: int = 1) -> list[Attempt]:
+    """All attempts in the order in which they are made: the first block begins with the first column, the next with the next."""
     return [
-        Attempt(item, sample, columns[(index + sample + turn) % len(columns)])
-        for index, item in enumerate(items)
+        Attempt(item, sample, columns[(index + sample + turn) % len(columns)], index)
+        for index, block in enumerate(_blocks(items, concurrency))
         for sample in range(samples)
         for turn in range(len(columns))
+        for item in block
     ]
+
+
+def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
+    """Blocks of one problem, or of ROUNDS problems for each that is solved at once; the last takes what is left over."""
+    size = 1 if concurrency == 1 else ROUNDS * concurrency
+    starts = range(0, max(len(items) - size, 0) + 1, size)
+    return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
 def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retry_errors: bool) -> list[Attempt]:
@@ -107,7 +124,8 @@ def _no_rater(policy: Policy) -> None:
 
 @dataclass(slots=True)
 class Bench:
-    """Makes attempts. `seed` is that of sample 0; an attempt that takes longer than `timeout` seconds is broken off.
+    """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt that takes longer than `timeout` seconds
+    is broken off.
 
     `router_for` gives the router of a policy that has it from outside, `rater_for` whoever rates steps for one.
     """
@@ -119,59 +137,67 @@ class Bench:
     timeout: float | None = None
     router_for: Callable[[Policy], Router | None] = _no_router
     rater_for: Callable[[Policy], Rater | None] = _no_rater
+    concurrency: int = 1
     clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
-        """Make the attempts one after the other. A ProblemError is a row; any other error ends the run, after its row."""
-        for attempt in attempts:
-            yield Began(attempt)
-            yield from self._make(attempt)
+        """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
+        for _, block in itertools.groupby(attempts, key=lambda attempt: (attempt.block, attempt.sample, attempt.column)):
+            yield from self._make(list(block))
 
-    def _make(self, attempt: Attempt) -> Iterator[Event | Ended]:
-        policy, tau, seed = attempt.column.policy, attempt.column.tau, self.seed + attempt.sample
-        engines = self.engines_for(policy, attempt.sample)
+    def _make(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
+        """Make attempts that differ in their problem only."""
+        policy, tau, seed = block[0].column.policy, block[0].column.tau, self.seed + block[0].sample
+        engines = self.engines_for(policy, block[0].sample)
         router = self.router_for(policy)
-        deciding = _Stopwatch(self.clock)
+        left = {attempt.item.problem.id: attempt for attempt in block}
+        times = {name: _Times(_Stopwatch(self.clock)) for name in left}
 
         def make_flow(trace: Trace) -> Flow:
-            return deciding.follow(policy.flow(trace, tau, seed, router))
+            return times[trace.problem.id].deciding.follow(policy.flow(trace, tau, seed, router))
 
-        scheduler = Scheduler(engines, make_flow, self.limits, rater=self.rater_for(policy))
-        with contextlib.closing(scheduler.run([attempt.item.problem])) as events:
-            finished, wall_seconds = yield from self._follow(events)
-            if isinstance(finished.error, InterruptedRunError):
-                raise finished.error
-            score = None if attempt_error(finished) else self.grade(finished.trace.text, attempt.item.gold)
-            run = RunInfo(policy.name, policy.number or None, tau, 0.0, seed)
-            item = attempt.item
-            measured = Measured(attempt.sample, item.level, item.gold, score, wall_seconds, deciding.seconds)
-            yield Ended(attempt, row(finished, run, measured))
-            yield from events  # nothing but the error that ends the run, if there is one
+        rater = self.rater_for(policy)
+        scheduler = Scheduler(engines, make_flow, self.limits, concurrency=self.concurrency, rater=rater)
+        with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
+            last: float | None = None  # when the block began, or a problem of it was done
+            for event, now in self._timed(events):
+                name = event.trace.problem.id
+                if isinstance(event, Started):
+                    last, times[name].began = now if last is None else last, now
+                    yield Began(left[name])
+                yield event
+                seconds = now - times[name].began
+                if isinstance(event, Finished):
+                    if isinstance(event.error, InterruptedRunError):
+                        raise event.error
+                    share = Share(block[0].block, len(block), now - (last or 0.0)) if self.concurrency > 1 else None
+                    last = now
+                    yield Ended(left[name], self._row(left.pop(name), event, seconds, times[name].deciding.seconds, share))
+                elif self.timeout is not None and seconds > self.timeout:
+                    late = ProblemError(f"not finished after {self.timeout:g} s", "give a longer --timeout")
+                    scheduler.give_up(event.trace, late)
+        if left:
+            raise DefectError("a problem was given up without a word")
 
-    def _follow(self, events: Generator[Event, None, None]) -> Generator[Event, None, tuple[Finished, float]]:
-        """Pass the events of one problem on; returns the last of them, and the seconds that went by in between.
-
-        Seconds that whoever gets the events takes for them are not counted.
-        """
-        trace: Trace | None = None
-        wall_seconds = 0.0
+    def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
+        """Each event with the seconds that went by until it came. Those that whoever gets the events takes do not count."""
+        now = 0.0
         while True:
             began = self.clock()
             event = next(events, None)
-            wall_seconds += self.clock() - began
+            now += self.clock() - began
             if event is None:
-                raise DefectError("a problem was given up without a word")
-            if isinstance(event, Started):
-                trace, wall_seconds = event.trace, 0.0
-            yield event
-            if isinstance(event, Finished):
-                return event, wall_seconds
-            if trace and self.timeout is not None and wall_seconds > self.timeout:
-                late = ProblemError(f"not finished after {self.timeout:g} s", "give a longer --timeout")
-                events.close()
-                finished = Finished(trace, late)
-                yield finished
-                return finished, wall_seconds
+                return
+            yield event, now
+
+    def _row(
+        self, attempt: Attempt, finished: Finished, seconds: float, router_seconds: float, share: Share | None
+    ) -> dict[str, Any]:
+        item, policy = attempt.item, attempt.column.policy
+        score = None if attempt_error(finished) else self.grade(finished.trace.text, item.gold)
+        run = RunInfo(policy.name, policy.number or None, attempt.column.tau, 0.0, self.seed + attempt.sample)
+        measured = Measured(attempt.sample, item.level, item.gold, score, seconds, router_seconds, share)
+        return row(finished, run, measured)
 
 
 @dataclass(slots=True)
@@ -202,6 +228,14 @@ class _Stopwatch:
             self.seconds += self.clock() - began
 
 
+@dataclass(slots=True)
+class _Times:
+    """When a problem was taken up, and what its flow takes for itself."""
+
+    deciding: _Stopwatch
+    began: float = 0.0
+
+
 # --- how the policies stand
 
 
@@ -211,6 +245,7 @@ class Standings:
 
     columns: Sequence[Column]
     planned: int  # attempts of each column
+    concurrency: int = 1
     _rows: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = field(default_factory=dict)  # by label; problem and sample
 
     def __post_init__(self) -> None:
@@ -241,8 +276,9 @@ class Standings:
             tried=len(rows),
             done=len(done),
             correct=sum(made["score"]["value"] == "correct" for made in done.values()),
-            seconds=sum(made["wall_seconds"] for made in done.values()),
-            speedup=self._speedup(done),
+            seconds=sum(map(seconds_of, done.values())),
+            speedup=self._speedup(done) if self.concurrency == 1 else None,
+            concurrency=self.concurrency,
         )
 
     def _speedup(self, done: Mapping[tuple[str, int], Mapping[str, Any]]) -> float | None:

@@ -25,7 +25,8 @@ def compare(
     changed = _changed_questions(first_rows, second_rows)
     first = group_rows(first_run, (row for row in first_rows if row["id"] not in changed))
     second = group_rows(second_run, (row for row in second_rows if row["id"] not in changed))
-    compared = [_compare(one, other) for one, other in _pairs(first, second)]
+    is_timed = _concurrency(first_run) == _concurrency(second_run) == 1
+    compared = [_compare(one, other, is_timed=is_timed) for one, other in _pairs(first, second)]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
@@ -53,7 +54,12 @@ def _pairs(first: Sequence[Group], second: Sequence[Group]) -> list[tuple[Group,
     return pairs
 
 
-def _compare(first: Group, second: Group) -> dict[str, Any]:
+def _concurrency(run: Mapping[str, Any]) -> int:
+    return run.get("concurrency") or 1
+
+
+def _compare(first: Group, second: Group, *, is_timed: bool) -> dict[str, Any]:
+    """`is_timed`: whether the times are those of one problem at a time."""
     pairs = paired(first, second)
     samples = 1 + max((key[1] for key in first.results.keys() | second.results.keys()), default=0)
     return {
@@ -63,7 +69,7 @@ def _compare(first: Group, second: Group) -> dict[str, Any]:
         "only_first": len(first.results) - len(pairs),
         "only_second": len(second.results) - len(pairs),
         **_accuracy(pairs, samples),
-        **_seconds([(one, other) for one, other in pairs if one.is_done and other.is_done]),
+        **_seconds([(one, other) for one, other in pairs if is_timed and one.is_done and other.is_done]),
     }
 
 
@@ -109,6 +115,8 @@ def _notes(first: Mapping[str, Any], second: Mapping[str, Any], changed: set[str
         notes.append(f"What they were made with differs: {'; '.join(differing)}.")
     if first.get("grader") != second.get("grader"):
         notes.append("The runs were graded by different versions of the grader: grade both anew with arbitrage grade.")
+    if max(_concurrency(first), _concurrency(second)) > 1:
+        notes.append("Times are not compared: of several problems solved at once none has a time of its own.")
     if first.get("machine") != second.get("machine"):
         notes.append(
             "The runs were made on different machines, or with different threads or libraries: times differ by that."

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
@@ -73,11 +73,19 @@ class DataSet:
 Row = Mapping[str, Any]
 
 
+class Lines(Protocol):
+    """Whatever lines of bytes can be read from: a binary file, for one."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """The next line, or as much of it as `limit` allows; empty at the end."""
+        ...
+
+
 class _UnusableError(ValueError):
     """Why a line is not a problem."""
 
 
-def read_problems(stream: BinaryIO) -> Iterator[Problem | BadLine]:
+def read_problems(stream: Lines) -> Iterator[Problem | BadLine]:
     """The problems of a stream of UTF-8 text. JSONL if the first line that is not blank begins a JSON object, else plain text.
 
     A JSON object has its question under `problem` or `question`, and may have an `id` or `unique_id`; a problem without
@@ -181,7 +189,7 @@ def make_data_set(
     return DataSet(name, tuple(items), revision, _sha256(items))
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: Lines) -> Iterator[tuple[int, bytes]]:
     """Numbered lines, split at line feeds only. Of a line that is too long only so much is kept that this shows."""
     for number in itertools.count(1):
         line = stream.readline(MAX_LINE_BYTES + 2)

@@ -18,6 +18,12 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "seconds_p90": "Wall-clock seconds that nine of ten finished attempts stay below (interpolated).",
         "speedup": "Seconds of the target alone / seconds of this policy, each summed over the attempts that both finished; "
         "above 1 is faster. Interval: 95%, paired bootstrap over problems.",
+        "problems_per_second": "Finished attempts / wall-clock seconds of the blocks of problems in which they were made, several at "
+        "once; failed attempts count in the seconds; loading, grading and display are outside.",
+        "throughput_ratio": "Problems per second of this policy / of the target alone, each over the blocks in which both have the "
+        "same attempts; above 1 is faster. Interval: 95%, paired bootstrap over blocks; none with fewer than 5.",
+        "blocks": "Blocks of problems that the policy took turns with: each is solved from its first problem to its last.",
+        "blocks_compared": "Those of them in which the target alone has the same attempts.",
         "problem_speedups": "Seconds of the target alone / seconds of this policy, for each problem by itself.",
         "acceptance_rate": "Drafted steps that were kept / drafted steps.",
         "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",

@@ -7,11 +7,12 @@ denominator beside it (`ratios`). What is not known is None, never a guess. Know
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from arbitrage_cli import throughput
 from arbitrage_cli.curve import curve
 from arbitrage_cli.equivalents import KINDS, Measured, Units, measure, tokens_and_seconds
 from arbitrage_cli.errors import UsageError
@@ -34,6 +35,14 @@ SCHEMA = 1
 SPEEDUP_BINS = tuple(2.0 ** (quarter / 4) for quarter in range(-12, 13))
 """Edges of the histogram of `problem_speedups`: quarters of an octave from 1/8 to 8. What is outside is in the end bins."""
 
+THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks", "blocks_compared")
+LATENCY = (
+    *("seconds_mean", "seconds_median", "seconds_p90", "speedup", "speedup_interval", "problem_speedups"),
+    *("target_token_equivalents", "equivalent_speedup", "equivalent_speedup_interval"),
+    *("projected_speedup", "projected_speedup_interval", "projection_terms"),
+)
+"""Figures of a policy that only runs of the one or the other kind have: of problems a second, or of seconds a problem."""
+
 OUTCOMES: Mapping[str, Outcome] = {"correct": "correct", "incorrect": "incorrect", "unscored": "unscored", "errors": "error"}
 
 
@@ -47,6 +56,12 @@ class _Scope:
     costs: Measured
     cost_ratio: float | None
     alone: Group | None  # the target
+    concurrency: int = 1
+
+    @property
+    def is_throughput(self) -> bool:
+        """Whether several problems were solved at once: then no time is that of one problem."""
+        return self.concurrency > 1
 
 
 def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None = None) -> dict[str, Any]:
@@ -59,6 +74,7 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
         raise UsageError(f"a cost ratio of {cost_ratio:g} makes no sense", "give a number above 0: --cost-ratio 8")
     groups = group_rows(run, rows)
     levels = problems_of(groups)
+    concurrency = run.get("concurrency") or 1
     costs = measure(result for group in groups for result in group.results.values())
     scope = _Scope(
         num_problems=_num_planned(run, len(levels)),
@@ -67,6 +83,7 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
         costs=costs,
         cost_ratio=cost_ratio,
         alone=_find(groups, "target"),
+        concurrency=concurrency,
     )
     policies = [_policy(group, scope) for group in groups]
     dataset = run.get("dataset") or {}
@@ -76,13 +93,19 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
         "dataset_sha256": dataset.get("sha256"),
         "n": scope.num_problems,
         "samples": scope.samples,
+        "concurrency": concurrency,
         "policies": policies,
-        "curves": _curves(groups),
-        "measured_cost_ratio": costs.cost_ratio,
-        "projection": None if cost_ratio is None else {"cost_ratio": cost_ratio, "is_projection": True},
+        "curves": [] if scope.is_throughput else _curves(groups),
+        "measured_cost_ratio": None if scope.is_throughput else costs.cost_ratio,
+        "projection": None
+        if cost_ratio is None or scope.is_throughput
+        else {"cost_ratio": cost_ratio, "is_projection": True},
         "token_costs": {"draft": _costs(costs, "draft"), "target": _costs(costs, "target")},
         "speedup_bins": list(SPEEDUP_BINS),
-        "notes": _notes(scope, policies),
+        "notes": [
+            *(throughput.notes(concurrency, groups, policies) if scope.is_throughput else ()),
+            *_notes(scope, policies),
+        ],
     }
 
 
@@ -147,11 +170,15 @@ def _policy(group: Group, scope: _Scope) -> dict[str, Any]:
         "ratios": {},
     }
     made |= _accuracy(group, scope, scope.num_problems, made["ratios"])
-    made |= _seconds(group, made["ratios"])
-    made |= _speedup(group, scope, made["ratios"])
-    made["problem_speedups"] = _distribution(_seconds_table(group, scope)) if group is not scope.alone else None
+    made |= dict.fromkeys(THROUGHPUT) | dict.fromkeys(LATENCY)
+    if scope.is_throughput:
+        made |= throughput.throughput(group, scope.alone, made["ratios"])
+    else:
+        made |= _seconds(group, made["ratios"])
+        made |= _speedup(group, scope, made["ratios"])
+        made["problem_speedups"] = _distribution(_seconds_table(group, scope)) if group is not scope.alone else None
+        made |= _equivalents(group, scope, made["ratios"])
     made |= _routing(group, made["ratios"])
-    made |= _equivalents(group, scope, made["ratios"])
     made["time"] = _time(group)
     made["by_level"] = _by_level(group, scope)
     return made
@@ -326,7 +353,7 @@ def _time(group: Group) -> dict[str, float]:
     }
     parts["router"] = math.fsum(one.router_seconds for one in done)
     parts["reward"] = math.fsum(one.reward_seconds for one in done)
-    wall = math.fsum(one.seconds or 0.0 for one in done)
+    wall = math.fsum(one.share.seconds if one.share else one.seconds or 0.0 for one in done)
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
 
 
@@ -343,7 +370,7 @@ def _by_level(group: Group, scope: _Scope) -> dict[str, Any] | None:
         )
         made[str(level)] = {
             **_accuracy(part, within, len(problems), ratios),
-            **_speedup(part, within, ratios),
+            **(dict.fromkeys(("speedup", "speedup_interval")) if scope.is_throughput else _speedup(part, within, ratios)),
             "ratios": ratios,
         }
     return made or None
@@ -355,7 +382,7 @@ def _only(group: Group, problems: set[str]) -> Group:
 
 
 def _within(scope: _Scope, alone: Group) -> _Scope:
-    return _Scope(scope.num_problems, scope.samples, scope.levels, scope.costs, scope.cost_ratio, alone)
+    return replace(scope, alone=alone)
 
 
 def _level_order(level: str | int) -> tuple[bool, float, str]:

@@ -24,6 +24,15 @@ def total_memory() -> int | None:
         return None
 
 
+def available_memory() -> int | None:
+    """Bytes that can be had without pushing anything out: of the machine, and of the container if that has a limit.
+
+    Where the system does not say, all of its memory; None if it does not say that either.
+    """
+    bounds = [_free_memory() or total_memory(), _cgroup_memory()]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
 def processor_name() -> str:
     """The model of the processor, as the system calls it."""
     for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
@@ -62,6 +71,29 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     if quota.isdigit() and period.isdigit() and int(period) > 0:
         return max(1, int(quota) // int(period))
     return None
+
+
+def _free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
+    """What Linux thinks can be had; None on other systems."""
+    for line in (_read(path) or "").splitlines():
+        name, _, text = line.partition(":")
+        amount = text.split()
+        if name == "MemAvailable" and amount and amount[0].isdigit():
+            return int(amount[0]) * 1024
+    return None
+
+
+def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What is left of the cgroup's limit (version 2, then 1), its file cache aside, which gives way; None without a limit."""
+    limit, used, cache = "memory.max", "memory.current", "memory.stat"
+    if not (root / limit).exists():
+        limit, used, cache = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"
+    most, now = _read(root / limit) or "", _read(root / used) or ""
+    if not (most.isdigit() and now.isdigit()):
+        return None
+    lines = (line.split() for line in (_read(root / cache) or "").splitlines())
+    inactive = next((int(line[1]) for line in lines if line[:1] == ["inactive_file"]), 0)
+    return max(0, int(most) - int(now) + inactive)
 
 
 def _read(path: Path) -> str | None:

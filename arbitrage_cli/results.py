@@ -14,7 +14,7 @@ import numpy as np
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.intervals import Floats
-from arbitrage_cli.summary import Tally
+from arbitrage_cli.summary import Share, Tally
 from arbitrage_cli.types import Cost
 
 Level = str | int | None
@@ -27,7 +27,10 @@ COST_FIELDS = tuple(one.name for one in fields(Cost))
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row, as far as figures need it. Seconds are None where the row is not done; of an error nothing is counted."""
+    """One row, as far as figures need it. Seconds are None where the row is not done; of an error nothing is counted.
+
+    `share` is its part of a throughput run's time, None in any other run.
+    """
 
     key: Key
     level: Level
@@ -39,6 +42,7 @@ class Result:
     kept_target_tokens: int
     router_seconds: float
     reward_seconds: float
+    share: Share | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -184,6 +188,7 @@ def _result(row: Mapping[str, Any]) -> Result:
         kept_target_tokens=sum(tokens for model, tokens in kept if model == "target"),
         router_seconds=(timing.get("router") or {}).get("seconds") or 0.0,
         reward_seconds=(timing.get("reward") or {}).get("seconds") or 0.0,
+        share=Share(**row["throughput"]) if row.get("throughput") else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading import boxed_answer
-from arbitrage_cli.summary import Tally, tally
+from arbitrage_cli.summary import Share, Tally, tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
 
 SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "probability_is"))
@@ -32,6 +32,7 @@ class RunInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)  # whatever else the text depends on
     is_toy: bool = False  # the scripted demo models
     num_problems: int | None = None  # None: not known beforehand
+    concurrency: int = 1  # problems that are solved at once
 
 
 def to_json(finished: Finished, run: RunInfo) -> str:
@@ -74,7 +75,8 @@ class Measured:
     """What a benchmark knows of one attempt beside the solution itself.
 
     `wall_seconds` is the time from taking the problem up to its end, `router_seconds` the part of it that the policy took
-    to decide. `gold` is the right answer as JSON; `score` is None where there is nothing to grade.
+    to decide. `gold` is the right answer as JSON; `score` is None where there is nothing to grade, `share` where one problem
+    is solved at a time.
     """
 
     sample: int
@@ -83,6 +85,7 @@ class Measured:
     score: Score | None
     wall_seconds: float
     router_seconds: float
+    share: Share | None = None
 
 
 def row(finished: Finished, run: RunInfo, measured: Measured) -> dict[str, Any]:
@@ -105,7 +108,13 @@ def row(finished: Finished, run: RunInfo, measured: Measured) -> dict[str, Any]:
         "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else made["stop"],
         "wall_seconds": measured.wall_seconds,
         "timing": timing,
+        **({"throughput": asdict(measured.share)} if measured.share else {}),
     }
+
+
+def seconds_of(made: Mapping[str, Any]) -> float:
+    """What an attempt adds to the time of a run, by its row: not its own time, where others were solved beside it."""
+    return float(made["throughput"]["seconds"] if "throughput" in made else made["wall_seconds"])
 
 
 def attempt_error(finished: Finished) -> str | None:

@@ -80,13 +80,16 @@ class Scheduler:
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
+        self._concurrency = concurrency
         self._to_rate: dict[int, Rate] = {}
+        self._given_up: dict[Trace, ProblemError] = {}
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
 
-    def run(self, problems: Iterable[Problem]) -> Generator[Event, None, None]:
+    def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
         """Solve all problems, taking each from the iterable when there is a free slot for it.
 
+        `is_ready` tells whether the next one can be had at once: as long as it cannot, those in flight are not kept waiting.
         A ProblemError ends its problem, as the `error` of `Finished`. Any other error ends the run, after the problems in
         flight were told as finished with it, so that their steps are not lost.
         """
@@ -94,7 +97,8 @@ class Scheduler:
         exhausted = False
         try:
             while True:
-                while self._free and not exhausted:
+                yield from self._end_given_up()
+                while self._free and not exhausted and (not self._in_flight or is_ready()):
                     problem = next(waiting, None)
                     if problem is None:
                         exhausted = True
@@ -110,6 +114,17 @@ class Scheduler:
         finally:
             for flight in list(self._in_flight.values()):
                 self._release(flight)
+
+    def give_up(self, trace: Trace, error: ProblemError) -> None:
+        """Have a problem that is in flight end with this error before anything more is done for it. The others go on."""
+        self._given_up[trace] = error
+
+    def _end_given_up(self) -> Iterator[Event]:
+        for flight in list(self._in_flight.values()) if self._given_up else ():
+            error = self._given_up.pop(flight.trace, None)
+            if error is not None:
+                yield self._finish(flight, error)
+        self._given_up.clear()  # what is left had ended by itself
 
     def _admit(self, problem: Problem) -> Iterator[Event]:
         trace = Trace(problem, self._limits)
@@ -187,7 +202,7 @@ class Scheduler:
         flight.num_told = len(flight.trace.decisions)
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
-        target = self._engines.get("target")
+        target = self._engines.get("target") if self._concurrency == 1 else None  # else there is no speed of one alone
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
         self._release(flight)
         return Finished(flight.trace, error, alone, flight.reward_cost)

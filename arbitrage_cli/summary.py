@@ -59,10 +59,24 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """The part that a problem has in a block of problems, several of which are solved at once.
+
+    `of` problems were solved in one go. `seconds` are those from the end of whichever was done before it, or from the block's
+    beginning, to its own end: the block took the sum of them.
+    """
+
+    block: int
+    of: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How one policy of a benchmark stands: of the attempts that are planned, those tried, done, and with the right answer.
 
-    `seconds` are those of the attempts that are done; `speedup` compares them with the target alone, on the same problems.
+    `seconds` are those of the attempts that are done; `speedup` compares them with the target alone, on the same problems,
+    where one is solved at a time.
     """
 
     label: str
@@ -72,6 +86,7 @@ class Standing:
     correct: int
     seconds: float
     speedup: float | None = None
+    concurrency: int = 1
 
 
 def tally(decisions: Iterable[Decision]) -> Tally:

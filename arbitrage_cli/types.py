@@ -225,7 +225,7 @@ class Finished:
     """A problem is done. `error` is set when it could not be finished; the steps kept until then stay in the trace.
 
     `target_alone_seconds` is an estimate, never a measurement: the time that the target alone would have taken for a
-    solution of the same text, from its measured speeds. None if the target was not loaded. `reward_cost` is what rating
+    solution of the same text, from its measured speeds. None if the target was not loaded, or had other problems to solve beside. `reward_cost` is what rating
     steps took, of whichever model did it.
     """
 

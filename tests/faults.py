@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from cli import HERE, Result, environment
 
-TIMES = frozenset(("seconds", "wall_seconds", "timing", "target_alone_seconds_estimate", "checksum"))
+TIMES = frozenset(("seconds", "wall_seconds", "timing", "throughput", "target_alone_seconds_estimate", "checksum"))
 """Fields of a row that differ from run to run."""
 
 

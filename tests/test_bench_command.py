@@ -182,7 +182,12 @@ def test_policies_take_turns(program: Program, here: Path) -> None:
         (["--policy", " , "], "no policy is named"),
         (["--ids", "p1,p7,p8"], "no problem has the id 'p7, p8'"),
         (["--dataset", "nothing.jsonl"], "no data set and no file"),
-        (["--limit", "0"], "limit"),
+        (["--limit", "0"], "'0' is no limit"),
+        (["--limit", "3-2"], "'3-2' is no limit"),
+        (["--limit", "a few"], "'a few' is no limit"),
+        (["--limit", "4-9"], "leaves no problem"),
+        (["--concurrency", "0"], "'0' is no number of problems"),
+        (["--concurrency", "most"], "'most' is no number of problems"),
         (["--pair", "nobody"], "no pair is called 'nobody'"),
         (["--map", "foo"], "maps no fields"),
         (["--cost-ratio", "0"], "cost-ratio"),
@@ -196,6 +201,47 @@ def test_bad_arguments_are_refused(program: Program, here: Path, arguments: list
     assert words in flat(result.err)
     assert "Traceback" not in result.err
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "ids"), [("2", ["p0", "p1"]), ("2-3", ["p1", "p2"]), ("3-3", ["p2"]), ("2-99", ["p1", "p2"])]
+)
+def test_limit_takes_a_range(program: Program, here: Path, limit: str, ids: list[str]) -> None:
+    """--limit takes the first so many, or those from one to another."""
+    assert program.run(here, *BENCH, "--policy", "target", "--limit", limit, "-q").code == 0
+    assert [row["id"] for row in rows_of(here / "run")] == ids
+
+
+# --- several at once
+
+
+def test_throughput_run(program: Program, here: Path) -> None:
+    """With several at once the same rows are made, and problems a second are told instead of seconds a problem."""
+    program.run(here, *BENCH, "-q")
+    usual = results(rows_of(here / "run"))
+    arguments = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "--concurrency", "auto")
+    result = program.run(here, *arguments)
+    assert result.code == 0
+    folder = here / "runs" / "arithmetic--scripted--throughput-auto"
+    assert results(rows_of(folder)) == usual
+    assert "arithmetic.jsonl: 3 problems, 3 at once" in result.out
+    assert "problems/s" in result.out
+    assert "speed-up [95%]" not in result.out
+    assert "p0, target: correct (349); about" in result.err
+    again = program.run(here, *arguments, "--json")
+    assert json.loads(again.out)["concurrency"] == 3
+    assert len(rows_of(folder)) == 9
+
+
+def test_run_has_one_concurrency(program: Program, copy: Path) -> None:
+    """A latency run does not go on as a throughput run, nor one of those with another number, nor the other way round."""
+    refused = program.run(copy, *BENCH, "--concurrency", "2")
+    assert (refused.code, refused.out) == (2, "")
+    assert "made with another concurrency: 1, not 2" in refused.err
+    assert program.run(copy, *BENCH, "--concurrency", "2", "--fresh", "-q").code == 0
+    for arguments, number in (((), 1), (("--concurrency", "3"), 3)):
+        assert f"made with another concurrency: 2, not {number}" in program.run(copy, *BENCH, *arguments).err
+    assert program.run(copy, *BENCH, "--concurrency", "auto", "-q").code == 0
 
 
 def test_a_policy_needs_its_models(program: Program, here: Path) -> None:

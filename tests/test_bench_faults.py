@@ -107,6 +107,19 @@ def test_killed_at_random_again_and_again(program: Program, here: Path, golden: 
         forget(here)
 
 
+def test_throughput_run_killed_anywhere(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    """With several at once no row is lost or comes twice either, wherever it is killed, and the end is the same."""
+    number = 0
+    while (
+        program.run(here, *BENCH, "--concurrency", "2", fault={"number": (number := number + 1), "action": "kill"}).code
+        == KILLED
+    ):
+        assert program.run(here, *BENCH, "--concurrency", "2").code == 0
+        assert results(rows_of(here / "run")) == golden
+        forget(here)
+    assert number > NUM_ROWS
+
+
 def test_real_models_end_alike_in_any_order_and_after_a_kill(program: Program, quick_path: Path) -> None:
     """The built-in pair: killed within a row and taken up again, or problem by problem backwards, each result is the same."""
     bench = ("bench", "--dataset", "builtin-dev", "--policy", "target,entropy@0.1,random", "--threads", "1", "-q", "-o")

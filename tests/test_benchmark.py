@@ -93,6 +93,19 @@ def test_plan_has_everything_once_and_takes_turns(num_items: int, num_columns: i
         assert (first.item, first.column) == (items[index], columns[index % num_columns])
 
 
+@given(st.integers(0, 40), st.integers(1, 3), st.integers(2, 3))
+def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, concurrency: int) -> None:
+    """Each problem is in one block, a block has at least four problems for each that is solved at once, or there is but one."""
+    attempts = plan([item(number) for number in range(num_items)], ALL[:num_columns], 1, concurrency)
+    assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns
+    blocks = [list(block) for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.column))]
+    assert all(4 * concurrency <= len(block) < 8 * concurrency for block in blocks) or len(blocks) == num_columns
+    for number in range(0, len(blocks), num_columns):
+        turn = blocks[number : number + num_columns]
+        assert turn[0][0].column == ALL[turn[0][0].block % num_columns]
+        assert all([one.item for one in block] == [one.item for one in turn[0]] for block in turn)
+
+
 def test_no_policy_is_always_first() -> None:
     """Over as many problems as there are policies, each of them has each place in the order once."""
     attempts = plan([item(number) for number in range(4)], ALL, 1)
@@ -287,6 +300,69 @@ def test_bench_solves_as_solve_does() -> None:
         (row,) = rows(hash_bench(), [Attempt(item(), 0, column)])
         solved = solve(engines(column.policy, 0), [item().problem], column.policy.name, column.tau)
         assert row["text"] == solved["p0"].text
+
+
+# --- several at once
+
+
+def shared_bench(concurrency: int, **options: Any) -> Bench:
+    backends: dict[ModelRole, Backend] = {
+        "draft": HashBackend("draft", num_sequences=concurrency),
+        "target": HashBackend("target", merges=("ab",), num_sequences=concurrency),
+    }
+    engines = Engines(backends, Sampler(), INSTRUCTIONS)
+    return Bench(engines, grade, SHORT, 0, concurrency=concurrency, **options)
+
+
+def test_several_at_once_give_the_same_rows() -> None:
+    """What an attempt gives does not depend on how many are made at once, nor on which are left of a block."""
+    items = [item(number) for number in range(9)]
+    alone = results(rows(shared_bench(1), plan(items, (TARGET, RANDOM), 1)))
+    attempts = plan(items, (TARGET, RANDOM), 1, 3)
+    together = rows(shared_bench(3), attempts)
+    assert results(together) == alone
+    rest = rows(shared_bench(3), left(attempts, together[:5], retry_errors=True))
+    assert results([*together[:5], *rest]) == alone
+
+
+def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a throughput run tells its block, with how many it was solved, and what it added to the block's time."""
+    clock = Clock()
+    tick = Engine.tick
+    num_ticks = 0
+
+    def slow_tick(engine: Engine) -> Any:
+        nonlocal num_ticks
+        clock.now += 2.0
+        num_ticks += 1
+        return tick(engine)
+
+    monkeypatch.setattr(Engine, "tick", slow_tick)
+    made = rows(shared_bench(2, clock=clock), plan([item(number) for number in range(16)], (TARGET,), 1, 2))
+    assert [(row["throughput"]["block"], row["throughput"]["of"]) for row in made] == [(0, 8)] * 8 + [(1, 8)] * 8
+    assert sum(row["throughput"]["seconds"] for row in made) == 2.0 * num_ticks
+    assert sum(row["wall_seconds"] for row in made) > 2.0 * num_ticks
+    assert "throughput" not in only_row(scripted_bench(), column=TARGET)
+
+
+def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several at once --timeout ends those that are late, and nothing else."""
+    clock = Clock()
+    tick = Engine.tick
+
+    def slow_tick(engine: Engine) -> Any:
+        clock.now += 1.0
+        return tick(engine)
+
+    monkeypatch.setattr(Engine, "tick", slow_tick)
+    load = Options(num_sequences=2)
+    backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", load)}
+    bench = Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
+    made = rows(bench, plan([item(0, "37 * 12 - 95"), item(1, "1 + 3"), item(2, "who?"), item(3, "2 + 2")], (TARGET,), 1, 2))
+    told = {row["id"]: row["error"] or row["score"]["value"] for row in made}
+    assert told["p0"] == "not finished after 50 s"
+    assert "one line of arithmetic" in told["p2"]
+    assert (told["p1"], told["p3"]) == ("correct", "correct")
 
 
 # --- what is timed

@@ -104,7 +104,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
         (["run", "--dataset", "builtin"], "both runs and a data set"),
         (["nowhere"], "no run in this folder"),
         (["run", "other"], "different pairs"),
-        (["bench"], "no states to train on"),
+        (["bench"], "run of arbitrage bench, not of arbitrage collect"),
         (["run", "-o", "new.pkl"], ".safetensors"),
         (["--dataset", "builtin", "--pair", "scripted"], "needs a prm model"),
     ],

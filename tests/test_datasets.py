@@ -172,7 +172,7 @@ def test_hostile_line_is_read_in_no_time(line: bytes) -> None:
 def test_problems_are_given_before_the_next_line_is_there() -> None:
     """A pipe is answered while it is still being written."""
     stream = SlowStream()
-    rows = read_problems(stream)  # type: ignore[arg-type]
+    rows = read_problems(stream)
     for text in (b"one\n", b"two\n"):
         stream.put(text)
         assert next(rows).question == text.decode().strip()  # type: ignore[union-attr]

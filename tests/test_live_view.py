@@ -419,3 +419,60 @@ def is_struck(screen: pyte.Screen, text: str) -> bool:
         if start >= 0:
             return all(screen.buffer[row][column].strikethrough for column in range(start, start + len(text)))
     raise AssertionError(f"{text!r} is not on the screen:\n" + "\n".join(screen.display))
+
+
+# --- several problems at once
+
+SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, concurrency=3)
+
+
+def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
+    """The region has one row for each problem, which keeps its place; finished steps above it name their problem."""
+    view = make_view(run=SHARED)
+    traces = [make_trace(question=f"What is {number} + 1?", identifier=f"p{number}") for number in range(3)]
+    for trace in traces:
+        view.display.handle(Started(trace))
+        view.write(trace, "draft", f"text of {trace.problem.id}")
+    rows = view.screen.text.splitlines()[-5:]
+    assert rows[0] == "3 problems at once; 0 finished"
+    assert [row.split() for row in rows[1:4]] == [
+        [f"p{number}", "1", "draft", "1", "tokens", "text", "of", f"p{number}"] for number in range(3)
+    ]
+    view.decide(traces[1], accept(stop="end"))
+    view.display.handle(finish(traces[1]))
+    view.write(traces[2], "target", "x")
+    shown = view.screen.text.splitlines()
+    assert "Problem p1    1  draft   accept" in view.screen.text
+    assert shown[-5] == "2 problems at once; 1 finished"
+    assert shown[-3] == ""
+    view.display.handle(Started(make_trace(identifier="p3")))
+    view.write(traces[2], "target", "y")
+    assert view.screen.text.splitlines()[-3].split() == ["p3", "1"]
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_region_of_many_fits_any_terminal(make_view: MakeView, columns: int, rows: int) -> None:
+    """However many problems there are, and however small the terminal, the region stays within it."""
+    view = make_view(columns, rows, run=RunInfo("draft", None, None, 0.0, 0, concurrency=32))
+    traces = [make_trace(identifier=WIDE * (number % 3) + str(number)) for number in range(32)]
+    for trace in traces:
+        view.display.handle(Started(trace))
+    for trace in traces:
+        view.write(trace, "draft", "a long text " * 30)
+    before = view.screen.text
+    view.write(traces[0], "draft", "b")
+    assert len(view.screen.text.splitlines()) == len(before.splitlines())
+    view.display.close()
+    assert not view.screen.screen.cursor.hidden
+
+
+def test_many_at_once_in_a_terminal(tmp_path: Path) -> None:
+    """A run of several at once in a terminal: every record and every problem once, no region left."""
+    path = many_problems(tmp_path / "many.txt", 20)
+    output = tmp_path / "out.jsonl"
+    arguments = ("solve", *MODELS, "--concurrency", "4", "--input", str(path))
+    with Terminal(*arguments, stdout=output) as terminal:
+        assert terminal.wait() == 0
+    assert len(output.read_text().splitlines()) == 20
+    assert "problems at once" not in terminal.text
+    assert len(re.findall(r"^Problem \d+  answer", terminal.text, re.MULTILINE)) == 20

@@ -1,4 +1,4 @@
-"""How many threads are worth starting."""
+"""How many threads are worth starting, how much memory can be had."""
 
 import os
 import sys
@@ -72,3 +72,27 @@ def test_the_least_bound_counts(
 def test_this_machine_has_threads() -> None:
     """Whatever it is, between one and all of its processors."""
     assert 1 <= machine.default_threads() <= (os.cpu_count() or 1)
+
+
+def test_memory_that_can_be_had_is_the_least_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system has free, or what is left of a container's limit; file cache can be had."""
+    write(tmp_path / "meminfo", "MemTotal: 16 kB\nMemAvailable:       12 kB\n")
+    assert machine._free_memory(tmp_path / "meminfo") == 12 * 1024
+    assert machine._free_memory(tmp_path / "missing") is None
+    assert machine._cgroup_memory(tmp_path) is None
+    write(tmp_path / "memory.max", "max\n")
+    assert machine._cgroup_memory(tmp_path) is None
+    write(tmp_path / "memory.max", "10000\n")
+    write(tmp_path / "memory.current", "7000\n")
+    write(tmp_path / "memory.stat", "anon 1\ninactive_file 2000\n")
+    assert machine._cgroup_memory(tmp_path) == 5000
+    monkeypatch.setattr(machine, "_free_memory", lambda: 9000)
+    monkeypatch.setattr(machine, "_cgroup_memory", lambda: 5000)
+    assert machine.available_memory() == 5000
+
+
+def test_memory_of_an_old_container(tmp_path: Path) -> None:
+    """The same in cgroup version 1."""
+    write(tmp_path / "memory/memory.limit_in_bytes", "10000\n")
+    write(tmp_path / "memory/memory.usage_in_bytes", "4000\n")
+    assert machine._cgroup_memory(tmp_path) == 6000

@@ -192,3 +192,32 @@ def test_notes_and_failures_stay(screen: Screen) -> None:
     progress.finish(Outcome("p1", "target", "error", "hung", 9.0), BEGUN)
     progress.close()
     assert screen.lines == ["a note[2J", "p1, target: error (hung), 9.00 s"]
+
+
+AT_ONCE = State(
+    2, 3, (Standing("target", planned=3, tried=2, done=2, correct=1, seconds=0.5, concurrency=2),), seconds_left=90.0
+)
+
+
+def test_narrow_terminal_still_has_problems_a_second() -> None:
+    """Of a throughput run the words give way too, not the figure."""
+    with contextlib.closing(Screen(40)) as screen:
+        progress = LiveProgress(screen.stream, clock=Clock())
+        progress.begin("bench set", AT_ONCE)
+        told_target = screen.lines[1]
+        progress.close()
+    assert told_target == "  target  2/3  correct 50%  4/s"
+
+
+def test_several_at_once_are_counted(screen: Screen) -> None:
+    """Several attempts at once are told as a number, the last of them by its name; policies stand by problems a second."""
+    progress = LiveProgress(screen.stream, clock=Clock())
+    progress.begin("bench set", AT_ONCE)
+    progress.start("p1", "target")
+    progress.start("p2", "target")
+    assert screen.lines[-1][1:] == " 2 problems at once, target"
+    assert screen.lines[1] == "  target  2/3  correct 1/2 (50%)  4 problems/s"
+    progress.finish(Outcome("p1", "target", "correct", "7", None), AT_ONCE)
+    assert screen.lines[-2][1:] == " p2, target"
+    assert screen.lines[-1] == "  last: p1, target: correct (7)"
+    progress.close()

@@ -1,14 +1,17 @@
 """`arbitrage solve` as a process, with the scripted models: what goes in, what comes out, and where."""
 
+import json
 import os
 import re
+import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, MODELS, QUESTION, RIGHT, WRONG, Terminal, read_line, run, solve, start
+from cli import ESCAPE, MODELS, QUESTION, RIGHT, WRONG, Terminal, many_problems, read_line, run, solve, start
 
 from arbitrage_cli import __version__
 from arbitrage_cli.arbitrage import POLICIES
@@ -246,6 +249,61 @@ def test_records_are_written_one_by_one() -> None:
             assert answer in read_line(process)
         process.stdin.close()
         assert process.wait(10) == 0
+
+
+# --- several at once
+
+
+@pytest.mark.parametrize("concurrency", ["3", "auto"])
+def test_several_at_once_come_out_in_order(concurrency: str) -> None:
+    """With --concurrency the records are those of one at a time, in the order of the input, a failed one among them."""
+    lines = b"37 * 12 - 95 + 4 * 4\n1 + 1\nwho?\n2 + 2\n\n3 + 3 * 7\n9 * 9\n"
+    alone, together = (solve("-q", *flags, stdin=lines) for flags in ([], ["--concurrency", concurrency]))
+    assert (alone.code, together.code) == (1, 1)
+    for name in ("id", "text", "answer", "error"):
+        assert [record[name] for record in together.records] == [record[name] for record in alone.records]
+    assert {record["target_alone_seconds_estimate"] for record in together.records} == {None}
+
+
+def test_several_at_once_do_not_wait_for_a_pipe() -> None:
+    """A problem is solved and written while the pipe is still open, and the places beside it are empty."""
+    with start("solve", *MODELS, "-q", "--concurrency", "4") as process:
+        assert process.stdin is not None
+        for line, answer in ((b"1 + 1\n\n", b'"answer": "2"'), (b"2 + 2\n", b'"answer": "4"')):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert answer in read_line(process)
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_steps_of_several_at_once_name_their_problem() -> None:
+    """In plain lines each step says which problem it belongs to, where another could be meant."""
+    told = solve("-v", "--concurrency", "2", stdin=b"37 * 12 - 95\n1 + 1\n").err
+    assert re.search(r"^problem 1, step 2: ", told, re.MULTILINE)
+    assert re.search(r"^problem 2, step 1: ", told, re.MULTILINE)
+    assert re.search(r"^step 1: ", solve("-v", "--concurrency", "2", "1 + 1").err, re.MULTILINE)
+
+
+def test_reader_of_several_at_once_loses_nothing_to_ctrl_c(tmp_path: Path) -> None:
+    """Broken off, every line of the output is whole, and in the order of the input."""
+    path = many_problems(tmp_path / "many.txt", 3000)
+    with start("solve", *MODELS, "-q", "--concurrency", "4", "--input", str(path)) as process:
+        first = b"".join(read_line(process) for _ in range(3))
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    numbers = [int(json.loads(line)["id"]) for line in (first + rest).splitlines()]
+    assert numbers == sorted(set(numbers))
+    assert 3 <= len(numbers) < 3000
+
+
+def test_what_does_not_fit_in_memory_is_refused(tiny: Mapping[str, Path]) -> None:
+    """More problems at once than memory is there for are refused with exit code 3, before a model is loaded."""
+    models = ("--draft", str(tiny["draft"]), "--target", str(tiny["target"]))
+    result = run("solve", *models, "--concurrency", "64", "--ctx", "16777216", stdin=b"1 + 1\n" * 64)
+    assert (result.code, result.out) == (3, "")
+    assert "problems at once need" in result.err
 
 
 # --- what is shown

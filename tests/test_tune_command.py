@@ -184,6 +184,23 @@ def test_bench_records_the_threads_of_each_model(home: Home) -> None:
     assert "another number of threads of the target: 2, not 1" in flat(refused.err)
 
 
+def test_several_problems_at_once_take_the_same_threads(home: Home) -> None:
+    """A throughput run records the threads of each model beside how many are solved at once; a flag wins here too."""
+    home.pretend(FAST_READER)
+    sums = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7)]
+    (home.folder / "arithmetic.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
+    at_once = (*BENCH, "--policy", "target,draft", "--concurrency", "2")
+    assert home.run(*at_once).code == 0
+    made = run_json(home)
+    assert (made["concurrency"], made["machine"]["threads"]) == (2, "draft 1, target 2")
+    refused = home.run(*at_once, "--threads", "1")
+    assert (refused.code, "another number of threads of the target: 2, not 1" in flat(refused.err)) == (2, True)
+    for flags, threads in (((), [1, 2]), (("--threads", "2"), [2, 2])):
+        solved = home.run("solve", "--input", "arithmetic.jsonl", "--concurrency", "auto", *flags)
+        assert solved.code == 0, solved.err
+        assert [(one["settings"]["concurrency"], threads_of(one)) for one in solved.records] == [(2, threads)] * 2
+
+
 @pytest.mark.parametrize(("threads", "code"), [("2", 0), ("1", 2)])
 def test_a_run_of_an_earlier_version_goes_on(home: Home, threads: str, code: int) -> None:
     """It has one number of threads for all models, and goes on with that alone."""

@@ -6,6 +6,7 @@ script; the same contract tests run on both.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +58,9 @@ class Options:
 
 
 DEFAULT_CONTEXT_SIZE = 4096
+
+KV_BYTES: Mapping[str, float] = MappingProxyType({"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
+"""Of one number in the KV cache by its format, block scales included."""
 
 MAX_DECODE = 512
 """Tokens that every backend decodes at once."""

@@ -20,7 +20,7 @@ from typing import Any, Self
 import llama_cpp.llama_cpp as c
 import numpy as np
 
-from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, MAX_DECODE, Floats, ModelCard, Options, Output
+from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, KV_BYTES, MAX_DECODE, Floats, ModelCard, Options, Output
 from arbitrage_cli.errors import (
     ArbitrageError,
     ComputeError,
@@ -38,8 +38,6 @@ WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
-
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of one number, block scales included
 
 log = logging.getLogger("arbitrage.llama")
 

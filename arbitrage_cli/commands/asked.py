@@ -40,27 +40,48 @@ def parse_columns(policies: str | None, taus: str | None, head: Head | None, cos
     return list(columns)
 
 
-def choose_items(items: Sequence[Item], ids: str | None, limit: int | None) -> list[Item]:
-    """The problems to solve, in the order of the data set. UsageError for an id that is none."""
+def choose_items(items: Sequence[Item], ids: str | None, limit: str | None) -> list[Item]:
+    """The problems to solve, in the order of the data set. UsageError for an id that is none, or a limit that leaves none."""
+    chosen = _named(items, ids)
+    wanted = chosen[_slice(limit)] if limit is not None else chosen
+    if chosen and not wanted:
+        raise UsageError(f"--limit {limit} leaves no problem", f"there are {len(chosen)}")
+    return wanted
+
+
+def _slice(limit: str) -> slice:
+    """`10`: the first ten. `10-20`: the tenth to the twentieth."""
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})", limit.strip())
+    first, last = (int(found[1] or 1), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UsageError(f"'{limit}' is no limit", "the first ten: --limit 10; the 10th to the 20th: --limit 10-20")
+    return slice(first - 1, last)
+
+
+def _named(items: Sequence[Item], ids: str | None) -> list[Item]:
     if ids is None:
-        return list(items[:limit])
+        return list(items)
     wanted = _parts(ids)
     unknown = [name for name in wanted if name not in {item.problem.id for item in items}]
     if unknown or not wanted:
         some = ", ".join(item.problem.id for item in items[:5])
         raise UsageError(f"no problem has the id '{', '.join(unknown)}'", f"ids of this data set: {some} ...")
-    return [item for item in items if item.problem.id in wanted][:limit]
+    return [item for item in items if item.problem.id in wanted]
 
 
-def folder_name(dataset: str, models: Mapping[ModelRole, str | None], pair: Pair | None) -> str:
-    """A name for the run of this data set with these models, fit for any file system: `math500--qwen2.5-math`."""
+def folder_name(dataset: str, models: Mapping[ModelRole, str | None], pair: Pair | None, concurrency: str = "1") -> str:
+    """A name for the run of this data set with these models, fit for any file system: `math500--qwen2.5-math`.
+
+    A throughput run's ends in how many problems at once were asked for: `--throughput-auto`.
+    """
     if pair and (models["draft"], models["target"]) == (pair.draft, pair.target):
         name = pair.name
     else:
         name = "-".join(
             PurePath(source).name.removesuffix(".gguf") for source in (models["draft"], models["target"]) if source
         )
-    return f"{_plain(PurePath(dataset).stem)}--{_plain(name)}"
+    kind = "" if concurrency == "1" else f"--throughput-{_plain(concurrency)}"
+    return f"{_plain(PurePath(dataset).stem)}--{_plain(name)}{kind}"
 
 
 def _parts(text: str) -> list[str]:

@@ -136,6 +136,7 @@ def bench(
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
     kv_type: shared.KvCacheType = shared.KvType.f16,
+    concurrency: shared.Concurrency = "1",
     json_line: shared.JsonFigures = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
@@ -146,15 +147,19 @@ def bench(
     Every result is safe as soon as it is there. The same command goes on with a run that was broken off, and shows the
     figures of one that is finished. Problems, samples, policies and taus may be added to a run; anything else that results
     depend on must stay the same.
+
+    With several problems at once (--concurrency) it measures problems a second instead of seconds a problem: a throughput
+    run, which has a folder of its own.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import left, plan
     from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns
+    from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure, telling_how_to_go_on
     from arbitrage_cli.commands.placement import place
-    from arbitrage_cli.commands.routing import find_head, whose_costs
-    from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
+    from arbitrage_cli.commands.routing import find_head, sequences, whose_costs
+    from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
     from arbitrage_cli.grader import grader_version
@@ -174,13 +179,21 @@ def bench(
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
-        path = output or Path("runs") / folder_name(problems.name, models, named)
+        path = output or Path("runs") / folder_name(problems.name, models, named, concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
         costs_of = whose_costs(POLICIES["arbitrage"], None, None, placement.costs) if uses_head else None
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
         for note in (*folder.notes, *filter(None, [warning_about(sources)])):
             display.note(note)
+        found = fetch(sources, display, offline=offline)
+        each = sequences((column.policy for column in columns), reward)
+        at_once = choose_concurrency(
+            concurrency,
+            lambda: memory_needed(found, load, each),
+            most=len(items) if concurrency == AUTO else MOST,
+            earlier=concurrency_of(folder),
+        )
         setup = Setup(
             command=["arbitrage", *(context.obj or ())],
             dataset=problems,
@@ -188,7 +201,7 @@ def bench(
             columns=columns,
             samples=samples,
             sources=sources,
-            found=fetch(sources, display, offline=offline),
+            found=found,
             load=load,
             threads=placement.threads,
             sampler=Sampler(temperature, top_p, seed),
@@ -199,11 +212,12 @@ def bench(
             prm_style=style_of_prm(prm_style, prm, named),
             grader=grader_version(),
             tau_costs=costs_of,
+            concurrency=at_once,
         )
         run = run_facts(setup, display.loading)
         if folder.rows and folder.run:
             run = go_on(folder.run, run, path)
-        attempts = plan(items, columns, samples)
+        attempts = plan(items, columns, samples, at_once)
         work = Work(setup, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, display)
         with telling_how_to_go_on(work):
             if work.left:

@@ -59,9 +59,7 @@ def calibrate(
     ] = None,
     reward: Annotated[RewardSource | None, typer.Option(help="As for arbitrage collect.", rich_help_panel=_COLLECT)] = None,
     rollouts: Annotated[int, typer.Option(min=1, max=16, help="As for arbitrage collect.", rich_help_panel=_COLLECT)] = 1,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=64, help="Problems that are solved at once.", rich_help_panel=_COLLECT)
-    ] = 8,
+    concurrency: shared.Concurrency = "8",
     draft: shared.Draft = None,
     target: shared.Target = None,
     pair: shared.PairName = None,
@@ -159,12 +157,12 @@ def _costs_here(folder: Path, load: "Options", *, measure: bool, quiet: bool) ->
     be measured now: with other threads than it was begun with, it could not go on.
     """
     from arbitrage_cli.commands.placement import costs_of, kept_here, tuned_file
-    from arbitrage_cli.run_folder import read_run_folder
+    from arbitrage_cli.run_folder import COLLECT, read_run_folder
     from arbitrage_cli.tuned import keep_tuned
 
     if load.threads is not None:
         return None
-    models = (read_run_folder(folder).run or {})["models"]
+    models = (read_run_folder(folder, COLLECT).run or {})["models"]
     tuned: dict[ModelRole, Tuned] = {}
     with contextlib.closing(choose_progress(quiet=quiet)) as display, only_figures_on_stdout():
         for role in ROLES:

@@ -94,9 +94,7 @@ def collect(
     rollout_temperature: Annotated[
         float, typer.Option(min=0.01, max=10.0, help="Of more than one rollout.", rich_help_panel=_COLLECT)
     ] = 0.7,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=64, help="Problems that are solved at once.", rich_help_panel=_COLLECT)
-    ] = 8,
+    concurrency: shared.Concurrency = "8",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; what is in the folder is set aside.", rich_help_panel=_COLLECT)
     ] = False,
@@ -135,9 +133,10 @@ def collect(
     from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import Column
     from arbitrage_cli.commands.asked import choose_items, folder_name
+    from arbitrage_cli.commands.capacity import choose_concurrency, memory_needed
     from arbitrage_cli.commands.gathering import Gathering, gather
     from arbitrage_cli.commands.placement import place
-    from arbitrage_cli.commands.routing import find_head
+    from arbitrage_cli.commands.routing import find_head, sequences
     from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
@@ -208,7 +207,9 @@ def collect(
         done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}
         left = [item for item in items if item.problem.id not in done]
         if left:
-            gather(Gathering(setup, items, left, folder, display, keep, concurrency, target_samples, samplers), run)
+            each = sequences([column.policy], setup.reward, rollouts)
+            at_once = choose_concurrency(concurrency, lambda: memory_needed(setup.found, setup.load, each), most=len(left))
+            gather(Gathering(setup, items, left, folder, display, keep, at_once, target_samples, samplers), run)
         rows = latest(folder.rows)
         display.close()
         num_states = sum(len(row["states"]) for row in rows if row["status"] == "done")

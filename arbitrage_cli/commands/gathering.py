@@ -51,9 +51,8 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
     policy = POLICIES["oracle"]
     with contextlib.ExitStack() as stack:
         grader = stack.enter_context(Grader())
-        each = sequences([policy], setup.reward, len(work.rollouts))
-        needed: dict[ModelRole, int] = {role: number * work.concurrency for role, number in each.items()}
-        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, needed)
+        num_sequences = sequences([policy], setup.reward, len(work.rollouts), work.concurrency)
+        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, num_sequences)
         golds = {item.problem.id: item.gold for item in work.items}
 
         def is_right(identifier: str, text: str) -> bool:

@@ -53,7 +53,8 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_figures_on_stdout())
         grader = stack.enter_context(Grader())
-        num_sequences = sequences((attempt.column.policy for attempt in work.left), setup.reward)
+        policies = (attempt.column.policy for attempt in work.left)
+        num_sequences = sequences(policies, setup.reward, concurrency=setup.concurrency or 1)
         backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, num_sequences)
         bench = _make_bench(work, backends, grader, timeout)
         for attempt in work.left:
@@ -88,7 +89,13 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
 
     raters = {
         name: make_rater(
-            policy, backends, reward=setup.reward, instructions=setup.system, is_right=is_right, prm_style=setup.prm_style
+            policy,
+            backends,
+            reward=setup.reward,
+            instructions=setup.system,
+            is_right=is_right,
+            concurrency=setup.concurrency or 1,
+            prm_style=setup.prm_style,
         )
         for name, policy in policies.items()
     }
@@ -100,12 +107,13 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
         timeout,
         router_for=lambda policy: routers[policy.name],
         rater_for=lambda policy: raters[policy.name],
+        concurrency=setup.concurrency or 1,
     )
 
 
 def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
     columns = list(dict.fromkeys(attempt.column for attempt in work.attempts))
-    standings = Standings(columns, len(work.attempts) // len(columns))
+    standings = Standings(columns, len(work.attempts) // len(columns), work.setup.concurrency or 1)
     by_key = {attempt.key: attempt for attempt in work.attempts}
     for row in latest(work.folder.rows):
         if key_of(row) in by_key:
@@ -117,19 +125,22 @@ def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
         return State(finished, len(work.attempts), standings.now(), standings.seconds_left(waiting))
 
     work.display.begin(f"bench {work.setup.dataset.name}", state())
+    going_on: dict[str, Attempt] = {}  # by problem: those that go on together differ in nothing else
     with contextlib.closing(bench.run(work.left)) as happenings:
         for happening in happenings:
             if isinstance(happening, Began):
+                going_on[happening.attempt.item.problem.id] = happening.attempt
                 work.display.start(happening.attempt.item.problem.id, happening.attempt.column.label)
                 watchdog.began(happening.attempt)
             elif isinstance(happening, Ended):
-                work.folder.append(happening.row)
+                with watchdog.undisturbed:
+                    work.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
                 waiting.remove(happening.attempt)
                 work.display.finish(_outcome(happening), state())
             else:
                 if isinstance(happening, Finished):
-                    watchdog.ended()
+                    watchdog.ended(going_on.pop(happening.trace.problem.id))
                 work.display.handle(happening)
 
 
@@ -137,17 +148,21 @@ def _outcome(ended: Ended) -> Outcome:
     row, attempt = ended.row, ended.attempt
     failed = row["status"] == "error"
     verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
-    return Outcome(row["id"], attempt.column.label, verdict, detail, row["wall_seconds"])
+    seconds = None if "throughput" in row else row["wall_seconds"]
+    return Outcome(row["id"], attempt.column.label, verdict, detail, seconds)
 
 
-def _end_of(work: Work, timeout: float) -> Callable[[Attempt], NoReturn]:
-    """What to do about an attempt that hangs where no exception reaches it: note that, and end the process."""
+def _end_of(work: Work, timeout: float) -> Callable[[Sequence[Attempt]], NoReturn]:
+    """What to do about attempts that hang where no exception reaches them: note that, and end the process."""
 
-    def end(attempt: Attempt) -> NoReturn:
+    def end(attempts: Sequence[Attempt]) -> NoReturn:
         seconds = 2 * timeout
         error = ProblemError(f"hung in one step until {seconds:g} s were over, twice the --timeout")
-        work.folder.append(failed_row(attempt, error, work.setup.limits, seconds))
-        told = f"arbitrage: {attempt.item.problem.id}, {attempt.column.label}: {error}\n  {work.how_to_go_on}\n"
+        told = ""
+        for attempt in attempts:
+            work.folder.append(failed_row(attempt, error, work.setup.limits, seconds))
+            told += f"arbitrage: {attempt.item.problem.id}, {attempt.column.label}: {error}\n"
+        told += f"  {work.how_to_go_on}\n"
         os.write(2, (SHOW_CURSOR if is_drawable(sys.stderr) else b"") + told.encode("ascii", "backslashreplace"))
         os._exit(SOME_FAILED)
 

@@ -55,8 +55,14 @@ Mapped = Annotated[
     ),
 ]
 Limited = Annotated[
-    int | None,
-    typer.Option("--limit", envvar="ARBITRAGE_LIMIT", min=1, help="The first so many.", rich_help_panel=_PROBLEMS),
+    str | None,
+    typer.Option(
+        "--limit",
+        envvar="ARBITRAGE_LIMIT",
+        metavar="N|FIRST-LAST",
+        help="The first so many; or 10-20, the 10th to the 20th.",
+        rich_help_panel=_PROBLEMS,
+    ),
 ]
 Ids = Annotated[
     str | None,
@@ -203,6 +209,17 @@ TopP = Annotated[
 ]
 Seed = Annotated[
     int, typer.Option(envvar="ARBITRAGE_SEED", help="Of sampling and of policy random.", rich_help_panel=_SAMPLING)
+]
+Concurrency = Annotated[
+    str,
+    typer.Option(
+        "--concurrency",
+        envvar="ARBITRAGE_CONCURRENCY",
+        metavar="N|auto",
+        help="Problems that are solved at once: more of them in all, each of them later. auto: up to 16, if they fit in half of "
+        "the free memory.",
+        rich_help_panel=_MACHINE,
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -6,13 +6,53 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TextIO
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.reporters import Display, Loading, write
 from arbitrage_cli.reporters.plain import PlainDisplay
 from arbitrage_cli.reporters.progress import PlainProgress, Progress
+from arbitrage_cli.types import Trace
+
+
+class InOrder:
+    """Gives results on in the order in which their problems were started, each as soon as it and all before it are there.
+
+    When a run is broken off, what was held back is given on as well. Keeps texts only: a trace may be large.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._places: dict[int, int] = {}  # of the traces in flight, by identity
+        self._held: dict[int, str | None] = {}
+        self._num_started = self._num_told = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(OutputError):  # if that is why it was broken off, it is known
+            for place in sorted(self._held):
+                self._tell_held(place)
+
+    def started(self, trace: Trace) -> None:
+        """A problem was taken up."""
+        self._places[id(trace)] = self._num_started
+        self._num_started += 1
+
+    def finished(self, trace: Trace, result: str | None) -> None:
+        """A problem that was taken up is done; None if there is nothing to tell."""
+        self._held[self._places.pop(id(trace))] = result
+        while self._num_told in self._held:
+            self._num_told += 1
+            self._tell_held(self._num_told - 1)
+
+    def _tell_held(self, place: int) -> None:
+        result = self._held.pop(place)
+        if result is not None:
+            self._tell(result)
 
 
 def is_drawable(stream: TextIO | None) -> bool:

@@ -104,11 +104,13 @@ def file_sha256(path: str) -> str | None:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sequences(policies: Iterable[Policy], reward: str | None, rollouts: int = 1) -> dict[ModelRole, int]:
-    """How many sequences each model needs for one problem at a time: its own, and those of whoever rates with it."""
+def sequences(
+    policies: Iterable[Policy], reward: str | None, rollouts: int = 1, concurrency: int = 1
+) -> dict[ModelRole, int]:
+    """How many sequences each model needs for so many problems at once: its own, and those of whoever rates with it."""
     kinds = {policy.reward for policy in policies}
     extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)
-    return {"draft": 1, "target": 1 + extra, "prm": 1}
+    return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}
 
 
 def make_rater(

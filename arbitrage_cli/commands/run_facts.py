@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli import __version__
@@ -22,7 +23,7 @@ from arbitrage_cli.gguf_facts import read_facts
 from arbitrage_cli.machine import processor_name
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.router import Head
-from arbitrage_cli.run_folder import SCHEMA
+from arbitrage_cli.run_folder import SCHEMA, RunFolder
 from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import SEPARATOR
@@ -32,13 +33,19 @@ CHUNK = 1 << 22  # bytes
 SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
+ONCE: Mapping[str, str] = MappingProxyType({"concurrency": "1"})
+"""What was so in all runs before it was recorded."""
+
 Watch = Callable[[ModelRole, str, float], None]
 """Told of a model whose file is read: its role, what is done, and the fraction of it that is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a benchmark was asked for. `found` has the models' local paths, as `session.fetch` gives them."""
+    """What a benchmark was asked for. `found` has the models' local paths, as `session.fetch` gives them.
+
+    `concurrency` is None where it makes no difference how many problems are solved at once.
+    """
 
     command: Sequence[str]
     dataset: DataSet
@@ -57,6 +64,7 @@ class Setup:
     reward: str | None = None
     prm_style: str | None = None
     tau_costs: str | None = None  # whose costs the taus of the head were chosen by
+    concurrency: int | None = None
 
 
 def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
@@ -95,6 +103,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "context": {"kv_type": setup.load.kv_type},
         "machine": _machine(setup),
         "warnings": [],
+        **({} if setup.concurrency is None else {"concurrency": setup.concurrency}),
     }
     return run | {"machine": _with_threads(run["machine"], models), "fingerprint": _fingerprint(run)}
 
@@ -125,7 +134,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
     """
     was = _threads_by_role(earlier["fingerprint"], earlier["models"])
     for what, value in run["fingerprint"].items():
-        before = was.get(what, value)
+        before = was.get(what, ONCE.get(what, value))
         if before != value:
             hint = "give another folder (--output), or begin anew (--fresh), or use what it was made with"
             if what == "grader":
@@ -156,6 +165,12 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "warnings": list(dict.fromkeys(warnings)),
         "fingerprint": {**was, **run["fingerprint"]},
     }
+
+
+def concurrency_of(folder: RunFolder) -> int | None:
+    """How many problems a throughput run solves at once; None for any other run, and before its first row."""
+    concurrency = (folder.run or {}).get("concurrency", 1) if folder.rows else 1
+    return concurrency if concurrency > 1 else None
 
 
 def with_grader(run: Mapping[str, Any], version: str) -> dict[str, Any]:
@@ -263,6 +278,7 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         **run["limits"],
         **({"head": _short(run["router"]["sha256"])} if run["router"] else {}),
         **({"reward": run["reward"]} if run["reward"] else {}),
+        **({"concurrency": run["concurrency"]} if "concurrency" in run else {}),
         "kv_type": run["context"]["kv_type"],
         **{_threads_of(role): facts["threads"] for role, facts in models.items()},
         "gpu_layers": machine["gpu_layers"],

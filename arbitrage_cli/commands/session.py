@@ -113,6 +113,7 @@ def run_info(
     settings: Mapping[str, Any],
     *,
     num_problems: int | None,
+    concurrency: int,
 ) -> RunInfo:
     """What a run is made with, as its records and displays tell it."""
     return RunInfo(
@@ -126,4 +127,5 @@ def run_info(
         descriptions={role: _describe(engine) for role, engine in engines.items()},
         is_toy=any(map(is_toy, sources.values())),
         num_problems=num_problems,
+        concurrency=concurrency,
     )

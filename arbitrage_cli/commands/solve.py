@@ -1,7 +1,6 @@
 """`arbitrage solve`: one problem, or many, shared between a draft and a target."""
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -11,7 +10,7 @@ import typer
 
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.commands import options as shared
-from arbitrage_cli.commands.output import choose_display, log_to
+from arbitrage_cli.commands.output import InOrder, choose_display, log_to
 from arbitrage_cli.commands.problems import Problems
 from arbitrage_cli.commands.sources import (
     instructions,
@@ -24,7 +23,7 @@ from arbitrage_cli.commands.sources import (
 from arbitrage_cli.reporters import Display, safe
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
 from arbitrage_cli.summary import Tally
-from arbitrage_cli.types import Decided, Event, Finished, Limits, Trace
+from arbitrage_cli.types import Decided, Event, Finished, Limits, Started, Trace
 
 SOME_FAILED = 1
 
@@ -60,6 +59,7 @@ def solve(
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
     kv_type: shared.KvCacheType = shared.KvType.f16,
+    concurrency: shared.Concurrency = "1",
     json_lines: shared.Json = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
@@ -68,10 +68,11 @@ def solve(
     """Solve a problem step by step with two models.
 
     The answer goes to standard output, the view of every step to standard error. Problems from a pipe or a file give one
-    JSON object a line.
+    JSON object a line, in their order, each as soon as it and all before it are finished.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
+    from arbitrage_cli.commands.capacity import MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import (
         choose_policy,
@@ -105,9 +106,9 @@ def solve(
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        usable = problems.usable(display)
-        first = next(usable, None)  # before the models take their time: there may be none
-        if first is None:
+        # Before the models take their time: there may be none.
+        num_known = problems.look_ahead(display, 1 if concurrency == "1" else MOST)
+        if not num_known:
             raise typer.Exit(SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
@@ -115,42 +116,57 @@ def solve(
         if warning:
             display.note(warning)
         found = fetch(sources, display, offline=offline)
-        backends = open_backends(sources, found, load, placement.threads, display, stack, sequences([chosen], None))
+        each = sequences([chosen], None)
+        most = 1 if problems.is_typed else num_known if problems.ended else MOST
+        at_once = choose_concurrency(concurrency, lambda: memory_needed(found, load, each), most=most)
+        num_sequences = sequences([chosen], None, concurrency=at_once)
+        backends = open_backends(sources, found, load, placement.threads, display, stack, num_sequences)
         engines = make_engines(backends, sampler, prompt, chosen)
-        rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named))
+        rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named), concurrency=at_once)
         router = make_router(chosen, trained, backends, found)
-        run = run_info(chosen, threshold, sampler, sources, engines, also, num_problems=1 if problems.is_single else None)
+        run = run_info(
+            chosen,
+            threshold,
+            sampler,
+            sources,
+            engines,
+            also | {"concurrency": at_once},
+            num_problems=1 if problems.is_single else None,
+            concurrency=at_once,
+        )
 
         def make_flow(trace: Trace) -> Flow:
             return chosen.flow(trace, threshold, seed, router)
 
         display.begin(run)
-        scheduler = Scheduler(engines, make_flow, limits, rater=rater)
+        scheduler = Scheduler(engines, make_flow, limits, concurrency=at_once, rater=rater)
         # Closed before the models are: a run that is broken off still has problems in their memory.
-        events = stack.enter_context(contextlib.closing(scheduler.run(itertools.chain([first], usable))))
+        events = stack.enter_context(contextlib.closing(scheduler.run(problems, problems.is_ready)))
         num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)
     if num_failed or problems.num_unusable:
         raise typer.Exit(SOME_FAILED)
 
 
 def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:
-    """Show everything that happens, and write each result when it is there. Returns how many problems failed."""
+    """Show everything that happens, and write each result when its turn has come. Returns how many problems failed."""
     figures, num_finished, num_failed = Tally(), 0, 0
-    for event in events:
-        display.handle(event)
-        if isinstance(event, Decided):
-            figures = figures.add(event.decision)
-        elif isinstance(event, Finished):
-            num_finished += 1
-            num_failed += _tell(event, run, display, as_json=as_json)
+    with InOrder(display.result) as results:
+        for event in events:
+            display.handle(event)
+            if isinstance(event, Started):
+                results.started(event.trace)
+            elif isinstance(event, Decided):
+                figures = figures.add(event.decision)
+            elif isinstance(event, Finished):
+                num_finished += 1
+                num_failed += problem_error(event) is not None
+                results.finished(event.trace, _result(event, run, as_json=as_json))
     display.end(figures, num_finished - num_failed, num_failed)
     return num_failed
 
 
-def _tell(finished: Finished, run: RunInfo, display: Display, *, as_json: bool) -> bool:
-    """Write a problem's result to standard output. Returns whether it failed."""
+def _result(finished: Finished, run: RunInfo, *, as_json: bool) -> str | None:
+    """What is written to standard output of a problem; None if nothing came of it."""
     if as_json:
-        display.result(to_json(finished, run))
-    elif finished.trace.decisions:
-        display.result(safe(answer(finished.trace) or finished.trace.text.strip()))
-    return problem_error(finished) is not None
+        return to_json(finished, run)
+    return safe(answer(finished.trace) or finished.trace.text.strip()) if finished.trace.decisions else None

@@ -1,47 +1,52 @@
 """Notices that an attempt hangs where no exception reaches it: in a computation of C code that does not come back."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from arbitrage_cli.benchmark import Attempt
+from arbitrage_cli.run_folder import Key
 
 
 class Watchdog:
-    """Calls `give_up`, from a thread of its own, for an attempt that goes on for `seconds`; None: for none.
+    """Calls `give_up`, from a thread of its own, once an attempt goes on for `seconds`; None: for none.
 
-    Between `ended` and the next `began` it sleeps, so what it does and what is done with a result do not meet.
+    It is given all attempts that go on: which of them hangs cannot be known, and none of them gets any further. While
+    somebody is `undisturbed`, nothing is given up.
     """
 
-    def __init__(self, seconds: float | None, give_up: Callable[[Attempt], None]) -> None:
+    def __init__(self, seconds: float | None, give_up: Callable[[Sequence[Attempt]], None]) -> None:
         self._seconds = seconds
         self._give_up = give_up
-        self._timer: threading.Timer | None = None
-        self._lock = threading.Lock()
+        self._going_on: dict[Key, tuple[Attempt, threading.Timer]] = {}
+        self.undisturbed = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.ended()
+        for attempt, _ in list(self._going_on.values()):
+            self.ended(attempt)
 
     def began(self, attempt: Attempt) -> None:
         """An attempt is taken up."""
         if self._seconds is None:
             return
-        self._timer = threading.Timer(self._seconds, self._bark, (attempt,))
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(self._seconds, self._bark, (attempt,))
+        timer.daemon = True
+        with self.undisturbed:
+            self._going_on[attempt.key] = attempt, timer
+        timer.start()
 
-    def ended(self) -> None:
+    def ended(self, attempt: Attempt) -> None:
         """The attempt is over. Does not return if it was just given up."""
-        with self._lock:
-            if self._timer:
-                self._timer.cancel()
-                self._timer = None
+        with self.undisturbed:
+            _, timer = self._going_on.pop(attempt.key, (attempt, None))
+        if timer:
+            timer.cancel()
 
     def _bark(self, attempt: Attempt) -> None:
-        with self._lock:
-            if self._timer is threading.current_thread():
-                self._give_up(attempt)
+        with self.undisturbed:
+            if attempt.key in self._going_on:
+                self._give_up([one for one, _ in self._going_on.values()])

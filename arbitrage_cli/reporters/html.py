@@ -113,10 +113,14 @@ def _view(source: Source, key: str) -> dict[str, Any]:
     """What the template draws of a run."""
     figures = source.figures
     series = charts.all_series(figures["policies"])
+    at_once = figures["concurrency"] > 1
+    main, cost = (
+        (report_tables.THROUGHPUT, report_tables.COST_AT_ONCE) if at_once else (report_tables.MAIN, report_tables.COST)
+    )
     tables = [
-        report_tables.policy_table("Accuracy and time", report_tables.MAIN, figures, series),
+        report_tables.policy_table("Accuracy and time", main, figures, series),
         report_tables.policy_table("Who wrote what", report_tables.ROUTING, figures, series),
-        report_tables.policy_table("What it cost", report_tables.COST, figures, series),
+        report_tables.policy_table("What it cost", cost, figures, series),
         report_tables.curve_table(figures, series),
     ]
     return {
@@ -124,10 +128,12 @@ def _view(source: Source, key: str) -> dict[str, Any]:
         "name": source.name,
         "title": figures["dataset"] or "unnamed data set",
         "count": rounding.count(figures["n"], "problem")
-        + (f", {figures['samples']} samples each" if figures["samples"] > 1 else ""),
+        + (f", {figures['samples']} samples each" if figures["samples"] > 1 else "")
+        + (f", {figures['concurrency']} at once" if at_once else ""),
         "summary": _summary(figures),
         "facts": list(_facts(source.run)),
         "notes": [*figures["notes"], *(source.run.get("warnings") or [])],
+        "is_throughput": at_once,
         "plots": [plot for size in (WIDE, NARROW) if (plot := charts.plot(figures, *size))],
         "legend": list(series.values()),
         "tables": [table for table in tables if table and table.rows],
@@ -142,11 +148,17 @@ def _view(source: Source, key: str) -> dict[str, Any]:
 def _summary(figures: Json) -> list[str]:
     """What the two models do alone: everything else lies between."""
     return [
-        f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])}"
-        f" in {rounding.number(policy['seconds_mean'])} s a problem."
+        f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {pace}."
         for policy in figures["policies"]
-        if policy["policy"] in ("target", "draft") and policy["seconds_mean"] is not None
+        if policy["policy"] in ("target", "draft") and (pace := _pace(policy))
     ]
+
+
+def _pace(policy: Json) -> str:
+    """How fast a policy is; empty where it is not known."""
+    if policy["problems_per_second"] is not None:
+        return f"at {rounding.number(policy['problems_per_second'])} problems a second"
+    return "" if policy["seconds_mean"] is None else f"in {rounding.number(policy['seconds_mean'])} s a problem"
 
 
 def _facts(run: Json) -> Iterable[tuple[str, str]]:
@@ -313,12 +325,15 @@ def _attempt(row: Json, policy: int, alone: Json | None) -> dict[str, Any]:
         "explanation": score.get("explanation"),
         "error": row.get("error"),
         "stop": row.get("stop"),
-        "seconds": row.get("wall_seconds") if row.get("status") == "done" else None,
-        "target_seconds": alone.get("wall_seconds")
-        if alone and alone is not row and alone.get("status") == "done"
-        else None,
+        "seconds": _seconds(row),
+        "target_seconds": _seconds(alone) if alone and alone is not row else None,
         "steps": row.get("steps") or [],
     }
+
+
+def _seconds(row: Json) -> float | None:
+    """An attempt's own time; None where others were made beside it."""
+    return row.get("wall_seconds") if row.get("status") == "done" and "throughput" not in row else None
 
 
 def _verdict(row: Json) -> str:

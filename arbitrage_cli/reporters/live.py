@@ -1,12 +1,11 @@
 """The live view of a terminal: finished steps scroll up and stay, a small region below shows the step being written.
 
-The region is drawn by `Region`, not by `rich.live`: that one loses count of its lines when the terminal gets narrower
-while it is shown, and leaves copies behind. Everything written goes through one `write` per update.
+Of several problems at once every finished step is told with its problem, and the region has one row for each of them.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -14,73 +13,39 @@ from rich.console import Console
 from rich.text import Text
 
 from arbitrage_cli.reporters import one_line, safe, wording, write
+from arbitrage_cli.reporters.region import Region
 from arbitrage_cli.runs import RunInfo, answer
 from arbitrage_cli.summary import Tally, tally
-from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started, Writing, Wrote
+from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started, Trace, Writing, Wrote
 
 REDRAW_SECONDS = 0.08
 MAX_STREAM_LINES = 6
+MAX_PROBLEMS = 8  # in flight that have a row each
 INDENT = 5
 
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
 
 
-class Region:
-    """A few lines at the bottom that are drawn over, below text that stays. Hides the cursor while it is shown."""
+@dataclass(slots=True)
+class _Solution:
+    """What is known of a problem in flight: its place in the region, its steps so far, and the one being written."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
-        self._drawn: list[str] = []
+    identifier: str
+    place: int
+    step_number: int = 1
+    figures: Tally = field(default_factory=Tally)
+    writer: ModelRole | None = None
+    text: str = ""
+    draft_text: str = ""  # while the target writes it anew
+    num_tokens: int = 0
+    num_unread: int = 0
+    began: float = 0.0
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Columns and rows of the terminal now. Asked of the terminal itself: COLUMNS and LINES may be out of date."""
-        try:
-            columns, rows = os.get_terminal_size(self._stream.fileno())
-        except (OSError, ValueError):
-            columns, rows = self._console.size
-        return max(columns, 8), max(rows, 2)
-
-    def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
-        """Print `above` for good, wrapped between words, and draw `lines` below it, each cut to one row."""
-        columns, rows = self._console.size = self.size
-        shown = [_cut(line, columns - 1) for line in lines[: rows - 1]]
-        with self._console.capture() as capture:
-            for text in above:
-                self._console.print(text)
-            for index, line in enumerate(shown):
-                self._console.print(line, end="\n" if index < len(shown) - 1 else "")
-        hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
-        write(self._stream, hide + self._erase(columns) + capture.get() + show)
-        self._drawn = [line.plain for line in shown]
-
-    def _erase(self, columns: int) -> str:
-        """Go up to where the region began, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.
-
-        A terminal that got narrower has wrapped the region's lines since they were drawn.
-        """
-        if not self._drawn:
-            return ""
-        rows = sum(_num_rows(line, columns) for line in self._drawn)
-        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)
-
-
-def _num_rows(line: str, columns: int) -> int:
-    """Rows that a terminal needs for a line: it puts a wide character on the next row when half of it would not fit."""
-    rows, column = 1, 0
-    for character in line:
-        width = cell_len(character)
-        if column + width > columns:
-            rows, column = rows + 1, 0
-        column += width
-    return rows
-
-
-def _cut(line: Text, columns: int) -> Text:
-    cut = line.copy()
-    cut.truncate(columns, overflow="ellipsis")
-    return cut
+    def doing(self) -> str:
+        """How far the step is."""
+        is_reading = self.num_unread > 1 and not self.num_tokens
+        return f"reading {self.num_unread} tokens" if is_reading else f"{self.num_tokens} tokens"
 
 
 class LiveDisplay:
@@ -93,14 +58,9 @@ class LiveDisplay:
         self._drawn = -REDRAW_SECONDS
         self._run: RunInfo | None = None
         self._above: list[Text] = []
-        self._draft_text = ""  # of the step at hand, while the target writes it anew
-        self._writer: ModelRole | None = None
-        self._stream_text = ""
-        self._num_tokens = 0
-        self._num_unread = 0
-        self._began = 0.0
-        self._step_number = 1
+        self._solutions: dict[Trace, _Solution] = {}
         self._figures = Tally()
+        self._num_finished = 0
 
     # --- the Display protocol
 
@@ -117,21 +77,20 @@ class LiveDisplay:
         self._draw([])
 
     def handle(self, event: Event) -> None:
-        if isinstance(event, Wrote):
-            self._stream_text += event.text
-            self._num_tokens += 1
-            if self._is_due:
-                self._draw(self._writing_lines())
-            return
         if isinstance(event, Started):
             self._start_problem(event)
+        elif isinstance(event, Wrote):
+            solution = self._solutions[event.trace]
+            solution.text += event.text
+            solution.num_tokens += 1
         elif isinstance(event, Writing):
-            self._start_writing(event)
+            self._start_writing(event, self._solutions[event.trace])
         elif isinstance(event, Decided):
-            self._show_decision(event)
+            self._show_decision(event, self._solutions[event.trace])
         else:
             self._show_finished(event)
-        self._draw(self._writing_lines())
+        if self._is_due or not (self._is_shared or isinstance(event, Wrote)):
+            self._draw(self._lines())
 
     def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
         if self._run and self._run.num_problems != 1:
@@ -140,52 +99,59 @@ class LiveDisplay:
 
     def note(self, text: str) -> None:
         self._above.append(Text(one_line(text), "yellow"))
-        self._draw(self._writing_lines())
+        self._draw(self._lines())
 
     def result(self, text: str) -> None:
         self._draw([])
         write(self._results, text + "\n")
 
     def close(self) -> None:
-        if self._writer and self._stream_text:
-            self._above += [Text(f"  {self._writer} was writing:", "dim"), *self._block(self._stream_text, "dim")]
-        self._writer = None
+        for solution in self._solutions.values():
+            if solution.writer and solution.text:
+                told = f"  {self._of(solution.identifier)}{solution.writer} was writing:"
+                self._above += [Text(told, "dim"), *self._block(solution.text, "dim")]
+        self._solutions.clear()
         self._draw([])
 
     # --- events
 
     def _start_problem(self, event: Started) -> None:
         problem = event.trace.problem
-        self._step_number, self._figures = 1, Tally()
+        taken = {solution.place for solution in self._solutions.values()}
+        place = next(number for number in range(len(taken) + 1) if number not in taken)
+        self._solutions[event.trace] = _Solution(one_line(problem.id), place)
         title = "Problem" if self._run and self._run.num_problems == 1 else f"Problem {one_line(problem.id)}"
         self._above += [Text(""), Text.assemble((f"{title}  ", "bold"), one_line(problem.question))]
 
-    def _start_writing(self, event: Writing) -> None:
-        if event.model == self._writer and not self._num_tokens:  # it goes on reading
-            self._num_unread = event.num_unread
+    def _start_writing(self, event: Writing, solution: _Solution) -> None:
+        if event.model == solution.writer and not solution.num_tokens:  # it goes on reading
+            solution.num_unread = event.num_unread
             return
-        self._draft_text = self._stream_text if event.model == "target" and self._writer == "draft" else ""
-        self._writer, self._stream_text = event.model, ""
-        self._num_tokens, self._num_unread, self._began = 0, event.num_unread, self._clock()
+        solution.draft_text = solution.text if event.model == "target" and solution.writer == "draft" else ""
+        solution.writer, solution.text = event.model, ""
+        solution.num_tokens, solution.num_unread, solution.began = 0, event.num_unread, self._clock()
 
-    def _show_decision(self, event: Decided) -> None:
+    def _show_decision(self, event: Decided, solution: _Solution) -> None:
         decision = event.decision
+        solution.figures = solution.figures.add(decision)
         self._figures = self._figures.add(decision)
-        self._step_number = len(event.trace.decisions) + 1
-        self._writer, self._draft_text, self._stream_text = None, "", ""
-        self._above.append(self._decision_line(len(event.trace.decisions), decision))
+        solution.step_number = len(event.trace.decisions) + 1
+        solution.writer, solution.draft_text, solution.text = None, "", ""
+        self._above.append(self._decision_line(solution.identifier, len(event.trace.decisions), decision))
         if decision.discarded:  # the marks tell them apart where strike cannot be seen
             self._above += self._block(decision.discarded.text, "dim strike", "-")
         self._above += self._block(decision.kept.text, "", "+" if decision.discarded else " ")
 
     def _show_finished(self, event: Finished) -> None:
-        self._writer, self._stream_text = None, ""
+        self._solutions.pop(event.trace, None)
+        self._num_finished += 1
         figures = tally(event.trace.decisions)
         found, failure = answer(event.trace), wording.failure(event)
         if failure:
             self._above.append(Text(failure, "bold red"))
         else:
-            headline = Text.assemble(("answer ", "bold"), (one_line(found) if found else "none in a box", "bold green"))
+            headline = Text.assemble((f"{self._of(one_line(event.trace.problem.id))}answer ", "bold"))
+            headline.append(one_line(found) if found else "none in a box", "bold green")
             if wording.ending(event):
                 headline.append(f"  ({wording.ending(event)})", "yellow")
             self._above.append(headline)
@@ -198,12 +164,21 @@ class LiveDisplay:
 
     # --- drawing
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether several problems are solved at once."""
+        return self._run is not None and self._run.concurrency > 1
+
+    def _of(self, identifier: str) -> str:
+        """Which problem something belongs to, where that is not plain."""
+        return f"Problem {identifier}  " if self._is_shared else ""
+
     def _block(self, text: str, style: str, mark: str = " ") -> list[Text]:
         return _rows(text, self._region.size[0], style, mark)
 
-    def _decision_line(self, number: int, decision: Decision) -> Text:
+    def _decision_line(self, identifier: str, number: int, decision: Decision) -> Text:
         kept = decision.kept
-        line = Text.assemble((f"{number:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
+        line = Text.assemble((f"{self._of(identifier)}{number:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
         if decision.verdict:
             line.append(f"  {decision.verdict:<8}", "green" if decision.verdict == "accept" else "yellow")
         if self._run:
@@ -213,38 +188,69 @@ class LiveDisplay:
             line.append(f"  (discarded: {wording.size(decision.discarded)})", "dim")
         return line
 
-    def _writing_lines(self) -> list[Text]:
-        """The region: who writes which step, the end of its text, the tally of the problem so far."""
-        if self._writer is None:
+    def _lines(self) -> list[Text]:
+        """The region."""
+        if self._run and self._is_shared:
+            return self._shared_lines(self._run.concurrency)
+        solution = next(iter(self._solutions.values()), None)
+        return self._writing_lines(solution) if solution else []
+
+    def _shared_lines(self, concurrency: int) -> list[Text]:
+        """One row for each problem in flight, always in the same place, and the tally of all problems so far."""
+        if not self._solutions:
             return []
         columns, rows = self._region.size
-        seconds = self._clock() - self._began
-        head = Text.assemble((f"{self._step_number:>3}  ", "bold"), (f"{self._writer:<6}", COLORS[self._writer]))
-        is_reading = self._num_unread > 1 and not self._num_tokens
-        doing = f"reading {self._num_unread} tokens" if is_reading else f"{self._num_tokens} tokens"
-        head.append(f"  {doing}  {seconds:.1f} s", "dim")
+        by_place = {solution.place: solution for solution in self._solutions.values()}
+        shown = max(1, min(concurrency, MAX_PROBLEMS, rows - 3))
+        width = max(cell_len(solution.identifier) for solution in by_place.values())
+        lines = [_problem_line(by_place.get(place), width, columns) for place in range(shown)]
+        head = f"{len(by_place)} problems at once"
+        head += f", {shown} of them shown" if len(by_place) > shown else ""
+        return [Text(f"{head}; {self._num_finished} finished", "bold"), *lines, Text(self._tally_line(self._figures), "dim")]
+
+    def _writing_lines(self, solution: _Solution) -> list[Text]:
+        """Who writes which step, the end of its text, the tally of the problem so far."""
+        if solution.writer is None:
+            return []
+        columns, rows = self._region.size
+        head = Text.assemble((f"{solution.step_number:>3}  ", "bold"), (f"{solution.writer:<6}", COLORS[solution.writer]))
+        head.append(f"  {solution.doing}  {self._clock() - solution.began:.1f} s", "dim")
         room = max(0, rows - 2)  # below the head, and above the last row, which stays free
         stream_room = min(MAX_STREAM_LINES, room)
-        draft_room = stream_room // 2 if self._draft_text else 0
-        body = _last_rows(self._draft_text, columns, draft_room, "dim strike")
-        body += _last_rows(self._stream_text, columns, stream_room - len(body), "")
-        return [head, *body, *_rows(self._tally_line(), columns, "dim")[: room - len(body)]]
+        draft_room = stream_room // 2 if solution.draft_text else 0
+        body = _last_rows(solution.draft_text, columns, draft_room, "dim strike")
+        body += _last_rows(solution.text, columns, stream_room - len(body), "")
+        return [head, *body, *_rows(self._tally_line(solution.figures), columns, "dim")[: room - len(body)]]
 
-    def _tally_line(self) -> str:
-        if not self._figures.drafted_steps and not self._figures.target_steps:
-            return wording.tokens(self._figures)
-        parts = (wording.acceptance(self._figures), wording.tokens(self._figures), wording.speeds(self._figures))
-        return "; ".join(filter(None, parts))
+    def _tally_line(self, figures: Tally) -> str:
+        if not figures.drafted_steps and not figures.target_steps:
+            return wording.tokens(figures)
+        return "; ".join(filter(None, (wording.acceptance(figures), wording.tokens(figures), wording.speeds(figures))))
 
     @property
     def _is_due(self) -> bool:
-        """Whether what comes with every token is worth drawing again."""
+        """Whether what comes often is worth drawing again."""
         return self._clock() - self._drawn >= REDRAW_SECONDS
 
     def _draw(self, lines: Sequence[Text]) -> None:
         self._drawn = self._clock()
         above, self._above = self._above, []
         self._region.update(above, lines)
+
+
+def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
+    """A problem in flight in one row: who writes which step, and the end of its text. Empty where no problem is."""
+    if solution is None:
+        return Text("")
+    line = Text(f"  {solution.identifier}{' ' * (width - cell_len(solution.identifier))}  {solution.step_number:>3}  ")
+    if solution.writer:
+        line.append(f"{solution.writer:<6}", COLORS[solution.writer])
+        line.append(f"  {solution.doing:<10}", "dim")
+    room = columns - cell_len(line.plain) - 3
+    text = Text(one_line(solution.text[-columns:]))
+    while room > 0 and cell_len(text.plain) > room:
+        text = text[1:]
+    return line.append("  ").append_text(text) if room > 0 else line
 
 
 def _rows(text: str, columns: int, style: str, mark: str = " ") -> list[Text]:

@@ -7,8 +7,9 @@ from typing import TextIO
 from rich.text import Text
 
 from arbitrage_cli.reporters import one_line
-from arbitrage_cli.reporters.live import COLORS, REDRAW_SECONDS, Region
+from arbitrage_cli.reporters.live import COLORS, REDRAW_SECONDS
 from arbitrage_cli.reporters.progress import Outcome, State, duration, short, told
+from arbitrage_cli.reporters.region import Region
 from arbitrage_cli.summary import Standing
 from arbitrage_cli.types import Decided, Event, ModelRole, Started, Writing, Wrote
 
@@ -27,7 +28,8 @@ class LiveProgress:
         self._title = ""
         self._state: State | None = None
         self._began = self._updated = clock()
-        self._attempt = ""
+        self._going_on: dict[str, str] = {}  # what each attempt is called, by problem
+        self._label = ""
         self._step = 0
         self._writer: ModelRole | None = None
         self._num_tokens = 0
@@ -49,7 +51,8 @@ class LiveProgress:
         self._draw(self._lines())
 
     def start(self, problem: str, label: str) -> None:
-        self._attempt = one_line(f"{problem}, {label}")
+        self._going_on[problem] = one_line(f"{problem}, {label}")
+        self._label = one_line(label)
         self._step, self._writer, self._num_tokens = 0, None, 0
         self._draw(self._lines())
 
@@ -67,7 +70,8 @@ class LiveProgress:
         self._draw(self._lines())
 
     def finish(self, outcome: Outcome, state: State) -> None:
-        self._state, self._updated, self._attempt = state, self._clock(), ""
+        self._going_on.pop(outcome.problem, None)
+        self._state, self._updated = state, self._clock()
         self._last = told(outcome)
         if outcome.verdict == "error":
             self._above.append(Text(self._last, "bold red"))
@@ -84,8 +88,10 @@ class LiveProgress:
         if self._state is None:
             return []
         now, columns = self._clock(), self._region.size[0] - 1
-        doing = Text(f"{SPINNER[int(now * 4) % 4]} {self._attempt}") if self._attempt else Text("")
-        if self._attempt and self._writer:
+        several = len(self._going_on) > 1
+        attempt = f"{len(self._going_on)} problems at once, {self._label}" if several else "".join(self._going_on.values())
+        doing = Text(f"{SPINNER[int(now * 4) % 4]} {attempt}") if attempt else Text("")
+        if attempt and self._writer and not several:
             doing.append(f"  step {self._step} ", "dim")
             doing.append(self._writer, COLORS[self._writer])
             doing.append(f"  {self._num_tokens} tokens", "dim")
@@ -132,7 +138,9 @@ def _standing_line(standing: Standing, width: int, *, in_full: bool) -> Text:
     if standing.tried:
         share = f"{standing.correct / standing.tried:.0%}"
         line.append("  correct " + (f"{standing.correct}/{standing.tried} ({share})" if in_full else share), "green")
-    if standing.done:
+    if standing.done and standing.concurrency > 1 and standing.seconds:
+        line.append(f"  {standing.done / standing.seconds:.3g}" + (" problems/s" if in_full else "/s"))
+    elif standing.done:
         line.append(f"  {short(standing.seconds / standing.done)}" + (" each" if in_full else ""))
     if standing.speedup is not None and standing.label != "target":
         line.append(f"  {standing.speedup:.2f}x " + ("the target's speed" if in_full else "speed"), "bold")

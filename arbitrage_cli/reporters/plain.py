@@ -9,7 +9,7 @@ from typing import TextIO
 from arbitrage_cli.reporters import one_line, safe, wording, write
 from arbitrage_cli.runs import RunInfo, answer
 from arbitrage_cli.summary import Tally, tally
-from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started
+from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Started
 
 PROGRESS_SECONDS = 5.0
 """Loading is mentioned again only after so long."""
@@ -50,7 +50,7 @@ class PlainDisplay:
         if isinstance(event, Started) and tells_steps:
             self._say(f"problem {one_line(event.trace.problem.id)}: {one_line(event.trace.problem.question)}")
         elif isinstance(event, Decided) and tells_steps:
-            self._say_decision(len(event.trace.decisions), event.decision, self._run)
+            self._say_decision(event, self._run)
         elif isinstance(event, Finished):
             self._say_finished(event, self._run)
 
@@ -67,12 +67,14 @@ class PlainDisplay:
     def close(self) -> None:
         """Nothing is left to be undone."""
 
-    def _say_decision(self, number: int, decision: Decision, run: RunInfo) -> None:
+    def _say_decision(self, event: Decided, run: RunInfo) -> None:
+        decision = event.decision
         kept, discarded = decision.kept, decision.discarded
         facts = [kept.model, decision.verdict or "", wording.comparison(decision, run), wording.size(kept)]
         if discarded:
             facts.append(f"(discarded: {discarded.model}, {wording.size(discarded)})")
-        self._say(f"step {number}: " + " ".join(fact for fact in facts if fact))
+        of = f"problem {one_line(event.trace.problem.id)}, " if run.concurrency > 1 else ""
+        self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(fact for fact in facts if fact))
         if discarded:
             self._say_text(discarded.text, "  - ")
         self._say_text(kept.text, "  + " if discarded else "    ")

@@ -29,13 +29,16 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one attempt. `verdict` is its grade, or "error"; `detail` the answer that was found, or what went wrong."""
+    """What came of one attempt. `verdict` is its grade, or "error"; `detail` the answer that was found, or what went wrong.
+
+    `seconds` are None where they were not those of this attempt alone.
+    """
 
     problem: str
     label: str
     verdict: str
     detail: str
-    seconds: float
+    seconds: float | None
 
 
 class Progress(Loading, Protocol):
@@ -97,7 +100,8 @@ class PlainProgress:
 def told(outcome: Outcome) -> str:
     """One line about an attempt: `gsm8k/12, entropy 0.5: incorrect (18), 12.3 s`."""
     detail = f" ({outcome.detail})" if outcome.detail else ""
-    return one_line(f"{outcome.problem}, {outcome.label}: {outcome.verdict}{detail}, {short(outcome.seconds)}")
+    took = "" if outcome.seconds is None else f", {short(outcome.seconds)}"
+    return one_line(f"{outcome.problem}, {outcome.label}: {outcome.verdict}{detail}{took}")
 
 
 def short(seconds: float) -> str:

@@ -52,7 +52,9 @@ class Table:
 
 def definitions() -> list[tuple[str, str, str]]:
     """Name, heading and text of each definition that a report uses."""
-    headings = {column.definition: column.heading for columns in (COST, ROUTING, MAIN, CURVES) for column in columns}
+    headings = {
+        column.definition: column.heading for columns in (COST, ROUTING, MAIN, THROUGHPUT, CURVES) for column in columns
+    }
     headings |= OTHER_HEADINGS
     return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in DEFINITIONS.items()]
 
@@ -103,6 +105,11 @@ MAIN: Sequence[Column] = (
     Column("median s", "seconds_median", _value(rounding.number, "seconds_median")),
     Column("p90 s", "seconds_p90", _value(rounding.number, "seconds_p90")),
 )
+THROUGHPUT: Sequence[Column] = (
+    *MAIN[:3],
+    Column("problems/s", "problems_per_second", _with_parts(rounding.number, "problems_per_second")),
+    Column("ratio to target", "throughput_ratio", _with_range(rounding.times, rounding.times_range, "throughput_ratio")),
+)
 ROUTING: Sequence[Column] = (
     Column("accepted steps", "acceptance_rate", _with_parts(rounding.percent, "acceptance_rate")),
     Column("accepted tokens", "token_acceptance_rate", _with_parts(rounding.percent, "token_acceptance_rate")),
@@ -122,6 +129,8 @@ COST: Sequence[Column] = (
         _with_range(rounding.times, rounding.times_range, "equivalent_speedup"),
     ),
 )
+COST_AT_ONCE: Sequence[Column] = COST[:2]
+"""What a throughput run has of them."""
 CURVES: Sequence[Column] = (
     Column("mean accuracy over time", "area", _with_range(rounding.percent, rounding.percent_range, "area")),
     Column("above a random mix, points", "area_gain", _with_range(rounding.points, rounding.points_range, "area_gain")),

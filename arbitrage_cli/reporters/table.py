@@ -36,9 +36,14 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "seconds_mean": Column("mean s", "mean s", lambda of: rounding.number(of["seconds_mean"])),
     "speedup": Column("speed-up [95%]", "speed-up", lambda of: _with_range(of, "speedup", 1, 2)),
+    "problems_per_second": Column("problems/s", "problems/s", lambda of: rounding.number(of["problems_per_second"])),
+    "throughput_ratio": Column("ratio [95%]", "ratio", lambda of: _with_range(of, "throughput_ratio", 1, 2)),
     "acceptance_rate": Column("accepted", "accepted", lambda of: rounding.percent(of["acceptance_rate"], 0)),
 }
 """By the names of the figures."""
+
+OF_LATENCY, OF_THROUGHPUT = ("seconds_mean", "speedup"), ("problems_per_second", "throughput_ratio")
+"""Columns that only runs of the one or the other kind have."""
 
 
 def write_table(figures: Figures, stream: TextIO, *, styled: bool = False) -> None:
@@ -74,17 +79,21 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
 def _lines(figures: Figures) -> Iterator[Line]:
     policies = figures["policies"]
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
-    yield f"{one_line(figures['dataset'] or 'unnamed data set')}: {rounding.count(figures['n'], 'problem')}{samples}", "bold"
+    at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
+    name = one_line(figures["dataset"] or "unnamed data set")
+    yield f"{name}: {rounding.count(figures['n'], 'problem')}{samples}{at_once}", "bold"
     yield "", ""
-    cells = [[_label(policy["label"]), *(column.cell(policy) for column in COLUMNS.values())] for policy in policies]
-    yield from _aligned(["policy", *(column.heading for column in COLUMNS.values())], cells)
+    left_out = OF_LATENCY if at_once else OF_THROUGHPUT
+    columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
+    cells = [[_label(policy["label"]), *(column.cell(policy) for column in columns.values())] for policy in policies]
+    yield from _aligned(["policy", *(column.heading for column in columns.values())], cells)
     yield "", ""
     yield from _not_scored(policies)
     yield from _curves(figures["curves"])
     yield from _projection(figures)
     for note in figures["notes"]:
         yield from _wrapped(one_line(note), "")
-    yield from _legend({column.told: DEFINITIONS[name] for name, column in COLUMNS.items()})
+    yield from _legend({column.told: DEFINITIONS[name] for name, column in columns.items()})
 
 
 def _with_range(figures: Figures, name: str, factor: int, digits: int) -> str:

@@ -1,0 +1,49 @@
+"""Lines of a file or a pipe, and whether the next one has come yet: whoever has other work to do need not wait for it.
+
+Knows nothing of what stands in a line. Reads the descriptor by itself: a buffered stream does not tell what it holds.
+"""
+
+import os
+import select
+from typing import BinaryIO
+
+CHUNK = 1 << 16  # bytes
+
+
+class Arrivals:
+    """Reads lines from a stream that nothing was read from before."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._descriptor = stream.fileno()
+        self._held = bytearray()
+        self._ended = False
+
+    def readline(self, limit: int, /) -> bytes:
+        """The next line with its line feed, or as much of it as `limit` allows; empty at the end. Waits for it. OSError."""
+        while not self._ended and b"\n" not in self._held[:limit] and len(self._held) < limit:
+            self._receive()
+        end = self._held.find(b"\n", 0, limit) + 1 or limit
+        line = bytes(self._held[:end])
+        del self._held[:end]
+        return line
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the lines come from a terminal."""
+        return os.isatty(self._descriptor)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a line that is not blank, or the end, can be read without waiting. OSError."""
+        while not (self._ended or self._has_line) and select.select([self._descriptor], [], [], 0)[0]:
+            self._receive()
+        return self._ended or self._has_line
+
+    @property
+    def _has_line(self) -> bool:
+        return bool(self._held[: self._held.rfind(b"\n") + 1].strip())
+
+    def _receive(self) -> None:
+        data = os.read(self._descriptor, CHUNK)
+        self._held += data
+        self._ended = not data
