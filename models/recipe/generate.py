@@ -13,7 +13,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -992,12 +992,12 @@ def held_out(name: str) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def training_problems(seed: int) -> Iterator[Problem]:
-    """Problems without end, of all levels, none with a held-out problem's family and numbers."""
+def training_problems(seed: int, weights: Sequence[float] = LEVEL_WEIGHTS) -> Iterator[Problem]:
+    """Problems without end, of all levels, none with a held-out problem's family and numbers; `weights` are those of levels."""
     excluded = {problem.key for name in HELD_OUT_SEEDS for problem in held_out(name)}
     rng = random.Random(seed)
     while True:
-        problem = make(rng.choices(LEVELS, LEVEL_WEIGHTS)[0], rng)
+        problem = make(rng.choices(LEVELS, weights)[0], rng)
         if problem.key not in excluded:
             yield problem
 

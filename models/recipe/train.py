@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-from generate import LEVELS, Problem, held_out, training_problems
+from generate import LEVEL_WEIGHTS, LEVELS, Problem, held_out, training_problems
 from grow import grow
 from model import SHAPES, Model, Shape, load_model
 from tokenizer import ASSISTANT, PAD, SEPARATOR, completion, load_or_train, prompt, token_id
@@ -77,11 +77,14 @@ class Budget:
 class Data:
     """The endless stream of training batches and the fixed problems to evaluate on, which never occur in it."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, batch_tokens: int, context_size: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, batch_tokens: int, context_size: int, weights: Sequence[float] = LEVEL_WEIGHTS
+    ) -> None:
         self._tokenizer = tokenizer
         self._seed = seed
         self._batch_tokens = batch_tokens
         self._context_size = context_size
+        self._weights = weights
         self._assistant = token_id(tokenizer, ASSISTANT)
         self.pad = token_id(tokenizer, PAD)
         self.separator = token_id(tokenizer, SEPARATOR)
@@ -91,7 +94,7 @@ class Data:
 
     def chunk(self, number: int) -> list[list[Example]]:
         seed = self._seed * 1_000_000 + number
-        examples = self._encode(itertools.islice(training_problems(seed), CHUNK_PROBLEMS))
+        examples = self._encode(itertools.islice(training_problems(seed, self._weights), CHUNK_PROBLEMS))
         batches = by_length(examples, self._batch_tokens)
         random.Random(seed).shuffle(batches)
         return batches
@@ -299,7 +302,7 @@ def train(options: argparse.Namespace, shape: Shape) -> None:
     run = Run(model, optimisers(model, options), Progress())
     if options.resume and checkpoint.exists():
         run.load(checkpoint)
-    data = Data(tokenizer, options.seed, options.batch_tokens, model.shape.context_size)
+    data = Data(tokenizer, options.seed, options.batch_tokens, model.shape.context_size, options.level_weights)
     log = Log(out / "log.jsonl", goes_on=options.resume)
     log.write(parameters=model.num_parameters(), options={name: str(value) for name, value in vars(options).items()})
     spend_budget(options, run, batches(run.progress, data.chunk), data.pad, log, lambda: evaluate(run.model, data))
@@ -387,7 +390,10 @@ def main() -> None:
         type=Path,
         help="use this file, or that of a GGUF; trained first if missing (the models must share one)",
     )
-    parser.add_argument("--grow-from", type=Path, help="the checkpoint of a smaller model to begin with")
+    parser.add_argument("--level-weights", type=float, nargs=len(LEVELS), default=LEVEL_WEIGHTS, help="of training problems")
+    parser.add_argument(
+        "--grow-from", type=Path, help="a checkpoint or GGUF to begin with, of this model or of a smaller one"
+    )
     parser.add_argument("--width", type=int, help="instead of the model's own")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--heads", type=int)
