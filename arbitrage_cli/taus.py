@@ -222,9 +222,9 @@ def name_taus(table: TauTable) -> dict[str, float]:
 
 
 def spread_taus(probability: Numbers, count: int = 40) -> list[float]:
-    """Taus that each escalate one more `count`-th of the states."""
+    """Taus that each escalate about one more `count`-th of the states: of three digits, for people read and write them."""
     levels = np.quantile(probability, np.linspace(0, 1, count + 1)[1:-1])
-    return sorted(set(levels.tolist()))
+    return sorted({float(f"{level:.3g}") for level in levels.tolist()})
 
 
 def _is_exact(row: TauRow) -> bool:

@@ -1,5 +1,6 @@
 """What ships with the program: two language models of grade-school arithmetic, run by llama.cpp, and problems to try them on."""
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -11,14 +12,17 @@ from types import ModuleType
 import pytest
 from cli import Result, run
 
-from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.arbitrage import POLICIES, Rate
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.pairs import find_files, models_folder, read_pairs
+from arbitrage_cli.pairs import find_files, head_file, models_folder, read_pairs
+from arbitrage_cli.rewards import ProcessReward
+from arbitrage_cli.router import load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.types import Finished, Limits, ModelRole, Problem
+from arbitrage_cli.steps import SEPARATOR
+from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 MODELS = models_folder()
 ROLES: tuple[ModelRole, ...] = ("draft", "target")
@@ -209,11 +213,54 @@ def total(side: str) -> float:
 
 def test_the_card_tells_the_truth() -> None:
     """Sizes and checksums of models/README.md are those of the files."""
-    import hashlib
-
     card = (MODELS / "README.md").read_text(encoding="utf-8")
-    for pair in (read_pairs()["builtin"],):
-        for source in filter(None, (pair.draft, pair.target, pair.prm)):
-            (path,) = find_files(source)
-            assert hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name
-            assert f"{path.stat().st_size:,}" in card
+    pair = read_pairs()["builtin"]
+    assert pair.head
+    shipped = [find_files(source)[0] for source in (pair.draft, pair.target, pair.prm) if source]
+    for path in (*shipped, head_file(pair.head), MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name
+        assert f"{path.stat().st_size:,}" in card
+
+
+def test_the_head_is_of_this_pair() -> None:
+    """It was trained on the very files that ship, and is what decides where nothing else is asked for."""
+    pair = read_pairs()["builtin"]
+    assert pair.head
+    head = load(head_file(pair.head))
+    models: list[dict[str, str | None]] = []
+    for source in (pair.draft, pair.target):
+        (path,) = find_files(source)
+        models.append({"name": None, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    assert head.knows(*models)
+    (record,) = solve("5 + 6", "--json").records
+    assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
+
+
+def test_the_reward_model_tells_right_steps_from_wrong_ones() -> None:
+    """A true solution keeps a high reward at every step; with a slip in one, that and all after it have a low one."""
+    pair = read_pairs()["builtin"]
+    assert pair.prm
+    row = rows("builtin-dev")[250]
+    steps = [step + SEPARATOR for step in row["solution"].split(SEPARATOR)]
+    digit = max(index for index, character in enumerate(steps[0]) if character.isdigit())
+    slip = steps[0][:digit] + str((int(steps[0][digit]) + 1) % 10) + steps[0][digit + 1 :]
+    with LlamaBackend(find_files(pair.prm)[0], Options(threads=1)) as backend:
+        found = {
+            name: rewards_of(backend, row["problem"], way) for name, way in (("true", steps), ("wrong", [slip, *steps[1:]]))
+        }
+    assert min(found["true"]) > 0.5, found
+    assert max(found["wrong"]) < 0.5, found
+
+
+def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[float]:
+    rater = ProcessReward(backend, "steps")
+    trace = Trace(Problem("p", question), Limits())
+    rater.open(0, trace.problem)
+    rewards: list[float] = []
+    for text in steps:
+        step = Step("draft", text, 1, Cost(), "separator")
+        (ratings,) = rater.rate([(0, Rate(trace, (step,)))])
+        rewards += ratings.rewards
+        trace.add(Decision(step))
+    rater.close(0)
+    return rewards

@@ -21,7 +21,8 @@ def table(made: MadeUp, *, styled: bool = False, **options: Any) -> str:
 
 def comparison(first: MadeUp, second: MadeUp) -> str:
     stream = io.StringIO()
-    write_comparison(compare(first.run, first.rows, second.run, second.rows), stream)
+    compared = compare(first.run, first.rows, second.run, second.rows)
+    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream)
     return stream.getvalue()
 
 
@@ -131,7 +132,7 @@ def test_comparison_fits_and_is_defined() -> None:
     first, second = make_run(12), make_run(9, drift=0.3)
     text = comparison(first, second)
     assert max(map(len, text.splitlines())) < 80
-    (line,) = [line for line in text.splitlines() if line.startswith("entropy 0.5  ")]
+    (line,) = [line for line in text.splitlines() if line.startswith("entropy 0.5 ")]
     assert line.split()[2] == "9"
     assert "3 only in the first run, 0 only in the second" in flat(text)
     for meaning in COMPARED.values():

@@ -13,7 +13,7 @@ from arbitrage_cli.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.reporters import one_line, rounding, write
 
 WIDTH = 79
-MAX_LABEL = 14
+MAX_LABEL = 17
 
 Figures = Mapping[str, Any]
 Line = tuple[str, str]
@@ -180,10 +180,8 @@ def _wrapped(text: str, style: str) -> Iterator[Line]:
 
 def _comparison_lines(comparison: Figures) -> Iterator[Line]:
     names = dict.fromkeys(one_line(name or "unnamed data set") for name in comparison["dataset"])
-    yield (
-        f"{' against '.join(names)}: first {one_line(comparison['runs'][0])}, second {one_line(comparison['runs'][1])}",
-        "bold",
-    )
+    first, second = map(one_line, comparison["runs"])
+    yield from _wrapped(f"{' against '.join(names)}: first {first}, second {second}", "bold")
     yield "", ""
     headings = ["policy", "n", "correct", "difference [95%]", "p", "time ratio [95%]"]
     yield from _aligned(headings, [_compared(entry) for entry in comparison["policies"]])
