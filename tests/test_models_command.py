@@ -119,6 +119,23 @@ def test_pull_and_path(pair: Place) -> None:
     assert len(pair.hub.downloads()) == 2
 
 
+def test_list_tells_of_the_built_in_reward_model_and_head(place: Place) -> None:
+    """What belongs to a pair besides its models is listed with them."""
+    pairs = {record["pair"]: record for record in place.run("models", "list", "--json").records}
+    assert pairs["builtin"]["prm"] == {"model": "builtin:prm", "here": True}
+    assert pairs["builtin"]["head"] == {"model": "builtin:builtin", "here": True}
+    assert "prm" in pairs["llama3"]
+    assert "head" not in pairs["llama3"]
+
+
+def test_pull_of_the_reward_model_as_well(pair: Place) -> None:
+    """A pair's process reward model is large and rarely needed: it comes with --prm only, if there is one."""
+    assert_refused(pair.run("models", "pull", "mine", "--prm"), USAGE, "'mine' has no process reward model")
+    pair.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{DRAFT}"\nprm = "{TARGET}:Q8_0"\n')
+    pulled = pair.run("models", "pull", "mine", "--prm").out.splitlines()
+    assert Path(pulled[-1]).name == "target.q8_0.gguf"
+
+
 def test_pull_in_a_terminal(place: Place) -> None:
     """In a terminal a bar shows how far the download is; NO_COLOR turns it into lines without an escape byte."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})

@@ -14,7 +14,7 @@ from arbitrage_cli.commands.transfers import shown, size_words
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.gguf_facts import Facts, read_facts, share_vocabulary
 from arbitrage_cli.machine import total_memory
-from arbitrage_cli.pairs import Pair, hub_name, is_toy, local_files, read_pairs
+from arbitrage_cli.pairs import Pair, head_file, hub_name, is_toy, local_files, read_pairs
 from arbitrage_cli.reporters import one_line
 
 NOT_HERE = 1
@@ -36,8 +36,10 @@ def make_group() -> typer.Typer:
 def list_pairs(as_json: Json = False, debug: shared.Debug = False) -> None:
     """Show the pairs, and whether their models are on this machine."""
     for pair in _pairs().values():
-        sources = {"draft": pair.draft, "target": pair.target}
+        sources = {"draft": pair.draft, "target": pair.target, **({"prm": pair.prm} if pair.prm else {})}
         here = {role: is_toy(source) or bool(local_files(source)) for role, source in sources.items()}
+        if pair.head:
+            sources["head"], here["head"] = pair.head, head_file(pair.head).is_file()
         if as_json:
             models = {role: {"model": source, "here": here[role]} for role, source in sources.items()}
             typer.echo(json.dumps({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **models}))
@@ -47,9 +49,21 @@ def list_pairs(as_json: Json = False, debug: shared.Debug = False) -> None:
             typer.echo(f"  {role:<6}  {'here' if here[role] else 'not here':<8}  {one_line(source)}")
 
 
-def pull(name: Name, offline: shared.Offline = False, quiet: shared.Quiet = False, debug: shared.Debug = False) -> None:
+def pull(
+    name: Name,
+    prm: Annotated[
+        bool, typer.Option("--prm", help="The pair's process reward model as well: policies rsd and oracle need it.")
+    ] = False,
+    offline: shared.Offline = False,
+    quiet: shared.Quiet = False,
+    debug: shared.Debug = False,
+) -> None:
     """Fetch the files of a pair or a model from the Hugging Face Hub, as it has them now. A broken download goes on."""
-    names = [(source, hub_name(source)) for source in _sources(name)]
+    pair = _pairs().get(name)
+    rated_by = pair.prm if pair and prm else None
+    if prm and not rated_by:
+        raise UsageError(f"'{name}' has no process reward model", "pull it by its own name, and give it as --prm")
+    names = [(source, hub_name(source)) for source in [*_sources(name), *([rated_by] if rated_by else [])]]
     for source, wanted in names:
         if wanted is None and not is_toy(source) and not local_files(source):
             raise UsageError(f"'{source}' is no pair, no file, and no name on the Hub", _hint())
