@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Literal
 
+import numpy as np
+
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Backend, Floats, Output
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError
 from arbitrage_cli.prompts import ChatPrompt, Control, Segment
 from arbitrage_cli.scheduler import Ratings
 from arbitrage_cli.steps import SEPARATOR
@@ -57,6 +59,10 @@ class _Reader:
         )
         for slot, wanted in texts:
             self._held[slot] = wanted
+        if np.isnan(output.logits).any():
+            raise ComputeError(
+                f"{self._backend.card.name} computed values that are not numbers", "the model file may be damaged"
+            )
         return output.logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 
     def _read(self, slot: int, wanted: list[int]) -> int:

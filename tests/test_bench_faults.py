@@ -94,9 +94,9 @@ def rows_of_whole_lines(folder: Path) -> list[dict[str, Any]]:
 def test_killed_at_random_again_and_again(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
     """Killed after random times, on the way to the end and from the beginning: what is done stays, the end is golden."""
     draw = random.Random(7)
-    for _ in range(3):
+    for _ in range(5):
         done: dict[tuple[Any, ...], Any] = {}
-        for _ in range(6):
+        for _ in range(10):
             program.run(here, *BENCH, kill_after=draw.uniform(0.01, 0.3))
             if (here / "run" / "results.jsonl").exists():
                 now = results(rows_of_whole_lines(here / "run"))
@@ -394,10 +394,10 @@ def test_two_at_once(here: Path) -> None:
 
 def test_many_problems_need_few_files(program: Program, here: Path) -> None:
     """More attempts than a process may have files open: none stays open."""
-    write_problems(here / "arithmetic.jsonl", [f"{number} + 1" for number in range(150)])
+    write_problems(here / "arithmetic.jsonl", [f"{number} + 1" for number in range(500)])
     result = program.run(here, *BENCH, "--policy", "draft", limits={"RLIMIT_NOFILE": 64})
     assert result.code == 0
-    assert len(results(rows_of(here / "run"))) == 150
+    assert len(results(rows_of(here / "run"))) == 500
 
 
 def test_noise_does_not_reach_the_results(program: Program, here: Path) -> None:

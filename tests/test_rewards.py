@@ -10,7 +10,7 @@ from hash_language import SHORT, HashBackend, StaleBackend, ticking_clock
 from arbitrage_cli.arbitrage import POLICIES, Rate
 from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError, TemplateError
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
 from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater, Scheduler
@@ -304,6 +304,23 @@ def test_extreme_opinions_are_rewards_too() -> None:
     rater = ProcessReward(Sure())
     rater.open(0, PROBLEM)
     assert rate_one(rater, trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
+
+
+class Damaged(HashBackend):
+    """Computes no numbers, as a damaged model file does."""
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        logits, hidden = super()._compute(sequence)
+        logits[:] = np.nan
+        return logits, hidden
+
+
+@pytest.mark.parametrize("rater", [ProcessReward(Damaged()), Judge(Damaged(), 0)], ids=["prm", "judge"])
+def test_what_is_no_number_is_no_reward(rater: ProcessReward | Judge) -> None:
+    """An error that says whose numbers are damaged, not a reward of 0 that would be believed."""
+    rater.open(0, PROBLEM)
+    with pytest.raises(ComputeError, match="not numbers"):
+        rate_one(rater, trace_of(), STEPS[0])
 
 
 def test_the_steps_may_be_asked_about_as_they_are() -> None:
