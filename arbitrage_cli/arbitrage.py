@@ -122,6 +122,11 @@ def mean_surprise(trace: Trace, draft: Step) -> float:
     return -fmean(_evidence(draft).log_probabilities)
 
 
+def worst_surprise(trace: Trace, draft: Step) -> float:
+    """Negative log-probability of the least likely of the drafted tokens, in nats. High: somewhere the draft had to guess."""
+    return -min(_evidence(draft).log_probabilities)
+
+
 def uniform_draw(seed: int) -> Score:
     """Escalation at random, at a rate of 1 - tau: what any router must beat. The draw depends on seed, question and step."""
 
@@ -175,24 +180,20 @@ class Policy:
 
 _BOTH: tuple[ModelRole, ...] = ("draft", "target")
 _PROBABILITY, _ENTROPY = "P(the target's step is better)", "entropy of the step's first token (nats)"
-_SURPRISE, _ADVANTAGE = "negative mean log-probability (nats/token)", "advantage of the target's step"
+_MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
+_MARK, _ADVANTAGE = "1 - the target's mark for the drafted step", "advantage of the target's step"
 
-POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {
-        policy.name: policy
-        for policy in (
-            Policy("arbitrage", _BOTH, _PROBABILITY, reads_evidence=True, needs_head=True),
-            Policy("entropy", _BOTH, _ENTROPY, 1.0, lambda seed: by_evidence(first_token_entropy), reads_evidence=True),
-            Policy("logprob", _BOTH, _SURPRISE, 0.3, lambda seed: by_evidence(mean_surprise), reads_evidence=True),
-            Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_evidence(uniform_draw(seed))),
-            Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward, reward="prm"),
-            Policy(
-                "judge", _BOTH, "1 - the target's mark for the drafted step", 0.22, lambda seed: by_reward, reward="judge"
-            ),
-            Policy("oracle", _BOTH, _ADVANTAGE, 0.0, reward="any"),
-            Policy("draft", ("draft",)),
-            Policy("target", ("target",)),
-        )
-    }
+_ALL = (
+    Policy("arbitrage", _BOTH, _PROBABILITY, reads_evidence=True, needs_head=True),
+    Policy("entropy", _BOTH, _ENTROPY, 1.0, lambda seed: by_evidence(first_token_entropy), reads_evidence=True),
+    Policy("logprob", _BOTH, _MEAN, 0.3, lambda seed: by_evidence(mean_surprise), reads_evidence=True),
+    Policy("logprob-min", _BOTH, _WORST, 1.0, lambda seed: by_evidence(worst_surprise), reads_evidence=True),
+    Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_evidence(uniform_draw(seed))),
+    Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward, reward="prm"),
+    Policy("judge", _BOTH, _MARK, 0.22, lambda seed: by_reward, reward="judge"),
+    Policy("oracle", _BOTH, _ADVANTAGE, 0.0, reward="any"),
+    Policy("draft", ("draft",)),
+    Policy("target", ("target",)),
 )
+POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
 """The policies of the command line. The default taus are starting points, not tuned to any pair; a head brings its own."""

@@ -23,6 +23,9 @@ BUILT_IN = "builtin:"
 """`builtin:draft` is draft.gguf of the program's own folder of models."""
 
 DEFAULT_PAIR = "builtin"
+UNIVERSAL_HEAD = "builtin:universal"
+"""A head that reads nothing that only one draft has: for models that none was trained for."""
+
 MIN_CTX = 64
 
 

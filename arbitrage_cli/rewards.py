@@ -1,12 +1,12 @@
-"""How good a step is, as a number from 0 to 1: by a process reward model, by the target as judge, by the answers it leads to.
+"""How good a step is, as a number from 0 to 1, by whoever reads it: a process reward model, or the target as judge.
 
-Three raters, each for the problems of a scheduler. None of them has a default value: a reward that cannot be had is an
-error. Knows no policy and no terminal.
+Raters for the problems of a scheduler. Neither has a default value: a reward that cannot be had is an error. Steps are read for
+all problems that wait, in one batch. Knows no policy and no terminal.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import Literal
 
@@ -14,12 +14,11 @@ import numpy as np
 
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Backend, Floats, Output
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.prompts import ChatPrompt, Control, Segment
-from arbitrage_cli.scheduler import Ratings
+from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.steps import SEPARATOR
-from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Problem, Step, Trace
 
 PrmStyle = Literal["turns", "steps"]
 
@@ -85,7 +84,65 @@ class _Reader:
         return len(missing)
 
 
-class ProcessReward:
+class _StepReader:
+    """A rater that reads the step, for many problems in one batch: it waits for them."""
+
+    waits_for_many = True
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._problems: dict[int, Problem] = {}
+        self._wishes: dict[int, Rate] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._wishes)
+
+    def open(self, slot: int, problem: Problem) -> None:
+        self._problems[slot] = problem
+
+    def close(self, slot: int) -> None:
+        self._reader.forget(slot)
+        self._problems.pop(slot, None)
+        self._wishes.pop(slot, None)
+
+    def start(self, slot: int, wish: Rate) -> None:
+        self._wishes[slot] = wish
+
+    def tick(self) -> list[Rated]:
+        wishes = list(self._wishes.items())
+        self._wishes.clear()
+        return self._try(wishes)
+
+    def _try(self, wishes: Sequence[tuple[int, Rate]]) -> list[Rated]:
+        """Rate all wishes at once. If a problem among them fails, each alone, so that only that one ends."""
+        try:
+            found = self._rate(wishes)
+        except ProblemError as error:
+            if len(wishes) > 1:
+                return [rated for wish in wishes for rated in self._try([wish])]
+            return [Rated(wishes[0][0], error=error)]
+        return [Rated(slot, ratings) for (slot, _), ratings in zip(wishes, found, strict=True)]
+
+    def _rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
+        """The first step of every wish at once, then the second: two steps of a problem share one sequence."""
+        rewards: list[list[float]] = [[] for _ in wishes]
+        costs = [Cost() for _ in wishes]
+        for number in range(max(len(wish.steps) for _, wish in wishes)):
+            chosen = [index for index, (_, wish) in enumerate(wishes) if number < len(wish.steps)]
+            steps = [(wishes[index][0], wishes[index][1].trace, wishes[index][1].steps[number]) for index in chosen]
+            values, cost = self._rate_round(steps)
+            for index, value in zip(chosen, values, strict=True):
+                rewards[index].append(value)
+                costs[index] += _share(cost, len(chosen))
+        return [Ratings(tuple(values), cost) for values, cost in zip(rewards, costs, strict=True)]
+
+    def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
+        """The rewards of one step a slot, and what they cost together."""
+        raise NotImplementedError
+
+
+class ProcessReward(_StepReader):
     """A causal process reward model: after each step it says `+` or `-`; the reward is the share of `+` of the two.
 
     How it is asked is a matter of how it was trained, its `style`. `turns` is that of RLHFlow/Llama3.1-8B-PRM-Deepseek-Data:
@@ -97,24 +154,13 @@ class ProcessReward:
     def __init__(
         self, backend: Backend, style: PrmStyle = "turns", *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
+        super().__init__(_Reader(backend, 0, clock))
         self._backend = backend
         self._style = style
-        self._reader = _Reader(backend, 0, clock)
         self._prompt = ChatPrompt(
             backend.chat_template, backend.control_tokens.keys(), backend.marker_tokens, "", backend.template_variables
         )
         self._verdicts = [_single_token(backend, sign) for sign in "+-"]
-        self._problems: dict[int, Problem] = {}
-
-    def open(self, slot: int, problem: Problem) -> None:
-        self._problems[slot] = problem
-
-    def close(self, slot: int) -> None:
-        self._reader.forget(slot)
-        self._problems.pop(slot, None)
-
-    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
-        return _in_rounds(wishes, self._rate_round)
 
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [(slot, self._ids(slot, trace, step)) for slot, trace, step in steps]
@@ -133,15 +179,15 @@ class ProcessReward:
         return _ids(self._backend, self._prompt.conversation(texts, "+"))
 
 
-class Judge:
+class Judge(_StepReader):
     """The target's own mark for a step, as in SpecReason (arXiv 2504.07891): a digit from 0 to 9, weighted by its probability.
 
     It uses the target's model with sequences of its own, from `first_sequence` on.
     """
 
     def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(_Reader(backend, first_sequence, clock))
         self._backend = backend
-        self._reader = _Reader(backend, first_sequence, clock)
         self._prompt = ChatPrompt(
             backend.chat_template,
             backend.control_tokens.keys(),
@@ -150,17 +196,6 @@ class Judge:
             backend.template_variables,
         )
         self._digits = [_single_token(backend, digit) for digit in JUDGE_SCALE]
-        self._problems: dict[int, Problem] = {}
-
-    def open(self, slot: int, problem: Problem) -> None:
-        self._problems[slot] = problem
-
-    def close(self, slot: int) -> None:
-        self._reader.forget(slot)
-        self._problems.pop(slot, None)
-
-    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
-        return _in_rounds(wishes, self._rate_round)
 
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [
@@ -172,91 +207,6 @@ class Judge:
         weights = [[math.exp(mark - max(row)) for mark in row] for row in marks.tolist()]
         means = [sum(index * weight for index, weight in enumerate(row)) / sum(row) for row in weights]
         return [mean / (len(JUDGE_SCALE) - 1) for mean in means], cost
-
-
-class Rollout:
-    """The share of solutions, gone on from a step by the target, that reach the known answer (Math-Shepherd's estimate).
-
-    `engines` are the target with one sampler each (one greedy engine, or several that sample), whose slots are not those
-    of the problems being solved. `is_right` tells whether a whole solution reaches the answer of a problem's id.
-    """
-
-    def __init__(self, engines: Sequence[Engine], is_right: Callable[[str, str], bool]) -> None:
-        self._engines = engines
-        self._is_right = is_right
-        self._known: dict[tuple[int, int], dict[str, bool]] = {}  # by slot and engine: texts, and what became of them
-
-    def open(self, slot: int, problem: Problem) -> None:
-        for index, engine in enumerate(self._engines):
-            engine.open(slot, problem)
-            self._known[slot, index] = {}
-
-    def close(self, slot: int) -> None:
-        for index, engine in enumerate(self._engines):
-            engine.close(slot)
-            self._known.pop((slot, index), None)
-
-    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
-        return _in_rounds(wishes, self._rate_round)
-
-    def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
-        texts = [(slot, trace.text + step.text) for slot, trace, step in steps]
-        cost = Cost()
-        for index, engine in enumerate(self._engines):
-            new = [asked for asked, (slot, text) in zip(steps, texts, strict=True) if text not in self._known[slot, index]]
-            for slot, reached, spent in self._go_on(engine, new):
-                cost += spent
-                self._known[slot, index] |= reached
-        num_engines = len(self._engines)
-        right = [sum(self._known[slot, index][text] for index in range(num_engines)) for slot, text in texts]
-        return [number / num_engines for number in right], cost
-
-    def _go_on(
-        self, engine: Engine, steps: Sequence[tuple[int, Trace, Step]]
-    ) -> Iterator[tuple[int, dict[str, bool], Cost]]:
-        """Let the engine end each solution, all at once: for each slot, every text on the way, whether it ends right, the cost.
-
-        An engine that comes by the same text again goes on in the same way: its draws depend on nothing else. So one
-        rollout answers for all the texts on its way.
-        """
-        traces = {
-            slot: Trace(trace.problem, trace.limits, [*trace.decisions, Decision(kept=step)]) for slot, trace, step in steps
-        }
-        ways = {slot: [trace.text] for slot, trace in traces.items()}
-        spent = dict.fromkeys(traces, Cost())
-        for slot, trace in traces.items():
-            if not trace.finished:
-                engine.start(slot, trace)
-        while engine.busy:
-            for progress in engine.tick():
-                if progress.error is not None:
-                    raise progress.error
-                if progress.step is not None:
-                    trace = traces[progress.slot]
-                    trace.add(Decision(kept=progress.step))
-                    ways[progress.slot].append(trace.text)
-                    spent[progress.slot] += progress.step.cost
-                    if not trace.finished:
-                        engine.start(progress.slot, trace)
-        for slot, trace in traces.items():
-            yield slot, dict.fromkeys(ways[slot], self._is_right(trace.problem.id, trace.text)), spent[slot]
-
-
-def _in_rounds(
-    wishes: Sequence[tuple[int, Rate]],
-    rate_round: Callable[[Sequence[tuple[int, Trace, Step]]], tuple[list[float], Cost]],
-) -> list[Ratings]:
-    """Rate the first step of every wish at once, then the second: two steps of a problem share one sequence."""
-    rewards: list[list[float]] = [[] for _ in wishes]
-    costs = [Cost() for _ in wishes]
-    for number in range(max(len(wish.steps) for _, wish in wishes)):
-        chosen = [index for index, (_, wish) in enumerate(wishes) if number < len(wish.steps)]
-        steps = [(wishes[index][0], wishes[index][1].trace, wishes[index][1].steps[number]) for index in chosen]
-        values, cost = rate_round(steps)
-        for index, value in zip(chosen, values, strict=True):
-            rewards[index].append(value)
-            costs[index] += _share(cost, len(chosen))
-    return [Ratings(tuple(values), cost) for values, cost in zip(rewards, costs, strict=True)]
 
 
 def _share(cost: Cost, among: int) -> Cost:

@@ -1,9 +1,8 @@
 """Runs the flows of many problems over two engines, and tells what happens as events.
 
-One tick: hand the flows' asks to the engines, let each engine with work go one batch further, resume the flows whose steps
-are there. When no engine has work left, rate what is to be rated, all at once, and resume the flows that wait for it: a rater
-may take long, and is faster with many. Knows no policy, no token and no terminal. Finished problems come in the order in
-which they end.
+One tick: hand the flows' asks to the engines and their wishes for rewards to the rater, let each that has work go one batch
+further, resume the flows whose steps or rewards are there. Knows no policy, no token and no terminal. Finished problems come in
+the order in which they end.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -38,15 +37,40 @@ class Ratings:
     cost: Cost
 
 
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """What became of the wish of one slot: its ratings, or why there are none."""
+
+    slot: int
+    ratings: Ratings | None = None
+    error: ProblemError | None = None
+
+
 class Rater(Protocol):
     """Whatever gives rewards. `slot` numbers the problems in flight, as for an engine."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether any wish is to be met."""
+        ...
+
+    @property
+    def waits_for_many(self) -> bool:
+        """Whether it is to wait until no engine has work, as it is faster with many wishes at once."""
+        ...
+
     def open(self, slot: int, problem: Problem) -> None: ...
 
-    def close(self, slot: int) -> None: ...
+    def close(self, slot: int) -> None:
+        """Forget a problem, and its wish if it has one."""
+        ...
 
-    def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
-        """The ratings of each slot's wish, in order. ProblemError if one of them cannot be rated; none is then."""
+    def start(self, slot: int, wish: Rate) -> None:
+        """Take up the wish of a slot, one at a time; `tick` meets it. ProblemError if that cannot be."""
+        ...
+
+    def tick(self) -> Sequence[Rated]:
+        """Go one batch further: the wishes that are met with it, or have failed."""
         ...
 
 
@@ -81,7 +105,6 @@ class Scheduler:
         self._limits = limits
         self._rater = rater
         self._concurrency = concurrency
-        self._to_rate: dict[int, Rate] = {}
         self._given_up: dict[Trace, ProblemError] = {}
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
@@ -154,28 +177,15 @@ class Scheduler:
                 yield Wrote(flight.trace, role, progress.text)
                 if progress.step is not None:
                     yield from self._resume(flight, progress.step)
-        if self._to_rate and not any(engine.busy for engine in self._engines.values()):
-            wishes = list(self._to_rate.items())
-            self._to_rate.clear()
-            yield from self._rate(wishes)
-
-    def _rate(self, wishes: list[tuple[int, Rate]]) -> Iterator[Event]:
-        """Rate all wishes at once. If a problem among them fails, each alone, so that only that one ends."""
-        if self._rater is None:
-            raise ValueError("this policy asks for rewards, and nothing gives any")
-        try:
-            found = self._rater.rate(wishes)
-        except ProblemError as error:
-            if len(wishes) > 1:
-                for wish in wishes:
-                    yield from self._rate([wish])
-            else:
-                yield self._finish(self._in_flight[wishes[0][0]], error)
-            return
-        for (slot, _), ratings in zip(wishes, found, strict=True):
-            flight = self._in_flight[slot]
-            flight.reward_cost += ratings.cost
-            yield from self._resume(flight, ratings.rewards)
+        rater = self._rater
+        if rater and rater.busy and not (rater.waits_for_many and any(engine.busy for engine in self._engines.values())):
+            for rated in rater.tick():
+                flight = self._in_flight[rated.slot]
+                if rated.ratings is None:
+                    yield self._finish(flight, rated.error)
+                else:
+                    flight.reward_cost += rated.ratings.cost
+                    yield from self._resume(flight, rated.ratings.rewards)
 
     def _resume(self, flight: _InFlight, answer: Step | tuple[float, ...] | None) -> Iterator[Event]:
         """Give a flow what it asked for (None to begin), tell what it decided, and pass on what it asks next."""
@@ -186,15 +196,20 @@ class Scheduler:
             yield self._finish(flight, None)
             return
         yield from self._tell_decisions(flight)
-        if isinstance(ask, Rate):
-            self._to_rate[flight.slot] = ask
-            return
         try:
+            if isinstance(ask, Rate):
+                self._wanted_rater().start(flight.slot, ask)
+                return
             num_unread = self._engines[ask.model].start(flight.slot, flight.trace, ask.proposal, ask.sample)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:
             yield Writing(flight.trace, ask.model, num_unread)
+
+    def _wanted_rater(self) -> Rater:
+        if self._rater is None:
+            raise ValueError("this policy asks for rewards, and nothing gives any")
+        return self._rater
 
     def _tell_decisions(self, flight: _InFlight) -> Iterator[Event]:
         for decision in flight.trace.decisions[flight.num_told :]:
@@ -209,7 +224,6 @@ class Scheduler:
 
     def _release(self, flight: _InFlight) -> None:
         flight.flow.close()
-        self._to_rate.pop(flight.slot, None)
         for solver in self._solvers():
             with suppress(ArbitrageError):  # of a model that has failed; what ended the run is told already
                 solver.close(flight.slot)

@@ -18,6 +18,7 @@ from arbitrage_cli.arbitrage import (
     oracle,
     single,
     uniform_draw,
+    worst_surprise,
 )
 from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
 
@@ -159,13 +160,14 @@ def test_one_model_alone(model: ModelRole) -> None:
 
 
 def test_numbers_of_the_evidence() -> None:
-    """The first token's entropy, and the negative mean of the log-probabilities."""
+    """The first token's entropy, and the negative mean and minimum of the log-probabilities."""
     evidence = Evidence(log_probabilities=(-1.0, -3.0), entropies=(0.7, 5.0), margins=(0.1, 0.1))
     assert first_token_entropy(new_trace(), step("draft", evidence=evidence)) == 0.7
     assert mean_surprise(new_trace(), step("draft", evidence=evidence)) == 2.0
+    assert worst_surprise(new_trace(), step("draft", evidence=evidence)) == 3.0
 
 
-@pytest.mark.parametrize("policy", ["entropy", "logprob"])
+@pytest.mark.parametrize("policy", ["entropy", "logprob", "logprob-min"])
 def test_no_evidence_is_a_defect(policy: str) -> None:
     """A router that needs evidence does not guess without."""
     flow = POLICIES[policy].flow(new_trace(), 1.0, 0)

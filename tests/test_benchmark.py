@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Ratings
+from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Score, Started, Step, Trace
 
 TARGET, DRAFT = Column(POLICIES["target"], None), Column(POLICIES["draft"], None)
@@ -196,14 +196,28 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
     """A policy that asks for rewards gets them from its rater, and what they cost stands in the row."""
 
     class Rater:
+        waits_for_many = True
+
+        def __init__(self) -> None:
+            self._wishes: dict[int, Rate] = {}
+
+        @property
+        def busy(self) -> bool:
+            return bool(self._wishes)
+
         def open(self, slot: int, problem: Problem) -> None:
             """Nothing to prepare."""
 
         def close(self, slot: int) -> None:
             """Nothing to forget."""
 
-        def rate(self, wishes: Sequence[tuple[int, Rate]]) -> list[Ratings]:
-            return [Ratings(tuple(0.25 for _ in wish.steps), Cost(7, 0.5)) for _, wish in wishes]
+        def start(self, slot: int, wish: Rate) -> None:
+            self._wishes[slot] = wish
+
+        def tick(self) -> list[Rated]:
+            rated = [Rated(slot, Ratings((0.25,) * len(wish.steps), Cost(7, 0.5))) for slot, wish in self._wishes.items()]
+            self._wishes.clear()
+            return rated
 
     policy = Policy("rated", ("draft", "target"), "badness", 0.5, lambda seed: by_reward)
     row = only_row(scripted_bench(rater_for=lambda policy: Rater()), column=Column(policy, 0.5))

@@ -16,7 +16,7 @@ from arbitrage_cli.arbitrage import POLICIES, Rate
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.pairs import find_files, head_file, models_folder, read_pairs
+from arbitrage_cli.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
 from arbitrage_cli.rewards import ProcessReward
 from arbitrage_cli.router import load
 from arbitrage_cli.sampling import Sampler
@@ -217,7 +217,9 @@ def test_the_card_tells_the_truth() -> None:
     pair = read_pairs()["builtin"]
     assert pair.head
     shipped = [find_files(source)[0] for source in (pair.draft, pair.target, pair.prm) if source]
-    for path in (*shipped, head_file(pair.head), MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl"):
+    heads = sorted(MODELS.glob("*.safetensors"))
+    assert {head_file(pair.head), head_file(UNIVERSAL_HEAD)} <= set(heads)
+    for path in (*shipped, *heads, MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name
         assert f"{path.stat().st_size:,}" in card
 
@@ -234,6 +236,27 @@ def test_the_head_is_of_this_pair() -> None:
     assert head.knows(*models)
     (record,) = solve("5 + 6", "--json").records
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
+
+
+def test_models_without_a_head_of_their_own_have_the_universal_one() -> None:
+    """It reads nothing that only one draft has; that it decides is said, in the record too."""
+    head = load(head_file(UNIVERSAL_HEAD))
+    assert head.card.hidden_size == 0
+    files = {role: str(find_files(f"builtin:{role}")[0]) for role in ROLES}
+    result = solve("5 + 6", "--json", "--system", "", "--draft", files["draft"], "--target", files["target"])
+    (record,) = result.records
+    assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "universal")
+    assert result.err.count("the universal one decides") == 1
+    assert "policy arbitrage (head universal)" in result.err
+
+
+def test_a_pairs_head_goes_with_its_own_models_only() -> None:
+    """With another draft in its place the universal head decides; where no head is asked for, none is talked of."""
+    other = str(find_files("builtin:target")[0])
+    result = solve("5 + 6", "--json", "--pair", "builtin", "--draft", other)
+    assert result.records[0]["settings"]["head"] == "universal"
+    unasked = solve("5 + 6", "--json", "--pair", "builtin", "--draft", other, "--policy", "entropy")
+    assert "universal" not in unasked.err
 
 
 def test_the_reward_model_tells_right_steps_from_wrong_ones() -> None:
@@ -259,8 +282,10 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
     rewards: list[float] = []
     for text in steps:
         step = Step("draft", text, 1, Cost(), "separator")
-        (ratings,) = rater.rate([(0, Rate(trace, (step,)))])
-        rewards += ratings.rewards
+        rater.start(0, Rate(trace, (step,)))
+        (rated,) = rater.tick()
+        assert rated.ratings
+        rewards += rated.ratings.rewards
         trace.add(Decision(step))
     rater.close(0)
     return rewards

@@ -31,7 +31,7 @@ RUNGS = (
     ),
     ("engine", "pairs", "grader", "learning", "curve", "throughput", "equivalents", "explaining", "tuning"),
     ("scheduler", "figures", "named_datasets"),
-    ("rewards", "benchmark", "training", "comparison"),
+    ("rewards", "rollouts", "benchmark", "training", "comparison"),
     ("commands",),
     ("__main__",),
 )

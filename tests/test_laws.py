@@ -41,7 +41,7 @@ from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
 
-ROUTED = ("entropy", "logprob", "random")
+ROUTED = ("entropy", "logprob", "logprob-min", "random")
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(6)]
 LONG = Problem("long", "question 0")  # the toy draft writes three steps and more for it
 NEAR_TIE = 1e-4  # nats between the two likeliest tokens

@@ -1,7 +1,8 @@
 """Rewards of steps: a process reward model's, the judge's, and those of rollouts, on toy models whose every token counts."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from arbitrage_cli.arbitrage import POLICIES, Rate
 from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
-from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
+from arbitrage_cli.rewards import Judge, ProcessReward
+from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Rater, Scheduler
+from arbitrage_cli.scheduler import Rater, Ratings, Scheduler
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "what is a plus b")
@@ -63,9 +65,22 @@ def expected_reward(steps: Sequence[str]) -> float:
     return float(1 / (1 + math.exp(logits[ord("-")] - logits[ord("+")])))
 
 
+def rate(rater: Rater, wishes: Mapping[int, Rate]) -> dict[int, Ratings]:
+    """The ratings of each slot's wish, all taken up at once. Raises what one of them failed with."""
+    found: dict[int, Ratings] = {}
+    for slot, wish in wishes.items():
+        rater.start(slot, wish)
+    while rater.busy:
+        for rated in rater.tick():
+            if rated.ratings is None:
+                assert rated.error
+                raise rated.error
+            found[rated.slot] = rated.ratings
+    return found
+
+
 def rate_one(rater: Rater, trace: Trace, *texts: str, slot: int = 0) -> tuple[float, ...]:
-    (ratings,) = rater.rate([(slot, Rate(trace, tuple(map(step, texts))))])
-    return ratings.rewards
+    return rate(rater, {slot: Rate(trace, tuple(map(step, texts)))})[slot].rewards
 
 
 def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
@@ -109,20 +124,20 @@ def test_many_problems_at_once_are_rated_as_one() -> None:
         single = ProcessReward(Opinionated())
         single.open(0, problem)
         alone.append(rate_one(single, trace_of("ab.\n\n", problem=problem), "c.\n\n", "d.\n\n"))
-    wishes = [
-        (slot, Rate(trace_of("ab.\n\n", problem=problems[slot]), (step("c.\n\n"), step("d.\n\n")))) for slot in (2, 0, 1)
-    ]
-    found = rater.rate(wishes)
-    assert [ratings.rewards for ratings in found] == [alone[2], alone[0], alone[1]]
-    assert sum(ratings.cost.decode_tokens for ratings in found) == 6
+    wishes = {
+        slot: Rate(trace_of("ab.\n\n", problem=problems[slot]), (step("c.\n\n"), step("d.\n\n"))) for slot in (2, 0, 1)
+    }
+    found = rate(rater, wishes)
+    assert [found[slot].rewards for slot in range(3)] == alone
+    assert sum(ratings.cost.decode_tokens for ratings in found.values()) == 6
 
 
 def test_the_cost_of_rating_is_counted() -> None:
     """Tokens that were read, and the one that each reward is drawn from; what is in the cache already costs nothing."""
     rater = ProcessReward(Opinionated(), clock=ticking_clock())
     rater.open(0, PROBLEM)
-    (first,) = rater.rate([(0, Rate(trace_of(), (step(STEPS[0]),)))])
-    (again,) = rater.rate([(0, Rate(trace_of(STEPS[0]), (step(STEPS[1]),)))])
+    first = rate(rater, {0: Rate(trace_of(), (step(STEPS[0]),))})[0]
+    again = rate(rater, {0: Rate(trace_of(STEPS[0]), (step(STEPS[1]),))})[0]
     assert first.cost.prefill_tokens == len(conversation(STEPS[:1])) - 1
     assert first.cost.prefill_tokens + first.cost.decode_tokens + again.cost.prefill_tokens + 1 > len(
         conversation(STEPS[:2])
@@ -241,8 +256,57 @@ def test_a_rollout_answers_for_every_text_on_its_way() -> None:
     whole = seen[0]
     steps = [part + "\n\n" for part in whole.split("\n\n") if part]
     assert len(steps) > 2
-    (ratings,) = rater.rate([(0, Rate(trace_of(*steps[:1]), (step(steps[1]),)))])
+    ratings = rate(rater, {0: Rate(trace_of(*steps[:1]), (step(steps[1]),))})[0]
     assert (ratings.rewards, ratings.cost, seen) == ((1.0,), Cost(), [whole])
+
+
+def test_no_rollout_waits_for_those_of_other_problems() -> None:
+    """While a long one goes on, other problems have their rewards and go on too; and rewards are those of one at a time."""
+    problems = [Problem(str(number), "question " * (number + 1)) for number in range(3)]
+
+    def advantages(concurrency: int) -> tuple[dict[str, list[float | None]], bool]:
+        engines: dict[ModelRole, Engine] = {
+            "draft": Engine("draft", HashBackend(num_sequences=concurrency), Sampler()),
+            "target": Engine("target", HashBackend("t", num_sequences=concurrency), Sampler()),
+        }
+        ends = Engine("target", HashBackend("t", num_sequences=concurrency), Sampler())
+        rater = Rollout([ends], lambda _identifier, text: len(text) % 2 == 0)
+        scheduler = Scheduler(
+            engines, lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0), SHORT, concurrency=concurrency, rater=rater
+        )
+        found: dict[str, list[float | None]] = defaultdict(list)
+        overlaps = False
+        for event in scheduler.run(problems):
+            if isinstance(event, Decided):
+                found[event.trace.problem.id].append(event.decision.advantage)
+                overlaps = overlaps or rater.busy
+        return found, overlaps
+
+    alone, _ = advantages(1)
+    together, overlaps = advantages(3)
+    assert overlaps
+    assert together == alone
+
+
+def test_a_rollout_that_fails_ends_its_problem_only() -> None:
+    """The context is too small for the longest; the other problem has its rewards."""
+    long, short = Problem("long", "x" * 235), Problem("short", "x")
+    engines: dict[ModelRole, Engine] = {
+        "draft": Engine("draft", HashBackend(num_sequences=2), Sampler()),
+        "target": Engine("target", HashBackend("t", num_sequences=2), Sampler()),
+    }
+    ends = Engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler())
+    scheduler = Scheduler(
+        engines,
+        lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0),
+        SHORT,
+        concurrency=2,
+        rater=Rollout([ends], lambda _identifier, _text: True),
+    )
+    finished = {event.trace.problem.id: event for event in scheduler.run([long, short]) if isinstance(event, Finished)}
+    assert isinstance(finished["long"].error, ContextFullError)
+    assert finished["short"].error is None
+    assert finished["short"].trace.decisions
 
 
 def test_rollouts_share_what_is_right() -> None:
@@ -259,7 +323,7 @@ def test_a_finished_solution_needs_no_rollout() -> None:
     end = Step("draft", "the end", 3, Cost(), "end")
     rater = Rollout([Engine("target", HashBackend("t"), Sampler())], lambda _identifier, text: text == "the end")
     rater.open(0, PROBLEM)
-    (ratings,) = rater.rate([(0, Rate(trace_of(), (end,)))])
+    ratings = rate(rater, {0: Rate(trace_of(), (end,))})[0]
     assert ratings.rewards == (1.0,)
     assert ratings.cost == Cost()
 

@@ -12,12 +12,13 @@ from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to, show_figures
 from arbitrage_cli.commands.sources import (
+    head_named,
     instructions,
     name_models,
     needed_models,
     pair_named,
     style_of_prm,
-    warning_about,
+    warnings_about,
 )
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Limits
@@ -167,8 +168,9 @@ def bench(
     from arbitrage_cli.sampling import Sampler
 
     named = pair_named(pair, draft=draft, target=target)
-    trained = find_head(head, named)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    whose = head_named(head, named, models)
+    trained = find_head(whose)
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     placement = place(models, load)
     columns = parse_columns(policy, tau, trained, placement.costs)
@@ -184,7 +186,7 @@ def bench(
         costs_of = whose_costs(POLICIES["arbitrage"], None, None, placement.costs) if uses_head else None
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        for note in (*folder.notes, *filter(None, [warning_about(sources)])):
+        for note in (*folder.notes, *warnings_about(sources, whose if uses_head else None)):
             display.note(note)
         found = fetch(sources, display, offline=offline)
         each = sequences((column.policy for column in columns), reward)

@@ -13,7 +13,11 @@ import typer
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.collect import RewardSource, RollIn, collect
 from arbitrage_cli.commands.output import choose_progress, only_figures_on_stdout
-from arbitrage_cli.commands.sources import name_models, pair_named
+from arbitrage_cli.commands.sources import (
+    head_named,
+    name_models,
+    pair_named,
+)
 from arbitrage_cli.commands.train import check_place
 from arbitrage_cli.commands.tune import measure_model
 from arbitrage_cli.errors import UsageError
@@ -105,10 +109,10 @@ def calibrate(
     check_place(output)
     _check_source(context, runs, dataset)
     named = pair_named(pair, draft=draft, target=target)
-    known = needed(find_head(head, named))
+    models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    known = needed(find_head(head_named(head, named, models)))
     folders, some_failed, is_from_here = runs or [], False, not runs
     if is_from_here:
-        models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
         folders = [collected or Path("runs") / f"calibrate-{folder_name(str(dataset), models, named)}"]
         some_failed = _collect(given, folders[0])
     states = read_states(folders)

@@ -12,12 +12,13 @@ from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to
 from arbitrage_cli.commands.sources import (
+    head_named,
     instructions,
     name_models,
     needed_models,
     pair_named,
     style_of_prm,
-    warning_about,
+    warnings_about,
 )
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Limits
@@ -151,17 +152,17 @@ def collect(
             "a greedy target writes the same step each time", "give a --temperature, or one of --target-samples"
         )
     named = pair_named(pair, draft=draft, target=target)
-    trained = find_head(head, named) if roll_in is RollIn.head else None
-    keep = _keep(roll_in, trained)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    whose = head_named(head, named, models) if roll_in is RollIn.head else None
+    trained = find_head(whose)
+    keep = _keep(roll_in, trained)
     column = Column(POLICIES["oracle"], 0.0)
     sources = needed_models([column.policy], models, reward)
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        warning = warning_about(sources)
-        if warning:
+        for warning in warnings_about(sources, whose):
             display.note(warning)
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)

@@ -14,7 +14,13 @@ import typer
 from arbitrage_cli.arbitrage import POLICIES, Flow
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_display, log_to
-from arbitrage_cli.commands.sources import instructions, name_models, needed_models, pair_named
+from arbitrage_cli.commands.sources import (
+    head_named,
+    instructions,
+    name_models,
+    needed_models,
+    pair_named,
+)
 from arbitrage_cli.datasets import make_problem
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.reporters import Display, one_line, write
@@ -76,8 +82,8 @@ def explain(
     from arbitrage_cli.commands.routing import choose_tau, find_head, needed
 
     named = pair_named(pair, draft=draft, target=target)
-    known = needed(find_head(head, named))
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    known = needed(find_head(head_named(head, named, models)))
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers)
     placement = place(models, load)
     threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)

@@ -12,8 +12,9 @@ from arbitrage_cli.arbitrage import POLICIES, Policy, Router
 from arbitrage_cli.backends import Backend
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import Pair, head_file
-from arbitrage_cli.rewards import Judge, ProcessReward, Rollout
+from arbitrage_cli.pairs import head_file
+from arbitrage_cli.rewards import Judge, ProcessReward
+from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.router import Head, load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater
@@ -27,9 +28,8 @@ IsRight = Callable[[str, str], bool]
 """Whether a whole solution, the second, reaches the known answer of the problem with that id."""
 
 
-def find_head(named: str | None, pair: Pair | None) -> Head | None:
-    """The head that was named, else the pair's own; None if there is neither. RouterError, UsageError."""
-    source = named or (pair.head if pair else None)
+def find_head(source: str | None) -> Head | None:
+    """The head of that file, or the built-in one of that name; None for None. RouterError."""
     return load(head_file(source)) if source else None
 
 
@@ -74,7 +74,7 @@ def needed(head: Head | None) -> Head:
     """The head. UsageError if there is none."""
     if head is None:
         raise UsageError(
-            "policy arbitrage needs a trained head, and this pair has none",
+            "policy arbitrage needs a trained head, and demo models have none",
             "give --head FILE.safetensors (arbitrage collect and arbitrage train make one), or another --policy",
         )
     return head

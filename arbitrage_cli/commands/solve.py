@@ -13,12 +13,13 @@ from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import InOrder, choose_display, log_to
 from arbitrage_cli.commands.problems import Problems
 from arbitrage_cli.commands.sources import (
+    head_named,
     instructions,
     name_models,
     needed_models,
     pair_named,
     style_of_prm,
-    warning_about,
+    warnings_about,
 )
 from arbitrage_cli.reporters import Display, safe
 from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
@@ -88,9 +89,10 @@ def solve(
     from arbitrage_cli.scheduler import Scheduler
 
     named = pair_named(pair, draft=draft, target=target)
-    trained = find_head(head, named)
-    chosen = choose_policy(policy, trained)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    whose = head_named(head, named, models)
+    trained = find_head(whose)
+    chosen = choose_policy(policy, trained)
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     placement = place(models, load)
     threshold = choose_tau(chosen, tau, budget, trained, placement.costs)
@@ -112,8 +114,7 @@ def solve(
             raise typer.Exit(SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        warning = warning_about(sources)
-        if warning:
+        for warning in warnings_about(sources, whose if chosen.needs_head else None):
             display.note(warning)
         found = fetch(sources, display, offline=offline)
         each = sequences([chosen], None)

@@ -7,13 +7,18 @@ import typer
 from arbitrage_cli.arbitrage import Policy
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import DEFAULT_PAIR, Pair, find_pair, is_built_in, read_pairs
+from arbitrage_cli.pairs import DEFAULT_PAIR, UNIVERSAL_HEAD, Pair, find_pair, is_built_in, is_toy, read_pairs
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.types import ModelRole
 
 BUILT_IN_WARNING = (
     "the built-in models are small and know only grade-school arithmetic; for real ones: "
     "arbitrage models pull qwen2.5-coder, then --pair qwen2.5-coder"
+)
+
+UNIVERSAL_WARNING = (
+    "no head was trained for these two models: the universal one decides, whose taus are those of other pairs; "
+    "arbitrage calibrate measures what they do here"
 )
 
 
@@ -27,9 +32,22 @@ def pair_named(name: str | None, *, draft: str | None, target: str | None) -> Pa
     return find_pair(name or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
 
 
-def warning_about(sources: Mapping[ModelRole, str]) -> str | None:
-    """What the user has to know of these models before believing them; None if nothing."""
-    return BUILT_IN_WARNING if any(map(is_built_in, sources.values())) else None
+def warnings_about(sources: Mapping[ModelRole, str], head: str | None = None) -> list[str]:
+    """What the user has to know of these models, and of the head that decides, before believing them."""
+    built_in = [BUILT_IN_WARNING] if any(map(is_built_in, sources.values())) else []
+    return [*built_in, UNIVERSAL_WARNING] if head == UNIVERSAL_HEAD else built_in
+
+
+def head_named(given: str | None, pair: Pair | None, models: Mapping[ModelRole, str | None]) -> str | None:
+    """The head that was named, else the pair's own where these are its models, else the universal one.
+
+    None for demo models, which compute nothing that a head could read.
+    """
+    if given:
+        return given
+    if pair and pair.head and (models["draft"], models["target"]) == (pair.draft, pair.target):
+        return pair.head
+    return None if any(source and is_toy(source) for source in models.values()) else UNIVERSAL_HEAD
 
 
 def instructions(given: str | None, pair: Pair | None) -> str:

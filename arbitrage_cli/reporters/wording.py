@@ -21,7 +21,8 @@ def rule(run: RunInfo) -> str:
     """What the policy does with a step."""
     if run.number is None:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
-    return f"policy {run.policy}: the target rewrites a step when the {run.number} is above tau = {run.tau:g}"
+    head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
+    return f"policy {run.policy}{head}: the target rewrites a step when the {run.number} is above tau = {run.tau:g}"
 
 
 def comparison(decision: Decision, run: RunInfo) -> str:

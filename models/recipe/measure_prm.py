@@ -36,10 +36,13 @@ def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
         for number in range(max(len(row["steps"]) for row in group)):
             slots = [slot for slot, row in enumerate(group) if number < len(row["steps"])]
             steps = {slot: Step("draft", group[slot]["steps"][number] + SEPARATOR, 0, Cost(), "separator") for slot in slots}
-            ratings = rater.rate([(slot, Rate(traces[slot], (steps[slot],))) for slot in slots])
-            for slot, rating in zip(slots, ratings, strict=True):
-                found[slot] += rating.rewards
-                traces[slot].add(Decision(steps[slot]))
+            for slot in slots:
+                rater.start(slot, Rate(traces[slot], (steps[slot],)))
+            for result in rater.tick():
+                if result.ratings is None:
+                    raise RuntimeError(f"a step of problem {group[result.slot]} cannot be rated") from result.error
+                found[result.slot] += result.ratings.rewards
+                traces[result.slot].add(Decision(steps[result.slot]))
         for slot in range(len(group)):
             rater.close(slot)
         yield from zip(group, found, strict=True)

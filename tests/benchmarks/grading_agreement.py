@@ -152,8 +152,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
-    print(grader_version())  # noqa: T201
-    print(f"{'file':20} {'answers':10} {'n':>6} {'ours':>6} {'alone':>6} {'agree':>7} {'unscored':>8} {'s':>6}")  # noqa: T201
+    print(grader_version())
+    print(f"{'file':20} {'answers':10} {'n':>6} {'ours':>6} {'alone':>6} {'agree':>7} {'unscored':>8} {'s':>6}")
     with Grader() as grader:
         for path in arguments.files:
             golds = [gold_answer(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line][
@@ -165,12 +165,12 @@ def main() -> None:
                     if gold.answer:
                         for answer in dict.fromkeys(variants(gold.answer.replace("$", ""))):
                             tally.add(gold, answer, grader)
-                print(  # noqa: T201
+                print(
                     f"{path.stem:20} {kind:10} {tally.num:6} {tally.ours:6} {tally.theirs:6} {tally.agreed / max(tally.num, 1):7.2%}"
                     f" {tally.unscored:8} {time.monotonic() - began:6.1f}"
                 )
                 if arguments.show:
-                    print("\n".join(f"    {line}" for line in tally.wrong))  # noqa: T201
+                    print("\n".join(f"    {line}" for line in tally.wrong))
 
 
 if __name__ == "__main__":

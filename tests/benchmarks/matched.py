@@ -1,0 +1,161 @@
+"""Policies at equal escalation, and at equal accuracy: what a run with several taus of each says.
+
+Usage: python tests/benchmarks/matched.py RUN [--levels 4,5]
+
+RUN is a folder of `arbitrage bench` with `draft`, `target`, and other policies at several taus each. A policy's curve goes
+from the draft alone over its taus, by rising share of escalated steps, to the target alone, straight in between.
+
+Told of each curve, with 95% intervals over problems: its accuracy where 10% to 60% of the steps are escalated, less that of
+`random` there; and the target steps and the seconds a problem that it takes to reach the target's accuracy, and one point less,
+as ratios to those of `arbitrage`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arbitrage_cli.intervals import Floats, Interval, bootstrap_many
+from arbitrage_cli.results import Group, group_rows, sums_by_problem
+from arbitrage_cli.run_folder import latest, read_run_folder
+
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SHORT_OF_TARGET = (0.0, 0.01)  # accuracy that may be lacking where calls and times are compared
+CORRECT, STEPS, CALLS, SECONDS = range(4)  # columns of each group in the table that is resampled
+WIDTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A policy's groups, by their place in the table: the draft's, those of its taus, the target's."""
+
+    policy: str
+    places: tuple[int, ...]
+
+    def points(self, sums: Floats) -> Floats:
+        """Sums (columns,) to points (n, 4): share escalated, accuracy, target steps and seconds a problem, by rising share."""
+        rows = sums[:-1].reshape(-1, WIDTH)[list(self.places)]
+        shares = np.concatenate(([0.0], rows[1:-1, CALLS] / rows[1:-1, STEPS], [1.0]))
+        points = np.column_stack(
+            (shares, rows[:, CORRECT] / sums[-1], rows[:, CALLS] / sums[-1], rows[:, SECONDS] / sums[-1])
+        )
+        sorted_points: Floats = points[np.argsort(shares, kind="stable")]
+        return sorted_points
+
+    def accuracies(self, sums: Floats) -> Floats:
+        """Accuracy at each of `RATES`."""
+        points = self.points(sums)
+        found: Floats = np.interp(RATES, points[:, 0], points[:, 1])
+        return found
+
+    def calls_and_seconds(self, sums: Floats, accuracy: float) -> Floats:
+        """Target steps and seconds a problem where the curve first has this accuracy; at its end, the target alone, it has."""
+        points = self.points(sums)
+        end = int(np.argmax(points[:, 1] >= accuracy))
+        before, after = points[max(0, end - 1)], points[end]
+        share = (accuracy - before[1]) / (after[1] - before[1]) if end else 0.0
+        found: Floats = before[2:] + share * (after[2:] - before[2:])
+        return found
+
+
+def curves_of(groups: Sequence[Group]) -> list[Curve]:
+    """One for each policy with taus. ValueError if draft or target is missing."""
+    names = [group.policy for group in groups]
+    ends = names.index("draft"), names.index("target")
+    swept = dict.fromkeys(group.policy for group in groups if group.tau is not None)
+    return [
+        Curve(name, (ends[0], *(place for place, group in enumerate(groups) if group.policy == name), ends[1]))
+        for name in swept
+    ]
+
+
+def table_of(groups: Sequence[Group], levels: set[str] | None) -> Floats:
+    """One row a problem: the four columns of each group, then the attempts; of what all groups finished."""
+    keys = set.intersection(*({key for key, result in group.results.items() if result.is_done} for group in groups))
+    if levels is not None:
+        keys = {key for key in keys if str(groups[0].results[key].level) in levels}
+
+    def numbers(group: Group, key: tuple[str, int]) -> tuple[float, ...]:
+        result = group.results[key]
+        tally = result.tally
+        return result.is_correct, tally.drafted_steps, tally.target_steps, result.seconds or 0.0
+
+    rows = ((key[0], [one for group in groups for one in numbers(group, key)] + [1.0]) for key in sorted(keys))
+    return sums_by_problem(rows, WIDTH * len(groups) + 1)
+
+
+def write_accuracies(curves: Sequence[Curve], table: Floats) -> None:
+    """Accuracy of each curve at each rate; then how much more than random's, with intervals."""
+    print("accuracy, %, where so many of the drafted steps are escalated")
+    print(f"{'':<14}" + "".join(f"{rate:>22.0%}" for rate in RATES))
+    total = table.sum(axis=0)
+    for curve in curves:
+        print(f"{curve.policy:<14}" + "".join(f"{100 * value:>22.1f}" for value in curve.accuracies(total)))
+    chance = next((curve for curve in curves if curve.policy == "random"), None)
+    if chance is None:
+        return
+    print("\npoints above random")
+    for curve in curves:
+        if curve is not chance:
+
+            def gains(sums: Floats, curve: Curve = curve, chance: Curve = chance) -> Floats:
+                return np.array([100 * (curve.accuracies(row) - chance.accuracies(row)) for row in sums])
+
+            values, intervals = gains(total[None])[0], bootstrap_many(table, gains, len(RATES))
+            print(
+                f"{curve.policy:<14}" + "".join(f"{_with(*one, '.1f'):>22}" for one in zip(values, intervals, strict=True))
+            )
+
+
+def write_at_equal_accuracy(curves: Sequence[Curve], table: Floats) -> None:
+    """Target steps and seconds a problem at equal accuracy, and their ratios to those of arbitrage."""
+    total = table.sum(axis=0)
+    ours = next(curve for curve in curves if curve.policy == "arbitrage")
+    for short in SHORT_OF_TARGET:
+        print(f"\nat the target's accuracy{f' less {short:.0%}' if short else ''}")
+        print(f"{'':<14}{'target steps':>14}{'seconds':>10}{'steps / ours':>22}{'seconds / ours':>22}")
+        for curve in curves:
+
+            def ratios(sums: Floats, curve: Curve = curve, short: float = short) -> Floats:
+                return np.array([_ratios(curve, ours, row, short) for row in sums])
+
+            calls, seconds = curve.calls_and_seconds(total, _wanted(total, ours, short))
+            values, intervals = ratios(total[None])[0], bootstrap_many(table, ratios, 2)
+            told = [_with(*one, ".2f") for one in zip(values, intervals, strict=True)]
+            print(f"{curve.policy:<14}{calls:>14.2f}{seconds:>10.4f}{told[0]:>22}{told[1]:>22}")
+
+
+def _wanted(sums: Floats, curve: Curve, short: float) -> float:
+    return float(curve.points(sums)[-1, 1]) - short
+
+
+def _ratios(curve: Curve, ours: Curve, sums: Floats, short: float) -> Floats:
+    """Of target steps and of seconds; the former not finite where the draft alone is as accurate."""
+    wanted = _wanted(sums, ours, short)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: Floats = curve.calls_and_seconds(sums, wanted) / ours.calls_and_seconds(sums, wanted)
+    return ratios
+
+
+def _with(value: float, interval: Interval | None, form: str) -> str:
+    return f"{value:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--levels", help="only problems of these levels: 4,5")
+    arguments = parser.parse_args()
+    contents = read_run_folder(arguments.run)
+    groups = group_rows(contents.run or {}, latest(contents.rows))
+    table = table_of(groups, set(arguments.levels.split(",")) if arguments.levels else None)
+    curves = curves_of(groups)
+    print(f"{len(table)} problems, {len(groups)} columns\n")
+    write_accuracies(curves, table)
+    write_at_equal_accuracy(curves, table)
+
+
+if __name__ == "__main__":
+    main()
