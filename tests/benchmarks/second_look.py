@@ -10,7 +10,7 @@ a router would do with them is simulated on the test's problems, at the run's co
 - *second*: accept up to `low`, escalate above `high`; between them the target reads the step, and it is escalated if the
   second head's number is above a threshold. What was read stays read: the target goes on from where it disagrees, and has
   not to catch up later on a step that it read and accepted.
-- *bound*: the same with a second head that knows the truth.
+- *plain*: the same with the log-probability of the worst token in place of the second head; *bound*: with the truth.
 
 Rules are chosen on the validation. Knows nothing of the states that such a router would lead to: it takes those of the runs.
 A token of a look is taken to cost what reading costs, unless the run measured verifying; --costs gives other milliseconds.
@@ -20,7 +20,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -179,10 +179,6 @@ class Part:
     second: Numbers
     costs: Costs
 
-    def knowing(self) -> "Part":
-        """The same with the truth for a second head."""
-        return replace(self, second=truth_of(self.outcomes).is_better.astype(np.float64))
-
     def columns(self, rule: Rule) -> Numbers:
         """What each state loses in reward and takes in seconds: (n, 2). The time is that of `TauTable.time`, and of looks."""
         states, costs = self.outcomes, self.costs
@@ -231,25 +227,30 @@ def fastest(part: Part, rules: Sequence[Rule]) -> list[Rule]:
     return [min(some, key=lambda one: one[2])[0] for some in allowed]
 
 
-def time_ratio(part: Part, rule: Rule, curve: Sequence[Rule]) -> tuple[float, float, float]:
-    """The rule's time by the least that one of the curve's taus takes for the same reward; with its interval over problems.
+def time_ratio(part: Part, rule: Rule, rival: Rule, curve: Sequence[Rule]) -> tuple[float, float, float]:
+    """The rule's time by its rival's at equal reward, and the interval over problems.
 
-    Between two taus on the line between them. A reward that none reaches is compared with the best.
+    The time of each is taken as a multiple of the least that a tau of the curve needs for the same reward (between two taus on
+    the line between them; for a reward that none reaches, of the best), so that both bear what was badly chosen.
     """
     problem = np.unique(part.outcomes.problem, return_inverse=True)[1]
-    sums = np.zeros((int(problem.max()) + 1, 2 * len(curve) + 2))
-    np.add.at(sums, problem, np.concatenate([part.columns(one) for one in (rule, *curve)], axis=1))
+    sums = np.zeros((int(problem.max()) + 1, 2 * len(curve) + 4))
+    np.add.at(sums, problem, np.concatenate([part.columns(one) for one in (rule, rival, *curve)], axis=1))
 
     def ratios(drawn: Numbers) -> Numbers:
-        return np.array([row[1] / at_loss(row[0], row[2::2], row[3::2]) for row in drawn])
+        losses, seconds = drawn[:, 0::2], drawn[:, 1::2]
+        least = np.array([at_losses(loss[:2], loss[2:], row[2:]) for loss, row in zip(losses, seconds, strict=True)])
+        multiples: Numbers = seconds[:, :2] / least
+        return multiples[:, 0] / multiples[:, 1]
 
     low, high = bootstrap(sums, ratios) or (np.nan, np.nan)
     return float(ratios(sums.sum(axis=0, keepdims=True))[0]), low, high
 
 
-def at_loss(loss: float, losses: Numbers, seconds: Numbers) -> float:
+def at_losses(wanted: Numbers, losses: Numbers, seconds: Numbers) -> Numbers:
+    """The least seconds for each of the wanted losses, on a curve of these points."""
     order = np.lexsort((seconds, losses))
-    return float(np.interp(loss, losses[order], np.minimum.accumulate(seconds[order])))
+    return np.interp(wanted, losses[order], np.minimum.accumulate(seconds[order]))
 
 
 # --- what is told
@@ -261,9 +262,11 @@ def tell_auc(name: str, number: Numbers, outcomes: Outcomes) -> None:
     sys.stdout.write("  {:36} {:.3f} [{:.3f}, {:.3f}]\n".format(name, *told))
 
 
-def tell_rules(name: str, rules: Sequence[Rule], test: Part, curve: Sequence[Rule]) -> list[tuple[float, float, float]]:
-    """A line for each of `LEVELS`; returns the ratios of time."""
-    ratios = [time_ratio(test, rule, curve) for rule in rules]
+def tell_rules(
+    name: str, rules: Sequence[Rule], rivals: Sequence[Rule], test: Part, curve: Sequence[Rule]
+) -> list[tuple[float, float, float]]:
+    """A line for each of `LEVELS`; returns the ratios of time to the rivals'."""
+    ratios = [time_ratio(test, rule, rival, curve) for rule, rival in zip(rules, rivals, strict=True)]
     for (level, _, _), rule, ratio in zip(LEVELS, rules, ratios, strict=True):
         looked, escalated = rule.apply(test.first, test.second)
         rates = looked.mean(), (looked & escalated).mean(), escalated.mean()
@@ -281,27 +284,32 @@ def verdict(ratios: Sequence[tuple[float, float, float]]) -> str:
 
 
 def tell(collected: Collected, costs: Costs, readings: Floats) -> None:
-    first, second = learn(collected, readings[:, :0]), learn(collected, readings)
-    choosing, test = (
-        Part(collected.outcomes.take(part), first[part], second[part], costs)
-        for part in (collected.part == VALIDATION, collected.part == TEST)
-    )
-    problems, better = len(np.unique(test.outcomes.problem)), truth_of(test.outcomes).is_better
-    sys.stdout.write(f"test: {problems} problems, {len(better)} states, {better.mean():.1%} worth escalating\n\nAUC\n")
+    better = truth_of(collected.outcomes).is_better
+    first, plain = learn(collected, readings[:, :0]), -readings[:, READINGS.index("worst")].astype(np.float64)
+    seconds = {"second": learn(collected, readings), "plain": plain, "bound": better.astype(np.float64)}
+
+    def part(which: int, second: Numbers) -> Part:
+        chosen = collected.part == which
+        return Part(collected.outcomes.take(chosen), first[chosen], second[chosen], costs)
+
+    choosing, test = part(VALIDATION, first), part(TEST, first)
+    told = len(np.unique(test.outcomes.problem)), len(test.outcomes), better[collected.part == TEST].mean()
+    sys.stdout.write("test: {} problems, {} states, {:.1%} worth escalating\n\nAUC\n".format(*told))
     tell_auc("first head", test.first, test.outcomes)
-    tell_auc("second head", test.second, test.outcomes)
-    for name in ("mean", "worst"):
-        column = readings[collected.part == TEST, READINGS.index(name)].astype(np.float64)
-        tell_auc(f"target's {name} log-probability alone", -column, test.outcomes)
+    tell_auc("second head", part(TEST, seconds["second"]).second, test.outcomes)
+    tell_auc("worst log-probability alone", part(TEST, plain).second, test.outcomes)
     change, time = test.point(Rule(np.inf, np.inf))
     sys.stdout.write(f"\nreward (points) and time against the target alone; draft alone {change:+.2f} {time:.3f}\n")
-    head = ("", "may lose", "reward", "time", "looked", "escalated", "escalated", "time by one tau's for that reward")
+    head = ("", "may lose", "reward", "time", "looked", "and then", "escalated", "time by first's, at equal reward")
     sys.stdout.write("  {:7} {:17} {:>7} {:>6} {:>7} {:>9} {:>10}   {}\n".format(*head))
     curve = one_tau(choosing)
-    tell_rules("first", fastest(choosing, curve), test, curve)
-    ratios = tell_rules("second", fastest(choosing, with_bands(choosing)), test, curve)
-    tell_rules("bound", fastest(choosing.knowing(), with_bands(choosing.knowing())), test.knowing(), curve)
-    sys.stdout.write(f"\nsecond look: {verdict(ratios[:2])}\n")
+    rivals = fastest(choosing, curve)
+    tell_rules("first", rivals, rivals, test, curve)
+    verdicts = {}
+    for name, second in seconds.items():
+        rules = fastest(part(VALIDATION, second), with_bands(part(VALIDATION, second)))
+        verdicts[name] = verdict(tell_rules(name, rules, rivals, part(TEST, second), curve)[:2])
+    sys.stdout.write("\n" + "".join(f"{name}: {found}\n" for name, found in verdicts.items() if name != "bound"))
 
 
 def main() -> None:
