@@ -7,13 +7,14 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import ModuleType
 
 import pytest
 from cli import Result, run
 
 from arbitrage_cli.arbitrage import POLICIES, Rate
-from arbitrage_cli.backends import Options
+from arbitrage_cli.backends import Options, llama
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
@@ -158,6 +159,20 @@ def test_many_at_once_are_solved_as_one(backends: dict[ModelRole, LlamaBackend])
     alone = texts(backends, problems, "target")
     together = texts(backends, problems, "target", concurrency=SLOTS)
     assert sum(alone[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
+
+
+def test_large_models_solve_many_at_once_too(
+    monkeypatch: pytest.MonkeyPatch, backends: dict[ModelRole, LlamaBackend]
+) -> None:
+    """All sequences of a model that is too large for the processor's cache share one KV cache: the same texts."""
+    problems = some_problems(2)
+    expected = texts(backends, problems, "entropy", 1.0)
+    monkeypatch.setattr(llama, "CACHED_BYTES", 0)
+    options = Options(threads=1, num_sequences=SLOTS)
+    with ExitStack() as stack:
+        shared = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
+        together = texts(shared, problems, "entropy", 1.0, concurrency=SLOTS)
+    assert sum(expected[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
 
 
 def test_all_of_it_is_small() -> None:

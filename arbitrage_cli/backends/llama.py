@@ -36,6 +36,7 @@ from arbitrage_cli.machine import default_threads, total_memory
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
+CACHED_BYTES = 32 << 20  # of weights that stay in a processor's cache
 
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
 
@@ -481,7 +482,9 @@ def _new_context(path: Path, model: Any, context_size: int, threads: int, option
     parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
     parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
     parameters.embeddings = True
-    parameters.kv_unified = False  # a sequence then looks at its own tokens only, and not at all that are held
+    # One cache for all sequences: llama.cpp computes a batch together only then, unless it holds neighbouring sequences in order.
+    # Each then skips over the others' tokens, which costs more than it gains where the weights stay in the processor's cache.
+    parameters.kv_unified = c.llama_model_size(model) > CACHED_BYTES
     parameters.swa_full = True
     parameters.no_perf = True
     with _messages() as messages:
