@@ -5,6 +5,9 @@ ids it wants there, drops the tail that differs, reads what is missing, and deco
 step, escalating one and catching up after other models' steps need no other code. Knows no policy, no other model and
 no terminal. Token ids never leave it: it keeps those of the steps it wrote, and tokenizes only text from elsewhere.
 
+The beginning that every prompt shares (template and instructions) can stay in the cache when a problem ends, for the next one
+in its slot. It is always read by itself, so that what follows is computed in the same way whether it was there or not.
+
 A proposal is a step that the model may be about to write. Some of its tokens are read in the batch that decodes, the
 model draws after each of them as it does when it decodes, and what it draws is kept as long as it is what was proposed.
 So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
@@ -26,14 +29,20 @@ from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
 READ_TOKENS = 128  # at once: a reader who waits sees that it goes on
 MEASURED_TOKENS = 4  # decoded by `measure`
 ENOUGH_TOKENS = 16  # to know a model's speed from one trace
+FEWEST_SHARED = 16  # tokens that are worth reading by themselves
 
 
 @dataclass(slots=True)
 class _Sequence:
-    """One problem in the model's memory: the ids wanted so far, step by step, and the ids held in the cache."""
+    """One problem in the model's memory: the ids wanted so far, step by step, and the ids held in the cache.
+
+    The first `num_shared` ids of the prompt are those of every prompt; `num_reused` of them were held from the beginning.
+    """
 
     problem: Problem
     prompt: list[int]
+    num_shared: int
+    num_reused: int
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
     written: tuple[Step, list[int]] | None = None  # by this engine, and not yet known to be kept
     held: list[int] = field(default_factory=list)
@@ -74,7 +83,8 @@ class Progress:
 class Engine:
     """Writes steps with one backend. `slot` numbers the problems in flight, from 0.
 
-    A slot is one of the backend's sequences, counted from `first_sequence`: two engines may share a backend.
+    A slot is one of the backend's sequences, counted from `first_sequence`: two engines may share a backend. With `keep_beginning`
+    what all prompts begin with is read once a slot; no other engine may then use the same sequences, even in between.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Engine:
         instructions: str = INSTRUCTIONS,
         keep_evidence: bool = False,
         use_proposals: bool = True,
+        keep_beginning: bool = False,
         first_sequence: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -105,6 +116,9 @@ class Engine:
             instructions,
             backend.template_variables,
         )
+        self._keep_beginning = keep_beginning
+        self._shared = self._shared_ids()
+        self._left_over: dict[int, list[int]] = {}  # by slot: what its cache still holds of them
         self._sequences: dict[int, _Sequence] = {}
         self._jobs: dict[int, _Job] = {}
         self._spent = Cost()
@@ -126,14 +140,18 @@ class Engine:
                 f"the problem's prompt has {len(prompt)} tokens; the context of {self.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
-        self._sequences[slot] = _Sequence(problem, prompt)
+        held = self._left_over.pop(slot, [])
+        reused = _common_prefix(prompt, held)
+        self._sequences[slot] = _Sequence(problem, prompt, _common_prefix(prompt, self._shared), reused, held=held)
 
     def close(self, slot: int) -> None:
         """Forget a problem; whatever was being written for it is gone."""
         self._jobs.pop(slot, None)
-        if slot in self._sequences:
-            self.forget(slot)
-            del self._sequences[slot]
+        sequence = self._sequences.pop(slot, None)
+        if sequence is not None:
+            kept = _common_prefix(self._shared, sequence.held) if self._keep_beginning else 0
+            self._backend.drop(self._first + slot, kept)
+            self._left_over[slot] = sequence.held[:kept]
 
     def forget(self, slot: int) -> None:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
@@ -185,13 +203,16 @@ class Engine:
             return None
         num_tokens = sum(len(self._step_ids(decision.kept.text)) for decision in trace.decisions) + 1
         reading = measured.prefill_seconds / measured.prefill_tokens if measured.prefill_tokens else 0.0
-        return len(self._sequences[slot].prompt) * reading + num_tokens / per_second
+        sequence = self._sequences[slot]
+        return (len(sequence.prompt) - sequence.num_reused) * reading + num_tokens / per_second
 
     def measure(self) -> None:
         """Time the reading of a short prompt and a few tokens of decoding, so that speeds are known before any problem."""
         *prompt, token = self._prompt_ids("1 + 1")
         if len(prompt) + MEASURED_TOKENS >= self._context_size:
             return  # nor will any problem fit, and each of them says so
+        self._left_over.pop(0, None)
+        self._backend.drop(self._first, 0)
         began = self._clock()
         self._backend.read(self._first, 0, prompt)
         read = self._clock()
@@ -230,7 +251,10 @@ class Engine:
         """
         (slot,) = slots
         job, sequence = self._jobs[slot], self._sequences[slot]
-        tokens = job.unread[: min(READ_TOKENS, len(job.unread) - 1)]
+        most = min(READ_TOKENS, len(job.unread) - 1)
+        if len(sequence.held) < sequence.num_shared:
+            most = min(most, sequence.num_shared - len(sequence.held))
+        tokens = job.unread[:most]
         began = self._clock()
         self._backend.read(self._first + slot, len(sequence.held), tokens)
         sequence.held += tokens
@@ -353,6 +377,12 @@ class Engine:
             goes_on = not isinstance(segment, Control)
         prefix = self._backend.prefix_token
         return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
+
+    def _shared_ids(self) -> list[int]:
+        """The ids that every prompt begins with; none if they are few."""
+        prompt = self._prompt_ids("a")
+        count = _common_prefix(prompt, self._prompt_ids("1"))
+        return prompt[:count] if count >= FEWEST_SHARED else []
 
     def _step_ids(self, text: str) -> list[int]:
         """Ids of a step that came as text."""

@@ -184,6 +184,25 @@ def test_closing_a_problem_empties_its_cache() -> None:
     assert write(engine, trace).text == write(new_engine(HashBackend()), trace).text
 
 
+def test_what_all_prompts_begin_with_is_read_once() -> None:
+    """What template and instructions put before a question is still there for the next problem, whose steps do not change."""
+    instructions = "Think in small steps, and then say it."
+    backend = Recording(HashBackend())
+    engine = Engine("target", backend, Sampler(), instructions=instructions, keep_beginning=True)
+    for question, own in (("question 0", [len(f"u{instructions}u"), 10]), ("another", [7])):
+        fresh = Engine("target", HashBackend(), Sampler(), instructions=instructions)
+        trace = Trace(Problem("p", question), Limits())
+        engine.open(0, trace.problem)
+        fresh.open(0, trace.problem)
+        del backend.calls[:]
+        for _ in range(2):
+            step = write(engine, trace)
+            assert step.text == write(fresh, trace).text
+            keep(trace, foreign(step.text))
+        assert [len(call.tokens) for call in backend.calls if call.name == "read"][: len(own)] == own
+        engine.close(0)
+
+
 def test_slots_do_not_mix() -> None:
     """Two problems whose steps begin at different times get the texts that they get alone."""
     engine = Engine("draft", HashBackend(num_sequences=2), Sampler(), instructions="")

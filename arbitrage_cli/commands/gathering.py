@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,10 +24,12 @@ from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.states import State as RecordedState
 from arbitrage_cli.states import state_to_json
 from arbitrage_cli.summary import Standing, tally
-from arbitrage_cli.types import Cost, Decided, Finished, ModelRole, Problem, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Trace
 
 MEASURED_PROBLEMS = 5
-"""Solved by each model alone beforehand: what a token costs when one problem is solved at a time."""
+"""Solved by each model alone beforehand, at most: what a token costs when one problem is solved at a time."""
+MEASURED_SECONDS = 10.0
+"""After so long a model's speed is known well enough: all of those problems would take a large one minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +83,31 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
 
 
 def _engine(role: ModelRole, backend: Backend, setup: Setup) -> Engine:
-    return Engine(role, backend, setup.sampler, instructions=setup.system, keep_evidence=role == "draft")
+    evidence = role == "draft"
+    return Engine(role, backend, setup.sampler, instructions=setup.system, keep_evidence=evidence, keep_beginning=True)
 
 
 def _costs(engines: Mapping[ModelRole, Engine], problems: Sequence[Problem], setup: Setup) -> dict[str, float]:
-    """Seconds per token of each model alone, one problem at a time, on some of the problems."""
+    """Seconds per token of each model alone, one problem at a time, on some of the problems; at least one step of each."""
     costs: dict[str, float] = {}
     for role, engine in engines.items():
         engine.measure()
         scheduler = Scheduler({role: engine}, partial(single, model=role), setup.limits)
-        events = scheduler.run(problems[:MEASURED_PROBLEMS])
-        figures = tally(event.decision for event in events if isinstance(event, Decided))
+        with contextlib.closing(scheduler.run(problems[:MEASURED_PROBLEMS])) as events:
+            figures = tally(_decided_within(MEASURED_SECONDS, events))
         cost = figures.draft_cost if role == "draft" else figures.target_cost
         costs |= _per_token(role, cost)
     return costs
+
+
+def _decided_within(seconds: float, events: Iterable[object]) -> Iterator[Decision]:
+    """The decisions of a run, up to the first after this time."""
+    began = time.perf_counter()
+    for event in events:
+        if isinstance(event, Decided):
+            yield event.decision
+            if time.perf_counter() - began > seconds:
+                return
 
 
 def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:

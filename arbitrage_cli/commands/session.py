@@ -24,7 +24,9 @@ def make_engines(
     engines: dict[ModelRole, Engine] = {}
     for role in policy.models:
         evidence = role == "draft" and policy.reads_evidence
-        engines[role] = Engine(role, backends[role], sampler, instructions=instructions, keep_evidence=evidence)
+        engines[role] = Engine(
+            role, backends[role], sampler, instructions=instructions, keep_evidence=evidence, keep_beginning=True
+        )
     if len(engines) > 1:
         engines["target"].measure()  # what the estimate of its time alone needs, should it never be called
     return engines
