@@ -21,6 +21,7 @@ from arbitrage_cli.types import (
     Limits,
     ModelRole,
     Problem,
+    Rating,
     Started,
     Step,
     Trace,
@@ -76,13 +77,16 @@ class Rater(Protocol):
 
 @dataclass(slots=True)
 class _InFlight:
-    """One problem being solved: its flow, how many of its decisions were told already, and what rating it took so far."""
+    """One problem being solved: its flow, how many of its decisions were told already, what rating it took so far, and whether
+    its steps are being rated now.
+    """
 
     slot: int
     trace: Trace
     flow: Flow
     num_told: int = 0
     reward_cost: Cost = field(default_factory=Cost)
+    waits_for_rewards: bool = False
 
 
 class Scheduler:
@@ -186,9 +190,11 @@ class Scheduler:
                 else:
                     flight.reward_cost += rated.ratings.cost
                     yield from self._resume(flight, rated.ratings.rewards)
+            yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, answer: Step | tuple[float, ...] | None) -> Iterator[Event]:
         """Give a flow what it asked for (None to begin), tell what it decided, and pass on what it asks next."""
+        flight.waits_for_rewards = False
         try:
             ask = flight.flow.send(answer)
         except StopIteration:
@@ -199,6 +205,7 @@ class Scheduler:
         try:
             if isinstance(ask, Rate):
                 self._wanted_rater().start(flight.slot, ask)
+                flight.waits_for_rewards = True
                 return
             num_unread = self._engines[ask.model].start(flight.slot, flight.trace, ask.proposal, ask.sample)
         except ProblemError as error:

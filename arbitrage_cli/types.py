@@ -204,6 +204,13 @@ class Writing:
 
 
 @dataclass(frozen=True, slots=True)
+class Rating:
+    """Steps of a trace are being rated. Told anew while that goes on."""
+
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
 class Wrote:
     """A model added one token to the step it is writing. `text` is empty where it ends the step or only begins a character."""
 
@@ -235,4 +242,4 @@ class Finished:
     reward_cost: Cost = Cost()
 
 
-Event = Started | Writing | Wrote | Decided | Finished
+Event = Started | Writing | Rating | Wrote | Decided | Finished

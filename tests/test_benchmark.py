@@ -20,6 +20,7 @@ from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
 from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Score, Started, Step, Trace
@@ -458,6 +459,24 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert late["steps"]
     assert late["wall_seconds"] == 51.0
     assert (solved["status"], solved["score"]["value"]) == ("done", "correct")
+
+
+def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout may take longer than all steps: the attempt does not wait for its end."""
+    clock = Clock()
+    tick = Rollout.tick
+
+    def slow_tick(rater: Rollout) -> Any:
+        clock.now += 1.0
+        return tick(rater)
+
+    monkeypatch.setattr(Rollout, "tick", slow_tick)
+    ends = Engine("target", open_scripted("scripted:target", Options()), Sampler())
+    rater = Rollout([ends], lambda identifier, text: True)
+    bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: rater)
+    late = only_row(bench, column=Column(POLICIES["oracle"], 0.0))
+    assert (late["status"], late["error"]) == ("error", "not finished after 10 s")
+    assert late["wall_seconds"] == 11.0
 
 
 def test_row_of_an_attempt_that_hung() -> None:

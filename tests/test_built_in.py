@@ -8,8 +8,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from types import ModuleType
 
+import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, run
 
@@ -171,7 +173,12 @@ def test_large_models_solve_many_at_once_too(
     options = Options(threads=1, num_sequences=SLOTS)
     with ExitStack() as stack:
         shared = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
+        sizes = [c.llama_n_ctx_seq(backend._context) for backend in shared.values()]
+        assert sizes == [SLOTS * backend.card.context_size for backend in shared.values()]  # llama.cpp's word for one cache
         together = texts(shared, problems, "entropy", 1.0, concurrency=SLOTS)
+        (plain,) = find_files("builtin:draft")
+        without = stack.enter_context(LlamaBackend(plain, replace(options, flash_attention=False)))
+        assert c.llama_n_ctx_seq(without._context) == without.card.context_size  # it would take much memory
     assert sum(expected[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
 
 

@@ -124,3 +124,11 @@ def test_a_head_of_another_draft_is_refused(program: Program, here: Path) -> Non
     result = calibrate(program, here, "run")
     assert (result.code, "reads the hidden states of d" in flat(result.err)) == (3, True), result.err
     assert not (here / "new.safetensors").exists()
+
+
+def test_without_a_head_it_is_that_of_the_models_of_the_run(program: Program, here: Path) -> None:
+    """The universal one, for models that have none: not that of the pair that happens to be the default. It is said."""
+    result = program.run(here, "calibrate", "run", "-o", "new.safetensors", environment={"XDG_CONFIG_HOME": str(here)})
+    assert result.code == 0, result.err
+    assert "wrote new.safetensors: head universal" in flat(result.err)
+    assert load(here / "new.safetensors").card.name == "universal"

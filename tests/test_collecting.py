@@ -1,5 +1,6 @@
 """States to train a head on: what is observed, and how the solution goes on."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from arbitrage_cli.arbitrage import Ask, Rate
 from arbitrage_cli.collecting import Keep, as_routed, better, collect, drafted
+from arbitrage_cli.commands.gathering import decided_within
 from arbitrage_cli.features import FEATURES
 from arbitrage_cli.states import State
-from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Evidence, Limits, ModelRole, Problem, Started, Step, StepStop, Trace
 
 HIDDEN = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -105,3 +107,16 @@ def test_the_target_is_given_the_draft_as_a_proposal() -> None:
     _, _, wishes = run(better, [draft_step("12", "end"), target_step("34", "end"), (0.3, 0.4)])
     proposals = [wish.proposal.text for wish in wishes if isinstance(wish, Ask) and wish.proposal]
     assert proposals == ["12"]
+
+
+def test_costs_are_measured_on_a_few_steps_of_a_slow_model() -> None:
+    """Up to the first decision after the time is over, so that there is one however slow it is; then nothing more is asked."""
+    trace, clock = Trace(Problem("p", "1 + 2"), Limits()), itertools.count(0.0, 3.0)
+    events = (
+        event
+        for number in itertools.count()
+        for event in (Started(trace), Decided(trace, Decision(target_step(f"{number}"))))
+    )
+    measured = decided_within(10.0, events, lambda: next(clock))
+    assert [decision.kept.text for decision in measured] == ["0", "1", "2", "3"]
+    assert next(events) == Started(trace)

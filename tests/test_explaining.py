@@ -122,6 +122,13 @@ def test_command_explains_a_run(tmp_path: Path, head_file: Path) -> None:
     assert ESCAPE not in found.stdout + chosen.stdout
 
 
+def test_command_asks_the_head_of_the_models_of_the_run(tmp_path: Path) -> None:
+    """The universal one, for models that have none."""
+    found = run("explain", str(make_run(tmp_path)))
+    assert found.code == 0
+    assert "head universal" in found.out
+
+
 def test_command_gives_json(tmp_path: Path, head_file: Path) -> None:
     """One object a step, whose decisions are those of tau."""
     folder = make_run(tmp_path)

@@ -27,7 +27,7 @@ from rich.cells import cell_len
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.reporters.live import MAX_STREAM_LINES, REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.runs import RunInfo
-from arbitrage_cli.types import Decision, ModelRole, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=1)
@@ -205,6 +205,18 @@ def test_reading_is_shown_before_the_first_token(make_view: MakeView) -> None:
     view = make_view()
     view.write(view.start(), "draft", num_unread=321)
     assert "draft   reading 321 tokens" in view.screen.text
+
+
+def test_rating_is_shown(make_view: MakeView) -> None:
+    """A step that is being rated says so, until somebody writes again."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "2 + 2 = 5.")
+    view.now += REDRAW_SECONDS * 1.01
+    view.display.handle(Rating(trace))
+    assert "draft   being rated" in view.screen.text
+    view.write(trace, "target", "2 + 2 = 4.")
+    assert "being rated" not in view.screen.text
 
 
 def test_rejected_draft_stays_visible_while_the_target_reads(make_view: MakeView) -> None:

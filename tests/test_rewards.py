@@ -289,13 +289,13 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
 
 
 def test_a_rollout_that_fails_ends_its_problem_only() -> None:
-    """The context is too small for the longest; the other problem has its rewards."""
-    long, short = Problem("long", "x" * 235), Problem("short", "x")
+    """The context is too small for how the longest goes on; the other problem has its rewards."""
+    long, short = Problem("long", "x" * 251), Problem("short", "x")
     engines: dict[ModelRole, Engine] = {
         "draft": Engine("draft", HashBackend(num_sequences=2), Sampler()),
         "target": Engine("target", HashBackend("t", num_sequences=2), Sampler()),
     }
-    ends = Engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler())
+    ends = Engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
     scheduler = Scheduler(
         engines,
         lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0),
@@ -305,6 +305,7 @@ def test_a_rollout_that_fails_ends_its_problem_only() -> None:
     )
     finished = {event.trace.problem.id: event for event in scheduler.run([long, short]) if isinstance(event, Finished)}
     assert isinstance(finished["long"].error, ContextFullError)
+    assert "the solution so far has" in str(finished["long"].error)
     assert finished["short"].error is None
     assert finished["short"].trace.decisions
 

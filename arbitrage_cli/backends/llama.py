@@ -64,7 +64,9 @@ class LlamaBackend:
             self._threads = options.threads or default_threads()
             self._num_sequences = options.num_sequences
             self._context_size = self._choose_context_size(options)
-            self._context = _new_context(path, self._model, self._context_size, self._threads, options)
+            self._context = _new_context(
+                path, self._model, self._context_size, self._threads, options, share_cache=self._shares_cache(options)
+            )
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
             self._gives_hidden = True
@@ -202,6 +204,17 @@ class LlamaBackend:
         if options.context_size > trained:
             log.warning("%s: context %d, but it was trained for %d", self._path.name, options.context_size, trained)
         return options.context_size
+
+    def _shares_cache(self, options: Options) -> bool:
+        """Whether all sequences share one KV cache: llama.cpp then computes a batch together whatever sequences are in it.
+
+        Each sequence then skips over the others' tokens, which costs more than it gains where the weights stay in the
+        processor's cache, and takes much memory without flash attention. LongRoPE rotates by the size of the whole cache.
+        """
+        architecture = self._metadata("general.architecture")
+        rotates_by_size = bool(self._metadata(f"{architecture}.rope.scaling.original_context_length"))
+        is_large = c.llama_model_size(self._model) > CACHED_BYTES
+        return bool(is_large and options.flash_attention is not False and not rotates_by_size)
 
     def _warm_up(self) -> None:
         """Touch the weights, and try whether the memory rolls back: some models of new kinds only tell when asked."""
@@ -471,7 +484,7 @@ def _check_memory(path: Path, model: Any, num_tokens: int, options: Options) -> 
         )
 
 
-def _new_context(path: Path, model: Any, context_size: int, threads: int, options: Options) -> Any:
+def _new_context(path: Path, model: Any, context_size: int, threads: int, options: Options, *, share_cache: bool) -> Any:
     _check_memory(path, model, context_size * options.num_sequences, options)
     parameters = c.llama_context_default_params()
     parameters.n_ctx = context_size * options.num_sequences
@@ -482,9 +495,7 @@ def _new_context(path: Path, model: Any, context_size: int, threads: int, option
     parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
     parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
     parameters.embeddings = True
-    # One cache for all sequences: llama.cpp computes a batch together only then, unless it holds neighbouring sequences in order.
-    # Each then skips over the others' tokens, which costs more than it gains where the weights stay in the processor's cache.
-    parameters.kv_unified = c.llama_model_size(model) > CACHED_BYTES
+    parameters.kv_unified = share_cache
     parameters.swa_full = True
     parameters.no_perf = True
     with _messages() as messages:

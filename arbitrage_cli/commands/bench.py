@@ -46,7 +46,7 @@ def bench(
             envvar="ARBITRAGE_POLICY",
             metavar="NAME[@TAU],...",
             help=f"What to compare: any of {', '.join(POLICIES)}. A policy may name its own tau: entropy@0.5,entropy@1. "
-            "Default: target, draft, and arbitrage if there is a head, else entropy.",
+            "Default: target, draft, and arbitrage (entropy for demo models).",
             rich_help_panel=_BENCH,
         ),
     ] = None,

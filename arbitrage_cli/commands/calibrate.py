@@ -15,6 +15,7 @@ from arbitrage_cli.commands.collect import RewardSource, RollIn, collect
 from arbitrage_cli.commands.output import choose_progress, only_figures_on_stdout
 from arbitrage_cli.commands.sources import (
     head_named,
+    models_of_states,
     name_models,
     pair_named,
 )
@@ -22,7 +23,7 @@ from arbitrage_cli.commands.train import check_place
 from arbitrage_cli.commands.tune import measure_model
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import local_files
-from arbitrage_cli.reporters import write
+from arbitrage_cli.reporters import one_line, write
 from arbitrage_cli.types import ModelRole
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def calibrate(
     _check_source(context, runs, dataset)
     named = pair_named(pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
+    if runs and not (pair or draft or target):
+        named, models = models_of_states(runs[0])
     known = needed(find_head(head_named(head, named, models)))
     folders, some_failed, is_from_here = runs or [], False, not runs
     if is_from_here:
@@ -130,7 +133,7 @@ def calibrate(
     else:
         write_taus(made.card.taus, times, sys.stdout, on=", ".join(folder.name for folder in folders), costs_of=whose)
     if not quiet:
-        typer.echo(f"wrote {output}, with the costs of {whose}", err=True)
+        typer.echo(f"wrote {output}: head {one_line(known.card.name)}, with the costs of {whose}", err=True)
     if some_failed:
         raise typer.Exit(SOME_FAILED)
 

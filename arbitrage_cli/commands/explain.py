@@ -17,9 +17,11 @@ from arbitrage_cli.commands.output import choose_display, log_to
 from arbitrage_cli.commands.sources import (
     head_named,
     instructions,
+    models_of_states,
     name_models,
     needed_models,
     pair_named,
+    warnings_about,
 )
 from arbitrage_cli.datasets import make_problem
 from arbitrage_cli.errors import UsageError
@@ -83,18 +85,24 @@ def explain(
 
     named = pair_named(pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
-    known = needed(find_head(head_named(head, named, models)))
+    is_run = (Path(what) / "run.json").exists()
+    if is_run and not (pair or draft or target):
+        named, models = models_of_states(Path(what))
+    source = head_named(head, named, models)
+    known = needed(find_head(source))
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers)
     placement = place(models, load)
     threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)
     if threshold is None:
         raise UsageError("policy arbitrage needs a tau", "give --tau or --budget")
-    if (Path(what) / "run.json").exists():
+    if is_run:
         _explain_run(Path(what), known, threshold, ids, top, as_json=json_lines)
         return
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
+        for warning in warnings_about({role: name for role, name in models.items() if name}, source):
+            display.note(warning)
         wanted = _Wanted(
             problem=what,
             models=models,
@@ -169,7 +177,7 @@ def _explain_solution(trace: Trace, head: "Head", tau: float, top: int, *, as_js
 
     explanations = explain_solution(head, trace, tau)
     if as_json:
-        _write_json(explanations, {"id": trace.problem.id})
+        _write_json(explanations, {"id": trace.problem.id, "head": head.card.name})
         return
     lines = [f"head {one_line(head.card.name)}, tau = {tau:.4g}", ""]
     lines += [line for one in explanations for line in _step_lines(one, top)]
@@ -194,7 +202,7 @@ def _explain_run(folder: Path, head: "Head", tau: float, ids: str | None, top: i
         )
     if as_json:
         for name in chosen:
-            _write_json(problems[name], {"id": name})
+            _write_json(problems[name], {"id": name, "head": head.card.name})
         return
     everything = [one for name in chosen for one in problems[name]]
     lines = [f"head {one_line(head.card.name)}, tau = {tau:.4g}", _oracle_words(everything), ""]

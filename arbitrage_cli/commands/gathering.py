@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,8 +83,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
 
 
 def _engine(role: ModelRole, backend: Backend, setup: Setup) -> Engine:
-    evidence = role == "draft"
-    return Engine(role, backend, setup.sampler, instructions=setup.system, keep_evidence=evidence, keep_beginning=True)
+    return Engine(role, backend, setup.sampler, instructions=setup.system, keep_evidence=role == "draft")
 
 
 def _costs(engines: Mapping[ModelRole, Engine], problems: Sequence[Problem], setup: Setup) -> dict[str, float]:
@@ -94,19 +93,21 @@ def _costs(engines: Mapping[ModelRole, Engine], problems: Sequence[Problem], set
         engine.measure()
         scheduler = Scheduler({role: engine}, partial(single, model=role), setup.limits)
         with contextlib.closing(scheduler.run(problems[:MEASURED_PROBLEMS])) as events:
-            figures = tally(_decided_within(MEASURED_SECONDS, events))
+            figures = tally(decided_within(MEASURED_SECONDS, events))
         cost = figures.draft_cost if role == "draft" else figures.target_cost
         costs |= _per_token(role, cost)
     return costs
 
 
-def _decided_within(seconds: float, events: Iterable[object]) -> Iterator[Decision]:
+def decided_within(
+    seconds: float, events: Iterable[object], clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Decision]:
     """The decisions of a run, up to the first after this time."""
-    began = time.perf_counter()
+    began = clock()
     for event in events:
         if isinstance(event, Decided):
             yield event.decision
-            if time.perf_counter() - began > seconds:
+            if clock() - began > seconds:
                 return
 
 

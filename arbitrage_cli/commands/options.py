@@ -139,7 +139,7 @@ HeadFile = Annotated[
         "--head",
         envvar="ARBITRAGE_HEAD",
         metavar="FILE",
-        help="The router's trained head. Default: the pair's own, if it has one.",
+        help="The router's trained head. Default: the pair's own, else the universal one.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -149,7 +149,7 @@ PolicyName = Annotated[
         "--policy",
         envvar="ARBITRAGE_POLICY",
         metavar="|".join(POLICIES),
-        help="What decides who writes a step. draft and target: that model alone. Default: arbitrage if there is a head, else entropy.",
+        help="What decides who writes a step. draft and target: that model alone. Default: arbitrage; entropy for demo models.",
         rich_help_panel=_MODELS,
     ),
 ]

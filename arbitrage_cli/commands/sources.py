@@ -1,6 +1,7 @@
 """Which models a command uses: named one by one or as a pair, by flag, environment or settings file. Loads none."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import typer
 
@@ -48,6 +49,16 @@ def head_named(given: str | None, pair: Pair | None, models: Mapping[ModelRole, 
     if pair and pair.head and (models["draft"], models["target"]) == (pair.draft, pair.target):
         return pair.head
     return None if any(source and is_toy(source) for source in models.values()) else UNIVERSAL_HEAD
+
+
+def models_of_states(folder: Path) -> tuple[Pair | None, Mapping[ModelRole, str | None]]:
+    """The models that states were collected with, and the pair that they are, if they are one. UsageError."""
+    from arbitrage_cli.run_folder import COLLECT, read_run_folder
+
+    told = (read_run_folder(folder, COLLECT).run or {}).get("models", {})
+    models: dict[ModelRole, str | None] = {role: told.get(role, {}).get("source") for role in ("draft", "target", "prm")}
+    pairs = read_pairs(user_folder() / "pairs.toml").values()
+    return next((pair for pair in pairs if (pair.draft, pair.target) == (models["draft"], models["target"])), None), models
 
 
 def instructions(given: str | None, pair: Pair | None) -> str:

@@ -16,7 +16,7 @@ from arbitrage_cli.reporters import one_line, safe, wording, write
 from arbitrage_cli.reporters.region import Region
 from arbitrage_cli.runs import RunInfo, answer
 from arbitrage_cli.summary import Tally, tally
-from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
 
 REDRAW_SECONDS = 0.08
 MAX_STREAM_LINES = 6
@@ -39,11 +39,14 @@ class _Solution:
     draft_text: str = ""  # while the target writes it anew
     num_tokens: int = 0
     num_unread: int = 0
+    is_rated: bool = False
     began: float = 0.0
 
     @property
     def doing(self) -> str:
         """How far the step is."""
+        if self.is_rated:
+            return "being rated"
         is_reading = self.num_unread > 1 and not self.num_tokens
         return f"reading {self.num_unread} tokens" if is_reading else f"{self.num_tokens} tokens"
 
@@ -87,9 +90,11 @@ class LiveDisplay:
             self._start_writing(event, self._solutions[event.trace])
         elif isinstance(event, Decided):
             self._show_decision(event, self._solutions[event.trace])
+        elif isinstance(event, Rating):
+            self._solutions[event.trace].is_rated = True
         else:
             self._show_finished(event)
-        if self._is_due or not (self._is_shared or isinstance(event, Wrote)):
+        if self._is_due or not (self._is_shared or isinstance(event, Wrote | Rating)):
             self._draw(self._lines())
 
     def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
@@ -128,7 +133,7 @@ class LiveDisplay:
             solution.num_unread = event.num_unread
             return
         solution.draft_text = solution.text if event.model == "target" and solution.writer == "draft" else ""
-        solution.writer, solution.text = event.model, ""
+        solution.writer, solution.text, solution.is_rated = event.model, "", False
         solution.num_tokens, solution.num_unread, solution.began = 0, event.num_unread, self._clock()
 
     def _show_decision(self, event: Decided, solution: _Solution) -> None:
@@ -136,7 +141,7 @@ class LiveDisplay:
         solution.figures = solution.figures.add(decision)
         self._figures = self._figures.add(decision)
         solution.step_number = len(event.trace.decisions) + 1
-        solution.writer, solution.draft_text, solution.text = None, "", ""
+        solution.writer, solution.draft_text, solution.text, solution.is_rated = None, "", "", False
         self._above.append(self._decision_line(solution.identifier, len(event.trace.decisions), decision))
         if decision.discarded:  # the marks tell them apart where strike cannot be seen
             self._above += self._block(decision.discarded.text, "dim strike", "-")

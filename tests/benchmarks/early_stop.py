@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, takewhile
 
 import numpy as np
+from chosen import add_models, chosen_head, chosen_pair
 from numpy.typing import NDArray
 
 from arbitrage_cli.arbitrage import POLICIES
@@ -30,7 +31,7 @@ from arbitrage_cli.engine import Engine
 from arbitrage_cli.features import evidence_of
 from arbitrage_cli.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import Pair, find_pair, head_file, open_model, read_pairs
+from arbitrage_cli.pairs import Pair, head_file, open_model
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.router import Head, load
 from arbitrage_cli.sampling import Sampler
@@ -243,20 +244,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="builtin-dev")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--pair", default="builtin")
-    for name in ("--draft", "--target", "--head"):
-        parser.add_argument(name, help="default: the pair's")
+    add_models(parser)
     parser.add_argument("--tau", default="exact", help="a number, or a name of the head's table")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu-time", action="store_true", help="of the process, for a busy machine: with --threads 1 only")
     arguments = parser.parse_args()
-    pair = find_pair(arguments.pair, read_pairs())
-    if arguments.draft or arguments.target:  # the pair's head and system prompt are for both of its models
-        pair = Pair("", arguments.draft or pair.draft, arguments.target or pair.target)
-    source = arguments.head or pair.head
-    if not source:
-        parser.error("no head is known for these models: give --head")
-    head = load(head_file(source))
+    pair, head = chosen_pair(arguments), load(head_file(chosen_head(parser, arguments)))
     tau = TauTable.from_json(head.card.taus).resolve(arguments.tau)
     problems = [item.problem for item in load_dataset(arguments.dataset, offline=True).items[: arguments.limit]]
     clock = time.process_time if arguments.cpu_time else time.perf_counter

@@ -1,7 +1,7 @@
 """What proposals save: the same problems with and without the target verifying the rejected drafts, in turns.
 
 Usage: python tests/benchmarks/proposals.py [--dataset builtin-dev] [--limit N] [--pair NAME] [--draft MODEL] [--target MODEL]
-       [--policy arbitrage] [--tau exact] [--threads N] [--max-tokens N]
+       [--head FILE] [--policy arbitrage] [--tau exact] [--threads N] [--max-tokens N]
 
 Each problem is solved in both ways before the next one, in changing order. Told are seconds a problem, the target's tokens
 (decoded one by one, verified in batches, kept of those), the ratio of the times with its interval over problems, and how many
@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 
 import numpy as np
+from chosen import add_models, chosen_head, chosen_pair
 
 from arbitrage_cli.arbitrage import POLICIES, Router
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import Pair, find_pair, head_file, open_model, read_pairs
+from arbitrage_cli.pairs import Pair, head_file, open_model
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.router import load
 from arbitrage_cli.sampling import Sampler
@@ -31,12 +32,12 @@ from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
 WAYS = ("without", "with")
 
 
-def routing(name: str, tau: str, pair: Pair) -> tuple[float, Router | None]:
+def routing(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[float, Router | None]:
     """The tau that is meant, and the head's router if the policy needs one."""
-    if not POLICIES[name].needs_head or pair.head is None:
-        return float(tau), None
-    head = load(head_file(pair.head))
-    return TauTable.from_json(head.card.taus).resolve(tau), head.router()
+    if not POLICIES[arguments.policy].needs_head:
+        return float(arguments.tau), None
+    head = load(head_file(chosen_head(parser, arguments)))
+    return TauTable.from_json(head.card.taus).resolve(arguments.tau), head.router()
 
 
 def solve(scheduler: Scheduler, problem: Problem) -> Trace:
@@ -47,11 +48,15 @@ def solve(scheduler: Scheduler, problem: Problem) -> Trace:
 
 
 def compare(
-    pair: Pair, backends: Mapping[ModelRole, Backend], arguments: argparse.Namespace, problems: list[Problem]
+    pair: Pair,
+    backends: Mapping[ModelRole, Backend],
+    arguments: argparse.Namespace,
+    tau: float,
+    router: Router | None,
+    problems: list[Problem],
 ) -> Mapping[str, list[Trace]]:
     """The solutions in each of `WAYS`, in the order of the problems."""
     policy = POLICIES[arguments.policy]
-    tau, router = routing(arguments.policy, arguments.tau, pair)
     system = INSTRUCTIONS if pair.system is None else pair.system
     schedulers = {}
     for way in WAYS:
@@ -82,23 +87,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="builtin-dev")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--pair", default="builtin")
-    parser.add_argument("--draft", help="default: the pair's")
-    parser.add_argument("--target", help="default: the pair's")
+    add_models(parser)
     parser.add_argument("--policy", default="arbitrage")
     parser.add_argument("--tau", default="exact", help="a number, or a name of the head's table")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-tokens", type=int, default=Limits().max_tokens)
     arguments = parser.parse_args()
-    pair = find_pair(arguments.pair, read_pairs())
-    if arguments.draft and arguments.target:  # the pair's head and system prompt are for its own models
-        pair = Pair("", arguments.draft, arguments.target)
+    pair = chosen_pair(arguments)
+    tau, router = routing(parser, arguments)
     problems = [item.problem for item in load_dataset(arguments.dataset, offline=True).items[: arguments.limit]]
     with ExitStack() as stack:
         options = Options(pair.ctx, arguments.threads)
         sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
-        found = compare(pair, backends, arguments, problems)
+        found = compare(pair, backends, arguments, tau, router, problems)
     tallies = {way: [tally(trace.decisions) for trace in traces] for way, traces in found.items()}
     print(f"{len(problems)} problems, policy {arguments.policy}, tau {arguments.tau}")
     print(f"{'':8} {'s a problem':>12} {'target s':>12} {'decoded':>10} {'verified':>10} {'kept':>10}")
