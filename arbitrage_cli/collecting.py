@@ -74,7 +74,7 @@ def _state(
         kept=kept,
         draft_tokens=draft.num_tokens,
         target_tokens=target.num_tokens,
-        target_prefill_tokens=target.cost.prefill_tokens,
+        target_prefill_tokens=sum(step.cost.prefill_tokens for step in targets),
         shared_tokens=_shared_tokens(draft, target),
     )
 

@@ -5,13 +5,13 @@ for the longest. Knows no policy and no terminal.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.engine import Engine, Progress
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.scheduler import Rated, Ratings
-from arbitrage_cli.types import Cost, Decision, Problem, Trace
+from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Rollout:
     of the problems being solved. `is_right` tells whether a whole solution reaches the answer of a problem's id.
 
     An engine that comes by the same text again goes on in the same way: its draws depend on nothing else. So one rollout
-    answers for all the texts on its way.
+    answers for all the texts on its way, and tells the target's next step after each of them.
     """
 
     waits_for_many = False
@@ -49,18 +49,21 @@ class Rollout:
         self._known: dict[tuple[int, int], dict[str, bool]] = {}  # by slot and engine: texts, and what became of them
         self._ways: dict[tuple[int, int], _Way] = {}
         self._asked: dict[int, _Asked] = {}
+        self._steps: dict[int, dict[str, Step]] = {}  # by slot: those of the first engine, by the text before them
 
     @property
     def busy(self) -> bool:
         return bool(self._asked)
 
     def open(self, slot: int, problem: Problem) -> None:
+        self._steps[slot] = {}
         for index, engine in enumerate(self._engines):
             engine.open(slot, problem)
             self._known[slot, index] = {}
 
     def close(self, slot: int) -> None:
         self._asked.pop(slot, None)
+        self._steps.pop(slot, None)
         for index, engine in enumerate(self._engines):
             engine.close(slot)
             self._known.pop((slot, index), None)
@@ -70,6 +73,10 @@ class Rollout:
         self._asked[slot] = _Asked(wish, [wish.trace.text + step.text for step in wish.steps])
         for index in range(len(self._engines)):
             self._begin(slot, index)
+
+    def next_step(self, slot: int, text: str) -> Step | None:
+        """The step that the first engine wrote after this text of the slot's problem, if it came by it."""
+        return self._steps[slot].get(text)
 
     def tick(self) -> list[Rated]:
         failed: dict[int, ProblemError] = {}
@@ -107,6 +114,8 @@ class Rollout:
         if progress.step is None:
             return
         slot, way = progress.slot, self._ways[progress.slot, index]
+        if index == 0:
+            self._steps[slot][way.texts[-1]] = progress.step
         way.trace.add(Decision(kept=progress.step))
         way.texts.append(way.trace.text)
         self._asked[slot].cost += progress.step.cost
@@ -126,3 +135,41 @@ class Rollout:
         asked, count = self._asked[slot], len(self._engines)
         right = [sum(self._known[slot, index][text] for index in range(count)) for text in asked.texts]
         return Ratings(tuple(number / count for number in right), asked.cost)
+
+
+class Recalling:
+    """The target's engine where the same target ends solutions for a `Rollout`: what it wrote there is not written again.
+
+    To be used only if the rollout's first engine draws as this one does. Steps that are recalled cost nothing more.
+    """
+
+    def __init__(self, engine: Engine, rollout: Rollout) -> None:
+        self._engine = engine
+        self._rollout = rollout
+        self._recalled: dict[int, Step] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._recalled) or self._engine.busy
+
+    def open(self, slot: int, problem: Problem) -> None:
+        self._engine.open(slot, problem)
+
+    def close(self, slot: int) -> None:
+        self._recalled.pop(slot, None)
+        self._engine.close(slot)
+
+    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
+        step = None if sample else self._rollout.next_step(slot, trace.text)
+        if step is None:
+            return self._engine.start(slot, trace, proposal, sample)
+        self._recalled[slot] = replace(step, cost=Cost())
+        return 0
+
+    def tick(self) -> list[Progress]:
+        told = [Progress(slot, step.text, step=step) for slot, step in self._recalled.items()]
+        self._recalled.clear()
+        return told + (self._engine.tick() if self._engine.busy else [])
+
+    def seconds_alone(self, slot: int, trace: Trace) -> float | None:
+        return self._engine.seconds_alone(slot, trace)

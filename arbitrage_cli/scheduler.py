@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import Flow, Rate
-from arbitrage_cli.engine import Engine
+from arbitrage_cli.engine import Progress
 from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.types import (
     Cost,
@@ -45,6 +45,23 @@ class Rated:
     slot: int
     ratings: Ratings | None = None
     error: ProblemError | None = None
+
+
+class Writer(Protocol):
+    """Whatever writes the steps of one model: its `Engine`, whose methods these are."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def open(self, slot: int, problem: Problem) -> None: ...
+
+    def close(self, slot: int) -> None: ...
+
+    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int: ...
+
+    def tick(self) -> Sequence[Progress]: ...
+
+    def seconds_alone(self, slot: int, trace: Trace) -> float | None: ...
 
 
 class Rater(Protocol):
@@ -97,7 +114,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engines: Mapping[ModelRole, Engine],
+        engines: Mapping[ModelRole, Writer],
         make_flow: Callable[[Trace], Flow],
         limits: Limits,
         *,
@@ -237,5 +254,5 @@ class Scheduler:
         del self._in_flight[flight.slot]
         self._free.append(flight.slot)
 
-    def _solvers(self) -> list[Engine | Rater]:
+    def _solvers(self) -> list[Writer | Rater]:
         return [*self._engines.values(), *([self._rater] if self._rater else [])]

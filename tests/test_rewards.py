@@ -13,9 +13,9 @@ from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
 from arbitrage_cli.rewards import Judge, ProcessReward
-from arbitrage_cli.rollouts import Rollout
+from arbitrage_cli.rollouts import Recalling, Rollout
 from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Rater, Ratings, Scheduler
+from arbitrage_cli.scheduler import Rater, Ratings, Scheduler, Writer
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "what is a plus b")
@@ -258,6 +258,33 @@ def test_a_rollout_answers_for_every_text_on_its_way() -> None:
     assert len(steps) > 2
     ratings = rate(rater, {0: Rate(trace_of(*steps[:1]), (step(steps[1]),))})[0]
     assert (ratings.rewards, ratings.cost, seen) == ((1.0,), Cost(), [whole])
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.8, 1.0, 3)])
+def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
+    """The target's steps and their rewards are the same, and it is asked for the first of each solution only."""
+    problems = [Problem(str(number), f"question {number}") for number in range(3)]
+
+    def decisions(*, recalls: bool) -> tuple[list[tuple[str, str, float | None]], int]:
+        ends, target = (Engine("target", HashBackend("t", num_sequences=2), sampler) for _ in range(2))
+        rollout = Rollout([ends], lambda _identifier, text: len(text) % 3 == 0)
+        writers: dict[ModelRole, Writer] = {
+            "draft": Engine("draft", HashBackend(num_sequences=2), Sampler()),
+            "target": Recalling(target, rollout) if recalls else target,
+        }
+        oracle = POLICIES["oracle"]
+        scheduler = Scheduler(writers, lambda trace: oracle.flow(trace, 0.0, 0), SHORT, concurrency=2, rater=rollout)
+        told, num_decoded = defaultdict(list), 0
+        for event in scheduler.run(problems):
+            if isinstance(event, Decided) and event.decision.target:
+                told[event.trace.problem.id].append((event.decision.target.text, event.decision.advantage))
+                num_decoded += event.decision.target.cost.decode_tokens
+        return [(name, *one) for name in sorted(told) for one in told[name]], num_decoded
+
+    (plain, num_plain), (recalled, num_recalled) = decisions(recalls=False), decisions(recalls=True)
+    assert recalled == plain
+    assert len(plain) > 2 * len(problems)
+    assert num_recalled < num_plain / 2
 
 
 def test_no_rollout_waits_for_those_of_other_problems() -> None:

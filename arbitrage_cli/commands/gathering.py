@@ -17,10 +17,11 @@ from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.grader import Grader
 from arbitrage_cli.reporters.progress import Outcome, Progress, State
+from arbitrage_cli.rollouts import Recalling, Rollout
 from arbitrage_cli.run_folder import SCHEMA, RunFolder
 from arbitrage_cli.runs import attempt_error
 from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.scheduler import Scheduler, Writer
 from arbitrage_cli.states import State as RecordedState
 from arbitrage_cli.states import state_to_json
 from arbitrage_cli.summary import Standing, tally
@@ -78,7 +79,11 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
         def make_flow(trace: Trace) -> Flow:
             return collect(trace, work.keep, states.setdefault(trace.problem.id, []).append, work.target_samples)
 
-        scheduler = Scheduler(engines, make_flow, setup.limits, concurrency=work.concurrency, rater=rater)
+        target: Writer = engines["target"]
+        if isinstance(rater, Rollout) and work.rollouts[0] == setup.sampler:
+            target = Recalling(engines["target"], rater)
+        writers: dict[ModelRole, Writer] = {"draft": engines["draft"], "target": target}
+        scheduler = Scheduler(writers, make_flow, setup.limits, concurrency=work.concurrency, rater=rater)
         _follow(scheduler, work, states)
 
 
