@@ -3,11 +3,12 @@
 Usage: python tests/benchmarks/matched.py RUN [--levels 4,5]
 
 RUN is a folder of `arbitrage bench` with `draft`, `target`, and other policies at several taus each. A policy's curve goes
-from the draft alone over its taus, by rising share of escalated steps, to the target alone, straight in between.
+from the draft alone over its taus, by rising share of escalated steps, to the target alone, straight in between. A step of
+which the oracle kept the target's is escalated; its calls are all that it made.
 
 Told of each curve, with 95% intervals over problems: its accuracy where 10% to 60% of the steps are escalated, less that of
-`random` there; and the target steps and the seconds a problem that it takes to reach the target's accuracy, and one point less,
-as ratios to those of `arbitrage`.
+`random` there, and which share that is of what the oracle has above it; and the target steps and the seconds a problem that it
+takes to reach the target's accuracy, and one point less, as ratios to those of `arbitrage`.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from arbitrage_cli.run_folder import latest, read_run_folder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SHORT_OF_TARGET = (0.0, 0.01)  # accuracy that may be lacking where calls and times are compared
-CORRECT, STEPS, CALLS, SECONDS = range(4)  # columns of each group in the table that is resampled
-WIDTH = 4
+CORRECT, STEPS, ESCALATED, CALLS, SECONDS = range(5)  # columns of each group in the table that is resampled
+WIDTH = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Curve:
     def points(self, sums: Floats) -> Floats:
         """Sums (columns,) to points (n, 4): share escalated, accuracy, target steps and seconds a problem, by rising share."""
         rows = sums[:-1].reshape(-1, WIDTH)[list(self.places)]
-        shares = np.concatenate(([0.0], rows[1:-1, CALLS] / rows[1:-1, STEPS], [1.0]))
+        shares = np.concatenate(([0.0], rows[1:-1, ESCALATED] / rows[1:-1, STEPS], [1.0]))
         points = np.column_stack(
             (shares, rows[:, CORRECT] / sums[-1], rows[:, CALLS] / sums[-1], rows[:, SECONDS] / sums[-1])
         )
@@ -80,7 +81,8 @@ def table_of(groups: Sequence[Group], levels: set[str] | None) -> Floats:
     def numbers(group: Group, key: tuple[str, int]) -> tuple[float, ...]:
         result = group.results[key]
         tally = result.tally
-        return result.is_correct, tally.drafted_steps, tally.target_steps, result.seconds or 0.0
+        escalated = tally.drafted_steps - tally.accepted_steps
+        return result.is_correct, tally.drafted_steps, escalated, tally.target_steps, result.seconds or 0.0
 
     rows = ((key[0], [one for group in groups for one in numbers(group, key)] + [1.0]) for key in sorted(keys))
     return sums_by_problem(rows, WIDTH * len(groups) + 1)
@@ -93,20 +95,32 @@ def write_accuracies(curves: Sequence[Curve], table: Floats) -> None:
     total = table.sum(axis=0)
     for curve in curves:
         print(f"{curve.policy:<14}" + "".join(f"{100 * value:>22.1f}" for value in curve.accuracies(total)))
-    chance = next((curve for curve in curves if curve.policy == "random"), None)
-    if chance is None:
-        return
-    print("\npoints above random")
+    by_name = {curve.policy: curve for curve in curves}
+    chance, bound = by_name.get("random"), by_name.get("oracle")
+    if chance is not None:
+        print("\npoints above random")
+        _write_gains(curves, chance, None, table)
+    if chance is not None and bound is not None:
+        print("\nshare of what the oracle has above random, %")
+        _write_gains(curves, chance, bound, table)
+
+
+def _write_gains(curves: Sequence[Curve], chance: Curve, bound: Curve | None, table: Floats) -> None:
+    """What each curve has above `chance` at each rate, in hundredths: of the whole, or of what `bound` has."""
     for curve in curves:
-        if curve is not chance:
+        if curve in (chance, bound):
+            continue
 
-            def gains(sums: Floats, curve: Curve = curve, chance: Curve = chance) -> Floats:
-                return np.array([100 * (curve.accuracies(row) - chance.accuracies(row)) for row in sums])
+        def gains(sums: Floats, curve: Curve = curve) -> Floats:
+            above = np.array([curve.accuracies(row) - chance.accuracies(row) for row in sums])
+            most = 1.0 if bound is None else np.array([bound.accuracies(row) - chance.accuracies(row) for row in sums])
+            found: Floats = 100 * above / most
+            return found
 
-            values, intervals = gains(total[None])[0], bootstrap_many(table, gains, len(RATES))
-            print(
-                f"{curve.policy:<14}" + "".join(f"{_with(*one, '.1f'):>22}" for one in zip(values, intervals, strict=True))
-            )
+        values, intervals = gains(table.sum(axis=0)[None])[0], bootstrap_many(table, gains, len(RATES))
+        form = ".1f" if bound is None else ".0f"
+        told = [_with(*one, form) for one in zip(values, intervals, strict=True)]
+        print(f"{curve.policy:<14}" + "".join(f"{one:>22}" for one in told))
 
 
 def write_at_equal_accuracy(curves: Sequence[Curve], table: Floats) -> None:
