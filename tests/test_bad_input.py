@@ -107,7 +107,10 @@ def test_home_folder_of_nobody_as_model() -> None:
 def test_unknown_policy() -> None:
     """An unknown policy is refused, and the known ones are listed."""
     assert_refused(
-        solve(QUESTION, "--policy", "best"), USAGE, "unknown policy 'best'", "arbitrage, entropy, logprob, random"
+        solve(QUESTION, "--policy", "best"),
+        USAGE,
+        "unknown policy 'best'",
+        "arbitrage, entropy, logprob, logprob-min, random",
     )
 
 

@@ -379,7 +379,7 @@ def test_malformed_pairs_file(place: Place) -> None:
 def test_wrong_checksum_is_never_used(pair: Place) -> None:
     """A model whose bytes are not those that the Hub published is not loaded."""
     pair.hub.corrupt = True
-    assert_refused(pair.run("solve", "Hello", "--pair", "mine"), MODEL, "sha256", "removed")
+    assert_refused(pair.run("solve", "Hello", "--pair", "mine", "--policy", "target"), MODEL, "sha256", "removed")
 
 
 def test_settings_reach_the_commands_below(place: Place) -> None:

@@ -18,7 +18,7 @@ BUILT_IN_WARNING = (
 )
 
 UNIVERSAL_WARNING = (
-    "no head was trained for these two models: the universal one decides, whose taus are those of other pairs; "
+    "no head was trained for these two models: the universal one decides, which learned on the built-in pair; "
     "arbitrage calibrate measures what they do here"
 )
 
