@@ -117,6 +117,7 @@ class Judge:
             return self._compare(*_apart(gold, answer))
         except MemoryError:
             return "no memory"
+        # What SymPy raises where it cannot decide (NotImplementedError among them), and the limits above: then nothing is known.
         except (ArithmeticError, TypeError, ValueError, NotImplementedError, RecursionError, PermissionError):
             return "failed"
 

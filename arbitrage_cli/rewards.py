@@ -6,6 +6,7 @@ all problems that wait, in one batch. Knows no policy and no terminal.
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import Literal
@@ -84,7 +85,7 @@ class _Reader:
         return len(missing)
 
 
-class _StepReader:
+class _StepReader(ABC):
     """A rater that reads the step, for many problems in one batch: it waits for them."""
 
     waits_for_many = True
@@ -137,9 +138,9 @@ class _StepReader:
                 costs[index] += _share(cost, len(chosen))
         return [Ratings(tuple(values), cost) for values, cost in zip(rewards, costs, strict=True)]
 
+    @abstractmethod
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         """The rewards of one step a slot, and what they cost together."""
-        raise NotImplementedError
 
 
 class ProcessReward(_StepReader):

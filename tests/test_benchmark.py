@@ -77,6 +77,17 @@ class Clock:
         return self.now
 
 
+def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine | Rollout]) -> None:
+    """Have each tick of an engine, or of a rater, take a second of this clock."""
+    tick = kind.tick
+
+    def slow_tick(worker: Any) -> Any:
+        clock.now += 1.0
+        return tick(worker)
+
+    monkeypatch.setattr(kind, "tick", slow_tick)
+
+
 # --- the plan
 
 
@@ -363,13 +374,7 @@ def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -
 def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """With several at once --timeout ends those that are late, and nothing else."""
     clock = Clock()
-    tick = Engine.tick
-
-    def slow_tick(engine: Engine) -> Any:
-        clock.now += 1.0
-        return tick(engine)
-
-    monkeypatch.setattr(Engine, "tick", slow_tick)
+    slow_down(monkeypatch, clock, Engine)
     load = Options(num_sequences=2)
     backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", load)}
     bench = Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
@@ -443,13 +448,7 @@ def test_flow_is_closed_with_its_attempt() -> None:
 def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """After --timeout an attempt is broken off as an error that keeps its steps, and the next one is made."""
     clock = Clock()
-    tick = Engine.tick
-
-    def slow_tick(engine: Engine) -> Any:
-        clock.now += 1.0
-        return tick(engine)
-
-    monkeypatch.setattr(Engine, "tick", slow_tick)
+    slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
     happenings = list(scripted_bench(clock=clock, timeout=50.0).run(attempts))
     kinds = [type(one) for one in happenings]
@@ -464,13 +463,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
 def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout may take longer than all steps: the attempt does not wait for its end."""
     clock = Clock()
-    tick = Rollout.tick
-
-    def slow_tick(rater: Rollout) -> Any:
-        clock.now += 1.0
-        return tick(rater)
-
-    monkeypatch.setattr(Rollout, "tick", slow_tick)
+    slow_down(monkeypatch, clock, Rollout)
     ends = Engine("target", open_scripted("scripted:target", Options()), Sampler())
     rater = Rollout([ends], lambda identifier, text: True)
     bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: rater)

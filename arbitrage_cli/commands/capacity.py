@@ -1,8 +1,8 @@
 """How many problems are solved at once: as many as were asked for, if what they need fits in this machine's memory.
 
 Known from the headers of the models' files, before any of them is loaded: weights, and a KV cache for each sequence of each
-model. Not in it is what a computation needs on top, some hundred megabytes (more for long contexts without flash attention); nor is a GPU's own memory known here:
-llama.cpp refuses what does not fit there.
+model. Not in it is what a computation needs on top, some hundred megabytes (more for long contexts without flash attention);
+nor is a GPU's own memory known here: llama.cpp refuses what does not fit there.
 """
 
 from collections.abc import Callable, Mapping

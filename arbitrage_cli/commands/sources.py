@@ -10,6 +10,7 @@ from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import DEFAULT_PAIR, UNIVERSAL_HEAD, Pair, find_pair, is_built_in, is_toy, read_pairs
 from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.run_folder import COLLECT, read_run_folder
 from arbitrage_cli.types import ModelRole
 
 BUILT_IN_WARNING = (
@@ -53,8 +54,6 @@ def head_named(given: str | None, pair: Pair | None, models: Mapping[ModelRole, 
 
 def models_of_states(folder: Path) -> tuple[Pair | None, Mapping[ModelRole, str | None]]:
     """The models that states were collected with, and the pair that they are, if they are one. UsageError."""
-    from arbitrage_cli.run_folder import COLLECT, read_run_folder
-
     told = (read_run_folder(folder, COLLECT).run or {}).get("models", {})
     models: dict[ModelRole, str | None] = {role: told.get(role, {}).get("source") for role in ("draft", "target", "prm")}
     pairs = read_pairs(user_folder() / "pairs.toml").values()
