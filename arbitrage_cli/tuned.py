@@ -48,7 +48,7 @@ class Loading:
 
     gpu_layers: int | None = None
     flash_attention: bool | None = None
-    kv_type: str = "f16"
+    kv_type: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

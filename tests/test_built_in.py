@@ -170,7 +170,7 @@ def test_large_models_solve_many_at_once_too(
     problems = some_problems(2)
     expected = texts(backends, problems, "entropy", 1.0)
     monkeypatch.setattr(llama, "CACHED_BYTES", 0)
-    options = Options(threads=1, num_sequences=SLOTS)
+    options = Options(threads=1, num_sequences=SLOTS, kv_type="f16")
     with ExitStack() as stack:
         shared = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
         sizes = [c.llama_n_ctx_seq(backend._context) for backend in shared.values()]
@@ -180,6 +180,33 @@ def test_large_models_solve_many_at_once_too(
         without = stack.enter_context(LlamaBackend(plain, replace(options, flash_attention=False)))
         assert c.llama_n_ctx_seq(without._context) == without.card.context_size  # it would take much memory
     assert sum(expected[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
+
+
+def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelRole, LlamaBackend]) -> None:
+    """Which is faster and writes the same texts, but for near-ties; and whoever asks for something else gets that."""
+    problems = some_problems()
+    expected = texts(backends, problems, "entropy", 1.0)
+    assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0 keys, f16 values"}
+    with ExitStack() as stack:
+        plain = {
+            role: stack.enter_context(
+                LlamaBackend(find_files(f"builtin:{role}")[0], Options(threads=1, kv_type="f16", num_sequences=SLOTS))
+            )
+            for role in ROLES
+        }
+        assert {backend.card.kv_cache for backend in plain.values()} == {"f16"}
+        same = sum(text == expected[name] for name, text in texts(plain, problems, "entropy", 1.0).items())
+        asked = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], Options(flash_attention=True)))
+        assert asked.card.kv_cache == "f16"
+    assert same >= len(problems) - 1
+
+
+@pytest.mark.parametrize(("num_sequences", "share"), [(SLOTS, True), (16, False)])
+def test_few_of_them_share_a_cache(num_sequences: int, *, share: bool) -> None:
+    """As long as it is small; with many, each sequence would skip over too many tokens of the others."""
+    with LlamaBackend(find_files("builtin:draft")[0], Options(threads=1, num_sequences=num_sequences)) as backend:
+        cells = c.llama_n_ctx_seq(backend._context)  # of all of them, if they share
+        assert cells == backend.card.context_size * (num_sequences if share else 1)
 
 
 def test_all_of_it_is_small() -> None:

@@ -7,14 +7,15 @@ import pytest
 
 from arbitrage_cli.backends import Options
 from arbitrage_cli.commands import capacity
-from arbitrage_cli.commands.capacity import MOST, MOST_AUTO, Need, choose_concurrency, memory_needed
+from arbitrage_cli.commands.capacity import MOST, MOST_AUTO, MOST_AUTO_SMALL, Need, choose_concurrency, memory_needed
 from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 1000 bytes."""
+    """A machine with 1000 bytes, whose processor's cache has 50 of them."""
     monkeypatch.setattr(capacity, "available_memory", lambda: 1000)
+    monkeypatch.setattr(capacity, "SMALL", 50)
 
 
 def never() -> Need:
@@ -35,7 +36,8 @@ def test_one_needs_no_check() -> None:
         (Need(100, 100), 64, 4),  # in half of the memory
         (Need(100, 100), 3, 3),
         (Need(100, 1), 64, MOST_AUTO),
-        (Need(0, 0), 64, MOST_AUTO),
+        (Need(50, 1), 64, MOST_AUTO_SMALL),
+        (Need(0, 0), 64, MOST_AUTO_SMALL),
         (Need(900, 100), 64, 1),
         (Need(100, None), 64, 1),
     ],

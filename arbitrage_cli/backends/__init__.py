@@ -17,7 +17,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model says of itself. `context_size` is what was allocated for one sequence, not what it was trained for."""
+    """What a model says of itself. `context_size` is what was allocated for one sequence, not what it was trained for.
+
+    `kv_cache` tells the number format of its KV cache in words, "" if it has none.
+    """
 
     source: str  # the name or path that the user gave
     name: str
@@ -28,6 +31,7 @@ class ModelCard:
     hidden_size: int
     threads: int
     gpu_layers: int
+    kv_cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +50,21 @@ class Options:
     """How to load a model. None means: as this machine and the model suggest.
 
     `gpu_layers` -1 puts every layer on the GPU. `context_size` is in tokens, for one sequence; at most what the model was
-    trained for unless given. `kv_type` is the number format of the KV cache: f16, q8_0, q4_0 or f32.
+    trained for unless given. `kv_type` is the number format of the KV cache: f16, q8_0, q4_0 or f32; auto is f16, but for keys
+    that a processor reads faster in q8_0.
     """
 
     context_size: int | None = None
     threads: int | None = None
     gpu_layers: int | None = None
     flash_attention: bool | None = None
-    kv_type: str = "f16"
+    kv_type: str = "auto"
     num_sequences: int = 1
 
 
 DEFAULT_CONTEXT_SIZE = 4096
 
-KV_BYTES: Mapping[str, float] = MappingProxyType({"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
+KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
 """Of one number in the KV cache by its format, block scales included."""
 
 MAX_DECODE = 512

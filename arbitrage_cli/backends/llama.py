@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,10 +38,28 @@ BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 CACHED_BYTES = 32 << 20  # of weights that stay in a processor's cache
+NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
+FEW_CELLS = 4096  # tokens of all sequences together
 
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
 
 log = logging.getLogger("arbitrage.llama")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """How attention is computed: with flash attention, without, or (None) as llama.cpp chooses; the KV cache's formats."""
+
+    flash: bool | None
+    keys: str
+    values: str
+
+    @property
+    def formats(self) -> str:
+        return self.keys if self.keys == self.values else f"{self.keys} keys, {self.values} values"
+
+
+NARROW_ATTENTION = _Attention(False, keys="q8_0", values="f16")
 
 
 class LlamaBackend:
@@ -64,8 +83,15 @@ class LlamaBackend:
             self._threads = options.threads or default_threads()
             self._num_sequences = options.num_sequences
             self._context_size = self._choose_context_size(options)
+            self._attention = self._choose_attention(options)
             self._context = _new_context(
-                path, self._model, self._context_size, self._threads, options, share_cache=self._shares_cache(options)
+                path,
+                self._model,
+                self._context_size,
+                self._threads,
+                options,
+                self._attention,
+                share_cache=self._shares_cache(),
             )
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
@@ -106,6 +132,7 @@ class LlamaBackend:
             hidden_size=self._hidden_size,
             threads=self._threads,
             gpu_layers=self._gpu_layers,
+            kv_cache=self._attention.formats,
         )
 
     @functools.cached_property
@@ -205,16 +232,40 @@ class LlamaBackend:
             log.warning("%s: context %d, but it was trained for %d", self._path.name, options.context_size, trained)
         return options.context_size
 
-    def _shares_cache(self, options: Options) -> bool:
+    def _choose_attention(self, options: Options) -> _Attention:
+        """As the options say. What they leave open is left to llama.cpp, but for narrow heads on a processor.
+
+        There llama.cpp multiplies half-precision keys 64 numbers at a step (with AVX-512) and what is left one by one, for
+        each token in the cache; keys of whole blocks leave nothing. And flash attention goes through a batch of fewer than 64
+        tokens one by one. `tests/benchmarks/attention.py` has the figures.
+        """
+        is_open = options.kv_type == "auto" and options.flash_attention is None
+        if is_open and self._gpu_layers == 0 and self._head_width() == NARROW_HEAD:
+            return NARROW_ATTENTION
+        kind = "f16" if options.kv_type == "auto" else options.kv_type
+        return _Attention(options.flash_attention, kind, kind)
+
+    def _head_width(self) -> int:
+        """Numbers in the key of one attention head."""
+        told = self._metadata(f"{self._metadata('general.architecture')}.attention.key_length")
+        if told.isdigit():
+            return int(told)
+        return int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
+
+    def _shares_cache(self) -> bool:
         """Whether all sequences share one KV cache: llama.cpp then computes a batch together whatever sequences are in it.
 
         Each sequence then skips over the others' tokens, which costs more than it gains where the weights stay in the
-        processor's cache, and takes much memory without flash attention. LongRoPE rotates by the size of the whole cache.
+        processor's cache and without flash attention, where it takes much memory too: but for narrow heads and few tokens.
+        LongRoPE rotates by the size of the whole cache.
         """
         architecture = self._metadata("general.architecture")
         rotates_by_size = bool(self._metadata(f"{architecture}.rope.scaling.original_context_length"))
-        is_large = c.llama_model_size(self._model) > CACHED_BYTES
-        return bool(is_large and options.flash_attention is not False and not rotates_by_size)
+        if rotates_by_size:
+            return False
+        if self._attention == NARROW_ATTENTION:
+            return self._num_sequences * self._context_size <= FEW_CELLS
+        return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
 
     def _warm_up(self) -> None:
         """Touch the weights, and try whether the memory rolls back: some models of new kinds only tell when asked."""
@@ -484,16 +535,18 @@ def _check_memory(path: Path, model: Any, num_tokens: int, options: Options) -> 
         )
 
 
-def _new_context(path: Path, model: Any, context_size: int, threads: int, options: Options, *, share_cache: bool) -> Any:
+def _new_context(
+    path: Path, model: Any, context_size: int, threads: int, options: Options, attention: _Attention, *, share_cache: bool
+) -> Any:
     _check_memory(path, model, context_size * options.num_sequences, options)
     parameters = c.llama_context_default_params()
     parameters.n_ctx = context_size * options.num_sequences
     parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
     parameters.n_seq_max = options.num_sequences
     parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.flash_attn_type = -1 if options.flash_attention is None else int(options.flash_attention)
+    parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
     parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
-    parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
+    parameters.type_k, parameters.type_v = KV_TYPES[attention.keys], KV_TYPES[attention.values]
     parameters.embeddings = True
     parameters.kv_unified = share_cache
     parameters.swa_full = True

@@ -136,7 +136,7 @@ def bench(
     gpu_layers: shared.GpuLayers = None,
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
-    kv_type: shared.KvCacheType = shared.KvType.f16,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
     concurrency: shared.Concurrency = "1",
     json_line: shared.JsonFigures = False,
     quiet: shared.Quiet = False,

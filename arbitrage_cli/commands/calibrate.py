@@ -83,7 +83,7 @@ def calibrate(
     gpu_layers: shared.GpuLayers = None,
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
-    kv_type: shared.KvCacheType = shared.KvType.f16,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
     json_line: Annotated[
         bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="The card as one line of JSON.")
     ] = False,

@@ -18,7 +18,9 @@ from arbitrage_cli.types import ModelRole
 
 AUTO = "auto"
 MOST = 64  # sequences of a model are bounded in llama.cpp, and some policies need several of them for a problem
-MOST_AUTO = 16  # on a processor more at once gain little, and each takes longer
+MOST_AUTO = 16  # on a processor more at once gain little, and each takes longer;
+MOST_AUTO_SMALL = 4  # of models that stay in its cache, where reading the weights once for all gains less
+SMALL = 32 << 20  # bytes of all weights
 SHARE_AUTO = 0.5  # of the memory that can be had now: other programs want some too
 GIB = 2**30
 
@@ -66,7 +68,8 @@ def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, ea
         return 1
     need, memory = needed(), available_memory()
     if wanted == AUTO and not earlier:
-        return min(asked, need.largest_within(SHARE_AUTO * (memory or 0)))
+        worth_it = MOST_AUTO_SMALL if need.weights <= SMALL else MOST_AUTO
+        return min(asked, worth_it, need.largest_within(SHARE_AUTO * (memory or 0)))
     if memory is not None and need.of(asked) > memory:
         raise ModelMemoryError(
             f"{asked} problems at once need {need.of(asked) / GIB:.1f} GiB of memory ({need.weights / GIB:.1f} for the models, "

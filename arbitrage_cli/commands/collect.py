@@ -120,7 +120,7 @@ def collect(
     gpu_layers: shared.GpuLayers = None,
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
-    kv_type: shared.KvCacheType = shared.KvType.f16,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
     debug: shared.Debug = False,

@@ -27,6 +27,7 @@ def _a_number(value: float | None) -> float | None:
 class KvType(StrEnum):
     """Number formats of the KV cache."""
 
+    auto = "auto"
     f16 = "f16"
     q8_0 = "q8_0"
     q4_0 = "q4_0"
@@ -262,7 +263,13 @@ FlashAttention = Annotated[
 ]
 KvCacheType = Annotated[
     KvType,
-    typer.Option("--kv-type", envvar="ARBITRAGE_KV_TYPE", help="Number format of the KV cache.", rich_help_panel=_MACHINE),
+    typer.Option(
+        "--kv-type",
+        envvar="ARBITRAGE_KV_TYPE",
+        help="Number format of the KV cache. auto: f16, but q8_0 for keys of attention heads that are 32 numbers wide (the "
+        "built-in models'), which a processor reads twice as fast.",
+        rich_help_panel=_MACHINE,
+    ),
 ]
 Json = Annotated[
     bool,

@@ -116,6 +116,7 @@ def add_loaded(run: Mapping[str, Any], backends: Mapping[ModelRole, Backend]) ->
         models[role] = models[role] | {
             "name": card.name,
             "description": card.description,
+            "kv_cache": card.kv_cache,
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
     machine = dict(run["machine"])

@@ -59,7 +59,7 @@ def solve(
     gpu_layers: shared.GpuLayers = None,
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
-    kv_type: shared.KvCacheType = shared.KvType.f16,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
     concurrency: shared.Concurrency = "1",
     json_lines: shared.Json = False,
     quiet: shared.Quiet = False,

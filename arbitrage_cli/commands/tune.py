@@ -32,7 +32,7 @@ def tune(
     gpu_layers: shared.GpuLayers = None,
     ctx: shared.ContextSize = None,
     flash_attention: shared.FlashAttention = None,
-    kv_type: shared.KvCacheType = shared.KvType.f16,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
     json_line: shared.JsonFigures = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,

@@ -1,0 +1,69 @@
+"""What a decode costs with the ways to compute attention: with flash attention or without, and with other KV cache formats.
+
+Usage: python tests/benchmarks/attention.py MODEL.gguf [MODEL.gguf ...] [--threads 1] [--depths 40 120 220] [--rows 1 2 12 32 64]
+
+Milliseconds for one batch of so many tokens after a context of so many, median of --repeats. The ways take turns at each
+depth, so that the machine's drift falls on all of them. `auto` is what the program takes when nothing is asked for.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from arbitrage_cli.backends import Options
+from arbitrage_cli.backends.llama import LlamaBackend
+from arbitrage_cli.errors import ModelMemoryError
+
+WAYS = {
+    "auto": Options(),
+    "f16, flash": Options(kv_type="f16", flash_attention=True),
+    "f16, no flash": Options(kv_type="f16", flash_attention=False),
+    "q8_0, flash": Options(kv_type="q8_0", flash_attention=True),
+}
+FIRST_TOKEN, MANY_TOKENS = 20, 400
+
+
+def milliseconds(backend: LlamaBackend, depth: int, num_rows: int, repeats: int) -> float:
+    """Of one decode of `num_rows` tokens after `depth` tokens that the model has read."""
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        backend.decode([0] * num_rows, range(depth, depth + num_rows), [FIRST_TOKEN] * num_rows)
+        taken.append(time.perf_counter() - began)
+        backend.drop(0, depth)
+    return statistics.median(taken) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--depths", type=int, nargs="+", default=[40, 120, 220])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 12, 32, 64])
+    parser.add_argument("--repeats", type=int, default=21)
+    arguments = parser.parse_args()
+    context_size = max(arguments.depths) + max(arguments.rows) + 1
+    for model in arguments.models:
+        with ExitStack() as stack:
+            loaded = {}
+            for name, way in WAYS.items():
+                options = Options(context_size, arguments.threads, 0, way.flash_attention, way.kv_type)
+                try:
+                    loaded[name] = stack.enter_context(LlamaBackend(model, options))
+                except ModelMemoryError as error:  # heads whose width is no multiple of a block, say
+                    sys.stdout.write(f"{model.name}: {name}: {error}\n")
+            sys.stdout.write(f"{model.name}, {arguments.threads} threads; ms for a batch of {arguments.rows} tokens\n")
+            for depth in arguments.depths:
+                for name, backend in loaded.items():
+                    backend.drop(0, 0)
+                    backend.read(0, 0, [FIRST_TOKEN + position % MANY_TOKENS for position in range(depth)])
+                    cells = [milliseconds(backend, depth, rows, arguments.repeats) for rows in arguments.rows]
+                    told = "  ".join(f"{cell:8.3f}" for cell in cells)
+                    sys.stdout.write(f"  after {depth:4} tokens  {name:14} ({backend.card.kv_cache:22}) {told}\n")
+
+
+if __name__ == "__main__":
+    main()
