@@ -66,11 +66,16 @@ RECIPES: tuple[Recipe, ...] = (
 )
 
 
-def balanced(labels: Labels, importance: Numbers | None = None) -> Numbers:
-    """Weights with which both classes count the same in sum, 1 on average; within a class as important as given."""
+def balanced(labels: Labels, importance: Numbers | None = None, groups: NDArray[np.int64] | None = None) -> Numbers:
+    """Weights with which both classes of each group count the same in sum, 1 on average; within a class as important as given.
+
+    `groups` (n,) are numbers; without them all examples are one group.
+    """
     weights = np.ones(len(labels)) if importance is None else importance.astype(np.float64)
-    for members in (labels, ~labels):
-        weights[members] *= len(labels) / 2 / max(weights[members].sum(), 1e-12)
+    group = np.zeros(len(labels), np.int64) if groups is None else groups
+    classes = [(group == number) & members for number in np.unique(group) for members in (labels, ~labels)]
+    for members in classes:
+        weights[members] *= len(labels) / len(classes) / max(weights[members].sum(), 1e-12)
     return weights
 
 

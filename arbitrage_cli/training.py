@@ -59,7 +59,8 @@ class Settings:
 class Collected:
     """The states of some runs: `features` (n, n_features) with their names, `hidden` (n, hidden_size) or None.
 
-    Hidden states are None where the runs have none, or are of different drafts. `part` (n,) is the split.
+    Hidden states are None where the runs have none, or are of different drafts. `part` (n,) is the split, and `pair` (n,) the
+    index of each state's models in `pairs`.
     """
 
     names: tuple[str, ...]
@@ -67,6 +68,7 @@ class Collected:
     hidden: NDArray[np.float16] | None
     outcomes: Outcomes
     part: NDArray[np.int64]
+    pair: NDArray[np.int64]
     runs: tuple[Mapping[str, Any], ...]
     pairs: tuple[Mapping[str, Any], ...]
     rewards: tuple[Mapping[str, Any], ...]
@@ -78,10 +80,11 @@ class Collected:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Solution:
-    """The states of one row, and the question they are about."""
+    """The states of one row, the question they are about, and the index of its run."""
 
     question: str
     states: tuple[State, ...]
+    run: int
     is_test: bool
 
 
@@ -94,8 +97,8 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
     runs: list[dict[str, Any]] = []
     for folder in (*folders, *test_folders):
         run, rows = _read(folder)
-        is_test = len(runs) >= len(folders)
-        found = [_Solution(row["question"], states, is_test) for row in rows if (states := _states(folder, run, row))]
+        index, is_test = len(runs), len(runs) >= len(folders)
+        found = [_Solution(row["question"], states, index, is_test) for row in rows if (states := _states(folder, run, row))]
         runs.append({**run, "path": folder, "states": sum(len(one.states) for one in found), "is_test": is_test})
         solutions += found
     if not any(run["states"] for run in runs):
@@ -146,7 +149,8 @@ def _join(solutions: Sequence[_Solution], runs: Sequence[Mapping[str, Any]]) -> 
     lengths = [len(solution.states) for solution in solutions]
     numbers: dict[str, int] = {}
     problems = [numbers.setdefault(solution.question, len(numbers)) for solution in solutions]
-    pairs = _distinct({role: _named(run["models"][role]) for role in ("draft", "target")} for run in runs)
+    pair_of = [{role: _named(run["models"][role]) for role in ("draft", "target")} for run in runs]
+    pairs = _distinct(pair_of)
     parts = [part_of(question, _tested(solutions)) for question in numbers]
     outcomes = Outcomes(
         np.repeat(np.arange(len(solutions)), lengths),
@@ -159,6 +163,7 @@ def _join(solutions: Sequence[_Solution], runs: Sequence[Mapping[str, Any]]) -> 
         _hidden(states, pairs),
         outcomes,
         np.array(parts)[outcomes.problem],
+        np.repeat([pairs.index(pair_of[solution.run]) for solution in solutions], lengths),
         tuple(_about(run) for run in runs),
         pairs,
         _distinct(run["reward"] for run in runs),
@@ -362,7 +367,8 @@ def _learn(
     for part in (TRAINING, VALIDATION):
         chosen = collected.part == part
         labels = truth.is_better[chosen]
-        parts.append(Examples(_inputs(collected, inputs, chosen), labels, balanced(labels, importance[chosen])))
+        weights = balanced(labels, importance[chosen], collected.pair[chosen])
+        parts.append(Examples(_inputs(collected, inputs, chosen), labels, weights))
     training, validation = parts
     network = fit(recipe, training, validation, settings.seed, members)
     log_odds = network.log_odds(validation.inputs).astype(np.float64)

@@ -291,6 +291,33 @@ def test_weights_balance_the_classes() -> None:
     assert weighted.tolist() == [2.0, 0.5, 0.5, 1.0]
 
 
+def test_weights_balance_groups() -> None:
+    """Of a large and a small group each class counts the same in sum; one that a group does not have counts nothing."""
+    labels = np.array([True, False, False, False, False, False, True, False])
+    groups = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    weights = balanced(labels, None, groups)
+    assert [weights[(groups == group) & (labels == label)].sum() for group in (0, 1) for label in (True, False)] == [2] * 4
+    without = balanced(labels[:7], None, groups[:7])
+    assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
+
+
+def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
+    """What makes a step worth escalating is the opposite for the two: a head that follows the larger one alone is wrong."""
+    lowest = World(bias=0.0, weights=(("logprob_worst", -2.0), ("entropy_first", 1.0)), harm=0.0)
+    highest = replace(lowest, weights=(("logprob_worst", 2.0), ("entropy_first", 1.0)))
+    other = {"models": {"draft": {"name": "Other", "sha256": "a" * 64}, "target": {**TARGET, "source": "t.gguf"}}}
+    runs = [
+        write_run(tmp_path / "large", questions(400), lowest),
+        write_run(tmp_path / "small", questions(80, 400), highest, changes=other),
+    ]
+    collected = read_states(runs)
+    assert np.bincount(collected.pair).tolist() == [2000, 400]
+    network = train_on(collected, Settings(inputs=AGNOSTIC)).network
+    assert network.layer is None
+    weight = dict(zip(FEATURES, network.output, strict=True))
+    assert abs(weight["logprob_worst"]) < 0.3 * weight["entropy_first"]
+
+
 def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> Candidate:
     size = 10
     layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
