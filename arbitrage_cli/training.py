@@ -111,7 +111,7 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
 def recorded(folder: Path) -> tuple[dict[str, Any], list[tuple[str, tuple[State, ...]]]]:
     """A run of `arbitrage collect`: its run.json, and the states of each problem by its id. Errors as for `read_states`."""
     run, rows = _read(folder)
-    return run, [(row["id"], _states(folder, run, row)) for row in rows]
+    return run, [(row["id"], states) for row in rows if (states := _states(folder, run, row))]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
@@ -128,7 +128,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
             f"{folder}: this version of arbitrage does not know the feature {unknown[0]!r}",
             "train with the version that collected it, or collect anew",
         )
-    return found, [row for row in latest(contents.rows) if row["status"] == "done"]
+    return found, latest(contents.rows)
 
 
 def _states(folder: Path, run: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[State, ...]:

@@ -128,7 +128,7 @@ def collect(
     """Collect states to train a head on: both models write every step, and rewards say how much better the target's is.
 
     Every solved problem is safe as soon as it is there, and the same command goes on with a run that was broken off. Train
-    on the folder with arbitrage train.
+    on the folder with arbitrage train: the states of problems that were not solved to their end count too.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
@@ -213,7 +213,7 @@ def collect(
             gather(Gathering(setup, items, left, folder, display, keep, at_once, target_samples, samplers), run)
         rows = latest(folder.rows)
         display.close()
-        num_states = sum(len(row["states"]) for row in rows if row["status"] == "done")
+        num_states = sum(len(row["states"]) for row in rows)
         typer.echo(f"{path}: {num_states} states of {len(rows)} problems", err=True)
     if any(row["status"] == "error" for row in rows):
         raise typer.Exit(SOME_FAILED)

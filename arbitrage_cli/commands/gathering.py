@@ -15,6 +15,7 @@ from arbitrage_cli.commands.run_facts import Setup, add_loaded
 from arbitrage_cli.commands.session import open_backends
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import InterruptedRunError
 from arbitrage_cli.grader import Grader
 from arbitrage_cli.reporters.progress import Outcome, Progress, State
 from arbitrage_cli.rollouts import Recalling, Rollout
@@ -25,7 +26,7 @@ from arbitrage_cli.scheduler import Scheduler, Writer
 from arbitrage_cli.states import State as RecordedState
 from arbitrage_cli.states import state_to_json
 from arbitrage_cli.summary import Standing, tally
-from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Started, Trace
 
 MEASURED_PROBLEMS = 5
 """Solved by each model alone beforehand, at most: what a token costs when one problem is solved at a time."""
@@ -124,7 +125,7 @@ def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
 
 
 def _follow(scheduler: Scheduler, work: Gathering, states: Mapping[str, Sequence[RecordedState]]) -> None:
-    """Write each problem as soon as it is solved."""
+    """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states that they have."""
     began = time.perf_counter()
     finished = errors = 0
     already = len(work.items) - len(work.left)
@@ -137,18 +138,29 @@ def _follow(scheduler: Scheduler, work: Gathering, states: Mapping[str, Sequence
 
     work.display.begin(f"collect {work.setup.dataset.name}", state())
     levels = {item.problem.id: item.level for item in work.items}
+    in_flight: dict[str, Trace] = {}
+
+    def write(event: Finished) -> dict[str, Any]:
+        name = event.trace.problem.id
+        row = _row(event, states[name], levels[name])
+        work.folder.append(row)
+        del in_flight[name]
+        return row
+
     with contextlib.closing(scheduler.run(item.problem for item in work.left)) as events:
-        for event in _finished(events):
-            row = _row(event, states[event.trace.problem.id], levels[event.trace.problem.id])
-            work.folder.append(row)
-            finished += 1
-            errors += row["status"] == "error"
-            told = row["error"] or f"{len(row['states'])} states"
-            work.display.finish(Outcome(row["id"], "collect", row["status"], told, row["seconds"]), state())
-
-
-def _finished(events: Iterable[object]) -> Iterable[Finished]:
-    return (event for event in events if isinstance(event, Finished))
+        try:
+            for event in events:
+                if isinstance(event, Started):
+                    in_flight[event.trace.problem.id] = event.trace
+                elif isinstance(event, Finished):
+                    row = write(event)
+                    finished += 1
+                    errors += row["status"] == "error"
+                    told = row["error"] or f"{len(row['states'])} states"
+                    work.display.finish(Outcome(row["id"], "collect", row["status"], told, row["seconds"]), state())
+        finally:
+            for trace in list(in_flight.values()):
+                write(Finished(trace, InterruptedRunError("broken off")))
 
 
 def _row(event: Finished, states: Sequence[RecordedState], level: str | int | None) -> dict[str, Any]:
@@ -165,6 +177,6 @@ def _row(event: Finished, states: Sequence[RecordedState], level: str | int | No
         "level": level,
         "question": event.trace.problem.question,
         "text": event.trace.text,
-        "states": [] if error else [state_to_json(state) for state in states],
+        "states": [state_to_json(state) for state in states],  # each is true, whatever became of the problem
         "seconds": figures.seconds + event.reward_cost.seconds,
     }

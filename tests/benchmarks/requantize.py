@@ -1,0 +1,32 @@
+"""Writes a GGUF model anew in another number format, by llama.cpp: a full-precision target from a quantized one, say.
+
+Usage: python tests/benchmarks/requantize.py MODEL.gguf OUTPUT.gguf [--to F16]
+
+What was lost when the model was quantized stays lost: it is for measuring what a target costs whose tokens are dearer.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import llama_cpp.llama_cpp as c
+
+FORMATS = {"F16": c.LLAMA_FTYPE_MOSTLY_F16, "Q8_0": c.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": c.LLAMA_FTYPE_MOSTLY_Q4_0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--to", choices=FORMATS, default="F16")
+    arguments = parser.parse_args()
+    parameters = c.llama_model_quantize_default_params()
+    parameters.ftype = FORMATS[arguments.to]
+    parameters.allow_requantize = True
+    code = c.llama_model_quantize(bytes(arguments.model), bytes(arguments.output), parameters)
+    if code:
+        sys.exit(f"llama.cpp could not write {arguments.output} (llama_model_quantize: {code})")
+
+
+if __name__ == "__main__":
+    main()

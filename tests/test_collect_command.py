@@ -1,0 +1,62 @@
+"""`arbitrage collect` as a process: what is left of a run that is broken off, and how it goes on."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from cli import TIMEOUT, run, start
+
+from arbitrage_cli.run_folder import latest, read_run_folder
+from arbitrage_cli.training import read_states, recorded
+
+TERMINATED = 143
+
+
+def write_problems(path: Path, number: int) -> None:
+    """Sums of products: eight steps each."""
+    with path.open("w") as stream:
+        for index in range(11, 11 + number):
+            products = " + ".join(f"{index} * {factor}" for factor in (12, 23, 34, 45))
+            answer = index * (12 + 23 + 34 + 45) - 5
+            stream.write(json.dumps({"id": str(index), "question": f"{products} - 5", "answer": str(answer)}) + "\n")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [dict(row) for row in latest(read_run_folder(folder, "collect").rows)]
+
+
+def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
+    """After SIGTERM each has a row with the states that it had, which are trained on; the same command solves it anew."""
+    write_problems(tmp_path / "problems.jsonl", 80)
+    command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
+    with start(*command, stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
+        results, deadline = tmp_path / "run" / "results.jsonl", time.monotonic() + TIMEOUT
+        while not (results.exists() and results.read_bytes().count(b"\n") >= 3):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode == TERMINATED
+    rows = rows_of(tmp_path / "run")
+    broken = [row for row in rows if row["status"] == "error"]
+    assert 0 < len(broken) <= 8 < len(rows) + 8 < 80
+    assert {row["error"] for row in broken} == {"broken off"}
+    partial = [row for row in broken if row["states"]]
+    assert partial
+    assert len(read_states([tmp_path / "run"]).features) == sum(len(row["states"]) for row in rows)
+    assert {row["id"] for row in partial} <= {name for name, _ in recorded(tmp_path / "run")[1]}
+
+    again = run(*command, cwd=tmp_path)
+    assert again.code == 0, again.err
+    done = {row["id"]: row for row in rows_of(tmp_path / "run")}
+    assert len(done) == 80
+    assert {row["status"] for row in done.values()} == {"done"}
+    for row in partial:
+        whole = done[row["id"]]["states"]
+        assert len(row["states"]) < len(whole)
+        assert [state["draft_text"] for state in row["states"]] == [state["draft_text"] for state in whole][
+            : len(row["states"])
+        ]
