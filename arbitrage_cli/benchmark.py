@@ -261,7 +261,7 @@ class Standings:
 
     def seconds_left(self, attempts: Collection[Attempt]) -> float | None:
         """An estimate of the time that these attempts will take; None before anything is known."""
-        means = {standing.label: standing.seconds / standing.done for standing in self.now() if standing.done}
+        means = {one.label: one.seconds / one.done for one in self.now() if one.done and one.seconds is not None}
         if not means:
             return None
         overall = sum(means.values()) / len(means)

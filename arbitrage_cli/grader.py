@@ -22,6 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self, cast
 
 from arbitrage_cli.answers import compare
+from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading import Extracted, Gold, final_answer, gold_answer
 from arbitrage_cli.types import Score
 
@@ -94,6 +95,15 @@ class Grader:
         Never raises for what a text says, and never waits long.
         """
         return self.grade_answer(final_answer(text), gold_answer(row))
+
+    def reaches(self, text: str, row: Mapping[str, Any]) -> bool:
+        """Whether a solution reaches the gold answer. ProblemError where that cannot be told: it is no reward of 0."""
+        score = self.grade(text, row)
+        if score.value == "unscored":
+            raise ProblemError(
+                f"a solution cannot be rated by its answer: {score.explanation}", "check the problem's answer"
+            )
+        return score.value == "correct"
 
     def grade_answer(self, extracted: Extracted, gold: Gold) -> Score:
         """Judges a final answer that was already taken from its solution."""

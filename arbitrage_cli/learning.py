@@ -67,9 +67,9 @@ RECIPES: tuple[Recipe, ...] = (
 
 
 def balanced(labels: Labels, importance: Numbers | None = None, groups: NDArray[np.int64] | None = None) -> Numbers:
-    """Weights with which both classes of each group count the same in sum, 1 on average; within a class as important as given.
+    """Weights with which both classes of each group count the same in sum; within a class as important as given.
 
-    `groups` (n,) are numbers; without them all examples are one group.
+    1 on average, if each group has both classes. `groups` (n,) are numbers; without them all examples are one group.
     """
     weights = np.ones(len(labels)) if importance is None else importance.astype(np.float64)
     group = np.zeros(len(labels), np.int64) if groups is None else groups

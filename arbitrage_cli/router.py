@@ -87,7 +87,8 @@ class Card:
     """What a head is: what it reads, what it was trained on and for, and how good it is on problems it never saw.
 
     `hidden_size` counts the numbers of the draft's hidden states that it reads (twice its n_embd), 0 if none: such a head
-    works with any draft. `pairs` are the models of the training data, each a mapping with `draft` and `target`. The other
+    works with any draft. `pairs` are the models of its states, those of the test included, each a mapping with `draft` and
+    `target`. The other
     mappings are JSON as `training` makes them.
     """
 
@@ -165,10 +166,6 @@ class Head:
                 f"{draft.get('name')}" + ("" if known.get("name") != draft.get("name") else ", another file of that name"),
                 "use the draft that it was trained on, or a head that reads no hidden states; or train one: arbitrage train",
             )
-
-    def knows(self, draft: Model, target: Model) -> bool:
-        """Whether it was trained on this very pair."""
-        return any(_is_same(pair["draft"], draft) and _is_same(pair["target"], target) for pair in self.card.pairs)
 
     @property
     def sha256(self) -> str:

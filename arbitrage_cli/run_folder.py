@@ -30,7 +30,7 @@ SCHEMA = 1
 RUN, RESULTS, LOCK = "run.json", "results.jsonl", "lock"
 BENCH, COLLECT = "bench", "collect"
 """Who makes runs; their rows have little in common. run.json of a benchmark does not say that it is one."""
-REPAIR_HINT = "if it cannot be restored from a copy: arbitrage bench with --repair does the damaged rows again"
+REPAIR_HINT = "if it cannot be restored from a copy: the command that made the run does the damaged rows again with --repair"
 
 Row = Mapping[str, Any]
 Key = tuple[str, int, str, float | str | None]
@@ -68,9 +68,9 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
 
     UsageError if there is no run of this kind in it, DamagedRunError if it was damaged.
     """
-    with _explained(folder, "cannot be read", "name the folder of a run, as arbitrage bench makes them below runs/"):
+    with _explained(folder, "cannot be read", f"name the folder of a run, as arbitrage {kind} makes them below runs/"):
         if not (folder / RUN).exists() and not _read_bytes(folder / RESULTS):
-            raise UsageError(f"{folder}: there is no run in this folder", "arbitrage bench makes them, below runs/")
+            raise UsageError(f"{folder}: there is no run in this folder", f"arbitrage {kind} makes them, below runs/")
         run = _read_run(folder)
         _check_kind(folder, run, kind)
         lines, _ = _lines(_read_bytes(folder / RESULTS))
@@ -308,7 +308,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DamagedRunError(
             f"{path} is missing, and {RESULTS} has rows: what they were made with is not known",
-            "restore it from a copy, or begin anew: arbitrage bench with --fresh sets the rows aside",
+            "restore it from a copy, or begin anew: the command that made them, with --fresh, sets the rows aside",
         ) from error
     except (ValueError, RecursionError) as error:
         raise _damaged_run(path, "it is not valid JSON") from error
@@ -327,13 +327,16 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def _check_kind(folder: Path, run: Mapping[str, Any] | None, wanted: str) -> None:
     kind = wanted if run is None else run.get("kind", BENCH)
     if kind != wanted:
-        raise UsageError(f"{folder}: this is a run of arbitrage {kind}, not of arbitrage {wanted}", "give another folder")
+        raise UsageError(
+            f"{folder}: this is a run of arbitrage {kind}, not of arbitrage {wanted}",
+            f"give one that arbitrage {wanted} made",
+        )
 
 
 def _damaged_run(path: Path, reason: str) -> DamagedRunError:
     return DamagedRunError(
         f"{path}: line 1: {reason}",
-        "restore it from a copy, or begin anew: arbitrage bench with --fresh sets what is there aside",
+        "restore it from a copy, or begin anew: the command that made the run, with --fresh, sets what is there aside",
     )
 
 

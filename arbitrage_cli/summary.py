@@ -76,15 +76,15 @@ class Standing:
     """How one policy of a benchmark stands: of the attempts that are planned, those tried, done, and with the right answer.
 
     `seconds` are those of the attempts that are done; `speedup` compares them with the target alone, on the same problems,
-    where one is solved at a time.
+    where one is solved at a time. `correct` and `seconds` are None where they are not known.
     """
 
     label: str
     planned: int
     tried: int
     done: int
-    correct: int
-    seconds: float
+    correct: int | None = None
+    seconds: float | None = None
     speedup: float | None = None
     concurrency: int = 1
 

@@ -122,10 +122,6 @@ class TauTable:
     named: Mapping[str, float]
     costs: Costs | None
 
-    def row(self, tau: float) -> TauRow:
-        """The row of the nearest tau."""
-        return min(self.rows, key=lambda row: abs(row.tau - tau))
-
     def time(self, row: TauRow, costs: Costs | None = None) -> float | None:
         """Expected time of a solution, as a share of the target's alone; None without costs."""
         known = costs or self.costs

@@ -59,8 +59,9 @@ class Settings:
 class Collected:
     """The states of some runs: `features` (n, n_features) with their names, `hidden` (n, hidden_size) or None.
 
-    Hidden states are None where the runs have none, or are of different drafts. `part` (n,) is the split, and `pair` (n,) the
-    index of each state's models in `pairs`.
+    Hidden states are None where the runs have none, or are of different drafts. `part` (n,) is the split, `pair` (n,) the
+    index of each state's models in `pairs`, and `is_whole` (n,) whether its solution was collected to its end: the others are
+    learned from, but what a tau does is told of whole solutions.
     """
 
     names: tuple[str, ...]
@@ -69,6 +70,7 @@ class Collected:
     outcomes: Outcomes
     part: NDArray[np.int64]
     pair: NDArray[np.int64]
+    is_whole: NDArray[np.bool_]
     runs: tuple[Mapping[str, Any], ...]
     pairs: tuple[Mapping[str, Any], ...]
     rewards: tuple[Mapping[str, Any], ...]
@@ -86,6 +88,7 @@ class _Solution:
     states: tuple[State, ...]
     run: int
     is_test: bool
+    is_whole: bool
 
 
 def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
@@ -98,7 +101,11 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
     for folder in (*folders, *test_folders):
         run, rows = _read(folder)
         index, is_test = len(runs), len(runs) >= len(folders)
-        found = [_Solution(row["question"], states, index, is_test) for row in rows if (states := _states(folder, run, row))]
+        found = [
+            _Solution(row["question"], states, index, is_test, row["status"] == "done")
+            for row in rows
+            if (states := _states(folder, run, row))
+        ]
         runs.append({**run, "path": folder, "states": sum(len(one.states) for one in found), "is_test": is_test})
         solutions += found
     if not any(run["states"] for run in runs):
@@ -164,6 +171,7 @@ def _join(solutions: Sequence[_Solution], runs: Sequence[Mapping[str, Any]]) -> 
         outcomes,
         np.array(parts)[outcomes.problem],
         np.repeat([pairs.index(pair_of[solution.run]) for solution in solutions], lengths),
+        np.repeat([solution.is_whole for solution in solutions], lengths),
         tuple(_about(run) for run in runs),
         pairs,
         _distinct(run["reward"] for run in runs),
@@ -287,7 +295,7 @@ def train(
     head = Head(chosen.network, knots, card)
     watch("measuring on the test")
     probability = _probabilities(head, collected, chosen.inputs)
-    table = _taus(probability, collected, choosing, testing)
+    table = _taus(probability, collected, choosing & collected.is_whole, testing & collected.is_whole)
     metrics = {
         **_metrics(probability, collected, truth, choosing, testing),
         "calibration": method,
@@ -310,11 +318,13 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> H
         raise UsageError(f"these runs do not have {what} that the head reads", "collect anew: arbitrage collect")
     for pair in collected.pairs:
         head.check(pair["draft"], 0 if collected.hidden is None else collected.hidden.shape[1])
-    columns = [collected.names.index(name) for name in card.features]
-    probability = head.probabilities(collected.features[:, columns], collected.hidden)
-    spread, known = spread_taus(probability), costs or collected.costs
-    plain = make_table(probability, collected.outcomes, spread, {}, known)
-    table = make_table(probability, collected.outcomes, spread, name_taus(plain), known)
+    columns, whole = [collected.names.index(name) for name in card.features], collected.is_whole
+    if not whole.any():
+        raise UsageError("no solution of these runs was collected to its end", "go on with the command that collected them")
+    probability = head.probabilities(collected.features[:, columns], collected.hidden)[whole]
+    outcomes, spread, known = collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs
+    plain = make_table(probability, outcomes, spread, {}, known)
+    table = make_table(probability, outcomes, spread, name_taus(plain), known)
     about = {
         "runs": list(collected.runs),
         "rewards": list(collected.rewards),
@@ -408,14 +418,22 @@ def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
 
 def _check(collected: Collected, truth: Truth) -> None:
     for part, called in enumerate(SPLIT):
-        labels = truth.is_better[collected.part == part]
-        for members, what in ((labels, "with"), (~labels, "without")):
-            if members.sum() < MIN_CLASS:
-                raise UsageError(
-                    f"too few states to train on: {int(members.sum())} {what} an advantage in the {called} part, of "
-                    f"{len(truth.is_better)} states in all",
-                    "collect more problems: arbitrage collect",
-                )
+        _check_part(truth.is_better[collected.part == part], f"the {called} part", len(truth.is_better))
+    if len(collected.pairs) > 1:  # each counts as much in learning: a few states must not
+        for index, pair in enumerate(collected.pairs):
+            for part in sorted({*collected.part[collected.pair == index]} - {TEST}):
+                chosen = (collected.part == part) & (collected.pair == index)
+                of = f"the {SPLIT[part]} part of draft {pair['draft']['name']}"
+                _check_part(truth.is_better[chosen], of, len(truth.is_better))
+
+
+def _check_part(labels: NDArray[np.bool_], of: str, num_states: int) -> None:
+    for members, what in ((labels, "with"), (~labels, "without")):
+        if members.sum() < MIN_CLASS:
+            raise UsageError(
+                f"too few states to train on: {int(members.sum())} {what} an advantage in {of}, of {num_states} states in all",
+                "collect more problems: arbitrage collect",
+            )
 
 
 # --- the card

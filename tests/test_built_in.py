@@ -186,7 +186,7 @@ def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelR
     """Which is faster and writes the same texts, but for near-ties; and whoever asks for something else gets that."""
     problems = some_problems()
     expected = texts(backends, problems, "entropy", 1.0)
-    assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0 keys, f16 values"}
+    assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0/f16"}
     with ExitStack() as stack:
         plain = {
             role: stack.enter_context(
@@ -278,11 +278,10 @@ def test_the_head_is_of_this_pair() -> None:
     pair = read_pairs()["builtin"]
     assert pair.head
     head = load(head_file(pair.head))
-    models: list[dict[str, str | None]] = []
-    for source in (pair.draft, pair.target):
+    (models,) = head.card.pairs
+    for role, source in (("draft", pair.draft), ("target", pair.target)):
         (path,) = find_files(source)
-        models.append({"name": None, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-    assert head.knows(*models)
+        assert models[role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     (record,) = solve("5 + 6", "--json").records
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
 

@@ -106,7 +106,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
         (["run", "other"], "different pairs"),
         (["bench"], "run of arbitrage bench, not of arbitrage collect"),
         (["run", "-o", "new.pkl"], ".safetensors"),
-        (["--dataset", "builtin", "--pair", "scripted"], "needs a prm model"),
+        (["--dataset", "builtin", "--pair", "scripted"], "a process reward model is needed"),
     ],
 )
 def test_what_does_not_go_together_is_said(program: Program, here: Path, arguments: list[str], reason: str) -> None:

@@ -15,7 +15,7 @@ from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 1000 bytes, whose processor's cache has 50 of them."""
     monkeypatch.setattr(capacity, "available_memory", lambda: 1000)
-    monkeypatch.setattr(capacity, "SMALL", 50)
+    monkeypatch.setattr(capacity, "CACHED_BYTES", 50)
 
 
 def never() -> Need:
@@ -51,6 +51,8 @@ def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int)
 def test_auto_goes_on_as_the_run_began() -> None:
     """A run that goes on has the number that it had, as long as that fits."""
     assert choose_concurrency("auto", lambda: Need(100, 100), most=64, earlier=7) == 7
+    assert choose_concurrency("auto", lambda: Need(100, 100), most=2, earlier=7) == 7
+    assert choose_concurrency("auto", never, most=64, earlier=1) == 1
     with pytest.raises(ModelMemoryError):
         choose_concurrency("auto", lambda: Need(100, 200), most=64, earlier=7)
 

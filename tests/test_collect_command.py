@@ -28,21 +28,27 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [dict(row) for row in latest(read_run_folder(folder, "collect").rows)]
 
 
+def wait_for_rows(folder: Path, number: int) -> None:
+    results, deadline = folder / "results.jsonl", time.monotonic() + TIMEOUT
+    while not (results.exists() and results.read_bytes().count(b"\n") >= number):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
     """After SIGTERM each has a row with the states that it had, which are trained on; the same command solves it anew."""
     write_problems(tmp_path / "problems.jsonl", 80)
-    command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
+    command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
     with start(*command, stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
-        results, deadline = tmp_path / "run" / "results.jsonl", time.monotonic() + TIMEOUT
-        while not (results.exists() and results.read_bytes().count(b"\n") >= 3):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_rows(tmp_path / "run", 3)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=TIMEOUT)
+        _, told = process.communicate(timeout=TIMEOUT)
     assert process.returncode == TERMINATED
+    assert b"problems are done and safe in run; to go on: arbitrage collect --pair scripted" in told
     rows = rows_of(tmp_path / "run")
     broken = [row for row in rows if row["status"] == "error"]
-    assert 0 < len(broken) <= 8 < len(rows) + 8 < 80
+    assert 0 < len(broken) <= 8
+    assert len(rows) < 80
     assert {row["error"] for row in broken} == {"broken off"}
     partial = [row for row in broken if row["states"]]
     assert partial
@@ -60,3 +66,18 @@ def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
         assert [state["draft_text"] for state in row["states"]] == [state["draft_text"] for state in whole][
             : len(row["states"])
         ]
+
+
+def test_a_second_end_takes_nothing_back(tmp_path: Path) -> None:
+    """A run that is ended again as soon as it goes on has the states that it had."""
+    write_problems(tmp_path / "problems.jsonl", 80)
+    command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
+    counts = []
+    for num_rows in (3, 12):
+        with start(*command, stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
+            wait_for_rows(tmp_path / "run", num_rows)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=TIMEOUT)
+        counts.append({row["id"]: len(row["states"]) for row in rows_of(tmp_path / "run")})
+    first, second = counts
+    assert all(second[name] >= number for name, number in first.items())

@@ -153,6 +153,23 @@ def test_command_explains_a_problem(head_file: Path) -> None:
     json.dumps(records, allow_nan=False)
 
 
+def test_command_asks_the_reward_model_as_the_pair_says() -> None:
+    """The built-in one in its own style; in another its rewards are other numbers."""
+    found, as_told, otherwise = (
+        [record["advantage"] for record in run("explain", "What is 487 * 629 - 95 * 38?", "--json", "-q", *style).records]
+        for style in ([], ["--prm-style", "steps"], ["--prm-style", "turns"])
+    )
+    assert found == as_told != otherwise
+
+
+@pytest.mark.parametrize("named", ["folder", "folder/typo"])
+def test_a_folder_without_a_run_is_no_problem(tmp_path: Path, named: str) -> None:
+    """A mistyped run is not sent to the models as if it were something to solve."""
+    (tmp_path / "folder").mkdir()
+    found = run("explain", named, "--pair", "scripted", cwd=tmp_path)
+    assert (found.code, "no run in this folder" in found.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from arbitrage_cli import grader_child
+from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grader import Grader, grader_version
 from arbitrage_cli.types import Score
 
@@ -136,6 +137,15 @@ def test_gold_answer_that_cannot_be_read_is_unscored(grader: Grader) -> None:
     """Against a gold answer that nobody can read nothing is right or wrong."""
     score = grader.grade(ASKED, {"answer": "\\heartsuit\\dagger\\dagger ("})
     assert score == Score("unscored", "2\\sqrt{2}", "grader: math-verify cannot read the gold answer")
+
+
+def test_a_reward_is_right_or_wrong_or_an_error(grader: Grader) -> None:
+    """What cannot be judged is not wrong: whoever rates by answers is told so."""
+    assert grader.reaches("\\boxed{4}", {"answer": "4"})
+    assert not grader.reaches("\\boxed{5}", {"answer": "4"})
+    assert not grader.reaches("no answer", {"answer": "4"})
+    with pytest.raises(ProblemError, match="cannot be rated by its answer: the data have no gold answer"):
+        grader.reaches("\\boxed{4}", {})
 
 
 def test_version_names_what_verdicts_depend_on() -> None:

@@ -190,12 +190,8 @@ def test_another_drafts_head_is_refused() -> None:
 
 
 def test_head_without_hidden_states_suits_any_draft() -> None:
-    """It reads nothing that only one model has; whether it was trained on a pair can be asked."""
-    head = make_head()
-    head.check({"name": "Other draft", "sha256": "a" * 64}, 100)
-    assert head.knows(DRAFT, TARGET)
-    assert not head.knows(DRAFT, DRAFT)
-    assert not head.knows({"name": "Tiny draft", "sha256": None}, TARGET)
+    """It reads nothing that only one model has."""
+    make_head().check({"name": "Other draft", "sha256": "a" * 64}, 100)
 
 
 def test_demo_models_go_by_their_names() -> None:

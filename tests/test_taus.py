@@ -30,6 +30,11 @@ COSTS = Costs(
 )
 
 
+def row_at(table: TauTable, tau: float) -> TauRow:
+    """The row of the nearest tau."""
+    return min(table.rows, key=lambda row: abs(row.tau - tau))
+
+
 def make_outcomes(solutions: int = 60, seed: int = 0, *, repeats: int = 1) -> tuple[np.ndarray[Any, Any], Outcomes]:
     """Probabilities that tell something, and what came of the states; each problem is solved `repeats` times."""
     rng = np.random.default_rng(seed)
@@ -70,7 +75,7 @@ def simulate(escalated: list[bool], outcomes: Outcomes) -> dict[str, float]:
 def test_row_is_what_a_run_would_do(tau: float) -> None:
     """Rates, rewards and tokens of one tau, per solution."""
     probability, outcomes = make_outcomes()
-    row = make_table(probability, outcomes, [tau], {}, COSTS).row(tau)
+    row = row_at(make_table(probability, outcomes, [tau], {}, COSTS), tau)
     escalated = probability > tau
     kept = np.where(escalated, outcomes.target_reward, outcomes.draft_reward)
     best = np.maximum(outcomes.target_reward, outcomes.draft_reward)
@@ -97,15 +102,15 @@ def test_time_is_a_share_of_the_target_alone() -> None:
     routed = sums["draft"] + (sums["draft_prefill"] + prompts) / 2 + 10 * sums["target"]
     routed += 2 * (sums["verify"] + sums["prefill"]) + steps / 4
     alone = 10 * outcomes.target_tokens.sum() + 2 * prompts
-    assert table.time(table.row(0.5)) == pytest.approx(routed / alone)
+    assert table.time(row_at(table, 0.5)) == pytest.approx(routed / alone)
 
 
 def test_time_on_another_machine() -> None:
     """The same rows at other costs; without any there is no time."""
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.5], {}, None)
-    assert table.time(table.row(0.5)) is None
-    slow, fast = (table.time(table.row(NEVER), replace(COSTS, draft_seconds_per_token=cost)) for cost in (2.0, 1.0))
+    assert table.time(row_at(table, 0.5)) is None
+    slow, fast = (table.time(row_at(table, NEVER), replace(COSTS, draft_seconds_per_token=cost)) for cost in (2.0, 1.0))
     assert slow is not None
     assert fast is not None
     assert slow > fast
@@ -129,10 +134,10 @@ def test_intervals_are_over_problems() -> None:
     widths = []
     for problem in (ten["problem"], ten["solution"]):
         repeated = Outcomes(**(ten | {"problem": problem}))
-        interval = make_table(np.tile(probability, 10), repeated, [0.5], {}, COSTS).row(0.5).change_interval
+        interval = row_at(make_table(np.tile(probability, 10), repeated, [0.5], {}, COSTS), 0.5).change_interval
         assert interval is not None
         widths.append(interval[1] - interval[0])
-    once = make_table(probability, outcomes, [0.5], {}, COSTS).row(0.5).change_interval
+    once = row_at(make_table(probability, outcomes, [0.5], {}, COSTS), 0.5).change_interval
     assert once is not None
     assert widths[0] == pytest.approx(once[1] - once[0])
     assert widths[1] == pytest.approx(widths[0] / math.sqrt(10), rel=0.15)

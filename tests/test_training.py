@@ -301,6 +301,29 @@ def test_weights_balance_groups() -> None:
     assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
 
 
+def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
+    """It would count as much as the other: a single one of its states as much as hundreds."""
+    other = {"models": {"draft": {"name": "Other", "sha256": "a" * 64}, "target": {**TARGET, "source": "t.gguf"}}}
+    runs = [
+        write_run(tmp_path / "large", questions(200)),
+        write_run(tmp_path / "small", questions(10, 200), changes=other),
+    ]
+    with pytest.raises(UsageError, match="an advantage in the training part of draft Other"):
+        train_on(read_states(runs))
+
+
+def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
+    """The states of the others are learned from, but nothing is known of what would have followed them."""
+    is_whole = collected.outcomes.solution % 3 > 0
+    found = train_on(replace(collected, is_whole=is_whole), Settings(inputs=AGNOSTIC))
+    assert found.card.data["parts"]["training"]["states"] == int((collected.part == TRAINING).sum())
+    named = dict(found.card.taus["named"])
+    assert with_taus(found, replace(collected, is_whole=is_whole)).card.taus != with_taus(found, collected).card.taus
+    assert named.keys() == {"exact", "balanced", "fast"}
+    with pytest.raises(UsageError, match="no solution of these runs"):
+        with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
+
+
 def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
     """What makes a step worth escalating is the opposite for the two: a head that follows the larger one alone is wrong."""
     lowest = World(bias=0.0, weights=(("logprob_worst", -2.0), ("entropy_first", 1.0)), harm=0.0)

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 class ModelCard:
     """What a model says of itself. `context_size` is what was allocated for one sequence, not what it was trained for.
 
-    `kv_cache` tells the number format of its KV cache in words, "" if it has none.
+    `kv_cache` names the number format of its KV cache (keys/values where they differ), "" if it has none.
     """
 
     source: str  # the name or path that the user gave
@@ -66,6 +66,9 @@ DEFAULT_CONTEXT_SIZE = 4096
 
 KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
 """Of one number in the KV cache by its format, block scales included."""
+
+CACHED_BYTES = 32 << 20
+"""Of weights that stay in a processor's cache, as a rule."""
 
 MAX_DECODE = 512
 """Tokens that every backend decodes at once."""

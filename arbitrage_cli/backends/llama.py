@@ -21,7 +21,16 @@ from typing import Any, Self
 import llama_cpp.llama_cpp as c
 import numpy as np
 
-from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, KV_BYTES, MAX_DECODE, Floats, ModelCard, Options, Output
+from arbitrage_cli.backends import (
+    CACHED_BYTES,
+    DEFAULT_CONTEXT_SIZE,
+    KV_BYTES,
+    MAX_DECODE,
+    Floats,
+    ModelCard,
+    Options,
+    Output,
+)
 from arbitrage_cli.errors import (
     ArbitrageError,
     ComputeError,
@@ -37,7 +46,6 @@ from arbitrage_cli.machine import default_threads, total_memory
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
-CACHED_BYTES = 32 << 20  # of weights that stay in a processor's cache
 NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens of all sequences together
 
@@ -56,7 +64,7 @@ class _Attention:
 
     @property
     def formats(self) -> str:
-        return self.keys if self.keys == self.values else f"{self.keys} keys, {self.values} values"
+        return self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
 
 
 NARROW_ATTENTION = _Attention(False, keys="q8_0", values="f16")

@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
-from arbitrage_cli.commands.output import choose_progress, log_to, show_figures
+from arbitrage_cli.commands.output import choose_progress, log_to, show_figures, telling_how_to_go_on
 from arbitrage_cli.commands.sources import (
     head_named,
     instructions,
@@ -157,7 +157,7 @@ def bench(
     from arbitrage_cli.benchmark import left, plan
     from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
-    from arbitrage_cli.commands.measuring import Work, measure, telling_how_to_go_on
+    from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import find_head, sequences, whose_costs
     from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
@@ -221,7 +221,7 @@ def bench(
             run = go_on(folder.run, run, path)
         attempts = plan(items, columns, samples, at_once)
         work = Work(setup, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, display)
-        with telling_how_to_go_on(work):
+        with telling_how_to_go_on(display, lambda: work.how_to_go_on):
             if work.left:
                 measure(work, run, timeout)
             rows = latest(folder.rows)

@@ -148,7 +148,7 @@ def _check_source(context: typer.Context, runs: Sequence[Path] | None, dataset: 
 
 
 def _collect(given: Mapping[str, Any], folder: Path) -> bool:
-    """Collect with these options, rolled in by the head; whether some problems failed, whose states are then missing."""
+    """Collect with these options, rolled in by the head; whether some problems failed."""
     shared_options = {name: value for name, value in given.items() if name in inspect.signature(collect).parameters}
     try:
         collect(**{**shared_options, "output": folder, "roll_in": RollIn.head})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbitrage_cli.backends import KV_BYTES, Options
+from arbitrage_cli.backends import CACHED_BYTES, KV_BYTES, Options
 from arbitrage_cli.errors import ModelMemoryError, UsageError
 from arbitrage_cli.gguf_facts import read_facts
 from arbitrage_cli.machine import available_memory
@@ -20,7 +20,6 @@ AUTO = "auto"
 MOST = 64  # sequences of a model are bounded in llama.cpp, and some policies need several of them for a problem
 MOST_AUTO = 16  # on a processor more at once gain little, and each takes longer;
 MOST_AUTO_SMALL = 4  # of models that stay in its cache, where reading the weights once for all gains less
-SMALL = 32 << 20  # bytes of all weights
 SHARE_AUTO = 0.5  # of the memory that can be had now: other programs want some too
 GIB = 2**30
 
@@ -60,15 +59,15 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
 def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
     """The number that is meant: `auto`, or a number from 1 to MOST. UsageError; ModelMemoryError if so many do not fit.
 
-    `auto` is `earlier`, that of a run that goes on, or else as many as are worth it and fit in a share of the memory. It is
-    never above `most`. `needed` is only asked where there is more than one.
+    `auto` is `earlier`, that of a run that goes on, or else as many as are worth it and fit in a share of the memory. Anything
+    else is never above `most`. `needed` is only asked where there is more than one.
     """
-    asked = min(most, (earlier or MOST_AUTO) if wanted == AUTO else _number(wanted))
+    asked = earlier if wanted == AUTO and earlier else min(most, MOST_AUTO if wanted == AUTO else _number(wanted))
     if asked == 1:
         return 1
     need, memory = needed(), available_memory()
     if wanted == AUTO and not earlier:
-        worth_it = MOST_AUTO_SMALL if need.weights <= SMALL else MOST_AUTO
+        worth_it = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
         return min(asked, worth_it, need.largest_within(SHARE_AUTO * (memory or 0)))
     if memory is not None and need.of(asked) > memory:
         raise ModelMemoryError(

@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
-from arbitrage_cli.commands.output import choose_progress, log_to
+from arbitrage_cli.commands.output import choose_progress, log_to, telling_how_to_go_on
 from arbitrage_cli.commands.sources import (
     head_named,
     instructions,
@@ -210,7 +210,9 @@ def collect(
         if left:
             each = sequences([column.policy], setup.reward, rollouts)
             at_once = choose_concurrency(concurrency, lambda: memory_needed(setup.found, setup.load, each), most=len(left))
-            gather(Gathering(setup, items, left, folder, display, keep, at_once, target_samples, samplers), run)
+            work = Gathering(setup, items, left, folder, display, keep, at_once, target_samples, samplers)
+            with telling_how_to_go_on(display, lambda: work.how_to_go_on):
+                gather(work, run)
         rows = latest(folder.rows)
         display.close()
         num_states = sum(len(row["states"]) for row in rows)

@@ -21,6 +21,7 @@ from arbitrage_cli.commands.sources import (
     name_models,
     needed_models,
     pair_named,
+    style_of_prm,
     warnings_about,
 )
 from arbitrage_cli.datasets import make_problem
@@ -54,6 +55,7 @@ def explain(
     target: shared.Target = None,
     pair: shared.PairName = None,
     prm: shared.RewardModel = None,
+    prm_style: shared.PrmStyle = None,
     head: shared.HeadFile = None,
     offline: shared.Offline = False,
     tau: shared.Tau = None,
@@ -85,7 +87,7 @@ def explain(
 
     named = pair_named(pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
-    is_run = (Path(what) / "run.json").exists()
+    is_run = _is_run(what)
     if is_run and not (pair or draft or target):
         named, models = models_of_states(Path(what))
     source = head_named(head, named, models)
@@ -106,6 +108,7 @@ def explain(
         wanted = _Wanted(
             problem=what,
             models=models,
+            prm_style=style_of_prm(prm_style, prm, named),
             load=load,
             threads=placement.threads,
             sampling=(temperature, top_p, seed),
@@ -117,6 +120,19 @@ def explain(
     _explain_solution(trace, known, threshold, top, as_json=json_lines)
 
 
+def _is_run(what: str) -> bool:
+    """Whether it names a run. UsageError if it looks like the folder of one, but there is none."""
+    path = Path(what)
+    with contextlib.suppress(OSError, ValueError):  # a problem may be no path at all
+        if (path / "run.json").exists():
+            return True
+        if what and (path.is_dir() or (len(what.split()) == 1 and "/" in what and path.parent.is_dir())):
+            raise UsageError(
+                f"{what}: there is no run in this folder", "arbitrage collect makes them; a problem is told in words"
+            )
+    return False
+
+
 # --- a problem
 
 
@@ -126,6 +142,7 @@ class _Wanted:
 
     problem: str
     models: Mapping[ModelRole, str | None]
+    prm_style: str | None
     load: "Options"
     threads: Mapping[ModelRole, int]
     sampling: tuple[float, float, int]  # temperature, top_p, seed
@@ -157,7 +174,8 @@ def _solve(
     def make_flow(trace: Trace) -> Flow:
         return collect(trace, keep, lambda state: None) if is_rated else routed.flow(trace, tau, 0, router)
 
-    scheduler = Scheduler(engines, make_flow, wanted.limits, rater=make_rater(policy, backends))
+    rater = make_rater(policy, backends, prm_style=wanted.prm_style)
+    scheduler = Scheduler(engines, make_flow, wanted.limits, rater=rater)
     events = stack.enter_context(contextlib.closing(scheduler.run([problem])))
     (finished,) = (event for event in events if isinstance(event, Finished))
     if finished.error is not None:

@@ -1,6 +1,7 @@
 """Makes what `arbitrage collect` was asked for: loads the models, measures their costs, writes each problem's states."""
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from arbitrage_cli.commands.run_facts import Setup, add_loaded
 from arbitrage_cli.commands.session import open_backends
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.errors import InterruptedRunError
+from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grader import Grader
 from arbitrage_cli.reporters.progress import Outcome, Progress, State
 from arbitrage_cli.rollouts import Recalling, Rollout
-from arbitrage_cli.run_folder import SCHEMA, RunFolder
+from arbitrage_cli.run_folder import SCHEMA, RunFolder, latest
 from arbitrage_cli.runs import attempt_error
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler, Writer
@@ -48,6 +49,14 @@ class Gathering:
     target_samples: int
     rollouts: Sequence[Sampler]
 
+    @property
+    def how_to_go_on(self) -> str:
+        """What is safe, and the command that goes on; "" if there is nothing yet."""
+        asked = {item.problem.id for item in self.items}
+        done = sum(row["status"] == "done" and row["id"] in asked for row in latest(self.folder.rows))
+        safe = f"{done} of {len(self.items)} problems are done and safe in {self.folder.path}"
+        return f"{safe}; to go on: {shlex.join(self.setup.command)}" if done else ""
+
 
 def gather(work: Gathering, run: Mapping[str, Any]) -> None:
     """Collect the states that are left. `run` is the content of run.json so far."""
@@ -60,7 +69,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
         golds = {item.problem.id: item.gold for item in work.items}
 
         def is_right(identifier: str, text: str) -> bool:
-            return grader.grade(text, golds[identifier]).value == "correct"
+            return grader.reaches(text, golds[identifier])
 
         rater = make_rater(
             policy,
@@ -124,17 +133,19 @@ def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
     }
 
 
-def _follow(scheduler: Scheduler, work: Gathering, states: Mapping[str, Sequence[RecordedState]]) -> None:
+def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[RecordedState]]) -> None:
     """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states that they have."""
     began = time.perf_counter()
     finished = errors = 0
     already = len(work.items) - len(work.left)
+    held = {row["id"]: len(row["states"]) for row in latest(work.folder.rows)}
 
     def state() -> State:
         seconds = time.perf_counter() - began
         left = (len(work.left) - finished) * seconds / finished if finished else None
-        standing = Standing("states", len(work.items), already + finished, already + finished - errors, 0, seconds)
-        return State(already + finished, len(work.items), [standing], left)
+        tried = already + finished
+        standing = Standing(f"{sum(held.values())} states", len(work.items), tried, tried - errors)
+        return State(tried, len(work.items), [standing], left)
 
     work.display.begin(f"collect {work.setup.dataset.name}", state())
     levels = {item.problem.id: item.level for item in work.items}
@@ -142,9 +153,10 @@ def _follow(scheduler: Scheduler, work: Gathering, states: Mapping[str, Sequence
 
     def write(event: Finished) -> dict[str, Any]:
         name = event.trace.problem.id
-        row = _row(event, states[name], levels[name])
+        del in_flight[name]  # first: a signal that comes while the row is written does not write it twice
+        row = _row(event, states.pop(name), levels[name])
         work.folder.append(row)
-        del in_flight[name]
+        held[name] = len(row["states"])
         return row
 
     with contextlib.closing(scheduler.run(item.problem for item in work.left)) as events:
@@ -159,8 +171,10 @@ def _follow(scheduler: Scheduler, work: Gathering, states: Mapping[str, Sequence
                     told = row["error"] or f"{len(row['states'])} states"
                     work.display.finish(Outcome(row["id"], "collect", row["status"], told, row["seconds"]), state())
         finally:
-            for trace in list(in_flight.values()):
-                write(Finished(trace, InterruptedRunError("broken off")))
+            with contextlib.suppress(OutputError):  # if that is what broke it off, it is told already
+                for name, trace in list(in_flight.items()):
+                    if len(states[name]) > held.get(name, 0):  # an earlier attempt may have come further
+                        write(Finished(trace, InterruptedRunError("broken off")))
 
 
 def _row(event: Finished, states: Sequence[RecordedState], level: str | int | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from arbitrage_cli.commands.routing import make_rater, make_router, sequences
 from arbitrage_cli.commands.run_facts import Setup, add_loaded
 from arbitrage_cli.commands.session import Engines, open_backends
 from arbitrage_cli.commands.watchdog import Watchdog
-from arbitrage_cli.errors import ArbitrageError, ProblemError
+from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grader import Grader
 from arbitrage_cli.reporters.progress import Outcome, Progress, State
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
@@ -42,9 +42,9 @@ class Work:
 
     @property
     def how_to_go_on(self) -> str:
-        """What is safe, and the command that goes on."""
+        """What is safe, and the command that goes on; "" if there is nothing yet."""
         safe = f"{self.num_safe} of {len(self.attempts)} attempts are safe in {self.folder.path}"
-        return f"{safe}; to go on: {shlex.join(self.setup.command)}"
+        return f"{safe}; to go on: {shlex.join(self.setup.command)}" if self.num_safe else ""
 
 
 def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
@@ -64,19 +64,6 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
         _follow(bench, work, watchdog)
 
 
-@contextlib.contextmanager
-def telling_how_to_go_on(work: Work) -> Iterator[None]:
-    """Whatever breaks a run off: say what is safe, and how to go on."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
-            work.display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
-            if work.num_safe:
-                work.display.note(work.how_to_go_on)
-        raise
-
-
 def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grader, timeout: float | None) -> Bench:
     """Whatever the policies need that are to be measured: engines, routers, and whoever rates steps. UsageError, RouterError."""
     setup = work.setup
@@ -85,7 +72,7 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in work.left}
 
     def is_right(problem: str, text: str) -> bool:
-        return grader.grade(text, golds[problem]).value == "correct"
+        return grader.reaches(text, golds[problem])
 
     raters = {
         name: make_rater(

@@ -14,7 +14,9 @@ _MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampli
 DEFAULTS = Limits()
 MAX_CONTEXT = 1 << 24  # tokens: above any model, and below what llama.cpp counts in
 MAX_THREADS = 512  # llama.cpp's own limit; it does not check it
-_DEFAULT_TAUS = ", ".join(f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau)
+_DEFAULT_TAUS = ", ".join(
+    f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau is not None
+)
 
 
 def _a_number(value: float | None) -> float | None:
@@ -112,7 +114,7 @@ RewardModel = Annotated[
         "--prm",
         envvar="ARBITRAGE_PRM",
         metavar="MODEL",
-        help="A process reward model, named in the same ways: policies rsd and oracle ask it.",
+        help="A process reward model, named in the same ways: policies rsd and oracle ask it, and rewards come from it.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -159,8 +161,8 @@ Tau = Annotated[
     typer.Option(
         envvar="ARBITRAGE_TAU",
         metavar="TAU",
-        help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always. With a head "
-        f"also fast, balanced or exact (default). Untuned defaults of the others: {_DEFAULT_TAUS}.",
+        help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always (oracle: below -1). "
+        f"With a head also fast, balanced or exact (default). Untuned defaults of the others: {_DEFAULT_TAUS}.",
         rich_help_panel=_MODELS,
     ),
 ]
@@ -217,8 +219,8 @@ Concurrency = Annotated[
         "--concurrency",
         envvar="ARBITRAGE_CONCURRENCY",
         metavar="N|auto",
-        help="Problems that are solved at once: more of them in all, each of them later. auto: up to 16, if they fit in half of "
-        "the free memory.",
+        help="Problems that are solved at once: more of them in all, each of them later. auto: up to 16 (4 of models below "
+        "32 MiB), if they fit in half of the free memory.",
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -257,7 +259,7 @@ FlashAttention = Annotated[
     typer.Option(
         "--flash-attention/--no-flash-attention",
         envvar="ARBITRAGE_FLASH_ATTENTION",
-        help="Default: as llama.cpp thinks best.",
+        help="Default: as llama.cpp thinks best, but off where --kv-type auto takes q8_0 keys. Given, auto means f16.",
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -266,8 +268,8 @@ KvCacheType = Annotated[
     typer.Option(
         "--kv-type",
         envvar="ARBITRAGE_KV_TYPE",
-        help="Number format of the KV cache. auto: f16, but q8_0 for keys of attention heads that are 32 numbers wide (the "
-        "built-in models'), which a processor reads twice as fast.",
+        help="Number format of the KV cache. auto: f16; where flash attention is not asked for either, q8_0 for the keys of "
+        "attention heads of 32 numbers (the built-in models'), which a processor reads twice as fast.",
         rich_help_panel=_MACHINE,
     ),
 ]

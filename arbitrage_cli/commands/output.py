@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.reporters import Display, Loading, write
 from arbitrage_cli.reporters.plain import PlainDisplay
 from arbitrage_cli.reporters.progress import PlainProgress, Progress
@@ -114,6 +114,19 @@ def show_figures(
 def _refuse_closed_output() -> None:
     if sys.stdout is None:
         raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
+
+
+@contextlib.contextmanager
+def telling_how_to_go_on(display: Progress, words: Callable[[], str]) -> Iterator[None]:
+    """Whatever breaks a run off: say what is safe and how to go on, if there is something to say."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+            display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
+            if told := words():
+                display.note(told)
+        raise
 
 
 @contextlib.contextmanager

@@ -3,16 +3,15 @@
 Slow to import, as NumPy is: a command does so only when there is work to do.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from arbitrage_cli.arbitrage import POLICIES, Policy, Router
 from arbitrage_cli.backends import Backend
+from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import head_file
+from arbitrage_cli.pairs import head_file, local_files
 from arbitrage_cli.rewards import Judge, ProcessReward
 from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.router import Head, load
@@ -92,16 +91,14 @@ def make_router(
     known = needed(head)
     if known.card.hidden_size:
         card = backends["draft"].card
-        known.check({"name": card.name, "sha256": file_sha256(found["draft"])}, 2 * card.hidden_size)
+        known.check({"name": card.name, "sha256": _sha256(found["draft"])}, 2 * card.hidden_size)
     return known.router()
 
 
-def file_sha256(path: str) -> str | None:
-    """Of a model's file; None for a demo model, which has none."""
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(source: str) -> str | None:
+    """Of a model's files; None for a demo model, which has none."""
+    files = local_files(source)
+    return digest(files, lambda fraction: None)[1] if files else None
 
 
 def sequences(

@@ -169,9 +169,8 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
 
 
 def concurrency_of(folder: RunFolder) -> int | None:
-    """How many problems a throughput run solves at once; None for any other run, and before its first row."""
-    concurrency = (folder.run or {}).get("concurrency", 1) if folder.rows else 1
-    return concurrency if concurrency > 1 else None
+    """How many problems a run solves at once; None before its first row."""
+    return (folder.run or {}).get("concurrency", 1) if folder.rows else None
 
 
 def with_grader(run: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _describe(engine: Engine) -> str:
     card = engine.card
     layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
     threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
-    return f"{card.name} ({card.description}; context {card.context_size}, {threads}, {layers})"
+    context = f"context {card.context_size}" + (f" of {card.kv_cache}" if card.kv_cache else "")
+    return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 
 
 def run_info(

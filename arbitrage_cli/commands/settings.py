@@ -67,7 +67,7 @@ def _parameters(command: Any) -> dict[str, str]:
         option.removeprefix("--"): parameter.name
         for parameter in command.params
         for option in parameter.opts
-        if option.startswith("--") and option not in ("--help", "--input", "--debug")
+        if option.startswith("--") and option not in ("--help", "--input", "--debug", "--fresh", "--repair")
     }
 
 

@@ -19,8 +19,8 @@ BUILT_IN_WARNING = (
 )
 
 UNIVERSAL_WARNING = (
-    "no head was trained for these two models: the universal one decides, which learned on the built-in pair; "
-    "arbitrage calibrate measures what they do here"
+    "no head was trained for these two models: the universal one decides, which learned on others; "
+    "train one: arbitrage collect, then arbitrage train"
 )
 
 
@@ -98,6 +98,12 @@ def needed_models(
         rates = policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
         for role in (*policy.models, *(("prm",) if rates else ())):
             source = named[role]
+            if not source and role == "prm":
+                raise UsageError(
+                    "a process reward model is needed to rate steps, and none is named",
+                    "give --prm MODEL, or a --pair that has one (llama3, builtin)"
+                    + ("; or go by the known answers: --reward rollout" if policy.reward == "any" else ""),
+                )
             if not source:
                 raise UsageError(
                     f"policy {policy.name} needs a {role} model",

@@ -44,7 +44,7 @@ def train(
     by_advantage: Annotated[
         bool, typer.Option("--by-advantage", help="Let states count more whose advantage, or loss, is large.")
     ] = False,
-    seed: shared.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of the networks' first weights.")] = 0,
     json_line: Annotated[
         bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="The card as one line of JSON.")
     ] = False,

@@ -135,12 +135,12 @@ def _standing_lines(standings: Sequence[Standing], columns: int) -> list[Text]:
 def _standing_line(standing: Standing, width: int, *, in_full: bool) -> Text:
     """`entropy 0.5  12/60  correct 9/12 (75%)  31.2 s each  1.42x the target's speed`; in short `... 75%  31.2 s  1.42x speed`."""
     line = Text(f"  {standing.label:<{width}}  {standing.tried:>{len(str(standing.planned))}}/{standing.planned}")
-    if standing.tried:
+    if standing.tried and standing.correct is not None:
         share = f"{standing.correct / standing.tried:.0%}"
         line.append("  correct " + (f"{standing.correct}/{standing.tried} ({share})" if in_full else share), "green")
     if standing.done and standing.concurrency > 1 and standing.seconds:
         line.append(f"  {standing.done / standing.seconds:.3g}" + (" problems/s" if in_full else "/s"))
-    elif standing.done:
+    elif standing.done and standing.seconds is not None:
         line.append(f"  {short(standing.seconds / standing.done)}" + (" each" if in_full else ""))
     if standing.speedup is not None and standing.label != "target":
         line.append(f"  {standing.speedup:.2f}x " + ("the target's speed" if in_full else "speed"), "bold")

@@ -62,7 +62,7 @@ def main() -> None:
                     backend.read(0, 0, [FIRST_TOKEN + position % MANY_TOKENS for position in range(depth)])
                     cells = [milliseconds(backend, depth, rows, arguments.repeats) for rows in arguments.rows]
                     told = "  ".join(f"{cell:8.3f}" for cell in cells)
-                    sys.stdout.write(f"  after {depth:4} tokens  {name:14} ({backend.card.kv_cache:22}) {told}\n")
+                    sys.stdout.write(f"  after {depth:4} tokens  {name:14} ({backend.card.kv_cache:8}) {told}\n")
 
 
 if __name__ == "__main__":
