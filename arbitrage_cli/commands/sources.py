@@ -102,7 +102,9 @@ def needed_models(
                 raise UsageError(
                     "a process reward model is needed to rate steps, and none is named",
                     "give --prm MODEL, or a --pair that has one (llama3, builtin)"
-                    + ("; or go by the known answers: --reward rollout" if policy.reward == "any" else ""),
+                    + (
+                        "; where answers are known (bench, collect) also: --reward rollout" if policy.reward == "any" else ""
+                    ),
                 )
             if not source:
                 raise UsageError(
