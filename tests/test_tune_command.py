@@ -239,6 +239,17 @@ def test_named_taus_are_by_the_costs_of_this_machine(home: Home, head: str) -> N
     assert "named taus are those by the costs of this machine" in told.err
 
 
+def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str) -> None:
+    """By the costs of this machine: a draft that is hardly faster gains nothing. Where there is a gain nothing is said."""
+    told = "as long as the target alone: --policy target"
+    assert told not in home.run("solve", "5 + 6", "--head", head).err
+    home.pretend({"draft": Speeds(0.9, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)})
+    found = flat(home.run("solve", "5 + 6", "--head", head).err)
+    assert "at the costs of this machine this takes about" in found
+    assert told in found
+    assert told not in home.run("solve", "5 + 6", "--policy", "target").err
+
+
 def test_explain_takes_the_same_tau(home: Home, head: str) -> None:
     """It tells of the decisions that solve makes."""
     home.pretend(SLOW_VERIFIER)

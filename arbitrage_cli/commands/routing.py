@@ -11,7 +11,7 @@ from arbitrage_cli.backends import Backend
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import head_file, local_files
+from arbitrage_cli.pairs import UNIVERSAL_HEAD, head_file, local_files
 from arbitrage_cli.rewards import Judge, ProcessReward
 from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.router import Head, load
@@ -60,6 +60,24 @@ def choose_tau(
     if budget is not None and wanted is not None:
         raise UsageError("both a tau and a budget are given", "give one of them")
     return table.at_budget(budget) if budget is not None else table.resolve(wanted or DEFAULT_TAU)
+
+
+def warning_of_time(
+    policy: Policy, tau: float | None, head: Head | None, source: str | None, costs: Costs | None
+) -> str | None:
+    """What to say where a head decides and, at this tau, takes as long as the target alone or longer; None if it does not.
+
+    As its card tells, by the costs of this machine where they are known. Of a universal head the card has another pair's.
+    """
+    if not policy.needs_head or tau is None or (costs is None and source == UNIVERSAL_HEAD):
+        return None
+    table = TauTable.from_json(needed(head).card.taus)
+    row = min(table.rows, key=lambda one: abs(one.tau - tau))
+    time = table.time(row, costs)
+    if time is None or time < 1:
+        return None
+    whose = "on the head's card" if costs is None else "of this machine"
+    return f"at the costs {whose} this takes about {time:.1f} times as long as the target alone: --policy target"
 
 
 def whose_costs(policy: Policy, wanted: str | None, budget: float | None, costs: Costs | None) -> str | None:

@@ -82,6 +82,7 @@ def solve(
         make_rater,
         make_router,
         sequences,
+        warning_of_time,
         whose_costs,
     )
     from arbitrage_cli.commands.session import fetch, make_engines, open_backends, run_info
@@ -114,7 +115,8 @@ def solve(
             raise typer.Exit(SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        for warning in warnings_about(sources, whose if chosen.needs_head else None):
+        slow = warning_of_time(chosen, threshold, trained, whose, placement.costs)
+        for warning in (*warnings_about(sources, whose if chosen.needs_head else None), *([slow] if slow else [])):
             display.note(warning)
         found = fetch(sources, display, offline=offline)
         each = sequences([chosen], None)
