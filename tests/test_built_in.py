@@ -286,6 +286,20 @@ def test_the_head_is_of_this_pair() -> None:
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
 
 
+def test_heads_of_pairs_ship() -> None:
+    """Each is called as its pair, of one draft and target, has taus with names, and says where no path of a machine is."""
+    with_heads = [pair for pair in read_pairs().values() if pair.head]
+    assert {pair.name for pair in with_heads} == {"builtin", "qwen2.5-coder"}
+    for pair in with_heads:
+        assert pair.head
+        card = load(head_file(pair.head)).card
+        assert card.name == pair.name
+        assert len(card.pairs) == 1
+        assert set(card.taus["named"]) == {"exact", "balanced", "fast"}
+        assert sum(part["states"] for part in card.data["parts"].values()) >= 1000
+        assert not any("/" in word for word in card.command if not word.startswith("../"))
+
+
 def test_models_without_a_head_of_their_own_have_the_universal_one() -> None:
     """It reads nothing that only one draft has; that it decides is said, in the record too."""
     head = load(head_file(UNIVERSAL_HEAD))
