@@ -162,7 +162,7 @@ def test_command_asks_the_reward_model_as_the_pair_says() -> None:
     assert found == as_told != otherwise
 
 
-@pytest.mark.parametrize("named", ["folder", "folder/typo"])
+@pytest.mark.parametrize("named", ["folder", "folder/typo", "runs/typo"])
 def test_a_folder_without_a_run_is_no_problem(tmp_path: Path, named: str) -> None:
     """A mistyped run is not sent to the models as if it were something to solve."""
     (tmp_path / "folder").mkdir()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +127,8 @@ def _is_run(what: str) -> bool:
     with contextlib.suppress(OSError, ValueError):  # a problem may be no path at all
         if (path / "run.json").exists():
             return True
-        if what and (path.is_dir() or (len(what.split()) == 1 and "/" in what and path.parent.is_dir())):
+        looks_like_one = len(what.split()) == 1 and "/" in what and (path.parent.is_dir() or not re.search(r"\d", what))
+        if what and (path.is_dir() or looks_like_one):
             raise UsageError(
                 f"{what}: there is no run in this folder", "arbitrage collect makes them; a problem is told in words"
             )
