@@ -419,6 +419,11 @@ def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
 def _check(collected: Collected, truth: Truth) -> None:
     for part, called in enumerate(SPLIT):
         _check_part(truth.is_better[collected.part == part], f"the {called} part", len(truth.is_better))
+        if part != TRAINING and not (collected.is_whole & (collected.part == part)).any():
+            raise UsageError(
+                f"no solution of the {called} part was collected to its end: what a tau does cannot be told",
+                "go on with the command that collected them",
+            )
     if len(collected.pairs) > 1:  # each counts as much in learning: a few states must not
         for index, pair in enumerate(collected.pairs):
             for part in sorted({*collected.part[collected.pair == index]} - {TEST}):

@@ -322,6 +322,8 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> Non
     assert named.keys() == {"exact", "balanced", "fast"}
     with pytest.raises(UsageError, match="no solution of these runs"):
         with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
+    with pytest.raises(UsageError, match="no solution of the test part"):
+        train_on(replace(collected, is_whole=collected.part != TEST), Settings(inputs=AGNOSTIC))
 
 
 def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
