@@ -8,9 +8,9 @@ no terminal. Token ids never leave it: it keeps those of the steps it wrote, and
 The beginning that every prompt shares (template and instructions) can stay in the cache when a problem ends, for the next one
 in its slot. It is always read by itself, so that what follows is computed in the same way whether it was there or not.
 
-A proposal is a step that the model may be about to write. Some of its tokens are read in the batch that decodes, the
-model draws after each of them as it does when it decodes, and what it draws is kept as long as it is what was proposed.
-So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
+A proposal is a step that the model may be about to write, or parts of it. Some of its tokens are read in the batch that
+decodes, the model draws after each of them as it does when it decodes, and what it draws is kept as long as it is what was
+proposed. So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
 """
 
 import time
@@ -21,7 +21,7 @@ from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.evidence import Recorder
 from arbitrage_cli.prompts import INSTRUCTIONS, ChatPrompt, Control
-from arbitrage_cli.proposals import Planner
+from arbitrage_cli.proposals import Planner, Proposal
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
@@ -52,13 +52,14 @@ class _Sequence:
 class _Job:
     """One step being written. `unread` are the ids that the model must see before it can go on; never empty.
 
-    `proposed` are ids that may come next: the step's first tokens, and those after them while the step agrees with them.
+    `proposal` has ids that may come next; after the first `max_proposed` tokens of the step there is no room to read any.
     """
 
     unread: list[int]
     max_tokens: int
     recorder: Recorder | None
-    proposed: list[int]
+    proposal: Proposal
+    max_proposed: int
     sampler: Sampler
     text: StepText = field(default_factory=StepText)
     tokens: list[int] = field(default_factory=list)
@@ -179,8 +180,8 @@ class Engine:
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
         recorder = Recorder(self.card.vocabulary_size) if self._keep_evidence else None
         most = min(budget, self._context_size - len(wanted)) - 1  # the token after them ends the step anyway
-        proposed = self._proposed(proposal.text, most) if proposal and self._use_proposals else []
-        self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed, self._sampler.sample(sample))
+        proposed = Proposal(self._proposed(proposal.text) if proposal and self._use_proposals else ())
+        self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed, most, self._sampler.sample(sample))
         return len(wanted) - common
 
     def tick(self) -> list[Progress]:
@@ -238,8 +239,8 @@ class Engine:
         except ProblemError as error:
             if len(slots) > 1:
                 return [progress for slot in slots for progress in self._try(work, [slot])]
-            if self._jobs[slots[0]].proposed:
-                self._jobs[slots[0]].proposed.clear()
+            if self._jobs[slots[0]].proposal:
+                self._jobs[slots[0]].proposal = Proposal()
                 return self._try(work, slots)
             del self._jobs[slots[0]]
             return [Progress(slots[0], error=error)]
@@ -295,13 +296,12 @@ class Engine:
 
     def _to_decode(self, slots: list[int]) -> list[tuple[int, list[int]]]:
         """Each slot with its unread token, and after it those of its proposal that are worth verifying."""
-        jobs = [(slot, self._jobs[slot]) for slot in slots]
-        if not any(len(job.proposed) > len(job.tokens) for _, job in jobs):
-            return [(slot, job.unread) for slot, job in jobs]
-        counts = self._planner.plan([(max(0, len(job.proposed) - len(job.tokens)), len(job.tokens)) for _, job in jobs])
+        jobs = [self._jobs[slot] for slot in slots]
+        places = [job.proposal.place(job.max_proposed - len(job.tokens)) for job in jobs]
+        counts = self._planner.plan(places) if any(place.num_left for place in places) else [0] * len(jobs)
         return [
-            (slot, job.unread + job.proposed[len(job.tokens) :][:count])
-            for (slot, job), count in zip(jobs, counts, strict=True)
+            (slot, job.unread + job.proposal.upcoming(count) if count else job.unread)
+            for slot, job, count in zip(slots, jobs, counts, strict=True)
         ]
 
     def _draw_while_proposed(self, slot: int, tokens: list[int], output: Output, row: int) -> list[str]:
@@ -319,12 +319,11 @@ class Engine:
     def _draw(self, job: _Job, sequence: _Sequence, logits: Floats, hidden: Floats | None) -> str:
         """Draw the next token from `logits` (n_vocab,), and note why the step ends with it if it does; returns its text."""
         token = job.sampler.choose(logits, sequence.problem.question, len(sequence.held))
-        index = len(job.tokens)
-        if index < len(job.proposed):
-            matched = token == job.proposed[index]
-            self._planner.compared(index, matched=matched)
-            if not matched:
-                job.proposed.clear()
+        if job.proposal:
+            place = job.proposal.place(1)
+            matched = job.proposal.wrote(token)
+            if matched is not None:
+                self._planner.compared(place, matched=matched)
         job.tokens.append(token)
         job.unread = [token]
         if job.recorder:
@@ -389,9 +388,9 @@ class Engine:
         fragments = self._prompt.fragments(text)
         return [token for fragment in fragments for token in self._backend.tokenize(fragment, continues=True)]
 
-    def _proposed(self, text: str, most: int) -> list[int]:
-        """Ids of a proposed step, `most` at most, without the one that ends it: nothing has to be read after that."""
-        ids, step = self._step_ids(text)[: max(0, most)], StepText()
+    def _proposed(self, text: str) -> list[int]:
+        """Ids of a proposed step, without the one that ends it: nothing has to be read after that."""
+        ids, step = self._step_ids(text), StepText()
         for index, token in enumerate(ids):
             step.add(self._backend.piece(token))
             if step.ended:

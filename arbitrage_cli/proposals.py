@@ -1,8 +1,8 @@
-"""How far to verify proposals: what a batch of tokens costs on this machine, and how far proposals have matched so far.
+"""Proposals: tokens that a model may be about to write, and how many of them are worth verifying on this machine.
 
 A model that verifies reads tokens of a proposal in one batch and draws after each of them, which gives one token in any
 case, and one more for each proposed token in a row that it would have drawn itself. A batch is worth its time if that is
-more tokens a second than decoding gives. Knows no model, no token and no clock: numbers in, numbers out, and a wrong one
+more tokens a second than decoding gives. Knows no model, no text and no clock: numbers in, numbers out, and a wrong one
 costs time, never a text.
 """
 
@@ -11,6 +11,9 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from statistics import median
+from typing import NamedTuple
+
+REJOIN = 2  # tokens in a row that have to agree before a text that went another way is held to be back
 
 MAX_ROWS = 128  # of a batch, all its problems together: a reader who waits sees that it goes on
 FIRST_ROWS = 4  # at most, of the first batch; of the next ones twice as many as were ever measured
@@ -29,6 +32,62 @@ UNLIKELY = 0.02  # that a token is reached: not worth a look
 BUCKETS = 8  # of a token's place in its proposal: 0, 1, 2-3, 4-7 ... 64 and more
 
 
+class Place(NamedTuple):
+    """Where a text stands in its proposal: how many proposed tokens are left, how many in a row were right, and whether that is
+    since it came back to it.
+    """
+
+    num_left: int
+    num_matched: int
+    is_back: bool = False
+
+
+class Proposal:
+    """A step that a model may be about to write, token by token, beside the one that it does write.
+
+    Where that goes another way nothing more is proposed, until it comes back: its last `REJOIN` tokens stand in the proposal
+    too, and what follows them there is proposed next. If they stand there several times, it is where they are nearest to as
+    far from the beginning. (Looking up a text to copy from by its last tokens is prompt lookup decoding, or LLMA, arXiv 2304.04487.)
+    """
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self._tokens = list(tokens)
+        self._next = 0
+        self._written: list[int] = []
+        self._num_matched, self._is_back = 0, False
+
+    def __bool__(self) -> bool:
+        """Whether anything was proposed at all."""
+        return bool(self._tokens)
+
+    def place(self, room: int) -> Place:
+        """Where the text stands, if no more than `room` tokens may be read."""
+        return Place(max(0, min(len(self._tokens) - self._next, room)), self._num_matched, self._is_back)
+
+    def upcoming(self, count: int) -> list[int]:
+        """The next `count` tokens proposed, or as many as there are."""
+        return self._tokens[self._next : self._next + count]
+
+    def wrote(self, token: int) -> bool | None:
+        """Note the next token that was written. Whether it is the one proposed; None if none was."""
+        self._written.append(token)
+        if self._next == len(self._tokens):
+            self._come_back()
+            return None
+        if token == self._tokens[self._next]:
+            self._next += 1
+            self._num_matched += 1
+            return True
+        self._come_back()
+        return False
+
+    def _come_back(self) -> None:
+        last, tokens, here = self._written[-REJOIN:], self._tokens, len(self._written)
+        ends = (end for end in range(REJOIN, len(tokens)) if tokens[end - REJOIN : end] == last)
+        self._next = min(ends, key=lambda end: abs(end - here), default=len(tokens))
+        self._num_matched, self._is_back = 0, True
+
+
 class Planner:
     """Learns from what one model does, and says how many tokens of each waiting proposal go into its next batch."""
 
@@ -37,8 +96,8 @@ class Planner:
         self._read_seconds = self._read_tokens = 0.0  # of late
         self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
         self._credit = CREDIT
-        self._seen = [0.0] * BUCKETS  # proposed tokens whose predecessors all matched,
-        self._matched = [0.0] * BUCKETS  # and those of them that matched too
+        self._seen = {is_back: [0.0] * BUCKETS for is_back in (False, True)}  # proposed tokens, those before them right,
+        self._matched = {is_back: [0.0] * BUCKETS for is_back in (False, True)}  # and those of them that matched too
 
     def read(self, num_tokens: int, seconds: float) -> None:
         """Note what it cost to read a text without output: a first guess at what a row more costs."""
@@ -58,24 +117,24 @@ class Planner:
             self._measured[num_rows] = known + LATEST * (latest - known)
         self._credit = max(-CREDIT, min(MOST_CREDIT, self._credit + gain))  # one batch on a busy machine is not the end
 
-    def compared(self, num_before: int, *, matched: bool) -> None:
-        """Note whether a proposed token, with `num_before` matching ones before it, was the one drawn."""
-        self._seen[_bucket(num_before)] += 1
-        self._matched[_bucket(num_before)] += matched
+    def compared(self, place: Place, *, matched: bool) -> None:
+        """Note whether the token that was proposed at this place was the one drawn."""
+        self._seen[place.is_back][_bucket(place.num_matched)] += 1
+        self._matched[place.is_back][_bucket(place.num_matched)] += matched
 
-    def plan(self, waiting: Sequence[tuple[int, int]]) -> list[int]:
+    def plan(self, waiting: Sequence[Place]) -> list[int]:
         """Proposed tokens to read along with the one that each problem reads anyway.
 
-        `waiting` has, for each problem in the batch, how many proposed tokens are left and how many matched already. Takes
-        the likeliest first, and as many as give the most tokens a second: their expected number by the batch's cost.
+        `waiting` has the place of each problem in the batch. Takes the likeliest tokens first, and as many as give the most
+        tokens a second: their expected number by the batch's cost.
         """
         counts, num_problems = [0] * len(waiting), len(waiting)
         if self._credit < 0 or not self._decode_seconds or not self._read_tokens:
             return counts
         room = max(0, min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)) - num_problems)
-        chances = ((chance, index) for index, proposal in enumerate(waiting) for chance in self._chances(*proposal))
+        chances = ((chance, index) for index, place in enumerate(waiting) for chance in self._chances(place))
         likely = sorted(chances, reverse=True)[: int(room)]
-        if any(before == 0 for _, before in waiting):
+        if any(place.num_matched == 0 and not place.is_back for place in waiting):
             self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
         costs = self._costs(num_problems, len(likely))
         expected, best, taken = float(num_problems), GAIN * num_problems / costs[0], 0
@@ -92,13 +151,14 @@ class Planner:
         """What a token costs alone; 0 if that was not measured."""
         return median(self._decodes) if self._decodes else 0.0
 
-    def _chances(self, left: int, before: int) -> Iterator[float]:
+    def _chances(self, place: Place) -> Iterator[float]:
         """For each proposed token, the probability that it and all before it match."""
-        overall = (sum(self._matched) + EXPECTED_MATCH * PRIOR_TOKENS) / (sum(self._seen) + PRIOR_TOKENS)
+        seen, matched = self._seen[place.is_back], self._matched[place.is_back]
+        overall = (sum(matched) + EXPECTED_MATCH * PRIOR_TOKENS) / (sum(seen) + PRIOR_TOKENS)
         chance = 1.0
-        for number in range(before, before + left):
+        for number in range(place.num_matched, place.num_matched + place.num_left):
             where = _bucket(number)
-            chance *= (self._matched[where] + overall * PRIOR_TOKENS) / (self._seen[where] + PRIOR_TOKENS)
+            chance *= (matched[where] + overall * PRIOR_TOKENS) / (seen[where] + PRIOR_TOKENS)
             if chance < UNLIKELY:
                 return
             yield chance

@@ -455,11 +455,11 @@ def test_a_proposal_changes_no_step(
 
 def test_what_matches_is_drawn_from_a_batch() -> None:
     """Read behind the token before it; what the model would not have written is dropped again, and the rest goes on from there."""
-    text = "a step of many tokens, most of them as proposed.\n\n"
+    text = "a step of many tokens, most of them are KEPT.\n\n"
     backend = Recording(scripted(recite(text)))
     engine, trace = proposing_engine(backend), new_trace()
     del backend.calls[:]
-    step = write_proposed(engine, trace, text[:40] + "another end.\n\n")
+    step = write_proposed(engine, trace, text[:40] + "WWWWWWWW")
     assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
     assert backend.count("decode") > step.num_tokens  # some in vain
     assert sum(call.name == "decode" for call in backend.calls) < step.num_tokens - 25
@@ -468,6 +468,17 @@ def test_what_matches_is_drawn_from_a_batch() -> None:
     assert drops[1] - drops[0] == 41  # the last token of the prompt, and 40 that matched
     keep(trace, step)
     assert engine.start(0, trace) == 1
+
+
+def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() -> None:
+    """Another beginning, another number in between: what is as proposed is not decoded token by token."""
+    text = "To find it, we add 12 and 7 to the 5 that she had.\n\n"
+    backend = Recording(scripted(recite(text)))
+    engine, trace = proposing_engine(backend), new_trace()
+    step = write_proposed(engine, trace, text.replace("To find it, we", "We").replace("12", "21"))
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert step.cost.decode_tokens < len("To find it, we") + 10
+    assert step.cost.verify_kept > 25
 
 
 def test_verified_tokens_are_counted_apart() -> None:

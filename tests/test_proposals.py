@@ -1,4 +1,4 @@
-"""How far proposals are verified: on machines of several kinds, made of numbers, with proposals that match more or less."""
+"""What is proposed, and how far it is verified: on machines of several kinds, made of numbers, with proposals that match more or less."""
 
 import random
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.proposals import MAX_ROWS, Planner
+from arbitrage_cli.proposals import MAX_ROWS, Place, Planner, Proposal
 
 Seconds = Callable[[int], float]
 
@@ -63,14 +63,14 @@ class Machine:
     def _write_step(self, matching: int) -> None:
         done, alive = 0, True
         while done < 30:
-            count = self.planner.plan([(29 - done, done)])[0] if alive else 0
+            count = self.planner.plan([Place(29 - done, done)])[0] if alive else 0
             gained = min(count, matching - done) + 1 if alive else 1
             taken = self.took(self._batch(1 + count))
             self.seconds += taken
             self.most_rows = max(self.most_rows, 1 + count)
             self.planner.decoded(taken, 1 + count, num_drawn=gained)
             for number in range(done, min(done + gained, 29)) if alive else ():
-                self.planner.compared(number, matched=number < matching)
+                self.planner.compared(Place(29 - number, number), matched=number < matching)
             done += gained
             alive = alive and done <= matching
 
@@ -120,7 +120,7 @@ def test_proposals_that_part_at_once() -> None:
     machine = Machine(line(1.0, 0.3), 0.98, first=0.3)
     machine.read(0.3)
     assert machine.write(300) < 0.94
-    at_first, later = machine.planner.plan([(29, 0), (28, 1)])
+    at_first, later = machine.planner.plan([Place(29, 0), Place(28, 1)])
     assert at_first < later
 
 
@@ -131,7 +131,7 @@ def test_a_machine_that_was_busy_once() -> None:
     machine.planner.decoded(1.0, 1)
     for rows in range(2, 6):
         machine.planner.decoded(10.0, rows, num_drawn=rows - 1)
-    assert machine.planner.plan([(29, 0)]) == [0]
+    assert machine.planner.plan([Place(29, 0)]) == [0]
     machine.write(300)
     assert machine.write(100) < 0.35
 
@@ -150,12 +150,12 @@ def test_nothing_is_verified_before_speeds_are_known() -> None:
     """Neither without a decode nor without a read; nor by a clock that stands still."""
     planner = Planner()
     planner.read(50, 0.5)
-    assert planner.plan([(20, 0)]) == [0]
+    assert planner.plan([Place(20, 0)]) == [0]
     planner.decoded(0.0, 1)
-    assert planner.plan([(20, 0)]) == [0]
+    assert planner.plan([Place(20, 0)]) == [0]
     unread = Planner()
     unread.decoded(1.0, 1)
-    assert unread.plan([(20, 0)]) == [0]
+    assert unread.plan([Place(20, 0)]) == [0]
 
 
 def test_the_likeliest_tokens_go_first() -> None:
@@ -164,28 +164,85 @@ def test_the_likeliest_tokens_go_first() -> None:
     planner.read(100, 20.0)
     planner.decoded(1.0, 1)
     for _ in range(50):
-        planner.compared(0, matched=False)
-        planner.compared(1, matched=True)
-        planner.compared(2, matched=True)
-    counts = planner.plan([(3, 0), (0, 5), (3, 1)])
+        planner.compared(Place(9, 0), matched=False)
+        planner.compared(Place(9, 1), matched=True)
+        planner.compared(Place(9, 2), matched=True)
+    counts = planner.plan([Place(3, 0), Place(0, 5), Place(3, 1)])
     assert counts[1] == 0
     assert counts[0] < counts[2]
 
 
-seconds, places = st.floats(0, 100), st.integers(0, 200)
+def test_what_came_back_is_learned_apart() -> None:
+    """Where texts part for good, but follow their proposals whenever they come back, only the latter are worth a batch."""
+    planner = Planner()
+    planner.read(100, 20.0)
+    planner.decoded(1.0, 1)
+    for _ in range(50):
+        planner.compared(Place(9, 0), matched=False)
+        planner.compared(Place(9, 0, is_back=True), matched=True)
+    at_first, back = planner.plan([Place(9, 0), Place(9, 0, is_back=True)])
+    assert at_first == 0 < back
+
+
+def proposed_after(proposal: str, written: str) -> str:
+    """What is proposed next, of a text whose tokens are its characters."""
+    following = Proposal([*map(ord, proposal)])
+    for character in written:
+        following.wrote(ord(character))
+    return "".join(map(chr, following.upcoming(99)))
+
+
+@pytest.mark.parametrize(
+    ("written", "upcoming"),
+    [
+        ("", "we add 3 and 4, so 3 and 4 is 7"),
+        ("we add ", "3 and 4, so 3 and 4 is 7"),
+        ("we ta", ""),
+        ("we take 3 ", "and 4, so 3 and 4 is 7"),
+        ("we add 4 and 3, which is the same as 3 and", " 4 is 7"),
+        ("we take,", ""),
+        ("we take, ", "so 3 and 4 is 7"),
+        ("we add 3 and 4, so 3 and 4 is 7", ""),
+        ("we add 3 and 4, so 3 and 4 is 7, and ", "4 is 7"),
+        ("is 7", ""),
+    ],
+    ids=[
+        "nothing yet", "as proposed", "another way", "back", "back at the nearer place", "one token is not enough", "but two are",
+        "at the end", "back from behind the end", "back at the end",
+    ],
+)  # fmt: skip
+def test_what_is_proposed_next(written: str, upcoming: str) -> None:
+    """The rest while the text is as proposed, nothing where it went another way, and the rest again where it is back."""
+    assert proposed_after("we add 3 and 4, so 3 and 4 is 7", written) == upcoming
+
+
+@given(st.text("ab", max_size=12), st.text("ab", max_size=12))
+def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, written: str) -> None:
+    """And right is what was the next token proposed."""
+    following = Proposal([*map(ord, proposal)])
+    for character in written:
+        upcoming, place = following.upcoming(1), following.place(1)
+        right = following.wrote(ord(character))
+        assert right == (None if not upcoming else upcoming == [ord(character)])
+        assert place.num_left == len(upcoming)
+        assert following.place(0).num_left == 0
+
+
+seconds = st.floats(0, 100)
+places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.booleans())
 events = st.lists(
     st.one_of(
         st.builds(lambda tokens, seconds: lambda planner: planner.read(tokens, seconds), st.integers(1, 200), seconds),
         st.builds(lambda rows, seconds: lambda planner: planner.decoded(seconds, rows), st.integers(1, 300), seconds),
-        st.builds(lambda before, matched: lambda planner: planner.compared(before, matched=matched), places, st.booleans()),
+        st.builds(lambda place, matched: lambda planner: planner.compared(place, matched=matched), places, st.booleans()),
     ),
     max_size=20,
 )
 
 
 @settings(max_examples=40, deadline=None)
-@given(events, st.lists(st.tuples(st.integers(0, 60), places), min_size=1, max_size=150))
-def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], waiting: list[tuple[int, int]]) -> None:
+@given(events, st.lists(places, min_size=1, max_size=150))
+def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], waiting: list[Place]) -> None:
     """Whatever was measured: no more than was proposed, and no larger a batch than allowed, if that many problems fit at all."""
     planner = Planner()
     for event in seen:
@@ -193,5 +250,5 @@ def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], w
     for _ in range(2):
         counts = planner.plan(waiting)
         assert len(counts) == len(waiting)
-        assert all(0 <= count <= left for count, (left, _) in zip(counts, waiting, strict=True))
+        assert all(0 <= count <= place.num_left for count, place in zip(counts, waiting, strict=True))
         assert sum(counts) + len(waiting) <= max(MAX_ROWS, len(waiting))

@@ -1,0 +1,224 @@
+"""Routing beside llama.cpp's own server, which has the target alone, and token-level speculation with the same draft.
+
+Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair NAME] [--draft MODEL.gguf] [--target MODEL.gguf]
+       [--head FILE] [--policy target,arbitrage] [--threads N] [--ctx N] [--max-tokens N] [--draft-max 8]
+
+LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one's
+turn, in rotating order: same files, threads, messages, context and limit of tokens, greedy, nothing kept from problem to problem.
+Told of each way are right answers, seconds a problem, tokens, and how many times as fast as either way of the server it is, with
+intervals over problems. Ctrl-C ends it with the table of the problems that all ways have solved by then.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+import numpy as np
+from chosen import add_models, chosen_head, chosen_pair
+
+from arbitrage_cli.backends import Options
+from arbitrage_cli.benchmark import Attempt, Bench, Column, Ended
+from arbitrage_cli.commands.asked import parse_columns
+from arbitrage_cli.commands.session import Engines
+from arbitrage_cli.datasets import Item
+from arbitrage_cli.grader import Grader
+from arbitrage_cli.intervals import Interval, bootstrap, ratio_of_sums, wilson
+from arbitrage_cli.machine import default_threads
+from arbitrage_cli.named_datasets import load_dataset
+from arbitrage_cli.pairs import find_files, head_file, open_model
+from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.router import load
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.types import Limits, ModelRole
+
+ALONE, SPECULATION = "llama-server", "llama-server, speculation"
+START_SECONDS, ANSWER_SECONDS = 300, 1800
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """One problem, solved in one way."""
+
+    text: str
+    is_correct: bool
+    seconds: float
+    num_tokens: int
+
+
+Way = Callable[[Item], Solved]
+
+
+class Server:
+    """A llama-server on loopback. A context manager: at its end the process is gone."""
+
+    def __init__(self, binary: Path, arguments: Sequence[str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        port = self._address.rpartition(":")[2]
+        self._process = subprocess.Popen(
+            [str(binary), *arguments, "-np", "1", "--no-webui", "--host", "127.0.0.1", "--port", port],
+            env={**os.environ, "LD_LIBRARY_PATH": str(binary.parent)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.num_drafted = self.num_accepted = 0
+
+    def __enter__(self) -> Self:
+        for _ in range(START_SECONDS):
+            if self._process.poll() is not None:
+                sys.exit(f"llama-server ended with {self._process.returncode}")
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"{self._address}/health", timeout=2).is_success:
+                    return self
+            time.sleep(1)
+        sys.exit("llama-server does not get ready")
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def ask(self, question: str, max_tokens: int) -> tuple[str, int]:
+        """The solution's text and its number of tokens."""
+        messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}]
+        body = {"messages": messages, "temperature": 0, "max_tokens": max_tokens, "cache_prompt": False}
+        response = httpx2.post(f"{self._address}/v1/chat/completions", json=body, timeout=ANSWER_SECONDS)
+        answer = response.raise_for_status().json()
+        timings = answer["timings"]
+        self.num_drafted += timings.get("draft_n", 0)
+        self.num_accepted += timings.get("draft_n_accepted", 0)
+        return answer["choices"][0]["message"]["content"], timings["predicted_n"]
+
+
+def way_of_server(server: Server, grader: Grader, max_tokens: int) -> Way:
+    def solve(item: Item) -> Solved:
+        began = time.perf_counter()
+        text, num_tokens = server.ask(item.problem.question, max_tokens)
+        seconds = time.perf_counter() - began
+        return Solved(text, grader.grade(text, item.gold).value == "correct", seconds, num_tokens)
+
+    return solve
+
+
+def way_of_policy(bench: Bench, column: Column) -> Way:
+    def solve(item: Item) -> Solved:
+        (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
+        row: Mapping[str, Any] = ended.row
+        if row["status"] != "done":
+            sys.exit(f"{item.problem.id}, {column.label}: {row['error']}")
+        num_tokens = sum(step["tokens"] for step in row["steps"])
+        return Solved(row["text"], row["score"]["value"] == "correct", row["wall_seconds"], num_tokens)
+
+    return solve
+
+
+def servers(
+    stack: ExitStack, binary: Path, files: Mapping[ModelRole, Path], arguments: argparse.Namespace
+) -> dict[str, Server]:
+    threads = str(arguments.threads)
+    plain = ["-m", str(files["target"]), "-t", threads, "-tb", threads, "-c", str(arguments.ctx)]
+    drafting = ["-md", str(files["draft"]), "--spec-type", "draft-simple", "--spec-draft-n-max", str(arguments.draft_max)]
+    drafting += ["--spec-draft-p-min", "0.0", "-td", threads, "-tbd", threads]
+    started = {ALONE: Server(binary, plain), SPECULATION: Server(binary, [*plain, *drafting])}
+    return {name: stack.enter_context(server) for name, server in started.items()}
+
+
+def solve_all(ways: Mapping[str, Way], items: Sequence[Item]) -> dict[str, list[Solved]]:
+    """What each way made of the problems, as far as all of them got."""
+    found: dict[str, list[Solved]] = {name: [] for name in ways}
+    with contextlib.suppress(KeyboardInterrupt):
+        for index, item in enumerate(items):
+            turns = [*ways][index % len(ways) :] + [*ways][: index % len(ways)]
+            solved = {name: ways[name](item) for name in turns}
+            for name, one in solved.items():
+                found[name].append(one)
+            told = ", ".join(
+                f"{name} {solved[name].seconds:.2f} s{'' if solved[name].is_correct else ' wrong'}" for name in ways
+            )
+            print(f"{item.problem.id}: {told}", file=sys.stderr, flush=True)
+    return found
+
+
+def write_table(found: Mapping[str, Sequence[Solved]]) -> None:
+    print(
+        f"{'':<27}{'correct':>9}{'accuracy, %':>20}{'s a problem':>13}{'tokens':>8}{'speed-up':>21}{'over speculation':>21}"
+    )
+    for name, solved in found.items():
+        right, count = sum(one.is_correct for one in solved), len(solved)
+        accuracy = _with(100 * right / count, wilson(right, count), 100, ".1f")
+        seconds, tokens = (sum(one.seconds for one in solved) / count, sum(one.num_tokens for one in solved) / count)
+        ratios = "".join(f"{_ratio(found[base], solved):>21}" for base in (ALONE, SPECULATION))
+        print(f"{name:<27}{right:>5}/{count:<3}{accuracy:>20}{seconds:>13.2f}{tokens:>8.0f}{ratios}")
+    same = {
+        name: sum(one.text == other.text for one, other in zip(solved, found[ALONE], strict=True))
+        for name, solved in found.items()
+    }
+    print(
+        f"texts that are those of {ALONE}: " + ", ".join(f"{name} {count}" for name, count in same.items() if name != ALONE)
+    )
+
+
+def _ratio(base: Sequence[Solved], solved: Sequence[Solved]) -> str:
+    columns = np.array([(one.seconds, other.seconds) for one, other in zip(base, solved, strict=True)])
+    sums = columns.sum(axis=0)
+    return _with(sums[0] / sums[1], bootstrap(columns, ratio_of_sums), 1, ".2f")
+
+
+def _with(value: float, interval: Interval | None, times: float, form: str) -> str:
+    return f"{value:{form}}" + (f" [{times * interval[0]:{form}}, {times * interval[1]:{form}}]" if interval else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("llama_server", type=Path)
+    parser.add_argument("dataset")
+    parser.add_argument("--limit", type=int)
+    add_models(parser)
+    parser.add_argument("--policy", default="target,arbitrage", help="as arbitrage bench takes it: target,arbitrage@fast")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--ctx", type=int, default=4096)
+    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--draft-max", type=int, default=8, help="tokens that the server drafts at once")
+    arguments = parser.parse_args()
+    pair = chosen_pair(arguments)
+    sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
+    head = load(head_file(chosen_head(parser, arguments)))
+    columns = parse_columns(arguments.policy, None, head)
+    items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
+    with ExitStack() as stack:
+        grader = stack.enter_context(Grader())
+        options = Options(arguments.ctx, arguments.threads)
+        backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
+        bench = Bench(
+            Engines(backends, Sampler(), INSTRUCTIONS),
+            grader.grade,
+            Limits(max_tokens=arguments.max_tokens),
+            seed=0,
+            router_for=lambda policy: head.router() if policy.needs_head else None,
+        )
+        for column in columns:
+            bench.engines_for(column.policy, 0)
+        files = {role: Path(find_files(name, offline=True)[0]) for role, name in sources.items()}
+        running = servers(stack, arguments.llama_server, files, arguments)
+        ways = {name: way_of_server(server, grader, arguments.max_tokens) for name, server in running.items()}
+        ways |= {column.label: way_of_policy(bench, column) for column in columns}
+        found = solve_all(ways, items)
+        drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
+    if not drafted:
+        sys.exit("the server drafted nothing: this was no speculation")
+    write_table(found)
+    print(f"the server accepted {accepted} of {drafted} drafted tokens ({accepted / drafted:.0%})")
+
+
+if __name__ == "__main__":
+    main()
