@@ -9,8 +9,8 @@ from typing import Any
 
 from cli import TIMEOUT, run, start
 
+from arbitrage_cli.collected import read_states, recorded
 from arbitrage_cli.run_folder import latest, read_run_folder
-from arbitrage_cli.training import read_states, recorded
 
 TERMINATED = 143
 

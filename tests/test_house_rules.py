@@ -29,7 +29,7 @@ RUNGS = (
         *("evidence", "backends.llama", "backends.scripted", "hub", "gguf_facts", "runs", "results", "answers", "router"),
         *("taus", "collecting", "tuned"),
     ),
-    ("engine", "pairs", "grader", "learning", "curve", "throughput", "equivalents", "explaining", "tuning"),
+    ("engine", "pairs", "grader", "learning", "curve", "throughput", "equivalents", "explaining", "tuning", "collected"),
     ("scheduler", "figures", "named_datasets"),
     ("rewards", "rollouts", "benchmark", "training", "comparison"),
     ("commands",),

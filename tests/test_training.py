@@ -9,27 +9,14 @@ import numpy as np
 import pytest
 from collected import DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
 
+from arbitrage_cli.collected import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.features import FEATURES
 from arbitrage_cli.learning import Recipe, balanced, calibrate
 from arbitrage_cli.measures import Truth, measure, merit
 from arbitrage_cli.router import Curve, Head, Network, load, save
 from arbitrage_cli.taus import Costs, TauTable
-from arbitrage_cli.training import (
-    SPLIT,
-    TEST,
-    TRAINING,
-    VALIDATION,
-    Candidate,
-    Collected,
-    Inputs,
-    Settings,
-    choose,
-    part_of,
-    read_states,
-    train,
-    with_taus,
-)
+from arbitrage_cli.training import Candidate, Inputs, Settings, choose, train, with_taus
 
 WORLD = World()
 AGNOSTIC: tuple[Inputs, ...] = ("agnostic",)

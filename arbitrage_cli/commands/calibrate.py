@@ -100,12 +100,13 @@ def calibrate(
     given = locals()  # the options as they came: those that arbitrage collect has too mean the same to it
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
+    from arbitrage_cli.collected import read_states
     from arbitrage_cli.commands.asked import folder_name
     from arbitrage_cli.commands.routing import find_head, needed
     from arbitrage_cli.reporters.card import write_taus
     from arbitrage_cli.router import save
     from arbitrage_cli.taus import TauTable
-    from arbitrage_cli.training import read_states, with_taus
+    from arbitrage_cli.training import with_taus
 
     check_place(output)
     _check_source(context, runs, dataset)

@@ -236,8 +236,8 @@ def _explain_run(folder: Path, head: "Head", tau: float, ids: str | None, top: i
 
 def _explained(folder: Path, head: "Head", tau: float) -> Iterator[tuple[str, "list[Explanation]"]]:
     """The problems of a run of `arbitrage collect`, by their ids."""
+    from arbitrage_cli.collected import recorded
     from arbitrage_cli.explaining import explain_states
-    from arbitrage_cli.training import recorded
 
     run, rows = recorded(folder)
     head.check(run["models"]["draft"], head.card.hidden_size)

@@ -57,10 +57,11 @@ def train(
     learn from, and measured on a third part.
     """
     # Not at the top: NumPy takes longer to import than --help may take.
+    from arbitrage_cli.collected import read_states
     from arbitrage_cli.reporters.card import write_card
     from arbitrage_cli.router import save
     from arbitrage_cli.taus import TauTable
-    from arbitrage_cli.training import ALL_INPUTS, Settings, read_states
+    from arbitrage_cli.training import ALL_INPUTS, Settings
     from arbitrage_cli.training import train as train_head
 
     check_place(output)

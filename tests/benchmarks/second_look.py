@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.backends import MAX_DECODE, Backend, Floats, Options
+from arbitrage_cli.collected import TEST, TRAINING, VALIDATION, Collected, read_states, recorded
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.features import LEAST_LOGPROB, MAX_LOG_ODDS, MAX_MARGIN
@@ -39,7 +40,7 @@ from arbitrage_cli.router import Network
 from arbitrage_cli.run_folder import COLLECT, latest, read_run_folder
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.taus import Costs, Outcomes, spread_taus
-from arbitrage_cli.training import TEST, TRAINING, VALIDATION, Candidate, Collected, Inputs, choose, read_states, recorded
+from arbitrage_cli.training import Candidate, Inputs, choose
 
 Numbers = NDArray[np.float64]
 Members = NDArray[np.bool_]
