@@ -6,12 +6,13 @@ Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair 
 LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one's
 turn, in rotating order: same files, threads, messages, context and limit of tokens, greedy, nothing kept from problem to problem.
 Told of each way are right answers, seconds a problem, tokens, and how many times as fast as either way of the server it is, with
-intervals over problems. Ctrl-C ends it with the table of the problems that all ways have solved by then.
+intervals over problems. Ctrl-C or SIGTERM ends it with the table of the problems that all ways have solved by then.
 """
 
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -190,6 +191,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--draft-max", type=int, default=8, help="tokens that the server drafts at once")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     pair = chosen_pair(arguments)
     sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
     head = load(head_file(chosen_head(parser, arguments)))
