@@ -6,7 +6,6 @@ to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no termin
 """
 
 from collections.abc import Callable
-from itertools import takewhile
 from statistics import fmean
 
 from arbitrage_cli.arbitrage import Ask, Flow, Rate, Score
@@ -75,17 +74,8 @@ def _state(
         draft_tokens=draft.num_tokens,
         target_tokens=target.num_tokens,
         target_prefill_tokens=sum(step.cost.prefill_tokens for step in targets),
-        shared_tokens=_shared_tokens(draft, target),
     )
 
 
 def _has_hidden(evidence: Evidence | None) -> bool:
     return evidence is not None and evidence.hidden is not None
-
-
-def _shared_tokens(draft: Step, target: Step) -> int:
-    """How many of the target's tokens begin its step as the draft began it: by the share of its characters."""
-    if not target.text:
-        return 0
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.text, target.text, strict=False)))
-    return target.num_tokens * same // len(target.text)

@@ -178,7 +178,7 @@ class Engine:
             self._backend.drop(self._first + slot, common)
             del sequence.held[common:]
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
-        recorder = Recorder(self.card.vocabulary_size) if self._keep_evidence else None
+        recorder = Recorder(self.card.vocabulary_size, greedy=self._sampler.is_greedy) if self._keep_evidence else None
         most = min(budget, self._context_size - len(wanted)) - 1  # the token after them ends the step anyway
         proposed = Proposal(self._proposed(proposal.text) if proposal and self._use_proposals else ())
         self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed, most, self._sampler.sample(sample))
@@ -399,6 +399,7 @@ class Engine:
 
     def _wanted(self, sequence: _Sequence, trace: Trace) -> list[int]:
         """The ids of prompt and kept steps: this engine's own where it wrote them, the text's elsewhere."""
+        del sequence.steps[len(trace.decisions) :]
         for index, decision in enumerate(trace.decisions):
             kept = decision.kept
             if index < len(sequence.steps) and sequence.steps[index][0] is kept:

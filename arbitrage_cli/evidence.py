@@ -19,7 +19,9 @@ LOWEST = np.finfo(np.float32).min
 class Recorder:
     """Collects the evidence of one step, token by token, and measures it in chunks."""
 
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(self, vocabulary_size: int, *, greedy: bool = False) -> None:
+        """Of a model with so many tokens in its vocabulary. `greedy`: the drawn token is always the likeliest one."""
+        self._greedy = greedy
         shape = (max(1, CHUNK_BYTES // (vocabulary_size * 4)), vocabulary_size)
         self._shifted: Floats = np.empty(shape, np.float32)
         self._scratch: Floats = np.empty(shape, np.float32)
@@ -31,7 +33,7 @@ class Recorder:
 
     def add(self, logits: Floats, token: int, hidden: Floats | None) -> None:
         """Record that `token` was drawn from `logits` (n_vocab,), and the hidden state (n_embd,) they came from."""
-        likeliest = int(logits.argmax())
+        likeliest = token if self._greedy else int(logits.argmax())
         np.subtract(logits, logits[likeliest], out=self._shifted[len(self._tokens)])
         self._tokens.append(token)
         self._likeliest.append(likeliest)

@@ -33,28 +33,28 @@ BUCKETS = 8  # of a token's place in its proposal: 0, 1, 2-3, 4-7 ... 64 and mor
 
 
 class Place(NamedTuple):
-    """Where a text stands in its proposal: how many proposed tokens are left, how many in a row were right, and whether that is
-    since it came back to it.
+    """Where a text stands in its proposal: how many proposed tokens are left, how many in a row were right, and whether it has
+    left the proposal before, so that these are those since it came back.
     """
 
     num_left: int
     num_matched: int
-    is_back: bool = False
+    has_left: bool = False
 
 
 class Proposal:
     """A step that a model may be about to write, token by token, beside the one that it does write.
 
     Where that goes another way nothing more is proposed, until it comes back: its last `REJOIN` tokens stand in the proposal
-    too, and what follows them there is proposed next. If they stand there several times, it is where they are nearest to as
-    far from the beginning. (Looking up a text to copy from by its last tokens is prompt lookup decoding, or LLMA, arXiv 2304.04487.)
+    too, and what follows them there is proposed next; if they stand there several times, at the place nearest to the one that
+    the text has reached itself. (Looking up a text to copy from by its last tokens is prompt lookup decoding, or LLMA, arXiv 2304.04487.)
     """
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._tokens = list(tokens)
         self._next = 0
         self._written: list[int] = []
-        self._num_matched, self._is_back = 0, False
+        self._num_matched, self._has_left = 0, False
 
     def __bool__(self) -> bool:
         """Whether anything was proposed at all."""
@@ -62,7 +62,7 @@ class Proposal:
 
     def place(self, room: int) -> Place:
         """Where the text stands, if no more than `room` tokens may be read."""
-        return Place(max(0, min(len(self._tokens) - self._next, room)), self._num_matched, self._is_back)
+        return Place(max(0, min(len(self._tokens) - self._next, room)), self._num_matched, self._has_left)
 
     def upcoming(self, count: int) -> list[int]:
         """The next `count` tokens proposed, or as many as there are."""
@@ -85,7 +85,7 @@ class Proposal:
         last, tokens, here = self._written[-REJOIN:], self._tokens, len(self._written)
         ends = (end for end in range(REJOIN, len(tokens)) if tokens[end - REJOIN : end] == last)
         self._next = min(ends, key=lambda end: abs(end - here), default=len(tokens))
-        self._num_matched, self._is_back = 0, True
+        self._num_matched, self._has_left = 0, True
 
 
 class Planner:
@@ -96,8 +96,8 @@ class Planner:
         self._read_seconds = self._read_tokens = 0.0  # of late
         self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
         self._credit = CREDIT
-        self._seen = {is_back: [0.0] * BUCKETS for is_back in (False, True)}  # proposed tokens, those before them right,
-        self._matched = {is_back: [0.0] * BUCKETS for is_back in (False, True)}  # and those of them that matched too
+        self._seen = {has_left: [0.0] * BUCKETS for has_left in (False, True)}  # proposed tokens, those before them right,
+        self._matched = {has_left: [0.0] * BUCKETS for has_left in (False, True)}  # and those of them that matched too
 
     def read(self, num_tokens: int, seconds: float) -> None:
         """Note what it cost to read a text without output: a first guess at what a row more costs."""
@@ -105,7 +105,7 @@ class Planner:
         self._read_tokens += num_tokens - LATEST * self._read_tokens
 
     def decoded(self, seconds: float, num_rows: int, *, num_drawn: int = 1, num_problems: int = 1) -> None:
-        """Note what a batch cost that gave output for each of its rows, and how many of the tokens drawn were kept."""
+        """Note what a batch cost that gave output for each of its rows, and how many tokens were drawn from it."""
         gain = EARNED * num_problems
         if num_rows == 1:
             self._decodes.append(seconds)
@@ -119,8 +119,8 @@ class Planner:
 
     def compared(self, place: Place, *, matched: bool) -> None:
         """Note whether the token that was proposed at this place was the one drawn."""
-        self._seen[place.is_back][_bucket(place.num_matched)] += 1
-        self._matched[place.is_back][_bucket(place.num_matched)] += matched
+        self._seen[place.has_left][_bucket(place.num_matched)] += 1
+        self._matched[place.has_left][_bucket(place.num_matched)] += matched
 
     def plan(self, waiting: Sequence[Place]) -> list[int]:
         """Proposed tokens to read along with the one that each problem reads anyway.
@@ -134,7 +134,7 @@ class Planner:
         room = max(0, min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)) - num_problems)
         chances = ((chance, index) for index, place in enumerate(waiting) for chance in self._chances(place))
         likely = sorted(chances, reverse=True)[: int(room)]
-        if any(place.num_matched == 0 and not place.is_back for place in waiting):
+        if any(place.num_left and place.num_matched == 0 and not place.has_left for place in waiting):
             self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
         costs = self._costs(num_problems, len(likely))
         expected, best, taken = float(num_problems), GAIN * num_problems / costs[0], 0
@@ -153,7 +153,7 @@ class Planner:
 
     def _chances(self, place: Place) -> Iterator[float]:
         """For each proposed token, the probability that it and all before it match."""
-        seen, matched = self._seen[place.is_back], self._matched[place.is_back]
+        seen, matched = self._seen[place.has_left], self._matched[place.has_left]
         overall = (sum(matched) + EXPECTED_MATCH * PRIOR_TOKENS) / (sum(seen) + PRIOR_TOKENS)
         chance = 1.0
         for number in range(place.num_matched, place.num_matched + place.num_left):

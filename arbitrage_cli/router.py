@@ -120,6 +120,11 @@ class Head:
         self._columns = [FEATURES.index(name) for name in card.features]
         self._is_whole = card.features == FEATURES
 
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether it reads the draft's hidden states."""
+        return self.card.hidden_size > 0
+
     def router(self) -> Router:
         """The router of policy arbitrage: its number is `probability`."""
         return by_evidence(self.probability)
@@ -136,7 +141,7 @@ class Head:
 
     def probabilities(self, rows: Floats, hidden: NDArray[Any] | None) -> NDArray[np.float64]:
         """The same for n states at once: `rows` (n, n_features) in the order of the card, `hidden` (n, hidden_size)."""
-        inputs = rows if not self.card.hidden_size else np.concatenate((rows, _present(hidden)), axis=1, dtype=np.float32)
+        inputs = rows if not self.reads_hidden else np.concatenate((rows, _present(hidden)), axis=1, dtype=np.float32)
         return np.array([self._curve(one) for one in self.network.log_odds(inputs).tolist()])
 
     def contributions(self, trace: Trace, draft: Step) -> list[tuple[str, float]]:
@@ -151,13 +156,13 @@ class Head:
         parts = self.network.slopes(inputs) * self.network.standardised(inputs)
         names = self.card.features
         named = list(zip(names, map(float, parts[: len(names)]), strict=True))
-        if self.card.hidden_size:
+        if self.reads_hidden:
             named.append(("hidden state", float(parts[len(names) :].sum())))
         return sorted(named, key=lambda part: -abs(part[1]))
 
     def check(self, draft: Model, hidden_size: int) -> None:
         """RouterError if the head reads hidden states, and not those of this draft. `hidden_size` is twice its n_embd."""
-        if not self.card.hidden_size:
+        if not self.reads_hidden:
             return
         known = self.card.pairs[0]["draft"]
         if not _is_same(known, draft) or self.card.hidden_size != hidden_size:
@@ -191,7 +196,7 @@ class Head:
             return hidden_features(draft)
         found = features(trace, draft)
         chosen = found if self._is_whole else found[self._columns]
-        return np.concatenate((chosen, hidden_features(draft))) if self.card.hidden_size else chosen
+        return np.concatenate((chosen, hidden_features(draft))) if self.reads_hidden else chosen
 
 
 class Curve:

@@ -43,7 +43,7 @@ def to_json(finished: Finished, run: RunInfo) -> str:
 def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
     """One problem's record. Seconds are time in the models; `target_alone_seconds_estimate` is an estimate."""
     trace = finished.trace
-    figures = tally(trace.decisions)
+    figures = tally(trace.decisions).rated(finished.reward_cost)
     error = problem_error(finished)
     return {
         "id": trace.problem.id,
@@ -66,7 +66,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "draft": run.models.get("draft"),
         "target": run.models.get("target"),
         "models": dict(run.descriptions),
-        "timing": _timing(figures, finished.reward_cost),
+        "timing": _timing(figures),
     }
 
 
@@ -169,9 +169,10 @@ def _written(step: Step) -> dict[str, Any]:
     }
 
 
-def _timing(figures: Tally, reward: Cost) -> dict[str, Any]:
+def _timing(figures: Tally) -> dict[str, Any]:
     """Tokens and seconds of each model, and of rating steps where any were rated."""
     timing = {"draft": _cost_record(figures.draft_cost), "target": _cost_record(figures.target_cost)}
+    reward = figures.reward_cost
     return timing | ({"reward": {"seconds": reward.seconds, **_cost_record(reward)}} if reward != Cost() else {})
 
 

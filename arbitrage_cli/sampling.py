@@ -27,6 +27,11 @@ class Sampler:
     top_p: float = 1.0
     seed: int = 0
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it always takes the likeliest token."""
+        return self.temperature <= 0
+
     def sample(self, number: int) -> "Sampler":
         """The same with other draws; number 0 is this one."""
         return replace(self, seed=self.seed + number) if number else self
@@ -39,7 +44,7 @@ class Sampler:
         likeliest = int(logits.argmax())
         if not math.isfinite(logits[likeliest]):
             raise ComputeError("the model computed values that are not numbers", "the model file may be damaged")
-        if self.temperature <= 0:
+        if self.is_greedy:
             return likeliest
         candidates = np.flatnonzero(logits >= logits[likeliest] - TAIL * self.temperature)
         scaled = (logits[candidates].astype(np.float64) - float(logits[likeliest])) / self.temperature

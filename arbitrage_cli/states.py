@@ -6,6 +6,7 @@ Knows how a state stands in a row of a run folder, and no head, no model and no 
 import base64
 import binascii
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.proposals import Proposal
 from arbitrage_cli.types import ModelRole
 
+_PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -23,8 +26,8 @@ class State:
     """The step at `position` of a solution: what the draft knew, how good both steps are, and what they take.
 
     `features` (n_features,) float32 are `features.features` of the drafted step; `hidden` (2 * n_embd,) float16 are its
-    `hidden_features`, None if they were not kept. There is a reward for each step that the target wrote here. Before the
-    first of them it read `target_prefill_tokens`, and `shared_tokens` of that one's `target_tokens` were the draft's as well.
+    `hidden_features`, None if they were not kept. There is a reward for each step that the target wrote here. The first of them
+    has `target_tokens`; before it the target read `target_prefill_tokens`.
     """
 
     position: int
@@ -38,7 +41,6 @@ class State:
     draft_tokens: int
     target_tokens: int
     target_prefill_tokens: int = 0
-    shared_tokens: int = 0
 
     @property
     def target_reward(self) -> float:
@@ -49,6 +51,21 @@ class State:
     def advantage(self) -> float:
         """Reward of the target's step minus reward of the drafted one: above 0, escalating is worth something."""
         return self.target_reward - self.draft_reward
+
+    @property
+    def shared_tokens(self) -> int:
+        """How many of the first step's `target_tokens` the drafted step would have told the target, as a proposal.
+
+        An estimate, the same for any vocabulary: words, signs and digits are taken for tokens, and counted by their characters.
+        """
+        numbers: dict[str, int] = {}
+        drafted, written = (
+            [numbers.setdefault(piece, len(numbers)) for piece in _PIECE.findall(text)]
+            for text in (self.draft_text, self.target_texts[0])
+        )
+        lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
+        told = sum(lengths[number] for number in written if proposal.wrote(number))
+        return self.target_tokens * told // max(1, len(self.target_texts[0]))
 
 
 def state_to_json(state: State) -> dict[str, Any]:
@@ -67,7 +84,6 @@ def state_to_json(state: State) -> dict[str, Any]:
         "draft_tokens": state.draft_tokens,
         "target_tokens": state.target_tokens,
         "target_prefill_tokens": state.target_prefill_tokens,
-        "shared_tokens": state.shared_tokens,
     }
 
 
@@ -86,7 +102,6 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
             draft_tokens=_count(entry["draft_tokens"]),
             target_tokens=_count(entry["target_tokens"]),
             target_prefill_tokens=_count(entry["target_prefill_tokens"]),
-            shared_tokens=_count(entry["shared_tokens"]),
         )
     except KeyError as error:
         raise ValueError(f"a state has no {error}") from error

@@ -5,7 +5,7 @@ Knows no model, no file and no terminal.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from arbitrage_cli.types import Cost, Decision
 
@@ -22,20 +22,26 @@ class Tally:
     target_tokens: int = 0
     draft_cost: Cost = field(default_factory=Cost)
     target_cost: Cost = field(default_factory=Cost)
+    reward_cost: Cost = field(default_factory=Cost)
 
     def add(self, decision: Decision) -> "Tally":
         draft, target = decision.draft, decision.target
         accepted = draft is not None and decision.kept is draft
-        return Tally(
-            self.drafted_steps + (draft is not None),
-            self.accepted_steps + accepted,
-            self.target_steps + (target is not None),
-            self.drafted_tokens + (draft.num_tokens if draft else 0),
-            self.accepted_tokens + (draft.num_tokens if draft and accepted else 0),
-            self.target_tokens + (target.num_tokens if target else 0),
-            self.draft_cost + draft.cost if draft else self.draft_cost,
-            self.target_cost + target.cost if target else self.target_cost,
+        return replace(
+            self,
+            drafted_steps=self.drafted_steps + (draft is not None),
+            accepted_steps=self.accepted_steps + accepted,
+            target_steps=self.target_steps + (target is not None),
+            drafted_tokens=self.drafted_tokens + (draft.num_tokens if draft else 0),
+            accepted_tokens=self.accepted_tokens + (draft.num_tokens if draft and accepted else 0),
+            target_tokens=self.target_tokens + (target.num_tokens if target else 0),
+            draft_cost=self.draft_cost + draft.cost if draft else self.draft_cost,
+            target_cost=self.target_cost + target.cost if target else self.target_cost,
         )
+
+    def rated(self, cost: Cost) -> "Tally":
+        """With what it cost to rate steps, which no decision tells of."""
+        return replace(self, reward_cost=self.reward_cost + cost)
 
     @property
     def wasted_tokens(self) -> int:
@@ -54,8 +60,8 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Time that the models took, reading and decoding, thrown-away steps included."""
-        return self.draft_cost.seconds + self.target_cost.seconds
+        """Time that the models took, reading and decoding, thrown-away steps and the rating of steps included."""
+        return self.draft_cost.seconds + self.target_cost.seconds + self.reward_cost.seconds
 
 
 @dataclass(frozen=True, slots=True)

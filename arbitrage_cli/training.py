@@ -135,11 +135,12 @@ def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
     The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
     """
     best = max(candidates, key=lambda one: one.merit)
-    for candidate in sorted(candidates, key=lambda one: (one.size, -one.merit)):
+
+    def is_as_good(candidate: Candidate) -> bool:
         gaps = merit_gaps(best.log_odds, candidate.log_odds, truth)
-        if candidate is best or best.merit - candidate.merit <= float(np.nanstd(gaps)):
-            return candidate
-    return best
+        return candidate is best or best.merit - candidate.merit <= float(np.nanstd(gaps))
+
+    return next(one for one in sorted(candidates, key=lambda one: (one.size, -one.merit)) if is_as_good(one))
 
 
 def _members(chosen: Candidate) -> int:
@@ -278,8 +279,8 @@ def _counts(collected: Collected, truth: Truth) -> dict[str, Any]:
 def _taus(probability: Numbers, collected: Collected, choosing: NDArray[np.bool_], testing: NDArray[np.bool_]) -> TauTable:
     """The taus: spread and named on the validation, with the figures that they have on the test."""
     spread = spread_taus(probability[choosing])
-    draft = make_table(probability[choosing], collected.outcomes.take(choosing), spread, {}, collected.costs)
-    named = name_taus(draft)
+    chosen_on = make_table(probability[choosing], collected.outcomes.take(choosing), spread, {}, collected.costs)
+    named = name_taus(chosen_on)
     return make_table(probability[testing], collected.outcomes.take(testing), spread, named, collected.costs)
 
 

@@ -1,7 +1,7 @@
 """The records that everything else passes around: problems, steps, decisions, traces, events.
 
 Knows no model, no file, no terminal, and nothing outside the standard library. Every record is frozen except `Trace`,
-which is appended to by the flows of `arbitrage.py` and by nothing else.
+which is appended to by flows and by nothing else.
 """
 
 from collections.abc import Sequence

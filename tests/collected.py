@@ -67,7 +67,6 @@ def make_states(world: World, seed: int, *, hidden: bool = False) -> list[State]
                 draft_tokens=tokens,
                 target_tokens=tokens + 2,
                 target_prefill_tokens=12,
-                shared_tokens=3,
             )
         )
     return states

@@ -440,6 +440,28 @@ def test_the_card(tiny: Mapping[str, Path]) -> None:
         assert backend.chat_template == CHATML
 
 
+def test_hidden_states_can_be_left_out(tiny: Mapping[str, Path]) -> None:
+    """The logits are the same, of one token and of a batch."""
+    outputs = []
+    for wanted in (True, False):
+        with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1, hidden_states=wanted)) as backend:
+            backend.read(0, 0, [65, 66])
+            for tokens in ([67], [68, 69]):
+                output = backend.decode([0] * len(tokens), range(tokens[0] - 65, tokens[-1] - 64), tokens)
+                assert (output.hidden is not None) == wanted
+                outputs.append(output.logits.copy())
+    with_them, without = outputs[:2], outputs[2:]
+    for one, other in zip(with_them, without, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_long_text_is_tokenized_whole(tiny: Mapping[str, Path]) -> None:
+    """Longer than there is room for at first; and a short one after it."""
+    with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1)) as backend:
+        assert backend.tokenize("ab" * 5000, continues=True) == [*b"ab"] * 5000
+        assert backend.tokenize("ab", continues=True) == [*b"ab"]
+
+
 def test_a_context_larger_than_trained_is_a_warning(tiny: Mapping[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     """By default a context is at most what the model was trained for; a larger one is granted."""
     with LlamaBackend(tiny["base"], Options(threads=1)) as backend:

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, run
+from small_heads import write_head
 
 from arbitrage_cli.arbitrage import POLICIES, Rate
 from arbitrage_cli.backends import Options, llama
@@ -310,6 +312,28 @@ def test_models_without_a_head_of_their_own_have_the_universal_one() -> None:
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "universal")
     assert result.err.count("the universal one decides") == 1
     assert "policy arbitrage (head universal)" in result.err
+
+
+def test_rating_steps_is_part_of_the_time() -> None:
+    """A reward model that is larger than the target takes most of it."""
+    (record,) = solve("5 + 6", "--json", "--policy", "rsd").records
+    timing = record["timing"]
+    spent = {role: timing[role]["prefill_seconds"] + timing[role]["decode_seconds"] for role in ("draft", "target")}
+    assert timing["reward"]["seconds"] > 0
+    assert record["seconds"] >= sum(spent.values()) + timing["reward"]["seconds"] - 1e-9
+
+
+def test_a_head_that_reads_hidden_states_is_given_them(quick_path: Path) -> None:
+    """By `solve` and by `bench`, where for the other heads the models put none out."""
+    digest = hashlib.sha256((MODELS / "draft.gguf").read_bytes()).hexdigest()
+    pair = {"draft": {"name": "draft", "sha256": digest}, "target": {"name": "target", "sha256": None}}
+    head = str(write_head(quick_path / "hidden.safetensors", hidden_size=2 * 128, pair=pair))
+    result = solve("5 + 6", "--json", "--head", head)
+    assert result.code == 0, result.err
+    assert result.records[0]["settings"]["head"] == "small"
+    folder = str(quick_path / "run")
+    measured = run("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage", "--head", head, "-o", folder)
+    assert measured.code == 0, measured.err
 
 
 def test_a_pairs_head_goes_with_its_own_models_only() -> None:

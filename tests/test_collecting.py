@@ -66,13 +66,13 @@ def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
 
 
 def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
-    """Features and hidden state of the drafted step; tokens of both, what the target read, and what both wrote alike."""
+    """Features and hidden state of the drafted step; tokens of both, what the target read, and what its proposal told it."""
     _, (state,), _ = run(better, [draft_step("12 x", "end"), target_step("12 y 34567", "end"), (0.0, 1.0)])
     assert state.features.shape == (len(FEATURES),)
     assert state.hidden is not None
     assert state.hidden.tolist() == [3, 4, 5, 1.5, 2.5, 3.5]
     assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
-    assert state.shared_tokens == 3
+    assert state.shared_tokens == 2
     assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))
     assert (state.draft_text, state.target_texts) == ("12 x", ("12 y 34567",))
 

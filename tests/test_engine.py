@@ -170,6 +170,18 @@ def test_catching_up_reads_all_missing_steps_at_once() -> None:
     ]
 
 
+def test_a_solution_that_got_shorter() -> None:
+    """Steps that are no longer in the trace are not read as if they were."""
+    engine, longer, shorter = new_engine(HashBackend()), new_trace(), new_trace()
+    engine.open(0, PROBLEM)
+    for text in ("one.\n\n", "two.\n\n"):
+        keep(longer, foreign(text))
+    shorter.add(longer.decisions[0])
+    expected = write(engine, shorter).text
+    write(engine, longer)
+    assert write(engine, shorter).text == expected
+
+
 def test_closing_a_problem_empties_its_cache() -> None:
     """The next problem in the slot starts from nothing; closing twice, or what was never opened, does no harm."""
     backend = HashBackend()

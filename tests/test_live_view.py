@@ -4,6 +4,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyte
@@ -25,6 +26,7 @@ from cli import (
 from rich.cells import cell_len
 
 from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.reporters import wording
 from arbitrage_cli.reporters.live import MAX_STREAM_LINES, REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.runs import RunInfo
 from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
@@ -151,6 +153,22 @@ def test_decision_says_who_wrote_and_why() -> None:
     assert second[:6] == ["2", "draft", "accept", "entropy", "0.21", "\u2264"]
     assert is_struck(terminal.screen, "37 * 12 = 454.")
     assert not is_struck(terminal.screen, "37 * 12 = 444.")
+
+
+@pytest.mark.parametrize(
+    ("number", "tau", "told"),
+    [
+        (1.431, 1.0, "1.43 > 1"),
+        (0.212, 1.0, "0.21 \u2264 1"),
+        (0.0346, 0.0344, "0.0346 > 0.0344"),
+        (0.03441, 0.0344, "0.03441 > 0.0344"),
+        (0.0344, 0.0344, "0.03 \u2264 0.0344"),
+        (1.0000000001, 1.0, "1.0000000001 > 1"),
+    ],
+)
+def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, told: str) -> None:
+    """It has as many digits as it takes to see on which side of tau it is."""
+    assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == f"entropy {told}"
 
 
 def test_many_problems_scroll_by_without_loss(tmp_path: Path) -> None:

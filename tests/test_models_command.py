@@ -12,8 +12,9 @@ from pathlib import Path
 
 import fake_hub
 import pytest
-from cli import ESCAPE, HERE, PROGRAM, Result, Terminal, environment, run, start
+from cli import ESCAPE, HERE, PROGRAM, Result, Terminal, environment, flat, run, start
 from fake_hub import Failure, FakeHub
+from small_heads import write_head
 
 DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
 TOKEN = "hf_SENTINEL0123456789"  # noqa: S105 - no real one
@@ -68,6 +69,19 @@ def pair(place: Place, tiny: Mapping[str, Path]) -> Place:
     place.offers(TARGET, **{"target.q8_0": tiny["target"]})
     place.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nnotes = "two tiny ones"\nctx = 512\n')
     return place
+
+
+def test_explain_fetches_no_reward_model_that_nobody_asked_for(pair: Place, tmp_path: Path) -> None:
+    """The pair names one that is not here: the decisions are explained without it, and that is said."""
+    pair.write(
+        "pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nprm = "someone/Reward:Q8_0"\nctx = 512\n'
+    )
+    head = str(write_head(tmp_path / "small.safetensors"))
+    arguments = ("explain", "5 + 6", "--pair", "mine", "--head", head, "--max-tokens", "8")
+    found = pair.run(*arguments)
+    assert found.code == 0, found.err
+    assert "reward model is not on this machine" in flat(found.err)
+    assert pair.run(*arguments, "--prm", "someone/Reward:Q8_0").code == 3
 
 
 def assert_refused(result: Result, code: int, *words: str) -> None:

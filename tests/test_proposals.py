@@ -179,9 +179,45 @@ def test_what_came_back_is_learned_apart() -> None:
     planner.decoded(1.0, 1)
     for _ in range(50):
         planner.compared(Place(9, 0), matched=False)
-        planner.compared(Place(9, 0, is_back=True), matched=True)
-    at_first, back = planner.plan([Place(9, 0), Place(9, 0, is_back=True)])
+        planner.compared(Place(9, 0, has_left=True), matched=True)
+    at_first, back = planner.plan([Place(9, 0), Place(9, 0, has_left=True)])
     assert at_first == 0 < back
+
+
+def test_steps_without_a_proposal_change_no_cost() -> None:
+    """Costs fade with each proposal, not with each batch in which a problem has none."""
+    planner = Planner()
+    planner.read(100, 20.0)
+    planner.decoded(1.0, 1)
+    planner.decoded(2.9, 3, num_drawn=3)
+    before = planner.plan([Place(2, 5)])
+    for _ in range(500):
+        planner.plan([Place(0, 0), Place(2, 5)])
+    assert planner.plan([Place(2, 5)]) == before == [0]
+
+
+def test_coming_back_for_nothing_costs_little() -> None:
+    """Texts of few letters, which seem to be back all the time, and are not."""
+    chance, planner = random.Random(0), Planner()
+    planner.read(50, 25.0)
+    planner.decoded(1.0, 1)
+    seconds = 0.0
+    for _ in range(300):
+        proposal = Proposal([chance.randrange(4) for _ in range(30)])
+        text = [chance.randrange(4) for _ in range(30)]
+        while text:
+            (count,) = planner.plan([proposal.place(len(text) - 1)])
+            upcoming, places = proposal.upcoming(count), 1 + count
+            drawn = next((index for index, token in enumerate(upcoming) if token != text[index]), count) + 1
+            for token in text[:drawn]:
+                place = proposal.place(1)
+                matched = proposal.wrote(token)
+                if matched is not None:
+                    planner.compared(place, matched=matched)
+            del text[:drawn]
+            planner.decoded(1.0 + 0.5 * (places - 1), places, num_drawn=drawn)
+            seconds += 1.0 + 0.5 * (places - 1)
+    assert seconds < 1.02 * 300 * 30
 
 
 def proposed_after(proposal: str, written: str) -> str:

@@ -21,7 +21,6 @@ STATE = State(
     draft_tokens=10,
     target_tokens=12,
     target_prefill_tokens=7,
-    shared_tokens=4,
 )
 
 
@@ -39,6 +38,24 @@ def test_advantage_is_over_the_mean_of_the_target() -> None:
     """Several steps of the target count by their mean."""
     assert STATE.advantage == 0.5
     assert state_to_json(STATE)["advantage"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("drafted", "written", "share"),
+    [
+        ("12 + 7 = 19.\n\n", "12 + 7 = 19.\n\n", 1.0),
+        ("12 + 7 = 18.\n\n", "12 + 7 = 19.\n\n", 10 / 14),
+        ("He adds 12 and 7.\n\n", "So he adds 12 and 7.\n\n", 11 / 22),
+        ("nothing", "alike", 0.0),
+        ("", "12", 0.0),
+        ("12", "", 0.0),
+    ],
+    ids=["the same", "parted", "back", "nothing alike", "nothing drafted", "nothing written"],
+)
+def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share: float) -> None:
+    """Its beginning, and what comes after the text is back: in parts of the target's tokens."""
+    state = replace(STATE, draft_text=drafted, target_texts=(written,), target_tokens=1000)
+    assert state.shared_tokens == int(1000 * share)
 
 
 def test_without_hidden_states() -> None:

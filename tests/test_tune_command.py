@@ -18,6 +18,7 @@ from arbitrage_cli.tuned import Speeds, Tuned, keep_tuned, read_tuned, this_mach
 
 FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
 SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
+NO_GAIN = {"draft": Speeds(0.9, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is hardly faster
 THREADS = {"draft": 1, "target": 2}
 
 
@@ -243,11 +244,28 @@ def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str
     """By the costs of this machine: a draft that is hardly faster gains nothing. Where there is a gain nothing is said."""
     told = "as long as the target alone: --policy target"
     assert told not in home.run("solve", "5 + 6", "--head", head).err
-    home.pretend({"draft": Speeds(0.9, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)})
+    home.pretend(NO_GAIN)
     found = flat(home.run("solve", "5 + 6", "--head", head).err)
-    assert "at the costs of this machine this takes about" in found
+    assert "at the costs of this machine routing takes about" in found
     assert told in found
     assert told not in home.run("solve", "5 + 6", "--policy", "target").err
+
+
+@pytest.mark.parametrize("asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9")], ids=str)
+def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple[str, ...]) -> None:
+    """Where the pair's own head gains nothing on this machine, the target alone writes: said, and only if nothing was asked for."""
+    home.pretend(NO_GAIN)
+    result = home.run("solve", "5 + 6", "--json", *asked)
+    (record,) = result.records
+    assert record["policy"] == ("arbitrage" if asked else "target")
+    assert ("which therefore writes by itself" in flat(result.err)) == (not asked)
+    assert "head" not in record["settings"] or asked
+
+
+def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
+    """Without a measurement the head decides, as its card is of another machine."""
+    (record,) = home.run("solve", "5 + 6", "--json").records
+    assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
 
 
 def test_explain_takes_the_same_tau(home: Home, head: str) -> None:

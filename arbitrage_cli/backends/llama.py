@@ -45,6 +45,7 @@ from arbitrage_cli.machine import default_threads, total_memory
 
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 WARM_UP_TOKENS = 4
+TOKENIZED = 1024  # tokens of a text that there is room for at first
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens of all sequences together
@@ -103,8 +104,10 @@ class LlamaBackend:
             )
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
+            self._keeps_hidden = options.hidden_states
             self._gives_hidden = True
             self._views: dict[tuple[int, int, int], Floats] = {}
+            self._token_buffer = (c.llama_token * TOKENIZED)()
             self._hidden_size = int(c.llama_model_n_embd_out(self._model))
             self._vocabulary_size = int(c.llama_vocab_n_tokens(self._vocabulary))
             self._warm_up()
@@ -200,11 +203,13 @@ class LlamaBackend:
             self._check_room(sequence, position + 1)
         if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
             raise ValueError(f"{len(tokens)} tokens at once, of at most {BATCH_SIZE}")
-        self._give_hidden(True)
+        self._give_hidden(self._keeps_hidden)
         self._batch.fill(sequences, positions, tokens, output=True)
         with self._interruptible() if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
             self._run()
         logits = self._rows(c.llama_get_logits_ith, len(tokens), self._vocabulary_size)
+        if not self._keeps_hidden:
+            return Output(logits, None)
         return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
 
     def use_threads(self, count: int) -> None:
@@ -362,17 +367,16 @@ class LlamaBackend:
         return text.decode("utf-8", errors="replace")
 
     def _tokenize(self, text: str) -> list[int]:
-        """Two calls: the first asks for the length."""
+        """Into a buffer that is kept; where there is too little room llama.cpp says how much it wants."""
         data = text.encode("utf-8", errors="replace")
-        room = 0
         while True:
-            tokens = (c.llama_token * max(room, 1))()
-            found = int(c.llama_tokenize(self._vocabulary, data, len(data), tokens, room, False, False))
+            room = len(self._token_buffer)
+            found = int(c.llama_tokenize(self._vocabulary, data, len(data), self._token_buffer, room, False, False))
             if found >= 0:
-                return list(tokens[:found])
+                return list(self._token_buffer[:found])
             if -found <= room:
                 raise ComputeError(f"{self._path.name}: llama.cpp cannot tokenize a text of {len(data)} bytes")
-            room = -found
+            self._token_buffer = (c.llama_token * -found)()
 
     def _tokenize_continuation(self, text: str) -> list[int]:
         """SentencePiece puts a space before every text it is given: hide it behind a character, and cut both off."""

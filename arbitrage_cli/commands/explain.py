@@ -6,7 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,7 @@ from arbitrage_cli.commands.sources import (
 )
 from arbitrage_cli.datasets import make_problem
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.pairs import local_files
 from arbitrage_cli.reporters import Display, one_line, write
 from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
@@ -71,6 +72,8 @@ def explain(
     threads: shared.Threads = None,
     gpu_layers: shared.GpuLayers = None,
     ctx: shared.ContextSize = None,
+    flash_attention: shared.FlashAttention = None,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
     json_lines: Annotated[bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="One JSON object a step.")] = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
@@ -93,7 +96,7 @@ def explain(
         named, models = models_of_states(Path(what))
     source = head_named(head, named, models)
     known = needed(find_head(source))
-    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers)
+    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     placement = place(models, load)
     threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)
     if threshold is None:
@@ -106,6 +109,11 @@ def explain(
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         for warning in warnings_about({role: name for role, name in models.items() if name}, source):
             display.note(warning)
+        if not prm and models["prm"] and not local_files(models["prm"]):
+            display.note(
+                "this pair's process reward model is not on this machine, so nothing is said of the oracle; --prm fetches it"
+            )
+            models = {**models, "prm": None}
         wanted = _Wanted(
             problem=what,
             models=models,
@@ -168,7 +176,8 @@ def _solve(
     problem = _problem(wanted.problem)
     sources = needed_models([policy], wanted.models)
     found = fetch(sources, display, offline=offline)
-    backends = open_backends(sources, found, wanted.load, wanted.threads, display, stack, sequences([policy], None))
+    load = replace(wanted.load, hidden_states=head.reads_hidden)
+    backends = open_backends(sources, found, load, wanted.threads, display, stack, sequences([policy], None))
     engines = make_engines(backends, Sampler(*wanted.sampling), wanted.system, routed)
     router = make_router(routed, head, backends, found)
     keep = as_routed(head.probability, tau)

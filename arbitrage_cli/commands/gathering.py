@@ -179,7 +179,7 @@ def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[Record
 
 def _row(event: Finished, states: Sequence[RecordedState], level: str | int | None) -> dict[str, Any]:
     error = attempt_error(event)
-    figures = tally(event.trace.decisions)
+    figures = tally(event.trace.decisions).rated(event.reward_cost)
     return {
         "schema": SCHEMA,
         "id": event.trace.problem.id,
@@ -192,5 +192,5 @@ def _row(event: Finished, states: Sequence[RecordedState], level: str | int | No
         "question": event.trace.problem.question,
         "text": event.trace.text,
         "states": [state_to_json(state) for state in states],  # each is true, whatever became of the problem
-        "seconds": figures.seconds + event.reward_cost.seconds,
+        "seconds": figures.seconds,
     }

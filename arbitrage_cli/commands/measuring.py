@@ -5,13 +5,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from arbitrage_cli.backends import Backend
 from arbitrage_cli.benchmark import Attempt, Began, Bench, Ended, Standings, failed_row
 from arbitrage_cli.commands.output import is_drawable, only_figures_on_stdout
-from arbitrage_cli.commands.routing import make_rater, make_router, sequences
+from arbitrage_cli.commands.routing import make_rater, make_router, reads_hidden, sequences
 from arbitrage_cli.commands.run_facts import Setup, add_loaded
 from arbitrage_cli.commands.session import Engines, open_backends
 from arbitrage_cli.commands.watchdog import Watchdog
@@ -53,9 +53,10 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_figures_on_stdout())
         grader = stack.enter_context(Grader())
-        policies = (attempt.column.policy for attempt in work.left)
+        policies = {attempt.column.policy for attempt in work.left}
         num_sequences = sequences(policies, setup.reward, concurrency=setup.concurrency or 1)
-        backends = open_backends(setup.sources, setup.found, setup.load, setup.threads, work.display, stack, num_sequences)
+        load = replace(setup.load, hidden_states=reads_hidden(policies, setup.head))
+        backends = open_backends(setup.sources, setup.found, load, setup.threads, work.display, stack, num_sequences)
         bench = _make_bench(work, backends, grader, timeout)
         for attempt in work.left:
             bench.engines_for(attempt.column.policy, attempt.sample)

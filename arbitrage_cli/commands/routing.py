@@ -5,6 +5,7 @@ Slow to import, as NumPy is: a command does so only when there is work to do.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import POLICIES, Policy, Router
 from arbitrage_cli.backends import Backend
@@ -17,11 +18,27 @@ from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.router import Head, load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater
-from arbitrage_cli.taus import NAMES, Costs, TauTable
+from arbitrage_cli.taus import ALWAYS, NAMES, NEVER, Costs, TauTable
 from arbitrage_cli.types import ModelRole
 
 DEFAULT_TAU = "exact"
 CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How to route, as the options have it: None for what they leave open. `head` is one that was named, not the pair's own."""
+
+    policy: str | None
+    tau: str | None
+    budget: float | None
+    head: str | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing was asked for."""
+        return all(value is None for value in (self.policy, self.tau, self.budget, self.head))
+
 
 IsRight = Callable[[str, str], bool]
 """Whether a whole solution, the second, reaches the known answer of the problem with that id."""
@@ -62,22 +79,42 @@ def choose_tau(
     return table.at_budget(budget) if budget is not None else table.resolve(wanted or DEFAULT_TAU)
 
 
-def warning_of_time(
+def choose_routing(
+    wanted: Wanted, head: Head | None, source: str | None, costs: Costs | None
+) -> tuple[Policy, float | None, str | None]:
+    """The policy and its tau, and what is to be said of them beforehand: that routing takes longer here than the target alone.
+
+    If nobody asked for routing, the target alone then writes: where the costs are this machine's, and the head is this pair's.
+    `source` is what the head is called, `costs` are None if they were not measured. UsageError.
+    """
+    policy = choose_policy(wanted.policy, head)
+    tau = choose_tau(policy, wanted.tau, wanted.budget, head, costs)
+    time = _expected_time(policy, tau, head, source, costs)
+    if time is None or time < 1:
+        return policy, tau, None
+    whose = "on the head's card" if costs is None else "of this machine"
+    told = f"at the costs {whose} routing takes about {time:.1f} times as long as the target alone"
+    if wanted.is_open and costs is not None and source != UNIVERSAL_HEAD:
+        return (
+            POLICIES["target"],
+            None,
+            f"{told}, which therefore writes by itself; to route all the same: --policy arbitrage",
+        )
+    return policy, tau, f"{told}: --policy target"
+
+
+def _expected_time(
     policy: Policy, tau: float | None, head: Head | None, source: str | None, costs: Costs | None
-) -> str | None:
-    """What to say where a head decides and, at this tau, takes as long as the target alone or longer; None if it does not.
+) -> float | None:
+    """Of a solution where a head decides at this tau, by that of the target alone; None where that is not known.
 
     As its card tells, by the costs of this machine where they are known. Of a universal head the card has another pair's.
     """
     if not policy.needs_head or tau is None or (costs is None and source == UNIVERSAL_HEAD):
         return None
     table = TauTable.from_json(needed(head).card.taus)
-    row = min(table.rows, key=lambda one: abs(one.tau - tau))
-    time = table.time(row, costs)
-    if time is None or time < 1:
-        return None
-    whose = "on the head's card" if costs is None else "of this machine"
-    return f"at the costs {whose} this takes about {time:.1f} times as long as the target alone: --policy target"
+    row = min(table.rows, key=lambda one: abs(one.tau - min(max(tau, ALWAYS), NEVER)))
+    return table.time(row, costs)
 
 
 def whose_costs(policy: Policy, wanted: str | None, budget: float | None, costs: Costs | None) -> str | None:
@@ -97,6 +134,11 @@ def needed(head: Head | None) -> Head:
     return head
 
 
+def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
+    """Whether one of the policies decides by a head that reads the draft's hidden states."""
+    return head is not None and head.reads_hidden and any(policy.needs_head for policy in policies)
+
+
 def make_router(
     policy: Policy, head: Head | None, backends: Mapping[ModelRole, Backend], found: Mapping[ModelRole, str]
 ) -> Router | None:
@@ -107,7 +149,7 @@ def make_router(
     if not policy.needs_head:
         return None
     known = needed(head)
-    if known.card.hidden_size:
+    if known.reads_hidden:
         card = backends["draft"].card
         known.check({"name": card.name, "sha256": _sha256(found["draft"])}, 2 * card.hidden_size)
     return known.router()

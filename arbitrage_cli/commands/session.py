@@ -43,7 +43,7 @@ def open_backends(
 ) -> dict[ModelRole, Backend]:
     """Load the models that `fetch` found, each with its threads and for so many sequences. The stack closes them.
 
-    Errors: ModelError, UsageError.
+    Hidden states, if any are wanted, are the draft's. Errors: ModelError, UsageError.
     """
     backends: dict[ModelRole, Backend] = {}
     for role, source in sources.items():
@@ -51,7 +51,12 @@ def open_backends(
         def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
             display.loading(role, source, fraction)
 
-        options = replace(load, threads=threads[role], num_sequences=num_sequences[role])
+        options = replace(
+            load,
+            threads=threads[role],
+            num_sequences=num_sequences[role],
+            hidden_states=load.hidden_states and role == "draft",
+        )
         backends[role] = stack.enter_context(contextlib.closing(open_model(found[role], options, progress)))
     return backends
 

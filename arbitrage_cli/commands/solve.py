@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -76,13 +76,13 @@ def solve(
     from arbitrage_cli.commands.capacity import MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import (
-        choose_policy,
-        choose_tau,
+        Wanted,
+        choose_routing,
         find_head,
         make_rater,
         make_router,
+        reads_hidden,
         sequences,
-        warning_of_time,
         whose_costs,
     )
     from arbitrage_cli.commands.session import fetch, make_engines, open_backends, run_info
@@ -93,10 +93,9 @@ def solve(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
-    chosen = choose_policy(policy, trained)
     load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
     placement = place(models, load)
-    threshold = choose_tau(chosen, tau, budget, trained, placement.costs)
+    chosen, threshold, slow = choose_routing(Wanted(policy, tau, budget, head), trained, whose, placement.costs)
     sources = needed_models([chosen], models)
     prompt = instructions(system, named)
     sampler = Sampler(temperature, top_p, seed)
@@ -115,7 +114,6 @@ def solve(
             raise typer.Exit(SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        slow = warning_of_time(chosen, threshold, trained, whose, placement.costs)
         for warning in (*warnings_about(sources, whose if chosen.needs_head else None), *([slow] if slow else [])):
             display.note(warning)
         found = fetch(sources, display, offline=offline)
@@ -123,6 +121,7 @@ def solve(
         most = 1 if problems.is_typed else num_known if problems.ended else MOST
         at_once = choose_concurrency(concurrency, lambda: memory_needed(found, load, each), most=most)
         num_sequences = sequences([chosen], None, concurrency=at_once)
+        load = replace(load, hidden_states=reads_hidden([chosen], trained))
         backends = open_backends(sources, found, load, placement.threads, display, stack, num_sequences)
         engines = make_engines(backends, sampler, prompt, chosen)
         rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named), concurrency=at_once)
@@ -162,6 +161,7 @@ def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json:
                 figures = figures.add(event.decision)
             elif isinstance(event, Finished):
                 num_finished += 1
+                figures = figures.rated(event.reward_cost)
                 num_failed += problem_error(event) is not None
                 results.finished(event.trace, _result(event, run, as_json=as_json))
     display.end(figures, num_finished - num_failed, num_failed)

@@ -150,7 +150,7 @@ class LiveDisplay:
     def _show_finished(self, event: Finished) -> None:
         self._solutions.pop(event.trace, None)
         self._num_finished += 1
-        figures = tally(event.trace.decisions)
+        figures = tally(event.trace.decisions).rated(event.reward_cost)
         found, failure = answer(event.trace), wording.failure(event)
         if failure:
             self._above.append(Text(failure, "bold red"))

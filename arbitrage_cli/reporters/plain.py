@@ -85,7 +85,7 @@ class PlainDisplay:
                 self._say(margin + line)
 
     def _say_finished(self, finished: Finished, run: RunInfo) -> None:
-        figures = tally(finished.trace.decisions)
+        figures = tally(finished.trace.decisions).rated(finished.reward_cost)
         found = answer(finished.trace)
         facts = [
             f"answer {found}" if found else "no boxed answer",

@@ -30,7 +30,13 @@ def comparison(decision: Decision, run: RunInfo) -> str:
     if decision.probability is None or run.tau is None:
         return ""
     sign = ">" if decision.probability > run.tau else "≤"
-    return f"{run.policy} {decision.probability:.2f} {sign} {run.tau:g}"
+    return f"{run.policy} {_rounded(decision.probability, run.tau)} {sign} {run.tau:g}"
+
+
+def _rounded(number: float, tau: float) -> str:
+    """With as few digits as still tell on which side of tau it is."""
+    forms = (f"{number:{form}}" for form in (".2f", ".3g", ".6g"))
+    return next((text for text in forms if (float(text) > tau) == (number > tau)), repr(number))
 
 
 def size(step: Step) -> str:

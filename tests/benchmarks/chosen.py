@@ -1,8 +1,12 @@
-"""The models and the head that a benchmark is asked for on its command line, named as arbitrage names them."""
+"""The models, the head and the policies that a benchmark is asked for on its command line."""
 
 import argparse
 
-from arbitrage_cli.pairs import Pair, find_pair, read_pairs
+from arbitrage_cli.benchmark import Column
+from arbitrage_cli.commands.asked import parse_columns
+from arbitrage_cli.commands.settings import user_folder
+from arbitrage_cli.pairs import Pair, find_pair, head_file, read_pairs
+from arbitrage_cli.router import Head, load
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +17,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 def chosen_pair(arguments: argparse.Namespace) -> Pair:
     """The pair; with another draft or target, one without a head and a system prompt of its own, which are for both models."""
-    pair = find_pair(arguments.pair, read_pairs())
+    pair = find_pair(arguments.pair, read_pairs(user_folder() / "pairs.toml"))
     if arguments.draft or arguments.target:
         return Pair("", arguments.draft or pair.draft, arguments.target or pair.target)
     return pair
@@ -25,3 +29,17 @@ def chosen_head(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     if not source:
         parser.error("no head is known for these models: give --head")
     return source
+
+
+def chosen_columns(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, policies: str
+) -> tuple[list[Column], Head | None]:
+    """Policies at their taus, as `arbitrage bench` names them, and the head if one of them needs it.
+
+    Ends the program for one that needs rewards, which nothing gives here.
+    """
+    head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
+    columns = parse_columns(policies, None, head)
+    if any(column.policy.reward for column in columns):
+        parser.error("policies that need rewards are not measured here")
+    return columns, head

@@ -4,7 +4,8 @@ Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair 
        [--head FILE] [--policy target,arbitrage] [--threads N] [--ctx N] [--max-tokens N] [--draft-max 8]
 
 LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one's
-turn, in rotating order: same files, threads, messages, context and limit of tokens, greedy, nothing kept from problem to problem.
+turn, in rotating order: same files, threads, messages, context and limit of tokens, greedy, nothing kept from problem to problem;
+what is left open besides is as each program has it.
 Told of each way are right answers, seconds a problem, tokens, and how many times as fast as either way of the server it is, with
 intervals over problems. Ctrl-C or SIGTERM ends it with the table of the problems that all ways have solved by then.
 """
@@ -25,20 +26,19 @@ from typing import Any, Self
 
 import httpx2
 import numpy as np
-from chosen import add_models, chosen_head, chosen_pair
+from chosen import add_models, chosen_columns, chosen_pair
 
 from arbitrage_cli.backends import Options
 from arbitrage_cli.benchmark import Attempt, Bench, Column, Ended
-from arbitrage_cli.commands.asked import parse_columns
 from arbitrage_cli.commands.session import Engines
 from arbitrage_cli.datasets import Item
+from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grader import Grader
 from arbitrage_cli.intervals import Interval, bootstrap, ratio_of_sums, wilson
 from arbitrage_cli.machine import default_threads
 from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import find_files, head_file, open_model
+from arbitrage_cli.pairs import find_files, open_model
 from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.router import load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.types import Limits, ModelRole
 
@@ -60,38 +60,47 @@ Way = Callable[[Item], Solved]
 
 
 class Server:
-    """A llama-server on loopback. A context manager: at its end the process is gone."""
+    """A llama-server on loopback. A context manager: it starts with it, and at its end the process is gone."""
 
-    def __init__(self, binary: Path, arguments: Sequence[str]) -> None:
+    def __init__(self, binary: Path, arguments: Sequence[str], instructions: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        port = self._address.rpartition(":")[2]
-        self._process = subprocess.Popen(
-            [str(binary), *arguments, "-np", "1", "--no-webui", "--host", "127.0.0.1", "--port", port],
-            env={**os.environ, "LD_LIBRARY_PATH": str(binary.parent)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+            port = probe.getsockname()[1]
+        self._address = f"http://127.0.0.1:{port}"
+        self._command = [str(binary), *arguments, "-np", "1", "--no-webui", "--host", "127.0.0.1", "--port", str(port)]
+        self._environment = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
+        self._system = [{"role": "system", "content": instructions}] if instructions else []
         self.num_drafted = self.num_accepted = 0
 
     def __enter__(self) -> Self:
-        for _ in range(START_SECONDS):
-            if self._process.poll() is not None:
-                sys.exit(f"llama-server ended with {self._process.returncode}")
-            with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(f"{self._address}/health", timeout=2).is_success:
-                    return self
-            time.sleep(1)
-        sys.exit("llama-server does not get ready")
+        self._process = subprocess.Popen(
+            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
 
+    def _wait(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                sys.exit(f"llama-server ended with {self._process.returncode}")
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"{self._address}/health", timeout=2).is_success:
+                    return
+            time.sleep(1)
+        sys.exit("llama-server does not get ready")
+
     def ask(self, question: str, max_tokens: int) -> tuple[str, int]:
-        """The solution's text and its number of tokens."""
-        messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}]
+        """The solution's text and its number of tokens. httpx2.HTTPError."""
+        messages = [*self._system, {"role": "user", "content": question}]
         body = {"messages": messages, "temperature": 0, "max_tokens": max_tokens, "cache_prompt": False}
         response = httpx2.post(f"{self._address}/v1/chat/completions", json=body, timeout=ANSWER_SECONDS)
         answer = response.raise_for_status().json()
@@ -116,31 +125,34 @@ def way_of_policy(bench: Bench, column: Column) -> Way:
         (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
         row: Mapping[str, Any] = ended.row
         if row["status"] != "done":
-            sys.exit(f"{item.problem.id}, {column.label}: {row['error']}")
+            raise ProblemError(f"{column.label}: {row['error']}")
         num_tokens = sum(step["tokens"] for step in row["steps"])
         return Solved(row["text"], row["score"]["value"] == "correct", row["wall_seconds"], num_tokens)
 
     return solve
 
 
-def servers(
-    stack: ExitStack, binary: Path, files: Mapping[ModelRole, Path], arguments: argparse.Namespace
-) -> dict[str, Server]:
+def servers(files: Mapping[ModelRole, Path], instructions: str, arguments: argparse.Namespace) -> dict[str, Server]:
+    """Not started yet."""
     threads = str(arguments.threads)
     plain = ["-m", str(files["target"]), "-t", threads, "-tb", threads, "-c", str(arguments.ctx)]
     drafting = ["-md", str(files["draft"]), "--spec-type", "draft-simple", "--spec-draft-n-max", str(arguments.draft_max)]
     drafting += ["--spec-draft-p-min", "0.0", "-td", threads, "-tbd", threads]
-    started = {ALONE: Server(binary, plain), SPECULATION: Server(binary, [*plain, *drafting])}
-    return {name: stack.enter_context(server) for name, server in started.items()}
+    ways = {ALONE: plain, SPECULATION: [*plain, *drafting]}
+    return {name: Server(arguments.llama_server, more, instructions) for name, more in ways.items()}
 
 
 def solve_all(ways: Mapping[str, Way], items: Sequence[Item]) -> dict[str, list[Solved]]:
-    """What each way made of the problems, as far as all of them got."""
+    """What each way made of the problems, as far as all of them got; a problem that fails in one of them is told and left out."""
     found: dict[str, list[Solved]] = {name: [] for name in ways}
     with contextlib.suppress(KeyboardInterrupt):
         for index, item in enumerate(items):
             turns = [*ways][index % len(ways) :] + [*ways][: index % len(ways)]
-            solved = {name: ways[name](item) for name in turns}
+            try:
+                solved = {name: ways[name](item) for name in turns}
+            except (httpx2.HTTPError, ProblemError) as error:
+                print(f"{item.problem.id}: left out, {error}", file=sys.stderr, flush=True)
+                continue
             for name, one in solved.items():
                 found[name].append(one)
             told = ", ".join(
@@ -194,29 +206,33 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pair = chosen_pair(arguments)
+    instructions = INSTRUCTIONS if pair.system is None else pair.system
     sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
-    head = load(head_file(chosen_head(parser, arguments)))
-    columns = parse_columns(arguments.policy, None, head)
+    columns, head = chosen_columns(parser, arguments, arguments.policy)
     items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
     with ExitStack() as stack:
         grader = stack.enter_context(Grader())
-        options = Options(arguments.ctx, arguments.threads)
+        options = Options(arguments.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
         bench = Bench(
-            Engines(backends, Sampler(), INSTRUCTIONS),
+            Engines(backends, Sampler(), instructions),
             grader.grade,
             Limits(max_tokens=arguments.max_tokens),
             seed=0,
-            router_for=lambda policy: head.router() if policy.needs_head else None,
+            router_for=lambda policy: head.router() if head and policy.needs_head else None,
         )
         for column in columns:
             bench.engines_for(column.policy, 0)
         files = {role: Path(find_files(name, offline=True)[0]) for role, name in sources.items()}
-        running = servers(stack, arguments.llama_server, files, arguments)
+        running = servers(files, instructions, arguments)
+        for server in running.values():
+            stack.enter_context(server)
         ways = {name: way_of_server(server, grader, arguments.max_tokens) for name, server in running.items()}
         ways |= {column.label: way_of_policy(bench, column) for column in columns}
         found = solve_all(ways, items)
         drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
+    if not found[ALONE]:
+        sys.exit("no problem was solved in all ways")
     if not drafted:
         sys.exit("the server drafted nothing: this was no speculation")
     write_table(found)

@@ -1,7 +1,7 @@
 """What proposals save: the same problems with and without the target verifying the rejected drafts, in turns.
 
 Usage: python tests/benchmarks/proposals.py [--dataset builtin-dev] [--limit N] [--pair NAME] [--draft MODEL] [--target MODEL]
-       [--head FILE] [--policy arbitrage] [--tau exact] [--threads N] [--max-tokens N]
+       [--head FILE] [--policy arbitrage@exact] [--threads N] [--max-tokens N]
 
 Each problem is solved in both ways before the next one, in changing order. Told are seconds a problem, the target's tokens
 (decoded one by one, verified in batches, kept of those), the ratio of the times with its interval over problems, and how many
@@ -13,31 +13,22 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 
 import numpy as np
-from chosen import add_models, chosen_head, chosen_pair
+from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.arbitrage import POLICIES, Router
 from arbitrage_cli.backends import Backend, Options
+from arbitrage_cli.benchmark import Column
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import Pair, head_file, open_model
+from arbitrage_cli.pairs import Pair, open_model
 from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.router import load
+from arbitrage_cli.router import Head
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.summary import Tally, tally
-from arbitrage_cli.taus import TauTable
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
 
 WAYS = ("without", "with")
-
-
-def routing(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[float, Router | None]:
-    """The tau that is meant, and the head's router if the policy needs one."""
-    if not POLICIES[arguments.policy].needs_head:
-        return float(arguments.tau), None
-    head = load(head_file(chosen_head(parser, arguments)))
-    return TauTable.from_json(head.card.taus).resolve(arguments.tau), head.router()
 
 
 def solve(scheduler: Scheduler, problem: Problem) -> Trace:
@@ -51,12 +42,12 @@ def compare(
     pair: Pair,
     backends: Mapping[ModelRole, Backend],
     arguments: argparse.Namespace,
-    tau: float,
-    router: Router | None,
+    column: Column,
+    head: Head | None,
     problems: list[Problem],
 ) -> Mapping[str, list[Trace]]:
     """The solutions in each of `WAYS`, in the order of the problems."""
-    policy = POLICIES[arguments.policy]
+    router = head.router() if head else None
     system = INSTRUCTIONS if pair.system is None else pair.system
     schedulers = {}
     for way in WAYS:
@@ -68,7 +59,7 @@ def compare(
         }
         engines["target"].measure()
         schedulers[way] = Scheduler(
-            engines, lambda trace: policy.flow(trace, tau, 0, router), Limits(max_tokens=arguments.max_tokens)
+            engines, lambda trace: column.policy.flow(trace, column.tau, 0, router), Limits(max_tokens=arguments.max_tokens)
         )
     found: dict[str, list[Trace]] = {way: [] for way in WAYS}
     for index, problem in enumerate(problems):
@@ -88,21 +79,22 @@ def main() -> None:
     parser.add_argument("--dataset", default="builtin-dev")
     parser.add_argument("--limit", type=int)
     add_models(parser)
-    parser.add_argument("--policy", default="arbitrage")
-    parser.add_argument("--tau", default="exact", help="a number, or a name of the head's table")
+    parser.add_argument("--policy", default="arbitrage", help="one, as arbitrage bench takes it: arbitrage@fast")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-tokens", type=int, default=Limits().max_tokens)
     arguments = parser.parse_args()
     pair = chosen_pair(arguments)
-    tau, router = routing(parser, arguments)
+    (column, *others), head = chosen_columns(parser, arguments, arguments.policy)
+    if others or len(column.policy.models) < 2:
+        parser.error("give one policy in which the target writes what the draft proposed")
     problems = [item.problem for item in load_dataset(arguments.dataset, offline=True).items[: arguments.limit]]
     with ExitStack() as stack:
-        options = Options(pair.ctx, arguments.threads)
+        options = Options(pair.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
         sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
-        found = compare(pair, backends, arguments, tau, router, problems)
+        found = compare(pair, backends, arguments, column, head, problems)
     tallies = {way: [tally(trace.decisions) for trace in traces] for way, traces in found.items()}
-    print(f"{len(problems)} problems, policy {arguments.policy}, tau {arguments.tau}")
+    print(f"{len(problems)} problems, policy {column.label}")
     print(f"{'':8} {'s a problem':>12} {'target s':>12} {'decoded':>10} {'verified':>10} {'kept':>10}")
     for way in WAYS:
         total = tally(decision for trace in found[way] for decision in trace.decisions)
