@@ -48,6 +48,15 @@ class Collected:
     rewards: tuple[Mapping[str, Any], ...]
     costs: Costs | None
 
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """What each state counts (n,): in each part every pair the same in sum, whatever its number of states; 1 on average."""
+        weight = np.ones(len(self.part))
+        for part in np.unique(self.part):
+            pairs, index, counts = np.unique(self.pair[self.part == part], return_inverse=True, return_counts=True)
+            weight[self.part == part] = counts.sum() / (len(pairs) * counts[index])
+        return weight
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Solution:

@@ -103,31 +103,46 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
 # --- calibration
 
 
-def calibrate(log_odds: Numbers, labels: Labels, groups: NDArray[np.int64]) -> tuple[Method, Numbers]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """What a calibration is made from: n uncalibrated log-odds, the labels, and what each counts (1 on average)."""
+
+    log_odds: Numbers
+    labels: Labels
+    weights: Numbers
+
+    def take(self, chosen: NDArray[Any]) -> "Shown":
+        return Shown(self.log_odds[chosen], self.labels[chosen], self.weights[chosen])
+
+
+def calibrate(
+    log_odds: Numbers, labels: Labels, groups: NDArray[np.int64], weights: Numbers | None = None
+) -> tuple[Method, Numbers]:
     """The knots (k, 2) of a curve from log-odds to calibrated ones, and how they were found.
 
     Platt's line, or an isotonic curve where it foretells groups (problems) better that it was not fitted to. UsageError if
-    higher log-odds do not mean a higher share.
+    higher log-odds do not mean a higher share. `weights` are 1 on average; None: all are 1.
     """
+    shown = Shown(log_odds, labels, np.ones(len(labels)) if weights is None else weights)
     if len(labels) < MIN_FOR_ISOTONIC:
-        return "platt", _platt(log_odds, labels)
+        return "platt", _platt(shown)
     losses: dict[Method, float] = {
-        "platt": _held_out_loss(log_odds, labels, groups, isotonic=False),
-        "isotonic": _held_out_loss(log_odds, labels, groups, isotonic=True),
+        "platt": _held_out_loss(shown, groups, isotonic=False),
+        "isotonic": _held_out_loss(shown, groups, isotonic=True),
     }
     if losses["isotonic"] < losses["platt"]:
-        return "isotonic", _isotonic(log_odds, labels)
-    return "platt", _platt(log_odds, labels)
+        return "isotonic", _isotonic(shown)
+    return "platt", _platt(shown)
 
 
-def _platt(log_odds: Numbers, labels: Labels) -> Numbers:
+def _platt(shown: Shown) -> Numbers:
     """A line (J. Platt, Probabilistic outputs for support vector machines, 1999), as two knots."""
-    slope, bias = _platt_line(log_odds, labels)
+    slope, bias = _platt_line(shown)
     return np.array([[-1.0, bias - slope], [1.0, bias + slope]])
 
 
-def _platt_line(log_odds: Numbers, labels: Labels) -> tuple[float, float]:
-    examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)))
+def _platt_line(shown: Shown) -> tuple[float, float]:
+    examples = Examples(shown.log_odds[:, None].astype(np.float32), shown.labels, shown.weights)
     output, bias = _fit_line(examples, 1e6)
     slope = float(output[0])
     if slope < LEAST_RISE:
@@ -138,19 +153,19 @@ def _platt_line(log_odds: Numbers, labels: Labels) -> tuple[float, float]:
     return slope, bias
 
 
-def _isotonic(log_odds: Numbers, labels: Labels) -> Numbers:
+def _isotonic(shown: Shown) -> Numbers:
     """Shares of as many states each, those that fall joined (pool adjacent violators), as knots at their mean log-odds."""
-    order = np.argsort(log_odds, kind="stable")
-    parts = np.array_split(order, min(MAX_STEPS, max(2, len(order) // STATES_PER_STEP)))
-    sizes = np.array([len(part) for part in parts], np.float64)
-    places = np.array([log_odds[part].mean() for part in parts])
-    shares = np.array([(labels[part].sum() + 0.5) / (len(part) + 1) for part in parts])
+    order = np.argsort(shown.log_odds, kind="stable")
+    parts = [shown.take(part) for part in np.array_split(order, min(MAX_STEPS, max(2, len(order) // STATES_PER_STEP)))]
+    sizes = np.array([part.weights.sum() for part in parts])
+    places = np.array([np.average(part.log_odds, weights=part.weights) for part in parts])
+    shares = np.array([(part.weights[part.labels].sum() + 0.5) / (part.weights.sum() + 1) for part in parts])
     rising = _sklearn("isotonic").IsotonicRegression().fit_transform(places, shares, sample_weight=sizes)
     knots: list[tuple[float, float]] = []
     for share in np.unique(rising):
         members = rising == share
         knots.append((float(np.average(places[members], weights=sizes[members])), math.log(share / (1 - share))))
-    slope, _ = _platt_line(log_odds, labels)
+    slope, _ = _platt_line(shown)
     return np.array(list(_with_ends(knots, slope)))
 
 
@@ -166,18 +181,18 @@ def _with_ends(knots: Sequence[tuple[float, float]], slope: float) -> Iterator[t
     yield x + BEYOND, y + BEYOND * slope
 
 
-def _held_out_loss(log_odds: Numbers, labels: Labels, groups: NDArray[np.int64], *, isotonic: bool) -> float:
-    """Mean log loss of groups that the curve was not fitted to."""
+def _held_out_loss(shown: Shown, groups: NDArray[np.int64], *, isotonic: bool) -> float:
+    """Weighted mean log loss of groups that the curve was not fitted to."""
     fold = np.unique(groups, return_inverse=True)[1] % CALIBRATION_FOLDS
     total = 0.0
     for held_out in range(CALIBRATION_FOLDS):
-        inside = fold == held_out
-        if not inside.any() or len(np.unique(labels[~inside])) < 2:
+        inside, outside = shown.take(fold == held_out), shown.take(fold != held_out)
+        if not len(inside.labels) or len(np.unique(outside.labels)) < 2:
             continue
-        curve = Curve((_isotonic if isotonic else _platt)(log_odds[~inside], labels[~inside]))
-        probability = np.array([curve(one) for one in log_odds[inside].tolist()])
-        total -= float(np.log(np.where(labels[inside], probability, 1 - probability)).sum())
-    return total / len(labels)
+        curve = Curve((_isotonic if isotonic else _platt)(outside))
+        probability = np.array([curve(one) for one in inside.log_odds.tolist()])
+        total -= float((inside.weights * np.log(np.where(inside.labels, probability, 1 - probability))).sum())
+    return total / float(shown.weights.sum())
 
 
 # --- scikit-learn

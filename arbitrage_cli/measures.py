@@ -54,11 +54,15 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """What a number is measured against, for n states: the advantage, whether it is one, and the problem's number."""
+    """What a number is measured against, for n states: the advantage, whether it is one, and the problem's number.
+
+    Where heads are chosen, each state counts by its `weight`; None of them: all the same.
+    """
 
     advantage: Numbers
     is_better: NDArray[np.bool_]
     problem: NDArray[np.int64]
+    weight: Numbers | None = None
 
 
 def measure(number: Numbers, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
@@ -160,7 +164,7 @@ def _measure(number: Numbers, truth: Truth, threshold: float, weights: Numbers, 
 
 
 def _merits(number: Numbers, truth: Truth, weights: Numbers) -> Numbers:
-    ranking = _Ranking(number, weights)
+    ranking = _Ranking(number, weights if truth.weight is None else weights * truth.weight)
     with np.errstate(divide="ignore", invalid="ignore"):
         merits: Numbers = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
     return merits

@@ -18,7 +18,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.learning import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.measures import Truth, best_threshold, measure, merit, merit_gaps
 from arbitrage_cli.router import Card, Floats, Head, Network
-from arbitrage_cli.taus import Costs, Outcomes, TauTable, make_table, name_taus, spread_taus
+from arbitrage_cli.taus import Costs, TauTable, make_table, name_taus, spread_taus
 
 Numbers = NDArray[np.float64]
 Inputs = Literal["agnostic", "hidden", "both"]
@@ -77,7 +77,7 @@ def train(
     watch: Watch = lambda text: None,
 ) -> Head:
     """The head of these states. UsageError if there are too few of them, or nothing can be learned from them."""
-    truth = _truth(collected.outcomes, settings.margin)
+    truth = _truth(collected, settings.margin)
     _check(collected, truth)
     choosing, testing = collected.part == VALIDATION, collected.part == TEST
     candidates = _candidates(collected, truth, settings, watch)
@@ -86,7 +86,8 @@ def train(
         watch(f"averaging {MEMBERS} of {chosen.label}")
         chosen = _learn(chosen.recipe, chosen.inputs, collected, truth, settings, MEMBERS)
     watch("calibrating")
-    method, knots = calibrate(chosen.log_odds, truth.is_better[choosing], truth.problem[choosing])
+    validation = _take(truth, choosing)
+    method, knots = calibrate(chosen.log_odds, validation.is_better, validation.problem, validation.weight)
     card = _card(collected, chosen, settings, name=name, command=command, created=created)
     head = Head(chosen.network, knots, card)
     watch("measuring on the test")
@@ -130,9 +131,9 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> H
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
-    """The best on the validation; or rather the smallest that is within one standard error of it over problems.
+    """The best on the validation; or rather the simplest that is within one standard error of it over problems.
 
-    The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
+    One that reads hidden states is less simple than any that does not: they take time, and are of one draft only. The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
     """
     best = max(candidates, key=lambda one: one.merit)
 
@@ -140,7 +141,8 @@ def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
         gaps = merit_gaps(best.log_odds, candidate.log_odds, truth)
         return candidate is best or best.merit - candidate.merit <= float(np.nanstd(gaps))
 
-    return next(one for one in sorted(candidates, key=lambda one: (one.size, -one.merit)) if is_as_good(one))
+    simplest_first = sorted(candidates, key=lambda one: (one.inputs != "agnostic", one.size, -one.merit))
+    return next(one for one in simplest_first if is_as_good(one))
 
 
 def _members(chosen: Candidate) -> int:
@@ -205,12 +207,14 @@ def _probabilities(head: Head, collected: Collected, inputs: Inputs) -> Numbers:
     return head.probabilities(features, collected.hidden if inputs != "agnostic" else None)
 
 
-def _truth(outcomes: Outcomes, margin: float) -> Truth:
-    return Truth(outcomes.advantage, outcomes.advantage > margin, outcomes.problem)
+def _truth(collected: Collected, margin: float) -> Truth:
+    advantage = collected.outcomes.advantage
+    return Truth(advantage, advantage > margin, collected.outcomes.problem, collected.weight)
 
 
 def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
-    return Truth(truth.advantage[chosen], truth.is_better[chosen], truth.problem[chosen])
+    weight = None if truth.weight is None else truth.weight[chosen]
+    return Truth(truth.advantage[chosen], truth.is_better[chosen], truth.problem[chosen], weight)
 
 
 def _check(collected: Collected, truth: Truth) -> None:

@@ -134,6 +134,16 @@ def test_merit_is_recall_and_auc() -> None:
     assert merit(number, truth) == pytest.approx((np.mean(recalls) + value("auc", number, truth)) / 2)
 
 
+def test_merit_counts_by_weight() -> None:
+    """A state that counts three times is as three states."""
+    number, truth = make(300)
+    times = np.arange(300) % 3 + 1
+    weighted = Truth(truth.advantage, truth.is_better, truth.problem, times.astype(np.float64))
+    repeated = Truth(truth.advantage.repeat(times), truth.is_better.repeat(times), truth.problem.repeat(times))
+    assert merit(number, weighted) == pytest.approx(merit(number.repeat(times), repeated))
+    assert merit(number, weighted) != pytest.approx(merit(number, truth))
+
+
 def test_gaps_of_merit_are_paired() -> None:
     """On the same resamples: a number has no gap to itself, and a small one to a near copy."""
     number, truth = make(rounded=False)

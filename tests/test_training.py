@@ -15,7 +15,7 @@ from arbitrage_cli.features import FEATURES
 from arbitrage_cli.learning import Recipe, balanced, calibrate
 from arbitrage_cli.measures import Truth, measure, merit
 from arbitrage_cli.router import Curve, Head, Network, load, save
-from arbitrage_cli.taus import Costs, TauTable
+from arbitrage_cli.taus import Costs, Numbers, TauTable
 from arbitrage_cli.training import Candidate, Inputs, Settings, choose, train, with_taus
 
 WORLD = World()
@@ -269,6 +269,37 @@ def test_calibration_finds_the_curve(bend: float, method: str) -> None:
     assert np.abs(probability - 1 / (1 + np.exp(-true[half:]))).mean() < 0.02
 
 
+@pytest.mark.parametrize("count", [100, 2000], ids=["platt", "either"])
+def test_calibration_counts_by_weight(count: int) -> None:
+    """Of two pairs of models that count the same, the one with ten times the states does not decide alone."""
+    rng = np.random.default_rng(2)
+    small = np.arange(11 * count) % 11 == 0
+    log_odds = rng.normal(0, 1, 11 * count)
+    chance = np.where(small, 0.6, 0.2) / (1 + np.exp(-log_odds)) * 2
+    is_better = rng.random(11 * count) < np.minimum(chance, 1)
+    weights = np.where(small, 5.5, 0.55)
+
+    def mean(knots: Numbers) -> float:
+        curve = Curve(knots)
+        return float(np.average([curve(value) for value in log_odds.tolist()], weights=weights))
+
+    wanted = float(np.average(is_better, weights=weights))
+    problems = np.arange(11 * count) // 5
+    assert mean(calibrate(log_odds, is_better, problems, weights)[1]) == pytest.approx(wanted, abs=0.02)
+    assert mean(calibrate(log_odds, is_better, problems)[1]) < wanted - 0.1
+
+
+def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
+    """Whatever its number of states; with one pair every state counts 1."""
+    other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
+    few = write_run(tmp_path / "few", questions(60), changes={"models": other})
+    found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
+    for part in (TRAINING, VALIDATION, TEST):
+        one, two = (found.weight[(found.part == part) & (found.pair == pair)].sum() for pair in (0, 1))
+        assert one == pytest.approx(two)
+    assert (read_states([few]).weight == 1).all()
+
+
 def test_weights_balance_the_classes() -> None:
     """Both classes count the same in sum; within a class, by importance."""
     labels = np.array([True, False, False, False])
@@ -330,16 +361,16 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
     assert abs(weight["logprob_worst"]) < 0.3 * weight["entropy_first"]
 
 
-def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> Candidate:
+def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int, inputs: Inputs = "agnostic") -> Candidate:
     size = 10
     layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
     zeros = np.zeros(size, np.float32)
     network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
-    return Candidate(Recipe(units, 1.0), "agnostic", network, log_odds, merit(log_odds, truth))
+    return Candidate(Recipe(units, 1.0), inputs, network, log_odds, merit(log_odds, truth))
 
 
 def test_smaller_head_wins_unless_the_larger_is_clearly_better() -> None:
-    """Within one standard error of the best, the smallest is taken; beyond it, the best."""
+    """Within one standard error of the best, the smallest is taken, and rather one without hidden states; beyond it, the best."""
     rng = np.random.default_rng(0)
     signal = rng.normal(size=2000)
     is_better = rng.random(2000) < 1 / (1 + np.exp(2 - 2 * signal))
@@ -349,6 +380,9 @@ def test_smaller_head_wins_unless_the_larger_is_clearly_better() -> None:
     far = make_candidate(signal + rng.normal(0, 1.0, 2000), truth, 0)
     assert choose([large, near, far], truth) is near
     assert choose([large, far], truth) is large
+    hidden = make_candidate(signal, truth, 0, "both")
+    assert choose([large, hidden], truth) is large
+    assert choose([hidden, far], truth) is hidden
 
 
 def test_taus_for_other_states(collected: Collected, head: Head, tmp_path: Path) -> None:
