@@ -43,7 +43,7 @@ from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.types import Limits, ModelRole
 
 ALONE, SPECULATION = "llama-server", "llama-server, speculation"
-START_SECONDS, ANSWER_SECONDS = 300, 1800
+START_SECONDS, ANSWER_SECONDS, END_SECONDS = 300, 1800, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,11 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:  # it still computes for whoever has left
+            self._process.kill()
+            self._process.wait()
 
     def _wait(self) -> None:
         until = time.monotonic() + START_SECONDS
