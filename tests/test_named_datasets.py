@@ -11,6 +11,7 @@ from typing import Any
 import fake_hub
 import pytest
 from fake_hub import COMMIT, FakeHub
+from unprivileged import unprivileged
 
 from arbitrage_cli import named_datasets
 from arbitrage_cli.errors import HubError, ModelFileError, UsageError
@@ -330,13 +331,13 @@ def test_empty_file(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "rows.jsonl"), offline=True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_file_that_may_not_be_read(tmp_path: Path) -> None:
     """A file without permission is one clear error."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(MATH))
+    load_dataset(str(path), offline=True)
     path.chmod(0)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with unprivileged(path), pytest.raises(UsageError, match=r"cannot be read \(Permission denied\)"):
         load_dataset(str(path), offline=True)
 
 

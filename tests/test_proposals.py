@@ -158,11 +158,17 @@ def test_nothing_is_verified_before_speeds_are_known() -> None:
     assert unread.plan([Place(20, 0)]) == [0]
 
 
-def test_the_likeliest_tokens_go_first() -> None:
-    """In a batch with another problem, that which matched so far gets more."""
+def measured() -> Planner:
+    """A planner that has seen a token read in a fifth of the time of a decode."""
     planner = Planner()
     planner.read(100, 20.0)
     planner.decoded(1.0, 1)
+    return planner
+
+
+def test_the_likeliest_tokens_go_first() -> None:
+    """In a batch with another problem, that which matched so far gets more."""
+    planner = measured()
     for _ in range(50):
         planner.compared(Place(9, 0), matched=False)
         planner.compared(Place(9, 1), matched=True)
@@ -174,9 +180,7 @@ def test_the_likeliest_tokens_go_first() -> None:
 
 def test_what_came_back_is_learned_apart() -> None:
     """Where texts part for good, but follow their proposals whenever they come back, only the latter are worth a batch."""
-    planner = Planner()
-    planner.read(100, 20.0)
-    planner.decoded(1.0, 1)
+    planner = measured()
     for _ in range(50):
         planner.compared(Place(9, 0), matched=False)
         planner.compared(Place(9, 0, has_left=True), matched=True)
@@ -186,9 +190,7 @@ def test_what_came_back_is_learned_apart() -> None:
 
 def test_steps_without_a_proposal_change_no_cost() -> None:
     """Costs fade with each proposal, not with each batch in which a problem has none."""
-    planner = Planner()
-    planner.read(100, 20.0)
-    planner.decoded(1.0, 1)
+    planner = measured()
     planner.decoded(2.9, 3, num_drawn=3)
     before = planner.plan([Place(2, 5)])
     for _ in range(500):
