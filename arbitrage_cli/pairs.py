@@ -5,10 +5,10 @@ user's that adds to it.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli import hub
@@ -27,6 +27,11 @@ UNIVERSAL_HEAD = "builtin:universal"
 """A head that reads nothing that only one draft has: for models that none was trained for."""
 
 MIN_CTX = 64
+KINDS: Mapping[str, type] = MappingProxyType({"ctx": int, "chat_template_kwargs": dict})
+"""Of what a pair has, where it is no text."""
+
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
+"""What chat templates are told of this program and of the model's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,8 @@ class Pair:
     """Two models that go together, and what belongs to them.
 
     `prm` is a process reward model, `prm_style` how that is asked (`rewards.ProcessReward`), `head` a trained router's file,
-    `system` the system prompt that suits both; `ctx` is in tokens. None where there is none, or the default does.
+    `system` the system prompt that suits both, `chat_template_kwargs` what their chat templates are told; `ctx` is in tokens.
+    None where there is none, or the default does.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Pair:
     prm_style: str | None = None
     head: str | None = None
     system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
 
 def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
@@ -61,6 +68,12 @@ def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
     if name not in pairs:
         raise UsageError(f"no pair is called '{name}'", "pairs: " + ", ".join(pairs))
     return pairs[name]
+
+
+def refuse_own_variables(variables: Iterable[str], where: str) -> None:
+    """UsageError if a chat template is to be told, by what stands `where`, what it is told anyway."""
+    for name in OWN_VARIABLES.intersection(variables):
+        raise UsageError(f"{where}: a chat template gets its '{name}' from the program", "leave it out")
 
 
 def is_toy(source: str) -> bool:
@@ -170,13 +183,14 @@ def _pair(path: Path, name: str, table: Any) -> Pair:
     hint = 'a pair looks like this: [name] draft = "small.gguf" target = "user/repo:Q4_K_M"; notes and ctx may follow'
     if not isinstance(table, dict):
         raise UsageError(f"{path}: '{name}' stands outside of any pair", hint)
-    kinds = {field.name: int if field.name == "ctx" else str for field in fields(Pair) if field.name != "name"}
+    kinds = {field.name: KINDS.get(field.name, str) for field in fields(Pair) if field.name != "name"}
     for key, value in table.items():
         if key not in kinds:
             raise UsageError(f"{path}: pair '{name}' has an unknown key '{key}'", "keys: " + ", ".join(kinds))
         if type(value) is not kinds[key] or (isinstance(value, int) and value < MIN_CTX):
-            wanted = f"a whole number from {MIN_CTX}" if key == "ctx" else "a text"
+            wanted = {int: f"a whole number from {MIN_CTX}", dict: "a table"}.get(kinds[key], "a text")
             raise UsageError(f"{path}: pair '{name}': {key} is not {wanted}", hint)
+    refuse_own_variables(table.get("chat_template_kwargs", {}), f"{path}: pair '{name}'")
     if not table.get("draft") or not table.get("target"):
         raise UsageError(f"{path}: pair '{name}' lacks its {'target' if table.get('draft') else 'draft'}", hint)
     return Pair(name, **table)

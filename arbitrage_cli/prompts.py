@@ -64,7 +64,7 @@ class ChatPrompt:
         control_tokens: Collection[str],
         marker_tokens: Collection[str] = (),
         instructions: str = INSTRUCTIONS,
-        variables: Mapping[str, str] = MappingProxyType({}),
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._instructions = instructions
         self._template, self._variables = template, variables
@@ -121,7 +121,7 @@ class ChatPrompt:
             else:
                 _append_plain(segments, piece)
 
-    def _lay_out(self, template: str | None, variables: Mapping[str, str]) -> str:
+    def _lay_out(self, template: str | None, variables: Mapping[str, Any]) -> str:
         instructions, question = self._slots.values()
         has_instructions = bool(self._instructions.strip())
         if template is None:
@@ -141,7 +141,7 @@ class ChatPrompt:
         raise _broken(reason)
 
 
-def _lay_out_turns(template: str | None, variables: Mapping[str, str], reply: str) -> tuple[str, str, str]:
+def _lay_out_turns(template: str | None, variables: Mapping[str, Any], reply: str) -> tuple[str, str, str]:
     if template is None:
         raise _broken("there is none, and this model is to be asked in turns")
     first, second = _placeholder(), _placeholder()
@@ -197,7 +197,7 @@ def _append_plain(segments: list[Segment], text: str) -> None:
     segments.append(Plain(text))
 
 
-def _render(template: str, messages: list[dict[str, str]], variables: Mapping[str, str]) -> str:
+def _render(template: str, messages: list[dict[str, str]], variables: Mapping[str, Any]) -> str:
     """Render a chat template. TemplateError if it is broken, or breaks a bound; `_RoleRefusedError` if it says no itself."""
     import jinja2  # slow to import, and not needed until a model is loaded
 

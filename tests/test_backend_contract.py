@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def letters(question: str, solution: str) -> Continuation:
     return Continuation("abcdefghijklm"[number % 13], 0.5 + number % 7 / 20)
 
 
-def open_backend(name: str, tiny: Mapping[str, Path], context: int = CONTEXT) -> Backend:
-    options = Options(context, threads=1, kv_type="f32", flash_attention=False, num_sequences=SEQUENCES)
+def open_backend(name: str, tiny: Mapping[str, Path], context: int = CONTEXT, **more: Any) -> Backend:
+    options = Options(context, threads=1, kv_type="f32", flash_attention=False, num_sequences=SEQUENCES, **more)
     return ScriptedBackend(name, letters, options) if name == "scripted" else LlamaBackend(tiny[name], options)
 
 
@@ -312,6 +313,14 @@ def test_the_first_token_is_a_control_token(backend: Backend) -> None:
 def test_template_variables_are_control_tokens(backend: Backend) -> None:
     """A template that writes them gets control tokens, not letters: a vocabulary without a first token has no `bos_token`."""
     assert set(backend.template_variables.values()) <= set(backend.control_tokens)
+
+
+@pytest.mark.parametrize("name", ["scripted", *LLAMA_MODELS])
+def test_template_variables_of_the_user(name: str, tiny: Mapping[str, Path]) -> None:
+    """What a model was loaded with is told to its template too, and does not hide what its file says."""
+    plain, wanted = open_backend(name, tiny), {"enable_thinking": False, "bos_token": "x"}
+    with closing(plain), closing(open_backend(name, tiny, template_variables=wanted)) as backend:
+        assert backend.template_variables == {**wanted, **plain.template_variables}
 
 
 # --- the scripted backend

@@ -353,6 +353,7 @@ def test_fresh_begins_anew(program: Program, copy: Path) -> None:
         (["--seed", "1"], "another seed: 0, not 1"),
         (["--top-p", "0.9"], "another top_p"),
         (["--system", "Be brief."], "another system prompt"),
+        (["--chat-template-kwargs", '{"a": 1}'], 'another chat template kwargs: {}, not {"a": 1}'),
         (["--draft", "scripted:target"], "another draft model: scripted:draft, not scripted:target"),
         (["--max-tokens", "100"], "another max_tokens"),
         (["--ctx", "512"], "another context size of the draft: 4096, not 512"),

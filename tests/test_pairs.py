@@ -24,10 +24,12 @@ def test_own_pairs(tmp_path: Path) -> None:
     own = tmp_path / "pairs.toml"
     assert read_pairs(own) == read_pairs()
     own.write_text(
-        '[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = 8192\n[llama3]\ndraft = "c.gguf"\ntarget = "d.gguf"\n'
+        '[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = 8192\n'
+        "chat_template_kwargs = { enable_thinking = false }\n"
+        '[llama3]\ndraft = "c.gguf"\ntarget = "d.gguf"\n'
     )
     pairs = read_pairs(own)
-    assert pairs["mine"] == Pair("mine", "a.gguf", "b.gguf", ctx=8192)
+    assert pairs["mine"] == Pair("mine", "a.gguf", "b.gguf", ctx=8192, chat_template_kwargs={"enable_thinking": False})
     assert pairs["llama3"] == Pair("llama3", "c.gguf", "d.gguf")
     assert "qwen2.5-math" in pairs
 
@@ -43,6 +45,8 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('[mine]\ndraft = 7\ntarget = "b.gguf"\n', "draft is not a text"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx is not a whole number"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx is not a whole number"),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs is not a table"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "its 'messages' from the program"),
         ("\udcff", "cannot be read as TOML"),
     ],
 )

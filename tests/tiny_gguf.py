@@ -21,6 +21,7 @@ CHATML = (
 HEADERS = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system role') }}"
     "{% endif %}<|{{ message.role }}|>{{ message.content | trim }}<|stop|>{% endfor %}<|assistant|>"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
 )
 INST = "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]{% endif %}{% endfor %}"
 
@@ -41,7 +42,7 @@ def write_draft(path: Path) -> Path:
 
 
 def write_target(path: Path) -> Path:
-    """A larger model with another vocabulary (letter pairs, a user-defined token), another template, and a BOS."""
+    """A larger model with another vocabulary (letter pairs, a user-defined token), another template, in which it may think, and a BOS."""
     pairs = ["th", "in", "er", "Ġt", "ĊĊ"]
     tokens, types = _byte_level(pairs, ["<|begin|>", "<|stop|>", "<|user|>", "<|assistant|>"], ["<think>"])
     biases = _writing(tokens, step_end="ĊĊ", end="<|stop|>", also=pairs[:4])

@@ -5,9 +5,9 @@ script; the same contract tests run on both.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ class Options:
     `gpu_layers` -1 puts every layer on the GPU. `context_size` is in tokens, for one sequence; at most what the model was
     trained for unless given. `kv_type` is the number format of the KV cache: f16, q8_0, q4_0 or f32; auto is f16, but for keys
     that a processor reads faster in q8_0. Without `hidden_states` there are none in the output, which then takes less time.
+    `template_variables` is what the chat template is told, besides what the model's file says.
     """
 
     context_size: int | None = None
@@ -61,6 +62,7 @@ class Options:
     kv_type: str = "auto"
     num_sequences: int = 1
     hidden_states: bool = True
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_CONTEXT_SIZE = 4096
@@ -100,8 +102,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def template_variables(self) -> Mapping[str, str]:
-        """What a chat template may refer to: `bos_token`, `eos_token`."""
+    def template_variables(self) -> Mapping[str, Any]:
+        """What a chat template may refer to: `bos_token`, `eos_token`, and what the model was loaded with."""
         ...
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:

@@ -105,6 +105,7 @@ class LlamaBackend:
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
             self._keeps_hidden = options.hidden_states
+            self._template_variables = options.template_variables
             self._gives_hidden = True
             self._views: dict[tuple[int, int, int], Floats] = {}
             self._token_buffer = (c.llama_token * TOKENIZED)()
@@ -166,12 +167,11 @@ class LlamaBackend:
         return int(c.llama_vocab_bos(self._vocabulary)) if c.llama_vocab_get_add_bos(self._vocabulary) else None
 
     @property
-    def template_variables(self) -> Mapping[str, str]:
+    def template_variables(self) -> Mapping[str, Any]:
         ids = {"bos_token": c.llama_vocab_bos(self._vocabulary), "eos_token": c.llama_vocab_eos(self._vocabulary)}
         texts = {name: self._token_text(token) for name, token in ids.items() if token >= 0}
-        return {
-            name: text for name, text in texts.items() if text in self.control_tokens
-        }  # llama.cpp guesses where none is given
+        known = {name: text for name, text in texts.items() if text in self.control_tokens}  # else llama.cpp guessed it
+        return {**self._template_variables, **known}
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
         if continues and c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_SPM:

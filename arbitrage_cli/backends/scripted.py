@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class ScriptedBackend:
         self._cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
         self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
         self._template = template
+        self._template_variables = options.template_variables
 
     def __enter__(self) -> Self:
         return self
@@ -98,8 +99,8 @@ class ScriptedBackend:
         return None
 
     @property
-    def template_variables(self) -> Mapping[str, str]:
-        return {}
+    def template_variables(self) -> Mapping[str, Any]:
+        return self._template_variables
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
         data, tokens = text.encode("utf-8", errors="replace"), []

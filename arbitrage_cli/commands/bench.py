@@ -18,6 +18,7 @@ from arbitrage_cli.commands.sources import (
     needed_models,
     pair_named,
     style_of_prm,
+    template_variables,
     warnings_about,
 )
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
@@ -126,6 +127,7 @@ def bench(
     ] = None,
     offline: shared.Offline = False,
     system: shared.Instructions = None,
+    chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
     max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
     max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
@@ -171,7 +173,14 @@ def bench(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
-    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    load = Options(
+        named.ctx if named and ctx is None else ctx,
+        threads,
+        gpu_layers,
+        flash_attention,
+        kv_type.value,
+        template_variables=template_variables(chat_template_kwargs, named),
+    )
     placement = place(models, load)
     columns = parse_columns(policy, tau, trained, placement.costs)
     uses_head = any(column.policy.needs_head for column in columns)

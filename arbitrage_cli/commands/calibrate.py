@@ -73,6 +73,7 @@ def calibrate(
     head: shared.HeadFile = None,
     offline: shared.Offline = False,
     system: shared.Instructions = None,
+    chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
     max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
     max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,

@@ -18,6 +18,7 @@ from arbitrage_cli.commands.sources import (
     needed_models,
     pair_named,
     style_of_prm,
+    template_variables,
     warnings_about,
 )
 from arbitrage_cli.errors import UsageError
@@ -110,6 +111,7 @@ def collect(
     head: shared.HeadFile = None,
     offline: shared.Offline = False,
     system: shared.Instructions = None,
+    chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
     max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
     max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
@@ -158,7 +160,14 @@ def collect(
     keep = _keep(roll_in, trained)
     column = Column(POLICIES["oracle"], 0.0)
     sources = needed_models([column.policy], models, reward)
-    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    load = Options(
+        named.ctx if named and ctx is None else ctx,
+        threads,
+        gpu_layers,
+        flash_attention,
+        kv_type.value,
+        template_variables=template_variables(chat_template_kwargs, named),
+    )
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))

@@ -23,6 +23,7 @@ from arbitrage_cli.commands.sources import (
     needed_models,
     pair_named,
     style_of_prm,
+    template_variables,
     warnings_about,
 )
 from arbitrage_cli.datasets import make_problem
@@ -63,6 +64,7 @@ def explain(
     tau: shared.Tau = None,
     budget: shared.Budget = None,
     system: shared.Instructions = None,
+    chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
     max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
     max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
@@ -96,7 +98,14 @@ def explain(
         named, models = models_of_states(Path(what))
     source = head_named(head, named, models)
     known = needed(find_head(source))
-    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    load = Options(
+        named.ctx if named and ctx is None else ctx,
+        threads,
+        gpu_layers,
+        flash_attention,
+        kv_type.value,
+        template_variables=template_variables(chat_template_kwargs, named),
+    )
     placement = place(models, load)
     threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)
     if threshold is None:

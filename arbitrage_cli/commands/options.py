@@ -187,6 +187,16 @@ Instructions = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
+TemplateVariables = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        envvar="ARBITRAGE_CHAT_TEMPLATE_KWARGS",
+        metavar="JSON",
+        help="What the models' chat templates are told, as for llama-server: {\"enable_thinking\": false}. Default: the pair's own.",
+        rich_help_panel=_MODELS,
+    ),
+]
 MaxSteps = Annotated[
     int, typer.Option(envvar="ARBITRAGE_MAX_STEPS", min=1, help="Steps of one solution.", rich_help_panel=_SAMPLING)
 ]

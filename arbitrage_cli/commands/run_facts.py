@@ -33,7 +33,7 @@ CHUNK = 1 << 22  # bytes
 SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
-ONCE: Mapping[str, str] = MappingProxyType({"concurrency": "1"})
+ONCE: Mapping[str, str] = MappingProxyType({"concurrency": "1", "chat template kwargs": "{}"})
 """What was so in all runs before it was recorded."""
 
 Watch = Callable[[ModelRole, str, float], None]
@@ -96,7 +96,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "reward": setup.reward,
         "prm_style": setup.prm_style,
         "grader": setup.grader,
-        "prompt": {"system": setup.system},
+        "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
         "sampling": {**asdict(setup.sampler), "samples": setup.samples},
         "limits": asdict(setup.limits),
         "step_separator": SEPARATOR,
@@ -273,6 +273,7 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         **{f"context size of the {role}": facts["n_ctx"] for role, facts in models.items()},
         "grader": run["grader"],
         "system prompt": run["prompt"]["system"],
+        "chat template kwargs": json.dumps(run["prompt"]["chat_template_kwargs"], sort_keys=True),
         "step separator": run["step_separator"],
         **{name: sampling[name] for name in ("temperature", "top_p", "seed")},
         **run["limits"],

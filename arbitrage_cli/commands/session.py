@@ -1,6 +1,7 @@
 """Opens the models that a policy needs, as engines. Slow to import: a command does so only when there is work to do."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from arbitrage_cli.reporters import Loading
 from arbitrage_cli.runs import RunInfo
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.types import ModelRole
+
+log = logging.getLogger("arbitrage.session")
 
 
 def make_engines(
@@ -43,7 +46,7 @@ def open_backends(
 ) -> dict[ModelRole, Backend]:
     """Load the models that `fetch` found, each with its threads and for so many sequences. The stack closes them.
 
-    Hidden states, if any are wanted, are the draft's. Errors: ModelError, UsageError.
+    Hidden states, if any are wanted, are the draft's; template variables are for those that write. Errors: ModelError, UsageError.
     """
     backends: dict[ModelRole, Backend] = {}
     for role, source in sources.items():
@@ -56,8 +59,13 @@ def open_backends(
             threads=threads[role],
             num_sequences=num_sequences[role],
             hidden_states=load.hidden_states and role == "draft",
+            template_variables={} if role == "prm" else load.template_variables,
         )
         backends[role] = stack.enter_context(contextlib.closing(open_model(found[role], options, progress)))
+    templates = [backend.chat_template or "" for role, backend in backends.items() if role != "prm"]
+    for name in load.template_variables:
+        if not any(name in template for template in templates):
+            log.warning("no chat template of these models knows '%s', of --chat-template-kwargs: it changes nothing", name)
     return backends
 
 

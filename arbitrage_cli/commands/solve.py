@@ -19,6 +19,7 @@ from arbitrage_cli.commands.sources import (
     needed_models,
     pair_named,
     style_of_prm,
+    template_variables,
     warnings_about,
 )
 from arbitrage_cli.reporters import Display, safe
@@ -49,6 +50,7 @@ def solve(
     tau: shared.Tau = None,
     budget: shared.Budget = None,
     system: shared.Instructions = None,
+    chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
     max_tokens: shared.MaxTokens = shared.DEFAULTS.max_tokens,
     max_step_tokens: shared.MaxStepTokens = shared.DEFAULTS.max_step_tokens,
@@ -93,7 +95,14 @@ def solve(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
-    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    load = Options(
+        named.ctx if named and ctx is None else ctx,
+        threads,
+        gpu_layers,
+        flash_attention,
+        kv_type.value,
+        template_variables=template_variables(chat_template_kwargs, named),
+    )
     placement = place(models, load)
     chosen, threshold, slow = choose_routing(Wanted(policy, tau, budget, head), trained, whose, placement.costs)
     sources = needed_models([chosen], models)
@@ -102,6 +111,8 @@ def solve(
     limits = Limits(max_steps, max_tokens, max_step_tokens)
     also = {"top_p": top_p, **asdict(limits), "system": prompt, "kv_type": kv_type.value}
     costs_of = whose_costs(chosen, tau, budget, placement.costs)
+    if load.template_variables:
+        also["chat_template_kwargs"] = load.template_variables
     if chosen.needs_head and trained:
         also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of}
     with contextlib.ExitStack() as stack:

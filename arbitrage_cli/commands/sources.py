@@ -1,14 +1,25 @@
 """Which models a command uses: named one by one or as a pair, by flag, environment or settings file. Loads none."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from arbitrage_cli.arbitrage import Policy
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.pairs import DEFAULT_PAIR, UNIVERSAL_HEAD, Pair, find_pair, is_built_in, is_toy, read_pairs
+from arbitrage_cli.pairs import (
+    DEFAULT_PAIR,
+    UNIVERSAL_HEAD,
+    Pair,
+    find_pair,
+    is_built_in,
+    is_toy,
+    read_pairs,
+    refuse_own_variables,
+)
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.run_folder import COLLECT, read_run_folder
 from arbitrage_cli.types import ModelRole
@@ -65,6 +76,22 @@ def instructions(given: str | None, pair: Pair | None) -> str:
     if given is not None:
         return given
     return INSTRUCTIONS if pair is None or pair.system is None else pair.system
+
+
+def template_variables(given: str | None, pair: Pair | None) -> dict[str, Any]:
+    """What the chat templates are told: as given, an object in JSON, else as the pair says. UsageError for anything else."""
+    if given is None:
+        return dict(pair.chat_template_kwargs or {}) if pair else {}
+    try:
+        variables = json.loads(given)
+    except (ValueError, RecursionError):
+        variables = None
+    if not isinstance(variables, dict):
+        raise UsageError(
+            "--chat-template-kwargs is no JSON object", """for example --chat-template-kwargs '{"enable_thinking": false}'"""
+        )
+    refuse_own_variables(variables, "--chat-template-kwargs")
+    return variables
 
 
 def style_of_prm(given: str | None, prm: str | None, pair: Pair | None) -> str | None:

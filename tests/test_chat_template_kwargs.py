@@ -1,0 +1,66 @@
+"""What a user has the models' chat templates told: by a flag, by a pair, on tiny models one of which may think."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from cli import Result, flat, run
+
+THINK = '{"enable_thinking": true}'
+
+
+def write(tiny: Mapping[str, Path], *arguments: str, folder: Path | None = None) -> Result:
+    """What the tiny target writes about a problem, as a process."""
+    command = ("solve", "1 + 1", "--policy", "target", "--max-tokens", "24", "--threads", "1", "--json")
+    models = () if folder else ("--draft", str(tiny["draft"]), "--target", str(tiny["target"]))
+    return run(*command, *models, *arguments, env={"XDG_CONFIG_HOME": str(folder)} if folder else None)
+
+
+def text(result: Result) -> str:
+    assert result.code == 0, result.err
+    (record,) = result.records
+    return str(record["text"])
+
+
+def test_the_template_is_told(tiny: Mapping[str, Path]) -> None:
+    """A template that asks for a variable gets it: the model reads another prompt, and writes another text."""
+    plain = text(write(tiny))
+    assert text(write(tiny, "--chat-template-kwargs", '{"enable_thinking": false}')) == plain
+    assert text(write(tiny, "--chat-template-kwargs", THINK)) != plain
+
+
+def test_a_pair_has_its_own(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    """A pair says what suits its models, and a flag wins over it."""
+    (tmp_path / "arbitrage").mkdir()
+    (tmp_path / "arbitrage" / "pairs.toml").write_text(
+        f'[mine]\ndraft = "{tiny["draft"]}"\ntarget = "{tiny["target"]}"\nchat_template_kwargs = {{ enable_thinking = true }}\n'
+    )
+    assert text(write(tiny, "--pair", "mine", folder=tmp_path)) == text(write(tiny, "--chat-template-kwargs", THINK))
+    assert text(write(tiny, "--pair", "mine", "--chat-template-kwargs", "{}", folder=tmp_path)) == text(write(tiny))
+
+
+def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
+    """It changes nothing, and the user is told."""
+    result = write(tiny, "--chat-template-kwargs", '{"enable_thinkng": true}')
+    assert text(result) == text(write(tiny))
+    assert "no chat template of these models knows 'enable_thinkng'" in flat(result.err)
+    assert "knows" not in write(tiny, "--chat-template-kwargs", THINK).err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("enable_thinking=false", "is no JSON object"),
+        ("[1]", "is no JSON object"),
+        ("[" * 100_000, "is no JSON object"),
+        ('{"messages": []}', "its 'messages' from the program"),
+        ('{"bos_token": "x"}', "its 'bos_token' from the program"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_kwargs_that_make_no_sense(given: str, words: str, tiny: Mapping[str, Path]) -> None:
+    """One line says what is wrong, before any model is loaded."""
+    result = write(tiny, "--chat-template-kwargs", given)
+    assert (result.code, result.out) == (2, "")
+    assert words in flat(result.err)
+    assert "Traceback" not in result.err
