@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML
 
-from arbitrage_cli.backends import MAX_DECODE, Backend, Floats, Options, llama
+from arbitrage_cli.backends import MAX_DECODE, Backend, Floats, Options
 from arbitrage_cli.backends.llama import LlamaBackend
+from arbitrage_cli.backends.llama_loading import check_binding
 from arbitrage_cli.backends.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -426,7 +427,7 @@ def test_another_layout_of_the_binding(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("arbitrage_cli.backends.llama.c.llama_context_default_params", Changed)
     with pytest.raises(ModelUnsupportedError, match="llama-cpp-python"):
-        llama._check_binding()
+        check_binding()
 
 
 def test_a_path_with_other_letters(tiny: Mapping[str, Path], tmp_path: Path) -> None:
@@ -617,7 +618,7 @@ def test_display_that_fails_while_loading(tiny: Mapping[str, Path]) -> None:
 
 def test_context_larger_than_the_machine(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A KV cache that cannot fit in memory is refused before it is made, with both sizes."""
-    monkeypatch.setattr("arbitrage_cli.backends.llama.total_memory", lambda: 1 << 16)
+    monkeypatch.setattr("arbitrage_cli.backends.llama_loading.total_memory", lambda: 1 << 16)
     with pytest.raises(ModelMemoryError, match=r"takes .* GiB, and this machine has"):
         LlamaBackend(tiny["draft"], Options(2048, threads=1))
 

@@ -1,0 +1,194 @@
+"""Before llama.cpp computes: its binding checked, its messages and signals minded, a model and a context made.
+
+Knows nothing of tokens as text, and computes nothing.
+"""
+
+import functools
+import importlib.metadata
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as c
+
+from arbitrage_cli.backends import KV_BYTES, MAX_DECODE, Options
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ModelUnsupportedError
+from arbitrage_cli.machine import total_memory
+
+BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
+
+KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
+
+log = logging.getLogger("arbitrage.llama")
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How attention is computed: with flash attention, without, or (None) as llama.cpp chooses; the KV cache's formats."""
+
+    flash: bool | None
+    keys: str
+    values: str
+
+    @property
+    def formats(self) -> str:
+        return self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
+
+
+def check_binding() -> None:
+    """The default context parameters are known: read anything else, and the structures have another layout."""
+    defaults = c.llama_context_default_params()
+    if (defaults.n_ctx, defaults.n_batch, defaults.n_ubatch) != (512, 2048, 512):
+        version = importlib.metadata.version("llama-cpp-python")
+        raise ModelUnsupportedError(
+            f"llama-cpp-python {version} does not fit this program", 'pip install "llama-cpp-python>=0.3.36,<0.3.37"'
+        )
+
+
+@functools.cache
+def start_llama() -> object:
+    """Once a process: check the binding, send llama.cpp's messages to `logging`, start its backends.
+
+    Returns the log callback: llama.cpp keeps its address, so it must stay referenced, which the cache sees to.
+    """
+    check_binding()
+    levels = {3: logging.INFO, 4: logging.INFO}  # GGML_LOG_LEVEL_WARN, _ERROR: failures also come back as codes
+
+    def forward(level: int, text: bytes, data: object) -> None:
+        message = text.decode("utf-8", errors="replace").rstrip()
+        if message.strip("."):
+            with suppress(ArbitrageError):  # of the display: no exception may leave a callback
+                log.log(levels.get(level, logging.DEBUG), "%s", message)
+
+    callback = c.llama_log_callback(forward)
+    c.llama_log_set(callback, None)
+    c.llama_backend_init()
+    return callback
+
+
+def gpu_layers(options: Options) -> int:
+    """Layers to put on the GPU: as wanted, else all (-1) where llama.cpp was built for one."""
+    if not c.llama_supports_gpu_offload():
+        if options.gpu_layers:
+            log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
+        return 0
+    return -1 if options.gpu_layers is None else options.gpu_layers
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """The signals that ask the run to end, noted while C code runs, and raised again for whoever handles them after it.
+
+    Python runs signal handlers between its own instructions, so also within a callback from C: an exception out of one
+    is lost there. A callback looks at the list instead, and asks the C code to stop.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in ours:
+            signal.signal(number, lambda number, frame: noted.append(number))
+        yield noted
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for caught in noted:
+            signal.raise_signal(caught)
+
+
+def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
+    """A model of llama.cpp's, which the caller frees. `progress` gets fractions from 0 to 1. Errors: ModelFileError, its own."""
+    failures: list[ArbitrageError] = []  # of the display: no exception may leave a callback
+
+    def report(fraction: float, data: object) -> bool:
+        try:
+            if progress and not failures:
+                progress(fraction)
+        except ArbitrageError as error:
+            failures.append(error)
+        return not (noted or failures)
+
+    callback = c.llama_progress_callback(report)
+    parameters = c.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    parameters.progress_callback = callback
+    with _messages() as messages, noted_signals() as noted:
+        model = c.llama_model_load_from_file(os.fsencode(path), parameters)
+    if model:
+        return model
+    if failures:
+        raise failures[0]
+    reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "llama.cpp gave no reason")
+    raise ModelFileError(
+        f"{path}: llama.cpp cannot load it ({reason[:200]})",
+        "the file may be damaged, or of an architecture newer than llama-cpp-python 0.3.36; --debug shows more",
+    )
+
+
+def _check_memory(path: Path, model: Any, num_tokens: int, options: Options) -> None:
+    """Refuse a KV cache larger than the machine's memory: the system would let it be made, and end the process later."""
+    width = c.llama_model_n_embd(model) // max(1, c.llama_model_n_head(model))
+    numbers = 2 * c.llama_model_n_layer(model) * c.llama_model_n_head_kv(model) * width * num_tokens
+    needed, there = numbers * KV_BYTES[options.kv_type], total_memory()
+    if there is not None and needed > there:
+        raise ModelMemoryError(
+            f"{path}: a context of {num_tokens} tokens takes {needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}",
+            "give a smaller --ctx, or a smaller --kv-type",
+        )
+
+
+def new_context(
+    path: Path, model: Any, context_size: int, threads: int, options: Options, attention: Attention, *, share_cache: bool
+) -> Any:
+    """A context of llama.cpp's, which the caller frees: `context_size` tokens for each sequence. Errors: ModelMemoryError."""
+    _check_memory(path, model, context_size * options.num_sequences, options)
+    parameters = c.llama_context_default_params()
+    parameters.n_ctx = context_size * options.num_sequences
+    parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
+    parameters.n_seq_max = options.num_sequences
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
+    parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
+    parameters.type_k, parameters.type_v = KV_TYPES[attention.keys], KV_TYPES[attention.values]
+    parameters.embeddings = True
+    parameters.kv_unified = share_cache
+    parameters.swa_full = True
+    parameters.no_perf = True
+    with _messages() as messages:
+        context = c.llama_init_from_model(model, parameters)
+    if context:
+        return context
+    reason = next(reversed(messages), "llama.cpp gave no reason")
+    raise ModelMemoryError(
+        f"{path}: no context of {parameters.n_ctx} tokens can be made ({reason[:200]})",
+        "give a smaller --ctx; a KV type other than f16 may also need --flash-attention",
+    )
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """Collects llama.cpp's warnings and errors while the body runs."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    collector = Collector(logging.INFO)
+    level = log.level
+    log.addHandler(collector)
+    log.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield messages
+    finally:
+        log.setLevel(level)
+        log.removeHandler(collector)
