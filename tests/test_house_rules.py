@@ -136,6 +136,13 @@ def test_libraries_stay_behind_their_fences(path: Path) -> None:
     assert "numpy" not in used or name not in NUMPY_FREE
 
 
+def test_the_guide_has_the_same_ladder() -> None:
+    """CONTRIBUTING.md tells every module's rung."""
+    rows = re.findall(r"^\| (\d) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = {name: int(number) for number, names in rows for name in re.findall("`([^`]+)`", names)}
+    assert told == {name: number for name, number in LADDER.items() if name}
+
+
 def test_records_know_the_standard_library_only() -> None:
     """types.py and errors.py import nothing but the standard library."""
     for name in ("types", "errors"):
