@@ -6,11 +6,10 @@ to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no termin
 """
 
 from collections.abc import Callable
-from statistics import fmean
 
 from arbitrage_cli.arbitrage import Ask, Flow, Rate, Score
 from arbitrage_cli.features import features, hidden_features
-from arbitrage_cli.states import State, half
+from arbitrage_cli.states import State, advantage_of, half
 from arbitrage_cli.types import Decision, Evidence, ModelRole, Step, Trace
 
 Keep = Callable[[Trace, Step, float], ModelRole]
@@ -52,7 +51,7 @@ def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_s
         rewards: tuple[float, ...] = yield Rate(trace, tuple(distinct.values()))
         rated = dict(zip(distinct, rewards, strict=True))
         target_rewards = tuple(rated[step.text] for step in targets)
-        advantage = fmean(target_rewards) - rated[draft.text]
+        advantage = advantage_of(target_rewards, rated[draft.text])
         kept = keep(trace, draft, advantage)
         observe(_state(trace, draft, targets, rated[draft.text], target_rewards, kept))
         trace.add(Decision(targets[0] if kept == "target" else draft, draft, targets[0], advantage=advantage))

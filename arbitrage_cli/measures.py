@@ -16,6 +16,9 @@ Numbers = NDArray[np.float64]
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 """Escalation rates at which numbers are compared."""
 
+ADVANTAGE_DIGITS = 9
+"""Of an advantage: means of the same rewards may differ in the last bits, and are no advantage."""
+
 BINS = 10  # of the calibration error, equally wide
 RESAMPLES = 1000
 SEED = 0

@@ -7,13 +7,15 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.measures import ADVANTAGE_DIGITS
 from arbitrage_cli.proposals import Proposal
 from arbitrage_cli.types import ModelRole
 
@@ -45,12 +47,12 @@ class State:
     @property
     def target_reward(self) -> float:
         """The mean over the target's steps."""
-        return sum(self.target_rewards) / len(self.target_rewards)
+        return fmean(self.target_rewards)
 
     @property
     def advantage(self) -> float:
         """Reward of the target's step minus reward of the drafted one: above 0, escalating is worth something."""
-        return self.target_reward - self.draft_reward
+        return advantage_of(self.target_rewards, self.draft_reward)
 
     @property
     def shared_tokens(self) -> int:
@@ -66,6 +68,11 @@ class State:
         lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
         told = sum(lengths[number] for number in written if proposal.wrote(number))
         return self.target_tokens * told // max(1, len(self.target_texts[0]))
+
+
+def advantage_of(target_rewards: Sequence[float], draft_reward: float) -> float:
+    """Mean reward of the target's steps minus that of the drafted one, rounded: the same rewards have none."""
+    return round(fmean(target_rewards) - draft_reward, ADVANTAGE_DIGITS)
 
 
 def state_to_json(state: State) -> dict[str, Any]:

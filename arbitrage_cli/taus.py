@@ -2,15 +2,17 @@
 
 And which tau a name or a budget stands for. Knows numbers and rewards; no head, no model and no file.
 
-Every figure is of a solution: summed over its steps. The loss of a step is the reward of the target's step minus that of
-the step that is kept, and where a reward is the share of the target's continuations that reach the right answer, the
-losses of a solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford 2002), as
-far as the recorded states are those that the router would visit.
+Every figure is of a solution. The loss of a step is the reward of the target's step minus that of the step that is kept, and
+where a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
+difference in accuracy (the performance difference lemma, Kakade and Langford 2002), as far as the recorded states are those
+that the router would visit. They are not where the recorded solution went on with a better step than the router keeps: each
+further loss there would be of what is lost already. So a solution loses no more than the target's reward for it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.intervals import Interval, bootstrap_many
+from arbitrage_cli.measures import ADVANTAGE_DIGITS
 
 Numbers = NDArray[np.float64]
 
@@ -26,7 +29,7 @@ ALWAYS, NEVER = 0.0, 1.0
 
 EXACT_TOLERANCE = 0.5  # points of reward
 NAMES: Mapping[str, str] = {
-    "exact": f"the least time whose reward is not below the target's, by {EXACT_TOLERANCE} points at most with 97.5% certainty",
+    "exact": f"the least time that loses at most {EXACT_TOLERANCE} points of the target's reward",
     "balanced": "the least time that keeps nine tenths of what the target is better by than the draft",
     "fast": "the least time that keeps half of what the target is better by than the draft",
 }
@@ -78,7 +81,7 @@ class Outcomes:
 
     @property
     def advantage(self) -> Numbers:
-        return self.target_reward - self.draft_reward
+        return np.round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
 
     def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
         """Those states only."""
@@ -91,7 +94,9 @@ class TauRow:
 
     `wasted` is the share of escalated steps that gained nothing (advantage <= 0), `recall` the share of the steps with an
     advantage that were escalated; None of none. `change` is the reward against the target alone, in points (hundredths of
-    a reward), with its interval over problems; `regret` against the oracle. Tokens are those of a run with this tau.
+    a reward), `regret` against the oracle. The interval is over problems; its low end is as if one more solution had lost all,
+    for no loss among n solutions is no proof that there is none (so it is -3/n then, the rule of three). Tokens are those of a
+    run with this tau.
     """
 
     tau: float
@@ -112,7 +117,8 @@ class TauRow:
 class TauTable:
     """The rows by rising tau, from always to never; what the target alone would read and write; and the named taus.
 
-    `costs` are those of the machine that the states were collected on, None if they were not measured.
+    `named_on` is the table that they were named on, None if it is this one; `is_certain` tells whether it has enough problems to
+    be sure of `exact`, with 97.5% certainty. `costs` are those that the names were given by, None if none were measured.
     """
 
     rows: tuple[TauRow, ...]
@@ -121,6 +127,9 @@ class TauTable:
     alone_tokens: float
     named: Mapping[str, float]
     costs: Costs | None
+    num_solutions: int = 0
+    is_certain: bool = False
+    named_on: "TauTable | None" = None
 
     def time(self, row: TauRow, costs: Costs | None = None) -> float | None:
         """Expected time of a solution, as a share of the target's alone; None without costs."""
@@ -154,15 +163,17 @@ class TauTable:
 
     def at_costs(self, costs: Costs) -> "TauTable":
         """The same rows at the costs of another machine, and the taus that the names stand for there."""
-        moved = replace(self, costs=costs)
-        return replace(moved, named=name_taus(moved))
+        named_on = _with_names(replace(self.named_on or self, costs=costs))
+        return replace(self, costs=costs, named=named_on.named, is_certain=named_on.is_certain)
 
     def at_budget(self, share: float) -> float:
         """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""
         if not 0 <= share <= 1:
             raise UsageError(f"{share:g} is no share of the steps", "a budget is a number from 0 to 1")
-        rates = [row.escalation_rate for row in reversed(self.rows)]
-        return float(np.interp(share, rates, [row.tau for row in reversed(self.rows)]))
+        strictest = {
+            row.escalation_rate: row.tau for row in self.rows
+        }  # of taus that do the same, the one that also does later
+        return float(np.interp(share, sorted(strictest), [strictest[rate] for rate in sorted(strictest)]))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -173,7 +184,8 @@ class TauTable:
         try:
             rows = tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in found["rows"])
             costs = None if found["costs"] is None else Costs.from_json(found["costs"])
-            table = TauTable(**{**found, "rows": rows, "costs": costs})
+            named_on = TauTable.from_json(found["named_on"]) if found.get("named_on") else None
+            table = TauTable(**{**found, "rows": rows, "costs": costs, "named_on": named_on})
             taus = [row.tau for row in rows]
             if len(rows) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
                 raise ValueError("taus do not rise")
@@ -184,22 +196,35 @@ class TauTable:
         return table
 
 
-def make_table(
-    probability: Numbers, outcomes: Outcomes, taus: Sequence[float], named: Mapping[str, float], costs: Costs | None
-) -> TauTable:
-    """The table of the given taus on these states, always and never included, with taus that were named elsewhere."""
+def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], costs: Costs | None) -> TauTable:
+    """The table of the given taus on these states, always and never included, with taus that are named on it."""
     starts = np.flatnonzero(np.diff(outcomes.solution, prepend=-1))
     count = len(starts)
     prompts = outcomes.target_prefill_tokens[starts].sum()
-    rows = _rows(probability, outcomes, starts, sorted({ALWAYS, NEVER, *map(float, taus), *named.values()}))
+    rows = _rows(probability, outcomes, starts, sorted({ALWAYS, NEVER, *map(float, taus)}))
     alone = outcomes.target_tokens.sum()
-    return TauTable(rows, len(outcomes) / count, float(prompts / count), float(alone / count), dict(named), costs)
+    return _with_names(TauTable(rows, len(outcomes) / count, float(prompts / count), float(alone / count), {}, costs, count))
+
+
+def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes) -> TauTable:
+    """A table of the same taus on other states, with the names that they have on the first."""
+    table = make_table(probability, outcomes, [row.tau for row in named_on.rows], named_on.costs)
+    return replace(table, named=named_on.named, is_certain=named_on.is_certain, named_on=named_on)
+
+
+def _with_names(table: TauTable) -> TauTable:
+    named = name_taus(table)
+    return replace(
+        table, named=named, is_certain=any(_is_surely_exact(row) for row in table.rows if row.tau == named["exact"])
+    )
 
 
 def name_taus(table: TauTable) -> dict[str, float]:
     """The tau of each of `NAMES`, from a table; time is the escalation rate where costs are not known.
 
-    None of them takes longer than a stricter one.
+    `exact` goes through the taus from the strictest on, up to the first that may lose too much (a fixed sequence of tests: many
+    taus are tried, and the luck of one must not count). Where there are too few problems to be sure of any, it is taken from
+    those up to the first that did lose too much. None of the names takes longer than a stricter one.
     """
     lead = max(0.0, -table.rows[-1].change)
 
@@ -207,8 +232,9 @@ def name_taus(table: TauTable) -> dict[str, float]:
         known = table.time(row)
         return row.escalation_rate if known is None else known
 
-    allowed = [row for row in table.rows if row.tau == ALWAYS or _is_exact(row)]
-    chosen = min(allowed, key=time)
+    always, *others = table.rows
+    sure = list(takewhile(_is_surely_exact, others))
+    chosen = min([always, *(sure or takewhile(lambda row: row.change >= -EXACT_TOLERANCE, others))], key=time)
     found = {"exact": chosen.tau}
     for name, lost in LOST.items():
         allowed = [row for row in table.rows if row.change >= -lost * lead]
@@ -223,31 +249,44 @@ def spread_taus(probability: Numbers, count: int = 40) -> list[float]:
     return sorted({float(f"{level:.3g}") for level in levels.tolist()})
 
 
-def _is_exact(row: TauRow) -> bool:
+def _is_surely_exact(row: TauRow) -> bool:
     return row.change_interval is not None and row.change_interval[0] >= -EXACT_TOLERANCE
 
 
 def _rows(probability: Numbers, outcomes: Outcomes, starts: NDArray[np.int64], taus: Sequence[float]) -> tuple[TauRow, ...]:
-    losses = np.stack([_loss(probability > tau, outcomes) for tau in taus], axis=1)
-    intervals = _change_intervals(losses, outcomes, starts)
+    changes = np.stack([_change(probability > tau, outcomes, starts) for tau in taus], axis=1)
+    best = float(_change(outcomes.advantage > 0, outcomes, starts).mean())
+    intervals = _change_intervals(changes, outcomes.problem[starts])
+    if taus[0] < probability.min():  # every step is the target's: that nothing is lost is no matter of luck
+        intervals[0] = intervals[0] and (0.0, 0.0)
     return tuple(
-        _row(tau, probability > tau, outcomes, starts, float(losses[:, index].sum()), intervals[index])
+        _row(tau, probability > tau, outcomes, starts, float(changes[:, index].mean()), best, intervals[index])
         for index, tau in enumerate(taus)
     )
 
 
-def _loss(escalated: NDArray[np.bool_], outcomes: Outcomes) -> Numbers:
-    """Reward of the target's step minus that of the kept one, of each state."""
-    return np.where(escalated, 0.0, outcomes.advantage)
+def _change(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
+    """The reward of each solution against that of the target alone: minus the losses of its steps, from 0 to 1 in all."""
+    alone = outcomes.target_reward[starts]  # of going on with the target from its first step
+    losses = np.add.reduceat(np.where(escalated, 0.0, outcomes.advantage), starts)
+    return np.clip(alone - losses, 0.0, 1.0) - alone
 
 
-def _change_intervals(losses: Numbers, outcomes: Outcomes, starts: NDArray[np.int64]) -> list[Interval | None]:
-    """Intervals of minus the losses (n, taus) per solution, in points, over problems."""
-    _, problem = np.unique(outcomes.problem, return_inverse=True)
-    columns = np.zeros((int(problem.max()) + 1, losses.shape[1] + 1))
-    np.add.at(columns[:, :-1], problem, losses)
-    np.add.at(columns[:, -1], problem[starts], 1.0)
-    return bootstrap_many(columns, lambda sums: 0.0 - 100 * sums[:, :-1] / sums[:, -1:], losses.shape[1])
+def _change_intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Interval | None]:
+    """Intervals of the changes (solutions, taus), in points, over problems; see `TauRow` for their low ends."""
+    _, problem = np.unique(problem, return_inverse=True)
+    columns = np.zeros((int(problem.max()) + 1, changes.shape[1] + 1))
+    np.add.at(columns[:, :-1], problem, changes)
+    np.add.at(columns[:, -1], problem, 1.0)
+    lost = np.array([-1.0] * changes.shape[1] + [1.0])
+
+    def points(sums: Numbers) -> Numbers:
+        shares: Numbers = 0.0 + 100 * sums[:, :-1] / sums[:, -1:]
+        return shares
+
+    plain = bootstrap_many(columns, points, changes.shape[1])
+    careful = bootstrap_many(np.vstack([columns, lost]), points, changes.shape[1])
+    return [(low[0], high[1]) if low and high else None for low, high in zip(careful, plain, strict=True)]
 
 
 def _row(
@@ -255,13 +294,13 @@ def _row(
     escalated: NDArray[np.bool_],
     outcomes: Outcomes,
     starts: NDArray[np.int64],
-    loss: float,
+    change: float,
+    best: float,
     interval: Interval | None,
 ) -> TauRow:
+    """One row; `change` and `best`, the oracle's, are means over solutions, in rewards."""
     count, num_escalated = len(starts), int(escalated.sum())
     is_better = outcomes.advantage > 0
-    best = float(np.maximum(outcomes.advantage, 0.0).sum())  # what the oracle has more than the draft alone
-    gained = float(outcomes.advantage[escalated].sum())
     written = outcomes.target_tokens[escalated]
     shared = np.minimum(outcomes.shared_tokens[escalated], written)
     return TauRow(
@@ -269,9 +308,9 @@ def _row(
         escalation_rate=num_escalated / len(outcomes),
         wasted=float((~is_better[escalated]).mean()) if num_escalated else None,
         recall=float(escalated[is_better].mean()) if is_better.any() else None,
-        change=0.0 - 100 * loss / count,
+        change=0.0 + 100 * change,
         change_interval=interval,
-        regret=100 * (best - gained) / count,
+        regret=100 * (best - change),
         draft_tokens=float(outcomes.draft_tokens.sum() / count),
         draft_prefill_tokens=float(written.sum() / count),
         target_tokens=float((written - shared).sum() / count),

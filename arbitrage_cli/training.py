@@ -18,7 +18,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.learning import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.measures import Truth, best_threshold, measure, merit, merit_gaps
 from arbitrage_cli.router import Card, Floats, Head, Network
-from arbitrage_cli.taus import Costs, TauTable, make_table, name_taus, spread_taus
+from arbitrage_cli.taus import Costs, TauTable, make_table, spread_taus, tabulate
 
 Numbers = NDArray[np.float64]
 Inputs = Literal["agnostic", "hidden", "both"]
@@ -119,9 +119,7 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> H
     if not whole.any():
         raise UsageError("no solution of these runs was collected to its end", "go on with the command that collected them")
     probability = head.probabilities(collected.features[:, columns], collected.hidden)[whole]
-    outcomes, spread, known = collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs
-    plain = make_table(probability, outcomes, spread, {}, known)
-    table = make_table(probability, outcomes, spread, name_taus(plain), known)
+    table = make_table(probability, collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs)
     about = {
         "runs": list(collected.runs),
         "rewards": list(collected.rewards),
@@ -283,9 +281,8 @@ def _counts(collected: Collected, truth: Truth) -> dict[str, Any]:
 def _taus(probability: Numbers, collected: Collected, choosing: NDArray[np.bool_], testing: NDArray[np.bool_]) -> TauTable:
     """The taus: spread and named on the validation, with the figures that they have on the test."""
     spread = spread_taus(probability[choosing])
-    chosen_on = make_table(probability[choosing], collected.outcomes.take(choosing), spread, {}, collected.costs)
-    named = name_taus(chosen_on)
-    return make_table(probability[testing], collected.outcomes.take(testing), spread, named, collected.costs)
+    named_on = make_table(probability[choosing], collected.outcomes.take(choosing), spread, collected.costs)
+    return tabulate(named_on, probability[testing], collected.outcomes.take(testing))
 
 
 def _metrics(

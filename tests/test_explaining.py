@@ -20,7 +20,7 @@ from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 QUESTION = "What is 37 * 12 - 95?"
 ZEROS = np.zeros(50)
 OUTCOMES = Outcomes(np.arange(50), np.arange(50), ZEROS, ZEROS + 1, ZEROS + 5, ZEROS + 5, ZEROS + 5, ZEROS)
-TAUS = make_table(np.linspace(0.1, 0.9, 50), OUTCOMES, [0.5], {"exact": 0.25}, None).to_json()
+TAUS = {**make_table(np.linspace(0.1, 0.9, 50), OUTCOMES, [0.5], None).to_json(), "named": {"exact": 0.25}}
 
 
 def make(probability: float, advantage: float | None, tau: float = 0.5) -> Explanation:

@@ -19,6 +19,7 @@ from arbitrage_cli.taus import (
     make_table,
     name_taus,
     spread_taus,
+    tabulate,
 )
 
 COSTS = Costs(
@@ -71,17 +72,29 @@ def simulate(escalated: list[bool], outcomes: Outcomes) -> dict[str, float]:
     return sums
 
 
+def mean_change(escalated: list[bool], outcomes: Outcomes) -> float:
+    """Reward of a solution against that of the target alone, walked through step by step: what is lost cannot be lost again."""
+    alone: dict[int, float] = {}
+    rewards: dict[int, float] = {}
+    for index, is_escalated in enumerate(escalated):
+        solution = int(outcomes.solution[index])
+        alone.setdefault(solution, float(outcomes.target_reward[index]))
+        lost = 0.0 if is_escalated else float(outcomes.target_reward[index] - outcomes.draft_reward[index])
+        rewards[solution] = rewards.get(solution, alone[solution]) - lost
+    changes = [min(1.0, max(0.0, reward)) - alone[solution] for solution, reward in rewards.items()]
+    return sum(changes) / len(changes)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_row_is_what_a_run_would_do(tau: float) -> None:
     """Rates, rewards and tokens of one tau, per solution."""
     probability, outcomes = make_outcomes()
-    row = row_at(make_table(probability, outcomes, [tau], {}, COSTS), tau)
+    row = row_at(make_table(probability, outcomes, [tau], COSTS), tau)
     escalated = probability > tau
-    kept = np.where(escalated, outcomes.target_reward, outcomes.draft_reward)
-    best = np.maximum(outcomes.target_reward, outcomes.draft_reward)
     assert row.escalation_rate == pytest.approx(escalated.mean())
-    assert row.change == pytest.approx(100 * (kept - outcomes.target_reward).sum() / 60)
-    assert row.regret == pytest.approx(100 * (best - kept).sum() / 60)
+    change, best = (mean_change(list(chosen), outcomes) for chosen in (escalated, outcomes.advantage > 0))
+    assert row.change == pytest.approx(100 * change)
+    assert row.regret == pytest.approx(100 * (best - change))
     if escalated.any():
         assert row.wasted == pytest.approx((outcomes.advantage[escalated] <= 0).mean())
     assert row.recall == pytest.approx(escalated[outcomes.advantage > 0].mean())
@@ -96,7 +109,7 @@ def test_row_is_what_a_run_would_do(tau: float) -> None:
 def test_time_is_a_share_of_the_target_alone() -> None:
     """Each model's tokens at their costs; the target alone reads the prompt and writes every step."""
     probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [0.5], {}, COSTS)
+    table = make_table(probability, outcomes, [0.5], COSTS)
     sums = simulate((probability > 0.5).tolist(), outcomes)
     steps, prompts = len(outcomes), 50.0 * 60
     routed = sums["draft"] + (sums["draft_prefill"] + prompts) / 2 + 10 * sums["target"]
@@ -108,7 +121,7 @@ def test_time_is_a_share_of_the_target_alone() -> None:
 def test_time_on_another_machine() -> None:
     """The same rows at other costs; without any there is no time."""
     probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [0.5], {}, None)
+    table = make_table(probability, outcomes, [0.5], None)
     assert table.time(row_at(table, 0.5)) is None
     slow, fast = (table.time(row_at(table, NEVER), replace(COSTS, draft_seconds_per_token=cost)) for cost in (2.0, 1.0))
     assert slow is not None
@@ -119,11 +132,17 @@ def test_time_on_another_machine() -> None:
 def test_ends_of_the_table() -> None:
     """Always is the target's reward exactly, and never is the draft's; both are in every table."""
     probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [], {}, COSTS)
+    table = make_table(probability, outcomes, [], COSTS)
     always, never = table.rows
     assert (always.tau, always.escalation_rate, always.change, always.change_interval) == (ALWAYS, 1, 0, (0, 0))
     assert (never.tau, never.escalation_rate, never.wasted, never.recall) == (NEVER, 0, None, 0)
     assert never.target_prefill_tokens == 0  # the target never reads a word
+
+
+def upper_half(row: TauRow) -> float:
+    """How far the interval goes above the change."""
+    assert row.change_interval is not None
+    return row.change_interval[1] - row.change
 
 
 def test_intervals_are_over_problems() -> None:
@@ -134,12 +153,8 @@ def test_intervals_are_over_problems() -> None:
     widths = []
     for problem in (ten["problem"], ten["solution"]):
         repeated = Outcomes(**(ten | {"problem": problem}))
-        interval = row_at(make_table(np.tile(probability, 10), repeated, [0.5], {}, COSTS), 0.5).change_interval
-        assert interval is not None
-        widths.append(interval[1] - interval[0])
-    once = row_at(make_table(probability, outcomes, [0.5], {}, COSTS), 0.5).change_interval
-    assert once is not None
-    assert widths[0] == pytest.approx(once[1] - once[0])
+        widths.append(upper_half(row_at(make_table(np.tile(probability, 10), repeated, [0.5], COSTS), 0.5)))
+    assert widths[0] == pytest.approx(upper_half(row_at(make_table(probability, outcomes, [0.5], COSTS), 0.5)))
     assert widths[1] == pytest.approx(widths[0] / math.sqrt(10), rel=0.15)
 
 
@@ -188,11 +203,65 @@ def test_draft_as_good_as_the_target_needs_none() -> None:
     assert set(name_taus(table).values()) == {NEVER}
 
 
-def test_without_certainty_exact_is_always() -> None:
-    """Too few problems to tell: nothing is promised."""
-    unknown = replace(make_row(0.5, 0.3, 0.0, 0.0), change_interval=None)
-    table = make_rows(make_row(ALWAYS, 1.0, 0.0, 0.0), unknown, make_row(NEVER, 0.0, -20.0, -22.0))
-    assert name_taus(table)["exact"] == ALWAYS
+@pytest.mark.parametrize("interval", [None, (-9.7, 0.0)])
+def test_without_certainty_exact_is_what_was_seen(interval: tuple[float, float] | None) -> None:
+    """Too few problems to be sure: the taus count that lost no more than they may, up to the first that did."""
+    rows = [replace(make_row(tau, 1 - tau, 0.0, 0.0), change_interval=interval) for tau in (0.3, 0.5, 0.7, 0.9)]
+    rows[2] = replace(rows[2], change=-3.0)
+    table = make_rows(make_row(ALWAYS, 1.0, 0.0, 0.0), *rows, make_row(NEVER, 0.0, -20.0, -22.0))
+    assert name_taus(table)["exact"] == 0.5
+
+
+def test_exact_is_no_stroke_of_luck() -> None:
+    """A tau behind one that loses too much does not count, however well it looks."""
+    table = make_rows(
+        make_row(ALWAYS, 1.0, 0.0, 0.0),
+        make_row(0.3, 0.7, 0.0, -0.4),
+        make_row(0.5, 0.5, -0.3, -0.7),
+        make_row(0.7, 0.3, 0.0, -0.4),
+        make_row(NEVER, 0.0, -20.0, -22.0),
+    )
+    assert name_taus(table)["exact"] == 0.3
+
+
+@pytest.mark.parametrize(("problems", "is_certain"), [(31, False), (550, False), (700, True)])
+def test_no_loss_seen_is_no_proof(problems: int, is_certain: bool) -> None:
+    """The rule of three: where none of n solutions lost, up to 3/n may; half a point takes 600 problems."""
+    ones = np.ones(problems)
+    outcomes = Outcomes(np.arange(problems), np.arange(problems), ones, ones, ones, ones, ones, 0 * ones)
+    table = make_table(0.5 * ones, outcomes, [], COSTS)
+    never = table.rows[-1]
+    assert (never.change, table.named["exact"], table.is_certain) == (0.0, NEVER, is_certain)
+    assert never.change_interval is not None
+    assert never.change_interval[0] == pytest.approx(-300 / problems, rel=0.1)
+
+
+def test_what_is_lost_is_not_lost_again() -> None:
+    """Recorded on a road that was repaired after each bad step: the draft alone still loses a solution once."""
+    count = 100
+    solution = np.repeat(np.arange(count), 6)
+    ones = np.ones(len(solution))
+    bad = np.random.default_rng(0).random(len(solution)) < 0.3
+    outcomes = Outcomes(solution, solution, np.where(bad, 0.0, 1.0), ones, ones, ones, ones, 0 * ones)
+    lost = bad.reshape(count, 6).any(axis=1).mean()
+    assert make_table(0.5 * ones, outcomes, [], COSTS).rows[-1].change == pytest.approx(-100 * lost)
+
+
+def test_means_of_the_same_rewards_are_no_advantage() -> None:
+    """Rounding does not make one step better than another: five rollouts, three steps of the target."""
+    reward = np.array([0.2, 0.6, 0.8])
+    outcomes = Outcomes(*(np.arange(3),) * 2, reward, np.array([sum([value] * 3) / 3 for value in reward]), *(reward,) * 4)
+    assert not outcomes.advantage.any()
+
+
+def test_names_on_another_machine_are_given_on_the_same_states() -> None:
+    """Costs may change the names; not the problems that they are chosen on, which are others than those of the figures."""
+    (first, one), (second, other) = make_outcomes(700, 1), make_outcomes(200, 2)
+    named_on = make_table(first, one, spread_taus(first), COSTS)
+    table = tabulate(named_on, second, other)
+    assert make_table(second, other, spread_taus(first), COSTS).named != named_on.named
+    assert table.named == table.at_costs(COSTS).named == named_on.named
+    assert table.at_costs(COSTS).rows == table.rows
 
 
 def test_resolve_takes_names_and_numbers() -> None:
@@ -208,7 +277,8 @@ def test_resolve_takes_names_and_numbers() -> None:
 def test_budget_is_a_share_of_the_steps() -> None:
     """The tau that escalates so many on recorded states, between two rows if need be."""
     probability, outcomes = make_outcomes(500)
-    table = make_table(probability, outcomes, spread_taus(probability), {}, COSTS)
+    table = make_table(probability, outcomes, spread_taus(probability), COSTS)
+    assert table.at_budget(0.0) == NEVER  # though another tau may do the same on these states
     for share in (0.0, 0.13, 0.5, 1.0):
         assert (probability > table.at_budget(share)).mean() == pytest.approx(share, abs=0.01)
     for wrong in (-0.1, 1.1):
@@ -222,8 +292,9 @@ def test_budget_is_a_share_of_the_steps() -> None:
 def test_table_comes_back_from_a_card() -> None:
     """Through JSON, to the last bit."""
     probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [0.3], {"exact": 0.3}, COSTS)
-    assert TauTable.from_json(json.loads(json.dumps(table.to_json(), allow_nan=False))) == table
+    table = make_table(probability, outcomes, [0.3], COSTS)
+    for one in (table, tabulate(table, probability, outcomes)):
+        assert TauTable.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False))) == one
 
 
 @pytest.mark.parametrize(
@@ -233,7 +304,7 @@ def test_table_comes_back_from_a_card() -> None:
 def test_table_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     """It came from a file: a RouterError, whatever is in it."""
     probability, outcomes = make_outcomes()
-    found = json.loads(json.dumps(make_table(probability, outcomes, [0.3], {}, COSTS).to_json()))
+    found = json.loads(json.dumps(make_table(probability, outcomes, [0.3], COSTS).to_json()))
     with pytest.raises(RouterError):
         TauTable.from_json(found | changes)
 
