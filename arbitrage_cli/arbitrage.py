@@ -19,7 +19,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, Literal
 
-from arbitrage_cli.types import Decision, Evidence, ModelRole, Step, Trace
+from arbitrage_cli.types import Decision, ModelRole, Step, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Rate:
 
 Flow = Generator[Ask | Rate, Any, None]
 
-Score = Callable[[Trace, Step], float]
+NumberOf = Callable[[Trace, Step], float]
 """Maps the trace so far and the drafted step, with what the draft computed while it wrote it, to a number."""
 
 Router = Callable[[Trace, Step], Generator[Rate, Any, float]]
@@ -92,12 +92,12 @@ def single(trace: Trace, model: ModelRole) -> Flow:
         trace.add(Decision(kept=step, draft=draft, target=target))
 
 
-def by_evidence(score: Score) -> Router:
-    """The router whose number is `score`: it asks nobody, and costs next to nothing."""
+def by_evidence(number_of: NumberOf) -> Router:
+    """The router whose number is that: it asks nobody, and costs next to nothing."""
 
     def route(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
         yield from ()
-        return score(trace, draft)
+        return number_of(trace, draft)
 
     return route
 
@@ -114,20 +114,20 @@ def by_reward(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:
     """GlimpRouter (arXiv 2601.05110): entropy of the step's first token, in nats. High: the draft did not know how to go on."""
-    return _evidence(draft).entropies[0]
+    return draft.kept_evidence.entropies[0]
 
 
 def mean_surprise(trace: Trace, draft: Step) -> float:
     """Negative mean log-probability of the drafted tokens, in nats per token. High: the draft wrote what it did not believe."""
-    return -fmean(_evidence(draft).log_probabilities)
+    return -fmean(draft.kept_evidence.log_probabilities)
 
 
 def worst_surprise(trace: Trace, draft: Step) -> float:
     """Negative log-probability of the least likely of the drafted tokens, in nats. High: somewhere the draft had to guess."""
-    return -min(_evidence(draft).log_probabilities)
+    return -min(draft.kept_evidence.log_probabilities)
 
 
-def uniform_draw(seed: int) -> Score:
+def uniform_draw(seed: int) -> NumberOf:
     """Escalation at random, at a rate of 1 - tau: what any router must beat. The draw depends on seed, question and step."""
 
     def draw(trace: Trace, draft: Step) -> float:
@@ -135,12 +135,6 @@ def uniform_draw(seed: int) -> Score:
         return random.Random(key.encode("utf-8", "surrogatepass")).random()
 
     return draw
-
-
-def _evidence(step: Step) -> Evidence:
-    if step.evidence is None:
-        raise ValueError("this router reads the evidence of the drafted step, and none was kept")
-    return step.evidence
 
 
 RewardKind = Literal["prm", "judge", "any"]
@@ -179,9 +173,9 @@ class Policy:
 
 
 _BOTH: tuple[ModelRole, ...] = ("draft", "target")
-_PROBABILITY, _ENTROPY = "P(the target's step is better)", "entropy of the step's first token (nats)"
+_PROBABILITY, _ENTROPY = "probability that the target's step is better", "entropy of the step's first token (nats)"
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
-_MARK, _ADVANTAGE = "1 - the target's mark for the drafted step", "advantage of the target's step"
+_MARK, _ADVANTAGE = "1 - the target's mark for the drafted step, as a share of 9", "advantage of the target's step"
 
 _ALL = (
     Policy("arbitrage", _BOTH, _PROBABILITY, reads_evidence=True, needs_head=True),

@@ -88,6 +88,8 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
         solutions += found
     if not any(run["states"] for run in runs):
         raise UsageError("there are no states in these runs", "collect some: arbitrage collect")
+    if test_folders and not any(solution.is_test for solution in solutions):
+        raise UsageError("there are no states in the runs that are to be the test", "collect some: arbitrage collect")
     if any(run["features"] != runs[0]["features"] for run in runs):
         raise UsageError("these runs have different features", "train on runs of one version of arbitrage at a time")
     return _join(solutions, runs)

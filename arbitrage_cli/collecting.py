@@ -7,7 +7,7 @@ to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no termin
 
 from collections.abc import Callable
 
-from arbitrage_cli.arbitrage import Ask, Flow, Rate, Score
+from arbitrage_cli.arbitrage import Ask, Flow, NumberOf, Rate
 from arbitrage_cli.features import features, hidden_features
 from arbitrage_cli.states import State, advantage_of, half
 from arbitrage_cli.types import Decision, Evidence, ModelRole, Step, Trace
@@ -26,7 +26,7 @@ def drafted(trace: Trace, draft: Step, advantage: float) -> ModelRole:
     return "draft"
 
 
-def as_routed(probability: Score, tau: float) -> Keep:
+def as_routed(probability: NumberOf, tau: float) -> Keep:
     """The step that a head would keep at this tau."""
 
     def keep(trace: Trace, draft: Step, advantage: float) -> ModelRole:

@@ -9,8 +9,8 @@ Knows nothing of where errors are shown: `commands.main` is the one place that p
     │   ├── ModelUnsupportedError  llama.cpp runs it, this program cannot
     │   ├── ModelMemoryError       the model or its context does not fit in memory
     │   ├── HubError               the model cannot be fetched from the Hugging Face Hub
-    │   └── RouterError            a router's head is damaged, of an unknown kind, or made for another draft
-    ├── TemplateError ......... 3  the model's chat template is broken or hostile
+    │   ├── RouterError            a router's head is damaged, of an unknown kind, or made for another draft
+    │   └── TemplateError          the model's chat template is broken or hostile
     ├── ComputeError .......... 4  llama.cpp failed while it computed
     ├── ProblemError .......... 1  one problem cannot be solved; the others go on
     │   ├── ContextFullError       its text does not fit in the context

@@ -88,7 +88,7 @@ def features(trace: Trace, draft: Step) -> Floats:
 
     ValueError if its evidence was not kept.
     """
-    evidence = evidence_of(draft)
+    evidence = draft.kept_evidence
     kinds = [_kind(piece) for piece in evidence.pieces or ()]
     values = [*_of_tokens(evidence), *_of_kind(evidence, kinds, "digit"), *_of_kind(evidence, kinds, "operator")]
     values += _of_text(trace, draft)
@@ -101,17 +101,10 @@ def hidden_features(draft: Step) -> Floats:
 
     It has a meaning for this one draft only. ValueError if it was not kept.
     """
-    hidden = evidence_of(draft).hidden
+    hidden = draft.kept_evidence.hidden
     if not isinstance(hidden, np.ndarray):
         raise ValueError("this router reads the hidden states of the drafted step, and none were kept")
     return np.concatenate((hidden[-1], hidden.mean(axis=0)), dtype=np.float32)
-
-
-def evidence_of(step: Step) -> Evidence:
-    """What the model computed while it wrote the step. ValueError if it was not kept."""
-    if step.evidence is None:
-        raise ValueError("this router reads the evidence of the drafted step, and none was kept")
-    return step.evidence
 
 
 # --- tokens

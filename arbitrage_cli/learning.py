@@ -124,6 +124,11 @@ def calibrate(
     higher log-odds do not mean a higher share. `weights` are 1 on average; None: all are 1.
     """
     shown = Shown(log_odds, labels, np.ones(len(labels)) if weights is None else weights)
+    if _platt_line(shown)[0] < LEAST_RISE:
+        raise UsageError(
+            "nothing was learned: on problems not trained on, what was learned tells nothing of the advantage",
+            "collect more states, or with another reward: arbitrage collect",
+        )
     if len(labels) < MIN_FOR_ISOTONIC:
         return "platt", _platt(shown)
     losses: dict[Method, float] = {
@@ -138,19 +143,14 @@ def calibrate(
 def _platt(shown: Shown) -> Numbers:
     """A line (J. Platt, Probabilistic outputs for support vector machines, 1999), as two knots."""
     slope, bias = _platt_line(shown)
+    slope = max(slope, LEAST_RISE)  # of a part of the states it may fall
     return np.array([[-1.0, bias - slope], [1.0, bias + slope]])
 
 
 def _platt_line(shown: Shown) -> tuple[float, float]:
     examples = Examples(shown.log_odds[:, None].astype(np.float32), shown.labels, shown.weights)
     output, bias = _fit_line(examples, 1e6)
-    slope = float(output[0])
-    if slope < LEAST_RISE:
-        raise UsageError(
-            "nothing was learned: on problems not trained on, what was learned tells nothing of the advantage",
-            "collect more states, or with another reward: arbitrage collect",
-        )
-    return slope, bias
+    return float(output[0]), bias
 
 
 def _isotonic(shown: Shown) -> Numbers:
@@ -166,7 +166,7 @@ def _isotonic(shown: Shown) -> Numbers:
         members = rising == share
         knots.append((float(np.average(places[members], weights=sizes[members])), math.log(share / (1 - share))))
     slope, _ = _platt_line(shown)
-    return np.array(list(_with_ends(knots, slope)))
+    return np.array(list(_with_ends(knots, max(slope, LEAST_RISE))))
 
 
 def _with_ends(knots: Sequence[tuple[float, float]], slope: float) -> Iterator[tuple[float, float]]:

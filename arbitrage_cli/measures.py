@@ -69,9 +69,9 @@ class Truth:
 
 
 def measure(number: Numbers, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
-    """All of `MEASURES` of a number (n,). It escalates above the threshold, where that matters."""
+    """All of `MEASURES` of a number (n,), without intervals if there is one problem only. It escalates above the threshold."""
     measured = [_measure(number, truth, threshold, weights, is_probability) for weights in _resamples(truth.problem)]
-    values = np.concatenate(measured)
+    values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
 

@@ -1,4 +1,4 @@
-"""A router's head: from what the draft computed while it wrote a step to P(the target's step is better).
+"""A router's head: from what the draft computed while it wrote a step to the probability that the target's step is better.
 
 Standardised inputs, a linear model or a network with one layer, and a monotone curve from its log-odds to a calibrated
 probability: a few microseconds of NumPy. How such heads are saved, read and refused. Knows no training and no tau.
@@ -130,7 +130,7 @@ class Head:
         return by_evidence(self.probability)
 
     def probability(self, trace: Trace, draft: Step) -> float:
-        """P(the target's next step of `trace` is better than the drafted one), strictly between 0 and 1.
+        """The probability that the target's next step of `trace` is better than the drafted one, strictly between 0 and 1.
 
         ValueError if the draft did not keep what the head reads; ComputeError if that is not a number.
         """

@@ -169,12 +169,11 @@ def _candidates(collected: Collected, truth: Truth, settings: Settings, watch: W
 def _learn(
     recipe: Recipe, inputs: Inputs, collected: Collected, truth: Truth, settings: Settings, members: int
 ) -> Candidate:
-    importance = _importance(truth.advantage, settings)
     parts = []
     for part in (TRAINING, VALIDATION):
         chosen = collected.part == part
         labels = truth.is_better[chosen]
-        weights = balanced(labels, importance[chosen], collected.pair[chosen])
+        weights = balanced(labels, _importance(truth.advantage[chosen], settings), collected.pair[chosen])
         parts.append(Examples(_inputs(collected, inputs, chosen), labels, weights))
     training, validation = parts
     network = fit(recipe, training, validation, settings.seed, members)

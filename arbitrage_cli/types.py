@@ -107,13 +107,20 @@ class Step:
     def seconds(self) -> float:
         return self.cost.seconds
 
+    @property
+    def kept_evidence(self) -> Evidence:
+        """What the model computed while it wrote the step. ValueError if that was not kept."""
+        if self.evidence is None:
+            raise ValueError("this router reads the evidence of the drafted step, and none was kept")
+        return self.evidence
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """One step of a solution: what was kept, everything that was written for it, and the number that decided.
 
-    `probability` is what was compared with tau: the router's P(the target's step is better), or, for a router without
-    a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw). `advantage` is
+    `probability` is what was compared with tau: the router's probability that the target's step is better, or, for a router
+    without a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw). `advantage` is
     the true one, reward of the target's step minus reward of the drafted one, where both were written and rated.
     """
 

@@ -278,11 +278,13 @@ def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
         process.stdin.flush()
         assert b'"answer": "2"' in read_line(process)
         status = Path(f"/proc/{process.pid}/status")
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None  # Linux tells
         process.stdin.close()
         assert process.wait(10) == RUN_FAILED
         assert b"line 1: the line is longer than 1,048,576 bytes" in process.stderr.read()
-    assert peak is None or int(peak.group(1)) < 100_000  # without the line it is about 50,000
+    if peak is None:
+        pytest.skip("this system does not tell how much memory a process took")
+    assert int(peak.group(1)) < 100_000  # without the line it is about 50,000
 
 
 # --- problems that cannot be solved

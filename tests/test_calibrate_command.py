@@ -1,6 +1,7 @@
 """`arbitrage calibrate`: a head with the taus of other states and another machine, and what does not go together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
-from arbitrage_cli.router import load
+from arbitrage_cli.router import Head, load, save
 from arbitrage_cli.taus import NAMES, TauTable
 from arbitrage_cli.tuned import Speeds, keep_tuned, this_machine
 
@@ -48,7 +49,9 @@ def test_the_taus_become_those_of_the_run(program: Program, here: Path) -> None:
     assert table.named.keys() == NAMES.keys()
     assert new.card.data["taus_of"]["runs"][0]["name"] == "run"
     lines = result.out.splitlines()
-    assert lines[0] == "what a tau does, on run"
+    assert lines[0] == "what a tau does, on 60 solutions of run"
+    assert "too few problems to be sure" in flat(result.out)
+    assert "the head learned from" not in result.err
     assert all(any(name in line for line in lines) for name in NAMES)
     assert max(map(len, lines)) < 80
     assert ESCAPE not in result.stdout
@@ -90,7 +93,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
     folder = here / "runs" / "calibrate-sums--scripted"
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
     assert (run["kind"], run["roll_in"], run["planned"]) == ("collect", "head", 3)
-    assert "what a tau does, on calibrate-sums--scripted" in result.out
+    assert "what a tau does, on 3 solutions of calibrate-sums--scripted" in result.out
     assert "at the costs of this machine" in flat(result.out)
     before = (folder / "results.jsonl").read_bytes()
     assert calibrate(program, here, *arguments).code == 0
@@ -124,6 +127,16 @@ def test_a_head_of_another_draft_is_refused(program: Program, here: Path) -> Non
     result = calibrate(program, here, "run")
     assert (result.code, "reads the hidden states of d" in flat(result.err)) == (3, True), result.err
     assert not (here / "new.safetensors").exists()
+
+
+def test_states_that_the_head_learned_from_are_told(program: Program, here: Path) -> None:
+    """Its taus look better on them than they are."""
+    old = load(here / "small.safetensors")
+    runs = [{"name": "run", "dataset": "made up", "dataset_sha256": "f" * 64, "states": 300, "is_test": False}]
+    save(Head(old.network, old.knots, replace(old.card, data={"runs": runs})), here / "small.safetensors")
+    result = calibrate(program, here, "run")
+    assert result.code == 0, result.err
+    assert "the head learned from problems of made up" in flat(result.err)
 
 
 def test_without_a_head_it_is_that_of_the_models_of_the_run(program: Program, here: Path) -> None:

@@ -1,6 +1,7 @@
 """How numbers are measured: against definitions in a few plain lines, and against scikit-learn where it has the measure."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -104,6 +105,13 @@ def test_intervals_are_over_problems() -> None:
     assert narrow.low is not None
     assert narrow.high is not None
     assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_one_problem_has_no_interval() -> None:
+    """Over one problem nothing varies, and nothing is certain."""
+    number, truth = make(50)
+    figure = measure(number, replace(truth, problem=np.zeros(50, np.int64)), 0.5)["auc"]
+    assert (figure.value is None, figure.low, figure.high) == (False, None, None)
 
 
 def test_interval_covers_the_truth() -> None:

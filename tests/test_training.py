@@ -180,6 +180,13 @@ def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
     assert found.runs[1]["is_test"]
 
 
+def test_given_test_without_states_is_refused(tmp_path: Path) -> None:
+    """It must not be that a test which was asked for is quietly another one."""
+    runs = [write_run(tmp_path / name, questions(number), WORLD) for name, number in (("run", 30), ("test", 0))]
+    with pytest.raises(UsageError, match="no states in the runs that are to be the test"):
+        read_states(runs[:1], runs[1:])
+
+
 def test_several_drafts_share_no_hidden_states(tmp_path: Path) -> None:
     """What is trained on two pairs reads only what both have, and is named after both."""
     other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
@@ -235,6 +242,21 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
         train_on(collected, Settings(margin=5.0))
     with pytest.raises(UsageError, match="hidden states"):
         train_on(collected, Settings(inputs=("hidden", "both")))
+
+
+def test_little_that_was_learned_is_no_error_of_a_part() -> None:
+    """A fifth of the problems may show nothing of a weak number; what counts is all of them."""
+    refused = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        labels = rng.random(450) < 0.15
+        log_odds = rng.normal(size=450) + 0.3 * labels
+        if np.corrcoef(log_odds, labels)[0, 1] > 0.06:
+            knots = calibrate(log_odds, labels, np.arange(450) // 5)[1]
+            assert (np.diff(knots, axis=0) > 0).all()
+        else:
+            refused += 1
+    assert refused < 15
 
 
 def test_what_nothing_can_be_learned_from_is_refused() -> None:

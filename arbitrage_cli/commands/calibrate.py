@@ -28,6 +28,8 @@ from arbitrage_cli.types import ModelRole
 
 if TYPE_CHECKING:
     from arbitrage_cli.backends import Options
+    from arbitrage_cli.collected import Collected
+    from arbitrage_cli.router import Head
     from arbitrage_cli.taus import Costs
     from arbitrage_cli.tuned import Tuned
 
@@ -135,6 +137,11 @@ def calibrate(
     else:
         write_taus(made.card.taus, times, sys.stdout, on=", ".join(folder.name for folder in folders), costs_of=whose)
     if not quiet:
+        for name in _learned_from(known, states):
+            typer.echo(
+                f"the head learned from problems of {one_line(name)}: its taus look better there than they are elsewhere",
+                err=True,
+            )
         typer.echo(f"wrote {output}: head {one_line(known.card.name)}, with the costs of {whose}", err=True)
     if some_failed:
         raise typer.Exit(SOME_FAILED)
@@ -147,6 +154,12 @@ def _check_source(context: typer.Context, runs: Sequence[Path] | None, dataset: 
         raise UsageError("both runs and a data set are given", "give one of them")
     if not runs and dataset is None:
         raise UsageError("there is nothing to calibrate on", "give runs of arbitrage collect, or --dataset NAME")
+
+
+def _learned_from(head: "Head", states: "Collected") -> list[str]:
+    """The data sets of these states that the head was trained on."""
+    learned = {run["dataset_sha256"] for run in head.card.data.get("runs", ()) if not run["is_test"]}
+    return sorted({str(run["dataset"]) for run in states.runs if run["dataset_sha256"] in learned})
 
 
 def _collect(given: Mapping[str, Any], folder: Path) -> bool:

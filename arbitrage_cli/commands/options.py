@@ -69,7 +69,13 @@ Limited = Annotated[
 ]
 Ids = Annotated[
     str | None,
-    typer.Option("--ids", envvar="ARBITRAGE_IDS", metavar="ID,...", help="Only these.", rich_help_panel=_PROBLEMS),
+    typer.Option(
+        "--ids",
+        envvar="ARBITRAGE_IDS",
+        metavar="ID,...",
+        help="Only the problems with these ids.",
+        rich_help_panel=_PROBLEMS,
+    ),
 ]
 Draft = Annotated[
     str | None,
@@ -198,17 +204,28 @@ TemplateVariables = Annotated[
     ),
 ]
 MaxSteps = Annotated[
-    int, typer.Option(envvar="ARBITRAGE_MAX_STEPS", min=1, help="Steps of one solution.", rich_help_panel=_SAMPLING)
+    int,
+    typer.Option(
+        envvar="ARBITRAGE_MAX_STEPS", min=1, help="At most so many steps in a solution.", rich_help_panel=_SAMPLING
+    ),
 ]
 MaxTokens = Annotated[
-    int, typer.Option(envvar="ARBITRAGE_MAX_TOKENS", min=1, help="Tokens of one solution.", rich_help_panel=_SAMPLING)
+    int,
+    typer.Option(
+        envvar="ARBITRAGE_MAX_TOKENS", min=1, help="At most so many tokens in a solution.", rich_help_panel=_SAMPLING
+    ),
 ]
 MaxStepTokens = Annotated[
-    int, typer.Option(envvar="ARBITRAGE_MAX_STEP_TOKENS", min=1, help="Tokens of one step.", rich_help_panel=_SAMPLING)
+    int,
+    typer.Option(
+        envvar="ARBITRAGE_MAX_STEP_TOKENS", min=1, help="At most so many tokens in a step.", rich_help_panel=_SAMPLING
+    ),
 ]
 Temperature = Annotated[
     float,
-    typer.Option(envvar="ARBITRAGE_TEMPERATURE", min=0.0, max=10.0, help="0 is greedy.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        envvar="ARBITRAGE_TEMPERATURE", min=0.0, max=10.0, help="Of sampling; 0 is greedy.", rich_help_panel=_SAMPLING
+    ),
 ]
 TopP = Annotated[
     float,
@@ -216,12 +233,12 @@ TopP = Annotated[
         envvar="ARBITRAGE_TOP_P",
         min=0.0,
         max=1.0,
-        help="Sample from this share of the mass.",
+        help="Nucleus sampling: from the likeliest tokens that have this probability together.",
         rich_help_panel=_SAMPLING,
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(envvar="ARBITRAGE_SEED", help="Of sampling and of policy random.", rich_help_panel=_SAMPLING)
+    int, typer.Option(envvar="ARBITRAGE_SEED", help="Seed of sampling, and of policy random.", rich_help_panel=_SAMPLING)
 ]
 Concurrency = Annotated[
     str,
@@ -229,8 +246,8 @@ Concurrency = Annotated[
         "--concurrency",
         envvar="ARBITRAGE_CONCURRENCY",
         metavar="N|auto",
-        help="Problems that are solved at once: more of them in all, each of them later. auto: up to 16 (4 of models below "
-        "32 MiB), if they fit in half of the free memory.",
+        help="Problems that are solved at once, up to 64: more problems an hour, each of them later. auto: up to 16 (4 of models "
+        "below 32 MiB), if they fit in half of the free memory.",
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -269,7 +286,8 @@ FlashAttention = Annotated[
     typer.Option(
         "--flash-attention/--no-flash-attention",
         envvar="ARBITRAGE_FLASH_ATTENTION",
-        help="Default: as llama.cpp thinks best, but off where --kv-type auto takes q8_0 keys. Given, auto means f16.",
+        help="Default: as llama.cpp thinks best, but off where --kv-type auto takes q8_0 keys. If either flag is given, "
+        "--kv-type auto means f16.",
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -306,7 +324,10 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", envvar="ARBITRAGE_QUIET", help="Show results and errors only.", rich_help_panel=_OUTPUT),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", envvar="ARBITRAGE_VERBOSE", help="Show more.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--verbose", "-v", envvar="ARBITRAGE_VERBOSE", help="Also show informational messages.", rich_help_panel=_OUTPUT
+    ),
 ]
 Debug = Annotated[
     bool,

@@ -22,7 +22,6 @@ from arbitrage_cli.taus import ALWAYS, NAMES, NEVER, Costs, TauTable
 from arbitrage_cli.types import ModelRole
 
 DEFAULT_TAU = "exact"
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)

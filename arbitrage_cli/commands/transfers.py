@@ -33,7 +33,7 @@ class Pace:
         self._start = (0.0, 0)
 
     def words(self, progress: Progress) -> str:
-        """For example: downloading model.gguf, 1.2 GB of 4.9 GB, 3:20 left."""
+        """For example: downloading model.gguf, 1.2 GB of 4.9 GB, 0:03:20 left."""
         now = self._clock()
         if self._begun != (progress.activity, progress.file):
             self._begun = (progress.activity, progress.file)

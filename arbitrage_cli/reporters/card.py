@@ -107,13 +107,16 @@ def _taus(taus: Card, times: Mapping[float, float | None], on: str, costs_of: st
     rows = taus["rows"]
     wanted = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
     shown = [row for row in rows if row["tau"] in wanted or row["tau"] in names]
-    yield from _wrapped(f"what a tau does, on {on}")
+    solutions = f"{rounding.count(taus['num_solutions'], 'solution')} of " if taus.get("num_solutions") else ""
+    yield from _wrapped(f"what a tau does, on {solutions}{on}")
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "regret", "time"]
     yield from _aligned(headings, [_tau_cells(row, names.get(row["tau"], ""), times) for row in shown])
     yield from _wrapped(
         "calls: steps that are escalated; wasted: of those, the ones that gain nothing; caught: of those worth it"
     )
     yield from _wrapped("reward, and regret against the oracle: points per solution, the losses of its steps added up")
+    if not taus.get("is_certain"):
+        yield from _wrapped("exact: as far as was seen; there were too few problems to be sure of half a point")
     yield from _wrapped(f"time: of the target alone, at the costs of {costs_of}")
 
 

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.engine import Engine
-from arbitrage_cli.features import evidence_of
 from arbitrage_cli.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.named_datasets import load_dataset
 from arbitrage_cli.pairs import Pair, head_file, open_model
@@ -116,7 +115,7 @@ def solve(pair: Pair, problems: Sequence[Problem], head: Head, tau: float, threa
 
 def beginning(draft: Step, num_tokens: int) -> Step:
     """The step when it had so many tokens. It had not ended, which the head was not trained to know: taken for a separator."""
-    of = evidence_of(draft)
+    of = draft.kept_evidence
     hidden = of.hidden[:num_tokens] if isinstance(of.hidden, np.ndarray) else None
     pieces = (of.pieces or ())[:num_tokens]
     numbers = (of.log_probabilities[:num_tokens], of.entropies[:num_tokens], of.margins[:num_tokens])
@@ -143,7 +142,7 @@ def look_back(traces: Sequence[Trace], head: Head, clock: Clock) -> tuple[list[l
 
 def compare(draft: Step, target: Step | None, probabilities: Sequence[float]) -> Drafted:
     """The drafted step beside the target's, None where that was not called."""
-    evidence = evidence_of(draft)
+    evidence = draft.kept_evidence
     if target is None:
         return Drafted(draft.num_tokens, evidence.margins, probabilities, escalated=False)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.text, target.text, strict=False)))
