@@ -24,7 +24,7 @@ _FILE_TYPES = {
 class Facts:
     """One model. Sizes in bytes, contexts in tokens; None where the files do not say.
 
-    `context_size` is what would be allocated, and `kv_bytes` what that takes in f16. `vocabulary` tells vocabularies apart.
+    `context_size` is what would be allocated, and `kv_bytes` what that takes in f16.
     """
 
     files: tuple[Path, ...]
@@ -36,9 +36,9 @@ class Facts:
     trained_context_size: int | None
     context_size: int
     kv_bytes: int | None
+    num_layers: int | None
     has_template: bool
     vocabulary_size: int | None
-    vocabulary: str | None
 
     @property
     def memory_bytes(self) -> int | None:
@@ -66,17 +66,16 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
         trained_context_size=trained,
         context_size=context,
         kv_bytes=None if kv_per_token is None else kv_per_token * context * KV_BYTES,
+        num_layers=_number(first, "block_count"),
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
-        vocabulary=vocabulary_digest(files[0]),
     )
 
 
 def share_vocabulary(first: Facts, second: Facts) -> bool | None:
-    """Whether the two have the same tokens in the same order, padding aside; None if one does not say."""
-    if first.vocabulary is None or second.vocabulary is None:
-        return None
-    return first.vocabulary == second.vocabulary
+    """Whether the two have the same tokens in the same order, padding aside; None if one does not say. ModelFileError."""
+    digests = [vocabulary_digest(facts.files[0]) for facts in (first, second)]
+    return None if None in digests else digests[0] == digests[1]
 
 
 def _kv_numbers(header: Header) -> int | None:

@@ -17,11 +17,9 @@ def default_threads() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes of physical memory; None if the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+    """Bytes of physical memory, or those of the container if that has fewer; None if the system does not say."""
+    bounds = [_physical_memory(), _cgroup_limit()]
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def available_memory() -> int | None:
@@ -31,6 +29,11 @@ def available_memory() -> int | None:
     """
     bounds = [_free_memory() or total_memory(), _cgroup_memory()]
     return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def gpu_shares_memory() -> bool:
+    """Whether the GPU computes in the machine's own memory, as that of Apple silicon does."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
 def processor_name() -> str:
@@ -73,6 +76,13 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None
 
 
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def _free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
     """What Linux thinks can be had; None on other systems."""
     for line in (_read(path) or "").splitlines():
@@ -83,17 +93,23 @@ def _free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
     return None
 
 
+def _cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the cgroup may have (version 2, then 1); None without a limit."""
+    text = _read(root / "memory.max") or _read(root / "memory/memory.limit_in_bytes") or ""
+    return int(text) if text.isdigit() else None
+
+
 def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What is left of the cgroup's limit (version 2, then 1), its file cache aside, which gives way; None without a limit."""
-    limit, used, cache = "memory.max", "memory.current", "memory.stat"
-    if not (root / limit).exists():
-        limit, used, cache = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"
-    most, now = _read(root / limit) or "", _read(root / used) or ""
-    if not (most.isdigit() and now.isdigit()):
+    used, cache = "memory.current", "memory.stat"
+    if not (root / "memory.max").exists():
+        used, cache = "memory/memory.usage_in_bytes", "memory/memory.stat"
+    most, now = _cgroup_limit(root), _read(root / used) or ""
+    if most is None or not now.isdigit():
         return None
     lines = (line.split() for line in (_read(root / cache) or "").splitlines())
     inactive = next((int(line[1]) for line in lines if line[:1] == ["inactive_file"]), 0)
-    return max(0, int(most) - int(now) + inactive)
+    return max(0, most - int(now) + inactive)
 
 
 def _read(path: Path) -> str | None:

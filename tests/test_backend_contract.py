@@ -616,13 +616,6 @@ def test_display_that_fails_while_loading(tiny: Mapping[str, Path]) -> None:
         LlamaBackend(tiny["draft"], Options(256, threads=1), progress=progress)
 
 
-def test_context_larger_than_the_machine(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A KV cache that cannot fit in memory is refused before it is made, with both sizes."""
-    monkeypatch.setattr("arbitrage_cli.backends.llama_loading.total_memory", lambda: 1 << 16)
-    with pytest.raises(ModelMemoryError, match=r"takes .* GiB, and this machine has"):
-        LlamaBackend(tiny["draft"], Options(2048, threads=1))
-
-
 def test_outputs_are_those_of_the_last_call(draft: LlamaBackend) -> None:
     """Batches of other sizes in between do not leave old values in a view."""
     start = prompt(draft)

@@ -7,13 +7,22 @@ import pytest
 
 from arbitrage_cli.backends import Options
 from arbitrage_cli.commands import capacity
-from arbitrage_cli.commands.capacity import MOST, MOST_AUTO, MOST_AUTO_SMALL, Need, choose_concurrency, memory_needed
+from arbitrage_cli.commands.capacity import (
+    MOST,
+    MOST_AUTO,
+    MOST_AUTO_SMALL,
+    Need,
+    check_memory,
+    choose_concurrency,
+    memory_needed,
+)
 from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 1000 bytes, whose processor's cache has 50 of them."""
+    """A machine with 2000 bytes of which 1000 are free, whose processor's cache has 50."""
+    monkeypatch.setattr(capacity, "total_memory", lambda: 2000)
     monkeypatch.setattr(capacity, "available_memory", lambda: 1000)
     monkeypatch.setattr(capacity, "CACHED_BYTES", 50)
 
@@ -22,8 +31,8 @@ def never() -> Need:
     raise AssertionError("nothing has to be known of the models")
 
 
-def test_one_needs_no_check() -> None:
-    """One problem at a time is taken as it is, whatever the models need, and so is what can only be one."""
+def test_one_is_one() -> None:
+    """One problem at a time is taken as it is, and so is what can only be one: whether it fits is checked before loading."""
     assert choose_concurrency("1", never, most=MOST) == 1
     assert choose_concurrency("auto", never, most=1) == 1
     assert choose_concurrency("8", never, most=1) == 1
@@ -63,7 +72,43 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert choose_concurrency("9", lambda: Need(100, 100), most=64) == 9
     with pytest.raises(ModelMemoryError, match="10 problems at once need") as caught:
         choose_concurrency("10", lambda: Need(100, 100), most=64)
-    assert "up to 9 will do" in caught.value.hint
+    assert "up to 9 will do: --concurrency 9" in caught.value.hint
+
+
+@pytest.mark.usefixtures("room")
+@pytest.mark.parametrize(
+    ("need", "words"),
+    [(Need(800, 300), "one at a time may do, slowly: --concurrency 1"), (Need(1500, 600), "not even one at a time fits")],
+)
+def test_the_hint_promises_nothing_that_does_not_fit(need: Need, words: str) -> None:
+    """Where less than two fit, the hint says whether one would."""
+    with pytest.raises(ModelMemoryError) as caught:
+        choose_concurrency("2", lambda: need, most=64)
+    assert words in caught.value.hint
+
+
+@pytest.mark.usefixtures("room")
+def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
+    """Weights and caches of all models together; what only exceeds the memory that is free is a warning."""
+    check_memory(Need(900, 100))
+    assert not caplog.messages
+    check_memory(Need(1900, 100))
+    assert "the models need" in caplog.text
+    with pytest.raises(ModelMemoryError, match="and this machine has"):
+        check_memory(Need(1900, 101))
+
+
+@pytest.mark.usefixtures("room")
+def test_what_lies_on_a_gpu_needs_no_memory_of_the_machine() -> None:
+    """It is not refused, however many problems are asked for; auto still takes no more than the machine could hold."""
+    on_gpu = Need(9000, 500, gpu_weights=9000, gpu_each=500)
+    check_memory(on_gpu)
+    assert choose_concurrency("64", lambda: on_gpu, most=64) == 64
+    assert choose_concurrency("auto", lambda: on_gpu, most=64) == 1
+    half = Need(1000, 400, gpu_weights=500, gpu_each=200)
+    assert choose_concurrency("2", lambda: half, most=64) == 2
+    with pytest.raises(ModelMemoryError, match="3 problems at once need"):
+        choose_concurrency("3", lambda: half, most=64)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "65", "1.5", "many", "", "\u0664"])
@@ -88,3 +133,20 @@ def test_need_is_read_from_the_files(tiny: Mapping[str, Path]) -> None:
     assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0)
     with pytest.raises(ModelFileError):
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
+
+
+@pytest.mark.parametrize(("layers", "share"), [(None, 1.0), (-1, 1.0), (99, 1.0), (3, 1.0), (1, 1 / 3), (0, 0.0)])
+def test_layers_on_a_gpu_are_not_the_machines(
+    layers: int | None, share: float, tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their number, what comes after the last of two counting as a third; nothing is there without a GPU."""
+    draft = {"draft": str(tiny["draft"])}
+    plain = memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1})  # type: ignore[arg-type]
+    assert plain.of(1) == plain.weights + (plain.each or 0)
+    monkeypatch.setattr("arbitrage_cli.backends.llama.has_gpu", lambda: True)
+    monkeypatch.setattr(capacity, "gpu_shares_memory", lambda: False)
+    need = memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1})  # type: ignore[arg-type]
+    assert (need.weights, need.each) == (plain.weights, plain.each)
+    assert need.of(1) == pytest.approx((1 - share) * plain.of(1), abs=2)
+    monkeypatch.setattr(capacity, "gpu_shares_memory", lambda: True)
+    assert memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1}) == plain  # type: ignore[arg-type]

@@ -91,6 +91,18 @@ def test_memory_that_can_be_had_is_the_least_bound(tmp_path: Path, monkeypatch: 
     assert machine.available_memory() == 5000
 
 
+def test_a_container_has_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All memory is the machine's, or the container's where that has a limit below it."""
+    whole = machine.total_memory()
+    assert whole
+    write(tmp_path / "memory.max", "max\n")
+    assert machine._cgroup_limit(tmp_path) is None
+    write(tmp_path / "memory.max", "10000\n")
+    assert machine._cgroup_limit(tmp_path) == 10000
+    monkeypatch.setattr(machine, "_cgroup_limit", lambda: 10000)
+    assert machine.total_memory() == 10000
+
+
 def test_memory_of_an_old_container(tmp_path: Path) -> None:
     """The same in cgroup version 1."""
     write(tmp_path / "memory/memory.limit_in_bytes", "10000\n")

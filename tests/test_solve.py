@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, MODELS, QUESTION, RIGHT, WRONG, Terminal, many_problems, read_line, run, solve, start
+from cli import ESCAPE, MODELS, QUESTION, RIGHT, WRONG, Terminal, flat, many_problems, read_line, run, solve, start
+from gguf import GGUFWriter
 
 from arbitrage_cli import __version__
 from arbitrage_cli.arbitrage import POLICIES
@@ -304,6 +305,25 @@ def test_what_does_not_fit_in_memory_is_refused(tiny: Mapping[str, Path]) -> Non
     result = run("solve", *models, "--concurrency", "64", "--ctx", "16777216", stdin=b"1 + 1\n" * 64)
     assert (result.code, result.out) == (3, "")
     assert "problems at once need" in result.err
+
+
+@pytest.mark.parametrize("command", [("solve", "1 + 1", "--policy", "entropy"), ("tune",)], ids=["solve", "tune"])
+def test_models_that_are_too_large_are_refused_for_one_problem(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Before any is loaded, with exit code 3: by the lengths of keys and values that their files tell."""
+    path = tmp_path / "large.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_embedding_length(64)
+    writer.add_head_count(64)
+    writer.add_block_count(2)
+    writer.add_key_length(512)
+    writer.add_value_length(4096)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    result = run(*command, "--draft", str(path), "--target", str(path), "--ctx", "16777216")
+    assert (result.code, result.out) == (3, "")
+    assert "the models need" in flat(result.err)
+    assert "and this machine has" in flat(result.err)
 
 
 # --- what is shown

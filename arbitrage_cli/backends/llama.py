@@ -21,6 +21,7 @@ from arbitrage_cli.backends.llama_loading import (
     BATCH_SIZE,
     Attention,
     gpu_layers,
+    has_gpu,
     load_model,
     new_context,
     noted_signals,
@@ -362,6 +363,5 @@ class _Batch:
 
 def system_info() -> str:
     """What the installed llama.cpp was built for: whether it offloads to a GPU, and the processor features it uses."""
-    start_llama()
-    gpu = "with GPU support" if c.llama_supports_gpu_offload() else "without GPU support"
+    gpu = "with GPU support" if has_gpu() else "without GPU support"
     return f"{gpu}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"

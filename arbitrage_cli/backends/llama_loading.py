@@ -17,9 +17,8 @@ from typing import Any
 
 import llama_cpp.llama_cpp as c
 
-from arbitrage_cli.backends import KV_BYTES, MAX_DECODE, Options
+from arbitrage_cli.backends import MAX_DECODE, Options
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ModelUnsupportedError
-from arbitrage_cli.machine import total_memory
 
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 
@@ -72,9 +71,15 @@ def start_llama() -> object:
     return callback
 
 
+def has_gpu() -> bool:
+    """Whether llama.cpp was built for a GPU, and finds one."""
+    start_llama()
+    return bool(c.llama_supports_gpu_offload())
+
+
 def gpu_layers(options: Options) -> int:
-    """Layers to put on the GPU: as wanted, else all (-1) where llama.cpp was built for one."""
-    if not c.llama_supports_gpu_offload():
+    """Layers to put on the GPU: as wanted, else all (-1) where there is one."""
+    if not has_gpu():
         if options.gpu_layers:
             log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
         return 0
@@ -134,23 +139,10 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
     )
 
 
-def _check_memory(path: Path, model: Any, num_tokens: int, options: Options) -> None:
-    """Refuse a KV cache larger than the machine's memory: the system would let it be made, and end the process later."""
-    width = c.llama_model_n_embd(model) // max(1, c.llama_model_n_head(model))
-    numbers = 2 * c.llama_model_n_layer(model) * c.llama_model_n_head_kv(model) * width * num_tokens
-    needed, there = numbers * KV_BYTES[options.kv_type], total_memory()
-    if there is not None and needed > there:
-        raise ModelMemoryError(
-            f"{path}: a context of {num_tokens} tokens takes {needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}",
-            "give a smaller --ctx, or a smaller --kv-type",
-        )
-
-
 def new_context(
     path: Path, model: Any, context_size: int, threads: int, options: Options, attention: Attention, *, share_cache: bool
 ) -> Any:
     """A context of llama.cpp's, which the caller frees: `context_size` tokens for each sequence. Errors: ModelMemoryError."""
-    _check_memory(path, model, context_size * options.num_sequences, options)
     parameters = c.llama_context_default_params()
     parameters.n_ctx = context_size * options.num_sequences
     parameters.n_batch = parameters.n_ubatch = BATCH_SIZE

@@ -1,19 +1,20 @@
 """How many problems are solved at once: as many as were asked for, if what they need fits in this machine's memory.
 
 Known from the headers of the models' files, before any of them is loaded: weights, and a KV cache for each sequence of each
-model. Not in it is what a computation needs on top, some hundred megabytes (more for long contexts without flash attention);
-nor is a GPU's own memory known here: llama.cpp refuses what does not fit there.
+model, without what lies on a GPU. Not in it is what a computation needs on top, some hundred megabytes (more for long contexts
+without flash attention); nor is a GPU's own memory known here: llama.cpp refuses what does not fit there.
 """
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arbitrage_cli.backends import CACHED_BYTES, KV_BYTES, Options
 from arbitrage_cli.errors import ModelMemoryError, UsageError
-from arbitrage_cli.gguf_facts import read_facts
-from arbitrage_cli.machine import available_memory
-from arbitrage_cli.pairs import is_toy, local_files
+from arbitrage_cli.gguf_facts import Facts, read_facts
+from arbitrage_cli.machine import available_memory, gpu_shares_memory, total_memory
+from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.types import ModelRole
 
 AUTO = "auto"
@@ -22,45 +23,85 @@ MOST_AUTO = 16  # on a processor more at once gain little, and each takes longer
 MOST_AUTO_SMALL = 4  # of models that stay in its cache, where reading the weights once for all gains less
 SHARE_AUTO = 0.5  # of the memory that can be had now: other programs want some too
 GIB = 2**30
+SMALLER = "give a smaller --ctx or --kv-type, or smaller models"
+
+log = logging.getLogger("arbitrage.capacity")
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of memory: for the weights of all models, and for each problem in flight; None where a file does not say."""
+    """Bytes of memory: for the weights of all models, and for each problem in flight; None where a file does not say.
+
+    `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory.
+    """
 
     weights: int
     each: int | None
+    gpu_weights: int = 0
+    gpu_each: int = 0
+
+    @property
+    def host_weights(self) -> int:
+        return self.weights - self.gpu_weights
+
+    @property
+    def host_each(self) -> int:
+        """What is known of it."""
+        return (self.each or 0) - self.gpu_each
 
     def of(self, concurrency: int) -> int:
-        """What so many problems need; only the weights where nothing else is known."""
-        return self.weights + concurrency * (self.each or 0)
+        """What so many problems need of the machine's own memory; only the weights where nothing else is known."""
+        return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
-        """How many problems fit in `room`, at least one, at most MOST."""
+        """How many problems fit in `room` of the machine's own memory, at most MOST; one where a file does not say."""
         if self.each is None:
             return 1
-        return max(1, min(MOST, int((room - self.weights) / self.each))) if self.each else MOST
+        left = room - self.host_weights
+        return max(0, min(MOST, int(left / self.host_each) if self.host_each else MOST if left >= 0 else 0))
 
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
     """What these models need, with so many sequences for each problem in flight. ModelFileError."""
-    weights, each = 0, 0.0
-    is_known = True
+    need, is_known = Need(0, 0), True
     for role, source in found.items():
         if is_toy(source):
             continue
         facts = read_facts(local_files(source) or (Path(source),), load.context_size)
-        weights += facts.file_bytes
         is_known = is_known and facts.kv_bytes is not None
-        each += num_sequences[role] * (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"]
-    return Need(weights, int(each) if is_known else None)
+        each = num_sequences[role] * (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"]
+        share = _share_on_gpu(facts, load)
+        need = Need(
+            need.weights + facts.file_bytes,
+            (need.each or 0) + int(each),
+            need.gpu_weights + int(share * facts.file_bytes),
+            need.gpu_each + int(share * int(each)),
+        )
+    return need if is_known else replace(need, each=None, gpu_each=0)
+
+
+def check_memory(need: Need) -> None:
+    """ModelMemoryError if one problem at once needs more memory than the machine has; a warning if more than is free.
+
+    The system would let it be taken, and end the process later. What is not free other programs may give, and weights may
+    be read from the disk again and again.
+    """
+    needed, there, free = need.of(1), total_memory(), available_memory()
+    told = (
+        f"the models need {needed / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for their weights, "
+        f"{need.host_each / GIB:.1f} for their KV caches)"
+    )
+    if there is not None and needed > there:
+        raise ModelMemoryError(f"{told}, and this machine has {there / GIB:.1f}", SMALLER)
+    if free is not None and needed > free:
+        log.warning("%s, and %.1f are free: it may be slow; %s", told, free / GIB, SMALLER)
 
 
 def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
     """The number that is meant: `auto`, or a number from 1 to MOST. UsageError; ModelMemoryError if so many do not fit.
 
     `auto` is `earlier`, that of a run that goes on, or else as many as are worth it and fit in a share of the memory. Anything
-    else is never above `most`. `needed` is only asked where there is more than one.
+    else is never above `most`. `needed` is only asked where there is more than one: see `check_memory` for one.
     """
     asked = earlier if wanted == AUTO and earlier else min(most, MOST_AUTO if wanted == AUTO else _number(wanted))
     if asked == 1:
@@ -68,14 +109,35 @@ def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, ea
     need, memory = needed(), available_memory()
     if wanted == AUTO and not earlier:
         worth_it = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
-        return min(asked, worth_it, need.largest_within(SHARE_AUTO * (memory or 0)))
+        everything = replace(need, gpu_weights=0, gpu_each=0)  # a GPU seldom has more memory than its machine
+        return max(1, min(asked, worth_it, everything.largest_within(SHARE_AUTO * (memory or 0))))
     if memory is not None and need.of(asked) > memory:
         raise ModelMemoryError(
-            f"{asked} problems at once need {need.of(asked) / GIB:.1f} GiB of memory ({need.weights / GIB:.1f} for the models, "
-            f"{(need.each or 0) / GIB:.2f} for each problem's KV cache), and {memory / GIB:.1f} are available",
-            f"up to {need.largest_within(memory)} will do: --concurrency auto; or give a smaller --ctx or --kv-type",
+            f"{asked} problems at once need {need.of(asked) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for the "
+            f"models, {need.host_each / GIB:.2f} for each problem's KV cache), and {memory / GIB:.1f} are available",
+            _what_fits(need, memory),
         )
     return asked
+
+
+def _what_fits(need: Need, memory: int) -> str:
+    """What to do where so many problems at once do not fit in the memory that is free."""
+    fits = need.largest_within(memory)
+    if fits:
+        return f"up to {fits} will do: --concurrency {fits}; or give a smaller --ctx or --kv-type"
+    there = total_memory()
+    if there is None or need.of(1) <= there:
+        return f"one at a time may do, slowly: --concurrency 1; or {SMALLER}"
+    return f"not even one at a time fits: {SMALLER}"
+
+
+def _share_on_gpu(facts: Facts, load: Options) -> float:
+    """How much of a model lies in a GPU's own memory, by its layers, of which what comes after the last counts as one."""
+    if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().has_gpu():
+        return 0.0
+    if load.gpu_layers is None or load.gpu_layers < 0:
+        return 1.0
+    return min(1.0, load.gpu_layers / (facts.num_layers + 1)) if facts.num_layers else 0.0
 
 
 def _number(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from arbitrage_cli.arbitrage import Policy
 from arbitrage_cli.backends import Backend, Options
+from arbitrage_cli.commands.capacity import check_memory, memory_needed
 from arbitrage_cli.commands.transfers import Pace
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.hub import Progress
@@ -48,6 +49,7 @@ def open_backends(
 
     Hidden states, if any are wanted, are the draft's; template variables are for those that write. Errors: ModelError, UsageError.
     """
+    check_memory(memory_needed({role: found[role] for role in sources}, load, num_sequences))
     backends: dict[ModelRole, Backend] = {}
     for role, source in sources.items():
 

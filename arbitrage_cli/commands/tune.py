@@ -131,7 +131,10 @@ def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any
 
 @contextlib.contextmanager
 def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) -> Iterator[Any]:
-    """The model, loaded by llama.cpp: the one backend whose number of threads can be told."""
+    """The model, loaded by llama.cpp: the one backend whose number of threads can be told. ModelMemoryError if it cannot fit."""
+    from arbitrage_cli.commands.capacity import check_memory, memory_needed
+
+    check_memory(memory_needed({role: path}, options, {role: options.num_sequences}))
 
     def progress(fraction: float) -> None:
         display.loading(role, path, fraction)
