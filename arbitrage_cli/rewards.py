@@ -25,6 +25,13 @@ PrmStyle = Literal["turns", "steps"]
 
 JUDGE_SCALE = "0123456789"
 
+LEAST_SHARE = 0.1
+"""Of the probability of all tokens, on average: a model that gives less to those it may answer with says something else."""
+
+LEAST_SHARE_OF_STEPS = 0.001
+"""Of a process reward model in style `steps`, which may have learned the odds of the two only: the built-in one, where it cannot
+tell, gives both no more than any other of its 512 tokens."""
+
 JUDGE_INSTRUCTIONS = (
     "You check one step of a solution. Reply with a single digit from 0 to 9: 0 if the step is wrong or does not help, "
     "9 if it is right and takes the solution further."
@@ -83,6 +90,31 @@ class _Reader:
             self._backend.read(self._first + slot, common, missing)
         self._held[slot] = wanted[:-1]
         return len(missing)
+
+
+class _Answers:
+    """Whether a model answers with one of some tokens at all, by its logits; how likely each is among them is another matter."""
+
+    def __init__(self, tokens: Sequence[int], least: float) -> None:
+        self._tokens = tokens
+        self._least = least
+        self._sum, self._count = 0.0, 0
+
+    def add(self, logits: Floats) -> None:
+        """Count the answers of which these are the logits (n, n_vocab)."""
+        all_of_them = logits.astype(np.float64)
+        likely = np.exp(all_of_them - all_of_them.max(axis=1, keepdims=True))
+        self._sum += float((likely[:, self._tokens].sum(axis=1) / likely.sum(axis=1)).sum())
+        self._count += len(logits)
+
+    @property
+    def share(self) -> float:
+        """Their mean probability so far: one odd step among many ends no run."""
+        return self._sum / self._count
+
+    @property
+    def are_rare(self) -> bool:
+        return self.share < self._least
 
 
 class _StepReader(ABC):
@@ -162,10 +194,18 @@ class ProcessReward(_StepReader):
             backend.chat_template, backend.control_tokens.keys(), backend.marker_tokens, "", backend.template_variables
         )
         self._verdicts = [_single_token(backend, sign) for sign in "+-"]
+        self._answers = _Answers(self._verdicts, LEAST_SHARE_OF_STEPS if style == "steps" else LEAST_SHARE)
 
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [(slot, self._ids(slot, trace, step)) for slot, trace, step in steps]
         logits, cost = self._reader.logits(texts)
+        self._answers.add(logits)
+        if self._answers.are_rare:
+            other = "turns" if self._style == "steps" else "steps"
+            raise ModelUnsupportedError(
+                f"{self._backend.card.name} does not rate steps: it says + or - with a probability of {self._answers.share:.2g}",
+                f"give a process reward model: --prm MODEL; or, if it is one, ask it in the other way: --prm-style {other}",
+            )
         good, bad = self._verdicts
         return [1.0 / (1.0 + math.exp(min(700.0, float(row[bad] - row[good])))) for row in logits], cost
 
@@ -197,6 +237,7 @@ class Judge(_StepReader):
             backend.template_variables,
         )
         self._digits = [_single_token(backend, digit) for digit in JUDGE_SCALE]
+        self._answers = _Answers(self._digits, LEAST_SHARE)
 
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [
@@ -204,6 +245,13 @@ class Judge(_StepReader):
             for slot, trace, step in steps
         ]
         logits, cost = self._reader.logits(texts)
+        self._answers.add(logits)
+        if self._answers.are_rare:
+            raise ModelUnsupportedError(
+                f"{self._backend.card.name} gives no marks: it begins with a digit with a probability of {self._answers.share:.2g}",
+                "a model that thinks first may be told not to: --chat-template-kwargs '{\"enable_thinking\": false}'; "
+                "or use another --policy",
+            )
         marks = logits[:, self._digits].astype(float)
         weights = [[math.exp(mark - max(row)) for mark in row] for row in marks.tolist()]
         means = [sum(index * weight for index, weight in enumerate(row)) / sum(row) for row in weights]

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -22,13 +22,16 @@ PROBLEM = Problem("p", "what is a plus b")
 STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
 
 
+CONFIDENCE = 30.0
+
+
 class Opinionated(HashBackend):
-    """Has an opinion, a hash of everything in its cache, on signs and digits."""
+    """Has an opinion, a hash of everything in its cache, on signs and digits, and says nothing else."""
 
     def _compute(self, sequence: int) -> tuple[Floats, Floats]:
         logits, hidden = super()._compute(sequence)
         for index, text in enumerate("+-0123456789"):
-            logits[ord(text)] = hidden[index % len(hidden)] * (index + 1)
+            logits[ord(text)] = CONFIDENCE + hidden[index % len(hidden)] * (index + 1) / 100
         return logits, hidden
 
 
@@ -155,6 +158,44 @@ def test_a_model_without_the_signs_cannot_rate() -> None:
 
     with pytest.raises(ModelUnsupportedError, match=r"'\+' is not one token"):
         ProcessReward(Splitting())
+
+
+class Thinking(Opinionated):
+    """Rather begins with a letter than with a sign or a digit: its opinion is `confidence` below them."""
+
+    confidence = -20.0
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        logits, hidden = super()._compute(sequence)
+        logits[[ord(text) for text in "+-0123456789"]] = self.confidence
+        return logits, hidden
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "hint"),
+    [
+        (lambda backend: Judge(backend, 0), "gives no marks", "enable_thinking"),
+        (lambda backend: ProcessReward(backend), "does not rate steps", "--prm-style steps"),
+        (lambda backend: ProcessReward(backend, "steps"), "does not rate steps", "--prm-style turns"),
+    ],
+)
+def test_a_model_that_says_something_else_cannot_rate(make: Callable[[Thinking], Rater], words: str, hint: str) -> None:
+    """Digits or signs that have next to no probability are noise, and no reward is made of them."""
+    rater = make(Thinking())
+    rater.open(0, PROBLEM)
+    with pytest.raises(ModelUnsupportedError, match=words) as caught:
+        rate_one(rater, trace_of(), STEPS[0])
+    assert hint in caught.value.hint
+
+
+def test_one_odd_step_ends_no_run() -> None:
+    """A model that answers as a rule may say something else once."""
+    backend = Thinking()
+    rater = Judge(backend, 0)
+    rater.open(0, PROBLEM)
+    for confidence in (CONFIDENCE, -20.0, CONFIDENCE):
+        backend.confidence = confidence
+        assert rate_one(rater, trace_of(), f"{confidence}.\n\n") == pytest.approx((0.5,))
 
 
 def test_a_template_without_turns_cannot_rate() -> None:
