@@ -234,7 +234,7 @@ def _broken(reason: str) -> TemplateError:
 def _sandbox() -> Any:
     """A Jinja environment without private attributes or huge numbers, with what chat templates expect to find."""
     from jinja2.exceptions import SecurityError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
@@ -247,13 +247,22 @@ def _sandbox() -> Any:
                 raise SecurityError("huge numbers are not allowed")
             return super().call_binop(context, operator, left, right)
 
+    class Generation(Extension):
+        """`{% generation %}`, by which templates tell training what the assistant wrote: to a prompt it is what stands inside."""
+
+        tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     def raise_exception(message: str) -> NoReturn:
         raise _RoleRefusedError(message)
 
     def strftime_now(form: str) -> str:
         return PROMPT_DATE.strftime(form)
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment
 

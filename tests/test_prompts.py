@@ -162,6 +162,16 @@ def test_jinja_extensions_of_chat_templates() -> None:
     assert text(ChatPrompt(template, [], instructions="").segments("q")) == 'q{"a": 0}'
 
 
+def test_templates_that_tell_training_what_the_assistant_writes() -> None:
+    """`generation` blocks change nothing."""
+    block = "{% for m in messages %}{% if m.role == 'assistant' %}BEGIN{{ m.content }}END{% else %}{{ m.content }}{% endif %}|{% endfor %}"
+    marked = block.replace("BEGIN", "{%- generation -%}").replace("END", "{%- endgeneration -%}")
+    plain = block.replace("BEGIN", "").replace("END", "")
+    for template in (marked, plain):
+        assert text(ChatPrompt(template, [], instructions="s").segments("q")) == "s|q|"
+        assert text(ChatPrompt(template, [], instructions="s").conversation(["a", "b"], "+")) == "a|+|b|"
+
+
 @pytest.mark.parametrize(
     "template",
     [
