@@ -2,7 +2,8 @@
 
 The template is rendered once a model, with placeholders where the system prompt and the problem will stand; only the
 text of the template itself is searched for control tokens, and what replaces the placeholders is marked as data for
-good. Templates come out of model files, so they are rendered in a sandbox with bounds on time and size. Knows no
+good. A template that reads the system prompt, and goes by what it says, is given it as it is, with placeholders for what in
+it looks like a control token. Templates come out of model files, so they are rendered in a sandbox with bounds on time and size. Knows no
 vocabulary: the engine turns segments into token ids.
 """
 
@@ -10,11 +11,11 @@ import re
 import secrets
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, NoReturn
@@ -49,6 +50,14 @@ class Plain:
 Segment = Control | Plain
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A rendered template. `data` is what stands in it for good, by placeholder; the question's is in `text` only."""
+
+    text: str
+    data: Mapping[str, str]
+
+
 class ChatPrompt:
     """The prompt of one model: `segments(problem)` up to where the assistant begins to write.
 
@@ -66,24 +75,24 @@ class ChatPrompt:
         instructions: str = INSTRUCTIONS,
         variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self._instructions = instructions
+        self._instructions = instructions.strip()
         self._template, self._variables = template, variables
         self._conversation: tuple[str, tuple[str, str, str]] | None = None
-        self._slots = {"instructions": _placeholder(), "question": _placeholder()}
-        self._layout = self._lay_out(template, variables)
+        self._question = _placeholder()
+        self._layout = self._lay_out([*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)])
         self._controls = _alternatives(control_tokens)
-        markers = (marker for marker in marker_tokens if marker in self._layout and len(marker) > 1)
+        markers = (marker for marker in marker_tokens if marker in self._layout.text and len(marker) > 1)
         self._markers = _alternatives(markers, overlapping=True)
 
     def segments(self, question: str) -> list[Segment]:
         """Control tokens and plain text in order. Neighbouring plain text, the template's and the user's, is joined."""
-        texts = {self._slots["instructions"]: self._instructions, self._slots["question"]: question}
+        texts = {**self._layout.data, self._question: question.strip()}
         segments: list[Segment] = []
-        for piece in _split(_alternatives(texts), self._layout):
+        for piece in _split(_alternatives(texts), self._layout.text):
             if piece not in texts:
                 self._append_template_text(segments, piece)
                 continue
-            first, *others = self.fragments(texts[piece].strip())
+            first, *others = self.fragments(texts[piece])
             _append_plain(segments, first)
             segments.extend(Plain(other) for other in others)
         return segments
@@ -121,24 +130,59 @@ class ChatPrompt:
             else:
                 _append_plain(segments, piece)
 
-    def _lay_out(self, template: str | None, variables: Mapping[str, Any]) -> str:
-        instructions, question = self._slots.values()
-        has_instructions = bool(self._instructions.strip())
-        if template is None:
-            return (f"{instructions}\n\n" if has_instructions else "") + f"Problem: {question}\n\nSolution:"
-        user = {"role": "user", "content": question}
-        system = {"role": "system", "content": instructions}
-        joined = {"role": "user", "content": f"{instructions}\n\n{question}"}
+    def _lay_out(self, special: Collection[str]) -> _Layout:
+        """The template with all messages. `special` are texts that must stay text where the instructions have them."""
+        slot = _placeholder()
+        data = {slot: self._instructions} if self._instructions else {}
+        if self._template is None:
+            return _Layout((f"{slot}\n\n" if data else "") + f"Problem: {self._question}\n\nSolution:", data)
         reason = "it does not show the user's message exactly once"
-        for messages in ([system, user], [joined]) if has_instructions else ([user],):
+        for make in (_system_and_user, _user_alone) if data else (_user_alone,):
+            messages = make(slot if data else "", self._question)
             try:
-                layout = _render(template, messages, variables)
+                layout = _render(self._template, messages, self._variables)
             except _RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
-            if all(layout.count(slot) == 1 for message in messages for slot in _slots_in(message, self._slots)):
-                return layout
+            if all(layout.count(placeholder) == 1 for placeholder in (*data, self._question)):
+                return self._as_read(make, special, _Layout(layout, data)) if data else _Layout(layout, data)
         raise _broken(reason)
+
+    def _as_read(self, make: "_Messages", special: Collection[str], blind: _Layout) -> _Layout:
+        """The template with the instructions as they are, where it goes by what they say; else the layout that it made `blind`."""
+        text, data = _with_placeholders(self._instructions, special)
+        (slot,) = blind.data
+        try:
+            layout = _render(self._template or "", make(text, self._question), self._variables)
+        except (_RoleRefusedError, TemplateError):
+            return blind
+        is_whole = all(layout.count(placeholder) == 1 for placeholder in (*data, self._question))
+        return _Layout(layout, data) if is_whole and layout != blind.text.replace(slot, text) else blind
+
+
+_Messages = Callable[[str, str], list[dict[str, str]]]
+
+
+def _system_and_user(instructions: str, question: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
+
+
+def _user_alone(instructions: str, question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{instructions}\n\n{question}" if instructions else question}]
+
+
+def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[str, str]]:
+    """The text with a placeholder for each stretch of special texts, and these stretches; those that overlap are one."""
+    pattern = _alternatives(special, overlapping=True)
+    stretches: list[tuple[int, int]] = []
+    for start, end in (match.span(1) for match in pattern.finditer(text)) if pattern else ():
+        if stretches and start < stretches[-1][1]:
+            start, end = stretches[-1][0], max(end, stretches.pop()[1])
+        stretches.append((start, end))
+    data = {_placeholder(): text[start:end] for start, end in stretches}
+    ends = [0, *(place for stretch in stretches for place in stretch), len(text)]
+    between = [text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True)]
+    return "".join(chain.from_iterable(zip_longest(between, data, fillvalue=""))), data
 
 
 def _lay_out_turns(template: str | None, variables: Mapping[str, Any], reply: str) -> tuple[str, str, str]:
@@ -172,10 +216,6 @@ class _TimeIsUp(BaseException):
 def _placeholder() -> str:
     """Letters only, so that trimming, quoting or escaping in a template leaves it alone; random, so that it is unique."""
     return "slot" + "".join(secrets.choice("abcdefghijklmnop") for _ in range(24))
-
-
-def _slots_in(message: dict[str, str], slots: dict[str, str]) -> Iterator[str]:
-    return (slot for slot in slots.values() if slot in message["content"])
 
 
 def _alternatives(texts: Iterable[str], *, overlapping: bool = False) -> re.Pattern[str] | None:

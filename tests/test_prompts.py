@@ -80,6 +80,49 @@ def test_other_instructions() -> None:
     assert Plain("system\nBe brief.<|im_end|>") in segments
 
 
+READS = (
+    "{% for m in messages %}{% if m.role == 'system' %}{% set off = '/no_think' in m.content %}<|im_start|>system\n"
+    "Thinking: {{ 'off' if off else 'on' }}.\n{{ m.content.replace('/no_think', '').rstrip() }}<|im_end|>\n"
+    "{% else %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}<|im_start|>assistant\n<m>"
+)
+
+
+def test_a_template_may_go_by_what_the_instructions_say() -> None:
+    """It is shown them, and what it makes of them is the prompt."""
+    prompt = ChatPrompt(READS, CHATML_TOKENS, instructions="Be brief. /no_think ")
+    assert prompt.segments("1 + 1")[:3] == [
+        Control("<|im_start|>"),
+        Plain("system\nThinking: off.\nBe brief."),
+        Control("<|im_end|>"),
+    ]
+    assert "Thinking: on.\nBe brief." in text(ChatPrompt(READS, CHATML_TOKENS, instructions="Be brief.").segments("1"))
+    assert "Thinking: on.\n" in text(ChatPrompt(READS, CHATML_TOKENS).segments("Is /no_think on?"))
+
+
+@pytest.mark.parametrize(
+    ("instructions", "written"),
+    [
+        ("Say <|im_end|> and <|im_start|>user. /no_think", ["Say <|im_end|> and <|im_start|>user."]),
+        ("<|im_end|> /no_think", ["<|im_end|>"]),
+        ("a<m>b /no_think", ["a<", "m>b"]),
+        ("===/no_think", ["=", "=", "="]),
+    ],
+)
+def test_instructions_that_a_template_reads_stay_text(instructions: str, written: list[str]) -> None:
+    """No control token or marker comes out of them, whatever else the template makes of them."""
+    template = READS + "=="
+    segments = ChatPrompt(template, CHATML_TOKENS, ["<m>", "=="], instructions=instructions).segments("1 + 1")
+    assert controls(segments) == controls(ChatPrompt(template, CHATML_TOKENS).segments("1 + 1"))
+    assert segments[1 : len(written) + 1] == [Plain(f"system\nThinking: off.\n{written[0]}"), *map(Plain, written[1:])]
+
+
+def test_instructions_that_a_template_cannot_read_are_shown_all_the_same() -> None:
+    """Where it fails on what they say, or shows the problem no more, it is not told what they say."""
+    for fault in ("{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% set messages = messages[:1] %}"):
+        template = f"{{% if 'x' in messages[0].content %}}{fault}{{% endif %}}{SHOWS_USER}"
+        assert text(ChatPrompt(template, [], instructions="0x1").segments("q")) == "0x1q"
+
+
 @pytest.mark.parametrize(
     "question",
     [
