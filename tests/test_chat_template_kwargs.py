@@ -39,6 +39,26 @@ def test_a_pair_has_its_own(tiny: Mapping[str, Path], tmp_path: Path) -> None:
     assert text(write(tiny, "--pair", "mine", "--chat-template-kwargs", "{}", folder=tmp_path)) == text(write(tiny))
 
 
+def test_a_pair_of_a_settings_file_does_not_hold_for_other_models(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    """Two that flags name are no pair: nothing that the file's pair says is theirs. For one of them it holds, which is noted."""
+    (tmp_path / "arbitrage").mkdir()
+    (tmp_path / "arbitrage" / "config.toml").write_text('pair = "mine"\n')
+    (tmp_path / "arbitrage" / "pairs.toml").write_text(
+        f'[mine]\ndraft = "scripted:draft"\ntarget = "{tiny["target"]}"\nsystem = "Hm."\nchat_template_kwargs = '
+        "{ enable_thinking = true }\n"
+    )
+    both = ("--draft", str(tiny["draft"]), "--target", str(tiny["target"]))
+    flags = (THINK, "--system", "Hm.")
+    result = write(tiny, *both, folder=tmp_path)
+    assert text(result) == text(write(tiny)) != text(write(tiny, "--chat-template-kwargs", *flags))
+    assert "pair mine" not in result.err
+    assert text(write(tiny, "--pair", "mine", *both, folder=tmp_path)) == text(write(tiny, "--chat-template-kwargs", *flags))
+    other = str(tiny["spm"])
+    result = write(tiny, "--target", other, folder=tmp_path)
+    assert f"pair mine says of its models (system, chat_template_kwargs) holds for {other} too" in flat(result.err)
+    assert "pair mine" not in write(tiny, "--draft", other, folder=tmp_path).err
+
+
 def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
     """It changes nothing, and the user is told."""
     result = write(tiny, "--chat-template-kwargs", '{"enable_thinkng": true}')

@@ -169,7 +169,7 @@ def bench(
     from arbitrage_cli.named_datasets import load_dataset
     from arbitrage_cli.sampling import Sampler
 
-    named = pair_named(pair, draft=draft, target=target)
+    named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
@@ -195,7 +195,7 @@ def bench(
         costs_of = whose_costs(POLICIES["arbitrage"], None, None, placement.costs) if uses_head else None
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        for note in (*folder.notes, *warnings_about(sources, whose if uses_head else None)):
+        for note in (*folder.notes, *warnings_about(sources, named, whose if uses_head else None)):
             display.note(note)
         found = fetch(sources, display, offline=offline)
         each = sequences((column.policy for column in columns), reward)
@@ -220,7 +220,7 @@ def bench(
             system=instructions(system, named),
             head=trained if uses_head else None,
             reward=reward.value if reward else None,
-            prm_style=style_of_prm(prm_style, prm, named),
+            prm_style=style_of_prm(prm_style, models["prm"], named),
             grader=grader_version(),
             tau_costs=costs_of,
             concurrency=at_once,

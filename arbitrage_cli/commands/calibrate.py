@@ -113,7 +113,7 @@ def calibrate(
 
     check_place(output)
     _check_source(context, runs, dataset)
-    named = pair_named(pair, draft=draft, target=target)
+    named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     if runs and not (pair or draft or target):
         named, models = models_of_states(runs[0])

@@ -153,7 +153,7 @@ def collect(
         raise UsageError(
             "a greedy target writes the same step each time", "give a --temperature, or one of --target-samples"
         )
-    named = pair_named(pair, draft=draft, target=target)
+    named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models) if roll_in is RollIn.head else None
     trained = find_head(whose)
@@ -171,7 +171,7 @@ def collect(
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        for warning in warnings_about(sources, whose):
+        for warning in warnings_about(sources, named, whose):
             display.note(warning)
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
@@ -195,7 +195,7 @@ def collect(
             grader=grader_version(),
             head=trained,
             reward=reward or ("prm" if "prm" in sources else None),
-            prm_style=style_of_prm(prm_style, prm, named),
+            prm_style=style_of_prm(prm_style, models["prm"], named),
         )
         sampled = {"rollouts": rollouts, "temperature": rollout_temperature if rollouts > 1 else 0.0}
         samplers = [Sampler(sampled["temperature"], 1.0, seed + number) for number in range(rollouts)]

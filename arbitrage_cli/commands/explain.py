@@ -91,7 +91,7 @@ def explain(
     from arbitrage_cli.commands.placement import place
     from arbitrage_cli.commands.routing import choose_tau, find_head, needed
 
-    named = pair_named(pair, draft=draft, target=target)
+    named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     is_run = _is_run(what)
     if is_run and not (pair or draft or target):
@@ -116,7 +116,7 @@ def explain(
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        for warning in warnings_about({role: name for role, name in models.items() if name}, source):
+        for warning in warnings_about({role: name for role, name in models.items() if name}, named, source):
             display.note(warning)
         if not prm and models["prm"] and not local_files(models["prm"]):
             display.note(
@@ -126,7 +126,7 @@ def explain(
         wanted = _Wanted(
             problem=what,
             models=models,
-            prm_style=style_of_prm(prm_style, prm, named),
+            prm_style=style_of_prm(prm_style, models["prm"], named),
             load=load,
             threads=placement.threads,
             sampling=(temperature, top_p, seed),

@@ -91,7 +91,7 @@ def solve(
     from arbitrage_cli.sampling import Sampler
     from arbitrage_cli.scheduler import Scheduler
 
-    named = pair_named(pair, draft=draft, target=target)
+    named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
@@ -125,7 +125,8 @@ def solve(
             raise typer.Exit(SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        for warning in (*warnings_about(sources, whose if chosen.needs_head else None), *([slow] if slow else [])):
+        warnings = warnings_about(sources, named, whose if chosen.needs_head else None)
+        for warning in (*warnings, *([slow] if slow else [])):
             display.note(warning)
         found = fetch(sources, display, offline=offline)
         each = sequences([chosen], None)
@@ -135,7 +136,7 @@ def solve(
         load = replace(load, hidden_states=reads_hidden([chosen], trained))
         backends = open_backends(sources, found, load, placement.threads, display, stack, num_sequences)
         engines = make_engines(backends, sampler, prompt, chosen)
-        rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, prm, named), concurrency=at_once)
+        rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, models["prm"], named), concurrency=at_once)
         router = make_router(chosen, trained, backends, found)
         run = run_info(
             chosen,

@@ -29,26 +29,43 @@ BUILT_IN_WARNING = (
     "arbitrage models pull qwen2.5-coder, then --pair qwen2.5-coder"
 )
 
+OWN_SETTINGS = ("ctx", "system", "chat_template_kwargs")
+"""What a pair says of how its models are used, by the names of its keys."""
+
 UNIVERSAL_WARNING = (
     "no head was trained for these two models: the universal one decides, which learned on others; "
     "train one: arbitrage collect, then arbitrage train"
 )
 
 
-def pair_named(name: str | None, *, draft: str | None, target: str | None) -> Pair | None:
+def pair_named(context: typer.Context, name: str | None, *, draft: str | None, target: str | None) -> Pair | None:
     """The pair of that name, one of the user's own included; the built-in one where nothing is named at all.
 
-    None if models are named one by one. UsageError if there is no such pair.
+    None if models are named one by one: without a pair, or both in a stronger place. UsageError if there is no such pair.
     """
     if not name and (draft or target):
+        return None
+    if draft and target and min(_strength(context, "draft"), _strength(context, "target")) > _strength(context, "pair"):
         return None
     return find_pair(name or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
 
 
-def warnings_about(sources: Mapping[ModelRole, str], head: str | None = None) -> list[str]:
+def warnings_about(sources: Mapping[ModelRole, str], pair: Pair | None, head: str | None = None) -> list[str]:
     """What the user has to know of these models, and of the head that decides, before believing them."""
     built_in = [BUILT_IN_WARNING] if any(map(is_built_in, sources.values())) else []
-    return [*built_in, UNIVERSAL_WARNING] if head == UNIVERSAL_HEAD else built_in
+    universal = [UNIVERSAL_WARNING] if head == UNIVERSAL_HEAD else []
+    return [*built_in, *(_borrowed(sources, pair) if pair else []), *universal]
+
+
+def _borrowed(sources: Mapping[ModelRole, str], pair: Pair) -> list[str]:
+    """That what the pair says of its models holds for one that is not among them."""
+    others = [source for role, source in sources.items() if source not in (pair.draft, pair.target) and role != "prm"]
+    own = [name for name in OWN_SETTINGS if getattr(pair, name) is not None]
+    if not others or not own:
+        return []
+    return [
+        f"what pair {pair.name} says of its models ({', '.join(own)}) holds for {', '.join(others)} too, but for what flags say"
+    ]
 
 
 def head_named(given: str | None, pair: Pair | None, models: Mapping[ModelRole, str | None]) -> str | None:
@@ -96,7 +113,7 @@ def template_variables(given: str | None, pair: Pair | None) -> dict[str, Any]:
 
 def style_of_prm(given: str | None, prm: str | None, pair: Pair | None) -> str | None:
     """How the process reward model is asked: as given, else as the pair says of its own; None where nothing is known."""
-    return given or (pair.prm_style if pair and not prm else None)
+    return given or (pair.prm_style if pair and prm == pair.prm else None)
 
 
 def name_models(

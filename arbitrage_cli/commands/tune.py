@@ -50,7 +50,7 @@ def tune(
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.tuned import keep_tuned, this_machine
 
-    named = pair_named(pair, draft=draft, target=target)
+    named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=None, pair=named)
     sources: dict[ModelRole, str] = {role: source for role, source in models.items() if source and role != "prm"}
     for source in filter(is_toy, sources.values()):
