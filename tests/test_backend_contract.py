@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML
 
-from arbitrage_cli.backends import MAX_DECODE, Backend, Floats, Options
+from arbitrage_cli.backends import MAX_DECODE, MAX_SEQUENCES, Backend, Floats, Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.llama_loading import check_binding
 from arbitrage_cli.backends.scripted import Continuation, ScriptedBackend
@@ -417,6 +417,11 @@ def test_a_context_that_cannot_be_made(tiny: Mapping[str, Path]) -> None:
     """Heads of 8 numbers do not fit in blocks of 32: the reason is llama.cpp's."""
     options = Options(CONTEXT, threads=1, kv_type="q4_0", flash_attention=True)
     assert "no context" in refused(ModelMemoryError, tiny["draft"], options)
+
+
+def test_as_many_sequences_as_llama_has() -> None:
+    """What is refused beforehand is what llama.cpp would refuse."""
+    assert c.llama_max_parallel_sequences() == MAX_SEQUENCES
 
 
 def test_another_layout_of_the_binding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,17 @@ def test_the_hint_promises_nothing_that_does_not_fit(need: Need, words: str) -> 
 
 
 @pytest.mark.usefixtures("room")
+def test_sequences_are_bounded() -> None:
+    """More than llama.cpp has are refused, also where memory is there for them; auto takes no more than there are."""
+    need = Need(100, 1, sequences=17)
+    assert choose_concurrency("15", lambda: need, most=64) == 15
+    with pytest.raises(UsageError, match="16 problems at once need 272 sequences") as caught:
+        choose_concurrency("16", lambda: need, most=64)
+    assert "--concurrency, up to 15; or fewer --rollouts" in caught.value.hint
+    assert choose_concurrency("auto", lambda: need, most=64) == 15
+
+
+@pytest.mark.usefixtures("room")
 def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
     """Weights and caches of all models together; what only exceeds the memory that is free is a warning."""
     check_memory(Need(900, 100))
@@ -130,6 +141,7 @@ def test_need_is_read_from_the_files(tiny: Mapping[str, Path]) -> None:
     assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).each == 2 * alone.each  # type: ignore[arg-type]
     wide = memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1})  # type: ignore[arg-type]
     assert wide.each == 2 * alone.each
+    assert (alone.sequences, full.sequences) == (1, 2)
     assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0)
     with pytest.raises(ModelFileError):
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})

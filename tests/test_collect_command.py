@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli import TIMEOUT, run, start
+from cli import TIMEOUT, flat, run, start
 
 from arbitrage_cli.collected import read_states, recorded
 from arbitrage_cli.run_folder import latest, read_run_folder
@@ -66,6 +66,15 @@ def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
         assert [state["draft_text"] for state in row["states"]] == [state["draft_text"] for state in whole][
             : len(row["states"])
         ]
+
+
+def test_more_rollouts_at_once_than_llama_has_sequences_for(tmp_path: Path) -> None:
+    """They are refused before a model is loaded, naming both options."""
+    write_problems(tmp_path / "problems.jsonl", 16)
+    command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
+    result = run(*command, "--rollouts", "16", "--concurrency", "16", cwd=tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert "--concurrency, up to 15; or fewer --rollouts" in flat(result.err)
 
 
 def test_a_second_end_takes_nothing_back(tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ MAX_DECODE = 512
 """Tokens that every backend decodes at once."""
 
 
+MAX_SEQUENCES = 256
+"""Of one model: llama.cpp's own bound."""
+
+
 class Backend(Protocol):
     """One loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
 

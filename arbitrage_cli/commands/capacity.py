@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arbitrage_cli.backends import CACHED_BYTES, KV_BYTES, Options
+from arbitrage_cli.backends import CACHED_BYTES, KV_BYTES, MAX_SEQUENCES, Options
 from arbitrage_cli.errors import ModelMemoryError, UsageError
 from arbitrage_cli.gguf_facts import Facts, read_facts
 from arbitrage_cli.machine import available_memory, gpu_shares_memory, total_memory
@@ -18,7 +18,7 @@ from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.types import ModelRole
 
 AUTO = "auto"
-MOST = 64  # sequences of a model are bounded in llama.cpp, and some policies need several of them for a problem
+MOST = 64  # more gain nothing, and each takes sequences of every model
 MOST_AUTO = 16  # on a processor more at once gain little, and each takes longer;
 MOST_AUTO_SMALL = 4  # of models that stay in its cache, where reading the weights once for all gains less
 SHARE_AUTO = 0.5  # of the memory that can be had now: other programs want some too
@@ -32,13 +32,20 @@ log = logging.getLogger("arbitrage.capacity")
 class Need:
     """Bytes of memory: for the weights of all models, and for each problem in flight; None where a file does not say.
 
-    `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory.
+    `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory. `sequences` is how many a problem takes of
+    that model of which it takes most.
     """
 
     weights: int
     each: int | None
     gpu_weights: int = 0
     gpu_each: int = 0
+    sequences: int = 1
+
+    @property
+    def most(self) -> int:
+        """How many problems llama.cpp has sequences for."""
+        return min(MOST, MAX_SEQUENCES // self.sequences)
 
     @property
     def host_weights(self) -> int:
@@ -54,11 +61,13 @@ class Need:
         return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
-        """How many problems fit in `room` of the machine's own memory, at most MOST; one where a file does not say."""
+        """How many problems fit in `room` of the machine's own memory, at most `most`; one where a file does not say."""
         if self.each is None:
             return 1
         left = room - self.host_weights
-        return max(0, min(MOST, int(left / self.host_each) if self.host_each else MOST if left >= 0 else 0))
+        if not self.host_each:
+            return self.most if left >= 0 else 0
+        return max(0, min(self.most, int(left / self.host_each)))
 
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
@@ -76,6 +85,7 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
             (need.each or 0) + int(each),
             need.gpu_weights + int(share * facts.file_bytes),
             need.gpu_each + int(share * int(each)),
+            max(need.sequences, num_sequences[role]),
         )
     return need if is_known else replace(need, each=None, gpu_each=0)
 
@@ -111,6 +121,11 @@ def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, ea
         worth_it = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
         everything = replace(need, gpu_weights=0, gpu_each=0)  # a GPU seldom has more memory than its machine
         return max(1, min(asked, worth_it, everything.largest_within(SHARE_AUTO * (memory or 0))))
+    if asked > need.most:
+        raise UsageError(
+            f"{asked} problems at once need {asked * need.sequences} sequences of a model, and llama.cpp has {MAX_SEQUENCES}",
+            f"a smaller --concurrency, up to {need.most}; or fewer --rollouts",
+        )
     if memory is not None and need.of(asked) > memory:
         raise ModelMemoryError(
             f"{asked} problems at once need {need.of(asked) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for the "
