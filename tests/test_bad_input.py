@@ -104,6 +104,23 @@ def test_home_folder_of_nobody_as_model() -> None:
 # --- options
 
 
+@pytest.mark.parametrize(
+    ("policy", "flag"),
+    [
+        ("target", "--tau=0.3"),
+        ("draft", "--budget=0.5"),
+        ("target", "--head=builtin:builtin"),
+        ("entropy", "--head=builtin:builtin"),
+    ],
+)
+def test_flag_that_the_policy_does_not_go_by(policy: str, flag: str) -> None:
+    """It is refused rather than ignored; a variable may be meant for other policies."""
+    name, value = flag.removeprefix("--").split("=")
+    arguments = ("--pair", "builtin", "--policy", policy, "--max-tokens", "1", "-q")
+    assert_refused(run("solve", QUESTION, *arguments, flag), USAGE, f"policy {policy} has no {name}", f"leave --{name} out")
+    assert run("solve", QUESTION, *arguments, env={f"ARBITRAGE_{name.upper()}": value}).code == 0
+
+
 def test_unknown_policy() -> None:
     """An unknown policy is refused, and the known ones are listed."""
     assert_refused(

@@ -18,6 +18,7 @@ from arbitrage_cli.commands.sources import (
     name_models,
     needed_models,
     pair_named,
+    refuse_ignored,
     style_of_prm,
     template_variables,
     warnings_about,
@@ -105,6 +106,7 @@ def solve(
     )
     placement = place(models, load)
     chosen, threshold, slow = choose_routing(Wanted(policy, tau, budget, head), trained, whose, placement.costs)
+    refuse_ignored(context, chosen)
     sources = needed_models([chosen], models)
     prompt = instructions(system, named)
     sampler = Sampler(temperature, top_p, seed)

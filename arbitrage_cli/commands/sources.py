@@ -29,6 +29,9 @@ BUILT_IN_WARNING = (
     "arbitrage models pull qwen2.5-coder, then --pair qwen2.5-coder"
 )
 
+PLACES = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+"""Where values come from, as Typer calls it: the nearest to the user last."""
+
 OWN_SETTINGS = ("ctx", "system", "chat_template_kwargs")
 """What a pair says of how its models are used, by the names of its keys."""
 
@@ -130,6 +133,16 @@ def name_models(
     }
 
 
+def refuse_ignored(context: typer.Context, policy: Policy) -> None:
+    """UsageError for a flag of the command line that this policy does not go by; other places may hold for other policies."""
+    uses = {"tau": bool(policy.number), "budget": policy.needs_head, "head": policy.needs_head}
+    for parameter, is_used in uses.items():
+        if not is_used and _strength(context, parameter) == len(PLACES):
+            raise UsageError(
+                f"policy {policy.name} has no {parameter}", f"leave --{parameter} out, or give a --policy that goes by it"
+            )
+
+
 def needed_models(
     policies: Iterable[Policy], named: Mapping[ModelRole, str | None], reward: str | None = None
 ) -> dict[ModelRole, str]:
@@ -162,5 +175,4 @@ def needed_models(
 def _strength(context: typer.Context, parameter: str) -> int:
     """How near to the user a value was given: as a flag, in the environment, in a settings file, nowhere."""
     source = context.get_parameter_source(parameter)
-    places = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
-    return places.index(source.name) + 1 if source and source.name in places else 0
+    return PLACES.index(source.name) + 1 if source and source.name in PLACES else 0
