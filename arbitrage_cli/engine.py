@@ -13,6 +13,8 @@ decodes, the model draws after each of them as it does when it decodes, and what
 proposed. So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
 """
 
+import functools
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ READ_TOKENS = 128  # at once: a reader who waits sees that it goes on
 MEASURED_TOKENS = 4  # decoded by `measure`
 ENOUGH_TOKENS = 16  # to know a model's speed from one trace
 FEWEST_SHARED = 16  # tokens that are worth reading by themselves
+
+log = logging.getLogger("arbitrage.engine")
 
 
 @dataclass(slots=True)
@@ -331,7 +335,10 @@ class Engine:
         if self._backend.is_end(token):
             job.stop = "end"
             return ""
-        text = job.text.add(self._backend.piece(token))
+        piece = self._backend.piece(token)
+        if not piece:
+            self._tell_of_lost(token)
+        text = job.text.add(piece)
         if job.recorder:
             job.recorder.add_text(text)
         if job.text.ended:
@@ -341,6 +348,11 @@ class Engine:
         elif len(job.tokens) >= job.max_tokens and not job.text.is_inside_character:
             job.stop = "budget"
         return text
+
+    def _tell_of_lost(self, token: int) -> None:
+        for text, control in self._backend.control_tokens.items():
+            if control == token:
+                _warn_of_lost(self.card.name, text)
 
     def _tell(self, slot: int, texts: list[str]) -> list[Progress]:
         """What was drawn for a slot, token by token, and its step with the last if that ended it."""
@@ -408,6 +420,16 @@ class Engine:
             ids = sequence.written[1] if own and sequence.written else self._step_ids(kept.text)
             sequence.steps[index:] = [(kept, ids)]
         return [*sequence.prompt, *(token for _, ids in sequence.steps for token in ids)]
+
+
+@functools.cache
+def _warn_of_lost(model: str, token: str) -> None:
+    """Once a process: engines of one model are many."""
+    log.warning(
+        "%s wrote the control token %s, which has no text: it is lost where another model goes on, and in the results",
+        model,
+        token,
+    )
 
 
 def _common_prefix(wanted: list[int], held: list[int]) -> int:

@@ -407,6 +407,15 @@ def test_unsupported_models(tiny: Mapping[str, Path], name: str) -> None:
     refused(ModelUnsupportedError, tiny[name])
 
 
+def test_models_with_channels(tmp_path: Path) -> None:
+    """What gpt-oss thinks and answers it tells apart by tokens without a text: it is refused before it is loaded."""
+    writer = GGUFWriter(tmp_path / "oss.gguf", "gpt-oss")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert "a gpt-oss model" in refused(ModelUnsupportedError, tmp_path / "oss.gguf")
+
+
 def test_a_memory_that_does_not_roll_back(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried when the model is loaded, for models of new kinds."""
     monkeypatch.setattr("arbitrage_cli.backends.llama.c.llama_memory_seq_rm", lambda *_: False)

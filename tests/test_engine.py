@@ -50,6 +50,15 @@ class ByteReciter(HashBackend):
         return output
 
 
+class Structured(HashBackend):
+    """Writes a control token now and then that does not end its text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._written = np.append(self._written, self.control_tokens["<|user|>"])
+        self._favour = np.append(self._favour, 3.0)
+
+
 def scripted(script: Script, *, context: int = 500, sequences: int = 1) -> ScriptedBackend:
     options = Options(context_size=context, num_sequences=sequences)
     return ScriptedBackend("scripted", script, options, merges=("\n\n", ".\n\n"))
@@ -819,3 +828,11 @@ def test_samples_of_a_step_differ_and_repeat() -> None:
     assert write(0) == write(0)
     assert write(1) == write(1)
     assert len({write(sample) for sample in range(4)}) > 1
+
+
+def test_control_tokens_that_a_model_writes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """They have no text, so another model never sees them; the one that ends a text is not missed."""
+    for backend in (HashBackend("plain"), Structured("structured"), Structured("structured")):
+        events_of({"draft": Engine("draft", backend, Sampler())}, [PROBLEM, Problem("q", "question 1")], "draft")
+    (message,) = caplog.messages
+    assert message.startswith("structured wrote the control token <|user|>, which has no text")

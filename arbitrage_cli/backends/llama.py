@@ -35,7 +35,7 @@ from arbitrage_cli.errors import (
     InterruptedRunError,
     ModelUnsupportedError,
 )
-from arbitrage_cli.gguf_header import read_header
+from arbitrage_cli.gguf_header import Header, read_header
 from arbitrage_cli.machine import default_threads
 
 WARM_UP_TOKENS = 4
@@ -59,7 +59,7 @@ class LlamaBackend:
         self._context: Any = None
         self._model: Any = None
         self._path = path
-        read_header(path)
+        _refuse_channels(read_header(path), path.name)
         start_llama()
         self._gpu_layers = gpu_layers(options)
         try:
@@ -335,6 +335,15 @@ class LlamaBackend:
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
         return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
+
+
+def _refuse_channels(header: Header, name: str) -> None:
+    """ModelUnsupportedError for gpt-oss: what it thinks and answers it tells apart by tokens that a step's text cannot carry."""
+    if header.metadata.get("general.architecture") == "gpt-oss":
+        raise ModelUnsupportedError(
+            f"{name}: a gpt-oss model, whose channels are lost in steps, which are exchanged as text",
+            "use another model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
+        )
 
 
 class _Batch:
