@@ -173,7 +173,7 @@ def _user_alone(instructions: str, question: str) -> list[dict[str, str]]:
 
 def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[str, str]]:
     """The text with a placeholder for each stretch of special texts, and these stretches; those that overlap are one."""
-    pattern = _alternatives(special, overlapping=True)
+    pattern = _alternatives((one for one in special if one in text), overlapping=True)
     stretches: list[tuple[int, int]] = []
     for start, end in (match.span(1) for match in pattern.finditer(text)) if pattern else ():
         if stretches and start < stretches[-1][1]:
