@@ -100,6 +100,7 @@ class RunFolder:
         self._kind = kind
         self._results = folder / RESULTS
         self._descriptor: int | None = None
+        self._again = "the same command without --fresh" if fresh else "the same command"
         self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
@@ -143,18 +144,18 @@ class RunFolder:
         if self.run == content:
             return
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, ensure_ascii=True, allow_nan=False)
-        with _while_writing(self.path / RUN):
+        with _while_writing(self.path / RUN, self._again):
             _replace(self.path / RUN, text.encode() + b"\n")
         self.run = content
 
     def append(self, row: Row) -> None:
         """Add a row; when this returns it is on the disk. After an OutputError it is not there, and nothing may follow."""
         if self._descriptor is None:
-            raise OutputError(f"{self._results}: an earlier row could not be written", "the same command goes on from there")
+            raise OutputError(f"{self._results}: an earlier row could not be written", f"{self._again} goes on from there")
         line = encode(row)
         begins = os.fstat(self._descriptor).st_size
         try:
-            with _while_writing(self._results):
+            with _while_writing(self._results, self._again):
                 _write(self._descriptor, line)
                 os.fsync(self._descriptor)
         except OutputError:
@@ -164,7 +165,7 @@ class RunFolder:
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Put other rows in the place of all there are, at once."""
-        with _while_writing(self._results):
+        with _while_writing(self._results, self._again):
             _replace(self._results, b"".join(map(encode, rows)))
             self._open_results()
         self.rows = [dict(row) for row in rows]
@@ -417,11 +418,12 @@ def _explained(
 
 
 @contextmanager
-def _while_writing(path: Path) -> Iterator[None]:
+def _while_writing(path: Path, again: str) -> Iterator[None]:
+    """An OutputError that says what goes on: `again`."""
     try:
         yield
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error})",
-            "the rows before it are safe: when there is room, the same command goes on from there",
+            f"the rows before it are safe: when there is room, {again} goes on from there",
         ) from error

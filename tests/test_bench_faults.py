@@ -224,6 +224,14 @@ def test_replacement_that_fails_leaves_what_was_there(program: Program, here: Pa
     assert set_aside(here / "run") == []
 
 
+@pytest.mark.parametrize(("flags", "again"), [((), "the same command"), (("--fresh",), "the same command without --fresh")])
+def test_full_disk_tells_what_goes_on(program: Program, here: Path, flags: tuple[str, ...], again: str) -> None:
+    """The hint keeps what is safe: after --fresh it is not the same command, which would begin anew."""
+    failed = program.run(here, *BENCH, *flags, fault={"number": 4, "action": "full", "calls": ["write"]})
+    assert failed.code == 1
+    assert f"when there is room, {again} goes on from there" in failed.err
+
+
 def test_file_that_may_not_grow(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
     """Under RLIMIT_FSIZE the run ends with an error, not a signal; without it it goes on."""
     failed = program.run(here, *BENCH, limits={"RLIMIT_FSIZE": 4000})
@@ -290,6 +298,16 @@ def test_signal_leaves_whole_rows(here: Path, number: int, code: int) -> None:
         assert lines[-2].startswith(f"{len(rows)} of 399 attempts are safe in ")
         assert lines[-2].endswith(f"to go on: arbitrage {' '.join(arguments)}")
         assert lines[-1] == "arbitrage: interrupted"
+
+
+def test_how_to_go_on_never_begins_anew(here: Path) -> None:
+    """What is told after --fresh and --repair goes on with what is safe: it has neither of them."""
+    arguments = many(here)
+    with start(*arguments, "--fresh", "--repair", stdin=subprocess.DEVNULL) as process:
+        wait_for_rows(here, process, 3)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=10)
+    assert told.decode().splitlines()[-2].endswith(f"to go on: arbitrage {' '.join(arguments)}")
 
 
 def test_second_signal_ends_it_at_once(here: Path) -> None:

@@ -36,15 +36,15 @@ def wait_for_rows(folder: Path, number: int) -> None:
 
 
 def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
-    """After SIGTERM each has a row with the states that it had, which are trained on; the same command solves it anew."""
+    """After SIGTERM each has a row with the states that it had, which are trained on; what is told goes on, without --fresh."""
     write_problems(tmp_path / "problems.jsonl", 80)
     command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
-    with start(*command, stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
+    with start(*command, "--fresh", stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
         wait_for_rows(tmp_path / "run", 3)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=TIMEOUT)
     assert process.returncode == TERMINATED
-    assert b"problems are done and safe in run; to go on: arbitrage collect --pair scripted" in told
+    assert f"problems are done and safe in run; to go on: arbitrage {' '.join(command)}\n" in told.decode()
     rows = rows_of(tmp_path / "run")
     broken = [row for row in rows if row["status"] == "error"]
     assert 0 < len(broken) <= 8

@@ -1,7 +1,6 @@
 """Makes what `arbitrage collect` was asked for: loads the models, measures their costs, writes each problem's states."""
 
 import contextlib
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Gathering:
         asked = {item.problem.id for item in self.items}
         done = sum(row["status"] == "done" and row["id"] in asked for row in latest(self.folder.rows))
         safe = f"{done} of {len(self.items)} problems are done and safe in {self.folder.path}"
-        return f"{safe}; to go on: {shlex.join(self.setup.command)}" if done else ""
+        return f"{safe}; to go on: {self.setup.to_go_on}" if done else ""
 
 
 def gather(work: Gathering, run: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +43,7 @@ class Work:
     def how_to_go_on(self) -> str:
         """What is safe, and the command that goes on; "" if there is nothing yet."""
         safe = f"{self.num_safe} of {len(self.attempts)} attempts are safe in {self.folder.path}"
-        return f"{safe}; to go on: {shlex.join(self.setup.command)}" if self.num_safe else ""
+        return f"{safe}; to go on: {self.setup.to_go_on}" if self.num_safe else ""
 
 
 def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:

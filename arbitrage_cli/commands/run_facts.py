@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from arbitrage_cli.types import Limits, ModelRole
 
 CHUNK = 1 << 22  # bytes
 SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
+SETTING_ASIDE = ("--fresh", "--repair")
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
 ONCE: Mapping[str, str] = MappingProxyType({"concurrency": "1", "chat template kwargs": "{}"})
@@ -65,6 +67,11 @@ class Setup:
     prm_style: str | None = None
     tau_costs: str | None = None  # whose costs the taus of the head were chosen by
     concurrency: int | None = None
+
+    @property
+    def to_go_on(self) -> str:
+        """The command that goes on with the run: the same, but for the flags that set something aside first."""
+        return shlex.join(part for part in self.command if part not in SETTING_ASIDE)
 
 
 def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
