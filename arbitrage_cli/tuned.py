@@ -1,7 +1,7 @@
 """What models were measured to do on a machine, and the file that keeps it. Knows no backend, and measures nothing itself.
 
-A measurement holds for one machine (processor, cores that this process may use, release of llama-cpp-python), one model
-file, and the options that it was loaded with. The file may have those of several machines: home folders travel.
+A measurement holds for one machine (processor, cores that this process may use, release of llama-cpp-python, and the GPU that
+it uses), one model file, and the options that it was loaded with. The file may have those of several machines: home folders travel.
 """
 
 import importlib.metadata
@@ -22,11 +22,15 @@ FILE_NAME = "tuned.json"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What speeds depend on, beside the model. `cores` are those that this process may use."""
+    """What speeds depend on, beside the model. `cores` are those that this process may use.
+
+    `gpu` names the GPUs that llama.cpp offloads to; "" is none, as it is for a file that does not tell.
+    """
 
     cpu: str
     cores: int
     llama_cpp_python: str
+    gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ class Tuned:
         return self.machine, self.file.sha256, self.loading
 
 
-def this_machine() -> Machine:
-    """The machine as this process may use it."""
-    return Machine(processor_name(), default_threads(), importlib.metadata.version("llama-cpp-python"))
+def this_machine(gpu: str) -> Machine:
+    """The machine as this process may use it, with those GPUs."""
+    return Machine(processor_name(), default_threads(), importlib.metadata.version("llama-cpp-python"), gpu)
 
 
 def find_tuned(

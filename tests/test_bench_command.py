@@ -442,6 +442,43 @@ def test_another_machine_is_refused(program: Program, copy: Path) -> None:
     assert "another processor: abacus" in result.err
 
 
+def test_another_gpu_is_refused(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
+    """Times with and without a GPU are not put into one run. One that does not tell it goes on; demo models need none."""
+    models = (
+        "--draft",
+        str(tiny["draft"]),
+        "--policy",
+        "draft",
+        "--threads",
+        "1",
+        "--ctx",
+        "256",
+        "--max-tokens",
+        "8",
+        "-q",
+    )
+    arguments = ("bench", *BENCH[3:], *models)
+    assert program.run(here, *arguments, "--limit", "1").code == 0
+    made = run_json(here)
+    fingerprint = {name: value for name, value in made["fingerprint"].items() if name != "GPU"}
+    change_run_json(here, fingerprint={**fingerprint, "GPU": "NVIDIA H100"})
+    refused = program.run(here, *arguments)
+    assert refused.code == 2
+    assert f"another GPU: NVIDIA H100, not {made['fingerprint']['GPU']}" in flat(refused.err)
+    change_run_json(here, fingerprint=fingerprint, machine={**made["machine"], "flags": ""})
+    assert program.run(here, *arguments).code == 0
+    assert run_json(here)["fingerprint"] == made["fingerprint"]
+
+
+def test_what_llama_was_built_for_tells_an_earlier_run_without_gpu(finished: Path) -> None:
+    """Its fingerprint does not: what llama.cpp said of itself, once it was loaded, does."""
+    made = run_json(finished)
+    earlier = {**made, "machine": {**made["machine"], "flags": "without GPU support; CPU : AVX = 1"}}
+    with pytest.raises(UsageError, match="another GPU: none, not NVIDIA H100"):
+        go_on(earlier, {**made, "fingerprint": {**made["fingerprint"], "GPU": "NVIDIA H100"}}, finished)
+    assert "GPU" not in made["fingerprint"]
+
+
 def test_another_head_is_refused_and_the_first_one_is_not(finished: Path) -> None:
     """A head may come to a run that had none, and then stays; so does who rates steps."""
     made = run_json(finished)

@@ -12,9 +12,10 @@ from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
+from arbitrage_cli.commands.placement import machine_here
 from arbitrage_cli.router import Head, load, save
 from arbitrage_cli.taus import NAMES, TauTable
-from arbitrage_cli.tuned import Speeds, keep_tuned, this_machine
+from arbitrage_cli.tuned import Speeds, keep_tuned
 
 WORLD = World(bias=-1.0, weights=(("entropy_first", 1.5),))
 OTHER = {"draft": {"name": "Other draft", "sha256": "a" * 64}, "target": TARGET}
@@ -71,7 +72,7 @@ def test_measured_models_cost_what_was_measured(program: Program, here: Path) ->
     """Known by their sha256; with --json the card is the only line."""
     measured = ((DRAFT, Speeds(0.5, 0.1, 0.2)), (TARGET, Speeds(4.0, 0.1, 0.2)))
     known = [
-        make_tuned(here / "small.safetensors", this_machine(), model["sha256"], speeds=speeds) for model, speeds in measured
+        make_tuned(here / "small.safetensors", machine_here(), model["sha256"], speeds=speeds) for model, speeds in measured
     ]
     keep_tuned(here / "arbitrage" / "tuned.json", known)
     result = calibrate(program, here, "run", "--json", "-q")

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, flat
+from cli import Result, flat, run
 from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
+from arbitrage_cli.commands.placement import machine_here
 from arbitrage_cli.pairs import find_files
 from arbitrage_cli.run_folder import encode
-from arbitrage_cli.tuned import Speeds, Tuned, keep_tuned, read_tuned, this_machine
+from arbitrage_cli.tuned import Speeds, Tuned, keep_tuned, read_tuned
 
 FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
 SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
@@ -42,7 +45,7 @@ class Home:
 
 def made_up(role: str, speeds: Speeds, threads: int) -> Tuned:
     (path,) = find_files(f"builtin:{role}")
-    return make_tuned(path, this_machine(), hashlib.sha256(path.read_bytes()).hexdigest(), threads, speeds)
+    return make_tuned(path, machine_here(), hashlib.sha256(path.read_bytes()).hexdigest(), threads, speeds)
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def test_what_was_measured_is_kept(tuned: tuple[Home, Result]) -> None:
     kept = read_tuned(home.file)
     shas = [hashlib.sha256(find_files(f"builtin:{role}")[0].read_bytes()).hexdigest() for role in ("draft", "target")]
     assert [one.file.sha256 for one in kept] == shas
-    assert {one.machine for one in kept} == {this_machine()}
+    assert {one.machine for one in kept} == {machine_here()}
     assert all(0 < one.speeds.read < one.speeds.decode for one in kept)
 
 
@@ -150,6 +153,31 @@ def test_other_options_are_other_measurements(home: Home) -> None:
     default = solve(home, "--kv-type", "q8_0")
     home.file.unlink()
     assert threads_of(default) == threads_of(solve(home))
+
+
+def test_speeds_on_another_gpu_are_other_measurements(home: Home) -> None:
+    """What was measured with a GPU says nothing of a llama.cpp that has none."""
+    home.pretend(FAST_READER)
+    kept = read_tuned(home.file)
+    home.file.unlink()
+    default = threads_of(solve(home))
+    keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
+    assert threads_of(solve(home)) == default
+
+
+def test_demo_models_start_without_llama(home: Home) -> None:
+    """Whose GPU it would be is not asked for models that were never measured: llama.cpp takes its time to import."""
+    home.pretend(FAST_READER)
+    code = "import sys; from arbitrage_cli.commands import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
+    result = run(
+        "solve",
+        "5 + 6",
+        "--pair",
+        "scripted",
+        env={"XDG_CONFIG_HOME": str(home.folder)},
+        program=(sys.executable, "-c", code),
+    )
+    assert result.out.splitlines()[-1] == "False"
 
 
 def test_a_damaged_file_is_said(home: Home) -> None:

@@ -14,8 +14,11 @@ from arbitrage_cli.backends import Options, Output
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.pairs import load_llama
 from arbitrage_cli.tuned import Loading, Machine, find_tuned, keep_tuned, read_tuned
 from arbitrage_cli.tuning import measure, thread_counts, try_threads
+
+PROCESSOR = 0  # of GGML's kinds of devices
 
 Seconds = Callable[[int], float]
 """What one token takes with so many threads."""
@@ -149,12 +152,34 @@ def test_a_file_that_was_moved_is_known_by_its_content(model: Path) -> None:
         (replace(HERE, cores=4), Loading()),
         (replace(HERE, cpu="another"), Loading()),
         (replace(HERE, llama_cpp_python="0.4"), Loading()),
+        (replace(HERE, gpu="NVIDIA H100"), Loading()),
         (HERE, Loading(kv_type="q8_0")),
     ],
 )
 def test_other_machines_and_options_are_not_known(model: Path, machine: Machine, loading: Loading) -> None:
     """A measurement holds for what it was made with."""
     assert find_tuned([make_tuned(model)], machine, [model], loading, never) is None
+
+
+def test_what_does_not_tell_its_gpu_was_measured_without_one(model: Path, tmp_path: Path) -> None:
+    """So in files of earlier versions: where llama.cpp offloads to a GPU they say nothing."""
+    path = tmp_path / "tuned.json"
+    keep_tuned(path, [make_tuned(model)])
+    made = json.loads(path.read_text())
+    del made["tuned"][0]["machine"]["gpu"]
+    path.write_text(json.dumps(made))
+    known = read_tuned(path)
+    assert find_tuned(known, HERE, [model], Loading(), never) == make_tuned(model)
+    assert find_tuned(known, replace(HERE, gpu="NVIDIA H100"), [model], Loading(), never) is None
+
+
+def test_llama_tells_what_it_computes_with() -> None:
+    """Without a model: the processor is always there, and a GPU has a name exactly where layers can be put on it."""
+    llama = load_llama()
+    processors = [name for kind, name in llama.devices() if kind == PROCESSOR]
+    assert processors
+    assert all(processors)
+    assert bool(llama.gpu_names()) == llama.system_info().startswith("with GPU support")
 
 
 def test_files_that_are_not_here_are_not_known(model: Path) -> None:

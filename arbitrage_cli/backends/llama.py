@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import llama_cpp.llama_cpp as c
 import numpy as np
+from llama_cpp._ggml import libggml as ggml
 
 from arbitrage_cli.backends import CACHED_BYTES, DEFAULT_CONTEXT_SIZE, Floats, ModelCard, Options, Output
 from arbitrage_cli.backends.llama_loading import (
@@ -42,6 +43,7 @@ WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens of all sequences together
+GPU_KINDS = (1, 2)  # of ggml's enum ggml_backend_dev_type: a GPU, and one that is part of the processor
 
 NARROW_ATTENTION = Attention(False, keys="q8_0", values="f16")
 
@@ -372,5 +374,26 @@ class _Batch:
 
 def system_info() -> str:
     """What the installed llama.cpp was built for: whether it offloads to a GPU, and the processor features it uses."""
-    gpu = "with GPU support" if has_gpu() else "without GPU support"
-    return f"{gpu}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
+    gpu = gpu_names()
+    words = f"with GPU support ({gpu})" if gpu else "without GPU support"
+    return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
+
+
+def devices() -> list[tuple[int, str]]:
+    """Whatever llama.cpp can compute with here: its kind, as ggml numbers them, and what it is called. Loads no model."""
+    start_llama()
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    kind_of, name_of = ggml.ggml_backend_dev_type, ggml.ggml_backend_dev_description
+    kind_of.argtypes = name_of.argtypes = [ctypes.c_void_p]
+    name_of.restype = ctypes.c_char_p
+    found = [ggml.ggml_backend_dev_get(number) for number in range(ggml.ggml_backend_dev_count())]
+    return [(kind_of(one), (name_of(one) or b"").decode(errors="replace").strip()) for one in found]
+
+
+def gpu_names() -> str:
+    """The GPUs that layers can be put on, by what they are called; "" if there is none, or llama.cpp was built for none."""
+    start_llama()  # which finds the devices
+    if not c.llama_supports_gpu_offload():
+        return ""
+    return ", ".join(name for kind, name in devices() if kind in GPU_KINDS) or "unknown"

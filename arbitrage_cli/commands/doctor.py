@@ -13,7 +13,7 @@ from arbitrage_cli.commands import settings
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.machine import default_threads, total_memory
 from arbitrage_cli.reporters import one_line, rounding
-from arbitrage_cli.tuned import FILE_NAME, read_tuned, this_machine
+from arbitrage_cli.tuned import read_tuned
 
 PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
@@ -43,10 +43,12 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 def _tuned() -> str:
     """The models that were measured on this machine, as it is now, with the threads of each."""
-    path = settings.user_folder() / FILE_NAME
+    from arbitrage_cli.commands.placement import machine_here, tuned_file  # slow to import
+
     try:
-        found = [one for one in read_tuned(path) if one.machine == this_machine()]
-    except UsageError as error:
+        known = read_tuned(tuned_file())
+        found = [one for one in known if one.machine == machine_here()] if known else []
+    except (UsageError, ModelError) as error:
         return error.message
     names = dict.fromkeys(f"{one_line(one.name)} ({rounding.count(one.threads, 'thread')})" for one in found)
     return ", ".join(names) or "nothing; arbitrage tune measures"

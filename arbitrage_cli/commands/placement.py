@@ -13,9 +13,9 @@ from arbitrage_cli.backends import Options
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.machine import default_threads
-from arbitrage_cli.pairs import is_toy, local_files
+from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.taus import Costs
-from arbitrage_cli.tuned import FILE_NAME, Loading, Tuned, find_tuned, read_tuned, this_machine
+from arbitrage_cli.tuned import FILE_NAME, Loading, Machine, Tuned, find_tuned, read_tuned, this_machine
 from arbitrage_cli.types import ModelRole
 
 TOY_THREADS = 1
@@ -32,6 +32,11 @@ class Placement:
 def tuned_file() -> Path:
     """Where measurements are kept: beside the user's own settings."""
     return user_folder() / FILE_NAME
+
+
+def machine_here() -> Machine:
+    """This machine with the GPU that llama.cpp uses, for which it is imported. ModelUnsupportedError if that is broken."""
+    return this_machine(load_llama().gpu_names())
 
 
 def loading_of(load: Options) -> Loading:
@@ -53,7 +58,7 @@ def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
 
 def kept_here(sha256: str | None, load: Options) -> Tuned | None:
     """The measurement of the model file with that sha256 on this machine; None if there is none."""
-    machine, loading = this_machine(), loading_of(load)
+    machine, loading = machine_here(), loading_of(load)
     return next((one for one in read_tuned(tuned_file()) if one.key == (machine, sha256, loading)), None)
 
 
@@ -73,12 +78,12 @@ def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
 
 def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole, Tuned]:
     known = read_tuned(tuned_file())
-    if not known:
+    here = {role: files for role, source in sources.items() if (files := local_files(source))}
+    if not known or not here:  # then llama.cpp, which is slow to import, is not asked for its GPU
         return {}
-    machine = this_machine()
+    machine = machine_here()
     found: dict[ModelRole, Tuned] = {}
-    for role, source in sources.items():
-        files = local_files(source)
+    for role, files in here.items():
         one = find_tuned(known, machine, files, loading, partial(_sha256, files))
         if one:
             found[role] = one

@@ -32,6 +32,8 @@ from arbitrage_cli.types import Limits, ModelRole
 
 CHUNK = 1 << 22  # bytes
 SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
+NO_GPU = "none"
+WITHOUT_GPU = "without GPU support"  # so begin the flags of a machine, which all versions recorded
 SETTING_ASIDE = ("--fresh", "--repair")
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
@@ -108,7 +110,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "limits": asdict(setup.limits),
         "step_separator": SEPARATOR,
         "context": {"kv_type": setup.load.kv_type},
-        "machine": _machine(setup),
+        "machine": _machine(setup, load_llama().gpu_names() if _computes(models) else ""),
         "warnings": [],
         **({} if setup.concurrency is None else {"concurrency": setup.concurrency}),
     }
@@ -128,7 +130,7 @@ def add_loaded(run: Mapping[str, Any], backends: Mapping[ModelRole, Backend]) ->
         }
     machine = dict(run["machine"])
     context = dict(run["context"])
-    if not all(is_toy(facts["source"]) for facts in models.values()):
+    if _computes(models):
         llama = load_llama()
         machine["flags"] = str(llama.system_info())
         context["n_batch"] = llama.BATCH_SIZE
@@ -140,7 +142,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
 
     UsageError, naming the first thing that does.
     """
-    was = _threads_by_role(earlier["fingerprint"], earlier["models"])
+    was = _recorded_since(earlier)
     for what, value in run["fingerprint"].items():
         before = was.get(what, ONCE.get(what, value))
         if before != value:
@@ -232,8 +234,9 @@ def digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, s
     return done, digest.hexdigest()
 
 
-def _machine(setup: Setup) -> dict[str, Any]:
+def _machine(setup: Setup, gpu: str) -> dict[str, Any]:
     return {
+        **({"gpu": gpu} if gpu else {}),
         "gpu_layers": setup.load.gpu_layers,
         "flash_attention": setup.load.flash_attention,
         "cpu": processor_name(),
@@ -252,6 +255,17 @@ def _with_threads(machine: Mapping[str, Any], models: Mapping[str, Mapping[str, 
 
 def _listed(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{role} {count}" for role, count in counts.items())
+
+
+def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprint of a run as this version would have made it, as far as the run tells."""
+    known = {"GPU": NO_GPU} if str(earlier["machine"].get("flags")).startswith(WITHOUT_GPU) else {}
+    return known | _threads_by_role(earlier["fingerprint"], earlier["models"])
+
+
+def _computes(models: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether llama.cpp runs one of these models."""
+    return not all(is_toy(facts["source"]) for facts in models.values())
 
 
 def _threads_by_role(fingerprint: Mapping[str, str], models: Iterable[str]) -> dict[str, str]:
@@ -292,6 +306,7 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         "gpu_layers": machine["gpu_layers"],
         "flash_attention": machine["flash_attention"],
         "processor": machine["cpu"],
+        **({"GPU": machine.get("gpu", NO_GPU)} if _computes(models) else {}),
         "llama-cpp-python": machine["llama_cpp_python"],
     }
     return {name: _told(value) for name, value in values.items()}

@@ -46,9 +46,9 @@ def tune(
     """
     # Not at the top: NumPy and llama.cpp take longer to import than --help may take.
     from arbitrage_cli.backends import Options
-    from arbitrage_cli.commands.placement import tuned_file
+    from arbitrage_cli.commands.placement import machine_here, tuned_file
     from arbitrage_cli.commands.session import fetch
-    from arbitrage_cli.tuned import keep_tuned, this_machine
+    from arbitrage_cli.tuned import keep_tuned
 
     named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=None, pair=named)
@@ -66,7 +66,7 @@ def tune(
             found[role] = measure_model(role, paths[role], load, display)
             keep_tuned(tuned_file(), [found[role].tuned])
     if json_line:
-        record = {"machine": asdict(this_machine()), "file": str(tuned_file()), "models": _records(sources, found)}
+        record = {"machine": asdict(machine_here()), "file": str(tuned_file()), "models": _records(sources, found)}
         write(sys.stdout, json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n")
         return
     for role, one in found.items():
@@ -94,10 +94,10 @@ class Measured:
 
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> Measured:
     """Measure the model of a file with each number of threads, and with what else can be tried. ModelError, ComputeError."""
-    from arbitrage_cli.commands.placement import loading_of
+    from arbitrage_cli.commands.placement import loading_of, machine_here
     from arbitrage_cli.commands.run_facts import digest
     from arbitrage_cli.machine import default_threads
-    from arbitrage_cli.tuned import ModelFile, Tuned, this_machine
+    from arbitrage_cli.tuned import ModelFile, Tuned
     from arbitrage_cli.tuning import thread_counts, try_loaded, try_threads
 
     files = local_files(path)
@@ -114,7 +114,7 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Loadin
     file = ModelFile(str(files[0].absolute()), size, modified, sha256)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Measured(
-        Tuned(this_machine(), file, loading_of(load), name, tried.threads, tried.chosen, created),
+        Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created),
         trials,
     )
 
