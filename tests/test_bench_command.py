@@ -442,6 +442,39 @@ def test_another_machine_is_refused(program: Program, copy: Path) -> None:
     assert "another processor: abacus" in result.err
 
 
+RATED = ("bench", *BENCH[3:], "--limit", "1", "--threads", "1", "--max-tokens", "8", "-q")
+"""A benchmark of the built-in pair, which has a process reward model."""
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["recorded", "of an earlier version"])
+def test_other_rewards_are_refused(program: Program, here: Path, earlier: bool) -> None:
+    """Who rates steps where a policy asks for it, and how, stays: named or not. For other policies it makes no difference."""
+    assert program.run(here, *RATED, "--policy", "oracle").code == 0
+    made = run_json(here)
+    assert (made["reward"], made["prm_style"]) == ("prm", "steps")
+    if earlier:  # it recorded what was asked for
+        fingerprint = {name: value for name, value in made["fingerprint"].items() if name not in ("reward", "prm style")}
+        change_run_json(here, fingerprint=fingerprint, reward=None)
+    for arguments, words in (
+        (("--policy", "oracle", "--reward", "rollout"), "another reward: prm, not rollout"),
+        (("--policy", "oracle", "--prm-style", "turns"), "another prm style: steps, not turns"),
+        (("--policy", "rsd", "--prm-style", "turns"), "another prm style: steps, not turns"),
+    ):
+        refused = program.run(here, *RATED, *arguments)
+        assert (refused.code, words in flat(refused.err)) == (2, True), refused.err
+    assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout", "--prm-style", "turns").code == 0
+    assert program.run(here, *RATED, "--policy", "oracle,rsd").code == 0
+    assert run_json(here)["fingerprint"] == made["fingerprint"]
+    assert (run_json(here)["reward"], run_json(here)["prm_style"]) == ("prm", "steps")
+
+
+def test_rewards_may_come_later(program: Program, here: Path) -> None:
+    """A run whose policies asked for none, whatever was named, takes any."""
+    assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout").code == 0
+    assert program.run(here, *RATED, "--policy", "draft,oracle").code == 0
+    assert run_json(here)["fingerprint"]["reward"] == "prm"
+
+
 def test_another_gpu_is_refused(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
     """Times with and without a GPU are not put into one run. One that does not tell it goes on; demo models need none."""
     models = (

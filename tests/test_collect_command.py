@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cli import TIMEOUT, flat, run, start
 
 from arbitrage_cli.collected import read_states, recorded
-from arbitrage_cli.run_folder import latest, read_run_folder
+from arbitrage_cli.run_folder import encode, latest, read_run_folder
 
 TERMINATED = 143
 
@@ -75,6 +76,28 @@ def test_more_rollouts_at_once_than_llama_has_sequences_for(tmp_path: Path) -> N
     result = run(*command, "--rollouts", "16", "--concurrency", "16", cwd=tmp_path)
     assert (result.code, result.out) == (2, "")
     assert "--concurrency, up to 15; or fewer --rollouts" in flat(result.err)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["recorded", "of an earlier version"])
+def test_other_rewards_are_refused(tmp_path: Path, earlier: bool) -> None:
+    """Another source of rewards, or another way to ask the process reward model: neither is mixed with what is there."""
+    (tmp_path / "problems.jsonl").write_text(
+        '{"question": "5 + 6", "answer": "11"}\n{"question": "5 + 7", "answer": "12"}\n'
+    )
+    command = ("collect", "--dataset", "problems.jsonl", "--threads", "1", "--max-tokens", "8", "-q", "-o", "run")
+    assert run(*command, "--limit", "1", cwd=tmp_path).code == 0
+    if earlier:
+        made = json.loads((tmp_path / "run" / "run.json").read_text())
+        del made["fingerprint"]["prm style"], made["checksum"]
+        (tmp_path / "run" / "run.json").write_bytes(encode(made))
+    for flags, words in (
+        (("--prm-style", "turns"), "another prm style: steps, not turns"),
+        (("--reward", "rollout"), """another reward: {"kind": "prm"}, not {"kind": "rollout\""""),
+    ):
+        refused = run(*command, *flags, cwd=tmp_path)
+        assert (refused.code, words in flat(refused.err)) == (2, True), refused.err
+    assert run(*command, cwd=tmp_path).code == 0
+    assert len(rows_of(tmp_path / "run")) == 2
 
 
 def test_a_second_end_takes_nothing_back(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from arbitrage_cli.commands.sources import (
     name_models,
     needed_models,
     pair_named,
+    reward_needed,
     style_of_prm,
     template_variables,
     warnings_about,
@@ -194,7 +195,7 @@ def collect(
             system=instructions(system, named),
             grader=grader_version(),
             head=trained,
-            reward=reward or ("prm" if "prm" in sources else None),
+            reward=reward_needed([column.policy], reward),
             prm_style=style_of_prm(prm_style, models["prm"], named),
         )
         sampled = {"rollouts": rollouts, "temperature": rollout_temperature if rollouts > 1 else 0.0}

@@ -16,8 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli import __version__
+from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Backend, Options
 from arbitrage_cli.benchmark import Column
+from arbitrage_cli.commands.sources import reward_needed
 from arbitrage_cli.datasets import DataSet
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.gguf_facts import read_facts
@@ -103,7 +105,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "router": _router(setup.head),
         "tau_costs": setup.tau_costs,
         "reward": setup.reward,
-        "prm_style": setup.prm_style,
+        "prm_style": setup.prm_style if "prm" in models else None,
         "grader": setup.grader,
         "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
         "sampling": {**asdict(setup.sampler), "samples": setup.samples},
@@ -168,6 +170,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "policies": policies,
         "router": run["router"] or earlier["router"],
         "reward": run["reward"] or earlier["reward"],
+        "prm_style": run["prm_style"] or earlier.get("prm_style"),
         "models": models,
         "machine": _with_threads({**earlier["machine"], **run["machine"]}, models),
         "context": {**earlier["context"], **run["context"]},
@@ -259,7 +262,13 @@ def _listed(counts: Mapping[str, Any]) -> str:
 
 def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
     """The fingerprint of a run as this version would have made it, as far as the run tells."""
-    known = {"GPU": NO_GPU} if str(earlier["machine"].get("flags")).startswith(WITHOUT_GPU) else {}
+    known: dict[str, str] = {}
+    if str(earlier["machine"].get("flags")).startswith(WITHOUT_GPU):
+        known["GPU"] = NO_GPU
+    if reward := reward_needed([POLICIES[one["policy"]] for one in earlier["policies"]], earlier["reward"]):
+        known["reward"] = reward
+    if "prm" in earlier["models"]:
+        known["prm style"] = earlier.get("prm_style") or "turns"
     return known | _threads_by_role(earlier["fingerprint"], earlier["models"])
 
 
@@ -300,6 +309,7 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         **run["limits"],
         **({"head": _short(run["router"]["sha256"])} if run["router"] else {}),
         **({"reward": run["reward"]} if run["reward"] else {}),
+        **({"prm style": run["prm_style"]} if run["prm_style"] else {}),
         **({"concurrency": run["concurrency"]} if "concurrency" in run else {}),
         "kv_type": run["context"]["kv_type"],
         **{_threads_of(role): facts["threads"] for role, facts in models.items()},

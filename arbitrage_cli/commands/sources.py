@@ -114,9 +114,14 @@ def template_variables(given: str | None, pair: Pair | None) -> dict[str, Any]:
     return variables
 
 
-def style_of_prm(given: str | None, prm: str | None, pair: Pair | None) -> str | None:
-    """How the process reward model is asked: as given, else as the pair says of its own; None where nothing is known."""
-    return given or (pair.prm_style if pair and prm == pair.prm else None)
+def style_of_prm(given: str | None, prm: str | None, pair: Pair | None) -> str:
+    """How the process reward model is asked: as given, else as the pair says of its own, else in turns."""
+    return given or (pair.prm_style if pair and prm == pair.prm else None) or "turns"
+
+
+def reward_needed(policies: Iterable[Policy], given: str | None) -> str | None:
+    """Who rates steps for policies that leave it open: as given, else a process reward model; None if none of them does."""
+    return str(given or "prm") if any(policy.reward == "any" for policy in policies) else None
 
 
 def name_models(
