@@ -319,6 +319,18 @@ def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
         assert (record["tau"], record["settings"]["tau_costs"]) == (tau, None)
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"), [(("--policy", "arbitrage@0.5"), False), (("--tau", "0.5,fast"), True)], ids=str
+)
+def test_bench_tells_whose_costs_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
+    """Nobody's, where all taus are numbers."""
+    home.pretend(SLOW_VERIFIER)
+    result = home.run(*BENCH[:-1], "--verbose", "--head", head, "--policy", "arbitrage", *asked)
+    assert result.code == 0
+    assert run_json(home)["tau_costs"] == ("this machine" if named else None)
+    assert ("named taus are those by the costs of" in result.err) == named
+
+
 def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
     """The same command finds its columns again."""
     home.pretend(SLOW_VERIFIER)

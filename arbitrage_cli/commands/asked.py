@@ -1,12 +1,12 @@
 """What a benchmark was asked for, from text to values: policies and taus, problems, the name of its folder."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.arbitrage import POLICIES, Policy
 from arbitrage_cli.benchmark import Column
-from arbitrage_cli.commands.routing import choose_policy, choose_tau
+from arbitrage_cli.commands.routing import choose_policy, choose_tau, whose_costs
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import Pair
@@ -24,20 +24,28 @@ def parse_columns(policies: str | None, taus: str | None, head: Head | None, cos
     head's policy also knows its taus by name: `arbitrage@fast`; `costs` are those of this machine. What is named twice counts once. UsageError for an unknown
     policy or tau.
     """
-    columns: dict[Column, None] = {}
-    for part in _parts(f"target,draft,{choose_policy(None, head).name}" if policies is None else policies):
-        name, at, own = part.partition("@")
-        policy = choose_policy(name.strip(), head)
-        if not policy.number:
-            if at:
-                raise UsageError(f"policy {policy.name} has no tau", f"give it as it is: --policy {policy.name}")
-            columns[Column(policy, None)] = None
-            continue
-        wanted: list[str | None] = [own.strip()] if at else [*_parts(taus or "")]
-        columns.update((Column(policy, choose_tau(policy, one, None, head, costs)), None) for one in wanted or [None])
+    wanted = _wanted(policies, taus, head)
+    columns = dict.fromkeys(Column(policy, choose_tau(policy, tau, None, head, costs)) for policy, tau in wanted)
     if not columns:
         raise UsageError("no policy is named", "known policies: " + ", ".join(POLICIES))
     return list(columns)
+
+
+def whose_costs_named(policies: str | None, taus: str | None, head: Head | None, costs: Costs | None) -> str | None:
+    """Whose costs decided what the names of taus in these lists mean; None where there is no name."""
+    told = (whose_costs(policy, tau, None, costs) for policy, tau in _wanted(policies, taus, head))
+    return next(filter(None, told), None)
+
+
+def _wanted(policies: str | None, taus: str | None, head: Head | None) -> Iterator[tuple[Policy, str | None]]:
+    """Each policy with each of its taus as it was given; None for the default. UsageError."""
+    for part in _parts(f"target,draft,{choose_policy(None, head).name}" if policies is None else policies):
+        name, at, own = part.partition("@")
+        policy = choose_policy(name.strip(), head)
+        if at and not policy.number:
+            raise UsageError(f"policy {policy.name} has no tau", f"give it as it is: --policy {policy.name}")
+        given: list[str | None] = [own.strip()] if at else [*_parts(taus or "")] if policy.number else []
+        yield from ((policy, tau) for tau in given or [None])
 
 
 def choose_items(items: Sequence[Item], ids: str | None, limit: str | None) -> list[Item]:

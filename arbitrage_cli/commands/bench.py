@@ -158,11 +158,11 @@ def bench(
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import left, plan
-    from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns
+    from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns, whose_costs_named
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import place
-    from arbitrage_cli.commands.routing import find_head, sequences, whose_costs
+    from arbitrage_cli.commands.routing import find_head, sequences
     from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
@@ -193,7 +193,7 @@ def bench(
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / folder_name(problems.name, models, named, concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
-        costs_of = whose_costs(POLICIES["arbitrage"], None, None, placement.costs) if uses_head else None
+        costs_of = whose_costs_named(policy, tau, trained, placement.costs)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
         for note in (*folder.notes, *warnings_about(sources, named, whose if uses_head else None)):
