@@ -114,6 +114,14 @@ class TauRow:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedTaus:
+    """What each name of a tau stands for, and whose costs decided that: those on the head's card, or of this machine."""
+
+    taus: Mapping[str, float]
+    costs_of: str
+
+
+@dataclass(frozen=True, slots=True)
 class TauTable:
     """The rows by rising tau, from always to never; what the target alone would read and write; and the named taus.
 

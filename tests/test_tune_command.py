@@ -15,6 +15,7 @@ from made_up_tuning import make_tuned
 from small_heads import write_head
 
 from arbitrage_cli.commands.placement import machine_here
+from arbitrage_cli.machine import default_threads
 from arbitrage_cli.pairs import find_files
 from arbitrage_cli.run_folder import encode
 from arbitrage_cli.tuned import Speeds, Tuned, keep_tuned, read_tuned
@@ -329,6 +330,43 @@ def test_bench_tells_whose_costs_named_its_taus(home: Home, head: str, asked: tu
     assert result.code == 0
     assert run_json(home)["tau_costs"] == ("this machine" if named else None)
     assert ("named taus are those by the costs of" in result.err) == named
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["recorded", "of an earlier version"])
+def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: str, earlier: bool) -> None:
+    """Costs that are measured later make no new column; it is said that they would, and another name is taken as it was then."""
+    routed = (*BENCH[:-1], "--head", head, "--policy")
+    assert home.run(*routed, "arbitrage@exact").code == 0
+    made = run_json(home)
+    assert (made["named_taus"]["exact"], made["tau_costs"]) == (0.3, "the head's card")
+    if earlier:
+        del made["named_taus"], made["checksum"]
+        (home.folder / "run" / "run.json").write_bytes(encode(made))
+    rows = (home.folder / "run" / "results.jsonl").read_bytes()
+    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, default_threads()))
+    again = home.run(*routed, "arbitrage@exact")
+    assert again.code == 0, again.err
+    assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
+    assert "exact is tau 0.3 in this run, as when it began; by the costs of this machine it would be 0.6" in flat(again.err)
+    assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.3, 0.5]
+    assert run_json(home)["tau_costs"] == "the head's card"
+
+
+def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> None:
+    """The first name in it is by the costs that are known then; so is that of a run that is begun anew."""
+    routed = (*BENCH, "--head", head, "--policy")
+    assert home.run(*routed, "arbitrage@0.5").code == 0
+    assert run_json(home)["named_taus"] is None
+    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, default_threads()))
+    assert home.run(*routed, "arbitrage").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
+    home.file.unlink()
+    assert home.run(*routed, "arbitrage@0.5").code == 0
+    assert home.run(*routed, "arbitrage").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
+    assert home.run(*routed, "arbitrage", "--fresh").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.3]
 
 
 def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:

@@ -6,35 +6,64 @@ from pathlib import PurePath
 
 from arbitrage_cli.arbitrage import POLICIES, Policy
 from arbitrage_cli.benchmark import Column
-from arbitrage_cli.commands.routing import choose_policy, choose_tau, whose_costs
+from arbitrage_cli.commands.routing import choose_policy, choose_tau, name_of_tau, taus_named_here, taus_named_in
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import Pair
 from arbitrage_cli.router import Head
-from arbitrage_cli.taus import Costs
+from arbitrage_cli.run_folder import RunFolder
+from arbitrage_cli.taus import Costs, NamedTaus
 from arbitrage_cli.types import ModelRole
 
 MAX_NAME = 60  # characters of each half of a folder's name
 
 
-def parse_columns(policies: str | None, taus: str | None, head: Head | None, costs: Costs | None = None) -> list[Column]:
+def parse_columns(policies: str | None, taus: str | None, head: Head | None, named: NamedTaus | None = None) -> list[Column]:
     """`target,entropy,logprob@0.2` and `0.5,1`: each policy that has a tau at its own, else at each of these, else at its default.
 
     Without a list both models alone, and what they are to be compared with: the head's policy, or that without one. The
-    head's policy also knows its taus by name: `arbitrage@fast`; `costs` are those of this machine. What is named twice counts once. UsageError for an unknown
-    policy or tau.
+    head's policy also knows its taus by name: `arbitrage@fast`, which stands for what is `named`, or else for what its card
+    says. What is named twice counts once. UsageError for an unknown policy or tau.
     """
-    wanted = _wanted(policies, taus, head)
-    columns = dict.fromkeys(Column(policy, choose_tau(policy, tau, None, head, costs)) for policy, tau in wanted)
+
+    def tau_of(policy: Policy, tau: str | None) -> float | None:
+        name = name_of_tau(policy, tau)
+        return named.taus[name] if named and name and name in named.taus else choose_tau(policy, tau, None, head)
+
+    columns = dict.fromkeys(Column(policy, tau_of(policy, tau)) for policy, tau in _wanted(policies, taus, head))
     if not columns:
         raise UsageError("no policy is named", "known policies: " + ", ".join(POLICIES))
     return list(columns)
 
 
-def whose_costs_named(policies: str | None, taus: str | None, head: Head | None, costs: Costs | None) -> str | None:
-    """Whose costs decided what the names of taus in these lists mean; None where there is no name."""
-    told = (whose_costs(policy, tau, None, costs) for policy, tau in _wanted(policies, taus, head))
-    return next(filter(None, told), None)
+def choose_names(
+    policies: str | None, taus: str | None, head: Head | None, costs: Costs | None, folder: RunFolder | None = None
+) -> NamedTaus | None:
+    """What the names of taus in these lists stand for: in a run with rows, what they stood for before. None without a name."""
+    if not _names(policies, taus, head):
+        return None
+    kept = taus_named_in(folder.run) if folder and folder.rows and folder.run else None
+    return kept or taus_named_here(head, costs)
+
+
+def about_names(
+    policies: str | None, taus: str | None, head: Head | None, here: NamedTaus | None, named: NamedTaus | None
+) -> list[str]:
+    """What is to be told of names that are `named` otherwise than they would be `here`."""
+    if not here or not named:
+        return []
+    return [
+        f"{name} is tau {named.taus[name]:g} in this run, as when it began; by the costs of {here.costs_of} it would be "
+        f"{here.taus[name]:g}: for that give it its own folder (--output)"
+        for name in _names(policies, taus, head)
+        if here.taus[name] != named.taus[name]
+    ]
+
+
+def _names(policies: str | None, taus: str | None, head: Head | None) -> list[str]:
+    """The names of taus in these lists, each once."""
+    names = (name_of_tau(policy, tau) for policy, tau in _wanted(policies, taus, head))
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _wanted(policies: str | None, taus: str | None, head: Head | None) -> Iterator[tuple[Policy, str | None]]:

@@ -158,7 +158,7 @@ def bench(
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import left, plan
-    from arbitrage_cli.commands.asked import choose_items, folder_name, parse_columns, whose_costs_named
+    from arbitrage_cli.commands.asked import about_names, choose_items, choose_names, folder_name, parse_columns
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import place
@@ -183,7 +183,8 @@ def bench(
         template_variables=template_variables(chat_template_kwargs, named),
     )
     placement = place(models, load)
-    columns = parse_columns(policy, tau, trained, placement.costs)
+    taus_here = choose_names(policy, tau, trained, placement.costs)
+    columns = parse_columns(policy, tau, trained, taus_here)
     uses_head = any(column.policy.needs_head for column in columns)
     sources = needed_models([column.policy for column in columns], models, reward)
     with contextlib.ExitStack() as stack:
@@ -193,10 +194,12 @@ def bench(
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / folder_name(problems.name, models, named, concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
-        costs_of = whose_costs_named(policy, tau, trained, placement.costs)
-        if costs_of:
-            log.info("named taus are those by the costs of %s", costs_of)
-        for note in (*folder.notes, *warnings_about(sources, named, whose if uses_head else None)):
+        named_taus = choose_names(policy, tau, trained, placement.costs, folder)
+        columns = parse_columns(policy, tau, trained, named_taus)
+        if named_taus:
+            log.info("named taus are those by the costs of %s", named_taus.costs_of)
+        kept = about_names(policy, tau, trained, taus_here, named_taus)
+        for note in (*folder.notes, *kept, *warnings_about(sources, named, whose if uses_head else None)):
             display.note(note)
         found = fetch(sources, display, offline=offline)
         each = sequences((column.policy for column in columns), reward)
@@ -223,7 +226,7 @@ def bench(
             reward=reward_needed((column.policy for column in columns), reward),
             prm_style=style_of_prm(prm_style, models["prm"], named),
             grader=grader_version(),
-            tau_costs=costs_of,
+            named_taus=named_taus,
             concurrency=at_once,
         )
         run = run_facts(setup, display.loading)

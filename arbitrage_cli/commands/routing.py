@@ -6,6 +6,7 @@ Slow to import, as NumPy is: a command does so only when there is work to do.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from arbitrage_cli.arbitrage import POLICIES, Policy, Router
 from arbitrage_cli.backends import Backend
@@ -18,10 +19,12 @@ from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.router import Head, load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater
-from arbitrage_cli.taus import ALWAYS, NAMES, NEVER, Costs, TauTable
+from arbitrage_cli.taus import ALWAYS, NAMES, NEVER, Costs, NamedTaus, TauTable
 from arbitrage_cli.types import ModelRole
 
 DEFAULT_TAU = "exact"
+ON_CARD, HERE = "the head's card", "this machine"
+"""Whose costs decide what a name of a tau means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,30 @@ def _expected_time(
 
 def whose_costs(policy: Policy, wanted: str | None, budget: float | None, costs: Costs | None) -> str | None:
     """Whose costs decided what a name of a tau means here; None where none did."""
-    if not policy.needs_head or budget is not None or (wanted or DEFAULT_TAU) not in NAMES:
+    if budget is not None or name_of_tau(policy, wanted) is None:
         return None
-    return "the head's card" if costs is None else "this machine"
+    return ON_CARD if costs is None else HERE
+
+
+def name_of_tau(policy: Policy, wanted: str | None) -> str | None:
+    """The name that a tau is wanted by; None if it is a number, or the policy has no names for taus."""
+    name = wanted or DEFAULT_TAU
+    return name if policy.needs_head and name in NAMES else None
+
+
+def taus_named_here(head: Head | None, costs: Costs | None) -> NamedTaus:
+    """What names of taus stand for at the costs of this machine, or at those on the head's card. UsageError, RouterError."""
+    table = TauTable.from_json(needed(head).card.taus)
+    return NamedTaus(table.named, ON_CARD) if costs is None else NamedTaus(table.at_costs(costs).named, HERE)
+
+
+def taus_named_in(run: Mapping[str, Any]) -> NamedTaus | None:
+    """What names of taus stand for in a run, by its run.json; None where that is not known, or nothing was named yet."""
+    if run.get("named_taus"):
+        return NamedTaus(run["named_taus"], run["tau_costs"])
+    if "named_taus" not in run and run.get("tau_costs") == ON_CARD:  # of an earlier version
+        return NamedTaus(TauTable.from_json(run["router"]["card"]["taus"]).named, ON_CARD)
+    return None
 
 
 def needed(head: Head | None) -> Head:

@@ -30,6 +30,7 @@ from arbitrage_cli.run_folder import SCHEMA, RunFolder
 from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import SEPARATOR
+from arbitrage_cli.taus import NamedTaus
 from arbitrage_cli.types import Limits, ModelRole
 
 CHUNK = 1 << 22  # bytes
@@ -69,7 +70,7 @@ class Setup:
     head: Head | None = None
     reward: str | None = None
     prm_style: str | None = None
-    tau_costs: str | None = None  # whose costs the taus of the head were chosen by
+    named_taus: NamedTaus | None = None  # None if no tau was given by name
     concurrency: int | None = None
 
     @property
@@ -84,6 +85,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
     Errors: ModelFileError.
     """
     models: dict[str, Any] = {role: _model_facts(setup, role, watch) for role in setup.sources}
+    named = setup.named_taus
     run: dict[str, Any] = {
         "schema": SCHEMA,
         "tool": __version__,
@@ -103,7 +105,8 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         ],
         "models": models,
         "router": _router(setup.head),
-        "tau_costs": setup.tau_costs,
+        "tau_costs": named.costs_of if named else None,
+        "named_taus": dict(named.taus) if named else None,
         "reward": setup.reward,
         "prm_style": setup.prm_style if "prm" in models else None,
         "grader": setup.grader,
@@ -169,6 +172,8 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "ids": ids,
         "policies": policies,
         "router": run["router"] or earlier["router"],
+        "tau_costs": run["tau_costs"] or earlier.get("tau_costs"),
+        "named_taus": run["named_taus"] or earlier.get("named_taus"),
         "reward": run["reward"] or earlier["reward"],
         "prm_style": run["prm_style"] or earlier.get("prm_style"),
         "models": models,
