@@ -100,6 +100,27 @@ def test_other_rewards_are_refused(tmp_path: Path, earlier: bool) -> None:
     assert len(rows_of(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "rows", "is_kept"),
+    [((), False, True), (("--draft", "scripted:target"), False, False), ((), True, True)],
+    ids=["the same models", "other models", "a run with rows"],
+)
+def test_costs_are_those_of_the_models(tmp_path: Path, flags: tuple[str, ...], rows: bool, is_kept: bool) -> None:
+    """Those of a run that was broken off before its first row are taken only by the same models, with the same options."""
+    write_problems(tmp_path / "problems.jsonl", 2)
+    command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
+    assert run(*command, "--limit", "1", cwd=tmp_path).code == 0
+    path = tmp_path / "run" / "run.json"
+    made = json.loads(path.read_text())
+    costs = made["costs"] = dict.fromkeys(made["costs"], 1234.5)
+    del made["checksum"]
+    path.write_bytes(encode(made))
+    if not rows:
+        (tmp_path / "run" / "results.jsonl").write_bytes(b"")
+    assert run(*command, *flags, cwd=tmp_path).code == 0
+    assert (json.loads(path.read_text())["costs"] == costs) == is_kept
+
+
 def test_a_second_end_takes_nothing_back(tmp_path: Path) -> None:
     """A run that is ended again as soon as it goes on has the states that it had."""
     write_problems(tmp_path / "problems.jsonl", 80)

@@ -81,7 +81,7 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
             rollouts=work.rollouts,
         )
         engines = {role: _engine(role, backends[role], setup) for role in policy.models}
-        costs = (work.folder.run or {}).get("costs") or _costs(engines, [item.problem for item in work.left], setup)
+        costs = _known_costs(work.folder, run) or _costs(engines, [item.problem for item in work.left], setup)
         work.folder.save_run({**add_loaded(run, backends), "costs": costs})
         states: dict[str, list[RecordedState]] = {}
 
@@ -98,6 +98,12 @@ def gather(work: Gathering, run: Mapping[str, Any]) -> None:
 
 def _engine(role: ModelRole, backend: Backend, setup: Setup) -> Engine:
     return Engine(role, backend, setup.sampler, instructions=setup.system, keep_evidence=role == "draft")
+
+
+def _known_costs(folder: RunFolder, run: Mapping[str, Any]) -> Any:
+    """What the folder says of them; None if it says nothing, or was begun by another run that never came to a row."""
+    earlier = folder.run or {}
+    return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == run["fingerprint"] else None
 
 
 def _costs(engines: Mapping[ModelRole, Engine], problems: Sequence[Problem], setup: Setup) -> dict[str, float]:
