@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Machine:
 class ModelFile:
     """Which file a model is, or the first of its files: by what is in it, and by what can be seen without reading it.
 
-    `size` in bytes and `sha256` are of all files of the model together; `modified` is in nanoseconds.
+    `size` in bytes and `sha256` are of all files of the model together; `modified` is in nanoseconds. `path` is the file's own,
+    without links.
     """
 
     path: str
@@ -89,7 +90,7 @@ def this_machine(gpu: str) -> Machine:
 def find_tuned(
     tuned: Iterable[Tuned], machine: Machine, files: Sequence[Path], loading: Loading, sha256: Callable[[], str]
 ) -> Tuned | None:
-    """The measurement of these model files on the machine; None if there is none, or the files are not there.
+    """The measurement of these model files on the machine, with the file as it is now; None if there is none, or no file.
 
     `sha256` reads them whole. It is asked only about a file of the right size that was moved or touched since.
     """
@@ -99,13 +100,14 @@ def find_tuned(
         return None
     if not found:
         return None
-    size, modified = sum(one.st_size for one in found), found[0].st_mtime_ns
+    size, modified, path = sum(one.st_size for one in found), found[0].st_mtime_ns, os.path.realpath(files[0])
     likely = [one for one in tuned if one.machine == machine and one.loading == loading and one.file.size == size]
     for one in likely:
-        if (one.file.path, one.file.modified) == (str(files[0].absolute()), modified):
+        if one.file.modified == modified and os.path.realpath(one.file.path) == path:
             return one
     wanted = sha256() if likely else None
-    return next((one for one in likely if one.file.sha256 == wanted), None)
+    known = next((one for one in likely if one.file.sha256 == wanted), None)
+    return known and replace(known, file=replace(known.file, path=path, modified=modified))
 
 
 def read_tuned(path: Path) -> list[Tuned]:

@@ -13,5 +13,5 @@ def make_tuned(
 ) -> Tuned:
     """A measurement of the file as it is, whatever is in it."""
     found = path.stat()
-    file = ModelFile(str(path.absolute()), found.st_size, found.st_mtime_ns, sha256)
+    file = ModelFile(str(path.resolve()), found.st_size, found.st_mtime_ns, sha256)
     return Tuned(machine, file, Loading(), "tiny", threads, speeds, "2026-11-01T00:00:00+00:00")

@@ -34,10 +34,10 @@ class Home:
         self.folder = folder
         self.file = folder / "arbitrage" / "tuned.json"
 
-    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+    def run(self, *arguments: str, env: Mapping[str, str] | None = None, **order: Any) -> Result:
         # Threads that wait for each other shall not keep the cores from whoever they wait for: tests share them.
         own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive"}
-        return self._program.run(self.folder, *arguments, environment={**own, **(env or {})})
+        return self._program.run(self.folder, *arguments, environment={**own, **(env or {})}, **order)
 
     def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = THREADS) -> None:
         """Keep made-up measurements of the built-in models, as if they had been made here."""
@@ -146,6 +146,21 @@ def test_each_model_runs_with_its_own_threads(home: Home) -> None:
     assert threads_of(solve(home, env={"ARBITRAGE_THREADS": "1"})) == [1, 1]
     (home.folder / "arbitrage.toml").write_text("threads = 2\n")
     assert threads_of(solve(home)) == [2, 2]
+
+
+def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
+    """It is known by its content, and from then on by its time; where that cannot be kept, it is used all the same."""
+    home.pretend(FAST_READER)
+    kept = read_tuned(home.file)
+    home.file.unlink()
+    keep_tuned(home.file, [replace(one, file=replace(one.file, path="/elsewhere.gguf", modified=1)) for one in kept])
+    read_only = {"number": 1, "action": "read-only", "calls": ["replace"]}
+    for fault, written in ((read_only, False), (None, True)):
+        result = home.run("solve", "5 + 6", "--policy", "draft", "--json", fault=fault)
+        assert result.code == 0, result.err
+        assert " 1 thread," in result.records[0]["models"]["draft"]
+        assert (home.file.read_text().count("/elsewhere.gguf") == 0) == written
+    assert read_tuned(home.file) == kept
 
 
 def test_other_options_are_other_measurements(home: Home) -> None:

@@ -136,11 +136,25 @@ def test_it_is_found_without_reading_the_file(model: Path, tmp_path: Path) -> No
     assert find_tuned(known, HERE, [model], Loading(), never) == make_tuned(model)
 
 
+def test_another_path_to_the_same_file(model: Path) -> None:
+    """A link to it, or to its folder, is not read either, whichever of the paths was measured."""
+    link = model.with_name("link.gguf")
+    link.symlink_to(model)
+    for measured, found in (
+        (model, link),
+        (link, model),
+        (link, model.parent / "." / ".." / model.parent.name / "link.gguf"),
+    ):
+        assert find_tuned([make_tuned(measured)], HERE, [found], Loading(), never) == make_tuned(measured)
+
+
 def test_a_file_that_was_moved_is_known_by_its_content(model: Path) -> None:
-    """Read once more, as its size is right; another content of that size is not taken for it."""
+    """Read once more, as its size is right, and then told as it is now; another content of that size is not taken for it."""
     known = [make_tuned(model)]
     moved = model.rename(model.with_name("moved.gguf"))
-    assert find_tuned(known, HERE, [moved], Loading(), lambda: "a" * 64) == known[0]
+    found = find_tuned(known, HERE, [moved], Loading(), lambda: "a" * 64)
+    assert found == make_tuned(moved)
+    assert find_tuned([found], HERE, [moved], Loading(), never) == found
     assert find_tuned(known, HERE, [moved], Loading(), lambda: "b" * 64) is None
     moved.write_bytes(b"other weights")
     assert find_tuned(known, HERE, [moved], Loading(), never) is None

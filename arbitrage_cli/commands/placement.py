@@ -1,9 +1,10 @@
 """How models run on this machine: the threads of each, and what their tokens cost, as `arbitrage tune` measured it.
 
-Reads what was kept, and measures nothing. Threads that were asked for win over those that were measured, and these over the
+Reads what was kept, notes where a model's file is now, and measures nothing. Threads that were asked for win over those that were measured, and these over the
 default.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,11 @@ from pathlib import Path
 from arbitrage_cli.backends import Options
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.commands.settings import user_folder
+from arbitrage_cli.errors import OutputError
 from arbitrage_cli.machine import default_threads
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.taus import Costs
-from arbitrage_cli.tuned import FILE_NAME, Loading, Machine, Tuned, find_tuned, read_tuned, this_machine
+from arbitrage_cli.tuned import FILE_NAME, Loading, Machine, Tuned, find_tuned, keep_tuned, read_tuned, this_machine
 from arbitrage_cli.types import ModelRole
 
 TOY_THREADS = 1
@@ -87,7 +89,15 @@ def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole,
         one = find_tuned(known, machine, files, loading, partial(_sha256, files))
         if one:
             found[role] = one
+    _note_files([one for one in found.values() if one not in known])
     return found
+
+
+def _note_files(moved: Sequence[Tuned]) -> None:
+    """Keep where these files are now, and since when: they need not be read whole another time."""
+    if moved:
+        with contextlib.suppress(OutputError):  # it costs time, and nothing else
+            keep_tuned(tuned_file(), moved)
 
 
 def _sha256(files: Sequence[Path]) -> str:

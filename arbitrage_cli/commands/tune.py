@@ -111,7 +111,7 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Loadin
         options = replace(load, threads=tried.threads, **changes)
         with contextlib.suppress(ModelMemoryError), _opened(role, path, options, display) as backend:
             trials.append(Trial(tried.threads, flags, try_loaded(backend)))
-    file = ModelFile(str(files[0].absolute()), size, modified, sha256)
+    file = ModelFile(str(files[0].resolve()), size, modified, sha256)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Measured(
         Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created),
