@@ -4,8 +4,9 @@ Knows no policy and no terminal. Pairs come from `models/pairs.toml`, which ship
 user's that adds to it.
 """
 
+import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -70,10 +71,17 @@ def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
     return pairs[name]
 
 
-def refuse_own_variables(variables: Iterable[str], where: str) -> None:
-    """UsageError if a chat template is to be told, by what stands `where`, what it is told anyway."""
+def check_template_variables(variables: Mapping[str, Any], where: str) -> None:
+    """UsageError if a chat template is to be told, by what stands `where`, what it is told anyway, or what is no JSON."""
     for name in OWN_VARIABLES.intersection(variables):
         raise UsageError(f"{where}: a chat template gets its '{name}' from the program", "leave it out")
+    try:
+        json.dumps(variables, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{where}: a chat template is to be told what JSON has no words for ({error})",
+            "texts, finite numbers, true and false, and lists and tables of them",
+        ) from error
 
 
 def is_toy(source: str) -> bool:
@@ -190,7 +198,7 @@ def _pair(path: Path, name: str, table: Any) -> Pair:
         if type(value) is not kinds[key] or (isinstance(value, int) and value < MIN_CTX):
             wanted = {int: f"a whole number from {MIN_CTX}", dict: "a table"}.get(kinds[key], "a text")
             raise UsageError(f"{path}: pair '{name}': {key} is not {wanted}", hint)
-    refuse_own_variables(table.get("chat_template_kwargs", {}), f"{path}: pair '{name}'")
+    check_template_variables(table.get("chat_template_kwargs", {}), f"{path}: pair '{name}'")
     if not table.get("draft") or not table.get("target"):
         raise UsageError(f"{path}: pair '{name}' lacks its {'target' if table.get('draft') else 'draft'}", hint)
     return Pair(name, **table)

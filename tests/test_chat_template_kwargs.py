@@ -74,6 +74,8 @@ def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
         ("[1]", "is no JSON object"),
         ("[" * 100_000, "is no JSON object"),
         ('{"messages": []}', "its 'messages' from the program"),
+        ('{"share": NaN}', "what JSON has no words for"),
+        ('{"shares": [1e999]}', "what JSON has no words for"),
         ('{"bos_token": "x"}', "its 'bos_token' from the program"),
     ],
     ids=lambda value: value[:24],

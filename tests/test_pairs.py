@@ -47,6 +47,8 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx is not a whole number"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs is not a table"),
         ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "its 'messages' from the program"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "what JSON has no words for"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "what JSON has no words for"),
         ("\udcff", "cannot be read as TOML"),
     ],
 )

@@ -14,11 +14,11 @@ from arbitrage_cli.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_HEAD,
     Pair,
+    check_template_variables,
     find_pair,
     is_built_in,
     is_toy,
     read_pairs,
-    refuse_own_variables,
 )
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.run_folder import COLLECT, read_run_folder
@@ -110,7 +110,7 @@ def template_variables(given: str | None, pair: Pair | None) -> dict[str, Any]:
         raise UsageError(
             "--chat-template-kwargs is no JSON object", """for example --chat-template-kwargs '{"enable_thinking": false}'"""
         )
-    refuse_own_variables(variables, "--chat-template-kwargs")
+    check_template_variables(variables, "--chat-template-kwargs")
     return variables
 
 
