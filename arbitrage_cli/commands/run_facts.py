@@ -270,7 +270,8 @@ def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
     known: dict[str, str] = {}
     if str(earlier["machine"].get("flags")).startswith(WITHOUT_GPU):
         known["GPU"] = NO_GPU
-    if reward := reward_needed([POLICIES[one["policy"]] for one in earlier["policies"]], earlier["reward"]):
+    asked = [POLICIES[one["policy"]] for one in earlier["policies"] if one["policy"] in POLICIES]
+    if reward := reward_needed(asked, earlier["reward"]):
         known["reward"] = reward
     if "prm" in earlier["models"]:
         known["prm style"] = earlier.get("prm_style") or "turns"
