@@ -22,7 +22,6 @@ from arbitrage_cli.backends.llama_loading import (
     BATCH_SIZE,
     Attention,
     gpu_layers,
-    has_gpu,
     load_model,
     new_context,
     noted_signals,
