@@ -3,8 +3,8 @@
 The template is rendered once a model, with placeholders where the system prompt and the problem will stand; only the
 text of the template itself is searched for control tokens, and what replaces the placeholders is marked as data for
 good. A template that reads the system prompt, and goes by what it says, is given it as it is, with placeholders for what in
-it looks like a control token. Templates come out of model files, so they are rendered in a sandbox with bounds on time and size. Knows no
-vocabulary: the engine turns segments into token ids.
+it looks like a control token. Templates come out of model files, so they are rendered in a sandbox with bounds on time and
+size. Knows no vocabulary: the engine turns segments into token ids.
 """
 
 import re

@@ -4,6 +4,7 @@ Raters for the problems of a scheduler. Neither has a default value: a reward th
 all problems that wait, in one batch. Knows no policy and no terminal.
 """
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.types import Cost, Problem, Step, Trace
 
 PrmStyle = Literal["turns", "steps"]
+
+log = logging.getLogger("arbitrage.rewards")
 
 JUDGE_SCALE = "0123456789"
 
@@ -238,6 +241,7 @@ class Judge(_StepReader):
         )
         self._digits = [_single_token(backend, digit) for digit in JUDGE_SCALE]
         self._answers = _Answers(self._digits, LEAST_SHARE)
+        self._has_warned = False
 
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [
@@ -246,11 +250,13 @@ class Judge(_StepReader):
         ]
         logits, cost = self._reader.logits(texts)
         self._answers.add(logits)
-        if self._answers.are_rare:
-            raise ModelUnsupportedError(
-                f"{self._backend.card.name} gives no marks: it begins with a digit with a probability of {self._answers.share:.2g}",
-                "a model that thinks first may be told not to: --chat-template-kwargs '{\"enable_thinking\": false}'; "
-                "or use another --policy",
+        if self._answers.are_rare and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s seldom answers with a mark (its digits have a probability of %.2g), so its marks may be noise; one that thinks "
+                "first may be told not to: --chat-template-kwargs '{\"enable_thinking\": false}'",
+                self._backend.card.name,
+                self._answers.share,
             )
         marks = logits[:, self._digits].astype(float)
         weights = [[math.exp(mark - max(row)) for mark in row] for row in marks.tolist()]

@@ -155,7 +155,7 @@ def test_layers_on_a_gpu_are_not_the_machines(
     draft = {"draft": str(tiny["draft"])}
     plain = memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1})  # type: ignore[arg-type]
     assert plain.of(1) == plain.weights + (plain.each or 0)
-    monkeypatch.setattr("arbitrage_cli.backends.llama.has_gpu", lambda: True)
+    monkeypatch.setattr("arbitrage_cli.backends.llama.gpu_names", lambda: "a GPU")
     monkeypatch.setattr(capacity, "gpu_shares_memory", lambda: False)
     need = memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1})  # type: ignore[arg-type]
     assert (need.weights, need.each) == (plain.weights, plain.each)

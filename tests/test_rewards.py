@@ -1,5 +1,6 @@
 """Rewards of steps: a process reward model's, the judge's, and those of rollouts, on toy models whose every token counts."""
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -174,13 +175,12 @@ class Thinking(Opinionated):
 @pytest.mark.parametrize(
     ("make", "words", "hint"),
     [
-        (lambda backend: Judge(backend, 0), "gives no marks", "enable_thinking"),
         (lambda backend: ProcessReward(backend), "does not rate steps", "--prm-style steps"),
         (lambda backend: ProcessReward(backend, "steps"), "does not rate steps", "--prm-style turns"),
     ],
 )
 def test_a_model_that_says_something_else_cannot_rate(make: Callable[[Thinking], Rater], words: str, hint: str) -> None:
-    """Digits or signs that have next to no probability are noise, and no reward is made of them."""
+    """Signs that have next to no probability are noise, and no reward is made of them."""
     rater = make(Thinking())
     rater.open(0, PROBLEM)
     with pytest.raises(ModelUnsupportedError, match=words) as caught:
@@ -191,11 +191,23 @@ def test_a_model_that_says_something_else_cannot_rate(make: Callable[[Thinking],
 def test_one_odd_step_ends_no_run() -> None:
     """A model that answers as a rule may say something else once."""
     backend = Thinking()
-    rater = Judge(backend, 0)
+    rater = ProcessReward(backend)
     rater.open(0, PROBLEM)
-    for confidence in (CONFIDENCE, -20.0, CONFIDENCE):
+    for confidence in (CONFIDENCE, CONFIDENCE, -20.0, CONFIDENCE):
         backend.confidence = confidence
         assert rate_one(rater, trace_of(), f"{confidence}.\n\n") == pytest.approx((0.5,))
+
+
+def test_a_judge_that_thinks_first_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Digits that have next to no probability make noisy marks: the target still judges, and the user is warned once."""
+    rater = Judge(Thinking(), 0)
+    rater.open(0, PROBLEM)
+    with caplog.at_level(logging.WARNING, "arbitrage"):
+        for text in ("1.\n\n", "2.\n\n"):
+            assert rate_one(rater, trace_of(), text) == pytest.approx((0.5,))
+    (told,) = caplog.messages
+    assert "its marks may be noise" in told
+    assert "enable_thinking" in told
 
 
 def test_a_template_without_turns_cannot_rate() -> None:

@@ -14,11 +14,12 @@ from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
-from arbitrage_cli.commands.placement import machine_here
-from arbitrage_cli.machine import default_threads
+from arbitrage_cli.backends import CACHED_BYTES, Options
+from arbitrage_cli.commands.placement import machine_here, place
 from arbitrage_cli.pairs import find_files
 from arbitrage_cli.run_folder import encode
 from arbitrage_cli.tuned import Speeds, Tuned, keep_tuned, read_tuned
+from arbitrage_cli.types import ModelRole
 
 FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
 SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
@@ -358,7 +359,7 @@ def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: st
         del made["named_taus"], made["checksum"]
         (home.folder / "run" / "run.json").write_bytes(encode(made))
     rows = (home.folder / "run" / "results.jsonl").read_bytes()
-    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, default_threads()))
+    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, 1))
     again = home.run(*routed, "arbitrage@exact")
     assert again.code == 0, again.err
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
@@ -373,7 +374,7 @@ def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> 
     routed = (*BENCH, "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@0.5").code == 0
     assert run_json(home)["named_taus"] is None
-    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, default_threads()))
+    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, 1))
     assert home.run(*routed, "arbitrage").code == 0
     assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
     home.file.unlink()
@@ -395,3 +396,15 @@ def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
     assert [one["tau"] for one in made["policies"]] == [None, 0.6]
     assert made["tau_costs"] == "this machine"
+
+
+def test_threads_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for a model that fits in a processor's cache, as the built-in ones; as many as there are cores for a larger one."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("arbitrage_cli.commands.placement.default_threads", lambda: 8)
+    large = tmp_path / "large.gguf"
+    with large.open("wb") as file:
+        file.truncate(CACHED_BYTES + 1)
+    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large), "prm": "scripted:draft"}
+    assert place(models, Options()).threads == {"draft": 1, "target": 8, "prm": 1}
+    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3, "prm": 1}

@@ -71,15 +71,9 @@ def start_llama() -> object:
     return callback
 
 
-def has_gpu() -> bool:
-    """Whether llama.cpp was built for a GPU, and finds one."""
-    start_llama()
-    return bool(c.llama_supports_gpu_offload())
-
-
 def gpu_layers(options: Options) -> int:
     """Layers to put on the GPU: as wanted, else all (-1) where there is one."""
-    if not has_gpu():
+    if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
             log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
         return 0

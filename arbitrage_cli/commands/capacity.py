@@ -148,7 +148,7 @@ def _what_fits(need: Need, memory: int) -> str:
 
 def _share_on_gpu(facts: Facts, load: Options) -> float:
     """How much of a model lies in a GPU's own memory, by its layers, of which what comes after the last counts as one."""
-    if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().has_gpu():
+    if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().gpu_names():
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:
         return 1.0

@@ -1,7 +1,7 @@
 """How models run on this machine: the threads of each, and what their tokens cost, as `arbitrage tune` measured it.
 
-Reads what was kept, notes where a model's file is now, and measures nothing. Threads that were asked for win over those that were measured, and these over the
-default.
+Reads what was kept, notes where a model's file is now, and measures nothing. Threads that were asked for win over those that
+were measured, and these over the default.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from arbitrage_cli.backends import Options
+from arbitrage_cli.backends import CACHED_BYTES, Options
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import OutputError
@@ -50,12 +50,22 @@ def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
     """How the models that are named run. One that is not here yet is not known. UsageError for a damaged file."""
     sources = {role: source for role, source in models.items() if source}
     tuned = _find(sources, loading_of(load))
-    default = load.threads or default_threads()
     threads = {
-        role: TOY_THREADS if is_toy(source) else default if load.threads or role not in tuned else tuned[role].threads
+        role: tuned[role].threads if role in tuned and not load.threads else _threads(source, load)
         for role, source in sources.items()
     }
     return Placement(threads, costs_of({role: one for role, one in tuned.items() if one.threads == threads[role]}))
+
+
+def _threads(source: str, load: Options) -> int:
+    """As they were asked for, else the default: one for a model that fits in a processor's cache.
+
+    Its threads would wait for each other longer than they compute, and where another program has a core, ten times as long.
+    """
+    if is_toy(source):
+        return TOY_THREADS
+    size = sum(file.stat().st_size for file in local_files(source))
+    return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
 
 
 def kept_here(sha256: str | None, load: Options) -> Tuned | None:

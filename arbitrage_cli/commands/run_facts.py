@@ -155,7 +155,8 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
             if what == "grader":
                 hint = f"arbitrage grade {folder} grades its answers anew, without any model; then it can go on"
             raise UsageError(f"{folder}: this run was made with another {what}: {before}, not {value}", hint)
-    policies = [*earlier["policies"], *(one for one in run["policies"] if one not in earlier["policies"])]
+    known = set(map(_label, earlier["policies"]))
+    policies = [*earlier["policies"], *(one for one in run["policies"] if _label(one) not in known)]
     ids = list(dict.fromkeys([*earlier["ids"], *run["ids"]]))
     warnings = list(earlier["warnings"])
     if len(policies) > len(earlier["policies"]):
