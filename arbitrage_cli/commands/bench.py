@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,16 +24,8 @@ from arbitrage_cli.commands.sources import (
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Limits
 
-SOME_FAILED = 1
 log = logging.getLogger("arbitrage.bench")
 _BENCH = "Benchmark"
-
-
-class Reward(StrEnum):
-    """Who rates steps where a policy leaves that open."""
-
-    prm = "prm"
-    rollout = "rollout"
 
 
 def bench(
@@ -118,7 +109,7 @@ def bench(
     prm_style: shared.PrmStyle = None,
     head: shared.HeadFile = None,
     reward: Annotated[
-        Reward | None,
+        shared.RewardSource | None,
         typer.Option(
             "--reward",
             envvar="ARBITRAGE_REWARD",
@@ -156,12 +147,11 @@ def bench(
     run, which has a folder of its own.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
-    from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import left, plan
     from arbitrage_cli.commands.asked import about_names, choose_items, choose_names, folder_name, parse_columns
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure
-    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import find_head, sequences
     from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
@@ -174,14 +164,8 @@ def bench(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
-    load = Options(
-        named.ctx if named and ctx is None else ctx,
-        threads,
-        gpu_layers,
-        flash_attention,
-        kv_type.value,
-        template_variables=template_variables(chat_template_kwargs, named),
-    )
+    variables = template_variables(chat_template_kwargs, named)
+    load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
     taus_here = choose_names(policy, tau, trained, placement.costs)
     columns = parse_columns(policy, tau, trained, taus_here)
@@ -242,4 +226,4 @@ def bench(
             show_figures(folder.run or {}, rows, cost_ratio=cost_ratio, as_json=json_line)
     asked = {attempt.key for attempt in attempts}
     if any(row["status"] == "error" and key_of(row) in asked for row in rows):
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(shared.SOME_FAILED)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arbitrage_cli.commands import options as shared
-from arbitrage_cli.commands.collect import RewardSource, RollIn, collect
+from arbitrage_cli.commands.collect import RollIn, collect
 from arbitrage_cli.commands.output import choose_progress, only_figures_on_stdout
 from arbitrage_cli.commands.sources import (
     head_named,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from arbitrage_cli.taus import Costs
     from arbitrage_cli.tuned import Tuned
 
-SOME_FAILED = 1
 _COLLECT = "Collect"
 ROLES: tuple[ModelRole, ...] = ("draft", "target")
 
@@ -64,7 +63,9 @@ def calibrate(
             metavar="FOLDER", help="Where they are collected. Default: a folder below runs/.", rich_help_panel=_COLLECT
         ),
     ] = None,
-    reward: Annotated[RewardSource | None, typer.Option(help="As for arbitrage collect.", rich_help_panel=_COLLECT)] = None,
+    reward: Annotated[
+        shared.RewardSource | None, typer.Option(help="As for arbitrage collect.", rich_help_panel=_COLLECT)
+    ] = None,
     rollouts: Annotated[int, typer.Option(min=1, max=16, help="As for arbitrage collect.", rich_help_panel=_COLLECT)] = 1,
     concurrency: shared.Concurrency = "8",
     draft: shared.Draft = None,
@@ -102,9 +103,9 @@ def calibrate(
     """
     given = locals()  # the options as they came: those that arbitrage collect has too mean the same to it
     # Not at the top: NumPy and the engines take longer to import than --help may take.
-    from arbitrage_cli.backends import Options
     from arbitrage_cli.collected import read_states
     from arbitrage_cli.commands.asked import folder_name
+    from arbitrage_cli.commands.placement import load_options
     from arbitrage_cli.commands.routing import find_head, needed
     from arbitrage_cli.reporters.card import write_taus
     from arbitrage_cli.router import save
@@ -125,7 +126,7 @@ def calibrate(
     states = read_states(folders)
     if len(states.pairs) > 1:
         raise UsageError("these runs are of different pairs", "taus hold for one pair: calibrate on the runs of one")
-    load = Options(named.ctx if named and ctx is None else ctx, threads, gpu_layers, flash_attention, kv_type.value)
+    load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value)
     costs = _costs_here(folders[0], load, measure=not is_from_here, quiet=quiet)
     made = with_taus(known, states, costs)
     save(made, output)
@@ -144,7 +145,7 @@ def calibrate(
             )
         typer.echo(f"wrote {output}: head {one_line(known.card.name)}, with the costs of {whose}", err=True)
     if some_failed:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(shared.SOME_FAILED)
 
 
 def _check_source(context: typer.Context, runs: Sequence[Path] | None, dataset: str | None) -> None:

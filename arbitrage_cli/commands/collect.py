@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from arbitrage_cli.collecting import Keep
     from arbitrage_cli.router import Head
 
-SOME_FAILED = 1
 _COLLECT = "Collect"
 
 
@@ -39,13 +38,6 @@ class RollIn(StrEnum):
     better = "better"
     draft = "draft"
     head = "head"
-
-
-class RewardSource(StrEnum):
-    """Where rewards come from."""
-
-    prm = "prm"
-    rollout = "rollout"
 
 
 def collect(
@@ -61,7 +53,7 @@ def collect(
         ),
     ] = None,
     reward: Annotated[
-        RewardSource | None,
+        shared.RewardSource | None,
         typer.Option(
             help="How good a step is: what the process reward model says, or whether the target gets the answer right from "
             "there. Default: the process reward model, where the pair has one.",
@@ -134,12 +126,11 @@ def collect(
     on the folder with arbitrage train: the states of problems that were not solved to their end count too.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
-    from arbitrage_cli.backends import Options
     from arbitrage_cli.benchmark import Column
     from arbitrage_cli.commands.asked import choose_items, folder_name
     from arbitrage_cli.commands.capacity import choose_concurrency, memory_needed
     from arbitrage_cli.commands.gathering import Gathering, gather
-    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import find_head, sequences
     from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
@@ -161,14 +152,8 @@ def collect(
     keep = _keep(roll_in, trained)
     column = Column(POLICIES["oracle"], 0.0)
     sources = needed_models([column.policy], models, reward)
-    load = Options(
-        named.ctx if named and ctx is None else ctx,
-        threads,
-        gpu_layers,
-        flash_attention,
-        kv_type.value,
-        template_variables=template_variables(chat_template_kwargs, named),
-    )
+    variables = template_variables(chat_template_kwargs, named)
+    load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
@@ -228,7 +213,7 @@ def collect(
         num_states = sum(len(row["states"]) for row in rows)
         typer.echo(f"{path}: {num_states} states of {len(rows)} problems", err=True)
     if any(row["status"] == "error" for row in rows):
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(shared.SOME_FAILED)
 
 
 def _keep(roll_in: RollIn, head: "Head | None") -> "Keep":

@@ -87,8 +87,7 @@ def explain(
     collected run, also what the oracle would have done. For a run: in sum, and step by step for the problems of --ids.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
-    from arbitrage_cli.backends import Options
-    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import choose_tau, find_head, needed
 
     named = pair_named(context, pair, draft=draft, target=target)
@@ -98,14 +97,8 @@ def explain(
         named, models = models_of_states(Path(what))
     source = head_named(head, named, models)
     known = needed(find_head(source))
-    load = Options(
-        named.ctx if named and ctx is None else ctx,
-        threads,
-        gpu_layers,
-        flash_attention,
-        kv_type.value,
-        template_variables=template_variables(chat_template_kwargs, named),
-    )
+    variables = template_variables(chat_template_kwargs, named)
+    load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
     threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)
     if threshold is None:

@@ -13,8 +13,6 @@ from arbitrage_cli.commands.output import choose_progress, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.run_folder import RUN, RunFolder, latest
 
-SOME_FAILED = 1
-
 
 def grade(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -54,7 +52,7 @@ def grade(
         display.close()
         show_figures(folder.run or {}, rows, cost_ratio=cost_ratio, as_json=json_line)
     if any(row["status"] == "error" for row in rows):
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(shared.SOME_FAILED)
 
 
 def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

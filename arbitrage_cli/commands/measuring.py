@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from arbitrage_cli.backends import Backend
 from arbitrage_cli.benchmark import Attempt, Began, Bench, Ended, Standings, failed_row
+from arbitrage_cli.commands.options import SOME_FAILED
 from arbitrage_cli.commands.output import is_drawable, only_figures_on_stdout
 from arbitrage_cli.commands.routing import make_rater, make_router, reads_hidden, sequences
 from arbitrage_cli.commands.run_facts import Setup, add_loaded
@@ -20,7 +21,6 @@ from arbitrage_cli.reporters.progress import Outcome, Progress, State
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Finished, ModelRole
 
-SOME_FAILED = 1
 SHOW_CURSOR = b"\x1b[?25h"
 
 

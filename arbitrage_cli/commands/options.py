@@ -12,6 +12,8 @@ from arbitrage_cli.types import Limits
 _PROBLEMS = "Problems"
 _MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampling", "Machine", "Output"
 DEFAULTS = Limits()
+SOME_FAILED = 1
+"""The exit code where some problems failed, and the others are done."""
 MAX_CONTEXT = 1 << 24  # tokens: above any model, and below what llama.cpp counts in
 MAX_THREADS = 512  # llama.cpp's own limit; it does not check it
 _DEFAULT_TAUS = ", ".join(
@@ -24,6 +26,13 @@ def _a_number(value: float | None) -> float | None:
     if value is not None and math.isnan(value):
         raise typer.BadParameter("nan is not a number")
     return value
+
+
+class RewardSource(StrEnum):
+    """Where the rewards of steps come from: a process reward model, or whether the target reaches the answer from there."""
+
+    prm = "prm"
+    rollout = "rollout"
 
 
 class KvType(StrEnum):

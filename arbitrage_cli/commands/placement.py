@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from arbitrage_cli.backends import CACHED_BYTES, Options
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.machine import default_threads
-from arbitrage_cli.pairs import is_toy, load_llama, local_files
+from arbitrage_cli.pairs import Pair, is_toy, load_llama, local_files
 from arbitrage_cli.taus import Costs
 from arbitrage_cli.tuned import FILE_NAME, Loading, Machine, Tuned, find_tuned, keep_tuned, read_tuned, this_machine
 from arbitrage_cli.types import ModelRole
@@ -44,6 +46,20 @@ def machine_here() -> Machine:
 def loading_of(load: Options) -> Loading:
     """Which of these options a measurement depends on."""
     return Loading(load.gpu_layers, load.flash_attention, load.kv_type)
+
+
+def load_options(
+    pair: Pair | None,
+    ctx: int | None,
+    threads: int | None,
+    gpu_layers: int | None,
+    flash_attention: bool | None,
+    kv_type: str,
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> Options:
+    """How to load models, as the options of a command have it; the context is the pair's where none was asked for."""
+    size = pair.ctx if pair and ctx is None else ctx
+    return Options(size, threads, gpu_layers, flash_attention, kv_type, template_variables=dict(variables))
 
 
 def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:

@@ -28,8 +28,6 @@ from arbitrage_cli.runs import RunInfo, answer, problem_error, to_json
 from arbitrage_cli.summary import Tally
 from arbitrage_cli.types import Decided, Event, Finished, Limits, Started, Trace
 
-SOME_FAILED = 1
-
 log = logging.getLogger("arbitrage.solve")
 
 
@@ -75,9 +73,8 @@ def solve(
     JSON object a line, in their order, each as soon as it and all before it are finished.
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
-    from arbitrage_cli.backends import Options
     from arbitrage_cli.commands.capacity import MOST, choose_concurrency, memory_needed
-    from arbitrage_cli.commands.placement import place
+    from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import (
         Wanted,
         choose_routing,
@@ -96,14 +93,8 @@ def solve(
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
     whose = head_named(head, named, models)
     trained = find_head(whose)
-    load = Options(
-        named.ctx if named and ctx is None else ctx,
-        threads,
-        gpu_layers,
-        flash_attention,
-        kv_type.value,
-        template_variables=template_variables(chat_template_kwargs, named),
-    )
+    variables = template_variables(chat_template_kwargs, named)
+    load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
     chosen, threshold, slow = choose_routing(Wanted(policy, tau, budget, head), trained, whose, placement.costs)
     refuse_ignored(context, chosen)
@@ -124,7 +115,7 @@ def solve(
         # Before the models take their time: there may be none.
         num_known = problems.look_ahead(display, 1 if concurrency == "1" else MOST)
         if not num_known:
-            raise typer.Exit(SOME_FAILED)
+            raise typer.Exit(shared.SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
         warnings = warnings_about(sources, named, whose if chosen.needs_head else None)
@@ -160,7 +151,7 @@ def solve(
         events = stack.enter_context(contextlib.closing(scheduler.run(problems, problems.is_ready)))
         num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)
     if num_failed or problems.num_unusable:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(shared.SOME_FAILED)
 
 
 def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:

@@ -45,8 +45,7 @@ def tune(
     only told: give the flag if you like it.
     """
     # Not at the top: NumPy and llama.cpp take longer to import than --help may take.
-    from arbitrage_cli.backends import Options
-    from arbitrage_cli.commands.placement import machine_here, tuned_file
+    from arbitrage_cli.commands.placement import load_options, machine_here, tuned_file
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.tuned import keep_tuned
 
@@ -55,7 +54,7 @@ def tune(
     sources: dict[ModelRole, str] = {role: source for role, source in models.items() if source and role != "prm"}
     for source in filter(is_toy, sources.values()):
         raise UsageError(f"{source} is a scripted demo model, and as fast with any number of threads", "name a real model")
-    load = Options(named.ctx if named and ctx is None else ctx, None, gpu_layers, flash_attention, kv_type.value)
+    load = load_options(named, ctx, None, gpu_layers, flash_attention, kv_type.value)
     found: dict[ModelRole, Measured] = {}
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
