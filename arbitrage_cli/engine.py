@@ -16,13 +16,13 @@ proposed. So the text is the same with and without a proposal, as far as a model
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.evidence import Recorder
-from arbitrage_cli.prompts import INSTRUCTIONS, ChatPrompt, Control
+from arbitrage_cli.prompts import INSTRUCTIONS, ChatPrompt, Control, Segment
 from arbitrage_cli.proposals import Planner, Proposal
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import StepText
@@ -377,17 +377,7 @@ class Engine:
     # --- token ids
 
     def _prompt_ids(self, question: str) -> list[int]:
-        """The prompt's ids. Only control tokens that stand in the template itself become control tokens."""
-        ids: list[int] = []
-        goes_on = False  # plain text after plain text was cut apart, to keep a marker in data from being one
-        for segment in self._prompt.segments(question):
-            if isinstance(segment, Control):
-                ids.append(self._backend.control_tokens[segment.text])
-            else:
-                ids += self._backend.tokenize(segment.text, continues=goes_on)
-            goes_on = not isinstance(segment, Control)
-        prefix = self._backend.prefix_token
-        return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
+        return prompt_ids(self._backend, self._prompt.segments(question))
 
     def _shared_ids(self) -> list[int]:
         """The ids that every prompt begins with; none if they are few."""
@@ -420,6 +410,20 @@ class Engine:
             ids = sequence.written[1] if own and sequence.written else self._step_ids(kept.text)
             sequence.steps[index:] = [(kept, ids)]
         return [*sequence.prompt, *(token for _, ids in sequence.steps for token in ids)]
+
+
+def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
+    """The ids of a prompt. Only control tokens that stand in the template itself become control tokens."""
+    ids: list[int] = []
+    goes_on = False  # plain text after plain text was cut apart, to keep a marker in data from being one
+    for segment in segments:
+        if isinstance(segment, Control):
+            ids.append(backend.control_tokens[segment.text])
+        else:
+            ids += backend.tokenize(segment.text, continues=goes_on)
+        goes_on = not isinstance(segment, Control)
+    prefix = backend.prefix_token
+    return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
 
 
 @functools.cache

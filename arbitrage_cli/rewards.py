@@ -9,15 +9,16 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Backend, Floats, Output
+from arbitrage_cli.engine import prompt_ids
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
-from arbitrage_cli.prompts import ChatPrompt, Control, Segment
+from arbitrage_cli.prompts import ChatPrompt
 from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.types import Cost, Problem, Step, Trace
@@ -215,12 +216,12 @@ class ProcessReward(_StepReader):
     def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
         if self._style == "steps":
             written = (trace.text + step.text).rstrip() + SEPARATOR
-            asked = _ids(self._backend, self._prompt.segments(self._problems[slot].question))
+            asked = prompt_ids(self._backend, self._prompt.segments(self._problems[slot].question))
             parts = (self._backend.tokenize(part, continues=True) for part in self._prompt.fragments(written))
             return [*asked, *chain.from_iterable(parts)]
         texts = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
         texts[0] = f"{self._problems[slot].question.strip()} {texts[0]}"
-        return _ids(self._backend, self._prompt.conversation(texts, "+"))
+        return prompt_ids(self._backend, self._prompt.conversation(texts, "+"))
 
 
 class Judge(_StepReader):
@@ -245,7 +246,7 @@ class Judge(_StepReader):
 
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [
-            (slot, _ids(self._backend, self._prompt.segments(_sheet(self._problems[slot], trace, step))))
+            (slot, prompt_ids(self._backend, self._prompt.segments(_sheet(self._problems[slot], trace, step))))
             for slot, trace, step in steps
         ]
         logits, cost = self._reader.logits(texts)
@@ -275,18 +276,6 @@ def _share(cost: Cost, among: int) -> Cost:
 def _sheet(problem: Problem, trace: Trace, step: Step) -> str:
     """What the judge reads: the step last, so that what stands before it is read once."""
     return f"Problem: {problem.question.strip()}\n\nSolution so far:\n\n{trace.text.strip()}\n\nNext step:\n\n{step.text.strip()}"
-
-
-def _ids(backend: Backend, segments: Sequence[Segment]) -> list[int]:
-    ids: list[int] = []
-    before: list[Segment | None] = [None, *segments]
-    for previous, segment in pairwise(before):
-        if isinstance(segment, Control):
-            ids.append(backend.control_tokens[segment.text])
-        elif segment is not None:
-            ids += backend.tokenize(segment.text, continues=previous is not None and not isinstance(previous, Control))
-    prefix = backend.prefix_token
-    return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
 
 
 def _single_token(backend: Backend, text: str) -> int:

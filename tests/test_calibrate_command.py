@@ -1,5 +1,6 @@
 """`arbitrage calibrate`: a head with the taus of other states and another machine, and what does not go together."""
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
+from arbitrage_cli.commands.calibrate import calibrate as calibrate_command
+from arbitrage_cli.commands.collect import collect
 from arbitrage_cli.commands.placement import machine_here
 from arbitrage_cli.router import Head, load, save
 from arbitrage_cli.taus import NAMES, TauTable
@@ -138,6 +141,12 @@ def test_states_that_the_head_learned_from_are_told(program: Program, here: Path
     result = calibrate(program, here, "run")
     assert result.code == 0, result.err
     assert "the head learned from problems of made up" in flat(result.err)
+
+
+def test_collecting_knows_the_same_options_by_the_same_names() -> None:
+    """Calibrate hands its own on by their names: one that it does not have has the value that calibrating wants."""
+    others = {"roll_in", "target_samples", "rollout_temperature", "fresh", "repair"}
+    assert inspect.signature(collect).parameters.keys() - inspect.signature(calibrate_command).parameters.keys() == others
 
 
 def test_without_a_head_it_is_that_of_the_models_of_the_run(program: Program, here: Path) -> None:
