@@ -263,6 +263,21 @@ def test_readme_mentions_only_options_that_exist() -> None:
     assert mentioned - existing == set()
 
 
+def readme_commands() -> set[tuple[str, str]]:
+    """Each command of this program that is shown in the README, with each flag that it is given there."""
+    text = re.sub(r"\\\n\s*", "", README.read_text(encoding="utf-8"))
+    shown = re.findall(r"arbitrage ((?:models )?[a-z]+) ([^`|#>\n]*)", text)
+    return {(command, flag) for command, rest in shown for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", rest)}
+
+
+def test_readme_gives_each_command_its_own_options() -> None:
+    """What is shown can be typed: no flag of one command with another."""
+    found = readme_commands()
+    helps = {name: run(*name.split(), "--help", env={"COLUMNS": "200"}).out for name, _ in found}
+    assert {("solve", "--pair"), ("bench", "--dataset"), ("collect", "--reward")} <= found
+    assert {(name, flag) for name, flag in found if not re.search(rf"{flag}\b", helps[name])} == set()
+
+
 def test_readme_has_every_exit_code() -> None:
     """Each exit code that an error can have is in the README's table."""
     table = re.findall(r"^\| ([\d, ]+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
