@@ -13,7 +13,6 @@ decodes, the model draws after each of them as it does when it decodes, and what
 proposed. So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
 """
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -127,6 +126,7 @@ class Engine:
         self._sequences: dict[int, _Sequence] = {}
         self._jobs: dict[int, _Job] = {}
         self._spent = Cost()
+        self._lost: set[int] = set()  # control tokens that were written, and told of
 
     @property
     def card(self) -> ModelCard:
@@ -350,9 +350,15 @@ class Engine:
         return text
 
     def _tell_of_lost(self, token: int) -> None:
-        for text, control in self._backend.control_tokens.items():
-            if control == token:
-                _warn_of_lost(self.card.name, text)
+        """Once a token: it would be told at each step."""
+        texts = [text for text, control in self._backend.control_tokens.items() if control == token]
+        if texts and token not in self._lost:
+            self._lost.add(token)
+            log.warning(
+                "%s wrote the control token %s, which has no text: it is lost where another model goes on, and in the results",
+                self.card.name,
+                texts[0],
+            )
 
     def _tell(self, slot: int, texts: list[str]) -> list[Progress]:
         """What was drawn for a slot, token by token, and its step with the last if that ended it."""
@@ -424,16 +430,6 @@ def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
         goes_on = not isinstance(segment, Control)
     prefix = backend.prefix_token
     return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
-
-
-@functools.cache
-def _warn_of_lost(model: str, token: str) -> None:
-    """Once a process: engines of one model are many."""
-    log.warning(
-        "%s wrote the control token %s, which has no text: it is lost where another model goes on, and in the results",
-        model,
-        token,
-    )
 
 
 def _common_prefix(wanted: list[int], held: list[int]) -> int:

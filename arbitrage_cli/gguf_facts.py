@@ -42,7 +42,7 @@ class Facts:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Weights and KV cache; what the computation itself needs comes on top, some hundred megabytes at most."""
+        """Weights and KV cache; what the computation itself needs comes on top, some hundred megabytes (more for long contexts)."""
         return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes
 
 
@@ -79,23 +79,30 @@ def share_vocabulary(first: Facts, second: Facts) -> bool | None:
 
 
 def _kv_numbers(header: Header) -> int | None:
-    """Numbers that the KV cache holds for one token. None where layers differ in their heads (a list in the header)."""
-    heads = _number(header, "attention.head_count")
+    """Numbers that the KV cache holds for one token, over all layers; None where the header does not say."""
     layers, width = _number(header, "block_count"), _number(header, "embedding_length")
-    if heads is None or layers is None or width is None or _is_list(header, "attention.head_count_kv"):
+    heads = _of_layers(header, "attention.head_count", layers)
+    if layers is None or width is None or heads is None:
         return None
-    kv_heads = _number(header, "attention.head_count_kv") or heads
-    key = _number(header, "attention.key_length") or width // heads
-    value = _number(header, "attention.value_length") or width // heads
-    return layers * kv_heads * (key + value)
+    kv_heads = _of_layers(header, "attention.head_count_kv", layers) or heads
+    key, value = _number(header, "attention.key_length"), _number(header, "attention.value_length")
+    numbers = 0
+    for count, kv_count in zip(heads, kv_heads, strict=True):
+        each = width // count if count else 0  # a layer without attention has no head
+        numbers += kv_count * ((key or each) + (value or each))
+    return numbers
 
 
 def _key(header: Header, name: str) -> str:
     return f"{header.metadata.get('general.architecture')}.{name}"
 
 
-def _is_list(header: Header, name: str) -> bool:
-    return _key(header, name) in header.array_lengths
+def _of_layers(header: Header, name: str, layers: int | None) -> tuple[int, ...] | None:
+    """A number for each layer: the same for all, or a list of them; None where the header has neither."""
+    same, listed = _number(header, name), header.lists.get(_key(header, name), ())
+    if same is not None:
+        return (same,) * (layers or 0)
+    return listed if len(listed) == layers and min(listed) >= 0 else None
 
 
 def _number(header: Header, name: str) -> int | None:

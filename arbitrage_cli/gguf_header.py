@@ -21,19 +21,23 @@ Scalar = int | float | bool | str
 
 MAX_ENTRIES = 1 << 20  # of metadata or tensors; real files have hundreds
 MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
+MAX_LIST = 1 << 10  # elements that are kept; more than any model has layers
 MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
 MAX_ARRAY_DEPTH = 4
 MAX_TEXT = 1 << 25  # bytes of all strings that are kept, together
 MAX_STRINGS = 1 << 21  # in all arrays together: each is walked; a vocabulary and its merges have less than a million
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
 _STRING, _ARRAY = 8, 9
 _TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Scalar and string metadata of a GGUF file, and the length of each array. Sizes in bytes.
+    """Scalar and string metadata of a GGUF file, the length of each array, and `lists`, the short ones of whole numbers.
+
+    Sizes in bytes.
 
     `num_parameters` counts the elements of all tensors in this file: of a split model, those of this part.
     """
@@ -43,6 +47,7 @@ class Header:
     num_parameters: int
     metadata: Mapping[str, Scalar]
     array_lengths: Mapping[str, int]
+    lists: Mapping[str, tuple[int, ...]]
     file_size: int
 
 
@@ -127,12 +132,16 @@ class _Reader:
         num_tensors, num_entries = self._count("tensors"), self._count("metadata entries")
         metadata: dict[str, Scalar] = {}
         array_lengths: dict[str, int] = {}
+        lists: dict[str, tuple[int, ...]] = {}
         for _ in range(num_entries):
             key, kind = self._string(), self._number("<I")
             if kind == _ARRAY:
                 if key == _TOKENS:
                     self._tokens_at = self._at
+                begin = self._at
                 array_lengths[key] = self._skip_array()
+                if numbers := self._short_list(begin):
+                    lists[key] = numbers
             else:
                 metadata[key] = self._string() if kind == _STRING else self._scalar(kind)
         alignment = metadata.get("general.alignment", 32)
@@ -144,7 +153,7 @@ class _Reader:
         if num_tensors and data_start + last_offset >= self._size:
             raise _DamageError("the file ends before its last tensor begins")
         num_parameters = sum(elements for _, elements in tensors)
-        return Header(version, num_tensors, num_parameters, metadata, array_lengths, self._size)
+        return Header(version, num_tensors, num_parameters, metadata, array_lengths, lists, self._size)
 
     def tokens(self) -> Iterator[bytes]:
         """The vocabulary as it stands in a header that was walked before."""
@@ -212,6 +221,13 @@ class _Reader:
         else:
             raise _DamageError(f"unknown value type {kind}")
         return length
+
+    def _short_list(self, begin: int) -> tuple[int, ...]:
+        """The numbers of the array that begins there and was walked before; none if it is long, or not of whole numbers."""
+        kind, length = struct.unpack_from("<IQ", self._data, begin)
+        if kind not in _INTEGERS or length > MAX_LIST:
+            return ()
+        return struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self._data, begin + struct.calcsize("<IQ"))
 
     def _tensor(self, alignment: int) -> tuple[int, int]:
         """Where a tensor's data begin, and how many elements it has."""

@@ -153,11 +153,16 @@ class ChatPrompt:
         text, data = _with_placeholders(self._instructions, special)
         (slot,) = blind.data
         try:
-            layout = _render(self._template or "", make(text, self._question), self._variables)
+            layout, harmless = (
+                _render(self._template or "", make(told, self._question), self._variables)
+                for told in (text, _without_ends(text, special))
+            )
         except (_RoleRefusedError, TemplateError):
             return blind
         is_whole = all(layout.count(placeholder) == 1 for placeholder in (*data, self._question))
-        return _Layout(layout, data) if is_whole and layout != blind.text.replace(slot, text) else blind
+        found = _alternatives(special)
+        is_safe = found is None or found.findall(layout) == found.findall(harmless)
+        return _Layout(layout, data) if is_whole and is_safe and layout != blind.text.replace(slot, text) else blind
 
 
 _Messages = Callable[[str, str], list[dict[str, str]]]
@@ -183,6 +188,12 @@ def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[s
     ends = [0, *(place for stretch in stretches for place in stretch), len(text)]
     between = [text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True)]
     return "".join(chain.from_iterable(zip_longest(between, data, fillvalue=""))), data
+
+
+def _without_ends(text: str, special: Collection[str]) -> str:
+    """The text, from which no special text can come, whatever a template cuts out of it or puts beside it."""
+    ends = "".join({one[place] for one in special for place in (0, -1) if one})
+    return re.sub(f"[{re.escape(ends)}]", "*" if "*" not in ends else "", text) if ends else text
 
 
 def _lay_out_turns(template: str | None, variables: Mapping[str, Any], reply: str) -> tuple[str, str, str]:

@@ -32,6 +32,8 @@ JUDGE_SCALE = "0123456789"
 LEAST_SHARE = 0.1
 """Of the probability of all tokens, on average: a model that gives less to those it may answer with says something else."""
 
+ENOUGH_ANSWERS = 8  # to know what a model answers
+
 LEAST_SHARE_OF_STEPS = 0.001
 """Of a process reward model in style `steps`, which may have learned the odds of the two only: the built-in one, where it cannot
 tell, gives both no more than any other of its 512 tokens."""
@@ -113,12 +115,13 @@ class _Answers:
 
     @property
     def share(self) -> float:
-        """Their mean probability so far: one odd step among many ends no run."""
+        """Their mean probability so far."""
         return self._sum / self._count
 
     @property
     def are_rare(self) -> bool:
-        return self.share < self._least
+        """Known after a few: whichever comes first, one odd step ends no run."""
+        return self._count >= ENOUGH_ANSWERS and self.share < self._least
 
 
 class _StepReader(ABC):

@@ -140,7 +140,7 @@ def test_states_that_the_head_learned_from_are_told(program: Program, here: Path
     save(Head(old.network, old.knots, replace(old.card, data={"runs": runs})), here / "small.safetensors")
     result = calibrate(program, here, "run")
     assert result.code == 0, result.err
-    assert "the head learned from problems of made up" in flat(result.err)
+    assert "the head learned from made up too" in flat(result.err)
 
 
 def test_collecting_knows_the_same_options_by_the_same_names() -> None:

@@ -1,9 +1,10 @@
 """How many problems are solved at once: what is asked for, what fits in memory, and what is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from gguf import GGUFWriter
 
 from arbitrage_cli.backends import Options
 from arbitrage_cli.commands import capacity
@@ -48,7 +49,7 @@ def test_one_is_one() -> None:
         (Need(50, 1), 64, MOST_AUTO_SMALL),
         (Need(0, 0), 64, MOST_AUTO_SMALL),
         (Need(900, 100), 64, 1),
-        (Need(100, None), 64, 1),
+        (Need(100, 0, is_known=False), 64, 1),
     ],
 )
 def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int) -> None:
@@ -78,7 +79,12 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize(
     ("need", "words"),
-    [(Need(800, 300), "one at a time may do, slowly: --concurrency 1"), (Need(1500, 600), "not even one at a time fits")],
+    [
+        (Need(800, 300), "one at a time may do, slowly: --concurrency 1"),
+        (Need(1500, 600), "not even one at a time fits"),
+        (Need(1500, 0, is_known=False), "one at a time may do, slowly: --concurrency 1"),
+        (Need(3000, 0, is_known=False), "not even one at a time fits"),
+    ],
 )
 def test_the_hint_promises_nothing_that_does_not_fit(need: Need, words: str) -> None:
     """Where less than two fit, the hint says whether one would."""
@@ -135,8 +141,6 @@ def test_need_is_read_from_the_files(tiny: Mapping[str, Path]) -> None:
     full = memory_needed(found, Options(256), {"draft": 1, "target": 2})  # type: ignore[arg-type]
     assert full.weights == sum(path.stat().st_size for path in (tiny["draft"], tiny["target"]))
     alone = memory_needed(found, Options(256), {"draft": 1, "target": 1})  # type: ignore[arg-type]
-    assert alone.each is not None
-    assert full.each is not None
     assert 0 < alone.each < full.each
     assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).each == 2 * alone.each  # type: ignore[arg-type]
     wide = memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1})  # type: ignore[arg-type]
@@ -147,15 +151,38 @@ def test_need_is_read_from_the_files(tiny: Mapping[str, Path]) -> None:
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
 
 
+def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
+    """Each layer's cache counts as it is, one without attention not at all; without any number of heads nothing is known."""
+    path = tmp_path / "layers.gguf"
+
+    def need(heads: Sequence[int] | None, kv_heads: Sequence[int] | None) -> Need:
+        writer = GGUFWriter(path, "llama")
+        writer.add_block_count(3)
+        writer.add_embedding_length(64)
+        for numbers, add in ((heads, writer.add_head_count), (kv_heads, writer.add_head_count_kv)):
+            if numbers:
+                add(numbers)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return memory_needed({"draft": str(path)}, Options(100), {"draft": 1})
+
+    assert need([4, 4, 4], [2, 1, 0]).each == 100 * (2 + 1 + 0) * (16 + 16) * 2
+    assert need([4, 8, 0], [2, 1, 0]).each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
+    for unknown in (need(None, None), need([4, 4], None)):
+        assert (unknown.each, unknown.is_known) == (0, False)
+
+
 @pytest.mark.parametrize(("layers", "share"), [(None, 1.0), (-1, 1.0), (99, 1.0), (3, 1.0), (1, 1 / 3), (0, 0.0)])
 def test_layers_on_a_gpu_are_not_the_machines(
     layers: int | None, share: float, tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By their number, what comes after the last of two counting as a third; nothing is there without a GPU."""
     draft = {"draft": str(tiny["draft"])}
+    monkeypatch.setattr("arbitrage_cli.backends.llama.has_own_gpu", lambda: False)
     plain = memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1})  # type: ignore[arg-type]
-    assert plain.of(1) == plain.weights + (plain.each or 0)
-    monkeypatch.setattr("arbitrage_cli.backends.llama.gpu_names", lambda: "a GPU")
+    assert plain.of(1) == plain.weights + plain.each
+    monkeypatch.setattr("arbitrage_cli.backends.llama.has_own_gpu", lambda: True)
     monkeypatch.setattr(capacity, "gpu_shares_memory", lambda: False)
     need = memory_needed(draft, Options(256, gpu_layers=layers), {"draft": 1})  # type: ignore[arg-type]
     assert (need.weights, need.each) == (plain.weights, plain.each)

@@ -55,7 +55,7 @@ def test_a_pair_of_a_settings_file_does_not_hold_for_other_models(tiny: Mapping[
     assert text(write(tiny, "--pair", "mine", *both, folder=tmp_path)) == text(write(tiny, "--chat-template-kwargs", *flags))
     other = str(tiny["spm"])
     result = write(tiny, "--target", other, folder=tmp_path)
-    assert f"pair mine says of its models (system, chat_template_kwargs) holds for {other} too" in flat(result.err)
+    assert f"{other}: not of pair mine, but used with its system, chat_template_kwargs; flags override" in flat(result.err)
     assert "pair mine" not in write(tiny, "--draft", other, folder=tmp_path).err
 
 

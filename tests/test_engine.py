@@ -832,7 +832,7 @@ def test_samples_of_a_step_differ_and_repeat() -> None:
 
 def test_control_tokens_that_a_model_writes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """They have no text, so another model never sees them; the one that ends a text is not missed."""
-    for backend in (HashBackend("plain"), Structured("structured"), Structured("structured")):
+    for backend in (HashBackend("plain"), Structured("structured")):
         events_of({"draft": Engine("draft", backend, Sampler())}, [PROBLEM, Problem("q", "question 1")], "draft")
     (message,) = caplog.messages
     assert message.startswith("structured wrote the control token <|user|>, which has no text")

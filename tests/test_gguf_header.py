@@ -80,10 +80,11 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_a_good_file(small: Path) -> None:
-    """Scalars and strings are read, arrays counted."""
+    """Scalars and strings are read, arrays counted, and short lists of whole numbers read too."""
     header = read_header(small)
     assert (header.version, header.num_tensors, header.file_size) == (3, 2, small.stat().st_size)
     assert header.array_lengths == {"a.strings": 3, "a.numbers": 4}
+    assert header.lists == {"a.numbers": (1, 2, 3, 4)}
     assert header.metadata == {
         "general.architecture": "llama",
         "a.uint8": 1,

@@ -302,7 +302,7 @@ def test_reader_of_several_at_once_loses_nothing_to_ctrl_c(tmp_path: Path) -> No
 def test_what_does_not_fit_in_memory_is_refused(tiny: Mapping[str, Path]) -> None:
     """More problems at once than memory is there for are refused with exit code 3, before a model is loaded."""
     models = ("--draft", str(tiny["draft"]), "--target", str(tiny["target"]))
-    result = run("solve", *models, "--concurrency", "64", "--ctx", "16777216", stdin=b"1 + 1\n" * 64)
+    result = run("solve", *models, "--concurrency", "64", "--ctx", "16777216", "--gpu-layers", "0", stdin=b"1 + 1\n" * 64)
     assert (result.code, result.out) == (3, "")
     assert "problems at once need" in result.err
 
@@ -320,7 +320,7 @@ def test_models_that_are_too_large_are_refused_for_one_problem(command: tuple[st
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    result = run(*command, "--draft", str(path), "--target", str(path), "--ctx", "16777216")
+    result = run(*command, "--draft", str(path), "--target", str(path), "--ctx", "16777216", "--gpu-layers", "0")
     assert (result.code, result.out) == (3, "")
     assert "the models need" in flat(result.err)
     assert "and this machine has" in flat(result.err)

@@ -151,7 +151,7 @@ def test_each_model_runs_with_its_own_threads(home: Home) -> None:
 
 def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
     """It is known by its content, and from then on by its time; where that cannot be kept, it is used all the same."""
-    home.pretend(FAST_READER)
+    home.pretend(FAST_READER, {"draft": 2, "target": 2})
     kept = read_tuned(home.file)
     home.file.unlink()
     keep_tuned(home.file, [replace(one, file=replace(one.file, path="/elsewhere.gguf", modified=1)) for one in kept])
@@ -159,7 +159,7 @@ def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
     for fault, written in ((read_only, False), (None, True)):
         result = home.run("solve", "5 + 6", "--policy", "draft", "--json", fault=fault)
         assert result.code == 0, result.err
-        assert " 1 thread," in result.records[0]["models"]["draft"]
+        assert " 2 threads," in result.records[0]["models"]["draft"]
         assert (home.file.read_text().count("/elsewhere.gguf") == 0) == written
     assert read_tuned(home.file) == kept
 

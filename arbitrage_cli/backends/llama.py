@@ -42,7 +42,7 @@ WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens of all sequences together
-GPU_KINDS = (1, 2)  # of ggml's enum ggml_backend_dev_type: a GPU, and one that is part of the processor
+OWN_GPU, INTEGRATED_GPU = 1, 2  # of ggml's enum ggml_backend_dev_type: the latter computes in the machine's memory
 
 NARROW_ATTENTION = Attention(False, keys="q8_0", values="f16")
 
@@ -395,4 +395,10 @@ def gpu_names() -> str:
     start_llama()  # which finds the devices
     if not c.llama_supports_gpu_offload():
         return ""
-    return ", ".join(name for kind, name in devices() if kind in GPU_KINDS) or "unknown"
+    return ", ".join(name for kind, name in devices() if kind in (OWN_GPU, INTEGRATED_GPU)) or "unknown"
+
+
+def has_own_gpu() -> bool:
+    """Whether layers can be put on a GPU that has memory of its own, as far as ggml tells."""
+    start_llama()
+    return bool(c.llama_supports_gpu_offload()) and any(kind == OWN_GPU for kind, _ in devices())

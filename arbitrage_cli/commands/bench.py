@@ -202,7 +202,7 @@ def bench(
             sources=sources,
             found=found,
             load=load,
-            threads=placement.threads,
+            threads=place(found, load).threads,
             sampler=Sampler(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),

@@ -140,7 +140,7 @@ def calibrate(
     if not quiet:
         for name in _learned_from(known, states):
             typer.echo(
-                f"the head learned from problems of {one_line(name)}: its taus look better there than they are elsewhere",
+                f"the head learned from {one_line(name)} too: on problems that it knows its taus look better than they are",
                 err=True,
             )
         typer.echo(f"wrote {output}: head {one_line(known.card.name)}, with the costs of {whose}", err=True)
@@ -159,7 +159,7 @@ def _check_source(context: typer.Context, runs: Sequence[Path] | None, dataset: 
 
 def _learned_from(head: "Head", states: "Collected") -> list[str]:
     """The data sets of these states that the head was trained on."""
-    learned = {run["dataset_sha256"] for run in head.card.data.get("runs", ()) if not run["is_test"]}
+    learned = {run["dataset_sha256"] for run in head.card.data.get("runs", ()) if not run["is_test"]} - {None}
     return sorted({str(run["dataset"]) for run in states.runs if run["dataset_sha256"] in learned})
 
 

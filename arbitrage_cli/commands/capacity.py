@@ -30,17 +30,18 @@ log = logging.getLogger("arbitrage.capacity")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of memory: for the weights of all models, and for each problem in flight; None where a file does not say.
+    """Bytes of memory: for the weights of all models, and for each problem in flight, as far as the files say.
 
-    `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory. `sequences` is how many a problem takes of
+    `is_known` tells whether they all do. `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory. `sequences` is how many a problem takes of
     that model of which it takes most.
     """
 
     weights: int
-    each: int | None
+    each: int
     gpu_weights: int = 0
     gpu_each: int = 0
     sequences: int = 1
+    is_known: bool = True
 
     @property
     def most(self) -> int:
@@ -53,41 +54,38 @@ class Need:
 
     @property
     def host_each(self) -> int:
-        """What is known of it."""
-        return (self.each or 0) - self.gpu_each
+        return self.each - self.gpu_each
 
     def of(self, concurrency: int) -> int:
-        """What so many problems need of the machine's own memory; only the weights where nothing else is known."""
+        """What so many problems need of the machine's own memory, at least."""
         return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
         """How many problems fit in `room` of the machine's own memory, at most `most`; one where a file does not say."""
-        if self.each is None:
-            return 1
-        left = room - self.host_weights
+        left, most = room - self.host_weights, self.most if self.is_known else 1
         if not self.host_each:
-            return self.most if left >= 0 else 0
-        return max(0, min(self.most, int(left / self.host_each)))
+            return most if left >= 0 else 0
+        return max(0, min(most, int(left / self.host_each)))
 
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
     """What these models need, with so many sequences for each problem in flight. ModelFileError."""
-    need, is_known = Need(0, 0), True
+    need = Need(0, 0)
     for role, source in found.items():
         if is_toy(source):
             continue
         facts = read_facts(local_files(source) or (Path(source),), load.context_size)
-        is_known = is_known and facts.kv_bytes is not None
         each = num_sequences[role] * (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"]
         share = _share_on_gpu(facts, load)
         need = Need(
             need.weights + facts.file_bytes,
-            (need.each or 0) + int(each),
+            need.each + int(each),
             need.gpu_weights + int(share * facts.file_bytes),
             need.gpu_each + int(share * int(each)),
             max(need.sequences, num_sequences[role]),
+            need.is_known and facts.kv_bytes is not None,
         )
-    return need if is_known else replace(need, each=None, gpu_each=0)
+    return need
 
 
 def check_memory(need: Need) -> None:
@@ -148,7 +146,7 @@ def _what_fits(need: Need, memory: int) -> str:
 
 def _share_on_gpu(facts: Facts, load: Options) -> float:
     """How much of a model lies in a GPU's own memory, by its layers, of which what comes after the last counts as one."""
-    if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().gpu_names():
+    if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().has_own_gpu():
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:
         return 1.0

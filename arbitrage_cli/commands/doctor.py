@@ -33,7 +33,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "llama.cpp", _llama()
     memory = total_memory()
     yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
-    yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors"
+    yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "tuned here", _tuned()
     yield "settings files", ", ".join(map(str, settings.files())) or "none"
     yield "pairs file", str(settings.user_folder() / "pairs.toml")

@@ -154,7 +154,7 @@ class _Wanted:
 
     problem: str
     models: Mapping[ModelRole, str | None]
-    prm_style: str | None
+    prm_style: str
     load: "Options"
     threads: Mapping[ModelRole, int]
     sampling: tuple[float, float, int]  # temperature, top_p, seed

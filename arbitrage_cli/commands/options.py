@@ -266,7 +266,8 @@ Threads = Annotated[
         envvar="ARBITRAGE_THREADS",
         min=1,
         max=MAX_THREADS,
-        help="Default: as arbitrage tune measured, else the physical cores this process may use.",
+        help="Default: as arbitrage tune measured, else one for a model of at most 32 MiB, else the physical cores this process "
+        "may use.",
         rich_help_panel=_MACHINE,
     ),
 ]

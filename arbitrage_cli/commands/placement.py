@@ -15,7 +15,7 @@ from typing import Any
 from arbitrage_cli.backends import CACHED_BYTES, Options
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.commands.settings import user_folder
-from arbitrage_cli.errors import OutputError
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.machine import default_threads
 from arbitrage_cli.pairs import Pair, is_toy, load_llama, local_files
 from arbitrage_cli.taus import Costs
@@ -122,7 +122,9 @@ def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole,
 def _note_files(moved: Sequence[Tuned]) -> None:
     """Keep where these files are now, and since when: they need not be read whole another time."""
     if moved:
-        with contextlib.suppress(OutputError):  # it costs time, and nothing else
+        with contextlib.suppress(
+            OutputError, UsageError
+        ):  # of a file that was damaged meanwhile: it costs time, and nothing else
             keep_tuned(tuned_file(), moved)
 
 

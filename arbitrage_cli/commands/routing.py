@@ -94,8 +94,7 @@ def choose_routing(
     time = _expected_time(policy, tau, head, source, costs)
     if time is None or time < 1:
         return policy, tau, None
-    whose = "on the head's card" if costs is None else "of this machine"
-    told = f"at the costs {whose} routing takes about {time:.1f} times as long as the target alone"
+    told = f"at the costs of {ON_CARD if costs is None else HERE} routing takes about {time:.1f} times as long as the target alone"
     if wanted.is_open and costs is not None and source != UNIVERSAL_HEAD:
         return (
             POLICIES["target"],
@@ -201,7 +200,7 @@ def make_rater(
     instructions: str = "",
     is_right: IsRight | None = None,
     concurrency: int = 1,
-    prm_style: str | None = None,
+    prm_style: str = "turns",
     rollouts: Sequence[Sampler] = (Sampler(),),
 ) -> Rater | None:
     """Whoever rates steps for this policy; None if it asks for no rewards. UsageError if that is not to be had.

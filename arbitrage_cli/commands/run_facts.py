@@ -26,7 +26,7 @@ from arbitrage_cli.gguf_facts import read_facts
 from arbitrage_cli.machine import processor_name
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.router import Head
-from arbitrage_cli.run_folder import SCHEMA, RunFolder
+from arbitrage_cli.run_folder import COLLECT, SCHEMA, RunFolder
 from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import SEPARATOR
@@ -69,7 +69,7 @@ class Setup:
     grader: str
     head: Head | None = None
     reward: str | None = None
-    prm_style: str | None = None
+    prm_style: str = "turns"
     named_taus: NamedTaus | None = None  # None if no tau was given by name
     concurrency: int | None = None
 
@@ -271,12 +271,14 @@ def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
     known: dict[str, str] = {}
     if str(earlier["machine"].get("flags")).startswith(WITHOUT_GPU):
         known["GPU"] = NO_GPU
-    asked = [POLICIES[one["policy"]] for one in earlier["policies"] if one["policy"] in POLICIES]
-    if reward := reward_needed(asked, earlier["reward"]):
-        known["reward"] = reward
     if "prm" in earlier["models"]:
         known["prm style"] = earlier.get("prm_style") or "turns"
-    return known | _threads_by_role(earlier["fingerprint"], earlier["models"])
+    told = known | _threads_by_role(earlier["fingerprint"], earlier["models"])
+    if earlier.get("kind") == COLLECT:
+        return told
+    asked = [POLICIES[one["policy"]] for one in earlier["policies"] if one["policy"] in POLICIES]
+    reward = reward_needed(asked, earlier["reward"])  # which may have been given where nothing needed it
+    return {name: value for name, value in told.items() if name != "reward"} | ({"reward": reward} if reward else {})
 
 
 def _computes(models: Mapping[str, Mapping[str, Any]]) -> bool:

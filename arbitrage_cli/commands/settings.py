@@ -4,6 +4,7 @@ A key is the long name of an option without its dashes: `draft = "small.gguf"`, 
 itself: it asks the commands which they have.
 """
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,6 +74,8 @@ def _parameters(command: Any) -> dict[str, str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
+    # An option is text on the command line, one that takes a table JSON.
+    return {name: json.dumps(value, default=str) if isinstance(value, dict) else value for name, value in settings.items()}

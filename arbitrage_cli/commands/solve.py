@@ -127,7 +127,7 @@ def solve(
         at_once = choose_concurrency(concurrency, lambda: memory_needed(found, load, each), most=most)
         num_sequences = sequences([chosen], None, concurrency=at_once)
         load = replace(load, hidden_states=reads_hidden([chosen], trained))
-        backends = open_backends(sources, found, load, placement.threads, display, stack, num_sequences)
+        backends = open_backends(sources, found, load, place(found, load).threads, display, stack, num_sequences)
         engines = make_engines(backends, sampler, prompt, chosen)
         rater = make_rater(chosen, backends, prm_style=style_of_prm(prm_style, models["prm"], named), concurrency=at_once)
         router = make_router(chosen, trained, backends, found)

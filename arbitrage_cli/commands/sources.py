@@ -61,14 +61,12 @@ def warnings_about(sources: Mapping[ModelRole, str], pair: Pair | None, head: st
 
 
 def _borrowed(sources: Mapping[ModelRole, str], pair: Pair) -> list[str]:
-    """That what the pair says of its models holds for one that is not among them."""
+    """That what the pair says of its models is used for one that is not among them."""
     others = [source for role, source in sources.items() if source not in (pair.draft, pair.target) and role != "prm"]
     own = [name for name in OWN_SETTINGS if getattr(pair, name) is not None]
     if not others or not own:
         return []
-    return [
-        f"what pair {pair.name} says of its models ({', '.join(own)}) holds for {', '.join(others)} too, but for what flags say"
-    ]
+    return [f"{', '.join(others)}: not of pair {pair.name}, but used with its {', '.join(own)}; flags override them"]
 
 
 def head_named(given: str | None, pair: Pair | None, models: Mapping[ModelRole, str | None]) -> str | None:

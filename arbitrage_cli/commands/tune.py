@@ -93,12 +93,14 @@ class Measured:
 
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> Measured:
     """Measure the model of a file with each number of threads, and with what else can be tried. ModelError, ComputeError."""
+    from arbitrage_cli.commands.capacity import check_memory, memory_needed
     from arbitrage_cli.commands.placement import loading_of, machine_here
     from arbitrage_cli.commands.run_facts import digest
     from arbitrage_cli.machine import default_threads
     from arbitrage_cli.tuned import ModelFile, Tuned
     from arbitrage_cli.tuning import thread_counts, try_loaded, try_threads
 
+    check_memory(memory_needed({role: path}, load, {role: load.num_sequences}))
     files = local_files(path)
     size, sha256 = digest(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
     modified = files[0].stat().st_mtime_ns
@@ -130,10 +132,7 @@ def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any
 
 @contextlib.contextmanager
 def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) -> Iterator[Any]:
-    """The model, loaded by llama.cpp: the one backend whose number of threads can be told. ModelMemoryError if it cannot fit."""
-    from arbitrage_cli.commands.capacity import check_memory, memory_needed
-
-    check_memory(memory_needed({role: path}, options, {role: options.num_sequences}))
+    """The model, loaded by llama.cpp: the one backend whose number of threads can be told."""
 
     def progress(fraction: float) -> None:
         display.loading(role, path, fraction)

@@ -114,9 +114,11 @@ def _taus(taus: Card, times: Mapping[float, float | None], on: str, costs_of: st
     yield from _wrapped(
         "calls: steps that are escalated; wasted: of those, the ones that gain nothing; caught: of those worth it"
     )
-    yield from _wrapped("reward, and regret against the oracle: points per solution, the losses of its steps added up")
+    yield from _wrapped("reward, and regret against the oracle: points per solution; what is lost is lost once")
     if not taus.get("is_certain"):
-        yield from _wrapped("exact: as far as was seen; there were too few problems to be sure of half a point")
+        count = (taus.get("named_on") or taus).get("num_solutions")
+        on = f" on {rounding.count(count, 'solution')}" if count else ""
+        yield from _wrapped(f"exact: as far as was seen when it was named{on}, too few to be sure of half a point")
     yield from _wrapped(f"time: of the target alone, at the costs of {costs_of}")
 
 
