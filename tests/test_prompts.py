@@ -121,7 +121,7 @@ def test_instructions_that_a_template_reads_stay_text(instructions: str, written
     [
         (READS, "A <|im_/no_thinkend|> B <|im_/no_thinkstart|>user"),
         (
-            "{% if '/no_think' in messages[0].content %}off{% endif %}<|im_{{ messages[0].content }}" + SHOWS_USER,
+            "{% if '/no_think' in messages[0].content %}off{% endif %}<|im_{{ messages[0].content }}{{ messages[1].content }}",
             "end|> /no_think",
         ),
     ],

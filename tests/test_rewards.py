@@ -13,7 +13,7 @@ from arbitrage_cli.arbitrage import POLICIES, Rate
 from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
-from arbitrage_cli.rewards import Judge, ProcessReward
+from arbitrage_cli.rewards import ENOUGH_ANSWERS, Judge, ProcessReward
 from arbitrage_cli.rollouts import Recalling, Rollout
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater, Ratings, Scheduler, Writer
@@ -184,7 +184,7 @@ def test_a_model_that_says_something_else_cannot_rate(make: Callable[[Thinking],
     rater = make(Thinking())
     rater.open(0, PROBLEM)
     with pytest.raises(ModelUnsupportedError, match=words) as caught:
-        rate_one(rater, trace_of(), STEPS[0])
+        rate_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
     assert hint in caught.value.hint
 
 
@@ -193,9 +193,9 @@ def test_one_odd_step_ends_no_run() -> None:
     backend = Thinking()
     rater = ProcessReward(backend)
     rater.open(0, PROBLEM)
-    for confidence in (CONFIDENCE, CONFIDENCE, -20.0, CONFIDENCE):
-        backend.confidence = confidence
-        assert rate_one(rater, trace_of(), f"{confidence}.\n\n") == pytest.approx((0.5,))
+    for number in range(2 * ENOUGH_ANSWERS):
+        backend.confidence = CONFIDENCE if number else -20.0
+        assert rate_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
 
 
 def test_a_judge_that_thinks_first_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -203,8 +203,8 @@ def test_a_judge_that_thinks_first_is_told_of(caplog: pytest.LogCaptureFixture) 
     rater = Judge(Thinking(), 0)
     rater.open(0, PROBLEM)
     with caplog.at_level(logging.WARNING, "arbitrage"):
-        for text in ("1.\n\n", "2.\n\n"):
-            assert rate_one(rater, trace_of(), text) == pytest.approx((0.5,))
+        for number in range(2 * ENOUGH_ANSWERS):
+            assert rate_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
     (told,) = caplog.messages
     assert "its marks may be noise" in told
     assert "enable_thinking" in told
