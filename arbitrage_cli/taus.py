@@ -178,10 +178,9 @@ class TauTable:
         """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""
         if not 0 <= share <= 1:
             raise UsageError(f"{share:g} is no share of the steps", "a budget is a number from 0 to 1")
-        strictest = {
-            row.escalation_rate: row.tau for row in self.rows
-        }  # of taus that do the same, the one that also does later
-        return float(np.interp(share, sorted(strictest), [strictest[rate] for rate in sorted(strictest)]))
+        # Of taus that do the same on these states the highest: on others it is the one that escalates no more than that.
+        highest = {row.escalation_rate: row.tau for row in self.rows}
+        return float(np.interp(share, sorted(highest), [highest[rate] for rate in sorted(highest)]))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -222,9 +221,8 @@ def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes) -> Ta
 
 def _with_names(table: TauTable) -> TauTable:
     named = name_taus(table)
-    return replace(
-        table, named=named, is_certain=any(_is_surely_exact(row) for row in table.rows if row.tau == named["exact"])
-    )
+    is_certain = any(_is_surely_exact(row) for row in table.rows if row.tau == named["exact"])
+    return replace(table, named=named, is_certain=is_certain)
 
 
 def name_taus(table: TauTable) -> dict[str, float]:
