@@ -469,8 +469,9 @@ def test_other_rewards_are_refused(program: Program, here: Path, earlier: bool) 
 
 
 def test_rewards_may_come_later(program: Program, here: Path) -> None:
-    """A run whose policies asked for none, whatever was named, takes any."""
+    """A run whose policies asked for none, whatever was named, takes any; earlier versions wrote down what was named."""
     assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout").code == 0
+    change_run_json(here, reward="rollout", fingerprint={**run_json(here)["fingerprint"], "reward": "rollout"})
     assert program.run(here, *RATED, "--policy", "draft,oracle").code == 0
     assert run_json(here)["fingerprint"]["reward"] == "prm"
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from cli import Result, flat, run
+from cli import HERE, Result, flat, run
 
 THINK = '{"enable_thinking": true}'
 
 
-def write(tiny: Mapping[str, Path], *arguments: str, folder: Path | None = None) -> Result:
+def write(tiny: Mapping[str, Path], *arguments: str, folder: Path | None = None, cwd: Path = HERE) -> Result:
     """What the tiny target writes about a problem, as a process."""
     command = ("solve", "1 + 1", "--policy", "target", "--max-tokens", "24", "--threads", "1", "--json")
     models = () if folder else ("--draft", str(tiny["draft"]), "--target", str(tiny["target"]))
-    return run(*command, *models, *arguments, env={"XDG_CONFIG_HOME": str(folder)} if folder else None)
+    return run(*command, *models, *arguments, cwd=cwd, env={"XDG_CONFIG_HOME": str(folder)} if folder else None)
 
 
 def text(result: Result) -> str:
@@ -57,6 +57,13 @@ def test_a_pair_of_a_settings_file_does_not_hold_for_other_models(tiny: Mapping[
     result = write(tiny, "--target", other, folder=tmp_path)
     assert f"{other}: not of pair mine, but used with its system, chat_template_kwargs; flags override" in flat(result.err)
     assert "pair mine" not in write(tiny, "--draft", other, folder=tmp_path).err
+
+
+@pytest.mark.parametrize("setting", ["{ enable_thinking = true }", f"'{THINK}'"], ids=["table", "text"])
+def test_a_settings_file_may_have_it(setting: str, tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    """As a table, as in pairs.toml, or as the text that the flag takes."""
+    (tmp_path / "arbitrage.toml").write_text(f"chat-template-kwargs = {setting}\n")
+    assert text(write(tiny, cwd=tmp_path)) == text(write(tiny, "--chat-template-kwargs", THINK))
 
 
 def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
