@@ -519,7 +519,8 @@ def test_another_head_is_refused_and_the_first_one_is_not(finished: Path) -> Non
 
     def routed(head: str, reward: str) -> dict[str, Any]:
         fingerprint = {**made["fingerprint"], "head": f"sha256 {head}", "reward": reward}
-        return {**made, "router": {"sha256": head}, "reward": reward, "fingerprint": fingerprint}
+        policies = [*made["policies"], {"policy": "oracle", "tau": 0.0, "number": "advantage"}]
+        return {**made, "router": {"sha256": head}, "reward": reward, "policies": policies, "fingerprint": fingerprint}
 
     grown = go_on(made, routed("aa", "prm"), finished)
     assert (grown["router"], grown["reward"]) == ({"sha256": "aa"}, "prm")

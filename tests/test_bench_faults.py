@@ -7,7 +7,7 @@ import json
 import random
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,11 +278,20 @@ def wait_for_rows(folder: Path, process: "subprocess.Popen[bytes]", number: int)
         assert process.stderr.readline()
 
 
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """SIGHUP ends a process: not where the tests run under nohup, whose children ignore it too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, -signal.SIGHUP)],
     ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
+@pytest.mark.usefixtures("hangup_ends")
 def test_signal_leaves_whole_rows(here: Path, number: int, code: int) -> None:
     """A signal ends the run at once; the rows are whole, and those two that a user sends say how to go on."""
     arguments = many(here)

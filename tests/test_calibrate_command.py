@@ -54,7 +54,7 @@ def test_the_taus_become_those_of_the_run(program: Program, here: Path) -> None:
     assert new.card.data["taus_of"]["runs"][0]["name"] == "run"
     lines = result.out.splitlines()
     assert lines[0] == "what a tau does, on 60 solutions of run"
-    assert "too few problems to be sure" in flat(result.out)
+    assert "on 60 solutions, too few to be sure" in flat(result.out)
     assert "the head learned from" not in result.err
     assert all(any(name in line for line in lines) for name in NAMES)
     assert max(map(len, lines)) < 80
