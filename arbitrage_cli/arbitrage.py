@@ -93,7 +93,7 @@ def single(trace: Trace, model: ModelRole) -> Flow:
 
 
 def by_evidence(number_of: NumberOf) -> Router:
-    """The router whose number is that: it asks nobody, and costs next to nothing."""
+    """The router that goes by the drafted step and its evidence alone: it asks nobody, and costs next to nothing."""
 
     def route(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
         yield from ()

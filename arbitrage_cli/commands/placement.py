@@ -122,9 +122,8 @@ def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole,
 def _note_files(moved: Sequence[Tuned]) -> None:
     """Keep where these files are now, and since when: they need not be read whole another time."""
     if moved:
-        with contextlib.suppress(
-            OutputError, UsageError
-        ):  # of a file that was damaged meanwhile: it costs time, and nothing else
+        # It cannot be written, or was damaged meanwhile: that costs time at the next start, and nothing else.
+        with contextlib.suppress(OutputError, UsageError):
             keep_tuned(tuned_file(), moved)
 
 
