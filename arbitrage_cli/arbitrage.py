@@ -13,18 +13,36 @@ problem or for a thousand.
 """
 
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from statistics import fmean
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from arbitrage_cli.types import Decision, ModelRole, Step, Trace
+
+NumberOf = Callable[[Trace, Step], float]
+"""Maps the trace so far and the drafted step, with what the draft computed while it wrote it, to a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyStop:
+    """When a drafted step is stopped before it is finished: the number of what there is of it exceeds `tau`.
+
+    Looked at after so many tokens as `is_due` says. A step that is stopped is escalated, so `tau` is the policy's own or higher.
+    """
+
+    number_of: NumberOf
+    tau: float
+    is_due: Callable[[int], bool]
+
+    def is_bad(self, trace: Trace, beginning: Step) -> bool:
+        """Whether to stop the step that begins so."""
+        return self.number_of(trace, beginning) > self.tau
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A wish of a flow: `model` shall write the next step of `trace`.
+    """A wish of a flow: `model` shall write the next step of `trace`, or only its beginning if `early_stop` finds that bad.
 
     `proposal` is a step that it may write as well: that changes the time, never the text. Where tokens are drawn at random,
     `sample` tells several steps from the same text apart.
@@ -34,6 +52,7 @@ class Ask:
     trace: Trace
     proposal: Step | None = None
     sample: int = 0
+    early_stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +65,16 @@ class Rate:
 
 Flow = Generator[Ask | Rate, Any, None]
 
-NumberOf = Callable[[Trace, Step], float]
-"""Maps the trace so far and the drafted step, with what the draft computed while it wrote it, to a number."""
 
-Router = Callable[[Trace, Step], Generator[Rate, Any, float]]
-"""The number that is compared with tau, as a part of a flow: it may ask for rewards on the way."""
+@dataclass(frozen=True, slots=True)
+class Router:
+    """What decides who writes a step. `number` is compared with tau; it is a part of a flow, and may ask for rewards on the way.
+
+    `early_stop` is made for a tau; None if a step has to be finished before anything is known of it.
+    """
+
+    number: Callable[[Trace, Step], Generator[Rate, Any, float]]
+    early_stop: Callable[[float], EarlyStop] | None = None
 
 
 def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
@@ -59,10 +83,11 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
     Strictly: a tie keeps the draft. So an infinite tau is the draft alone, and a tau below every number the target
     alone. The target is not called, and reads nothing, before the router has asked for it.
     """
+    early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished:
-        draft: Step = yield Ask("draft", trace)
-        number = yield from router(trace, draft)
-        if number > tau:  # escalate
+        draft: Step = yield Ask("draft", trace, early_stop=early_stop)
+        number = yield from router.number(trace, draft)
+        if number > tau or draft.stop == "early":  # escalate
             target: Step = yield Ask("target", trace, proposal=draft)
             trace.add(Decision(kept=target, draft=draft, target=target, probability=number))
         else:  # accept
@@ -92,24 +117,38 @@ def single(trace: Trace, model: ModelRole) -> Flow:
         trace.add(Decision(kept=step, draft=draft, target=target))
 
 
-def by_evidence(number_of: NumberOf) -> Router:
+def by_evidence(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Router:
     """The router that goes by the drafted step and its evidence alone: it asks nobody, and costs next to nothing."""
 
-    def route(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
+    def number(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
         yield from ()
         return number_of(trace, draft)
 
-    return route
+    return Router(number, early_stop)
 
 
-def by_reward(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
-    """1 - the reward of the drafted step: how bad it is, whatever the target would write instead.
+def by_reward() -> Router:
+    """Goes by 1 - the reward of the drafted step: how bad it is, whatever the target would write instead.
 
     With a process reward model this is RSD (arXiv 2501.19324), with the target as judge SpecReason (arXiv 2504.07891).
     Their "accept a reward of t or more" is a tau of 1 - t.
     """
-    (reward,) = yield Rate(trace, (draft,))
-    return 1.0 - float(reward)
+
+    def number(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
+        (reward,) = yield Rate(trace, (draft,))
+        return 1.0 - float(reward)
+
+    return Router(number)
+
+
+def by_first_token(number_of: NumberOf) -> Router:
+    """The same of a number that is known with the step's first token: no more is drafted of a step that is escalated."""
+    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
+
+
+def by_worst_token(number_of: NumberOf) -> Router:
+    """The same of a number that never falls while the step gets longer: no more is drafted once it is above tau."""
+    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
 
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:
@@ -135,59 +174,3 @@ def uniform_draw(seed: int) -> NumberOf:
         return random.Random(key.encode("utf-8", "surrogatepass")).random()
 
     return draw
-
-
-RewardKind = Literal["prm", "judge", "any"]
-"""Whose rewards a policy wants: a process reward model's, the target's own, or whichever the user chose."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A named way of sharing the steps. Without a router the first of `models` alone writes them all.
-
-    `number` says what is compared with tau, `make_router` takes the seed; a policy that `needs_head` has its router from
-    outside. `reads_evidence` tells whether the draft has to keep its evidence.
-    """
-
-    name: str
-    models: tuple[ModelRole, ...]
-    number: str = ""
-    default_tau: float | None = None
-    make_router: Callable[[int], Router] | None = None
-    reads_evidence: bool = False
-    needs_head: bool = False
-    reward: RewardKind | None = None
-
-    def flow(self, trace: Trace, tau: float | None, seed: int, router: Router | None = None) -> Flow:
-        """The flow that solves `trace`. A policy with a number needs a tau, one with a head that head's `router`."""
-        if not self.number:
-            return single(trace, self.models[0])
-        if tau is None:
-            raise ValueError(f"policy {self.name} needs a tau")
-        if self.name == "oracle":
-            return oracle(trace, tau)
-        chosen = self.make_router(seed) if self.make_router else router
-        if chosen is None:
-            raise ValueError(f"policy {self.name} needs a router")
-        return arbitrage(trace, chosen, tau)
-
-
-_BOTH: tuple[ModelRole, ...] = ("draft", "target")
-_PROBABILITY, _ENTROPY = "probability that the target's step is better", "entropy of the step's first token (nats)"
-_MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
-_MARK, _ADVANTAGE = "1 - the target's mark for the drafted step, as a share of 9", "advantage of the target's step"
-
-_ALL = (
-    Policy("arbitrage", _BOTH, _PROBABILITY, reads_evidence=True, needs_head=True),
-    Policy("entropy", _BOTH, _ENTROPY, 1.0, lambda seed: by_evidence(first_token_entropy), reads_evidence=True),
-    Policy("logprob", _BOTH, _MEAN, 0.3, lambda seed: by_evidence(mean_surprise), reads_evidence=True),
-    Policy("logprob-min", _BOTH, _WORST, 1.0, lambda seed: by_evidence(worst_surprise), reads_evidence=True),
-    Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_evidence(uniform_draw(seed))),
-    Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward, reward="prm"),
-    Policy("judge", _BOTH, _MARK, 0.22, lambda seed: by_reward, reward="judge"),
-    Policy("oracle", _BOTH, _ADVANTAGE, 0.0, reward="any"),
-    Policy("draft", ("draft",)),
-    Policy("target", ("target",)),
-)
-POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
-"""The policies of the command line. The default taus are starting points, not tuned to any pair; a head brings its own."""

@@ -10,13 +10,14 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbitrage_cli.arbitrage import Ask, Flow, Policy, Rate, Router
+from arbitrage_cli.arbitrage import Ask, Flow, Rate, Router
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.policies import Policy
 from arbitrage_cli.run_folder import Key, key_of, latest
 from arbitrage_cli.runs import Measured, RunInfo, attempt_error, row, seconds_of, tau_in_json
 from arbitrage_cli.scheduler import Rater, Scheduler
@@ -127,7 +128,8 @@ class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt that takes longer than `timeout` seconds
     is broken off.
 
-    `router_for` gives the router of a policy that has it from outside, `rater_for` whoever rates steps for one.
+    `router_for` gives the router of a policy that has it from outside, `rater_for` whoever rates steps for one. Policies that
+    can stop a step before it is finished do so if it `stops_early`.
     """
 
     engines_for: EnginesFor
@@ -138,6 +140,7 @@ class Bench:
     router_for: Callable[[Policy], Router | None] = _no_router
     rater_for: Callable[[Policy], Rater | None] = _no_rater
     concurrency: int = 1
+    stops_early: bool = False
     clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
@@ -154,7 +157,8 @@ class Bench:
         times = {name: _Times(_Stopwatch(self.clock)) for name in left}
 
         def make_flow(trace: Trace) -> Flow:
-            return times[trace.problem.id].deciding.follow(policy.flow(trace, tau, seed, router))
+            flow = policy.flow(trace, tau, seed, router, stops_early=self.stops_early)
+            return times[trace.problem.id].deciding.follow(flow)
 
         rater = self.rater_for(policy)
         scheduler = Scheduler(engines, make_flow, self.limits, concurrency=self.concurrency, rater=rater)
@@ -202,7 +206,7 @@ class Bench:
 
 @dataclass(slots=True)
 class _Stopwatch:
-    """Adds up the time that a flow takes for itself: to look at a step, and decide. The models' time is not in it."""
+    """Adds up the time that a flow takes for itself: to look at steps, unfinished ones too, and decide. The models' is not in it."""
 
     clock: Callable[[], float]
     seconds: float = 0.0
@@ -221,11 +225,25 @@ class _Stopwatch:
         """The flow's next wish; None at its end."""
         began = self.clock()
         try:
-            return flow.send(answer)
+            return self._with_looks(flow.send(answer))
         except StopIteration:
             return None
         finally:
             self.seconds += self.clock() - began
+
+    def _with_looks(self, wish: Ask | Rate) -> Ask | Rate:
+        """The same wish; the time of looks at what is being written for it is added too."""
+        if isinstance(wish, Rate) or wish.early_stop is None:
+            return wish
+        number_of = wish.early_stop.number_of
+
+        def timed(trace: Trace, beginning: Step) -> float:
+            began = self.clock()
+            number = number_of(trace, beginning)
+            self.seconds += self.clock() - began
+            return number
+
+        return replace(wish, early_stop=replace(wish.early_stop, number_of=timed))
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "blocks_compared": "Those of them in which the target alone has the same attempts.",
         "problem_speedups": "Seconds of the target alone / seconds of this policy, for each problem by itself.",
         "acceptance_rate": "Drafted steps that were kept / drafted steps.",
+        "stopped_early_rate": "Drafted steps that were stopped before they were finished, to be escalated / drafted steps.",
         "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",
         "target_call_rate": "Steps that the target wrote, kept or not / kept steps.",
         "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts.",

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from arbitrage_cli.arbitrage import EarlyStop
 from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.evidence import Recorder
@@ -58,12 +59,14 @@ class _Job:
     `proposal` has ids that may come next; after the first `max_proposed` tokens of the step there is no room to read any.
     """
 
+    trace: Trace
     unread: list[int]
     max_tokens: int
     recorder: Recorder | None
     proposal: Proposal
     max_proposed: int
     sampler: Sampler
+    early_stop: EarlyStop | None = None
     text: StepText = field(default_factory=StepText)
     tokens: list[int] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)  # but for that of decoding
@@ -163,11 +166,18 @@ class Engine:
         self._backend.drop(self._first + slot, 0)
         self._sequences[slot].held.clear()
 
-    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
+    def start(
+        self,
+        slot: int,
+        trace: Trace,
+        proposal: Step | None = None,
+        sample: int = 0,
+        early_stop: EarlyStop | None = None,
+    ) -> int:
         """Begin the next step of `trace`; `tick` writes it. Returns how many tokens have to be read first.
 
         `proposal` is a step that it may be about to write: where it does, it is sooner done, where not, nothing changes.
-        `sample` numbers steps that are drawn from the same text.
+        `sample` numbers steps that are drawn from the same text. With `early_stop` only the step's beginning may be written.
         ContextFullError if what is to be read does not fit.
         """
         sequence = self._sequences[slot]
@@ -185,7 +195,8 @@ class Engine:
         recorder = Recorder(self.card.vocabulary_size, greedy=self._sampler.is_greedy) if self._keep_evidence else None
         most = min(budget, self._context_size - len(wanted)) - 1  # the token after them ends the step anyway
         proposed = Proposal(self._proposed(proposal.text) if proposal and self._use_proposals else ())
-        self._jobs[slot] = _Job(wanted[common:], budget, recorder, proposed, most, self._sampler.sample(sample))
+        sampler = self._sampler.sample(sample)
+        self._jobs[slot] = _Job(trace, wanted[common:], budget, recorder, proposed, most, sampler, early_stop)
         return len(wanted) - common
 
     def tick(self) -> list[Progress]:
@@ -366,12 +377,14 @@ class Engine:
         return [*told, Progress(slot, texts[-1], step=self._finish_step(slot))]
 
     def _finish_step(self, slot: int) -> Step | None:
-        """The step of a slot if its last token ended it; its job is then over."""
+        """The step of a slot if its last token ended it, or is where it is stopped; its job is then over."""
         job, sequence = self._jobs[slot], self._sequences[slot]
+        if job.stop is None and self._is_to_be_stopped(job):
+            job.stop = "early"
         if job.stop is None:
             return None
         began = self._clock()
-        evidence = job.recorder.finish() if job.recorder else None
+        evidence = job.recorder.so_far() if job.recorder else None
         num_decoded = len(job.tokens) - job.cost.verify_kept
         cost = job.cost + Cost(decode_tokens=num_decoded, decode_seconds=job.decode_seconds + self._clock() - began)
         step = Step(self._role, job.text.finish(), len(job.tokens), cost, job.stop, evidence)
@@ -379,6 +392,14 @@ class Engine:
         self._spent += cost
         del self._jobs[slot]
         return step
+
+    def _is_to_be_stopped(self, job: _Job) -> bool:
+        """Whether a step is not worth finishing. Not within a character, which the number then would not know."""
+        if job.early_stop is None or job.text.is_inside_character or not job.early_stop.is_due(len(job.tokens)):
+            return False
+        evidence = job.recorder.so_far() if job.recorder else None
+        beginning = Step(self._role, job.text.so_far, len(job.tokens), job.cost, "early", evidence)
+        return job.early_stop.is_bad(job.trace, beginning)
 
     # --- token ids
 

@@ -47,14 +47,14 @@ class Recorder:
         """The characters that the last token completed."""
         self._pieces[-1] = piece
 
-    def finish(self) -> Evidence:
-        """The evidence of all tokens recorded. The recorder is empty again afterwards."""
+    def so_far(self) -> Evidence:
+        """The evidence of all tokens recorded, of which there must be one."""
         self._measure()
-        log_probabilities, entropies, margins = np.concatenate(self._columns, axis=1).tolist()
+        columns = np.concatenate(self._columns, axis=1)
+        self._columns = [columns]
+        log_probabilities, entropies, margins = columns.tolist()
         hidden = np.stack(self._hidden) if self._hidden else None
-        pieces = tuple(self._pieces)
-        self._columns, self._hidden, self._pieces = [], [], []
-        return Evidence(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden, pieces)
+        return Evidence(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden, tuple(self._pieces))
 
     def _measure(self) -> None:
         num_rows = len(self._tokens)

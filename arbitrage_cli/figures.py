@@ -282,6 +282,7 @@ def _routing(group: Group, ratios: dict[str, Any]) -> dict[str, Any]:
     drafting, writing = summed.draft_cost, summed.target_cost
     return {
         "acceptance_rate": _ratio(ratios, "acceptance_rate", summed.accepted_steps, summed.drafted_steps),
+        "stopped_early_rate": _ratio(ratios, "stopped_early_rate", summed.stopped_steps, summed.drafted_steps),
         "token_acceptance_rate": _ratio(ratios, "token_acceptance_rate", summed.accepted_tokens, summed.drafted_tokens),
         "target_call_rate": _ratio(ratios, "target_call_rate", summed.target_steps, kept_steps),
         "wasted_draft_tokens": summed.wasted_tokens,

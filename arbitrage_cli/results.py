@@ -85,11 +85,13 @@ def tally_of_row(row: Mapping[str, Any]) -> Tally:
     written = [(step, True) for step in steps]
     written += [(step["discarded"], False) for step in steps if step.get("discarded")]
     drafted = [(step["tokens"], kept) for step, kept in written if step["model"] == "draft"]
+    stopped = [step for step, _ in written if step["model"] == "draft" and step.get("stop") == "early"]
     by_target = [step["tokens"] for step, _ in written if step["model"] == "target"]
     timing = row.get("timing") or {}
     return Tally(
         drafted_steps=len(drafted),
         accepted_steps=sum(kept for _, kept in drafted),
+        stopped_steps=len(stopped),
         target_steps=len(by_target),
         drafted_tokens=sum(tokens for tokens, _ in drafted),
         accepted_tokens=sum(tokens for tokens, kept in drafted if kept),

@@ -7,7 +7,7 @@ for the longest. Knows no policy and no terminal.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from arbitrage_cli.arbitrage import Rate
+from arbitrage_cli.arbitrage import EarlyStop, Rate
 from arbitrage_cli.engine import Engine, Progress
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.scheduler import Rated, Ratings
@@ -159,10 +159,17 @@ class Recalling:
         self._recalled.pop(slot, None)
         self._engine.close(slot)
 
-    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
+    def start(
+        self,
+        slot: int,
+        trace: Trace,
+        proposal: Step | None = None,
+        sample: int = 0,
+        early_stop: EarlyStop | None = None,
+    ) -> int:
         step = None if sample else self._rollout.next_step(slot, trace.text)
         if step is None:
-            return self._engine.start(slot, trace, proposal, sample)
+            return self._engine.start(slot, trace, proposal, sample, early_stop)
         self._recalled[slot] = replace(step, cost=Cost())
         return 0
 

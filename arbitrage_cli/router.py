@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.arbitrage import Router, by_evidence
+from arbitrage_cli.arbitrage import EarlyStop, Router, by_evidence
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
 from arbitrage_cli.features import FEATURES, features, hidden_features
 from arbitrage_cli.types import Step, Trace
@@ -33,6 +33,8 @@ SCHEMA = 1
 
 MAX_INPUT = 8.0  # standard deviations from the mean: further out nothing was learned
 MAX_LOG_ODDS = 30.0  # so that a tau of 0 is below every probability, and a tau of 1 above
+LOOK_EVERY = 2  # tokens of a step that may be stopped early
+CLEARLY = 1.5  # times the odds of tau stop it: a head is trained on whole steps, and less sure of beginnings
 MAX_FILE_BYTES = 1 << 26
 MAX_HEADER_BYTES = 1 << 22
 
@@ -126,8 +128,11 @@ class Head:
         return self.card.hidden_size > 0
 
     def router(self) -> Router:
-        """The router of policy arbitrage: its number is `probability`."""
-        return by_evidence(self.probability)
+        """The router of policy arbitrage: its number is `probability`, and a step is stopped early where that is clearly above tau."""
+        return by_evidence(self.probability, self._early_stop)
+
+    def _early_stop(self, tau: float) -> EarlyStop:
+        return EarlyStop(self.probability, clearly_above(tau), lambda num_tokens: num_tokens % LOOK_EVERY == 0)
 
     def probability(self, trace: Trace, draft: Step) -> float:
         """The probability that the target's next step of `trace` is better than the drafted one, strictly between 0 and 1.
@@ -215,6 +220,11 @@ class Curve:
         share = (log_odds - x) / (self._x[right] - x)
         raised = y + share * (self._y[right] - y)
         return 1.0 / (1.0 + math.exp(-min(max(raised, -MAX_LOG_ODDS), MAX_LOG_ODDS)))
+
+
+def clearly_above(tau: float) -> float:
+    """The probability with CLEARLY times the odds of tau; tau itself where that is none, and escalates always or never."""
+    return CLEARLY * tau / (1 + (CLEARLY - 1) * tau) if 0 < tau < 1 else tau
 
 
 def _is_same(first: Model, second: Model) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from arbitrage_cli.arbitrage import Flow, Rate
+from arbitrage_cli.arbitrage import EarlyStop, Flow, Rate
 from arbitrage_cli.engine import Progress
 from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.types import (
@@ -57,7 +57,14 @@ class Writer(Protocol):
 
     def close(self, slot: int) -> None: ...
 
-    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int: ...
+    def start(
+        self,
+        slot: int,
+        trace: Trace,
+        proposal: Step | None = None,
+        sample: int = 0,
+        early_stop: EarlyStop | None = None,
+    ) -> int: ...
 
     def tick(self) -> Sequence[Progress]: ...
 
@@ -224,7 +231,8 @@ class Scheduler:
                 self._wanted_rater().start(flight.slot, ask)
                 flight.waits_for_rewards = True
                 return
-            num_unread = self._engines[ask.model].start(flight.slot, flight.trace, ask.proposal, ask.sample)
+            engine = self._engines[ask.model]
+            num_unread = engine.start(flight.slot, flight.trace, ask.proposal, ask.sample, ask.early_stop)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:

@@ -39,12 +39,17 @@ class StepText:
         """Whether bytes of a character are still missing: a bad place to stop, at most three tokens long."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
+    @property
+    def so_far(self) -> str:
+        """The text up to now, but for a character that is not complete."""
+        return "".join(self._parts)
+
     def finish(self) -> str:
         """The whole text. Bytes of a character that never became complete turn into U+FFFD."""
         rest = self._decoder.decode(b"", final=True)
         if rest:
             self._parts.append(rest)
-        return "".join(self._parts)
+        return self.so_far
 
     def _look_for_separator(self, text: str) -> None:
         if not self._visible:

@@ -12,10 +12,14 @@ from arbitrage_cli.types import Cost, Decision
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over steps. Costs include what was written and thrown away; `wasted_tokens` are the draft's share of that."""
+    """Sums over steps. Costs include what was written and thrown away; `wasted_tokens` are the draft's share of that.
+
+    `stopped_steps` are drafted ones that were stopped before they were finished.
+    """
 
     drafted_steps: int = 0
     accepted_steps: int = 0
+    stopped_steps: int = 0
     target_steps: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -31,6 +35,7 @@ class Tally:
             self,
             drafted_steps=self.drafted_steps + (draft is not None),
             accepted_steps=self.accepted_steps + accepted,
+            stopped_steps=self.stopped_steps + (draft is not None and draft.stop == "early"),
             target_steps=self.target_steps + (target is not None),
             drafted_tokens=self.drafted_tokens + (draft.num_tokens if draft else 0),
             accepted_tokens=self.accepted_tokens + (draft.num_tokens if draft and accepted else 0),

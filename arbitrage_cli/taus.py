@@ -157,6 +157,20 @@ class TauTable:
         alone = self.alone_tokens * known.target_seconds_per_token + self.prompt_tokens * reading
         return routed / alone if alone > 0 else None
 
+    def early_stop_pays(self, costs: Costs | None = None) -> bool:
+        """Whether a token that is drafted of a step to be escalated costs more than it spares the target; False without costs.
+
+        What the target would have written as well it verifies, instead of decoding it: the share of such tokens is that of all
+        steps.
+        """
+        known = costs or self.costs
+        if known is None:
+            return False
+        always, verify = self.rows[0], known.target_verify_seconds_per_token
+        verify = known.target_prefill_seconds_per_token if verify is None else verify
+        share = always.target_verify_tokens / max(1e-9, always.target_verify_tokens + always.target_tokens)
+        return known.draft_seconds_per_token > share * (known.target_seconds_per_token - verify)
+
     def resolve(self, wanted: str) -> float:
         """The tau that a number or a name stands for. UsageError if it is neither."""
         if wanted in self.named:

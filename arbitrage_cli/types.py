@@ -11,8 +11,8 @@ from typing import Literal
 ModelRole = Literal["draft", "target", "prm"]
 """Who computes. The process reward model rates steps and writes none."""
 
-StepStop = Literal["separator", "end", "budget", "context"]
-"""Why a step ended: blank line, end of sequence, token budget used up, context full."""
+StepStop = Literal["separator", "end", "budget", "context", "early"]
+"""Why a step ended: blank line, end of sequence, token budget used up, context full; or it was stopped, to be written anew."""
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 """Why a solution ended: the kept step closed the sequence, or a limit was reached."""

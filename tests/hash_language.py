@@ -10,16 +10,18 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
 LETTERS = "abcdefghijklmnop "
 CONTROLS = ("<|user|>", "<|assistant|>", "<|end|>")
@@ -208,9 +210,9 @@ class Recording:
 class ForgetfulEngine(Engine):
     """Empties its cache before every step."""
 
-    def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
+    def start(self, slot: int, trace: Trace, *wishes: Any, **named: Any) -> int:
         self.forget(slot)
-        return super().start(slot, trace, proposal, sample)
+        return super().start(slot, trace, *wishes, **named)
 
 
 def unsteady_clock(seed: int) -> Callable[[], float]:
@@ -240,12 +242,18 @@ def events_of(
     limits: Limits = SHORT,
     concurrency: int = 1,
     seed: int = 0,
+    router: Router | None = None,
+    stops_early: bool = False,
 ) -> list[Event]:
-    """Everything that happens while the problems are solved."""
+    """Everything that happens while the problems are solved. Policy arbitrage has its router from outside."""
     chosen = POLICIES[policy]
     tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
-    scheduler = Scheduler(used, lambda trace: chosen.flow(trace, tau, seed), limits, concurrency=concurrency)
+
+    def make_flow(trace: Trace) -> Flow:
+        return chosen.flow(trace, tau, seed, router, stops_early=stops_early)
+
+    scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency)
     return list(scheduler.run(problems))
 
 
@@ -254,14 +262,10 @@ def solve(
     problems: Iterable[Problem],
     policy: str,
     tau: float | None = None,
-    *,
-    limits: Limits = SHORT,
-    concurrency: int = 1,
-    seed: int = 0,
+    **options: Any,
 ) -> dict[str, Trace]:
-    """The solutions by problem id. No problem may fail."""
-    events = events_of(engines, problems, policy, tau, limits=limits, concurrency=concurrency, seed=seed)
-    finished = [event for event in events if isinstance(event, Finished)]
+    """The solutions by problem id, with the options of `events_of`. No problem may fail."""
+    finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
     assert [event.error for event in finished] == [None] * len(finished)
     return {event.trace.problem.id: event.trace for event in finished}
 

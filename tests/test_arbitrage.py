@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import pytest
 
 from arbitrage_cli.arbitrage import (
-    POLICIES,
     Ask,
     Flow,
     Rate,
@@ -20,6 +19,7 @@ from arbitrage_cli.arbitrage import (
     uniform_draw,
     worst_surprise,
 )
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
 
 
@@ -184,6 +184,33 @@ def test_random_escalates_at_a_rate_of_one_minus_tau() -> None:
     assert all(0 <= number < 1 for number in numbers)
 
 
+@pytest.mark.parametrize(("policy", "places"), [("entropy", [1]), ("random", [1]), ("logprob-min", [1, 2, 3])])
+def test_what_is_known_early_stops_the_step_early(policy: str, places: list[int]) -> None:
+    """With the first token, or with any that is bad enough: at tau itself, for the number does not fall again."""
+    ask = next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True))
+    assert isinstance(ask, Ask)
+    assert ask.early_stop is not None
+    assert ask.early_stop.tau == 0.5
+    assert [place for place in (1, 2, 3) if ask.early_stop.is_due(place)] == places
+
+
+@pytest.mark.parametrize("policy", ["entropy", "random", "logprob-min", "logprob", "oracle", "draft", "target"])
+def test_steps_are_finished_unless_they_may_be_stopped(policy: str) -> None:
+    """Nor are those stopped of which nothing is known before their end."""
+    asks = [next(POLICIES[policy].flow(new_trace(), 0.5, 0))]
+    if policy in ("logprob", "oracle", "draft", "target"):
+        asks.append(next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True)))
+    assert [ask.early_stop for ask in asks if isinstance(ask, Ask)] == [None] * len(asks)
+
+
+def test_a_step_that_was_stopped_is_never_kept() -> None:
+    """Whatever its number turns out to be: it is no whole step."""
+    trace = new_trace()
+    flow = arbitrage(trace, by_evidence(lambda _trace, _draft: 0.1), 0.5)
+    drive(flow, [step("draft", "early"), step("target", "end")])
+    assert (trace.decisions[0].kept.model, trace.decisions[0].probability) == ("target", 0.1)
+
+
 def test_random_depends_on_seed_problem_and_step() -> None:
     """Each of the three changes the draw, and nothing else does."""
     trace, later = new_trace(), new_trace()
@@ -215,7 +242,7 @@ def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> Non
     """RSD: only the drafted step is rated, and "accept a reward of 0.7 or more" is a tau of 0.3."""
     trace, draft = new_trace(), step("draft", "end")
     target = [step("target", "end")] if kept == "target" else []
-    wishes = drive(arbitrage(trace, by_reward, 1.0 - 0.7), [draft, (reward,), *target])
+    wishes = drive(arbitrage(trace, by_reward(), 1.0 - 0.7), [draft, (reward,), *target])
     assert models(wishes) == ["draft", "rater", *(["target"] if target else [])]
     assert wishes[1] == Rate(trace, (draft,))
     assert trace.decisions[0].kept.model == kept

@@ -532,6 +532,26 @@ def test_another_head_is_refused_and_the_first_one_is_not(finished: Path) -> Non
         go_on(kept, routed("aa", "rollout"), finished)
 
 
+def test_early_stop_stays_what_it_was_while_a_head_decides(finished: Path) -> None:
+    """Runs of earlier versions had none; before a head comes to a run it may be either."""
+    made = run_json(finished)
+
+    def routed(*, early_stop: bool, router: bool = True) -> dict[str, Any]:
+        fingerprint = {**made["fingerprint"], **({"early stop": json.dumps(early_stop)} if router else {})}
+        return {**made, "router": {"sha256": "aa"} if router else None, "early_stop": early_stop, "fingerprint": fingerprint}
+
+    grown = go_on(routed(early_stop=False, router=False), routed(early_stop=True), finished)
+    assert grown["early_stop"] is True
+    assert go_on(grown, routed(early_stop=False, router=False), finished)["early_stop"] is True
+    with pytest.raises(UsageError, match="another early stop: true, not false"):
+        go_on(grown, routed(early_stop=False), finished)
+    old = routed(early_stop=False)
+    del old["early_stop"], old["fingerprint"]["early stop"]
+    assert go_on(old, routed(early_stop=False), finished)["early_stop"] is False
+    with pytest.raises(UsageError, match="another early stop: false, not true"):
+        go_on(old, routed(early_stop=True), finished)
+
+
 def test_another_version_of_the_program_is_told(program: Program, copy: Path) -> None:
     """A run that another version goes on with says so."""
     change_run_json(copy, tool="0.0.1")

@@ -11,7 +11,7 @@ from hash_language import HashBackend, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.arbitrage import POLICIES, Flow, Policy, Rate, by_evidence, by_reward
+from arbitrage_cli.arbitrage import Flow, Rate, by_evidence, by_reward, by_worst_token
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.backends.scripted import open_scripted
 from arbitrage_cli.benchmark import Attempt, Began, Bench, Column, Ended, Standings, failed_row, left, plan
@@ -19,6 +19,7 @@ from arbitrage_cli.commands.session import Engines
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
+from arbitrage_cli.policies import POLICIES, Policy
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.sampling import Sampler
@@ -193,10 +194,10 @@ def test_context_that_is_full_for_the_other_model_is_a_result_too() -> None:
     """If the target cannot read what the draft wrote any more, the attempt ends there, and its text is graded."""
 
     class Refusing(Engine):
-        def start(self, slot: int, trace: Trace, proposal: Step | None = None, sample: int = 0) -> int:
+        def start(self, slot: int, trace: Trace, *wishes: Any, **named: Any) -> int:
             if trace.decisions:
                 raise ContextFullError("no room")
-            return super().start(slot, trace, proposal, sample)
+            return super().start(slot, trace, *wishes, **named)
 
     engines: dict[ModelRole, Engine] = {"target": Refusing("target", open_scripted("scripted:target", Options()), Sampler())}
     row = only_row(Bench(lambda policy, sample: engines, grade, SHORT, 0), column=TARGET)
@@ -231,7 +232,7 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
             self._wishes.clear()
             return rated
 
-    policy = Policy("rated", ("draft", "target"), "badness", 0.5, lambda seed: by_reward)
+    policy = Policy("rated", ("draft", "target"), "badness", 0.5, lambda seed: by_reward())
     row = only_row(scripted_bench(rater_for=lambda policy: Rater()), column=Column(policy, 0.5))
     assert {step["probability"] for step in row["steps"]} == {0.75}
     assert row["timing"]["reward"]["seconds"] == 0.5 * len(row["steps"])
@@ -427,12 +428,38 @@ def test_router_time_is_that_of_the_decision() -> None:
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
 
 
+def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
+    """They are no time of the draft, and a step that is stopped stands in its row as such."""
+    clock = Clock()
+
+    def slow_look(trace: Trace, beginning: Step) -> float:
+        clock.now += 3.0
+        return float(beginning.num_tokens >= 4)
+
+    policy = Policy("slow", ("draft", "target"), "nothing", 0.5, lambda seed: by_worst_token(slow_look))
+    row = only_row(scripted_bench(clock=clock, stops_early=True), column=Column(policy, 0.5))
+    discarded = [step["discarded"] for step in row["steps"] if step["discarded"]]
+    assert {(step["tokens"], step["stop"]) for step in discarded} == {(4, "early")}
+    assert row["timing"]["router"] == {"seconds": 3.0 * 5 * len(discarded)}  # after each of four tokens, and by the flow
+    assert row["wall_seconds"] == row["timing"]["router"]["seconds"]
+
+
+def test_steps_are_stopped_on_request_only() -> None:
+    """By a bench that stops early and by no other; what is kept is the same."""
+    stopped, whole = (
+        only_row(scripted_bench(stops_early=early), column=Column(POLICIES["random"], 0.3)) for early in (True, False)
+    )
+    assert [step["text"] for step in stopped["steps"]] == [step["text"] for step in whole["steps"]]
+    stops = [{step["discarded"]["stop"] for step in row["steps"] if step["discarded"]} for row in (stopped, whole)]
+    assert (stops[0], "early" in stops[1]) == ({"early"}, False)
+
+
 def test_flow_is_closed_with_its_attempt() -> None:
     """A policy's flow ends with its attempt, also one that is broken off."""
     closed: list[bool] = []
 
     class Watched(Policy):
-        def flow(self, *arguments: Any) -> Flow:
+        def flow(self, *arguments: Any, **named: Any) -> Flow:
             try:
                 yield from POLICIES["target"].flow(*arguments)
             finally:

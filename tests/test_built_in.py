@@ -17,11 +17,12 @@ import pytest
 from cli import Result, run
 from small_heads import write_head
 
-from arbitrage_cli.arbitrage import POLICIES, Rate
+from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Options, llama
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.rewards import ProcessReward
 from arbitrage_cli.router import load
 from arbitrage_cli.sampling import Sampler
@@ -334,6 +335,19 @@ def test_a_head_that_reads_hidden_states_is_given_them(quick_path: Path) -> None
     folder = str(quick_path / "run")
     measured = run("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage", "--head", head, "-o", folder)
     assert measured.code == 0, measured.err
+
+
+def test_a_bad_draft_is_stopped_where_that_is_asked_for() -> None:
+    """A tau below every probability stops each step at the first look. On this pair a draft spares the target more than it costs."""
+    (record,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1", "--early-stop").records
+    (usual,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1").records
+    assert record["text"] == usual["text"]
+    assert (record["settings"]["early_stop"], usual["settings"]["early_stop"]) == (True, False)
+    stopped = [step["discarded"] for step in record["steps"] if step["discarded"]["stop"] == "early"]
+    assert {step["tokens"] for step in stopped} == {2}
+    assert all(step["discarded"]["stop"] != "early" for step in usual["steps"])
+    told = solve("What is 37 * 12 - 95?", "--tau", "-1", "--early-stop").err
+    assert told.count("stopped early") == len(stopped) > 1
 
 
 def test_a_pairs_head_goes_with_its_own_models_only() -> None:

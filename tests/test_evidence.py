@@ -12,7 +12,7 @@ def record(logits: Floats, tokens: list[int], hidden: Floats | None = None) -> E
     recorder = Recorder(logits.shape[1])
     for index, token in enumerate(tokens):
         recorder.add(logits[index], token, None if hidden is None else hidden[index])
-    return recorder.finish()
+    return recorder.so_far()
 
 
 def expected(logits: Floats, tokens: list[int]) -> tuple[list[float], list[float], list[float]]:
@@ -44,7 +44,7 @@ def test_greedy_tokens_need_no_search() -> None:
     recorder = Recorder(300, greedy=True)
     for row, token in zip(logits, tokens, strict=True):
         recorder.add(row, token, None)
-    assert recorder.finish() == record(logits, tokens)
+    assert recorder.so_far() == record(logits, tokens)
 
 
 def test_measuring_in_chunks_changes_nothing() -> None:
@@ -71,7 +71,7 @@ def test_hidden_states_are_copied_row_by_row() -> None:
     for value in (1.0, 2.0):
         memory[:] = value
         recorder.add(np.zeros(3, np.float32), 0, memory)
-    hidden = recorder.finish().hidden
+    hidden = recorder.so_far().hidden
     assert isinstance(hidden, np.ndarray)
     assert (hidden.dtype, hidden.tolist()) == (np.float32, [[1.0] * 4, [2.0] * 4])
 
@@ -81,14 +81,26 @@ def test_without_hidden_states_there_are_none() -> None:
     assert record(np.zeros((1, 3), np.float32), [0]).hidden is None
 
 
-def test_a_recorder_starts_anew_after_finish() -> None:
-    """Nothing of one step is left in the next."""
-    recorder = Recorder(3)
-    recorder.add(np.zeros(3, np.float32), 0, np.zeros(2, np.float32))
-    recorder.finish()
-    recorder.add(np.array([0, 0, 5], np.float32), 2, None)
-    found = recorder.finish()
-    assert (len(found.entropies), found.hidden) == (1, None)
+def test_looking_while_it_goes_on_changes_nothing() -> None:
+    """What there is of a step can be read after any of its tokens: what was there stays, and the whole is the same as unread."""
+    rng = np.random.default_rng(0)
+    logits, hidden = rng.normal(0, 5, (9, 300)).astype(np.float32), rng.normal(0, 1, (9, 4)).astype(np.float32)
+    tokens = rng.integers(0, 300, 9).tolist()
+    recorder, whole = Recorder(300), record(logits, tokens, hidden)
+    for index, token in enumerate(tokens):
+        recorder.add(logits[index], token, hidden[index])
+        recorder.add_text(str(index))
+        beginning = recorder.so_far() if index != 5 else None
+        if beginning:
+            assert beginning.log_probabilities == whole.log_probabilities[: index + 1]
+            assert beginning.pieces == tuple(map(str, range(index + 1)))
+    found = recorder.so_far()
+    assert (found.log_probabilities, found.entropies, found.margins) == (
+        whole.log_probabilities,
+        whole.entropies,
+        whole.margins,
+    )
+    np.testing.assert_array_equal(np.asarray(found.hidden), np.asarray(whole.hidden))
 
 
 def test_certainty_has_no_entropy_and_equals_have_no_margin() -> None:

@@ -27,7 +27,7 @@ RUNGS = (
     ),
     (
         *("backends.llama_loading", "backends.llama_vocabulary", "backends.scripted", "hub", "gguf_facts"),
-        *("evidence", "runs", "results", "answers", "router", "taus", "states", "tuned"),
+        *("policies", "evidence", "runs", "results", "answers", "router", "taus", "states", "tuned"),
     ),
     (
         "engine",

@@ -1,4 +1,4 @@
-"""The laws of the design (1 to 5), on the toy language and on tiny models through llama.cpp.
+"""The laws of the design (1 to 5 and 7), on the toy language and on tiny models through llama.cpp.
 
 On the toy language texts are compared exactly. llama.cpp computes a batch, a single token and a prompt with different
 kernels, so logits differ in their last bits: there a text may part from the other only where the two likeliest tokens
@@ -32,13 +32,14 @@ from hash_language import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.arbitrage import arbitrage, by_evidence
+from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_evidence, mean_surprise
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import open_scripted
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.summary import tally
 from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")
@@ -48,7 +49,9 @@ NEAR_TIE = 1e-4  # nats between the two likeliest tokens
 
 questions = st.text(alphabet="abcxyz \n?é", min_size=1, max_size=12)
 samplers = st.one_of(st.just(Sampler()), st.builds(Sampler, temperature=st.sampled_from([0.5, 1.0]), seed=st.integers(0, 5)))
-policies = st.sampled_from([("entropy", 1.5), ("entropy", 2.2), ("logprob", 1.0), ("logprob", 1.6), ("random", 0.5)])
+policies = st.sampled_from(
+    [("entropy", 1.5), ("entropy", 2.2), ("logprob", 1.0), ("logprob", 1.6), ("logprob-min", 1.0), ("random", 0.5)]
+)
 quick = settings(max_examples=12, deadline=None)
 
 
@@ -240,6 +243,77 @@ def test_proposals_across_vocabularies() -> None:
     assert cost_of_target(expected).verify_tokens == 0
 
 
+# --- early stops, in the toy language
+
+HASTY = by_evidence(mean_surprise, lambda tau: EarlyStop(mean_surprise, 1.2 * tau, lambda num_tokens: num_tokens % 2 == 0))
+"""A router whose number may fall again while a step gets longer, as a head's."""
+
+
+def drafted_tokens(traces: Mapping[str, Trace]) -> int:
+    return tally(decision for trace in traces.values() for decision in trace.decisions).drafted_tokens
+
+
+@quick
+@given(st.lists(questions, min_size=1, max_size=5), policies, samplers, st.integers(1, 3))
+def test_early_stop_is_invisible_where_the_number_never_falls(
+    asked: list[str], routing: tuple[str, float], sampler: Sampler, concurrency: int
+) -> None:
+    """Law 7: the same steps are escalated, and the same text is written, with less drafted."""
+    problems = [Problem(str(number), question) for number, question in enumerate(asked)]
+    whole = solve(hash_engines(sampler), problems, *routing)
+    engines = hash_engines(sampler, num_sequences=concurrency)
+    stopped = solve(engines, problems, *routing, concurrency=concurrency, stops_early=True)
+    assert texts(stopped) == texts(whole)
+    assert drafted_tokens(stopped) <= drafted_tokens(whole)
+
+
+@pytest.mark.parametrize(("policy", "tau"), [("entropy", 1.5), ("logprob-min", 0.7), ("random", 0.5)])
+def test_early_stop_saves_draft_tokens(policy: str, tau: float) -> None:
+    """Of the same steps that are going to be escalated, only the beginning."""
+    whole = solve(hash_engines(), PROBLEMS, policy, tau)
+    stopped = solve(hash_engines(), PROBLEMS, policy, tau, stops_early=True)
+    drafts = [
+        [
+            decision.draft.num_tokens
+            for trace in traces.values()
+            for decision in trace.decisions
+            if decision.draft and decision.target
+        ]
+        for traces in (whole, stopped)
+    ]
+    assert len(drafts[0]) == len(drafts[1]) > 5
+    assert sum(drafts[1]) < sum(drafts[0])
+
+
+@quick
+@given(st.lists(questions, min_size=1, max_size=5), st.sampled_from([0.4, 0.6, 0.8]), samplers)
+def test_a_step_that_is_stopped_is_the_targets(asked: list[str], tau: float, sampler: Sampler) -> None:
+    """Law 7: the beginning that was drafted is never kept, and its number was above tau, as of any step that is escalated."""
+    problems = [Problem(str(number), question) for number, question in enumerate(asked)]
+    traces = solve(hash_engines(sampler), problems, "arbitrage", tau, router=HASTY, stops_early=True)
+    for decision in (decision for trace in traces.values() for decision in trace.decisions):
+        assert decision.kept.stop != "early"
+        assert decision.draft is not None
+        assert decision.probability is not None
+        assert (decision.verdict == "escalate") == (decision.probability > tau)
+        if decision.draft.stop == "early":
+            assert decision.draft.num_tokens % 2 == 0
+            assert decision.probability > 1.2 * tau
+
+
+@quick
+@given(st.lists(questions, min_size=2, max_size=6), samplers)
+def test_early_stop_heeds_the_other_laws(asked: list[str], sampler: Sampler) -> None:
+    """Laws 1, 4 and 5 with steps that are stopped: neither company nor cache nor proposals change the text."""
+    problems = [Problem(str(number), question) for number, question in enumerate(asked)]
+    how: dict[str, Any] = {"router": HASTY, "stops_early": True}
+    alone = solve(hash_engines(sampler), problems, "arbitrage", 0.5, **how)
+    together = hash_engines(sampler, num_sequences=4, clock=ticking_clock())
+    assert texts(solve(together, problems, "arbitrage", 0.5, concurrency=4, **how)) == texts(alone)
+    forgetting = hash_engines(sampler, engine=ForgetfulEngine, use_proposals=False)
+    assert texts(solve(forgetting, problems, "arbitrage", 0.5, **how)) == texts(alone)
+
+
 # --- tiny models through llama.cpp
 
 
@@ -359,3 +433,18 @@ def test_proposals_are_invisible_in_llama(
     assert cost.verify_tokens > 0
     if draft == target:
         assert cost.verify_kept > 0.6 * sum(step.num_tokens for step in steps)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("policy", "tau"), [("entropy", 1.0), ("logprob-min", 1.0)])
+def test_early_stop_is_invisible_in_llama(tiny: Mapping[str, Path], policy: str, tau: float, sampler: Sampler) -> None:
+    """Law 7, through llama.cpp: the same text, and less of it drafted in vain."""
+    with llama_engines(tiny["draft"], tiny["target"], sampler=sampler) as engines:
+        whole = events_of(engines, PROBLEMS, policy, tau)
+    with llama_engines(tiny["draft"], tiny["target"], sampler=sampler) as engines:
+        stopped = events_of(engines, PROBLEMS, policy, tau, stops_early=True)
+    assert_same(whole, stopped)
+    wasted = [
+        tally(event.decision for event in events if isinstance(event, Decided)).wasted_tokens for events in (whole, stopped)
+    ]
+    assert wasted[1] < wasted[0] / 2

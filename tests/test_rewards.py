@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hash_language import SHORT, HashBackend, StaleBackend, ticking_clock
 
-from arbitrage_cli.arbitrage import POLICIES, Rate
+from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.rewards import ENOUGH_ANSWERS, Judge, ProcessReward
 from arbitrage_cli.rollouts import Recalling, Rollout
 from arbitrage_cli.sampling import Sampler

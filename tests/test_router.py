@@ -115,12 +115,27 @@ def test_router_drives_the_flow() -> None:
     head, trace, draft = make_head(), new_trace(), make_draft()
     number = head.probability(trace, draft)
     flow = arbitrage(trace, head.router(), number - 1e-9)
-    assert next(flow) == Ask("draft", trace)
+    assert isinstance(next(flow), Ask)
     ask = flow.send(draft)
     assert isinstance(ask, Ask)
     assert ask.model == "target"
     flow.send(Step("target", "3", 1, Cost(), "separator"))
     assert trace.decisions[0].probability == number
+
+
+@pytest.mark.parametrize(
+    ("tau", "stopping"),
+    [(0.2, 3 / 11), (0.5, 0.6), (1e-9, 1.5e-9), (0.0, 0.0), (-1.0, -1.0), (1.0, 1.0), (math.inf, math.inf)],
+)
+def test_a_step_is_stopped_at_clearly_more_than_tau(tau: float, stopping: float) -> None:
+    """At one and a half times its odds, by the head's probability, which is looked at every two tokens. What escalates always or
+    never does so early too.
+    """
+    head, draft = make_head(), make_draft()
+    early_stop = (head.router().early_stop or pytest.fail("it never stops"))(tau)
+    assert early_stop.tau == pytest.approx(stopping)
+    assert [number for number in range(1, 8) if early_stop.is_due(number)] == [2, 4, 6]
+    assert early_stop.is_bad(new_trace(), draft) == (head.probability(new_trace(), draft) > stopping)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))

@@ -15,7 +15,7 @@ from cli import ESCAPE, MODELS, QUESTION, RIGHT, WRONG, Terminal, flat, many_pro
 from gguf import GGUFWriter
 
 from arbitrage_cli import __version__
-from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.policies import POLICIES
 
 FIELDS = {
     "id": str,

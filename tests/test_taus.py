@@ -264,6 +264,22 @@ def test_names_on_another_machine_are_given_on_the_same_states() -> None:
     assert table.at_costs(COSTS).rows == table.rows
 
 
+@pytest.mark.parametrize(
+    ("draft", "verify", "pays"),
+    [(0.1, None, False), (0.45, None, True), (0.43, None, False), (0.1, 0.85, True), (0.1, 0.7, False)],
+)
+def test_early_stop_pays_where_a_drafted_token_spares_less_than_it_costs(
+    draft: float, verify: float | None, pays: bool
+) -> None:
+    """Of 20 tokens of the target 9 were drafted as well: each saves it a decode of 1 s, and costs 0.02 s or more to verify."""
+    rows = (make_row(ALWAYS, 1.0, 0.0, 0.0), make_row(NEVER, 0.0, -1.0, -2.0))
+    rows = (replace(rows[0], target_tokens=11.0, target_verify_tokens=9.0), rows[1])
+    costs = Costs(draft, 1.0, 0.02, target_verify_seconds_per_token=verify)
+    assert make_rows(*rows).early_stop_pays(costs) is pays
+    assert make_rows(*rows, costs=costs).early_stop_pays() is pays
+    assert make_rows(*rows).early_stop_pays() is False  # nothing is known
+
+
 def test_resolve_takes_names_and_numbers() -> None:
     """Names as they stand in the table, and any number, infinite ones included."""
     table = replace(make_rows(make_row(ALWAYS, 1, 0, 0), make_row(NEVER, 0, 0, 0)), named={"exact": 0.25})

@@ -288,9 +288,10 @@ def test_named_taus_are_by_the_costs_of_this_machine(home: Home, head: str) -> N
 def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str) -> None:
     """By the costs of this machine: a draft that is hardly faster gains nothing. Where there is a gain nothing is said."""
     told = "as long as the target alone: --policy target"
-    assert told not in home.run("solve", "5 + 6", "--head", head).err
+    routed = ("solve", "5 + 6", "--head", head, "--no-early-stop")
+    assert told not in home.run(*routed).err
     home.pretend(NO_GAIN)
-    found = flat(home.run("solve", "5 + 6", "--head", head).err)
+    found = flat(home.run(*routed).err)
     assert "at the costs of this machine routing takes about" in found
     assert told in found
     assert told not in home.run("solve", "5 + 6", "--policy", "target").err
@@ -311,6 +312,33 @@ def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
     """Without a measurement the head decides, as its card is of another machine."""
     (record,) = home.run("solve", "5 + 6", "--json").records
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
+
+
+def test_drafts_are_stopped_early_where_they_spare_less_than_they_cost(home: Home) -> None:
+    """By the costs of this machine: a draft that is hardly faster is not worth finishing as a proposal. A flag wins."""
+    routed = ("--policy", "arbitrage", "--tau", "0.02")
+    assert solve(home, *routed)["settings"]["early_stop"] is False
+    home.pretend(NO_GAIN)
+    assert solve(home, *routed)["settings"]["early_stop"] is True
+    assert solve(home, *routed, "--no-early-stop")["settings"]["early_stop"] is False
+    assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
+    told = flat(home.run("solve", "5 + 6", *routed).err)
+    assert "as long as the target alone (without early stops, which are not reckoned with)" in told
+
+
+def test_a_run_keeps_its_early_stops(home: Home) -> None:
+    """It goes on as it began, whatever was measured meanwhile, and is not gone on with otherwise."""
+    routed = (*BENCH, "--policy", "arbitrage@0.02")
+    assert home.run(*routed).code == 0
+    assert run_json(home)["early_stop"] is False
+    home.pretend(NO_GAIN, {"draft": 1, "target": 1})
+    assert home.run(*routed, "--fresh").code == 0
+    assert run_json(home)["early_stop"] is True
+    home.file.unlink()
+    assert home.run(*routed).code == 0
+    assert run_json(home)["early_stop"] is True
+    refused = home.run(*routed, "--no-early-stop")
+    assert (refused.code, "another early stop: true, not false" in flat(refused.err)) == (2, True)
 
 
 def test_explain_takes_the_same_tau(home: Home, head: str) -> None:

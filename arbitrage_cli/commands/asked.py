@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-from arbitrage_cli.arbitrage import POLICIES, Policy
 from arbitrage_cli.benchmark import Column
 from arbitrage_cli.commands.routing import choose_policy, choose_tau, name_of_tau, taus_named_here, taus_named_in
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import Pair
+from arbitrage_cli.policies import POLICIES, Policy
 from arbitrage_cli.router import Head
 from arbitrage_cli.run_folder import RunFolder
 from arbitrage_cli.taus import Costs, NamedTaus

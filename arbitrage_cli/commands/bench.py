@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to, show_figures, telling_how_to_go_on
 from arbitrage_cli.commands.sources import (
@@ -21,6 +20,7 @@ from arbitrage_cli.commands.sources import (
     template_variables,
     warnings_about,
 )
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Limits
 
@@ -108,6 +108,7 @@ def bench(
     prm: shared.RewardModel = None,
     prm_style: shared.PrmStyle = None,
     head: shared.HeadFile = None,
+    early_stop: shared.EarlyStop = None,
     reward: Annotated[
         shared.RewardSource | None,
         typer.Option(
@@ -152,7 +153,7 @@ def bench(
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import load_options, place
-    from arbitrage_cli.commands.routing import find_head, sequences
+    from arbitrage_cli.commands.routing import find_head, sequences, stops_early
     from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
@@ -207,6 +208,7 @@ def bench(
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
             head=trained if uses_head else None,
+            stops_early=stops_early(early_stop, trained, whose, placement.costs, folder.run if folder.rows else None),
             reward=reward_needed((column.policy for column in columns), reward),
             prm_style=style_of_prm(prm_style, models["prm"], named),
             grader=grader_version(),

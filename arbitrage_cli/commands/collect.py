@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to, telling_how_to_go_on
 from arbitrage_cli.commands.sources import (
@@ -23,6 +22,7 @@ from arbitrage_cli.commands.sources import (
     warnings_about,
 )
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.types import Limits
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arbitrage_cli.arbitrage import POLICIES, Flow
+from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_display, log_to
 from arbitrage_cli.commands.sources import (
@@ -29,6 +29,7 @@ from arbitrage_cli.commands.sources import (
 from arbitrage_cli.datasets import make_problem
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import local_files
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.reporters import Display, one_line, write
 from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
@@ -63,6 +64,7 @@ def explain(
     offline: shared.Offline = False,
     tau: shared.Tau = None,
     budget: shared.Budget = None,
+    early_stop: shared.EarlyStop = None,
     system: shared.Instructions = None,
     chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
@@ -88,7 +90,7 @@ def explain(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.commands.placement import load_options, place
-    from arbitrage_cli.commands.routing import choose_tau, find_head, needed
+    from arbitrage_cli.commands.routing import choose_tau, find_head, needed, stops_early
 
     named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
@@ -125,6 +127,7 @@ def explain(
             sampling=(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
+            stops_early=stops_early(early_stop, known, source, placement.costs),
         )
         trace = _solve(wanted, known, threshold, display, stack, offline=offline)
         display.close()
@@ -160,6 +163,7 @@ class _Wanted:
     sampling: tuple[float, float, int]  # temperature, top_p, seed
     limits: Limits
     system: str
+    stops_early: bool
 
 
 def _solve(
@@ -185,7 +189,11 @@ def _solve(
     keep = as_routed(head.probability, tau)
 
     def make_flow(trace: Trace) -> Flow:
-        return collect(trace, keep, lambda state: None) if is_rated else routed.flow(trace, tau, 0, router)
+        return (
+            collect(trace, keep, lambda state: None)
+            if is_rated
+            else routed.flow(trace, tau, 0, router, stops_early=wanted.stops_early)
+        )
 
     rater = make_rater(policy, backends, prm_style=wanted.prm_style)
     scheduler = Scheduler(engines, make_flow, wanted.limits, rater=rater)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from arbitrage_cli.arbitrage import POLICIES, Flow, single
+from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.backends import Backend
 from arbitrage_cli.collecting import Keep, collect
 from arbitrage_cli.commands.routing import make_rater, sequences
@@ -17,6 +17,7 @@ from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grader import Grader
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.reporters.progress import Outcome, Progress, State
 from arbitrage_cli.rollouts import Recalling, Rollout
 from arbitrage_cli.run_folder import SCHEMA, RunFolder, latest

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from arbitrage_cli.arbitrage import POLICIES
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.types import Limits
 
 _PROBLEMS = "Problems"
@@ -189,6 +189,16 @@ Budget = Annotated[
         max=1.0,
         metavar="SHARE",
         help="Instead of a tau: the share of steps that the target may write, by the head's own table.",
+        rich_help_panel=_MODELS,
+    ),
+]
+EarlyStop = Annotated[
+    bool | None,
+    typer.Option(
+        "--early-stop/--no-early-stop",
+        envvar="ARBITRAGE_EARLY_STOP",
+        help="Whether a drafted step is stopped before it is finished where its beginning is bad enough, and the target called at once. "
+        "Default: where that saves time, by the costs that are known.",
         rich_help_panel=_MODELS,
     ),
 ]

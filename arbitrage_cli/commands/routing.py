@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arbitrage_cli.arbitrage import POLICIES, Policy, Router
+from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.backends import Backend
 from arbitrage_cli.commands.run_facts import digest
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import UNIVERSAL_HEAD, head_file, local_files
+from arbitrage_cli.policies import POLICIES, Policy
 from arbitrage_cli.rewards import Judge, ProcessReward
 from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.router import Head, load
@@ -82,7 +83,7 @@ def choose_tau(
 
 
 def choose_routing(
-    wanted: Wanted, head: Head | None, source: str | None, costs: Costs | None
+    wanted: Wanted, head: Head | None, source: str | None, costs: Costs | None, *, stops_early: bool
 ) -> tuple[Policy, float | None, str | None]:
     """The policy and its tau, and what is to be said of them beforehand: that routing takes longer here than the target alone.
 
@@ -95,6 +96,8 @@ def choose_routing(
     if time is None or time < 1:
         return policy, tau, None
     told = f"at the costs of {ON_CARD if costs is None else HERE} routing takes about {time:.1f} times as long as the target alone"
+    if stops_early:
+        told += " (without early stops, which are not reckoned with)"
     if wanted.is_open and costs is not None and source != UNIVERSAL_HEAD:
         return (
             POLICIES["target"],
@@ -116,6 +119,23 @@ def _expected_time(
     table = TauTable.from_json(needed(head).card.taus)
     row = min(table.rows, key=lambda one: abs(one.tau - min(max(tau, ALWAYS), NEVER)))
     return table.time(row, costs)
+
+
+def stops_early(
+    given: bool | None, head: Head | None, source: str | None, costs: Costs | None, earlier: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether drafted steps may be stopped before they are finished: as asked for, else as `earlier` in the same run, else if
+    that saves time at the costs that are known.
+
+    `source` is what the head is called: of a universal one the card has another pair's costs.
+    """
+    if given is not None:
+        return given
+    if earlier is not None:
+        return bool(earlier.get("early_stop"))
+    if head is None or (costs is None and source == UNIVERSAL_HEAD):
+        return False
+    return TauTable.from_json(head.card.taus).early_stop_pays(costs)
 
 
 def whose_costs(policy: Policy, wanted: str | None, budget: float | None, costs: Costs | None) -> str | None:

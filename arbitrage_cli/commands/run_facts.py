@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli import __version__
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import DEFAULT_CONTEXT_SIZE, Backend, Options
 from arbitrage_cli.benchmark import Column
 from arbitrage_cli.commands.sources import reward_needed
@@ -25,6 +24,7 @@ from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.gguf_facts import read_facts
 from arbitrage_cli.machine import processor_name
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.router import Head
 from arbitrage_cli.run_folder import COLLECT, SCHEMA, RunFolder
 from arbitrage_cli.runs import tau_in_json
@@ -37,6 +37,7 @@ CHUNK = 1 << 22  # bytes
 SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
 NO_GPU = "none"
 WITHOUT_GPU = "without GPU support"  # so begin the flags of a machine, which all versions recorded
+EARLY_STOP = "early stop"  # by a head, whose text it changes; there was none in runs that do not say
 SETTING_ASIDE = ("--fresh", "--repair")
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
@@ -68,6 +69,7 @@ class Setup:
     system: str
     grader: str
     head: Head | None = None
+    stops_early: bool = False
     reward: str | None = None
     prm_style: str = "turns"
     named_taus: NamedTaus | None = None  # None if no tau was given by name
@@ -105,6 +107,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         ],
         "models": models,
         "router": _router(setup.head),
+        "early_stop": setup.stops_early,
         "tau_costs": named.costs_of if named else None,
         "named_taus": dict(named.taus) if named else None,
         "reward": setup.reward,
@@ -173,6 +176,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "ids": ids,
         "policies": policies,
         "router": run["router"] or earlier["router"],
+        "early_stop": (run if run["router"] or not earlier["router"] else earlier).get("early_stop", False),
         "tau_costs": run["tau_costs"] or earlier.get("tau_costs"),
         "named_taus": run["named_taus"] or earlier.get("named_taus"),
         "reward": run["reward"] or earlier["reward"],
@@ -273,6 +277,8 @@ def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
         known["GPU"] = NO_GPU
     if "prm" in earlier["models"]:
         known["prm style"] = earlier.get("prm_style") or "turns"
+    if earlier["router"]:
+        known[EARLY_STOP] = _told(False)
     told = known | _threads_by_role(earlier["fingerprint"], earlier["models"])
     if earlier.get("kind") == COLLECT:
         return told
@@ -316,7 +322,7 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         "step separator": run["step_separator"],
         **{name: sampling[name] for name in ("temperature", "top_p", "seed")},
         **run["limits"],
-        **({"head": _short(run["router"]["sha256"])} if run["router"] else {}),
+        **({"head": _short(run["router"]["sha256"]), EARLY_STOP: run["early_stop"]} if run["router"] else {}),
         **({"reward": run["reward"]} if run["reward"] else {}),
         **({"prm style": run["prm_style"]} if run["prm_style"] else {}),
         **({"concurrency": run["concurrency"]} if "concurrency" in run else {}),

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from arbitrage_cli.arbitrage import Policy
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.commands.capacity import check_memory, memory_needed
 from arbitrage_cli.commands.transfers import Pace
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.hub import Progress
 from arbitrage_cli.pairs import find_files, is_toy, open_model
+from arbitrage_cli.policies import Policy
 from arbitrage_cli.reporters import Loading
 from arbitrage_cli.runs import RunInfo
 from arbitrage_cli.sampling import Sampler

@@ -48,6 +48,7 @@ def solve(
     policy: shared.PolicyName = None,
     tau: shared.Tau = None,
     budget: shared.Budget = None,
+    early_stop: shared.EarlyStop = None,
     system: shared.Instructions = None,
     chat_template_kwargs: shared.TemplateVariables = None,
     max_steps: shared.MaxSteps = shared.DEFAULTS.max_steps,
@@ -83,6 +84,7 @@ def solve(
         make_router,
         reads_hidden,
         sequences,
+        stops_early,
         whose_costs,
     )
     from arbitrage_cli.commands.session import fetch, make_engines, open_backends, run_info
@@ -96,7 +98,9 @@ def solve(
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
-    chosen, threshold, slow = choose_routing(Wanted(policy, tau, budget, head), trained, whose, placement.costs)
+    may_stop = stops_early(early_stop, trained, whose, placement.costs)
+    wanted = Wanted(policy, tau, budget, head)
+    chosen, threshold, slow = choose_routing(wanted, trained, whose, placement.costs, stops_early=may_stop)
     refuse_ignored(context, chosen)
     sources = needed_models([chosen], models)
     prompt = instructions(system, named)
@@ -107,7 +111,7 @@ def solve(
     if load.template_variables:
         also["chat_template_kwargs"] = load.template_variables
     if chosen.needs_head and trained:
-        also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of}
+        also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of, "early_stop": may_stop}
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
@@ -143,7 +147,7 @@ def solve(
         )
 
         def make_flow(trace: Trace) -> Flow:
-            return chosen.flow(trace, threshold, seed, router)
+            return chosen.flow(trace, threshold, seed, router, stops_early=may_stop)
 
         display.begin(run)
         scheduler = Scheduler(engines, make_flow, limits, concurrency=at_once, rater=rater)

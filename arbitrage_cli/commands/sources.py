@@ -7,7 +7,6 @@ from typing import Any
 
 import typer
 
-from arbitrage_cli.arbitrage import Policy
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import (
@@ -20,6 +19,7 @@ from arbitrage_cli.pairs import (
     is_toy,
     read_pairs,
 )
+from arbitrage_cli.policies import Policy
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.run_folder import COLLECT, read_run_folder
 from arbitrage_cli.types import ModelRole

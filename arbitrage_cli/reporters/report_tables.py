@@ -112,6 +112,7 @@ THROUGHPUT: Sequence[Column] = (
 )
 ROUTING: Sequence[Column] = (
     Column("accepted steps", "acceptance_rate", _with_parts(rounding.percent, "acceptance_rate")),
+    Column("stopped early", "stopped_early_rate", _with_parts(rounding.percent, "stopped_early_rate")),
     Column("accepted tokens", "token_acceptance_rate", _with_parts(rounding.percent, "token_acceptance_rate")),
     Column("target calls per step", "target_call_rate", _with_parts(lambda rate: f"{rate or 0:.2f}", "target_call_rate")),
     Column("wasted draft tokens", "wasted_draft_tokens", _value(rounding.number, "wasted_draft_tokens")),

@@ -40,8 +40,8 @@ def _rounded(number: float, tau: float) -> str:
 
 
 def size(step: Step) -> str:
-    """Tokens and seconds of one step."""
-    return f"{step.num_tokens} tokens {step.seconds:.2f} s"
+    """Tokens and seconds of one step, and whether it was stopped before it was finished."""
+    return f"{step.num_tokens} tokens {step.seconds:.2f} s" + (", stopped early" if step.stop == "early" else "")
 
 
 def acceptance(figures: Tally) -> str:

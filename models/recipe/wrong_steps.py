@@ -21,10 +21,10 @@ from pathlib import Path
 
 from generate import HELD_OUT_PER_LEVEL, HELD_OUT_SEEDS, Number, Problem, Working, held_out, training_problems
 
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.engine import Engine
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.types import Finished, Limits, ModelRole

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import zip_longest
 
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.named_datasets import load_dataset
 from arbitrage_cli.pairs import find_pair, open_model, read_pairs
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler

@@ -16,10 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.engine import Engine
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.summary import tally

@@ -25,12 +25,12 @@ import numpy as np
 from chosen import add_models, chosen_head, chosen_pair
 from numpy.typing import NDArray
 
-from arbitrage_cli.arbitrage import POLICIES
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.named_datasets import load_dataset
 from arbitrage_cli.pairs import Pair, head_file, open_model
+from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.router import Head, load
 from arbitrage_cli.sampling import Sampler
@@ -44,7 +44,7 @@ PLACES: Mapping[str, tuple[range, float]] = {  # after how many tokens to look, 
     **{f"every {count}": (range(count, sys.maxsize, count), math.inf) for count in (2, 4, 8)},
     **{f"margin<{margin:g}": (range(1, sys.maxsize), margin) for margin in (0.5, 1, 2)},
 }
-TAUS = (0.1, 0.3, 0.5, 1.0)  # besides tau itself; no probability is above 1: that one never stops
+ODDS = (1, 1.5, 2, 3, 5)  # of tau_stop, by those of tau
 FEW = 0.005  # extra target calls, as a share of the steps
 RIGHT, WRONG, SAVED, UNDRAFTED, SHARED, SECONDS = range(6)  # columns of `totals`
 
@@ -231,7 +231,9 @@ def tell(traces: Sequence[Trace], head: Head, tau: float, clock: Clock) -> Itera
     yield "milliseconds: " + ", ".join(f"{name} {1000 * price:.3g}" for name, price in asdict(prices).items())
     yield f"the most to gain, each escalated step stopped where it is best, without a look: {best / seconds:+.2%}"
     yield f"\n{'look':10} {'tau_stop':>8} {'stopped':>8} {'saved':>8} {'extra':>8} {'shared':>8} {'time':>8}"
-    rules = [Rule(places, value) for places in PLACES for value in sorted({tau, *(value for value in TAUS if value > tau)})]
+    rules = [
+        Rule(places, value) for places in PLACES for value in [tau * factor / (1 + tau * (factor - 1)) for factor in ODDS]
+    ]
     found = {rule: totals(solutions, rule, prices) for rule in rules}
     yield from (row(rule, found[rule], now) for rule in rules)
     yield "stopped: of escalated steps; saved: of draft tokens; extra: target calls, of steps; shared: of tokens not drafted"

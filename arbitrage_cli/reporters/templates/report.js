@@ -216,7 +216,7 @@
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s`; }
+  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : ""}`; }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
   function compared(trace, step) { // the number that decided, against tau

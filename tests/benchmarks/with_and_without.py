@@ -1,0 +1,141 @@
+"""What proposals save, or stopping bad drafts early: the same problems with and without, in turns.
+
+Usage: python tests/benchmarks/with_and_without.py proposals|early-stop [--dataset builtin-dev] [--limit N] [--pair NAME]
+       [--draft MODEL] [--target MODEL] [--head FILE] [--policy arbitrage@exact] [--threads N] [--max-tokens N]
+
+Each problem is solved in both ways before the next one, in changing order. Told are right answers, seconds a problem, tokens
+drafted, steps of the target and its tokens (decoded one by one, verified in batches, kept of those), the ratio of the times with
+its interval over problems, and how many texts differ. Proposals change none, but where two tokens are nearly as likely as each
+other a batch may decide for the other one; a step that a head stops early might have been accepted.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+
+import numpy as np
+from chosen import add_models, chosen_columns, chosen_pair
+
+from arbitrage_cli.backends import Backend, Options
+from arbitrage_cli.benchmark import Column
+from arbitrage_cli.datasets import Item
+from arbitrage_cli.engine import Engine
+from arbitrage_cli.grader import Grader
+from arbitrage_cli.intervals import bootstrap, ratio_of_sums
+from arbitrage_cli.named_datasets import load_dataset
+from arbitrage_cli.pairs import Pair, open_model
+from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.router import Head
+from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.summary import tally
+from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
+
+WAYS = ("without", "with")
+COLUMNS = ("right", "s a problem", "drafted", "steps", "by target", "decoded", "verified", "kept")
+
+
+def solve(scheduler: Scheduler, problem: Problem) -> Trace:
+    (finished,) = (event for event in scheduler.run([problem]) if isinstance(event, Finished))
+    if finished.error:
+        raise finished.error
+    return finished.trace
+
+
+def make_scheduler(
+    pair: Pair,
+    backends: Mapping[ModelRole, Backend],
+    column: Column,
+    head: Head | None,
+    limits: Limits,
+    *,
+    use_proposals: bool,
+    stops_early: bool,
+) -> Scheduler:
+    router = head.router() if head else None
+    system = INSTRUCTIONS if pair.system is None else pair.system
+    engines = {
+        role: Engine(
+            role, backend, Sampler(), instructions=system, keep_evidence=role == "draft", use_proposals=use_proposals
+        )
+        for role, backend in backends.items()
+    }
+    engines["target"].measure()
+    return Scheduler(
+        engines, lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=stops_early), limits
+    )
+
+
+def solve_in_turns(schedulers: Mapping[str, Scheduler], items: Sequence[Item]) -> Mapping[str, list[Trace]]:
+    """The solutions of each way, in the order of the problems."""
+    found: dict[str, list[Trace]] = {way: [] for way in schedulers}
+    for index, item in enumerate(items):
+        for way in WAYS if index % 2 else WAYS[::-1]:
+            found[way].append(solve(schedulers[way], item.problem))
+    return found
+
+
+def row(way: str, traces: Sequence[Trace], items: Sequence[Item], grader: Grader) -> str:
+    """What one way took, and how many answers it got right."""
+    grades = [grader.grade(trace.text, item.gold).value for trace, item in zip(traces, items, strict=True)]
+    total = tally(decision for trace in traces for decision in trace.decisions)
+    cost, num_steps = total.target_cost, sum(len(trace.decisions) for trace in traces)
+    counts = (total.drafted_tokens, num_steps, total.target_steps, cost.decode_tokens, cost.verify_tokens, cost.verify_kept)
+    told = (grades.count("correct"), f"{total.seconds / len(items):.4f}", *counts)
+    return f"{way:8}" + "".join(f"{cell:>12}" for cell in told)
+
+
+def report(found: Mapping[str, Sequence[Trace]], items: Sequence[Item]) -> None:
+    """Write the table and the ratio."""
+    lines = [f"{'':8}" + "".join(f"{name:>12}" for name in COLUMNS)]
+    with Grader() as grader:
+        lines += [row(way, found[way], items, grader) for way in WAYS]
+    seconds = np.array([[tally(trace.decisions).seconds for trace in found[way]] for way in WAYS]).T
+    ratio, interval = seconds[:, 0].sum() / seconds[:, 1].sum(), bootstrap(seconds, ratio_of_sums)
+    told = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    differ = sum(one.text != other.text for one, other in zip(*found.values(), strict=True))
+    lines.append(f"time without / with: {ratio:.3f}{told}; {differ} of {len(items)} texts differ")
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("proposals", "early-stop"))
+    parser.add_argument("--dataset", default="builtin-dev")
+    parser.add_argument("--limit", type=int)
+    add_models(parser)
+    parser.add_argument("--policy", default="arbitrage", help="one, as arbitrage bench takes it: arbitrage@fast")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--max-tokens", type=int, default=Limits().max_tokens)
+    parser.add_argument("--early-stop", action="store_true", help="in both ways, where proposals are compared")
+    arguments = parser.parse_args()
+    pair = chosen_pair(arguments)
+    (column, *others), head = chosen_columns(parser, arguments, arguments.policy)
+    if others or len(column.policy.models) < 2:
+        parser.error("give one policy in which the target writes what the draft proposed")
+    items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
+    is_about_proposals = arguments.what == "proposals"
+    with ExitStack() as stack:
+        options = Options(pair.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
+        sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
+        backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
+        schedulers = {
+            way: make_scheduler(
+                pair,
+                backends,
+                column,
+                head,
+                Limits(max_tokens=arguments.max_tokens),
+                use_proposals=way == "with" or not is_about_proposals,
+                stops_early=arguments.early_stop if is_about_proposals else way == "with",
+            )
+            for way in WAYS
+        }
+        found = solve_in_turns(schedulers, items)
+    sys.stdout.write(f"{arguments.what}: {len(items)} problems, policy {column.label}\n")
+    report(found, items)
+
+
+if __name__ == "__main__":
+    main()
