@@ -161,7 +161,8 @@ class Bench:
             return times[trace.problem.id].deciding.follow(flow)
 
         rater = self.rater_for(policy)
-        scheduler = Scheduler(engines, make_flow, self.limits, concurrency=self.concurrency, rater=rater)
+        draft = engines.get("draft")
+        scheduler = Scheduler(engines, make_flow, self.limits, concurrency=self.concurrency, rater=rater, speculator=draft)
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
             last: float | None = None  # when the block began, or a problem of it was done
             for event, now in self._timed(events):

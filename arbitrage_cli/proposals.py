@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 REJOIN = 2  # tokens in a row that have to agree before a text that went another way is held to be back
 
@@ -29,17 +29,25 @@ DECODES = 15  # whose median is the time of one
 EXPECTED_MATCH = 0.8  # of a proposed token, before anything is known,
 PRIOR_TOKENS = 4  # which weighs as much as so many tokens seen
 UNLIKELY = 0.02  # that a token is reached: not worth a look
+MOST_SPECULATED = 16  # tokens at once
 BUCKETS = 8  # of a token's place in its proposal: 0, 1, 2-3, 4-7 ... 64 and more
 
 
+Source = Literal["drafted", "again", "speculated"]
+"""What is proposed next: the step that was drafted; what follows in it where the text has come back to it; or what whoever
+drafted it said since of how the text might go on.
+"""
+
+
+SOURCES: tuple[Source, ...] = get_args(Source)
+
+
 class Place(NamedTuple):
-    """Where a text stands in its proposal: how many proposed tokens are left, how many in a row were right, and whether it has
-    left the proposal before, so that these are those since it came back.
-    """
+    """Where a text stands in its proposal: how many proposed tokens are left, and how many in a row of the same were right."""
 
     num_left: int
     num_matched: int
-    has_left: bool = False
+    source: Source = "drafted"
 
 
 class Proposal:
@@ -54,22 +62,43 @@ class Proposal:
         self._tokens = list(tokens)
         self._next = 0
         self._written: list[int] = []
-        self._num_matched, self._has_left = 0, False
+        self._num_matched = 0
+        self._source: Source = "drafted"
+        self._speculated: list[int] = []
+        self._num_speculated_matched = 0
 
     def __bool__(self) -> bool:
         """Whether anything was proposed at all."""
-        return bool(self._tokens)
+        return bool(self._tokens or self._speculated)
 
     def place(self, room: int) -> Place:
         """Where the text stands, if no more than `room` tokens may be read."""
-        return Place(max(0, min(len(self._tokens) - self._next, room)), self._num_matched, self._has_left)
+        if self._speculated:
+            return Place(max(0, min(len(self._speculated), room)), self._num_speculated_matched, "speculated")
+        return Place(max(0, min(len(self._tokens) - self._next, room)), self._num_matched, self._source)
 
     def upcoming(self, count: int) -> list[int]:
         """The next `count` tokens proposed, or as many as there are."""
-        return self._tokens[self._next : self._next + count]
+        return self._speculated[:count] if self._speculated else self._tokens[self._next : self._next + count]
+
+    def go_on_with(self, tokens: Sequence[int]) -> None:
+        """Propose these next, until the text leaves them, or comes back to the drafted step, of which more is known."""
+        self._speculated, self._num_speculated_matched = list(tokens), 0
 
     def wrote(self, token: int) -> bool | None:
         """Note the next token that was written. Whether it is the one proposed; None if none was."""
+        speculated = self._speculated
+        matched = self._follow(token)
+        if not speculated:
+            return matched
+        is_right = token == speculated[0]
+        is_back = self._next < len(self._tokens)
+        self._speculated = speculated[1:] if is_right and not is_back else []
+        self._num_speculated_matched += 1
+        return is_right
+
+    def _follow(self, token: int) -> bool | None:
+        """The same for the drafted step alone."""
         self._written.append(token)
         if self._next == len(self._tokens):
             self._come_back()
@@ -85,7 +114,7 @@ class Proposal:
         last, tokens, here = self._written[-REJOIN:], self._tokens, len(self._written)
         ends = (end for end in range(REJOIN, len(tokens)) if tokens[end - REJOIN : end] == last)
         self._next = min(ends, key=lambda end: abs(end - here), default=len(tokens))
-        self._num_matched, self._has_left = 0, True
+        self._num_matched, self._source = 0, "again"
 
 
 class Planner:
@@ -95,32 +124,41 @@ class Planner:
         self._decodes: deque[float] = deque(maxlen=DECODES)  # seconds
         self._read_seconds = self._read_tokens = 0.0  # of late
         self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
-        self._credit = CREDIT
-        self._seen = {has_left: [0.0] * BUCKETS for has_left in (False, True)}  # proposed tokens, those before them right,
-        self._matched = {has_left: [0.0] * BUCKETS for has_left in (False, True)}  # and those of them that matched too
+        self._credit, self._speculative_credit = CREDIT, CREDIT
+        self._seen = {source: [0.0] * BUCKETS for source in SOURCES}  # proposed tokens, those before them right,
+        self._matched = {source: [0.0] * BUCKETS for source in SOURCES}  # and those of them that matched too
 
     def read(self, num_tokens: int, seconds: float) -> None:
         """Note what it cost to read a text without output: a first guess at what a row more costs."""
         self._read_seconds += seconds - LATEST * self._read_seconds
         self._read_tokens += num_tokens - LATEST * self._read_tokens
 
-    def decoded(self, seconds: float, num_rows: int, *, num_drawn: int = 1, num_problems: int = 1) -> None:
-        """Note what a batch cost that gave output for each of its rows, and how many tokens were drawn from it."""
+    def decoded(
+        self, seconds: float, num_rows: int, *, num_drawn: int = 1, num_problems: int = 1, speculating: float = 0.0
+    ) -> None:
+        """Note what a batch cost that gave output for each of its rows, and how many tokens were drawn from it.
+
+        `speculating` are the seconds that it took before that to say how the text might go on; 0 if nobody was asked.
+        """
         gain = EARNED * num_problems
         if num_rows == 1:
             self._decodes.append(seconds)
-        elif self._decode_seconds > 0:
-            latest = seconds / self._decode_seconds
+        elif self.decode_seconds > 0:
+            latest = seconds / self.decode_seconds
             if num_rows > num_problems:
                 gain = num_drawn / num_problems * self._costs(num_problems, 0)[0] - latest
             known = self._measured.get(num_rows, latest)
             self._measured[num_rows] = known + LATEST * (latest - known)
-        self._credit = max(-CREDIT, min(MOST_CREDIT, self._credit + gain))  # one batch on a busy machine is not the end
+        if speculating:
+            self._speculative_credit = _bounded(self._speculative_credit + gain - speculating / self.decode_seconds)
+        else:
+            self._credit = _bounded(self._credit + gain)
+            self._speculative_credit = _bounded(self._speculative_credit + EARNED * num_problems)
 
     def compared(self, place: Place, *, matched: bool) -> None:
         """Note whether the token that was proposed at this place was the one drawn."""
-        self._seen[place.has_left][_bucket(place.num_matched)] += 1
-        self._matched[place.has_left][_bucket(place.num_matched)] += matched
+        self._seen[place.source][_bucket(place.num_matched)] += 1
+        self._matched[place.source][_bucket(place.num_matched)] += matched
 
     def plan(self, waiting: Sequence[Place]) -> list[int]:
         """Proposed tokens to read along with the one that each problem reads anyway.
@@ -129,13 +167,13 @@ class Planner:
         tokens a second: their expected number by the batch's cost.
         """
         counts, num_problems = [0] * len(waiting), len(waiting)
-        if self._credit < 0 or not self._decode_seconds or not self._read_tokens:
+        if not self._knows_costs or (self._credit < 0 and all(place.source != "speculated" for place in waiting)):
             return counts
-        room = max(0, min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)) - num_problems)
+        room = self._most_rows - num_problems
         chances = ((chance, index) for index, place in enumerate(waiting) for chance in self._chances(place))
-        likely = sorted(chances, reverse=True)[: int(room)]
-        if any(place.num_left and place.num_matched == 0 and not place.has_left for place in waiting):
-            self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
+        likely = sorted(chances, reverse=True)[:room]
+        if any(place.num_left and place.num_matched == 0 and place.source != "again" for place in waiting):
+            self._fade()
         costs = self._costs(num_problems, len(likely))
         expected, best, taken = float(num_problems), GAIN * num_problems / costs[0], 0
         for number, (chance, _) in enumerate(likely, start=1):
@@ -146,14 +184,43 @@ class Planner:
             counts[index] += 1
         return counts
 
+    def plan_speculation(self, seconds_per_token: float, room: int) -> int:
+        """For how many tokens, each at this price, to ask how one text might go on, of which nothing is proposed; 0 if that is
+        not worth its time. `room` is for how many there is any.
+        """
+        if not self._knows_costs or self._speculative_credit < 0 or not seconds_per_token:
+            return 0
+        self._fade()
+        most = min(room, self._most_rows - 1, MOST_SPECULATED)
+        chances = list(self._chances(Place(most, 0, "speculated"))) if most > 0 else []
+        costs, price = self._costs(1, len(chances)), seconds_per_token / self.decode_seconds
+        expected, best, taken = 1.0, GAIN, 0
+        for number, chance in enumerate(chances, start=1):
+            expected += chance
+            if expected / (costs[number] + number * price) > best:
+                best, taken = expected / (costs[number] + number * price), number
+        return taken
+
     @property
-    def _decode_seconds(self) -> float:
+    def decode_seconds(self) -> float:
         """What a token costs alone; 0 if that was not measured."""
         return median(self._decodes) if self._decodes else 0.0
 
+    @property
+    def _knows_costs(self) -> bool:
+        return bool(self.decode_seconds and self._read_tokens)
+
+    @property
+    def _most_rows(self) -> int:
+        """Of the next batch: larger ones were not measured."""
+        return int(min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)))
+
+    def _fade(self) -> None:
+        self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
+
     def _chances(self, place: Place) -> Iterator[float]:
         """For each proposed token, the probability that it and all before it match."""
-        seen, matched = self._seen[place.has_left], self._matched[place.has_left]
+        seen, matched = self._seen[place.source], self._matched[place.source]
         overall = (sum(matched) + EXPECTED_MATCH * PRIOR_TOKENS) / (sum(seen) + PRIOR_TOKENS)
         chance = 1.0
         for number in range(place.num_matched, place.num_matched + place.num_left):
@@ -171,7 +238,7 @@ class Planner:
         halfway between the mean so far and the price of reading.
         """
         known = sorted({1: 1.0, **self._measured}.items())
-        reading = self._read_seconds / self._read_tokens / self._decode_seconds if self._read_tokens else 1.0
+        reading = self._read_seconds / self._read_tokens / self.decode_seconds if self._read_tokens else 1.0
         costs = []
         for rows in range(num_rows, num_rows + more + 1):
             above = bisect_right(known, (rows, math.inf))
@@ -183,6 +250,10 @@ class Planner:
                 a_row = (reading + (cost - 1) / (lower - 1)) / 2 if lower > 1 else reading
             costs.append(max(cost + a_row * (rows - lower), 1e-9))
         return costs
+
+
+def _bounded(credit: float) -> float:
+    return max(-CREDIT, min(MOST_CREDIT, credit))  # one batch on a busy machine is not the end
 
 
 def _bucket(num_before: int) -> int:

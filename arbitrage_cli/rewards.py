@@ -16,7 +16,7 @@ import numpy as np
 
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Backend, Floats, Output
-from arbitrage_cli.engine import prompt_ids
+from arbitrage_cli.cache import prompt_ids
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.prompts import ChatPrompt
 from arbitrage_cli.scheduler import Rated, Ratings

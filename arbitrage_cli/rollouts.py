@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from arbitrage_cli.arbitrage import EarlyStop, Rate
-from arbitrage_cli.engine import Engine, Progress
+from arbitrage_cli.engine import Engine, Progress, Speculator
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
@@ -166,10 +166,11 @@ class Recalling:
         proposal: Step | None = None,
         sample: int = 0,
         early_stop: EarlyStop | None = None,
+        speculator: Speculator | None = None,
     ) -> int:
         step = None if sample else self._rollout.next_step(slot, trace.text)
         if step is None:
-            return self._engine.start(slot, trace, proposal, sample, early_stop)
+            return self._engine.start(slot, trace, proposal, sample, early_stop, speculator)
         self._recalled[slot] = replace(step, cost=Cost())
         return 0
 

@@ -15,6 +15,7 @@ from arbitrage_cli.errors import ComputeError
 
 Logits = npt.NDArray[np.float32]
 
+MAX_EXPONENT = 80.0  # below what overflows float32
 TAIL = 20.0
 """Tokens e^-20 times less likely than the likeliest are never drawn: of 200,000 they hold less than 0.05% of the mass."""
 
@@ -53,6 +54,11 @@ class Sampler:
     def _uniform(self, question: str, position: int) -> float:
         key = f"{self.seed}/{question}/{position}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()) / 2**56
+
+
+def probability_of(token: int, logits: Logits) -> float:
+    """Of one token at temperature 1, by its logits (n_vocab,)."""
+    return float(1.0 / np.exp(np.minimum(logits - logits[token], MAX_EXPONENT)).sum())
 
 
 def _inverse_cdf(scaled: npt.NDArray[np.float64], top_p: float, uniform: float) -> int:

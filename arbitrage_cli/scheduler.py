@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import EarlyStop, Flow, Rate
-from arbitrage_cli.engine import Progress
+from arbitrage_cli.engine import Progress, Speculator
 from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.types import (
     Cost,
@@ -64,6 +64,7 @@ class Writer(Protocol):
         proposal: Step | None = None,
         sample: int = 0,
         early_stop: EarlyStop | None = None,
+        speculator: Speculator | None = None,
     ) -> int: ...
 
     def tick(self) -> Sequence[Progress]: ...
@@ -116,7 +117,7 @@ class _InFlight:
 class Scheduler:
     """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
 
-    `rater` is needed if the flows ask for rewards.
+    `rater` is needed if the flows ask for rewards. `speculator` is asked how steps that have left their proposals might go on.
     """
 
     def __init__(
@@ -127,11 +128,13 @@ class Scheduler:
         *,
         concurrency: int = 1,
         rater: Rater | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self._engines = engines
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
+        self._speculator = speculator
         self._concurrency = concurrency
         self._given_up: dict[Trace, ProblemError] = {}
         self._free = list(reversed(range(concurrency)))
@@ -232,7 +235,8 @@ class Scheduler:
                 flight.waits_for_rewards = True
                 return
             engine = self._engines[ask.model]
-            num_unread = engine.start(flight.slot, flight.trace, ask.proposal, ask.sample, ask.early_stop)
+            speculator = self._speculator if ask.proposal else None
+            num_unread = engine.start(flight.slot, flight.trace, ask.proposal, ask.sample, ask.early_stop, speculator)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:

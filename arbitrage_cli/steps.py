@@ -19,12 +19,14 @@ class StepText:
     newlines. The token that completes the separator ends the step; characters it carries past it stay in the step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beginning: str = "") -> None:
+        """Of a step that begins so."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._parts: list[str] = []
+        self._parts = [beginning]
         self._tail = ""  # the last len(SEPARATOR) - 1 characters, once something visible was written
         self._visible = False
         self.ended = False
+        self._look_for_separator(beginning)
 
     def add(self, piece: bytes) -> str:
         """Append one token's bytes; returns the characters that they completed. Sets `ended` at the separator."""

@@ -40,7 +40,7 @@ class Tally:
             drafted_tokens=self.drafted_tokens + (draft.num_tokens if draft else 0),
             accepted_tokens=self.accepted_tokens + (draft.num_tokens if draft and accepted else 0),
             target_tokens=self.target_tokens + (target.num_tokens if target else 0),
-            draft_cost=self.draft_cost + draft.cost if draft else self.draft_cost,
+            draft_cost=self.draft_cost + (draft.cost if draft else Cost()) + (target.speculation_cost if target else Cost()),
             target_cost=self.target_cost + target.cost if target else self.target_cost,
         )
 

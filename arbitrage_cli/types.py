@@ -93,7 +93,8 @@ class Cost:
 class Step:
     """One reasoning step as one model wrote it. Models exchange `text`; token ids stay inside the engine.
 
-    `num_tokens` counts the tokens that the model drew, the one that ended the sequence included.
+    `num_tokens` counts the tokens that the model drew, the one that ended the sequence included. `speculation_cost` is what the
+    draft took to say how a step of the target might go on.
     """
 
     model: ModelRole
@@ -102,10 +103,11 @@ class Step:
     cost: Cost
     stop: StepStop
     evidence: Evidence | None = None
+    speculation_cost: Cost = Cost()
 
     @property
     def seconds(self) -> float:
-        return self.cost.seconds
+        return self.cost.seconds + self.speculation_cost.seconds
 
     @property
     def kept_evidence(self) -> Evidence:

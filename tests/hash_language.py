@@ -244,6 +244,7 @@ def events_of(
     seed: int = 0,
     router: Router | None = None,
     stops_early: bool = False,
+    speculates: bool = False,
 ) -> list[Event]:
     """Everything that happens while the problems are solved. Policy arbitrage has its router from outside."""
     chosen = POLICIES[policy]
@@ -253,7 +254,8 @@ def events_of(
     def make_flow(trace: Trace) -> Flow:
         return chosen.flow(trace, tau, seed, router, stops_early=stops_early)
 
-    scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency)
+    speculator = used.get("draft") if speculates else None
+    scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency, speculator=speculator)
     return list(scheduler.run(problems))
 
 

@@ -15,7 +15,7 @@ from arbitrage_cli.arbitrage import EarlyStop, single
 from arbitrage_cli.backends import Backend, Floats, Options, Output
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, Script, ScriptedBackend
-from arbitrage_cli.engine import Engine
+from arbitrage_cli.engine import Engine, Speculation, Speculator
 from arbitrage_cli.errors import ComputeError, ContextFullError, ScriptEndedError
 from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.sampling import Sampler
@@ -415,9 +415,24 @@ def proposing_engine(backend: Backend) -> Engine:
     return engine
 
 
-def write_proposed(engine: Engine, trace: Trace, text: str) -> Step:
-    engine.start(0, trace, foreign(text, "draft"))
+def write_proposed(engine: Engine, trace: Trace, text: str, speculator: Speculator | None = None) -> Step:
+    engine.start(0, trace, foreign(text, "draft"), speculator=speculator)
     return finish(engine)[0]
+
+
+class Teller:
+    """Says how a step goes on: rightly for so many characters, and then something else. A token costs it next to nothing."""
+
+    seconds_per_token = 1e-3
+
+    def __init__(self, text: str, length: int, tail: str = "") -> None:
+        self._text, self._length, self._tail = text, length, tail
+        self.asked: list[str] = []
+
+    def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> Speculation:
+        self.asked.append(beginning)
+        right = self._text[len(beginning) :] if self._text.startswith(beginning) else ""
+        return Speculation(right[: self._length] + self._tail, Cost(decode_tokens=most, decode_seconds=most * 1e-3))
 
 
 def assert_equal(step: Step, expected: Step) -> None:
@@ -448,11 +463,21 @@ MAKERS: dict[str, Callable[[int], Backend]] = {
     st.builds(Limits, max_tokens=st.integers(1, 60), max_step_tokens=st.integers(1, 40)),
     st.integers(13, 70),
     st.none() | st.integers(0, 99),
+    st.none() | st.tuples(st.integers(0, 9), TAILS),
 )
 def test_a_proposal_changes_no_step(
-    name: str, proposals: list[tuple[int, str]], sampler: Sampler, limits: Limits, context: int, seed: int | None
+    name: str,
+    proposals: list[tuple[int, str]],
+    sampler: Sampler,
+    limits: Limits,
+    context: int,
+    seed: int | None,
+    told: tuple[int, str] | None,
 ) -> None:
-    """Law 5, step by step: some of the text that will be written, then another; all of it verified, or as much as it comes."""
+    """Law 5, step by step: some of the text that will be written, then another; all of it verified, or as much as it comes.
+
+    Where it has left that, whoever says how it might go on changes nothing either.
+    """
     plain = Engine("target", MAKERS[name](context), sampler, instructions="", keep_evidence=True, use_proposals=False)
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
     engine = Engine("target", MAKERS[name](context), sampler, instructions="", keep_evidence=True, clock=clock)
@@ -468,7 +493,7 @@ def test_a_proposal_changes_no_step(
             with pytest.raises(ContextFullError):
                 write_proposed(engine, trace, tail)
             break
-        found = write_proposed(engine, trace, step.text[:length] + tail)
+        found = write_proposed(engine, trace, step.text[:length] + tail, Teller(step.text, *told) if told else None)
         assert_equal(found, step)
         keep(expected, step)
         keep(trace, found)
@@ -563,6 +588,55 @@ def test_a_proposal_that_fails_is_forgotten() -> None:
     step = write_proposed(engine, trace, "x step")
     assert (step.text, step.cost.verify_tokens) == ("a step without.\n\n", 0)
     assert write_proposed(engine, trace, "a step without").cost.verify_kept > 0
+
+
+def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
+    """The other model is asked again each time that the step has gone another way, and what it says is drawn from batches."""
+    text = "a step of many tokens, most of them are KEPT.\n\n"
+    teller = Teller(text, 9, "#")
+    engine = proposing_engine(scripted(recite(text)))
+    step = write_proposed(engine, new_trace(), text[:11] + OTHER, teller)
+    assert step.text == text
+    assert len(teller.asked) > 2
+    assert all(text.startswith(beginning) for beginning in teller.asked)
+    assert min(map(len, teller.asked)) > 11
+    assert step.cost.verify_kept > 2 * step.cost.decode_tokens
+    assert step.speculation_cost.decode_tokens > 0
+    assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
+
+
+def test_whoever_cannot_say_how_it_goes_on_is_asked_no_more() -> None:
+    """Its context may be full, for one: that is no trouble of the step."""
+
+    class Failing(Teller):
+        def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> Speculation:
+            super().speculate(slot, trace, beginning, most)
+            raise ContextFullError("no room")
+
+    text = "a step of many tokens, most of them are KEPT.\n\n"
+    failing = Failing(text, 9)
+    step = write_proposed(proposing_engine(scripted(recite(text))), new_trace(), OTHER, failing)
+    assert (step.text, len(failing.asked)) == (text, 1)
+
+
+def test_a_model_says_how_a_step_goes_on() -> None:
+    """As it would write itself from there, up to the end of the step, and no further than it is sure of. No step comes of it."""
+    text = "a step of many tokens, most of them are KEPT.\n\nand more"
+    engine = new_engine(scripted(lambda question, solution: Continuation(text[len(solution) :], 0.999)))
+    told = engine.speculate(0, new_trace(), text[:10], 4)
+    assert (told.text, told.cost.decode_tokens) == (text[10:14], 4)
+    assert engine.speculate(0, new_trace(), text[:14], 99).text == text[14:].split("and")[0]
+    assert write(engine, new_trace()).text == text.split("and")[0]
+    unsure = new_engine(scripted(lambda question, solution: Continuation("nobody knows", 0.3)))
+    assert unsure.speculate(0, new_trace(), "", 9).text == ""
+
+
+def test_nobody_speculates_while_writing() -> None:
+    """The cache holds one text at a time."""
+    engine = new_engine(scripted(recite("abc\n\n")))
+    engine.start(0, new_trace())
+    with pytest.raises(ValueError, match="of its own"):
+        engine.speculate(0, new_trace(), "", 3)
 
 
 def test_proposals_can_be_switched_off() -> None:

@@ -27,7 +27,7 @@ RUNGS = (
     ),
     (
         *("backends.llama_loading", "backends.llama_vocabulary", "backends.scripted", "hub", "gguf_facts"),
-        *("policies", "evidence", "runs", "results", "answers", "router", "taus", "states", "tuned"),
+        *("policies", "cache", "evidence", "runs", "results", "answers", "router", "taus", "states", "tuned"),
     ),
     (
         "engine",

@@ -209,6 +209,32 @@ def test_proposals_save_decodes(sampler: Sampler, make_draft: type[HashBackend])
     assert cost.verify_kept <= cost.verify_tokens
 
 
+@quick
+@given(st.lists(questions, min_size=1, max_size=5), policies, samplers, PAIRS, st.integers(1, 3), st.booleans())
+def test_speculating_is_invisible(
+    asked: list[str], routing: tuple[str, float], sampler: Sampler, pair: dict[str, Any], concurrency: int, early: bool
+) -> None:
+    """Law 5: that the draft is asked how steps of the target might go on changes neither their text nor its own."""
+    problems = [Problem(str(number), question) for number, question in enumerate(asked)]
+    expected = solve(hash_engines(sampler, use_proposals=False, **pair), problems, *routing, stops_early=early)
+    engines = hash_engines(sampler, clock=ticking_clock(), num_sequences=concurrency, **pair)
+    found = solve(engines, problems, *routing, stops_early=early, concurrency=concurrency, speculates=True)
+    assert texts(found) == texts(expected)
+
+
+def test_speculating_saves_decodes() -> None:
+    """Of the steps of a target much like its draft, of which only the first token was drafted, most comes out of batches."""
+    engines = hash_engines(same_model=True, make_draft=Wavering, clock=ticking_clock())
+    found = solve(engines, PROBLEMS, "random", 0.3, stops_early=True, speculates=True)
+    cost = cost_of_target(found)
+    steps = [decision.target for trace in found.values() for decision in trace.decisions if decision.target]
+    assert cost.verify_kept > 0.3 * sum(step.num_tokens for step in steps)
+    asked = sum((step.speculation_cost for step in steps), Cost())
+    drafted = sum((d.draft.cost for trace in found.values() for d in trace.decisions if d.draft), Cost())
+    figures = tally(decision for trace in found.values() for decision in trace.decisions)
+    assert figures.draft_cost.decode_tokens == asked.decode_tokens + drafted.decode_tokens > drafted.decode_tokens
+
+
 def test_the_law_notices_what_is_left_of_a_proposal() -> None:
     """A backend that keeps one token too many after each drop breaks law 5: the tests above would fail on it."""
     pair: dict[str, Any] = {"same_model": True, "make_draft": Wavering, "make": StaleBackend}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.proposals import MAX_ROWS, Place, Planner, Proposal
+from arbitrage_cli.proposals import MAX_ROWS, SOURCES, Place, Planner, Proposal
 
 Seconds = Callable[[int], float]
 
@@ -183,9 +183,78 @@ def test_what_came_back_is_learned_apart() -> None:
     planner = measured()
     for _ in range(50):
         planner.compared(Place(9, 0), matched=False)
-        planner.compared(Place(9, 0, has_left=True), matched=True)
-    at_first, back = planner.plan([Place(9, 0), Place(9, 0, has_left=True)])
+        planner.compared(Place(9, 0, "again"), matched=True)
+    at_first, back = planner.plan([Place(9, 0), Place(9, 0, "again")])
     assert at_first == 0 < back
+
+
+def test_what_is_told_is_proposed_until_the_text_leaves_it() -> None:
+    """Or is back in the drafted step, of which more is known."""
+    proposal = Proposal([*map(ord, "abcdefgh")])
+    assert proposal.wrote(ord("x")) is False
+    proposal.go_on_with([*map(ord, "yz!")])
+    assert (proposal.place(9), proposal.place(2).num_left) == (Place(3, 0, "speculated"), 2)
+    assert proposal.wrote(ord("y")) is True
+    assert (proposal.place(9), proposal.upcoming(9)) == (Place(2, 1, "speculated"), [*map(ord, "z!")])
+    assert proposal.wrote(ord("e")) is False
+    assert (proposal.place(9).num_left, proposal.upcoming(9)) == (0, [])
+    assert proposal.wrote(ord("f")) is None
+    proposal.go_on_with([*map(ord, "!!")])
+    assert proposal.wrote(ord("b")) is False
+    proposal.go_on_with([*map(ord, "cd!")])
+    assert proposal.wrote(ord("c")) is True  # "bc" stands in the drafted step, which goes on there
+    assert (proposal.place(9).source, proposal.upcoming(9)) == ("again", [*map(ord, "defgh")])
+
+
+def speculate(draft: float, batch: Seconds, match: float, num_tokens: int = 6000) -> float:
+    """Seconds of a text that is speculated on wherever that seems worth it, as a share of those that decoding alone takes."""
+    chance, planner = random.Random(0), Planner()
+    planner.read(50, 50 * batch(50) / 50)
+    planner.decoded(batch(1), 1)
+    seconds, done = 0.0, 0
+    while done < num_tokens:
+        told = planner.plan_speculation(draft, 30)
+        matching = next((index for index in range(told) if chance.random() >= match), told)
+        (count,) = planner.plan([Place(told, 0, "speculated")]) if told else (0,)
+        for number in range(min(matching + 1, told)):
+            planner.compared(Place(told - number, number, "speculated"), matched=number < matching)
+        drawn = min(matching, count) + 1
+        planner.decoded(batch(1 + count), 1 + count, num_drawn=drawn, speculating=told * draft)
+        seconds += told * draft + batch(1 + count)
+        done += drawn
+    return seconds / (num_tokens * batch(1))
+
+
+@pytest.mark.parametrize(
+    ("draft", "batch", "match", "share"),
+    [
+        (0.1, line(1.0, 0.05), 0.9, 0.45),
+        (0.19, line(1.0, 0.13), 0.8, 0.8),
+        (0.05, line(1.0, 0.02), 0.95, 0.25),
+    ],
+    ids=["a cheap draft", "full precision", "a GPU"],
+)
+def test_speculating_saves_time_where_the_draft_is_cheap(draft: float, batch: Seconds, match: float, share: float) -> None:
+    """Compared with decoding alone, what the draft takes included."""
+    assert speculate(draft, batch, match) < share
+
+
+@pytest.mark.parametrize(
+    ("draft", "batch", "match"),
+    [(0.7, line(1.0, 0.65), 0.9), (0.2, line(1.0, 0.2), 0.2), (0.5, line(1.0, 1.0), 1.0), (0.9, line(1.0, 0.02), 0.5)],
+    ids=["quantized", "a bad draft", "batches save nothing", "a draft as slow as the target"],
+)
+def test_speculating_never_costs_much(draft: float, batch: Seconds, match: float) -> None:
+    """Where it saves nothing it is soon left alone."""
+    assert speculate(draft, batch, match) < 1.02
+
+
+def test_nothing_is_speculated_on_before_speeds_are_known() -> None:
+    """Neither the writer's own nor the other's; nor where there is no room."""
+    assert Planner().plan_speculation(0.01, 9) == 0
+    assert measured().plan_speculation(0.0, 9) == 0
+    assert measured().plan_speculation(0.01, 0) == 0
+    assert measured().plan_speculation(0.01, 9) > 0
 
 
 def test_steps_without_a_proposal_change_no_cost() -> None:
@@ -267,7 +336,7 @@ def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, writt
 
 
 seconds = st.floats(0, 100)
-places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.booleans())
+places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.sampled_from(SOURCES))
 events = st.lists(
     st.one_of(
         st.builds(lambda tokens, seconds: lambda planner: planner.read(tokens, seconds), st.integers(1, 200), seconds),

@@ -150,7 +150,7 @@ def solve(
             return chosen.flow(trace, threshold, seed, router, stops_early=may_stop)
 
         display.begin(run)
-        scheduler = Scheduler(engines, make_flow, limits, concurrency=at_once, rater=rater)
+        scheduler = Scheduler(engines, make_flow, limits, concurrency=at_once, rater=rater, speculator=engines.get("draft"))
         # Closed before the models are: a run that is broken off still has problems in their memory.
         events = stack.enter_context(contextlib.closing(scheduler.run(problems, problems.is_ready)))
         num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)

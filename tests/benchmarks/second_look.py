@@ -69,9 +69,9 @@ class Reader:
 
     def readings(self, question: str, kept: Sequence[str], draft: str, *, ends: bool) -> list[float]:
         """`READINGS` of the step `draft` after the `kept` ones. If it `ends` the solution, that counts as its last token."""
-        before = self._engine._prompt_ids(question)
-        before += [token for text in kept for token in self._engine._step_ids(text)]
-        step = self._engine._step_ids(draft)
+        before = self._engine._cache.prompt_ids(question)
+        before += [token for text in kept for token in self._engine._cache.step_ids(text)]
+        step = self._engine._cache.step_ids(draft)
         tokens = [[token] for token in step] + ([self._ends] if ends or not step else [])
         return summarised([said(row, ids) for row, ids in zip(self._rows(before, step), tokens, strict=False)])
 

@@ -1,12 +1,16 @@
-"""What proposals save, or stopping bad drafts early: the same problems with and without, in turns.
+"""What one of the things saves that shorten the time: the same problems with and without it, in turns.
 
-Usage: python tests/benchmarks/with_and_without.py proposals|early-stop [--dataset builtin-dev] [--limit N] [--pair NAME]
-       [--draft MODEL] [--target MODEL] [--head FILE] [--policy arbitrage@exact] [--threads N] [--max-tokens N]
+Usage: python tests/benchmarks/with_and_without.py proposals|speculation|early-stop [--dataset builtin-dev] [--limit N]
+       [--pair NAME] [--draft MODEL] [--target MODEL] [--head FILE] [--policy arbitrage@exact] [--threads N] [--max-tokens N]
+       [--early-stop]
 
-Each problem is solved in both ways before the next one, in changing order. Told are right answers, seconds a problem, tokens
-drafted, steps of the target and its tokens (decoded one by one, verified in batches, kept of those), the ratio of the times with
-its interval over problems, and how many texts differ. Proposals change none, but where two tokens are nearly as likely as each
-other a batch may decide for the other one; a step that a head stops early might have been accepted.
+Proposals: the target verifies the rejected draft. Speculation: the draft then says how the target's step might go on. Early stop:
+a draft that begins badly is not finished; without and with it the other two are on, and --early-stop has it on when those are
+compared. Each problem is solved in both ways before the next one, in changing order. Told are right answers, seconds a problem,
+tokens that the draft decoded, steps, those of the target, and its tokens (decoded one by one, verified in batches, kept of
+those), the ratio of the times with its interval over problems, and how many texts differ. Proposals and speculation change none,
+but where two tokens are nearly as likely as each other a batch may decide for the other one; a step that a head stops early
+might have been accepted.
 """
 
 import argparse
@@ -51,6 +55,7 @@ def make_scheduler(
     limits: Limits,
     *,
     use_proposals: bool,
+    speculates: bool,
     stops_early: bool,
 ) -> Scheduler:
     router = head.router() if head else None
@@ -63,7 +68,10 @@ def make_scheduler(
     }
     engines["target"].measure()
     return Scheduler(
-        engines, lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=stops_early), limits
+        engines,
+        lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=stops_early),
+        limits,
+        speculator=engines["draft"] if speculates else None,
     )
 
 
@@ -81,7 +89,14 @@ def row(way: str, traces: Sequence[Trace], items: Sequence[Item], grader: Grader
     grades = [grader.grade(trace.text, item.gold).value for trace, item in zip(traces, items, strict=True)]
     total = tally(decision for trace in traces for decision in trace.decisions)
     cost, num_steps = total.target_cost, sum(len(trace.decisions) for trace in traces)
-    counts = (total.drafted_tokens, num_steps, total.target_steps, cost.decode_tokens, cost.verify_tokens, cost.verify_kept)
+    counts = (
+        total.draft_cost.decode_tokens,
+        num_steps,
+        total.target_steps,
+        cost.decode_tokens,
+        cost.verify_tokens,
+        cost.verify_kept,
+    )
     told = (grades.count("correct"), f"{total.seconds / len(items):.4f}", *counts)
     return f"{way:8}" + "".join(f"{cell:>12}" for cell in told)
 
@@ -101,21 +116,20 @@ def report(found: Mapping[str, Sequence[Trace]], items: Sequence[Item]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("proposals", "early-stop"))
+    parser.add_argument("what", choices=("proposals", "speculation", "early-stop"))
     parser.add_argument("--dataset", default="builtin-dev")
     parser.add_argument("--limit", type=int)
     add_models(parser)
     parser.add_argument("--policy", default="arbitrage", help="one, as arbitrage bench takes it: arbitrage@fast")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-tokens", type=int, default=Limits().max_tokens)
-    parser.add_argument("--early-stop", action="store_true", help="in both ways, where proposals are compared")
+    parser.add_argument("--early-stop", action="store_true", help="in both ways, where something else is compared")
     arguments = parser.parse_args()
     pair = chosen_pair(arguments)
     (column, *others), head = chosen_columns(parser, arguments, arguments.policy)
     if others or len(column.policy.models) < 2:
         parser.error("give one policy in which the target writes what the draft proposed")
     items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
-    is_about_proposals = arguments.what == "proposals"
     with ExitStack() as stack:
         options = Options(pair.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
         sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
@@ -127,8 +141,9 @@ def main() -> None:
                 column,
                 head,
                 Limits(max_tokens=arguments.max_tokens),
-                use_proposals=way == "with" or not is_about_proposals,
-                stops_early=arguments.early_stop if is_about_proposals else way == "with",
+                use_proposals=way == "with" or arguments.what != "proposals",
+                speculates=way == "with" if arguments.what == "speculation" else arguments.what == "early-stop",
+                stops_early=way == "with" if arguments.what == "early-stop" else arguments.early_stop,
             )
             for way in WAYS
         }
