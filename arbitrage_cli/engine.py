@@ -29,7 +29,7 @@ from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, StepStop, Trace
 
 MEASURED, MEASURED_TOKENS = Problem("", "1 + 1"), 4  # what `measure` reads, and how much it decodes
-UNSURE = 0.4  # of all tokens told to come next together: no more are told
+UNSURE = 0.6  # of all tokens told to come next together: no more are told
 ENOUGH_TOKENS = 16  # to know a model's speed from one trace
 
 log = logging.getLogger("arbitrage.engine")

@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--draft-max", type=int, default=8, help="tokens that the server drafts at once")
+    parser.add_argument("--early-stop", action="store_true", help="stop drafts early, as arbitrage does where that pays")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -224,6 +225,7 @@ def main() -> None:
             Limits(max_tokens=arguments.max_tokens),
             seed=0,
             router_for=lambda policy: head.router() if head and policy.needs_head else None,
+            stops_early=arguments.early_stop,
         )
         for column in columns:
             bench.engines_for(column.policy, 0)
