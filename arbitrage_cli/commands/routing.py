@@ -97,7 +97,7 @@ def choose_routing(
         return policy, tau, None
     told = f"at the costs of {ON_CARD if costs is None else HERE} routing takes about {time:.1f} times as long as the target alone"
     if stops_early:
-        told += " (without early stops, which are not reckoned with)"
+        told += " (early stops, which save some of it, are not reckoned with)"
     if wanted.is_open and costs is not None and source != UNIVERSAL_HEAD:
         return (
             POLICIES["target"],
