@@ -28,7 +28,8 @@ NumberOf = Callable[[Trace, Step], float]
 class EarlyStop:
     """When a drafted step is stopped before it is finished: the number of what there is of it exceeds `tau`.
 
-    Looked at after so many tokens as `is_due` says. A step that is stopped is escalated, so `tau` is the policy's own or higher.
+    Looked at after so many tokens as `is_due` says, of a step without a proposal. A step that is stopped is escalated, so `tau` is
+    the policy's own or higher.
     """
 
     number_of: NumberOf

@@ -175,9 +175,11 @@ class Cache:
         fragments = self._prompt.fragments(text)
         return [token for fragment in fragments for token in self._backend.tokenize(fragment, continues=True)]
 
-    def proposed_ids(self, text: str) -> list[int]:
-        """Ids of a proposed step, without the one that ends it: nothing has to be read after that."""
-        ids, step = self.step_ids(text), StepText()
+    def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
+        """Ids of a proposed step, or of what may come after its `beginning`, without the one that ends it: nothing has to be read
+        after that.
+        """
+        ids, step = self.step_ids(text), StepText(beginning)
         for index, token in enumerate(ids):
             step.add(self._backend.piece(token))
             if step.ended:

@@ -296,6 +296,7 @@ class Engine:
     def _decode(self, slots: list[int]) -> list[Progress]:
         """Decode one token of each slot, with some of those proposed to come after it, in one batch, and draw the next."""
         speculating = self._speculate_on(slots[0]) if len(slots) == 1 else 0.0
+        is_speculated = all(self._jobs[slot].proposal.place(1).source == "speculated" for slot in slots)
         began = self._clock()
         batch = self._to_decode(slots)
         output = self._cache.decode(batch)
@@ -309,7 +310,14 @@ class Engine:
                 self._cache.trim(slot)
         seconds = self._clock() - began
         num_drawn = sum(map(len, drawn))
-        self._planner.decoded(seconds, row, num_drawn=num_drawn, num_problems=len(slots), speculating=speculating)
+        self._planner.decoded(
+            seconds,
+            row,
+            num_drawn=num_drawn,
+            num_problems=len(slots),
+            is_speculated=is_speculated,
+            speculating=speculating,
+        )
         for (slot, tokens), texts in zip(batch, drawn, strict=True):
             job, share = self._jobs[slot], seconds * len(tokens) / row
             if len(tokens) == 1:
@@ -335,8 +343,8 @@ class Engine:
             job.speculator = None
             return 0.0
         job.speculation_cost += told.cost
-        job.proposal.go_on_with(self._cache.step_ids(told.text))
-        return told.cost.decode_seconds  # what was read for it would have been read for the next step
+        job.proposal.go_on_with(self._cache.proposed_ids(told.text, job.text.so_far))
+        return told.cost.decode_seconds  # most of what was read for it would have been read for the next step
 
     def _to_decode(self, slots: list[int]) -> list[tuple[int, list[int]]]:
         """Each slot with its unread token, and after it those of its proposal that are worth verifying."""
@@ -426,6 +434,8 @@ class Engine:
         """Whether a step is not worth finishing. Not within a character, which the number then would not know."""
         if job.early_stop is None or job.text.is_inside_character or not job.early_stop.is_due(len(job.tokens)):
             return False
+        began = self._clock()
         evidence = job.recorder.so_far() if job.recorder else None
+        job.decode_seconds += self._clock() - began
         beginning = Step(self._role, job.text.so_far, len(job.tokens), job.cost, "early", evidence)
         return job.early_stop.is_bad(job.trace, beginning)

@@ -23,7 +23,8 @@ JUDGEMENTS: tuple[Judgement, ...] = ("improved", "missed", "wasted", "spared")
 class Explanation:
     """One decision. `parts` are features and what each adds to the log-odds, the strongest first.
 
-    `text` is the drafted step, None where it was not recorded; `advantage` is None where rewards are not known.
+    `text` is the drafted step, None where it was not recorded, and only its beginning if it `is_stopped`; `advantage` is None
+    where rewards are not known.
     """
 
     position: int
@@ -32,6 +33,7 @@ class Explanation:
     parts: tuple[tuple[str, float], ...]
     text: str | None = None
     advantage: float | None = None
+    is_stopped: bool = False
 
     @property
     def is_escalated(self) -> bool:
@@ -74,7 +76,8 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
         number = decision.probability
         probability = head.probability(before, decision.draft) if number is None else number
         parts = tuple(head.contributions(before, decision.draft))
-        found.append(Explanation(position, probability, tau, parts, decision.draft.text, decision.advantage))
+        draft, is_stopped = decision.draft, decision.draft.stop == "early"
+        found.append(Explanation(position, probability, tau, parts, draft.text, decision.advantage, is_stopped))
     return found
 
 

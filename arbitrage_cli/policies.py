@@ -46,6 +46,11 @@ class Policy:
     needs_head: bool = False
     reward: RewardKind | None = None
 
+    @property
+    def can_stop_early(self) -> bool:
+        """Whether it may know of a drafted step that it will be escalated before that is finished."""
+        return self.needs_head or (self.make_router is not None and self.make_router(0).early_stop is not None)
+
     def flow(
         self, trace: Trace, tau: float | None, seed: int, router: Router | None = None, *, stops_early: bool = False
     ) -> Flow:

@@ -124,7 +124,7 @@ class Planner:
         self._decodes: deque[float] = deque(maxlen=DECODES)  # seconds
         self._read_seconds = self._read_tokens = 0.0  # of late
         self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
-        self._credit, self._speculative_credit = CREDIT, CREDIT
+        self._credit = dict.fromkeys((False, True), CREDIT)  # of what was drafted, and of what is speculated
         self._seen = {source: [0.0] * BUCKETS for source in SOURCES}  # proposed tokens, those before them right,
         self._matched = {source: [0.0] * BUCKETS for source in SOURCES}  # and those of them that matched too
 
@@ -134,11 +134,18 @@ class Planner:
         self._read_tokens += num_tokens - LATEST * self._read_tokens
 
     def decoded(
-        self, seconds: float, num_rows: int, *, num_drawn: int = 1, num_problems: int = 1, speculating: float = 0.0
+        self,
+        seconds: float,
+        num_rows: int,
+        *,
+        num_drawn: int = 1,
+        num_problems: int = 1,
+        is_speculated: bool = False,
+        speculating: float = 0.0,
     ) -> None:
         """Note what a batch cost that gave output for each of its rows, and how many tokens were drawn from it.
 
-        `speculating` are the seconds that it took before that to say how the text might go on; 0 if nobody was asked.
+        Whether what was proposed `is_speculated`, and the seconds that it took before that to say so; 0 if nobody was asked now.
         """
         gain = EARNED * num_problems
         if num_rows == 1:
@@ -149,11 +156,10 @@ class Planner:
                 gain = num_drawn / num_problems * self._costs(num_problems, 0)[0] - latest
             known = self._measured.get(num_rows, latest)
             self._measured[num_rows] = known + LATEST * (latest - known)
-        if speculating:
-            self._speculative_credit = _bounded(self._speculative_credit + gain - speculating / self.decode_seconds)
-        else:
-            self._credit = _bounded(self._credit + gain)
-            self._speculative_credit = _bounded(self._speculative_credit + EARNED * num_problems)
+        if speculating and self.decode_seconds > 0:
+            gain -= speculating / self.decode_seconds
+        self._earn(gain, is_speculated=is_speculated)
+        self._earn(EARNED * num_problems, is_speculated=not is_speculated)
 
     def compared(self, place: Place, *, matched: bool) -> None:
         """Note whether the token that was proposed at this place was the one drawn."""
@@ -167,19 +173,14 @@ class Planner:
         tokens a second: their expected number by the batch's cost.
         """
         counts, num_problems = [0] * len(waiting), len(waiting)
-        if not self._knows_costs or (self._credit < 0 and all(place.source != "speculated" for place in waiting)):
+        if not self._knows_costs:
             return counts
-        room = self._most_rows - num_problems
-        chances = ((chance, index) for index, place in enumerate(waiting) for chance in self._chances(place))
-        likely = sorted(chances, reverse=True)[:room]
+        worth = [(index, place) for index, place in enumerate(waiting) if self._credit[place.source == "speculated"] >= 0]
+        chances = ((chance, index) for index, place in worth for chance in self._chances(place))
+        likely = sorted(chances, reverse=True)[: self._most_rows - num_problems]
         if any(place.num_left and place.num_matched == 0 and place.source != "again" for place in waiting):
-            self._fade()
-        costs = self._costs(num_problems, len(likely))
-        expected, best, taken = float(num_problems), GAIN * num_problems / costs[0], 0
-        for number, (chance, _) in enumerate(likely, start=1):
-            expected += chance
-            if expected / costs[number] > best:
-                best, taken = expected / costs[number], number
+            self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
+        taken = _most_a_second(num_problems, [chance for chance, _ in likely], self._costs(num_problems, len(likely)))
         for _, index in likely[:taken]:
             counts[index] += 1
         return counts
@@ -188,18 +189,13 @@ class Planner:
         """For how many tokens, each at this price, to ask how one text might go on, of which nothing is proposed; 0 if that is
         not worth its time. `room` is for how many there is any.
         """
-        if not self._knows_costs or self._speculative_credit < 0 or not seconds_per_token:
+        if not self._knows_costs or self._credit[True] < 0 or not seconds_per_token:
             return 0
-        self._fade()
         most = min(room, self._most_rows - 1, MOST_SPECULATED)
         chances = list(self._chances(Place(most, 0, "speculated"))) if most > 0 else []
-        costs, price = self._costs(1, len(chances)), seconds_per_token / self.decode_seconds
-        expected, best, taken = 1.0, GAIN, 0
-        for number, chance in enumerate(chances, start=1):
-            expected += chance
-            if expected / (costs[number] + number * price) > best:
-                best, taken = expected / (costs[number] + number * price), number
-        return taken
+        price = seconds_per_token / self.decode_seconds
+        costs = [cost + number * price for number, cost in enumerate(self._costs(1, len(chances)))]
+        return _most_a_second(1, chances, costs)
 
     @property
     def decode_seconds(self) -> float:
@@ -215,8 +211,9 @@ class Planner:
         """Of the next batch: larger ones were not measured."""
         return int(min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)))
 
-    def _fade(self) -> None:
-        self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
+    def _earn(self, gain: float, *, is_speculated: bool) -> None:
+        """Add to a credit, within its bounds: one batch on a busy machine is not the end."""
+        self._credit[is_speculated] = max(-CREDIT, min(MOST_CREDIT, self._credit[is_speculated] + gain))
 
     def _chances(self, place: Place) -> Iterator[float]:
         """For each proposed token, the probability that it and all before it match."""
@@ -252,8 +249,16 @@ class Planner:
         return costs
 
 
-def _bounded(credit: float) -> float:
-    return max(-CREDIT, min(MOST_CREDIT, credit))  # one batch on a busy machine is not the end
+def _most_a_second(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> int:
+    """How many of the tokens to take, the likeliest first, for the most tokens a second: their expected number, with those that
+    are certain, by the cost of as many; none if that is hardly more than without.
+    """
+    expected, best, taken = float(num_certain), GAIN * num_certain / costs[0], 0
+    for number, chance in enumerate(chances, start=1):
+        expected += chance
+        if expected / costs[number] > best:
+            best, taken = expected / costs[number], number
+    return taken
 
 
 def _bucket(num_before: int) -> int:

@@ -222,9 +222,9 @@ class Curve:
         return 1.0 / (1.0 + math.exp(-min(max(raised, -MAX_LOG_ODDS), MAX_LOG_ODDS)))
 
 
-def clearly_above(tau: float) -> float:
-    """The probability with CLEARLY times the odds of tau; tau itself where that is none, and escalates always or never."""
-    return CLEARLY * tau / (1 + (CLEARLY - 1) * tau) if 0 < tau < 1 else tau
+def clearly_above(tau: float, odds: float = CLEARLY) -> float:
+    """The probability with so many times the odds of tau; tau itself where that is none, and escalates always or never."""
+    return odds * tau / (1 + (odds - 1) * tau) if 0 < tau < 1 else tau
 
 
 def _is_same(first: Model, second: Model) -> bool:

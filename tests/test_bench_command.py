@@ -532,24 +532,37 @@ def test_another_head_is_refused_and_the_first_one_is_not(finished: Path) -> Non
         go_on(kept, routed("aa", "rollout"), finished)
 
 
-def test_early_stop_stays_what_it_was_while_a_head_decides(finished: Path) -> None:
-    """Runs of earlier versions had none; before a head comes to a run it may be either."""
+def test_early_stop_stays_what_it_was(finished: Path) -> None:
+    """Once a policy that can stop early is in a run; one that cannot leaves it open. Runs of earlier versions had none."""
     made = run_json(finished)
 
-    def routed(*, early_stop: bool, router: bool = True) -> dict[str, Any]:
-        fingerprint = {**made["fingerprint"], **({"early stop": json.dumps(early_stop)} if router else {})}
-        return {**made, "router": {"sha256": "aa"} if router else None, "early_stop": early_stop, "fingerprint": fingerprint}
+    def with_policy(policy: str, early_stop: bool | None) -> dict[str, Any]:
+        fingerprint = {name: value for name, value in made["fingerprint"].items() if name != "early stop"}
+        fingerprint |= {} if early_stop is None else {"early stop": json.dumps(early_stop)}
+        policies = [{"policy": policy, "tau": None, "number": None}]
+        return {**made, "policies": policies, "early_stop": early_stop, "fingerprint": fingerprint}
 
-    grown = go_on(routed(early_stop=False, router=False), routed(early_stop=True), finished)
+    grown = go_on(with_policy("target", None), with_policy("entropy", True), finished)
     assert grown["early_stop"] is True
-    assert go_on(grown, routed(early_stop=False, router=False), finished)["early_stop"] is True
+    assert go_on(grown, with_policy("target", None), finished)["early_stop"] is True
     with pytest.raises(UsageError, match="another early stop: true, not false"):
-        go_on(grown, routed(early_stop=False), finished)
-    old = routed(early_stop=False)
+        go_on(grown, with_policy("entropy", False), finished)
+    old = with_policy("entropy", False)
     del old["early_stop"], old["fingerprint"]["early stop"]
-    assert go_on(old, routed(early_stop=False), finished)["early_stop"] is False
+    assert go_on(old, with_policy("entropy", False), finished)["early_stop"] is False
     with pytest.raises(UsageError, match="another early stop: false, not true"):
-        go_on(old, routed(early_stop=True), finished)
+        go_on(old, with_policy("entropy", True), finished)
+
+
+def test_a_run_does_not_mix_whole_drafts_with_stopped_ones(program: Program, here: Path) -> None:
+    """Without a flag it goes on as it began; with another one it is refused."""
+    routed = (*BENCH, "-q", "--policy", "random@0")
+    assert program.run(here, *routed, "--limit", "1", "--early-stop").code == 0
+    assert program.run(here, *routed, "--limit", "2").code == 0
+    stops = {step["discarded"]["stop"] for row in rows_of(here / "run") for step in row["steps"] if step["discarded"]}
+    assert stops == {"early"}
+    refused = program.run(here, *routed, "--no-early-stop")
+    assert (refused.code, "another early stop: true, not false" in refused.err) == (2, True)
 
 
 def test_another_version_of_the_program_is_told(program: Program, copy: Path) -> None:

@@ -21,6 +21,7 @@ from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
 from arbitrage_cli.policies import POLICIES, Policy
 from arbitrage_cli.prompts import INSTRUCTIONS
+from arbitrage_cli.proposals import Planner
 from arbitrage_cli.rollouts import Rollout
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rated, Ratings
@@ -442,6 +443,17 @@ def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
     assert {(step["tokens"], step["stop"]) for step in discarded} == {(4, "early")}
     assert row["timing"]["router"] == {"seconds": 3.0 * 5 * len(discarded)}  # after each of four tokens, and by the flow
     assert row["wall_seconds"] == row["timing"]["router"]["seconds"]
+
+
+def test_the_draft_is_asked_how_steps_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it decodes for that stands in the row, and the text is the same as without."""
+    column = Column(POLICIES["random"], 0.3)
+    usual = only_row(scripted_bench(stops_early=True), column=column)
+    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room: min(room, 5))
+    row = only_row(scripted_bench(stops_early=True), column=column)
+    assert row["text"] == usual["text"]
+    drafted = sum(step["tokens"] for step in (one["discarded"] or one for one in row["steps"]) if step["model"] == "draft")
+    assert row["timing"]["draft"]["decode_tokens"] > drafted
 
 
 def test_steps_are_stopped_on_request_only() -> None:

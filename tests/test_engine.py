@@ -605,6 +605,18 @@ def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
     assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
 
 
+def test_the_end_of_a_step_is_not_verified() -> None:
+    """Nothing has to be read after the token that ends it: if no more than that is told, it is decoded alone."""
+    text = "ab.\n\n"
+    teller = Teller(text, 99)
+    engine = proposing_engine(scripted(recite(text)))
+    step = write_proposed(engine, new_trace(), OTHER, teller)
+    assert step.text == text
+    assert teller.asked == ["a"]
+    # Four rows for the proposal, which was wrong at once; then "a" and "b", after which the end is drawn.
+    assert (step.cost.verify_tokens, step.cost.verify_kept) == (4 + 2, 1 + 2)
+
+
 def test_whoever_cannot_say_how_it_goes_on_is_asked_no_more() -> None:
     """Its context may be full, for one: that is no trouble of the step."""
 

@@ -153,6 +153,14 @@ def test_command_explains_a_problem(head_file: Path) -> None:
     json.dumps(records, allow_nan=False)
 
 
+def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
+    """Its text is only the beginning of a step."""
+    arguments = ("explain", QUESTION, "--pair", "scripted", "--head", str(head_file), "-q", "--tau", "0.0", "--early-stop")
+    assert "(stopped early)" in run(*arguments).out
+    records = run(*arguments, "--json").records
+    assert any(record["stopped_early"] and record["decision"] == "escalate" for record in records)
+
+
 def test_command_asks_the_reward_model_as_the_pair_says() -> None:
     """The built-in one in its own style; in another its rewards are other numbers."""
     found, as_told, otherwise = (

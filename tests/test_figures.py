@@ -3,11 +3,12 @@
 import json
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cli import accept, escalate, finish, make_step, make_trace
-from hash_language import events_of, hash_engines
+from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from made_up_runs import COLUMNS, DRAFT_TOKEN, TARGET_TOKEN, MadeUp, describe, failed, make_row, make_run, unscored
@@ -50,7 +51,8 @@ costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500
 def decisions(draw: st.DrawFn) -> Decision:
     """Any decision that a flow can make."""
     draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
-    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator")
+    stopped = replace(draft, stop="early")
+    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
     return draw(
         st.sampled_from(
             [
@@ -58,6 +60,7 @@ def decisions(draw: st.DrawFn) -> Decision:
                 Decision(target, target=target),
                 Decision(draft, draft=draft, probability=0.1),
                 Decision(target, draft=draft, target=target, probability=0.9),
+                Decision(target, draft=stopped, target=target, probability=0.9),
                 Decision(draft, draft=draft, target=target),
             ]
         )
@@ -75,14 +78,23 @@ def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | No
     """Law 6: folding the rows of many problems gives what folding the events gave while they happened."""
     problems = [Problem(str(number), f"question {number}") for number in range(5)]
     live, rows = Tally(), []
-    for event in events_of(hash_engines(), problems, policy, tau):
+    how: dict[str, Any] = {"stops_early": True, "speculates": True}
+    for event in events_of(hash_engines(clock=ticking_clock()), problems, policy, tau, **how):
         if isinstance(event, Decided):
             live = live.add(event.decision)
         elif isinstance(event, Finished):
             rows.append(row_of(event))
     folded = total(map(tally_of_row, rows))
     assert live.drafted_steps + live.target_steps > 0
-    for name in ("drafted_steps", "accepted_steps", "target_steps", "drafted_tokens", "accepted_tokens", "target_tokens"):
+    for name in (
+        "drafted_steps",
+        "accepted_steps",
+        "stopped_steps",
+        "target_steps",
+        "drafted_tokens",
+        "accepted_tokens",
+        "target_tokens",
+    ):
         assert getattr(folded, name) == getattr(live, name)
     assert folded.draft_cost.decode_tokens == live.draft_cost.decode_tokens
     assert folded.target_cost.prefill_tokens == live.target_cost.prefill_tokens

@@ -37,6 +37,7 @@ from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import open_scripted
 from arbitrage_cli.engine import Engine
+from arbitrage_cli.proposals import Planner
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.summary import tally
@@ -217,9 +218,11 @@ def test_speculating_is_invisible(
     """Law 5: that the draft is asked how steps of the target might go on changes neither their text nor its own."""
     problems = [Problem(str(number), question) for number, question in enumerate(asked)]
     expected = solve(hash_engines(sampler, use_proposals=False, **pair), problems, *routing, stops_early=early)
-    engines = hash_engines(sampler, clock=ticking_clock(), num_sequences=concurrency, **pair)
-    found = solve(engines, problems, *routing, stops_early=early, concurrency=concurrency, speculates=True)
-    assert texts(found) == texts(expected)
+    chosen: dict[str, Any] = {"clock": ticking_clock(), "num_sequences": concurrency, **pair}
+    for engine in (Engine, ForgetfulEngine):
+        engines = hash_engines(sampler, engine=engine, **chosen)
+        found = solve(engines, problems, *routing, stops_early=early, concurrency=concurrency, speculates=True)
+        assert texts(found) == texts(expected)
 
 
 def test_speculating_saves_decodes() -> None:
@@ -474,3 +477,22 @@ def test_early_stop_is_invisible_in_llama(tiny: Mapping[str, Path], policy: str,
         tally(event.decision for event in events if isinstance(event, Decided)).wasted_tokens for events in (whole, stopped)
     ]
     assert wasted[1] < wasted[0] / 2
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("draft", "target"), [("draft", "draft"), ("draft", "target"), ("base", "draft")])
+def test_speculating_is_invisible_in_llama(
+    tiny: Mapping[str, Path], draft: str, target: str, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 5, through llama.cpp: of steps of which one token was drafted, whatever the draft says of how they go on."""
+    monkeypatch.setattr("arbitrage_cli.engine.UNSURE", 0.0)
+    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room: max(0, min(room, 4)))
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, use_proposals=False) as engines:
+        without = events_of(engines, PROBLEMS, "random", 0.3)
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, clock=ticking_clock()) as engines:
+        with_it = events_of(engines, PROBLEMS, "random", 0.3, stops_early=True, speculates=True)
+    assert_same(without, with_it)
+    steps = [event.decision.target for event in with_it if isinstance(event, Decided) and event.decision.target]
+    assert sum(step.speculation_cost.decode_tokens for step in steps) > 0
+    if draft == target and sampler.is_greedy:
+        assert sum(step.cost.verify_kept for step in steps) > 0.5 * sum(step.num_tokens for step in steps)

@@ -118,6 +118,25 @@ def test_each_policy_shares_the_steps_in_its_way(policy: str, answer: str, write
     assert {step["model"] for step in record["steps"]} == writers
 
 
+@pytest.mark.parametrize("policy", ["logprob", "draft", "target"])
+def test_early_stop_is_refused_where_nothing_is_stopped(policy: str) -> None:
+    """Of these nothing is known before a step is finished; as a setting for other policies it does no harm."""
+    result = solve(QUESTION, *MODELS, "--policy", policy, "--early-stop")
+    assert result.code == 2
+    assert f"policy {policy} has no early stop" in result.err
+    assert "leave --early-stop out" in result.err
+    assert "early_stop" not in solve_one("--policy", policy, env={"ARBITRAGE_EARLY_STOP": "1"})["settings"]
+
+
+def test_early_stop_changes_no_text_of_policy_entropy() -> None:
+    """It knows with the first token; the record tells which drafts were stopped, and that they may be."""
+    whole, stopped = (solve_one("--policy", "entropy", flag) for flag in ("--no-early-stop", "--early-stop"))
+    assert whole["text"] == stopped["text"]
+    assert [record["settings"]["early_stop"] for record in (whole, stopped)] == [False, True]
+    discarded = [step["discarded"] for step in stopped["steps"] if step["discarded"]]
+    assert {(step["tokens"], step["stop"]) for step in discarded} == {(1, "early")}
+
+
 def test_policy_random_follows_its_seed() -> None:
     """The draws of policy random depend on the seed."""
     draws = [[s["probability"] for s in solve_one("--policy", "random", "--seed", seed)["steps"]] for seed in ("1", "2")]

@@ -1,5 +1,7 @@
 """Figures of solved problems: sums over decisions, and ratios with their denominators."""
 
+from dataclasses import replace
+
 import pytest
 from cli import accept, escalate, make_step
 from hypothesis import given
@@ -16,13 +18,15 @@ costs = st.builds(Cost, counts, st.floats(0, 100), counts, st.floats(0, 100))
 def decisions(draw: st.DrawFn) -> Decision:
     """Any decision that a flow can make: one model alone, accepted, escalated, or both written and the draft kept."""
     draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
-    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator")
-    kind = draw(st.sampled_from(["draft", "target", "accept", "escalate", "oracle"]))
+    stopped = replace(draft, stop="early")
+    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
+    kind = draw(st.sampled_from(["draft", "target", "accept", "escalate", "stop", "oracle"]))
     return {
         "draft": Decision(draft, draft=draft),
         "target": Decision(target, target=target),
         "accept": Decision(draft, draft=draft, probability=0.1),
         "escalate": Decision(target, draft=draft, target=target, probability=0.9),
+        "stop": Decision(target, draft=stopped, target=target, probability=0.9),
         "oracle": Decision(draft, draft=draft, target=target),
     }[kind]
 
@@ -72,7 +76,9 @@ def test_figures_add_up(made: list[Decision]) -> None:
         assert (rate is None) == (not drafts)
         assert rate is None or 0 <= rate <= 1
     assert figures.seconds == pytest.approx(sum(step.seconds for step in drafts + targets))
-    assert figures.draft_cost.decode_tokens == sum(step.cost.decode_tokens for step in drafts)
+    assert figures.stopped_steps == sum(step.stop == "early" for step in drafts)
+    speculated = sum(step.speculation_cost.decode_tokens for step in targets)
+    assert figures.draft_cost.decode_tokens == sum(step.cost.decode_tokens for step in drafts) + speculated
 
 
 @given(costs, costs)

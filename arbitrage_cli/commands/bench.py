@@ -154,7 +154,7 @@ def bench(
     from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import find_head, sequences, stops_early
-    from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, run_facts
+    from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, kept_early_stop, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
     from arbitrage_cli.grader import grader_version
@@ -208,7 +208,11 @@ def bench(
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
             head=trained if uses_head else None,
-            stops_early=stops_early(early_stop, trained, whose, placement.costs, folder.run if folder.rows else None),
+            stops_early=kept_early_stop(
+                stops_early(early_stop, (column.policy for column in columns), trained, whose, placement.costs),
+                early_stop,
+                folder,
+            ),
             reward=reward_needed((column.policy for column in columns), reward),
             prm_style=style_of_prm(prm_style, models["prm"], named),
             grader=grader_version(),

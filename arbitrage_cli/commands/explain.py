@@ -113,6 +113,8 @@ def explain(
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         for warning in warnings_about({role: name for role, name in models.items() if name}, named, source):
             display.note(warning)
+        if early_stop and models["prm"]:
+            display.note("where steps are rated both models finish every step: --early-stop changes nothing")
         if not prm and models["prm"] and not local_files(models["prm"]):
             display.note(
                 "this pair's process reward model is not on this machine, so nothing is said of the oracle; --prm fetches it"
@@ -127,7 +129,7 @@ def explain(
             sampling=(temperature, top_p, seed),
             limits=Limits(max_steps, max_tokens, max_step_tokens),
             system=instructions(system, named),
-            stops_early=stops_early(early_stop, known, source, placement.costs),
+            stops_early=bool(stops_early(early_stop, [POLICIES["arbitrage"]], known, source, placement.costs)),
         )
         trace = _solve(wanted, known, threshold, display, stack, offline=offline)
         display.close()
@@ -274,7 +276,7 @@ def _explained(folder: Path, head: "Head", tau: float) -> Iterator[tuple[str, "l
 
 def _step_lines(one: "Explanation", top: int) -> Iterator[str]:
     verdict, sign = ("escalated", ">") if one.is_escalated else ("accepted", "<=")
-    text = "" if one.text is None else f"  {one_line(one.text)}"
+    text = "" if one.text is None else f"  {one_line(one.text)}" + (" (stopped early)" if one.is_stopped else "")
     yield f"{one.position + 1:3}  {verdict:<9}  P {one.probability:.3f} {sign} {one.tau:.3f}{text}"
     yield from _part_lines(one.parts, top)
     if one.judgement is not None:
@@ -308,6 +310,7 @@ def _write_json(explanations: "Sequence[Explanation]", about: Mapping[str, Any])
             "tau": tau_in_json(one.tau),
             "parts": dict(one.parts),
             "text": one.text,
+            "stopped_early": one.is_stopped,
             "advantage": one.advantage,
             "judgement": one.judgement,
             "regret": one.regret,

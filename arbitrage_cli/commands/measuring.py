@@ -95,7 +95,7 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
         router_for=lambda policy: routers[policy.name],
         rater_for=lambda policy: raters[policy.name],
         concurrency=setup.concurrency or 1,
-        stops_early=setup.stops_early,
+        stops_early=bool(setup.stops_early),
     )
 
 

@@ -83,12 +83,12 @@ def choose_tau(
 
 
 def choose_routing(
-    wanted: Wanted, head: Head | None, source: str | None, costs: Costs | None, *, stops_early: bool
+    wanted: Wanted, head: Head | None, source: str | None, costs: Costs | None, *, early_stop: bool | None = None
 ) -> tuple[Policy, float | None, str | None]:
     """The policy and its tau, and what is to be said of them beforehand: that routing takes longer here than the target alone.
 
     If nobody asked for routing, the target alone then writes: where the costs are this machine's, and the head is this pair's.
-    `source` is what the head is called, `costs` are None if they were not measured. UsageError.
+    `source` is what the head is called, `costs` are None if they were not measured; `early_stop` is as it was asked for. UsageError.
     """
     policy = choose_policy(wanted.policy, head)
     tau = choose_tau(policy, wanted.tau, wanted.budget, head, costs)
@@ -96,7 +96,7 @@ def choose_routing(
     if time is None or time < 1:
         return policy, tau, None
     told = f"at the costs of {ON_CARD if costs is None else HERE} routing takes about {time:.1f} times as long as the target alone"
-    if stops_early:
+    if stops_early(early_stop, [policy], head, source, costs):
         told += " (early stops, which save some of it, are not reckoned with)"
     if wanted.is_open and costs is not None and source != UNIVERSAL_HEAD:
         return (
@@ -122,18 +122,18 @@ def _expected_time(
 
 
 def stops_early(
-    given: bool | None, head: Head | None, source: str | None, costs: Costs | None, earlier: Mapping[str, Any] | None = None
-) -> bool:
-    """Whether drafted steps may be stopped before they are finished: as asked for, else as `earlier` in the same run, else if
-    that saves time at the costs that are known.
+    given: bool | None, policies: Iterable[Policy], head: Head | None, source: str | None, costs: Costs | None
+) -> bool | None:
+    """Whether drafted steps are stopped before they are finished: as asked for, else if that saves time at the costs that are
+    known. None if no policy can.
 
-    `source` is what the head is called: of a universal one the card has another pair's costs.
+    `source` is what the head is called: what a universal one says of beginnings is not known for this pair.
     """
+    if not any(policy.can_stop_early for policy in policies):
+        return None
     if given is not None:
         return given
-    if earlier is not None:
-        return bool(earlier.get("early_stop"))
-    if head is None or (costs is None and source == UNIVERSAL_HEAD):
+    if head is None or source == UNIVERSAL_HEAD:
         return False
     return TauTable.from_json(head.card.taus).early_stop_pays(costs)
 

@@ -37,7 +37,7 @@ CHUNK = 1 << 22  # bytes
 SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earlier version made
 NO_GPU = "none"
 WITHOUT_GPU = "without GPU support"  # so begin the flags of a machine, which all versions recorded
-EARLY_STOP = "early stop"  # by a head, whose text it changes; there was none in runs that do not say
+EARLY_STOP = "early stop"  # there was none in runs that do not say
 SETTING_ASIDE = ("--fresh", "--repair")
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
@@ -69,7 +69,7 @@ class Setup:
     system: str
     grader: str
     head: Head | None = None
-    stops_early: bool = False
+    stops_early: bool | None = None  # None where no policy can
     reward: str | None = None
     prm_style: str = "turns"
     named_taus: NamedTaus | None = None  # None if no tau was given by name
@@ -176,7 +176,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "ids": ids,
         "policies": policies,
         "router": run["router"] or earlier["router"],
-        "early_stop": (run if run["router"] or not earlier["router"] else earlier).get("early_stop", False),
+        "early_stop": earlier.get("early_stop") if run["early_stop"] is None else run["early_stop"],
         "tau_costs": run["tau_costs"] or earlier.get("tau_costs"),
         "named_taus": run["named_taus"] or earlier.get("named_taus"),
         "reward": run["reward"] or earlier["reward"],
@@ -188,6 +188,15 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "warnings": list(dict.fromkeys(warnings)),
         "fingerprint": {**was, **run["fingerprint"]},
     }
+
+
+def kept_early_stop(here: bool | None, given: bool | None, folder: RunFolder) -> bool | None:
+    """Whether steps are stopped early in a run: as it is `here`, but if nothing was `given`, as a run with rows has done so far."""
+    run = folder.run if folder.rows else None
+    if here is None or given is not None or not run:
+        return here
+    kept = _recorded_since(run).get(EARLY_STOP)
+    return here if kept is None else kept == _told(True)
 
 
 def concurrency_of(folder: RunFolder) -> int | None:
@@ -277,12 +286,12 @@ def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
         known["GPU"] = NO_GPU
     if "prm" in earlier["models"]:
         known["prm style"] = earlier.get("prm_style") or "turns"
-    if earlier["router"]:
+    asked = [POLICIES[one["policy"]] for one in earlier["policies"] if one["policy"] in POLICIES]
+    if "early_stop" not in earlier and any(policy.can_stop_early for policy in asked):
         known[EARLY_STOP] = _told(False)
     told = known | _threads_by_role(earlier["fingerprint"], earlier["models"])
     if earlier.get("kind") == COLLECT:
         return told
-    asked = [POLICIES[one["policy"]] for one in earlier["policies"] if one["policy"] in POLICIES]
     reward = reward_needed(asked, earlier["reward"])  # which may have been given where nothing needed it
     return {name: value for name, value in told.items() if name != "reward"} | ({"reward": reward} if reward else {})
 
@@ -322,7 +331,8 @@ def _fingerprint(run: Mapping[str, Any]) -> dict[str, str]:
         "step separator": run["step_separator"],
         **{name: sampling[name] for name in ("temperature", "top_p", "seed")},
         **run["limits"],
-        **({"head": _short(run["router"]["sha256"]), EARLY_STOP: run["early_stop"]} if run["router"] else {}),
+        **({"head": _short(run["router"]["sha256"])} if run["router"] else {}),
+        **({} if run["early_stop"] is None else {EARLY_STOP: run["early_stop"]}),
         **({"reward": run["reward"]} if run["reward"] else {}),
         **({"prm style": run["prm_style"]} if run["prm_style"] else {}),
         **({"concurrency": run["concurrency"]} if "concurrency" in run else {}),

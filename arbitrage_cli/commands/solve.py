@@ -98,9 +98,9 @@ def solve(
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
-    may_stop = stops_early(early_stop, trained, whose, placement.costs)
     wanted = Wanted(policy, tau, budget, head)
-    chosen, threshold, slow = choose_routing(wanted, trained, whose, placement.costs, stops_early=may_stop)
+    chosen, threshold, slow = choose_routing(wanted, trained, whose, placement.costs, early_stop=early_stop)
+    may_stop = stops_early(early_stop, [chosen], trained, whose, placement.costs)
     refuse_ignored(context, chosen)
     sources = needed_models([chosen], models)
     prompt = instructions(system, named)
@@ -111,7 +111,9 @@ def solve(
     if load.template_variables:
         also["chat_template_kwargs"] = load.template_variables
     if chosen.needs_head and trained:
-        also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of, "early_stop": may_stop}
+        also |= {"head": trained.card.name, "head_sha256": trained.sha256, "tau_costs": costs_of}
+    if may_stop is not None:
+        also["early_stop"] = may_stop
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
@@ -147,7 +149,7 @@ def solve(
         )
 
         def make_flow(trace: Trace) -> Flow:
-            return chosen.flow(trace, threshold, seed, router, stops_early=may_stop)
+            return chosen.flow(trace, threshold, seed, router, stops_early=bool(may_stop))
 
         display.begin(run)
         scheduler = Scheduler(engines, make_flow, limits, concurrency=at_once, rater=rater, speculator=engines.get("draft"))

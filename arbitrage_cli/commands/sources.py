@@ -138,11 +138,17 @@ def name_models(
 
 def refuse_ignored(context: typer.Context, policy: Policy) -> None:
     """UsageError for a flag of the command line that this policy does not go by; other places may hold for other policies."""
-    uses = {"tau": bool(policy.number), "budget": policy.needs_head, "head": policy.needs_head}
-    for parameter, is_used in uses.items():
-        if not is_used and _strength(context, parameter) == len(PLACES):
+    uses = {
+        "tau": bool(policy.number),
+        "budget": policy.needs_head,
+        "head": policy.needs_head,
+        "early stop": policy.can_stop_early,
+    }
+    for name, is_used in uses.items():
+        if not is_used and _strength(context, name.replace(" ", "_")) == len(PLACES):
+            option = f"--{name.replace(' ', '-')}"
             raise UsageError(
-                f"policy {policy.name} has no {parameter}", f"leave --{parameter} out, or give a --policy that goes by it"
+                f"policy {policy.name} has no {name}", f"leave {option} out, or give a --policy that goes by it"
             )
 
 

@@ -32,7 +32,7 @@ from arbitrage_cli.named_datasets import load_dataset
 from arbitrage_cli.pairs import Pair, head_file, open_model
 from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.router import Head, load
+from arbitrage_cli.router import Head, clearly_above, load
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler
 from arbitrage_cli.summary import Tally, tally
@@ -231,9 +231,7 @@ def tell(traces: Sequence[Trace], head: Head, tau: float, clock: Clock) -> Itera
     yield "milliseconds: " + ", ".join(f"{name} {1000 * price:.3g}" for name, price in asdict(prices).items())
     yield f"the most to gain, each escalated step stopped where it is best, without a look: {best / seconds:+.2%}"
     yield f"\n{'look':10} {'tau_stop':>8} {'stopped':>8} {'saved':>8} {'extra':>8} {'shared':>8} {'time':>8}"
-    rules = [
-        Rule(places, value) for places in PLACES for value in [tau * factor / (1 + tau * (factor - 1)) for factor in ODDS]
-    ]
+    rules = [Rule(places, clearly_above(tau, odds)) for places in PLACES for odds in ODDS]
     found = {rule: totals(solutions, rule, prices) for rule in rules}
     yield from (row(rule, found[rule], now) for rule in rules)
     yield "stopped: of escalated steps; saved: of draft tokens; extra: target calls, of steps; shared: of tokens not drafted"
