@@ -45,8 +45,9 @@ class EarlyStop:
 class Ask:
     """A wish of a flow: `model` shall write the next step of `trace`, or only its beginning if `early_stop` finds that bad.
 
-    `proposal` is a step that it may write as well: that changes the time, never the text. Where tokens are drawn at random,
-    `sample` tells several steps from the same text apart.
+    `proposal` is a step that it may write as well; with one, or if it `speculates`, the draft may also be asked how the step
+    might go on: that changes the time, never the text. Where tokens are drawn at random, `sample` tells several steps from the
+    same text apart.
     """
 
     model: ModelRole
@@ -54,6 +55,7 @@ class Ask:
     proposal: Step | None = None
     sample: int = 0
     early_stop: EarlyStop | None = None
+    speculates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,13 @@ def oracle(trace: Trace, tau: float) -> Flow:
         trace.add(Decision(kept=kept, draft=draft, target=target, advantage=advantage))
 
 
-def single(trace: Trace, model: ModelRole) -> Flow:
-    """One model alone writes every step: the two ends that routing moves between."""
+def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
+    """One model alone writes every step: the two ends that routing moves between.
+
+    If it `speculates`, this is token-level speculative decoding (arXiv 2211.17192): the same text, sooner.
+    """
     while not trace.finished:
-        step: Step = yield Ask(model, trace)
+        step: Step = yield Ask(model, trace, speculates=speculates)
         draft, target = (step, None) if model == "draft" else (None, step)
         trace.add(Decision(kept=step, draft=draft, target=target))
 

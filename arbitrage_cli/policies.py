@@ -31,7 +31,8 @@ RewardKind = Literal["prm", "judge", "any"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A named way of sharing the steps. Without a router the first of `models` alone writes them all.
+    """A named way of sharing the steps. Without a router the first of `models` writes them all; another one is there to be asked
+    how they might go on.
 
     `number` says what is compared with tau, `make_router` takes the seed; a policy that `needs_head` has its router from
     outside. `reads_evidence` tells whether the draft has to keep its evidence.
@@ -59,7 +60,7 @@ class Policy:
         If it `stops_early`, a step that is going to be escalated need not be finished; else every drafted step is.
         """
         if not self.number:
-            return single(trace, self.models[0])
+            return single(trace, self.models[0], speculates=len(self.models) > 1)
         if tau is None:
             raise ValueError(f"policy {self.name} needs a tau")
         if self.name == "oracle":
@@ -86,6 +87,7 @@ _ALL = (
     Policy("oracle", _BOTH, _ADVANTAGE, 0.0, reward="any"),
     Policy("draft", ("draft",)),
     Policy("target", ("target",)),
+    Policy("speculative", ("target", "draft")),
 )
 POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
 """The policies of the command line. The default taus are starting points, not tuned to any pair; a head brings its own."""

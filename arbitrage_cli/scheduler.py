@@ -117,7 +117,8 @@ class _InFlight:
 class Scheduler:
     """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
 
-    `rater` is needed if the flows ask for rewards. `speculator` is asked how steps that have left their proposals might go on.
+    `rater` is needed if the flows ask for rewards. `speculator` is asked how steps might go on, where they have no proposal
+    or have left it.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class Scheduler:
                 flight.waits_for_rewards = True
                 return
             engine = self._engines[ask.model]
-            speculator = self._speculator if ask.proposal else None
+            speculator = self._speculator if ask.proposal or ask.speculates else None
             num_unread = engine.start(flight.slot, flight.trace, ask.proposal, ask.sample, ask.early_stop, speculator)
         except ProblemError as error:
             yield self._finish(flight, error)

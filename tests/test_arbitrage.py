@@ -159,6 +159,16 @@ def test_one_model_alone(model: ModelRole) -> None:
     ] * 2
 
 
+def test_speculative_is_the_target_alone_with_the_draft_to_be_asked() -> None:
+    """The draft writes no step, and is loaded all the same."""
+    trace, policy = new_trace(), POLICIES["speculative"]
+    asks = drive(policy.flow(trace, None, 0), [step("target"), step("target", "end")])
+    assert asks == [Ask("target", trace, speculates=True)] * 2
+    assert set(policy.models) == {"draft", "target"}
+    assert [decision.draft for decision in trace.decisions] == [None, None]
+    assert next(POLICIES["target"].flow(new_trace(), None, 0)).speculates is False  # type: ignore[union-attr]
+
+
 def test_numbers_of_the_evidence() -> None:
     """The first token's entropy, and the negative mean and minimum of the log-probabilities."""
     evidence = Evidence(log_probabilities=(-1.0, -3.0), entropies=(0.7, 5.0), margins=(0.1, 0.1))

@@ -225,6 +225,18 @@ def test_speculating_is_invisible(
         assert texts(found) == texts(expected)
 
 
+@quick
+@given(st.lists(questions, min_size=1, max_size=5), samplers, PAIRS, st.integers(1, 3))
+def test_speculative_is_the_target_alone(asked: list[str], sampler: Sampler, pair: dict[str, Any], concurrency: int) -> None:
+    """Law 5: policy speculative writes the target's text, whatever its draft says."""
+    problems = [Problem(str(number), question) for number, question in enumerate(asked)]
+    engines = hash_engines(sampler, clock=ticking_clock(), num_sequences=concurrency, **pair)
+    for engine in engines.values():
+        engine.measure()
+    found = solve(engines, problems, "speculative", concurrency=concurrency, speculates=True)
+    assert texts(found) == texts(solve(hash_engines(sampler, **pair), problems, "target"))
+
+
 def test_speculating_saves_decodes() -> None:
     """Of the steps of a target much like its draft, of which only the first token was drafted, most comes out of batches."""
     engines = hash_engines(same_model=True, make_draft=Wavering, clock=ticking_clock())
@@ -494,5 +506,8 @@ def test_speculating_is_invisible_in_llama(
     assert_same(without, with_it)
     steps = [event.decision.target for event in with_it if isinstance(event, Decided) and event.decision.target]
     assert sum(step.speculation_cost.decode_tokens for step in steps) > 0
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, clock=ticking_clock()) as engines:
+        alone = events_of(engines, PROBLEMS, "speculative", speculates=True)
+        assert_same(events_of(engines, PROBLEMS, "target"), alone)
     if draft == target and sampler.is_greedy:
         assert sum(step.cost.verify_kept for step in steps) > 0.5 * sum(step.num_tokens for step in steps)

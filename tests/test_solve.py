@@ -137,6 +137,16 @@ def test_early_stop_changes_no_text_of_policy_entropy() -> None:
     assert {(step["tokens"], step["stop"]) for step in discarded} == {(1, "early")}
 
 
+def test_policy_speculative_writes_the_targets_text() -> None:
+    """Both models are loaded, and the target writes every step; it is said who does what."""
+    record, alone = solve_one("--policy", "speculative"), solve_one("--policy", "target")
+    assert record["text"] == alone["text"]
+    assert {step["model"] for step in record["steps"]} == {"target"}
+    assert (set(record["models"]), record["tau"], record["acceptance_rate"]) == ({"draft", "target"}, None, None)
+    told = solve(QUESTION, *MODELS, "--policy", "speculative").err
+    assert "policy speculative: the target writes every step, and the draft says what may come next" in told
+
+
 def test_policy_random_follows_its_seed() -> None:
     """The draws of policy random depend on the seed."""
     draws = [[s["probability"] for s in solve_one("--policy", "random", "--seed", seed)["steps"]] for seed in ("1", "2")]

@@ -308,6 +308,14 @@ def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple
     assert ("head" in record["settings"]) == bool(asked)
 
 
+def test_the_target_speculates_where_that_pays_and_routing_does_not(home: Home) -> None:
+    """A draft that writes fast, and reads slowly what the target has written."""
+    home.pretend({"draft": Speeds(0.3, 9.0, 9.0), "target": Speeds(1.0, 0.01, 0.05)})
+    result = home.run("solve", "5 + 6", "--json")
+    assert result.records[0]["policy"] == "speculative"
+    assert "which therefore writes with the draft saying what may come next" in flat(result.err)
+
+
 def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
     """Without a measurement the head decides, as its card is of another machine."""
     (record,) = home.run("solve", "5 + 6", "--json").records

@@ -167,7 +167,8 @@ PolicyName = Annotated[
         "--policy",
         envvar="ARBITRAGE_POLICY",
         metavar="|".join(POLICIES),
-        help="What decides who writes a step. draft and target: that model alone. Default: arbitrage; entropy for demo models.",
+        help="What decides who writes a step. draft and target: that model alone; speculative: the target, "
+        "sooner. Default: arbitrage; entropy for demo models.",
         rich_help_panel=_MODELS,
     ),
 ]

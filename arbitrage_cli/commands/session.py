@@ -31,8 +31,11 @@ def make_engines(
         engines[role] = Engine(
             role, backends[role], sampler, instructions=instructions, keep_evidence=evidence, keep_beginning=True
         )
-    if len(engines) > 1:
-        engines["target"].measure()  # what the estimate of its time alone needs, should it never be called
+    for role, engine in engines.items() if len(engines) > 1 else ():
+        if (
+            role == "target" or not policy.number
+        ):  # for the estimate of its time alone; and for what the draft's guesses cost
+            engine.measure()
     return engines
 
 
