@@ -84,7 +84,8 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
     """The routing loop: the draft writes every step, the target only those whose number exceeds tau.
 
     Strictly: a tie keeps the draft. So an infinite tau is the draft alone, and a tau below every number the target
-    alone. The target is not called, and reads nothing, before the router has asked for it.
+    alone. The target is not called, and reads nothing, before the router has asked for it. A step that the router stopped
+    early is only the beginning of one, and never kept.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished:
@@ -133,6 +134,16 @@ def by_evidence(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | 
     return Router(number, early_stop)
 
 
+def by_first_token(number_of: NumberOf) -> Router:
+    """The same, of a number that is known with the step's first token: no more is drafted of a step that is escalated."""
+    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
+
+
+def by_worst_token(number_of: NumberOf) -> Router:
+    """The same, of a number that never falls while the step gets longer: no more is drafted once it is above tau."""
+    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
+
+
 def by_reward() -> Router:
     """Goes by 1 - the reward of the drafted step: how bad it is, whatever the target would write instead.
 
@@ -145,16 +156,6 @@ def by_reward() -> Router:
         return 1.0 - float(reward)
 
     return Router(number)
-
-
-def by_first_token(number_of: NumberOf) -> Router:
-    """The same of a number that is known with the step's first token: no more is drafted of a step that is escalated."""
-    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
-
-
-def by_worst_token(number_of: NumberOf) -> Router:
-    """The same of a number that never falls while the step gets longer: no more is drafted once it is above tau."""
-    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
 
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:

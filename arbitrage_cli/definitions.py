@@ -29,7 +29,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "stopped_early_rate": "Drafted steps that were stopped before they were finished, to be escalated / drafted steps.",
         "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",
         "target_call_rate": "Steps that the target wrote, kept or not / kept steps.",
-        "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts.",
+        "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts; not those that the "
+        "draft told while the target wrote.",
         "target_token_share": "Kept tokens that the target wrote / kept tokens.",
         "draft_tokens_per_second": "Tokens that the draft decoded / seconds it decoded; reading (prefill) is left out.",
         "target_tokens_per_second": "Tokens that the target decoded / seconds it decoded; reading (prefill) and verifying are "
