@@ -19,10 +19,10 @@ def models(run: RunInfo) -> list[str]:
 
 def rule(run: RunInfo) -> str:
     """What the policy does with a step."""
-    if run.number is None and run.policy in run.descriptions:
-        return f"policy {run.policy}: the {run.policy} model alone writes every step"
-    if run.number is None:
+    if run.number is None and run.policy == "speculative":
         return f"policy {run.policy}: the target writes every step, and the draft says what may come next"
+    if run.number is None:
+        return f"policy {run.policy}: the {run.policy} model alone writes every step"
     head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
     return f"policy {run.policy}{head}: the target rewrites a step when the {run.number} is above tau = {run.tau:g}"
 
