@@ -297,7 +297,9 @@ def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str
     assert told not in home.run("solve", "5 + 6", "--policy", "target").err
 
 
-@pytest.mark.parametrize("asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9")], ids=str)
+@pytest.mark.parametrize(
+    "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9"), ("--early-stop",)], ids=str
+)
 def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple[str, ...]) -> None:
     """Where the pair's own head gains nothing on this machine, the target alone writes: said, and only if nothing was asked for."""
     home.pretend(NO_GAIN)

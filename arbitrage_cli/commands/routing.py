@@ -87,8 +87,9 @@ def choose_routing(
 ) -> tuple[Policy, float | None, str | None]:
     """The policy and its tau, and what is to be said of them beforehand: that routing takes longer here than the target alone.
 
-    If nobody asked for routing, the target alone then writes, speculating if that pays: where the costs are this machine's, and the head is this pair's.
-    `source` is what the head is called, `costs` are None if they were not measured; `early_stop` is as it was asked for. UsageError.
+    If nobody asked for routing, the target alone then writes, speculating if that pays: where the costs are this machine's, and
+    the head is this pair's. `source` is what the head is called, `costs` are None if they were not measured; `early_stop` is as it
+    was asked for. UsageError.
     """
     policy = choose_policy(wanted.policy, head)
     tau = choose_tau(policy, wanted.tau, wanted.budget, head, costs)
@@ -98,7 +99,7 @@ def choose_routing(
     told = f"at the costs of {ON_CARD if costs is None else HERE} routing takes about {time:.1f} times as long as the target alone"
     if stops_early(early_stop, [policy], head, source, costs):
         told += " (early stops, which save some of it, are not reckoned with)"
-    if wanted.is_open and costs is not None and source != UNIVERSAL_HEAD:
+    if wanted.is_open and early_stop is None and costs is not None and source != UNIVERSAL_HEAD:
         alone = "speculative" if costs.write < costs.target_seconds_per_token else "target"
         how = "with the draft saying what may come next" if alone == "speculative" else "by itself"
         return POLICIES[alone], None, f"{told}, which therefore writes {how}; to route all the same: --policy arbitrage"
