@@ -156,10 +156,10 @@ class Planner:
                 gain = num_drawn / num_problems * self._costs(num_problems, 0)[0] - latest
             known = self._measured.get(num_rows, latest)
             self._measured[num_rows] = known + LATEST * (latest - known)
-        if speculating and self.decode_seconds > 0:
-            gain -= speculating / self.decode_seconds
         self._earn(gain, is_speculated=is_speculated)
         self._earn(EARNED * num_problems, is_speculated=not is_speculated)
+        if speculating and self.decode_seconds > 0:  # whoever was asked may have had nothing to say
+            self._earn(-speculating / self.decode_seconds, is_speculated=True)
 
     def compared(self, place: Place, *, matched: bool) -> None:
         """Note whether the token that was proposed at this place was the one drawn."""

@@ -281,6 +281,16 @@ def test_speculating_leaves_what_drafts_gain(draft: float, match: float) -> None
     assert seconds(draft) < 1.01 * seconds(0.0)
 
 
+def test_whoever_has_nothing_to_say_costs_drafts_nothing() -> None:
+    """It is asked no more; what was drafted is verified as before."""
+    planner = measured()
+    before = planner.plan([Place(9, 0)])
+    for _ in range(30):
+        planner.decoded(1.0, 1, speculating=0.9)
+    assert planner.plan_speculation(0.01, 9) == 0
+    assert planner.plan([Place(9, 0)]) == before != [0]
+
+
 def test_a_clock_that_stood_still_is_no_price() -> None:
     """Nothing is divided by it."""
     planner = Planner()
