@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from arbitrage_cli.arbitrage import EarlyStop
+from arbitrage_cli.arbitrage import Ask, EarlyStop
 from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
 from arbitrage_cli.cache import Cache
 from arbitrage_cli.errors import ContextFullError, ProblemError
@@ -147,21 +147,12 @@ class Engine:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
         self._cache.forget(slot)
 
-    def start(
-        self,
-        slot: int,
-        trace: Trace,
-        proposal: Step | None = None,
-        sample: int = 0,
-        early_stop: EarlyStop | None = None,
-        speculator: Speculator | None = None,
-    ) -> int:
-        """Begin the next step of `trace`; `tick` writes it. Returns how many tokens have to be read first.
+    def start(self, slot: int, ask: Ask, speculator: Speculator | None = None) -> int:
+        """Begin the step that is asked for; `tick` writes it. Returns how many tokens have to be read first.
 
-        `proposal` is a step that it may be about to write: where it does, it is sooner done, where not, nothing changes; nor if a
-        `speculator` is asked for more. `sample` numbers steps that are drawn from the same text. With `early_stop` only the step's
-        beginning may be written. ContextFullError if what is to be read does not fit.
+        The `speculator`, if there is one, may be asked how it goes on. ContextFullError if what is to be read does not fit.
         """
+        trace, proposal = ask.trace, ask.proposal
         unread, room = self._cache.want(slot, trace)
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
         self._jobs[slot] = _Job(
@@ -171,8 +162,8 @@ class Engine:
             recorder=Recorder(self.card.vocabulary_size, greedy=self._sampler.is_greedy) if self._keep_evidence else None,
             proposal=Proposal(self._cache.proposed_ids(proposal.text) if proposal and self._use_proposals else ()),
             max_proposed=min(budget, room) - 1,  # the token after them ends the step anyway
-            sampler=self._sampler.sample(sample),
-            early_stop=early_stop,
+            sampler=self._sampler.sample(ask.sample),
+            early_stop=ask.early_stop,
             speculator=speculator if self._use_proposals else None,
         )
         return len(unread)

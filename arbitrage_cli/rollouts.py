@@ -7,7 +7,7 @@ for the longest. Knows no policy and no terminal.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from arbitrage_cli.arbitrage import EarlyStop, Rate
+from arbitrage_cli.arbitrage import Ask, Rate
 from arbitrage_cli.engine import Engine, Progress, Speculator
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.scheduler import Rated, Ratings
@@ -103,7 +103,7 @@ class Rollout:
             trace = Trace(before.problem, before.limits, [*before.decisions, Decision(kept=step)])
             if not trace.finished:
                 self._ways[slot, index] = _Way(trace, [text])
-                self._engines[index].start(slot, trace)
+                self._engines[index].start(slot, Ask("target", trace))
                 return
             known[text] = self._is_right(trace.problem.id, text)
 
@@ -120,7 +120,7 @@ class Rollout:
         way.texts.append(way.trace.text)
         self._asked[slot].cost += progress.step.cost
         if not way.trace.finished:
-            self._engines[index].start(slot, way.trace)
+            self._engines[index].start(slot, Ask("target", way.trace))
             return
         reached = self._is_right(way.trace.problem.id, way.trace.text)
         self._known[slot, index] |= dict.fromkeys(way.texts, reached)
@@ -159,18 +159,10 @@ class Recalling:
         self._recalled.pop(slot, None)
         self._engine.close(slot)
 
-    def start(
-        self,
-        slot: int,
-        trace: Trace,
-        proposal: Step | None = None,
-        sample: int = 0,
-        early_stop: EarlyStop | None = None,
-        speculator: Speculator | None = None,
-    ) -> int:
-        step = None if sample else self._rollout.next_step(slot, trace.text)
+    def start(self, slot: int, ask: Ask, speculator: Speculator | None = None) -> int:
+        step = None if ask.sample else self._rollout.next_step(slot, ask.trace.text)
         if step is None:
-            return self._engine.start(slot, trace, proposal, sample, early_stop, speculator)
+            return self._engine.start(slot, ask, speculator)
         self._recalled[slot] = replace(step, cost=Cost())
         return 0
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from arbitrage_cli.arbitrage import EarlyStop, Flow, Rate
+from arbitrage_cli.arbitrage import Ask, Flow, Rate
 from arbitrage_cli.engine import Progress, Speculator
 from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.types import (
@@ -57,15 +57,7 @@ class Writer(Protocol):
 
     def close(self, slot: int) -> None: ...
 
-    def start(
-        self,
-        slot: int,
-        trace: Trace,
-        proposal: Step | None = None,
-        sample: int = 0,
-        early_stop: EarlyStop | None = None,
-        speculator: Speculator | None = None,
-    ) -> int: ...
+    def start(self, slot: int, ask: Ask, speculator: Speculator | None = None) -> int: ...
 
     def tick(self) -> Sequence[Progress]: ...
 
@@ -237,7 +229,7 @@ class Scheduler:
                 return
             engine = self._engines[ask.model]
             speculator = self._speculator if ask.proposal or ask.speculates else None
-            num_unread = engine.start(flight.slot, flight.trace, ask.proposal, ask.sample, ask.early_stop, speculator)
+            num_unread = engine.start(flight.slot, ask, speculator)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:

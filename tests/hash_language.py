@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.arbitrage import Flow, Router
+from arbitrage_cli.arbitrage import Ask, Flow, Router
 from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
-from arbitrage_cli.engine import Engine
+from arbitrage_cli.engine import Engine, Speculator
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.sampling import Sampler
@@ -210,9 +210,9 @@ class Recording:
 class ForgetfulEngine(Engine):
     """Empties its cache before every step."""
 
-    def start(self, slot: int, trace: Trace, *wishes: Any, **named: Any) -> int:
+    def start(self, slot: int, ask: Ask, speculator: Speculator | None = None) -> int:
         self.forget(slot)
-        return super().start(slot, trace, *wishes, **named)
+        return super().start(slot, ask, speculator)
 
 
 def unsteady_clock(seed: int) -> Callable[[], float]:

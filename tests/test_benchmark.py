@@ -11,13 +11,13 @@ from hash_language import HashBackend, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.arbitrage import Flow, Rate, by_evidence, by_reward, by_worst_token
+from arbitrage_cli.arbitrage import Ask, Flow, Rate, by_evidence, by_reward, by_worst_token
 from arbitrage_cli.backends import Backend, Options
 from arbitrage_cli.backends.scripted import open_scripted
 from arbitrage_cli.benchmark import Attempt, Began, Bench, Column, Ended, Standings, failed_row, left, plan
 from arbitrage_cli.commands.session import Engines
 from arbitrage_cli.datasets import Item
-from arbitrage_cli.engine import Engine
+from arbitrage_cli.engine import Engine, Speculator
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
 from arbitrage_cli.policies import POLICIES, Policy
 from arbitrage_cli.prompts import INSTRUCTIONS
@@ -195,10 +195,10 @@ def test_context_that_is_full_for_the_other_model_is_a_result_too() -> None:
     """If the target cannot read what the draft wrote any more, the attempt ends there, and its text is graded."""
 
     class Refusing(Engine):
-        def start(self, slot: int, trace: Trace, *wishes: Any, **named: Any) -> int:
-            if trace.decisions:
+        def start(self, slot: int, ask: Ask, speculator: Speculator | None = None) -> int:
+            if ask.trace.decisions:
                 raise ContextFullError("no room")
-            return super().start(slot, trace, *wishes, **named)
+            return super().start(slot, ask, speculator)
 
     engines: dict[ModelRole, Engine] = {"target": Refusing("target", open_scripted("scripted:target", Options()), Sampler())}
     row = only_row(Bench(lambda policy, sample: engines, grade, SHORT, 0), column=TARGET)

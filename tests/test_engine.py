@@ -11,7 +11,7 @@ from hash_language import HashBackend, Recording, events_of, ticking_clock, unst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.arbitrage import EarlyStop, single
+from arbitrage_cli.arbitrage import Ask, EarlyStop, single
 from arbitrage_cli.backends import Backend, Floats, Options, Output
 from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.backends.scripted import Continuation, Script, ScriptedBackend
@@ -88,7 +88,7 @@ def finish(engine: Engine) -> tuple[Step, list[str]]:
 
 
 def write(engine: Engine, trace: Trace) -> Step:
-    engine.start(0, trace)
+    engine.start(0, Ask("draft", trace))
     return finish(engine)[0]
 
 
@@ -107,7 +107,7 @@ def test_the_prompt_is_read_once() -> None:
     """All but its last token in one go; the last is decoded, which gives the first token of the step."""
     backend = Recording(HashBackend())
     engine = new_engine(backend)
-    unread = engine.start(0, new_trace())
+    unread = engine.start(0, Ask("draft", new_trace()))
     step, _ = finish(engine)
     assert [call.name for call in backend.calls] == ["read"] + ["decode"] * step.num_tokens
     assert backend.count("read") == unread - 1 == len(PROBLEM.question) + 1
@@ -121,7 +121,7 @@ def test_an_accepted_step_is_not_read_again() -> None:
     retokenized = 0
     for _ in range(8):
         del backend.calls[:]
-        assert engine.start(0, trace) == 1
+        assert engine.start(0, Ask("draft", trace)) == 1
         step, _ = finish(engine)
         retokenized += len(backend.tokenize(step.text, continues=True)) != step.num_tokens
         keep(trace, step)
@@ -133,10 +133,10 @@ def test_a_discarded_step_is_dropped() -> None:
     """Cut back to the last token before it, which is decoded again for its logits. The step comes out the same."""
     backend = Recording(HashBackend())
     engine, trace = new_engine(backend), new_trace()
-    prompt = engine.start(0, trace)
+    prompt = engine.start(0, Ask("draft", trace))
     first, _ = finish(engine)
     del backend.calls[:]
-    assert engine.start(0, trace) == 1
+    assert engine.start(0, Ask("draft", trace)) == 1
     assert [(call.name, call.positions) for call in backend.calls] == [("drop", [prompt - 1])]
     assert finish(engine)[0].text == first.text
 
@@ -145,12 +145,12 @@ def test_another_models_step_is_read() -> None:
     """The engine's own version of the step is dropped, and the text of the other read in its place."""
     backend = Recording(HashBackend())
     engine, trace = new_engine(backend), new_trace()
-    prompt = engine.start(0, trace)
+    prompt = engine.start(0, Ask("draft", trace))
     finish(engine)
     del backend.calls[:]
     keep(trace, foreign(OTHER))
     ids = backend.tokenize(OTHER, continues=True)
-    assert engine.start(0, trace) == len(ids)
+    assert engine.start(0, Ask("draft", trace)) == len(ids)
     finish(engine)
     drop, read, decode, *_ = backend.calls
     assert (drop.name, drop.positions) == ("drop", [prompt])
@@ -163,7 +163,7 @@ def test_a_common_beginning_is_kept() -> None:
     engine, trace = new_engine(scripted(recite("abcdef.\n\n"))), new_trace()
     write(engine, trace)
     keep(trace, foreign("abczz"))
-    assert engine.start(0, trace) == 2
+    assert engine.start(0, Ask("draft", trace)) == 2
 
 
 def test_catching_up_reads_all_missing_steps_at_once() -> None:
@@ -196,7 +196,7 @@ def test_closing_a_problem_empties_its_cache() -> None:
     """The next problem in the slot starts from nothing; closing twice, or what was never opened, does no harm."""
     backend = HashBackend()
     engine, trace = new_engine(backend), new_trace()
-    engine.start(0, trace)
+    engine.start(0, Ask("draft", trace))
     engine.tick()
     engine.close(0)
     assert (backend.cells, engine.busy) == ([[]], False)
@@ -231,10 +231,10 @@ def test_slots_do_not_mix() -> None:
     first, second = (Trace(Problem(name, f"question {name}"), Limits()) for name in "ab")
     engine.open(0, first.problem)
     engine.open(1, second.problem)
-    engine.start(0, first)
+    engine.start(0, Ask("draft", first))
     engine.tick()
     engine.tick()
-    engine.start(1, second)
+    engine.start(1, Ask("draft", second))
     steps: dict[int, Step] = {}
     while engine.busy:
         steps |= {progress.slot: progress.step for progress in engine.tick() if progress.step}
@@ -259,7 +259,7 @@ def test_every_token_is_drawn_for_its_own_position() -> None:
     """The number of tokens before it in the text, prompt and kept steps; a discarded step uses up no positions."""
     engine, trace = Engine("draft", HashBackend(), Listening(), instructions=""), new_trace()
     engine.open(0, PROBLEM)
-    prompt, expected = engine.start(0, trace), list[int]()
+    prompt, expected = engine.start(0, Ask("draft", trace)), list[int]()
     Listening.positions.clear()
     for kept in (False, True, False, True):
         step, before = write(engine, trace), prompt + trace.num_tokens
@@ -275,7 +275,7 @@ def test_every_token_is_drawn_for_its_own_position() -> None:
 def test_a_step_ends_at_its_separator() -> None:
     """The separator belongs to the step; what was given out on the way is its text."""
     engine = new_engine(ByteReciter("Ärger → 1.\n\nMore".encode()))
-    engine.start(0, new_trace())
+    engine.start(0, Ask("draft", new_trace()))
     step, given = finish(engine)
     assert (step.text, step.stop, step.model) == ("Ärger → 1.\n\n", "separator", "draft")
     assert "".join(given) == step.text
@@ -324,7 +324,7 @@ def test_split_characters_of_a_budget() -> None:
     engine, trace = new_engine(ByteReciter("éééé".encode())), new_trace(Limits(max_step_tokens=3))
     keep(trace, write(engine, trace))
     assert (trace.text, trace.num_tokens) == ("éé", 4)
-    assert engine.start(0, trace) == 1
+    assert engine.start(0, Ask("draft", trace)) == 1
 
 
 # --- the context
@@ -334,7 +334,7 @@ def test_a_step_ends_with_the_context() -> None:
     """The last token drawn is one that the context could still hold."""
     backend = Recording(scripted(repeat("a"), context=40))
     engine, trace = new_engine(backend), new_trace()
-    prompt = engine.start(0, trace)
+    prompt = engine.start(0, Ask("draft", trace))
     step, _ = finish(engine)
     keep(trace, step)
     assert (step.stop, trace.stop) == ("context", "context")
@@ -343,7 +343,7 @@ def test_a_step_ends_with_the_context() -> None:
 
 def test_a_prompt_that_leaves_room_for_one_token() -> None:
     """Is the longest that is taken up."""
-    prompt = new_engine(scripted(repeat("a"))).start(0, new_trace())
+    prompt = new_engine(scripted(repeat("a"))).start(0, Ask("draft", new_trace()))
     step = write(new_engine(scripted(repeat("a"), context=prompt + 1)), new_trace())
     assert (step.num_tokens, step.stop) == (1, "context")
     with pytest.raises(ContextFullError, match=f"has {prompt} tokens"):
@@ -356,7 +356,7 @@ def test_a_solution_that_no_longer_fits() -> None:
     engine, trace = new_engine(backend), new_trace()
     keep(trace, foreign("a" * 60))
     with pytest.raises(ContextFullError, match="solution so far"):
-        engine.start(0, trace)
+        engine.start(0, Ask("draft", trace))
     assert (backend.calls, engine.busy) == ([], False)
 
 
@@ -416,7 +416,7 @@ def proposing_engine(backend: Backend) -> Engine:
 
 
 def write_proposed(engine: Engine, trace: Trace, text: str, speculator: Speculator | None = None) -> Step:
-    engine.start(0, trace, foreign(text, "draft"), speculator=speculator)
+    engine.start(0, Ask("draft", trace, foreign(text, "draft")), speculator)
     return finish(engine)[0]
 
 
@@ -514,7 +514,7 @@ def test_what_matches_is_drawn_from_a_batch() -> None:
     assert len(drops) == 2  # the step written before, and what did not match
     assert drops[1] - drops[0] == 41  # the last token of the prompt, and 40 that matched
     keep(trace, step)
-    assert engine.start(0, trace) == 1
+    assert engine.start(0, Ask("draft", trace)) == 1
 
 
 def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() -> None:
@@ -551,7 +551,7 @@ def test_every_verified_token_is_told() -> None:
     """One by one, as if it had been decoded: what was given out is the text."""
     text = "a step of many tokens, as proposed.\n\n"
     engine, trace = proposing_engine(scripted(recite(text))), new_trace()
-    engine.start(0, trace, foreign(text, "draft"))
+    engine.start(0, Ask("draft", trace, foreign(text, "draft")))
     step, given = finish(engine)
     assert len(given) == step.num_tokens
     assert "".join(given) == text
@@ -646,7 +646,7 @@ def test_a_model_says_how_a_step_goes_on() -> None:
 def test_nobody_speculates_while_writing() -> None:
     """The cache holds one text at a time."""
     engine = new_engine(scripted(recite("abc\n\n")))
-    engine.start(0, new_trace())
+    engine.start(0, Ask("draft", new_trace()))
     with pytest.raises(ValueError, match="of its own"):
         engine.speculate(0, new_trace(), "", 3)
 
@@ -669,7 +669,7 @@ def test_proposals_of_several_problems_share_a_batch() -> None:
     engine.close(0)
     for slot, proposal in enumerate((text, text[:10] + "zzz", "")):
         engine.open(slot, PROBLEM)
-        engine.start(slot, new_trace(), foreign(proposal, "draft"))
+        engine.start(slot, Ask("draft", new_trace(), foreign(proposal, "draft")))
     del backend.calls[:]
     steps: dict[int, Step] = {}
     while engine.busy:
@@ -692,7 +692,7 @@ def stop_at(*places: int, number: float = 1.0) -> EarlyStop:
 
 
 def write_until(engine: Engine, trace: Trace, early_stop: EarlyStop) -> Step:
-    engine.start(0, trace, early_stop=early_stop)
+    engine.start(0, Ask("draft", trace, early_stop=early_stop))
     return finish(engine)[0]
 
 
@@ -778,7 +778,7 @@ def test_costs_of_a_step() -> None:
     engine = Engine("draft", scripted(recite("abc.\n\n")), Sampler(), instructions="", clock=seconds())
     engine.open(0, PROBLEM)
     trace = new_trace()
-    prompt = engine.start(0, trace)
+    prompt = engine.start(0, Ask("draft", trace))
     step, _ = finish(engine)
     assert step.cost == Cost(prompt - 1, 1.0, decode_tokens=4, decode_seconds=5.0)
     assert step.seconds == 6.0
@@ -791,7 +791,7 @@ def test_a_batch_shares_its_time() -> None:
     engine = Engine("draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="", clock=seconds())
     for slot in (0, 1):
         engine.open(slot, PROBLEM)
-        engine.start(slot, new_trace())
+        engine.start(slot, Ask("draft", new_trace()))
     steps: list[Step] = []
     while engine.busy:
         steps += [progress.step for progress in engine.tick() if progress.step]
@@ -805,7 +805,7 @@ def test_time_of_the_target_alone() -> None:
     engine.open(0, PROBLEM)
     trace = new_trace()
     assert engine.seconds_alone(0, trace) is None
-    prompt = engine.start(0, trace)
+    prompt = engine.start(0, Ask("draft", trace))
     step, _ = finish(engine)
     keep(trace, step)
     keep(trace, foreign("xy.\n\n", "draft"))
@@ -943,7 +943,7 @@ def prompt_ids(backend: Backend, question: str) -> list[int]:
     engine = Engine("draft", recording, Sampler())
     problem = Problem("p", question)
     engine.open(0, problem)
-    engine.start(0, Trace(problem, Limits(max_step_tokens=1)))
+    engine.start(0, Ask("draft", Trace(problem, Limits(max_step_tokens=1))))
     finish(engine)
     engine.close(0)
     num_reads = next(index for index, call in enumerate(recording.calls) if call.name == "decode")
@@ -987,7 +987,7 @@ def test_samples_of_a_step_differ_and_repeat() -> None:
         engine = Engine("target", HashBackend(), Sampler(1.0, 1.0, 5))
         trace = Trace(PROBLEM, Limits(max_step_tokens=40))
         engine.open(0, trace.problem)
-        engine.start(0, trace, sample=sample)
+        engine.start(0, Ask("draft", trace, sample=sample))
         while True:
             for progress in engine.tick():
                 if progress.step:

@@ -9,6 +9,7 @@ from cli import make_step
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arbitrage_cli.arbitrage import Ask
 from arbitrage_cli.backends import Options
 from arbitrage_cli.backends.scripted import open_scripted
 from arbitrage_cli.engine import Engine
@@ -192,7 +193,7 @@ def test_engine_tells_the_text_of_each_token() -> None:
     trace = Trace(Problem("1", "What is 37 * 12 - 95?"), Limits())
     engine.open(0, trace.problem)
     while not trace.finished:
-        engine.start(0, trace)
+        engine.start(0, Ask("draft", trace))
         found: list[Step] = []
         while not found:
             found = [progress.step for progress in engine.tick() if progress.step]

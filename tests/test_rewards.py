@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hash_language import SHORT, HashBackend, StaleBackend, ticking_clock
 
-from arbitrage_cli.arbitrage import Rate
+from arbitrage_cli.arbitrage import Ask, Rate
 from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
@@ -271,7 +271,7 @@ def alone(text: str, problem: Problem = PROBLEM) -> str:
     engine.open(0, problem)
     trace = Trace(problem, SHORT, [Decision(kept=step(text))])
     while not trace.finished:
-        engine.start(0, trace)
+        engine.start(0, Ask("draft", trace))
         while engine.busy:
             for progress in engine.tick():
                 if progress.step:
