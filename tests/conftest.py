@@ -1,6 +1,7 @@
 """Fixtures that several test files share: tiny model files, a process that forks runs of the program, a folder in memory."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,12 @@ from pathlib import Path
 import pytest
 from faults import Program
 from tiny_gguf import write_all
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C end what the tests start: a shell that starts them in the background has it ignored, also by their children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
