@@ -13,17 +13,17 @@ Where the step has left its proposal, the model that made it can be asked how it
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import Ask, EarlyStop
 from arbitrage_cli.backends import Backend, Floats, ModelCard, Output
-from arbitrage_cli.cache import Cache
+from arbitrage_cli.cache import Batch, Cache
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.evidence import Recorder
 from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.proposals import Planner, Proposal
+from arbitrage_cli.proposals import Kind, Place, Planner, Proposal
 from arbitrage_cli.sampling import Sampler, probability_of
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, StepStop, Trace
@@ -281,67 +281,68 @@ class Engine:
             is_going_on = goes_on(logits, token)
         seconds = self._clock() - read
         if num_decoded:
-            self._planner.decoded(seconds / num_decoded, 1)
+            self._planner.decoded(seconds / num_decoded)
         return Cost(num_read, read - began, num_decoded, seconds)
 
     def _decode(self, slots: list[int]) -> list[Progress]:
         """Decode one token of each slot, with some of those proposed to come after it, in one batch, and draw the next."""
-        speculating = self._speculate_on(slots[0]) if len(slots) == 1 else 0.0
-        is_speculated = all(self._jobs[slot].proposal.place(1).source == "speculated" for slot in slots)
+        if len(slots) == 1:
+            self._speculate_on(slots[0])
         began = self._clock()
-        batch = self._to_decode(slots)
+        places = [self._place(slot) for slot in slots]
+        batch = self._to_decode(slots, places)
         output = self._cache.decode(batch)
         drawn: list[list[str]] = []
         row = 0
         for slot, tokens in batch:
             drawn.append(self._draw_while_proposed(slot, tokens, output, row))
             row += len(tokens)
-        for (slot, tokens), texts in zip(batch, drawn, strict=True):
-            if len(texts) < len(tokens):
+            if len(drawn[-1]) < len(tokens):
                 self._cache.trim(slot)
-        seconds = self._clock() - began
-        num_drawn = sum(map(len, drawn))
-        self._planner.decoded(
-            seconds,
-            row,
-            num_drawn=num_drawn,
-            num_problems=len(slots),
-            is_speculated=is_speculated,
-            speculating=speculating,
-        )
+        self._account(batch, places, drawn, self._clock() - began)
+        return [progress for slot, texts in zip(slots, drawn, strict=True) for progress in self._tell(slot, texts)]
+
+    def _account(self, batch: Batch, places: Sequence[Place], drawn: Sequence[list[str]], seconds: float) -> None:
+        """Note what a batch cost: for the planner, and for each of its steps by its rows."""
+        num_rows = sum(len(tokens) for _, tokens in batch)
+        if num_rows == len(batch):
+            self._planner.decoded(seconds, len(batch))
+        else:
+            kind: Kind = "speculated" if all(place.kind == "speculated" for place in places) else "drafted"
+            self._planner.verified(seconds, num_rows, sum(map(len, drawn)), len(batch), kind=kind)
         for (slot, tokens), texts in zip(batch, drawn, strict=True):
-            job, share = self._jobs[slot], seconds * len(tokens) / row
+            job, share = self._jobs[slot], seconds * len(tokens) / num_rows
             if len(tokens) == 1:
                 job.decode_seconds += share
             else:
                 job.cost += Cost(verify_tokens=len(tokens), verify_seconds=share, verify_kept=len(texts))
-        return [progress for slot, texts in zip(slots, drawn, strict=True) for progress in self._tell(slot, texts)]
 
-    def _speculate_on(self, slot: int) -> float:
-        """Have the speculator say how the step might go on, where nothing is proposed any more and that is likely to save time.
-
-        Returns the seconds that it decoded.
-        """
+    def _speculate_on(self, slot: int) -> None:
+        """Have the speculator say how the step might go on, where nothing is proposed any more and that is likely to save time."""
         job = self._jobs[slot]
-        if job.speculator is None or job.proposal.place(1).num_left or job.text.is_inside_character:
-            return 0.0
+        if job.speculator is None or self._place(slot).num_left or job.text.is_inside_character:
+            return
         most = self._planner.plan_speculation(job.speculator.seconds_per_token, job.max_proposed - len(job.tokens))
         if not most:
-            return 0.0
+            return
         try:
             told = job.speculator.speculate(slot, job.trace, job.text.so_far, most)
         except ProblemError:  # the other model's trouble: the step can do without
             job.speculator = None
-            return 0.0
+            return
         job.speculation_cost += told.cost
         job.proposal.go_on_with(self._cache.proposed_ids(told.text, job.text.so_far))
-        return told.cost.decode_seconds  # most of what was read for it would have been read for the next step
+        self._planner.asked(told.cost.decode_seconds)  # most of what was read for it would have been read for the next step
 
-    def _to_decode(self, slots: list[int]) -> list[tuple[int, list[int]]]:
+    def _place(self, slot: int) -> Place:
+        """Where a step stands in its proposal, as far as there is room to read that."""
+        job = self._jobs[slot]
+        return job.proposal.place(job.max_proposed - len(job.tokens))
+
+    def _to_decode(self, slots: Sequence[int], places: Sequence[Place]) -> list[tuple[int, list[int]]]:
         """Each slot with its unread token, and after it those of its proposal that are worth verifying."""
+        counts = self._planner.plan(places) if any(place.num_left for place in places) else [0] * len(slots)
         jobs = [self._jobs[slot] for slot in slots]
-        places = [job.proposal.place(job.max_proposed - len(job.tokens)) for job in jobs]
-        counts = self._planner.plan(places) if any(place.num_left for place in places) else [0] * len(jobs)
         return [
             (slot, job.unread + job.proposal.upcoming(count) if count else job.unread)
             for slot, job, count in zip(slots, jobs, counts, strict=True)

@@ -19,11 +19,14 @@ MAX_ROWS = 128  # of a batch, all its problems together: a reader who waits sees
 FIRST_ROWS = 4  # at most, of the first batch; of the next ones twice as many as were ever measured
 GAIN = 1.05  # times as many tokens a second as without, at least: less is lost in the noise of measuring
 
-CREDIT, MOST_CREDIT = 5.0, 20.0  # decodes that batches may lose, at first and at most
+CREDIT, MOST_CREDIT = 5.0, 20.0  # decodes that batches may lose, at first and at most,
+MOST_LOST = 5.0  # and what one batch can take of that: a machine may have been busy with something else
 EARNED = 0.01  # and what a decode adds to that: the most that trying out can cost in the long run
 
 LATEST = 0.3  # weight of the latest measurement
-FADING = 0.995  # of costs, for each proposal: a batch that was slow once, on a busy machine, gets another chance
+FADING = 0.995  # of costs, for each proposal: a batch that was slow, on a busy machine, gets another chance;
+DOUBTED_FADING = 0.9  # soon, if it was measured but once and took
+SURPRISE = 1.7  # times as long as expected
 DECODES = 15  # whose median is the time of one
 
 EXPECTED_MATCH = 0.8  # of a proposed token, before anything is known,
@@ -41,6 +44,11 @@ drafted it said since of how the text might go on.
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
+Kind = Literal["drafted", "speculated"]
+"""Who has to pay for a proposal that was read in vain: the step that was drafted, or what was said since."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 
 class Place(NamedTuple):
     """Where a text stands in its proposal: how many proposed tokens are left, and how many in a row of the same were right."""
@@ -48,6 +56,10 @@ class Place(NamedTuple):
     num_left: int
     num_matched: int
     source: Source = "drafted"
+
+    @property
+    def kind(self) -> Kind:
+        return "speculated" if self.source == "speculated" else "drafted"
 
 
 class Proposal:
@@ -124,7 +136,8 @@ class Planner:
         self._decodes: deque[float] = deque(maxlen=DECODES)  # seconds
         self._read_seconds = self._read_tokens = 0.0  # of late
         self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
-        self._credit = dict.fromkeys((False, True), CREDIT)  # of what was drafted, and of what is speculated
+        self._doubted: set[int] = set()  # those of these sizes that were measured once, and surprised
+        self._credit = dict.fromkeys(KINDS, CREDIT)
         self._seen = {source: [0.0] * BUCKETS for source in SOURCES}  # proposed tokens, those before them right,
         self._matched = {source: [0.0] * BUCKETS for source in SOURCES}  # and those of them that matched too
 
@@ -133,33 +146,35 @@ class Planner:
         self._read_seconds += seconds - LATEST * self._read_seconds
         self._read_tokens += num_tokens - LATEST * self._read_tokens
 
-    def decoded(
-        self,
-        seconds: float,
-        num_rows: int,
-        *,
-        num_drawn: int = 1,
-        num_problems: int = 1,
-        is_speculated: bool = False,
-        speculating: float = 0.0,
-    ) -> None:
-        """Note what a batch cost that gave output for each of its rows, and how many tokens were drawn from it.
-
-        Whether what was proposed `is_speculated`, and the seconds that it took before that to say so; 0 if nobody was asked now.
-        """
-        gain = EARNED * num_problems
-        if num_rows == 1:
+    def decoded(self, seconds: float, num_problems: int = 1) -> None:
+        """Note what a batch cost that read nothing but one token of each problem."""
+        if num_problems == 1:
             self._decodes.append(seconds)
-        elif self.decode_seconds > 0:
-            latest = seconds / self.decode_seconds
-            if num_rows > num_problems:
-                gain = num_drawn / num_problems * self._costs(num_problems, 0)[0] - latest
-            known = self._measured.get(num_rows, latest)
-            self._measured[num_rows] = known + LATEST * (latest - known)
-        self._earn(gain, is_speculated=is_speculated)
-        self._earn(EARNED * num_problems, is_speculated=not is_speculated)
-        if speculating and self.decode_seconds > 0:  # whoever was asked may have had nothing to say
-            self._earn(-speculating / self.decode_seconds, is_speculated=True)
+        else:
+            self._learn(num_problems, seconds)
+        for kind in KINDS:
+            self._earn(kind, EARNED * num_problems)
+
+    def verified(
+        self, seconds: float, num_rows: int, num_drawn: int, num_problems: int = 1, *, kind: Kind = "drafted"
+    ) -> None:
+        """Note what a batch cost that read proposed tokens too, and how many tokens were drawn from its rows.
+
+        `kind` is what was proposed for all its problems, or for most.
+        """
+        cost = self._learn(num_rows, seconds)
+        if cost is None:
+            return
+        for each in KINDS:
+            gain = (
+                num_drawn / num_problems * self._costs(num_problems, 0)[0] - cost if each == kind else EARNED * num_problems
+            )
+            self._earn(each, gain)
+
+    def asked(self, seconds: float) -> None:
+        """Note how long it took to say how a text might go on, whether there was anything to say or not."""
+        if self.decode_seconds:
+            self._earn("speculated", -seconds / self.decode_seconds)
 
     def compared(self, place: Place, *, matched: bool) -> None:
         """Note whether the token that was proposed at this place was the one drawn."""
@@ -175,11 +190,11 @@ class Planner:
         counts, num_problems = [0] * len(waiting), len(waiting)
         if not self._knows_costs:
             return counts
-        worth = [(index, place) for index, place in enumerate(waiting) if self._credit[place.source == "speculated"] >= 0]
+        worth = [(index, place) for index, place in enumerate(waiting) if self._credit[place.kind] >= 0]
         chances = ((chance, index) for index, place in worth for chance in self._chances(place))
-        likely = sorted(chances, reverse=True)[: self._most_rows - num_problems]
+        likely = sorted(chances, reverse=True)[: max(0, self._most_rows - num_problems)]
         if any(place.num_left and place.num_matched == 0 and place.source != "again" for place in waiting):
-            self._measured = {rows: cost * FADING for rows, cost in self._measured.items()}
+            self._fade()
         taken = _most_a_second(num_problems, [chance for chance, _ in likely], self._costs(num_problems, len(likely)))
         for _, index in likely[:taken]:
             counts[index] += 1
@@ -189,7 +204,7 @@ class Planner:
         """For how many tokens, each at this price, to ask how one text might go on, of which nothing is proposed; 0 if that is
         not worth its time. `room` is for how many there is any.
         """
-        if not self._knows_costs or self._credit[True] < 0 or not seconds_per_token:
+        if not self._knows_costs or self._credit["speculated"] < 0 or not seconds_per_token:
             return 0
         most = min(room, self._most_rows - 1, MOST_SPECULATED)
         chances = list(self._chances(Place(most, 0, "speculated"))) if most > 0 else []
@@ -211,9 +226,27 @@ class Planner:
         """Of the next batch: larger ones were not measured."""
         return int(min(MAX_ROWS, 2 * max(self._measured, default=FIRST_ROWS / 2)))
 
-    def _earn(self, gain: float, *, is_speculated: bool) -> None:
+    def _learn(self, num_rows: int, seconds: float) -> float | None:
+        """Take up what a batch cost, and return that in decodes; None if a decode has no time yet."""
+        if not self.decode_seconds:
+            return None
+        cost = seconds / self.decode_seconds
+        if num_rows not in self._measured and cost > SURPRISE * self._costs(num_rows, 0)[0]:
+            self._doubted.add(num_rows)
+        else:
+            self._doubted.discard(num_rows)
+        known = self._measured.get(num_rows, cost)
+        self._measured[num_rows] = known + LATEST * (cost - known)
+        return cost
+
+    def _fade(self) -> None:
+        """Let measured costs fade: slowly, but for those that are doubted."""
+        for rows in self._measured:
+            self._measured[rows] *= DOUBTED_FADING if rows in self._doubted else FADING
+
+    def _earn(self, kind: Kind, gain: float) -> None:
         """Add to a credit, within its bounds: one batch on a busy machine is not the end."""
-        self._credit[is_speculated] = max(-CREDIT, min(MOST_CREDIT, self._credit[is_speculated] + gain))
+        self._credit[kind] = max(-MOST_CREDIT, min(MOST_CREDIT, self._credit[kind] + max(-MOST_LOST, gain)))
 
     def _chances(self, place: Place) -> Iterator[float]:
         """For each proposed token, the probability that it and all before it match."""
