@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from statistics import median
+from statistics import median, median_low
 from typing import Literal, NamedTuple, get_args
 
 REJOIN = 2  # tokens in a row that have to agree before a text that went another way is held to be back
@@ -27,7 +27,8 @@ LATEST = 0.3  # weight of the latest measurement
 FADING = 0.995  # of costs, for each proposal: a batch that was slow, on a busy machine, gets another chance;
 DOUBTED_FADING = 0.9  # soon, if it was measured but once and took
 SURPRISE = 1.7  # times as long as expected
-DECODES = 15  # whose median is the time of one
+DECODES = 15  # whose median is the time of one,
+BATCHES = 5  # and those of a size: medians both, since a busy machine makes some of either very slow
 
 EXPECTED_MATCH = 0.8  # of a proposed token, before anything is known,
 PRIOR_TOKENS = 4  # which weighs as much as so many tokens seen
@@ -135,7 +136,8 @@ class Planner:
     def __init__(self) -> None:
         self._decodes: deque[float] = deque(maxlen=DECODES)  # seconds
         self._read_seconds = self._read_tokens = 0.0  # of late
-        self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows
+        self._measured: dict[int, float] = {}  # cost of a batch, in decodes, by its number of rows,
+        self._latest: dict[int, deque[float]] = {}  # and what the last of them took
         self._doubted: set[int] = set()  # those of these sizes that were measured once, and surprised
         self._credit = dict.fromkeys(KINDS, CREDIT)
         self._seen = {source: [0.0] * BUCKETS for source in SOURCES}  # proposed tokens, those before them right,
@@ -235,8 +237,9 @@ class Planner:
             self._doubted.add(num_rows)
         else:
             self._doubted.discard(num_rows)
-        known = self._measured.get(num_rows, cost)
-        self._measured[num_rows] = known + LATEST * (cost - known)
+        latest = self._latest.setdefault(num_rows, deque(maxlen=BATCHES))
+        latest.append(cost)
+        self._measured[num_rows] = median_low(latest)
         return cost
 
     def _fade(self) -> None:
