@@ -30,7 +30,7 @@ ROUNDS = 4
 Grade = Callable[[str, Mapping[str, Any]], Score]
 """Compares a solution's text with a right answer (an `Item.gold`)."""
 
-EnginesFor = Callable[[Policy, int], Mapping[ModelRole, Engine]]
+EnginesFor = Callable[["Column", int], Mapping[ModelRole, Engine]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
 
 
@@ -151,7 +151,7 @@ class Bench:
     def _make(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         """Make attempts that differ in their problem only."""
         policy, tau, seed = block[0].column.policy, block[0].column.tau, self.seed + block[0].sample
-        engines = self.engines_for(policy, block[0].sample)
+        engines = self.engines_for(block[0].column, block[0].sample)
         router = self.router_for(policy)
         left = {attempt.item.problem.id: attempt for attempt in block}
         times = {name: _Times(_Stopwatch(self.clock)) for name in left}

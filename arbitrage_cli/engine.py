@@ -28,7 +28,9 @@ from arbitrage_cli.sampling import Sampler, probability_of
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, StepStop, Trace
 
-MEASURED, MEASURED_TOKENS = Problem("", "1 + 1"), 4  # what `measure` reads, and how much it decodes
+MEASURED = Problem("", "1 + 1")  # what `measure` reads,
+FEWEST_MEASURED, MOST_MEASURED = 4, 64  # and how many tokens it decodes, to the end of an answer:
+MEASURED_SECONDS = 0.05  # as many as this takes
 UNSURE = 0.6  # of all tokens told to come next together: no more are told
 ENOUGH_TOKENS = 16  # to know a model's speed from one trace
 
@@ -118,6 +120,7 @@ class Engine:
         self._cache = Cache(backend, instructions, keep_beginning=keep_beginning, first_sequence=first_sequence)
         self._jobs: dict[int, _Job] = {}
         self._spent = Cost()
+        self._measured = Cost()
         self._lost: set[int] = set()  # control tokens that were written, and told of
 
     @property
@@ -193,38 +196,60 @@ class Engine:
             return not text.ended
 
         cost = self._write_on(slot, unread, min(most, room), goes_on)
+        if cost.decode_tokens:
+            self._planner.decoded(cost.decode_seconds / cost.decode_tokens)
         return Speculation(text.so_far[len(beginning) :], cost)
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         """Estimate of this model's time for the whole text of `trace`, had it written it alone: nothing is run for it.
 
         Prompt tokens at the measured cost of reading, text tokens at that of decoding: as measured in this trace if the
-        model wrote enough of it, since a machine's speed changes, else in the whole run. None if it decoded nothing yet.
+        model wrote enough of it, since a machine's speed changes, else in the whole run. Not slower than what `measure` found
+        of a model that is fast enough to have been measured well: where another model has used the processor's cache in
+        between, its first tokens take longer. None if it decoded nothing yet.
         """
         written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
         own = sum((step.cost for step in written if step.model == self._role), Cost())
-        measured = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
-        per_second = measured.tokens_per_second
-        if per_second is None:
+        speeds = [own if own.decode_tokens >= ENOUGH_TOKENS else self._spent]
+        if self._measured.decode_tokens >= ENOUGH_TOKENS:
+            speeds.append(self._measured)
+        decoding = [cost.decode_seconds / cost.decode_tokens for cost in speeds if cost.decode_tokens]
+        reading = [cost.prefill_seconds / cost.prefill_tokens for cost in speeds if cost.prefill_tokens]
+        if not decoding:
             return None
         num_tokens = sum(len(self._cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1
-        reading = measured.prefill_seconds / measured.prefill_tokens if measured.prefill_tokens else 0.0
-        return self._cache.num_prompt(slot) * reading + num_tokens / per_second
+        return self._cache.num_prompt(slot) * min(reading, default=0.0) + num_tokens * min(decoding)
 
-    def measure(self) -> None:
-        """Time the reading of a short prompt and a few tokens of decoding, so that speeds are known before any problem."""
+    def measure(self) -> Cost:
+        """Time the reading of a short prompt and some tokens of decoding, so that speeds are known before any problem."""
+        measured = Cost()
         self._cache.forget_beginning()
         try:
             self._cache.open(0, MEASURED)
         except ContextFullError:
-            return  # nor will any problem fit, and each of them says so
+            return measured  # nor will any problem fit, and each of them says so
         unread, room = self._cache.want(0, Trace(MEASURED, Limits()))
-        if room > MEASURED_TOKENS:
-            cost = self._write_on(0, unread, MEASURED_TOKENS)
-            self._spent += cost
-            self._planner.read(cost.prefill_tokens, cost.prefill_seconds)
+        if room > FEWEST_MEASURED:
+            times: list[float] = []
+
+            def goes_on(logits: Floats, token: int) -> bool:
+                times.append(self._clock())
+                is_soon = len(times) < FEWEST_MEASURED or times[-1] - times[0] < MEASURED_SECONDS
+                return is_soon and not self._backend.is_end(token)
+
+            measured = self._write_on(0, unread, min(room, MOST_MEASURED), goes_on)
         self._cache.close(0)
         self._cache.forget_beginning()
+        self.know(measured)
+        return measured
+
+    def know(self, measured: Cost) -> None:
+        """Take over what another engine of the same model has measured."""
+        self._measured = measured
+        self._spent += measured
+        self._planner.read(measured.prefill_tokens, measured.prefill_seconds)
+        if measured.decode_tokens:
+            self._planner.decoded(measured.decode_seconds / measured.decode_tokens)
 
     # --- reading, decoding, drawing
 
@@ -280,8 +305,6 @@ class Engine:
             token = self._sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
             is_going_on = goes_on(logits, token)
         seconds = self._clock() - read
-        if num_decoded:
-            self._planner.decoded(seconds / num_decoded)
         return Cost(num_read, read - began, num_decoded, seconds)
 
     def _decode(self, slots: list[int]) -> list[Progress]:

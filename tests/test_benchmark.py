@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from faults import results
-from hash_language import HashBackend, solve
+from hash_language import HashBackend, Recording, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -326,8 +326,24 @@ def test_bench_solves_as_solve_does() -> None:
     )
     for column in ALL:
         (row,) = rows(hash_bench(), [Attempt(item(), 0, column)])
-        solved = solve(engines(column.policy, 0), [item().problem], column.policy.name, column.tau)
+        solved = solve(engines(column, 0), [item().problem], column.policy.name, column.tau)
         assert row["text"] == solved["p0"].text
+
+
+def test_policies_learn_nothing_from_each_other() -> None:
+    """What an engine has learned of proposals is of its own column; only the speed of a model is measured for all."""
+    backends: dict[ModelRole, Backend] = {
+        "draft": Recording(HashBackend("draft")),
+        "target": Recording(HashBackend("target")),
+    }
+    engines = Engines(backends, Sampler(), INSTRUCTIONS)
+    first = engines(RANDOM, 0)
+    calls = [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)]
+    second = engines(Column(RANDOM.policy, 0.4), 0)
+    assert engines(RANDOM, 0) == first
+    assert not {*first.values()} & {*second.values()}
+    assert [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)] == calls
+    assert second["target"].seconds_per_token == first["target"].seconds_per_token > 0
 
 
 # --- several at once

@@ -409,6 +409,34 @@ def test_time_of_the_target_alone_is_measured_in_the_same_trace() -> None:
     assert estimates[0] == pytest.approx(100 * estimates[1])
 
 
+def test_a_small_target_is_as_fast_as_it_is_alone() -> None:
+    """Its tokens among another model's take longer than in a row: the estimate goes by those in a row."""
+    now, pace = [0.0], [0.001]
+
+    def clock() -> float:
+        now[0] += pace[0]
+        return now[0]
+
+    engine = Engine("target", scripted(repeat("abc ")), Sampler(), instructions="", clock=clock)
+    measured = engine.measure()
+    pace[0] = 1.0
+    engine.open(0, PROBLEM)
+    trace = new_trace(Limits(max_step_tokens=30))
+    num_unread = engine.start(0, Ask("target", trace))
+    step, _ = finish(engine)
+    keep(trace, step)
+    reading, decoding = measured.prefill_seconds / measured.prefill_tokens, measured.decode_seconds / measured.decode_tokens
+    alone = engine.seconds_alone(0, trace)
+    assert alone == pytest.approx(num_unread * reading + (step.num_tokens + 1) * decoding)
+    assert step.cost.decode_seconds > 100 * step.num_tokens * decoding
+
+
+def test_a_slow_model_is_measured_by_a_few_tokens() -> None:
+    """Nobody waits for it."""
+    engine = Engine("target", scripted(repeat("abc ")), Sampler(), instructions="", clock=seconds())
+    assert engine.measure().decode_tokens == 4
+
+
 def test_a_target_that_ends_at_once_has_an_estimate() -> None:
     """However little was decoded."""
     engine = Engine("target", scripted(recite("")), Sampler(), instructions="")

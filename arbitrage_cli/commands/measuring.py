@@ -58,7 +58,7 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
         backends = open_backends(setup.sources, setup.found, load, setup.threads, work.display, stack, num_sequences)
         bench = _make_bench(work, backends, grader, timeout)
         for attempt in work.left:
-            bench.engines_for(attempt.column.policy, attempt.sample)
+            bench.engines_for(attempt.column, attempt.sample)
         work.folder.save_run(add_loaded(run, backends))
         watchdog = stack.enter_context(Watchdog(2 * timeout if timeout else None, _end_of(work, timeout or 0.0)))
         _follow(bench, work, watchdog)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.backends import Backend, Options
+from arbitrage_cli.benchmark import Column
 from arbitrage_cli.commands.capacity import check_memory, memory_needed
 from arbitrage_cli.commands.transfers import Pace
 from arbitrage_cli.engine import Engine
@@ -16,7 +17,7 @@ from arbitrage_cli.policies import Policy
 from arbitrage_cli.reporters import Loading
 from arbitrage_cli.runs import RunInfo
 from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import Cost, ModelRole
 
 log = logging.getLogger("arbitrage.session")
 
@@ -31,11 +32,9 @@ def make_engines(
         engines[role] = Engine(
             role, backends[role], sampler, instructions=instructions, keep_evidence=evidence, keep_beginning=True
         )
-    for role, engine in engines.items() if len(engines) > 1 else ():
-        if (
-            role == "target" or not policy.number
-        ):  # for the estimate of its time alone; and for what the draft's guesses cost
-            engine.measure()
+    if len(engines) > 1:  # for the estimate of the target's time alone, and for what the draft's guesses cost
+        for role in ("target",) if policy.number else policy.models:
+            engines[role].measure()
     return engines
 
 
@@ -75,31 +74,43 @@ def open_backends(
 
 
 class Engines:
-    """Engines for every policy and sample, over models that are loaded once. Each is made, and warm, before it is measured.
+    """Engines for every column and sample of a benchmark, over models that are loaded once.
 
-    Two engines of one model may follow each other but not take turns: whoever solves a problem finishes it first.
+    Each column has its own, since an engine learns from what it writes: what one policy costs does not depend on which others
+    are measured beside it. Each is made, and knows its model's speed, before it is measured. Engines of one model may follow
+    each other but not take turns: whoever solves a problem finishes it first.
     """
 
     def __init__(self, backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str) -> None:
         self._backends = backends
         self._sampler = sampler
         self._instructions = instructions
-        self._made: dict[tuple[ModelRole, int, bool], Engine] = {}
+        self._made: dict[tuple[ModelRole, int, Column], Engine] = {}
+        self._measured: dict[ModelRole, Cost] = {}
 
-    def __call__(self, policy: Policy, sample: int) -> dict[ModelRole, Engine]:
-        """The policy's engines. Sample k draws with the seed + k; the draft keeps evidence only for who reads it."""
-        return {role: self._engine(role, sample, role == "draft" and policy.reads_evidence) for role in policy.models}
+    def __call__(self, column: Column, sample: int) -> dict[ModelRole, Engine]:
+        """The column's engines. Sample k draws with the seed + k; the draft keeps evidence only for who reads it."""
+        return {role: self._engine(role, column, sample) for role in column.policy.models}
 
-    def _engine(self, role: ModelRole, sample: int, keeps_evidence: bool) -> Engine:
-        key = (role, sample, keeps_evidence)
+    def _engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
+        key = (role, sample, column)
         if key not in self._made:
-            sampler = replace(self._sampler, seed=self._sampler.seed + sample)
-            engine = Engine(
-                role, self._backends[role], sampler, instructions=self._instructions, keep_evidence=keeps_evidence
-            )
-            engine.measure()
-            self._made[key] = engine
+            self._made[key] = self._make(role, column, sample)
         return self._made[key]
+
+    def _make(self, role: ModelRole, column: Column, sample: int) -> Engine:
+        engine = Engine(
+            role,
+            self._backends[role],
+            replace(self._sampler, seed=self._sampler.seed + sample),
+            instructions=self._instructions,
+            keep_evidence=role == "draft" and column.policy.reads_evidence,
+        )
+        if role in self._measured:
+            engine.know(self._measured[role])
+        else:
+            self._measured[role] = engine.measure()
+        return engine
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) -> dict[ModelRole, str]:

@@ -228,7 +228,7 @@ def main() -> None:
             stops_early=arguments.early_stop,
         )
         for column in columns:
-            bench.engines_for(column.policy, 0)
+            bench.engines_for(column, 0)
         files = {role: Path(find_files(name, offline=True)[0]) for role, name in sources.items()}
         running = servers(files, instructions, arguments)
         for server in running.values():
