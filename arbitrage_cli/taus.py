@@ -202,8 +202,9 @@ class TauTable:
 
     def at_costs(self, costs: Costs) -> "TauTable":
         """The same rows at the costs of another machine, and the taus that the names stand for there."""
-        named_on = _with_names(replace(self.named_on or self, costs=costs))
-        return replace(self, costs=costs, named=named_on.named, is_certain=named_on.is_certain)
+        chosen = _with_names(replace(self.named_on or self, costs=costs))
+        named_on = chosen if self.named_on else None
+        return replace(self, costs=costs, named=chosen.named, is_certain=chosen.is_certain, named_on=named_on)
 
     def at_budget(self, share: float) -> float:
         """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""

@@ -269,11 +269,15 @@ def test_names_on_another_machine_are_given_on_the_same_states() -> None:
     assert make_table(second, other, spread_taus(first), COSTS).named != named_on.named
     assert table.named == table.at_costs(COSTS).named == named_on.named
     assert table.at_costs(COSTS).rows == table.rows
+    elsewhere = table.at_costs(replace(COSTS, draft_seconds_per_token=0.5))
+    assert elsewhere.named_on is not None
+    assert elsewhere.named == elsewhere.named_on.named
+    assert elsewhere.costs == elsewhere.named_on.costs
 
 
 @pytest.mark.parametrize(
     ("draft", "verify", "pays"),
-    [(0.05, None, False), (0.3, None, True), (0.1, None, False), (0.1, 0.85, True), (0.05, 0.7, False)],
+    [(0.1, None, False), (0.12, None, True), (0.3, None, True), (0.1, 0.85, True), (0.05, 0.7, False)],
 )
 def test_early_stop_pays_where_a_drafted_token_spares_less_than_it_costs(
     draft: float, verify: float | None, pays: bool
