@@ -55,7 +55,8 @@ def test_nothing_has_no_interval() -> None:
 @pytest.mark.parametrize(
     ("table", "low", "high"),
     [
-        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # the first two: Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10
+        ((18, 12, 2, 18), 0.0562, 0.3290),  # its correlation is positive, and drawn towards 0
         ((53, 0, 0, 0), -0.0676, 0.0676),
     ],
 )
