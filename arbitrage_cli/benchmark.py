@@ -9,7 +9,7 @@ no file, no terminal and no data set by name; how an answer is graded is given t
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ ROUNDS = 4
 
 Grade = Callable[[str, Mapping[str, Any]], Score]
 """Compares a solution's text with a right answer (an `Item.gold`)."""
+
+_Place = tuple[str, int]
+"""An attempt of a column: problem id and sample."""
 
 EnginesFor = Callable[["Column", int], Mapping[ModelRole, Engine]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
@@ -259,50 +262,76 @@ class _Times:
 
 
 @dataclass(slots=True)
+class _Sums:
+    """What the attempts of one column come to. `shared` and `shared_alone` are its seconds and those of the target alone,
+    over what both have finished.
+    """
+
+    tried: set[_Place] = field(default_factory=set)
+    done: dict[_Place, float] = field(default_factory=dict)  # the wall-clock seconds
+    correct: int = 0
+    seconds: float = 0.0
+    shared: float = 0.0
+    shared_alone: float = 0.0
+
+
+@dataclass(slots=True)
 class Standings:
-    """How the columns stand while a run goes on: right answers, and time in relation to the target alone."""
+    """How the columns stand while a run goes on: right answers, and time in relation to the target alone.
+
+    Each row is read once: progress is told after every attempt, and must not take longer the more there are.
+    """
 
     columns: Sequence[Column]
     planned: int  # attempts of each column
     concurrency: int = 1
-    _rows: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = field(default_factory=dict)  # by label; problem and sample
+    _sums: dict[Column, _Sums] = field(default_factory=dict)
+    _alone: _Sums | None = None  # of the target
 
     def __post_init__(self) -> None:
-        self._rows = {column.label: {} for column in self.columns}
+        self._sums = {column: _Sums() for column in self.columns}
+        self._alone = next((sums for column, sums in self._sums.items() if column.policy.name == "target"), None)
 
     def add(self, attempt: Attempt, made: Mapping[str, Any]) -> None:
-        """Count the row of an attempt; one that was tried again counts once."""
-        self._rows[attempt.column.label][made["id"], made["sample"]] = made
+        """Count the row of an attempt; an error that is tried again counts once."""
+        sums = self._sums[attempt.column]
+        place = attempt.item.problem.id, attempt.sample
+        sums.tried.add(place)
+        if made["status"] != "done":
+            return
+        sums.done[place] = made["wall_seconds"]
+        sums.correct += made["score"]["value"] == "correct"
+        sums.seconds += seconds_of(made)
+        for one in self._sums.values() if sums is self._alone else (sums,):
+            self._share(one, place)
 
     def now(self) -> list[Standing]:
         """One for each column, in their order."""
         return [self._standing(column) for column in self.columns]
 
-    def seconds_left(self, attempts: Collection[Attempt]) -> float | None:
-        """An estimate of the time that these attempts will take; None before anything is known."""
-        means = {one.label: one.seconds / one.done for one in self.now() if one.done and one.seconds is not None}
+    def seconds_left(self, waiting: Mapping[Column, int]) -> float | None:
+        """An estimate of the time that so many attempts of each column will take; None before anything is known."""
+        means = {column: sums.seconds / len(sums.done) for column, sums in self._sums.items() if sums.done}
         if not means:
             return None
         overall = sum(means.values()) / len(means)
-        return sum(means.get(attempt.column.label, overall) for attempt in attempts)
+        return sum(count * means.get(column, overall) for column, count in waiting.items())
+
+    def _share(self, sums: _Sums, place: _Place) -> None:
+        """Compare an attempt with that of the target alone, if both are done."""
+        if self._alone is not None and place in sums.done and place in self._alone.done:
+            sums.shared += sums.done[place]
+            sums.shared_alone += self._alone.done[place]
 
     def _standing(self, column: Column) -> Standing:
-        rows = self._rows[column.label]
-        done = {key: made for key, made in rows.items() if made["status"] == "done"}
+        sums = self._sums[column]
         return Standing(
             label=column.label,
             planned=self.planned,
-            tried=len(rows),
-            done=len(done),
-            correct=sum(made["score"]["value"] == "correct" for made in done.values()),
-            seconds=sum(map(seconds_of, done.values())),
-            speedup=self._speedup(done) if self.concurrency == 1 else None,
+            tried=len(sums.tried),
+            done=len(sums.done),
+            correct=sums.correct,
+            seconds=sums.seconds,
+            speedup=sums.shared_alone / sums.shared if self.concurrency == 1 and sums.shared > 0 else None,
             concurrency=self.concurrency,
         )
-
-    def _speedup(self, done: Mapping[tuple[str, int], Mapping[str, Any]]) -> float | None:
-        """Seconds of the target alone / seconds of these rows, over the problems that both have finished."""
-        alone = {key: made for key, made in self._rows.get("target", {}).items() if made["status"] == "done"}
-        shared = done.keys() & alone.keys()
-        seconds = sum(done[key]["wall_seconds"] for key in shared)
-        return sum(alone[key]["wall_seconds"] for key in shared) / seconds if seconds > 0 else None

@@ -577,7 +577,34 @@ def test_attempt_made_again_counts_once() -> None:
 def test_time_left_is_estimated_by_policy() -> None:
     """Attempts are expected to take what their policy took so far, or all together where it has none yet."""
     standings = standings_of((0, TARGET, made(0, TARGET, 8.0)), (1, TARGET, made(1, TARGET, 4.0)))
-    waiting = [Attempt(item(2), 0, TARGET), Attempt(item(0), 0, ENTROPY)]
+    waiting = {TARGET: 1, ENTROPY: 1}
     assert standings.seconds_left(waiting) == 12.0
     assert standings_of().seconds_left(waiting) is None
-    assert standings.seconds_left([]) == 0.0
+    assert standings.seconds_left({}) == 0.0
+
+
+def test_taus_that_look_alike_stand_apart() -> None:
+    """Two taus that are written the same are two columns, each with its own attempts."""
+    one, other = (Column(POLICIES["entropy"], tau) for tau in (0.5, 0.5000000001))
+    standings = Standings((one, other), 1)
+    standings.add(Attempt(item(), 0, one), made(0, one, 8.0))
+    assert [standing.tried for standing in standings.now()] == [1, 0]
+
+
+def test_standings_read_each_row_once() -> None:
+    """To tell how the policies stand takes no longer after many attempts than after few."""
+    reads = 0
+
+    class Watched(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            nonlocal reads
+            reads += 1
+            return super().__getitem__(name)
+
+    standings = standings_of(
+        *((number, column, Watched(made(number, column, 8.0))) for number in range(3) for column in (TARGET, ENTROPY))
+    )
+    reads_of_rows = reads
+    assert [one.speedup for one in standings.now()] == [1.0, 1.0]
+    assert standings.seconds_left({TARGET: 2}) == 16.0
+    assert reads == reads_of_rows > 0

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -106,10 +107,10 @@ def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
     for row in latest(work.folder.rows):
         if key_of(row) in by_key:
             standings.add(by_key[key_of(row)], row)
-    waiting = list(work.left)
+    waiting = Counter(attempt.column for attempt in work.left)
 
     def state() -> State:
-        finished = len(work.attempts) - len(waiting)
+        finished = len(work.attempts) - waiting.total()
         return State(finished, len(work.attempts), standings.now(), standings.seconds_left(waiting))
 
     work.display.begin(f"bench {work.setup.dataset.name}", state())
@@ -124,7 +125,7 @@ def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
                 with watchdog.undisturbed:
                     work.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
-                waiting.remove(happening.attempt)
+                waiting[happening.attempt.column] -= 1
                 work.display.finish(_outcome(happening), state())
             else:
                 if isinstance(happening, Finished):
