@@ -9,9 +9,11 @@ from types import MappingProxyType
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": "Correct answers / planned attempts (problems x samples); unscored answers, errors and missing attempts "
-        "count as not correct. Interval: 95%, Wilson; with several samples a problem, bootstrap over problems.",
+        "count as not correct. Interval: 95%, Wilson; with several samples a problem, bootstrap over problems, unless "
+        "these are all alike.",
         "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "
-        "paired (Newcombe); with several samples a problem, bootstrap over problems.",
+        "paired (Newcombe); with several samples a problem, bootstrap over problems, unless "
+        "these are all alike.",
         "seconds_mean": "Wall-clock seconds of all finished attempts / finished attempts; loading, grading and display are "
         "outside.",
         "seconds_median": "Median wall-clock seconds of the finished attempts.",
@@ -60,7 +62,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
 COMPARED: Mapping[str, str] = MappingProxyType(
     {
         "compared_accuracy": "(Correct answers of the second run - of the first) / attempts that both runs have, in percentage "
-        "points. Interval: 95%, paired (Newcombe); with several samples a problem, bootstrap over problems.",
+        "points. Interval: 95%, paired (Newcombe); with several samples a problem, bootstrap over problems, unless "
+        "these are all alike.",
         "mcnemar_p": "How likely so uneven a split of the attempts that only one run got right would be if neither run were "
         "better (exact McNemar test, two-sided).",
         "seconds_ratio": "Seconds of the first run / seconds of the second, over the attempts that both finished; above 1 the "

@@ -189,21 +189,23 @@ def _accuracy(group: Group, scope: _Scope, num_problems: int, ratios: dict[str, 
     planned = num_problems * scope.samples
     outcomes = [result.outcome for result in group.results.values()]
     counts = {name: outcomes.count(outcome) for name, outcome in OUTCOMES.items()}
-    interval = wilson(counts["correct"], planned)
-    if scope.samples > 1 and 0 < counts["correct"] < planned:
-        by_problem = sums_by_problem(((key[0], [one.is_correct]) for key, one in group.results.items()), 1)
-        not_seen = np.zeros((num_problems - len(by_problem), 1))
-        interval = bootstrap(np.vstack([by_problem, not_seen]), lambda sums: sums[:, 0] / planned)
-    elif scope.samples > 1:  # nothing to resample from: as if a problem's samples were one
-        interval = wilson(counts["correct"] / scope.samples, num_problems)
     return {
         "n": planned,
         **counts,
         "missing": planned - len(outcomes),
         "accuracy": _ratio(ratios, "accuracy", counts["correct"], planned),
-        "accuracy_interval": interval,
+        "accuracy_interval": _accuracy_interval(group, num_problems, scope.samples),
         **_difference(group, scope, ratios),
     }
+
+
+def _accuracy_interval(group: Group, num_problems: int, samples: int) -> Interval | None:
+    """Over problems. Where these are all alike, resampling shows no spread: then as if a problem's samples were one."""
+    by_problem = sums_by_problem(((key[0], [one.is_correct]) for key, one in group.results.items()), 1)
+    correct = np.vstack([by_problem, np.zeros((num_problems - len(by_problem), 1))])
+    if samples > 1 and len(np.unique(correct)) > 1:
+        return bootstrap(correct, lambda sums: sums[:, 0] / (num_problems * samples))
+    return wilson(math.fsum(correct[:, 0]) / samples, num_problems)
 
 
 def _difference(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
@@ -216,12 +218,16 @@ def _difference(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str
 
 
 def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) -> Interval | None:
-    """Interval of the accuracy of the first of each pair minus that of the second."""
-    if samples > 1:
-        values = [(one.key[0], [one.is_correct - other.is_correct, 1.0]) for one, other in pairs]
-        return bootstrap(sums_by_problem(values, 2), ratio_of_sums)
+    """Interval of the accuracy of the first of each pair minus that of the second.
+
+    Over problems; where these all differ alike, or not at all, as if a problem's samples were one.
+    """
+    differences = sums_by_problem(((one.key[0], [one.is_correct - other.is_correct, 1.0]) for one, other in pairs), 2)
+    if samples > 1 and len(np.unique(ratio_of_sums(differences))) > 1:
+        return bootstrap(differences, ratio_of_sums)
     both = [(one.is_correct, other.is_correct) for one, other in pairs]
-    return paired_difference(*(both.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
+    cells = (both.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
+    return paired_difference(*(cell * len(differences) / max(1, len(pairs)) for cell in cells))
 
 
 def _seconds(group: Group, ratios: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def wilson(successes: float, trials: float) -> Interval | None:
     return low, high
 
 
-def paired_difference(both: int, first_only: int, second_only: int, neither: int) -> Interval | None:
+def paired_difference(both: float, first_only: float, second_only: float, neither: float) -> Interval | None:
     """Interval of the first proportion minus the second, both over the same trials; None without a trial.
 
     Newcombe's hybrid of two Wilson intervals (method 10 of Statistics in Medicine 17 (1998), 2635-2650). Other than a
@@ -53,12 +53,12 @@ def _joined(reach_1: float, reach_2: float, phi: float) -> float:
     return math.sqrt(max(0.0, reach_1**2 - 2 * phi * reach_1 * reach_2 + reach_2**2))
 
 
-def _correlation(both: int, first_only: int, second_only: int, neither: int) -> float:
+def _correlation(both: float, first_only: float, second_only: float, neither: float) -> float:
     """Phi of the two-by-two table, drawn towards 0 by Newcombe's continuity correction if it is positive."""
     spread = (both + first_only) * (second_only + neither) * (both + second_only) * (first_only + neither)
     if not spread:
         return 0.0
-    excess: float = both * neither - first_only * second_only
+    excess = both * neither - first_only * second_only
     if excess > 0:
         excess = max(0.0, excess - (both + first_only + second_only + neither) / 2)
     return excess / math.sqrt(spread)

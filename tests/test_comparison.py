@@ -117,3 +117,11 @@ def test_samples_are_paired_and_not_tested_as_if_independent() -> None:
     low, high = entry["accuracy_difference_interval"]
     assert low <= entry["accuracy_difference"] < 0
     assert high <= 0
+
+
+def test_samples_without_a_difference_are_not_sure_of_it() -> None:
+    """Two runs with the same results have an interval around no difference, with several samples a problem as well."""
+    made = make_run(12, columns=[("draft", None)], samples=3)
+    (entry,) = compared(made, made)["policies"]
+    low, high = entry["accuracy_difference_interval"]
+    assert low < entry["accuracy_difference"] == 0 < high

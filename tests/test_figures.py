@@ -204,6 +204,45 @@ def test_samples_that_are_all_right_still_have_an_interval() -> None:
     assert target["accuracy_interval"] == wilson(10, 10)
 
 
+def with_correct(made: MadeUp, policy: str, samples: set[int]) -> MadeUp:
+    """The run with the policy right in these samples of each problem, and wrong in all others."""
+    rows = [
+        {
+            **one,
+            "score": {"value": "correct" if one["sample"] in samples else "incorrect", "answer": None, "explanation": ""},
+        }
+        if one["policy"] == policy
+        else one
+        for one in made.rows
+    ]
+    return MadeUp(made.run, rows)
+
+
+@pytest.mark.parametrize(
+    ("of_draft", "of_target", "table"),
+    [
+        ({0, 1, 2}, {0, 1, 2}, (12, 0, 0, 0)),
+        ({0}, {1}, (0, 4, 4, 4)),
+        (set(), {0, 1, 2}, (0, 0, 12, 0)),
+    ],
+)
+def test_samples_that_differ_alike_still_have_an_interval(
+    of_draft: set[int], of_target: set[int], table: tuple[int, int, int, int]
+) -> None:
+    """Where every problem has the same difference the interval is that of one sample a problem, not of length 0."""
+    made = with_correct(with_correct(make_run(12, columns=ALONE, samples=3), "draft", of_draft), "target", of_target)
+    draft = by_label(made_figures(made))["draft"]
+    assert draft["accuracy_difference"] == (len(of_draft) - len(of_target)) / 3
+    assert draft["accuracy_difference_interval"] == pytest.approx(paired_difference(*table))
+
+
+def test_samples_that_are_right_alike_still_have_an_interval() -> None:
+    """So it is with an accuracy that is the same for each problem."""
+    made = with_correct(make_run(12, columns=ALONE, samples=3), "target", {0, 2})
+    target = by_label(made_figures(made))["target"]
+    assert (target["accuracy"], target["accuracy_interval"]) == (pytest.approx(2 / 3), pytest.approx(wilson(8, 12)))
+
+
 # --- time
 
 
