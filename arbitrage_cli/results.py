@@ -56,12 +56,16 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All results of one policy at one tau, in the order of their keys. `number` says what its router compares with tau."""
+    """All results of one policy at one tau, in the order of their keys. `number` says what its router compares with tau.
+
+    `superseded` are errors of attempts that were then made again: they count for nothing but the time they took.
+    """
 
     policy: str
     tau: float | None
     number: str | None = None
     results: Mapping[Key, Result] = field(default_factory=dict)
+    superseded: Sequence[Result] = ()
 
     @property
     def label(self) -> str:
@@ -112,28 +116,16 @@ def total(tallies: Iterable[Tally]) -> Tally:
 def group_rows(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[Group]:
     """The groups of a run, in the order of its plan; one that is planned and has no row yet is empty.
 
-    An error row that was tried again counts no more. UsageError for two results of one problem with one policy.
+    An error row that was tried again is superseded. UsageError for two results of one problem with one policy.
     """
     numbers: dict[tuple[str, float | None], str | None] = {}
     for planned in run.get("policies") or []:
         numbers[planned["policy"], tau_number(planned.get("tau"))] = planned.get("number")
-    found: dict[tuple[str, float | None], dict[Key, Result]] = {name: {} for name in numbers}
+    found: dict[tuple[str, float | None], list[Result]] = {name: [] for name in numbers}
     for row in rows:
-        result = _result(row)
-        results = found.setdefault((row["policy"], tau_number(row.get("tau"))), {})
-        before = results.get(result.key)
-        if before is not None and before.outcome != "error" and result.outcome != "error":
-            raise UsageError(
-                f"two results for problem {row['id']}, sample {result.key[1]}, policy {row['policy']}",
-                "rows of several runs are mixed: give each run its own folder",
-            )
-        if before is None or before.outcome == "error":
-            results[result.key] = result
+        found.setdefault((row["policy"], tau_number(row.get("tau"))), []).append(_result(row))
     unplanned = sorted(found.keys() - numbers.keys(), key=lambda name: (name[0], name[1] is not None, name[1] or 0.0))
-    return [
-        Group(policy, tau, numbers.get((policy, tau)), dict(sorted(found[policy, tau].items(), key=_by_key)))
-        for policy, tau in [*numbers, *unplanned]
-    ]
+    return [_group(*name, numbers.get(name), found[name]) for name in [*numbers, *unplanned]]
 
 
 def tau_number(tau: float | str | None) -> float | None:
@@ -165,6 +157,25 @@ def problems_of(groups: Iterable[Group]) -> dict[str, Level]:
     """Ids and levels of all problems that some policy has a row for."""
     results = chain.from_iterable(group.results.values() for group in groups)
     return {result.key[0]: result.level for result in results}
+
+
+def _group(policy: str, tau: float | None, number: str | None, made: Iterable[Result]) -> Group:
+    """A group of these results, of which one counts for each key."""
+    counted: dict[Key, Result] = {}
+    superseded: list[Result] = []
+    for result in made:
+        before = counted.setdefault(result.key, result)
+        if before is result:
+            continue
+        if before.outcome != "error" and result.outcome != "error":
+            raise UsageError(
+                f"two results for problem {result.key[0]}, sample {result.key[1]}, policy {policy}",
+                "rows of several runs are mixed: give each run its own folder",
+            )
+        if before.outcome == "error":
+            counted[result.key] = result
+        superseded.append(before if before.outcome == "error" else result)
+    return Group(policy, tau, number, dict(sorted(counted.items(), key=_by_key)), superseded)
 
 
 def _by_key(entry: tuple[Key, Result]) -> Key:

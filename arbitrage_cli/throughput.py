@@ -1,11 +1,13 @@
 """Problems per second of a policy that solves several at once, and how that compares with the target alone.
 
-Counted from rows: each tells what its problem added to the time of its block (`runs.Share`). A block is what policies take
+Counted from rows: each tells what its problem added to the time of its block (`summary.Share`). A block is what policies take
 turns with, so it is what they are compared over, and what is resampled: single problems of a block depend on each other.
-A block that was broken off counts as it came, with the time that went into problems which were then begun anew.
+A block that was broken off counts as it came, with the time that went into problems which were then begun anew, and so does
+one of which problems failed and were tried again.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.intervals import Floats, bootstrap
-from arbitrage_cli.results import Group, Key, Result
+from arbitrage_cli.results import Group, Key
+from arbitrage_cli.summary import Share
 
 MIN_BLOCKS = 5
 """With fewer there is nothing to resample from."""
@@ -23,17 +26,22 @@ Ratios = dict[str, Any]
 
 @dataclass(slots=True)
 class _Block:
-    """A policy's results of one block: which attempts, how many of them are done, the seconds of all."""
+    """A policy's results of one block: which attempts, how many of them are done, and the shares of all that was made."""
 
     keys: set[Key] = field(default_factory=set)
     num_done: int = 0
-    seconds: float = 0.0
-    is_whole: bool = True  # solved in one go
+    shares: list[tuple[int, Share]] = field(default_factory=list)  # with the sample that each is of
 
-    def add(self, key: Key, result: Result) -> None:
-        self.keys.add(key)
-        self.num_done += result.is_done
-        self.seconds += result.share.seconds if result.share else 0.0
+    @property
+    def seconds(self) -> float:
+        """What it took, failed attempts that were made again included."""
+        return math.fsum(share.seconds for _, share in self.shares)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each sample was solved in one go."""
+        counts = Counter(sample for sample, _ in self.shares)
+        return all(share.of == counts[sample] for sample, share in self.shares)
 
 
 def throughput(group: Group, alone: Group | None, ratios: Ratios) -> dict[str, Any]:
@@ -80,13 +88,13 @@ def notes(concurrency: int, groups: Sequence[Group], policies: Iterable[Mapping[
 def _blocks(group: Group) -> dict[int, _Block]:
     """By number. A row without a share, that of an attempt that hung, took no time that is known."""
     blocks: dict[int, _Block] = {}
-    sizes: dict[tuple[int, int], list[int]] = {}  # of the goes, by block and sample, one for each row
+    for result in (*group.results.values(), *group.superseded):
+        if result.share is not None:
+            blocks.setdefault(result.share.block, _Block()).shares.append((result.key[1], result.share))
     for key, result in group.results.items():
         if result.share is not None:
-            blocks.setdefault(result.share.block, _Block()).add(key, result)
-            sizes.setdefault((result.share.block, key[1]), []).append(result.share.of)
-    for (number, _), goes in sizes.items():
-        blocks[number].is_whole &= all(size == len(goes) for size in goes)
+            blocks[result.share.block].keys.add(key)
+            blocks[result.share.block].num_done += result.is_done
     return blocks
 
 

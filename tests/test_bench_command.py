@@ -233,6 +233,22 @@ def test_throughput_run(program: Program, here: Path) -> None:
     assert len(rows_of(folder)) == 9
 
 
+def test_time_of_failed_attempts_stays_when_they_are_tried_again(program: Program, here: Path) -> None:
+    """Problems a second are over the time of all rows, whichever command tells them: also of errors that were tried again."""
+    problems = here / "arithmetic.jsonl"
+    problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
+    arguments = (*BENCH, "--concurrency", "2", "--json", "-q")
+    program.run(here, *arguments)
+    again = program.run(here, *arguments)
+    rows = [row for row in rows_of(here / "run") if row["policy"] == "target"]
+    assert [row["id"] for row in rows].count("odd") == 2
+    seconds = pytest.approx(sum(row["throughput"]["seconds"] for row in rows), rel=1e-12)
+    shown = [again, *(program.run(here, command, "run", "--json") for command in ("report", "grade"))]
+    for result in shown:
+        told = policies(result.out)["target"]["ratios"]["problems_per_second"]
+        assert told == {"numerator": 3, "denominator": seconds}
+
+
 def test_run_has_one_concurrency(program: Program, copy: Path) -> None:
     """A latency run does not go on as a throughput run, nor one of those with another number, nor the other way round."""
     refused = program.run(copy, *BENCH, "--concurrency", "2")

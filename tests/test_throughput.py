@@ -68,6 +68,21 @@ def test_failed_attempts_cost_time_and_are_not_counted() -> None:
     assert draft["ratios"]["problems_per_second"] == {"numerator": 32, "denominator": 10.0}
 
 
+def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
+    """What went into an attempt before it failed stays in its block's time, whichever of its rows is read first."""
+    made = made_up()
+    number = next(index for index, row in enumerate(made.rows) if row["policy"] == "draft")
+    row = made.rows[number]
+    before = failed(row | {"throughput": row["throughput"] | {"seconds": 60.0}})
+    again = row | {"throughput": row["throughput"] | {"of": 1}}
+    others = [*made.rows[:number], *made.rows[number + 1 :]]
+    for rows in ([before, *others, again], [again, *others, before]):
+        draft = by_label(MadeUp(made.run, rows))["draft"]
+        assert draft["ratios"]["problems_per_second"] == {"numerator": 40, "denominator": 70.0}
+        assert (draft["throughput_ratio"], draft["blocks_compared"]) == (pytest.approx(8 / 7), 5)
+        assert any("1 blocks were solved in more than one go" in note for note in figures(made.run, rows)["notes"])
+
+
 def test_few_blocks_have_no_interval_and_it_is_said() -> None:
     """With fewer than five blocks there is a ratio without an interval, and a note that tells why."""
     made = made_up(count=16)

@@ -229,7 +229,7 @@ def bench(
                 measure(work, run, timeout)
             rows = latest(folder.rows)
             display.close()
-            show_figures(folder.run or {}, rows, cost_ratio=cost_ratio, as_json=json_line)
+            show_figures(folder.run or {}, folder.rows, cost_ratio=cost_ratio, as_json=json_line)
     asked = {attempt.key for attempt in attempts}
     if any(row["status"] == "error" and key_of(row) in asked for row in rows):
         raise typer.Exit(shared.SOME_FAILED)

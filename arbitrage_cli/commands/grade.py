@@ -50,7 +50,7 @@ def grade(
         folder.save_run(with_grader(folder.run or {}, grader_version()))
         rows = latest(folder.rows)
         display.close()
-        show_figures(folder.run or {}, rows, cost_ratio=cost_ratio, as_json=json_line)
+        show_figures(folder.run or {}, folder.rows, cost_ratio=cost_ratio, as_json=json_line)
     if any(row["status"] == "error" for row in rows):
         raise typer.Exit(shared.SOME_FAILED)
 

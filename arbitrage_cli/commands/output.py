@@ -100,7 +100,7 @@ def only_figures_on_stdout() -> Iterator[None]:
 def show_figures(
     run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None, as_json: bool
 ) -> None:
-    """The figures of a run on standard output: a table, or one line of JSON."""
+    """The figures of a run, of all its rows, on standard output: a table, or one line of JSON."""
     from arbitrage_cli.figures import figures  # with NumPy
     from arbitrage_cli.reporters.table import write_table
 

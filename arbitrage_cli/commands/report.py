@@ -41,12 +41,10 @@ def report(
 
 
 def _show(contents: "Sequence[Contents]", cost_ratio: float | None, *, as_json: bool) -> None:
-    from arbitrage_cli.run_folder import latest
-
     for number, one in enumerate(contents):
         if number and not as_json:
             write(sys.stdout, "\n")
-        show_figures(one.run or {}, latest(one.rows), cost_ratio=cost_ratio, as_json=as_json)
+        show_figures(one.run or {}, one.rows, cost_ratio=cost_ratio, as_json=as_json)
 
 
 def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float | None) -> None:
@@ -57,8 +55,8 @@ def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float |
 
     sources = []
     for name, one in contents.items():
-        run, rows = one.run or {}, latest(one.rows)
-        sources.append(Source(name, run, rows, figures(run, rows, cost_ratio=cost_ratio)))
+        run = one.run or {}
+        sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio)))
     temporary = path.with_name(f".{path.name}.new")
     try:
         temporary.write_text(render(sources), encoding="utf-8")
