@@ -46,7 +46,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "cost_ratio times as much as the draft; token counts and each model's prefill : decode proportion are those measured.",
         "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
         "time": "Where the wall-clock seconds of the finished attempts went; rest = wall - all the others.",
-        "by_level": "The same figures over the problems of one level of the data set.",
+        "by_level": "The same figures over the planned problems of one level of the data set.",
         "curve_time": "Seconds of a policy / seconds of the target alone over the attempts that all points of the curve "
         "finished; the target alone is at 1.",
         "area": "Mean accuracy over time between the draft alone and the target alone, along straight lines through the taus of "

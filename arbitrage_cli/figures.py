@@ -52,7 +52,7 @@ class _Scope:
 
     num_problems: int
     samples: int
-    levels: Mapping[str, Level]
+    levels: Mapping[str, Level] | None  # of all planned problems; None where they are not known
     costs: Measured
     cost_ratio: float | None
     alone: Group | None  # the target
@@ -73,13 +73,14 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
     if cost_ratio is not None and not 0 < cost_ratio < math.inf:
         raise UsageError(f"a cost ratio of {cost_ratio:g} makes no sense", "give a number above 0: --cost-ratio 8")
     groups = group_rows(run, rows)
-    levels = problems_of(groups)
+    seen = problems_of(groups)
+    num_problems = _num_planned(run, len(seen))
     concurrency = run.get("concurrency") or 1
     costs = measure(result for group in groups for result in group.results.values())
     scope = _Scope(
-        num_problems=_num_planned(run, len(levels)),
+        num_problems=num_problems,
         samples=_num_samples(run, groups),
-        levels=levels,
+        levels=_levels(run, seen, num_problems),
         costs=costs,
         cost_ratio=cost_ratio,
         alone=_find(groups, "target"),
@@ -113,6 +114,12 @@ def _num_planned(run: Mapping[str, Any], num_seen: int) -> int:
     """Problems that the run was asked for; where the run does not say, those that it has a row for."""
     planned = run.get("planned")
     return num_seen if planned is None else max(int(planned), num_seen)
+
+
+def _levels(run: Mapping[str, Any], seen: Mapping[str, Level], num_problems: int) -> Mapping[str, Level] | None:
+    """Levels by problem id: an earlier version did not record them, so that those of problems without a row are not known."""
+    levels = {**(run.get("levels") or {}), **seen}
+    return levels if len(levels) == num_problems else None
 
 
 def _num_samples(run: Mapping[str, Any], groups: Sequence[Group]) -> int:
@@ -365,11 +372,12 @@ def _time(group: Group) -> dict[str, float]:
 
 
 def _by_level(group: Group, scope: _Scope) -> dict[str, Any] | None:
-    """Accuracy and speed-up of each level; None where the data set has none."""
-    levels = sorted({level for level in scope.levels.values() if level is not None}, key=_level_order)
+    """Accuracy and speed-up of each level; None where the data set has none, or they are not known of all problems."""
+    known = scope.levels or {}
+    levels = sorted({level for level in known.values() if level is not None}, key=_level_order)
     made = {}
     for level in levels:
-        problems = {problem for problem, own in scope.levels.items() if own == level}
+        problems = {problem for problem, own in known.items() if own == level}
         ratios: dict[str, Any] = {}
         part = _only(group, problems)
         within = (

@@ -301,6 +301,18 @@ def test_limit_may_grow(program: Program, here: Path, finished: Path) -> None:
     assert (here / "run" / "results.jsonl").read_bytes() == whole
 
 
+def test_levels_are_those_of_all_planned_problems(program: Program, here: Path) -> None:
+    """run.json has the level of each problem that was asked for, so that a run that is not finished has all of them."""
+    program.run(here, *BENCH, "--limit", "1", "-q")
+    assert run_json(here)["levels"] == {"p0": 1}
+    program.run(here, *BENCH, "-q")
+    assert run_json(here)["levels"] == {"p0": 1, "p1": 2, "p2": 1}
+    path = here / "run" / "results.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    target = policies(program.run(here, "report", "run", "--json").out)["target"]
+    assert {level: (made["n"], made["missing"]) for level, made in target["by_level"].items()} == {"1": (2, 1), "2": (1, 1)}
+
+
 def test_only_some_problems(program: Program, here: Path, finished: Path) -> None:
     """--ids takes these problems, in the order of the data set; the others can follow, and nothing depends on the order."""
     assert program.run(here, *BENCH, "--ids", "p2,p0", "-q").code == 0

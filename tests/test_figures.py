@@ -17,6 +17,7 @@ from arbitrage_cli.definitions import DEFINITIONS
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.figures import figures
 from arbitrage_cli.intervals import paired_difference, wilson
+from arbitrage_cli.reporters.html import Source, render
 from arbitrage_cli.results import group_rows, tally_of_row, total
 from arbitrage_cli.runs import Measured, RunInfo, row
 from arbitrage_cli.summary import Tally, tally
@@ -449,6 +450,33 @@ def test_levels_add_up_to_the_whole() -> None:
         assert list(levels) == sorted(levels)
         assert sum(level["correct"] for level in levels.values()) == policy["correct"]
         assert sum(level["n"] for level in levels.values()) == policy["n"]
+
+
+def test_levels_of_an_unfinished_run_count_what_is_missing() -> None:
+    """Levels add up to the whole while problems are missing as well, those that no policy has tried yet included."""
+    made = make_run(40, columns=ALONE)
+    levels = {row["id"]: row["level"] for row in made.rows}
+    unfinished = figures({**made.run, "planned": 40, "levels": levels}, made.rows[:21])
+    for policy in unfinished["policies"]:
+        by_level = policy["by_level"]
+        assert list(by_level) == sorted(set(map(str, levels.values())))
+        for name in ("n", "correct", "missing"):
+            assert sum(level[name] for level in by_level.values()) == policy[name]
+        assert policy["missing"] >= 29
+
+
+def test_levels_that_are_not_known_yet_are_not_guessed() -> None:
+    """A run that does not say the levels of its problems has figures of levels once it has a row of each problem."""
+    made = make_run(10, columns=ALONE)
+    planned = {**made.run, "planned": 10}
+    assert {policy["by_level"] is None for policy in figures(planned, made.rows[:8])["policies"]} == {True}
+    for rows in (made.rows, made.rows[:-1]):
+        assert {policy["by_level"] is None for policy in figures(planned, rows)["policies"]} == {False}
+    tables = [
+        "Accuracy by level" in render([Source("run", planned, rows, figures(planned, rows))])
+        for rows in (made.rows[:8], made.rows)
+    ]
+    assert tables == [False, True]
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:

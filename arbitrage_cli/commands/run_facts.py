@@ -88,6 +88,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
     """
     models: dict[str, Any] = {role: _model_facts(setup, role, watch) for role in setup.sources}
     named = setup.named_taus
+    levels = {item.problem.id: item.level for item in setup.dataset.items}
     run: dict[str, Any] = {
         "schema": SCHEMA,
         "tool": __version__,
@@ -101,6 +102,7 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         },
         "planned": len(setup.ids),
         "ids": list(setup.ids),
+        "levels": {name: levels[name] for name in setup.ids},
         "policies": [
             {"policy": one.policy.name, "tau": tau_in_json(one.tau), "number": one.policy.number or None}
             for one in setup.columns
@@ -174,6 +176,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "created": earlier["created"],
         "planned": len(ids),
         "ids": ids,
+        "levels": {**earlier.get("levels", {}), **run["levels"]},
         "policies": policies,
         "router": run["router"] or earlier["router"],
         "early_stop": earlier.get("early_stop") if run["early_stop"] is None else run["early_stop"],
