@@ -10,6 +10,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.figures import difference_interval
 from arbitrage_cli.intervals import bootstrap, mcnemar, ratio_of_sums
+from arbitrage_cli.ratios import over
 from arbitrage_cli.results import Group, Result, group_rows, paired, sums_by_problem
 
 Row = Mapping[str, Any]
@@ -81,7 +82,7 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]], samples: int) -> dict[str,
         "correct": [sum(one.is_correct for one, _ in pairs), sum(other.is_correct for _, other in pairs)],
         "first_only_correct": first_only,
         "second_only_correct": second_only,
-        "accuracy_difference": (second_only - first_only) / len(pairs) if pairs else None,
+        "accuracy_difference": over(second_only - first_only, len(pairs)),
         "accuracy_difference_interval": interval,
         "mcnemar_p": mcnemar(first_only, second_only) if samples == 1 and pairs else None,
     }
@@ -94,7 +95,7 @@ def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     return {
         "seconds": [first, second],
         "seconds_n": len(pairs),
-        "seconds_ratio": first / second if second > 0 else None,
+        "seconds_ratio": over(first, second),
         "seconds_ratio_interval": bootstrap(table, ratio_of_sums),
     }
 

@@ -17,6 +17,7 @@ from arbitrage_cli.curve import curve
 from arbitrage_cli.equivalents import KINDS, Measured, Units, measure, tokens_and_seconds
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.intervals import Floats, Interval, bootstrap, paired_difference, ratio_of_sums, wilson
+from arbitrage_cli.ratios import Ratios, over, ratio
 from arbitrage_cli.results import (
     Group,
     Level,
@@ -161,7 +162,7 @@ def _costs(measured: Measured, model: str) -> dict[str, Any]:
     costs = {}
     for kind in KINDS:
         tokens, seconds = tokens_and_seconds(getattr(measured, model), kind)
-        costs[kind] = {"tokens": tokens, "seconds": seconds, "seconds_per_token": _over(seconds, tokens)}
+        costs[kind] = {"tokens": tokens, "seconds": seconds, "seconds_per_token": over(seconds, tokens)}
     return costs
 
 
@@ -191,7 +192,7 @@ def _policy(group: Group, scope: _Scope) -> dict[str, Any]:
     return made
 
 
-def _accuracy(group: Group, scope: _Scope, num_problems: int, ratios: dict[str, Any]) -> dict[str, Any]:
+def _accuracy(group: Group, scope: _Scope, num_problems: int, ratios: Ratios) -> dict[str, Any]:
     """Counts of every outcome, which add up to n, accuracy, and its difference from the target alone."""
     planned = num_problems * scope.samples
     outcomes = [result.outcome for result in group.results.values()]
@@ -200,7 +201,7 @@ def _accuracy(group: Group, scope: _Scope, num_problems: int, ratios: dict[str, 
         "n": planned,
         **counts,
         "missing": planned - len(outcomes),
-        "accuracy": _ratio(ratios, "accuracy", counts["correct"], planned),
+        "accuracy": ratio(ratios, "accuracy", counts["correct"], planned),
         "accuracy_interval": _accuracy_interval(group, num_problems, scope.samples),
         **_difference(group, scope, ratios),
     }
@@ -215,12 +216,12 @@ def _accuracy_interval(group: Group, num_problems: int, samples: int) -> Interva
     return wilson(math.fsum(correct[:, 0]) / samples, num_problems)
 
 
-def _difference(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
+def _difference(group: Group, scope: _Scope, ratios: Ratios) -> dict[str, Any]:
     if scope.alone is None or scope.alone is group:
         return {"accuracy_difference": None, "accuracy_difference_interval": None}
     pairs = paired(group, scope.alone)
     gained = sum(one.is_correct - other.is_correct for one, other in pairs)
-    value = _ratio(ratios, "accuracy_difference", gained, len(pairs))
+    value = ratio(ratios, "accuracy_difference", gained, len(pairs))
     return {"accuracy_difference": value, "accuracy_difference_interval": difference_interval(pairs, scope.samples)}
 
 
@@ -237,16 +238,16 @@ def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) ->
     return paired_difference(*(cell * len(differences) / max(1, len(pairs)) for cell in cells))
 
 
-def _seconds(group: Group, ratios: dict[str, Any]) -> dict[str, Any]:
+def _seconds(group: Group, ratios: Ratios) -> dict[str, Any]:
     seconds = [result.seconds or 0.0 for result in group.done]
     return {
-        "seconds_mean": _ratio(ratios, "seconds_mean", math.fsum(seconds), len(seconds)),
+        "seconds_mean": ratio(ratios, "seconds_mean", math.fsum(seconds), len(seconds)),
         "seconds_median": float(np.median(seconds)) if seconds else None,
         "seconds_p90": float(np.percentile(seconds, 90)) if seconds else None,
     }
 
 
-def _speedup(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
+def _speedup(group: Group, scope: _Scope, ratios: Ratios) -> dict[str, Any]:
     table = _seconds_table(group, scope)
     value, interval = _ratio_of_columns(table, "speedup", ratios) if len(table) else (None, None)
     return {"speedup": value, "speedup_interval": interval}
@@ -263,10 +264,10 @@ def _table(pairs: Sequence[tuple[Result, Result]], cost: Callable[[Result], floa
     return sums_by_problem(((one.key[0], [cost(alone), cost(one)]) for one, alone in pairs), 2)
 
 
-def _ratio_of_columns(table: Floats, name: str, ratios: dict[str, Any]) -> tuple[float | None, Interval | None]:
+def _ratio_of_columns(table: Floats, name: str, ratios: Ratios) -> tuple[float | None, Interval | None]:
     """Ratio and interval; no interval for the target alone against itself, of which nothing is unsure."""
     above, below = (math.fsum(column) for column in table.T)
-    return _ratio(ratios, name, above, below), None if np.array_equal(*table.T) else bootstrap(table, ratio_of_sums)
+    return ratio(ratios, name, above, below), None if np.array_equal(*table.T) else bootstrap(table, ratio_of_sums)
 
 
 def _distribution(table: Floats) -> dict[str, Any] | None:
@@ -287,29 +288,25 @@ def _distribution(table: Floats) -> dict[str, Any] | None:
     }
 
 
-def _routing(group: Group, ratios: dict[str, Any]) -> dict[str, Any]:
+def _routing(group: Group, ratios: Ratios) -> dict[str, Any]:
     done = group.done
     summed = total(result.tally for result in done)
     kept_steps, kept_tokens = sum(one.kept_steps for one in done), sum(one.kept_tokens for one in done)
     by_target = sum(one.kept_target_tokens for one in done)
     drafting, writing = summed.draft_cost, summed.target_cost
     return {
-        "acceptance_rate": _ratio(ratios, "acceptance_rate", summed.accepted_steps, summed.drafted_steps),
-        "stopped_early_rate": _ratio(ratios, "stopped_early_rate", summed.stopped_steps, summed.drafted_steps),
-        "token_acceptance_rate": _ratio(ratios, "token_acceptance_rate", summed.accepted_tokens, summed.drafted_tokens),
-        "target_call_rate": _ratio(ratios, "target_call_rate", summed.target_steps, kept_steps),
+        "acceptance_rate": ratio(ratios, "acceptance_rate", summed.accepted_steps, summed.drafted_steps),
+        "stopped_early_rate": ratio(ratios, "stopped_early_rate", summed.stopped_steps, summed.drafted_steps),
+        "token_acceptance_rate": ratio(ratios, "token_acceptance_rate", summed.accepted_tokens, summed.drafted_tokens),
+        "target_call_rate": ratio(ratios, "target_call_rate", summed.target_steps, kept_steps),
         "wasted_draft_tokens": summed.wasted_tokens,
-        "target_token_share": _ratio(ratios, "target_token_share", by_target, kept_tokens),
-        "draft_tokens_per_second": _ratio(
-            ratios, "draft_tokens_per_second", drafting.decode_tokens, drafting.decode_seconds
-        ),
-        "target_tokens_per_second": _ratio(
-            ratios, "target_tokens_per_second", writing.decode_tokens, writing.decode_seconds
-        ),
+        "target_token_share": ratio(ratios, "target_token_share", by_target, kept_tokens),
+        "draft_tokens_per_second": ratio(ratios, "draft_tokens_per_second", drafting.decode_tokens, drafting.decode_seconds),
+        "target_tokens_per_second": ratio(ratios, "target_tokens_per_second", writing.decode_tokens, writing.decode_seconds),
     }
 
 
-def _equivalents(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[str, Any]:
+def _equivalents(group: Group, scope: _Scope, ratios: Ratios) -> dict[str, Any]:
     """Cost in target tokens: as measured, against the target alone, and projected."""
     costs = [cost for result in group.done if (cost := _equivalents_of(result, scope, scope.costs.cost_ratio)) is not None]
     pairs = paired_done(group, scope.alone) if scope.alone else []
@@ -319,7 +316,7 @@ def _equivalents(group: Group, scope: _Scope, ratios: dict[str, Any]) -> dict[st
         _cost_speedup(pairs, scope, scope.cost_ratio, "projected_speedup", ratios) if projected else (None, None)
     )
     return {
-        "target_token_equivalents": _ratio(ratios, "target_token_equivalents", math.fsum(costs), len(costs)),
+        "target_token_equivalents": ratio(ratios, "target_token_equivalents", math.fsum(costs), len(costs)),
         "equivalent_speedup": speedup,
         "equivalent_speedup_interval": interval,
         "projected_speedup": future,
@@ -334,7 +331,7 @@ def _equivalents_of(result: Result, scope: _Scope, cost_ratio: float | None) -> 
 
 
 def _cost_speedup(
-    pairs: Sequence[tuple[Result, Result]], scope: _Scope, cost_ratio: float | None, name: str, ratios: dict[str, Any]
+    pairs: Sequence[tuple[Result, Result]], scope: _Scope, cost_ratio: float | None, name: str, ratios: Ratios
 ) -> tuple[float | None, Interval | None]:
     costs = {id(one): _equivalents_of(one, scope, cost_ratio) for pair in pairs for one in pair}
     if not costs or None in costs.values():
@@ -378,7 +375,7 @@ def _by_level(group: Group, scope: _Scope) -> dict[str, Any] | None:
     made = {}
     for level in levels:
         problems = {problem for problem, own in known.items() if own == level}
-        ratios: dict[str, Any] = {}
+        ratios: Ratios = {}
         part = _only(group, problems)
         within = (
             scope if scope.alone is None else _within(scope, part if scope.alone is group else _only(scope.alone, problems))
@@ -404,16 +401,3 @@ def _level_order(level: str | int) -> tuple[bool, float, str]:
     """Numbers by value, then names."""
     is_name = not str(level).lstrip("-").isdigit()
     return is_name, 0.0 if is_name else float(level), str(level)
-
-
-# --- ratios
-
-
-def _ratio(ratios: dict[str, Any], name: str, numerator: float, denominator: float) -> float | None:
-    """The ratio, which is entered with both its parts; None over 0."""
-    ratios[name] = {"numerator": numerator, "denominator": denominator}
-    return _over(numerator, denominator)
-
-
-def _over(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator > 0 else None

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.intervals import Floats, bootstrap
+from arbitrage_cli.ratios import Ratios, over, ratio
 from arbitrage_cli.results import Group, Key
 from arbitrage_cli.summary import Share
 
 MIN_BLOCKS = 5
 """With fewer there is nothing to resample from."""
-
-Ratios = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -48,7 +47,7 @@ def throughput(group: Group, alone: Group | None, ratios: Ratios) -> dict[str, A
     """Problems per second, and over the blocks in which both have the same attempts, those of the target alone beside them."""
     own = _blocks(group)
     made: dict[str, Any] = {
-        "problems_per_second": _ratio(ratios, "problems_per_second", *_sums(own.values())),
+        "problems_per_second": ratio(ratios, "problems_per_second", *_sums(own.values())),
         "throughput_ratio": None,
         "throughput_ratio_interval": None,
         "blocks": len(own),
@@ -62,10 +61,10 @@ def throughput(group: Group, alone: Group | None, ratios: Ratios) -> dict[str, A
         [(own[one].num_done, own[one].seconds, others[one].num_done, others[one].seconds) for one in shared], np.float64
     ).reshape(len(shared), 4)
     done, seconds, done_alone, seconds_alone = (math.fsum(column) for column in table.T)
-    rate, rate_alone = _over(done, seconds), _over(done_alone, seconds_alone)
+    rate, rate_alone = over(done, seconds), over(done_alone, seconds_alone)
     made["blocks_compared"] = len(shared)
     if rate is not None and rate_alone is not None:
-        made["throughput_ratio"] = _ratio(ratios, "throughput_ratio", rate, rate_alone)
+        made["throughput_ratio"] = ratio(ratios, "throughput_ratio", rate, rate_alone)
     if group is not alone and len(shared) >= MIN_BLOCKS:
         made["throughput_ratio_interval"] = bootstrap(table, _ratio_of_rates)
     return made
@@ -106,12 +105,3 @@ def _sums(blocks: Iterable[_Block]) -> tuple[int, float]:
 def _ratio_of_rates(sums: Floats) -> Floats:
     ratios: Floats = (sums[:, 0] * sums[:, 3]) / (sums[:, 1] * sums[:, 2])
     return ratios
-
-
-def _ratio(ratios: Ratios, name: str, numerator: float, denominator: float) -> float | None:
-    ratios[name] = {"numerator": numerator, "denominator": denominator}
-    return _over(numerator, denominator)
-
-
-def _over(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator > 0 else None
