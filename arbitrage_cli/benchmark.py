@@ -17,9 +17,10 @@ from arbitrage_cli.arbitrage import Ask, Flow, Rate, Router
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.labels import label, tau_in_json
 from arbitrage_cli.policies import Policy
 from arbitrage_cli.run_folder import Key, key_of, latest
-from arbitrage_cli.runs import Measured, RunInfo, attempt_error, row, seconds_of, tau_in_json
+from arbitrage_cli.runs import Measured, RunInfo, attempt_error, row, seconds_of
 from arbitrage_cli.scheduler import Rater, Scheduler
 from arbitrage_cli.summary import Share, Standing
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
@@ -46,8 +47,8 @@ class Column:
 
     @property
     def label(self) -> str:
-        """What it is called in a table: `entropy 0.5`."""
-        return self.policy.name if self.tau is None else f"{self.policy.name} {self.tau:g}"
+        """What it is called in a table."""
+        return label(self.policy.name, self.tau)
 
 
 @dataclass(frozen=True, slots=True)

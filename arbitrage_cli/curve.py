@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.intervals import Floats, bootstrap_many
+from arbitrage_cli.labels import tau_in_json
 from arbitrage_cli.results import Group, Key, sums_by_problem
 
 POSITIONS = (0.25, 0.5, 0.75)
@@ -37,7 +38,7 @@ def curve(policy: str, taus: Sequence[Group], draft: Group | None, target: Group
     sums = table.sum(axis=0)[None]
     times, accuracies = _times(sums)[0], _accuracies(sums)[0]
     points = [
-        {"policy": group.policy, "tau": group.json_tau, "time": float(time), "accuracy": float(accuracy)}
+        {"policy": group.policy, "tau": tau_in_json(group.tau), "time": float(time), "accuracy": float(accuracy)}
         for group, time, accuracy in zip(ends_and_taus, times, accuracies, strict=True)
     ]
     filled = empty | {"points": points, "n": int(sums[0, -1])}

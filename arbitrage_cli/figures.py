@@ -17,6 +17,7 @@ from arbitrage_cli.curve import curve
 from arbitrage_cli.equivalents import KINDS, Measured, Units, measure, tokens_and_seconds
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.intervals import Floats, Interval, bootstrap, paired_difference, ratio_of_sums, wilson
+from arbitrage_cli.labels import tau_in_json
 from arbitrage_cli.ratios import Ratios, over, ratio
 from arbitrage_cli.results import (
     Group,
@@ -172,7 +173,7 @@ def _costs(measured: Measured, model: str) -> dict[str, Any]:
 def _policy(group: Group, scope: _Scope) -> dict[str, Any]:
     made: dict[str, Any] = {
         "policy": group.policy,
-        "tau": group.json_tau,
+        "tau": tau_in_json(group.tau),
         "label": group.label,
         "number": group.number,
         "ratios": {},

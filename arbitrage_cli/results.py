@@ -14,6 +14,7 @@ import numpy as np
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.intervals import Floats
+from arbitrage_cli.labels import label, tau_number
 from arbitrage_cli.summary import Share, Tally
 from arbitrage_cli.types import Cost
 
@@ -69,13 +70,8 @@ class Group:
 
     @property
     def label(self) -> str:
-        """What to call it in a table: `entropy 0.5`."""
-        return self.policy if self.tau is None else f"{self.policy} {self.tau:g}"
-
-    @property
-    def json_tau(self) -> float | str | None:
-        """tau as it stands in a row: an infinite one is a string."""
-        return self.tau if self.tau is None or math.isfinite(self.tau) else str(self.tau)
+        """What to call it in a table."""
+        return label(self.policy, self.tau)
 
     @property
     def done(self) -> list[Result]:
@@ -126,11 +122,6 @@ def group_rows(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> lis
         found.setdefault((row["policy"], tau_number(row.get("tau"))), []).append(_result(row))
     unplanned = sorted(found.keys() - numbers.keys(), key=lambda name: (name[0], name[1] is not None, name[1] or 0.0))
     return [_group(*name, numbers.get(name), found[name]) for name in [*numbers, *unplanned]]
-
-
-def tau_number(tau: float | str | None) -> float | None:
-    """A tau as it stands in a row: a number, "inf", "-inf" or null."""
-    return None if tau is None else float(tau)
 
 
 def paired(first: Group, second: Group) -> list[tuple[Result, Result]]:

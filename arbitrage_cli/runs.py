@@ -4,13 +4,13 @@ The objects are the interface to other programs: fields are added, not renamed. 
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading import boxed_answer
+from arbitrage_cli.labels import tau_in_json
 from arbitrage_cli.summary import Share, Tally, tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
 
@@ -122,11 +122,6 @@ def attempt_error(finished: Finished) -> str | None:
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
     return " ".join(str(finished.error).split()) or type(finished.error).__name__
-
-
-def tau_in_json(tau: float | None) -> float | str | None:
-    """A tau as JSON has it: a number, "inf" or "-inf", or null."""
-    return tau if tau is None or math.isfinite(tau) else str(tau)
 
 
 def answer(trace: Trace) -> str | None:

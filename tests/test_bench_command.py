@@ -336,6 +336,22 @@ def test_samples_and_policies_may_be_added(program: Program, copy: Path) -> None
     assert made["warnings"] == ["measured later than the others, so the machine may have been faster or slower: random 0.5"]
 
 
+def test_a_policy_has_one_name(program: Program, copy: Path) -> None:
+    """Warnings, changes of grades and figures call a policy the same; taus that are written the same are two policies still."""
+    taus = "entropy@0.50000001,entropy@0.50000002"
+    assert program.run(copy, *BENCH, "--policy", "entropy@0.5", "--limit", "1", "-q").code == 0
+    assert program.run(copy, *BENCH, "--policy", taus, "--limit", "1", "-q").code == 0
+    made = run_json(copy)
+    assert [one["tau"] for one in made["policies"]] == [None, None, 1.0, 0.5, 0.50000001, 0.50000002]
+    assert made["warnings"][-1].endswith(": entropy 0.5, entropy 0.5")
+    path = copy / "run" / "results.jsonl"
+    rows = [{**row, "score": {**row["score"], "explanation": "another"}} for row in rows_of(copy / "run")]
+    path.write_bytes(b"".join(encode({name: row[name] for name in row if name != "checksum"}) for row in rows))
+    graded = program.run(copy, "grade", "run", "--json")
+    assert sum(line.startswith("p0, entropy 0.5: was") for line in graded.err.splitlines()) == 3
+    assert [one["label"] for one in json.loads(graded.out)["policies"]].count("entropy 0.5") == 3
+
+
 def test_errors_are_tried_again_and_wrong_answers_are_not(program: Program, here: Path) -> None:
     """A run with an error exits with 1 and tries that again, unless --keep-errors; a wrong answer is a result."""
     problems = here / "arithmetic.jsonl"

@@ -22,7 +22,7 @@ RUNGS = (
     ("", "types", "errors"),
     (
         *("arbitrage", "steps", "sampling", "prompts", "datasets", "summary", "machine", "gguf_header", "hub_names"),
-        *("backends", "proposals", "features", "measures", "run_folder", "intervals", "ratios", "definitions"),
+        *("backends", "proposals", "features", "measures", "run_folder", "labels", "intervals", "ratios", "definitions"),
         *("grading", "grader_child", "latex_text", "quantities"),
     ),
     (

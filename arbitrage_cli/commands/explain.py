@@ -28,10 +28,10 @@ from arbitrage_cli.commands.sources import (
 )
 from arbitrage_cli.datasets import make_problem
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.labels import tau_in_json
 from arbitrage_cli.pairs import local_files
 from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.reporters import Display, one_line, write
-from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import typer
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, show_figures
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.labels import label
 from arbitrage_cli.run_folder import RUN, RunFolder, latest
 
 
@@ -56,6 +57,6 @@ def grade(
 
 
 def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    policy = before["policy"] if before["tau"] is None else f"{before['policy']} {before['tau']}"
+    policy = label(before["policy"], before["tau"])
     what = f"{before['id']}, {policy}: was {before['score']['value']}, is {now['score']['value']}"
     return f"{what}: {now['score']['explanation']}"

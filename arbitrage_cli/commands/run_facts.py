@@ -22,12 +22,12 @@ from arbitrage_cli.commands.sources import reward_needed
 from arbitrage_cli.datasets import DataSet
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.gguf_facts import read_facts
+from arbitrage_cli.labels import label, tau_in_json
 from arbitrage_cli.machine import processor_name
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.policies import POLICIES
 from arbitrage_cli.router import Head
 from arbitrage_cli.run_folder import COLLECT, SCHEMA, RunFolder
-from arbitrage_cli.runs import tau_in_json
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.taus import NamedTaus
@@ -160,12 +160,12 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
             if what == "grader":
                 hint = f"arbitrage grade {folder} grades its answers anew, without any model; then it can go on"
             raise UsageError(f"{folder}: this run was made with another {what}: {before}, not {value}", hint)
-    known = set(map(_label, earlier["policies"]))
-    policies = [*earlier["policies"], *(one for one in run["policies"] if _label(one) not in known)]
+    known = {(one["policy"], one["tau"]) for one in earlier["policies"]}
+    added = [one for one in run["policies"] if (one["policy"], one["tau"]) not in known]
     ids = list(dict.fromkeys([*earlier["ids"], *run["ids"]]))
     warnings = list(earlier["warnings"])
-    if len(policies) > len(earlier["policies"]):
-        names = ", ".join(_label(one) for one in policies[len(earlier["policies"]) :])
+    if added:
+        names = ", ".join(label(one["policy"], one["tau"]) for one in added)
         warnings.append(f"measured later than the others, so the machine may have been faster or slower: {names}")
     if earlier["tool"] != run["tool"]:
         warnings.append(f"made in part with arbitrage {earlier['tool']}, in part with {run['tool']}")
@@ -177,7 +177,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
         "planned": len(ids),
         "ids": ids,
         "levels": {**earlier.get("levels", {}), **run["levels"]},
-        "policies": policies,
+        "policies": [*earlier["policies"], *added],
         "router": run["router"] or earlier["router"],
         "early_stop": earlier.get("early_stop") if run["early_stop"] is None else run["early_stop"],
         "tau_costs": run["tau_costs"] or earlier.get("tau_costs"),
@@ -215,10 +215,6 @@ def with_grader(run: Mapping[str, Any], version: str) -> dict[str, Any]:
 def _merged(earlier: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What is known of each model, that of loading it earlier included."""
     return {role: {**earlier.get(role, {}), **now.get(role, {})} for role in {**earlier, **now}}
-
-
-def _label(policy: Mapping[str, Any]) -> str:
-    return str(policy["policy"]) if policy["tau"] is None else f"{policy['policy']} {policy['tau']}"
 
 
 def _model_facts(setup: Setup, role: ModelRole, watch: Watch) -> dict[str, Any]:
