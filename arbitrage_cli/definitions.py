@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
-        "accuracy": "Correct answers / planned attempts (problems x samples); unscored answers, errors and missing attempts "
+        "accuracy": "Correct answers / attempts made (problems x samples, in a complete run); unscored answers and errors "
         "count as not correct. Interval: 95%, Wilson; with several samples a problem, bootstrap over problems, unless "
         "these are all alike.",
         "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "

@@ -154,7 +154,10 @@ def _notes(scope: _Scope, policies: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     missing = sum(policy["missing"] for policy in policies)
     if missing:
-        notes.append(f"The run is not complete: {missing} attempts are missing, and count as not correct.")
+        notes.append(
+            f"The run is not complete: {missing} attempts are missing, and accuracies are over those that were made: "
+            "a policy's may be over other problems than another's."
+        )
     return notes
 
 
@@ -202,19 +205,21 @@ def _accuracy(group: Group, scope: _Scope, num_problems: int, ratios: Ratios) ->
         "n": planned,
         **counts,
         "missing": planned - len(outcomes),
-        "accuracy": ratio(ratios, "accuracy", counts["correct"], planned),
-        "accuracy_interval": _accuracy_interval(group, num_problems, scope.samples),
+        "accuracy": ratio(ratios, "accuracy", counts["correct"], len(outcomes)),
+        "accuracy_interval": _accuracy_interval(group),
         **_difference(group, scope, ratios),
     }
 
 
-def _accuracy_interval(group: Group, num_problems: int, samples: int) -> Interval | None:
+def _accuracy_interval(group: Group) -> Interval | None:
     """Over problems. Where these are all alike, resampling shows no spread: then as if a problem's samples were one."""
-    by_problem = sums_by_problem(((key[0], [one.is_correct]) for key, one in group.results.items()), 1)
-    correct = np.vstack([by_problem, np.zeros((num_problems - len(by_problem), 1))])
-    if samples > 1 and len(np.unique(correct)) > 1:
-        return bootstrap(correct, lambda sums: sums[:, 0] / (num_problems * samples))
-    return wilson(math.fsum(correct[:, 0]) / samples, num_problems)
+    correct = sums_by_problem(((key[0], [one.is_correct, 1.0]) for key, one in group.results.items()), 2)
+    if not len(correct):
+        return None
+    if np.any(correct[:, 1] > 1) and len(np.unique(ratio_of_sums(correct))) > 1:
+        return bootstrap(correct, ratio_of_sums)
+    right, tried = (math.fsum(column) for column in correct.T)
+    return wilson(right / tried * len(correct), len(correct))
 
 
 def _difference(group: Group, scope: _Scope, ratios: Ratios) -> dict[str, Any]:
