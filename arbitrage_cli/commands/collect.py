@@ -132,7 +132,7 @@ def collect(
     from arbitrage_cli.commands.gathering import Gathering, gather
     from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import find_head, sequences
-    from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts
+    from arbitrage_cli.commands.run_facts import Setup, go_on, run_facts, told_features
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
     from arbitrage_cli.features import FEATURES
@@ -197,7 +197,7 @@ def collect(
             "kind": COLLECT,
             "features": list(FEATURES),
             **how,
-            "fingerprint": {**plain["fingerprint"], **told},
+            "fingerprint": {**plain["fingerprint"], **told, **told_features(FEATURES)},
         }
         run = go_on(folder.run, facts, path) if folder.rows and folder.run else facts
         done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}

@@ -38,6 +38,7 @@ SHARED_THREADS = "number of threads"  # in the fingerprint of a run that an earl
 NO_GPU = "none"
 WITHOUT_GPU = "without GPU support"  # so begin the flags of a machine, which all versions recorded
 EARLY_STOP = "early stop"  # there was none in runs that do not say
+FEATURE_LIST = "list of features"  # in the fingerprint of a collected run
 SETTING_ASIDE = ("--fresh", "--repair")
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
@@ -79,6 +80,11 @@ class Setup:
     def to_go_on(self) -> str:
         """The command that goes on with the run: the same, but for the flags that set something aside first."""
         return shlex.join(part for part in self.command if part not in SETTING_ASIDE)
+
+
+def told_features(features: Sequence[str]) -> dict[str, str]:
+    """What the fingerprint of a collected run has of its features: their names and their order."""
+    return {FEATURE_LIST: _told(list(features))}
 
 
 def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
@@ -290,7 +296,7 @@ def _recorded_since(earlier: Mapping[str, Any]) -> dict[str, str]:
         known[EARLY_STOP] = _told(False)
     told = known | _threads_by_role(earlier["fingerprint"], earlier["models"])
     if earlier.get("kind") == COLLECT:
-        return told
+        return told | told_features(earlier["features"])
     reward = reward_needed(asked, earlier["reward"])  # which may have been given where nothing needed it
     return {name: value for name, value in told.items() if name != "reward"} | ({"reward": reward} if reward else {})
 
