@@ -39,7 +39,8 @@ class Program:
     def run(self, folder: Path, *arguments: str | Path, **order: Any) -> Result:
         """Run one command line in a folder, to its end.
 
-        `order` says what shall go wrong: `fault`, `kill_after` (seconds), `limits`, `noise`, and what the `environment` has.
+        `order` says what shall go wrong: `fault`, `kill_after` (seconds), `limits`, `noise`, `interrupt_in` or `fail_in` a
+        function, and what the `environment` has.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -21,6 +21,7 @@ from typing import Any
 from arbitrage_cli.backends.scripted import Arithmetic, Continuation
 from arbitrage_cli.commands import main
 from arbitrage_cli.engine import Engine
+from arbitrage_cli.errors import ComputeError
 
 FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
 TOO_LONG = 60.0  # seconds: a run that hangs is killed too
@@ -68,7 +69,9 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("noise"):
         make_noise(order["noise"])
     if order.get("interrupt_in"):
-        interrupt_in(order["interrupt_in"])
+        at_call(order["interrupt_in"], interrupt)
+    if order.get("fail_in"):
+        at_call(order["fail_in"], fail)
     if order.get("hang_on"):
         hang_on(order["hang_on"])
     if order.get("fault"):
@@ -118,17 +121,29 @@ def make_noise(text: str) -> None:
     setattr(Engine, "tick", tick)  # noqa: B010 - mypy minds an assignment
 
 
-def interrupt_in(name: str) -> None:
-    """Ctrl-C as soon as a function is called: `package.module.function`, or one of a class."""
+def at_call(name: str, happens: Callable[[], None]) -> None:
+    """Something happens when a function is called for the first time: `package.module.function`, or one of a class."""
     owner, _, function = name.rpartition(".")
     holder = pkgutil.resolve_name(owner)
     real = getattr(holder, function)
+    waiting = [happens]
 
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
+    def call(*arguments: Any, **options: Any) -> Any:
+        while waiting:
+            waiting.pop()()
         return real(*arguments, **options)
 
-    setattr(holder, function, interrupted)
+    setattr(holder, function, call)
+
+
+def interrupt() -> None:
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail() -> None:
+    """As where a model's file is damaged."""
+    raise ComputeError("made to fail")
 
 
 def hang_on(question: str) -> None:

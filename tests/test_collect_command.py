@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from cli import TIMEOUT, flat, run, start
+from faults import Program
 
 from arbitrage_cli.collected import read_states, recorded
 from arbitrage_cli.run_folder import encode, latest, read_run_folder
 
-TERMINATED = 143
+TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
+COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
 
 
 def write_problems(path: Path, number: int) -> None:
@@ -142,16 +144,28 @@ def test_costs_are_those_of_the_models(tmp_path: Path, flags: tuple[str, ...], r
     assert (json.loads(path.read_text())["costs"] == costs) == is_kept
 
 
-def test_a_second_end_takes_nothing_back(tmp_path: Path) -> None:
-    """A run that is ended again as soon as it goes on has the states that it had."""
-    write_problems(tmp_path / "problems.jsonl", 80)
-    command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
-    counts = []
-    for num_rows in (3, 12):
-        with start(*command, stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
-            wait_for_rows(tmp_path / "run", num_rows)
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=TIMEOUT)
-        counts.append({row["id"]: len(row["states"]) for row in rows_of(tmp_path / "run")})
-    first, second = counts
+def counts_of(folder: Path) -> dict[str, int]:
+    return {row["id"]: len(row["states"]) for row in rows_of(folder)}
+
+
+def test_an_end_while_a_row_is_made_loses_no_problem(program: Program, tmp_path: Path) -> None:
+    """Ctrl-C between the end of a problem and its row: it is done, and the others have the states that they had."""
+    write_problems(tmp_path / "problems.jsonl", 20)
+    result = program.run(tmp_path, *COLLECT, interrupt_in="arbitrage_cli.commands.gathering._row")
+    assert result.code == INTERRUPTED
+    status = [row["status"] for row in rows_of(tmp_path / "run")]
+    assert status == ["done", *("error" for _ in range(7))]
+    assert all(counts_of(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("how", ["interrupt_in", "fail_in"])
+def test_a_second_end_takes_nothing_back(program: Program, tmp_path: Path, how: str) -> None:
+    """A run that ends again as soon as it goes on, by a signal or as a model fails, has the states that it had."""
+    write_problems(tmp_path / "problems.jsonl", 20)
+    program.run(tmp_path, *COLLECT, interrupt_in="arbitrage_cli.commands.gathering._row")
+    first = counts_of(tmp_path / "run")
+    assert len(first) > 1
+    ended = program.run(tmp_path, *COLLECT, **{how: "arbitrage_cli.collecting.better"})
+    assert ended.code == (INTERRUPTED if how == "interrupt_in" else FAILED)
+    second = counts_of(tmp_path / "run")
     assert all(second[name] >= number for name, number in first.items())

@@ -21,8 +21,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RUNGS = (
     ("", "types", "errors"),
     (
-        *("arbitrage", "steps", "sampling", "prompts", "datasets", "summary", "machine", "gguf_header", "hub_names"),
-        *("backends", "proposals", "features", "measures", "run_folder", "labels", "intervals", "ratios", "definitions"),
+        *("arbitrage", "steps", "sampling", "prompts", "datasets", "summary", "machine", "signals", "gguf_header"),
+        *("hub_names", "backends", "proposals", "features", "measures", "run_folder", "labels", "intervals", "ratios"),
+        "definitions",
         *("grading", "grader_child", "latex_text", "quantities"),
     ),
     (

@@ -24,7 +24,6 @@ from arbitrage_cli.backends.llama_loading import (
     gpu_layers,
     load_model,
     new_context,
-    noted_signals,
     start_llama,
 )
 from arbitrage_cli.backends.llama_vocabulary import Vocabulary
@@ -37,6 +36,7 @@ from arbitrage_cli.errors import (
 )
 from arbitrage_cli.gguf_header import Header, read_header
 from arbitrage_cli.machine import default_threads
+from arbitrage_cli.signals import noted_signals
 
 WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)

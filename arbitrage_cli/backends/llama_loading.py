@@ -7,8 +7,6 @@ import functools
 import importlib.metadata
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import llama_cpp.llama_cpp as c
 
 from arbitrage_cli.backends import MAX_DECODE, Options
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ModelUnsupportedError
+from arbitrage_cli.signals import noted_signals
 
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 
@@ -78,30 +77,6 @@ def gpu_layers(options: Options) -> int:
             log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
         return 0
     return -1 if options.gpu_layers is None else options.gpu_layers
-
-
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """The signals that ask the run to end, noted while C code runs, and raised again for whoever handles them after it.
-
-    Python runs signal handlers between its own instructions, so also within a callback from C: an exception out of one
-    is lost there. A callback looks at the list instead, and asks the C code to stop.
-    """
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
-    try:
-        for number in ours:
-            signal.signal(number, lambda number, frame: noted.append(number))
-        yield noted
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-        for caught in noted:
-            signal.raise_signal(caught)
 
 
 def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:

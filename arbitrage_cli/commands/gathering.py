@@ -24,6 +24,7 @@ from arbitrage_cli.run_folder import SCHEMA, RunFolder, latest
 from arbitrage_cli.runs import attempt_error
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Scheduler, Writer
+from arbitrage_cli.signals import noted_signals
 from arbitrage_cli.states import State as RecordedState
 from arbitrage_cli.states import state_to_json
 from arbitrage_cli.summary import Standing, tally
@@ -158,11 +159,14 @@ def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[Record
     in_flight: dict[str, Trace] = {}
 
     def write(event: Finished) -> dict[str, Any]:
+        """The row of a problem. One that failed has none where an earlier attempt came further, whose states go on to count."""
         name = event.trace.problem.id
-        del in_flight[name]  # first: a signal that comes while the row is written does not write it twice
-        row = _row(event, states.pop(name), levels[name])
-        work.folder.append(row)
-        held[name] = len(row["states"])
+        with noted_signals():  # a problem is in flight, or has its row
+            row = _row(event, states.pop(name), levels[name])
+            del in_flight[name]
+            if row["status"] == "done" or len(row["states"]) >= held.get(name, 0):
+                work.folder.append(row)
+                held[name] = len(row["states"])
         return row
 
     with contextlib.closing(scheduler.run(item.problem for item in work.left)) as events:
@@ -177,7 +181,7 @@ def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[Record
                     told = row["error"] or f"{len(row['states'])} states"
                     work.display.finish(Outcome(row["id"], "collect", row["status"], told, row["seconds"]), state())
         finally:
-            with contextlib.suppress(OutputError):  # if that is what broke it off, it is told already
+            with noted_signals(), contextlib.suppress(OutputError):  # if that is what broke it off, it is told already
                 for name, trace in list(in_flight.items()):
                     if len(states[name]) > held.get(name, 0):  # an earlier attempt may have come further
                         write(Finished(trace, InterruptedRunError("broken off")))

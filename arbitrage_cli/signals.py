@@ -1,0 +1,30 @@
+"""Signals that ask a run to end, kept back where they would break something. Knows no command and no model."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """The signals that ask the run to end, noted meanwhile, and raised again for whoever handles them after it.
+
+    Python runs signal handlers between its own instructions, so also within a callback from C: an exception out of one
+    is lost there. A callback looks at the list instead, and asks the C code to stop.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in ours:
+            signal.signal(number, lambda number, frame: noted.append(number))
+        yield noted
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for caught in noted:
+            signal.raise_signal(caught)
