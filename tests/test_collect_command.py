@@ -169,3 +169,16 @@ def test_a_second_end_takes_nothing_back(program: Program, tmp_path: Path, how: 
     assert ended.code == (INTERRUPTED if how == "interrupt_in" else FAILED)
     second = counts_of(tmp_path / "run")
     assert all(second[name] >= number for name, number in first.items())
+
+
+def test_only_problems_that_were_asked_for_have_to_be_solved(program: Program, tmp_path: Path) -> None:
+    """The exit code tells of them, not of one that failed earlier."""
+    write_problems(tmp_path / "problems.jsonl", 20)
+    program.run(tmp_path, *COLLECT, interrupt_in="arbitrage_cli.commands.gathering._row")
+    solved, failed = (
+        [row["id"] for row in rows_of(tmp_path / "run") if row["status"] == status] for status in ("done", "error")
+    )
+    assert failed
+    result = program.run(tmp_path, *COLLECT, "--ids", solved[0])
+    assert result.code == 0, result.err
+    assert {row["id"] for row in rows_of(tmp_path / "run") if row["status"] == "error"} == set(failed)
