@@ -161,6 +161,14 @@ def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
     assert any(record["stopped_early"] and record["decision"] == "escalate" for record in records)
 
 
+def test_where_steps_are_rated_none_is_stopped_early() -> None:
+    """Both models finish each, and that is said."""
+    found = run("explain", "5 + 6", "--tau", "0.0", "--early-stop")
+    assert found.code == 0
+    assert "--early-stop changes nothing" in flat(found.err)
+    assert "stopped early" not in found.out
+
+
 def test_command_asks_the_reward_model_as_the_pair_says() -> None:
     """The built-in one in its own style; in another its rewards are other numbers."""
     found, as_told, otherwise = (

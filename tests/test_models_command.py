@@ -78,9 +78,10 @@ def test_explain_fetches_no_reward_model_that_nobody_asked_for(pair: Place, tmp_
     )
     head = str(write_head(tmp_path / "small.safetensors"))
     arguments = ("explain", "5 + 6", "--pair", "mine", "--head", head, "--max-tokens", "8")
-    found = pair.run(*arguments)
+    found = pair.run(*arguments, "--early-stop")
     assert found.code == 0, found.err
     assert "reward model is not on this machine" in flat(found.err)
+    assert "--early-stop changes nothing" not in flat(found.err)
     assert pair.run(*arguments, "--prm", "someone/Reward:Q8_0").code == 3
 
 

@@ -90,7 +90,7 @@ def explain(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.commands.placement import load_options, place
-    from arbitrage_cli.commands.routing import choose_tau, find_head, needed, stops_early
+    from arbitrage_cli.commands.routing import find_head, needed, stops_early, tau_of_head
 
     named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
@@ -102,9 +102,7 @@ def explain(
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
-    threshold = choose_tau(POLICIES["arbitrage"], tau, budget, known, placement.costs)
-    if threshold is None:
-        raise UsageError("policy arbitrage needs a tau", "give --tau or --budget")
+    threshold = tau_of_head(tau, budget, known, placement.costs)
     if is_run:
         _explain_run(Path(what), known, threshold, ids, top, as_json=json_lines)
         return
@@ -113,13 +111,13 @@ def explain(
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         for warning in warnings_about({role: name for role, name in models.items() if name}, named, source):
             display.note(warning)
-        if early_stop and models["prm"]:
-            display.note("where steps are rated both models finish every step: --early-stop changes nothing")
         if not prm and models["prm"] and not local_files(models["prm"]):
             display.note(
                 "this pair's process reward model is not on this machine, so nothing is said of the oracle; --prm fetches it"
             )
             models = {**models, "prm": None}
+        if early_stop and models["prm"]:
+            display.note("where steps are rated both models finish every step: --early-stop changes nothing")
         wanted = _Wanted(
             problem=what,
             models=models,

@@ -64,17 +64,22 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
 def choose_tau(
     policy: Policy, wanted: str | None, budget: float | None, head: Head | None, costs: Costs | None = None
 ) -> float | None:
-    """The tau that is meant: a number, a name or a budget of the head's table, else the default. UsageError.
-
-    Names are taken anew by the costs of this machine where they are known. None for a policy that has no tau.
-    """
+    """The tau that is meant, or the default; None for a policy that has no tau. UsageError."""
     if not policy.number:
         return None
     if not policy.needs_head:
         if budget is not None:
             raise UsageError(f"policy {policy.name} has no budget", "give it a --tau, or use a policy with a head")
         return _number(wanted, policy) if wanted is not None else policy.default_tau
-    table = TauTable.from_json(needed(head).card.taus)
+    return tau_of_head(wanted, budget, needed(head), costs)
+
+
+def tau_of_head(wanted: str | None, budget: float | None, head: Head, costs: Costs | None) -> float:
+    """The tau that is meant where a head decides: a number, a name or a budget of its table, else the default. UsageError.
+
+    Names are taken anew by the costs of this machine where they are known.
+    """
+    table = TauTable.from_json(head.card.taus)
     if costs is not None:
         table = table.at_costs(costs)
     if budget is not None and wanted is not None:
