@@ -4,11 +4,13 @@ A measurement holds for one machine (processor, cores that this process may use,
 it uses), one model file, and the options that it was loaded with. The file may have those of several machines: home folders travel.
 """
 
+import fcntl
 import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -128,15 +130,27 @@ def read_tuned(path: Path) -> list[Tuned]:
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add measurements to the file; they take the place of earlier ones. OutputError if it cannot be written; UsageError."""
-    kept = {one.key: one for one in (*read_tuned(path), *new)}
-    content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with _alone(path.parent):
+            kept = {one.key: one for one in (*read_tuned(path), *new)}
+            content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make its folder writable") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process is here with this folder. Where it cannot be locked nobody waits: at worst a measurement is lost."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _from_json(entry: Mapping[str, Any]) -> Tuned:
