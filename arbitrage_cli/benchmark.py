@@ -8,7 +8,6 @@ no file, no terminal and no data set by name; how an answer is graded is given t
 
 import contextlib
 import itertools
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +21,7 @@ from arbitrage_cli.policies import Policy
 from arbitrage_cli.run_folder import Key, key_of, latest
 from arbitrage_cli.runs import Measured, RunInfo, attempt_error, row, seconds_of
 from arbitrage_cli.scheduler import Rater, Scheduler
+from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.summary import Share, Standing
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
 
@@ -145,7 +145,7 @@ class Bench:
     rater_for: Callable[[Policy], Rater | None] = _no_rater
     concurrency: int = 1
     stops_early: bool = False
-    clock: Callable[[], float] = time.perf_counter
+    clock: Callable[[], float] = running_seconds
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""

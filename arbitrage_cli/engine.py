@@ -12,7 +12,6 @@ Where the step has left its proposal, the model that made it can be asked how it
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,6 +24,7 @@ from arbitrage_cli.evidence import Recorder
 from arbitrage_cli.prompts import INSTRUCTIONS
 from arbitrage_cli.proposals import Kind, Place, Planner, Proposal
 from arbitrage_cli.sampling import Sampler, probability_of
+from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.steps import StepText
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, StepStop, Trace
 
@@ -108,7 +108,7 @@ class Engine:
         use_proposals: bool = True,
         keep_beginning: bool = False,
         first_sequence: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = running_seconds,
     ) -> None:
         self._role = role
         self._backend = backend

@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import IO, Any, Self, cast
 from arbitrage_cli.answers import compare
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading import Extracted, Gold, final_answer, gold_answer
+from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.types import Score
 
 RULES_VERSION = 1
@@ -127,9 +127,9 @@ class Grader:
             raise _NoVerdictError(_LATE)
         try:
             child = self._ready_child()
-            began = time.monotonic()
+            began = running_seconds()
             word = child.ask(gold, answer, self._seconds, self._left)
-            self._left -= time.monotonic() - began
+            self._left -= running_seconds() - began
         except BaseException:
             self.close()  # whatever it may still say belongs to no question
             raise
@@ -194,13 +194,13 @@ class _Child:
 
     def await_ready(self, seconds: float) -> None:
         """Waits until it has read its libraries."""
-        if self._read_line(time.monotonic() + seconds, f"math-verify did not start within {seconds:g} s") != "ready":
+        if self._read_line(running_seconds() + seconds, f"math-verify did not start within {seconds:g} s") != "ready":
             raise _NoVerdictError("math-verify did not start as it should")
 
     def ask(self, gold: str, answer: str, seconds: float, wall_seconds: float) -> str:
         """Its word on two expressions, within these bounds on the processor's time and on the wall clock."""
         self._number += 1
-        deadline = time.monotonic() + wall_seconds + _GRACE_SECONDS
+        deadline = running_seconds() + wall_seconds + _GRACE_SECONDS
         request = [self._number, gold, answer, seconds, wall_seconds]
         self._write(json.dumps(request).encode() + b"\n", deadline)
         match self._read_line(deadline, _LATE):
@@ -235,9 +235,10 @@ class _Child:
     def _wait(descriptor: int, event: int, deadline: float, late: str) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(math.ceil(left * 1000)):
-            raise _NoVerdictError(late)
+        while (left := deadline - running_seconds()) > 0:  # the process may be stopped while it waits
+            if poll.poll(math.ceil(left * 1000)):
+                return
+        raise _NoVerdictError(late)
 
     def _how_it_ended(self) -> str:
         self._kill()  # it has ended, or will not say any more

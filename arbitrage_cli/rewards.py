@@ -6,7 +6,6 @@ all problems that wait, in one batch. Knows no policy and no terminal.
 
 import logging
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -20,6 +19,7 @@ from arbitrage_cli.cache import prompt_ids
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.prompts import ChatPrompt
 from arbitrage_cli.scheduler import Rated, Ratings
+from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.steps import SEPARATOR
 from arbitrage_cli.types import Cost, Problem, Step, Trace
 
@@ -191,9 +191,7 @@ class ProcessReward(_StepReader):
     the next step would begin.
     """
 
-    def __init__(
-        self, backend: Backend, style: PrmStyle = "turns", *, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, backend: Backend, style: PrmStyle = "turns", *, clock: Callable[[], float] = running_seconds) -> None:
         super().__init__(_Reader(backend, 0, clock))
         self._backend = backend
         self._style = style
@@ -233,7 +231,7 @@ class Judge(_StepReader):
     It uses the target's model with sequences of its own, from `first_sequence` on.
     """
 
-    def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = running_seconds) -> None:
         super().__init__(_Reader(backend, first_sequence, clock))
         self._backend = backend
         self._prompt = ChatPrompt(

@@ -5,12 +5,14 @@ put into its process from here, by replacing functions of `os`; the program know
 """
 
 import errno
+import functools
 import io
 import json
 import os
 import pkgutil
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -73,7 +75,10 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("fail_in"):
         at_call(order["fail_in"], fail)
     if order.get("hang_on"):
-        hang_on(order["hang_on"])
+        at_question(order["hang_on"], hang)
+    if order.get("stop_on"):
+        question, seconds = order["stop_on"]
+        at_question(question, functools.partial(stop, seconds))
     if order.get("fault"):
         Fault(order["fault"], Path(order["folder"]))
     for name, limit in (order.get("limits") or {}).items():
@@ -146,16 +151,29 @@ def fail() -> None:
     raise ComputeError("made to fail")
 
 
-def hang_on(question: str) -> None:
-    """The demo target never comes back from this question, as C code may that is lost in a computation."""
+def at_question(question: str, happens: Callable[[], object]) -> None:
+    """Something happens when the demo target is to say for the first time how it goes on with this question."""
     real = Arithmetic.__call__
+    waiting = [happens]
 
     def call(script: Arithmetic, asked: str, solution: str) -> Continuation:
-        if asked == question and script._reliable:
-            threading.Event().wait()
+        while waiting and asked == question and script._reliable:
+            waiting.pop()()
         return real(script, asked, solution)
 
     setattr(Arithmetic, "__call__", call)  # noqa: B010 - mypy minds an assignment
+
+
+def hang() -> None:
+    """As C code may that is lost in a computation."""
+    threading.Event().wait()
+
+
+def stop(seconds: float) -> None:
+    """Ctrl-Z; so much later the process is told to go on."""
+    os.setpgid(0, 0)  # apart from the server, which looks after it: the system stops no process of a group that nobody does
+    subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGTSTP)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,18 @@ def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None
         ("p1", "target"): "done",
         ("p1", "entropy"): "done",
     }
+
+
+def test_what_passes_while_it_is_stopped_counts_nowhere(program: Program, here: Path) -> None:
+    """Ctrl-Z within a step, for longer than twice --timeout: nothing hangs, no attempt is late, and no time has it in it."""
+    seconds, began = 1.5, time.monotonic()
+    result = program.run(here, *BENCH, "--timeout", "0.6", stop_on=("12 * 34", seconds))
+    assert time.monotonic() - began > seconds
+    assert (result.code, result.err) == (0, "")
+    rows = rows_of(here / "run")
+    assert [row["status"] for row in rows] == ["done"] * NUM_ROWS
+    assert sum(row["wall_seconds"] for row in rows) < seconds
+    assert sum(row["seconds"] for row in rows) < seconds
 
 
 # --- F17: streams

@@ -18,6 +18,7 @@ from typing import NoReturn
 from arbitrage_cli.commands.output import is_drawable
 from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError
 from arbitrage_cli.reporters import one_line, safe
+from arbitrage_cli.signals import stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +111,7 @@ def _signals() -> Iterator[None]:
     def suspend(number: int, frame: FrameType | None) -> None:
         _show_cursor()
         signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)  # stops here, until it is told to go on
+        stop(number)
         signal.signal(number, suspend)
 
     previous = {number: signal.getsignal(number) for number in _HANDLED}

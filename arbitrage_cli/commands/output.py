@@ -14,6 +14,7 @@ from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.reporters import Display, Loading, write
 from arbitrage_cli.reporters.plain import PlainDisplay
 from arbitrage_cli.reporters.progress import PlainProgress, Progress
+from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.types import Trace
 
 
@@ -69,7 +70,7 @@ def choose_display(*, quiet: bool, verbose: bool) -> Display:
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
     from arbitrage_cli.reporters.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
 
-    return LiveDisplay(sys.stderr, sys.stdout)
+    return LiveDisplay(sys.stderr, sys.stdout, clock=running_seconds)
 
 
 def choose_progress(*, quiet: bool) -> Progress:
@@ -79,7 +80,7 @@ def choose_progress(*, quiet: bool) -> Progress:
         return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
     from arbitrage_cli.reporters.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
 
-    return LiveProgress(sys.stderr)
+    return LiveProgress(sys.stderr, clock=running_seconds)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Self
 
 from arbitrage_cli.benchmark import Attempt
 from arbitrage_cli.run_folder import Key
+from arbitrage_cli.signals import running_seconds
 
 
 class Watchdog:
@@ -33,11 +34,8 @@ class Watchdog:
         """An attempt is taken up."""
         if self._seconds is None:
             return
-        timer = threading.Timer(self._seconds, self._bark, (attempt,))
-        timer.daemon = True
         with self.undisturbed:
-            self._going_on[attempt.key] = attempt, timer
-        timer.start()
+            self._watch(attempt, running_seconds() + self._seconds)
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt is over. Does not return if it was just given up."""
@@ -46,7 +44,17 @@ class Watchdog:
         if timer:
             timer.cancel()
 
-    def _bark(self, attempt: Attempt) -> None:
+    def _watch(self, attempt: Attempt, until: float) -> None:
+        timer = threading.Timer(until - running_seconds(), self._bark, (attempt, until))
+        timer.daemon = True
+        self._going_on[attempt.key] = attempt, timer
+        timer.start()
+
+    def _bark(self, attempt: Attempt, until: float) -> None:
         with self.undisturbed:
-            if attempt.key in self._going_on:
+            if attempt.key not in self._going_on:
+                return
+            if running_seconds() < until:  # the process was stopped meanwhile
+                self._watch(attempt, until)
+            else:
                 self._give_up([one for one, _ in self._going_on.values()])
