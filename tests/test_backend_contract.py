@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pkgutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -618,6 +619,25 @@ def test_ctrl_c_while_loading(tiny: Mapping[str, Path]) -> None:
     with pytest.raises(KeyboardInterrupt):
         LlamaBackend(tiny["draft"], Options(256, threads=1), progress=progress)
     assert len(fractions) == 1
+
+
+def test_ctrl_c_after_loading(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes when the context was just made is what reaches Python, and everything is freed."""
+    batch, freed = "arbitrage_cli.backends.llama.c.llama_batch_init", "arbitrage_cli.backends.llama.c.llama_free"
+    free, calls = pkgutil.resolve_name(freed), []
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def note(context: object) -> None:
+        calls.append(context)
+        free(context)
+
+    monkeypatch.setattr(batch, interrupted)
+    monkeypatch.setattr(freed, note)
+    with pytest.raises(KeyboardInterrupt):
+        LlamaBackend(tiny["draft"], Options(256, threads=1))
+    assert len(calls) == 1
 
 
 def test_display_that_fails_while_loading(tiny: Mapping[str, Path]) -> None:

@@ -59,6 +59,8 @@ class LlamaBackend:
         """
         self._context: Any = None
         self._model: Any = None
+        self._batch: Any = None
+        self._views: dict[tuple[int, int, int], Floats] = {}
         self._path = path
         _refuse_channels(read_header(path), path.name)
         start_llama()
@@ -85,7 +87,6 @@ class LlamaBackend:
             self._keeps_hidden = options.hidden_states
             self._template_variables = options.template_variables
             self._gives_hidden = True
-            self._views: dict[tuple[int, int, int], Floats] = {}
             self._hidden_size = int(c.llama_model_n_embd_out(self._model))
             self._warm_up()
         except BaseException:
@@ -100,13 +101,14 @@ class LlamaBackend:
 
     def close(self) -> None:
         """Free batch, context and model, in this order. Closing twice does no harm."""
-        if self._context is not None:
-            self._views.clear()  # they point into the context's memory
+        self._views.clear()  # they point into the context's memory
+        if self._batch is not None:
             self._batch.free()
+        if self._context is not None:
             c.llama_free(self._context)
         if self._model is not None:
             c.llama_model_free(self._model)
-        self._context = self._model = None
+        self._batch = self._context = self._model = None
 
     @functools.cached_property
     def card(self) -> ModelCard:
