@@ -225,6 +225,7 @@ class RunFolder:
         """Open the file to be added to. What is in it is on the disk from here on: the last writer may have been killed."""
         if self._descriptor is not None:
             os.close(self._descriptor)
+            self._descriptor = None
         self._descriptor = os.open(self._results, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.fsync(self._descriptor)
         _sync_folder(self.path)

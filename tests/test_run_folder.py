@@ -463,6 +463,30 @@ def test_failed_sync_is_final(quick_path: Path, failing: Callable[[str, Callable
     assert reopened(quick_path / "run") == rows
 
 
+def test_nothing_is_added_where_the_file_cannot_be_opened_again(
+    quick_path: Path, failing: Callable[[str, Callable[..., Any]], None]
+) -> None:
+    """After all rows were replaced: a later row goes nowhere, least of all into another file that has the old one's number."""
+    begin(quick_path / "run")
+    real = os.open
+
+    def fail(path: Path, flags: int, *mode: int, **options: Any) -> int:
+        if flags & os.O_APPEND:
+            raise OSError(24, "Too many open files")
+        return real(path, flags, *mode, **options)
+
+    with RunFolder(quick_path / "run") as folder:
+        failing("open", fail)
+        with pytest.raises(OutputError, match="Too many open files"):
+            folder.rewrite([make_row(4)])
+        failing("open", real)
+        other = quick_path / "other"
+        with other.open("w"), pytest.raises(OutputError):
+            folder.append(make_row(5))
+    assert other.read_bytes() == b""
+    assert reopened(quick_path / "run") == [make_row(4)]
+
+
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_run_json_stays_when_replacing_it_fails(
     quick_path: Path, failing: Callable[[str, Callable[..., Any]], None], call: str
