@@ -172,9 +172,9 @@ class _StepReader(ABC):
             chosen = [index for index, (_, wish) in enumerate(wishes) if number < len(wish.steps)]
             steps = [(wishes[index][0], wishes[index][1].trace, wishes[index][1].steps[number]) for index in chosen]
             values, cost = self._rate_round(steps)
-            for index, value in zip(chosen, values, strict=True):
+            for index, value, share in zip(chosen, values, _shares(cost, len(chosen)), strict=True):
                 rewards[index].append(value)
-                costs[index] += _share(cost, len(chosen))
+                costs[index] += share
         return [Ratings(tuple(values), cost) for values, cost in zip(rewards, costs, strict=True)]
 
     @abstractmethod
@@ -266,12 +266,13 @@ class Judge(_StepReader):
         return [mean / (len(JUDGE_SCALE) - 1) for mean in means], cost
 
 
-def _share(cost: Cost, among: int) -> Cost:
-    """A batch's time, divided equally; tokens too, as nearly as whole numbers allow."""
-    return Cost(
-        cost.prefill_tokens // among, cost.prefill_seconds / among, cost.decode_tokens // among, cost.decode_seconds / among,
-        cost.verify_tokens // among, cost.verify_seconds / among, cost.verify_kept // among,
-    )  # fmt: skip
+def _shares(cost: Cost, among: int) -> list[Cost]:
+    """What was read and decoded in a batch, divided equally; tokens that are left over are the first one's."""
+    each = Cost(
+        cost.prefill_tokens // among, cost.prefill_seconds / among, cost.decode_tokens // among, cost.decode_seconds / among
+    )
+    left_over = Cost(prefill_tokens=cost.prefill_tokens % among, decode_tokens=cost.decode_tokens % among)
+    return [each + left_over, *[each] * (among - 1)]
 
 
 def _sheet(problem: Problem, trace: Trace, step: Step) -> str:

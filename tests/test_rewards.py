@@ -120,21 +120,24 @@ def test_a_stale_cache_would_be_noticed() -> None:
 
 
 def test_many_problems_at_once_are_rated_as_one() -> None:
-    """Each slot has its own conversation; rewards come in the order of the wishes."""
-    problems = [Problem(str(index), f"problem {index} {'x' * index}") for index in range(3)]
+    """Each slot has its own conversation; rewards come in the order of the wishes, and no token is lost of what they cost."""
+    problems = [Problem(str(index), f"problem {index} {'x' * index**2}") for index in range(3)]
     rater = ProcessReward(Opinionated(num_sequences=3))
-    alone = []
+    alone, num_read = [], 0
     for slot, problem in enumerate(problems):
         rater.open(slot, problem)
         single = ProcessReward(Opinionated())
         single.open(0, problem)
-        alone.append(rate_one(single, trace_of("ab.\n\n", problem=problem), "c.\n\n", "d.\n\n"))
+        ratings = rate(single, {0: Rate(trace_of("ab.\n\n", problem=problem), (step("c.\n\n"), step("d.\n\n")))})[0]
+        alone.append(ratings.rewards)
+        num_read += ratings.cost.prefill_tokens
     wishes = {
         slot: Rate(trace_of("ab.\n\n", problem=problems[slot]), (step("c.\n\n"), step("d.\n\n"))) for slot in (2, 0, 1)
     }
     found = rate(rater, wishes)
     assert [found[slot].rewards for slot in range(3)] == alone
     assert sum(ratings.cost.decode_tokens for ratings in found.values()) == 6
+    assert sum(ratings.cost.prefill_tokens for ratings in found.values()) == num_read
 
 
 def test_the_cost_of_rating_is_counted() -> None:
