@@ -54,13 +54,7 @@ class Cache:
         self._backend = backend
         self._first = first_sequence
         self._context_size = backend.card.context_size
-        self._prompt = ChatPrompt(
-            backend.chat_template,
-            backend.control_tokens.keys(),
-            backend.marker_tokens,
-            instructions,
-            backend.template_variables,
-        )
+        self._prompt = chat_prompt(backend, instructions)
         self._keep_beginning = keep_beginning
         self._shared = self._shared_ids()
         self._left_over: dict[int, list[int]] = {}  # by slot: what its cache still holds of them
@@ -203,6 +197,17 @@ class Cache:
             ids = sequence.written[1] if own and sequence.written else self.step_ids(kept.text)
             sequence.steps[index:] = [(kept, ids)]
         return [*sequence.prompt, *(token for _, ids in sequence.steps for token in ids)]
+
+
+def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:
+    """The prompt of a model, by its own template."""
+    return ChatPrompt(
+        backend.chat_template,
+        backend.control_tokens.keys(),
+        backend.marker_tokens,
+        instructions,
+        backend.template_variables,
+    )
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:

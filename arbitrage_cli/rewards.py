@@ -15,9 +15,8 @@ import numpy as np
 
 from arbitrage_cli.arbitrage import Rate
 from arbitrage_cli.backends import Backend, Floats, Output
-from arbitrage_cli.cache import prompt_ids
+from arbitrage_cli.cache import chat_prompt, prompt_ids
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
-from arbitrage_cli.prompts import ChatPrompt
 from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.steps import SEPARATOR
@@ -195,9 +194,7 @@ class ProcessReward(_StepReader):
         super().__init__(_Reader(backend, 0, clock))
         self._backend = backend
         self._style = style
-        self._prompt = ChatPrompt(
-            backend.chat_template, backend.control_tokens.keys(), backend.marker_tokens, "", backend.template_variables
-        )
+        self._prompt = chat_prompt(backend, "")
         self._verdicts = [_single_token(backend, sign) for sign in "+-"]
         self._answers = _Answers(self._verdicts, LEAST_SHARE_OF_STEPS if style == "steps" else LEAST_SHARE)
 
@@ -234,13 +231,7 @@ class Judge(_StepReader):
     def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = running_seconds) -> None:
         super().__init__(_Reader(backend, first_sequence, clock))
         self._backend = backend
-        self._prompt = ChatPrompt(
-            backend.chat_template,
-            backend.control_tokens.keys(),
-            backend.marker_tokens,
-            JUDGE_INSTRUCTIONS,
-            backend.template_variables,
-        )
+        self._prompt = chat_prompt(backend, JUDGE_INSTRUCTIONS)
         self._digits = [_single_token(backend, digit) for digit in JUDGE_SCALE]
         self._answers = _Answers(self._digits, LEAST_SHARE)
         self._has_warned = False

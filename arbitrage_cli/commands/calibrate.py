@@ -202,7 +202,7 @@ def _costs_here(folder: Path, load: "Options", *, measure: bool, quiet: bool) ->
 
 def _is_here(path: str | None, sha256: str | None) -> bool:
     """Whether a model's files are where the run found them, and still the same. A demo model has none."""
-    from arbitrage_cli.commands.run_facts import digest
+    from arbitrage_cli.commands.run_facts import sha256_of
 
     files = local_files(path) if path else ()
-    return bool(files) and digest(files, lambda fraction: None)[1] == sha256
+    return bool(files) and sha256_of(files) == sha256

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.backends import CACHED_BYTES, Options
-from arbitrage_cli.commands.run_facts import digest
+from arbitrage_cli.commands.run_facts import sha256_of
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.machine import default_threads
@@ -112,7 +112,7 @@ def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole,
     machine = machine_here()
     found: dict[ModelRole, Tuned] = {}
     for role, files in here.items():
-        one = find_tuned(known, machine, files, loading, partial(_sha256, files))
+        one = find_tuned(known, machine, files, loading, partial(sha256_of, files))
         if one:
             found[role] = one
     _note_files([one for one in found.values() if one not in known])
@@ -125,7 +125,3 @@ def _note_files(moved: Sequence[Tuned]) -> None:
         # It cannot be written, or was damaged meanwhile: that costs time at the next start, and nothing else.
         with contextlib.suppress(OutputError, UsageError):
             keep_tuned(tuned_file(), moved)
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    return digest(files, lambda fraction: None)[1]

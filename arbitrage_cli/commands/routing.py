@@ -10,7 +10,7 @@ from typing import Any
 
 from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.backends import Backend
-from arbitrage_cli.commands.run_facts import digest
+from arbitrage_cli.commands.run_facts import sha256_of
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import UNIVERSAL_HEAD, head_file, local_files
@@ -204,7 +204,7 @@ def make_router(
 def _sha256(source: str) -> str | None:
     """Of a model's files; None for a demo model, which has none."""
     files = local_files(source)
-    return digest(files, lambda fraction: None)[1] if files else None
+    return sha256_of(files) if files else None
 
 
 def sequences(

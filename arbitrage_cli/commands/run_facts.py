@@ -261,6 +261,11 @@ def digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, s
     return done, digest.hexdigest()
 
 
+def sha256_of(files: Sequence[Path]) -> str:
+    """The sha256 of a model's files, as `digest` takes it. ModelFileError."""
+    return digest(files, lambda fraction: None)[1]
+
+
 def _machine(setup: Setup, gpu: str) -> dict[str, Any]:
     return {
         **({"gpu": gpu} if gpu else {}),
