@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.backends.scripted import Arithmetic, Continuation
-from arbitrage_cli.commands import main
+from arbitrage_cli.commands import main, measuring
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError
 
@@ -75,7 +76,11 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("fail_in"):
         at_call(order["fail_in"], fail)
     if order.get("hang_on"):
+        measuring.SLOWEST_BATCH = 0.0  # which nobody wants to wait for here
         at_question(order["hang_on"], hang)
+    if order.get("slow_on"):
+        question, seconds = order["slow_on"]
+        at_question(question, functools.partial(time.sleep, seconds))
     if order.get("stop_on"):
         question, seconds = order["stop_on"]
         at_question(question, functools.partial(stop, seconds))

@@ -353,7 +353,7 @@ def test_interrupt_while_an_answer_is_graded(program: Program, here: Path, golde
 
 
 def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None:
-    """A computation that never comes back ends the process after twice --timeout, with a row for it; going on passes it by."""
+    """A computation that never comes back ends the process some time after --timeout, with a row for it; going on passes it by."""
     arguments = (*BENCH, "--timeout", "0.4")
     hanging = program.run(here, *arguments, hang_on="12 * 34")
     assert (hanging.code, hanging.out) == (1, "")
@@ -368,6 +368,18 @@ def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None
         ("p1", "target"): "done",
         ("p1", "entropy"): "done",
     }
+
+
+def test_a_slow_step_ends_only_its_attempt(program: Program, here: Path) -> None:
+    """A computation that takes many times the --timeout, and comes back, is no end of the run."""
+    result = program.run(here, *BENCH, "--timeout", "0.2", slow_on=("12 * 34", 1.0))
+    assert result.code == 1
+    assert "hung" not in result.err
+    late = [(row["id"], row["error"]) for row in rows_of(here / "run") if row["status"] == "error"]
+    assert late
+    assert {identifier for identifier, _ in late} == {"p0"}
+    assert all("not finished after 0.2 s" in error for _, error in late)
+    assert len(rows_of(here / "run")) == NUM_ROWS
 
 
 def test_what_passes_while_it_is_stopped_counts_nowhere(program: Program, here: Path) -> None:

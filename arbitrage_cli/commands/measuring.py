@@ -23,6 +23,8 @@ from arbitrage_cli.run_folder import RunFolder, key_of, latest
 from arbitrage_cli.types import Finished, ModelRole
 
 SHOW_CURSOR = b"\x1b[?25h"
+SLOWEST_BATCH = 30.0
+"""Seconds that a computation may take beyond the time of its attempt, before it is held to hang: a large model is slow to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
         for attempt in work.left:
             bench.engines_for(attempt.column, attempt.sample)
         work.folder.save_run(add_loaded(run, backends))
-        watchdog = stack.enter_context(Watchdog(2 * timeout if timeout else None, _end_of(work, timeout or 0.0)))
+        patience = timeout + max(timeout, SLOWEST_BATCH) if timeout else None
+        watchdog = stack.enter_context(Watchdog(patience, _end_of(work, patience or 0.0)))
         _follow(bench, work, watchdog)
 
 
@@ -141,12 +144,11 @@ def _outcome(ended: Ended) -> Outcome:
     return Outcome(row["id"], attempt.column.label, verdict, detail, seconds)
 
 
-def _end_of(work: Work, timeout: float) -> Callable[[Sequence[Attempt]], NoReturn]:
+def _end_of(work: Work, seconds: float) -> Callable[[Sequence[Attempt]], NoReturn]:
     """What to do about attempts that hang where no exception reaches them: note that, and end the process."""
 
     def end(attempts: Sequence[Attempt]) -> NoReturn:
-        seconds = 2 * timeout
-        error = ProblemError(f"hung in one step until {seconds:g} s were over, twice the --timeout")
+        error = ProblemError(f"hung in one step until {seconds:g} s were over")
         told = ""
         for attempt in attempts:
             work.folder.append(failed_row(attempt, error, work.setup.limits, seconds))
