@@ -162,16 +162,14 @@ class Planner:
     ) -> None:
         """Note what a batch cost that read proposed tokens too, and how many tokens were drawn from its rows.
 
-        `kind` is what was proposed for all its problems, or for most.
+        `kind` is that of what was proposed: drafted if there were both.
         """
         cost = self._learn(num_rows, seconds)
         if cost is None:
             return
+        alone = num_drawn / num_problems * self._costs(num_problems, 0)[0]
         for each in KINDS:
-            gain = (
-                num_drawn / num_problems * self._costs(num_problems, 0)[0] - cost if each == kind else EARNED * num_problems
-            )
-            self._earn(each, gain)
+            self._earn(each, alone - cost if each == kind else EARNED * num_problems)
 
     def asked(self, seconds: float) -> None:
         """Note how long it took to say how a text might go on, whether there was anything to say or not."""
