@@ -203,7 +203,7 @@ def _sklearn(module: str) -> ModuleType:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
         raise UsageError(
-            f"training needs scikit-learn, and it cannot be loaded ({error})", 'pip install "arbitrage-cli[train]"'
+            f"training needs scikit-learn, and it cannot be loaded ({error})", 'pip install "scikit-learn>=1.7"'
         ) from error
 
 

@@ -189,16 +189,17 @@ class TauTable:
         return known.draft_seconds_per_token > FOUND * share * (known.write - known.verify)
 
     def resolve(self, wanted: str) -> float:
-        """The tau that a number or a name stands for. UsageError if it is neither."""
+        """The tau that a number, a name, or a budget (`30%`: the target's share of the steps) stands for. UsageError."""
         if wanted in self.named:
             return self.named[wanted]
+        is_budget = wanted.endswith("%")
         try:
-            tau = float(wanted)
-        except ValueError as error:
-            raise UsageError(f"'{wanted}' is no tau", f"a number, or one of: {', '.join(self.named)}") from error
-        if math.isnan(tau):
-            raise UsageError("nan is not a number", f"a number, or one of: {', '.join(self.named)}")
-        return tau
+            number = float(wanted.removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            raise UsageError(f"'{wanted}' is no tau", f"a number, a budget as 30%, or one of: {', '.join(self.named)}")
+        return self.at_budget(number / 100) if is_budget else number
 
     def at_costs(self, costs: Costs) -> "TauTable":
         """The same rows at the costs of another machine, and the taus that the names stand for there."""

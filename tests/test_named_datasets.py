@@ -180,7 +180,7 @@ def test_parquet_by_name_without_pyarrow(served: FakeHub, name: str) -> None:
     """What to install is said before anything is asked or downloaded."""
     with pytest.raises(UsageError, match=f"{name} is a parquet file") as caught:
         load_dataset(name, offline=False)
-    assert caught.value.hint == 'pip install "arbitrage-cli[datasets]"'
+    assert caught.value.hint == 'pip install "pyarrow>=18"'
     assert not served.requests
 
 
@@ -190,7 +190,7 @@ def test_parquet_file_without_pyarrow(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"PAR1 and so on")
     with pytest.raises(UsageError) as caught:
         load_dataset(str(tmp_path / "rows.jsonl"), offline=True)
-    assert caught.value.hint == 'pip install "arbitrage-cli[datasets]"'
+    assert caught.value.hint == 'pip install "pyarrow>=18"'
 
 
 @pytest.mark.usefixtures("no_pyarrow")

@@ -296,9 +296,16 @@ def test_resolve_takes_names_and_numbers() -> None:
     table = replace(make_rows(make_row(ALWAYS, 1, 0, 0), make_row(NEVER, 0, 0, 0)), named={"exact": 0.25})
     assert (table.resolve("exact"), table.resolve("0.7"), table.resolve("-1")) == (0.25, 0.7, -1)
     assert table.resolve("inf") == float("inf")
-    for wrong in ("nan", "exactly", ""):
+    for wrong in ("nan", "exactly", "", "%", "nan%", "101%", "-1%"):
         with pytest.raises(UsageError):
             table.resolve(wrong)
+
+
+def test_a_budget_is_a_tau_as_well() -> None:
+    """As a percentage, wherever a tau is given."""
+    table = make_rows(make_row(ALWAYS, 1, 0, 0), make_row(0.5, 0.3, 0, 0), make_row(NEVER, 0, 0, 0))
+    assert (table.resolve("30%"), table.resolve("12.5%")) == (table.at_budget(0.3), table.at_budget(0.125))
+    assert table.resolve("30%") == 0.5
 
 
 def test_budget_is_a_share_of_the_steps() -> None:

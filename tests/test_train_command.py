@@ -135,4 +135,4 @@ def test_without_scikit_learn(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sklearn" / "__init__.py").write_text("raise ImportError('not here')\n")
     found = run("train", "run", "-o", "none.safetensors", cwd=folder, env={"PYTHONPATH": str(tmp_path)})
     assert found.code == 2
-    assert 'pip install "arbitrage-cli[train]"' in found.err
+    assert 'pip install "scikit-learn>=1.7"' in found.err

@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train a router's head on collected states, and show how good it is on problems it never saw.
 
-    Needs scikit-learn: pip install "arbitrage-cli[train]". Heads are chosen on a part of the problems that they did not
+    Needs scikit-learn: pip install "scikit-learn>=1.7". Heads are chosen on a part of the problems that they did not
     learn from, and measured on a third part.
     """
     # Not at the top: NumPy takes longer to import than --help may take.
