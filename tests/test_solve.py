@@ -145,6 +145,9 @@ def test_policy_speculative_writes_the_targets_text() -> None:
     assert (set(record["models"]), record["tau"], record["acceptance_rate"]) == ({"draft", "target"}, None, None)
     told = solve(QUESTION, *MODELS, "--policy", "speculative").err
     assert "policy speculative: the target writes every step, and the draft says what may come next" in told
+    assert "one problem is solved at a time" not in told
+    several = run("solve", *MODELS, "--policy", "speculative", "--concurrency", "2", stdin=b"1 + 2\n3 + 4\n")
+    assert "policy speculative saves time where one problem is solved at a time" in flat(several.err)
 
 
 def test_policy_random_follows_its_seed() -> None:

@@ -153,7 +153,7 @@ def bench(
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import load_options, place
-    from arbitrage_cli.commands.routing import find_head, sequences, stops_early
+    from arbitrage_cli.commands.routing import about_concurrency, find_head, sequences, stops_early
     from arbitrage_cli.commands.run_facts import Setup, concurrency_of, go_on, kept_early_stop, run_facts
     from arbitrage_cli.commands.session import fetch
     from arbitrage_cli.datasets import parse_mapping
@@ -194,6 +194,8 @@ def bench(
             most=len(items) if concurrency == AUTO else MOST,
             earlier=concurrency_of(folder),
         )
+        for note in about_concurrency([column.policy for column in columns], at_once):
+            display.note(note)
         setup = Setup(
             command=["arbitrage", *(context.obj or ())],
             dataset=problems,

@@ -178,7 +178,7 @@ Tau = Annotated[
         envvar="ARBITRAGE_TAU",
         metavar="TAU",
         help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always (oracle: below -1). "
-        f"With a head also fast, balanced or exact (default). Untuned defaults of the others: {_DEFAULT_TAUS}.",
+        f"With a head also fast, balanced, exact (default) or a budget as 30%. Untuned defaults of the others: {_DEFAULT_TAUS}.",
         rich_help_panel=_MODELS,
     ),
 ]

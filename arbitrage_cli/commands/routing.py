@@ -180,6 +180,15 @@ def needed(head: Head | None) -> Head:
     return head
 
 
+def about_concurrency(policies: Iterable[Policy], at_once: int) -> list[str]:
+    """What is to be told of policies that gain nothing where so many problems are solved at once."""
+    names = [policy.name for policy in policies if policy.models[0] == "target" and len(policy.models) > 1]
+    told = (
+        "saves time where one problem is solved at a time (--concurrency 1): here it does hardly more than the target alone"
+    )
+    return [f"policy {name} {told}" for name in dict.fromkeys(names)] if at_once > 1 else []
+
+
 def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
     """Whether one of the policies decides by a head that reads the draft's hidden states."""
     return head is not None and head.reads_hidden and any(policy.needs_head for policy in policies)

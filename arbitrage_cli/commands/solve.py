@@ -78,6 +78,7 @@ def solve(
     from arbitrage_cli.commands.placement import load_options, place
     from arbitrage_cli.commands.routing import (
         Wanted,
+        about_concurrency,
         choose_routing,
         find_head,
         make_rater,
@@ -131,6 +132,8 @@ def solve(
         each = sequences([chosen], None)
         most = 1 if problems.is_typed else num_known if problems.ended else MOST
         at_once = choose_concurrency(concurrency, lambda: memory_needed(found, load, each), most=most)
+        for note in about_concurrency([chosen], at_once):
+            display.note(note)
         num_sequences = sequences([chosen], None, concurrency=at_once)
         load = replace(load, hidden_states=reads_hidden([chosen], trained))
         backends = open_backends(sources, found, load, place(found, load).threads, display, stack, num_sequences)
