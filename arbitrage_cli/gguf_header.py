@@ -30,6 +30,14 @@ MAX_STRINGS = 1 << 21  # in all arrays together: each is walked; a vocabulary an
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
 _STRING, _ARRAY = 8, 9
+_BYTES_OF_BLOCK = {
+    1: {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2},
+    32: {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 20: 18, 39: 17},
+    256: {10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 15: 292, 16: 66, 17: 74, 18: 98, 19: 50, 21: 110, 22: 82, 23: 136}
+    | {29: 56, 34: 54, 35: 66},
+}
+_BLOCKS = {kind: (block, size) for block, sizes in _BYTES_OF_BLOCK.items() for kind, size in sizes.items()}
+"""Elements and bytes of a block, by the number of ggml's type."""
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -148,10 +156,9 @@ class _Reader:
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise _DamageError(f"alignment {alignment}")
         tensors = [self._tensor(alignment) for _ in range(num_tensors)]
-        last_offset = max((offset for offset, _ in tensors), default=0)
         data_start = -(-self._at // alignment) * alignment
-        if num_tensors and data_start + last_offset >= self._size:
-            raise _DamageError("the file ends before its last tensor begins")
+        if num_tensors and data_start + max(end for end, _ in tensors) > self._size:
+            raise _DamageError("the file ends before its last tensor does")
         num_parameters = sum(elements for _, elements in tensors)
         return Header(version, num_tensors, num_parameters, metadata, array_lengths, lists, self._size)
 
@@ -230,7 +237,7 @@ class _Reader:
         return struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self._data, begin + struct.calcsize("<IQ"))
 
     def _tensor(self, alignment: int) -> tuple[int, int]:
-        """Where a tensor's data begin, and how many elements it has."""
+        """Where a tensor's data end, and how many elements it has."""
         self._string()
         dimensions = self._number("<I")
         if not 1 <= dimensions <= 4:
@@ -238,8 +245,8 @@ class _Reader:
         shape = [self._number("<Q") for _ in range(dimensions)]
         if any(length >= 1 << 40 for length in shape):
             raise _DamageError("a tensor of impossible size")
-        self._number("<I")  # element type
-        offset = self._number("<Q")
+        kind, offset, elements = self._number("<I"), self._number("<Q"), math.prod(shape)
         if offset % alignment:
             raise _DamageError(f"tensor offset {offset} is not aligned")
-        return offset, math.prod(shape)
+        block, size = _BLOCKS.get(kind, (elements, 1))  # of a type that is newer than this list one byte is there at least
+        return offset + elements // max(block, 1) * size, elements

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unprivileged import unprivileged
@@ -34,8 +34,8 @@ def array(kind: int, length: int, elements: bytes = b"") -> bytes:
     return struct.pack("<IQ", kind, length) + elements
 
 
-def tensor(name: bytes, shape: tuple[int, ...], offset: int) -> bytes:
-    return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, offset)
+def tensor(name: bytes, shape: tuple[int, ...], offset: int, kind: int = 0) -> bytes:
+    return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
 def gguf(*parts: bytes, version: int = 3, num_tensors: int = 0, num_entries: int = 0) -> bytes:
@@ -101,14 +101,26 @@ def test_the_tiny_models_are_good(tiny: Mapping[str, Path]) -> None:
         assert read_header(path).num_tensors > 5
 
 
-def test_a_file_cut_anywhere_in_its_header(small: Path, tmp_path: Path) -> None:
-    """Cut at every byte up to the beginning of the last tensor's data (H1)."""
+def test_a_file_cut_anywhere(small: Path, tmp_path: Path) -> None:
+    """Cut at every byte up to the end of the last tensor's data (H1); what pads that to the alignment may be missing."""
     whole = small.read_bytes()
-    data_of_second = len(whole) - 32  # five floats, padded to the alignment
-    for length in range(data_of_second + 1):
+    end = len(whole) - 32 + 5 * 4  # five floats, padded to the alignment
+    for length in range(end):
         refusal_of(whole[:length], tmp_path)
-    (tmp_path / "cut.gguf").write_bytes(whole[: data_of_second + 1])
-    assert read_header(tmp_path / "cut.gguf").num_tensors == 2  # the rest is llama.cpp's to check
+    (tmp_path / "cut.gguf").write_bytes(whole[:end])
+    assert read_header(tmp_path / "cut.gguf").num_tensors == 2
+
+
+def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
+    """A file that lacks the last byte of a tensor is refused, whatever its type; but for rare ones, of which nothing is known."""
+    rare = {9, 40, 41}  # Q8_1, NVFP4, Q1_0
+    for kind, (block, size) in GGML_QUANT_SIZES.items():
+        header = gguf(tensor(b"t", (block, 3), 0, kind), num_tensors=1)
+        whole = header + b"\0" * (-len(header) % 32 + 3 * size)
+        (tmp_path / "whole.gguf").write_bytes(whole)
+        assert read_header(tmp_path / "whole.gguf").num_parameters == 3 * block
+        if kind not in rare:
+            assert "before its last tensor" in refusal_of(whole[:-1], tmp_path)
 
 
 @pytest.mark.parametrize(
