@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from arbitrage_cli.benchmark import Column
-from arbitrage_cli.commands.routing import choose_policy, choose_tau, name_of_tau, taus_named_here, taus_named_in
+from arbitrage_cli.commands.routing import choose_policy, choose_tau, has_tau, name_of_tau, taus_named_here, taus_named_in
 from arbitrage_cli.datasets import Item
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import Pair
@@ -34,6 +34,20 @@ def parse_columns(policies: str | None, taus: str | None, head: Head | None, nam
     if not columns:
         raise UsageError("no policy is named", "known policies: " + ", ".join(POLICIES))
     return list(columns)
+
+
+def share_taus(policies: str | None, taus: str | None, meant_for: str | None, head: Head | None) -> str:
+    """The list of policies, each with those of these taus that it may go by: for where one of the lists is no flag.
+
+    Of taus that are a setting `meant_for` are the policies, as a list of them; None for the default one.
+    """
+    meant = {part.partition("@")[0].strip() for part in _parts(_default_policies(head) if meant_for is None else meant_for)}
+    meant &= POLICIES.keys()
+    told = []
+    for part in _parts(_default_policies(head) if policies is None else policies):
+        own = [] if "@" in part or part not in meant else [tau for tau in _parts(taus or "") if has_tau(POLICIES[part], tau)]
+        told += [f"{part}@{tau}" for tau in own] or [part]
+    return ",".join(told)
 
 
 def choose_names(
@@ -68,13 +82,17 @@ def _names(policies: str | None, taus: str | None, head: Head | None) -> list[st
 
 def _wanted(policies: str | None, taus: str | None, head: Head | None) -> Iterator[tuple[Policy, str | None]]:
     """Each policy with each of its taus as it was given; None for the default. UsageError."""
-    for part in _parts(f"target,draft,{choose_policy(None, head).name}" if policies is None else policies):
+    for part in _parts(_default_policies(head) if policies is None else policies):
         name, at, own = part.partition("@")
         policy = choose_policy(name.strip(), head)
         if at and not policy.number:
             raise UsageError(f"policy {policy.name} has no tau", f"give it as it is: --policy {policy.name}")
         given: list[str | None] = [own.strip()] if at else [*_parts(taus or "")] if policy.number else []
         yield from ((policy, tau) for tau in given or [None])
+
+
+def _default_policies(head: Head | None) -> str:
+    return f"target,draft,{choose_policy(None, head).name}"
 
 
 def choose_items(items: Sequence[Item], ids: str | None, limit: str | None) -> list[Item]:

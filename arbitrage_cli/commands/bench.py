@@ -12,10 +12,12 @@ from arbitrage_cli.commands.output import choose_progress, log_to, show_figures,
 from arbitrage_cli.commands.sources import (
     head_named,
     instructions,
+    is_flag,
     name_models,
     needed_models,
     pair_named,
     reward_needed,
+    setting_of,
     style_of_prm,
     template_variables,
     warnings_about,
@@ -149,7 +151,7 @@ def bench(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.benchmark import left, plan
-    from arbitrage_cli.commands.asked import about_names, choose_items, choose_names, folder_name, parse_columns
+    from arbitrage_cli.commands.asked import about_names, choose_items, choose_names, folder_name, parse_columns, share_taus
     from arbitrage_cli.commands.capacity import AUTO, MOST, choose_concurrency, memory_needed
     from arbitrage_cli.commands.measuring import Work, measure
     from arbitrage_cli.commands.placement import load_options, place
@@ -168,6 +170,9 @@ def bench(
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
+    if tau is not None and not (is_flag(context, "policy") and is_flag(context, "tau")):
+        meant_for = policy if is_flag(context, "tau") else setting_of(context, "policy")
+        policy, tau = share_taus(policy, tau, meant_for, trained), None
     taus_here = choose_names(policy, tau, trained, placement.costs)
     columns = parse_columns(policy, tau, trained, taus_here)
     uses_head = any(column.policy.needs_head for column in columns)

@@ -90,7 +90,7 @@ def explain(
     """
     # Not at the top: NumPy and the engines take longer to import than --help may take.
     from arbitrage_cli.commands.placement import load_options, place
-    from arbitrage_cli.commands.routing import find_head, needed, stops_early, tau_of_head
+    from arbitrage_cli.commands.routing import Wanted, find_head, needed, settle, stops_early, tau_of_head
 
     named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=prm, pair=named)
@@ -102,7 +102,8 @@ def explain(
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
-    threshold = tau_of_head(tau, budget, known, placement.costs)
+    how = settle(context, Wanted("arbitrage", tau, budget, head), known)
+    threshold = tau_of_head(how.tau, how.budget, known, placement.costs)
     if is_run:
         _explain_run(Path(what), known, threshold, ids, top, as_json=json_lines)
         return

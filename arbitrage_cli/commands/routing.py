@@ -5,12 +5,15 @@ Slow to import, as NumPy is: a command does so only when there is work to do.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import typer
 
 from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.backends import Backend
 from arbitrage_cli.commands.run_facts import sha256_of
+from arbitrage_cli.commands.sources import goes_by, is_flag, strength
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import UNIVERSAL_HEAD, head_file, local_files
@@ -59,6 +62,32 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
     if name not in POLICIES:
         raise UsageError(f"unknown policy '{name}'", "known policies: " + ", ".join(POLICIES))
     return POLICIES[name]
+
+
+def settle(context: typer.Context, wanted: Wanted, head: Head | None) -> Wanted:
+    """What holds where wishes do not go together: a flag wins over a setting, and the environment over a settings file.
+
+    A policy that is a setting gives way to a flag that it does not go by; a tau or budget that is one is left out where the
+    policy does not go by it. Flags that do not go together stay as they are. UsageError for an unknown policy.
+    """
+    policy = choose_policy(wanted.policy, head)
+    if not is_flag(context, "policy"):
+        flags = [name for name in goes_by(policy) if is_flag(context, name)]
+        if not all(goes_by(policy)[name] and (name != "tau" or has_tau(policy, wanted.tau)) for name in flags):
+            policy, wanted = choose_policy(None, head), replace(wanted, policy=None)
+    if not has_tau(policy, wanted.tau) and not is_flag(context, "tau"):
+        wanted = replace(wanted, tau=None)
+    if not policy.needs_head and not is_flag(context, "budget"):
+        wanted = replace(wanted, budget=None)
+    if wanted.tau is None or wanted.budget is None:
+        return wanted
+    lead = strength(context, "tau") - strength(context, "budget")
+    return replace(wanted, budget=None) if lead > 0 else replace(wanted, tau=None) if lead < 0 else wanted
+
+
+def has_tau(policy: Policy, tau: str | None) -> bool:
+    """Whether the policy may go by this tau: one without a head has no names for taus, and no budgets."""
+    return bool(policy.number) and (policy.needs_head or not (tau in NAMES or str(tau).endswith("%")))
 
 
 def choose_tau(

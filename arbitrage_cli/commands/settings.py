@@ -15,6 +15,8 @@ import typer
 from arbitrage_cli.errors import UsageError
 
 PROJECT_FILE = "arbitrage.toml"
+RIVALS = frozenset(("tau", "budget"))
+"""Of which one is wanted: that of the file that wins."""
 
 
 def user_folder() -> Path:
@@ -37,7 +39,7 @@ def default_map(commands: Mapping[str, Any]) -> dict[str, Any]:
         unknown = sorted(settings.keys() - known)
         if unknown:
             raise UsageError(f"{path}: unknown setting '{unknown[0]}'", "settings: " + ", ".join(sorted(known)))
-        merged |= settings
+        merged = _over(merged, settings)
     return _defaults(commands, merged)
 
 
@@ -48,6 +50,12 @@ def _defaults(commands: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
         own = {parameter: settings[option] for option, parameter in _parameters(command).items() if option in settings}
         defaults[name] = own | _defaults(_below(command), settings)
     return defaults
+
+
+def _over(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Both settings; the stronger win."""
+    lost = RIVALS if RIVALS & stronger.keys() else frozenset()
+    return {name: value for name, value in weaker.items() if name not in lost} | dict(stronger)
 
 
 def _all_options(commands: Mapping[str, Any]) -> Iterator[str]:

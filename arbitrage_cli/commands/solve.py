@@ -85,6 +85,7 @@ def solve(
         make_router,
         reads_hidden,
         sequences,
+        settle,
         stops_early,
         whose_costs,
     )
@@ -99,7 +100,7 @@ def solve(
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     placement = place(models, load)
-    wanted = Wanted(policy, tau, budget, head)
+    wanted = settle(context, Wanted(policy, tau, budget, head), trained)
     chosen, threshold, slow = choose_routing(wanted, trained, whose, placement.costs, early_stop=early_stop)
     may_stop = stops_early(early_stop, [chosen], trained, whose, placement.costs)
     refuse_ignored(context, chosen)
@@ -108,7 +109,7 @@ def solve(
     sampler = Sampler(temperature, top_p, seed)
     limits = Limits(max_steps, max_tokens, max_step_tokens)
     also = {"top_p": top_p, **asdict(limits), "system": prompt, "kv_type": kv_type.value}
-    costs_of = whose_costs(chosen, tau, budget, placement.costs)
+    costs_of = whose_costs(chosen, wanted.tau, wanted.budget, placement.costs)
     if load.template_variables:
         also["chat_template_kwargs"] = load.template_variables
     if chosen.needs_head and trained:

@@ -1,6 +1,7 @@
 """Which models a command uses: named one by one or as a pair, by flag, environment or settings file. Loads none."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def pair_named(context: typer.Context, name: str | None, *, draft: str | None, t
     """
     if not name and (draft or target):
         return None
-    if draft and target and min(_strength(context, "draft"), _strength(context, "target")) > _strength(context, "pair"):
+    if draft and target and min(strength(context, "draft"), strength(context, "target")) > strength(context, "pair"):
         return None
     return find_pair(name or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
 
@@ -130,26 +131,42 @@ def name_models(
     if pair is None:
         return named
     of_pair: dict[ModelRole, str | None] = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
-    strength = _strength(context, "pair")
+    named_in = strength(context, "pair")
     return {
-        role: source if source and _strength(context, role) >= strength else of_pair[role] for role, source in named.items()
+        role: source if source and strength(context, role) >= named_in else of_pair[role] for role, source in named.items()
     }
 
 
 def refuse_ignored(context: typer.Context, policy: Policy) -> None:
     """UsageError for a flag of the command line that this policy does not go by; other places may hold for other policies."""
-    uses = {
+    for name, is_used in goes_by(policy).items():
+        if not is_used and is_flag(context, name):
+            words, option = name.replace("_", " "), f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"policy {policy.name} has no {words}", f"leave {option} out, or give a --policy that goes by it"
+            )
+
+
+def goes_by(policy: Policy) -> Mapping[str, bool]:
+    """Whether the policy goes by each parameter that says how to route."""
+    return {
         "tau": bool(policy.number),
         "budget": policy.needs_head,
         "head": policy.needs_head,
-        "early stop": policy.can_stop_early,
+        "early_stop": policy.can_stop_early,
     }
-    for name, is_used in uses.items():
-        if not is_used and _strength(context, name.replace(" ", "_")) == len(PLACES):
-            option = f"--{name.replace(' ', '-')}"
-            raise UsageError(
-                f"policy {policy.name} has no {name}", f"leave {option} out, or give a --policy that goes by it"
-            )
+
+
+def is_flag(context: typer.Context, parameter: str) -> bool:
+    """Whether a value was given on the command line."""
+    return strength(context, parameter) == len(PLACES)
+
+
+def setting_of(context: typer.Context, parameter: str) -> str | None:
+    """What the environment, or else a settings file, says of a parameter, whatever the command line does. None for nothing."""
+    variables = (str(one.envvar) for one in context.command.params if one.name == parameter and one.envvar)
+    values = [*(os.environ.get(name) for name in variables), context.lookup_default(parameter)]
+    return next((str(value) for value in values if value not in (None, "")), None)
 
 
 def needed_models(
@@ -181,7 +198,7 @@ def needed_models(
     return {role: sources[role] for role in named if role in sources}
 
 
-def _strength(context: typer.Context, parameter: str) -> int:
+def strength(context: typer.Context, parameter: str) -> int:
     """How near to the user a value was given: as a flag, in the environment, in a settings file, nowhere."""
     source = context.get_parameter_source(parameter)
     return PLACES.index(source.name) + 1 if source and source.name in PLACES else 0

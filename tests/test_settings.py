@@ -1,0 +1,116 @@
+"""What holds where flags, environment and settings files do not agree, and whom an error blames."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import run
+from faults import Program, write_problems
+
+SOLVE = ("solve", "5 + 6", "--json", "-q", "--max-tokens", "1")
+BENCH = ("bench", "--dataset", "one.jsonl", "-o", "run", "-q", "--max-tokens", "1")
+
+
+def solve(folder: Path, *flags: str, settings: str = "", env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The record of a problem that the built-in pair solves in that folder, with these settings."""
+    (folder / "arbitrage.toml").write_text(settings)
+    result = run(*SOLVE, *flags, cwd=folder, env=env)
+    assert result.code == 0, result.err
+    record: dict[str, Any] = result.records[0]
+    return record
+
+
+def columns(program: Program, folder: Path, *flags: str, settings: str) -> dict[str, Any]:
+    """The policies of a benchmark of one problem with these settings, and the tau of each."""
+    (folder / "arbitrage.toml").write_text(settings)
+    write_problems(folder / "one.jsonl", ["5 + 6"])
+    result = program.run(folder, *BENCH, *flags)
+    assert result.code == 0, result.err
+    made = json.loads((folder / "run" / "run.json").read_text())["policies"]
+    return {one["policy"]: one["tau"] for one in made}
+
+
+# --- one wish against another
+
+
+@pytest.fixture(scope="module")
+def at_budget(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The tau of a budget of 0.2."""
+    tau: float = solve(tmp_path_factory.mktemp("budget"), "--budget", "0.2")["tau"]
+    return tau
+
+
+def test_a_flag_wins_over_a_setting_that_conflicts_with_it(tmp_path: Path, at_budget: float) -> None:
+    """A tau of the environment or a file gives way to a budget that is a flag, and the other way round."""
+    assert solve(tmp_path, "--budget", "0.2", env={"ARBITRAGE_TAU": "fast"})["tau"] == at_budget
+    assert solve(tmp_path, "--budget", "0.2", settings='tau = "fast"\n')["tau"] == at_budget
+    assert solve(tmp_path, "--tau", "0.4", settings="budget = 0.2\n")["tau"] == 0.4
+
+
+def test_the_environment_wins_over_a_file_that_conflicts_with_it(tmp_path: Path, at_budget: float) -> None:
+    """And so does the nearer of two files."""
+    budget = {"ARBITRAGE_BUDGET": "0.2"}
+    assert solve(tmp_path, settings='tau = "fast"\n', env=budget)["tau"] == at_budget
+    (tmp_path / "arbitrage").mkdir()
+    (tmp_path / "arbitrage" / "config.toml").write_text('tau = "fast"\n')
+    assert solve(tmp_path, settings="budget = 0.2\n", env={"XDG_CONFIG_HOME": str(tmp_path)})["tau"] == at_budget
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "policy"),
+    [
+        ('tau = "fast"\n', ["--policy", "entropy"], ("entropy", 1.0)),
+        ("tau = 0.4\n", ["--policy", "entropy"], ("entropy", 0.4)),
+        ("budget = 0.2\n", ["--policy", "entropy"], ("entropy", 1.0)),
+        ('policy = "entropy"\n', ["--tau", "fast"], ("arbitrage", 0.347)),
+        ('policy = "target"\n', ["--tau", "0.4"], ("arbitrage", 0.4)),
+    ],
+)
+def test_a_setting_that_does_not_go_with_a_flag_is_left_out(
+    tmp_path: Path, settings: str, flags: list[str], policy: tuple[str, float]
+) -> None:
+    """A tau that the policy has not, a budget; or the policy itself, where it has no such tau."""
+    record = solve(tmp_path, *flags, settings=settings)
+    assert (record["policy"], record["tau"]) == (policy[0], pytest.approx(policy[1], abs=1e-3))
+
+
+def test_explain_follows_the_flag_too(tmp_path: Path, at_budget: float) -> None:
+    """A tau that is a setting gives way to a budget."""
+    (tmp_path / "arbitrage.toml").write_text('tau = "fast"\n')
+    flags = ("--budget", "0.2", "--json", "-q", "--max-tokens", "1")
+    result = run("explain", "5 + 6", *flags, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.records[0]["tau"] == at_budget
+
+
+def test_flags_that_conflict_are_refused() -> None:
+    """Of two flags none is the stronger."""
+    for flags, words in [
+        (["--tau", "fast", "--budget", "0.2"], "both a tau and a budget are given"),
+        (["--policy", "entropy", "--tau", "fast"], "'fast' is no tau of policy entropy"),
+        (["--policy", "entropy", "--budget", "0.2"], "policy entropy has no budget"),
+    ]:
+        result = run(*SOLVE, *flags)
+        assert result.code == 2
+        assert words in result.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "taus"),
+    [
+        ("tau = 0.4\n", ["--policy", "arbitrage,entropy,target"], {"arbitrage": 0.4, "entropy": 1.0, "target": None}),
+        ('tau = 0.4\npolicy = "entropy"\n', ["--policy", "arbitrage,entropy"], {"arbitrage": 0.0214, "entropy": 0.4}),
+        ('tau = "fast"\npolicy = "arbitrage,entropy"\n', [], {"arbitrage": 0.347, "entropy": 1.0}),
+        ('policy = "arbitrage,entropy"\n', ["--tau", "fast"], {"arbitrage": 0.347, "entropy": 1.0}),
+        ("tau = 0.4\n", ["--policy", "arbitrage@0.3,logprob@2"], {"arbitrage": 0.3, "logprob": 2.0}),
+        ("tau = 0.4\n", ["--tau", "0.3", "--policy", "arbitrage,entropy"], {"arbitrage": 0.3, "entropy": 0.3}),
+    ],
+)
+def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
+    program: Program, quick_path: Path, settings: str, flags: list[str], taus: dict[str, Any]
+) -> None:
+    """In a benchmark: without any, for the default one. A flag holds for all."""
+    found = columns(program, quick_path, *flags, settings=settings)
+    assert found == {name: tau if tau is None else pytest.approx(tau, abs=1e-3) for name, tau in taus.items()}
