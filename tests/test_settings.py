@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import run
+from cli import MODELS, run
 from faults import Program, write_problems
 
 SOLVE = ("solve", "5 + 6", "--json", "-q", "--max-tokens", "1")
@@ -114,3 +114,79 @@ def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
     """In a benchmark: without any, for the default one. A flag holds for all."""
     found = columns(program, quick_path, *flags, settings=settings)
     assert found == {name: tau if tau is None else pytest.approx(tau, abs=1e-3) for name, tau in taus.items()}
+
+
+# --- whom an error blames
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ('max-tokens = "many"\n', 'max-tokens = "many": Input should be a valid integer'),
+        ("threads = 0\n", "threads = 0: Input should be greater than or equal to 1"),
+        ('kv-type = "q9"\n', "'q9' is not one of 'auto'"),
+        ("policy = 3\n", "unknown policy '3'"),
+        ('tau = "high"\n', "'high' is no tau of policy entropy"),
+        ('chat-template-kwargs = "x"\n', "--chat-template-kwargs is no JSON object"),
+        ('[solve]\nmax-tokens = "many"\n', 'max-tokens = "many": Input should be a valid integer'),
+        ('[solve]\noutput = "x"\n', "[solve] unknown setting 'output'"),
+        ("solve = 1\n", "unknown setting 'solve'"),
+    ],
+)
+def test_an_error_in_a_settings_file_names_the_file(tmp_path: Path, settings: str, words: str) -> None:
+    """Not the option, or the variable, that nobody gave."""
+    (tmp_path / "arbitrage.toml").write_text(settings)
+    result = run("solve", *MODELS, "5 + 6", cwd=tmp_path)
+    assert (result.code, result.stdout) == (2, b"")
+    assert result.err.startswith("arbitrage: arbitrage.toml: ")
+    assert words in result.err
+
+
+def test_an_error_in_the_users_own_file_names_that(program: Program, quick_path: Path) -> None:
+    """What is wrong in a list of policies, or with a limit, is told with its file as well."""
+    write_problems(quick_path / "one.jsonl", ["5 + 6"])
+    (quick_path / "arbitrage").mkdir()
+    own = quick_path / "arbitrage" / "config.toml"
+    home = {"XDG_CONFIG_HOME": str(quick_path)}
+    for setting, words in [
+        ('policy = "target,best"', "unknown policy 'best'"),
+        ("limit = 0", "'0' is no limit"),
+        ('limit = 2\nids = "q"', "no problem has the id 'q'"),
+    ]:
+        own.write_text(f"{setting}\n")
+        result = program.run(quick_path, *BENCH, "--pair", "scripted", environment=home)
+        assert result.code == 2
+        assert result.err.startswith(f"arbitrage: {own}: {words}")
+
+
+def test_an_error_in_the_environment_names_the_variable_and_that_of_a_flag_neither(tmp_path: Path) -> None:
+    """A flag is as the user typed it, though a setting has the same value."""
+    solving = ("solve", *MODELS, "5 + 6")
+    assert "arbitrage: ARBITRAGE_POLICY: unknown policy 'best'" in run(*solving, env={"ARBITRAGE_POLICY": "best"}).err
+    (tmp_path / "arbitrage.toml").write_text('policy = "best"\nconcurrency = "better"\n')
+    assert run(*solving, "--policy", "better", cwd=tmp_path).err.startswith("arbitrage: unknown policy 'better'")
+
+
+# --- a command's own table
+
+
+def test_a_table_that_is_called_as_a_command_holds_for_it_alone(program: Program, quick_path: Path) -> None:
+    """Before what is set for all commands; a list of policies for `bench` is none for `solve`."""
+    settings = 'pair = "scripted"\npolicy = "logprob"\n[bench]\npolicy = "target,draft"\noutput = "mine"\n'
+    (quick_path / "arbitrage.toml").write_text(settings)
+    write_problems(quick_path / "one.jsonl", ["5 + 6"])
+    assert program.run(quick_path, "bench", "--dataset", "one.jsonl", "-q").code == 0
+    made = json.loads((quick_path / "mine" / "run.json").read_text())["policies"]
+    assert [one["policy"] for one in made] == ["target", "draft"]
+    solved = program.run(quick_path, "solve", "5 + 6", "--json", "-q")
+    assert solved.records[0]["policy"] == "logprob"
+
+
+def test_the_nearer_file_wins_over_a_table_of_the_other(tmp_path: Path) -> None:
+    """A table is before the top level of its own file, not before that of a project."""
+    (tmp_path / "arbitrage").mkdir()
+    (tmp_path / "arbitrage" / "config.toml").write_text("[solve]\nseed = 1\nmax-steps = 1\n")
+    (tmp_path / "arbitrage.toml").write_text("seed = 2\n")
+    env = {"XDG_CONFIG_HOME": str(tmp_path)}
+    (record,) = run("solve", *MODELS, "37 * 12 - 95", "--json", "-q", cwd=tmp_path, env=env).records
+    assert (record["seed"], record["stop"]) == (2, "max_steps")
