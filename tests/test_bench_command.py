@@ -141,6 +141,21 @@ def test_default_folder_is_named_after_data_and_models(program: Program, here: P
     assert len(list((here / "runs").iterdir())) == 2
 
 
+def test_default_folders_of_models_with_long_names_differ(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
+    """A name that has to be cut still tells both models, and is not that of another pair."""
+    name = "a-very-long-model-name-as-many-have-0.5b-instruct"
+    for model in ("draft-q4_k_m", "target-q4_k_m", "target-q8_0"):
+        shutil.copy(tiny["target"], here / f"{name}-{model}.gguf")
+    arguments = ("bench", "--dataset", "arithmetic.jsonl", "--limit", "1", "--policy", "target", "-q", "--max-tokens", "4")
+    arguments += ("--threads", "1", "--ctx", "256", "--draft", f"{name}-draft-q4_k_m.gguf")
+    for target in ("target-q4_k_m", "target-q8_0"):
+        result = program.run(here, *arguments, "--target", f"{name}-{target}.gguf")
+        assert result.code == 0, result.err
+    folders = sorted(path.name for path in (here / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(re.fullmatch(r"arithmetic--(a-very-long-model-name-a?s?-?){2}[0-9a-f]{8}", folder) for folder in folders)
+
+
 # --- what is compared
 
 

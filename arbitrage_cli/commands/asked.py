@@ -1,5 +1,6 @@
 """What a benchmark was asked for, from text to values: policies and taus, problems, the name of its folder."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -16,6 +17,7 @@ from arbitrage_cli.taus import Costs, NamedTaus
 from arbitrage_cli.types import ModelRole
 
 MAX_NAME = 60  # characters of each half of a folder's name
+DIGEST = 8  # of them, where something was cut
 
 
 def parse_columns(policies: str | None, taus: str | None, head: Head | None, named: NamedTaus | None = None) -> list[Column]:
@@ -129,19 +131,23 @@ def folder_name(dataset: str, models: Mapping[ModelRole, str | None], pair: Pair
 
     A throughput run's ends in how many problems at once were asked for: `--throughput-auto`.
     """
+    names = [PurePath(source).name.removesuffix(".gguf") for source in (models["draft"], models["target"]) if source]
     if pair and (models["draft"], models["target"]) == (pair.draft, pair.target):
-        name = pair.name
-    else:
-        name = "-".join(
-            PurePath(source).name.removesuffix(".gguf") for source in (models["draft"], models["target"]) if source
-        )
+        names = [pair.name]
     kind = "" if concurrency == "1" else f"--throughput-{_plain(concurrency)}"
-    return f"{_plain(PurePath(dataset).stem)}--{_plain(name)}{kind}"
+    return f"{_plain(PurePath(dataset).stem)}--{_plain(*names)}{kind}"
 
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_NAME] or "run"
+def _plain(*names: str) -> str:
+    """Names as one of a folder. Where that is too long, each is cut, and a digest tells it from others that begin so."""
+    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") for name in names]
+    whole = "-".join(filter(None, plain)) or "run"
+    if len(whole) <= MAX_NAME:
+        return whole
+    room = (MAX_NAME - DIGEST) // len(plain) - 1
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:DIGEST]
+    return "-".join([*(name[:room].strip("-.") for name in plain), digest])
