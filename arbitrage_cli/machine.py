@@ -16,6 +16,14 @@ def default_threads() -> int:
     return max(1, min(bound for bound in bounds if bound is not None))
 
 
+def cores_in_use() -> float | None:
+    """How many processors were busy in the last minute, by the system's count; None if it does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
 def total_memory() -> int | None:
     """Bytes of physical memory, or those of the container if that has fewer; None if the system does not say."""
     bounds = [_physical_memory(), _cgroup_limit()]

@@ -130,14 +130,27 @@ def read_tuned(path: Path) -> list[Tuned]:
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add measurements to the file; they take the place of earlier ones. OutputError if it cannot be written; UsageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _temporary(path) as temporary, _alone(path.parent):
+        kept = {one.key: one for one in (*read_tuned(path), *new)}
+        content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def check_place(path: Path) -> None:
+    """Whether measurements could be kept in the file is better known before they are made. OutputError, UsageError."""
+    read_tuned(path)
+    with _temporary(path) as temporary:
+        temporary.touch()
+        temporary.unlink()
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside the file, in a folder that is there. OutputError for whatever cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path.parent):
-            kept = {one.key: one for one in (*read_tuned(path), *new)}
-            content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
+        yield path.with_name(f".{path.name}.{os.getpid()}")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make its folder writable") from error
 

@@ -40,7 +40,8 @@ class Program:
         """Run one command line in a folder, to its end.
 
         `order` says what shall go wrong: `fault`, `kill_after` (seconds), `limits`, `noise`, `interrupt_in` or `fail_in` a
-        function, `hang_on` a question, be `slow_on` one or `stop_on` it for some seconds, and what the `environment` has.
+        function, `hang_on` a question, be `slow_on` one or `stop_on` it for some seconds; which `load` there is, and what the
+        `environment` has.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None

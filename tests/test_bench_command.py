@@ -147,9 +147,9 @@ def test_default_folders_of_models_with_long_names_differ(program: Program, here
     for model in ("draft-q4_k_m", "target-q4_k_m", "target-q8_0"):
         shutil.copy(tiny["target"], here / f"{name}-{model}.gguf")
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "--limit", "1", "--policy", "target", "-q", "--max-tokens", "4")
-    arguments += ("--threads", "1", "--ctx", "256", "--draft", f"{name}-draft-q4_k_m.gguf")
+    models = ("--threads", "1", "--ctx", "256", "--draft", f"{name}-draft-q4_k_m.gguf")
     for target in ("target-q4_k_m", "target-q8_0"):
-        result = program.run(here, *arguments, "--target", f"{name}-{target}.gguf")
+        result = program.run(here, *arguments, *models, "--target", f"{name}-{target}.gguf")
         assert result.code == 0, result.err
     folders = sorted(path.name for path in (here / "runs").iterdir())
     assert len(folders) == 2

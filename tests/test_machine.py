@@ -69,6 +69,14 @@ def test_the_least_bound_counts(
     assert machine.default_threads() == threads
 
 
+def test_cores_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load of the last minute; not known where the system has no such thing."""
+    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0.0, 0.0))
+    assert machine.cores_in_use() == 1.5
+    monkeypatch.delattr("os.getloadavg")
+    assert machine.cores_in_use() is None
+
+
 def test_this_machine_has_threads() -> None:
     """Whatever it is, between one and all of its processors."""
     assert 1 <= machine.default_threads() <= (os.cpu_count() or 1)

@@ -136,6 +136,40 @@ def test_demo_models_have_nothing_to_tune(home: Home) -> None:
     assert not home.file.exists()
 
 
+ONE = ("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(home: Home, tmp_path: Path) -> None:
+    """Nothing is loaded; neither is it where the file that is there is damaged."""
+    (tmp_path / "file").touch()
+    result = home.run(*ONE, env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
+    assert (result.code, result.out) == (1, "")
+    assert "tuned.json: cannot be written" in result.err
+    assert "checking" not in result.err
+    home.file.parent.mkdir()
+    home.file.write_text("{")
+    damaged = home.run(*ONE)
+    assert (damaged.code, damaged.out) == (2, "")
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_kept(home: Home) -> None:
+    """A disk that is full in the end costs the file, not the table."""
+    result = home.run(*ONE, fault={"number": 1, "action": "full", "calls": ["replace"]})
+    assert result.code == 1
+    assert "tuned.json: cannot be written (No space left on device)" in result.err
+    assert " chosen\n" in result.out
+    assert "kept in" not in result.out
+
+
+def test_a_busy_machine_is_told_of(home: Home) -> None:
+    """In one line, where others use more than half a core."""
+    busy = home.run(*ONE, load=1.3)
+    assert busy.code == 0
+    assert busy.err.count("other processes use the processor (a load of 1.3)") == 1
+    assert "may not hold" in busy.err
+    assert "other processes" not in home.run(*ONE, load=0.4).err
+
+
 # --- threads
 
 

@@ -20,7 +20,7 @@ from arbitrage_cli.commands.sources import (
     pair_named,
 )
 from arbitrage_cli.commands.train import check_place
-from arbitrage_cli.commands.tune import measure_model
+from arbitrage_cli.commands.tune import measure_model, note_if_busy
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import local_files
 from arbitrage_cli.reporters import one_line, write
@@ -181,17 +181,23 @@ def _costs_here(folder: Path, load: "Options", *, measure: bool, quiet: bool) ->
     """
     from arbitrage_cli.commands.placement import costs_of, kept_here, tuned_file
     from arbitrage_cli.run_folder import COLLECT, read_run_folder
+    from arbitrage_cli.tuned import check_place as check_tuned
     from arbitrage_cli.tuned import keep_tuned
 
     if load.threads is not None:
         return None
     models = (read_run_folder(folder, COLLECT).run or {})["models"]
     tuned: dict[ModelRole, Tuned] = {}
+    num_measured = 0
     with contextlib.closing(choose_progress(quiet=quiet)) as display, only_figures_on_stdout():
         for role in ROLES:
             known = kept_here(models[role].get("sha256"), load)
             path = models[role].get("file")
             if known is None and measure and _is_here(path, models[role].get("sha256")):
+                check_tuned(tuned_file())
+                if not quiet and not num_measured:
+                    note_if_busy(display)
+                num_measured += 1
                 known = measure_model(role, path, load, display).tuned
                 keep_tuned(tuned_file(), [known])
             if known is None:

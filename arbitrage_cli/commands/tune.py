@@ -13,7 +13,8 @@ import typer
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import choose_progress, log_to, only_figures_on_stdout
 from arbitrage_cli.commands.sources import name_models, pair_named
-from arbitrage_cli.errors import ModelMemoryError, UsageError
+from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
+from arbitrage_cli.machine import cores_in_use
 from arbitrage_cli.pairs import is_toy, load_llama, local_files
 from arbitrage_cli.reporters import Loading, one_line, rounding, write
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from arbitrage_cli.backends import Options
     from arbitrage_cli.tuned import Speeds, Tuned
     from arbitrage_cli.types import ModelRole
+
+
+BUSY = 0.5  # cores that others use
 
 
 def tune(
@@ -47,7 +51,7 @@ def tune(
     # Not at the top: NumPy and llama.cpp take longer to import than --help may take.
     from arbitrage_cli.commands.placement import load_options, machine_here, tuned_file
     from arbitrage_cli.commands.session import fetch
-    from arbitrage_cli.tuned import keep_tuned
+    from arbitrage_cli.tuned import check_place, keep_tuned
 
     named = pair_named(context, pair, draft=draft, target=target)
     models = name_models(context, draft=draft, target=target, prm=None, pair=named)
@@ -55,23 +59,33 @@ def tune(
     for source in filter(is_toy, sources.values()):
         raise UsageError(f"{source} is a scripted demo model, and as fast with any number of threads", "name a real model")
     load = load_options(named, ctx, None, gpu_layers, flash_attention, kv_type.value)
+    check_place(tuned_file())
     found: dict[ModelRole, Measured] = {}
+    not_kept: OutputError | None = None
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         stack.enter_context(only_figures_on_stdout())
         paths = fetch(sources, display, offline=offline)
+        if not quiet:
+            note_if_busy(display)
         for role in sources:
             found[role] = measure_model(role, paths[role], load, display)
-            keep_tuned(tuned_file(), [found[role].tuned])
+            try:
+                keep_tuned(tuned_file(), [found[role].tuned])
+            except OutputError as error:
+                not_kept = error
     if json_line:
         record = {"machine": asdict(machine_here()), "file": str(tuned_file()), "models": _records(sources, found)}
         write(sys.stdout, json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n")
-        return
-    for role, one in found.items():
-        write(sys.stdout, f"{role}: {one_line(one.tuned.name)} ({one_line(sources[role])})\n")
-        write(sys.stdout, "".join(f"  {line}\n" for line in _table(one)))
-    write(sys.stdout, f"kept in {tuned_file()}\n")
+    else:
+        for role, one in found.items():
+            write(sys.stdout, f"{role}: {one_line(one.tuned.name)} ({one_line(sources[role])})\n")
+            write(sys.stdout, "".join(f"  {line}\n" for line in _table(one)))
+    if not_kept is not None:
+        raise not_kept
+    if not json_line:
+        write(sys.stdout, f"kept in {tuned_file()}\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,16 @@ class Measured:
 
     tuned: "Tuned"
     trials: Sequence[Trial]
+
+
+def note_if_busy(display: Loading) -> None:
+    """Say that what is measured may not hold, where other processes use the processor. Before the first measurement."""
+    in_use = cores_in_use()
+    if in_use is not None and in_use > BUSY:
+        display.note(
+            f"other processes use the processor (a load of {in_use:.1f}): what is measured now may not hold; "
+            "stop them, and measure again with arbitrage tune"
+        )
 
 
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> Measured:
