@@ -696,6 +696,19 @@ def test_progress_in_a_terminal(here: Path) -> None:
     assert not terminal.screen.cursor.hidden
 
 
+def test_a_terminal_that_knows_only_ascii(here: Path) -> None:
+    """Everything is drawn with one character for another, and over what was there: nothing scrolls away."""
+    write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 111)])
+    arguments = ("bench", *PAIR, "--dataset", str(here / "many.jsonl"), "-o", str(here / "run"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with Terminal(*arguments, columns=60, rows=40, env=ascii_only) as terminal:
+        assert terminal.wait() == 0
+    assert terminal.raw.isascii()
+    assert re.search(rb"#+(\x1b\[[0-9;]*m)*\.", terminal.raw)
+    assert b"\\u" not in terminal.raw
+    assert terminal.text.lstrip().startswith("many.jsonl: 10 problems")
+
+
 def test_interrupt_in_a_terminal(here: Path) -> None:
     """Ctrl-C: what is done is safe, how to go on is told, the terminal is as it was; the same command ends the run."""
     questions = [f"{number} * 12 - 95" for number in range(101, 400)]

@@ -506,3 +506,13 @@ def test_many_at_once_in_a_terminal(tmp_path: Path) -> None:
     assert len(output.read_text().splitlines()) == 20
     assert "problems at once" not in terminal.text
     assert len(re.findall(r"^Problem \d+  answer", terminal.text, re.MULTILINE)) == 20
+
+
+def test_a_terminal_that_knows_only_ascii() -> None:
+    """What is shown for good is in signs that it knows, and no escape in place of a sign makes the region wider."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with Terminal("solve", *MODELS, QUESTION, columns=40, env=ascii_only) as terminal:
+        assert terminal.wait() == 0
+    assert "<= 1 " in flat(terminal.text)
+    assert b"\\u2264" not in terminal.raw
+    assert b"\\u2026" not in terminal.raw

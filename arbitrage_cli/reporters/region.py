@@ -14,6 +14,12 @@ from rich.text import Text
 
 from arbitrage_cli.reporters import write
 
+PLAIN = {"\N{FULL BLOCK}": "#", "\N{LIGHT SHADE}": ".", "\N{HORIZONTAL ELLIPSIS}": "~"}
+"""What is drawn where a stream cannot write it: as wide as that."""
+
+UNKNOWN = "?"
+SIGNS = {"\N{LESS-THAN OR EQUAL TO}": "<="}
+
 
 class Region:
     """A few lines at the bottom that are drawn over, below text that stays. Hides the cursor while it is shown."""
@@ -35,15 +41,37 @@ class Region:
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
         """Print `above` for good, wrapped between words, and draw `lines` below it, each cut to one row."""
         columns, rows = self._console.size = self.size
-        shown = [_cut(line, columns - 1) for line in lines[: rows - 1]]
+        shown = [self._encodable(_cut(line, columns - 1)) for line in lines[: rows - 1]]
         with self._console.capture() as capture:
             for text in above:
                 self._console.print(text)
             for index, line in enumerate(shown):
                 self._console.print(line, end="\n" if index < len(shown) - 1 else "")
         hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
-        write(self._stream, hide + self._erase(columns) + capture.get() + show)
+        write(self._stream, hide + self._erase(columns) + self._with_signs(capture.get()) + show)
         self._drawn = [line.plain for line in shown]
+
+    def _encodable(self, line: Text) -> Text:
+        """The line with one character for each that the stream cannot write: an escape in its place would be wider."""
+        if self._writes(line.plain):
+            return line
+        plain = [one if self._writes(one) else PLAIN.get(one, UNKNOWN) for one in line.plain]
+        encodable = line.copy()
+        encodable.plain = "".join(plain)
+        return encodable
+
+    def _with_signs(self, text: str) -> str:
+        """Signs in words that the stream can write; what stays for good may get longer by that."""
+        for sign, plain in SIGNS.items() if not self._writes(text) else ():
+            text = text if self._writes(sign) else text.replace(sign, plain)
+        return text
+
+    def _writes(self, text: str) -> bool:
+        try:
+            text.encode(self._stream.encoding or "utf-8")
+        except UnicodeEncodeError:
+            return False
+        return True
 
     def _erase(self, columns: int) -> str:
         """Go up to where the region began, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.
