@@ -148,31 +148,48 @@ def test_region_shows_how_it_stands(screen: Screen) -> None:
         (
             60,
             "bench set  " + "█" * 13 + "░" * 6 + "  4/6  0:00, about 2 min left",
-            "  target       2/3  correct 50%  4.50 s",
-            "  entropy 0.5  2/3  correct 50%  3.00 s  1.50x speed  1 fa…",
+            "  target       2/3  50%  4.50 s",
+            "  entropy 0.5  2/3  50%  3.00 s  1.50x  1 failed",
         ),
         (
             48,
             "bench set  █████░░  4/6  0:00, about 2 min left",
-            "  target       2/3  correct 50%  4.50 s",
-            "  entropy 0.5  2/3  correct 50%  3.00 s  1.50x…",
+            "  target       2  50%  4.50 s",
+            "  entropy 0.5  2  50%  3.00 s  1.50x  1 failed",
         ),
         (
             36,
             "bench…  4/6  0:00, about 2 min left",
-            "  target       2/3  correct 50%  4…",
-            "  entropy 0.5  2/3  correct 50%  3…",
+            "  target    2  50%  4.50 s",
+            "  entropy…  2  50%  3.00 s  1.50x …",
         ),
     ],
 )
 def test_narrow_terminal_still_has_the_figures(columns: int, head: str, target: str, entropy: str) -> None:
-    """Where there is no room for all words, the bar, the title and the words give way first, then the end of the line."""
+    """Where there is no room for all, the bar, the title and the words give way first, then labels, then the end of the line."""
     with contextlib.closing(Screen(columns)) as screen:
         progress = LiveProgress(screen.stream, clock=Clock())
         progress.begin("bench set", BEGUN)
         shown = screen.lines[:3]
         progress.close()
     assert shown == [head, target, entropy]
+
+
+def test_fifty_columns_have_room_for_the_figures_of_a_head() -> None:
+    """Accuracy, seconds and speed-up of a policy with a long label are all there."""
+    standings = (
+        Standing("target", planned=100, tried=58, done=58, correct=58, seconds=2.9),
+        Standing("arbitrage 0.0214", planned=100, tried=57, done=57, correct=57, seconds=1.1, speedup=2.59),
+    )
+    with contextlib.closing(Screen(50)) as screen:
+        progress = LiveProgress(screen.stream, clock=Clock())
+        progress.begin("bench set", State(115, 200, standings, 90.0))
+        shown = screen.lines[1:3]
+        progress.close()
+    assert shown == [
+        "  target             58/100  100%  0.05 s",
+        "  arbitrage 0.0214   57/100  100%  0.02 s  2.59x",
+    ]
 
 
 def test_tokens_begin_anew_with_each_step(screen: Screen) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 from rich.text import Text
@@ -15,6 +16,28 @@ from arbitrage_cli.types import Decided, Event, ModelRole, Started, Writing, Wro
 
 BAR = 24  # characters; fewer where the line is too short for them
 SPINNER = "-\\|/"
+MIN_LABEL = 8  # characters of a policy's label that are left in the narrowest terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a policy's line has beside its figures."""
+
+    correct: str = ""
+    each: str = ""
+    rate: str = "/s"
+    speed: str = ""
+    counts: bool = False  # of right answers, beside their share
+    planned: bool = True  # how many attempts there will be
+
+
+WORDS = (
+    Words("correct ", " each", " problems/s", " the target's speed", counts=True),
+    Words("correct ", speed=" speed"),
+    Words(),
+    Words(planned=False),
+)
+"""From all to as few as still tell the figures: the first that fit are taken."""
 
 
 class LiveProgress:
@@ -124,26 +147,34 @@ class LiveProgress:
 
 
 def _standing_lines(standings: Sequence[Standing], columns: int) -> list[Text]:
-    """A line for each policy, all in full or all in short."""
+    """A line for each policy, all in as many words as there is room for in each; then the labels are cut."""
     width = max((len(standing.label) for standing in standings), default=0)
-    lines = [_standing_line(standing, width, in_full=True) for standing in standings]
-    if all(line.cell_len <= columns for line in lines):
-        return lines
-    return [_standing_line(standing, width, in_full=False) for standing in standings]
+    lines: list[Text] = []
+    for words in WORDS:
+        lines = [_standing_line(standing, width, words) for standing in standings]
+        too_long = max((line.cell_len for line in lines), default=0) - columns
+        if too_long <= 0:
+            return lines
+    width = max(min(width, MIN_LABEL), width - too_long)
+    return [_standing_line(standing, width, WORDS[-1]) for standing in standings]
 
 
-def _standing_line(standing: Standing, width: int, *, in_full: bool) -> Text:
-    """`entropy 0.5  12/60  correct 9/12 (75%)  31.2 s each  1.42x the target's speed`; in short `... 75%  31.2 s  1.42x speed`."""
-    line = Text(f"  {standing.label:<{width}}  {standing.tried:>{len(str(standing.planned))}}/{standing.planned}")
+def _standing_line(standing: Standing, width: int, words: Words) -> Text:
+    """`entropy 0.5  12/60  correct 9/12 (75%)  31.2 s each  1.42x the target's speed  1 failed`, or less of it."""
+    label = Text(standing.label)
+    label.truncate(width, overflow="ellipsis", pad=True)
+    tried = f"{standing.tried:>{len(str(standing.planned))}}" + (f"/{standing.planned}" if words.planned else "")
+    line = Text.assemble("  ", label, f"  {tried}")
     if standing.tried and standing.correct is not None:
         share = f"{standing.correct / standing.tried:.0%}"
-        line.append("  correct " + (f"{standing.correct}/{standing.tried} ({share})" if in_full else share), "green")
+        counts = f"{standing.correct}/{standing.tried} ({share})" if words.counts else share
+        line.append(f"  {words.correct}{counts}", "green")
     if standing.done and standing.concurrency > 1 and standing.seconds:
-        line.append(f"  {standing.done / standing.seconds:.3g}" + (" problems/s" if in_full else "/s"))
+        line.append(f"  {standing.done / standing.seconds:.3g}{words.rate}")
     elif standing.done and standing.seconds is not None:
-        line.append(f"  {short(standing.seconds / standing.done)}" + (" each" if in_full else ""))
+        line.append(f"  {short(standing.seconds / standing.done)}{words.each}")
     if standing.speedup is not None and standing.label != "target":
-        line.append(f"  {standing.speedup:.2f}x " + ("the target's speed" if in_full else "speed"), "bold")
+        line.append(f"  {standing.speedup:.2f}x{words.speed}", "bold")
     if standing.tried > standing.done:
         line.append(f"  {standing.tried - standing.done} failed", "bold red")
     return line
