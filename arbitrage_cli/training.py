@@ -103,8 +103,8 @@ def train(
     return Head(chosen.network, knots, replace(card, data=data, metrics=metrics, taus=table.to_json()))
 
 
-def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> Head:
-    """The same head, with taus named and tabulated on other states: all of these, whatever they were collected for.
+def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Head:
+    """The same head, by another name if one is given, with taus named and tabulated on other states: all of these, whatever they were collected for.
 
     `costs` are those of this machine, if they were measured; else those that were collected are taken.
     """
@@ -125,7 +125,8 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None) -> H
         "rewards": list(collected.rewards),
         "costs": "the runs" if costs is None else "the machine that calibrated",
     }
-    return Head(head.network, head.knots, replace(card, taus=table.to_json(), data={**card.data, "taus_of": about}))
+    made = replace(card, name=name or card.name, taus=table.to_json(), data={**card.data, "taus_of": about})
+    return Head(head.network, head.knots, made)
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:

@@ -62,6 +62,16 @@ def test_the_taus_become_those_of_the_run(program: Program, here: Path) -> None:
     assert "wrote new.safetensors" in result.err
 
 
+def test_the_head_is_called_as_its_new_file(program: Program, here: Path) -> None:
+    """Or as --name says; where the file says nothing, as the run."""
+    for flags, name in [([], "new"), (["--name", "mine"], "mine"), (["-o", "head.safetensors"], "run")]:
+        result = calibrate(program, here, "run", *flags)
+        assert result.code == 0, result.err
+        assert f": head {name}, made from small, with the costs of" in result.err
+    assert load(here / "new.safetensors").card.name == "mine"
+    assert load(here / "head.safetensors").card.name == "run"
+
+
 def test_models_that_are_not_here_cost_what_they_did(program: Program, here: Path) -> None:
     """Times are by the costs of the machine that collected, and it is said."""
     result = calibrate(program, here, "run")
@@ -153,5 +163,4 @@ def test_without_a_head_it_is_that_of_the_models_of_the_run(program: Program, he
     """The universal one, for models that have none: not that of the pair that happens to be the default. It is said."""
     result = program.run(here, "calibrate", "run", "-o", "new.safetensors", environment={"XDG_CONFIG_HOME": str(here)})
     assert result.code == 0, result.err
-    assert "wrote new.safetensors: head universal" in flat(result.err)
-    assert load(here / "new.safetensors").card.name == "universal"
+    assert "wrote new.safetensors: head new, made from universal" in flat(result.err)

@@ -9,8 +9,10 @@ import pytest
 from cli import ESCAPE, Result, flat, run, start
 from collected import COSTS, World, questions, write_run
 
+from arbitrage_cli.commands.train import name_of_head
 from arbitrage_cli.reporters.card import write_card
 from arbitrage_cli.router import load
+from arbitrage_cli.run_folder import encode
 from arbitrage_cli.taus import TauTable
 
 PATIENCE = 300.0  # seconds: scikit-learn is slow to import where a machine is busy
@@ -41,10 +43,10 @@ def trained(folder: Path) -> Result:
 
 
 def test_writes_a_head_that_can_be_used(folder: Path, trained: Result) -> None:
-    """The file is a head with a card and taus; it is named after its file, and knows its command."""
+    """The file is a head with a card and taus; it is named after the run, as its file says nothing, and knows its command."""
     assert trained.code == 0
     head = load(folder / "head.safetensors")
-    assert head.card.name == "head"
+    assert head.card.name == "run"
     assert head.card.command == ("arbitrage", "train", "run", "-o", "head.safetensors", "--inputs", "agnostic")
     assert TauTable.from_json(head.card.taus).costs is not None
 
@@ -87,6 +89,21 @@ def test_card_as_json(folder: Path) -> None:
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
     assert (card["name"], card["margin"], card["data"]["by_advantage"]) == ("mine", 0.5, True)
     assert card["taus"]["costs"]["target_seconds_per_token"] == COSTS["target_seconds_per_token"]
+
+
+def test_a_head_is_called_as_its_file_or_its_pair(folder: Path, tmp_path: Path) -> None:
+    """As the file if that says something, else as the pairs of its runs that have a name, and the other runs."""
+    run_json = folder / "run" / "run.json"
+    of_pair = json.loads(run_json.read_text())
+    del of_pair["checksum"]
+    for role in ("draft", "target"):
+        of_pair["models"][role]["source"] = f"builtin:{role}"
+    (tmp_path / "paired").mkdir()
+    (tmp_path / "paired" / "run.json").write_bytes(encode(of_pair))
+    runs = [folder / "run", tmp_path / "paired"]
+    assert name_of_head(Path("mine.safetensors"), runs) == "mine"
+    assert name_of_head(Path("head.safetensors"), runs[1:]) == "builtin"
+    assert name_of_head(Path("head.safetensors"), runs) == "run+builtin"
 
 
 def test_names_are_data(folder: Path, trained: Result) -> None:

@@ -19,7 +19,7 @@ from arbitrage_cli.commands.sources import (
     name_models,
     pair_named,
 )
-from arbitrage_cli.commands.train import check_place
+from arbitrage_cli.commands.train import HeadName, check_place, name_of_head
 from arbitrage_cli.commands.tune import measure_model, note_if_busy
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.pairs import local_files
@@ -45,6 +45,7 @@ def calibrate(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="RUN...", help="Run folders, as arbitrage collect makes them.")
     ] = None,
+    name: HeadName = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -128,7 +129,7 @@ def calibrate(
         raise UsageError("these runs are of different pairs", "taus hold for one pair: calibrate on the runs of one")
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value)
     costs = _costs_here(folders[0], load, measure=not is_from_here, quiet=quiet)
-    made = with_taus(known, states, costs)
+    made = with_taus(known, states, costs, name=name or name_of_head(output, folders))
     save(made, output)
     table = TauTable.from_json(made.card.taus)
     times = {row.tau: table.time(row) for row in table.rows}
@@ -138,12 +139,13 @@ def calibrate(
     else:
         write_taus(made.card.taus, times, sys.stdout, on=", ".join(folder.name for folder in folders), costs_of=whose)
     if not quiet:
-        for name in _learned_from(known, states):
+        for data in _learned_from(known, states):
             typer.echo(
-                f"the head learned from {one_line(name)} too: on problems that it knows its taus look better than they are",
+                f"the head learned from {one_line(data)} too: on problems that it knows its taus look better than they are",
                 err=True,
             )
-        typer.echo(f"wrote {output}: head {one_line(known.card.name)}, with the costs of {whose}", err=True)
+        names = f"head {one_line(made.card.name)}, made from {one_line(known.card.name)}"
+        typer.echo(f"wrote {output}: {names}, with the costs of {whose}", err=True)
     if some_failed:
         raise typer.Exit(shared.SOME_FAILED)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,10 +12,17 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.commands import options as shared
+from arbitrage_cli.commands.sources import models_of_states
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.reporters import write
 
 SUFFIX = ".safetensors"
+SAYS_NOTHING = "head"  # as the stem of a head's file
+
+HeadName = Annotated[
+    str | None,
+    typer.Option("--name", help="What the head is called. Default: as its file; head.safetensors as the pair, or the run."),
+]
 
 
 class InputKind(StrEnum):
@@ -31,7 +39,7 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where the head is written: FILE.safetensors.")
     ] = Path(f"head{SUFFIX}"),
-    name: Annotated[str | None, typer.Option("--name", help="What the head is called. Default: as its file.")] = None,
+    name: HeadName = None,
     test: Annotated[
         list[Path] | None,
         typer.Option(metavar="RUN", help="The problems of this run are the test. Default: a fifth of all problems."),
@@ -75,7 +83,7 @@ def train(
     head = train_head(
         collected,
         Settings(margin, by_advantage, wanted, seed),
-        name=name or output.stem,
+        name=name or name_of_head(output, runs),
         command=("arbitrage", *(context.obj or ())),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         watch=tell,
@@ -88,6 +96,14 @@ def train(
     else:
         write_card(card, {row.tau: table.time(row) for row in table.rows}, sys.stdout)
     tell(f"wrote {output}")
+
+
+def name_of_head(output: Path, runs: Sequence[Path]) -> str:
+    """What a head of these runs is called that is written there: as its file, or as pairs or runs where that says nothing."""
+    if output.stem != SAYS_NOTHING:
+        return output.stem
+    pairs = {run: models_of_states(run)[0] for run in runs}
+    return "+".join(dict.fromkeys(pair.name if pair else run.resolve().name for run, pair in pairs.items()))
 
 
 def check_place(output: Path) -> None:
