@@ -113,8 +113,8 @@ class TauRow:
 
     `wasted` is the share of escalated steps that gained nothing (advantage <= 0), `recall` the share of the steps with an
     advantage that were escalated; None of none. `change` is the reward against the target alone, in points (hundredths of
-    a reward), `regret` against the oracle. The interval is over problems; its low end is as if one more solution had lost all,
-    for no loss among n solutions is no proof that there is none (so it is -3/n then, the rule of three). Tokens are those of a
+    a reward), `regret` against the oracle. The interval is over problems; its low end is as if one more problem had lost all,
+    for no loss among n problems is no proof that there is none (so it is -3/n then, the rule of three). Tokens are those of a
     run with this tau.
     """
 
@@ -317,7 +317,8 @@ def _change_intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Inte
     columns = np.zeros((int(problem.max()) + 1, changes.shape[1] + 1))
     np.add.at(columns[:, :-1], problem, changes)
     np.add.at(columns[:, -1], problem, 1.0)
-    lost = np.array([-1.0] * changes.shape[1] + [1.0])
+    usual = columns[:, -1].mean()  # solutions of a problem
+    lost = np.array([-usual] * changes.shape[1] + [usual])
 
     def points(sums: Numbers) -> Numbers:
         shares: Numbers = 0.0 + 100 * sums[:, :-1] / sums[:, -1:]

@@ -231,11 +231,14 @@ def test_exact_is_no_stroke_of_luck() -> None:
     assert name_taus(table)["exact"] == 0.3
 
 
-@pytest.mark.parametrize(("problems", "is_certain"), [(31, False), (550, False), (700, True)])
-def test_no_loss_seen_is_no_proof(problems: int, is_certain: bool) -> None:
-    """The rule of three: where none of n solutions lost, up to 3/n may; half a point takes 600 problems."""
-    ones = np.ones(problems)
-    outcomes = Outcomes(np.arange(problems), np.arange(problems), ones, ones, ones, ones, ones, 0 * ones)
+@pytest.mark.parametrize(
+    ("problems", "repeats", "is_certain"), [(31, 1, False), (550, 1, False), (700, 1, True), (400, 2, False), (700, 2, True)]
+)
+def test_no_loss_seen_is_no_proof(problems: int, repeats: int, is_certain: bool) -> None:
+    """The rule of three: where none of n problems lost, up to 3/n may; half a point takes 600, however often each was solved."""
+    ones = np.ones(problems * repeats)
+    numbers = np.arange(problems * repeats)
+    outcomes = Outcomes(numbers, numbers // repeats, ones, ones, ones, ones, ones, 0 * ones)
     table = make_table(0.5 * ones, outcomes, [], COSTS)
     never = table.rows[-1]
     assert (never.change, table.named["exact"], table.is_certain) == (0.0, NEVER, is_certain)
