@@ -5,7 +5,8 @@ head and no learning, and runs no model.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.features import FEATURES, Floats
-from arbitrage_cli.run_folder import COLLECT, latest, read_run_folder
+from arbitrage_cli.run_folder import COLLECT, encode, latest, read_run_folder
 from arbitrage_cli.states import State, state_from_json
 from arbitrage_cli.taus import Costs, Outcomes
 
@@ -72,10 +73,12 @@ class _Solution:
 def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
     """Read runs of `arbitrage collect`. The problems of `test_folders` are the test, wherever else they occur.
 
-    UsageError for a run that is none of those, or does not go with the others; DamagedRunError.
+    UsageError for a run that is none of those, does not go with the others, or is there twice; DamagedRunError.
     """
+    _refuse_twice((*folders, *test_folders))
     solutions: list[_Solution] = []
     runs: list[dict[str, Any]] = []
+    known: dict[Hashable, Path] = {}
     for folder in (*folders, *test_folders):
         run, rows = _read(folder)
         index, is_test = len(runs), len(runs) >= len(folders)
@@ -84,6 +87,7 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
             for row in rows
             if (states := _states(folder, run, row))
         ]
+        _refuse_known(folder, run, rows, known)
         runs.append({**run, "path": folder, "states": sum(len(one.states) for one in found), "is_test": is_test})
         solutions += found
     if not any(run["states"] for run in runs):
@@ -93,6 +97,39 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
     if any(run["features"] != runs[0]["features"] for run in runs):
         raise UsageError("these runs have different features", "train on runs of one version of arbitrage at a time")
     return _join(solutions, runs)
+
+
+def _refuse_twice(folders: Sequence[Path]) -> None:
+    """By whichever path a folder is named."""
+    places: set[Path] = set()
+    for folder in folders:
+        place = folder.resolve()
+        if place in places:
+            raise UsageError(f"{folder} is given twice", "its solutions would count twice: give each run once")
+        places.add(place)
+
+
+def _refuse_known(
+    folder: Path, run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], known: dict[Hashable, Path]
+) -> None:
+    """A solution counts once: a copied row is no other, and neither is the same problem solved in the same way again.
+
+    `known` are the solutions of the runs before, each with its folder; those of this run are added.
+    """
+    made_with = json.dumps(run["fingerprint"], sort_keys=True) if run.get("fingerprint") else None
+    for row in rows:
+        if not row["states"]:
+            continue
+        marks: list[Hashable] = [hashlib.sha256(encode(row)).digest()]
+        if made_with is not None:
+            marks.append((made_with, row["question"]))
+        earlier = [known[mark] for mark in marks if known.get(mark, folder) != folder]
+        if earlier:
+            raise UsageError(
+                f"{folder}: problem {row['id']} was collected in the same way in {earlier[0]}",
+                "it would count twice: give one of the two runs, or collect one of them with another --roll-in",
+            )
+        known.update(dict.fromkeys(marks, folder))
 
 
 def recorded(folder: Path) -> tuple[dict[str, Any], list[tuple[str, tuple[State, ...]]]]:

@@ -121,6 +121,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
         (["run", "--dataset", "builtin"], "both runs and a data set"),
         (["nowhere"], "no run in this folder"),
         (["run", "other"], "different pairs"),
+        (["run", "./run/"], "run is given twice"),
         (["bench"], "run of arbitrage bench, not of arbitrage collect"),
         (["run", "-o", "new.pkl"], ".safetensors"),
         (["--dataset", "builtin", "--pair", "scripted"], "a process reward model is needed"),

@@ -170,6 +170,40 @@ def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
     assert len(np.unique(found.outcomes.solution)) == 600
 
 
+def test_runs_of_other_settings_may_share_problems(tmp_path: Path) -> None:
+    """They learn, choose or test together, on one side of the split, however they were collected."""
+    kinds = [{"fingerprint": {"roll_in": roll_in}} for roll_in in ("better", "draft")]
+    runs = [
+        write_run(tmp_path / str(number), questions(100), hidden=bool(number), changes=changes)
+        for number, changes in enumerate(kinds)
+    ]
+    found = read_states(runs)
+    assert len(np.unique(found.outcomes.solution)) == 200
+    for problem in range(100):
+        mine = found.outcomes.problem == problem
+        assert len(np.unique(found.outcomes.solution[mine])) == 2
+        assert len(np.unique(found.part[mine])) == 1
+
+
+def test_no_solution_counts_twice(tmp_path: Path) -> None:
+    """Neither by a folder that is given twice, under any name, nor by a copy, nor by what the same command made again."""
+    made = {"fingerprint": {"seed": "0"}}
+    run = write_run(tmp_path / "run", questions(20), changes=made)
+    (tmp_path / "link").symlink_to(run)
+    copy = write_run(tmp_path / "copy", questions(30), changes={"fingerprint": {"seed": "1"}})
+    again = write_run(tmp_path / "again", questions(30, start=19), hidden=True, changes=made)
+    for other in (run, tmp_path / "link", run / ".." / "run"):
+        with pytest.raises(UsageError, match="is given twice"):
+            read_states([run, other])
+        with pytest.raises(UsageError, match="is given twice"):
+            read_states([run], [other])
+    for other in (copy, again):
+        with pytest.raises(UsageError, match=r"problem \d+ was collected in the same way in .*run"):
+            read_states([run, other])
+    more = write_run(tmp_path / "more", questions(30, start=20), hidden=True, changes=made)
+    assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
+
+
 def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
     """Its problems learn and choose nothing, even those that another run has too; no others are in the test."""
     learned = write_run(tmp_path / "learned", questions(200))
@@ -205,8 +239,8 @@ def test_costs_are_means_by_states(tmp_path: Path) -> None:
     fast = {"draft_seconds_per_token": 1, "target_seconds_per_token": 10, "target_prefill_seconds_per_token": 1}
     slow = {name: 4 * value for name, value in fast.items()}
     one = write_run(tmp_path / "one", questions(20), changes={"costs": fast})
-    two = write_run(tmp_path / "two", questions(40), changes={"costs": slow})
-    none = write_run(tmp_path / "none", questions(5), changes={"costs": {}})
+    two = write_run(tmp_path / "two", questions(40, start=20), changes={"costs": slow})
+    none = write_run(tmp_path / "none", questions(5, start=60), changes={"costs": {}})
     assert read_states([one, two]).costs == Costs(3.0, 30.0, 3.0)
     assert read_states([one, none]).costs is None
 
