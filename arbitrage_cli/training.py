@@ -118,6 +118,7 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
     columns, whole = [collected.names.index(name) for name in card.features], collected.is_whole
     if not whole.any():
         raise UsageError("no solution of these runs was collected to its end", "go on with the command that collected them")
+    _check_part(collected.outcomes.advantage[whole] > 0, "to calibrate on", "these runs", len(whole))
     probability = head.probabilities(collected.features[:, columns], collected.hidden)[whole]
     table = make_table(probability, collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs)
     about = {
@@ -217,7 +218,7 @@ def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
 
 def _check(collected: Collected, truth: Truth) -> None:
     for part, called in enumerate(SPLIT):
-        _check_part(truth.is_better[collected.part == part], f"the {called} part", len(truth.is_better))
+        _check_part(truth.is_better[collected.part == part], "to train on", f"the {called} part", len(truth.is_better))
         if part != TRAINING and not (collected.is_whole & (collected.part == part)).any():
             raise UsageError(
                 f"no solution of the {called} part was collected to its end: what a tau does cannot be told",
@@ -228,14 +229,14 @@ def _check(collected: Collected, truth: Truth) -> None:
             for part in sorted({*collected.part[collected.pair == index]} - {TEST}):
                 chosen = (collected.part == part) & (collected.pair == index)
                 of = f"the {SPLIT[part]} part of draft {pair['draft']['name']}"
-                _check_part(truth.is_better[chosen], of, len(truth.is_better))
+                _check_part(truth.is_better[chosen], "to train on", of, len(truth.is_better))
 
 
-def _check_part(labels: NDArray[np.bool_], of: str, num_states: int) -> None:
+def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: int) -> None:
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
             raise UsageError(
-                f"too few states to train on: {int(members.sum())} {what} an advantage in {of}, of {num_states} states in all",
+                f"too few states {what_for}: {int(members.sum())} {what} an advantage in {of}, of {num_states} states in all",
                 "collect more problems: arbitrage collect",
             )
 

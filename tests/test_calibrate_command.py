@@ -1,6 +1,7 @@
 """`arbitrage calibrate`: a head with the taus of other states and another machine, and what does not go together."""
 
 import inspect
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from cli import ESCAPE, Result, flat
 from collected import COSTS, DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
 from faults import Program
 from made_up_tuning import make_tuned
-from small_heads import write_head
+from small_heads import make_table, write_head
 
 from arbitrage_cli.commands.calibrate import calibrate as calibrate_command
 from arbitrage_cli.commands.collect import collect
 from arbitrage_cli.commands.placement import machine_here
+from arbitrage_cli.reporters.card import write_taus
 from arbitrage_cli.router import Head, load, save
 from arbitrage_cli.taus import NAMES, TauTable
 from arbitrage_cli.tuned import Speeds, keep_tuned
@@ -72,6 +74,15 @@ def test_the_head_is_called_as_its_new_file(program: Program, here: Path) -> Non
     assert load(here / "head.safetensors").card.name == "run"
 
 
+def test_every_name_is_shown_beside_its_tau() -> None:
+    """Also of a tau that has several: one below the other, in its row."""
+    stream = io.StringIO()
+    write_taus(make_table().to_json(), {}, stream, on="run", costs_of="this machine")
+    _, headings, *lines = stream.getvalue().splitlines()
+    left = [line[: headings.index("calls")].split() for line in lines[:6]]
+    assert left == [["0.0000"], ["0.3000", "exact"], ["balanced"], ["fast"], ["0.6000"], ["1.0000"]]
+
+
 def test_models_that_are_not_here_cost_what_they_did(program: Program, here: Path) -> None:
     """Times are by the costs of the machine that collected, and it is said."""
     result = calibrate(program, here, "run")
@@ -99,15 +110,15 @@ def test_measured_models_cost_what_was_measured(program: Program, here: Path) ->
 
 def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
     """Each solution goes on with the steps that the head would keep; the same command goes on with what was collected."""
-    rows = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7, 12)]
+    rows = [{"question": f"{number} * 12 + 6", "answer": str(number * 12 + 6)} for number in range(11, 23)]
     (here / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ("--dataset", "sums.jsonl", "--reward", "rollout", "--pair", "scripted", "--max-tokens", "60", "-q")
+    arguments = ("--dataset", "sums.jsonl", "--reward", "rollout", "--pair", "scripted", "-q")
     result = calibrate(program, here, *arguments)
     assert result.code == 0, result.err
     folder = here / "runs" / "calibrate-sums--scripted"
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    assert (run["kind"], run["roll_in"], run["planned"]) == ("collect", "head", 3)
-    assert "what a tau does, on 3 solutions of calibrate-sums--scripted" in result.out
+    assert (run["kind"], run["roll_in"], run["planned"]) == ("collect", "head", 12)
+    assert "what a tau does, on 12 solutions of calibrate-sums--scripted" in result.out
     assert "at the costs of this machine" in flat(result.out)
     before = (folder / "results.jsonl").read_bytes()
     assert calibrate(program, here, *arguments).code == 0
@@ -124,6 +135,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
         (["run", "./run/"], "run is given twice"),
         (["bench"], "run of arbitrage bench, not of arbitrage collect"),
         (["run", "-o", "new.pkl"], ".safetensors"),
+        (["few"], "too few states to calibrate on: 0 with an advantage in these runs, of 300 states in all"),
         (["--dataset", "builtin", "--pair", "scripted"], "a process reward model is needed"),
     ],
 )
@@ -131,6 +143,7 @@ def test_what_does_not_go_together_is_said(program: Program, here: Path, argumen
     """One line, exit code 2, and no file."""
     write_run(here / "other", questions(5), WORLD, changes={"models": OTHER})
     write_run(here / "bench", questions(5), WORLD, changes={"kind": "bench"})
+    write_run(here / "few", questions(60), World(bias=-99.0, weights=()), hidden=True)
     result = calibrate(program, here, *arguments)
     assert (result.code, reason in flat(result.err)) == (2, True), result.err
     assert not (here / "new.safetensors").exists()

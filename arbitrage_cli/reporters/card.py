@@ -103,14 +103,16 @@ def _rounded(value: float, digits: int) -> str:
 
 
 def _taus(taus: Card, times: Mapping[float, float | None], on: str, costs_of: str) -> Iterator[str]:
-    names = {tau: name for name, tau in taus["named"].items()}
+    names: dict[float, list[str]] = {}
+    for name, tau in taus["named"].items():
+        names.setdefault(tau, []).append(name)
     rows = taus["rows"]
     wanted = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
     shown = [row for row in rows if row["tau"] in wanted or row["tau"] in names]
     solutions = f"{rounding.count(taus['num_solutions'], 'solution')} of " if taus.get("num_solutions") else ""
     yield from _wrapped(f"what a tau does, on {solutions}{on}")
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "regret", "time"]
-    yield from _aligned(headings, [_tau_cells(row, names.get(row["tau"], ""), times) for row in shown])
+    yield from _aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []), times)])
     yield from _wrapped(
         "calls: steps that are escalated; wasted: of those, the ones that gain nothing; caught: of those worth it"
     )
@@ -120,6 +122,14 @@ def _taus(taus: Card, times: Mapping[float, float | None], on: str, costs_of: st
         on = f" on {rounding.count(count, 'solution')}" if count else ""
         yield from _wrapped(f"exact: as far as was seen when it was named{on}, too few to be sure of half a point")
     yield from _wrapped(f"time: of the target alone, at the costs of {costs_of}")
+
+
+def _tau_lines(row: Row, names: Sequence[str], times: Mapping[float, float | None]) -> Iterator[list[str]]:
+    """A line for the tau, with its first name; further names stand below that one: side by side they would be too wide."""
+    first, *others = names or [""]
+    cells = _tau_cells(row, first, times)
+    yield cells
+    yield from (["", name, *[""] * len(cells[2:])] for name in others)
 
 
 def _tau_cells(row: Row, name: str, times: Mapping[float, float | None]) -> list[str]:
