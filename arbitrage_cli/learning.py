@@ -31,6 +31,7 @@ UNITS = (32, 64)
 MEMBERS = 3  # networks that are averaged in the end: one alone depends on its seed
 MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
 MAX_ITERATIONS = 2000
+SEEDS = 2**32  # that scikit-learn has
 
 CALIBRATION_FOLDS = 5
 MIN_FOR_ISOTONIC = 400  # states: with fewer, its steps follow the noise
@@ -224,7 +225,7 @@ def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: i
         alpha=recipe.penalty,
         batch_size=min(BATCH_SIZE, len(training.labels)),
         learning_rate_init=LEARNING_RATE,
-        random_state=seed,
+        random_state=seed % SEEDS,
     )
     epochs = _epochs(model, training, validation)
     (least, best), waited = next(epochs), 0

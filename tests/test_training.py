@@ -12,7 +12,7 @@ from collected import DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
 from arbitrage_cli.collected import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.features import FEATURES
-from arbitrage_cli.learning import Recipe, balanced, calibrate
+from arbitrage_cli.learning import Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.measures import Truth, measure, merit
 from arbitrage_cli.router import Curve, Head, Network, load, save
 from arbitrage_cli.taus import Costs, Numbers, TauTable
@@ -299,6 +299,16 @@ def test_what_nothing_can_be_learned_from_is_refused() -> None:
     log_odds = rng.normal(size=300)
     with pytest.raises(UsageError, match="nothing was learned"):
         calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)), np.arange(300))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, -(10**30)])
+def test_any_whole_number_is_a_seed(seed: int) -> None:
+    """As for `solve`; the same seed gives the same network."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(40, 3)).astype(np.float32)
+    examples = Examples(inputs, inputs[:, 0] > 0, np.ones(40))
+    first, again, other = (fit(Recipe(4, 2.0), examples, examples, one, members=2) for one in (seed, seed, 7))
+    assert first.output.tolist() == again.output.tolist() != other.output.tolist()
 
 
 # --- calibration, weights, choice
