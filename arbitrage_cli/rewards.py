@@ -8,6 +8,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Literal
 
@@ -20,7 +21,7 @@ from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupporte
 from arbitrage_cli.scheduler import Rated, Ratings
 from arbitrage_cli.signals import running_seconds
 from arbitrage_cli.steps import SEPARATOR
-from arbitrage_cli.types import Cost, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
 
 PrmStyle = Literal["turns", "steps"]
 
@@ -36,6 +37,13 @@ ENOUGH_ANSWERS = 8  # to know what a model answers
 LEAST_SHARE_OF_STEPS = 0.001
 """Of a process reward model in style `steps`, which may have learned the odds of the two only: the built-in one, where it cannot
 tell, gives both no more than any other of its 512 tokens."""
+
+SURELY_NONE = 0.001
+"""The same of the two first answers, however a model is asked: those that rate no steps give less, to anything."""
+
+FIRST_QUESTION = Problem("", "What is 2 + 3?")
+FIRST_STEPS = ("2 + 3 = 5.", "2 + 3 = 7.")
+"""Of which a process reward model thinks something, whatever it was trained on."""
 
 JUDGE_INSTRUCTIONS = (
     "You check one step of a solution. Reply with a single digit from 0 to 9: 0 if the step is wrong or does not help, "
@@ -198,18 +206,37 @@ class ProcessReward(_StepReader):
         self._verdicts = [_single_token(backend, sign) for sign in "+-"]
         self._answers = _Answers(self._verdicts, LEAST_SHARE_OF_STEPS if style == "steps" else LEAST_SHARE)
 
+    def check(self) -> None:
+        """Ask it of a right step and a wrong one, before anything is made of its rewards. ModelUnsupportedError if it rates none.
+
+        A context that does not even hold those is left to the problems.
+        """
+        answers = _Answers(self._verdicts, SURELY_NONE)
+        trace = Trace(FIRST_QUESTION, Limits())
+        self.open(0, FIRST_QUESTION)
+        with suppress(ContextFullError):
+            for text in FIRST_STEPS:
+                step = Step("draft", text, 1, Cost(), "separator")
+                answers.add(self._reader.logits([(0, self._ids(0, trace, step))])[0])
+            if answers.share < SURELY_NONE:
+                raise self._refusal(answers.share)
+        self.close(0)
+
     def _rate_round(self, steps: Sequence[tuple[int, Trace, Step]]) -> tuple[list[float], Cost]:
         texts = [(slot, self._ids(slot, trace, step)) for slot, trace, step in steps]
         logits, cost = self._reader.logits(texts)
         self._answers.add(logits)
         if self._answers.are_rare:
-            other = "turns" if self._style == "steps" else "steps"
-            raise ModelUnsupportedError(
-                f"{self._backend.card.name} does not rate steps: it says + or - with a probability of {self._answers.share:.2g}",
-                f"give a process reward model: --prm MODEL; or, if it is one, ask it in the other way: --prm-style {other}",
-            )
+            raise self._refusal(self._answers.share)
         good, bad = self._verdicts
         return [1.0 / (1.0 + math.exp(min(700.0, float(row[bad] - row[good])))) for row in logits], cost
+
+    def _refusal(self, share: float) -> ModelUnsupportedError:
+        other = "turns" if self._style == "steps" else "steps"
+        return ModelUnsupportedError(
+            f"{self._backend.card.name} does not rate steps: it says + or - with a probability of {share:.2g}",
+            f"give a process reward model: --prm MODEL; or, if it is one, ask it in the other way: --prm-style {other}",
+        )
 
     def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
         if self._style == "steps":

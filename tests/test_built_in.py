@@ -375,6 +375,19 @@ def test_the_reward_model_tells_right_steps_from_wrong_ones() -> None:
     assert max(found["wrong"]) < 0.5, found
 
 
+@pytest.mark.parametrize("style", ["turns", "steps"])
+def test_a_model_that_is_no_reward_model_is_refused_before_it_is_used(tmp_path: Path, style: str) -> None:
+    """Not after some results, or never: none of its numbers becomes a reward."""
+    no_prm = ("--prm", str(MODELS / "draft.gguf"), "--prm-style", style)
+    solved = solve("What is 5 + 6?", "--policy", "rsd", *no_prm)
+    bench = ("bench", "--dataset", "builtin", "--limit", "2", "--policy", "target,rsd", "-o", str(tmp_path / "run"))
+    measured = run(*bench, *no_prm)
+    for result in (solved, measured):
+        assert (result.code, result.out) == (3, "")
+        assert "draft does not rate steps: it says + or - with a probability of" in result.err
+    assert not (tmp_path / "run").exists()
+
+
 def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[float]:
     rater = ProcessReward(backend, "steps")
     trace = Trace(Problem("p", question), Limits())

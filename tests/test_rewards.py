@@ -14,7 +14,7 @@ from arbitrage_cli.backends import Floats
 from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
 from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.rewards import ENOUGH_ANSWERS, Judge, ProcessReward
+from arbitrage_cli.rewards import ENOUGH_ANSWERS, Judge, PrmStyle, ProcessReward
 from arbitrage_cli.rollouts import Recalling, Rollout
 from arbitrage_cli.sampling import Sampler
 from arbitrage_cli.scheduler import Rater, Ratings, Scheduler, Writer
@@ -190,6 +190,25 @@ def test_a_model_that_says_something_else_cannot_rate(make: Callable[[Thinking],
     with pytest.raises(ModelUnsupportedError, match=words) as caught:
         rate_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("style", ["turns", "steps"])
+def test_a_model_that_rates_no_steps_is_known_at_once(style: PrmStyle) -> None:
+    """Asked of a right step and a wrong one. What it may mean by little probability is left to how it goes on."""
+    backend = Thinking()
+    with pytest.raises(ModelUnsupportedError, match="does not rate steps"):
+        ProcessReward(backend, style).check()
+    backend.confidence = 0.0
+    ProcessReward(backend, style).check()
+
+
+def test_asking_a_model_first_changes_no_reward() -> None:
+    """Nothing is left of it. A context that is too small for it is said of the problems."""
+    rater = ProcessReward(Opinionated())
+    rater.check()
+    rater.open(0, PROBLEM)
+    assert rate_one(rater, trace_of(), STEPS[0]) == pytest.approx((expected_reward(STEPS[:1]),))
+    ProcessReward(Opinionated(context_size=8)).check()
 
 
 def test_one_odd_step_ends_no_run() -> None:

@@ -267,6 +267,7 @@ def make_rater(
 ) -> Rater | None:
     """Whoever rates steps for this policy; None if it asks for no rewards. UsageError if that is not to be had.
 
+    A process reward model is asked once here, and refused if it rates no steps: ModelUnsupportedError.
     `reward` (`prm` or `rollout`) decides where the policy leaves it open; a rollout goes on once with each of `rollouts`.
     The first `concurrency` sequences of a model are those that it writes with; whoever rates with it has others.
     """
@@ -276,7 +277,9 @@ def make_rater(
     if kind == "judge":
         return Judge(backends["target"], concurrency)
     if kind == "prm" and "prm" in backends:
-        return ProcessReward(backends["prm"], "steps" if prm_style == "steps" else "turns")
+        model = ProcessReward(backends["prm"], "steps" if prm_style == "steps" else "turns")
+        model.check()
+        return model
     if kind == "rollout" and is_right is not None:
         firsts = range(concurrency, concurrency * (len(rollouts) + 1), concurrency)
         engines = [
