@@ -34,6 +34,9 @@ from arbitrage_cli.results import (
 
 SCHEMA = 1
 
+MIN_PROBLEMS = 5
+"""With fewer there is nothing to resample a ratio of times from."""
+
 SPEEDUP_BINS = tuple(2.0 ** (quarter / 4) for quarter in range(-12, 13))
 """Edges of the histogram of `problem_speedups`: quarters of an octave from 1/8 to 8. What is outside is in the end bins."""
 
@@ -152,6 +155,8 @@ def _notes(scope: _Scope, policies: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(
             f"Each problem was tried {scope.samples} times: accuracy is the mean over all attempts, intervals are over problems."
         )
+    if any(0 < (policy["problem_speedups"] or {"n": 0})["n"] < MIN_PROBLEMS for policy in policies):
+        notes.append(f"A speed-up over fewer than {MIN_PROBLEMS} problems has no interval: it takes more problems.")
     missing = sum(policy["missing"] for policy in policies)
     if missing:
         notes.append(
@@ -271,9 +276,10 @@ def _table(pairs: Sequence[tuple[Result, Result]], cost: Callable[[Result], floa
 
 
 def _ratio_of_columns(table: Floats, name: str, ratios: Ratios) -> tuple[float | None, Interval | None]:
-    """Ratio and interval; no interval for the target alone against itself, of which nothing is unsure."""
+    """Ratio and interval; none where there is little to resample from, or for the target alone against itself."""
     above, below = (math.fsum(column) for column in table.T)
-    return ratio(ratios, name, above, below), None if np.array_equal(*table.T) else bootstrap(table, ratio_of_sums)
+    is_unsure = len(table) >= MIN_PROBLEMS and not np.array_equal(*table.T)
+    return ratio(ratios, name, above, below), bootstrap(table, ratio_of_sums) if is_unsure else None
 
 
 def _distribution(table: Floats) -> dict[str, Any] | None:

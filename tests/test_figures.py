@@ -145,7 +145,7 @@ def test_every_attempt_counts_exactly_once() -> None:
 
 def test_incomplete_run_says_so() -> None:
     """What is missing is told in words, and a complete run has no such note."""
-    made = make_run(5, columns=ALONE)
+    made = make_run(6, columns=ALONE)
     assert made_figures(made)["notes"] == []
     (note,) = figures(made.run, made.rows[:-1])["notes"]
     assert "1 attempts are missing" in note
@@ -167,6 +167,17 @@ def test_difference_from_the_target_is_paired() -> None:
     assert draft["accuracy_difference"] == pytest.approx((gained - lost) / 40)
     assert draft["accuracy_difference_interval"] == paired_difference(both, gained, lost, 40 - both - gained - lost)
     assert by_label(made_figures(made))["target"]["accuracy_difference"] is None
+
+
+@pytest.mark.parametrize(("problems", "has_interval"), [(4, False), (5, True)])
+def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_interval: bool) -> None:
+    """There is nothing to resample from: such an interval looks as if something were sure. It is said."""
+    made = made_figures(make_run(problems, columns=ALONE), cost_ratio=8)
+    draft = by_label(made)["draft"]
+    for name in ("speedup", "equivalent_speedup", "projected_speedup"):
+        assert draft[name] > 1
+        assert (draft[f"{name}_interval"] is not None) == has_interval
+    assert any("fewer than 5 problems has no interval" in note for note in made["notes"]) != has_interval
 
 
 def test_samples_are_resampled_by_problem() -> None:
