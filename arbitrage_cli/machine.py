@@ -12,8 +12,15 @@ from pathlib import Path
 
 def default_threads() -> int:
     """Threads for llama.cpp: the least of physical cores, CPUs this process may run on, and the container's CPU quota."""
-    bounds = [_physical_cores(), _affinity(), _cgroup_quota()]
+    bounds = [_physical_cores(), logical_processors(), _cgroup_quota()]
     return max(1, min(bound for bound in bounds if bound is not None))
+
+
+def logical_processors() -> int:
+    """Those that this process may run on, hyper-threads counted."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cores_in_use() -> float | None:
@@ -53,12 +60,6 @@ def processor_name() -> str:
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int | None:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -108,6 +109,15 @@ def test_the_warning_comes_with_any_answer() -> None:
     """A problem that they know nothing of: no confidence without the warning."""
     result = solve("Who wrote Faust?", "--max-tokens", "60")
     assert "know only grade-school arithmetic" in result.err
+
+
+def test_more_threads_than_processors_are_told_of() -> None:
+    """In one line; as many as there are say nothing."""
+    num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    short = ("1 + 1", "--policy", "draft", "--max-tokens", "1", "--threads")
+    told = solve(*short, str(num_processors + 1)).err
+    assert told.count(f"{num_processors + 1} threads are more than the {num_processors} logical processors here") == 1
+    assert "logical processors" not in solve(*short, str(num_processors)).err
 
 
 def test_the_record_names_the_models() -> None:

@@ -64,7 +64,7 @@ def test_the_least_bound_counts(
 ) -> None:
     """Cores, affinity, quota: the least of those known, and at least one thread."""
     monkeypatch.setattr(machine, "_physical_cores", lambda: cores)
-    monkeypatch.setattr(machine, "_affinity", lambda: allowed)
+    monkeypatch.setattr(machine, "logical_processors", lambda: allowed)
     monkeypatch.setattr(machine, "_cgroup_quota", lambda: quota)
     assert machine.default_threads() == threads
 

@@ -189,7 +189,7 @@ def bench(
         if named_taus:
             log.info("named taus are those by the costs of %s", named_taus.costs_of)
         kept = about_names(policy, tau, trained, taus_here, named_taus)
-        for note in (*folder.notes, *kept, *warnings_about(sources, named, whose if uses_head else None)):
+        for note in (*folder.notes, *kept, *warnings_about(sources, named, whose if uses_head else None, threads=threads)):
             display.note(note)
         found = fetch(sources, display, offline=offline)
         each = sequences((column.policy for column in columns), reward)

@@ -157,7 +157,7 @@ def collect(
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        for warning in warnings_about(sources, named, whose):
+        for warning in warnings_about(sources, named, whose, threads=threads):
             display.note(warning)
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)

@@ -110,7 +110,7 @@ def explain(
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet, verbose=verbose)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        for warning in warnings_about({role: name for role, name in models.items() if name}, named, source):
+        for warning in warnings_about({role: name for role, name in models.items() if name}, named, source, threads=threads):
             display.note(warning)
         if not prm and models["prm"] and not local_files(models["prm"]):
             display.note(

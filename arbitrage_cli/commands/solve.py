@@ -126,7 +126,7 @@ def solve(
             raise typer.Exit(shared.SOME_FAILED)
         if costs_of:
             log.info("named taus are those by the costs of %s", costs_of)
-        warnings = warnings_about(sources, named, whose if chosen.needs_head else None)
+        warnings = warnings_about(sources, named, whose if chosen.needs_head else None, threads=threads)
         for warning in (*warnings, *([slow] if slow else [])):
             display.note(warning)
         found = fetch(sources, display, offline=offline)

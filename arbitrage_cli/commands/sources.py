@@ -10,6 +10,7 @@ import typer
 
 from arbitrage_cli.commands.settings import user_folder
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.machine import logical_processors
 from arbitrage_cli.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_HEAD,
@@ -54,11 +55,26 @@ def pair_named(context: typer.Context, name: str | None, *, draft: str | None, t
     return find_pair(name or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
 
 
-def warnings_about(sources: Mapping[ModelRole, str], pair: Pair | None, head: str | None = None) -> list[str]:
-    """What the user has to know of these models, and of the head that decides, before believing them."""
+def warnings_about(
+    sources: Mapping[ModelRole, str], pair: Pair | None, head: str | None = None, *, threads: int | None = None
+) -> list[str]:
+    """What the user has to know of these models, of the head that decides, and of threads that were asked for."""
     built_in = [BUILT_IN_WARNING] if any(map(is_built_in, sources.values())) else []
     universal = [UNIVERSAL_WARNING] if head == UNIVERSAL_HEAD else []
-    return [*built_in, *(_borrowed(sources, pair) if pair else []), *universal]
+    return [*built_in, *(_borrowed(sources, pair) if pair else []), *universal, *_crowded(sources, threads)]
+
+
+def _crowded(sources: Mapping[ModelRole, str], threads: int | None) -> list[str]:
+    """That there are more threads than processors. Demo models have one in any case."""
+    num_processors = logical_processors()
+    if threads is None or threads <= num_processors or all(map(is_toy, sources.values())):
+        return []
+    return [
+        (
+            f"{threads} threads are more than the {num_processors} logical processors here, and wait for each other: "
+            f"--threads {num_processors} or less is faster, often by far"
+        )
+    ]
 
 
 def _borrowed(sources: Mapping[ModelRole, str], pair: Pair) -> list[str]:
