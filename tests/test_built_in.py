@@ -111,6 +111,22 @@ def test_the_warning_comes_with_any_answer() -> None:
     assert "know only grade-school arithmetic" in result.err
 
 
+def test_an_odd_pair_is_told_of(tmp_path: Path) -> None:
+    """One file for both, by whatever name, and a target that is smaller than its draft: by solve and by bench."""
+    small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
+    link = tmp_path / "link.gguf"
+    link.symlink_to(small)
+    same, swapped = "draft and target are the same file", "are they the wrong way round?"
+    bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "target,entropy", "-o", str(tmp_path / "run"))
+    for command in (("solve", "1 + 1", "--policy", "entropy"), bench):
+        for draft, target, words in [(small, link, same), (large, small, swapped), (small, large, None)]:
+            pair = ("--draft", str(draft), "--target", str(target))
+            told = run(*command, *pair, "--max-tokens", "1", *(["--fresh"] if command is bench else [])).err
+            assert [told.count(one) for one in (same, swapped)] == [words == same, words == swapped], told
+    alone = solve("1 + 1", "--policy", "target", "--draft", str(large), "--target", str(small), "--max-tokens", "1").err
+    assert swapped not in alone
+
+
 def test_more_threads_than_processors_are_told_of() -> None:
     """In one line; as many as there are say nothing."""
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,6 +19,7 @@ from arbitrage_cli.pairs import (
     find_pair,
     is_built_in,
     is_toy,
+    local_files,
     read_pairs,
 )
 from arbitrage_cli.policies import Policy
@@ -61,7 +62,34 @@ def warnings_about(
     """What the user has to know of these models, of the head that decides, and of threads that were asked for."""
     built_in = [BUILT_IN_WARNING] if any(map(is_built_in, sources.values())) else []
     universal = [UNIVERSAL_WARNING] if head == UNIVERSAL_HEAD else []
-    return [*built_in, *(_borrowed(sources, pair) if pair else []), *universal, *_crowded(sources, threads)]
+    return [
+        *built_in,
+        *(_borrowed(sources, pair) if pair else []),
+        *universal,
+        *_odd_pair(sources),
+        *_crowded(sources, threads),
+    ]
+
+
+def _odd_pair(sources: Mapping[ModelRole, str]) -> list[str]:
+    """That draft and target are one file, or the wrong way round by the sizes of theirs. Nothing of files that are not here."""
+    draft, target = (local_files(sources[role]) if role in sources else () for role in ("draft", "target"))
+    try:
+        if not draft or not target:
+            return []
+        if draft[0].resolve() == target[0].resolve():
+            return [f"draft and target are the same file, {draft[0]}: nothing is gained by routing between them"]
+        sizes = [sum(path.stat().st_size for path in files) for files in (draft, target)]
+    except (OSError, RuntimeError):  # whoever opens them tells it
+        return []
+    if sizes[0] <= sizes[1]:
+        return []
+    return [
+        (
+            f"the target's file is smaller than the draft's ({target[0].name}, {draft[0].name}): are they the wrong way round? "
+            "--draft is the fast model, --target the strong one"
+        )
+    ]
 
 
 def _crowded(sources: Mapping[ModelRole, str], threads: int | None) -> list[str]:
