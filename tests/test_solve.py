@@ -454,7 +454,7 @@ def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
 # --- settings files
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "--help"], ["doctor"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "--help"], ["solve", "-h"], ["doctor"]])
 def test_help_works_with_a_bad_settings_file(tmp_path: Path, arguments: list[str]) -> None:
     """What helps to find the mistake does not fail because of it."""
     (tmp_path / "arbitrage.toml").write_text("foo = 1\n")
@@ -505,6 +505,14 @@ def test_help_names_every_option_with_its_variable() -> None:
     variables = set(re.findall(r"ARBITRAGE_[A-Z_]+", shown))
     named = {"ARBITRAGE_" + option[2:].upper().replace("-", "_") for option in options - {"--help", "--input"}}
     assert variables == named
+
+
+@pytest.mark.parametrize("command", [[], ["solve"], ["models"], ["models", "pull"]])
+def test_help_has_a_short_flag(command: list[str]) -> None:
+    """`-h` is `--help`, of each command and of those below it."""
+    short, full = (run(*command, flag) for flag in ("-h", "--help"))
+    assert (short.code, short.out) == (0, full.out)
+    assert "Usage: arbitrage" in short.out
 
 
 def test_version() -> None:

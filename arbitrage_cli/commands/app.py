@@ -25,6 +25,8 @@ from arbitrage_cli.commands import (
 )
 from arbitrage_cli.commands.output import is_drawable
 
+HELP = ["-h", "--help"]
+
 
 def make_app() -> typer.Typer:
     """The command line as a Typer application. Help and usage errors are plain text where nothing can be drawn."""
@@ -34,6 +36,7 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None if plain else "rich",
+        context_settings={"help_option_names": HELP},
     )
     app.callback()(_root)
     app.command("solve")(settings.blaming_settings(solve.solve))
@@ -54,7 +57,7 @@ def make_app() -> typer.Typer:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Errors of the program itself are raised."""
     group = typer.main.get_group(make_app())
-    explains = not arguments or arguments[0] == "doctor" or not {"--help", "--version"}.isdisjoint(arguments)
+    explains = not arguments or arguments[0] == "doctor" or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
     defaults = None if explains else settings.default_map(group.commands)
     try:
