@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from arbitrage_cli.commands.output import is_drawable
-from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError
+from arbitrage_cli.commands.output import Output, is_drawable, refuse_closed_output
+from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError, OutputError
 from arbitrage_cli.reporters import one_line, safe
 from arbitrage_cli.signals import stop
 
@@ -27,9 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _streams():
         try:
             with _signals():
+                refuse_closed_output()
                 from arbitrage_cli.commands.app import run
 
-                return run(arguments)
+                code = run(arguments)
+                sys.stdout.flush()
+                return code
         except _Interruption as interruption:
             return _show(InterruptedRunError("interrupted", exit_code=128 + interruption.number), debug=False)
         except ArbitrageError as error:
@@ -63,14 +66,16 @@ def _show_cursor() -> None:
 
 @contextlib.contextmanager
 def _streams() -> Iterator[None]:
-    """Standard streams that cost no result: a closed standard error, a character that standard output cannot encode.
+    """Standard streams that cost no result: a closed standard error, an `Output` as standard output.
 
     What is left in them is flushed in the end. Of a stream that cannot be written to the rest is dropped: Python would
     complain about it when it ends.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     with contextlib.ExitStack() as stack:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            stack.callback(setattr, sys, "stdout", sys.stdout)
+            sys.stdout = Output(sys.stdout)
+            stack.callback(sys.stdout.give_back)
         if sys.stderr is None:
             stack.callback(setattr, sys, "stderr", None)
             sys.stderr = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
@@ -78,7 +83,7 @@ def _streams() -> Iterator[None]:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except (OSError, ValueError):
+            except (OSError, ValueError, OutputError):
                 with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
                     os.dup2(nowhere.fileno(), stream.fileno())
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
-from arbitrage_cli.reporters import Display, Loading, write
+from arbitrage_cli.reporters import Display, Loading, write, writing
 from arbitrage_cli.reporters.plain import PlainDisplay
 from arbitrage_cli.reporters.progress import PlainProgress, Progress
 from arbitrage_cli.signals import running_seconds
@@ -65,7 +66,6 @@ def is_drawable(stream: TextIO | None) -> bool:
 
 def choose_display(*, quiet: bool, verbose: bool) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
-    _refuse_closed_output()
     if quiet or not is_drawable(sys.stderr):
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
     from arbitrage_cli.reporters.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
@@ -75,7 +75,6 @@ def choose_display(*, quiet: bool, verbose: bool) -> Display:
 
 def choose_progress(*, quiet: bool) -> Progress:
     """The same for a benchmark."""
-    _refuse_closed_output()
     if quiet or not is_drawable(sys.stderr):
         return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
     from arbitrage_cli.reporters.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
@@ -112,7 +111,39 @@ def show_figures(
         write_table(made, sys.stdout, styled=is_drawable(sys.stdout))
 
 
-def _refuse_closed_output() -> None:
+class Output(io.TextIOWrapper):
+    """Standard output whose errors are this program's own, whoever writes to it: see `reporters.write`.
+
+    A character that its encoding does not have is written with a backslash. `give_back` leaves the stream that it stands for as
+    it was.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.flush()
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str, /) -> int:
+        with writing():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with writing():
+            super().flush()
+
+    def give_back(self) -> None:
+        """What could not be written is dropped."""
+        with contextlib.suppress(OutputError, ValueError):
+            self.detach()
+
+
+def refuse_closed_output() -> None:
+    """UsageError where there is no standard output: nothing is begun of which nothing could be told."""
     if sys.stdout is None:
         raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
 

@@ -5,6 +5,8 @@ data: `safe` takes everything out of it that a terminal could obey.
 """
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
@@ -29,9 +31,16 @@ def one_line(text: str) -> str:
 
 def write(stream: TextIO, text: str) -> None:
     """Write and flush. ReaderGoneError if a pipe was closed at its other end, OutputError if it fails otherwise."""
-    try:
+    with writing():
         stream.write(text)
         stream.flush()
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """What the system says of a stream that cannot be written to, as an error of this program: see `write`."""
+    try:
+        yield
     except BrokenPipeError as error:
         raise ReaderGoneError from error
     except OSError as error:
