@@ -1,8 +1,19 @@
-"""`python -m arbitrage_cli` is the same as `arbitrage`."""
+"""Where the program begins: `python -m arbitrage_cli` is the same as `arbitrage`. Imports nothing before Ctrl-C is minded."""
 
 import sys
 
-from arbitrage_cli.commands import main
+
+def main() -> int:
+    """Run the command line of this process; returns its exit code. Ctrl-C ends it before signals are in hand, and after."""
+    try:
+        from arbitrage_cli.commands import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        if sys.stderr is not None:
+            sys.stderr.write("arbitrage: interrupted\n")
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

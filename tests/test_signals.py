@@ -8,12 +8,16 @@ import subprocess
 import sys
 import termios
 import time
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from cli import MODELS, Terminal, many_problems, read_line, start
 
 INTERRUPTED, TERMINATED = 130, 143
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ENTRY = EntryPoint("arbitrage", PROJECT["scripts"]["arbitrage"], "console_scripts")
 
 
 def num_lines(path: Path) -> int:
@@ -124,6 +128,34 @@ def test_interrupt_while_the_program_starts() -> None:
         _, told = process.communicate(timeout=10)
     assert b"Traceback" not in told
     assert process.returncode in (0, INTERRUPTED, -signal.SIGINT)
+
+
+INTERRUPTED_AT = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+AS_SCRIPT = f"""{INTERRUPTED_AT}
+from {ENTRY.module} import {ENTRY.attr}
+sys.exit({ENTRY.attr}())
+"""
+AS_MODULE = f"""{INTERRUPTED_AT}
+runpy.run_module("arbitrage_cli", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("code", [AS_SCRIPT, AS_MODULE], ids=["script", "module"])
+@pytest.mark.parametrize("module", ["arbitrage_cli.commands", "arbitrage_cli.errors", "typer"])
+def test_interrupt_while_modules_are_imported(code: str, module: str) -> None:
+    """From the first module of its own on the program ends in one line, however it was started."""
+    with start(module, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", code]) as process:
+        written, told = process.communicate(timeout=10)
+    assert (process.returncode, written, told) == (INTERRUPTED, b"", b"arbitrage: interrupted\n")
 
 
 def wait_until_numpy_is_loading(process: "subprocess.Popen[bytes]") -> None:
