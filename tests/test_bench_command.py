@@ -206,6 +206,9 @@ def test_policies_take_turns(program: Program, here: Path) -> None:
         (["--pair", "nobody"], "no pair is called 'nobody'"),
         (["--map", "foo"], "maps no fields"),
         (["--cost-ratio", "0"], "cost-ratio"),
+        (["--cost-ratio", "inf"], "cost-ratio"),
+        (["--cost-ratio", "nan"], "cost-ratio"),
+        (["--cost-ratio", "1e308"], "cost-ratio"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

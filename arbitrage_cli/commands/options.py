@@ -335,6 +335,7 @@ CostRatio = Annotated[
         "--cost-ratio",
         envvar="ARBITRAGE_COST_RATIO",
         min=0.001,
+        max=1e6,
         callback=_a_number,
         help="Also project the speed-up of a pair whose target costs so many times the draft, per token.",
         rich_help_panel=_OUTPUT,
