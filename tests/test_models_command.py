@@ -134,6 +134,14 @@ def test_pull_and_path(pair: Place) -> None:
     assert len(pair.hub.downloads()) == 2
 
 
+def test_path_of_what_is_no_model(place: Place) -> None:
+    """Whoever names neither a file, nor a pair, nor a model of the Hub is not sent to fetch it."""
+    result = place.run("models", "path", "nope")
+    assert (result.code, result.out) == (RUN_FAILED, "")
+    assert "nope is not on this machine: name a model as user/repo:quant, or a pair: builtin" in flat(result.err)
+    assert "pull" not in result.err
+
+
 def test_list_tells_of_the_built_in_reward_model_and_head(place: Place) -> None:
     """What belongs to a pair besides its models is listed with them."""
     pairs = {record["pair"]: record for record in place.run("models", "list", "--json").records}

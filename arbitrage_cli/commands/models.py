@@ -84,7 +84,8 @@ def path(name: Name, debug: shared.Debug = False) -> None:
             typer.echo(str(file))
         if not files and not is_toy(source):
             is_missing = True
-            typer.echo(f"{one_line(source)} is not on this machine: arbitrage models pull {one_line(name)}", err=True)
+            how = f"arbitrage models pull {one_line(name)}" if hub_name(source) else _hint()
+            typer.echo(f"{one_line(source)} is not on this machine: {how}", err=True)
     if is_missing:
         raise typer.Exit(NOT_HERE)
 

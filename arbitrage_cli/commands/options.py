@@ -343,7 +343,9 @@ CostRatio = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", envvar="ARBITRAGE_QUIET", help="Show results and errors only.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--quiet", "-q", envvar="ARBITRAGE_QUIET", help="Show results, warnings and errors only.", rich_help_panel=_OUTPUT
+    ),
 ]
 Verbose = Annotated[
     bool,
