@@ -14,6 +14,7 @@ as it was written is an error that names file and line. Knows JSON objects; no m
 import fcntl
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ RUN, RESULTS, LOCK = "run.json", "results.jsonl", "lock"
 BENCH, COLLECT = "bench", "collect"
 """Who makes runs; their rows have little in common. run.json of a benchmark does not say that it is one."""
 REPAIR_HINT = "if it cannot be restored from a copy: the command that made the run does the damaged rows again with --repair"
+
+_ASIDE = re.compile(r"\.(torn|damaged|old)-\d+$")
 
 Row = Mapping[str, Any]
 Key = tuple[str, int, str, float | str | None]
@@ -77,6 +80,12 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
     rows, damages = _parse(lines)
     _refuse(folder, damages)
     return Contents(run, rows)
+
+
+def is_file_of(folder: Path, path: Path) -> bool:
+    """Whether a path is that of a file that a run keeps in its folder, be it there or not. Some systems know no capitals."""
+    name = _ASIDE.sub("", path.name.casefold())
+    return name in (RUN, RESULTS, LOCK) and path.parent.resolve() == folder.resolve()
 
 
 def encode(content: Row) -> bytes:

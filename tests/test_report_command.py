@@ -89,6 +89,21 @@ def test_page_that_cannot_be_written_is_an_error(folder: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize(
+    "name", ["results.jsonl", "run.json", "lock", "results.jsonl.torn-1", "run.json.old-2", "./Results.jsonl"]
+)
+def test_page_does_not_take_the_place_of_the_run(folder: Path, tmp_path: Path, name: str) -> None:
+    """A file of a run is no place for a page, whichever of the runs it is of; beside them there is one."""
+    write_run_folder(tmp_path / "other", MADE)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for runs in ((folder,), (tmp_path / "other", folder)):
+        shown = run("report", *map(str, runs), "-o", f"{tmp_path}/other/../run/{name}")
+        assert (shown.code, shown.stdout) == (2, b"")
+        assert "is a file of the run" in shown.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert run("report", str(folder), "-o", str(folder / "results.jsonl.html")).code == 0
+
+
 def test_error_that_was_retried_is_no_more_counted(tmp_path: Path) -> None:
     """A row that replaces an error is the one that counts, in figures and traces."""
     write_run_folder(tmp_path / "run", MadeUp(MADE.run, [failed(MADE.rows[0]), *MADE.rows]))

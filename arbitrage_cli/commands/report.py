@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.commands import options as shared
 from arbitrage_cli.commands.output import show_figures
-from arbitrage_cli.errors import OutputError
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.reporters import write
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ def report(
 
     The page is one file, and needs no network. With --json, one line for each run.
     """
-    from arbitrage_cli.run_folder import read_run_folder
+    from arbitrage_cli.run_folder import is_file_of, read_run_folder
 
+    if page is not None and any(is_file_of(folder, page) for folder in runs):
+        raise UsageError(f"{page} is a file of the run: the page would take its place", "give another file: -o FILE.html")
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:
         _write_page(page, contents, cost_ratio)
