@@ -67,21 +67,25 @@ def blaming_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _place_of(context: typer.Context, given: Mapping[str, Any], message: str) -> str | None:
-    """Where that of which the message tells was set; None for a flag, and where it tells of nothing that was given."""
-    quoted = set(re.findall("'([^']*)'", message))
-    for parameter in context.command.params:
-        value, options = given.get(str(parameter.name)), [one for one in parameter.opts if one.startswith("--")]
-        words = {str(value), *re.split("[,@ ]+", str(value))} if parameter.name in QUOTED and value is not None else set()
-        if not words & quoted and not any(re.search(rf"{option}(?![\w-])", message) for option in options):
-            continue
-        source = context.get_parameter_source(str(parameter.name))
-        if source is not None and source.name == "ENVIRONMENT":
-            return str(parameter.envvar)
-        if source is not None and source.name == "DEFAULT_MAP":
-            names = [option.removeprefix("--") for option in options]
-            return next(str(path) for path in files() if _of_command(_read(path), str(context.info_name)).keys() & names)
+    """Where that of which an error tells was set; None for a flag, and where it tells of nothing that was given."""
+    meant = (one for one in context.command.params if _tells_of(message, one, given.get(str(one.name))))
+    parameter = next(meant, None)
+    source = context.get_parameter_source(str(parameter.name)) if parameter else None
+    if parameter is None or source is None or source.name not in ("ENVIRONMENT", "DEFAULT_MAP"):
         return None
-    return None
+    if source.name == "ENVIRONMENT":
+        return str(parameter.envvar)
+    names = {option.removeprefix("--") for option in parameter.opts}
+    return next(str(path) for path in files() if _of_command(_read(path), str(context.info_name)).keys() & names)
+
+
+def _tells_of(message: str, parameter: Any, value: Any) -> bool:
+    """Whether an error names the option, or quotes its value, or a part of one that is a list."""
+    if any(re.search(rf"{option}(?![\w-])", message) for option in parameter.opts if option.startswith("--")):
+        return True
+    if value is None or parameter.name not in QUOTED:
+        return False
+    return not {str(value), *re.split("[,@ ]+", str(value))}.isdisjoint(re.findall("'([^']*)'", message))
 
 
 def _check_names(path: Path, content: Settings, commands: Mapping[str, Any]) -> None:
