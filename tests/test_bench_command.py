@@ -209,6 +209,9 @@ def test_policies_take_turns(program: Program, here: Path) -> None:
         (["--cost-ratio", "inf"], "cost-ratio"),
         (["--cost-ratio", "nan"], "cost-ratio"),
         (["--cost-ratio", "1e308"], "cost-ratio"),
+        (["--timeout", "inf"], "timeout"),
+        (["--timeout", "nan"], "timeout"),
+        (["--timeout", "1e10"], "timeout"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -73,6 +73,7 @@ def bench(
             "--timeout",
             envvar="ARBITRAGE_TIMEOUT",
             min=0.001,
+            max=1e6,  # longer ones the system cannot wait for
             help="Seconds after which an attempt is given up. Default: none.",
             rich_help_panel=_BENCH,
         ),
