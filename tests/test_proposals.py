@@ -113,7 +113,7 @@ def test_proposals_never_cost_much(batch: Seconds, match: float) -> None:
     """Where they save nothing they are soon left alone."""
     machine = Machine(batch, match, noise=0.1)
     machine.read(min(batch(50) / 50, 0.5 * batch(1)))
-    assert machine.write(200) < 1.025
+    assert machine.write(200) < 1.02
 
 
 def test_a_first_guess_that_was_too_good_is_corrected() -> None:
@@ -141,7 +141,7 @@ def test_a_machine_that_was_busy_once(slow: float) -> None:
     (count,) = machine.planner.plan([Place(29, 0)])
     machine.planner.verified(slow * (1 + 0.25 * count), 1 + count, 1 + count)
     machine.write(30)
-    assert machine.write(30) < 0.65
+    assert machine.write(30) < 0.65  # 0.61 where nothing was slow
 
 
 def test_a_machine_that_was_busy_for_long() -> None:
@@ -149,7 +149,7 @@ def test_a_machine_that_was_busy_for_long() -> None:
     machine = Machine(line(1.0, 0.02), 0.98)
     machine.read(0.02)
     machine.planner.decoded(1.0)
-    for rows in (2, 3, 4, 5) * 3:
+    for rows in range(2, 6):
         machine.planner.verified(10.0, rows, rows - 1)
     assert machine.planner.plan([Place(29, 0)]) == [0]
     machine.write(300)
@@ -334,8 +334,7 @@ def test_nothing_is_speculated_on_before_speeds_are_known() -> None:
 def test_steps_without_a_proposal_change_no_cost() -> None:
     """Costs fade with each proposal, not with each batch in which a problem has none."""
     planner = measured()
-    for _ in range(20):
-        planner.verified(2.9, 3, 3)
+    planner.verified(2.9, 3, 3)
     before = planner.plan([Place(2, 5)])
     for _ in range(500):
         planner.plan([Place(0, 0), Place(2, 5)])
