@@ -1,8 +1,10 @@
 """What a decode costs with the ways to compute attention: with flash attention or without, and with other KV cache formats.
 
 Usage: python tests/benchmarks/attention.py MODEL.gguf [MODEL.gguf ...] [--threads 1] [--depths 40 120 220] [--rows 1 2 12 32 64]
+       [--apart]
 
-Milliseconds for one batch of so many tokens after a context of so many, median of --repeats. The ways take turns at each
+Milliseconds for one batch of so many tokens after a context of so many, median of --repeats. With --apart each token of a batch
+is of another sequence, as when several problems are solved at once; else they follow each other in one. The ways take turns at each
 depth, so that the machine's drift falls on all of them. `auto` is what the program takes when nothing is asked for.
 """
 
@@ -26,14 +28,17 @@ WAYS = {
 FIRST_TOKEN, MANY_TOKENS = 20, 400
 
 
-def milliseconds(backend: LlamaBackend, depth: int, num_rows: int, repeats: int) -> float:
-    """Of one decode of `num_rows` tokens after `depth` tokens that the model has read."""
+def milliseconds(backend: LlamaBackend, depth: int, num_rows: int, repeats: int, *, apart: bool) -> float:
+    """Of one decode of `num_rows` tokens after `depth` tokens that the model has read in each sequence."""
+    sequences = list(range(num_rows)) if apart else [0] * num_rows
+    positions = [depth] * num_rows if apart else list(range(depth, depth + num_rows))
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()
-        backend.decode([0] * num_rows, range(depth, depth + num_rows), [FIRST_TOKEN] * num_rows)
+        backend.decode(sequences, positions, [FIRST_TOKEN] * num_rows)
         taken.append(time.perf_counter() - began)
-        backend.drop(0, depth)
+        for sequence in set(sequences):
+            backend.drop(sequence, depth)
     return statistics.median(taken) * 1e3
 
 
@@ -44,13 +49,17 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[40, 120, 220])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 12, 32, 64])
     parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--apart", action="store_true")
     arguments = parser.parse_args()
+    num_sequences = max(arguments.rows) if arguments.apart else 1
     context_size = max(arguments.depths) + max(arguments.rows) + 1
     for model in arguments.models:
         with ExitStack() as stack:
             loaded = {}
             for name, way in WAYS.items():
-                options = Options(context_size, arguments.threads, 0, way.flash_attention, way.kv_type)
+                options = Options(
+                    context_size, arguments.threads, 0, way.flash_attention, way.kv_type, num_sequences=num_sequences
+                )
                 try:
                     loaded[name] = stack.enter_context(LlamaBackend(model, options))
                 except ModelMemoryError as error:  # heads whose width is no multiple of a block, say
@@ -58,9 +67,13 @@ def main() -> None:
             sys.stdout.write(f"{model.name}, {arguments.threads} threads; ms for a batch of {arguments.rows} tokens\n")
             for depth in arguments.depths:
                 for name, backend in loaded.items():
-                    backend.drop(0, 0)
-                    backend.read(0, 0, [FIRST_TOKEN + position % MANY_TOKENS for position in range(depth)])
-                    cells = [milliseconds(backend, depth, rows, arguments.repeats) for rows in arguments.rows]
+                    for sequence in range(num_sequences):
+                        backend.drop(sequence, 0)
+                        backend.read(sequence, 0, [FIRST_TOKEN + position % MANY_TOKENS for position in range(depth)])
+                    cells = [
+                        milliseconds(backend, depth, rows, arguments.repeats, apart=arguments.apart)
+                        for rows in arguments.rows
+                    ]
                     told = "  ".join(f"{cell:8.3f}" for cell in cells)
                     sys.stdout.write(f"  after {depth:4} tokens  {name:14} ({backend.card.kv_cache:8}) {told}\n")
 
