@@ -1,7 +1,7 @@
 """The paper: how a draft and a target share the steps of a solution, and the baselines it is measured against.
 
 "Arbitrage: Efficient Reasoning via Advantage-Aware Speculation", arXiv 2512.05033. A policy is a generator, a *flow*:
-it yields an `Ask` (write the next step with this model) or a `Rate` (how good are these steps?), is sent the finished
+it yields an `WriteStep` (write the next step with this model) or a `ScoreSteps` (how good are these steps?), is sent the finished
 `Step` or the rewards, and decides. Knows no model, no cache, no clock and no terminal: the scheduler runs flows, for one
 problem or for a thousand.
 
@@ -42,7 +42,7 @@ class EarlyStop:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class WriteStep:
     """A wish of a flow: `model` shall write the next step of `trace`, or only its beginning if `early_stop` finds that bad.
 
     `proposal` is a step that it may write as well; with one, or if it `speculates`, the draft may also be asked how the step
@@ -59,14 +59,14 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class ScoreSteps:
     """A wish of a flow: how good is each of `steps` as the next step of `trace`? A tuple of rewards from 0 to 1 is sent back."""
 
     trace: Trace
     steps: tuple[Step, ...]
 
 
-Flow = Generator[Ask | Rate, Any, None]
+Flow = Generator[WriteStep | ScoreSteps, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Router:
     `early_stop` is made for a tau; None if a step has to be finished before anything is known of it.
     """
 
-    number: Callable[[Trace, Step], Generator[Rate, Any, float]]
+    number: Callable[[Trace, Step], Generator[ScoreSteps, Any, float]]
     early_stop: Callable[[float], EarlyStop] | None = None
 
 
@@ -89,10 +89,10 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished:
-        draft: Step = yield Ask("draft", trace, early_stop=early_stop)
+        draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         number = yield from router.number(trace, draft)
         if number > tau or draft.stop == "early":  # escalate
-            target: Step = yield Ask("target", trace, proposal=draft)
+            target: Step = yield WriteStep("target", trace, proposal=draft)
             trace.add(Decision(kept=target, draft=draft, target=target, probability=number))
         else:  # accept
             trace.add(Decision(kept=draft, draft=draft, probability=number))
@@ -105,9 +105,9 @@ def oracle(trace: Trace, tau: float) -> Flow:
     than the target alone.
     """
     while not trace.finished:
-        draft: Step = yield Ask("draft", trace)
-        target: Step = yield Ask("target", trace, proposal=draft)
-        draft_reward, target_reward = yield Rate(trace, (draft, target))
+        draft: Step = yield WriteStep("draft", trace)
+        target: Step = yield WriteStep("target", trace, proposal=draft)
+        draft_reward, target_reward = yield ScoreSteps(trace, (draft, target))
         advantage = target_reward - draft_reward
         kept = target if advantage > tau else draft
         trace.add(Decision(kept=kept, draft=draft, target=target, advantage=advantage))
@@ -119,15 +119,15 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
     If it `speculates`, this is token-level speculative decoding (arXiv 2211.17192): the same text, sooner.
     """
     while not trace.finished:
-        step: Step = yield Ask(model, trace, speculates=speculates)
+        step: Step = yield WriteStep(model, trace, speculates=speculates)
         draft, target = (step, None) if model == "draft" else (None, step)
         trace.add(Decision(kept=step, draft=draft, target=target))
 
 
-def by_evidence(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Router:
+def by_token_stats(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Router:
     """The router that goes by the drafted step and its evidence alone: it asks nobody, and costs next to nothing."""
 
-    def number(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
+    def number(trace: Trace, draft: Step) -> Generator[ScoreSteps, Any, float]:
         yield from ()
         return number_of(trace, draft)
 
@@ -136,12 +136,12 @@ def by_evidence(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | 
 
 def by_first_token(number_of: NumberOf) -> Router:
     """The same, of a number that is known with the step's first token: no more is drafted of a step that is escalated."""
-    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
+    return by_token_stats(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
 
 
-def by_worst_token(number_of: NumberOf) -> Router:
+def by_least_likely_token(number_of: NumberOf) -> Router:
     """The same, of a number that never falls while the step gets longer: no more is drafted once it is above tau."""
-    return by_evidence(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
+    return by_token_stats(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
 
 
 def by_reward() -> Router:
@@ -151,8 +151,8 @@ def by_reward() -> Router:
     Their "accept a reward of t or more" is a tau of 1 - t.
     """
 
-    def number(trace: Trace, draft: Step) -> Generator[Rate, Any, float]:
-        (reward,) = yield Rate(trace, (draft,))
+    def number(trace: Trace, draft: Step) -> Generator[ScoreSteps, Any, float]:
+        (reward,) = yield ScoreSteps(trace, (draft,))
         return 1.0 - float(reward)
 
     return Router(number)
@@ -160,17 +160,17 @@ def by_reward() -> Router:
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:
     """GlimpRouter (arXiv 2601.05110): entropy of the step's first token, in nats. High: the draft did not know how to go on."""
-    return draft.kept_evidence.entropies[0]
+    return draft.known_token_stats.entropies[0]
 
 
-def mean_surprise(trace: Trace, draft: Step) -> float:
+def mean_negative_logprob(trace: Trace, draft: Step) -> float:
     """Negative mean log-probability of the drafted tokens, in nats per token. High: the draft wrote what it did not believe."""
-    return -fmean(draft.kept_evidence.log_probabilities)
+    return -fmean(draft.known_token_stats.log_probabilities)
 
 
-def worst_surprise(trace: Trace, draft: Step) -> float:
+def max_negative_logprob(trace: Trace, draft: Step) -> float:
     """Negative log-probability of the least likely of the drafted tokens, in nats. High: somewhere the draft had to guess."""
-    return -min(draft.kept_evidence.log_probabilities)
+    return -min(draft.known_token_stats.log_probabilities)
 
 
 def uniform_draw(seed: int) -> NumberOf:

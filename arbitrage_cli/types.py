@@ -4,8 +4,9 @@ Knows no model, no file, no terminal, and nothing outside the standard library. 
 which is appended to by flows and by nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 ModelRole = Literal["draft", "target", "prm"]
@@ -16,6 +17,15 @@ StepStop = Literal["separator", "end", "budget", "context", "early"]
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 """Why a solution ended: the kept step closed the sequence, or a limit was reached."""
+
+
+DEFAULT_CONTEXT_SIZE = 4096
+
+KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
+"""Of one number in the KV cache by its format, block scales included."""
+
+CACHED_BYTES = 32 << 20
+"""Of weights that stay in a processor's cache, as a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class TokenStats:
     """What a model computed while it wrote a step of n tokens, at temperature 1 whatever the sampling was.
 
     `log_probabilities`, `entropies` (nats) and `margins` (log-probability of the likeliest token minus that of the
@@ -102,7 +112,7 @@ class Step:
     num_tokens: int
     cost: Cost
     stop: StepStop
-    evidence: Evidence | None = None
+    token_stats: TokenStats | None = None
     speculation_cost: Cost = Cost()
 
     @property
@@ -110,11 +120,11 @@ class Step:
         return self.cost.seconds + self.speculation_cost.seconds
 
     @property
-    def kept_evidence(self) -> Evidence:
+    def known_token_stats(self) -> TokenStats:
         """What the model computed while it wrote the step. ValueError if that was not kept."""
-        if self.evidence is None:
+        if self.token_stats is None:
             raise ValueError("this router reads the evidence of the drafted step, and none was kept")
-        return self.evidence
+        return self.token_stats
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,43 +6,43 @@ from collections.abc import Iterable
 import pytest
 
 from arbitrage_cli.arbitrage import (
-    Ask,
     Flow,
-    Rate,
+    ScoreSteps,
+    WriteStep,
     arbitrage,
-    by_evidence,
     by_reward,
+    by_token_stats,
     first_token_entropy,
-    mean_surprise,
+    max_negative_logprob,
+    mean_negative_logprob,
     oracle,
     single,
     uniform_draw,
-    worst_surprise,
 )
-from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.types import Cost, Evidence, Limits, ModelRole, Problem, Step, StepStop, Trace
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 
 
-def step(model: ModelRole, stop: StepStop = "separator", tokens: int = 1, evidence: Evidence | None = None) -> Step:
-    return Step(model, f"{model}\n\n", tokens, Cost(), stop, evidence)
+def step(model: ModelRole, stop: StepStop = "separator", tokens: int = 1, token_stats: TokenStats | None = None) -> Step:
+    return Step(model, f"{model}\n\n", tokens, Cost(), stop, token_stats)
 
 
 def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
     return Trace(Problem(name, f"question {name}"), limits or Limits())
 
 
-def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Ask | Rate]:
+def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | ScoreSteps]:
     """Send each answer to the flow's next wish; returns the wishes. All answers must be used, and the flow must end."""
     asks = [next(flow)]
     waiting = iter(answers)
     for answer in waiting:
-        wish = asks[-1]
-        if isinstance(wish, Rate):
+        request = asks[-1]
+        if isinstance(request, ScoreSteps):
             assert isinstance(answer, tuple)
-            assert len(answer) == len(wish.steps)
+            assert len(answer) == len(request.steps)
         else:
             assert isinstance(answer, Step)
-            assert answer.model == wish.model
+            assert answer.model == request.model
         try:
             asks.append(flow.send(answer))
         except StopIteration:
@@ -53,15 +53,15 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Ask |
     return asks
 
 
-def models(wishes: Iterable[Ask | Rate]) -> list[str]:
+def models(requests: Iterable[WriteStep | ScoreSteps]) -> list[str]:
     """Whom a flow asked, in order."""
-    return ["rater" if isinstance(wish, Rate) else wish.model for wish in wishes]
+    return ["rater" if isinstance(request, ScoreSteps) else request.model for request in requests]
 
 
-def route(number: float, tau: float) -> tuple[Trace, list[Ask | Rate]]:
+def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | ScoreSteps]]:
     """One drafted step that ends the sequence, and the target's step if it is asked for one."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
-    flow = arbitrage(trace, by_evidence(lambda _trace, _draft: number), tau)
+    flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau)
     return trace, drive(flow, [draft, target] if number > tau else [draft])
 
 
@@ -115,7 +115,7 @@ def test_the_router_sees_the_kept_steps_only() -> None:
         return float(len(trace.decisions) == 1)
 
     answers = [step("draft"), step("draft"), step("target"), step("draft", "end")]
-    drive(arbitrage(new_trace(), by_evidence(router), 0.5), answers)
+    drive(arbitrage(new_trace(), by_token_stats(router), 0.5), answers)
     assert seen == [(0, ""), (1, "draft\n\n"), (2, "draft\n\ntarget\n\n")]
 
 
@@ -124,7 +124,7 @@ def test_a_discarded_end_does_not_finish_the_solution() -> None:
     trace = new_trace()
     numbers = iter([1.0, 0.0])
     drive(
-        arbitrage(trace, by_evidence(lambda *_: next(numbers)), 0.5),
+        arbitrage(trace, by_token_stats(lambda *_: next(numbers)), 0.5),
         [step("draft", "end"), step("target"), step("draft", "end")],
     )
     assert (len(trace.decisions), trace.stop) == (2, "end")
@@ -163,7 +163,7 @@ def test_speculative_is_the_target_alone_with_the_draft_to_be_asked() -> None:
     """The draft writes no step, and is loaded all the same."""
     trace, policy = new_trace(), POLICIES["speculative"]
     asks = drive(policy.flow(trace, None, 0), [step("target"), step("target", "end")])
-    assert asks == [Ask("target", trace, speculates=True)] * 2
+    assert asks == [WriteStep("target", trace, speculates=True)] * 2
     assert set(policy.models) == {"draft", "target"}
     assert [decision.draft for decision in trace.decisions] == [None, None]
     assert next(POLICIES["target"].flow(new_trace(), None, 0)).speculates is False  # type: ignore[union-attr]
@@ -171,10 +171,10 @@ def test_speculative_is_the_target_alone_with_the_draft_to_be_asked() -> None:
 
 def test_numbers_of_the_evidence() -> None:
     """The first token's entropy, and the negative mean and minimum of the log-probabilities."""
-    evidence = Evidence(log_probabilities=(-1.0, -3.0), entropies=(0.7, 5.0), margins=(0.1, 0.1))
-    assert first_token_entropy(new_trace(), step("draft", evidence=evidence)) == 0.7
-    assert mean_surprise(new_trace(), step("draft", evidence=evidence)) == 2.0
-    assert worst_surprise(new_trace(), step("draft", evidence=evidence)) == 3.0
+    token_stats = TokenStats(log_probabilities=(-1.0, -3.0), entropies=(0.7, 5.0), margins=(0.1, 0.1))
+    assert first_token_entropy(new_trace(), step("draft", token_stats=token_stats)) == 0.7
+    assert mean_negative_logprob(new_trace(), step("draft", token_stats=token_stats)) == 2.0
+    assert max_negative_logprob(new_trace(), step("draft", token_stats=token_stats)) == 3.0
 
 
 @pytest.mark.parametrize("policy", ["entropy", "logprob", "logprob-min"])
@@ -198,7 +198,7 @@ def test_random_escalates_at_a_rate_of_one_minus_tau() -> None:
 def test_what_is_known_early_stops_the_step_early(policy: str, places: list[int]) -> None:
     """With the first token, or with any that is bad enough: at tau itself, for the number does not fall again."""
     ask = next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True))
-    assert isinstance(ask, Ask)
+    assert isinstance(ask, WriteStep)
     assert ask.early_stop is not None
     assert ask.early_stop.tau == 0.5
     assert [place for place in (1, 2, 3) if ask.early_stop.is_due(place)] == places
@@ -210,13 +210,13 @@ def test_steps_are_finished_unless_they_may_be_stopped(policy: str) -> None:
     asks = [next(POLICIES[policy].flow(new_trace(), 0.5, 0))]
     if policy in ("logprob", "oracle", "draft", "target"):
         asks.append(next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True)))
-    assert [ask.early_stop for ask in asks if isinstance(ask, Ask)] == [None] * len(asks)
+    assert [ask.early_stop for ask in asks if isinstance(ask, WriteStep)] == [None] * len(asks)
 
 
 def test_a_step_that_was_stopped_is_never_kept() -> None:
     """Whatever its number turns out to be: it is no whole step."""
     trace = new_trace()
-    flow = arbitrage(trace, by_evidence(lambda _trace, _draft: 0.1), 0.5)
+    flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: 0.1), 0.5)
     drive(flow, [step("draft", "early"), step("target", "end")])
     assert (trace.decisions[0].kept.model, trace.decisions[0].probability) == ("target", 0.1)
 
@@ -236,15 +236,15 @@ def test_policy_with_a_router_needs_a_tau() -> None:
     """There is no tau that a flow would take by itself; 0 is one like any other."""
     with pytest.raises(ValueError, match="needs a tau"):
         POLICIES["entropy"].flow(new_trace(), None, 0)
-    trace, evidence = new_trace(), Evidence(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
-    drive(POLICIES["entropy"].flow(trace, 0.0, 0), [step("draft", "end", evidence=evidence), step("target", "end")])
+    trace, token_stats = new_trace(), TokenStats(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
+    drive(POLICIES["entropy"].flow(trace, 0.0, 0), [step("draft", "end", token_stats=token_stats), step("target", "end")])
     assert trace.decisions[0].kept.model == "target"
 
 
 def test_the_rejected_draft_is_the_proposal_to_the_target() -> None:
     """What was drafted is not thrown away unread."""
     trace, asks = route(0.9, 0.5)
-    assert asks == [Ask("draft", trace), Ask("target", trace, proposal=trace.decisions[0].draft)]
+    assert asks == [WriteStep("draft", trace), WriteStep("target", trace, proposal=trace.decisions[0].draft)]
 
 
 @pytest.mark.parametrize(("reward", "kept"), [(0.71, "draft"), (0.7, "draft"), (0.69, "target")])
@@ -252,9 +252,9 @@ def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> Non
     """RSD: only the drafted step is rated, and "accept a reward of 0.7 or more" is a tau of 0.3."""
     trace, draft = new_trace(), step("draft", "end")
     target = [step("target", "end")] if kept == "target" else []
-    wishes = drive(arbitrage(trace, by_reward(), 1.0 - 0.7), [draft, (reward,), *target])
-    assert models(wishes) == ["draft", "rater", *(["target"] if target else [])]
-    assert wishes[1] == Rate(trace, (draft,))
+    requests = drive(arbitrage(trace, by_reward(), 1.0 - 0.7), [draft, (reward,), *target])
+    assert models(requests) == ["draft", "rater", *(["target"] if target else [])]
+    assert requests[1] == ScoreSteps(trace, (draft,))
     assert trace.decisions[0].kept.model == kept
     assert trace.decisions[0].probability == pytest.approx(1 - reward)
 
@@ -266,8 +266,12 @@ def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> Non
 def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, float], tau: float, kept: str) -> None:
     """Both are written and rated; a tie keeps the draft; the advantage is recorded, and no probability."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
-    wishes = drive(oracle(trace, tau), [draft, target, rewards])
-    assert wishes == [Ask("draft", trace), Ask("target", trace, proposal=draft), Rate(trace, (draft, target))]
+    requests = drive(oracle(trace, tau), [draft, target, rewards])
+    assert requests == [
+        WriteStep("draft", trace),
+        WriteStep("target", trace, proposal=draft),
+        ScoreSteps(trace, (draft, target)),
+    ]
     (decision,) = trace.decisions
     assert (decision.kept.model, decision.probability) == (kept, None)
     assert decision.advantage == pytest.approx(rewards[1] - rewards[0])
@@ -279,6 +283,6 @@ def test_a_policy_with_a_head_needs_its_router() -> None:
     with pytest.raises(ValueError, match="needs a router"):
         POLICIES["arbitrage"].flow(new_trace(), 0.5, 0)
     trace = new_trace()
-    router = by_evidence(lambda _trace, _draft: 0.6)
+    router = by_token_stats(lambda _trace, _draft: 0.6)
     drive(POLICIES["arbitrage"].flow(trace, 0.5, 0, router), [step("draft", "end"), step("target", "end")])
     assert trace.decisions[0].probability == 0.6

@@ -18,17 +18,18 @@ import pytest
 from cli import Result, run
 from small_heads import write_head
 
-from arbitrage_cli.arbitrage import Rate
-from arbitrage_cli.backends import Options, llama
-from arbitrage_cli.backends.llama import LlamaBackend
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
-from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.rewards import ProcessReward
-from arbitrage_cli.router import load
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.steps import SEPARATOR
+from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.llama import backend as llama
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
+from arbitrage_cli.rewards.prm import ProcessReward
+from arbitrage_cli.routing.head import load
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
 MODELS = models_folder()
@@ -82,7 +83,7 @@ def texts(
     """The text of each problem's solution."""
     engines = {
         role: Engine(
-            role, backends[role], Sampler(), instructions="", keep_evidence=role == "draft", use_proposals=use_proposals
+            role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", use_proposals=use_proposals
         )
         for role in ROLES
     }
@@ -421,7 +422,7 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
     rewards: list[float] = []
     for text in steps:
         step = Step("draft", text, 1, Cost(), "separator")
-        rater.start(0, Rate(trace, (step,)))
+        rater.start(0, ScoreSteps(trace, (step,)))
         (rated,) = rater.tick()
         assert rated.ratings
         rewards += rated.ratings.rewards

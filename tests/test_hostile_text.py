@@ -10,11 +10,11 @@ from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_s
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arbitrage_cli.display import Display, one_line, safe
+from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.reporters import Display, one_line, safe
-from arbitrage_cli.reporters.live import REDRAW_SECONDS, LiveDisplay
-from arbitrage_cli.reporters.plain import PlainDisplay
-from arbitrage_cli.runs import RunInfo, to_json
+from arbitrage_cli.runs.records import RunInfo, to_json
 from arbitrage_cli.types import Decision, Started, Writing, Wrote
 
 HOSTILE = {

@@ -32,15 +32,15 @@ from hash_language import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_evidence, mean_surprise
-from arbitrage_cli.backends import Options
-from arbitrage_cli.backends.llama import LlamaBackend
-from arbitrage_cli.backends.scripted import open_scripted
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.proposals import Planner
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.summary import tally
+from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scripted import open_scripted
+from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")
@@ -133,7 +133,7 @@ def test_sampling_is_reproducible() -> None:
 def test_sampling_ignores_what_was_thrown_away() -> None:
     """The target's draws do not depend on drafts that were written and thrown away before them, however long they were."""
     sampler = Sampler(temperature=1.0, seed=4)
-    other_draft = Engine("draft", HashBackend("another draft"), sampler, keep_evidence=True)
+    other_draft = Engine("draft", HashBackend("another draft"), sampler, keep_token_stats=True)
     usual, unusual = hash_engines(sampler), hash_engines(sampler) | {"draft": other_draft}
     assert texts(solve(usual, PROBLEMS, "random", -1.0)) == texts(solve(unusual, PROBLEMS, "random", -1.0))
 
@@ -159,7 +159,7 @@ def test_the_target_reads_nothing_before_the_first_escalation() -> None:
         return next(numbers, 0.0)
 
     limits = Limits(max_steps=3, max_tokens=500, max_step_tokens=100)
-    scheduler = Scheduler(engines, lambda trace: arbitrage(trace, by_evidence(escalate_third), 0.5), limits)
+    scheduler = Scheduler(engines, lambda trace: arbitrage(trace, by_token_stats(escalate_third), 0.5), limits)
     for _ in scheduler.run([LONG]):
         pass
     assert [decision.kept.model for decision in traces[-1].decisions] == ["draft", "draft", "target"]
@@ -269,7 +269,7 @@ def test_proposals_across_vocabularies() -> None:
                 role,
                 open_scripted(source, Options()),
                 Sampler(),
-                keep_evidence=True,
+                keep_token_stats=True,
                 use_proposals=use_proposals,
                 clock=ticking_clock(),
             )
@@ -286,7 +286,9 @@ def test_proposals_across_vocabularies() -> None:
 
 # --- early stops, in the toy language
 
-HASTY = by_evidence(mean_surprise, lambda tau: EarlyStop(mean_surprise, 1.2 * tau, lambda num_tokens: num_tokens % 2 == 0))
+HASTY = by_token_stats(
+    mean_negative_logprob, lambda tau: EarlyStop(mean_negative_logprob, 1.2 * tau, lambda num_tokens: num_tokens % 2 == 0)
+)
 """A router whose number may fall again while a step gets longer, as a head's."""
 
 
@@ -378,7 +380,7 @@ def llama_engines(
                 role,
                 stack.enter_context(LlamaBackend(path, options)),
                 sampler or Sampler(),
-                keep_evidence=True,
+                keep_token_stats=True,
                 use_proposals=use_proposals,
                 clock=clock,
             )
@@ -395,8 +397,8 @@ def kept_tokens(events: Iterable[Event]) -> dict[str, list[tuple[str, float]]]:
             written[event.trace.problem.id, event.model].append(event.text)
         elif isinstance(event, Decided):
             name, step = event.trace.problem.id, event.decision.kept
-            assert step.evidence is not None
-            kept[name] += zip(written[name, step.model], step.evidence.margins, strict=True)
+            assert step.token_stats is not None
+            kept[name] += zip(written[name, step.model], step.token_stats.margins, strict=True)
             written[name, "draft"], written[name, "target"] = [], []
     return kept
 
@@ -497,7 +499,7 @@ def test_speculating_is_invisible_in_llama(
     tiny: Mapping[str, Path], draft: str, target: str, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 5, through llama.cpp: of steps of which one token was drafted, whatever the draft says of how they go on."""
-    monkeypatch.setattr("arbitrage_cli.engine.UNSURE", 0.0)
+    monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
     monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room: max(0, min(room, 4)))
     with llama_engines(tiny[draft], tiny[target], sampler=sampler, use_proposals=False) as engines:
         without = events_of(engines, PROBLEMS, "random", 0.3)

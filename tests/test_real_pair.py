@@ -15,10 +15,10 @@ import pytest
 from hash_language import ForgetfulEngine, Recording, events_of, ticking_clock
 from test_laws import assert_same
 
-from arbitrage_cli.backends import Options
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.pairs import open_model
-from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.types import Event, Limits, ModelRole, Problem
 
 DRAFT, TARGET = (os.environ.get(f"ARBITRAGE_TEST_{role}") for role in ("DRAFT", "TARGET"))
@@ -53,7 +53,9 @@ def backends() -> Iterator[Backends]:
 def solve(
     backends: Backends, policy: str, tau: float | None = None, *, engine: type[Engine] = Engine, **options: Any
 ) -> list[Event]:
-    engines = {role: engine(role, backend, Sampler(), keep_evidence=True, **options) for role, backend in backends.items()}
+    engines = {
+        role: engine(role, backend, Sampler(), keep_token_stats=True, **options) for role, backend in backends.items()
+    }
     return events_of(engines, PROBLEMS, policy, tau, limits=LIMITS)
 
 

@@ -1,6 +1,6 @@
 """Measure a process reward model as the tool runs it: `python measure_prm.py prm.gguf steps-test.jsonl`.
 
-Every step that `wrong_steps.py` labelled is rated by `arbitrage_cli.rewards.ProcessReward` through llama.cpp. Prints AUC,
+Every step that `wrong_steps.py` labelled is rated by `arbitrage_cli.rewards.prm.ProcessReward` through llama.cpp. Prints AUC,
 accuracy and calibration error, of the models' own steps and by who wrote them. `--rewards` keeps the numbers themselves.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from quality import by_group
 
-from arbitrage_cli.arbitrage import Rate
-from arbitrage_cli.backends import Options
-from arbitrage_cli.backends.llama import LlamaBackend
-from arbitrage_cli.rewards import ProcessReward
-from arbitrage_cli.steps import SEPARATOR
+from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.rewards.prm import ProcessReward
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
 CONTEXT_SIZE = 512
@@ -37,7 +37,7 @@ def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
             slots = [slot for slot, row in enumerate(group) if number < len(row["steps"])]
             steps = {slot: Step("draft", group[slot]["steps"][number] + SEPARATOR, 0, Cost(), "separator") for slot in slots}
             for slot in slots:
-                rater.start(slot, Rate(traces[slot], (steps[slot],)))
+                rater.start(slot, ScoreSteps(traces[slot], (steps[slot],)))
             for result in rater.tick():
                 if result.ratings is None:
                     raise RuntimeError(f"a step of problem {group[result.slot]} cannot be rated") from result.error

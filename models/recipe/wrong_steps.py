@@ -21,12 +21,12 @@ from pathlib import Path
 
 from generate import HELD_OUT_PER_LEVEL, HELD_OUT_SEEDS, Number, Problem, Working, held_out, training_problems
 
-from arbitrage_cli.backends import Options
-from arbitrage_cli.backends.llama import LlamaBackend
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Finished, Limits, ModelRole
 from arbitrage_cli.types import Problem as Question
 

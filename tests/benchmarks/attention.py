@@ -15,9 +15,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from arbitrage_cli.backends import Options
-from arbitrage_cli.backends.llama import LlamaBackend
 from arbitrage_cli.errors import ModelMemoryError
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.llama.backend import LlamaBackend
 
 WAYS = {
     "auto": Options(),

@@ -15,14 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import zip_longest
 
-from arbitrage_cli.backends import Backend, Options
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import find_pair, open_model, read_pairs
-from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
+from arbitrage_cli.data.datasets import load_dataset
+from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.model_files.pairs import find_pair, read_pairs
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Decided, Event, Limits, ModelRole, Problem, Wrote
 
 Tokens = list[tuple[str, float]]
@@ -38,7 +39,7 @@ def kept_tokens(events: Iterable[Event]) -> dict[str, Tokens]:
             written[event.trace.problem.id, event.model].append(event.text)
         elif isinstance(event, Decided):
             name, step = event.trace.problem.id, event.decision.kept
-            margins = step.evidence.margins if step.evidence else ()
+            margins = step.token_stats.margins if step.token_stats else ()
             kept[name] += zip(written[name, step.model], margins, strict=True)
             written[name, "draft"], written[name, "target"] = [], []
     return kept
@@ -54,7 +55,7 @@ def solve(
         for role in chosen.models:
             options = Options(num_sequences=concurrency)
             backend: Backend = stack.enter_context(closing(open_model(sources[role], options)))
-            engines[role] = Engine(role, backend, Sampler(), instructions=system, keep_evidence=True)
+            engines[role] = Engine(role, backend, Sampler(), instructions=system, keep_token_stats=True)
         scheduler = Scheduler(
             engines, lambda trace: chosen.flow(trace, chosen.default_tau, 0), Limits(), concurrency=concurrency
         )

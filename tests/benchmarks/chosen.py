@@ -2,11 +2,11 @@
 
 import argparse
 
-from arbitrage_cli.benchmark import Column
-from arbitrage_cli.commands.asked import parse_columns
-from arbitrage_cli.commands.settings import user_folder
-from arbitrage_cli.pairs import Pair, find_pair, head_file, read_pairs
-from arbitrage_cli.router import Head, load
+from arbitrage_cli.cli.asked import parse_columns
+from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
+from arbitrage_cli.routing.head import Head, load
+from arbitrage_cli.system.paths import user_folder
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

@@ -16,13 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arbitrage_cli.backends import Options
-from arbitrage_cli.backends.llama import LlamaBackend
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.summary import tally
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decided, Finished, Limits, Problem
 
 PROBLEM = "Write the numbers from one to one thousand in words, each on a line of its own, and explain each of them."

@@ -25,19 +25,20 @@ import numpy as np
 from chosen import add_models, chosen_head, chosen_pair
 from numpy.typing import NDArray
 
-from arbitrage_cli.backends import Backend, Options
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.intervals import bootstrap, ratio_of_sums
-from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import Pair, head_file, open_model
-from arbitrage_cli.policies import POLICIES
-from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.router import Head, clearly_above, load
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.summary import Tally, tally
-from arbitrage_cli.taus import TauTable
-from arbitrage_cli.types import Evidence, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.data.datasets import load_dataset
+from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.model_files.pairs import Pair, head_file
+from arbitrage_cli.routing.head import Head, clearly_above, load
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.thresholds import TauTable
+from arbitrage_cli.runs.summary import Tally, tally
+from arbitrage_cli.stats.intervals import bootstrap, ratio_of_sums
+from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Step, TokenStats, Trace
 
 PLACES: Mapping[str, tuple[range, float]] = {  # after how many tokens to look, if the last of them had a margin below this
     "once": (range(1, 2), math.inf),
@@ -105,7 +106,7 @@ def solve(pair: Pair, problems: Sequence[Problem], head: Head, tau: float, threa
         engines: dict[ModelRole, Engine] = {}
         for role, source in sources.items():
             backend: Backend = stack.enter_context(closing(open_model(source, Options(pair.ctx, threads))))
-            engine = Engine(role, backend, Sampler(), instructions=system, keep_evidence=role == "draft", clock=clock)
+            engine = Engine(role, backend, Sampler(), instructions=system, keep_token_stats=role == "draft", clock=clock)
             engine.measure()
             engines[role] = engine
         scheduler = Scheduler(engines, lambda trace: policy.flow(trace, tau, 0, head.router()), Limits())
@@ -115,12 +116,12 @@ def solve(pair: Pair, problems: Sequence[Problem], head: Head, tau: float, threa
 
 def beginning(draft: Step, num_tokens: int) -> Step:
     """The step when it had so many tokens. It had not ended, which the head was not trained to know: taken for a separator."""
-    of = draft.kept_evidence
+    of = draft.known_token_stats
     hidden = of.hidden[:num_tokens] if isinstance(of.hidden, np.ndarray) else None
     pieces = (of.pieces or ())[:num_tokens]
     numbers = (of.log_probabilities[:num_tokens], of.entropies[:num_tokens], of.margins[:num_tokens])
-    cut = Evidence(*numbers, hidden, pieces)
-    return replace(draft, text="".join(pieces), num_tokens=num_tokens, stop="separator", evidence=cut)
+    cut = TokenStats(*numbers, hidden, pieces)
+    return replace(draft, text="".join(pieces), num_tokens=num_tokens, stop="separator", token_stats=cut)
 
 
 def look_back(traces: Sequence[Trace], head: Head, clock: Clock) -> tuple[list[list[Drafted]], float]:
@@ -142,13 +143,13 @@ def look_back(traces: Sequence[Trace], head: Head, clock: Clock) -> tuple[list[l
 
 def compare(draft: Step, target: Step | None, probabilities: Sequence[float]) -> Drafted:
     """The drafted step beside the target's, None where that was not called."""
-    evidence = draft.kept_evidence
+    token_stats = draft.known_token_stats
     if target is None:
-        return Drafted(draft.num_tokens, evidence.margins, probabilities, escalated=False)
+        return Drafted(draft.num_tokens, token_stats.margins, probabilities, escalated=False)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft.text, target.text, strict=False)))
-    shared = sum(end <= same for end in accumulate(map(len, evidence.pieces or ())))
+    shared = sum(end <= same for end in accumulate(map(len, token_stats.pieces or ())))
     kept, rejected = target.cost.verify_kept, target.cost.verify_tokens - target.cost.verify_kept
-    return Drafted(draft.num_tokens, evidence.margins, probabilities, True, shared, min(shared, kept), rejected)
+    return Drafted(draft.num_tokens, token_stats.margins, probabilities, True, shared, min(shared, kept), rejected)
 
 
 def prices_of(total: Tally, look: float) -> Prices:

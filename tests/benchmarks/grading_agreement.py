@@ -19,10 +19,10 @@ from pathlib import Path
 
 from math_verify import parse, verify
 
-from arbitrage_cli.grader import Grader, grader_version
-from arbitrage_cli.grading import Extracted, Gold, gold_answer
-from arbitrage_cli.latex_text import tidy
-from arbitrage_cli.quantities import read_number
+from arbitrage_cli.grading.extract import Extracted, Gold, gold_answer
+from arbitrage_cli.grading.grader import Grader, grader_version
+from arbitrage_cli.grading.latex_text import tidy
+from arbitrage_cli.grading.quantities import read_number
 
 PLAIN_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
 CHANGED_NUMBER = re.compile(r"(?<![_0-9.])(?<!_\{)[0-9]+")

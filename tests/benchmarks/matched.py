@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from arbitrage_cli.intervals import Floats, Interval, bootstrap_many
-from arbitrage_cli.results import Group, group_rows, sums_by_problem
-from arbitrage_cli.run_folder import latest, read_run_folder
+from arbitrage_cli.runs.folder import latest, read_run_folder
+from arbitrage_cli.runs.rows import Group, group_rows, sums_by_problem
+from arbitrage_cli.stats.intervals import Floats, Interval, bootstrap_many
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SHORT_OF_TARGET = (0.0, 0.01)  # accuracy that may be lacking where calls and times are compared

@@ -28,18 +28,19 @@ import httpx2
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.backends import Options
-from arbitrage_cli.benchmark import Attempt, Bench, Column, Ended
-from arbitrage_cli.commands.session import Engines
-from arbitrage_cli.datasets import Item
+from arbitrage_cli.cli.session import Engines
+from arbitrage_cli.data.datasets import load_dataset
+from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.grader import Grader
-from arbitrage_cli.intervals import Interval, bootstrap, ratio_of_sums, wilson
-from arbitrage_cli.machine import default_threads
-from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import find_files, open_model
-from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.sampling import Sampler
+from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Column, Ended
+from arbitrage_cli.grading.grader import Grader
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.stats.intervals import Interval, bootstrap, ratio_of_sums, wilson
+from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import Limits, ModelRole
 
 ALONE, SPECULATION = "llama-server", "llama-server, speculation"

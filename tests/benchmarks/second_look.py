@@ -27,20 +27,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.backends import MAX_DECODE, Backend, Floats, Options
-from arbitrage_cli.collected import TEST, TRAINING, VALIDATION, Collected, read_states, recorded
-from arbitrage_cli.engine import Engine
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.features import LEAST_LOGPROB, MAX_LOG_ODDS, MAX_MARGIN
-from arbitrage_cli.intervals import bootstrap
-from arbitrage_cli.learning import MEMBERS, RECIPES, Examples, Recipe, balanced, fit
-from arbitrage_cli.measures import Truth, measure, merit
-from arbitrage_cli.pairs import open_model
-from arbitrage_cli.router import Network
-from arbitrage_cli.run_folder import COLLECT, latest, read_run_folder
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.taus import Costs, Outcomes, spread_taus
-from arbitrage_cli.training import Candidate, Inputs, choose
+from arbitrage_cli.inference.backend import MAX_DECODE, Backend, Floats, Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.routing.features import LEAST_LOGPROB, MAX_LOG_ODDS, MAX_MARGIN
+from arbitrage_cli.routing.head import Network
+from arbitrage_cli.routing.thresholds import Costs, Outcomes, spread_taus
+from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
+from arbitrage_cli.stats.intervals import bootstrap
+from arbitrage_cli.stats.ranking import Truth, measure, selection_score
+from arbitrage_cli.training.examples import TEST, TRAINING, VALIDATION, Collected, read_states, recorded
+from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, fit
+from arbitrage_cli.training.train import Candidate, Inputs, choose
 
 Numbers = NDArray[np.float64]
 Members = NDArray[np.bool_]
@@ -145,7 +145,7 @@ def learn(collected: Collected, readings: Floats) -> Numbers:
     for recipe, inputs in product(RECIPES, rows):
         one = network(recipe, inputs, 1)
         found = one.log_odds(rows[inputs][chosen]).astype(np.float64)
-        candidates.append(Candidate(recipe, inputs, one, found, merit(found, truth)))
+        candidates.append(Candidate(recipe, inputs, one, found, selection_score(found, truth)))
     best = choose(candidates, truth)
     return network(best.recipe, best.inputs, MEMBERS).log_odds(rows[best.inputs]).astype(np.float64)
 

@@ -21,19 +21,20 @@ from contextlib import ExitStack, closing
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.backends import Backend, Options
-from arbitrage_cli.benchmark import Column
-from arbitrage_cli.datasets import Item
-from arbitrage_cli.engine import Engine
-from arbitrage_cli.grader import Grader
-from arbitrage_cli.intervals import bootstrap, ratio_of_sums
-from arbitrage_cli.named_datasets import load_dataset
-from arbitrage_cli.pairs import Pair, open_model
-from arbitrage_cli.prompts import INSTRUCTIONS
-from arbitrage_cli.router import Head
-from arbitrage_cli.sampling import Sampler
-from arbitrage_cli.scheduler import Scheduler
-from arbitrage_cli.summary import tally
+from arbitrage_cli.data.datasets import load_dataset
+from arbitrage_cli.data.rows import Item
+from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.grading.grader import Grader
+from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.model_files.pairs import Pair
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.stats.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
 
 WAYS = ("without", "with")
@@ -62,7 +63,7 @@ def make_scheduler(
     system = INSTRUCTIONS if pair.system is None else pair.system
     engines = {
         role: Engine(
-            role, backend, Sampler(), instructions=system, keep_evidence=role == "draft", use_proposals=use_proposals
+            role, backend, Sampler(), instructions=system, keep_token_stats=role == "draft", use_proposals=use_proposals
         )
         for role, backend in backends.items()
     }

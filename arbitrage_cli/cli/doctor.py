@@ -1,0 +1,65 @@
+"""`arbitrage doctor`: what a bug report needs to know of this installation."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+import typer
+
+from arbitrage_cli import __version__
+from arbitrage_cli.cli import settings
+from arbitrage_cli.display import one_line, rounding
+from arbitrage_cli.errors import ModelError, UsageError
+from arbitrage_cli.model_files import hub
+from arbitrage_cli.system.machine import default_threads, total_memory
+from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.tuning.store import read_tuned
+
+PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
+
+
+def doctor() -> None:
+    """Show versions, the machine and the settings, to paste into a bug report."""
+    for name, value in _facts():
+        typer.echo(f"{name:<18} {value}")
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "arbitrage", __version__
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    yield "system", platform.platform()
+    for package in PACKAGES:
+        yield package, importlib.metadata.version(package)
+    yield "llama.cpp", _llama()
+    memory = total_memory()
+    yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
+    yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
+    yield "tuned here", _tuned()
+    yield "settings files", ", ".join(map(str, settings.files())) or "none"
+    yield "pairs file", str(user_folder() / "pairs.toml")
+    yield "models cache", str(hub.cache_folder())
+    yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"
+
+
+def _tuned() -> str:
+    """The models that were measured on this machine, as it is now, with the threads of each."""
+    from arbitrage_cli.tuning.placement import machine_here, tuned_file  # slow to import
+
+    try:
+        known = read_tuned(tuned_file())
+        found = [one for one in known if one.machine == machine_here()] if known else []
+    except (UsageError, ModelError) as error:
+        return error.message
+    names = dict.fromkeys(f"{one_line(one.name)} ({rounding.count(one.threads, 'thread')})" for one in found)
+    return ", ".join(names) or "nothing; arbitrage tune measures"
+
+
+def _llama() -> str:
+    from arbitrage_cli.inference.open import load_llama  # slow to import
+
+    try:
+        return str(load_llama().system_info())
+    except ModelError as error:
+        return error.message

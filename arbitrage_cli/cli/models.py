@@ -1,0 +1,188 @@
+"""`arbitrage models`: which pairs there are, fetching their files, finding them, and what is in them. Runs no model."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from arbitrage_cli.cli import options as shared
+from arbitrage_cli.cli.transfers import shown, size_words
+from arbitrage_cli.display import one_line
+from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.model_files import hub
+from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
+from arbitrage_cli.model_files.pairs import Pair, head_file, hub_name, is_toy, local_files, read_pairs
+from arbitrage_cli.system.machine import total_memory
+from arbitrage_cli.system.paths import user_folder
+
+NOT_HERE = 1
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A pair, or a model: user/repo[:quant] or a GGUF file.")]
+Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model, to compare vocabularies.")]
+Json = Annotated[bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="JSON on stdout.")]
+
+
+def make_group() -> typer.Typer:
+    """The commands below `arbitrage models`."""
+    group = typer.Typer(no_args_is_help=True, help="List, fetch and inspect models.")
+    commands: dict[str, Callable[..., None]] = {"list": list_pairs, "pull": pull, "path": path, "info": info}
+    for name, command in commands.items():
+        group.command(name)(command)
+    return group
+
+
+def list_pairs(as_json: Json = False, debug: shared.Debug = False) -> None:
+    """Show the pairs, and whether their models are on this machine."""
+    for pair in _pairs().values():
+        sources = {"draft": pair.draft, "target": pair.target, **({"prm": pair.prm} if pair.prm else {})}
+        here = {role: is_toy(source) or bool(local_files(source)) for role, source in sources.items()}
+        if pair.head:
+            sources["head"], here["head"] = pair.head, head_file(pair.head).is_file()
+        if as_json:
+            models = {role: {"model": source, "here": here[role]} for role, source in sources.items()}
+            typer.echo(json.dumps({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **models}))
+            continue
+        typer.echo(f"{one_line(pair.name)}: {one_line(pair.notes)}" if pair.notes else one_line(pair.name))
+        for role, source in sources.items():
+            typer.echo(f"  {role:<6}  {'here' if here[role] else 'not here':<8}  {one_line(source)}")
+
+
+def pull(
+    name: Name,
+    prm: Annotated[
+        bool, typer.Option("--prm", help="The pair's process reward model as well: policies rsd and oracle need it.")
+    ] = False,
+    offline: shared.Offline = False,
+    quiet: shared.Quiet = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Fetch the files of a pair or a model from the Hugging Face Hub, as it has them now. A broken download goes on."""
+    pair = _pairs().get(name)
+    rated_by = pair.prm if pair and prm else None
+    if prm and not rated_by:
+        raise UsageError(f"'{name}' has no process reward model", "pull it by its own name, and give it as --prm")
+    names = [(source, hub_name(source)) for source in [*_sources(name), *([rated_by] if rated_by else [])]]
+    for source, wanted in names:
+        if wanted is None and not is_toy(source) and not local_files(source):
+            raise UsageError(f"'{source}' is no pair, no file, and no name on the Hub", _hint())
+    with shown(quiet=quiet) as watch:
+        paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, watch=watch)]
+    for path in paths:
+        typer.echo(one_line(str(path)))
+    if not paths:
+        typer.echo(f"{one_line(name)}: nothing to fetch", err=True)
+
+
+def path(name: Name, debug: shared.Debug = False) -> None:
+    """Print where the files of a pair or a model are. Exit code 1 if they are not on this machine."""
+    is_missing = False
+    for source in _sources(name):
+        files = local_files(source)
+        for file in files:
+            typer.echo(str(file))
+        if not files and not is_toy(source):
+            is_missing = True
+            how = f"arbitrage models pull {one_line(name)}" if hub_name(source) else _hint()
+            typer.echo(f"{one_line(source)} is not on this machine: {how}", err=True)
+    if is_missing:
+        raise typer.Exit(NOT_HERE)
+
+
+def info(name: Name, other: Other = None, as_json: Json = False, debug: shared.Debug = False) -> None:
+    """Show what a model is and needs, from its file alone; of a pair or two models, whether they share a vocabulary."""
+    pair = _pairs().get(name)
+    facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
+    shares = share_vocabulary(*list(facts.values())[:2]) if len(facts) > 1 else None
+    needed = _sum([one.memory_bytes for one in facts.values()])
+    if as_json:
+        models = [_record(source, one) for source, one in facts.items()]
+        record = {"models": models, "same_vocabulary": shares, "memory_bytes": needed, "machine_bytes": total_memory()}
+        typer.echo(json.dumps(record))
+        return
+    for source, one in facts.items():
+        _tell(one_line(source), _lines(one))
+    _tell("together" if len(facts) > 1 else "this machine", _comparison(shares, needed, is_pair=len(facts) > 1))
+
+
+def _pairs() -> dict[str, Pair]:
+    return read_pairs(user_folder() / "pairs.toml")
+
+
+def _sources(name: str) -> list[str]:
+    """The models that a name stands for: two for a pair."""
+    pair = _pairs().get(name)
+    return [pair.draft, pair.target] if pair else [name]
+
+
+def _hint() -> str:
+    return "name a model as user/repo:quant, or a pair: " + ", ".join(_pairs())
+
+
+def _facts(source: str, context_size: int | None) -> Facts:
+    if is_toy(source):
+        raise UsageError(f"{source} is a scripted demo model: it has no file", "name a GGUF file, or another pair")
+    files = local_files(source)
+    if not files and hub_name(source):
+        raise ModelFileError(f"{source} is not on this machine", f"fetch it: arbitrage models pull {source}")
+    return read_facts(files or (Path(source),), context_size)
+
+
+def _record(source: str, facts: Facts) -> dict[str, Any]:
+    return {
+        "model": source,
+        "files": [str(file) for file in facts.files],
+        "file_bytes": facts.file_bytes,
+        "name": facts.name,
+        "architecture": facts.architecture,
+        "parameters": facts.num_parameters,
+        "quantization": facts.quantization,
+        "trained_context_size": facts.trained_context_size,
+        "context_size": facts.context_size,
+        "kv_bytes": facts.kv_bytes,
+        "memory_bytes": facts.memory_bytes,
+        "has_template": facts.has_template,
+        "vocabulary_size": facts.vocabulary_size,
+    }
+
+
+def _lines(facts: Facts) -> Mapping[str, str]:
+    kv = "unknown" if facts.kv_bytes is None else size_words(facts.kv_bytes)
+    total = "unknown" if facts.memory_bytes is None else size_words(facts.memory_bytes)
+    more = f" and {len(facts.files) - 1} more" if len(facts.files) > 1 else ""
+    return {
+        "file": f"{facts.files[0]}{more}, {size_words(facts.file_bytes)}",
+        "name": facts.name,
+        "architecture": facts.architecture or "unknown",
+        "parameters": f"{facts.num_parameters / 1e9:.2f} billion"
+        if facts.num_parameters >= 1e7
+        else f"{facts.num_parameters}",
+        "quantization": facts.quantization or "unknown",
+        "context": f"{facts.context_size} tokens; trained for {facts.trained_context_size or 'an unknown number'}",
+        "chat template": "yes" if facts.has_template else "no: --system and the problem are joined as plain text",
+        "vocabulary": f"{facts.vocabulary_size or 'no'} tokens",
+        "memory": f"{total}: weights {size_words(facts.file_bytes)}, KV cache {kv}",
+    }
+
+
+def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> Mapping[str, str]:
+    lines = {}
+    if is_pair:
+        lines["vocabulary"] = {True: "the same", False: "different: steps are read anew as text", None: "unknown"}[shares]
+    there = total_memory()
+    fits = "" if needed is None or there is None else "; it fits" if needed < there else "; IT DOES NOT FIT"
+    known = "unknown" if needed is None else size_words(needed)
+    lines["memory"] = f"{known} of {size_words(there) if there else 'an unknown amount'}{fits}"
+    return lines
+
+
+def _tell(title: str, lines: Mapping[str, str]) -> None:
+    typer.echo(title)
+    for name, value in lines.items():
+        typer.echo(f"  {name:<14} {one_line(value)}")
+
+
+def _sum(sizes: Sequence[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None

@@ -1,0 +1,183 @@
+"""Which display a command writes to, how log messages get there, and how figures come out. Knows no model."""
+
+import contextlib
+import ctypes
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from arbitrage_cli.display import Display, Loading, write, writing
+from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.display.progress import PlainProgress, Progress
+from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
+from arbitrage_cli.system.signals import running_seconds
+from arbitrage_cli.types import Trace
+
+
+class InOrder:
+    """Gives results on in the order in which their problems were started, each as soon as it and all before it are there.
+
+    When a run is broken off, what was held back is given on as well. Keeps texts only: a trace may be large.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._places: dict[int, int] = {}  # of the traces in flight, by identity
+        self._held: dict[int, str | None] = {}
+        self._num_started = self._num_told = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(OutputError):  # if that is why it was broken off, it is known
+            for place in sorted(self._held):
+                self._tell_held(place)
+
+    def started(self, trace: Trace) -> None:
+        """A problem was taken up."""
+        self._places[id(trace)] = self._num_started
+        self._num_started += 1
+
+    def finished(self, trace: Trace, result: str | None) -> None:
+        """A problem that was taken up is done; None if there is nothing to tell."""
+        self._held[self._places.pop(id(trace))] = result
+        while self._num_told in self._held:
+            self._num_told += 1
+            self._tell_held(self._num_told - 1)
+
+    def _tell_held(self, place: int) -> None:
+        result = self._held.pop(place)
+        if result is not None:
+            self._tell(result)
+
+
+def is_drawable(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that escape codes may be sent to."""
+    if stream is None or not stream.isatty():
+        return False
+    return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def choose_display(*, quiet: bool, verbose: bool) -> Display:
+    """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
+    if quiet or not is_drawable(sys.stderr):
+        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
+    from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
+
+    return LiveDisplay(sys.stderr, sys.stdout, clock=running_seconds)
+
+
+def choose_progress(*, quiet: bool) -> Progress:
+    """The same for a benchmark."""
+    if quiet or not is_drawable(sys.stderr):
+        return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
+    from arbitrage_cli.display.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
+
+    return LiveProgress(sys.stderr, clock=running_seconds)
+
+
+@contextlib.contextmanager
+def only_figures_on_stdout() -> Iterator[None]:
+    """What C code writes to standard output meanwhile goes to standard error: the other is for figures alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with contextlib.suppress(OSError):  # a standard error that is closed: then it stays as it is
+            os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C code has written and not sent yet
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def show_figures(
+    run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None, as_json: bool
+) -> None:
+    """The figures of a run, of all its rows, on standard output: a table, or one line of JSON."""
+    from arbitrage_cli.display.table import write_table
+    from arbitrage_cli.evaluation.metrics import figures  # with NumPy
+
+    made = figures(run, rows, cost_ratio=cost_ratio)
+    if as_json:
+        write(sys.stdout, json.dumps(made, ensure_ascii=True, allow_nan=False) + "\n")
+    else:
+        write_table(made, sys.stdout, styled=is_drawable(sys.stdout))
+
+
+class Output(io.TextIOWrapper):
+    """Standard output whose errors are this program's own, whoever writes to it: see `reporters.write`.
+
+    A character that its encoding does not have is written with a backslash. `give_back` leaves the stream that it stands for as
+    it was.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.flush()
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str, /) -> int:
+        with writing():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with writing():
+            super().flush()
+
+    def give_back(self) -> None:
+        """What could not be written is dropped."""
+        with contextlib.suppress(OutputError, ValueError):
+            self.detach()
+
+
+def refuse_closed_output() -> None:
+    """UsageError where there is no standard output: nothing is begun of which nothing could be told."""
+    if sys.stdout is None:
+        raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
+
+
+@contextlib.contextmanager
+def telling_how_to_go_on(display: Progress, words: Callable[[], str]) -> Iterator[None]:
+    """Whatever breaks a run off: say what is safe and how to go on, if there is something to say."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+            display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
+            if told := words():
+                display.note(told)
+        raise
+
+
+@contextlib.contextmanager
+def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
+    """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.note(record.getMessage())
+
+    logger = logging.getLogger("arbitrage")
+    handler = Notes(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(handler.level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

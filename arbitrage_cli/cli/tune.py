@@ -1,0 +1,193 @@
+"""`arbitrage tune`: the number of threads that suits each model on this machine, and what its tokens cost with that."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from arbitrage_cli.cli import options as shared
+from arbitrage_cli.cli.output import choose_progress, log_to, only_figures_on_stdout
+from arbitrage_cli.cli.sources import name_models, pair_named
+from arbitrage_cli.display import Loading, one_line, rounding, write
+from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
+from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.model_files.pairs import is_toy, local_files
+from arbitrage_cli.system.machine import cores_in_use
+
+if TYPE_CHECKING:
+    from arbitrage_cli.inference.backend import Options
+    from arbitrage_cli.tuning.store import Speeds, Tuned
+    from arbitrage_cli.types import ModelRole
+
+
+BUSY = 0.5  # cores that others use
+
+
+def tune(
+    context: typer.Context,
+    draft: shared.Draft = None,
+    target: shared.Target = None,
+    pair: shared.PairName = None,
+    offline: shared.Offline = False,
+    gpu_layers: shared.GpuLayers = None,
+    ctx: shared.ContextSize = None,
+    flash_attention: shared.FlashAttention = None,
+    kv_type: shared.KvCacheType = shared.KvType.auto,
+    json_line: shared.JsonFigures = False,
+    quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Find the number of threads that suits each model on this machine, and measure what its tokens cost.
+
+    The other commands use that number where --threads is not given, and the costs where a tau is given by name. It holds for
+    these files with these options. Flash attention on and off is tried too, as is the processor where there is a GPU, and
+    only told: give the flag if you like it.
+    """
+    # Not at the top: NumPy and llama.cpp take longer to import than --help may take.
+    from arbitrage_cli.cli.session import fetch
+    from arbitrage_cli.tuning.placement import load_options, machine_here, tuned_file
+    from arbitrage_cli.tuning.store import check_place, keep_tuned
+
+    named = pair_named(context, pair, draft=draft, target=target)
+    models = name_models(context, draft=draft, target=target, prm=None, pair=named)
+    sources: dict[ModelRole, str] = {role: source for role, source in models.items() if source and role != "prm"}
+    for source in filter(is_toy, sources.values()):
+        raise UsageError(f"{source} is a scripted demo model, and as fast with any number of threads", "name a real model")
+    load = load_options(named, ctx, None, gpu_layers, flash_attention, kv_type.value)
+    check_place(tuned_file())
+    found: dict[ModelRole, Measured] = {}
+    not_kept: OutputError | None = None
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        stack.enter_context(log_to(display, verbose=verbose, debug=debug))
+        stack.enter_context(only_figures_on_stdout())
+        paths = fetch(sources, display, offline=offline)
+        if not quiet:
+            note_if_busy(display)
+        for role in sources:
+            found[role] = measure_model(role, paths[role], load, display)
+            try:
+                keep_tuned(tuned_file(), [found[role].tuned])
+            except OutputError as error:
+                not_kept = error
+    if json_line:
+        record = {"machine": asdict(machine_here()), "file": str(tuned_file()), "models": _records(sources, found)}
+        write(sys.stdout, json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n")
+    else:
+        for role, one in found.items():
+            write(sys.stdout, f"{role}: {one_line(one.tuned.name)} ({one_line(sources[role])})\n")
+            write(sys.stdout, "".join(f"  {line}\n" for line in _table(one)))
+    if not_kept is not None:
+        raise not_kept
+    if not json_line:
+        write(sys.stdout, f"kept in {tuned_file()}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The speeds of a model with so many threads, and the flags that were given besides."""
+
+    threads: int
+    flags: str
+    speeds: "Speeds"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is kept of a model, and everything that was tried."""
+
+    tuned: "Tuned"
+    trials: Sequence[Trial]
+
+
+def note_if_busy(display: Loading) -> None:
+    """Say that what is measured may not hold, where other processes use the processor. Before the first measurement."""
+    in_use = cores_in_use()
+    if in_use is not None and in_use > BUSY:
+        display.note(
+            f"other processes use the processor (a load of {in_use:.1f}): what is measured now may not hold; "
+            "stop them, and measure again with arbitrage tune"
+        )
+
+
+def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> Measured:
+    """Measure the model of a file with each number of threads, and with what else can be tried. ModelError, ComputeError."""
+    from arbitrage_cli.system.files import digest
+    from arbitrage_cli.system.machine import default_threads
+    from arbitrage_cli.tuning.measure import thread_counts, try_loaded, try_threads
+    from arbitrage_cli.tuning.memory import check_memory, memory_needed
+    from arbitrage_cli.tuning.placement import loading_of, machine_here
+    from arbitrage_cli.tuning.store import ModelFile, Tuned
+
+    check_memory(memory_needed({role: path}, load, {role: load.num_sequences}))
+    files = local_files(path)
+    size, sha256 = digest(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
+    modified = files[0].stat().st_mtime_ns
+    with _opened(role, path, load, display) as backend:
+        tried = try_threads(backend, thread_counts(default_threads()))
+        name, on_gpu = backend.card.name, backend.card.gpu_layers != 0
+    trials = [Trial(count, "", speeds) for count, speeds in tried.speeds.items()]
+    for flags, changes in _variants(load, on_gpu=on_gpu).items():
+        options = replace(load, threads=tried.threads, **changes)
+        with contextlib.suppress(ModelMemoryError), _opened(role, path, options, display) as backend:
+            trials.append(Trial(tried.threads, flags, try_loaded(backend)))
+    file = ModelFile(str(files[0].resolve()), size, modified, sha256)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Measured(
+        Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created),
+        trials,
+    )
+
+
+def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:
+    """What else there is to try, by its flag: only what the user left open, and this llama.cpp can do."""
+    variants: dict[str, Mapping[str, Any]] = {}
+    if load.flash_attention is None:
+        variants |= {"--flash-attention": {"flash_attention": True}, "--no-flash-attention": {"flash_attention": False}}
+    if load.gpu_layers is None and on_gpu:
+        variants["--gpu-layers 0"] = {"gpu_layers": 0}
+    return variants
+
+
+@contextlib.contextmanager
+def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) -> Iterator[Any]:
+    """The model, loaded by llama.cpp: the one backend whose number of threads can be told."""
+
+    def progress(fraction: float) -> None:
+        display.loading(role, path, fraction)
+
+    with load_llama().LlamaBackend(local_files(path)[0], options, progress=progress) as backend:
+        yield backend
+
+
+def _table(measured: Measured) -> Iterator[str]:
+    yield f"{'threads':<24}  {'decode/s':>9}  {'read/s':>9}  {'verify/s':>9}"
+    for trial in measured.trials:
+        speeds = [rounding.number(1 / seconds) for seconds in asdict(trial.speeds).values()]
+        is_chosen = not trial.flags and trial.threads == measured.tuned.threads
+        cells = f"{f'{trial.threads} {trial.flags}':<24}  " + "  ".join(f"{speed:>9}" for speed in speeds)
+        yield f"{cells}  {'chosen' if is_chosen else ''}".rstrip()
+
+
+def _records(sources: Mapping["ModelRole", str], found: Mapping["ModelRole", Measured]) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": role,
+            "model": sources[role],
+            "name": one.tuned.name,
+            "sha256": one.tuned.file.sha256,
+            "threads": one.tuned.threads,
+            "seconds_per_token": asdict(one.tuned.speeds),
+            "tried": [
+                {"threads": trial.threads, "flags": trial.flags, "seconds_per_token": asdict(trial.speeds)}
+                for trial in one.trials
+            ],
+        }
+        for role, one in found.items()
+    ]

@@ -1,0 +1,1 @@
+"""Accuracy and speed of policies, measured side by side."""

@@ -1,0 +1,407 @@
+"""GGUF models through llama.cpp's C API, which only this module and its two helpers call: they load, and tokenize.
+
+Written for the functions and structures of llama-cpp-python 0.3.36, which change almost monthly: `check_binding` refuses
+another layout before anything is loaded. Knows nothing of steps, prompts or policies.
+"""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import llama_cpp.llama_cpp as c
+import numpy as np
+from llama_cpp._ggml import libggml as ggml
+
+from arbitrage_cli.errors import (
+    ArbitrageError,
+    ComputeError,
+    ContextFullError,
+    InterruptedRunError,
+    ModelUnsupportedError,
+)
+from arbitrage_cli.inference.backend import Floats, ModelCard, Options, Output
+from arbitrage_cli.inference.llama.loading import (
+    BATCH_SIZE,
+    Attention,
+    gpu_layers,
+    load_model,
+    new_context,
+    start_llama,
+)
+from arbitrage_cli.inference.llama.vocabulary import Vocabulary
+from arbitrage_cli.model_files.gguf import Header, read_header
+from arbitrage_cli.system.machine import default_threads
+from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.types import CACHED_BYTES, DEFAULT_CONTEXT_SIZE
+
+WARM_UP_TOKENS = 4
+FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
+NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
+FEW_CELLS = 4096  # tokens of all sequences together
+OWN_GPU, INTEGRATED_GPU = 1, 2  # of ggml's enum ggml_backend_dev_type: the latter computes in the machine's memory
+
+NARROW_ATTENTION = Attention(False, keys="q8_0", values="f16")
+
+log = logging.getLogger("arbitrage.llama")
+
+
+class LlamaBackend:
+    """One GGUF model and its context. See `Backend` for the contract; frees everything in `close`."""
+
+    def __init__(self, path: Path, options: Options, *, progress: Callable[[float], None] | None = None) -> None:
+        """Load the model (`progress` gets fractions from 0 to 1) and allocate its context.
+
+        Errors: ModelFileError, ModelUnsupportedError, ModelMemoryError.
+        """
+        self._context: Any = None
+        self._model: Any = None
+        self._batch: Any = None
+        self._views: dict[tuple[int, int, int], Floats] = {}
+        self._path = path
+        _refuse_channels(read_header(path), path.name)
+        start_llama()
+        self._gpu_layers = gpu_layers(options)
+        try:
+            self._model = load_model(path, self._gpu_layers, progress)
+            self._vocabulary = Vocabulary(self._model, path.name)
+            self._refuse_unsupported()
+            self._threads = options.threads or default_threads()
+            self._num_sequences = options.num_sequences
+            self._context_size = self._choose_context_size(options)
+            self._attention = self._choose_attention(options)
+            self._context = new_context(
+                path,
+                self._model,
+                self._context_size,
+                self._threads,
+                options,
+                self._attention,
+                share_cache=self._shares_cache(),
+            )
+            self._memory = c.llama_get_memory(self._context)
+            self._batch = _Batch(BATCH_SIZE)
+            self._keeps_hidden = options.hidden_states
+            self._template_variables = options.template_variables
+            self._gives_hidden = True
+            self._hidden_size = int(c.llama_model_n_embd_out(self._model))
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free batch, context and model, in this order. Closing twice does no harm."""
+        self._views.clear()  # they point into the context's memory
+        if self._batch is not None:
+            self._batch.free()
+        if self._context is not None:
+            c.llama_free(self._context)
+        if self._model is not None:
+            c.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    @functools.cached_property
+    def card(self) -> ModelCard:
+        return ModelCard(
+            source=str(self._path),
+            name=self._metadata("general.name") or self._path.stem,
+            description=self._describe(),
+            context_size=self._context_size,
+            trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
+            vocabulary_size=self._vocabulary.size,
+            hidden_size=self._hidden_size,
+            threads=self._threads,
+            gpu_layers=self._gpu_layers,
+            kv_cache=self._attention.formats,
+        )
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        found: bytes | None = c.llama_model_chat_template(self._model, None)
+        return found.decode("utf-8", errors="replace") if found else None
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        return self._vocabulary.control_tokens
+
+    @property
+    def marker_tokens(self) -> Collection[str]:
+        return self._vocabulary.marker_tokens
+
+    @property
+    def prefix_token(self) -> int | None:
+        return self._vocabulary.prefix_token
+
+    @property
+    def template_variables(self) -> Mapping[str, Any]:
+        return {**self._template_variables, **self._vocabulary.named_tokens}
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        return self._vocabulary.tokenize(text, continues=continues)
+
+    def piece(self, token: int) -> bytes:
+        return self._vocabulary.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        return self._vocabulary.is_end(token)
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        self._check_room(sequence, position + len(tokens))
+        self._give_hidden(False)  # else the output head would run on every token read
+        with self._interruptible():
+            for start in range(0, len(tokens), BATCH_SIZE):
+                chunk = tokens[start : start + BATCH_SIZE]
+                positions = range(position + start, position + start + len(chunk))
+                self._batch.fill([sequence] * len(chunk), positions, chunk, output=False)
+                try:
+                    self._run()
+                except ArbitrageError:
+                    self.drop(sequence, position)
+                    raise
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        for sequence, position in zip(sequences, positions, strict=True):
+            self._check_room(sequence, position + 1)
+        if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
+            raise ValueError(f"{len(tokens)} tokens at once, of at most {BATCH_SIZE}")
+        self._give_hidden(self._keeps_hidden)
+        self._batch.fill(sequences, positions, tokens, output=True)
+        with self._interruptible() if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
+            self._run()
+        logits = self._rows(c.llama_get_logits_ith, len(tokens), self._vocabulary.size)
+        if not self._keeps_hidden:
+            return Output(logits, None)
+        return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
+
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads from now on."""
+        self._threads = count
+        c.llama_set_n_threads(self._context, count, count)
+        self.__dict__.pop("card", None)  # it tells the number
+
+    def drop(self, sequence: int, position: int) -> None:
+        if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            raise ComputeError(f"{self._path.name}: llama.cpp cannot take back what it has read")
+
+    # --- loading
+
+    def _refuse_unsupported(self) -> None:
+        model, name = self._model, self._path.name
+        if c.llama_model_is_recurrent(model) or c.llama_model_is_hybrid(model):
+            raise ModelUnsupportedError(
+                f"{name}: a recurrent or hybrid model, whose memory cannot be rolled back to before a rejected step",
+                "use a transformer model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
+            )
+        is_causal = self._metadata(f"{self._metadata('general.architecture')}.attention.causal") != "false"
+        if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
+            raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
+        if self._vocabulary.is_empty:
+            raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF of the model")
+
+    def _choose_context_size(self, options: Options) -> int:
+        trained = int(c.llama_model_n_ctx_train(self._model))
+        if options.context_size is None:
+            return min(DEFAULT_CONTEXT_SIZE, trained)
+        if options.context_size > trained:
+            log.warning("%s: context %d, but it was trained for %d", self._path.name, options.context_size, trained)
+        return options.context_size
+
+    def _choose_attention(self, options: Options) -> Attention:
+        """As the options say. What they leave open is left to llama.cpp, but for narrow heads on a processor.
+
+        There llama.cpp multiplies half-precision keys 64 numbers at a step (with AVX-512) and what is left one by one, for
+        each token in the cache; keys of whole blocks leave nothing. And flash attention goes through a batch of fewer than 64
+        tokens one by one. `tests/benchmarks/attention.py` has the figures.
+        """
+        is_open = options.kv_type == "auto" and options.flash_attention is None
+        if is_open and self._gpu_layers == 0 and self._head_width() == NARROW_HEAD:
+            return NARROW_ATTENTION
+        kind = "f16" if options.kv_type == "auto" else options.kv_type
+        return Attention(options.flash_attention, kind, kind)
+
+    def _head_width(self) -> int:
+        """Numbers in the key of one attention head."""
+        told = self._metadata(f"{self._metadata('general.architecture')}.attention.key_length")
+        if told.isdigit():
+            return int(told)
+        return int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
+
+    def _shares_cache(self) -> bool:
+        """Whether all sequences share one KV cache: llama.cpp then computes a batch together whatever sequences are in it.
+
+        Each sequence then skips over the others' tokens, which costs more than it gains where the weights stay in the
+        processor's cache and without flash attention, where it takes much memory too: but for narrow heads and few tokens.
+        LongRoPE rotates by the size of the whole cache.
+        """
+        architecture = self._metadata("general.architecture")
+        rotates_by_size = bool(self._metadata(f"{architecture}.rope.scaling.original_context_length"))
+        if rotates_by_size:
+            return False
+        if self._attention == NARROW_ATTENTION:
+            return self._num_sequences * self._context_size <= FEW_CELLS
+        return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
+
+    def _warm_up(self) -> None:
+        """Touch the weights, and try whether the memory rolls back: some models of new kinds only tell when asked."""
+        token = self._vocabulary.any_token
+        self.read(0, 0, [token] * WARM_UP_TOKENS)
+        self.decode([0], [WARM_UP_TOKENS], [token])
+        if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
+            raise ModelUnsupportedError(
+                f"{self._path.name}: its memory cannot be rolled back to before a rejected step", "use a transformer model"
+            )
+        c.llama_memory_clear(self._memory, False)
+
+    # --- computing
+
+    def _check_room(self, sequence: int, num_tokens: int) -> None:
+        """llama.cpp ends the process on a sequence number out of range, so it is checked here."""
+        if not 0 <= sequence < self._num_sequences:
+            raise ValueError(f"sequence {sequence} of {self._num_sequences}")
+        if num_tokens > self._context_size:
+            raise ContextFullError(
+                f"{self._path.name}: {num_tokens} tokens do not fit in its context of {self._context_size}",
+                "give a larger --ctx, or a shorter problem",
+            )
+
+    def _give_hidden(self, wanted: bool) -> None:
+        """Switch the output of hidden states, when it changes: each switch costs a message to the log."""
+        if wanted != self._gives_hidden:
+            c.llama_set_embeddings(self._context, wanted)
+            self._gives_hidden = wanted
+
+    def _run(self) -> None:
+        code = c.llama_decode(self._context, self._batch.struct)
+        if code == 0:
+            return
+        name = self._path.name
+        if code == 1:
+            raise ContextFullError(f"{name}: no room left in the KV cache", "give a larger --ctx")
+        if code == 2:  # only `_interruptible` aborts, and it raises the signal that asked for it
+            raise InterruptedRunError("interrupted")
+        if code == -1:
+            raise ComputeError(f"{name}: llama.cpp refused a batch as invalid (llama_decode: -1)", "please report this")
+        raise ComputeError(
+            f"{name}: llama.cpp failed while computing (llama_decode: {code})",
+            "often memory ran out: try a smaller --ctx or fewer --gpu-layers; --debug shows llama.cpp's own messages",
+        )
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end a long read between two operations of the compute graph. CPU only: a GPU does not ask."""
+        with noted_signals() as noted:
+            callback = c.ggml_abort_callback(lambda data: bool(noted))
+            c.llama_set_abort_callback(self._context, callback, None)
+            try:
+                yield
+            finally:
+                c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
+
+    def _rows(self, get_row: Callable[[Any, int], Any], count: int, width: int) -> Floats:
+        """Outputs of the batch's tokens, float32 (count, width): a view of llama.cpp's buffer, where they are adjacent.
+
+        The buffer hardly ever moves, so views are kept: making one takes longer than a small model's token leaves time for.
+        """
+        first = self._address(get_row, 0)
+        if count > 1 and self._address(get_row, count - 1) - first != (count - 1) * width * FLOAT_BYTES:
+            raise ComputeError(f"{self._path.name}: llama.cpp lays its output out in another way", "please report this")
+        view = self._views.get((first, count, width))
+        if view is None:
+            buffer = (ctypes.c_float * (count * width)).from_address(first)
+            view = self._views[first, count, width] = np.ctypeslib.as_array(buffer).reshape(count, width)
+        return view
+
+    def _address(self, get_row: Callable[[Any, int], Any], index: int) -> int:
+        pointer = get_row(self._context, index)
+        if not pointer:
+            raise ComputeError(f"{self._path.name}: llama.cpp gave no output for token {index}", "please report this")
+        return ctypes.addressof(pointer.contents)
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(1024)
+        length = c.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace") if length > 0 else ""
+
+    def _describe(self) -> str:
+        """Architecture, size, quantization. llama.cpp's guess of the size gives way to what the file says of itself."""
+        buffer = ctypes.create_string_buffer(256)
+        c.llama_model_desc(self._model, buffer, len(buffer))
+        architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
+        return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
+
+
+def _refuse_channels(header: Header, name: str) -> None:
+    """ModelUnsupportedError for gpt-oss: what it thinks and answers it tells apart by tokens that a step's text cannot carry."""
+    if header.metadata.get("general.architecture") == "gpt-oss":
+        raise ModelUnsupportedError(
+            f"{name}: a gpt-oss model, whose channels are lost in steps, which are exchanged as text",
+            "use another model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
+        )
+
+
+class _Batch:
+    """A `llama_batch` with one sequence a token. Keeps its arrays' pointers: ctypes makes a new one at each access."""
+
+    def __init__(self, size: int) -> None:
+        self.struct = c.llama_batch_init(size, 0, 1)
+        self._tokens, self._positions = self.struct.token, self.struct.pos
+        self._sequences = [self.struct.seq_id[index] for index in range(size)]
+        self._outputs = self.struct.logits
+        for index in range(size):
+            self.struct.n_seq_id[index] = 1
+
+    def fill(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, output: bool) -> None:
+        """Put in n tokens, all with or all without output."""
+        self.struct.n_tokens = len(tokens)
+        for index, (sequence, position, token) in enumerate(zip(sequences, positions, tokens, strict=True)):
+            self._tokens[index] = token
+            self._positions[index] = position
+            self._sequences[index][0] = sequence
+            self._outputs[index] = output
+
+    def free(self) -> None:
+        c.llama_batch_free(self.struct)
+
+
+def system_info() -> str:
+    """What the installed llama.cpp was built for: whether it offloads to a GPU, and the processor features it uses."""
+    gpu = gpu_names()
+    words = f"with GPU support ({gpu})" if gpu else "without GPU support"
+    return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
+
+
+def devices() -> list[tuple[int, str]]:
+    """Whatever llama.cpp can compute with here: its kind, as ggml numbers them, and what it is called. Loads no model."""
+    start_llama()
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    kind_of, name_of = ggml.ggml_backend_dev_type, ggml.ggml_backend_dev_description
+    kind_of.argtypes = name_of.argtypes = [ctypes.c_void_p]
+    name_of.restype = ctypes.c_char_p
+    found = [ggml.ggml_backend_dev_get(number) for number in range(ggml.ggml_backend_dev_count())]
+    return [(kind_of(one), (name_of(one) or b"").decode(errors="replace").strip()) for one in found]
+
+
+def gpu_names() -> str:
+    """The GPUs that layers can be put on, by what they are called; "" if there is none, or llama.cpp was built for none."""
+    start_llama()  # which finds the devices
+    if not c.llama_supports_gpu_offload():
+        return ""
+    return ", ".join(name for kind, name in devices() if kind in (OWN_GPU, INTEGRATED_GPU)) or "unknown"
+
+
+def has_own_gpu() -> bool:
+    """Whether layers can be put on a GPU that has memory of its own, as far as ggml tells."""
+    start_llama()
+    return bool(c.llama_supports_gpu_offload()) and any(kind == OWN_GPU for kind, _ in devices())

@@ -1,0 +1,155 @@
+"""Before llama.cpp computes: its binding checked, its messages and signals minded, a model and a context made.
+
+Knows nothing of tokens as text, and computes nothing.
+"""
+
+import functools
+import importlib.metadata
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as c
+
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ModelUnsupportedError
+from arbitrage_cli.inference.backend import MAX_DECODE, Options
+from arbitrage_cli.system.signals import noted_signals
+
+BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
+
+KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
+
+log = logging.getLogger("arbitrage.llama")
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How attention is computed: with flash attention, without, or (None) as llama.cpp chooses; the KV cache's formats."""
+
+    flash: bool | None
+    keys: str
+    values: str
+
+    @property
+    def formats(self) -> str:
+        return self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
+
+
+def check_binding() -> None:
+    """The default context parameters are known: read anything else, and the structures have another layout."""
+    defaults = c.llama_context_default_params()
+    if (defaults.n_ctx, defaults.n_batch, defaults.n_ubatch) != (512, 2048, 512):
+        version = importlib.metadata.version("llama-cpp-python")
+        raise ModelUnsupportedError(
+            f"llama-cpp-python {version} does not fit this program", 'pip install "llama-cpp-python>=0.3.36,<0.3.37"'
+        )
+
+
+@functools.cache
+def start_llama() -> object:
+    """Once a process: check the binding, send llama.cpp's messages to `logging`, start its backends.
+
+    Returns the log callback: llama.cpp keeps its address, so it must stay referenced, which the cache sees to.
+    """
+    check_binding()
+    levels = {3: logging.INFO, 4: logging.INFO}  # GGML_LOG_LEVEL_WARN, _ERROR: failures also come back as codes
+
+    def forward(level: int, text: bytes, data: object) -> None:
+        message = text.decode("utf-8", errors="replace").rstrip()
+        if message.strip("."):
+            with suppress(ArbitrageError):  # of the display: no exception may leave a callback
+                log.log(levels.get(level, logging.DEBUG), "%s", message)
+
+    callback = c.llama_log_callback(forward)
+    c.llama_log_set(callback, None)
+    c.llama_backend_init()
+    return callback
+
+
+def gpu_layers(options: Options) -> int:
+    """Layers to put on the GPU: as wanted, else all (-1) where there is one."""
+    if not c.llama_supports_gpu_offload():
+        if options.gpu_layers:
+            log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
+        return 0
+    return -1 if options.gpu_layers is None else options.gpu_layers
+
+
+def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
+    """A model of llama.cpp's, which the caller frees. `progress` gets fractions from 0 to 1. Errors: ModelFileError, its own."""
+    failures: list[ArbitrageError] = []  # of the display: no exception may leave a callback
+
+    def report(fraction: float, data: object) -> bool:
+        try:
+            if progress and not failures:
+                progress(fraction)
+        except ArbitrageError as error:
+            failures.append(error)
+        return not (noted or failures)
+
+    callback = c.llama_progress_callback(report)
+    parameters = c.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    parameters.progress_callback = callback
+    with _messages() as messages, noted_signals() as noted:
+        model = c.llama_model_load_from_file(os.fsencode(path), parameters)
+    if model:
+        return model
+    if failures:
+        raise failures[0]
+    reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "llama.cpp gave no reason")
+    raise ModelFileError(
+        f"{path}: llama.cpp cannot load it ({reason[:200]})",
+        "the file may be damaged, or of an architecture newer than llama-cpp-python 0.3.36; --debug shows more",
+    )
+
+
+def new_context(
+    path: Path, model: Any, context_size: int, threads: int, options: Options, attention: Attention, *, share_cache: bool
+) -> Any:
+    """A context of llama.cpp's, which the caller frees: `context_size` tokens for each sequence. Errors: ModelMemoryError."""
+    parameters = c.llama_context_default_params()
+    parameters.n_ctx = context_size * options.num_sequences
+    parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
+    parameters.n_seq_max = options.num_sequences
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
+    parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
+    parameters.type_k, parameters.type_v = KV_TYPES[attention.keys], KV_TYPES[attention.values]
+    parameters.embeddings = True
+    parameters.kv_unified = share_cache
+    parameters.swa_full = True
+    parameters.no_perf = True
+    with _messages() as messages:
+        context = c.llama_init_from_model(model, parameters)
+    if context:
+        return context
+    reason = next(reversed(messages), "llama.cpp gave no reason")
+    raise ModelMemoryError(
+        f"{path}: no context of {parameters.n_ctx} tokens can be made ({reason[:200]})",
+        "give a smaller --ctx; a KV type other than f16 may also need --flash-attention",
+    )
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """Collects llama.cpp's warnings and errors while the body runs."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    collector = Collector(logging.INFO)
+    level = log.level
+    log.addHandler(collector)
+    log.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield messages
+    finally:
+        log.setLevel(level)
+        log.removeHandler(collector)

@@ -1,0 +1,275 @@
+"""A toy language model that follows a script: for tests, and to try the program before any model is at hand.
+
+It has a cache, a vocabulary and logits like a real one, but no weights: a `Script` maps the text it has read to the
+text it goes on with. `scripted:draft` and `scripted:target` reckon one line of arithmetic; the draft goes wrong in
+long multiplications, and is unsure when it begins them. Deterministic; a script with nothing to say is an error.
+Knows nothing of steps or policies.
+"""
+
+import codecs
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
+from arbitrage_cli.inference.backend import Floats, ModelCard, Options, Output
+from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
+
+HIDDEN_SIZE = 8
+TINY = 1e-30  # what a script that is certain leaves to the other tokens
+
+CONTROLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a script wants to write next: the rest of the text, and how sure it is of its next token (0 to 1)."""
+
+    text: str
+    confidence: float
+
+
+class Script(Protocol):
+    """Goes on from a problem and the solution so far. ScriptEndedError if it has nothing to say to them."""
+
+    def __call__(self, question: str, solution: str) -> Continuation: ...
+
+
+class ScriptedBackend:
+    """A `Backend` without weights. Tokens are bytes, four control tokens, and `merges`: longer texts in one token."""
+
+    def __init__(
+        self,
+        source: str,
+        script: Script,
+        options: Options,
+        *,
+        merges: Sequence[str] = (".\n\n",),
+        template: str | None = TEMPLATE,
+    ) -> None:
+        self._source = source
+        self._script = script
+        self._pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
+        self._by_length = sorted(range(len(self._pieces)), key=lambda token: -len(self._pieces[token]))
+        self._controls = MappingProxyType({text: len(self._pieces) + index for index, text in enumerate(CONTROLS)})
+        self._end = self._controls["<|end|>"]
+        self._cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
+        self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
+        self._template = template
+        self._template_variables = options.template_variables
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._cells = []
+
+    @property
+    def card(self) -> ModelCard:
+        size = len(self._pieces) + len(CONTROLS)
+        description = "follows a script, not a language model"
+        context = self._context_size
+        return ModelCard(self._source, self._source, description, context, context, size, HIDDEN_SIZE, 1, 0)
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._template
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        return self._controls
+
+    @property
+    def marker_tokens(self) -> Collection[str]:
+        return ()
+
+    @property
+    def prefix_token(self) -> int | None:
+        return None
+
+    @property
+    def template_variables(self) -> Mapping[str, Any]:
+        return self._template_variables
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        data, tokens = text.encode("utf-8", errors="replace"), []
+        while data:
+            token = self._longest_prefix(data)
+            tokens.append(token)
+            data = data[len(self._pieces[token]) :]
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token] if token < len(self._pieces) else b""
+
+    def is_end(self, token: int) -> bool:
+        return token == self._end
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        self._check_room(sequence, position, len(tokens))
+        self._cells[sequence] += tokens
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        rows: list[Floats] = []
+        try:
+            for sequence, position, token in zip(sequences, positions, tokens, strict=True):
+                self.read(sequence, position, [token])
+                rows.append(self._logits(sequence))
+        except ProblemError:
+            for sequence, position in zip(sequences, positions, strict=True):
+                self.drop(sequence, position)
+            raise
+        logits = np.stack(rows)
+        return Output(logits, logits[:, :HIDDEN_SIZE])
+
+    def drop(self, sequence: int, position: int) -> None:
+        del self._cells[sequence][position:]
+
+    def _check_room(self, sequence: int, position: int, num_tokens: int) -> None:
+        held = len(self._cells[sequence])
+        if position != held:
+            raise ValueError(f"position {position} of a sequence that holds {held} tokens")
+        if held + num_tokens > self._context_size:
+            raise ContextFullError(f"{self._source}: its context holds {self._context_size} tokens", "give a larger --ctx")
+
+    def _logits(self, sequence: int) -> Floats:
+        """The script's next token at its confidence; the rest of the mass is shared evenly."""
+        question, solution, begun = self._split(self._cells[sequence])
+        wanted = self._script(question, solution)
+        rest = wanted.text.encode()[begun:]
+        token = self._longest_prefix(rest) if rest else self._end
+        size = len(self._pieces) + len(CONTROLS)
+        logits = np.full(size, math.log(max(1 - wanted.confidence, TINY) / (size - 1)), np.float32)
+        logits[token] = math.log(wanted.confidence)
+        return logits
+
+    def _split(self, cells: list[int]) -> tuple[str, str, int]:
+        """Question, solution so far, and how many bytes of the solution's next character are written already.
+
+        Control tokens, and nothing else, tell the roles apart.
+        """
+        roles: dict[int, list[int]] = {}
+        current: list[int] = []
+        for token in cells:
+            if token in self._controls.values():
+                current = roles.setdefault(token, [])
+            else:
+                current.append(token)
+        question, _ = self._text(roles.get(self._controls["<|user|>"], []))
+        return question, *self._text(roles.get(self._controls["<|assistant|>"], []))
+
+    def _text(self, tokens: list[int]) -> tuple[str, int]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = decoder.decode(b"".join(map(self.piece, tokens)))
+        return text, len(decoder.getstate()[0])
+
+    def _longest_prefix(self, data: bytes) -> int:
+        return next(token for token in self._by_length if data.startswith(self._pieces[token]))
+
+
+def open_scripted(source: str, options: Options) -> ScriptedBackend:
+    """The demo models by name. UsageError for a name that is not one of them."""
+    if source == "scripted:draft":
+        return ScriptedBackend(source, Arithmetic(reliable=False), options)
+    if source == "scripted:target":
+        return ScriptedBackend(source, Arithmetic(reliable=True), options, merges=())
+    raise UsageError(f"no scripted model is called '{source}'", "there are scripted:draft and scripted:target")
+
+
+class Arithmetic:
+    """Reckons the first expression of a question, one operation a step: + - * /, parentheses, whole numbers.
+
+    It goes on from whatever the solution says so far, right or wrong. Unless `reliable` it gets products of two numbers
+    of two or more digits wrong, and writes them with little confidence.
+    """
+
+    def __init__(self, *, reliable: bool) -> None:
+        self._reliable = reliable
+
+    def __call__(self, question: str, solution: str) -> Continuation:
+        terms = _terms(question)
+        done, _, begun = solution.rpartition("\n\n")
+        for step in filter(None, done.split("\n\n")):
+            terms = _after_step(terms, step)
+        at = _next_operator(terms)
+        if at is None:
+            wanted = "" if "\\boxed" in done else f"The answer is \\boxed{{{''.join(terms)}}}."
+            return Continuation(wanted[len(begun) :], SURE)
+        left, sign, right = terms[at - 1 : at + 2]
+        hard = sign == "*" and min(len(left), len(right)) > 1 and not self._reliable
+        wanted = f"{left} {sign} {right} = {_apply(left, sign, right) + (10 if hard else 0)}.\n\n"
+        if not wanted.startswith(begun):
+            wanted = begun + ".\n\n"  # another model began this step in its own way: end it
+        return Continuation(wanted[len(begun) :], UNSURE if hard else SURE)
+
+
+SURE, UNSURE = 0.98, 0.6
+
+
+def _terms(question: str) -> list[str]:
+    """Numbers, signs and parentheses of the first expression with at least one sign. A leading minus joins its number."""
+    plain = question.translate(str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-"))
+    for found in re.finditer(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
+        terms: list[str] = []
+        for term in re.findall(r"\d+|[()+*/-]", found.group()):
+            joins = terms[-1:] == ["-"] and (len(terms) == 1 or terms[-2] in "(+-*/")
+            if joins and term.isdigit():
+                terms[-1] += term
+            else:
+                terms.append(term)
+        if len(found.group()) <= 200 and _is_expression(terms):
+            return terms
+    raise ScriptEndedError(
+        "the scripted demo models only know one line of arithmetic, such as 37 * 12 - 95",
+        "name real models for other problems: --draft DRAFT.gguf --target TARGET.gguf",
+    )
+
+
+def _is_expression(terms: list[str]) -> bool:
+    """Whether numbers and signs take turns and parentheses match."""
+    shape = "".join("n" if term.lstrip("-").isdigit() else "s" if term in "+-*/" else term for term in terms)
+    while True:
+        shorter = shape.replace("nsn", "n").replace("(n)", "n")
+        if shorter == shape:
+            return shape == "n" and len(terms) > 1
+        shape = shorter
+
+
+def _next_operator(terms: list[str]) -> int | None:
+    """Where the operation to do first stands: in the first innermost parentheses, products before sums, from the left."""
+    end = terms.index(")") if ")" in terms else len(terms)
+    start = max((index for index in range(end) if terms[index] == "("), default=-1) + 1
+    signs = [index for index in range(start, end) if terms[index] in "+-*/"]
+    return next((index for index in signs if terms[index] in "*/"), signs[0] if signs else None)
+
+
+def _after_step(terms: list[str], step: str) -> list[str]:
+    """The terms with their next operation replaced by the result that a step `a op b = c.` gives."""
+    at, result = _next_operator(terms), re.search(r"=\s*(-?\d+)\.?\s*$", step)
+    if at is None or not result:
+        return terms
+    start, end = at - 1, at + 2
+    if terms[start - 1 : start] == ["("] and terms[end : end + 1] == [")"]:
+        start, end = start - 1, end + 1
+    return [*terms[:start], result.group(1), *terms[end:]]
+
+
+def _apply(left: str, sign: str, right: str) -> int:
+    first, second = int(left), int(right)
+    if sign != "/":
+        return {"+": first + second, "-": first - second, "*": first * second}[sign]
+    if second == 0 or first % second:
+        raise ScriptEndedError(f"the scripted demo models cannot divide {left} by {right}", "they know whole numbers only")
+    return first // second

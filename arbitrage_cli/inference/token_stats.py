@@ -1,0 +1,82 @@
+"""What a model knew while it wrote a step: log-probability, entropy and margin of its tokens, and its hidden states.
+
+Knows nothing of what the numbers are for. All of them are at temperature 1, of the raw logits. Source of the formulas:
+with z the logits and Z = sum exp z, log p_i = z_i - log Z, entropy = log Z - sum p_i z_i.
+"""
+
+import numpy as np
+
+from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.types import TokenStats
+
+CHUNK_BYTES = 1 << 20
+"""Logits waiting to be measured: large vocabularies row by row while the row is in the cache, small ones many at once."""
+
+
+LOWEST = np.finfo(np.float32).min
+
+
+class Recorder:
+    """Collects the evidence of one step, token by token, and measures it in chunks."""
+
+    def __init__(self, vocabulary_size: int, *, greedy: bool = False) -> None:
+        """Of a model with so many tokens in its vocabulary. `greedy`: the drawn token is always the likeliest one."""
+        self._greedy = greedy
+        shape = (max(1, CHUNK_BYTES // (vocabulary_size * 4)), vocabulary_size)
+        self._shifted: Floats = np.empty(shape, np.float32)
+        self._scratch: Floats = np.empty(shape, np.float32)
+        self._tokens: list[int] = []
+        self._likeliest: list[int] = []
+        self._columns: list[Floats] = []
+        self._hidden: list[Floats] = []
+        self._pieces: list[str] = []
+
+    def add(self, logits: Floats, token: int, hidden: Floats | None) -> None:
+        """Record that `token` was drawn from `logits` (n_vocab,), and the hidden state (n_embd,) they came from."""
+        likeliest = token if self._greedy else int(logits.argmax())
+        np.subtract(logits, logits[likeliest], out=self._shifted[len(self._tokens)])
+        self._tokens.append(token)
+        self._likeliest.append(likeliest)
+        self._pieces.append("")
+        if hidden is not None:
+            self._hidden.append(hidden.copy())
+        if len(self._tokens) == len(self._shifted):
+            self._measure()
+
+    def add_text(self, piece: str) -> None:
+        """The characters that the last token completed."""
+        self._pieces[-1] = piece
+
+    def so_far(self) -> TokenStats:
+        """The evidence of all tokens recorded, of which there must be one."""
+        self._measure()
+        columns = np.concatenate(self._columns, axis=1)
+        self._columns = [columns]
+        log_probabilities, entropies, margins = columns.tolist()
+        hidden = np.stack(self._hidden) if self._hidden else None
+        return TokenStats(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden, tuple(self._pieces))
+
+    def _measure(self) -> None:
+        num_rows = len(self._tokens)
+        if num_rows:
+            shifted, scratch = self._shifted[:num_rows], self._scratch[:num_rows]
+            self._columns.append(_measure(shifted, self._tokens, self._likeliest, scratch))
+            self._tokens, self._likeliest = [], []
+
+
+def _measure(shifted: Floats, tokens: list[int], likeliest: list[int], scratch: Floats) -> Floats:
+    """Log-probability of the drawn token, entropy (nats) and top-2 margin of each row; shape (3, n).
+
+    `shifted` (n, n_vocab) are logits whose highest is 0, and `scratch` as large: with a vocabulary of 150,000, new arrays
+    would cost more than the arithmetic.
+    """
+    rows = np.arange(len(tokens))
+    total = np.exp(shifted, out=scratch).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        means = np.vecdot(scratch, shifted) / total
+    if np.isnan(means).any():  # a token that the model rules out: -inf, and 0 times that is 0 here
+        means = np.where(scratch > 0, scratch * np.maximum(shifted, LOWEST), 0).sum(axis=1) / total
+    entropies = np.log(total) - means
+    log_probabilities = shifted[rows, tokens] - np.log(total)
+    shifted[rows, likeliest] = -np.inf
+    return np.stack([log_probabilities, np.maximum(entropies, 0.0), -shifted.max(axis=1)])

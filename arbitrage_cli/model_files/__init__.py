@@ -1,0 +1,1 @@
+"""Model files: names, the Hub, GGUF headers, pairs."""

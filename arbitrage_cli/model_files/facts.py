@@ -1,0 +1,116 @@
+"""What a model will need and is made of, read from its GGUF files alone: size, context, vocabulary, memory.
+
+Knows what the keys of a header mean. Never starts llama.cpp, so it answers at once, and for models that do not fit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arbitrage_cli.model_files.gguf import Header, read_header, vocabulary_digest
+from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
+
+KV_BYTES = 2  # of one number in the KV cache: f16, the default
+
+# LlamaFileType in https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One model. Sizes in bytes, contexts in tokens; None where the files do not say.
+
+    `context_size` is what would be allocated, and `kv_bytes` what that takes in f16.
+    """
+
+    files: tuple[Path, ...]
+    file_bytes: int
+    name: str
+    architecture: str | None
+    num_parameters: int
+    quantization: str | None
+    trained_context_size: int | None
+    context_size: int
+    kv_bytes: int | None
+    num_layers: int | None
+    has_template: bool
+    vocabulary_size: int | None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Weights and KV cache; what the computation itself needs comes on top, some hundred megabytes (more for long contexts)."""
+        return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes
+
+
+def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
+    """Read the headers of a model's files, the first part first. ModelFileError if one is not a whole GGUF file."""
+
+    headers = [read_header(path) for path in files]
+    first = headers[0]
+    trained = _number(first, "context_length")
+    context = context_size or min(DEFAULT_CONTEXT_SIZE, trained or DEFAULT_CONTEXT_SIZE)
+    file_type = first.metadata.get("general.file_type")
+    kv_per_token = _kv_numbers(first)
+    return Facts(
+        files=tuple(files),
+        file_bytes=sum(header.file_size for header in headers),
+        name=str(first.metadata.get("general.name") or files[0].stem),
+        architecture=_text(first, "general.architecture"),
+        num_parameters=sum(header.num_parameters for header in headers),
+        quantization=_FILE_TYPES.get(file_type, f"type {file_type}") if isinstance(file_type, int) else None,
+        trained_context_size=trained,
+        context_size=context,
+        kv_bytes=None if kv_per_token is None else kv_per_token * context * KV_BYTES,
+        num_layers=_number(first, "block_count"),
+        has_template="tokenizer.chat_template" in first.metadata,
+        vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
+    )
+
+
+def share_vocabulary(first: Facts, second: Facts) -> bool | None:
+    """Whether the two have the same tokens in the same order, padding aside; None if one does not say. ModelFileError."""
+    digests = [vocabulary_digest(facts.files[0]) for facts in (first, second)]
+    return None if None in digests else digests[0] == digests[1]
+
+
+def _kv_numbers(header: Header) -> int | None:
+    """Numbers that the KV cache holds for one token, over all layers; None where the header does not say."""
+    layers, width = _number(header, "block_count"), _number(header, "embedding_length")
+    heads = _of_layers(header, "attention.head_count", layers)
+    if layers is None or width is None or heads is None:
+        return None
+    kv_heads = _of_layers(header, "attention.head_count_kv", layers) or heads
+    key, value = _number(header, "attention.key_length"), _number(header, "attention.value_length")
+    numbers = 0
+    for count, kv_count in zip(heads, kv_heads, strict=True):
+        each = width // count if count else 0  # a layer without attention has no head
+        numbers += kv_count * ((key or each) + (value or each))
+    return numbers
+
+
+def _key(header: Header, name: str) -> str:
+    return f"{header.metadata.get('general.architecture')}.{name}"
+
+
+def _of_layers(header: Header, name: str, layers: int | None) -> tuple[int, ...] | None:
+    """A number for each layer: the same for all, or a list of them; None where the header has neither."""
+    same, listed = _number(header, name), header.lists.get(_key(header, name), ())
+    if same is not None:
+        return (same,) * (layers or 0)
+    return listed if len(listed) == layers and min(listed) >= 0 else None
+
+
+def _number(header: Header, name: str) -> int | None:
+    """A positive whole number of the model's architecture."""
+    value = header.metadata.get(_key(header, name))
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _text(header: Header, key: str) -> str | None:
+    value = header.metadata.get(key)
+    return value if isinstance(value, str) else None

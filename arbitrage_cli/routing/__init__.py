@@ -1,0 +1,1 @@
+"""Who writes a step: policies, features, the trained head, and its thresholds."""

@@ -1,0 +1,128 @@
+"""Why each step was accepted or escalated: what spoke for it, and, where rewards are known, what the oracle would have done.
+
+Knows heads, states and finished solutions; no model, no file and no terminal.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from arbitrage_cli.routing.head import Floats, Head
+from arbitrage_cli.routing.states import State
+from arbitrage_cli.types import Trace
+
+Judgement = Literal["improved", "missed", "wasted", "spared"]
+"""What became of a step: escalated with an advantage, accepted with one, escalated without one, accepted without one."""
+
+JUDGEMENTS: tuple[Judgement, ...] = ("improved", "missed", "wasted", "spared")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One decision. `parts` are features and what each adds to the log-odds, the strongest first.
+
+    `text` is the drafted step, None where it was not recorded, and only its beginning if it `is_stopped`; `advantage` is None
+    where rewards are not known.
+    """
+
+    position: int
+    probability: float
+    tau: float
+    parts: tuple[tuple[str, float], ...]
+    text: str | None = None
+    advantage: float | None = None
+    is_stopped: bool = False
+
+    @property
+    def is_escalated(self) -> bool:
+        return self.probability > self.tau
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """What the oracle says of it; None where rewards are not known."""
+        if self.advantage is None:
+            return None
+        if self.is_escalated:
+            return "improved" if self.advantage > 0 else "wasted"
+        return "missed" if self.advantage > 0 else "spared"
+
+    @property
+    def regret(self) -> float | None:
+        """What the oracle's choice would have gained in reward over this one; 0 if they are the same."""
+        if self.advantage is None:
+            return None
+        return max(self.advantage, 0.0) - (self.advantage if self.is_escalated else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All decisions of one judgement: how many, their regret in sum, and what each feature added on average."""
+
+    judgement: Judgement
+    count: int
+    regret: float
+    parts: tuple[tuple[str, float], ...]
+
+
+def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
+    """Every step of a solution that the draft wrote first. Its evidence must have been kept."""
+    found = []
+    for position, decision in enumerate(trace.decisions):
+        if decision.draft is None:
+            continue
+        before = Trace(trace.problem, trace.limits, trace.decisions[:position])
+        number = decision.probability
+        probability = head.probability(before, decision.draft) if number is None else number
+        parts = tuple(head.contributions(before, decision.draft))
+        draft, is_stopped = decision.draft, decision.draft.stop == "early"
+        found.append(Explanation(position, probability, tau, parts, draft.text, decision.advantage, is_stopped))
+    return found
+
+
+def explain_states(head: Head, names: Sequence[str], states: Sequence[State], tau: float) -> list[Explanation]:
+    """Recorded states, whose features have these names. ValueError if the head reads what they do not have."""
+    if not states:
+        return []
+    missing = [name for name in head.card.features if name not in names]
+    if missing:
+        raise ValueError(f"the head reads {missing[0]}, and these states do not have it")
+    columns = [list(names).index(name) for name in head.card.features]
+    rows = np.stack([state.features for state in states])[:, columns]
+    hidden = _hidden(states) if head.card.hidden_size else None
+    inputs: Floats = rows if hidden is None else np.concatenate((rows, hidden), axis=1, dtype=np.float32)
+    if inputs.shape[1] != len(head.network.mean):
+        raise ValueError("the hidden states are of another size than the head's")
+    probabilities = head.probabilities(rows, hidden).tolist()
+    return [
+        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft_text, state.advantage)
+        for state, probability, row in zip(states, probabilities, inputs, strict=True)
+    ]
+
+
+def group(explanations: Iterable[Explanation]) -> list[Group]:
+    """The decisions whose rewards are known, by their judgement."""
+    found: dict[Judgement, list[Explanation]] = {name: [] for name in JUDGEMENTS}
+    for one in explanations:
+        if one.judgement is not None:
+            found[one.judgement].append(one)
+    return [
+        Group(name, len(ones), sum(one.regret or 0.0 for one in ones), _mean_parts(ones)) for name, ones in found.items()
+    ]
+
+
+def _mean_parts(explanations: Sequence[Explanation]) -> tuple[tuple[str, float], ...]:
+    sums: dict[str, float] = {}
+    for one in explanations:
+        for name, part in one.parts:
+            sums[name] = sums.get(name, 0.0) + part
+    means = [(name, total / len(explanations)) for name, total in sums.items()]
+    return tuple(sorted(means, key=lambda part: -abs(part[1])))
+
+
+def _hidden(states: Sequence[State]) -> Floats:
+    rows = [state.hidden for state in states if state.hidden is not None]
+    if len(rows) != len(states):
+        raise ValueError("the head reads hidden states, and these states have none")
+    return np.stack(rows).astype(np.float32)

@@ -1,0 +1,95 @@
+"""The policies by the names of the command line: each with its flow, the number that it compares with tau, and what it needs.
+
+Knows no model and no file; the flows themselves are in `arbitrage.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from arbitrage_cli.arbitrage import (
+    Flow,
+    Router,
+    arbitrage,
+    by_first_token,
+    by_least_likely_token,
+    by_reward,
+    by_token_stats,
+    first_token_entropy,
+    max_negative_logprob,
+    mean_negative_logprob,
+    oracle,
+    single,
+    uniform_draw,
+)
+from arbitrage_cli.types import ModelRole, Trace
+
+RewardKind = Literal["prm", "judge", "any"]
+"""Whose rewards a policy wants: a process reward model's, the target's own, or whichever the user chose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named way of sharing the steps. Without a router the first of `models` writes them all; another one is there to be asked
+    how they might go on.
+
+    `number` says what is compared with tau, `make_router` takes the seed; a policy that `needs_head` has its router from
+    outside. `reads_token_stats` tells whether the draft has to keep its evidence.
+    """
+
+    name: str
+    models: tuple[ModelRole, ...]
+    number: str = ""
+    default_tau: float | None = None
+    make_router: Callable[[int], Router] | None = None
+    reads_token_stats: bool = False
+    needs_head: bool = False
+    reward: RewardKind | None = None
+
+    @property
+    def can_stop_early(self) -> bool:
+        """Whether it may know of a drafted step that it will be escalated before that is finished."""
+        return self.needs_head or (self.make_router is not None and self.make_router(0).early_stop is not None)
+
+    def flow(
+        self, trace: Trace, tau: float | None, seed: int, router: Router | None = None, *, stops_early: bool = False
+    ) -> Flow:
+        """The flow that solves `trace`. A policy with a number needs a tau, one with a head that head's `router`.
+
+        If it `stops_early`, a step that is going to be escalated need not be finished; else every drafted step is.
+        """
+        if not self.number:
+            return single(trace, self.models[0], speculates=len(self.models) > 1)
+        if tau is None:
+            raise ValueError(f"policy {self.name} needs a tau")
+        if self.name == "oracle":
+            return oracle(trace, tau)
+        chosen = self.make_router(seed) if self.make_router else router
+        if chosen is None:
+            raise ValueError(f"policy {self.name} needs a router")
+        return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau)
+
+
+_BOTH: tuple[ModelRole, ...] = ("draft", "target")
+_PROBABILITY, _ENTROPY = "probability that the target's step is better", "entropy of the step's first token (nats)"
+_MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
+_MARK, _ADVANTAGE = "1 - the target's mark for the drafted step, as a share of 9", "advantage of the target's step"
+
+_ALL = (
+    Policy("arbitrage", _BOTH, _PROBABILITY, reads_token_stats=True, needs_head=True),
+    Policy("entropy", _BOTH, _ENTROPY, 1.0, lambda seed: by_first_token(first_token_entropy), reads_token_stats=True),
+    Policy("logprob", _BOTH, _MEAN, 0.3, lambda seed: by_token_stats(mean_negative_logprob), reads_token_stats=True),
+    Policy(
+        "logprob-min", _BOTH, _WORST, 1.0, lambda seed: by_least_likely_token(max_negative_logprob), reads_token_stats=True
+    ),
+    Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_first_token(uniform_draw(seed))),
+    Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward(), reward="prm"),
+    Policy("judge", _BOTH, _MARK, 0.22, lambda seed: by_reward(), reward="judge"),
+    Policy("oracle", _BOTH, _ADVANTAGE, 0.0, reward="any"),
+    Policy("draft", ("draft",)),
+    Policy("target", ("target",)),
+    Policy("speculative", ("target", "draft")),
+)
+POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
+"""The policies of the command line. The default taus are starting points, not tuned to any pair; a head brings its own."""

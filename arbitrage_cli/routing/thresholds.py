@@ -1,0 +1,382 @@
+"""What each tau would do on recorded states: how often it escalates, what that gains and loses, and what it takes.
+
+And which tau a name or a budget stands for. Knows numbers and rewards; no head, no model and no file.
+
+Every figure is of a solution. The loss of a step is the reward of the target's step minus that of the step that is kept, and
+where a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
+difference in accuracy (the performance difference lemma, Kakade and Langford 2002), as far as the recorded states are those
+that the router would visit. They are not where the recorded solution went on with a better step than the router keeps: each
+further loss there would be of what is lost already. So a solution loses no more than the target's reward for it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.stats.intervals import Interval, bootstrap_many
+from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
+
+Numbers = NDArray[np.float64]
+
+ALWAYS, NEVER = 0.0, 1.0
+"""Taus below and above every probability: the target alone (with a draft that is thrown away), and the draft alone."""
+
+EXACT_TOLERANCE = 0.5  # points of reward
+NAMES: Mapping[str, str] = {
+    "exact": f"the least time that loses at most {EXACT_TOLERANCE} points of the target's reward",
+    "balanced": "the least time that keeps nine tenths of what the target is better by than the draft",
+    "fast": "the least time that keeps half of what the target is better by than the draft",
+}
+MATCH, MOST_ASKED = 0.8, 16  # assumed of what a draft says comes next: how often it is right, and how much it says at once
+FOUND = 0.6  # of the tokens that draft and target share: 34% of the target's were verified on the Qwen pair, where a card says 56%
+LOST = {"balanced": 0.1, "fast": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds that a token or a step takes on one machine. Verifying takes as long as reading unless it was measured."""
+
+    draft_seconds_per_token: float
+    target_seconds_per_token: float
+    target_prefill_seconds_per_token: float
+    draft_prefill_seconds_per_token: float = 0.0
+    target_verify_seconds_per_token: float | None = None
+    router_seconds_per_step: float = 0.0
+
+    @property
+    def verify(self) -> float:
+        """Seconds of a token that the target verifies."""
+        known = self.target_verify_seconds_per_token
+        return self.target_prefill_seconds_per_token if known is None else known
+
+    @property
+    def write(self) -> float:
+        """Seconds of a token of the target that is not in its draft, on average: it decodes it, or the draft is asked for some
+        that may come next, and it verifies those; whichever takes less, if `MATCH` of them are right.
+        """
+        drafted_and_verified = self.draft_seconds_per_token + self.verify
+        return min(
+            (self.target_seconds_per_token + asked * drafted_and_verified) / sum(MATCH**right for right in range(asked + 1))
+            for asked in range(MOST_ASKED + 1)
+        )
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Costs":
+        """From a mapping that may have more than is needed here. ValueError if something is missing or no time."""
+        names = [one.name for one in fields(Costs) if found.get(one.name) is not None]
+        try:
+            costs = Costs(**{name: float(found[name]) for name in names})
+        except TypeError as error:
+            raise ValueError("costs need the seconds per token of the draft and the target, and of its reading") from error
+        if not all(math.isfinite(value) and value >= 0 for value in asdict(costs).values() if value is not None):
+            raise ValueError("costs are seconds, from 0 up")
+        return costs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcomes:
+    """n states as columns, those of a solution one after the other in the order of its steps.
+
+    `solution` and `problem` (n,) number them; a problem may have several solutions. Rewards float64, tokens as counts.
+    """
+
+    solution: NDArray[np.int64]
+    problem: NDArray[np.int64]
+    draft_reward: Numbers
+    target_reward: Numbers
+    draft_tokens: Numbers
+    target_tokens: Numbers
+    target_prefill_tokens: Numbers
+    shared_tokens: Numbers
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    @property
+    def advantage(self) -> Numbers:
+        return np.round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
+        """Those states only."""
+        return Outcomes(*(getattr(self, one.name)[chosen] for one in fields(Outcomes)))
+
+
+@dataclass(frozen=True, slots=True)
+class TauRow:
+    """One tau. Rates are of steps; the rest is per solution.
+
+    `wasted` is the share of escalated steps that gained nothing (advantage <= 0), `recall` the share of the steps with an
+    advantage that were escalated; None of none. `change` is the reward against the target alone, in points (hundredths of
+    a reward), `regret` against the oracle. The interval is over problems; its low end is as if one more problem had lost all,
+    for no loss among n problems is no proof that there is none (so it is -3/n then, the rule of three). Tokens are those of a
+    run with this tau.
+    """
+
+    tau: float
+    escalation_rate: float
+    wasted: float | None
+    recall: float | None
+    change: float
+    change_interval: Interval | None
+    regret: float
+    draft_tokens: float
+    draft_prefill_tokens: float
+    target_tokens: float
+    target_verify_tokens: float
+    target_prefill_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTaus:
+    """What each name of a tau stands for, and whose costs decided that: those on the head's card, or of this machine."""
+
+    taus: Mapping[str, float]
+    costs_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class TauTable:
+    """The rows by rising tau, from always to never; what the target alone would read and write; and the named taus.
+
+    `named_on` is the table that they were named on, None if it is this one; `is_certain` tells whether it has enough problems to
+    be sure of `exact`, with 97.5% certainty. `costs` are those that the names were given by, None if none were measured.
+    """
+
+    rows: tuple[TauRow, ...]
+    steps: float
+    prompt_tokens: float
+    alone_tokens: float
+    named: Mapping[str, float]
+    costs: Costs | None
+    num_solutions: int = 0
+    is_certain: bool = False
+    named_on: "TauTable | None" = None
+
+    def time(self, row: TauRow, costs: Costs | None = None) -> float | None:
+        """Expected time of a solution, as a share of the target's alone; None without costs."""
+        known = costs or self.costs
+        if known is None:
+            return None
+        reading = known.target_prefill_seconds_per_token
+        routed = (
+            (row.draft_tokens * known.draft_seconds_per_token)
+            + ((row.draft_prefill_tokens + self.prompt_tokens) * known.draft_prefill_seconds_per_token)
+            + (row.target_tokens * known.write)
+            + (row.target_verify_tokens * known.verify)
+            + (row.target_prefill_tokens * reading)
+            + (self.steps * known.router_seconds_per_step)
+        )
+        alone = self.alone_tokens * known.target_seconds_per_token + self.prompt_tokens * reading
+        return routed / alone if alone > 0 else None
+
+    def early_stop_pays(self, costs: Costs | None = None) -> bool:
+        """Whether a token that is drafted of a step to be escalated costs more than it spares the target; False without costs.
+
+        What the target would have written as well it verifies, instead of writing it. Such tokens are counted over all steps, as
+        `shared_tokens` does, and a part of them is found in time.
+        """
+        known = costs or self.costs
+        if known is None:
+            return False
+        always = self.rows[0]
+        share = always.target_verify_tokens / max(1e-9, always.target_verify_tokens + always.target_tokens)
+        return known.draft_seconds_per_token > FOUND * share * (known.write - known.verify)
+
+    def resolve(self, wanted: str) -> float:
+        """The tau that a number, a name, or a budget (`30%`: the target's share of the steps) stands for. UsageError."""
+        if wanted in self.named:
+            return self.named[wanted]
+        is_budget = wanted.endswith("%")
+        try:
+            number = float(wanted.removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            raise UsageError(f"'{wanted}' is no tau", f"a number, a budget as 30%, or one of: {', '.join(self.named)}")
+        return self.at_budget(number / 100) if is_budget else number
+
+    def at_costs(self, costs: Costs) -> "TauTable":
+        """The same rows at the costs of another machine, and the taus that the names stand for there."""
+        chosen = _with_names(replace(self.named_on or self, costs=costs))
+        named_on = chosen if self.named_on else None
+        return replace(self, costs=costs, named=chosen.named, is_certain=chosen.is_certain, named_on=named_on)
+
+    def at_budget(self, share: float) -> float:
+        """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""
+        if not 0 <= share <= 1:
+            raise UsageError(f"{share:g} is no share of the steps", "a budget is a number from 0 to 1")
+        # Of taus that do the same on these states the highest: on others it is the one that escalates no more than that.
+        highest = {row.escalation_rate: row.tau for row in self.rows}
+        return float(np.interp(share, sorted(highest), [highest[rate] for rate in sorted(highest)]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "TauTable":
+        """From what `to_json` gave. RouterError if it is not that."""
+        try:
+            rows = tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in found["rows"])
+            costs = None if found["costs"] is None else Costs.from_json(found["costs"])
+            named_on = TauTable.from_json(found["named_on"]) if found.get("named_on") else None
+            table = TauTable(**{**found, "rows": rows, "costs": costs, "named_on": named_on})
+            taus = [row.tau for row in rows]
+            if len(rows) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
+                raise ValueError("taus do not rise")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RouterError(
+                f"the head's table of taus cannot be used ({error})", "train it anew: arbitrage train"
+            ) from error
+        return table
+
+
+def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], costs: Costs | None) -> TauTable:
+    """The table of the given taus on these states, always and never included, with taus that are named on it."""
+    starts = np.flatnonzero(np.diff(outcomes.solution, prepend=-1))
+    count = len(starts)
+    prompts = outcomes.target_prefill_tokens[starts].sum()
+    rows = _rows(probability, outcomes, starts, sorted({ALWAYS, NEVER, *map(float, taus)}))
+    alone = outcomes.target_tokens.sum()
+    return _with_names(TauTable(rows, len(outcomes) / count, float(prompts / count), float(alone / count), {}, costs, count))
+
+
+def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes) -> TauTable:
+    """A table of the same taus on other states, with the names that they have on the first."""
+    table = make_table(probability, outcomes, [row.tau for row in named_on.rows], named_on.costs)
+    return replace(table, named=named_on.named, is_certain=named_on.is_certain, named_on=named_on)
+
+
+def _with_names(table: TauTable) -> TauTable:
+    named = name_taus(table)
+    is_certain = any(_is_surely_exact(row) for row in table.rows if row.tau == named["exact"])
+    return replace(table, named=named, is_certain=is_certain)
+
+
+def name_taus(table: TauTable) -> dict[str, float]:
+    """The tau of each of `NAMES`, from a table; time is the escalation rate where costs are not known.
+
+    `exact` goes through the taus from the strictest on, up to the first that may lose too much (a fixed sequence of tests: many
+    taus are tried, and the luck of one must not count). Where there are too few problems to be sure of any, it is taken from
+    those up to the first that did lose too much. None of the names takes longer than a stricter one.
+    """
+    lead = max(0.0, -table.rows[-1].change)
+
+    def time(row: TauRow) -> float:
+        known = table.time(row)
+        return row.escalation_rate if known is None else known
+
+    always, *others = table.rows
+    sure = list(takewhile(_is_surely_exact, others))
+    chosen = min([always, *(sure or takewhile(lambda row: row.change >= -EXACT_TOLERANCE, others))], key=time)
+    found = {"exact": chosen.tau}
+    for name, lost in LOST.items():
+        allowed = [row for row in table.rows if row.change >= -lost * lead]
+        chosen = min([chosen, *allowed], key=time)
+        found[name] = chosen.tau
+    return found
+
+
+def spread_taus(probability: Numbers, count: int = 40) -> list[float]:
+    """Taus that each escalate about one more `count`-th of the states: of three digits, for people read and write them."""
+    levels = np.quantile(probability, np.linspace(0, 1, count + 1)[1:-1])
+    return sorted({float(f"{level:.3g}") for level in levels.tolist()})
+
+
+def _is_surely_exact(row: TauRow) -> bool:
+    return row.change_interval is not None and row.change_interval[0] >= -EXACT_TOLERANCE
+
+
+def _rows(probability: Numbers, outcomes: Outcomes, starts: NDArray[np.int64], taus: Sequence[float]) -> tuple[TauRow, ...]:
+    changes = np.stack([_change(probability > tau, outcomes, starts) for tau in taus], axis=1)
+    best = float(_change(outcomes.advantage > 0, outcomes, starts).mean())
+    intervals = _change_intervals(changes, outcomes.problem[starts])
+    if taus[0] < probability.min():  # every step is the target's: that nothing is lost is no matter of luck
+        intervals[0] = intervals[0] and (0.0, 0.0)
+    return tuple(
+        _row(tau, probability > tau, outcomes, starts, float(changes[:, index].mean()), best, intervals[index])
+        for index, tau in enumerate(taus)
+    )
+
+
+def _change(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
+    """The reward of each solution against that of the target alone: minus the losses of its steps, from 0 to 1 in all."""
+    alone = outcomes.target_reward[starts]  # of going on with the target from its first step
+    losses = np.add.reduceat(np.where(escalated, 0.0, outcomes.advantage), starts)
+    return np.clip(alone - losses, 0.0, 1.0) - alone
+
+
+def _change_intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Interval | None]:
+    """Intervals of the changes (solutions, taus), in points, over problems; see `TauRow` for their low ends."""
+    _, problem = np.unique(problem, return_inverse=True)
+    columns = np.zeros((int(problem.max()) + 1, changes.shape[1] + 1))
+    np.add.at(columns[:, :-1], problem, changes)
+    np.add.at(columns[:, -1], problem, 1.0)
+    usual = columns[:, -1].mean()  # solutions of a problem
+    lost = np.array([-usual] * changes.shape[1] + [usual])
+
+    def points(sums: Numbers) -> Numbers:
+        shares: Numbers = 0.0 + 100 * sums[:, :-1] / sums[:, -1:]
+        return shares
+
+    plain = bootstrap_many(columns, points, changes.shape[1])
+    careful = bootstrap_many(np.vstack([columns, lost]), points, changes.shape[1])
+    return [(low[0], high[1]) if low and high else None for low, high in zip(careful, plain, strict=True)]
+
+
+def _row(
+    tau: float,
+    escalated: NDArray[np.bool_],
+    outcomes: Outcomes,
+    starts: NDArray[np.int64],
+    change: float,
+    best: float,
+    interval: Interval | None,
+) -> TauRow:
+    """One row; `change` and `best`, the oracle's, are means over solutions, in rewards."""
+    count, num_escalated = len(starts), int(escalated.sum())
+    is_better = outcomes.advantage > 0
+    written = outcomes.target_tokens[escalated]
+    shared = np.minimum(outcomes.shared_tokens[escalated], written)
+    return TauRow(
+        tau=tau,
+        escalation_rate=num_escalated / len(outcomes),
+        wasted=float((~is_better[escalated]).mean()) if num_escalated else None,
+        recall=float(escalated[is_better].mean()) if is_better.any() else None,
+        change=0.0 + 100 * change,
+        change_interval=interval,
+        regret=100 * (best - change),
+        draft_tokens=float(outcomes.draft_tokens.sum() / count),
+        draft_prefill_tokens=float(written.sum() / count),
+        target_tokens=float((written - shared).sum() / count),
+        target_verify_tokens=float(shared.sum() / count),
+        target_prefill_tokens=float(_tokens_to_read(escalated, outcomes, starts).sum() / count),
+    )
+
+
+def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
+    """What the target reads of each solution: nothing before it is first called, then all that was accepted since it wrote.
+
+    That is the prompt, and every accepted step before the last that is escalated.
+    """
+    lengths = np.diff(starts, append=len(outcomes))
+    ends = np.cumsum(outcomes.draft_tokens)
+    before = np.repeat((ends - outcomes.draft_tokens)[starts], lengths)
+    until = np.where(escalated, ends - before, 0.0)  # tokens up to the end of an escalated step
+    thrown_away = np.add.reduceat(np.where(escalated, outcomes.draft_tokens, 0.0), starts)
+    read = np.maximum.reduceat(until, starts) - thrown_away
+    called = np.logical_or.reduceat(escalated, starts)
+    result: Numbers = np.where(called, outcomes.target_prefill_tokens[starts] + read, 0.0)
+    return result
+
+
+def _pair(interval: Sequence[float] | None) -> Interval | None:
+    if interval is None:
+        return None
+    low, high = interval
+    return low, high

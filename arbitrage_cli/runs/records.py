@@ -1,0 +1,175 @@
+"""A solved problem as one JSON object, the row of a benchmark that is made of it, and what a run was made with.
+
+The objects are the interface to other programs: fields are added, not renamed. Knows no model, no file and no terminal.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.grading.extract import boxed_answer
+from arbitrage_cli.runs.labels import tau_in_json
+from arbitrage_cli.runs.summary import Share, Tally, tally
+from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
+
+SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "probability_is"))
+"""Fields of a record that a run folder has once, in run.json, and not in each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a run is made with. `number` says what the router's number is; it and tau are None where nothing is routed."""
+
+    policy: str
+    number: str | None
+    tau: float | None
+    temperature: float
+    seed: int
+    models: Mapping[ModelRole, str] = field(default_factory=dict)  # as the user named them
+    descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # as the files describe themselves
+    settings: Mapping[str, Any] = field(default_factory=dict)  # whatever else the text depends on
+    is_toy: bool = False  # the scripted demo models
+    num_problems: int | None = None  # None: not known beforehand
+    concurrency: int = 1  # problems that are solved at once
+
+
+def to_json(finished: Finished, run: RunInfo) -> str:
+    """One problem's record as a line of JSON: ASCII only, no NaN, an infinite tau as the string "inf" or "-inf"."""
+    return json.dumps(record(finished, run), ensure_ascii=True, allow_nan=False)
+
+
+def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
+    """One problem's record. Seconds are time in the models; `target_alone_seconds_estimate` is an estimate."""
+    trace = finished.trace
+    figures = tally(trace.decisions).rated(finished.reward_cost)
+    error = problem_error(finished)
+    return {
+        "id": trace.problem.id,
+        "problem": trace.problem.question,
+        "text": trace.text,
+        "answer": answer(trace),
+        "stop": trace.stop,
+        "error": error[0] if error else None,
+        "steps": [_step_record(decision) for decision in trace.decisions],
+        "acceptance_rate": figures.acceptance_rate,
+        "token_acceptance_rate": figures.token_acceptance_rate,
+        "seconds": figures.seconds,
+        "target_alone_seconds_estimate": finished.target_alone_seconds,
+        "policy": run.policy,
+        "tau": tau_in_json(run.tau),
+        "probability_is": run.number,
+        "temperature": run.temperature,
+        "seed": run.seed,
+        "settings": dict(run.settings),
+        "draft": run.models.get("draft"),
+        "target": run.models.get("target"),
+        "models": dict(run.descriptions),
+        "timing": _timing(figures),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a benchmark knows of one attempt beside the solution itself.
+
+    `wall_seconds` is the time from taking the problem up to its end, `router_seconds` the part of it that the policy took
+    to decide. `gold` is the right answer as JSON; `score` is None where there is nothing to grade, `share` where one problem
+    is solved at a time.
+    """
+
+    sample: int
+    level: str | int | None
+    gold: Any
+    score: Score | None
+    wall_seconds: float
+    router_seconds: float
+    share: Share | None = None
+
+
+def row(finished: Finished, run: RunInfo, measured: Measured) -> dict[str, Any]:
+    """One attempt of a benchmark: the record, but for what is the same in all rows, with its grade and its times.
+
+    A full context is a limit that the run was given: the attempt is done, and not tried again. Any other failure is an
+    error.
+    """
+    failure = attempt_error(finished)
+    made = {name: value for name, value in record(finished, run).items() if name not in SAME_IN_ALL_ROWS}
+    timing = made["timing"] | ({"router": {"seconds": measured.router_seconds}} if run.number else {})
+    return made | {
+        "schema": 1,
+        "sample": measured.sample,
+        "level": measured.level,
+        "gold": measured.gold,
+        "score": asdict(measured.score) if measured.score else None,
+        "status": "error" if failure else "done",
+        "error": failure,
+        "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else made["stop"],
+        "wall_seconds": measured.wall_seconds,
+        "timing": timing,
+        **({"throughput": asdict(measured.share)} if measured.share else {}),
+    }
+
+
+def seconds_of(made: Mapping[str, Any]) -> float:
+    """What an attempt adds to the time of a run, by its row: not its own time, where others were solved beside it."""
+    return float(made["throughput"]["seconds"] if "throughput" in made else made["wall_seconds"])
+
+
+def attempt_error(finished: Finished) -> str | None:
+    """Why an attempt of a benchmark has no result, in one line; None if it has one."""
+    if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
+        return None
+    return " ".join(str(finished.error).split()) or type(finished.error).__name__
+
+
+def answer(trace: Trace) -> str | None:
+    """The final answer of a solution: the last box of the models' own text."""
+    return boxed_answer(trace.text)
+
+
+def problem_error(finished: Finished) -> tuple[str, str] | None:
+    """Why a problem was not solved to its end, and what to do; None if it was, or met a limit the user set."""
+    if finished.error is not None:
+        return str(finished.error), getattr(finished.error, "hint", "")
+    if finished.trace.stop == "context":
+        return f"the context was full after {_count(finished.trace)}", "give a larger --ctx"
+    return None
+
+
+def _count(trace: Trace) -> str:
+    number = len(trace.decisions)
+    return f"{number} step" if number == 1 else f"{number} steps"
+
+
+def _step_record(decision: Decision) -> dict[str, Any]:
+    discarded = decision.discarded
+    return {
+        **_written(decision.kept),
+        "decision": decision.verdict,
+        "probability": decision.probability,
+        "advantage": decision.advantage,
+        "discarded": _written(discarded) if discarded else None,
+    }
+
+
+def _written(step: Step) -> dict[str, Any]:
+    return {
+        "model": step.model,
+        "text": step.text,
+        "tokens": step.num_tokens,
+        "seconds": step.seconds,
+        "stop": step.stop,
+    }
+
+
+def _timing(figures: Tally) -> dict[str, Any]:
+    """Tokens and seconds of each model, and of rating steps where any were rated."""
+    timing = {"draft": _cost_record(figures.draft_cost), "target": _cost_record(figures.target_cost)}
+    reward = figures.reward_cost
+    return timing | ({"reward": {"seconds": reward.seconds, **_cost_record(reward)}} if reward != Cost() else {})
+
+
+def _cost_record(cost: Cost) -> dict[str, Any]:
+    return {**asdict(cost), "decode_tokens_per_second": cost.tokens_per_second}

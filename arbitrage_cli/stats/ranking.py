@@ -1,0 +1,227 @@
+"""How well a number tells the steps that the target would improve: every measure with its interval over problems.
+
+A higher number means: rather escalate. Ties are taken as broken at random. Knows arrays; no head, no feature, no file.
+Everything is computed for many resamples at once: `weights` (r, n) says how often each state counts in each of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Escalation rates at which numbers are compared."""
+
+ADVANTAGE_DIGITS = 9
+"""Of an advantage: means of the same rewards may differ in the last bits, and are no advantage."""
+
+BINS = 10  # of the calibration error, equally wide
+RESAMPLES = 1000
+SEED = 0
+MAX_CELLS = 1 << 18  # of one batch of resamples: bounds the memory, not the result
+
+
+def _percent(rate: float) -> str:
+    return f"{round(100 * rate)}"
+
+
+MEASURES: Mapping[str, str] = MappingProxyType(
+    {
+        "auc": "P(a step with an advantage has a higher number than one without)",
+        "spearman": "rank correlation of number and advantage",
+        "accept_accuracy": "steps without an advantage that are accepted",
+        "escalate_accuracy": "steps with an advantage that are escalated",
+        "ece": "calibration error: mean distance of probability and share, in 10 bins",
+        **{f"recall_{_percent(rate)}": f"steps with an advantage among the highest {_percent(rate)}%" for rate in RATES},
+        **{
+            f"oracle_share_{_percent(rate)}": f"gain over random at {_percent(rate)}% escalated / the oracle's gain"
+            for rate in RATES
+        },
+    }
+)
+"""What each measure is. The two accuracies are at one threshold, the calibration error is of probabilities only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A value with its 95% interval over problems; None where it is not defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What a number is measured against, for n states: the advantage, whether it is one, and the problem's number.
+
+    Where heads are chosen, each state counts by its `weight`; None of them: all the same.
+    """
+
+    advantage: Numbers
+    is_better: NDArray[np.bool_]
+    problem: NDArray[np.int64]
+    weight: Numbers | None = None
+
+
+def measure(number: Numbers, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
+    """All of `MEASURES` of a number (n,), without intervals if there is one problem only. It escalates above the threshold."""
+    measured = [_measure(number, truth, threshold, weights, is_probability) for weights in _resamples(truth.problem)]
+    values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
+    return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
+
+
+def selection_score(number: Numbers, truth: Truth) -> float:
+    """What heads are chosen by: mean recall over the rates, and AUC, in equal parts. NaN without both classes."""
+    return float(_merits(number, truth, np.ones((1, len(number))))[0])
+
+
+def selection_score_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
+    """How much more merit the first has than the second, on each of the resamples: (RESAMPLES,)."""
+    batches = list(_resamples(truth.problem))
+    gaps = [_merits(better, truth, weights) - _merits(worse, truth, weights) for weights in batches]
+    return np.concatenate(gaps)[1:]
+
+
+def best_threshold(number: Numbers, is_better: NDArray[np.bool_]) -> float:
+    """The threshold with the highest mean of both accuracies; between two numbers that occur."""
+    order = np.argsort(-number, kind="stable")
+    falling = number[order]
+    last = np.append(falling[1:] != falling[:-1], True)  # of its ties
+    found = np.cumsum(is_better[order]) / max(1, is_better.sum())
+    wasted = np.cumsum(~is_better[order]) / max(1, (~is_better).sum())
+    place = int(np.argmax(np.where(last, found - wasted, -np.inf)))
+    return float((falling[place] + falling[place + 1]) / 2) if place + 1 < len(falling) else float(falling[place]) - 1.0
+
+
+def _resamples(problem: NDArray[np.int64]) -> Iterator[Numbers]:
+    """Weights of each state: first 1 each, then as often as its problem was drawn, in batches."""
+    _, index = np.unique(problem, return_inverse=True)
+    count = int(index.max()) + 1
+    generator = np.random.default_rng(SEED)
+    yield np.ones((1, len(problem)))
+    batch = max(1, MAX_CELLS // len(problem))
+    for start in range(0, RESAMPLES, batch):
+        size = min(batch, RESAMPLES - start)
+        yield generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)[:, index]
+
+
+def _figure(values: Numbers) -> Figure:
+    """The value is the first, the others are those of the resamples; on a few of them it may not be defined."""
+    if not np.isfinite(values[0]):
+        return Figure(None)
+    others = values[1:][np.isfinite(values[1:])]
+    if len(others) < 0.9 * RESAMPLES:
+        return Figure(float(values[0]))
+    low, high = np.percentile(others, [2.5, 97.5])
+    return Figure(float(values[0]), float(low), float(high))
+
+
+class _Ranking:
+    """Sums of weights from the highest number down, at the ends of its ties: each (r, groups + 1), from 0."""
+
+    def __init__(self, number: Numbers, weights: Numbers) -> None:
+        self._order = np.argsort(-number, kind="stable")
+        falling = number[self._order]
+        self._starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))
+        self._weights = weights[:, self._order]
+        self.total = self.sums(np.ones(len(number)))
+
+    def sums(self, values: Numbers) -> Numbers:
+        """Running sums of weight times value."""
+        grouped = np.add.reduceat(self._weights * values[self._order], self._starts, axis=1)
+        return np.concatenate([np.zeros((len(grouped), 1)), grouped.cumsum(axis=1)], axis=1)
+
+    def at_rates(self, sums: Numbers) -> Numbers:
+        """The running sums where each of `RATES` of all weight is reached: (r, rates)."""
+        pairs = zip(self.total, sums, strict=True)
+        return np.array([np.interp(np.multiply(RATES, total[-1]), total, running) for total, running in pairs])
+
+    def ranks(self) -> Numbers:
+        """The mean rank of each state's ties, from the highest down, in the order of the states: (r, n)."""
+        middles = (self.total[:, 1:] + self.total[:, :-1]) / 2
+        lengths = np.diff(self._starts, append=len(self._order))
+        ranks = np.empty_like(self._weights)
+        ranks[:, self._order] = np.repeat(middles, lengths, axis=1)
+        return ranks
+
+
+def _measure(number: Numbers, truth: Truth, threshold: float, weights: Numbers, is_probability: bool) -> Numbers:
+    """All measures, for each resample: (r, measures)."""
+    ranking = _Ranking(number, weights)
+    oracle = _Ranking(truth.advantage, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = [
+            _auc(ranking, truth)[:, None],
+            _correlation(ranking.ranks(), oracle.ranks(), weights)[:, None],
+            _accuracies(number > threshold, truth.is_better, weights),
+            _calibration_error(number, truth.is_better, weights, is_probability)[:, None],
+            _recalls(ranking, truth),
+            _gains(ranking, truth) / _gains(oracle, truth),
+        ]
+    return np.concatenate(columns, axis=1)
+
+
+def _merits(number: Numbers, truth: Truth, weights: Numbers) -> Numbers:
+    ranking = _Ranking(number, weights if truth.weight is None else weights * truth.weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        merits: Numbers = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
+    return merits
+
+
+def _auc(ranking: _Ranking, truth: Truth) -> Numbers:
+    """The area under the curve of recall over false escalations: the Mann-Whitney statistic, ties counting half."""
+    better, others = ranking.sums(_ones(truth.is_better)), ranking.sums(_ones(~truth.is_better))
+    area = (np.diff(others, axis=1) * (better[:, 1:] + better[:, :-1]) / 2).sum(axis=1)
+    auc: Numbers = area / (better[:, -1] * others[:, -1])
+    return auc
+
+
+def _recalls(ranking: _Ranking, truth: Truth) -> Numbers:
+    better = ranking.sums(_ones(truth.is_better))
+    recalls: Numbers = ranking.at_rates(better) / better[:, -1:]
+    return recalls
+
+
+def _gains(ranking: _Ranking, truth: Truth) -> Numbers:
+    """Advantage that is realised at each rate, less what random escalations would realise."""
+    gained = ranking.sums(truth.advantage)
+    gains: Numbers = ranking.at_rates(gained) - np.multiply.outer(gained[:, -1], RATES)
+    return gains
+
+
+def _ones(members: NDArray[np.bool_]) -> Numbers:
+    return members.astype(np.float64)
+
+
+def _accuracies(escalates: NDArray[np.bool_], is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
+    """Of the class that should be accepted, then of the one that should be escalated."""
+    parts: Sequence[NDArray[np.bool_]] = (~is_better & ~escalates, ~is_better, is_better & escalates, is_better)
+    right_0, all_0, right_1, all_1 = (weights @ part for part in parts)
+    return np.stack([right_0 / all_0, right_1 / all_1], axis=1)
+
+
+def _correlation(first: Numbers, second: Numbers, weights: Numbers) -> Numbers:
+    """Pearson's correlation of the rows, weighted; of ranks it is Spearman's."""
+    total = weights.sum(axis=1, keepdims=True)
+    a = first - (weights * first).sum(axis=1, keepdims=True) / total
+    b = second - (weights * second).sum(axis=1, keepdims=True) / total
+    spread = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
+    correlation: Numbers = (weights * a * b).sum(axis=1) / spread
+    return np.where(spread > 0, correlation, np.nan)
+
+
+def _calibration_error(
+    probability: Numbers, is_better: NDArray[np.bool_], weights: Numbers, is_probability: bool
+) -> Numbers:
+    if not is_probability:
+        return np.full(len(weights), np.nan)
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    members = bins[:, None] == np.arange(BINS)
+    distance = weights @ (members * (probability - is_better)[:, None])
+    error: Numbers = np.abs(distance).sum(axis=1) / weights.sum(axis=1)
+    return error

@@ -1,0 +1,1 @@
+"""From collected steps to a trained head."""

@@ -1,0 +1,80 @@
+"""Collects what a head is trained on: both models write every step, rewards say how much better the target's is.
+
+How the solution goes on, the *roll-in*, decides which states are seen: with the better step (as the paper does it), with
+the drafted one, or with the one that a given head would keep, so that it can be trained again on the states that it leads
+to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no terminal.
+"""
+
+from collections.abc import Callable
+
+from arbitrage_cli.arbitrage import Flow, NumberOf, ScoreSteps, WriteStep
+from arbitrage_cli.routing.features import features, hidden_features
+from arbitrage_cli.routing.states import State, advantage_of, half
+from arbitrage_cli.types import Decision, ModelRole, Step, TokenStats, Trace
+
+Keep = Callable[[Trace, Step, float], ModelRole]
+"""Whose step a solution goes on with: of the trace, the drafted step, and the target's advantage."""
+
+
+def better(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+    """The oracle's choice: the target's step if it is better, strictly."""
+    return "target" if advantage > 0 else "draft"
+
+
+def drafted(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+    """The drafted step, however bad."""
+    return "draft"
+
+
+def as_routed(probability: NumberOf, tau: float) -> Keep:
+    """The step that a head would keep at this tau."""
+
+    def keep(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+        return "target" if probability(trace, draft) > tau else "draft"
+
+    return keep
+
+
+def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_samples: int = 1) -> Flow:
+    """Solve a problem with both models, and tell of each of its states. The draft must keep evidence.
+
+    The target writes `target_samples` steps at each, and the advantage is over the mean of their rewards; the solution goes
+    on with the first of them, if with the target's. Where several steps are the same there is nothing to compare: they are
+    rated once.
+    """
+    while not trace.finished:
+        draft: Step = yield WriteStep("draft", trace)
+        targets: list[Step] = []
+        for sample in reversed(range(target_samples)):  # the first is written last: the engine then still has its tokens
+            targets.insert(0, (yield WriteStep("target", trace, proposal=draft, sample=sample)))
+        distinct = {step.text: step for step in (draft, *targets)}
+        rewards: tuple[float, ...] = yield ScoreSteps(trace, tuple(distinct.values()))
+        rated = dict(zip(distinct, rewards, strict=True))
+        target_rewards = tuple(rated[step.text] for step in targets)
+        advantage = advantage_of(target_rewards, rated[draft.text])
+        kept = keep(trace, draft, advantage)
+        observe(_state(trace, draft, targets, rated[draft.text], target_rewards, kept))
+        trace.add(Decision(targets[0] if kept == "target" else draft, draft, targets[0], advantage=advantage))
+
+
+def _state(
+    trace: Trace, draft: Step, targets: list[Step], draft_reward: float, target_rewards: tuple[float, ...], kept: ModelRole
+) -> State:
+    target = targets[0]
+    return State(
+        position=len(trace.decisions),
+        features=features(trace, draft),
+        hidden=half(hidden_features(draft)) if _has_hidden(draft.token_stats) else None,
+        draft_text=draft.text,
+        target_texts=tuple(step.text for step in targets),
+        draft_reward=draft_reward,
+        target_rewards=target_rewards,
+        kept=kept,
+        draft_tokens=draft.num_tokens,
+        target_tokens=target.num_tokens,
+        target_prefill_tokens=sum(step.cost.prefill_tokens for step in targets),
+    )
+
+
+def _has_hidden(token_stats: TokenStats | None) -> bool:
+    return token_stats is not None and token_stats.hidden is not None

@@ -1,0 +1,182 @@
+"""What models were measured to do on a machine, and the file that keeps it. Knows no backend, and measures nothing itself.
+
+A measurement holds for one machine (processor, cores that this process may use, release of llama-cpp-python, and the GPU that
+it uses), one model file, and the options that it was loaded with. The file may have those of several machines: home folders travel.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.system.machine import default_threads, processor_name
+
+SCHEMA = 1
+FILE_NAME = "tuned.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What speeds depend on, beside the model. `cores` are those that this process may use.
+
+    `gpu` names the GPUs that llama.cpp offloads to; "" is none, as it is for a file that does not tell.
+    """
+
+    cpu: str
+    cores: int
+    llama_cpp_python: str
+    gpu: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """Which file a model is, or the first of its files: by what is in it, and by what can be seen without reading it.
+
+    `size` in bytes and `sha256` are of all files of the model together; `modified` is in nanoseconds. `path` is the file's own,
+    without links.
+    """
+
+    path: str
+    size: int
+    modified: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a model was loaded, as it was asked for: None where that was left to llama.cpp."""
+
+    gpu_layers: int | None = None
+    flash_attention: bool | None = None
+    kv_type: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Seconds per token: one decoded alone, one of a text that is read, and one of a proposal that is verified in a batch."""
+
+    decode: float
+    read: float
+    verify: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The number of threads that suits a model on a machine, and its speeds with that. `created` is a date in ISO 8601."""
+
+    machine: Machine
+    file: ModelFile
+    loading: Loading
+    name: str
+    threads: int
+    speeds: Speeds
+    created: str
+
+    @property
+    def key(self) -> tuple[Machine, str, Loading]:
+        return self.machine, self.file.sha256, self.loading
+
+
+def this_machine(gpu: str) -> Machine:
+    """The machine as this process may use it, with those GPUs."""
+    return Machine(processor_name(), default_threads(), importlib.metadata.version("llama-cpp-python"), gpu)
+
+
+def find_tuned(
+    tuned: Iterable[Tuned], machine: Machine, files: Sequence[Path], loading: Loading, sha256: Callable[[], str]
+) -> Tuned | None:
+    """The measurement of these model files on the machine, with the file as it is now; None if there is none, or no file.
+
+    `sha256` reads them whole. It is asked only about a file of the right size that was moved or touched since.
+    """
+    try:
+        found = [path.stat() for path in files]
+    except OSError:
+        return None
+    if not found:
+        return None
+    size, modified, path = sum(one.st_size for one in found), found[0].st_mtime_ns, os.path.realpath(files[0])
+    likely = [one for one in tuned if one.machine == machine and one.loading == loading and one.file.size == size]
+    for one in likely:
+        if one.file.modified == modified and os.path.realpath(one.file.path) == path:
+            return one
+    wanted = sha256() if likely else None
+    known = next((one for one in likely if one.file.sha256 == wanted), None)
+    return known and replace(known, file=replace(known.file, path=path, modified=modified))
+
+
+def read_tuned(path: Path) -> list[Tuned]:
+    """The measurements that the file keeps; none without a file. UsageError for a file that makes no sense."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("tuned"), list):
+        raise _damaged(path, f"it is not of schema {SCHEMA}")
+    try:
+        return [_from_json(entry) for entry in content["tuned"]]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
+    """Add measurements to the file; they take the place of earlier ones. OutputError if it cannot be written; UsageError."""
+    with _temporary(path) as temporary, _alone(path.parent):
+        kept = {one.key: one for one in (*read_tuned(path), *new)}
+        content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def check_place(path: Path) -> None:
+    """Whether measurements could be kept in the file is better known before they are made. OutputError, UsageError."""
+    read_tuned(path)
+    with _temporary(path) as temporary:
+        temporary.touch()
+        temporary.unlink()
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside the file, in a folder that is there. OutputError for whatever cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path.with_name(f".{path.name}.{os.getpid()}")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make its folder writable") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process is here with this folder. Where it cannot be locked nobody waits: at worst a measurement is lost."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _from_json(entry: Mapping[str, Any]) -> Tuned:
+    """One measurement. KeyError, TypeError or ValueError if it is none."""
+    parts = {"machine": Machine, "file": ModelFile, "loading": Loading, "speeds": Speeds}
+    made = Tuned(**{**entry, **{name: kind(**entry[name]) for name, kind in parts.items()}})
+    seconds = [getattr(made.speeds, one.name) for one in fields(Speeds)]
+    if type(made.threads) is not int or made.threads < 1:
+        raise ValueError("a number of threads is from 1 up")
+    if not all(isinstance(one, float) and math.isfinite(one) and one >= 0 for one in seconds):
+        raise ValueError("speeds are seconds, from 0 up")
+    return made
+
+
+def _damaged(path: Path, reason: str) -> UsageError:
+    return UsageError(f"{path}: cannot be read ({reason})", "move it away, and measure anew: arbitrage tune")

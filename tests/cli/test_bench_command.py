@@ -1,0 +1,760 @@
+"""`arbitrage bench` and `arbitrage grade` as commands: what they take, what comes out, how a run goes on, what is refused."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import Terminal, flat, run
+from collected import write_run
+from faults import Program, results, rows_of, set_aside, write_problems
+
+from arbitrage_cli.cli.run_facts import go_on
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.runs.folder import encode
+
+QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
+PAIR = ("--pair", "scripted")
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
+BENCH = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "run")
+
+
+@pytest.fixture
+def here(quick_path: Path) -> Path:
+    """A folder with a data set of three problems, the first of which the draft gets wrong."""
+    write_problems(quick_path / "arithmetic.jsonl", QUESTIONS)
+    return quick_path
+
+
+@pytest.fixture(scope="module")
+def finished(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of the default policies. Tests copy it, and leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_problems(folder / "arithmetic.jsonl", QUESTIONS)
+    assert program.run(folder, *BENCH, "-q").code == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, quick_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    shutil.copytree(finished, quick_path, dirs_exist_ok=True)
+    return quick_path
+
+
+def run_json(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text())
+    return content
+
+
+def policies(out: str) -> dict[str, Mapping[str, Any]]:
+    """The policies of a line of figures, by label."""
+    return {policy["label"]: policy for policy in json.loads(out.splitlines()[-1])["policies"]}
+
+
+# --- what comes out
+
+
+def test_table_comes_out(program: Program, here: Path) -> None:
+    """The table is on stdout, one line an attempt on stderr, neither with an escape byte; the run's folder has it all."""
+    result = program.run(here, *BENCH)
+    assert result.code == 0
+    assert re.search(r"^target +100\b", result.out, re.MULTILINE)
+    assert re.search(r"^draft +6[67]", result.out, re.MULTILINE)
+    lines = result.err.splitlines()
+    assert lines[0] == "bench arithmetic.jsonl: 9 attempts"
+    assert re.fullmatch(r"1/9 p0, target: correct \(349\), \d+\.\d\d s; about \d+ s left", lines[1])
+    assert re.fullmatch(r"2/9 p0, draft: incorrect \(359\), \d+\.\d\d s; about \d+ s left", lines[2])
+    assert len(lines) == 10
+    assert b"\x1b" not in result.stdout + result.stderr
+    assert len(results(rows_of(here / "run"))) == 9
+
+
+def test_json_is_one_line_of_figures(program: Program, here: Path) -> None:
+    """--json gives one line on stdout, with the figures of each policy."""
+    result = program.run(here, *BENCH, "--json", "-q", "--cost-ratio", "8")
+    assert (result.code, result.err) == (0, "")
+    (line,) = result.out.splitlines()
+    figures = json.loads(line, parse_constant=pytest.fail)
+    assert (figures["dataset"], figures["n"]) == ("arithmetic.jsonl", 3)
+    accuracies = {label: policy["accuracy"] for label, policy in policies(line).items()}
+    assert accuracies == {"target": 1.0, "draft": pytest.approx(2 / 3), "entropy 1": 1.0}
+    assert policies(line)["target"]["speedup"] == 1.0
+    assert figures["projection"]["cost_ratio"] == 8.0
+
+
+def test_run_json_tells_what_it_was_made_with(finished: Path) -> None:
+    """run.json has the command, the data, the models, and whatever else results depend on."""
+    made = run_json(finished)
+    assert made["command"] == ["arbitrage", *BENCH, "-q"]
+    assert (made["dataset"]["name"], made["dataset"]["count"], len(made["dataset"]["sha256"])) == ("arithmetic.jsonl", 3, 64)
+    assert (made["planned"], made["ids"], made["sampling"]["samples"]) == (3, ["p0", "p1", "p2"], 1)
+    assert [(one["policy"], one["tau"]) for one in made["policies"]] == [("target", None), ("draft", None), ("entropy", 1.0)]
+    assert {role: model["source"] for role, model in made["models"].items()} == {
+        "draft": "scripted:draft",
+        "target": "scripted:target",
+    }
+    assert all(len(model["chat_template_sha256"]) == 64 for model in made["models"].values())
+    assert made["grader"]
+    assert made["machine"]["cpu"]
+    assert made["limits"] == {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512}
+    assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
+
+
+def test_real_models_are_told_by_their_sha256(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
+    """Of a model's file run.json has path, size, sha256 and chat template; another file under the same name is refused."""
+    models = {role: shutil.copy(tiny[role], here / f"{role}.gguf") for role in ("draft", "target")}
+    write_problems(here / "arithmetic.jsonl", QUESTIONS[:1])
+    sizes = ("--threads", "1", "--ctx", "256", "--max-tokens", "8")
+    arguments = ("bench", "--draft", "draft.gguf", "--target", "target.gguf", *BENCH[3:], *sizes, "--json")
+    result = program.run(here, *arguments, noise="printed by a C library\n")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 1
+    assert "printed by a C library" in result.err
+    made = run_json(here)["models"]["draft"]
+    assert (made["file"], made["size"]) == (str(here / "draft.gguf"), (here / "draft.gguf").stat().st_size)
+    assert len(made["sha256"]) == len(made["chat_template_sha256"]) == 64
+    assert made["n_ctx"] == 256
+    assert run_json(here)["context"]["n_batch"] > 0
+    shutil.copy(tiny["spm"], models["draft"])
+    refused = program.run(here, *arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert "another draft model" in refused.err
+
+
+def test_default_folder_is_named_after_data_and_models(program: Program, here: Path) -> None:
+    """Without --output the run lies below runs/, under a name that the same command finds again."""
+    arguments = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-q")
+    for models, name in (
+        (PAIR, "arithmetic--scripted"),
+        (("--target", "scripted:target"), "arithmetic--scripted-target"),
+    ):
+        assert program.run(here, *arguments, *models).code == 0
+        before = (here / "runs" / name / "results.jsonl").read_bytes()
+        assert program.run(here, *arguments, *models).code == 0
+        assert (here / "runs" / name / "results.jsonl").read_bytes() == before
+    assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_default_folders_of_models_with_long_names_differ(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
+    """A name that has to be cut still tells both models, and is not that of another pair."""
+    name = "a-very-long-model-name-as-many-have-0.5b-instruct"
+    for model in ("draft-q4_k_m", "target-q4_k_m", "target-q8_0"):
+        shutil.copy(tiny["target"], here / f"{name}-{model}.gguf")
+    arguments = ("bench", "--dataset", "arithmetic.jsonl", "--limit", "1", "--policy", "target", "-q", "--max-tokens", "4")
+    models = ("--threads", "1", "--ctx", "256", "--draft", f"{name}-draft-q4_k_m.gguf")
+    for target in ("target-q4_k_m", "target-q8_0"):
+        result = program.run(here, *arguments, *models, "--target", f"{name}-{target}.gguf")
+        assert result.code == 0, result.err
+    folders = sorted(path.name for path in (here / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(re.fullmatch(r"arithmetic--(a-very-long-model-name-a?s?-?){2}[0-9a-f]{8}", folder) for folder in folders)
+
+
+# --- what is compared
+
+
+def test_policies_and_taus_are_lists(program: Program, here: Path) -> None:
+    """--tau is for every policy that has a tau and names none of its own; what is named twice is one column."""
+    named = "target,entropy@0.3,entropy@inf,random,logprob,target,random"
+    assert program.run(here, *BENCH, "--policy", named, "--tau", "0.5, 1", "--limit", "1", "-q").code == 0
+    assert [(one["policy"], one["tau"]) for one in run_json(here)["policies"]] == [
+        ("target", None),
+        ("entropy", 0.3),
+        ("entropy", "inf"),
+        ("random", 0.5),
+        ("random", 1.0),
+        ("logprob", 0.5),
+        ("logprob", 1.0),
+    ]
+    assert [row["tau"] for row in rows_of(here / "run")] == [None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0]
+
+
+def test_policies_take_turns(program: Program, here: Path) -> None:
+    """Problem by problem, in an order that rotates."""
+    program.run(here, *BENCH, "-q")
+    order = [(row["id"], row["policy"]) for row in rows_of(here / "run")]
+    assert order == [
+        ("p0", "target"), ("p0", "draft"), ("p0", "entropy"),
+        ("p1", "draft"), ("p1", "entropy"), ("p1", "target"),
+        ("p2", "entropy"), ("p2", "target"), ("p2", "draft"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policy", "target,magic"], "unknown policy 'magic'"),
+        (["--policy", "entropy@high"], "'high' is no tau of policy entropy"),
+        (["--policy", "entropy", "--tau", "nan"], "'nan' is no tau of policy entropy"),
+        (["--policy", "arbitrage"], "needs a trained head"),
+        (["--policy", "target@1"], "policy target has no tau"),
+        (["--policy", " , "], "no policy is named"),
+        (["--ids", "p1,p7,p8"], "no problem has the id 'p7, p8'"),
+        (["--dataset", "nothing.jsonl"], "no data set and no file"),
+        (["--limit", "0"], "'0' is no limit"),
+        (["--limit", "3-2"], "'3-2' is no limit"),
+        (["--limit", "a few"], "'a few' is no limit"),
+        (["--limit", "4-9"], "leaves no problem"),
+        (["--concurrency", "0"], "'0' is no number of problems"),
+        (["--concurrency", "most"], "'most' is no number of problems"),
+        (["--pair", "nobody"], "no pair is called 'nobody'"),
+        (["--map", "foo"], "maps no fields"),
+        (["--cost-ratio", "0"], "cost-ratio"),
+        (["--cost-ratio", "inf"], "cost-ratio"),
+        (["--cost-ratio", "nan"], "cost-ratio"),
+        (["--cost-ratio", "1e308"], "cost-ratio"),
+        (["--timeout", "inf"], "timeout"),
+        (["--timeout", "nan"], "timeout"),
+        (["--timeout", "1e10"], "timeout"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_arguments_are_refused(program: Program, here: Path, arguments: list[str], words: str) -> None:
+    """What cannot be done is a usage error in a line and a hint, and leaves no folder behind."""
+    result = program.run(here, *BENCH, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert words in flat(result.err)
+    assert "Traceback" not in result.err
+    assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "ids"), [("2", ["p0", "p1"]), ("2-3", ["p1", "p2"]), ("3-3", ["p2"]), ("2-99", ["p1", "p2"])]
+)
+def test_limit_takes_a_range(program: Program, here: Path, limit: str, ids: list[str]) -> None:
+    """--limit takes the first so many, or those from one to another."""
+    assert program.run(here, *BENCH, "--policy", "target", "--limit", limit, "-q").code == 0
+    assert [row["id"] for row in rows_of(here / "run")] == ids
+
+
+# --- several at once
+
+
+def test_throughput_run(program: Program, here: Path) -> None:
+    """With several at once the same rows are made, and problems a second are told instead of seconds a problem."""
+    program.run(here, *BENCH, "-q")
+    usual = results(rows_of(here / "run"))
+    arguments = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "--concurrency", "auto")
+    result = program.run(here, *arguments)
+    assert result.code == 0
+    folder = here / "runs" / "arithmetic--scripted--throughput-auto"
+    assert results(rows_of(folder)) == usual
+    assert "arithmetic.jsonl: 3 problems, 3 at once" in result.out
+    assert "problems/s" in result.out
+    assert "speed-up [95%]" not in result.out
+    assert "p0, target: correct (349); about" in result.err
+    again = program.run(here, *arguments, "--json")
+    assert json.loads(again.out)["concurrency"] == 3
+    assert len(rows_of(folder)) == 9
+
+
+def test_time_of_failed_attempts_stays_when_they_are_tried_again(program: Program, here: Path) -> None:
+    """Problems a second are over the time of all rows, whichever command tells them: also of errors that were tried again."""
+    problems = here / "arithmetic.jsonl"
+    problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
+    arguments = (*BENCH, "--concurrency", "2", "--json", "-q")
+    program.run(here, *arguments)
+    again = program.run(here, *arguments)
+    rows = [row for row in rows_of(here / "run") if row["policy"] == "target"]
+    assert [row["id"] for row in rows].count("odd") == 2
+    seconds = pytest.approx(sum(row["throughput"]["seconds"] for row in rows), rel=1e-12)
+    shown = [again, *(program.run(here, command, "run", "--json") for command in ("report", "grade"))]
+    for result in shown:
+        told = policies(result.out)["target"]["ratios"]["problems_per_second"]
+        assert told == {"numerator": 3, "denominator": seconds}
+
+
+def test_run_has_one_concurrency(program: Program, copy: Path) -> None:
+    """A latency run does not go on as a throughput run, nor one of those with another number, nor the other way round."""
+    refused = program.run(copy, *BENCH, "--concurrency", "2")
+    assert (refused.code, refused.out) == (2, "")
+    assert "made with another concurrency: 1, not 2" in refused.err
+    assert program.run(copy, *BENCH, "--concurrency", "2", "--fresh", "-q").code == 0
+    for arguments, number in (((), 1), (("--concurrency", "3"), 3)):
+        assert f"made with another concurrency: 2, not {number}" in program.run(copy, *BENCH, *arguments).err
+    assert program.run(copy, *BENCH, "--concurrency", "auto", "-q").code == 0
+
+
+def test_a_policy_needs_its_models(program: Program, here: Path) -> None:
+    """A policy without its model is refused before anything is done; one that needs only one model takes one."""
+    arguments = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "--draft", "scripted:draft", "-q")
+    result = program.run(here, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "needs a target model" in result.err
+    assert program.run(here, *arguments, "--policy", "draft").code == 0
+    assert list(run_json(here)["models"]) == ["draft"]
+    later = program.run(here, *arguments, "--policy", "target", "--target", "scripted:target")
+    assert later.code == 0
+    assert list(run_json(here)["models"]) == ["draft", "target"]
+    assert "measured later" in run_json(here)["warnings"][0]
+
+
+# --- going on
+
+
+def test_finished_run_is_shown_and_left_alone(program: Program, copy: Path) -> None:
+    """The same command again does nothing but show the figures: no file changes, no model is loaded."""
+    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
+    result = program.run(copy, *BENCH, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert policies(result.out)["draft"]["correct"] == 2
+    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+
+
+def test_limit_may_grow(program: Program, here: Path, finished: Path) -> None:
+    """--limit 1 and then 3 makes two problems more, and ends with the same rows as 3 at once; 1 again takes nothing away."""
+    assert program.run(here, *BENCH, "--limit", "1", "-q").code == 0
+    first = (here / "run" / "results.jsonl").read_bytes()
+    assert first.count(b"\n") == 3
+    grown = program.run(here, *BENCH, "--limit", "3")
+    assert grown.err.startswith("bench arithmetic.jsonl: 9 attempts, 3 of them done\n4/9 ")
+    whole = (here / "run" / "results.jsonl").read_bytes()
+    assert whole.startswith(first)
+    assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
+    again = program.run(here, *BENCH, "--limit", "1", "--json")
+    assert (again.code, json.loads(again.out)["n"]) == (0, 3)
+    assert (here / "run" / "results.jsonl").read_bytes() == whole
+
+
+def test_levels_are_those_of_all_planned_problems(program: Program, here: Path) -> None:
+    """run.json has the level of each problem that was asked for, so that a run that is not finished has all of them."""
+    program.run(here, *BENCH, "--limit", "1", "-q")
+    assert run_json(here)["levels"] == {"p0": 1}
+    program.run(here, *BENCH, "-q")
+    assert run_json(here)["levels"] == {"p0": 1, "p1": 2, "p2": 1}
+    path = here / "run" / "results.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    target = policies(program.run(here, "report", "run", "--json").out)["target"]
+    assert {level: (made["n"], made["missing"]) for level, made in target["by_level"].items()} == {"1": (2, 1), "2": (1, 1)}
+
+
+def test_only_some_problems(program: Program, here: Path, finished: Path) -> None:
+    """--ids takes these problems, in the order of the data set; the others can follow, and nothing depends on the order."""
+    assert program.run(here, *BENCH, "--ids", "p2,p0", "-q").code == 0
+    assert list(dict.fromkeys(row["id"] for row in rows_of(here / "run"))) == ["p0", "p2"]
+    assert run_json(here)["planned"] == 2
+    assert program.run(here, *BENCH, "-q").code == 0
+    assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
+
+
+def test_samples_and_policies_may_be_added(program: Program, copy: Path) -> None:
+    """More samples and taus add rows to a run; what is there stays, and the run says that some were measured later."""
+    before = (copy / "run" / "results.jsonl").read_bytes()
+    added = ("--policy", "target,random@0.5", "--samples", "2", "--limit", "1", "-q")
+    assert program.run(copy, *BENCH, *added).code == 0
+    assert (copy / "run" / "results.jsonl").read_bytes().startswith(before)
+    rows = rows_of(copy / "run")[9:]
+    assert sorted((row["policy"], row["sample"]) for row in rows) == [("random", 0), ("random", 1), ("target", 1)]
+    made = run_json(copy)
+    assert made["sampling"]["samples"] == 2
+    assert [one["policy"] for one in made["policies"]] == ["target", "draft", "entropy", "random"]
+    assert made["warnings"] == ["measured later than the others, so the machine may have been faster or slower: random 0.5"]
+
+
+def test_a_policy_has_one_name(program: Program, copy: Path) -> None:
+    """Warnings, changes of grades and figures call a policy the same; taus that are written the same are two policies still."""
+    taus = "entropy@0.50000001,entropy@0.50000002"
+    assert program.run(copy, *BENCH, "--policy", "entropy@0.5", "--limit", "1", "-q").code == 0
+    assert program.run(copy, *BENCH, "--policy", taus, "--limit", "1", "-q").code == 0
+    made = run_json(copy)
+    assert [one["tau"] for one in made["policies"]] == [None, None, 1.0, 0.5, 0.50000001, 0.50000002]
+    assert made["warnings"][-1].endswith(": entropy 0.5, entropy 0.5")
+    path = copy / "run" / "results.jsonl"
+    rows = [{**row, "score": {**row["score"], "explanation": "another"}} for row in rows_of(copy / "run")]
+    path.write_bytes(b"".join(encode({name: row[name] for name in row if name != "checksum"}) for row in rows))
+    graded = program.run(copy, "grade", "run", "--json")
+    assert sum(line.startswith("p0, entropy 0.5: was") for line in graded.err.splitlines()) == 3
+    assert [one["label"] for one in json.loads(graded.out)["policies"]].count("entropy 0.5") == 3
+
+
+def test_errors_are_tried_again_and_wrong_answers_are_not(program: Program, here: Path) -> None:
+    """A run with an error exits with 1 and tries that again, unless --keep-errors; a wrong answer is a result."""
+    problems = here / "arithmetic.jsonl"
+    problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
+    first = program.run(here, *BENCH, "--limit", "2")
+    assert first.code == 1
+    assert "1/6 odd, target: error (the scripted demo models only know one line of arithmetic" in first.err
+    assert policies(program.run(here, *BENCH, "--limit", "2", "--keep-errors", "--json").out)["target"]["errors"] == 1
+    assert len(rows_of(here / "run")) == 6
+    again = program.run(here, *BENCH, "--limit", "3", "-q")
+    assert again.code == 1
+    ids = [row["id"] for row in rows_of(here / "run")][6:]
+    assert ids == ["p1"] * 3 + ["odd"] * 3
+    assert {row["id"] for row in rows_of(here / "run") if row["score"] and row["score"]["value"] == "incorrect"} == {"p0"}
+    assert program.run(here, *BENCH, "--ids", "p0").code == 0
+
+
+def test_times_of_a_resumed_run_are_those_of_its_attempts(program: Program, here: Path) -> None:
+    """The seconds of a run are those of its rows, however much time lies between its parts."""
+    program.run(here, *BENCH, "--limit", "1", "-q")
+    figures = policies(program.run(here, *BENCH, "--json", "-q").out)
+    rows = [row["wall_seconds"] for row in rows_of(here / "run") if row["policy"] == "target"]
+    assert figures["target"]["ratios"]["seconds_mean"] == {"numerator": pytest.approx(sum(rows)), "denominator": 3}
+
+
+def test_fresh_begins_anew(program: Program, copy: Path) -> None:
+    """--fresh sets aside what was there, whatever it was made with."""
+    old = (copy / "run" / "results.jsonl").read_bytes()
+    result = program.run(copy, *BENCH, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
+    assert (result.code, json.loads(result.out)["n"]) == (0, 1)
+    assert "set aside as results.jsonl.old-1" in result.err
+    assert (copy / "run" / "results.jsonl.old-1").read_bytes() == old
+    assert len(rows_of(copy / "run")) == 3
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--temperature", "0.5"], "another temperature: 0.0, not 0.5"),
+        (["--seed", "1"], "another seed: 0, not 1"),
+        (["--top-p", "0.9"], "another top_p"),
+        (["--system", "Be brief."], "another system prompt"),
+        (["--chat-template-kwargs", '{"a": 1}'], 'another chat template kwargs: {}, not {"a": 1}'),
+        (["--draft", "scripted:target"], "another draft model: scripted:draft, not scripted:target"),
+        (["--max-tokens", "100"], "another max_tokens"),
+        (["--ctx", "512"], "another context size of the draft: 4096, not 512"),
+        (["--kv-type", "q8_0"], "another kv_type"),
+        (["--flash-attention"], "another flash_attention"),
+        (["--gpu-layers", "3"], "another gpu_layers"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_run_goes_on_only_as_it_began(program: Program, copy: Path, arguments: list[str], field: str) -> None:
+    """Anything that results depend on may not change within a run: it is refused by name, and nothing is changed."""
+    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
+    result = program.run(copy, *BENCH, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert field in flat(result.err)
+    assert "--fresh" in result.err
+    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+
+
+def test_run_of_another_command_is_refused(program: Program, copy: Path) -> None:
+    """States that were collected are no benchmark, and a benchmark has no states: neither command touches the other's run."""
+    write_run(copy / "states", ["1 + 1?"])
+    commands = {
+        "states": [
+            ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "states"),
+            ("grade", "states"),
+            ("report", "states"),
+            ("compare", "states", "run"),
+        ],
+        "run": [("collect", *PAIR, "--dataset", "arithmetic.jsonl", "--reward", "rollout", "-o", "run"), ("train", "run")],
+    }
+    for folder, each in commands.items():
+        files = {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"}
+        for arguments in each:
+            result = program.run(copy, *arguments)
+            assert (result.code, result.out) == (2, "")
+            assert f"{folder}: this is a run of arbitrage " in result.err
+        assert {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"} == files
+
+
+def test_edited_data_set_is_refused(program: Program, copy: Path) -> None:
+    """Another question, answer or order is another data set."""
+    path = copy / "arithmetic.jsonl"
+    text = path.read_text()
+    for edited in (text.replace("349", "350"), text.replace("9 * 9", "9 * 8"), "\n".join(text.split("\n")[::-1])):
+        path.write_text(edited)
+        result = program.run(copy, *BENCH)
+        assert (result.code, result.out) == (2, "")
+        assert "another data set: sha256 " in result.err
+
+
+def test_duplicate_ids_are_refused(program: Program, here: Path) -> None:
+    """Two problems of one name cannot be told apart in a run: both lines are named."""
+    path = here / "arithmetic.jsonl"
+    path.write_text(path.read_text().replace('"p2"', '"p0"'))
+    result = program.run(here, *BENCH)
+    assert result.code == 2
+    assert "line 3: its id 'p0' is that of line 1 too" in result.err
+
+
+def change_run_json(folder: Path, **changes: Any) -> None:
+    """Write run.json as another version of the program might have."""
+    made = run_json(folder) | changes
+    made.pop("checksum")
+    (folder / "run" / "run.json").write_bytes(encode(made))
+
+
+def test_another_grader_is_refused_until_the_run_is_graded_anew(program: Program, copy: Path) -> None:
+    """A run whose answers an older grader has graded does not go on; after arbitrage grade it does."""
+    fingerprint = run_json(copy)["fingerprint"]
+    change_run_json(copy, grader="older", fingerprint={**fingerprint, "grader": "older"})
+    refused = program.run(copy, *BENCH, "--samples", "2")
+    assert refused.code == 2
+    assert "another grader: older, not rules" in flat(refused.err)
+    assert "arbitrage grade run" in refused.err
+    assert program.run(copy, "grade", "run", "-q").code == 0
+    assert program.run(copy, *BENCH, "-q").code == 0
+
+
+def test_another_machine_is_refused(program: Program, copy: Path) -> None:
+    """Times of two processors are not put into one run."""
+    fingerprint = run_json(copy)["fingerprint"]
+    change_run_json(copy, fingerprint={**fingerprint, "processor": "abacus"})
+    result = program.run(copy, *BENCH)
+    assert result.code == 2
+    assert "another processor: abacus" in result.err
+
+
+RATED = ("bench", *BENCH[3:], "--limit", "1", "--threads", "1", "--max-tokens", "8", "-q")
+"""A benchmark of the built-in pair, which has a process reward model."""
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["recorded", "of an earlier version"])
+def test_other_rewards_are_refused(program: Program, here: Path, earlier: bool) -> None:
+    """Who rates steps where a policy asks for it, and how, stays: named or not. For other policies it makes no difference."""
+    assert program.run(here, *RATED, "--policy", "oracle").code == 0
+    made = run_json(here)
+    assert (made["reward"], made["prm_style"]) == ("prm", "steps")
+    if earlier:  # it recorded what was asked for
+        fingerprint = {name: value for name, value in made["fingerprint"].items() if name not in ("reward", "prm style")}
+        change_run_json(here, fingerprint=fingerprint, reward=None)
+    for arguments, words in (
+        (("--policy", "oracle", "--reward", "rollout"), "another reward: prm, not rollout"),
+        (("--policy", "oracle", "--prm-style", "turns"), "another prm style: steps, not turns"),
+        (("--policy", "rsd", "--prm-style", "turns"), "another prm style: steps, not turns"),
+    ):
+        refused = program.run(here, *RATED, *arguments)
+        assert (refused.code, words in flat(refused.err)) == (2, True), refused.err
+    assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout", "--prm-style", "turns").code == 0
+    assert program.run(here, *RATED, "--policy", "oracle,rsd").code == 0
+    assert run_json(here)["fingerprint"] == made["fingerprint"]
+    assert (run_json(here)["reward"], run_json(here)["prm_style"]) == ("prm", "steps")
+
+
+def test_rewards_may_come_later(program: Program, here: Path) -> None:
+    """A run whose policies asked for none, whatever was named, takes any; earlier versions wrote down what was named."""
+    assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout").code == 0
+    change_run_json(here, reward="rollout", fingerprint={**run_json(here)["fingerprint"], "reward": "rollout"})
+    assert program.run(here, *RATED, "--policy", "draft,oracle").code == 0
+    assert run_json(here)["fingerprint"]["reward"] == "prm"
+
+
+def test_another_gpu_is_refused(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
+    """Times with and without a GPU are not put into one run. One that does not tell it goes on; demo models need none."""
+    models = (
+        "--draft",
+        str(tiny["draft"]),
+        "--policy",
+        "draft",
+        "--threads",
+        "1",
+        "--ctx",
+        "256",
+        "--max-tokens",
+        "8",
+        "-q",
+    )
+    arguments = ("bench", *BENCH[3:], *models)
+    assert program.run(here, *arguments, "--limit", "1").code == 0
+    made = run_json(here)
+    fingerprint = {name: value for name, value in made["fingerprint"].items() if name != "GPU"}
+    change_run_json(here, fingerprint={**fingerprint, "GPU": "NVIDIA H100"})
+    refused = program.run(here, *arguments)
+    assert refused.code == 2
+    assert f"another GPU: NVIDIA H100, not {made['fingerprint']['GPU']}" in flat(refused.err)
+    change_run_json(here, fingerprint=fingerprint, machine={**made["machine"], "flags": ""})
+    assert program.run(here, *arguments).code == 0
+    assert run_json(here)["fingerprint"] == made["fingerprint"]
+
+
+def test_what_llama_was_built_for_tells_an_earlier_run_without_gpu(finished: Path) -> None:
+    """Its fingerprint does not: what llama.cpp said of itself, once it was loaded, does."""
+    made = run_json(finished)
+    earlier = {**made, "machine": {**made["machine"], "flags": "without GPU support; CPU : AVX = 1"}}
+    with pytest.raises(UsageError, match="another GPU: none, not NVIDIA H100"):
+        go_on(earlier, {**made, "fingerprint": {**made["fingerprint"], "GPU": "NVIDIA H100"}}, finished)
+    assert "GPU" not in made["fingerprint"]
+
+
+def test_another_head_is_refused_and_the_first_one_is_not(finished: Path) -> None:
+    """A head may come to a run that had none, and then stays; so does who rates steps."""
+    made = run_json(finished)
+
+    def routed(head: str, reward: str) -> dict[str, Any]:
+        fingerprint = {**made["fingerprint"], "head": f"sha256 {head}", "reward": reward}
+        policies = [*made["policies"], {"policy": "oracle", "tau": 0.0, "number": "advantage"}]
+        return {**made, "router": {"sha256": head}, "reward": reward, "policies": policies, "fingerprint": fingerprint}
+
+    grown = go_on(made, routed("aa", "prm"), finished)
+    assert (grown["router"], grown["reward"]) == ({"sha256": "aa"}, "prm")
+    kept = go_on(grown, made, finished)
+    assert (kept["router"], kept["fingerprint"]["head"]) == ({"sha256": "aa"}, "sha256 aa")
+    with pytest.raises(UsageError, match="another head: sha256 aa, not sha256 bb"):
+        go_on(kept, routed("bb", "prm"), finished)
+    with pytest.raises(UsageError, match="another reward: prm, not rollout"):
+        go_on(kept, routed("aa", "rollout"), finished)
+
+
+def test_early_stop_stays_what_it_was(finished: Path) -> None:
+    """Once a policy that can stop early is in a run; one that cannot leaves it open. Runs of earlier versions had none."""
+    made = run_json(finished)
+
+    def with_policy(policy: str, early_stop: bool | None) -> dict[str, Any]:
+        fingerprint = {name: value for name, value in made["fingerprint"].items() if name != "early stop"}
+        fingerprint |= {} if early_stop is None else {"early stop": json.dumps(early_stop)}
+        policies = [{"policy": policy, "tau": None, "number": None}]
+        return {**made, "policies": policies, "early_stop": early_stop, "fingerprint": fingerprint}
+
+    grown = go_on(with_policy("target", None), with_policy("entropy", True), finished)
+    assert grown["early_stop"] is True
+    assert go_on(grown, with_policy("target", None), finished)["early_stop"] is True
+    with pytest.raises(UsageError, match="another early stop: true, not false"):
+        go_on(grown, with_policy("entropy", False), finished)
+    old = with_policy("entropy", False)
+    del old["early_stop"], old["fingerprint"]["early stop"]
+    assert go_on(old, with_policy("entropy", False), finished)["early_stop"] is False
+    with pytest.raises(UsageError, match="another early stop: false, not true"):
+        go_on(old, with_policy("entropy", True), finished)
+
+
+def test_a_run_does_not_mix_whole_drafts_with_stopped_ones(program: Program, here: Path) -> None:
+    """Without a flag it goes on as it began; with another one it is refused."""
+    routed = (*BENCH, "-q", "--policy", "random@0")
+    assert program.run(here, *routed, "--limit", "1", "--early-stop").code == 0
+    assert program.run(here, *routed, "--limit", "2").code == 0
+    stops = {step["discarded"]["stop"] for row in rows_of(here / "run") for step in row["steps"] if step["discarded"]}
+    assert stops == {"early"}
+    refused = program.run(here, *routed, "--no-early-stop")
+    assert (refused.code, "another early stop: true, not false" in refused.err) == (2, True)
+
+
+def test_another_version_of_the_program_is_told(program: Program, copy: Path) -> None:
+    """A run that another version goes on with says so."""
+    change_run_json(copy, tool="0.0.1")
+    assert program.run(copy, *BENCH, "--samples", "2", "--limit", "1", "-q").code == 0
+    assert "in part with arbitrage 0.0.1" in " ".join(run_json(copy)["warnings"])
+
+
+# --- grading anew
+
+
+def test_grade_without_models(program: Program, copy: Path) -> None:
+    """arbitrage grade needs no model: it tells which grades change, replaces them, and shows the figures."""
+    path = copy / "run" / "results.jsonl"
+    rows = rows_of(copy / "run")
+    before = results(rows)
+    wrong = {"value": "unscored", "answer": None, "explanation": "the grader was not there"}
+    for row in rows:
+        row.pop("checksum")
+    path.write_bytes(b"".join(encode(row | {"score": wrong} if row["id"] == "p0" else row) for row in rows))
+    result = program.run(copy, "grade", "run", "--json")
+    assert result.code == 0
+    lines = [line for line in result.err.splitlines() if "was unscored, is" in line]
+    assert len(lines) == 3
+    assert lines[0].startswith("p0, target: was unscored, is correct: 349 = 349")
+    assert policies(result.out)["draft"]["correct"] == 2
+    assert results(rows_of(copy / "run")) == before
+    assert set_aside(copy / "run") == []
+
+
+def test_grading_again_changes_nothing(program: Program, copy: Path) -> None:
+    """Grades do not depend on when they are given."""
+    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
+    result = program.run(copy, "grade", "run")
+    assert (result.code, result.err) == (0, "")
+    assert re.search(r"^target +100\b", result.out, re.MULTILINE)
+    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+
+
+def test_grade_leaves_errors_alone(program: Program, here: Path) -> None:
+    """An attempt without a result stays one, and the exit code says that there is one."""
+    (here / "arithmetic.jsonl").write_text('{"id": "odd", "question": "who?", "answer": 1}\n')
+    assert program.run(here, *BENCH, "-q").code == 1
+    before = results(rows_of(here / "run"))
+    assert program.run(here, "grade", "run", "-q").code == 1
+    assert results(rows_of(here / "run")) == before
+
+
+def test_grade_needs_a_run(program: Program, here: Path) -> None:
+    """A folder that has no run in it is a usage error, and stays as it is."""
+    for name in (".", "nowhere"):
+        result = program.run(here, "grade", name)
+        assert (result.code, result.out) == (2, "")
+        assert "no run in this folder" in result.err
+    assert not (here / "lock").exists()
+    assert not (here / "nowhere").exists()
+
+
+# --- in a terminal
+
+
+def test_progress_in_a_terminal(here: Path) -> None:
+    """One region shows how far it is and how each policy stands; at the end it is gone, and the table is there."""
+    arguments = ("bench", *PAIR, "--dataset", str(here / "arithmetic.jsonl"), "-o", str(here / "run"))
+    with Terminal(*arguments, columns=100, rows=30) as terminal:
+        assert terminal.wait() == 0
+    shown = terminal.raw.decode()
+    assert [word for word in (" left", "correct", "the target's speed", "  step ") if word not in shown] == []
+    assert terminal.text.lstrip().startswith("arithmetic.jsonl: 3 problems")
+    assert "█" not in terminal.text
+    assert not terminal.screen.cursor.hidden
+
+
+def test_a_terminal_that_knows_only_ascii(here: Path) -> None:
+    """Everything is drawn with one character for another, and over what was there: nothing scrolls away."""
+    write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 111)])
+    arguments = ("bench", *PAIR, "--dataset", str(here / "many.jsonl"), "-o", str(here / "run"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with Terminal(*arguments, columns=60, rows=40, env=ascii_only) as terminal:
+        assert terminal.wait() == 0
+    assert terminal.raw.isascii()
+    assert re.search(rb"#+(\x1b\[[0-9;]*m)*\.", terminal.raw)
+    assert b"\\u" not in terminal.raw
+    assert terminal.text.lstrip().startswith("many.jsonl: 10 problems")
+
+
+def test_interrupt_in_a_terminal(here: Path) -> None:
+    """Ctrl-C: what is done is safe, how to go on is told, the terminal is as it was; the same command ends the run."""
+    questions = [f"{number} * 12 - 95" for number in range(101, 400)]
+    problems = write_problems(here / "many.jsonl", questions)
+    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+    with Terminal(*arguments, columns=200, rows=30) as terminal:
+        echoed_before = terminal.process.getecho()
+        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        before = len(terminal.raw)
+        terminal.process.sendintr()
+        assert terminal.wait() == 128 + signal.SIGINT
+        assert terminal.process.getecho() == echoed_before
+    num_rows = len(results(rows_of(here / "run")))
+    assert 3 <= num_rows < len(questions)
+    assert not terminal.screen.cursor.hidden
+    after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
+    assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
+    told = flat(terminal.text)
+    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to go on: arbitrage bench --pair scripted" in told
+    assert told.endswith("arbitrage: interrupted")
+    result = run(*arguments, "--json", "--limit", "20")
+    assert result.code == 0
+    assert len(results(rows_of(here / "run"))) >= 20
+
+
+def test_two_interrupts_in_a_terminal(here: Path) -> None:
+    """Ctrl-C twice in a row ends the run at once, whatever it does; the terminal is as it was, and the run goes on."""
+    problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
+    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+    with Terminal(*arguments, columns=60, rows=15) as terminal:
+        echoed_before = terminal.process.getecho()
+        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        terminal.process.sendintr()
+        terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            terminal.process.sendintr()
+        assert terminal.wait() == 128 + signal.SIGINT
+        assert terminal.process.getecho() == echoed_before
+    assert not terminal.screen.cursor.hidden
+    assert "Traceback" not in terminal.text
+    result = run(*arguments, "--json", "--limit", "20")
+    assert result.code == 0
+    assert len(results(rows_of(here / "run"))) >= 20

@@ -1,0 +1,422 @@
+"""`arbitrage models`, and models of the Hub in `arbitrage solve`, as processes against a Hub on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import fake_hub
+import pytest
+from cli import ESCAPE, HERE, PROGRAM, Result, Terminal, environment, flat, run, start
+from fake_hub import Failure, FakeHub
+from small_heads import write_head
+
+DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
+TOKEN = "hf_SENTINEL0123456789"  # noqa: S105 - no real one
+BIG = bytes(range(256)) * 20_000  # about 5 MB, no GGUF
+RUN_FAILED, USAGE, MODEL = 1, 2, 3
+SHORT = ("--max-steps", "2", "--max-step-tokens", "8", "--threads", "1")
+
+
+@dataclass
+class Place:
+    """A Hub, and an environment in which `arbitrage` asks it and keeps all its files in one folder."""
+
+    hub: FakeHub
+    folder: Path
+
+    def env(self, **changes: str) -> dict[str, str | None]:
+        here: dict[str, str | None] = {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.folder / "hf"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "NO_PROXY": "*",
+        }
+        unset = dict.fromkeys(["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"])
+        return {**unset, **here, **changes}
+
+    def run(self, *arguments: str, **changes: str) -> Result:
+        return run(*arguments, env=self.env(**changes))
+
+    def write(self, name: str, text: str) -> None:
+        """A file in the user's settings folder."""
+        path = self.folder / "config" / "arbitrage" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def offers(self, repo: str, **files: Path | bytes) -> None:
+        self.hub.repos[repo] = {
+            f"{name}.gguf": data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()
+        }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with fake_hub.running() as hub:
+        yield Place(hub, tmp_path)
+
+
+@pytest.fixture
+def pair(place: Place, tiny: Mapping[str, Path]) -> Place:
+    """A pair `mine` in the user's file, whose models the Hub has."""
+    place.offers(DRAFT, **{"Draft-Q4_K_M": tiny["draft"]})
+    place.offers(TARGET, **{"target.q8_0": tiny["target"]})
+    place.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nnotes = "two tiny ones"\nctx = 512\n')
+    return place
+
+
+def test_explain_fetches_no_reward_model_that_nobody_asked_for(pair: Place, tmp_path: Path) -> None:
+    """The pair names one that is not here: the decisions are explained without it, and that is said."""
+    pair.write(
+        "pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nprm = "someone/Reward:Q8_0"\nctx = 512\n'
+    )
+    head = str(write_head(tmp_path / "small.safetensors"))
+    arguments = ("explain", "5 + 6", "--pair", "mine", "--head", head, "--max-tokens", "8")
+    found = pair.run(*arguments, "--early-stop")
+    assert found.code == 0, found.err
+    assert "reward model is not on this machine" in flat(found.err)
+    assert "--early-stop changes nothing" not in flat(found.err)
+    assert pair.run(*arguments, "--prm", "someone/Reward:Q8_0").code == 3
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One message with all the words, at most one hint, the right exit code, and no traceback."""
+    assert "Traceback" not in result.err
+    assert result.code == code, result.err
+    first, *hint = result.err.splitlines()
+    assert first.startswith("arbitrage: ")
+    assert len(hint) <= 1
+    for word in words:
+        assert word in result.err
+
+
+# --- list, pull, path
+
+
+def test_list(pair: Place) -> None:
+    """The list has every pair with its notes, and says which models are here; it asks nobody."""
+    shown = pair.run("models", "list")
+    assert (shown.code, shown.err) == (0, "")
+    assert "mine: two tiny ones" in shown.out
+    assert "qwen2.5-math" in shown.out
+    assert f"  draft   not here  {DRAFT}\n" in shown.out
+    assert not pair.hub.requests
+
+
+def test_list_as_json(pair: Place) -> None:
+    """With --json a pair is one object, whose models say whether they are here."""
+    assert pair.run("models", "pull", DRAFT).code == 0
+    pairs = {record["pair"]: record for record in pair.run("models", "list", "--json").records}
+    assert pairs["mine"]["draft"] == {"model": DRAFT, "here": True}
+    assert pairs["mine"]["target"] == {"model": f"{TARGET}:Q8_0", "here": False}
+    assert pairs["scripted"]["draft"]["here"]
+
+
+def test_pull_and_path(pair: Place) -> None:
+    """A pair is fetched once; the paths of its files are what stdout gets, and `path` finds them afterwards."""
+    before = pair.run("models", "path", "mine")
+    assert (before.code, before.out) == (RUN_FAILED, "")
+    pulled = pair.run("models", "pull", "mine")
+    assert pulled.code == 0, pulled.err
+    paths = pulled.out.splitlines()
+    assert [Path(path).name for path in paths] == ["Draft-Q4_K_M.gguf", "target.q8_0.gguf"]
+    assert "downloading Draft-Q4_K_M.gguf" in pulled.err
+    assert ESCAPE not in pulled.stderr
+    again, found = pair.run("models", "pull", "mine"), pair.run("models", "path", "mine")
+    assert again.out == found.out == pulled.out
+    assert (again.code, found.code, found.err) == (0, 0, "")
+    assert len(pair.hub.downloads()) == 2
+
+
+def test_path_of_what_is_no_model(place: Place) -> None:
+    """Whoever names neither a file, nor a pair, nor a model of the Hub is not sent to fetch it."""
+    result = place.run("models", "path", "nope")
+    assert (result.code, result.out) == (RUN_FAILED, "")
+    assert "nope is not on this machine: name a model as user/repo:quant, or a pair: builtin" in flat(result.err)
+    assert "pull" not in result.err
+
+
+def test_list_tells_of_the_built_in_reward_model_and_head(place: Place) -> None:
+    """What belongs to a pair besides its models is listed with them."""
+    pairs = {record["pair"]: record for record in place.run("models", "list", "--json").records}
+    assert pairs["builtin"]["prm"] == {"model": "builtin:prm", "here": True}
+    assert pairs["builtin"]["head"] == {"model": "builtin:builtin", "here": True}
+    assert "prm" in pairs["llama3"]
+    assert "head" not in pairs["llama3"]
+
+
+def test_pull_of_the_reward_model_as_well(pair: Place) -> None:
+    """A pair's process reward model is large and rarely needed: it comes with --prm only, if there is one."""
+    assert_refused(pair.run("models", "pull", "mine", "--prm"), USAGE, "'mine' has no process reward model")
+    pair.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{DRAFT}"\nprm = "{TARGET}:Q8_0"\n')
+    pulled = pair.run("models", "pull", "mine", "--prm").out.splitlines()
+    assert Path(pulled[-1]).name == "target.q8_0.gguf"
+
+
+def test_pull_in_a_terminal(place: Place) -> None:
+    """In a terminal a bar shows how far the download is; NO_COLOR turns it into lines without an escape byte."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    with Terminal("models", "pull", DRAFT, columns=120, env=place.env()) as terminal:
+        assert terminal.wait() == 0
+        assert "5.1/5.1 MB" in terminal.text
+    other = place.env(NO_COLOR="1", HF_HOME=str(place.folder / "other"))
+    with Terminal("models", "pull", DRAFT, columns=120, env=other) as terminal:
+        assert terminal.wait() == 0
+        assert "5 MB of 5 MB" in terminal.text
+        assert ESCAPE not in terminal.raw
+
+
+def test_quiet_pull(place: Place) -> None:
+    """With --quiet there are the paths and nothing else."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    pulled = place.run("models", "pull", DRAFT, "--quiet")
+    assert (pulled.code, pulled.err) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["scripted", "scripted:draft"])
+def test_nothing_to_pull(place: Place, name: str) -> None:
+    """Demo models have nothing to fetch and are here."""
+    assert (place.run("models", "pull", name).code, place.run("models", "path", name).code) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["lama3", "missing.gguf"])
+def test_pull_of_no_name(place: Place, name: str) -> None:
+    """What is neither a pair nor a name on the Hub is refused with the names of the pairs."""
+    assert_refused(place.run("models", "pull", name), USAGE, name, "llama3")
+
+
+def test_killed_pull_goes_on(place: Place) -> None:
+    """A pull that was killed halfway goes on there, and no file has its final name before."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    place.hub.gate = threading.Event()
+    with start("models", "pull", DRAFT, env=place.env()) as process:
+        assert place.hub.is_halfway.wait(20)
+        assert process.stderr
+        while b"downloading" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGKILL)
+    place.hub.gate.set()
+    place.hub.gate = None
+    assert place.run("models", "path", DRAFT).code == RUN_FAILED
+    pulled = place.run("models", "pull", DRAFT)
+    assert Path(pulled.out.strip()).read_bytes() == BIG
+    assert place.hub.downloads()[-1].range
+
+
+def test_two_pulls_at_once(place: Place) -> None:
+    """Two processes that pull the same model download it once, and both find it whole."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    place.hub.gate = threading.Event()
+    with start("models", "pull", DRAFT, env=place.env()) as first, start("models", "pull", DRAFT, env=place.env()) as second:
+        assert place.hub.is_halfway.wait(20)
+        for process in (first, second):  # the one that downloads, and the one that waits and shows how far that is
+            assert process.stderr
+            while b"downloading" not in process.stderr.readline():
+                pass
+        place.hub.gate.set()
+        outs = [process.communicate(timeout=20)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert outs[0] == outs[1]
+    assert len(place.hub.downloads()) == 1
+
+
+def test_interrupted_pull(place: Place) -> None:
+    """Ctrl-C ends a pull in one line with exit code 130."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    place.hub.gate = threading.Event()
+    with start("models", "pull", DRAFT, "--quiet", env=place.env()) as process:
+        assert place.hub.is_halfway.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (130, b"arbitrage: interrupted\n")
+
+
+@pytest.mark.parametrize("command", [("models", "pull", DRAFT), ("solve", "1 + 1", "--policy", "draft", "--draft", DRAFT)])
+def test_offline(place: Place, command: tuple[str, ...]) -> None:
+    """--offline, its variable and HF_HUB_OFFLINE ask nobody, and say how to fetch what is not here."""
+    results = [
+        place.run(*command, "--offline"),
+        place.run(*command, ARBITRAGE_OFFLINE="1"),
+        place.run(*command, HF_HUB_OFFLINE="1"),
+    ]
+    for result in results:
+        assert_refused(result, MODEL, "not on this machine", f"arbitrage models pull {DRAFT}")
+    assert not place.hub.requests
+
+
+@pytest.mark.parametrize("kind", ["gated", "unauthorized", "too many", "echo", "wrong bytes"])
+def test_token_stays_secret(place: Place, kind: str) -> None:
+    """No failure shows the token, with a traceback or without."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    failures = {
+        "gated": Failure(403, {"X-Error-Code": "GatedRepo"}),
+        "unauthorized": Failure(401),
+        "too many": Failure(429, {"Retry-After": "5"}),
+        "echo": Failure(403, {"X-Error-Message": f"Bearer {TOKEN}"}, json.dumps({"error": TOKEN})),
+    }
+    place.hub.failure, place.hub.corrupt = failures.get(kind), kind == "wrong bytes"
+    result = place.run("models", "pull", DRAFT, "--debug", HF_TOKEN=TOKEN)
+    assert result.code == MODEL
+    assert "Traceback" in result.err
+    assert TOKEN.encode() not in result.stdout + result.stderr
+    assert {request.authorization for request in place.hub.downloads()} <= {None}
+
+
+# --- info
+
+
+def test_info(tiny: Mapping[str, Path]) -> None:
+    """What a file says of its model, read from its header."""
+    (record,) = run("models", "info", str(tiny["draft"]), "--json").records
+    (model,) = record["models"]
+    assert (model["architecture"], model["name"], model["has_template"]) == ("llama", "tiny draft", True)
+    assert (model["trained_context_size"], model["context_size"], model["vocabulary_size"]) == (2048, 2048, 261)
+    assert model["kv_bytes"] == 2 * 2048 * 2 * (2 * 8) * 2  # layers, tokens, heads, width of key and value, bytes
+    assert model["memory_bytes"] == record["memory_bytes"] == tiny["draft"].stat().st_size + model["kv_bytes"]
+    assert record["same_vocabulary"] is None
+    assert "tiny draft" in run("models", "info", str(tiny["draft"])).out
+
+
+def test_info_counts_parameters(tiny: Mapping[str, Path]) -> None:
+    """The number of parameters is that of all tensors' elements."""
+    (record,) = run("models", "info", str(tiny["draft"]), "--json").records
+    width, inner, vocabulary = 32, 64, 261
+    layer = 2 * width * width + 2 * width * width // 2 + 3 * width * inner + 2 * width
+    assert record["models"][0]["parameters"] == 2 * layer + 2 * vocabulary * width + width
+
+
+def test_info_of_a_pair(pair: Place) -> None:
+    """A pair's models are shown with the memory of both at the pair's context, and whether they share a vocabulary."""
+    assert_refused(pair.run("models", "info", "mine"), MODEL, "not on this machine", f"arbitrage models pull {DRAFT}")
+    pair.run("models", "pull", "mine")
+    (record,) = pair.run("models", "info", "mine", "--json").records
+    assert [model["model"] for model in record["models"]] == [DRAFT, f"{TARGET}:Q8_0"]
+    assert [model["context_size"] for model in record["models"]] == [512, 512]
+    assert record["same_vocabulary"] is False
+    assert record["memory_bytes"] == sum(model["memory_bytes"] for model in record["models"])
+    assert "different" in pair.run("models", "info", "mine").out
+
+
+def test_info_of_two_files(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    """Two files with the same tokens share a vocabulary."""
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny["draft"].read_bytes())
+    (record,) = run("models", "info", str(tiny["draft"]), str(other), "--json").records
+    assert record["same_vocabulary"] is True
+
+
+def test_info_does_not_start_llama(tiny: Mapping[str, Path]) -> None:
+    """A header is enough: llama.cpp is not loaded, so a damaged or huge model does no harm."""
+    code = "import sys; from arbitrage_cli.cli import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
+    command = [sys.executable, "-c", code, "models", "info", str(tiny["draft"])]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"GGUF" + b"\xff" * 60])
+def test_info_of_no_model(tmp_path: Path, content: bytes) -> None:
+    """A file that is no model is one clear error."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert_refused(run("models", "info", str(path)), MODEL, str(path))
+
+
+def test_info_of_odd_paths(tmp_path: Path) -> None:
+    """A folder, a FIFO, a link to itself and nothing at all are refused and not waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("", "fifo", "loop", "missing.gguf"):
+        assert_refused(run("models", "info", str(tmp_path / name)), MODEL)
+
+
+def test_info_is_data(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    """A model whose name is an escape sequence cannot draw on the terminal."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny["draft"].read_bytes().replace(b"tiny draft", b"\x1b[2Jxdraft"))
+    shown = run("models", "info", str(path))
+    assert "xdraft" in shown.out
+    assert ESCAPE not in shown.stdout
+
+
+# --- solve
+
+
+def test_solve_with_models_of_the_hub(pair: Place) -> None:
+    """Models named as on the Hub are fetched, told of, and used; the next time the Hub is not asked."""
+    command = ("solve", "Hello", "--json", "--draft", f"{DRAFT.lower().replace('draft-gguf', 'Draft-GGUF')}:q4_k_m")
+    first = pair.run(*command, "--target", f"{TARGET}:q8_0", *SHORT)
+    assert first.code == 0, first.err
+    assert first.records[0]["steps"]
+    pair.hub.requests.clear()
+    second = pair.run(*command, "--target", f"{TARGET}:q8_0", *SHORT, "--offline")
+    assert second.records[0]["text"] == first.records[0]["text"]
+    assert not pair.hub.requests
+
+
+def test_solve_with_a_pair(pair: Place) -> None:
+    """--pair names both models; the result records them as they were named."""
+    (record,) = pair.run("solve", "Hello", "--json", "--pair", "mine", *SHORT).records
+    assert (record["draft"], record["target"]) == (DRAFT, f"{TARGET}:Q8_0")
+    assert "context 512" in record["models"]["draft"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "settings", "drafted"),
+    [
+        (["--pair", "swapped", "--draft", "scripted:draft"], {}, "", "scripted:draft"),
+        (["--pair", "swapped"], {}, 'draft = "scripted:draft"', "scripted:target"),
+        (["--pair", "swapped"], {"ARBITRAGE_DRAFT": "scripted:draft"}, "", "scripted:target"),
+        (["--draft", "scripted:draft"], {"ARBITRAGE_PAIR": "swapped"}, "", "scripted:draft"),
+        ([], {"ARBITRAGE_PAIR": "swapped"}, 'draft = "scripted:draft"', "scripted:target"),
+        ([], {"ARBITRAGE_DRAFT": "scripted:draft"}, 'pair = "swapped"', "scripted:draft"),
+        ([], {}, 'pair = "swapped"', "scripted:target"),
+        ([], {}, 'pair = "swapped"\ndraft = "scripted:draft"', "scripted:draft"),
+    ],
+)
+def test_pair_and_models_together(
+    place: Place, flags: list[str], variables: dict[str, str], settings: str, drafted: str
+) -> None:
+    """A model named by itself wins over the pair's, unless the pair was named nearer to the user."""
+    place.write("pairs.toml", '[swapped]\ndraft = "scripted:target"\ntarget = "scripted:draft"\n')
+    place.write("config.toml", settings)
+    (record,) = place.run("solve", "1 + 2", "--json", *flags, **variables).records
+    assert (record["draft"], record["target"]) == (drafted, "scripted:draft")
+
+
+def test_unknown_pair(place: Place) -> None:
+    """A pair that does not exist is refused with the names of those that do."""
+    assert_refused(place.run("solve", "1 + 1", "--pair", "lama3"), USAGE, "lama3", "llama3")
+
+
+def test_malformed_pairs_file(place: Place) -> None:
+    """A pairs file that makes no sense is one line that names it."""
+    place.write("pairs.toml", "[mine]\n")
+    assert_refused(place.run("models", "list"), USAGE, "pairs.toml", "lacks its draft")
+
+
+def test_wrong_checksum_is_never_used(pair: Place) -> None:
+    """A model whose bytes are not those that the Hub published is not loaded."""
+    pair.hub.corrupt = True
+    assert_refused(pair.run("solve", "Hello", "--pair", "mine", "--policy", "target"), MODEL, "sha256", "removed")
+
+
+def test_settings_reach_the_commands_below(place: Place) -> None:
+    """A settings file's options hold for the commands below `models` too."""
+    place.write("config.toml", "offline = true\n")
+    assert_refused(place.run("models", "pull", DRAFT), MODEL, "--offline")
+
+
+def test_wheel_has_the_pairs(tmp_path: Path) -> None:
+    """An installed copy finds the pairs inside its package, without the checkout."""
+    package = tmp_path / "arbitrage_cli"
+    source = Path(HERE).parents[1]
+    subprocess.run(["cp", "-r", source / "arbitrage_cli", package], check=True)
+    subprocess.run(["cp", "-r", source / "models", package / "models"], check=True)
+    command = [*PROGRAM, "models", "list"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert "llama3" in shown.stdout

@@ -1,0 +1,482 @@
+"""`arbitrage tune` as a command, and what the other commands make of what it measured."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import Result, flat, run
+from faults import Program
+from made_up_tuning import make_tuned
+from small_heads import write_head
+
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.runs.folder import encode
+from arbitrage_cli.tuning.placement import machine_here, place
+from arbitrage_cli.tuning.store import Speeds, Tuned, keep_tuned, read_tuned
+from arbitrage_cli.types import CACHED_BYTES, ModelRole
+
+FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
+SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
+NO_GAIN = {"draft": Speeds(0.9, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is hardly faster
+THREADS = {"draft": 1, "target": 2}
+
+
+class Home:
+    """A user's settings folder, and commands that find it."""
+
+    def __init__(self, program: Program, folder: Path) -> None:
+        self._program = program
+        self.folder = folder
+        self.file = folder / "arbitrage" / "tuned.json"
+
+    def run(self, *arguments: str, env: Mapping[str, str] | None = None, **order: Any) -> Result:
+        # Threads that wait for each other shall not keep the cores from whoever they wait for: tests share them.
+        own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive"}
+        return self._program.run(self.folder, *arguments, environment={**own, **(env or {})}, **order)
+
+    def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = THREADS) -> None:
+        """Keep made-up measurements of the built-in models, as if they had been made here."""
+        keep_tuned(self.file, [made_up(role, speeds[role], threads[role]) for role in ("draft", "target")])
+
+
+def made_up(role: str, speeds: Speeds, threads: int) -> Tuned:
+    (path,) = find_files(f"builtin:{role}")
+    return make_tuned(path, machine_here(), hashlib.sha256(path.read_bytes()).hexdigest(), threads, speeds)
+
+
+@pytest.fixture
+def home(program: Program, tmp_path: Path) -> Home:
+    (tmp_path / "arithmetic.jsonl").write_text(json.dumps({"question": "5 + 6", "answer": "11"}) + "\n")
+    return Home(program, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tuned(program: Program, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
+    """A home in which the built-in models were measured, and what the command said."""
+    home = Home(program, tmp_path_factory.mktemp("tuned"))
+    return home, home.run("tune")
+
+
+def solve(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    result = home.run("solve", "5 + 6", "--json", *arguments, env=env)
+    assert result.code == 0, result.err
+    record: dict[str, Any] = result.records[0]
+    return record
+
+
+def threads_of(record: Mapping[str, Any]) -> list[int]:
+    """As the descriptions of the models tell them."""
+    return [int(record["models"][role].split(" thread")[0].split()[-1]) for role in ("draft", "target")]
+
+
+# --- measuring
+
+
+def test_it_shows_what_was_tried_and_what_is_chosen(tuned: tuple[Home, Result]) -> None:
+    """A row for each number of threads, one of them chosen, and flash attention both ways; less than 80 columns."""
+    home, result = tuned
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == [
+        "draft",
+        "target",
+        "kept in " + str(home.file),
+    ]
+    chosen = [int(line.split()[0]) for line in lines if line.endswith("chosen")]
+    assert chosen == [one.threads for one in read_tuned(home.file)]
+    assert result.out.count("--no-flash-attention") == result.out.count(" --flash-attention") == 2
+    assert max(map(len, lines[:-1])) < 80
+
+
+def test_what_was_measured_is_kept(tuned: tuple[Home, Result]) -> None:
+    """Of each model its sha256, and what its tokens take, for this machine."""
+    home, _ = tuned
+    kept = read_tuned(home.file)
+    shas = [hashlib.sha256(find_files(f"builtin:{role}")[0].read_bytes()).hexdigest() for role in ("draft", "target")]
+    assert [one.file.sha256 for one in kept] == shas
+    assert {one.machine for one in kept} == {machine_here()}
+    assert all(0 < one.speeds.read < one.speeds.decode for one in kept)
+
+
+def test_doctor_tells_whether_this_machine_is_tuned(tuned: tuple[Home, Result], home: Home) -> None:
+    """The models with their threads; before that, what to do; of a damaged file, that it is."""
+    assert "arbitrage built-in draft (" in tuned[0].run("doctor").out
+    assert "nothing; arbitrage tune measures" in home.run("doctor").out
+    home.file.parent.mkdir()
+    home.file.write_text("{")
+    damaged = home.run("doctor")
+    assert (damaged.code, "tuned.json: cannot be read" in damaged.out) == (0, True)
+
+
+def test_one_model_as_json(home: Home) -> None:
+    """A model that is named alone is measured alone. With a number format that needs flash attention, that is not tried off."""
+    result = home.run("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0", "--json", "-q")
+    assert (result.code, result.err) == (0, "")
+    (record,) = result.records
+    (model,) = record["models"]
+    assert (model["role"], model["model"]) == ("target", "builtin:target")
+    assert {one["flags"] for one in model["tried"]} == {"", "--flash-attention"}
+    assert model["seconds_per_token"] == next(
+        one["seconds_per_token"] for one in model["tried"] if one["threads"] == model["threads"]
+    )
+    assert [one.loading.kv_type for one in read_tuned(home.file)] == ["q8_0"]
+
+
+def test_demo_models_have_nothing_to_tune(home: Home) -> None:
+    """It is said, and nothing is kept."""
+    result = home.run("tune", "--pair", "scripted")
+    assert result.code == 2
+    assert "scripted demo model" in result.err
+    assert not home.file.exists()
+
+
+ONE = ("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(home: Home, tmp_path: Path) -> None:
+    """Nothing is loaded; neither is it where the file that is there is damaged."""
+    (tmp_path / "file").touch()
+    result = home.run(*ONE, env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
+    assert (result.code, result.out) == (1, "")
+    assert "tuned.json: cannot be written" in result.err
+    assert "checking" not in result.err
+    home.file.parent.mkdir()
+    home.file.write_text("{")
+    damaged = home.run(*ONE)
+    assert (damaged.code, damaged.out) == (2, "")
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_kept(home: Home) -> None:
+    """A disk that is full in the end costs the file, not the table."""
+    result = home.run(*ONE, fault={"number": 1, "action": "full", "calls": ["replace"]})
+    assert result.code == 1
+    assert "tuned.json: cannot be written (No space left on device)" in result.err
+    assert " chosen\n" in result.out
+    assert "kept in" not in result.out
+
+
+def test_a_busy_machine_is_told_of(home: Home) -> None:
+    """In one line, where others use more than half a core."""
+    busy = home.run(*ONE, load=1.3)
+    assert busy.code == 0
+    assert busy.err.count("other processes use the processor (a load of 1.3)") == 1
+    assert "may not hold" in busy.err
+    assert "other processes" not in home.run(*ONE, load=0.4).err
+
+
+# --- threads
+
+
+def test_each_model_runs_with_its_own_threads(home: Home) -> None:
+    """As measured; a flag, the environment and a settings file win over that."""
+    home.pretend(FAST_READER)
+    assert threads_of(solve(home)) == [1, 2]
+    assert threads_of(solve(home, "--threads", "2")) == [2, 2]
+    assert threads_of(solve(home, env={"ARBITRAGE_THREADS": "1"})) == [1, 1]
+    (home.folder / "arbitrage.toml").write_text("threads = 2\n")
+    assert threads_of(solve(home)) == [2, 2]
+
+
+def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
+    """It is known by its content, and from then on by its time; where that cannot be kept, it is used all the same."""
+    home.pretend(FAST_READER, {"draft": 2, "target": 2})
+    kept = read_tuned(home.file)
+    home.file.unlink()
+    keep_tuned(home.file, [replace(one, file=replace(one.file, path="/elsewhere.gguf", modified=1)) for one in kept])
+    read_only = {"number": 1, "action": "read-only", "calls": ["replace"]}
+    for fault, written in ((read_only, False), (None, True)):
+        result = home.run("solve", "5 + 6", "--policy", "draft", "--json", fault=fault)
+        assert result.code == 0, result.err
+        assert " 2 threads," in result.records[0]["models"]["draft"]
+        assert (home.file.read_text().count("/elsewhere.gguf") == 0) == written
+    assert read_tuned(home.file) == kept
+
+
+def test_other_options_are_other_measurements(home: Home) -> None:
+    """What was measured with one number format says nothing of another."""
+    home.pretend(FAST_READER)
+    default = solve(home, "--kv-type", "q8_0")
+    home.file.unlink()
+    assert threads_of(default) == threads_of(solve(home))
+
+
+def test_speeds_on_another_gpu_are_other_measurements(home: Home) -> None:
+    """What was measured with a GPU says nothing of a llama.cpp that has none."""
+    home.pretend(FAST_READER)
+    kept = read_tuned(home.file)
+    home.file.unlink()
+    default = threads_of(solve(home))
+    keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
+    assert threads_of(solve(home)) == default
+
+
+def test_demo_models_start_without_llama(home: Home) -> None:
+    """Whose GPU it would be is not asked for models that were never measured: llama.cpp takes its time to import."""
+    home.pretend(FAST_READER)
+    code = "import sys; from arbitrage_cli.cli import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
+    result = run(
+        "solve",
+        "5 + 6",
+        "--pair",
+        "scripted",
+        env={"XDG_CONFIG_HOME": str(home.folder)},
+        program=(sys.executable, "-c", code),
+    )
+    assert result.out.splitlines()[-1] == "False"
+
+
+def test_a_damaged_file_is_said(home: Home) -> None:
+    """No number of threads is made up instead."""
+    home.file.parent.mkdir()
+    home.file.write_text("{}")
+    result = home.run("solve", "5 + 6")
+    assert result.code == 2
+    assert "tuned.json: cannot be read" in result.err
+
+
+BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
+
+
+def run_json(home: Home) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((home.folder / "run" / "run.json").read_text())
+    return content
+
+
+def test_bench_records_the_threads_of_each_model(home: Home) -> None:
+    """A run goes on with them, one policy at a time as well, and is not gone on with by others."""
+    home.pretend(FAST_READER)
+    assert home.run(*BENCH, "--policy", "target,draft").code == 0
+    made = run_json(home)
+    assert {role: model["threads"] for role, model in made["models"].items()} == {"draft": 1, "target": 2}
+    assert made["machine"]["threads"] == "draft 1, target 2"
+    assert made["fingerprint"]["number of threads of the target"] == "2"
+    assert home.run(*BENCH, "--policy", "draft").code == 0
+    assert run_json(home)["machine"]["threads"] == "draft 1, target 2"
+    home.pretend(FAST_READER, {"draft": 1, "target": 1})
+    refused = home.run(*BENCH, "--policy", "target,draft")
+    assert refused.code == 2
+    assert "another number of threads of the target: 2, not 1" in flat(refused.err)
+
+
+def test_several_problems_at_once_take_the_same_threads(home: Home) -> None:
+    """A throughput run records the threads of each model beside how many are solved at once; a flag wins here too."""
+    home.pretend(FAST_READER)
+    sums = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7)]
+    (home.folder / "arithmetic.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
+    at_once = (*BENCH, "--policy", "target,draft", "--concurrency", "2")
+    assert home.run(*at_once).code == 0
+    made = run_json(home)
+    assert (made["concurrency"], made["machine"]["threads"]) == (2, "draft 1, target 2")
+    refused = home.run(*at_once, "--threads", "1")
+    assert (refused.code, "another number of threads of the target: 2, not 1" in flat(refused.err)) == (2, True)
+    for flags, threads in (((), [1, 2]), (("--threads", "2"), [2, 2])):
+        solved = home.run("solve", "--input", "arithmetic.jsonl", "--concurrency", "auto", *flags)
+        assert solved.code == 0, solved.err
+        assert [(one["settings"]["concurrency"], threads_of(one)) for one in solved.records] == [(2, threads)] * 2
+
+
+@pytest.mark.parametrize(("threads", "code"), [("2", 0), ("1", 2)])
+def test_a_run_of_an_earlier_version_goes_on(home: Home, threads: str, code: int) -> None:
+    """It has one number of threads for all models, and goes on with that alone."""
+    assert home.run(*BENCH, "--policy", "target,draft", "--threads", "2").code == 0
+    made = run_json(home)
+    assert made["machine"]["threads"] == 2
+    for role in ("draft", "target"):
+        del made["models"][role]["threads"], made["fingerprint"][f"number of threads of the {role}"]
+    made["fingerprint"]["number of threads"] = "2"
+    del made["checksum"]
+    (home.folder / "run" / "run.json").write_bytes(encode(made))
+    again = home.run(*BENCH, "--policy", "target,draft,entropy", "--threads", threads)
+    assert again.code == code, again.err
+    if code:
+        assert "another number of threads of the draft: 2, not 1" in flat(again.err)
+
+
+# --- taus
+
+
+@pytest.fixture
+def head(home: Home) -> str:
+    """A head for the built-in pair: by the costs on its card `exact` is 0.3."""
+    return str(write_head(home.folder / "small.safetensors"))
+
+
+def test_named_taus_are_by_the_costs_of_this_machine(home: Home, head: str) -> None:
+    """Where verifying costs more than it saves, the least time is at another tau; the record says whose costs those are."""
+    before = solve(home, "--head", head)
+    assert (before["tau"], before["settings"]["tau_costs"]) == (0.3, "the head's card")
+    home.pretend(SLOW_VERIFIER)
+    after = solve(home, "--head", head)
+    assert (after["tau"], after["settings"]["tau_costs"]) == (0.6, "this machine")
+    assert solve(home, "--head", head, "--tau", "exact")["tau"] == 0.6
+    told = home.run("solve", "5 + 6", "--head", head, "--verbose")
+    assert "named taus are those by the costs of this machine" in told.err
+
+
+def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str) -> None:
+    """By the costs of this machine: a draft that is hardly faster gains nothing. Where there is a gain nothing is said."""
+    told = "as long as the target alone: --policy target"
+    routed = ("solve", "5 + 6", "--head", head, "--no-early-stop")
+    assert told not in home.run(*routed).err
+    home.pretend(NO_GAIN)
+    found = flat(home.run(*routed).err)
+    assert "at the costs of this machine routing takes about" in found
+    assert told in found
+    assert told not in home.run("solve", "5 + 6", "--policy", "target").err
+
+
+@pytest.mark.parametrize(
+    "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9"), ("--early-stop",)], ids=str
+)
+def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple[str, ...]) -> None:
+    """Where the pair's own head gains nothing on this machine, the target alone writes: said, and only if nothing was asked for."""
+    home.pretend(NO_GAIN)
+    result = home.run("solve", "5 + 6", "--json", *asked)
+    (record,) = result.records
+    assert record["policy"] == ("arbitrage" if asked else "target")
+    assert ("which therefore writes by itself" in flat(result.err)) == (not asked)
+    assert ("head" in record["settings"]) == bool(asked)
+
+
+def test_the_target_speculates_where_that_pays_and_routing_does_not(home: Home) -> None:
+    """A draft that writes fast, and reads slowly what the target has written."""
+    home.pretend({"draft": Speeds(0.3, 9.0, 9.0), "target": Speeds(1.0, 0.01, 0.05)})
+    result = home.run("solve", "5 + 6", "--json")
+    assert result.records[0]["policy"] == "speculative"
+    assert "which therefore writes with the draft saying what may come next" in flat(result.err)
+
+
+def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
+    """Without a measurement the head decides, as its card is of another machine."""
+    (record,) = home.run("solve", "5 + 6", "--json").records
+    assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
+
+
+def test_drafts_are_stopped_early_where_they_spare_less_than_they_cost(home: Home) -> None:
+    """By the costs of this machine: a draft that is hardly faster is not worth finishing as a proposal. A flag wins."""
+    routed = ("--policy", "arbitrage", "--tau", "0.02")
+    assert solve(home, *routed)["settings"]["early_stop"] is False
+    home.pretend(NO_GAIN)
+    assert solve(home, *routed)["settings"]["early_stop"] is True
+    assert solve(home, *routed, "--no-early-stop")["settings"]["early_stop"] is False
+    assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
+    told = flat(home.run("solve", "5 + 6", *routed).err)
+    assert "as long as the target alone (early stops, which save some of it, are not reckoned with)" in told
+
+
+def test_a_run_keeps_its_early_stops(home: Home) -> None:
+    """It goes on as it began, whatever was measured meanwhile, and is not gone on with otherwise."""
+    routed = (*BENCH, "--policy", "arbitrage@0.02")
+    assert home.run(*routed).code == 0
+    assert run_json(home)["early_stop"] is False
+    home.pretend(NO_GAIN, {"draft": 1, "target": 1})
+    assert home.run(*routed, "--fresh").code == 0
+    assert run_json(home)["early_stop"] is True
+    home.file.unlink()
+    assert home.run(*routed).code == 0
+    assert run_json(home)["early_stop"] is True
+    refused = home.run(*routed, "--no-early-stop")
+    assert (refused.code, "another early stop: true, not false" in flat(refused.err)) == (2, True)
+
+
+def test_explain_takes_the_same_tau(home: Home, head: str) -> None:
+    """It tells of the decisions that solve makes."""
+    home.pretend(SLOW_VERIFIER)
+    assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
+
+
+def test_costs_hold_for_the_threads_they_were_measured_with(home: Home, head: str) -> None:
+    """With other threads the card's own costs are taken, as they are without a measurement of both models."""
+    home.pretend(SLOW_VERIFIER)
+    assert solve(home, "--head", head, "--threads", "1")["tau"] == 0.3
+    home.file.unlink()
+    keep_tuned(home.file, [made_up("target", SLOW_VERIFIER["target"], 2)])
+    assert solve(home, "--head", head)["tau"] == 0.3
+
+
+def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
+    """They mean the same on every machine."""
+    home.pretend(SLOW_VERIFIER)
+    for arguments, tau in ((("--tau", "0.3"), 0.3), (("--budget", "0.5"), 0.3)):
+        record = solve(home, "--head", head, *arguments)
+        assert (record["tau"], record["settings"]["tau_costs"]) == (tau, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"), [(("--policy", "arbitrage@0.5"), False), (("--tau", "0.5,fast"), True)], ids=str
+)
+def test_bench_tells_whose_costs_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
+    """Nobody's, where all taus are numbers."""
+    home.pretend(SLOW_VERIFIER)
+    result = home.run(*BENCH[:-1], "--verbose", "--head", head, "--policy", "arbitrage", *asked)
+    assert result.code == 0
+    assert run_json(home)["tau_costs"] == ("this machine" if named else None)
+    assert ("named taus are those by the costs of" in result.err) == named
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["recorded", "of an earlier version"])
+def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: str, earlier: bool) -> None:
+    """Costs that are measured later make no new column; it is said that they would, and another name is taken as it was then."""
+    routed = (*BENCH[:-1], "--head", head, "--policy")
+    assert home.run(*routed, "arbitrage@exact").code == 0
+    made = run_json(home)
+    assert (made["named_taus"]["exact"], made["tau_costs"]) == (0.3, "the head's card")
+    if earlier:
+        del made["named_taus"], made["checksum"]
+        (home.folder / "run" / "run.json").write_bytes(encode(made))
+    rows = (home.folder / "run" / "results.jsonl").read_bytes()
+    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, 1))
+    again = home.run(*routed, "arbitrage@exact")
+    assert again.code == 0, again.err
+    assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
+    assert "exact is tau 0.3 in this run, as when it began; by the costs of this machine it would be 0.6" in flat(again.err)
+    assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.3, 0.5]
+    assert run_json(home)["tau_costs"] == "the head's card"
+
+
+def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> None:
+    """The first name in it is by the costs that are known then; so is that of a run that is begun anew."""
+    routed = (*BENCH, "--head", head, "--policy")
+    assert home.run(*routed, "arbitrage@0.5").code == 0
+    assert run_json(home)["named_taus"] is None
+    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, 1))
+    assert home.run(*routed, "arbitrage").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
+    home.file.unlink()
+    assert home.run(*routed, "arbitrage@0.5").code == 0
+    assert home.run(*routed, "arbitrage").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
+    assert home.run(*routed, "arbitrage", "--fresh").code == 0
+    assert [one["tau"] for one in run_json(home)["policies"]] == [0.3]
+
+
+def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
+    """The same command finds its columns again."""
+    home.pretend(SLOW_VERIFIER)
+    arguments = (*BENCH, "--policy", "target,arbitrage@exact", "--head", head)
+    assert home.run(*arguments).code == 0
+    rows = (home.folder / "run" / "results.jsonl").read_bytes()
+    assert home.run(*arguments).code == 0
+    made = run_json(home)
+    assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
+    assert [one["tau"] for one in made["policies"]] == [None, 0.6]
+    assert made["tau_costs"] == "this machine"
+
+
+def test_threads_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for a model that fits in a processor's cache, as the built-in ones; as many as there are cores for a larger one."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("arbitrage_cli.tuning.placement.default_threads", lambda: 8)
+    large = tmp_path / "large.gguf"
+    with large.open("wb") as file:
+        file.truncate(CACHED_BYTES + 1)
+    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large), "prm": "scripted:draft"}
+    assert place(models, Options()).threads == {"draft": 1, "target": 8, "prm": 1}
+    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3, "prm": 1}

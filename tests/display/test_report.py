@@ -1,0 +1,390 @@
+"""The HTML report: well-formed, self-contained, and deaf to whatever models, problems and files say."""
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
+from test_hostile_text import HOSTILE, MARKUP, OBEYED
+
+from arbitrage_cli.display.charts import MARK, Mark, plot
+from arbitrage_cli.display.html import TEMPLATES, Source, render
+from arbitrage_cli.evaluation.definitions import DEFINITIONS
+from arbitrage_cli.evaluation.metrics import figures
+
+BREAKOUTS = [
+    "</script><script>alert(1)</script>",
+    "</ScRiPt ><img src=x onerror=alert(1)>",
+    "<!--<script>",
+    "]]>--><svg onload=alert(1)>",
+    r"$\href{javascript:alert(1)}{x}$",
+    '" onmouseover="alert(1)" x="',
+    "' autofocus onfocus='alert(1)",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;b&gt;&amp;",
+    "line\u2028separator\u2029paragraph",
+    "\\u003cscript\\u003e",
+]
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+
+
+class Page(HTMLParser):
+    """A page as a parser sees it: elements with their attributes, texts of scripts and styles, and what is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.raw: list[tuple[str, dict[str, str], str]] = []  # scripts and styles
+        self.words: list[str] = []
+        self.comments: list[str] = []
+        self._open: list[str] = []
+        self._text = text
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"an attribute twice in <{tag}>"
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag in ("script", "style"):
+            self.raw.append((tag, self.elements[-1][1], ""))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open, f"</{tag}> closes nothing"
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] in ("script", "style"):
+            tag, attributes, text = self.raw[-1]
+            self.raw[-1] = (tag, attributes, text + data)
+        else:
+            self.words.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+    @property
+    def data(self) -> Any:
+        """The JSON that the page carries."""
+        (text,) = [text for tag, attributes, text in self.raw if attributes.get("type") == "application/json"]
+        return json.loads(text)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, name: str) -> list[str]:
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+def source(made: MadeUp, name: str = "runs/made-up", **options: Any) -> Source:
+    return Source(name, made.run, made.rows, figures(made.run, made.rows, **options))
+
+
+def page(*made: MadeUp, **options: Any) -> Page:
+    return Page(render([source(one, f"runs/{number}", **options) for number, one in enumerate(made)]))
+
+
+RUN = make_run(8)
+ODD = MadeUp(RUN.run, [failed(RUN.rows[0]), unscored(RUN.rows[1]), *RUN.rows[2:-1]])
+RUNS = {
+    "usual": [RUN],
+    "projected": [RUN],
+    "errors and missing": [ODD],
+    "without a target": [make_run(4, columns=[("draft", None), ("entropy", 0.5)])],
+    "target only": [make_run(4, columns=[("target", None)], levels=0)],
+    "samples": [make_run(4, columns=COLUMNS[:4], samples=3)],
+    "one problem": [make_run(1)],
+    "no row": [MadeUp(describe(5), [])],
+    "no run.json and no row": [MadeUp({}, [])],
+    "two runs": [RUN, make_run(3)],
+}
+
+
+def hostile_run(text: str) -> MadeUp:
+    """A run in which the text stands wherever text of others can come in."""
+    made = make_run(2, columns=[("target", None), ("entropy", 0.5)])
+    made.run["dataset"] |= {"name": text, "sha256": text}
+    made.run["command"] = ["arbitrage", text]
+    made.run["warnings"] = [f"warning {text}"]
+    made.run["machine"] = {"cpu": text, text: 1}
+    for model in made.run["models"].values():
+        model["description"] = text
+    for policy in made.run["policies"]:
+        policy |= {"policy": policy["policy"].replace("entropy", f"policy {text}"), "number": text}
+    step = {"text": text, "model": "draft", "tokens": 3, "seconds": 0.1, "stop": "separator"}
+    rows = [
+        one
+        | {
+            "id": f"{one['id']} {text}",
+            "problem": text,
+            "gold": {"answer": text, text: [text]},
+            "level": text,
+            "answer": text,
+        }
+        | {"text": text, "error": text, "stop": text, "policy": one["policy"].replace("entropy", f"policy {text}")}
+        | {"score": {"value": "incorrect", "answer": text, "explanation": text}}
+        | {"steps": [step | {"decision": text, "probability": 0.7, "discarded": step}]}
+        for one in made.rows
+    ]
+    return MadeUp(made.run, [rows[0], {**rows[1], "status": "error"}, *rows[2:]])
+
+
+# --- the page
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_page_is_well_formed(name: str) -> None:
+    """Every element is closed where it must be, ids are unique, and every reference within the page leads somewhere."""
+    made = page(*RUNS[name], cost_ratio=8.0 if name == "projected" else None)
+    ids = made.attributes("id")
+    assert len(ids) == len(set(ids))
+    targets = [link.removeprefix("#") for link in made.attributes("href")]
+    targets += [word for name in ("aria-labelledby", "for") for value in made.attributes(name) for word in value.split()]
+    assert targets
+    assert set(targets) <= set(ids)
+    assert [tag for tag, _ in made.elements].count("main") == 1
+    assert made.comments == []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_page_needs_nothing_else(name: str) -> None:
+    """No address but those within the page, no element that loads anything, and a policy that forbids the network."""
+    made = page(*RUNS[name])
+    assert all(link.startswith("#") for link in made.attributes("href"))
+    for attribute in ("src", "srcset", "action", "data", "poster", "formaction", "xlink:href"):
+        assert made.attributes(attribute) == []
+    assert not {"link", "img", "iframe", "object", "embed", "base", "use", "image"} & {tag for tag, _ in made.elements}
+    assert "http" not in "".join(text for tag, _, text in made.raw if tag == "style")
+    (policy,) = [value for value in made.attributes("content") if "default-src" in value]
+    assert policy.split("; ")[0] == "default-src 'none'"
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    ("factor", "bar"),
+    [(1000.0, "\N{MULTIPLICATION SIGN} and more: 8 problems"), (0.001, "up to 0.15\N{MULTIPLICATION SIGN}: 8 problems")],
+)
+def test_ends_of_a_histogram_have_all_beyond_them(factor: float, bar: str) -> None:
+    """Whatever lies beyond the scale is counted at its end, which says so."""
+    rows = [{**one, "wall_seconds": one["wall_seconds"] * (factor if one["policy"] == "target" else 1)} for one in RUN.rows]
+    made = page(MadeUp(RUN.run, rows))
+    assert bar in made.text
+    assert "≤⅛\N{MULTIPLICATION SIGN}" in made.text
+    assert "≥8\N{MULTIPLICATION SIGN}" in made.text
+
+
+def test_models_are_told_to_the_file() -> None:
+    """Of each model the page says what it is, how it was named, and which file that was."""
+    made = make_run(2)
+    made.run["models"]["draft"] = {"description": "llama 0.5B Q8_0", "source": "small.gguf", "sha256": "ab" * 32}
+    made.run["models"]["target"] = {"name": "a model"}
+    text = page(made).text
+    assert "draft llama 0.5B Q8_0, small.gguf, sha256 abababababab " in text
+    assert "target a model " in text
+
+
+def test_policy_allows_the_one_script_and_the_one_style() -> None:
+    """The hashes of the page's own policy are those of what it carries; nothing is inline."""
+    made = page(RUN)
+    (policy,) = [value for value in made.attributes("content") if "default-src" in value]
+    code = [(tag, text) for tag, attributes, text in made.raw if "type" not in attributes]
+    assert [tag for tag, _ in code] == ["style", "script"]
+    for tag, text in code:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    for _, attributes in made.elements:
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+
+
+def test_script_never_parses_text_as_markup() -> None:
+    """The script of the page has no call that makes markup, code or an address of a text."""
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|Function\("
+    )
+    assert not re.search(forbidden, script)
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|location|\.href|\.src\b|setTimeout\(['\"]", script)
+
+
+@pytest.mark.parametrize("text", [*BREAKOUTS, *HOSTILE.values(), *MARKUP])
+def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
+    """Text in names, problems, answers, steps and errors adds no element and no attribute, wherever it stands."""
+    made, harmless = page(hostile_run(text)), page(hostile_run("h" * len(text)))
+    assert [(tag, sorted(attributes)) for tag, attributes in made.elements] == [
+        (tag, sorted(attributes)) for tag, attributes in harmless.elements
+    ]
+    assert [(tag, text) for tag, attributes, text in made.raw if "type" not in attributes] == [
+        (tag, text) for tag, attributes, text in harmless.raw if "type" not in attributes
+    ]
+    assert made.comments == []
+    assert not OBEYED.search(made.text)
+    assert not OBEYED.search(json.dumps(made.data, ensure_ascii=False))
+
+
+@pytest.mark.parametrize("text", BREAKOUTS)
+def test_text_of_others_is_shown_as_it_is(text: str) -> None:
+    """Apart from what could be obeyed, text arrives unchanged: in the page, and in the data of the traces."""
+    made = page(hostile_run(text))
+    assert " ".join(text.split()) in made.text
+    (run,) = made.data["runs"]
+    problem = run["problems"][f"made-up-0000 {text}"]
+    assert problem["question"] == text
+    assert problem["gold"] == {"answer": text, text: [text]}
+    assert {step["text"] for attempt in run["attempts"] for step in attempt["steps"]} == {text}
+    assert {attempt["explanation"] for attempt in run["attempts"]} == {text}
+
+
+def test_data_cannot_end_its_element() -> None:
+    """The data of the traces is ASCII without any of the characters that markup begins or ends with."""
+    text = render([source(hostile_run("".join([*BREAKOUTS, *HOSTILE.values()])))])
+    start = text.index('id="data">') + len('id="data">')
+    data = text[start : text.index("</script>", start)]
+    assert data.isascii()
+    assert not set(data) & set("<>&")
+    json.loads(data)
+
+
+def test_page_can_be_stored() -> None:
+    """A lone surrogate in a text does not keep the page from being written as UTF-8."""
+    render([source(hostile_run("\ud800 and \udfff"))]).encode()
+
+
+# --- what it says
+
+
+def test_every_figure_of_the_tables_has_its_definition() -> None:
+    """The definitions are all there, in their own words, and headings lead to them."""
+    made = page(RUN, cost_ratio=8.0)
+    for meaning in DEFINITIONS.values():
+        assert " ".join(meaning.split()) in made.text
+    leads = {link for link in made.attributes("href") if link.startswith("#def-")}
+    assert {"#def-accuracy", "#def-speedup", "#def-area", "#def-target_token_equivalents", "#def-projected_speedup"} <= leads
+
+
+def test_figures_of_the_page_are_those_of_the_json() -> None:
+    """Accuracy, speed-up and its interval of a policy stand in the page."""
+    made = page(RUN)
+    (entropy,) = [policy for policy in figures(RUN.run, RUN.rows)["policies"] if policy["label"] == "entropy 0.5"]
+    low, high = entropy["speedup_interval"]
+    assert f"{100 * entropy['accuracy']:.1f}%" in made.text
+    assert f"{entropy['speedup']:.2f}\N{MULTIPLICATION SIGN} [{low:.2f}\N{EN DASH}{high:.2f}]" in made.text
+
+
+def test_projection_is_named_as_one() -> None:
+    """Projected speed-ups stand below a heading that says what they are."""
+    assert "Other pairs: a projection Not measured." in page(RUN).text
+
+
+def test_what_stands_in_the_way_is_told_first() -> None:
+    """Notes of the figures and warnings of the run are on the page."""
+    warned = MadeUp({**RUN.run, "warnings": ["the machine was busy"]}, RUN.rows[:-1])
+    text = page(warned).text
+    assert "the machine was busy" in text
+    assert "The run is not complete" in text
+
+
+def test_traces_have_what_explains_a_surprise() -> None:
+    """Each attempt carries its steps with number and tau, what was thrown away, the verdict, and the target's own."""
+    (run,) = page(RUN).data["runs"]
+    assert len(run["attempts"]) == len(RUN.rows)
+    for attempt, row in zip(run["attempts"], RUN.rows, strict=True):
+        assert run["policies"][attempt["policy"]]["label"].startswith(row["policy"])
+        assert (attempt["id"], attempt["tau"], attempt["verdict"]) == (row["id"], row["tau"], row["score"]["value"])
+        assert attempt["steps"] == row["steps"]
+        alone = next(one for one in RUN.rows if one["id"] == row["id"] and one["policy"] == "target")
+        expected = (None, None) if row is alone else (alone["score"]["value"], alone["wall_seconds"])
+        assert (attempt["target"], attempt["target_seconds"]) == expected
+
+
+def test_errors_have_no_time_and_their_reason() -> None:
+    """A failed attempt is told as one."""
+    (run,) = page(ODD).data["runs"]
+    failures = [attempt for attempt in run["attempts"] if attempt["verdict"] == "error"]
+    assert [(one["error"], one["seconds"]) for one in failures] == [("the context was full", None)]
+
+
+# --- the accuracy/time chart
+
+
+def boxes(mark: Mark) -> tuple[float, float, float, float]:
+    assert mark.label is not None
+    width = 6.5 * len(mark.label.text)
+    left = mark.label.x - {"start": 0.0, "middle": width / 2, "end": width}[mark.label.anchor]
+    return left, mark.label.y - 10, left + width, mark.label.y + 2
+
+
+def apart(box: tuple[float, ...], mark: Mark) -> float:
+    """How far a mark is from a box."""
+    beside = max(0.0, box[0] - mark.x - MARK, mark.x - MARK - box[2])
+    above = max(0.0, box[1] - mark.y - MARK, mark.y - MARK - box[3])
+    return math.hypot(beside, above)
+
+
+def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
+@pytest.mark.parametrize("width", [960.0, 350.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_overlap_nothing(width: float, seed: int) -> None:
+    """No label lies on another, on a mark, or nearer to the mark of another; both ends have theirs."""
+    columns = [*COLUMNS, *(("logprob", 0.1 * step) for step in range(1, 8)), ("rsd", 0.7)]
+    made = make_run(15, columns=columns, seed=seed)
+    chart = plot(figures(made.run, made.rows), width, 400.0)
+    assert chart is not None
+    named = [mark for mark in chart.marks if mark.label]
+    assert {"target alone", "draft alone"} <= {mark.text for mark in named}
+    for mark in named:
+        assert boxes(mark)[0] >= 0
+        assert boxes(mark)[2] <= width
+        for other in chart.marks:
+            assert not overlap(boxes(mark), (other.x - MARK, other.y - MARK, other.x + MARK, other.y + MARK))
+            assert other is mark or other.label is None or not overlap(boxes(mark), boxes(other))
+            assert apart(boxes(mark), other) >= apart(boxes(mark), mark) - 1.5  # the letters' widths are estimates
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_chart_holds_all_that_it_shows(name: str) -> None:
+    """Every mark and every end of an interval lies within the axes, higher is better, and ticks are even."""
+    for made in RUNS[name]:
+        chart = plot(figures(made.run, made.rows), 960.0, 400.0)
+        if chart is None:
+            assert not made.rows
+            continue
+        for mark in chart.marks:
+            for x in (mark.x, *(mark.x_ends or ())):
+                assert chart.left <= x <= chart.right
+            for y in (mark.y, *(mark.y_ends or ())):
+                assert chart.top <= y <= chart.bottom
+        for ticks in (chart.x_ticks, chart.y_ticks):
+            places = [place for place, _ in ticks]
+            steps = [after - before for before, after in itertools.pairwise(places)]
+            assert steps == pytest.approx([steps[0]] * len(steps), abs=0.2)
+            assert len({text for _, text in ticks}) == len(ticks)
+
+
+def test_time_is_seconds_where_there_is_no_target() -> None:
+    """Without the target alone the axis has seconds, and says so."""
+    made = make_run(4, columns=[("draft", None), ("entropy", 0.5)])
+    chart = plot(figures(made.run, made.rows), 960.0, 400.0)
+    assert chart is not None
+    assert chart.x_title == "mean seconds per problem"
+
+
+def test_templates_are_shipped() -> None:
+    """The page's parts lie beside the module that reads them."""
+    assert {"report.html", "report.css", "report.js"} <= {path.name for path in Path(TEMPLATES).iterdir()}

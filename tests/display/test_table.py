@@ -1,0 +1,139 @@
+"""The table of figures in a terminal: 80 columns, definitions below it, and text of others as text."""
+
+import io
+from typing import Any
+
+import pytest
+from made_up_runs import MadeUp, describe, failed, make_run, unscored
+from test_hostile_text import HOSTILE, MARKUP, OBEYED
+
+from arbitrage_cli.display.table import write_comparison, write_table
+from arbitrage_cli.evaluation.comparison import compare
+from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
+from arbitrage_cli.evaluation.metrics import figures
+
+
+def table(made: MadeUp, *, styled: bool = False, **options: Any) -> str:
+    stream = io.StringIO()
+    write_table(figures(made.run, made.rows, **options), stream, styled=styled)
+    return stream.getvalue()
+
+
+def comparison(first: MadeUp, second: MadeUp) -> str:
+    stream = io.StringIO()
+    compared = compare(first.run, first.rows, second.run, second.rows)
+    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream)
+    return stream.getvalue()
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        make_run(30),
+        make_run(3, columns=[("target", None), ("a-very-long-policy", 0.123456)]),
+        MadeUp(describe(4), [{**row, "wall_seconds": 0.00953} for row in make_run(4).rows]),
+        MadeUp(describe(0), []),
+        make_run(5, columns=[("draft", None), ("entropy", 0.5)], samples=3),
+    ],
+)
+@pytest.mark.parametrize("cost_ratio", [None, 8.0])
+def test_table_fits_in_80_columns(made: MadeUp, cost_ratio: float | None) -> None:
+    """No line is longer than a terminal of 80 columns has room for."""
+    lines = table(made, cost_ratio=cost_ratio).splitlines()
+    assert max(map(len, lines)) < 80
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
+    """Accuracy, difference, time, speed-up and acceptance of each policy stand in its line."""
+    made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
+    target, entropy = figures(made.run, made.rows)["policies"]
+    text = table(made)
+    (line,) = [line for line in text.splitlines() if line.startswith("entropy 0.5 ")]
+    low, high = entropy["speedup_interval"]
+    assert f" {100 * entropy['accuracy']:.1f} [" in line
+    assert f" {entropy['speedup']:.2f} [{low:.2f}-{high:.2f}]" in line
+    assert line.endswith(f"{entropy['acceptance_rate']:.0%}")
+    assert f"{100 * (entropy['accuracy'] - target['accuracy']):+.1f}" in line
+    assert text.startswith("made-up: 20 problems\n")
+
+
+def test_columns_are_told_in_the_words_of_the_definitions() -> None:
+    """The legend has the definition of each column, the same as everywhere."""
+    text = flat(table(make_run(3)))
+    for name in ("accuracy", "accuracy_difference", "seconds_mean", "speedup", "acceptance_rate"):
+        assert flat(DEFINITIONS[name]) in text
+
+
+def test_what_was_not_scored_is_told() -> None:
+    """Unscored answers and errors are named, with the policy they belong to and out of how many."""
+    made = make_run(4, columns=[("target", None), ("draft", None)])
+    rows = [failed(made.rows[0]), unscored(made.rows[2]), *made.rows[3:], made.rows[1]]
+    text = table(MadeUp(made.run, rows))
+    assert "target: of 4 attempts unscored 1, errors 1" in text
+    assert "draft: of 4" not in text
+
+
+def test_missing_target_is_told_and_shown_as_unknown() -> None:
+    """Without the target a speed-up is a dash, and the table says why."""
+    text = table(make_run(4, columns=[("draft", None)]))
+    (line,) = [line for line in text.splitlines() if line.startswith("draft ")]
+    assert line.split()[-2:] == ["-", "100%"]
+    assert "no result of policy target" in flat(text)
+
+
+def test_projection_is_named_as_one() -> None:
+    """Projected figures come with the word, both cost ratios, and the definition; unasked there are none."""
+    made = make_run(10)
+    text = flat(table(made, cost_ratio=8.0))
+    assert "PROJECTION, not measured: a target token costs 8.00 draft tokens (here 3.50)" in text
+    assert flat(DEFINITIONS["projected_speedup"]) in text
+    assert "PROJECTION" not in table(made)
+
+
+def test_curve_is_told_in_a_line() -> None:
+    """A policy with several taus has its area and its gain over a random mix."""
+    text = flat(table(make_run(20)))
+    assert "entropy over its taus: mean accuracy % " in text
+    assert "points" in text
+    assert "no area" in table(make_run(20, columns=[("target", None), ("entropy", 0.3), ("entropy", 0.5)]))
+
+
+def test_only_a_terminal_gets_escape_codes() -> None:
+    """Unstyled there is no escape byte; styled the text is the same but for them."""
+    made = make_run(3)
+    assert "\x1b" not in table(made)
+    styled = table(made, styled=True)
+    assert "\x1b[1m" in styled
+    plain = styled.replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
+    assert plain == table(made)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE.values(), *MARKUP])
+@pytest.mark.parametrize("styled", [False, True])
+def test_names_are_data(text: str, styled: bool) -> None:
+    """Control characters in names of data sets and policies reach no terminal; markup stays text."""
+    made = make_run(2, columns=[("target", None), (text, 0.5)])
+    made.run["dataset"]["name"] = text
+    shown = table(made, styled=styled)
+    for code in ("\x1b[1m", "\x1b[2m", "\x1b[0m"):
+        shown = shown.replace(code, "")
+    assert not OBEYED.search(shown)
+    if text in MARKUP:
+        assert shown.startswith(f"{text}: 2 problems")
+
+
+def test_comparison_fits_and_is_defined() -> None:
+    """A comparison has a line for each policy, fits in 80 columns, and tells what its columns are."""
+    first, second = make_run(12), make_run(9, drift=0.3)
+    text = comparison(first, second)
+    assert max(map(len, text.splitlines())) < 80
+    (line,) = [line for line in text.splitlines() if line.startswith("entropy 0.5 ")]
+    assert line.split()[2] == "9"
+    assert "3 only in the first run, 0 only in the second" in flat(text)
+    for meaning in COMPARED.values():
+        assert flat(meaning) in flat(text)

@@ -1,0 +1,127 @@
+"""Two runs against each other: what is paired with what, and that nothing else is compared."""
+
+from typing import Any
+
+import pytest
+from made_up_runs import MadeUp, make_run, unscored
+
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.evaluation.comparison import compare
+from arbitrage_cli.stats.intervals import mcnemar, paired_difference
+
+COLUMNS = (("target", None), ("entropy", 0.5))
+
+
+def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
+    return compare(first.run, first.rows, second.run, second.rows)
+
+
+def with_verdicts(made: MadeUp, verdicts: str, seconds: float = 1.0) -> MadeUp:
+    """The run with each attempt right (+) or wrong (-), in the time given."""
+    values = {"+": "correct", "-": "incorrect"}
+    rows = [
+        {**one, "wall_seconds": seconds, "score": {"value": values[verdict], "answer": None, "explanation": ""}}
+        for one, verdict in zip(made.rows, verdicts, strict=True)
+    ]
+    return MadeUp(made.run, rows)
+
+
+def test_a_run_equals_itself() -> None:
+    """A run against itself: no difference, a ratio of 1, and intervals that hold both."""
+    made = make_run(20, columns=COLUMNS)
+    for entry in compared(made, made)["policies"]:
+        assert (entry["n"], entry["only_first"], entry["only_second"]) == (20, 0, 0)
+        assert (entry["accuracy_difference"], entry["seconds_ratio"], entry["mcnemar_p"]) == (0.0, 1.0, 1.0)
+        low, high = entry["accuracy_difference_interval"]
+        assert low < 0 < high
+
+
+def test_problems_are_paired_by_id() -> None:
+    """Discordant pairs are counted the right way round, in whatever order the rows are."""
+    made = make_run(6, columns=[("target", None)])
+    first, second = with_verdicts(made, "+++---", 2.0), with_verdicts(made, "++-+--", 1.0)
+    (entry,) = compared(first, MadeUp(second.run, second.rows[::-1]))["policies"]
+    assert (entry["first_only_correct"], entry["second_only_correct"], entry["correct"]) == (1, 1, [3, 3])
+    (entry,) = compared(with_verdicts(made, "++++++", 2.0), second)["policies"]
+    assert entry["accuracy_difference"] == pytest.approx(-0.5)
+    assert entry["accuracy_difference_interval"] == paired_difference(3, 0, 3, 0)
+    assert entry["mcnemar_p"] == mcnemar(3, 0)
+    assert (entry["seconds"], entry["seconds_ratio"]) == ([12.0, 6.0], 2.0)
+
+
+def test_only_common_problems_are_compared() -> None:
+    """Problems that one run lacks are left out of accuracy and time, and counted."""
+    long, short = make_run(9, columns=COLUMNS), make_run(5, columns=COLUMNS)
+    for entry in compared(long, short)["policies"]:
+        assert (entry["n"], entry["only_first"], entry["only_second"], entry["seconds_n"]) == (5, 4, 0, 5)
+
+
+def test_the_same_policy_is_compared_with_itself() -> None:
+    """Of several policies those in both runs are paired, by name and tau."""
+    first = make_run(3, columns=[*COLUMNS, ("random", 0.3)])
+    second = make_run(3, columns=[("random", 0.6), ("entropy", 0.5)])
+    assert [entry["first"] for entry in compared(first, second)["policies"]] == ["entropy 0.5"]
+
+
+def test_single_policies_are_compared_whatever_they_are() -> None:
+    """Where each run has one policy these are compared, under both their names."""
+    (entry,) = compared(make_run(3, columns=[("random", 0.3)]), make_run(3, columns=[("draft", None)]))["policies"]
+    assert (entry["first"], entry["second"]) == ("random 0.3", "draft")
+
+
+def test_nothing_in_common_is_refused() -> None:
+    """Runs without a common policy, or a common problem, are no comparison."""
+    first = make_run(2, columns=[("draft", None), ("random", 0.3)])
+    with pytest.raises(UsageError, match="no policy in common"):
+        compared(first, make_run(2, columns=[("target", None)]))
+    renamed = MadeUp(first.run, [{**one, "id": f"other-{one['id']}"} for one in first.rows])
+    with pytest.raises(UsageError, match="no problem in common"):
+        compared(first, renamed)
+
+
+def test_another_question_under_the_same_id_is_left_out() -> None:
+    """Ids alone do not make two problems one."""
+    first = make_run(4, columns=COLUMNS)
+    rows = [{**one, "problem": "another"} if one["id"] == "made-up-0001" else one for one in first.rows]
+    result = compared(first, MadeUp(first.run, rows))
+    assert result["changed_questions"] == ["made-up-0001"]
+    assert {entry["n"] for entry in result["policies"]} == {3}
+    assert any("different questions" in note for note in result["notes"])
+
+
+def test_what_stands_in_the_way_is_told() -> None:
+    """Other graders and other machines are named."""
+    first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
+    second.run["machine"] = {"threads": 64}
+    second.run["grader"] = "2"
+    notes = " ".join(compared(first, second)["notes"])
+    assert "different machines" in notes
+    assert "different versions of the grader" in notes
+
+
+def test_what_the_runs_were_made_with_is_told_where_it_differs() -> None:
+    """Of all that results depend on, what differs is named with both values, and nothing else."""
+    first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
+    first.run["fingerprint"] = {"seed": "0", "draft model": "sha256 aa", "grader": "rules 1", "head": "sha256 cc"}
+    second.run["fingerprint"] = {"seed": "1", "draft model": "sha256 aa", "grader": "rules 2"}
+    assert "What they were made with differs: seed 0, then 1." in compared(first, second)["notes"]
+    assert not any("made with" in note for note in compared(first, first)["notes"])
+
+
+def test_samples_are_paired_and_not_tested_as_if_independent() -> None:
+    """With several samples a problem there is an interval over problems, and no McNemar p."""
+    first = make_run(10, columns=[("draft", None)], samples=3)
+    second = MadeUp(first.run, [unscored(one) if index % 4 == 0 else one for index, one in enumerate(first.rows)])
+    (entry,) = compared(first, second)["policies"]
+    assert (entry["n"], entry["mcnemar_p"]) == (30, None)
+    low, high = entry["accuracy_difference_interval"]
+    assert low <= entry["accuracy_difference"] < 0
+    assert high <= 0
+
+
+def test_samples_without_a_difference_are_not_sure_of_it() -> None:
+    """Two runs with the same results have an interval around no difference, with several samples a problem as well."""
+    made = make_run(12, columns=[("draft", None)], samples=3)
+    (entry,) = compared(made, made)["policies"]
+    low, high = entry["accuracy_difference_interval"]
+    assert low < entry["accuracy_difference"] == 0 < high

@@ -1,0 +1,139 @@
+"""Figures of throughput runs: what is counted over blocks, what is not given, and what is said about it."""
+
+import io
+from typing import Any
+
+import pytest
+from made_up_runs import MadeUp, failed, make_run
+
+from arbitrage_cli.display.html import Source, render
+from arbitrage_cli.display.table import write_table
+from arbitrage_cli.evaluation.comparison import compare
+from arbitrage_cli.evaluation.definitions import DEFINITIONS
+from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT, figures
+
+COLUMNS = (("target", None), ("draft", None), ("entropy", 0.3), ("entropy", 0.5))
+SECONDS = {"target": 2.0, "draft": 0.25, "entropy": 1.0}  # that a problem adds to its block
+
+
+def made_up(count: int = 40, size: int = 8, concurrency: int = 2) -> MadeUp:
+    """A throughput run in blocks of `size` problems, of which each adds the same to its block's time."""
+    made = make_run(count, columns=COLUMNS)
+    rows = [
+        {**row, "throughput": {"block": index // len(COLUMNS) // size, "of": size, "seconds": SECONDS[row["policy"]]}}
+        for index, row in enumerate(made.rows)
+    ]
+    return MadeUp({**made.run, "concurrency": concurrency}, rows)
+
+
+def by_label(made: MadeUp, **options: Any) -> dict[str, dict[str, Any]]:
+    return {policy["label"]: policy for policy in figures(made.run, made.rows, **options)["policies"]}
+
+
+def test_problems_per_second_and_their_ratio() -> None:
+    """Problems a second are finished problems over the time of their blocks; the ratio to the target is over blocks."""
+    policies = by_label(made_up())
+    assert {label: policy["problems_per_second"] for label, policy in policies.items()} == {
+        "target": 0.5, "draft": 4.0, "entropy 0.3": 1.0, "entropy 0.5": 1.0,
+    }  # fmt: skip
+    draft = policies["draft"]
+    assert (draft["throughput_ratio"], draft["blocks"], draft["blocks_compared"]) == (8.0, 5, 5)
+    assert draft["throughput_ratio_interval"] == (8.0, 8.0)
+    assert draft["ratios"]["problems_per_second"] == {"numerator": 40, "denominator": 10.0}
+    assert (policies["target"]["throughput_ratio"], policies["target"]["throughput_ratio_interval"]) == (1.0, None)
+
+
+def test_neither_kind_has_the_figures_of_the_other() -> None:
+    """A throughput run has no seconds of problems and no speed-ups, also not by level; a latency run no problems a second."""
+    made = made_up()
+    of_throughput, of_latency = (figures(run, rows, cost_ratio=8.0) for run, rows in (vars_of(made), vars_of(make_run(40))))
+    for policy in of_throughput["policies"]:
+        assert all(policy[name] is None for name in LATENCY)
+        assert all(level["speedup"] is None for level in policy["by_level"].values())
+    assert (of_throughput["concurrency"], of_throughput["curves"], of_throughput["projection"]) == (2, [], None)
+    for policy in of_latency["policies"]:
+        assert all(policy[name] is None for name in THROUGHPUT)
+        assert policy["seconds_mean"] is not None
+
+
+def vars_of(made: MadeUp) -> tuple[Any, Any]:
+    return made.run, made.rows
+
+
+def test_failed_attempts_cost_time_and_are_not_counted() -> None:
+    """An error is no finished problem, but its seconds are the block's."""
+    made = made_up()
+    rows = [failed(row) if row["policy"] == "draft" and row["throughput"]["block"] == 0 else row for row in made.rows]
+    draft = by_label(MadeUp(made.run, rows))["draft"]
+    assert draft["ratios"]["problems_per_second"] == {"numerator": 32, "denominator": 10.0}
+
+
+def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
+    """What went into an attempt before it failed stays in its block's time, whichever of its rows is read first."""
+    made = made_up()
+    number = next(index for index, row in enumerate(made.rows) if row["policy"] == "draft")
+    row = made.rows[number]
+    before = failed(row | {"throughput": row["throughput"] | {"seconds": 60.0}})
+    again = row | {"throughput": row["throughput"] | {"of": 1}}
+    others = [*made.rows[:number], *made.rows[number + 1 :]]
+    for rows in ([before, *others, again], [again, *others, before]):
+        draft = by_label(MadeUp(made.run, rows))["draft"]
+        assert draft["ratios"]["problems_per_second"] == {"numerator": 40, "denominator": 70.0}
+        assert (draft["throughput_ratio"], draft["blocks_compared"]) == (pytest.approx(8 / 7), 5)
+        assert any("1 blocks were solved in more than one go" in note for note in figures(made.run, rows)["notes"])
+
+
+def test_few_blocks_have_no_interval_and_it_is_said() -> None:
+    """With fewer than five blocks there is a ratio without an interval, and a note that tells why."""
+    made = made_up(count=16)
+    policies = by_label(made)
+    assert (policies["draft"]["throughput_ratio"], policies["draft"]["throughput_ratio_interval"]) == (8.0, None)
+    assert any("no interval" in note for note in figures(made.run, made.rows)["notes"])
+    assert not any("no interval" in note for note in figures(*vars_of(made_up()))["notes"])
+
+
+def test_only_blocks_that_both_have_are_compared() -> None:
+    """A block of which the target lacks a problem is left out of ratios."""
+    made = made_up()
+    rows = [row for row in made.rows if not (row["policy"] == "target" and row["id"] == made.rows[0]["id"])]
+    assert by_label(MadeUp(made.run, rows))["draft"]["blocks_compared"] == 4
+
+
+def test_broken_off_blocks_are_told() -> None:
+    """A block that was gone on with later is named among the notes."""
+    made = made_up()
+    made.rows[0]["throughput"]["of"] = 3
+    assert any("1 blocks were solved in more than one go" in note for note in figures(made.run, made.rows)["notes"])
+
+
+def test_table_of_a_throughput_run() -> None:
+    """The table has problems a second and their ratio, says how many at once, fits in 80 columns, and tells no seconds."""
+    made = made_up()
+    stream = io.StringIO()
+    write_table(figures(made.run, made.rows), stream)
+    text = stream.getvalue()
+    assert text.startswith("made-up: 40 problems, 2 at once\n")
+    (line,) = [line for line in text.splitlines() if line.startswith("draft ")]
+    assert line.split()[-4:] == ["4.00", "8.00", "[8.00-8.00]", "100%"]
+    assert max(map(len, text.splitlines())) < 80
+    assert " ".join(DEFINITIONS["throughput_ratio"].split()) in " ".join(text.split())
+    assert "mean s" not in text
+
+
+def test_report_of_a_throughput_run() -> None:
+    """The page gives problems a second, draws no times, and shows no time of a single problem in its traces."""
+    made = made_up()
+    page = render([Source("run", made.run, made.rows, figures(made.run, made.rows))])
+    assert "4.00 problems a second" in page
+    assert "2 at once" in page
+    assert '<h2 id="run-1-speedups">' not in page
+    assert '"seconds":null' in page
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_times_of_the_two_kinds_are_not_compared(order: int) -> None:
+    """Two runs of which one solved several problems at once have no ratio of times, and the comparison says so."""
+    runs = [vars_of(made_up()), vars_of(make_run(40, columns=COLUMNS))][::order]
+    compared = compare(*runs[0], *runs[1])
+    assert all(entry["seconds_ratio"] is None for entry in compared["policies"])
+    assert any("Times are not compared" in note for note in compared["notes"])

@@ -1,0 +1,454 @@
+"""Verdicts on solutions, and that nothing a model writes can hang, crash, deceive or command the program that grades it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from cli import HERE, run
+
+from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.grading import sandbox as grader_child
+from arbitrage_cli.grading.grader import Grader, grader_version
+from arbitrage_cli.types import Score
+
+ASKED = "\\boxed{2\\sqrt{2}}"
+"""A right answer that only math-verify can judge, and its gold answer."""
+ROOT = {"answer": "\\sqrt{8}"}
+FOR_EVER = "\\boxed{9^{9^{9^9}}}"
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(start_seconds=60) as shared:
+        yield shared
+
+
+@pytest.fixture
+def fresh() -> Iterator[Grader]:
+    """One with less patience, whose child the test may do things to."""
+    with Grader(seconds=1, start_seconds=60) as own:
+        yield own
+
+
+# --- verdicts
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "score"),
+    [
+        ("So \\boxed{1,234}.", {"answer": "1234"}, Score("correct", "1,234", "1,234 = 1234 (numbers)")),
+        ("So \\boxed{3}.", {"answer": "#### 4"}, Score("incorrect", "3", "3 is not 4 (numbers)")),
+        ("\\boxed{18}", {"answer": "It is 9 * 2 = 18.\n#### 18"}, Score("correct", "18", "18 = 18 (the same text)")),
+        (
+            "The answer is 9 apples.",
+            {"answer": "9 (apples)"},
+            Score("correct", "9 apples", 'no \\boxed{}, what follows "the answer is": 9 apples = 9 (apples) (numbers)'),
+        ),
+        ("I get 7", {"answer": "8"}, Score("incorrect", "7", "no \\boxed{}, the last number: 7 is not 8 (numbers)")),
+        (
+            "I do not know",
+            {"answer": "8"},
+            Score("incorrect", None, 'no answer found: no \\boxed{}, no "the answer is", no number'),
+        ),
+        ("\\boxed{8}", {"answer": ""}, Score("unscored", "8", "the data have no gold answer")),
+        ("nothing", {}, Score("unscored", None, "the data have no gold answer")),
+        (ASKED, ROOT, Score("correct", "2\\sqrt{2}", "2\\sqrt{2} = \\sqrt{8} (math-verify)")),
+        ("\\boxed{2\\sqrt{3}}", ROOT, Score("incorrect", "2\\sqrt{3}", "2\\sqrt{3} is not \\sqrt{8} (math-verify)")),
+        (
+            "\\boxed{90^\\circ}",
+            {"final_answer": ["$90$"], "unit": "^{\\circ}"},
+            Score("correct", "90^\\circ", "90^\\circ = $90$ (the same text)"),
+        ),
+    ],
+)
+def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], score: Score) -> None:
+    """The value, the answer as it stands in the text, and one line that says what was compared and how."""
+    assert grader.grade(text, row) == score
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("$\\frac{1}{2 n+2}$", "\\frac{1}{2(n+1)}"),
+        ("$m n-\\lfloor m / 2\\rfloor$", "mn - \\left\\lfloor \\frac{m}{2} \\right\\rfloor"),
+        ("$\\frac{100!}{2^{50}}$", "2^{-50} \\cdot 100!"),
+        ("$f(n)=n$, $g(n)=1$", "g(n) = 1, f(n) = n"),
+        ("6 - 5i", "-5i + 6"),
+        ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"),
+        ("1 \\pm \\sqrt{19}", "1 + \\sqrt{19}, 1 - \\sqrt{19}"),
+        ("(-\\infty, 2) \\cup (3, \\infty)", "x < 2 \\text{ or } x > 3"),
+        ("[-2, 7]", "-2 \\le x \\le 7"),
+        ("y = 2x + 1", "2x - y + 1 = 0"),
+        ("R - r", "-r + R"),
+        ("8\\pi", "8 \\pi \\text{ square units}"),
+        ("\\begin{pmatrix} 1/2 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 0.5 \\\\ 2 \\end{pmatrix}"),
+    ],
+)
+def test_math_verify_finds_equal_what_is(grader: Grader, gold: str, answer: str) -> None:
+    """Expressions that only computer algebra can compare are found equal."""
+    assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("R - r", "r - R"),
+        ("R - r", "0"),
+        ("3R^2", "3r^2"),
+        ("x^2 + 1 = 0", "x^2 + 2 = 0"),
+        ("\\frac{\\sqrt{2}}{10^{20}}", "\\frac{\\sqrt{3}}{10^{20}}"),
+        ("\\sqrt{2}", "1.414214"),
+        ("\\sqrt{2}", "1.41"),
+        ("2n", "2"),
+        ("2m", "2"),
+        ("52_8", "52_9"),
+        ("5", "x^2 + y^2 = 5"),
+        ("5", "x > 5"),
+        ("5", "x \\ne 5"),
+        ("5", "5 \\text{ remainder 2}"),
+        ("5", "5 \\text{ remainder } 2"),
+        ("5", "5 R 2"),
+        ("5", "at least 5"),
+        ("5", "negative 5"),
+        ("5", "5!"),
+        ("5", "5^{th}"),
+        ("5", "|x| = 5"),
+        ("2", "\\log_{2} 2"),
+        ("(0, 1)", "[0, 1]"),
+        ("(0, 1)", "\\{0, 1\\}"),
+        ("p - q", "q - p"),
+        ("6 - 5i", "6 + 5i"),
+        ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty, 2] \\cup (3, \\infty)"),
+    ],
+)
+def test_math_verify_finds_different_what_is(grader: Grader, gold: str, answer: str) -> None:
+    """Also what it takes for equal when it is asked with its defaults: capitals, tiny numbers, roundings, equations."""
+    assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "incorrect"
+
+
+def test_gold_answer_that_cannot_be_read_is_unscored(grader: Grader) -> None:
+    """Against a gold answer that nobody can read nothing is right or wrong."""
+    score = grader.grade(ASKED, {"answer": "\\heartsuit\\dagger\\dagger ("})
+    assert score == Score("unscored", "2\\sqrt{2}", "grader: math-verify cannot read the gold answer")
+
+
+def test_a_reward_is_right_or_wrong_or_an_error(grader: Grader) -> None:
+    """What cannot be judged is not wrong: whoever rates by answers is told so."""
+    assert grader.reaches("\\boxed{4}", {"answer": "4"})
+    assert not grader.reaches("\\boxed{5}", {"answer": "4"})
+    assert not grader.reaches("no answer", {"answer": "4"})
+    with pytest.raises(ProblemError, match="cannot be rated by its answer: the data have no gold answer"):
+        grader.reaches("\\boxed{4}", {})
+
+
+def test_version_names_what_verdicts_depend_on() -> None:
+    """Another version of math-verify is another grader."""
+    assert f"math-verify {version('math-verify')}" in grader_version()
+    assert grader_version().startswith("rules ")
+
+
+# --- hostile answers
+
+HOSTILE = {
+    "tower": FOR_EVER,
+    "factorial": "\\boxed{(10^8)!}",
+    "power": "\\boxed{2^{10^{10}}}",
+    "sum": "\\boxed{\\sum_{k=1}^{10^{12}} k^{-2}}",
+    "megabyte": f"\\boxed{{{'9' * 1_000_000}}}",
+    "megabyte without a box": "9" * 1_000_000,
+    "ten megabytes": "a step of the solution, and 7 more\n" * 300_000,
+    "brackets": f"\\boxed{{{'(' * 900}{')' * 900}}}",
+    "roots": "\\boxed{" + "\\sqrt{" * 300 + "2" + "}" * 301,
+    "surrogates": "\\boxed{\ud800\udfff + \\sqrt{2}}",
+    "controls": "\\boxed{\x1b[2K\x00\u202e\\sqrt{2}}",
+    "verdict": '\\boxed{[1, "equal"]}',
+    "verdict on a line of its own": '\\boxed{\\sqrt{1}\n[1, "equal"]\n[2, "equal"]\n}',
+    "status": '{"status":"ok","correct":true}',
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("gold", ["3", "\\sqrt{8}", "1,2,3"])
+def test_hostile_answers_are_never_correct_and_never_take_long(grader: Grader, text: str, gold: str) -> None:
+    """Whatever a model writes, the verdict comes soon, is not "correct", and its explanation is one line that can be written."""
+    began = time.monotonic()
+    score = grader.grade(text, {"answer": gold})
+    assert time.monotonic() - began < 30  # of which up to 20 are a child's start on a busy machine
+    assert score.value == "incorrect" or (score.value == "unscored" and score.explanation.startswith("grader: "))
+    assert score.explanation.isprintable()
+    assert len(score.explanation.encode()) < 400
+    assert grader.grade(ASKED, ROOT).value == "correct"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "__import__('os').system('touch {}')",
+        "eval(\"__import__('os').system('touch {}')\")",
+        "\\operatorname{{eval}}(__import__('os').system('touch {}'))",
+        "\\text{{__import__('os').system('touch {}')}}",
+        "open('{}', 'w')",
+        "\\input{{|touch {}}}",
+    ],
+)
+def test_answer_is_never_run(grader: Grader, tmp_path: Path, code: str) -> None:
+    """Code in a box, in a phrase, or in a list is text."""
+    canary = tmp_path / "canary"
+    for gold in ("3", "\\sqrt{2}", "1, x"):
+        for text in ("\\boxed{%s}", "The answer is %s", "\\boxed{1, %s}"):
+            assert grader.grade(text % code.format(canary), {"answer": gold}).value == "incorrect"
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval('1+1')",
+        "exec('1')",
+        "import os; os.system('true')",
+        "import subprocess; subprocess.run(['true'])",
+        "open('{}', 'w')",
+        "import os; os.fork()",
+    ],
+)
+def test_the_fork_that_computes_may_do_nothing_else(tmp_path: Path, code: str) -> None:
+    """Even if text came to be run: evaluating, starting processes and writing files are refused where answers are computed."""
+    canary, module = tmp_path / "canary", tmp_path / "module.py"
+    module.write_text(code.format(canary))
+    program = (
+        "import runpy, sys; from arbitrage_cli.grading.sandbox import _refuse; sys.addaudithook(_refuse); "
+        f"runpy.run_path({str(module)!r})"
+    )
+    done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"PermissionError" in done.stderr
+    assert not canary.exists()
+
+
+def test_nothing_is_printed(fresh: Grader, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever the libraries print, this program's output stays its own."""
+    fresh.grade(ASKED, ROOT)
+    fresh.grade(FOR_EVER, ROOT)
+    fresh.close()
+    assert capfd.readouterr() == ("", "")
+
+
+# --- a child that fails
+
+
+def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
+    """What our own rules decide needs no child; a child is used again, and gone at the end."""
+    fresh.grade("\\boxed{3}", {"answer": "3.0"})
+    children = [fresh.child_id]
+    for _ in range(2):
+        fresh.grade(ASKED, ROOT)
+        children.append(fresh.child_id)
+    nobody, child, again = children
+    assert nobody is None
+    assert child is not None
+    assert child == again
+    fresh.close()
+    assert not is_running(child)
+
+
+def test_answer_that_computes_for_ever_costs_no_child(fresh: Grader) -> None:
+    """Only the one comparison is given up; and no verdict depends on the answers before it."""
+    fresh.grade(ASKED, ROOT)
+    child = fresh.child_id
+    score = fresh.grade(FOR_EVER, ROOT)
+    assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict in time")
+    assert fresh.grade(ASKED, ROOT).value == "correct"
+    assert fresh.child_id == child
+
+
+def test_child_that_was_killed_is_started_again(fresh: Grader) -> None:
+    """A child that died between two answers is not missed."""
+    fresh.grade(ASKED, ROOT)
+    child = fresh.child_id
+    assert child is not None
+    os.kill(child, signal.SIGKILL)
+    score = fresh.grade(ASKED, ROOT)
+    if score.value == "unscored":  # asked before the system had ended it
+        assert score.explanation == "grader: math-verify was killed (signal 9)"
+        score = fresh.grade(ASKED, ROOT)
+    assert score.value == "correct"
+    assert fresh.child_id != child
+
+
+def test_child_that_is_killed_while_it_computes(fresh: Grader) -> None:
+    """Its answer is unscored, which is said at once, and the next one is judged."""
+    fresh.grade(ASKED, ROOT)
+    child = fresh.child_id
+    assert child is not None
+    scores: list[Score] = []
+    with Grader(seconds=60, start_seconds=60) as patient:
+        thread = threading.Thread(target=lambda: scores.append(patient.grade(FOR_EVER, ROOT)))
+        thread.start()
+        while patient.child_id is None:
+            thread.join(0.01)
+        os.kill(patient.child_id, signal.SIGKILL)
+        thread.join(30)
+        assert scores == [Score("unscored", "9^{9^{9^9}}", "grader: math-verify was killed (signal 9)")]
+        assert patient.grade(ASKED, ROOT).value == "correct"
+
+
+def test_child_that_is_stopped(fresh: Grader) -> None:
+    """A stopped child is not waited for, but ended and replaced."""
+    fresh.grade(ASKED, ROOT)
+    child = fresh.child_id
+    assert child is not None
+    os.kill(child, signal.SIGSTOP)
+    began = time.monotonic()
+    score = fresh.grade(ASKED, ROOT)
+    assert time.monotonic() - began < 10
+    assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict in time")
+    assert fresh.grade(ASKED, ROOT).value == "correct"
+    assert not is_running(child)
+
+
+STOPPED_WHILE_IT_WAITS = """
+import os, signal, subprocess, sys
+from arbitrage_cli.grading import grader
+from arbitrage_cli.system import signals
+
+ask = grader._Child._write
+
+def write(child, data, deadline):
+    ask(child, data, deadline)
+    os.setpgid(0, 0)
+    subprocess.Popen(["/bin/sh", "-c", f"sleep 1.5; kill -CONT {os.getpid()}"])
+    signals.stop(signal.SIGTSTP)
+
+grader._Child._write = write
+sys.executable, text, answer = sys.argv[1:]
+with grader.Grader(seconds=0.1, start_seconds=5) as own:
+    print(own.grade(text, {"answer": answer}).value)
+"""
+
+
+def test_who_waits_for_the_child_is_stopped(tmp_path: Path) -> None:
+    """By Ctrl-Z, for longer than a verdict may take: that time does not count, and the verdict is there."""
+    child = tmp_path / "child"
+    child.write_text("#!/bin/sh\necho '\"ready\"'; read x; echo '[1, \"equal\"]'; exec cat\n")
+    child.chmod(0o700)
+    program = (sys.executable, "-c", STOPPED_WHILE_IT_WAITS)
+    began = time.monotonic()
+    found = run(str(child), ASKED, ROOT["answer"], program=program, env={"PYTHONPATH": str(HERE.parents[1])})
+    assert time.monotonic() - began > 1.5
+    assert (found.code, found.out) == (0, "correct\n"), found.err
+
+
+def test_failing_children_leave_nothing_open(fresh: Grader) -> None:
+    """However often a child dies, no pipe of it stays."""
+    fresh.grade(ASKED, ROOT)
+    fresh.close()
+    before = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(3):
+        fresh.grade(ASKED, ROOT)
+        assert fresh.child_id is not None
+        os.kill(fresh.child_id, signal.SIGKILL)
+        fresh.grade(ASKED, ROOT)
+        fresh.close()
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+IMPOSTORS = {
+    "exit 3": "math-verify ended (exit status 3)",
+    "kill -9 $$": "math-verify was killed (signal 9)",
+    "echo nonsense": "math-verify's verdict cannot be read",
+    "echo '[1, \"equal\"]'": "math-verify did not start as it should",
+    "exec sleep 60": "math-verify did not start within 0.5 s",
+    "exec yes | tr -d '\\n'": "math-verify's verdict is too long",
+    "echo '\"ready\"'; exit": "math-verify ended (exit status 0)",
+    "echo '\"ready\"'; read x; echo '[7, \"equal\"]'; exec cat": "math-verify's verdict cannot be read",
+    'echo \'"ready"\'; read x; echo \'{"status":"ok","correct":true}\'; exec cat': "math-verify's verdict cannot be read",
+    "echo '\"ready\"'; read x; echo '[true, \"equal\", 1]'; exec cat": "math-verify's verdict cannot be read",
+    "echo '\"ready\"'; read x; echo '[1, \"EQUAL\"]'; exec cat": "math-verify's verdict cannot be read",
+    "echo '\"ready\"'; read x; exec sleep 60": "math-verify gave no verdict in time",
+    "echo '\"ready\"'; exec sleep 60": "math-verify gave no verdict in time",
+}
+
+
+@pytest.mark.parametrize(("script", "why"), IMPOSTORS.items())
+def test_child_that_says_what_it_should_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str) -> None:
+    """Only the words of the protocol, in their place, are a verdict; anything else is "unscored", and soon."""
+    program = tmp_path / "impostor"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    began = time.monotonic()
+    with Grader(seconds=0.2, start_seconds=0.5) as grader:
+        score = grader.grade(ASKED, ROOT)
+    assert time.monotonic() - began < 10
+    assert (score.value, score.explanation) == ("unscored", f"grader: {why}")
+
+
+def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a child, what needs one is unscored, and the rest is judged as ever."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with Grader() as grader:
+        score = grader.grade(ASKED, ROOT)
+        assert score.explanation == "grader: math-verify cannot be started (No such file or directory)"
+        assert grader.grade("\\boxed{3.0}", {"answer": "3"}).value == "correct"
+
+
+def test_child_ends_with_its_parent() -> None:
+    """A parent that is killed while its child computes leaves no process behind."""
+    code = (
+        "from arbitrage_cli.grading.grader import Grader\n"
+        "with Grader(seconds=1, start_seconds=60) as grader:\n"
+        f"    grader.grade({ASKED!r}, {ROOT!r})\n"
+        "    print(grader.child_id, flush=True)\n"
+        f"    grader.grade({FOR_EVER!r}, {ROOT!r})\n"
+        "    input()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        parent.kill()
+    ended = threading.Event()
+    until = time.monotonic() + 20
+    while is_running(child) and time.monotonic() < until:
+        ended.wait(0.05)
+    assert not is_running(child)
+
+
+def test_child_gets_no_secrets(fresh: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the environment only what Python needs is passed on."""
+    monkeypatch.setenv("HF_TOKEN", "sk-SENTINEL")
+    fresh.grade(ASKED, ROOT)
+    environment = Path(f"/proc/{fresh.child_id}/environ")
+    if not environment.exists():
+        pytest.skip("this system does not show a process's environment")
+    assert b"SENTINEL" not in environment.read_bytes()
+    assert b"PATH=" in environment.read_bytes()
+
+
+def test_child_speaks_as_it_says(tmp_path: Path) -> None:
+    """The protocol itself: "ready", then a line for each line, in order, from any folder, whatever modules lie there."""
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    requests = (
+        b'[1, "\\\\sqrt{8}", "2\\\\sqrt{2}", 5, 9]\n[2, "\\\\sqrt{8}", "x", 5, 9]\n[3, "\\\\heartsuit (", "x", 5, 9]\n'
+    )
+    command = [sys.executable, "-P", grader_child.__file__, str(300 << 20)]
+    done = subprocess.run(command, input=requests, capture_output=True, check=True, cwd=tmp_path, timeout=100)
+    assert done.stdout == b'"ready"\n[1, "equal"]\n[2, "different"]\n[3, "gold unread"]\n'
+    assert done.stderr == b""
+
+
+def is_running(process_id: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody has waited for has."""
+    with contextlib.suppress(subprocess.CalledProcessError):
+        state = subprocess.run(
+            ["ps", "-o", "stat=", "-p", str(process_id)], capture_output=True, text=True, check=True
+        ).stdout
+        return not state.startswith("Z")
+    return False

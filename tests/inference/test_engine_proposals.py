@@ -1,0 +1,297 @@
+"""Proposals and speculation: what an engine verifies in batches, what that changes (no text) and what it costs."""
+
+from collections.abc import Callable
+
+import pytest
+from hash_language import HashBackend, Recording, ticking_clock, unsteady_clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from writing import (
+    OTHER,
+    PROBLEM,
+    ByteReciter,
+    assert_equal,
+    finish,
+    foreign,
+    keep,
+    new_engine,
+    new_trace,
+    recite,
+    repeat,
+    scripted,
+    write,
+)
+
+from arbitrage_cli.arbitrage import WriteStep
+from arbitrage_cli.errors import ContextFullError, ScriptEndedError
+from arbitrage_cli.inference.backend import Backend
+from arbitrage_cli.inference.engine import Engine, Speculation, Speculator
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scripted import Continuation
+from arbitrage_cli.types import Cost, Limits, Step, Trace
+
+
+def proposing_engine(backend: Backend) -> Engine:
+    """An engine by whose clock a batch costs as much as a token, so that it verifies. It has written a little, so it knows."""
+    engine = Engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
+    engine.open(0, PROBLEM)
+    write(engine, new_trace(Limits(max_step_tokens=3)))
+    return engine
+
+
+def write_proposed(engine: Engine, trace: Trace, text: str, speculator: Speculator | None = None) -> Step:
+    engine.start(0, WriteStep("draft", trace, foreign(text, "draft")), speculator)
+    return finish(engine)[0]
+
+
+class Teller:
+    """Says how a step goes on: rightly for so many characters, and then something else. A token costs it next to nothing."""
+
+    seconds_per_token = 1e-3
+
+    def __init__(self, text: str, length: int, tail: str = "") -> None:
+        self._text, self._length, self._tail = text, length, tail
+        self.asked: list[str] = []
+
+    def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> Speculation:
+        self.asked.append(beginning)
+        right = self._text[len(beginning) :] if self._text.startswith(beginning) else ""
+        return Speculation(right[: self._length] + self._tail, Cost(decode_tokens=most, decode_seconds=most * 1e-3))
+
+
+TAILS = st.text("ab eé\n.z\ufffd\u6f22", max_size=8) | st.sampled_from(
+    ["", "\n\n", ".\n\nab", "a" * 90, "<|end|>", "\ud800"]
+)
+MAKERS: dict[str, Callable[[int], Backend]] = {
+    "letters": lambda context: HashBackend(context_size=context),
+    "merges": lambda context: HashBackend("target", merges=("\n\n", "ab", "e "), context_size=context),
+    "split characters": lambda context: ByteReciter("Ärger \u6f22 é→.\n\n".encode() * 9, context),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(sorted(MAKERS)),
+    st.lists(st.tuples(st.integers(0, 40), TAILS), min_size=3, max_size=3),
+    st.sampled_from([Sampler(), Sampler(temperature=0.7, seed=1)]),
+    st.builds(Limits, max_tokens=st.integers(1, 60), max_step_tokens=st.integers(1, 40)),
+    st.integers(13, 70),
+    st.none() | st.integers(0, 99),
+    st.none() | st.tuples(st.integers(0, 9), TAILS),
+)
+def test_a_proposal_changes_no_step(
+    name: str,
+    proposals: list[tuple[int, str]],
+    sampler: Sampler,
+    limits: Limits,
+    context: int,
+    seed: int | None,
+    told: tuple[int, str] | None,
+) -> None:
+    """Law 5, step by step: some of the text that will be written, then another; all of it verified, or as much as it comes.
+
+    Where it has left that, whoever says how it might go on changes nothing either.
+    """
+    plain = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False)
+    clock = ticking_clock() if seed is None else unsteady_clock(seed)
+    engine = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
+    expected, trace = new_trace(limits), new_trace(limits)
+    for each in (plain, engine):
+        each.open(0, PROBLEM)
+    for length, tail in proposals:
+        if expected.finished:
+            break
+        try:
+            step = write(plain, expected)
+        except ContextFullError:
+            with pytest.raises(ContextFullError):
+                write_proposed(engine, trace, tail)
+            break
+        found = write_proposed(engine, trace, step.text[:length] + tail, Teller(step.text, *told) if told else None)
+        assert_equal(found, step)
+        keep(expected, step)
+        keep(trace, found)
+    assert trace.stop == expected.stop
+
+
+def test_what_matches_is_drawn_from_a_batch() -> None:
+    """Read behind the token before it; what the model would not have written is dropped again, and the rest goes on from there."""
+    text = "a step of many tokens, most of them are KEPT.\n\n"
+    backend = Recording(scripted(recite(text)))
+    engine, trace = proposing_engine(backend), new_trace()
+    del backend.calls[:]
+    step = write_proposed(engine, trace, text[:40] + "WWWWWWWW")
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert backend.count("decode") > step.num_tokens  # some in vain
+    assert sum(call.name == "decode" for call in backend.calls) < step.num_tokens - 25
+    drops = [call.positions[0] for call in backend.calls if call.name == "drop"]
+    assert len(drops) == 2  # the step written before, and what did not match
+    assert drops[1] - drops[0] == 41  # the last token of the prompt, and 40 that matched
+    keep(trace, step)
+    assert engine.start(0, WriteStep("draft", trace)) == 1
+
+
+def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() -> None:
+    """Another beginning, another number in between: what is as proposed is not decoded token by token."""
+    text = "To find it, we add 12 and 7 to the 5 that she had.\n\n"
+    backend = Recording(scripted(recite(text)))
+    engine, trace = proposing_engine(backend), new_trace()
+    step = write_proposed(engine, trace, text.replace("To find it, we", "We").replace("12", "21"))
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert step.cost.decode_tokens < len("To find it, we") + 10
+    assert step.cost.verify_kept > 25
+
+
+def test_verified_tokens_are_counted_apart() -> None:
+    """Those read in batches and those kept of them; tokens decoded one by one are the others. Seconds likewise, and in all."""
+    text = "a step of many tokens, most of them as proposed.\n\n"
+    backend = Recording(scripted(recite(text)))
+    engine, trace = proposing_engine(backend), new_trace()
+    del backend.calls[:]
+    step = write_proposed(engine, trace, text[:40])
+    batches = [len(call.tokens) for call in backend.calls if call.name == "decode"]
+    cost = step.cost
+    assert cost.verify_tokens == sum(size for size in batches if size > 1)
+    assert cost.verify_seconds == sum(size > 1 for size in batches)  # a second each, by this clock
+    assert cost.verify_kept == step.num_tokens - cost.decode_tokens > 25
+    assert cost.decode_tokens == sum(size == 1 for size in batches)
+    assert cost.decode_seconds == cost.decode_tokens + 1  # and one for finishing
+    assert step.seconds == cost.prefill_seconds + cost.decode_seconds + cost.verify_seconds
+    assert cost.tokens_per_second == pytest.approx(cost.decode_tokens / cost.decode_seconds)
+    assert (cost + cost).verify_kept == 2 * cost.verify_kept
+
+
+def test_every_verified_token_is_told() -> None:
+    """One by one, as if it had been decoded: what was given out is the text."""
+    text = "a step of many tokens, as proposed.\n\n"
+    engine, trace = proposing_engine(scripted(recite(text))), new_trace()
+    engine.start(0, WriteStep("draft", trace, foreign(text, "draft")))
+    step, given = finish(engine)
+    assert len(given) == step.num_tokens
+    assert "".join(given) == text
+    assert step.cost.verify_kept > 20
+
+
+def test_no_more_is_read_than_a_step_can_hold() -> None:
+    """A proposal beyond the budget, the context or the end of the step is not read to its end."""
+    for limits, context in ((Limits(max_step_tokens=20), 500), (Limits(max_tokens=20), 500), (Limits(), 35)):
+        backend = Recording(scripted(repeat("a"), context=context))
+        engine, trace = proposing_engine(backend), new_trace(limits)
+        del backend.calls[:]
+        step = write_proposed(engine, trace, "a" * 100)
+        decoded = [position for call in backend.calls if call.name == "decode" for position in call.positions]
+        assert step.stop == ("context" if context == 35 else "budget")
+        assert len(decoded) == len(set(decoded)) == step.num_tokens  # nothing in vain
+        assert step.cost.verify_kept > 0
+    backend = Recording(scripted(recite("abc.\n\nabc.\n\n")))
+    engine, trace = proposing_engine(backend), new_trace()
+    del backend.calls[:]
+    assert write_proposed(engine, trace, "abc.\n\nabc.\n\n").text == "abc.\n\n"
+    assert backend.count("decode") == 4
+
+
+def test_a_proposal_that_fails_is_forgotten() -> None:
+    """The script has nothing to say to an x, which it would not write: the step is what it is without."""
+
+    def script(question: str, solution: str) -> Continuation:
+        if "x" in solution:
+            raise ScriptEndedError("nothing to say")
+        return Continuation("a step without.\n\n"[len(solution) :], 0.9)
+
+    engine, trace = proposing_engine(scripted(script)), new_trace()
+    step = write_proposed(engine, trace, "x step")
+    assert (step.text, step.cost.verify_tokens) == ("a step without.\n\n", 0)
+    assert write_proposed(engine, trace, "a step without").cost.verify_kept > 0
+
+
+def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
+    """The other model is asked again each time that the step has gone another way, and what it says is drawn from batches."""
+    text = "a step of many tokens, most of them are KEPT.\n\n"
+    teller = Teller(text, 9, "#")
+    engine = proposing_engine(scripted(recite(text)))
+    step = write_proposed(engine, new_trace(), text[:11] + OTHER, teller)
+    assert step.text == text
+    assert len(teller.asked) > 2
+    assert all(text.startswith(beginning) for beginning in teller.asked)
+    assert min(map(len, teller.asked)) > 11
+    assert step.cost.verify_kept > 2 * step.cost.decode_tokens
+    assert step.speculation_cost.decode_tokens > 0
+    assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
+
+
+def test_the_end_of_a_step_is_not_verified() -> None:
+    """Nothing has to be read after the token that ends it: if no more than that is told, it is decoded alone."""
+    text = "ab.\n\n"
+    teller = Teller(text, 99)
+    engine = proposing_engine(scripted(recite(text)))
+    step = write_proposed(engine, new_trace(), OTHER, teller)
+    assert step.text == text
+    assert teller.asked == ["a"]
+    # Four rows for the proposal, which was wrong at once; then "a" and "b", after which the end is drawn.
+    assert (step.cost.verify_tokens, step.cost.verify_kept) == (4 + 2, 1 + 2)
+
+
+def test_whoever_cannot_say_how_it_goes_on_is_asked_no_more() -> None:
+    """Its context may be full, for one: that is no trouble of the step."""
+
+    class Failing(Teller):
+        def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> Speculation:
+            super().speculate(slot, trace, beginning, most)
+            raise ContextFullError("no room")
+
+    text = "a step of many tokens, most of them are KEPT.\n\n"
+    failing = Failing(text, 9)
+    step = write_proposed(proposing_engine(scripted(recite(text))), new_trace(), OTHER, failing)
+    assert (step.text, len(failing.asked)) == (text, 1)
+
+
+def test_a_model_says_how_a_step_goes_on() -> None:
+    """As it would write itself from there, up to the end of the step, and no further than it is sure of. No step comes of it."""
+    text = "a step of many tokens, most of them are KEPT.\n\nand more"
+    engine = new_engine(scripted(lambda question, solution: Continuation(text[len(solution) :], 0.999)))
+    told = engine.speculate(0, new_trace(), text[:10], 4)
+    assert (told.text, told.cost.decode_tokens) == (text[10:14], 4)
+    assert engine.speculate(0, new_trace(), text[:14], 99).text == text[14:].split("and")[0]
+    assert write(engine, new_trace()).text == text.split("and")[0]
+    unsure = new_engine(scripted(lambda question, solution: Continuation("nobody knows", 0.3)))
+    assert unsure.speculate(0, new_trace(), "", 9).text == ""
+
+
+def test_nobody_speculates_while_writing() -> None:
+    """The cache holds one text at a time."""
+    engine = new_engine(scripted(recite("abc\n\n")))
+    engine.start(0, WriteStep("draft", new_trace()))
+    with pytest.raises(ValueError, match="of its own"):
+        engine.speculate(0, new_trace(), "", 3)
+
+
+def test_proposals_can_be_switched_off() -> None:
+    """Then every token is decoded by itself, and the text is the same."""
+    text = "a step of many tokens, as proposed.\n\n"
+    engine = Engine("target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock())
+    engine.open(0, PROBLEM)
+    for _ in range(3):
+        step = write_proposed(engine, new_trace(), text)
+        assert (step.text, step.cost.verify_tokens, step.cost.decode_tokens) == (text, 0, step.num_tokens)
+
+
+def test_proposals_of_several_problems_share_a_batch() -> None:
+    """One call for all, each with the tokens of its own proposal; texts and costs are each problem's own."""
+    text = "a step of many tokens, as proposed.\n\n"
+    backend = Recording(scripted(recite(text), sequences=3))
+    engine = proposing_engine(backend)
+    engine.close(0)
+    for slot, proposal in enumerate((text, text[:10] + "zzz", "")):
+        engine.open(slot, PROBLEM)
+        engine.start(slot, WriteStep("draft", new_trace(), foreign(proposal, "draft")))
+    del backend.calls[:]
+    steps: dict[int, Step] = {}
+    while engine.busy:
+        steps |= {progress.slot: progress.step for progress in engine.tick() if progress.step}
+    assert [steps[slot].text for slot in range(3)] == [text] * 3
+    kept = [steps[slot].cost.verify_kept for slot in range(3)]
+    assert kept[0] > kept[1] > kept[2] == 0
+    shared = [call for call in backend.calls if call.name == "decode" and {0, 1, 2} == set(call.sequences)]
+    assert any(call.sequences.count(0) > 1 < call.sequences.count(1) for call in shared)
+    calls = sum(call.name in ("read", "decode") for call in backend.calls)
+    assert sum(step.seconds for step in steps.values()) == pytest.approx(calls + 3)  # a second each, three for finishing

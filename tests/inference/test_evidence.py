@@ -1,0 +1,117 @@
+"""What is recorded of a step, against plain NumPy in double precision."""
+
+import numpy as np
+import pytest
+
+from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.inference.token_stats import CHUNK_BYTES, Recorder
+from arbitrage_cli.types import TokenStats
+
+
+def record(logits: Floats, tokens: list[int], hidden: Floats | None = None) -> TokenStats:
+    recorder = Recorder(logits.shape[1])
+    for index, token in enumerate(tokens):
+        recorder.add(logits[index], token, None if hidden is None else hidden[index])
+    return recorder.so_far()
+
+
+def expected(logits: Floats, tokens: list[int]) -> tuple[list[float], list[float], list[float]]:
+    """Log-probabilities, entropies and margins by their definitions."""
+    log_p = logits.astype(np.float64)
+    log_p = log_p - np.log(np.exp(log_p - log_p.max(1, keepdims=True)).sum(1, keepdims=True)) - log_p.max(1, keepdims=True)
+    entropies = -(np.exp(log_p) * log_p).sum(1)
+    ordered = np.sort(log_p, axis=1)
+    return log_p[range(len(tokens)), tokens].tolist(), entropies.tolist(), (ordered[:, -1] - ordered[:, -2]).tolist()
+
+
+@pytest.mark.parametrize("size", [2, 300, 50_000])
+def test_values_are_those_of_the_definitions(size: int) -> None:
+    """Log-probability of the drawn token, entropy in nats, and margin of the two likeliest, for every token."""
+    rng = np.random.default_rng(size)
+    logits = rng.normal(0, 5, (7, size)).astype(np.float32) + np.float32(20)
+    tokens = rng.integers(0, size, 7).tolist()
+    found = record(logits, tokens)
+    for values, wanted in zip(
+        (found.log_probabilities, found.entropies, found.margins), expected(logits, tokens), strict=True
+    ):
+        np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_greedy_tokens_need_no_search() -> None:
+    """Where the drawn token is always the likeliest, the evidence is the same as if that had been looked for."""
+    logits = np.random.default_rng(0).normal(0, 5, (9, 300)).astype(np.float32)
+    tokens = logits.argmax(axis=1).tolist()
+    recorder = Recorder(300, greedy=True)
+    for row, token in zip(logits, tokens, strict=True):
+        recorder.add(row, token, None)
+    assert recorder.so_far() == record(logits, tokens)
+
+
+def test_measuring_in_chunks_changes_nothing() -> None:
+    """More tokens than fit in one chunk, and a last chunk that is not full."""
+    size = CHUNK_BYTES // 4 // 3  # three rows fit
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (8, size)).astype(np.float32)
+    tokens = rng.integers(0, size, 8).tolist()
+    found = record(logits, tokens)
+    np.testing.assert_allclose(found.log_probabilities, expected(logits, tokens)[0], rtol=1e-4)
+
+
+def test_recording_leaves_the_logits_alone() -> None:
+    """They are the backend's memory, and the sampler's."""
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+    before = logits.copy()
+    record(logits, [0, 1])
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_hidden_states_are_copied_row_by_row() -> None:
+    """The backend overwrites its memory with the next token."""
+    recorder, memory = Recorder(3), np.zeros(4, np.float32)
+    for value in (1.0, 2.0):
+        memory[:] = value
+        recorder.add(np.zeros(3, np.float32), 0, memory)
+    hidden = recorder.so_far().hidden
+    assert isinstance(hidden, np.ndarray)
+    assert (hidden.dtype, hidden.tolist()) == (np.float32, [[1.0] * 4, [2.0] * 4])
+
+
+def test_without_hidden_states_there_are_none() -> None:
+    """None, not an empty array."""
+    assert record(np.zeros((1, 3), np.float32), [0]).hidden is None
+
+
+def test_looking_while_it_goes_on_changes_nothing() -> None:
+    """What there is of a step can be read after any of its tokens: what was there stays, and the whole is the same as unread."""
+    rng = np.random.default_rng(0)
+    logits, hidden = rng.normal(0, 5, (9, 300)).astype(np.float32), rng.normal(0, 1, (9, 4)).astype(np.float32)
+    tokens = rng.integers(0, 300, 9).tolist()
+    recorder, whole = Recorder(300), record(logits, tokens, hidden)
+    for index, token in enumerate(tokens):
+        recorder.add(logits[index], token, hidden[index])
+        recorder.add_text(str(index))
+        beginning = recorder.so_far() if index != 5 else None
+        if beginning:
+            assert beginning.log_probabilities == whole.log_probabilities[: index + 1]
+            assert beginning.pieces == tuple(map(str, range(index + 1)))
+    found = recorder.so_far()
+    assert (found.log_probabilities, found.entropies, found.margins) == (
+        whole.log_probabilities,
+        whole.entropies,
+        whole.margins,
+    )
+    np.testing.assert_array_equal(np.asarray(found.hidden), np.asarray(whole.hidden))
+
+
+def test_certainty_has_no_entropy_and_equals_have_no_margin() -> None:
+    """The two ends: one token with all the mass, and tokens that share it evenly."""
+    found = record(np.array([[200, 0, 0], [1, 1, 1]], np.float32), [0, 2])
+    assert found.log_probabilities[0] == 0.0
+    assert found.entropies == pytest.approx((0.0, np.log(3)))
+    assert found.margins == pytest.approx((200.0, 0.0))
+
+
+def test_an_impossible_token_counts_for_nothing() -> None:
+    """A logit of minus infinity has probability 0, and 0 log 0 is 0: models that forbid tokens have such logits."""
+    found = record(np.array([[1, 1, -np.inf]], np.float32), [0])
+    assert found.entropies == pytest.approx((np.log(2),))

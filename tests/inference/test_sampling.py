@@ -1,0 +1,103 @@
+"""From logits to a token."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arbitrage_cli.errors import ComputeError
+from arbitrage_cli.inference.sampling import Logits, Sampler
+
+
+def logits_of(*probabilities: float) -> Logits:
+    return np.log(np.array(probabilities, np.float32))
+
+
+def frequencies(sampler: Sampler, logits: Logits, draws: int = 4000) -> Logits:
+    counts = np.bincount([sampler.choose(logits, "p", position) for position in range(draws)], minlength=len(logits))
+    return (counts / draws).astype(np.float32)
+
+
+def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
+    """Temperature 0 needs no draw."""
+    assert Sampler().choose(logits_of(0.2, 0.5, 0.3), "p", 0) == 1
+    assert Sampler().choose(logits_of(0.2, 0.4, 0.4), "p", 0) == 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    """At temperature 1 tokens come as often as their probability says."""
+    found = frequencies(Sampler(temperature=1.0), logits_of(0.1, 0.6, 0.3))
+    np.testing.assert_allclose(found, [0.1, 0.6, 0.3], atol=0.03)
+
+
+def test_temperature_flattens_and_sharpens() -> None:
+    """Probabilities are raised to 1 / temperature."""
+    logits = logits_of(0.2, 0.8)
+    for temperature in (0.5, 2.0):
+        expected = np.array([0.2, 0.8]) ** (1 / temperature)
+        found = frequencies(Sampler(temperature=temperature), logits)
+        np.testing.assert_allclose(found, expected / expected.sum(), atol=0.03)
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_the_mass() -> None:
+    """What is outside the nucleus is never drawn; what is inside keeps its proportions."""
+    logits = logits_of(0.15, 0.5, 0.05, 0.3)
+    np.testing.assert_allclose(frequencies(Sampler(1.0, top_p=0.79), logits), [0, 0.625, 0, 0.375], atol=0.03)
+    assert frequencies(Sampler(1.0, top_p=0.81), logits, 500)[[0, 2]].tolist()[1] == 0
+    assert frequencies(Sampler(1.0, top_p=0.4), logits, 100).tolist() == [0, 1, 0, 0]
+    assert frequencies(Sampler(1.0, top_p=0.0), logits, 100).tolist() == [0, 1, 0, 0]
+
+
+def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
+    """The same three give the same token; change any, and draws change somewhere."""
+    logits = np.zeros(1000, np.float32)
+    usual = [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)]
+    assert [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)] == usual
+    assert [Sampler(1.0, seed=2).choose(logits, "p", position) for position in range(10)] != usual
+    assert [Sampler(1.0, seed=1).choose(logits, "q", position) for position in range(10)] != usual
+    assert len(set(usual)) > 1
+
+
+def test_problem_ids_may_hold_any_characters() -> None:
+    """Even a lone surrogate, which is no UTF-8."""
+    assert Sampler(1.0).choose(logits_of(0.5, 0.5), "\ud800/\u2028", 0) in (0, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(value: float, temperature: float) -> None:
+    """One NaN or infinity among good logits is enough."""
+    logits = logits_of(0.2, 0.5, 0.3)
+    logits[2] = value
+    with pytest.raises(ComputeError, match="not numbers"):
+        Sampler(temperature).choose(logits, "p", 0)
+
+
+def test_all_logits_minus_infinity_are_an_error() -> None:
+    """Then there is no likeliest token."""
+    with pytest.raises(ComputeError):
+        Sampler().choose(np.full(3, -np.inf, np.float32), "p", 0)
+
+
+def test_impossible_tokens_are_never_drawn() -> None:
+    """A logit of minus infinity is a probability of 0."""
+    logits = np.array([0.0, -np.inf, 0.0], np.float32)
+    assert frequencies(Sampler(1.0), logits, 500)[1] == 0
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-39, 1e-60])
+def test_a_tiny_temperature_is_all_but_greedy(temperature: float) -> None:
+    """However small, it draws the likeliest token, and neither fails nor warns."""
+    assert Sampler(temperature).choose(logits_of(0.2, 0.5, 0.3), "p", 0) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40),
+    st.floats(0.01, 10),
+    st.floats(0, 1),
+    st.integers(0, 100),
+)
+def test_any_settings_give_a_token_of_the_vocabulary(row: list[float], temperature: float, top_p: float, at: int) -> None:
+    """No distribution, temperature or top-p leads out of the vocabulary."""
+    assert 0 <= Sampler(temperature, top_p).choose(np.array(row, np.float32), "p", at) < len(row)

@@ -1,0 +1,99 @@
+"""Where a step ends."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.inference.step_text import StepText
+
+
+def write(*pieces: bytes) -> tuple[str, int | None]:
+    """The step's text, and after how many pieces it ended; None if it did not. Nothing is added after its end."""
+    step = StepText()
+    for number, piece in enumerate(pieces, start=1):
+        step.add(piece)
+        if step.ended:
+            return step.finish(), number
+    return step.finish(), None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "ended_after"),
+    [
+        ([b"one", b"\n\n", b"two"], "one\n\n", 2),
+        ([b"one.", b"\n", b"\n", b"two"], "one.\n\n", 3),
+        ([b"one.\n\n"], "one.\n\n", 1),
+        ([b"one.\n", b"\ntwo"], "one.\n\ntwo", 2),
+        ([b"one\n\n\n\n"], "one\n\n\n\n", 1),
+        ([b"one", b"\n", b"two", b"\n"], "one\ntwo\n", None),
+        ([b"one\n", b" \n", b"two"], "one\n \ntwo", None),
+        ([b"one\r\n\r\n", b"two"], "one\r\n\r\ntwo", None),
+        ([], "", None),
+    ],
+    ids=[
+        "a token of its own",
+        "two tokens",
+        "merged with what is before",
+        "what a token carries past it stays",
+        "several at once",
+        "single line feeds",
+        "a blank line with a space",
+        "carriage returns",
+        "nothing",
+    ],
+)
+def test_a_step_ends_at_the_first_blank_line(pieces: list[bytes], text: str, ended_after: int | None) -> None:
+    """The separator is found in the text, however tokens cut it."""
+    assert write(*pieces) == (text, ended_after)
+
+
+@pytest.mark.parametrize("blank", [[b"\n\n"], [b"\n", b"\n"], [b"\n\n\n\n"], [b" ", b"\n\n", b"\t"], [b"", b"\n\n"]])
+def test_blank_lines_before_anything_visible_do_not_end_a_step(blank: list[bytes]) -> None:
+    """They belong to the step that follows, which ends at its own separator."""
+    text, ended_after = write(*blank, b"x", b"\n", b"\n")
+    assert text == b"".join(blank).decode() + "x\n\n"
+    assert ended_after == len(blank) + 3
+
+
+def test_a_leading_line_feed_does_not_count_for_the_separator() -> None:
+    """In `\\nx\\n` there is no blank line, though there are two line feeds."""
+    assert write(b"\n", b"x", b"\n") == ("\nx\n", None)
+
+
+def test_only_separators_never_end_a_step() -> None:
+    """A model that writes nothing but line feeds is left to the budget."""
+    assert write(*[b"\n\n"] * 100) == ("\n\n" * 100, None)
+
+
+def test_split_characters_appear_when_complete() -> None:
+    """A character whose bytes are spread over tokens is given out once, with its last byte."""
+    step = StepText()
+    assert [step.add(bytes([byte])) for byte in "é∑".encode()] == ["", "é", "", "", "∑"]
+    assert step.finish() == "é∑"
+
+
+def test_incomplete_characters_become_replacement_characters() -> None:
+    """Bytes that are no UTF-8 turn into U+FFFD, in the middle and at the end."""
+    assert write(b"a\xff", b"b\xe2", b"\n\n") == ("a\ufffdb\ufffd\n\n", 3)
+    assert write(b"a", b"\xe2\x88") == ("a\ufffd", None)
+
+
+def test_other_line_separators_are_text() -> None:
+    """U+2028, U+0085 and vertical tabs separate nothing."""
+    assert write("a\u2028\u2028b\x85\x85c\x0b\x0bd".encode())[1] is None
+
+
+@given(st.text(alphabet="ab \n.é", max_size=30), st.data())
+def test_cutting_into_tokens_does_not_move_the_end(text: str, data: st.DataObject) -> None:
+    """Byte by byte or in larger pieces: the step ends in the piece that holds the byte at which it ends."""
+    encoded = text.encode()
+    by_byte, end = write(*(bytes([byte]) for byte in encoded))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(encoded)))) | {0, len(encoded)})
+    pieces = [encoded[start:stop] for start, stop in pairwise(cuts)]
+    written, ended_after = write(*pieces)
+    assert (ended_after is None) == (end is None)
+    assert written.startswith(by_byte)
+    if end is not None and ended_after is not None:
+        assert len(b"".join(pieces[: ended_after - 1])) < end <= len(b"".join(pieces[:ended_after]))

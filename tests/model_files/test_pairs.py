@@ -1,0 +1,103 @@
+"""Names of pairs and models: what ships, what a user adds, what is a path and what is looked up."""
+
+from pathlib import Path
+
+import pytest
+
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.model_files.pairs import Pair, find_files, find_pair, hub_name, is_toy, local_files, read_pairs
+
+
+def test_shipped_pairs() -> None:
+    """The pairs that ship have notes, and models that are names on the Hub, built in, or demo models."""
+    pairs = read_pairs()
+    assert set(pairs) == {"builtin", "scripted", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
+    for pair in pairs.values():
+        assert pair.notes
+        for source in (pair.draft, pair.target):
+            assert is_toy(source) or hub_name(source) or all(path.is_file() for path in find_files(source))
+
+
+def test_own_pairs(tmp_path: Path) -> None:
+    """A user's file adds pairs and replaces those of the same name; a missing file is none."""
+    own = tmp_path / "pairs.toml"
+    assert read_pairs(own) == read_pairs()
+    own.write_text(
+        '[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = 8192\n'
+        "chat_template_kwargs = { enable_thinking = false }\n"
+        '[llama3]\ndraft = "c.gguf"\ntarget = "d.gguf"\n'
+    )
+    pairs = read_pairs(own)
+    assert pairs["mine"] == Pair("mine", "a.gguf", "b.gguf", ctx=8192, chat_template_kwargs={"enable_thinking": False})
+    assert pairs["llama3"] == Pair("llama3", "c.gguf", "d.gguf")
+    assert "qwen2.5-math" in pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[mine\n", "cannot be read as TOML"),
+        ('draft = "a.gguf"\n', "'draft' stands outside"),
+        ('[mine]\ndraft = "a.gguf"\n', "lacks its target"),
+        ('[mine]\ntarget = "a.gguf"\ndraft = ""\n', "lacks its draft"),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
+        ('[mine]\ndraft = 7\ntarget = "b.gguf"\n', "draft is not a text"),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx is not a whole number"),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx is not a whole number"),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs is not a table"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "its 'messages' from the program"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "what JSON has no words for"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "what JSON has no words for"),
+        ("\udcff", "cannot be read as TOML"),
+    ],
+)
+def test_own_pairs_that_make_no_sense(tmp_path: Path, text: str, words: str) -> None:
+    """A malformed file is one line that names the file and what is wrong with it."""
+    own = tmp_path / "pairs.toml"
+    own.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match=r"pairs\.toml") as caught:
+        read_pairs(own)
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+def test_unknown_pair() -> None:
+    """A pair that does not exist is an error that lists those that do."""
+    with pytest.raises(UsageError, match="'lama3'") as caught:
+        find_pair("lama3", read_pairs())
+    assert "llama3" in caught.value.hint
+
+
+def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or folder here wins over a repository of the same name."""
+    monkeypatch.chdir(tmp_path)
+    assert hub_name("user/repo") == HubName("user/repo")
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "repo").write_bytes(b"GGUF")
+    assert hub_name("user/repo") is None
+    assert local_files("user/repo") == find_files("user/repo") == (Path("user/repo"),)
+
+
+@pytest.mark.parametrize(
+    "source", ["missing.gguf", "models/missing.gguf", "~nobody-has-this-name/x", "x" * 5000, "a\0b", ""]
+)
+def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path to nothing is not looked up on the Hub: it stays a path, for whoever opens it to complain about."""
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(source) is None
+    assert find_files(source) == (Path(source),)
+
+
+def test_demo_models_have_no_files() -> None:
+    """A scripted demo model is here, without a file."""
+    assert local_files("scripted:draft") == find_files("scripted:draft") == ()
+
+
+def test_split_file(tmp_path: Path) -> None:
+    """A file of a split model stands for all its parts, where they are there."""
+    first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
+    first.write_bytes(b"")
+    assert local_files(str(first)) == (first,)
+    second.write_bytes(b"")
+    assert local_files(str(first)) == local_files(str(second)) == (first, second)

@@ -1,0 +1,208 @@
+"""A drafted step as numbers: what each of them says, and that they are always numbers."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from cli import make_step
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.arbitrage import WriteStep
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scripted import open_scripted
+from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features, hidden_features
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
+
+QUESTION = "Anna has 12 apples and 30 pears."
+PIECES = ("12", " +", " 30", " =", " 42", ".\n\n")
+LOG_PROBABILITIES = (-0.1, -0.2, -0.3, -0.4, -3.0, -0.01)
+CERTAIN_ENTROPY = math.log(1e-4)
+
+
+def token_stats(pieces: Sequence[str] | None = PIECES) -> TokenStats:
+    return TokenStats(LOG_PROBABILITIES, (0.5, 0.4, 0.3, 0.2, 0.9, 0.1), (2.0, 3.0, 4.0, 5.0, 0.25, 6.0), pieces=pieces)
+
+
+def make(
+    model: ModelRole = "draft",
+    text: str = "".join(PIECES),
+    *,
+    shown: TokenStats | None = None,
+    tokens: int = 6,
+    stop: StepStop = "separator",
+) -> Step:
+    return Step(model, text, tokens, Cost(), stop, shown)
+
+
+def accepted(step: Step) -> Decision:
+    return Decision(step, draft=step)
+
+
+def replaced(drafted: Step, written: Step) -> Decision:
+    return Decision(written, draft=drafted, target=written)
+
+
+def named(step: Step, *before: Decision, question: str = QUESTION) -> dict[str, float]:
+    """The features of a step by name."""
+    trace = Trace(Problem("1", question), Limits(), list(before))
+    return dict(zip(FEATURES, features(trace, step).tolist(), strict=True))
+
+
+def log_odds(log_probability: float) -> float:
+    p = math.exp(log_probability)
+    return math.log(p / (1 - p))
+
+
+def approx(value: float) -> object:
+    return pytest.approx(value, rel=1e-5)
+
+
+def test_names_are_distinct() -> None:
+    """A head is saved with names: each means one number."""
+    assert len(set(FEATURES)) == len(FEATURES)
+
+
+def test_log_probabilities_are_summed_up_as_log_odds() -> None:
+    """First, last, least likely and second least likely token on the scale of log-odds; mean and sum as they are."""
+    found = named(make(shown=token_stats()))
+    assert found["logprob_first"] == approx(log_odds(-0.1))
+    assert found["logprob_last"] == approx(log_odds(-0.01))
+    assert found["logprob_worst"] == approx(log_odds(-3.0))
+    assert found["logprob_second"] == approx(log_odds(-0.4))
+    assert found["logprob_sum"] == approx(sum(LOG_PROBABILITIES))
+    assert found["logprob_mean"] == approx(sum(LOG_PROBABILITIES) / 6)
+    assert found["worst_position"] == approx(4 / 5)
+
+
+def test_entropies_and_margins_have_their_worst_end() -> None:
+    """The highest entropy, as a logarithm, and the lowest margin."""
+    found = named(make(shown=token_stats()))
+    assert found["entropy_worst"] == approx(math.log(0.9 + 1e-4))
+    assert found["entropy_first"] == approx(math.log(0.5 + 1e-4))
+    assert (found["margin_worst"], found["margin_second"], found["margin_last"]) == (0.25, 2.0, 6.0)
+
+
+def test_digits_and_operators_are_seen_apart() -> None:
+    """Tokens with a digit, and tokens with an operator."""
+    found = named(make(shown=token_stats()))
+    assert (found["digit_share"], found["operator_share"]) == (approx(3 / 6), approx(2 / 6))
+    assert found["digit_logprob_worst"] == approx(log_odds(-3.0))
+    assert found["digit_logprob_second"] == approx(log_odds(-0.3))
+    assert found["operator_logprob_worst"] == approx(log_odds(-0.4))
+    assert found["operator_logprob_sum"] == approx(-0.6)
+
+
+@pytest.mark.parametrize("pieces", [None, ("a", "b", "c", "d", "e", "f")])
+def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str] | None) -> None:
+    """Where there are none, or it is not known which tokens they are, nothing speaks against them; the share says so."""
+    found = named(make(shown=token_stats(pieces)))
+    assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_worst"]) == (0, 0, MAX_LOG_ODDS)
+    assert found["digit_entropy_worst"] == approx(CERTAIN_ENTROPY)
+
+
+def test_text_is_counted() -> None:
+    """Numbers, the longest of them, operators, a box, and numbers that come from nowhere."""
+    text = "So 12 * 30 + 7 = 1,367 and \\boxed{1,367}."
+    before = accepted(make(text="We carry the 7.\n\n", shown=token_stats()))
+    found = named(make(text=text, shown=token_stats()), before)
+    assert (found["numbers"], found["longest_number"], found["unseen_numbers"]) == (5, 5, 2)
+    assert (found["plus"], found["times"], found["minus"], found["equals"], found["has_box"]) == (1, 1, 0, 1, 1)
+    assert (found["problem_numbers"], found["problem_longest_number"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"), [("separator", (0, 0)), ("end", (1, 0)), ("budget", (0, 1)), ("context", (0, 1))]
+)
+def test_how_the_step_ended(stop: StepStop, expected: tuple[int, int]) -> None:
+    """By itself, with the solution, or because it was cut off."""
+    found = named(make(shown=token_stats(), stop=stop))
+    assert (found["ends_solution"], found["cut_off"]) == expected
+
+
+def test_first_step_has_no_history() -> None:
+    """Nobody wrote before it, and nothing speaks against what was accepted."""
+    found = named(make(shown=token_stats()))
+    assert (found["step"], found["tokens_before"], found["last_by_draft"], found["last_by_target"]) == (0, 0, 0, 0)
+    assert (found["accepted_logprob_worst"], found["accepted_logprob_sum"]) == (MAX_LOG_ODDS, 0)
+    assert (found["escalated"], found["escalated_share"]) == (0, 0)
+
+
+def test_accepted_steps_are_remembered() -> None:
+    """The last step's numbers, and the worst of all that were accepted, even if better ones follow."""
+    good = TokenStats((-0.1, -0.1), (0.2, 0.1), (1.0, 1.0))
+    found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), accepted(make(shown=good, tokens=2)))
+    assert (found["step"], found["tokens_before"]) == (2, approx(math.log1p(8)))
+    assert (found["last_by_draft"], found["last_tokens"]) == (1, approx(math.log1p(2)))
+    assert found["last_logprob_worst"] == approx(log_odds(-0.1))
+    assert found["last_entropy_worst"] == approx(math.log(0.2 + 1e-4))
+    assert found["accepted_logprob_worst"] == approx(log_odds(-3.0))
+    assert found["accepted_logprob_sum"] == approx(sum(LOG_PROBABILITIES) - 0.2)
+
+
+@pytest.mark.parametrize("shown", [None, token_stats()])
+def test_escalated_step_leaves_no_doubt_behind(shown: TokenStats | None) -> None:
+    """Neither the draft's step that was thrown away counts, nor what the target thought of its own; who wrote it does."""
+    before = replaced(make(shown=token_stats()), make("target", shown=shown))
+    found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), before)
+    assert (found["last_by_draft"], found["last_by_target"]) == (0, 1)
+    assert (found["last_logprob_mean"], found["last_logprob_worst"]) == (0, MAX_LOG_ODDS)
+    assert found["accepted_logprob_sum"] == approx(sum(LOG_PROBABILITIES))
+    assert (found["escalated_share"], found["escalated"]) == (0.5, approx(math.log1p(1)))
+
+
+numbers = st.floats(allow_nan=False, width=32)
+
+
+@given(
+    st.lists(st.tuples(st.floats(max_value=0, allow_nan=False), st.floats(0, 20), numbers, st.text(max_size=3)), min_size=1)
+)
+def test_always_finite(tokens: list[tuple[float, float, float, str]]) -> None:
+    """Whatever a model computes and writes, a token ruled out (minus infinity) included, each feature is a finite number."""
+    log_probabilities, entropies, margins, pieces = zip(*tokens, strict=True)
+    step = make(text="".join(pieces), shown=TokenStats(log_probabilities, entropies, margins, pieces=pieces))
+    trace = Trace(Problem("1", "?"), Limits(), [accepted(step)])
+    found = features(trace, step)
+    assert found.dtype == np.float32
+    assert found.shape == (len(FEATURES),)
+    assert np.isfinite(found).all()
+
+
+def test_hidden_features_are_the_end_and_the_mean() -> None:
+    """Of the step's hidden states the last, then the mean of all."""
+    hidden = np.array([[1, 2], [3, 6]], np.float32)
+    found = hidden_features(make(shown=TokenStats((-1.0, -1.0), (1.0, 1.0), (1.0, 1.0), hidden)))
+    assert found.dtype == np.float32
+    assert found.tolist() == [3, 6, 2, 4]
+
+
+def test_what_was_not_kept_is_asked_for() -> None:
+    """Without evidence, or without hidden states, there is no number to make up."""
+    with pytest.raises(ValueError, match="evidence"):
+        features(Trace(Problem("1", "?"), Limits()), make_step())
+    with pytest.raises(ValueError, match="hidden"):
+        hidden_features(make(shown=token_stats()))
+
+
+def test_engine_tells_the_text_of_each_token() -> None:
+    """The pieces of a step's evidence are its text, one for each token; the one that ends the sequence has none."""
+    engine = Engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
+    trace = Trace(Problem("1", "What is 37 * 12 - 95?"), Limits())
+    engine.open(0, trace.problem)
+    while not trace.finished:
+        engine.start(0, WriteStep("draft", trace))
+        found: list[Step] = []
+        while not found:
+            found = [progress.step for progress in engine.tick() if progress.step]
+        (step,) = found
+        shown = step.token_stats
+        assert shown is not None
+        assert shown.pieces is not None
+        assert "".join(shown.pieces) == step.text
+        assert len(shown.pieces) == step.num_tokens
+        assert (shown.pieces[-1] == "") == (step.stop == "end")
+        trace.add(accepted(step))
+    assert len(trace.decisions) > 1

@@ -1,0 +1,440 @@
+"""A router's head: the number it gives, and the files that it is and is not read from."""
+
+import io
+import json
+import math
+import os
+import pickle
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import save as encode
+
+from arbitrage_cli.arbitrage import WriteStep, arbitrage
+from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
+from arbitrage_cli.routing.features import FEATURES, features, hidden_features
+from arbitrage_cli.routing.head import MAX_FILE_BYTES, Card, Curve, Floats, Head, Network, load, save
+from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
+
+DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
+HIDDEN = np.array([[1, 2, 3], [0.5, -1, 2]], np.float32)
+KNOTS = np.array([[-4.0, -6.0], [-1.0, -1.5], [0.0, 0.5], [2.0, 1.0]])
+
+
+def make_card(**changes: Any) -> Card:
+    card = Card(
+        name="tiny",
+        features=FEATURES,
+        hidden_size=0,
+        pairs=({"draft": DRAFT, "target": TARGET},),
+        reward={"kind": "prm"},
+        margin=0.0,
+        data={"runs": []},
+        metrics={"auc": 0.9},
+        taus={},
+        command=("arbitrage", "train"),
+        version="0",
+        created="2026-01-01T00:00:00+00:00",
+    )
+    return replace(card, **changes)
+
+
+def make_head(*, units: int = 0, **changes: Any) -> Head:
+    card = make_card(**changes)
+    size = len(card.features) + card.hidden_size
+    rng = np.random.default_rng(size + units)
+
+    def draw(*shape: int) -> Floats:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    layer = (draw(size, units), draw(units)) if units else None
+    return Head(Network(draw(size), np.abs(draw(size)) + 1, draw(units or size), 0.25, layer), KNOTS, card)
+
+
+HEADS: Mapping[str, Callable[[], Head]] = {
+    "logistic": make_head,
+    "network": lambda: make_head(units=5),
+    "hidden": lambda: make_head(units=5, hidden_size=6),
+    "hidden only": lambda: make_head(hidden_size=6, features=()),
+    "some features": lambda: make_head(features=("tokens", "logprob_worst")),
+}
+every_head = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS.keys())
+
+
+def make_draft(log_probability: float = -1.0, hidden: Floats | None = HIDDEN) -> Step:
+    token_stats = TokenStats((-0.1, log_probability), (0.2, 0.7), (1.0, 0.5), hidden, pieces=("1", "2"))
+    return Step("draft", "12", 2, Cost(), "separator", token_stats)
+
+
+def new_trace() -> Trace:
+    return Trace(Problem("p", "1 + 2"), Limits(max_steps=2))
+
+
+# --- the number
+
+
+@every_head
+def test_probability_is_what_the_arrays_say(make: Callable[[], Head]) -> None:
+    """Standardised inputs, the units, and the curve: against the formulas in double precision."""
+    head, trace, draft = make(), new_trace(), make_draft()
+    chosen = [FEATURES.index(name) for name in head.card.features]
+    inputs = features(trace, draft)[chosen].astype(np.float64)
+    if head.card.hidden_size:
+        inputs = np.concatenate([inputs, hidden_features(draft)])
+    network = head.network
+    values = np.clip((inputs - network.mean) / network.scale, -8, 8)
+    if network.layer:
+        values = np.maximum(values @ network.layer[0] + network.layer[1], 0)
+    ends = [[-104, -156], *KNOTS.tolist(), [202, 51]]  # beyond the knots the first and the last piece go on
+    log_odds = float(np.interp(values @ network.output + network.output_bias, *np.transpose(ends)))
+    assert head.probability(trace, draft) == pytest.approx(1 / (1 + math.exp(-log_odds)), rel=1e-4)
+
+
+@every_head
+def test_one_and_many_are_the_same(make: Callable[[], Head]) -> None:
+    """What training measures is what routing does: states one by one and all at once."""
+    head, trace = make(), new_trace()
+    drafts = [make_draft(-0.3 * number) for number in range(6)]
+    chosen = [FEATURES.index(name) for name in head.card.features]
+    rows = np.stack([features(trace, draft)[chosen] for draft in drafts])
+    hidden = np.stack([hidden_features(draft) for draft in drafts])
+    single = [head.probability(trace, draft) for draft in drafts]
+    np.testing.assert_allclose(head.probabilities(rows, hidden), single, rtol=1e-5)
+
+
+def test_router_drives_the_flow() -> None:
+    """The flow of policy arbitrage escalates by the head's probability, and keeps it in the record."""
+    head, trace, draft = make_head(), new_trace(), make_draft()
+    number = head.probability(trace, draft)
+    flow = arbitrage(trace, head.router(), number - 1e-9)
+    assert isinstance(next(flow), WriteStep)
+    ask = flow.send(draft)
+    assert isinstance(ask, WriteStep)
+    assert ask.model == "target"
+    flow.send(Step("target", "3", 1, Cost(), "separator"))
+    assert trace.decisions[0].probability == number
+
+
+@pytest.mark.parametrize(
+    ("tau", "stopping"),
+    [(0.2, 3 / 11), (0.5, 0.6), (1e-9, 1.5e-9), (0.0, 0.0), (-1.0, -1.0), (1.0, 1.0), (math.inf, math.inf)],
+)
+def test_a_step_is_stopped_at_clearly_more_than_tau(tau: float, stopping: float) -> None:
+    """At one and a half times its odds, by the head's probability, which is looked at every two tokens. What escalates always or
+    never does so early too.
+    """
+    head, draft = make_head(), make_draft()
+    early_stop = (head.router().early_stop or pytest.fail("it never stops"))(tau)
+    assert early_stop.tau == pytest.approx(stopping)
+    assert [number for number in range(1, 8) if early_stop.is_due(number)] == [2, 4, 6]
+    assert early_stop.is_bad(new_trace(), draft) == (head.probability(new_trace(), draft) > stopping)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
+def test_curve_never_falls_and_stays_between_the_ends(values: list[float]) -> None:
+    """More log-odds, no less probability; a tau of 0 is below all of them, a tau of 1 above."""
+    found = [Curve(KNOTS)(value) for value in sorted(values)]
+    assert found == sorted(found)
+    assert all(0 < probability < 1 for probability in found)
+
+
+def test_far_away_inputs_have_bounded_influence() -> None:
+    """Eight standard deviations are as far as anything counts: a model unlike all others gives no absurd numbers."""
+    network = Network(np.zeros(1, np.float32), np.ones(1, np.float32), np.ones(1, np.float32), 0.0)
+    assert network.log_odds(np.array([[1e30], [-50], [3]], np.float32)).tolist() == [8, -8, 3]
+
+
+def test_no_number_is_an_error() -> None:
+    """A NaN is above no tau: it would silently accept everything."""
+    draft = make_draft(hidden=HIDDEN * np.float32(np.nan))
+    with pytest.raises(ComputeError, match="finite"):
+        make_head(hidden_size=6).probability(new_trace(), draft)
+
+
+@every_head
+def test_contributions_add_up(make: Callable[[], Head]) -> None:
+    """What each feature adds, with what an average step has, is the log-odds; the strongest come first."""
+    head, trace, draft = make(), new_trace(), make_draft()
+    parts = head.contributions(trace, draft)
+    sizes = [abs(part) for _, part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    names = set(head.card.features) | ({"hidden state"} if head.card.hidden_size else set())
+    assert {name for name, _ in parts} == names
+    if head.network.layer is None:
+        inputs = features(trace, draft)[[FEATURES.index(name) for name in head.card.features]]
+        if head.card.hidden_size:
+            inputs = np.concatenate([inputs, hidden_features(draft)])
+        expected = float(head.network.log_odds(inputs)) - head.network.output_bias
+        assert sum(part for _, part in parts) == pytest.approx(expected, rel=1e-4)
+
+
+def test_contribution_of_a_network_is_its_slope() -> None:
+    """With units in between: a small change of a feature changes the log-odds by its slope, in standard deviations."""
+    network = make_head(units=5).network
+    inputs = network.mean + network.scale * np.linspace(-1, 1, len(network.mean), dtype=np.float32)
+    slopes = network.slopes(inputs)
+    for index in (0, 10, 40):
+        moved = inputs.copy()
+        moved[index] += np.float32(1e-3) * network.scale[index]
+        change = float(network.log_odds(moved)) - float(network.log_odds(inputs))
+        assert change == pytest.approx(1e-3 * slopes[index], abs=2e-6)
+
+
+# --- whose head it is
+
+
+def test_another_drafts_head_is_refused() -> None:
+    """Hidden states mean something for one file only: neither another name nor another file of that name will do."""
+    head = make_head(hidden_size=6)
+    head.check(DRAFT, 6)
+    head.check({"name": "renamed", "sha256": DRAFT["sha256"]}, 6)
+    with pytest.raises(RouterError, match=r"Tiny draft.*Other draft"):
+        head.check({"name": "Other draft", "sha256": "a" * 64}, 6)
+    with pytest.raises(RouterError, match="another file of that name"):
+        head.check(DRAFT | {"sha256": "a" * 64}, 6)
+    with pytest.raises(RouterError):
+        head.check(DRAFT, 8)
+
+
+def test_head_without_hidden_states_suits_any_draft() -> None:
+    """It reads nothing that only one model has."""
+    make_head().check({"name": "Other draft", "sha256": "a" * 64}, 100)
+
+
+def test_demo_models_go_by_their_names() -> None:
+    """They have no file."""
+    pair = {"draft": {"name": "scripted", "sha256": None}, "target": TARGET}
+    head = make_head(hidden_size=6, pairs=(pair,))
+    head.check({"name": "scripted", "sha256": None}, 6)
+    with pytest.raises(RouterError):
+        head.check({"name": "other", "sha256": None}, 6)
+
+
+# --- files
+
+
+@every_head
+def test_saved_head_gives_the_same_numbers(make: Callable[[], Head], tmp_path: Path) -> None:
+    """To the last bit, and its card is the same."""
+    head, path = make(), tmp_path / "head.safetensors"
+    save(head, path)
+    found = load(path)
+    assert found.card == head.card
+    assert found.sha256 == head.sha256
+    for log_probability in (-0.001, -1.0, -9.0):
+        draft = make_draft(log_probability)
+        assert found.probability(new_trace(), draft) == head.probability(new_trace(), draft)
+
+
+def test_same_head_is_the_same_file(tmp_path: Path) -> None:
+    """Byte by byte: what is shipped can be compared."""
+    for name in "ab":
+        save(make_head(units=5), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_saving_replaces_whole_files_only(tmp_path: Path) -> None:
+    """Nothing else is left in the folder; where it cannot be written, it says so."""
+    save(make_head(), tmp_path / "head.safetensors")
+    save(make_head(units=5), tmp_path / "head.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]
+    assert load(tmp_path / "head.safetensors").network.layer is not None
+    with pytest.raises(OutputError):
+        save(make_head(), tmp_path / "nowhere" / "head.safetensors")
+
+
+def rewritten(head: Head, path: Path, arrays: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Path:
+    """The head's file with other arrays, or other fields of its card, under a sha256 that fits: made by an enemy."""
+    from arbitrage_cli.routing.head import SCHEMA, _digest
+
+    card = head.card.to_json() | changes
+    text = json.dumps({name: value for name, value in card.items() if value is not ...})
+    chosen: Mapping[str, NDArray[Any]] = head.arrays() if arrays is None else arrays
+    about = {"schema": SCHEMA, "card": text, "sha256": _digest(text, chosen)}
+    path.write_bytes(encode(dict(chosen), {"arbitrage": json.dumps(about)}))
+    return path
+
+
+def refused(path: Path) -> str:
+    """The reason why it is not loaded, in one line."""
+    with pytest.raises(RouterError) as caught:
+        load(path)
+    assert caught.value.exit_code == 3
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_rewritten_head_is_accepted_if_nothing_is_wrong(tmp_path: Path) -> None:
+    """What the refusals below refuse is the one thing that they change."""
+    head = make_head(units=5)
+    assert load(rewritten(head, tmp_path / "head")).sha256
+
+
+class Dangerous:
+    """Runs a program when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle_is_not_opened(tmp_path: Path, protocol: int) -> None:
+    """It could run programs. So could an array of objects in an npz file."""
+    path, canary = tmp_path / "head.safetensors", tmp_path / "canary"
+    path.write_bytes(pickle.dumps(Dangerous(canary), protocol))
+    assert "safetensors" in refused(path) or "pickle" in refused(path)
+    assert not canary.exists()
+
+
+def test_archive_of_objects_is_not_opened(tmp_path: Path) -> None:
+    """An npz with an object array is a pickle in a zip archive."""
+    path, canary, data = tmp_path / "head.safetensors", tmp_path / "canary", io.BytesIO()
+    np.savez(data, head=np.array([Dangerous(canary)], dtype=object))
+    path.write_bytes(data.getvalue())
+    assert "zip archive" in refused(path)
+    assert not canary.exists()
+
+
+def test_flipped_bit_is_found(tmp_path: Path) -> None:
+    """Anywhere in the file."""
+    path = tmp_path / "head.safetensors"
+    save(make_head(features=("tokens", "logprob_worst")), path)
+    data = path.read_bytes()
+    rng = random.Random(0)
+    for place in {0, 1, 7, 8, len(data) - 1, *rng.sample(range(len(data)), 300)}:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        refused(path)
+
+
+def test_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    """Or with something after its end."""
+    path = tmp_path / "head.safetensors"
+    save(make_head(features=("tokens",)), path)
+    data = path.read_bytes()
+    for length in {0, 1, 7, 8, 9, len(data) - 1, *range(10, len(data), 37)}:
+        path.write_bytes(data[:length])
+        refused(path)
+    path.write_bytes(data + b"\0")
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<!doctype html><html>Not found</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        (1 << 63).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (1 << 20).to_bytes(8, "little") + b"[" * (1 << 20),
+        encode({"mean": np.zeros(3, np.float32)}),
+        encode({"mean": np.zeros(3, np.float32)}, {"arbitrage": "NaN"}),
+        encode({"mean": np.zeros(3, np.float32)}, {"arbitrage": '{"schema": 99}'}),
+        encode({"mean": np.zeros(3, np.float32)}, {"arbitrage": '{"schema": 1, "card": 7, "sha256": 7}'}),
+    ],
+)
+def test_other_files_are_no_heads(tmp_path: Path, data: bytes) -> None:
+    """Whatever they are, one line says so."""
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(data)
+    assert str(path) in refused(path)
+
+
+def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
+    """No folder, no device, no pipe that nobody writes to, no file that fills the memory; a missing one is a typing error."""
+    huge, pipe = tmp_path / "huge", tmp_path / "pipe"
+    with huge.open("wb") as stream:
+        stream.truncate(MAX_FILE_BYTES + 1)
+    os.mkfifo(pipe)
+    assert "bytes" in refused(huge)
+    for path in (pipe, Path("/dev/zero"), tmp_path):
+        assert "not a file" in refused(path)
+    for path in (tmp_path / "none", Path("a\0b")):
+        with pytest.raises(UsageError):
+            load(path)
+
+
+@pytest.mark.parametrize("name", ["mean", "output", "units", "knots"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    """They would accept, or escalate, everything."""
+    head = make_head(units=5)
+    arrays = {key: array.copy() for key, array in head.arrays().items()}
+    arrays[name].flat[0] = value
+    assert name in refused(rewritten(head, tmp_path / "head", arrays))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": np.zeros(3, np.float32)},
+        {"units": np.zeros((5, 5), np.float32)},
+        {"unit_bias": np.zeros(4, np.float32)},
+        {"output": np.zeros((), np.float32)},
+        {"output_bias": np.zeros(2, np.float32)},
+        {"scale": np.zeros(len(FEATURES), np.float32)},
+        {"mean": np.zeros(len(FEATURES), np.float64)},
+        {"mean": np.zeros(len(FEATURES), np.int32)},
+        {"knots": np.zeros((3, 2), np.float32)},
+        {"knots": np.array([[0, 1], [1, 0]], np.float32)},
+        {"knots": np.zeros((1, 2), np.float32)},
+        {"knots": np.arange(6, dtype=np.float32)},
+        {"extra": np.zeros(1, np.float32)},
+        {"mean": None},
+        {"unit_bias": None},
+        {"units": None},
+    ],
+)
+def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[str, NDArray[Any] | None]) -> None:
+    """Shapes, types, missing and foreign arrays: nothing is broadcast, nothing is filled in."""
+    head = make_head(units=5)
+    arrays = {name: array for name, array in {**head.arrays(), **changes}.items() if array is not None}
+    refused(rewritten(head, tmp_path / "head", arrays))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": [*FEATURES[:-1], "horoscope"]},
+        {"features": [*FEATURES[:-1], FEATURES[0]]},
+        {"features": [*FEATURES[:-1], 7]},
+        {"features": "tokens"},
+        {"hidden_size": -6},
+        {"hidden_size": "6"},
+        {"hidden_size": 6},
+        {"margin": None},
+        {"pairs": [7]},
+        {"pairs": [{"draft": DRAFT}]},
+        {"taus": []},
+        {"surprise": 1},
+        {"metrics": ...},
+    ],
+)
+def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
+    """Unknown features, other fields, other types."""
+    refused(rewritten(make_head(), tmp_path / "head", **changes))
+
+
+@pytest.mark.parametrize("pairs", [[], [{"draft": DRAFT, "target": TARGET}, {"draft": TARGET, "target": TARGET}]])
+def test_hidden_states_of_nobody_are_refused(tmp_path: Path, pairs: list[Any]) -> None:
+    """A head that reads hidden states names the one draft that they are of."""
+    assert "hidden" in refused(rewritten(make_head(hidden_size=6), tmp_path / "head", pairs=pairs))
+
+
+def test_unknown_feature_is_named(tmp_path: Path) -> None:
+    """A head of a later version says what it would need."""
+    assert "horoscope" in refused(rewritten(make_head(), tmp_path / "head", features=[*FEATURES[:-1], "horoscope"]))

@@ -1,0 +1,360 @@
+"""What each tau would do: against a simulation step by step; and which tau a name or a budget stands for."""
+
+import json
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.routing.thresholds import (
+    ALWAYS,
+    NEVER,
+    Costs,
+    Outcomes,
+    TauRow,
+    TauTable,
+    make_table,
+    name_taus,
+    spread_taus,
+    tabulate,
+)
+
+COSTS = Costs(
+    draft_seconds_per_token=1.0,
+    target_seconds_per_token=10.0,
+    target_prefill_seconds_per_token=2.0,
+    draft_prefill_seconds_per_token=0.5,
+    router_seconds_per_step=0.25,
+)
+
+
+def row_at(table: TauTable, tau: float) -> TauRow:
+    """The row of the nearest tau."""
+    return min(table.rows, key=lambda row: abs(row.tau - tau))
+
+
+def make_outcomes(solutions: int = 60, seed: int = 0, *, repeats: int = 1) -> tuple[np.ndarray[Any, Any], Outcomes]:
+    """Probabilities that tell something, and what came of the states; each problem is solved `repeats` times."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 7, solutions)
+    solution = np.repeat(np.arange(solutions), lengths)
+    count = len(solution)
+    probability = rng.random(count)
+    is_better = rng.random(count) < probability / 2
+    is_worse = ~is_better & (rng.random(count) < 0.1)
+    draft, target = np.where(is_better, 0.0, 1.0), np.where(is_worse, 0.0, 1.0)
+    tokens = rng.integers(5, 30, count).astype(float)
+    written = rng.integers(5, 30, count).astype(float)
+    prefill = np.where(np.diff(solution, prepend=-1) > 0, 50.0, 9.0)
+    shared = np.minimum(written, rng.integers(0, 10, count))
+    return probability, Outcomes(solution, solution // repeats, draft, target, tokens, written, prefill, shared)
+
+
+def simulate(escalated: list[bool], outcomes: Outcomes) -> dict[str, float]:
+    """Tokens of both models, walked through step by step."""
+    sums = dict.fromkeys(("draft", "draft_prefill", "target", "verify", "prefill"), 0.0)
+    unread = 0.0
+    for index, is_escalated in enumerate(escalated):
+        if index == 0 or outcomes.solution[index] != outcomes.solution[index - 1]:
+            unread = outcomes.target_prefill_tokens[index]
+        sums["draft"] += outcomes.draft_tokens[index]
+        if is_escalated:
+            sums["prefill"] += unread
+            sums["target"] += outcomes.target_tokens[index] - outcomes.shared_tokens[index]
+            sums["verify"] += outcomes.shared_tokens[index]
+            sums["draft_prefill"] += outcomes.target_tokens[index]
+            unread = 0.0
+        else:
+            unread += outcomes.draft_tokens[index]
+    return sums
+
+
+def mean_change(escalated: list[bool], outcomes: Outcomes) -> float:
+    """Reward of a solution against that of the target alone, walked through step by step: what is lost cannot be lost again."""
+    alone: dict[int, float] = {}
+    rewards: dict[int, float] = {}
+    for index, is_escalated in enumerate(escalated):
+        solution = int(outcomes.solution[index])
+        alone.setdefault(solution, float(outcomes.target_reward[index]))
+        lost = 0.0 if is_escalated else float(outcomes.target_reward[index] - outcomes.draft_reward[index])
+        rewards[solution] = rewards.get(solution, alone[solution]) - lost
+    changes = [min(1.0, max(0.0, reward)) - alone[solution] for solution, reward in rewards.items()]
+    return sum(changes) / len(changes)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_row_is_what_a_run_would_do(tau: float) -> None:
+    """Rates, rewards and tokens of one tau, per solution."""
+    probability, outcomes = make_outcomes()
+    row = row_at(make_table(probability, outcomes, [tau], COSTS), tau)
+    escalated = probability > tau
+    assert row.escalation_rate == pytest.approx(escalated.mean())
+    change, best = (mean_change(list(chosen), outcomes) for chosen in (escalated, outcomes.advantage > 0))
+    assert row.change == pytest.approx(100 * change)
+    assert row.regret == pytest.approx(100 * (best - change))
+    if escalated.any():
+        assert row.wasted == pytest.approx((outcomes.advantage[escalated] <= 0).mean())
+    assert row.recall == pytest.approx(escalated[outcomes.advantage > 0].mean())
+    sums = simulate(escalated.tolist(), outcomes)
+    assert row.draft_tokens == pytest.approx(sums["draft"] / 60)
+    assert row.draft_prefill_tokens == pytest.approx(sums["draft_prefill"] / 60)
+    assert row.target_tokens == pytest.approx(sums["target"] / 60)
+    assert row.target_verify_tokens == pytest.approx(sums["verify"] / 60)
+    assert row.target_prefill_tokens == pytest.approx(sums["prefill"] / 60)
+
+
+def test_time_is_a_share_of_the_target_alone() -> None:
+    """Each model's tokens at their costs; the target alone reads the prompt and writes every step."""
+    probability, outcomes = make_outcomes()
+    table = make_table(probability, outcomes, [0.5], COSTS)
+    sums = simulate((probability > 0.5).tolist(), outcomes)
+    steps, prompts = len(outcomes), 50.0 * 60
+    routed = sums["draft"] + (sums["draft_prefill"] + prompts) / 2 + COSTS.write * sums["target"]
+    routed += 2 * (sums["verify"] + sums["prefill"]) + steps / 4
+    alone = 10 * outcomes.target_tokens.sum() + 2 * prompts
+    assert table.time(row_at(table, 0.5)) == pytest.approx(routed / alone)
+
+
+def test_a_token_is_decoded_or_speculated_on() -> None:
+    """Whichever is expected to take less, if four of five tokens that the draft says come next are right."""
+    three_asked = (10 + 3 * (1 + 2)) / (1 + 0.8 + 0.8**2 + 0.8**3)
+    assert COSTS.write == pytest.approx(min(three_asked, (10 + 4 * 3) / (1 + 0.8 + 0.8**2 + 0.8**3 + 0.8**4)))
+    assert replace(COSTS, draft_seconds_per_token=9.0).write == 10.0
+
+
+def test_time_on_another_machine() -> None:
+    """The same rows at other costs; without any there is no time."""
+    probability, outcomes = make_outcomes()
+    table = make_table(probability, outcomes, [0.5], None)
+    assert table.time(row_at(table, 0.5)) is None
+    slow, fast = (table.time(row_at(table, NEVER), replace(COSTS, draft_seconds_per_token=cost)) for cost in (2.0, 1.0))
+    assert slow is not None
+    assert fast is not None
+    assert slow > fast
+
+
+def test_ends_of_the_table() -> None:
+    """Always is the target's reward exactly, and never is the draft's; both are in every table."""
+    probability, outcomes = make_outcomes()
+    table = make_table(probability, outcomes, [], COSTS)
+    always, never = table.rows
+    assert (always.tau, always.escalation_rate, always.change, always.change_interval) == (ALWAYS, 1, 0, (0, 0))
+    assert (never.tau, never.escalation_rate, never.wasted, never.recall) == (NEVER, 0, None, 0)
+    assert never.target_prefill_tokens == 0  # the target never reads a word
+
+
+def upper_half(row: TauRow) -> float:
+    """How far the interval goes above the change."""
+    assert row.change_interval is not None
+    return row.change_interval[1] - row.change
+
+
+def test_intervals_are_over_problems() -> None:
+    """The same solution ten times over is no more than one, if it is of one problem."""
+    probability, outcomes = make_outcomes(40, 1)
+    ten = {one.name: np.tile(getattr(outcomes, one.name), 10) for one in fields(Outcomes)}
+    ten["solution"] += np.repeat(np.arange(10), len(outcomes)) * 40
+    widths = []
+    for problem in (ten["problem"], ten["solution"]):
+        repeated = Outcomes(**(ten | {"problem": problem}))
+        widths.append(upper_half(row_at(make_table(np.tile(probability, 10), repeated, [0.5], COSTS), 0.5)))
+    assert widths[0] == pytest.approx(upper_half(row_at(make_table(probability, outcomes, [0.5], COSTS), 0.5)))
+    assert widths[1] == pytest.approx(widths[0] / math.sqrt(10), rel=0.15)
+
+
+# --- names
+
+
+def make_row(tau: float, rate: float, change: float, low: float) -> TauRow:
+    zeros = dict.fromkeys((one.name for one in fields(TauRow)), 0.0)
+    changes: dict[str, Any] = {"tau": tau, "escalation_rate": rate, "change": change, "change_interval": (low, change + 1)}
+    return TauRow(**{**zeros, **changes})
+
+
+def make_rows(*rows: TauRow, costs: Costs | None = None) -> TauTable:
+    return TauTable(rows, 5.0, 50.0, 100.0, {}, costs)
+
+
+def test_names_by_their_definitions() -> None:
+    """The target is better by 20 points: exact loses none with certainty, balanced at most 2, fast at most 10."""
+    table = make_rows(
+        make_row(ALWAYS, 1.0, 0.0, 0.0),
+        make_row(0.1, 0.8, 0.5, -0.1),
+        make_row(0.2, 0.6, 0.2, -0.5),
+        make_row(0.3, 0.5, 0.3, -0.6),
+        make_row(0.4, 0.4, -2.0, -3.0),
+        make_row(0.5, 0.3, -2.1, -3.0),
+        make_row(0.6, 0.2, -10.0, -12.0),
+        make_row(0.7, 0.1, -10.1, -12.0),
+        make_row(NEVER, 0.0, -20.0, -22.0),
+    )
+    assert name_taus(table) == {"exact": 0.2, "balanced": 0.4, "fast": 0.6}
+
+
+def test_names_never_get_slower() -> None:
+    """Where exact allows more than balanced does, balanced is as fast as exact."""
+    table = make_rows(
+        make_row(ALWAYS, 1.0, 0.0, 0.0),
+        make_row(0.2, 0.6, -0.3, -0.5),
+        make_row(NEVER, 0.0, -1.0, -2.0),
+    )
+    assert name_taus(table) == {"exact": 0.2, "balanced": 0.2, "fast": 0.2}
+
+
+def test_draft_as_good_as_the_target_needs_none() -> None:
+    """Then every name is the draft alone."""
+    table = make_rows(make_row(ALWAYS, 1.0, 0.0, 0.0), make_row(NEVER, 0.0, 0.5, 0.1))
+    assert set(name_taus(table).values()) == {NEVER}
+
+
+@pytest.mark.parametrize("interval", [None, (-9.7, 0.0)])
+def test_without_certainty_exact_is_what_was_seen(interval: tuple[float, float] | None) -> None:
+    """Too few problems to be sure: the taus count that lost no more than they may, up to the first that did."""
+    rows = [replace(make_row(tau, 1 - tau, 0.0, 0.0), change_interval=interval) for tau in (0.3, 0.5, 0.7, 0.9)]
+    rows[2] = replace(rows[2], change=-3.0)
+    table = make_rows(make_row(ALWAYS, 1.0, 0.0, 0.0), *rows, make_row(NEVER, 0.0, -20.0, -22.0))
+    assert name_taus(table)["exact"] == 0.5
+
+
+def test_exact_is_no_stroke_of_luck() -> None:
+    """A tau behind one that loses too much does not count, however well it looks."""
+    table = make_rows(
+        make_row(ALWAYS, 1.0, 0.0, 0.0),
+        make_row(0.3, 0.7, 0.0, -0.4),
+        make_row(0.5, 0.5, -0.3, -0.7),
+        make_row(0.7, 0.3, 0.0, -0.4),
+        make_row(NEVER, 0.0, -20.0, -22.0),
+    )
+    assert name_taus(table)["exact"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("problems", "repeats", "is_certain"), [(31, 1, False), (550, 1, False), (700, 1, True), (400, 2, False), (700, 2, True)]
+)
+def test_no_loss_seen_is_no_proof(problems: int, repeats: int, is_certain: bool) -> None:
+    """The rule of three: where none of n problems lost, up to 3/n may; half a point takes 600, however often each was solved."""
+    ones = np.ones(problems * repeats)
+    numbers = np.arange(problems * repeats)
+    outcomes = Outcomes(numbers, numbers // repeats, ones, ones, ones, ones, ones, 0 * ones)
+    table = make_table(0.5 * ones, outcomes, [], COSTS)
+    never = table.rows[-1]
+    assert (never.change, table.named["exact"], table.is_certain) == (0.0, NEVER, is_certain)
+    assert never.change_interval is not None
+    assert never.change_interval[0] == pytest.approx(-300 / problems, rel=0.1)
+
+
+def test_what_is_lost_is_not_lost_again() -> None:
+    """Recorded on a road that was repaired after each bad step: the draft alone still loses a solution once."""
+    count = 100
+    solution = np.repeat(np.arange(count), 6)
+    ones = np.ones(len(solution))
+    bad = np.random.default_rng(0).random(len(solution)) < 0.3
+    outcomes = Outcomes(solution, solution, np.where(bad, 0.0, 1.0), ones, ones, ones, ones, 0 * ones)
+    lost = bad.reshape(count, 6).any(axis=1).mean()
+    assert make_table(0.5 * ones, outcomes, [], COSTS).rows[-1].change == pytest.approx(-100 * lost)
+
+
+def test_means_of_the_same_rewards_are_no_advantage() -> None:
+    """Rounding does not make one step better than another: five rollouts, three steps of the target."""
+    reward = np.array([0.2, 0.6, 0.8])
+    outcomes = Outcomes(*(np.arange(3),) * 2, reward, np.array([sum([value] * 3) / 3 for value in reward]), *(reward,) * 4)
+    assert not outcomes.advantage.any()
+
+
+def test_names_on_another_machine_are_given_on_the_same_states() -> None:
+    """Costs may change the names; not the problems that they are chosen on, which are others than those of the figures."""
+    (first, one), (second, other) = make_outcomes(700, 1), make_outcomes(200, 2)
+    named_on = make_table(first, one, spread_taus(first), COSTS)
+    table = tabulate(named_on, second, other)
+    assert make_table(second, other, spread_taus(first), COSTS).named != named_on.named
+    assert table.named == table.at_costs(COSTS).named == named_on.named
+    assert table.at_costs(COSTS).rows == table.rows
+    elsewhere = table.at_costs(replace(COSTS, draft_seconds_per_token=0.5))
+    assert elsewhere.named_on is not None
+    assert elsewhere.named == elsewhere.named_on.named
+    assert elsewhere.costs == elsewhere.named_on.costs
+
+
+@pytest.mark.parametrize(
+    ("draft", "verify", "pays"),
+    [(0.1, None, False), (0.12, None, True), (0.3, None, True), (0.1, 0.85, True), (0.05, 0.7, False)],
+)
+def test_early_stop_pays_where_a_drafted_token_spares_less_than_it_costs(
+    draft: float, verify: float | None, pays: bool
+) -> None:
+    """Of 20 tokens of the target 9 were drafted as well: of these 6 in 10 save it 1 s, or less, and cost 0.02 s or more to verify."""
+    rows = (make_row(ALWAYS, 1.0, 0.0, 0.0), make_row(NEVER, 0.0, -1.0, -2.0))
+    rows = (replace(rows[0], target_tokens=11.0, target_verify_tokens=9.0), rows[1])
+    costs = Costs(draft, 1.0, 0.02, target_verify_seconds_per_token=verify)
+    assert make_rows(*rows).early_stop_pays(costs) is pays
+    assert make_rows(*rows, costs=costs).early_stop_pays() is pays
+    assert make_rows(*rows).early_stop_pays() is False  # nothing is known
+
+
+def test_resolve_takes_names_and_numbers() -> None:
+    """Names as they stand in the table, and any number, infinite ones included."""
+    table = replace(make_rows(make_row(ALWAYS, 1, 0, 0), make_row(NEVER, 0, 0, 0)), named={"exact": 0.25})
+    assert (table.resolve("exact"), table.resolve("0.7"), table.resolve("-1")) == (0.25, 0.7, -1)
+    assert table.resolve("inf") == float("inf")
+    for wrong in ("nan", "exactly", "", "%", "nan%", "101%", "-1%"):
+        with pytest.raises(UsageError):
+            table.resolve(wrong)
+
+
+def test_a_budget_is_a_tau_as_well() -> None:
+    """As a percentage, wherever a tau is given."""
+    table = make_rows(make_row(ALWAYS, 1, 0, 0), make_row(0.5, 0.3, 0, 0), make_row(NEVER, 0, 0, 0))
+    assert (table.resolve("30%"), table.resolve("12.5%")) == (table.at_budget(0.3), table.at_budget(0.125))
+    assert table.resolve("30%") == 0.5
+
+
+def test_budget_is_a_share_of_the_steps() -> None:
+    """The tau that escalates so many on recorded states, between two rows if need be."""
+    probability, outcomes = make_outcomes(500)
+    table = make_table(probability, outcomes, spread_taus(probability), COSTS)
+    assert table.at_budget(0.0) == NEVER  # though another tau may do the same on these states
+    for share in (0.0, 0.13, 0.5, 1.0):
+        assert (probability > table.at_budget(share)).mean() == pytest.approx(share, abs=0.01)
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(UsageError):
+            table.at_budget(wrong)
+
+
+# --- as JSON
+
+
+def test_table_comes_back_from_a_card() -> None:
+    """Through JSON, to the last bit."""
+    probability, outcomes = make_outcomes()
+    table = make_table(probability, outcomes, [0.3], COSTS)
+    for one in (table, tabulate(table, probability, outcomes)):
+        assert TauTable.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False))) == one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rows": []}, {"rows": [{}]}, {"rows": 7}, {"named": 7}, {"costs": {"draft_seconds_per_token": -1}}, {"surprise": 1}],
+)
+def test_table_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
+    """It came from a file: a RouterError, whatever is in it."""
+    probability, outcomes = make_outcomes()
+    found = json.loads(json.dumps(make_table(probability, outcomes, [0.3], COSTS).to_json()))
+    with pytest.raises(RouterError):
+        TauTable.from_json(found | changes)
+
+
+def test_costs_of_a_run_have_more_than_is_needed() -> None:
+    """Other entries are left alone; missing, negative or infinite ones are an error."""
+    found = {
+        "draft_seconds_per_token": 1,
+        "target_seconds_per_token": 2,
+        "target_prefill_seconds_per_token": 3,
+        "machine": "a fast one",
+    }
+    assert Costs.from_json(found) == Costs(1, 2, 3)
+    for wrong in ({}, found | {"target_seconds_per_token": -1}, found | {"target_seconds_per_token": float("inf")}):
+        with pytest.raises(ValueError, match="costs"):
+            Costs.from_json(wrong)

@@ -1,0 +1,127 @@
+"""Intervals: against published values, and against how often they hold what they should in made-up data."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.stats.intervals import (
+    RESAMPLES,
+    bootstrap,
+    mcnemar,
+    paired_difference,
+    ratio_of_sums,
+    resampled_sums,
+    wilson,
+)
+
+cells = st.integers(0, 60)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # the first four: Newcombe, Statistics in Medicine 17 (1998), 857-872, table I
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilson_has_the_published_values(successes: int, trials: int, low: float, high: float) -> None:
+    """Wilson's interval is that of the literature, also at the edges."""
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_the_share_and_stays_between_0_and_1(trials: int, data: st.DataObject) -> None:
+    """The interval holds the measured share, lies within [0, 1], and is not of length 0."""
+    successes = data.draw(st.integers(0, trials))
+    interval = wilson(successes, trials)
+    assert interval is not None
+    low, high = interval
+    assert 0 <= low <= successes / trials <= high <= 1
+    assert high > low
+
+
+def test_nothing_has_no_interval() -> None:
+    """Without a trial there is no interval: None, not 0 to 1."""
+    assert wilson(0, 0) is None
+    assert paired_difference(0, 0, 0, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # the first two: Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10
+        ((18, 12, 2, 18), 0.0562, 0.3290),  # its correlation is positive, and drawn towards 0
+        ((53, 0, 0, 0), -0.0676, 0.0676),
+    ],
+)
+def test_paired_difference_has_the_published_values(table: tuple[int, int, int, int], low: float, high: float) -> None:
+    """The interval of a difference of paired shares is that of the literature, also where no pair differs."""
+    assert paired_difference(*table) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(cells, cells, cells, cells)
+def test_paired_difference_turns_over_with_its_order(both: int, first: int, second: int, neither: int) -> None:
+    """It holds the measured difference, and changing first and second changes its sign."""
+    interval = paired_difference(both, first, second, neither)
+    if interval is None:
+        assert both + first + second + neither == 0
+        return
+    difference = (first - second) / (both + first + second + neither)
+    assert interval[0] - 1e-12 <= difference <= interval[1] + 1e-12
+    assert paired_difference(both, second, first, neither) == pytest.approx((-interval[1], -interval[0]))
+
+
+@pytest.mark.parametrize(("first", "second", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (5, 15, 0.0414), (1, 0, 1.0)])
+def test_mcnemar_is_the_exact_binomial_test(first: int, second: int, p: float) -> None:
+    """The p-value is that of a fair coin thrown for each discordant pair, both sides."""
+    assert mcnemar(first, second) == pytest.approx(p, abs=5e-5)
+    assert mcnemar(second, first) == mcnemar(first, second)
+
+
+def test_mcnemar_of_thousands_is_a_number() -> None:
+    """Many discordant pairs do not overflow."""
+    assert 0 < mcnemar(2400, 2600) < 0.01
+
+
+def test_resamples_are_the_same_each_time_and_keep_rows_together() -> None:
+    """Sums come from the same draws for each column, and a second call gives the same ones."""
+    column = np.arange(7.0)
+    sums = resampled_sums(np.column_stack([column, 2 * column, np.ones(7)]))
+    assert sums.shape == (RESAMPLES, 3)
+    assert np.array_equal(sums[:, 1], 2 * sums[:, 0])
+    assert (sums[:, 2] == 7).all()
+    assert np.array_equal(sums, resampled_sums(np.column_stack([column, 2 * column, np.ones(7)])))
+    assert sums[:, 0].std() > 0
+
+
+def test_many_rows_are_resampled_in_batches() -> None:
+    """More rows than are drawn at once give sums as wide as theory has them."""
+    values = np.random.default_rng(5).normal(10.0, 2.0, size=(20_000, 1))
+    sums = resampled_sums(values)[:, 0]
+    assert sums.mean() == pytest.approx(values.sum(), rel=1e-3)
+    assert sums.std() == pytest.approx(2.0 * math.sqrt(20_000), rel=0.1)
+
+
+def test_bootstrap_of_a_ratio_covers_the_true_one() -> None:
+    """Of 200 made-up runs of 60 problems with a true ratio of 2, about 95% have it in their interval."""
+    generator = np.random.default_rng(7)
+    hits = 0
+    for _ in range(200):
+        difficulty = generator.lognormal(0.0, 0.5, size=60)
+        seconds = difficulty[:, None] * generator.lognormal(0.0, 0.3, size=(60, 2)) * [2.0, 1.0]
+        interval = bootstrap(seconds, ratio_of_sums)
+        assert interval is not None
+        hits += interval[0] <= 2.0 <= interval[1]
+    assert 180 <= hits <= 198  # 2.5 standard deviations below, to 99%
+
+
+def test_bootstrap_of_one_problem_or_of_no_time_is_unknown() -> None:
+    """There is no interval from a single problem, nor where the denominator can be 0."""
+    assert bootstrap(np.array([[2.0, 1.0]]), ratio_of_sums) is None
+    assert bootstrap(np.array([[2.0, 0.0], [1.0, 0.0]]), ratio_of_sums) is None

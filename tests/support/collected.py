@@ -1,0 +1,120 @@
+"""Made-up run folders of `arbitrage collect`, whose best possible router is known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.states import State, half, state_to_json
+from arbitrage_cli.runs.folder import SCHEMA, RunFolder
+
+HIDDEN_SIZE = 8  # two times n_embd
+DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
+COSTS = {
+    "draft_seconds_per_token": 0.001,
+    "target_seconds_per_token": 0.01,
+    "target_prefill_seconds_per_token": 0.001,
+    "machine": "made up",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """How states come about: log-odds of an advantage = bias + weight of each feature, and of the first hidden number.
+
+    An advantage is 1; where there is none, it is -1 with the probability `harm`, else 0.
+    """
+
+    bias: float = -2.0
+    weights: tuple[tuple[str, float], ...] = (("logprob_worst", -1.0), ("entropy_first", 0.7), ("numbers", 0.5))
+    hidden_weight: float = 0.0
+    harm: float = 0.05
+    steps: int = 5
+
+    def probability(self, features: NDArray[np.float32], hidden: NDArray[np.float16] | None) -> float:
+        """P(advantage > 0) of a state: no router can know more."""
+        log_odds = self.bias + sum(weight * float(features[FEATURES.index(name)]) for name, weight in self.weights)
+        if hidden is not None:
+            log_odds += self.hidden_weight * float(hidden[0])
+        return 1 / (1 + math.exp(-log_odds))
+
+
+def make_states(world: World, seed: int, *, hidden: bool = False) -> list[State]:
+    """The states of one solution."""
+    rng = np.random.default_rng(seed)
+    states = []
+    for position in range(world.steps):
+        features = rng.normal(size=len(FEATURES)).astype(np.float32)
+        inner = half(rng.normal(size=HIDDEN_SIZE).astype(np.float32)) if hidden else None
+        is_better = rng.random() < world.probability(features, inner)
+        draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)
+        tokens = int(rng.integers(10, 30))
+        states.append(
+            State(
+                position=position,
+                features=features,
+                hidden=inner,
+                draft_text=f"draft's step {position}\n\n",
+                target_texts=(f"target's step {position}\n\n",),
+                draft_reward=draft,
+                target_rewards=(target,),
+                kept="target" if is_better else "draft",
+                draft_tokens=tokens,
+                target_tokens=tokens + 2,
+                target_prefill_tokens=12,
+            )
+        )
+    return states
+
+
+def write_run(
+    folder: Path,
+    problems: Sequence[str],
+    world: World | None = None,
+    *,
+    hidden: bool = False,
+    changes: dict[str, Any] | None = None,
+    ids: Sequence[str] | None = None,
+) -> Path:
+    """A run folder with one row for each problem, in the way that `arbitrage collect` writes it."""
+    models = {"draft": {**DRAFT, "source": "d.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
+    run = {
+        "schema": SCHEMA,
+        "kind": "collect",
+        "features": list(FEATURES),
+        "models": models,
+        "reward": {"kind": "prm", "name": "made up"},
+        "costs": COSTS,
+        "dataset": {"name": "made up", "sha256": "f" * 64},
+    }
+    with RunFolder(folder, kind="collect") as opened:
+        opened.save_run(run | (changes or {}))
+        rows = []
+        for number, question in enumerate(problems):
+            seed = int.from_bytes(question.encode()[-8:], "big")
+            states = make_states(world or World(), seed, hidden=hidden)
+            rows.append(
+                {
+                    "schema": SCHEMA,
+                    "id": ids[number] if ids else str(number),
+                    "sample": 0,
+                    "policy": "collect",
+                    "tau": None,
+                    "status": "done",
+                    "level": 1,
+                    "question": question,
+                    "states": [state_to_json(state) for state in states],
+                }
+            )
+        opened.rewrite(rows)
+    return folder
+
+
+def questions(count: int, start: int = 0) -> list[str]:
+    """Problems that are all different."""
+    return [f"What is {number} + 1?" for number in range(start, start + count)]

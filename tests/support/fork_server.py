@@ -1,0 +1,191 @@
+"""A process that has the program imported and forks for each run: hundreds of whole runs, broken off anywhere, in seconds.
+
+Reads one JSON object a line from standard input and answers each with one: see `faults.Program`. What goes wrong in a run is
+put into its process from here, by replacing functions of `os`; the program knows nothing of it.
+"""
+
+import errno
+import functools
+import io
+import json
+import os
+import pkgutil
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli.cli import main, measuring
+from arbitrage_cli.errors import ComputeError
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.scripted import Arithmetic, Continuation
+
+FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
+TOO_LONG = 60.0  # seconds: a run that hangs is killed too
+CALLS = ("write", "fsync", "replace", "ftruncate")
+
+
+def serve() -> None:
+    warm_up()
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            os._exit(run(order))
+        timer = threading.Timer(order.get("kill_after") or TOO_LONG, os.kill, (pid, signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+        _, status = os.waitpid(pid, 0)
+        timer.cancel()
+        sys.stdout.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
+        sys.stdout.flush()
+
+
+def warm_up() -> None:
+    """One run that nobody looks at: whatever is imported when it is first needed is then here, for all forks."""
+    answers, sys.stdout = sys.stdout, io.StringIO()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            problems = Path(folder) / "problems.jsonl"
+            problems.write_text('{"question": "1 + 1", "answer": "2"}\n')
+            main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
+    finally:
+        sys.stdout = answers
+
+
+def run(order: Mapping[str, Any]) -> int:
+    """In the child: make the world as it was ordered, and run the program in it."""
+    os.chdir(order["folder"])
+    os.environ.update(order.get("environment") or {})
+    for descriptor, path in enumerate(("/dev/null", order["stdout"], order["stderr"])):
+        opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - the standard streams of this process
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    pretend_load(order.get("load", 0.0))
+    if order.get("noise"):
+        make_noise(order["noise"])
+    if order.get("interrupt_in"):
+        at_call(order["interrupt_in"], interrupt)
+    if order.get("fail_in"):
+        at_call(order["fail_in"], fail)
+    if order.get("hang_on"):
+        measuring.SLOWEST_BATCH = 0.0  # which nobody wants to wait for here
+        at_question(order["hang_on"], hang)
+    if order.get("slow_on"):
+        question, seconds = order["slow_on"]
+        at_question(question, functools.partial(time.sleep, seconds))
+    if order.get("stop_on"):
+        question, seconds = order["stop_on"]
+        at_question(question, functools.partial(stop, seconds))
+    if order.get("fault"):
+        Fault(order["fault"], Path(order["folder"]))
+    for name, limit in (order.get("limits") or {}).items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    return main(order["arguments"])
+
+
+class Fault:
+    """The `number`-th of those calls that change files fails or ends the process. Writes to other than files do not count."""
+
+    def __init__(self, order: Mapping[str, Any], folder: Path) -> None:
+        self._calls = order.get("calls") or CALLS
+        self._number, self._action = order["number"], order["action"]
+        self._count = 0
+        for name in self._calls:
+            setattr(os, name, self._replacement(name, getattr(os, name)))
+
+    def _replacement(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Any, *rest: Any, **options: Any) -> Any:
+            if name == "write" and first <= 2:
+                return real(first, *rest, **options)
+            self._count += 1
+            if self._count != self._number:
+                return real(first, *rest, **options)
+            if self._action in FAILURES:
+                raise OSError(FAILURES[self._action], os.strerror(FAILURES[self._action]))
+            if self._action == "half and killed":
+                real(first, rest[0][: len(rest[0]) // 2])
+            elif self._action == "after":
+                real(first, *rest, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+            return None
+
+        return call
+
+
+def make_noise(text: str) -> None:
+    """As a C library may: text on descriptor 1 at each tick of an engine."""
+    quiet = Engine.tick
+
+    def tick(engine: Engine) -> Any:
+        os.write(1, text.encode())
+        return quiet(engine)
+
+    setattr(Engine, "tick", tick)  # noqa: B010 - mypy minds an assignment
+
+
+def pretend_load(load: float) -> None:
+    """So many processors are busy, as the system counts, whatever else runs here."""
+    setattr(os, "getloadavg", lambda: (load, load, load))  # noqa: B010 - mypy minds an assignment
+
+
+def at_call(name: str, happens: Callable[[], None]) -> None:
+    """Something happens when a function is called for the first time: `package.module.function`, or one of a class."""
+    owner, _, function = name.rpartition(".")
+    holder = pkgutil.resolve_name(owner)
+    real = getattr(holder, function)
+    waiting = [happens]
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        while waiting:
+            waiting.pop()()
+        return real(*arguments, **options)
+
+    setattr(holder, function, call)
+
+
+def interrupt() -> None:
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail() -> None:
+    """As where a model's file is damaged."""
+    raise ComputeError("made to fail")
+
+
+def at_question(question: str, happens: Callable[[], object]) -> None:
+    """Something happens when the demo target is to say for the first time how it goes on with this question."""
+    real = Arithmetic.__call__
+    waiting = [happens]
+
+    def call(script: Arithmetic, asked: str, solution: str) -> Continuation:
+        while waiting and asked == question and script._reliable:
+            waiting.pop()()
+        return real(script, asked, solution)
+
+    setattr(Arithmetic, "__call__", call)  # noqa: B010 - mypy minds an assignment
+
+
+def hang() -> None:
+    """As C code may that is lost in a computation."""
+    threading.Event().wait()
+
+
+def stop(seconds: float) -> None:
+    """Ctrl-Z; so much later the process is told to go on."""
+    os.setpgid(0, 0)  # apart from the server, which looks after it: the system stops no process of a group that nobody does
+    subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGTSTP)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,304 @@
+"""A toy language whose next token is a hash of everything in the cache, and helpers that solve problems with it.
+
+A scripted model forgives a stale cache as long as the text looks the same. This one does not: one token too many or too
+few, anywhere, and all that follows is another text. Distributions are spread out, so entropies and draws vary.
+"""
+
+import hashlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from arbitrage_cli.arbitrage import Flow, Router, WriteStep
+from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.inference.backend import Backend, Floats, ModelCard, Output
+from arbitrage_cli.inference.engine import Engine, Speculator
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
+
+LETTERS = "abcdefghijklmnop "
+CONTROLS = ("<|user|>", "<|assistant|>", "<|end|>")
+TEMPLATE = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>"
+HIDDEN_SIZE = 4
+SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
+
+
+class HashBackend:
+    """A `Backend`. Tokens are bytes, `merges` and three control tokens; of the plain ones it writes letters and merges."""
+
+    def __init__(
+        self, name: str = "hash", *, merges: Sequence[str] = (".\n\n",), num_sequences: int = 1, context_size: int = 2048
+    ) -> None:
+        pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
+        self._longest_first = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
+        self._pieces = pieces + [b""] * len(CONTROLS)
+        self._controls = {text: len(pieces) + index for index, text in enumerate(CONTROLS)}
+        self._end = self._controls["<|end|>"]
+        self._written = np.array([*map(ord, LETTERS), *range(256, len(pieces)), self._end])
+        self._favour = np.zeros(len(self._written))
+        self._favour[len(LETTERS) :] = 2.0  # a separator about every 12 tokens,
+        self._favour[-1] = 0.5  # an end now and then
+        self._name, self._context_size = name, context_size
+        self.cells: list[list[int]] = [[] for _ in range(num_sequences)]
+
+    @property
+    def card(self) -> ModelCard:
+        context = self._context_size
+        return ModelCard(self._name, self._name, "hash", context, context, len(self._pieces), HIDDEN_SIZE, 1, 0)
+
+    @property
+    def chat_template(self) -> str | None:
+        return TEMPLATE
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        return self._controls
+
+    @property
+    def marker_tokens(self) -> Collection[str]:
+        return ()
+
+    @property
+    def prefix_token(self) -> int | None:
+        return None
+
+    @property
+    def template_variables(self) -> Mapping[str, str]:
+        return {}
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        data, tokens = text.encode("utf-8", errors="replace"), []
+        while data:
+            token = next(token for token in self._longest_first if data.startswith(self._pieces[token]))
+            tokens.append(token)
+            data = data[len(self._pieces[token]) :]
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def is_end(self, token: int) -> bool:
+        return token == self._end
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        self._append(sequence, position, tokens)
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        rows: list[tuple[Floats, Floats]] = []
+        for sequence, position, token in zip(sequences, positions, tokens, strict=True):
+            self._append(sequence, position, [token])
+            rows.append(self._compute(sequence))
+        return Output(np.stack([logits for logits, _ in rows]), np.stack([hidden for _, hidden in rows]))
+
+    def drop(self, sequence: int, position: int) -> None:
+        del self.cells[sequence][position:]
+
+    def close(self) -> None:
+        self.cells = []
+
+    def _append(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        cells = self.cells[sequence]
+        if position + len(tokens) > self._context_size:
+            raise ContextFullError("full")
+        cells += tokens  # after whatever is there: what should have been dropped is hashed too
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        text = f"{self._name}/{self.cells[sequence]}".encode()
+        rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
+        logits = np.full(len(self._pieces), -30.0, np.float32)
+        logits[self._written] = self._favour + rng.normal(0.0, rng.uniform(0.5, 4.0), len(self._written))
+        return logits, rng.normal(size=HIDDEN_SIZE).astype(np.float32)
+
+
+class Wavering(HashBackend):
+    """Thinks as the model it is named after, but for one token in eight: many of its steps begin as that model's do."""
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        logits, hidden = super()._compute(sequence)
+        if int(abs(hidden[0]) * 1e6) % 8 == 0:
+            logits[self._written] = np.roll(logits[self._written], 1)
+        return logits, hidden
+
+
+class StaleBackend(HashBackend):
+    """Broken on purpose: it keeps one token more than it was told to whenever a tail is dropped."""
+
+    def drop(self, sequence: int, position: int) -> None:
+        super().drop(sequence, position + 1 if position else 0)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a backend: what was asked of which sequences, and how many tokens went in."""
+
+    name: str
+    sequences: list[int]
+    positions: list[int]
+    tokens: list[int] = field(default_factory=list)
+
+
+class Recording:
+    """Passes everything on to another backend, and keeps a list of what changed its caches. Logits and hidden states too."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.calls: list[Call] = []
+        self.outputs: list[tuple[Floats, Floats | None]] = []
+
+    @property
+    def card(self) -> ModelCard:
+        return self._backend.card
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._backend.chat_template
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        return self._backend.control_tokens
+
+    @property
+    def marker_tokens(self) -> Collection[str]:
+        return self._backend.marker_tokens
+
+    @property
+    def prefix_token(self) -> int | None:
+        return self._backend.prefix_token
+
+    @property
+    def template_variables(self) -> Mapping[str, str]:
+        return self._backend.template_variables
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        return self._backend.tokenize(text, continues=continues)
+
+    def piece(self, token: int) -> bytes:
+        return self._backend.piece(token)
+
+    def is_end(self, token: int) -> bool:
+        return self._backend.is_end(token)
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        self.calls.append(Call("read", [sequence], [position], list(tokens)))
+        self._backend.read(sequence, position, tokens)
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        self.calls.append(Call("decode", list(sequences), list(positions), list(tokens)))
+        output = self._backend.decode(sequences, positions, tokens)
+        self.outputs.append((output.logits.copy(), None if output.hidden is None else output.hidden.copy()))
+        return output
+
+    def drop(self, sequence: int, position: int) -> None:
+        self.calls.append(Call("drop", [sequence], [position]))
+        self._backend.drop(sequence, position)
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def count(self, name: str) -> int:
+        """How many tokens went in by calls of this name."""
+        return sum(len(call.tokens) for call in self.calls if call.name == name)
+
+
+class ForgetfulEngine(Engine):
+    """Empties its cache before every step."""
+
+    def start(self, slot: int, ask: WriteStep, speculator: Speculator | None = None) -> int:
+        self.forget(slot)
+        return super().start(slot, ask, speculator)
+
+
+def unsteady_clock(seed: int) -> Callable[[], float]:
+    """A clock by which everything takes a random time: whoever plans by it does so at random."""
+    rng, now = random.Random(seed), 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += rng.choice((0.01, 0.1, 1.0, 10.0)) * rng.random()
+        return now
+
+    return clock
+
+
+def ticking_clock() -> Callable[[], float]:
+    """A clock by which everything takes one second: a batch costs as much as a token, so all that is proposed is verified."""
+    count = itertools.count()
+    return lambda: float(next(count))
+
+
+def events_of(
+    engines: Mapping[ModelRole, Engine],
+    problems: Iterable[Problem],
+    policy: str,
+    tau: float | None = None,
+    *,
+    limits: Limits = SHORT,
+    concurrency: int = 1,
+    seed: int = 0,
+    router: Router | None = None,
+    stops_early: bool = False,
+    speculates: bool = False,
+) -> list[Event]:
+    """Everything that happens while the problems are solved. Policy arbitrage has its router from outside."""
+    chosen = POLICIES[policy]
+    tau = chosen.default_tau if tau is None else tau
+    used = {role: engines[role] for role in chosen.models}
+
+    def make_flow(trace: Trace) -> Flow:
+        return chosen.flow(trace, tau, seed, router, stops_early=stops_early)
+
+    speculator = used.get("draft") if speculates else None
+    scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency, speculator=speculator)
+    return list(scheduler.run(problems))
+
+
+def solve(
+    engines: Mapping[ModelRole, Engine],
+    problems: Iterable[Problem],
+    policy: str,
+    tau: float | None = None,
+    **options: Any,
+) -> dict[str, Trace]:
+    """The solutions by problem id, with the options of `events_of`. No problem may fail."""
+    finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
+    assert [event.error for event in finished] == [None] * len(finished)
+    return {event.trace.problem.id: event.trace for event in finished}
+
+
+def texts(traces: Mapping[str, Trace]) -> dict[str, list[tuple[str, str]]]:
+    """Who wrote what, step by step."""
+    return {
+        name: [(decision.kept.model, decision.kept.text) for decision in trace.decisions]
+        for name, trace in sorted(traces.items())
+    }
+
+
+def hash_engines(
+    sampler: Sampler | None = None,
+    *,
+    make: Callable[..., Backend] = HashBackend,
+    engine: type[Engine] = Engine,
+    num_sequences: int = 1,
+    same_model: bool = False,
+    make_draft: Callable[..., Backend] | None = None,
+    use_proposals: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[ModelRole, Engine]:
+    """A draft and a target; the target's vocabulary has letter pairs that the draft's has not, unless they are the same model."""
+    chosen = sampler or Sampler()
+    draft = (make_draft or make)("draft", num_sequences=num_sequences)
+    if same_model:
+        target = make("draft", num_sequences=num_sequences)
+    else:
+        target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
+    return {
+        "draft": engine("draft", draft, chosen, keep_token_stats=True),
+        "target": engine("target", target, chosen, use_proposals=use_proposals, clock=clock),
+    }

@@ -1,0 +1,207 @@
+"""Made-up runs: rows as a benchmark writes them, of models that are a few numbers and a generator of random ones.
+
+Nothing here was measured. Every problem has a difficulty; the target gets more of them right than the draft, and costs more
+for each token. What a policy decides depends on a number that is higher where the draft is about to be wrong.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
+DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
+
+INSIGHT = {"logprob": 0.7, "random": 0.0}
+"""How much a policy's number has to do with whether the draft is right; 1 for the others."""
+
+Column = tuple[str, float | str | None]
+
+COLUMNS: Sequence[Column] = (
+    ("target", None),
+    ("draft", None),
+    ("entropy", 0.3),
+    ("entropy", 0.5),
+    ("entropy", 0.8),
+    ("random", 0.3),
+    ("random", 0.6),
+)
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """What a run folder would hold."""
+
+    run: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def make_run(
+    count: int = 30,
+    *,
+    columns: Sequence[Column] = COLUMNS,
+    samples: int = 1,
+    levels: int = 5,
+    seed: int = 1,
+    drift: float = 0.15,
+) -> MadeUp:
+    """A run of `count` problems. `drift` is how much clock times vary by chance; at 0 they are exactly tokens x cost."""
+    rows = [
+        make_row(index, sample, column, levels=levels, seed=seed, drift=drift)
+        for index in range(count)
+        for sample in range(samples)
+        for column in columns
+    ]
+    return MadeUp(describe(count, columns, samples), rows)
+
+
+def describe(count: int, columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
+    """run.json of a made-up run."""
+    number = {"entropy": "entropy of the step's first token (nats)", "random": "uniform draw"}
+    return {
+        "schema": 1,
+        "tool": "0.0.0",
+        "command": ["arbitrage", "bench", "--dataset", "made-up"],
+        "created": "2026-11-25T10:00:00Z",
+        "dataset": {"name": "made-up", "revision": None, "sha256": "0" * 64, "count": count},
+        "policies": [{"policy": policy, "tau": tau, "number": number.get(policy)} for policy, tau in columns],
+        "models": {
+            role: {"source": f"{name}.gguf", "file": f"{name}.gguf", "size": size, "sha256": "1" * 64, "name": name}
+            | {"description": f"{name} Q4_K_M", "chat_template_sha256": "2" * 64}
+            for role, name, size in (("draft", "made-up 0.5B", 398_000_000), ("target", "made-up 3B", 1_930_000_000))
+        },
+        "router": None,
+        "grader": "1",
+        "prompt": {"system": "Please reason step by step."},
+        "sampling": {"temperature": 0.0 if samples == 1 else 0.7, "top_p": 1.0, "seed": 0, "samples": samples},
+        "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512},
+        "step_separator": "\n\n",
+        "context": {"n_ctx": 4096, "n_batch": 512, "kv_type": "f16"},
+        "machine": {"threads": 2, "cpu": "made-up processor", "llama_cpp_python": "0.3.36"},
+        "warnings": [],
+        "fingerprint": {},
+    }
+
+
+def make_row(
+    index: int, sample: int, column: Column, *, levels: int = 5, seed: int = 1, drift: float = 0.15
+) -> dict[str, Any]:
+    """The row of one attempt. The problem depends on its index, its steps on index and sample, the clock on all of it."""
+    policy, tau = column
+    problem = random.Random(f"{seed}/{index}")
+    first, second = problem.randint(11, 99), problem.randint(3, 19)
+    difficulty = problem.random()
+    steps = [
+        _step(random.Random(f"{seed}/{index}/{sample}/{number}"), difficulty, policy, tau, first, second)
+        for number in range(2 + int(5 * difficulty) + problem.randint(0, 2))
+    ]
+    is_right = all(step.pop("is_right") for step in steps)
+    answer = first * second if is_right else first * second + problem.choice([-10, 10, 1])
+    steps[-1] |= {"text": f"So the answer is \\boxed{{{answer}}}.", "stop": "end"}
+    timing = _timing(steps)
+    clock = random.Random(f"{seed}/{index}/{sample}/{policy}/{tau}".encode("utf-8", "surrogatepass"))
+    seconds = sum(
+        part.get(name, 0.0) for part in timing.values() for name in ("prefill_seconds", "decode_seconds", "seconds")
+    )
+    rest = clock.random() * 0.02 if drift else 0.0
+    return {
+        "schema": 1,
+        "id": f"made-up-{index:04}",
+        "sample": sample,
+        "policy": policy,
+        "tau": tau,
+        "status": "done",
+        "level": 1 + int(difficulty * levels) if levels else None,
+        "problem": f"A shelf holds {first} boxes with {second} bolts each. How many bolts are on the shelf?",
+        "gold": {"answer": str(first * second)},
+        "text": "".join(step["text"] for step in steps),
+        "answer": str(answer),
+        "stop": "end",
+        "error": None,
+        "score": {
+            "value": "correct" if is_right else "incorrect",
+            "answer": str(answer),
+            "explanation": "the same number" if is_right else f"{answer} is not {first * second}",
+        },
+        "steps": steps,
+        "wall_seconds": seconds * clock.lognormvariate(0.0, drift) + rest,
+        "timing": timing,
+    }
+
+
+def failed(row: Mapping[str, Any], reason: str = "the context was full") -> dict[str, Any]:
+    """The row of an attempt that ended in an error."""
+    return {**row, "status": "error", "error": reason, "score": None, "answer": None, "steps": [], "timing": {}}
+
+
+def unscored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of an attempt whose answer could not be graded."""
+    return {**row, "score": {"value": "unscored", "answer": None, "explanation": "no answer was found"}}
+
+
+def write_run_folder(folder: Any, made: MadeUp) -> None:
+    """Put the run on disk, as a benchmark would."""
+    from arbitrage_cli.runs.folder import RunFolder
+
+    with RunFolder(folder) as writer:
+        writer.save_run(made.run)
+        for row in made.rows:
+            writer.append(row)
+
+
+# --- steps
+
+
+def _step(
+    dice: random.Random, difficulty: float, policy: str, tau: float | str | None, first: int, second: int
+) -> dict[str, Any]:
+    """One kept step. The same dice are thrown for every policy, so that policies differ only in what they decide."""
+    draft_tokens, target_tokens = dice.randint(18, 60), dice.randint(18, 60)
+    draft_is_right = dice.random() > 0.34 * difficulty
+    target_is_right = dice.random() > 0.06 * difficulty
+    surprise, chance = dice.random() * (0.55 if draft_is_right else 1.3), dice.random()
+    draft = _written("draft", f"{first} boxes hold {first} * {second} bolts in all.\n\n", draft_tokens, DRAFT_TOKEN)
+    target = _written("target", f"Each of the {first} boxes holds {second} bolts.\n\n", target_tokens, TARGET_TOKEN)
+    if policy in ("draft", "target"):
+        kept = {"draft": draft, "target": target}[policy]
+        return kept | _decided(None, None, None, is_right=draft_is_right if policy == "draft" else target_is_right)
+    insight = INSIGHT.get(policy, 1.0)
+    number = insight * surprise + (1 - insight) * chance
+    if number > float(tau if tau is not None else "inf"):
+        return target | _decided("escalate", number, draft, is_right=target_is_right)
+    return draft | _decided("accept", number, None, is_right=draft_is_right)
+
+
+def _written(model: str, text: str, tokens: int, seconds_per_token: float) -> dict[str, Any]:
+    return {"model": model, "text": text, "tokens": tokens, "seconds": tokens * seconds_per_token, "stop": "separator"}
+
+
+def _decided(
+    decision: str | None, number: float | None, discarded: Mapping[str, Any] | None, *, is_right: bool
+) -> dict[str, Any]:
+    return {"decision": decision, "probability": number, "discarded": discarded, "is_right": is_right}
+
+
+def _timing(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each model decodes what it wrote, and reads the question and what the other one wrote before it is next called."""
+    costs = {"draft": (DRAFT_READ, DRAFT_TOKEN), "target": (TARGET_READ, TARGET_TOKEN)}
+    unread = {"draft": 60, "target": 60}
+    timing: dict[str, dict[str, Any]] = {}
+    for model, (read, write) in costs.items():
+        decoded = prefilled = 0
+        for step in steps:
+            own = [one for one in (step, step["discarded"]) if one and one["model"] == model]
+            if own:
+                prefilled += unread[model]
+                unread[model] = 0
+                decoded += own[0]["tokens"]
+            if step["model"] != model:
+                unread[model] += step["tokens"]
+        timing[model] = {
+            "prefill_tokens": prefilled,
+            "prefill_seconds": prefilled * read,
+            "decode_tokens": decoded,
+            "decode_seconds": decoded * write,
+        }
+    decided = sum(step["probability"] is not None for step in steps)
+    return {**timing, "router": {"seconds": decided * 0.0005}}

@@ -1,0 +1,57 @@
+"""A small head that is made without training, and a table of taus in which costs decide what a name stands for."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.head import Card, Head, Network, save
+from arbitrage_cli.routing.thresholds import Costs, TauRow, TauTable
+
+KNOTS = np.array([[-1.0, -1.0], [1.0, 1.0]])
+PAIR: Mapping[str, Any] = {"draft": {"name": "d", "sha256": None}, "target": {"name": "t", "sha256": None}}
+CHEAP_DRAFT = Costs(draft_seconds_per_token=0.1, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.01)
+
+ROW = TauRow(
+    tau=0.0,
+    escalation_rate=1.0,
+    wasted=0.5,
+    recall=1.0,
+    change=0.0,
+    change_interval=(0.0, 0.0),
+    regret=0.0,
+    draft_tokens=20.0,
+    draft_prefill_tokens=20.0,
+    target_tokens=20.0,
+    target_verify_tokens=0.0,
+    target_prefill_tokens=100.0,
+)
+
+
+def make_table() -> TauTable:
+    """Four taus. At 0.3 nothing is lost by verifying much, at 0.6 by decoding much: costs decide which is sooner done."""
+    rows = (
+        ROW,
+        replace(ROW, tau=0.3, escalation_rate=0.5, target_tokens=2.0, target_verify_tokens=18.0),
+        replace(ROW, tau=0.6, escalation_rate=0.3, target_tokens=9.0),
+        replace(
+            ROW, tau=1.0, escalation_rate=0.0, recall=0.0, change=-30.0, change_interval=(-40.0, -20.0), target_tokens=0
+        ),
+    )
+    named = {"exact": 0.3, "balanced": 0.3, "fast": 0.3}
+    return TauTable(rows, steps=4.0, prompt_tokens=50.0, alone_tokens=40.0, named=named, costs=CHEAP_DRAFT)
+
+
+def write_head(path: Path, *, hidden_size: int = 0, pair: Mapping[str, Any] = PAIR) -> Path:
+    """A head with that table, which reads so many hidden numbers and makes nothing of them: only of the first entropy."""
+    size = len(FEATURES) + hidden_size
+    weights = np.zeros(size, np.float32)
+    weights[FEATURES.index("entropy_first")] = 1.0
+    network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
+    taus = make_table().to_json()
+    card = Card("small", FEATURES, hidden_size, (pair,), {"kind": "prm"}, 0.0, {}, {}, taus, (), "0", "never")
+    save(Head(network, KNOTS, card), path)
+    return path

@@ -1,0 +1,100 @@
+"""Steps written by an engine over toy models, for the tests of engines: how to begin one, finish it, and compare two."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hash_language import HashBackend
+
+from arbitrage_cli.arbitrage import WriteStep
+from arbitrage_cli.inference.backend import Backend, Options, Output
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
+
+PROBLEM = Problem("p", "question 0")
+OTHER = "zzz zz.\n\n"  # the toy language never writes a z
+
+
+def recite(text: str) -> Script:
+    """A script that says one text, and then ends."""
+    return lambda question, solution: Continuation(text[len(solution) :], 0.9)
+
+
+def repeat(text: str) -> Script:
+    """A script that never says anything else, and never ends."""
+    return lambda question, solution: Continuation(text, 0.9)
+
+
+class ByteReciter(HashBackend):
+    """Writes given bytes, one a token, so that characters are split over tokens."""
+
+    def __init__(self, data: bytes, context_size: int = 2048) -> None:
+        super().__init__(context_size=context_size)
+        self._data = data
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        output = super().decode(sequences, positions, tokens)
+        for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+            written = position - self.cells[sequence].index(self.control_tokens["<|assistant|>"])
+            output.logits[row, [*self._data[written : written + 1]]] = 100.0
+        return output
+
+
+class Structured(HashBackend):
+    """Writes a control token now and then that does not end its text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._written = np.append(self._written, self.control_tokens["<|user|>"])
+        self._favour = np.append(self._favour, 3.0)
+
+
+def scripted(script: Script, *, context: int = 500, sequences: int = 1) -> ScriptedBackend:
+    options = Options(context_size=context, num_sequences=sequences)
+    return ScriptedBackend("scripted", script, options, merges=("\n\n", ".\n\n"))
+
+
+def new_engine(backend: Backend, *, keep_token_stats: bool = False) -> Engine:
+    engine = Engine("draft", backend, Sampler(), instructions="", keep_token_stats=keep_token_stats)
+    engine.open(0, PROBLEM)
+    return engine
+
+
+def new_trace(limits: Limits | None = None) -> Trace:
+    return Trace(PROBLEM, limits or Limits())
+
+
+def finish(engine: Engine) -> tuple[Step, list[str]]:
+    """Tick until the step of slot 0 is finished; also the texts given out on the way."""
+    given: list[str] = []
+    while True:
+        for progress in engine.tick():
+            if progress.error:
+                raise progress.error
+            given.append(progress.text)
+            if progress.step:
+                return progress.step, given
+
+
+def write(engine: Engine, trace: Trace) -> Step:
+    engine.start(0, WriteStep("draft", trace))
+    return finish(engine)[0]
+
+
+def keep(trace: Trace, step: Step) -> None:
+    trace.add(Decision(kept=step))
+
+
+def foreign(text: str, model: ModelRole = "target") -> Step:
+    return Step(model, text, 1, Cost(), "separator")
+
+
+def assert_equal(step: Step, expected: Step) -> None:
+    """Text, number of tokens, reason to stop and evidence, to the last bit."""
+    assert (step.text, step.num_tokens, step.stop) == (expected.text, expected.num_tokens, expected.stop)
+    assert step.token_stats is not None
+    assert expected.token_stats is not None
+    assert step.token_stats.log_probabilities == expected.token_stats.log_probabilities
+    assert step.token_stats.entropies == expected.token_stats.entropies
+    np.testing.assert_array_equal(step.token_stats.hidden, expected.token_stats.hidden)

@@ -1,0 +1,142 @@
+"""States to train a head on: what is observed, and how the solution goes on."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
+from arbitrage_cli.cli.gathering import decided_within
+from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.states import State
+from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
+from arbitrage_cli.types import (
+    Cost,
+    Decided,
+    Decision,
+    Limits,
+    ModelRole,
+    Problem,
+    Started,
+    Step,
+    StepStop,
+    TokenStats,
+    Trace,
+)
+
+HIDDEN = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def draft_step(text: str, stop: StepStop = "separator") -> Step:
+    token_stats = TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), HIDDEN, pieces=(text[:1], text[1:]))
+    return Step("draft", text, 2, Cost(), stop, token_stats)
+
+
+def target_step(text: str, stop: StepStop = "separator") -> Step:
+    return Step("target", text, 10, Cost(prefill_tokens=7), stop)
+
+
+def run(
+    keep: Keep, answers: Sequence[Step | tuple[float, ...]], target_samples: int = 1
+) -> tuple[Trace, list[State], list[WriteStep | ScoreSteps]]:
+    trace = Trace(Problem("p", "1 + 2"), Limits())
+    states: list[State] = []
+    flow = collect(trace, keep, states.append, target_samples)
+    requests = [next(flow)]
+    for answer in answers:
+        try:
+            requests.append(flow.send(answer))
+        except StopIteration:
+            break
+    return trace, states, requests
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (better, ["target", "draft"]),
+        (drafted, ["draft", "draft"]),
+        (as_routed(lambda trace, _draft: float(len(trace.decisions)), 0.5), ["draft", "target"]),
+    ],
+)
+def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
+    """The better step, the drafted one, or what a head would keep; a tie keeps the draft."""
+    answers: list[Step | tuple[float, ...]] = [
+        draft_step("ab"),
+        target_step("cd"),
+        (0.2, 0.9),
+        draft_step("ef", "end"),
+        target_step("gh", "end"),
+        (0.5, 0.5),
+    ]
+    trace, states, _ = run(keep, answers)
+    assert [decision.kept.model for decision in trace.decisions] == kept
+    assert [state.kept for state in states] == kept
+    assert [state.advantage for state in states] == pytest.approx([0.7, 0.0])
+    assert [decision.advantage for decision in trace.decisions] == pytest.approx([0.7, 0.0])
+
+
+def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
+    """Features and hidden state of the drafted step; tokens of both, what the target read, and what its proposal told it."""
+    _, (state,), _ = run(better, [draft_step("12 x", "end"), target_step("12 y 34567", "end"), (0.0, 1.0)])
+    assert state.features.shape == (len(FEATURES),)
+    assert state.hidden is not None
+    assert state.hidden.tolist() == [3, 4, 5, 1.5, 2.5, 3.5]
+    assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
+    assert state.shared_tokens == 2
+    assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))
+    assert (state.draft_text, state.target_texts) == ("12 x", ("12 y 34567",))
+
+
+def test_the_same_step_is_rated_once() -> None:
+    """There is nothing to compare."""
+    _, (state,), requests = run(better, [draft_step("12", "end"), target_step("12", "end"), (0.3,)])
+    assert [len(request.steps) for request in requests if isinstance(request, ScoreSteps)] == [1]
+    assert (state.draft_reward, state.target_rewards, state.kept) == (0.3, (0.3,), "draft")
+
+
+def test_several_samples_of_the_target() -> None:
+    """Each is asked for by its number, each text is rated once, and the advantage is over their mean."""
+    answers: list[Step | tuple[float, ...]] = [
+        draft_step("12", "end"),
+        target_step("34", "end"),
+        target_step("12", "end"),
+        target_step("56", "end"),
+        (0.5, 0.8, 0.8),
+    ]
+    trace, (state,), requests = run(better, answers, target_samples=3)
+    assert [request.sample for request in requests if isinstance(request, WriteStep) and request.model == "target"] == [
+        2,
+        1,
+        0,
+    ]
+    assert [step.text for request in requests if isinstance(request, ScoreSteps) for step in request.steps] == [
+        "12",
+        "56",
+        "34",
+    ]
+    assert state.target_texts == ("56", "12", "34")
+    assert state.target_rewards == (0.8, 0.5, 0.8)
+    assert state.advantage == pytest.approx(0.2)
+    assert trace.text == "56"
+
+
+def test_the_target_is_given_the_draft_as_a_proposal() -> None:
+    """Collecting writes every step twice: what both write alike should not cost twice."""
+    _, _, requests = run(better, [draft_step("12", "end"), target_step("34", "end"), (0.3, 0.4)])
+    proposals = [request.proposal.text for request in requests if isinstance(request, WriteStep) and request.proposal]
+    assert proposals == ["12"]
+
+
+def test_costs_are_measured_on_a_few_steps_of_a_slow_model() -> None:
+    """Up to the first decision after the time is over, so that there is one however slow it is; then nothing more is asked."""
+    trace, clock = Trace(Problem("p", "1 + 2"), Limits()), itertools.count(0.0, 3.0)
+    events = (
+        event
+        for number in itertools.count()
+        for event in (Started(trace), Decided(trace, Decision(target_step(f"{number}"))))
+    )
+    measured = decided_within(10.0, events, lambda: next(clock))
+    assert [decision.kept.text for decision in measured] == ["0", "1", "2", "3"]
+    assert next(events) == Started(trace)

@@ -1,0 +1,465 @@
+"""Training on states whose best possible router is known: what is learned, what it may look at, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from collected import DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
+
+from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.head import Curve, Head, Network, load, save
+from arbitrage_cli.routing.thresholds import Costs, Numbers, TauTable
+from arbitrage_cli.stats.ranking import Truth, measure, selection_score
+from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
+from arbitrage_cli.training.fit import Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.training.train import Candidate, Inputs, Settings, choose, train, with_taus
+
+WORLD = World()
+AGNOSTIC: tuple[Inputs, ...] = ("agnostic",)
+
+
+def train_on(collected: Collected, settings: Settings | None = None) -> Head:
+    return train(collected, settings or Settings(), name="made", command=("arbitrage", "train"), created="now")
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
+    """3,000 states of 600 problems, without hidden states."""
+    return read_states([write_run(tmp_path_factory.mktemp("runs") / "run", questions(600), WORLD)])
+
+
+@pytest.fixture(scope="module")
+def head(collected: Collected) -> Head:
+    return train_on(collected)
+
+
+def truth_of(collected: Collected, part: int) -> Truth:
+    outcomes = collected.outcomes.take(collected.part == part)
+    return Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem)
+
+
+# --- what is learned
+
+
+def test_head_is_near_the_best_possible(collected: Collected, head: Head) -> None:
+    """On problems it never saw it is nearly as good as the probabilities that the states were made with."""
+    testing = collected.part == TEST
+    best = np.array([WORLD.probability(row, None) for row in collected.features[testing]])
+    truth = truth_of(collected, TEST)
+    possible = measure(best, truth, 0.5)["auc"].value
+    assert possible is not None
+    found = head.card.metrics["test"]
+    assert found["arbitrage"]["auc"][0] > possible - 0.04
+    for baseline in ("entropy", "lowest logprob", "mean logprob", "random", "always", "never"):
+        assert found["arbitrage"]["auc"][0] > found[baseline]["auc"][0]
+    assert found["arbitrage"]["ece"][0] < 0.05
+
+
+def test_figures_are_those_of_the_head(collected: Collected, head: Head) -> None:
+    """What the card says of the test is what the head itself gives there."""
+    testing = collected.part == TEST
+    probability = head.probabilities(collected.features[testing], None)
+    again = measure(probability, truth_of(collected, TEST), head.card.metrics["threshold"], is_probability=True)
+    for name, figure in again.items():
+        found = [figure.value, figure.low, figure.high]
+        assert head.card.metrics["test"]["arbitrage"][name] == pytest.approx(found, rel=1e-4)
+
+
+def test_baselines_are_the_plain_numbers(collected: Collected, head: Head) -> None:
+    """Entropy of the first token, lowest and mean log-probability, and 1 - the draft's reward, each the right way round."""
+    found = head.card.metrics["test"]
+    testing = collected.part == TEST
+    columns = dict(zip(FEATURES, collected.features[testing].T.astype(np.float64), strict=True))
+    numbers = {
+        "entropy": columns["entropy_first"],
+        "lowest logprob": -columns["logprob_worst"],
+        "mean logprob": -columns["logprob_mean"],
+        "rsd": 1 - collected.outcomes.draft_reward[testing],
+    }
+    for name, number in numbers.items():
+        expected = measure(number, truth_of(collected, TEST), 0.5)["auc"].value
+        assert found[name]["auc"][0] == pytest.approx(expected)
+    assert found["always"]["escalate_accuracy"][0] == found["never"]["accept_accuracy"][0] == 1
+    assert found["always"]["accept_accuracy"][0] == found["never"]["escalate_accuracy"][0] == 0
+
+
+def test_nothing_is_taken_from_the_test(collected: Collected, head: Head) -> None:
+    """With other rewards on the test problems, the head, its calibration and its named taus are the same, bit by bit."""
+    outcomes = collected.outcomes
+    testing = collected.part == TEST
+    swapped = replace(
+        outcomes,
+        draft_reward=np.where(testing, outcomes.target_reward, outcomes.draft_reward),
+        target_reward=np.where(testing, outcomes.draft_reward, outcomes.target_reward),
+    )
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=collected.features.shape).astype(np.float32)
+    features = np.where(testing[:, None], noise, collected.features)
+    other = train_on(replace(collected, outcomes=swapped, features=features), Settings(margin=0.0))
+    for name, array in head.arrays().items():
+        assert array.tobytes() == other.arrays()[name].tobytes()
+    assert other.card.taus["named"] == head.card.taus["named"]
+    assert other.card.metrics["test"] != head.card.metrics["test"]
+
+
+def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None:
+    """Models, reward, problems and states of each part, and when and how."""
+    card = head.card
+    assert (card.features, card.hidden_size) == (FEATURES, 0)
+    assert card.pairs == ({"draft": DRAFT, "target": TARGET},)
+    assert card.reward["kind"] == "prm"
+    parts = card.data["parts"]
+    assert sum(part["states"] for part in parts.values()) == 3000
+    assert sum(part["problems"] for part in parts.values()) == 600
+    for index, name in enumerate(SPLIT):
+        assert parts[name]["improvable"] == int(truth_of(collected, index).is_better.sum())
+    assert (card.command, card.created) == (("arbitrage", "train"), "now")
+    json.dumps(card.to_json(), allow_nan=False)
+
+
+def test_trained_head_comes_back_from_its_file(collected: Collected, head: Head, tmp_path: Path) -> None:
+    """With the same probabilities for every state, and a table of taus that can be used."""
+    save(head, tmp_path / "head.safetensors")
+    found = load(tmp_path / "head.safetensors")
+    rows = collected.features[:200]
+    assert found.probabilities(rows, None).tolist() == head.probabilities(rows, None).tolist()
+    table = TauTable.from_json(found.card.taus)
+    assert table.named.keys() == {"exact", "balanced", "fast"}
+    assert table.named["exact"] <= table.named["balanced"] <= table.named["fast"]
+    assert len(table.rows) >= 40
+    times = [table.time(row) for row in table.rows]
+    assert times[0] is not None
+    assert times[-1] is not None
+    assert times[-1] < times[0]
+
+
+def test_hidden_states_are_read_where_they_tell(tmp_path: Path) -> None:
+    """What only the hidden states know is learned from them, and the head is then bound to its draft."""
+    world = World(weights=(), hidden_weight=2.5)
+    collected = read_states([write_run(tmp_path / "run", questions(300), world, hidden=True)])
+    head = train_on(collected)
+    assert head.card.hidden_size == HIDDEN_SIZE
+    assert head.card.metrics["test"]["arbitrage"]["auc"][0] > 0.75
+    with pytest.raises(RouterError):
+        head.check({"name": "Another", "sha256": "0" * 64}, HIDDEN_SIZE)
+    agnostic = train_on(collected, Settings(inputs=AGNOSTIC))
+    assert agnostic.card.hidden_size == 0
+    assert agnostic.card.metrics["test"]["arbitrage"]["auc"][0] < 0.65
+
+
+# --- the split
+
+
+def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
+    """Whatever a problem's id, and in whichever run: its states are never on both sides. About 60, 20 and 20 of 100."""
+    asked = questions(300)
+    first = write_run(tmp_path / "first", asked, ids=[f"a{number}" for number in range(300)])
+    second = write_run(tmp_path / "second", list(reversed(asked)), ids=[f"b{number}" for number in range(300)])
+    found = read_states([first, second])
+    sides: dict[int, set[int]] = {}
+    for problem, part in zip(found.outcomes.problem.tolist(), found.part.tolist(), strict=True):
+        sides.setdefault(problem, set()).add(part)
+    assert len(sides) == 300
+    assert all(len(parts) == 1 for parts in sides.values())
+    shares = [list(sides.values()).count({part}) / 300 for part in (TRAINING, VALIDATION, TEST)]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.08)
+    assert len(np.unique(found.outcomes.solution)) == 600
+
+
+def test_runs_of_other_settings_may_share_problems(tmp_path: Path) -> None:
+    """They learn, choose or test together, on one side of the split, however they were collected."""
+    kinds = [{"fingerprint": {"roll_in": roll_in}} for roll_in in ("better", "draft")]
+    runs = [
+        write_run(tmp_path / str(number), questions(100), hidden=bool(number), changes=changes)
+        for number, changes in enumerate(kinds)
+    ]
+    found = read_states(runs)
+    assert len(np.unique(found.outcomes.solution)) == 200
+    for problem in range(100):
+        mine = found.outcomes.problem == problem
+        assert len(np.unique(found.outcomes.solution[mine])) == 2
+        assert len(np.unique(found.part[mine])) == 1
+
+
+def test_no_solution_counts_twice(tmp_path: Path) -> None:
+    """Neither by a folder that is given twice, under any name, nor by a copy, nor by what the same command made again."""
+    made = {"fingerprint": {"seed": "0"}}
+    run = write_run(tmp_path / "run", questions(20), changes=made)
+    (tmp_path / "link").symlink_to(run)
+    copy = write_run(tmp_path / "copy", questions(30), changes={"fingerprint": {"seed": "1"}})
+    again = write_run(tmp_path / "again", questions(30, start=19), hidden=True, changes=made)
+    for other in (run, tmp_path / "link", run / ".." / "run"):
+        with pytest.raises(UsageError, match="is given twice"):
+            read_states([run, other])
+        with pytest.raises(UsageError, match="is given twice"):
+            read_states([run], [other])
+    for other in (copy, again):
+        with pytest.raises(UsageError, match=r"problem \d+ was collected in the same way in .*run"):
+            read_states([run, other])
+    more = write_run(tmp_path / "more", questions(30, start=20), hidden=True, changes=made)
+    assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
+
+
+def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
+    """Its problems learn and choose nothing, even those that another run has too; no others are in the test."""
+    learned = write_run(tmp_path / "learned", questions(200))
+    tested = write_run(tmp_path / "tested", questions(100, start=150))
+    found = read_states([learned], [tested])
+    assert int((found.part == TEST).sum()) == 5 * (50 + 100)
+    assert {part_of(question, frozenset(questions(100, start=150))) for question in questions(150)} == {TRAINING, VALIDATION}
+    assert found.runs[1]["is_test"]
+
+
+def test_given_test_without_states_is_refused(tmp_path: Path) -> None:
+    """It must not be that a test which was asked for is quietly another one."""
+    runs = [write_run(tmp_path / name, questions(number), WORLD) for name, number in (("run", 30), ("test", 0))]
+    with pytest.raises(UsageError, match="no states in the runs that are to be the test"):
+        read_states(runs[:1], runs[1:])
+
+
+def test_several_drafts_share_no_hidden_states(tmp_path: Path) -> None:
+    """What is trained on two pairs reads only what both have, and is named after both."""
+    other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
+    runs = [
+        write_run(tmp_path / "one", questions(50), hidden=True),
+        write_run(tmp_path / "two", questions(50, start=50), hidden=True, changes={"models": other}),
+    ]
+    found = read_states(runs)
+    assert found.hidden is None
+    assert [pair["draft"]["name"] for pair in found.pairs] == ["Tiny draft", "Other"]
+    assert read_states(runs[:1]).hidden is not None
+
+
+def test_costs_are_means_by_states(tmp_path: Path) -> None:
+    """Of two runs; without costs in one of them there are none."""
+    fast = {"draft_seconds_per_token": 1, "target_seconds_per_token": 10, "target_prefill_seconds_per_token": 1}
+    slow = {name: 4 * value for name, value in fast.items()}
+    one = write_run(tmp_path / "one", questions(20), changes={"costs": fast})
+    two = write_run(tmp_path / "two", questions(40, start=20), changes={"costs": slow})
+    none = write_run(tmp_path / "none", questions(5, start=60), changes={"costs": {}})
+    assert read_states([one, two]).costs == Costs(3.0, 30.0, 3.0)
+    assert read_states([one, none]).costs is None
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "bench"}, "a run of arbitrage bench, not of arbitrage collect"),
+        ({"features": [*FEATURES[1:], "horoscope"]}, "horoscope"),
+        ({"features": list(FEATURES[1:])}, "features"),
+        ({"features": None}, "run.json"),
+        ({"models": {"draft": DRAFT}}, "target"),
+        ({"reward": None}, "run.json"),
+    ],
+)
+def test_run_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    """It says which run, and what about it."""
+    run = write_run(tmp_path / "run", questions(3), changes=changes)
+    with pytest.raises(UsageError, match=reason):
+        read_states([run])
+
+
+def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) -> None:
+    """No states, too few states, states without an advantage, or no hidden states to read."""
+    with pytest.raises(UsageError, match="no states"):
+        read_states([write_run(tmp_path / "empty", [])])
+    with pytest.raises(UsageError, match="too few"):
+        train_on(read_states([write_run(tmp_path / "few", questions(10))]))
+    with pytest.raises(UsageError, match="0 with an advantage"):
+        train_on(collected, Settings(margin=5.0))
+    with pytest.raises(UsageError, match="hidden states"):
+        train_on(collected, Settings(inputs=("hidden", "both")))
+
+
+def test_little_that_was_learned_is_no_error_of_a_part() -> None:
+    """A fifth of the problems may show nothing of a weak number; what counts is all of them."""
+    refused = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        labels = rng.random(450) < 0.15
+        log_odds = rng.normal(size=450) + 0.3 * labels
+        if np.corrcoef(log_odds, labels)[0, 1] > 0.06:
+            knots = calibrate(log_odds, labels, np.arange(450) // 5)[1]
+            assert (np.diff(knots, axis=0) > 0).all()
+        else:
+            refused += 1
+    assert refused < 15
+
+
+def test_what_nothing_can_be_learned_from_is_refused() -> None:
+    """Log-odds that are higher where the share is lower are no head."""
+    rng = np.random.default_rng(0)
+    log_odds = rng.normal(size=300)
+    with pytest.raises(UsageError, match="nothing was learned"):
+        calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)), np.arange(300))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, -(10**30)])
+def test_any_whole_number_is_a_seed(seed: int) -> None:
+    """As for `solve`; the same seed gives the same network."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(40, 3)).astype(np.float32)
+    examples = Examples(inputs, inputs[:, 0] > 0, np.ones(40))
+    first, again, other = (fit(Recipe(4, 2.0), examples, examples, one, members=2) for one in (seed, seed, 7))
+    assert first.output.tolist() == again.output.tolist() != other.output.tolist()
+
+
+# --- calibration, weights, choice
+
+
+@pytest.mark.parametrize(("bend", "method"), [(0.0, "platt"), (2.5, "isotonic")])
+def test_calibration_finds_the_curve(bend: float, method: str) -> None:
+    """A line where the log-odds are off by a line; a curve where they are not. Either way the probabilities are right."""
+    rng = np.random.default_rng(1)
+    true = rng.normal(-1.5, 1.5, 40_000)
+    is_better = rng.random(len(true)) < 1 / (1 + np.exp(-true))
+    shown = 2 * true + 1 + bend * np.maximum(true, 0) - bend * np.maximum(-1 - true, 0)
+    half = len(true) // 2
+    found, knots = calibrate(shown[:half], is_better[:half], np.arange(half) // 5)
+    assert found == method
+    assert (np.diff(knots, axis=0) > 0).all()
+    curve = Curve(knots)
+    probability = np.array([curve(value) for value in shown[half:].tolist()])
+    unseen = slice(half, half + 5000)
+    truth = Truth(is_better[unseen].astype(np.float64), is_better[unseen], np.arange(5000) // 5)
+    error = measure(probability[:5000], truth, 0.5, is_probability=True)["ece"].value
+    assert error is not None
+    assert error < 0.02
+    assert np.abs(probability - 1 / (1 + np.exp(-true[half:]))).mean() < 0.02
+
+
+@pytest.mark.parametrize("count", [100, 2000], ids=["platt", "either"])
+def test_calibration_counts_by_weight(count: int) -> None:
+    """Of two pairs of models that count the same, the one with ten times the states does not decide alone."""
+    rng = np.random.default_rng(2)
+    small = np.arange(11 * count) % 11 == 0
+    log_odds = rng.normal(0, 1, 11 * count)
+    chance = np.where(small, 0.6, 0.2) / (1 + np.exp(-log_odds)) * 2
+    is_better = rng.random(11 * count) < np.minimum(chance, 1)
+    weights = np.where(small, 5.5, 0.55)
+
+    def mean(knots: Numbers) -> float:
+        curve = Curve(knots)
+        return float(np.average([curve(value) for value in log_odds.tolist()], weights=weights))
+
+    wanted = float(np.average(is_better, weights=weights))
+    problems = np.arange(11 * count) // 5
+    assert mean(calibrate(log_odds, is_better, problems, weights)[1]) == pytest.approx(wanted, abs=0.02)
+    assert mean(calibrate(log_odds, is_better, problems)[1]) < wanted - 0.1
+
+
+def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
+    """Whatever its number of states; with one pair every state counts 1."""
+    other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
+    few = write_run(tmp_path / "few", questions(60), changes={"models": other})
+    found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
+    for part in (TRAINING, VALIDATION, TEST):
+        one, two = (found.weight[(found.part == part) & (found.pair == pair)].sum() for pair in (0, 1))
+        assert one == pytest.approx(two)
+    assert (read_states([few]).weight == 1).all()
+
+
+def test_weights_balance_the_classes() -> None:
+    """Both classes count the same in sum; within a class, by importance."""
+    labels = np.array([True, False, False, False])
+    weights = balanced(labels)
+    assert weights[labels].sum() == weights[~labels].sum() == 2
+    weighted = balanced(labels, np.array([5.0, 1.0, 1.0, 2.0]))
+    assert weighted.tolist() == [2.0, 0.5, 0.5, 1.0]
+
+
+def test_weights_balance_groups() -> None:
+    """Of a large and a small group each class counts the same in sum; one that a group does not have counts nothing."""
+    labels = np.array([True, False, False, False, False, False, True, False])
+    groups = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    weights = balanced(labels, None, groups)
+    assert [weights[(groups == group) & (labels == label)].sum() for group in (0, 1) for label in (True, False)] == [2] * 4
+    without = balanced(labels[:7], None, groups[:7])
+    assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
+
+
+def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
+    """It would count as much as the other: a single one of its states as much as hundreds."""
+    other = {"models": {"draft": {"name": "Other", "sha256": "a" * 64}, "target": {**TARGET, "source": "t.gguf"}}}
+    runs = [
+        write_run(tmp_path / "large", questions(200)),
+        write_run(tmp_path / "small", questions(10, 200), changes=other),
+    ]
+    with pytest.raises(UsageError, match="an advantage in the training part of draft Other"):
+        train_on(read_states(runs))
+
+
+def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
+    """The states of the others are learned from, but nothing is known of what would have followed them."""
+    is_whole = collected.outcomes.solution % 3 > 0
+    found = train_on(replace(collected, is_whole=is_whole), Settings(inputs=AGNOSTIC))
+    assert found.card.data["parts"]["training"]["states"] == int((collected.part == TRAINING).sum())
+    named = dict(found.card.taus["named"])
+    assert with_taus(found, replace(collected, is_whole=is_whole)).card.taus != with_taus(found, collected).card.taus
+    assert named.keys() == {"exact", "balanced", "fast"}
+    with pytest.raises(UsageError, match="no solution of these runs"):
+        with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
+    with pytest.raises(UsageError, match="no solution of the test part"):
+        train_on(replace(collected, is_whole=collected.part != TEST), Settings(inputs=AGNOSTIC))
+
+
+def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
+    """What makes a step worth escalating is the opposite for the two: a head that follows the larger one alone is wrong."""
+    lowest = World(bias=0.0, weights=(("logprob_worst", -2.0), ("entropy_first", 1.0)), harm=0.0)
+    highest = replace(lowest, weights=(("logprob_worst", 2.0), ("entropy_first", 1.0)))
+    other = {"models": {"draft": {"name": "Other", "sha256": "a" * 64}, "target": {**TARGET, "source": "t.gguf"}}}
+    runs = [
+        write_run(tmp_path / "large", questions(400), lowest),
+        write_run(tmp_path / "small", questions(80, 400), highest, changes=other),
+    ]
+    collected = read_states(runs)
+    assert np.bincount(collected.pair).tolist() == [2000, 400]
+    network = train_on(collected, Settings(inputs=AGNOSTIC)).network
+    assert network.layer is None
+    weight = dict(zip(FEATURES, network.output, strict=True))
+    assert abs(weight["logprob_worst"]) < 0.3 * weight["entropy_first"]
+
+
+def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int, inputs: Inputs = "agnostic") -> Candidate:
+    size = 10
+    layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
+    zeros = np.zeros(size, np.float32)
+    network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
+    return Candidate(Recipe(units, 1.0), inputs, network, log_odds, selection_score(log_odds, truth))
+
+
+def test_smaller_head_wins_unless_the_larger_is_clearly_better() -> None:
+    """Within one standard error of the best, the smallest is taken, and rather one without hidden states; beyond it, the best."""
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=2000)
+    is_better = rng.random(2000) < 1 / (1 + np.exp(2 - 2 * signal))
+    truth = Truth(is_better.astype(np.float64), is_better, np.arange(2000) // 5)
+    large = make_candidate(signal, truth, 64)
+    near = make_candidate(signal + rng.normal(0, 0.02, 2000), truth, 0)
+    far = make_candidate(signal + rng.normal(0, 1.0, 2000), truth, 0)
+    assert choose([large, near, far], truth) is near
+    assert choose([large, far], truth) is large
+    hidden = make_candidate(signal, truth, 0, "both")
+    assert choose([large, hidden], truth) is large
+    assert choose([hidden, far], truth) is hidden
+
+
+def test_taus_for_other_states(collected: Collected, head: Head, tmp_path: Path) -> None:
+    """A head keeps what it learned; its taus become those of another run, at the costs of another machine."""
+    other = read_states([write_run(tmp_path / "run", questions(100, start=1000), World(bias=-4.0))])
+    costs = Costs(1.0, 2.0, 1.0)
+    found = with_taus(head, other, costs)
+    assert found.arrays().keys() == head.arrays().keys()
+    table = TauTable.from_json(found.card.taus)
+    assert table.costs == costs
+    assert table.steps == 5
+    assert table.rows != TauTable.from_json(head.card.taus).rows
+    with pytest.raises(UsageError, match="feature"):
+        with_taus(head, replace(other, names=("other", *FEATURES[1:])))

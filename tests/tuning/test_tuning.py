@@ -1,0 +1,289 @@
+"""Which number of threads is chosen, on a clock that is set by hand, and what is kept of it."""
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli import HERE as CODE
+from cli import TIMEOUT, environment
+from made_up_tuning import HERE, make_tuned
+
+from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.inference.backend import Options, Output
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
+from arbitrage_cli.tuning.measure import measure, thread_counts, try_threads
+from arbitrage_cli.tuning.store import Loading, Machine, find_tuned, keep_tuned, read_tuned
+
+PROCESSOR = 0  # of GGML's kinds of devices
+
+Seconds = Callable[[int], float]
+"""What one token takes with so many threads."""
+
+
+class Slow(ScriptedBackend):
+    """A backend that takes as long as it is told, by its own clock."""
+
+    def __init__(self, decode: Seconds, read: Seconds, context_size: int = 512) -> None:
+        super().__init__("slow", lambda question, solution: Continuation("", 1.0), Options(context_size))
+        self._decode_seconds, self._read_seconds = decode, read
+        self.threads = 0
+        self.now = 0.0
+        self.tried: list[int] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def use_threads(self, count: int) -> None:
+        self.threads = count
+        self.tried.append(count)
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+        assert position + len(tokens) <= self.card.context_size
+        self.now += self._read_seconds(self.threads) * len(tokens)
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+        assert max(positions) < self.card.context_size
+        alone = len(tokens) == 1
+        self.now += (self._decode_seconds if alone else self._read_seconds)(self.threads) * len(tokens)
+        return Output(np.zeros((len(tokens), self.card.vocabulary_size), np.float32), None)
+
+    def drop(self, sequence: int, position: int) -> None:
+        pass
+
+
+def tune(decode: Seconds, read: Seconds, cores: int = 8) -> tuple[int, Slow]:
+    backend = Slow(decode, read)
+    return try_threads(backend, thread_counts(cores), clock=backend.clock).threads, backend
+
+
+@pytest.mark.parametrize(
+    ("cores", "counts"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (14, [1, 2, 3, 4, 6, 8, 12, 14])]
+)
+def test_counts_to_try(cores: int, counts: list[int]) -> None:
+    """One thread, all of them, and steps in between that get larger."""
+    assert thread_counts(cores) == counts
+
+
+@pytest.mark.parametrize(
+    ("decode", "read", "threads"),
+    [
+        (lambda n: 0.1 / n, lambda n: 0.01 / n, 8),  # more is better
+        (lambda n: 0.001 * n, lambda n: 0.0001, 1),  # a small model
+        (lambda n: 0.1 / min(n, 4), lambda n: 0.001 / min(n, 4), 4),  # memory is the bound: the others stay free
+        (lambda n: 0.1 / min(n, 4), lambda n: 0.1 / n, 8),  # but reading still gains
+        (lambda n: 0.1 / n if n < 8 else 1.0, lambda n: 0.01, 6),  # some of the cores are slow ones
+    ],
+)
+def test_the_least_number_that_is_about_as_fast_as_any(decode: Seconds, read: Seconds, threads: int) -> None:
+    """What counts is decoding and reading together; the model is left with that number."""
+    chosen, backend = tune(decode, read)
+    assert chosen == threads
+    assert backend.threads == threads
+
+
+def test_what_is_much_too_slow_is_not_tried_further() -> None:
+    """Where fewer threads are clearly slower, still fewer would take minutes to measure."""
+    _, backend = tune(lambda n: 1.0 / n, lambda n: 0.1 / n)
+    assert min(backend.tried) == 4
+
+
+def test_a_turn_that_was_disturbed_does_not_count() -> None:
+    """Something else ran on the machine in the first turn."""
+    disturbed = itertools.chain([50.0], itertools.repeat(1.0))
+    chosen, _ = tune(lambda n: 0.1 / n * (next(disturbed) if n == 8 else 1.0), lambda n: 0.01 / n)
+    assert chosen == 8
+
+
+def test_speeds_are_seconds_per_token() -> None:
+    """Of decoding, reading and verifying; even where a context has room for little."""
+    backend = Slow(lambda n: 0.2, lambda n: 0.03, context_size=64)
+    backend.use_threads(1)
+    found = measure(backend, clock=backend.clock)
+    assert (found.decode, found.read, found.verify) == pytest.approx((0.2, 0.03, 0.03))
+
+
+def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) -> None:
+    """Its card tells them; what it holds afterwards is nothing, so that a problem can be begun."""
+    with LlamaBackend(tiny["draft"], Options(256, threads=2)) as backend:
+        assert try_threads(backend, [1]).chosen.decode > 0
+        assert backend.card.threads == 1
+        backend.read(0, 0, [1, 2, 3])
+
+
+# --- what is kept
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+def never() -> str:
+    raise AssertionError("the file was read")
+
+
+def test_it_is_found_without_reading_the_file(model: Path, tmp_path: Path) -> None:
+    """What was kept comes back; a file that is as it was is not read for it."""
+    keep_tuned(tmp_path / "folder" / "tuned.json", [make_tuned(model)])
+    known = read_tuned(tmp_path / "folder" / "tuned.json")
+    assert known == [make_tuned(model)]
+    assert find_tuned(known, HERE, [model], Loading(), never) == make_tuned(model)
+
+
+def test_another_path_to_the_same_file(model: Path) -> None:
+    """A link to it, or to its folder, is not read either, whichever of the paths was measured."""
+    link = model.with_name("link.gguf")
+    link.symlink_to(model)
+    for measured, found in (
+        (model, link),
+        (link, model),
+        (link, model.parent / "." / ".." / model.parent.name / "link.gguf"),
+    ):
+        assert find_tuned([make_tuned(measured)], HERE, [found], Loading(), never) == make_tuned(measured)
+
+
+def test_a_file_that_was_moved_is_known_by_its_content(model: Path) -> None:
+    """Read once more, as its size is right, and then told as it is now; another content of that size is not taken for it."""
+    known = [make_tuned(model)]
+    moved = model.rename(model.with_name("moved.gguf"))
+    found = find_tuned(known, HERE, [moved], Loading(), lambda: "a" * 64)
+    assert found == make_tuned(moved)
+    assert find_tuned([found], HERE, [moved], Loading(), never) == found
+    assert find_tuned(known, HERE, [moved], Loading(), lambda: "b" * 64) is None
+    moved.write_bytes(b"other weights")
+    assert find_tuned(known, HERE, [moved], Loading(), never) is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "loading"),
+    [
+        (replace(HERE, cores=4), Loading()),
+        (replace(HERE, cpu="another"), Loading()),
+        (replace(HERE, llama_cpp_python="0.4"), Loading()),
+        (replace(HERE, gpu="NVIDIA H100"), Loading()),
+        (HERE, Loading(kv_type="q8_0")),
+    ],
+)
+def test_other_machines_and_options_are_not_known(model: Path, machine: Machine, loading: Loading) -> None:
+    """A measurement holds for what it was made with."""
+    assert find_tuned([make_tuned(model)], machine, [model], loading, never) is None
+
+
+def test_what_does_not_tell_its_gpu_was_measured_without_one(model: Path, tmp_path: Path) -> None:
+    """So in files of earlier versions: where llama.cpp offloads to a GPU they say nothing."""
+    path = tmp_path / "tuned.json"
+    keep_tuned(path, [make_tuned(model)])
+    made = json.loads(path.read_text())
+    del made["tuned"][0]["machine"]["gpu"]
+    path.write_text(json.dumps(made))
+    known = read_tuned(path)
+    assert find_tuned(known, HERE, [model], Loading(), never) == make_tuned(model)
+    assert find_tuned(known, replace(HERE, gpu="NVIDIA H100"), [model], Loading(), never) is None
+
+
+def test_llama_tells_what_it_computes_with() -> None:
+    """Without a model: the processor is always there, and a GPU has a name exactly where layers can be put on it."""
+    llama = load_llama()
+    processors = [name for kind, name in llama.devices() if kind == PROCESSOR]
+    assert processors
+    assert all(processors)
+    assert bool(llama.gpu_names()) == llama.system_info().startswith("with GPU support")
+
+
+def test_files_that_are_not_here_are_not_known(model: Path) -> None:
+    """Neither a file that is gone, nor a model without any."""
+    known = [make_tuned(model)]
+    model.unlink()
+    assert find_tuned(known, HERE, [model], Loading(), never) is None
+    assert find_tuned(known, HERE, [], Loading(), never) is None
+
+
+def test_a_later_measurement_takes_the_place_of_an_earlier_one(model: Path, tmp_path: Path) -> None:
+    """Of the same file, machine and options; others stay."""
+    path = tmp_path / "tuned.json"
+    elsewhere = make_tuned(model, machine=replace(HERE, cores=2))
+    keep_tuned(path, [make_tuned(model), elsewhere])
+    keep_tuned(path, [make_tuned(model, threads=7)])
+    assert {one.machine.cores: one.threads for one in read_tuned(path)} == {8: 7, 2: 3}
+
+
+NOTES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from made_up_tuning import HERE, make_tuned
+from arbitrage_cli.tuning.store import keep_tuned
+model, path, cpu = sys.argv[1:]
+for cores in range(25):
+    keep_tuned(Path(path), [make_tuned(Path(model), machine=replace(HERE, cpu=cpu, cores=cores))])
+"""
+
+
+def test_two_that_keep_something_at_once(model: Path, tmp_path: Path) -> None:
+    """Nothing of either is lost, and nothing but the file is left in the folder."""
+    path = tmp_path / "folder" / "tuned.json"
+    program = [sys.executable, "-c", NOTES, str(model), str(path)]
+    both = [
+        subprocess.Popen([*program, cpu], cwd=CODE, env=environment({"PYTHONPATH": str(CODE.parents[1])})) for cpu in "ab"
+    ]
+    assert [one.wait(TIMEOUT) for one in both] == [0, 0]
+    assert len(read_tuned(path)) == 50
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_locked(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network drives: it is kept all the same."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    keep_tuned(tmp_path / "tuned.json", [make_tuned(model)])
+    assert read_tuned(tmp_path / "tuned.json") == [make_tuned(model)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"schema": 2, "tuned": []}',
+        '{"schema": 1, "tuned": [{}]}',
+        '{"schema": 1, "tuned": [1]}',
+        "threads",
+        "speeds",
+    ],
+)
+def test_a_damaged_file_is_said(model: Path, tmp_path: Path, content: str) -> None:
+    """Its name and what to do; numbers that cannot be are damage too."""
+    path = tmp_path / "tuned.json"
+    keep_tuned(path, [make_tuned(model)])
+    made = json.loads(path.read_text())
+    changes = {"threads": {"threads": 0}, "speeds": {"speeds": {"decode": -1.0, "read": 0.1, "verify": 0.1}}}
+    if content in changes:
+        made["tuned"][0] |= changes[content]
+        content = json.dumps(made)
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"tuned\.json: cannot be read") as caught:
+        read_tuned(path)
+    assert "arbitrage tune" in caught.value.hint
+
+
+def test_a_place_that_cannot_be_written_to(model: Path) -> None:
+    """A folder below a file."""
+    assert read_tuned(model / "tuned.json") == []
+    with pytest.raises(OutputError, match="cannot be written"):
+        keep_tuned(model / "tuned.json", [make_tuned(model)])
