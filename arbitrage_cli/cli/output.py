@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from arbitrage_cli.cli.options import OutputOptions
 from arbitrage_cli.display import Display, Loading, write, writing
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.progress import PlainProgress, Progress
@@ -64,10 +65,24 @@ def is_drawable(stream: TextIO | None) -> bool:
     return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
-def choose_display(*, quiet: bool, verbose: bool) -> Display:
+@contextlib.contextmanager
+def solving_display(options: OutputOptions) -> Iterator[Display]:
+    """The display of problems that are solved, with log messages in it."""
+    with contextlib.closing(_choose_display(options)) as display, log_to(display, options):
+        yield display
+
+
+@contextlib.contextmanager
+def progress_display(options: OutputOptions) -> Iterator[Progress]:
+    """The display of a long run, with log messages in it."""
+    with contextlib.closing(choose_progress(quiet=options.quiet)) as display, log_to(display, options):
+        yield display
+
+
+def _choose_display(options: OutputOptions) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
-    if quiet or not is_drawable(sys.stderr):
-        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
+    if options.quiet or not is_drawable(sys.stderr):
+        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
 
     return LiveDisplay(sys.stderr, sys.stdout, clock=running_seconds)
@@ -149,20 +164,20 @@ def refuse_closed_output() -> None:
 
 
 @contextlib.contextmanager
-def telling_how_to_go_on(display: Progress, words: Callable[[], str]) -> Iterator[None]:
-    """Whatever breaks a run off: say what is safe and how to go on, if there is something to say."""
+def offering_to_resume(display: Progress, how: Callable[[], str]) -> Iterator[None]:
+    """If the run is broken off, for any reason: say what is safe and how to resume it, if there is something to say."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is shown elsewhere
             display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
-            if told := words():
-                display.note(told)
+            if note := how():
+                display.note(note)
         raise
 
 
 @contextlib.contextmanager
-def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
+def log_to(display: Loading, options: OutputOptions) -> Iterator[None]:
     """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
 
     class Notes(logging.Handler):
@@ -170,7 +185,7 @@ def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
             display.note(record.getMessage())
 
     logger = logging.getLogger("arbitrage")
-    handler = Notes(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    handler = Notes(logging.DEBUG if options.debug else logging.INFO if options.verbose else logging.WARNING)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(handler.level)

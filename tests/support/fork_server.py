@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.cli import main, measuring
+from arbitrage_cli.cli.main import main
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scripted import Arithmetic, Continuation
@@ -77,7 +77,6 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("fail_in"):
         at_call(order["fail_in"], fail)
     if order.get("hang_on"):
-        measuring.SLOWEST_BATCH = 0.0  # which nobody wants to wait for here
         at_question(order["hang_on"], hang)
     if order.get("slow_on"):
         question, seconds = order["slow_on"]
