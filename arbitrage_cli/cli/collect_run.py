@@ -1,7 +1,7 @@
 """Collects states: loads the models, measures what their tokens cost, writes the states of each problem."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,11 +81,12 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Progress) -> Collec
 
 
 def _manifest(session: Session, plan: CollectPlan) -> Run:
-    options, is_rollout = plan.options, session.setup.reward == "rollout"
+    options = plan.options
+    sampled = {"rollouts": options.rollouts, "temperature": _temperature(options)}
     details = {
         "kind": COLLECT,
         "features": list(FEATURES),
-        "reward_details": {"rollouts": options.rollouts, "temperature": _temperature(options)} if is_rollout else None,
+        "reward": {"kind": session.setup.reward, **(sampled if session.setup.reward == "rollout" else {})},
         "roll_in": options.roll_in.value,
         "target_samples": options.target_samples,
     }
@@ -246,13 +247,15 @@ def _measure_costs(engines: Mapping[ModelRole, Engine], items: Sequence[Item], s
     return costs
 
 
-def decided_within(seconds: float, events: Iterable[object]) -> Iterator[Decision]:
+def decided_within(
+    seconds: float, events: Iterable[object], clock: Callable[[], float] = perf_counter
+) -> Iterator[Decision]:
     """The decisions of a run, up to the first after this time."""
-    began = perf_counter()
+    began = clock()
     for event in events:
         if isinstance(event, Decided):
             yield event.decision
-            if perf_counter() - began > seconds:
+            if clock() - began > seconds:
                 return
 
 

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -86,7 +87,6 @@ FIELDS = (
     Field("router.sha256", "head"),
     Field("early_stop", "early stop"),
     Field("reward"),
-    Field("reward_details", "rollouts"),
     Field("prm_style", "prm style"),
     Field("concurrency"),
     Field("features", "list of features"),
@@ -316,8 +316,10 @@ def _set(run: Run, path: str, value: Any) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as it is compared and shown: as it is if it is short, else by its sha256."""
+    """A value as it is compared and shown: a digest by its beginning, other text as it is if it is short, else by its digest."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return f"sha256 {text[:16]}"
     if len(text) <= SHOWN and text.isprintable():
         return text
     return f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

@@ -16,7 +16,7 @@ from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.cli.transfers import Pace
 from arbitrage_cli.display import Loading
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import open_model
@@ -32,7 +32,7 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
 from arbitrage_cli.tuning.placement import place
-from arbitrage_cli.types import Cost, ModelRole, Trace
+from arbitrage_cli.types import ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
 
@@ -58,12 +58,14 @@ class Session:
         self.backends: dict[ModelRole, Backend] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
-        self._engines: dict[tuple[ModelRole, int, Column], Engine] = {}
-        self._measured: dict[ModelRole, Cost] = {}
+        self.engines = Engines(self.backends, setup.sampler, setup.system)
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:
             self._display.note(note)
+        costs_of = self.setup.named_taus.costs_of if self.setup.named_taus else self.setup.tau_costs
+        if costs_of:
+            log.info("names of taus are resolved at the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
         return self
 
@@ -107,14 +109,6 @@ class Session:
             backend = open_model(self.files[role], options, progress)
             self.backends[role] = self._stack.enter_context(contextlib.closing(backend))
         self._warn_of_unused_variables()
-
-    def engines(self, column: Column, sample: int = 0) -> dict[ModelRole, Engine]:
-        """The engines of a column; sample k draws with the seed + k. Each is made, and its model measured, before it is timed.
-
-        Each column has its own, since an engine learns from what it writes: what one policy costs does not depend on which others
-        run beside it. Engines of one model may follow each other, not take turns within a problem.
-        """
-        return {role: self._engine(role, column, sample) for role in column.policy.models}
 
     def router(self, policy: Policy) -> Router | None:
         """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
@@ -191,30 +185,6 @@ class Session:
 
     def _progress(self, role: ModelRole, source: str) -> Callable[[float], None]:
         return lambda fraction: self._display.loading(role, source, fraction)
-
-    def _engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
-        key = (role, sample, column)
-        if key not in self._engines:
-            self._engines[key] = self._make_engine(role, column, sample)
-        return self._engines[key]
-
-    def _make_engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
-        sampler = self.setup.sampler
-        engine = Engine(
-            role,
-            self.backends[role],
-            replace(sampler, seed=sampler.seed + sample),
-            instructions=self.setup.system,
-            keep_token_stats=role == "draft" and column.policy.reads_token_stats,
-            keep_beginning=len(self.setup.columns) == 1,
-        )
-        if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
-            # For the estimate of the target's time alone, and for what the draft's guesses cost.
-            if role in self._measured:
-                engine.know(self._measured[role])
-            else:
-                self._measured[role] = engine.measure()
-        return engine
 
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)

@@ -65,7 +65,7 @@ def tune(
     from arbitrage_cli.cli.model_choice import choose_models, load_options
     from arbitrage_cli.cli.session import fetch
     from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import check_place
+    from arbitrage_cli.tuning.store import check_place, keep_tuned
 
     choice = choose_models(invocation, models)
     sources: dict[ModelRole, str] = {role: source for role, source in choice.models.items() if source and role != "prm"}
@@ -74,36 +74,22 @@ def tune(
     load = load_options(choice.pair, loading)
     check_place(tuned_file())
     found: dict[ModelRole, TunedModel] = {}
-    with progress_display(output) as display, only_figures_on_stdout(), _kept_for_later() as keep:
+    errors: list[OutputError] = []
+    with progress_display(output) as display, only_figures_on_stdout():
         paths = fetch(sources, display, offline=models.offline)
         if not output.quiet:
             note_if_busy(display)
         for role in sources:
             found[role] = measure_model(role, paths[role], load, display)
-            keep(found[role].tuned)
-        display.close()
-        _show(sources, found, as_json=json_line)
-    if not json_line:
-        write(sys.stdout, f"kept in {tuned_file()}\n")
-
-
-@contextlib.contextmanager
-def _kept_for_later() -> Iterator[Any]:
-    """Keeps measurements; one that cannot be written is an error only after everything was shown."""
-    from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import keep_tuned
-
-    errors: list[OutputError] = []
-
-    def keep(tuned: "Tuned") -> None:
-        try:
-            keep_tuned(tuned_file(), [tuned])
-        except OutputError as error:
-            errors.append(error)
-
-    yield keep
+            try:
+                keep_tuned(tuned_file(), [found[role].tuned])
+            except OutputError as error:  # shown after everything that was measured
+                errors.append(error)
+    _show(sources, found, as_json=json_line)
     if errors:
         raise errors[0]
+    if not json_line:
+        write(sys.stdout, f"kept in {tuned_file()}\n")
 
 
 def note_if_busy(display: Loading) -> None:

@@ -2,7 +2,9 @@
 
 import argparse
 
-from arbitrage_cli.cli.asked import parse_columns
+from arbitrage_cli.cli.columns import make_columns, read_policies
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import BenchRoutingOptions
 from arbitrage_cli.evaluation.benchmark import Column
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head, load
@@ -39,7 +41,7 @@ def chosen_columns(
     Ends the program for one that needs rewards, which nothing gives here.
     """
     head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
-    columns = parse_columns(policies, None, head)
+    columns = make_columns(read_policies(Invocation(), BenchRoutingOptions(policies), head), head, None)
     if any(column.policy.reward for column in columns):
         parser.error("policies that need rewards are not measured here")
     return columns, head

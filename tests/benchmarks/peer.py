@@ -28,11 +28,11 @@ import httpx2
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.cli.session import Engines
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Column, Ended
+from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS

@@ -313,7 +313,7 @@ def test_info_of_two_files(tiny: Mapping[str, Path], tmp_path: Path) -> None:
 
 def test_info_does_not_start_llama(tiny: Mapping[str, Path]) -> None:
     """A header is enough: llama.cpp is not loaded, so a damaged or huge model does no harm."""
-    code = "import sys; from arbitrage_cli.cli import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
+    code = "import sys; from arbitrage_cli.cli.main import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
     command = [sys.executable, "-c", code, "models", "info", str(tiny["draft"])]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep, by_least_likely_token, by_reward, by_token_stats
-from arbitrage_cli.cli.session import Engines
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Column, Ended, Standings, failed_row, left, plan
+from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine, Speculator

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
-from arbitrage_cli.cli.gathering import decided_within
+from arbitrage_cli.cli.collect_run import decided_within
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.states import State
 from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
