@@ -115,18 +115,9 @@ _EARLY_STOP_HELP = "Stop a drafted step that begins badly and call the target at
 
 
 @dataclass(frozen=True, slots=True)
-class RoutingOptions:
-    """Who writes a step."""
+class HeadRoutingOptions:
+    """Which steps the target writes, for a command whose policy is always arbitrage."""
 
-    policy: Annotated[
-        str | None,
-        _routing(
-            "--policy",
-            metavar="|".join(POLICIES),
-            help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
-            "speculation. Default: arbitrage (entropy for demo models).",
-        ),
-    ] = None
     tau: Annotated[str | None, _routing("--tau", metavar="TAU", help=_TAU_HELP)] = None
     budget: Annotated[
         float | None,
@@ -138,17 +129,18 @@ class RoutingOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadRoutingOptions:
-    """The same for a command whose policy is always arbitrage."""
+class RoutingOptions(HeadRoutingOptions):
+    """The same with a policy."""
 
-    tau: Annotated[str | None, _routing("--tau", metavar="TAU", help=_TAU_HELP)] = None
-    budget: Annotated[
-        float | None,
+    policy: Annotated[
+        str | None,
         _routing(
-            "--budget", min=0.0, max=1.0, metavar="SHARE", help="Instead of a tau: the share of steps the target may write."
+            "--policy",
+            metavar="|".join(POLICIES),
+            help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
+            "speculation. Default: arbitrage (entropy for demo models).",
         ),
     ] = None
-    early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
 
 
 @dataclass(frozen=True, slots=True)

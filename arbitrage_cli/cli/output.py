@@ -21,16 +21,16 @@ from arbitrage_cli.types import Trace
 
 
 class InOrder:
-    """Gives results on in the order in which their problems were started, each as soon as it and all before it are there.
+    """Passes results on in the order in which their problems were started, each as soon as it and all before it are there.
 
-    When a run is broken off, what was held back is given on as well. Keeps texts only: a trace may be large.
+    When a run is broken off, what was held back is passed on as well. Keeps texts only: a trace may be large.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, pass_on: Callable[[str], None]) -> None:
+        self._pass_on = pass_on
         self._places: dict[int, int] = {}  # of the traces in flight, by identity
         self._held: dict[int, str | None] = {}
-        self._num_started = self._num_told = 0
+        self._num_started = self._num_passed = 0
 
     def __enter__(self) -> Self:
         return self
@@ -38,7 +38,7 @@ class InOrder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with contextlib.suppress(OutputError):  # if that is why it was broken off, it is known
             for place in sorted(self._held):
-                self._tell_held(place)
+                self._pass_held(place)
 
     def started(self, trace: Trace) -> None:
         """A problem was taken up."""
@@ -46,16 +46,16 @@ class InOrder:
         self._num_started += 1
 
     def finished(self, trace: Trace, result: str | None) -> None:
-        """A problem that was taken up is done; None if there is nothing to tell."""
+        """A problem that was taken up is done; None if there is nothing to write."""
         self._held[self._places.pop(id(trace))] = result
-        while self._num_told in self._held:
-            self._num_told += 1
-            self._tell_held(self._num_told - 1)
+        while self._num_passed in self._held:
+            self._num_passed += 1
+            self._pass_held(self._num_passed - 1)
 
-    def _tell_held(self, place: int) -> None:
+    def _pass_held(self, place: int) -> None:
         result = self._held.pop(place)
         if result is not None:
-            self._tell(result)
+            self._pass_on(result)
 
 
 def is_drawable(stream: TextIO | None) -> bool:
@@ -127,10 +127,9 @@ def show_figures(
 
 
 class Output(io.TextIOWrapper):
-    """Standard output whose errors are this program's own, whoever writes to it: see `reporters.write`.
+    """Standard output whose errors are this program's own, whatever writes to it.
 
-    A character that its encoding does not have is written with a backslash. `give_back` leaves the stream that it stands for as
-    it was.
+    A character that its encoding does not have is written as a backslash escape. `give_back` leaves the wrapped stream as it was.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -158,7 +157,7 @@ class Output(io.TextIOWrapper):
 
 
 def refuse_closed_output() -> None:
-    """UsageError where there is no standard output: nothing is begun of which nothing could be told."""
+    """UsageError if there is no standard output: nothing is started whose result could not be written."""
     if sys.stdout is None:
         raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
 

@@ -44,7 +44,7 @@ class Problems:
     def look_ahead(self, display: Display, most: int) -> int:
         """Read the first problem, and those after it that need not be waited for, `most` at most; returns how many.
 
-        `display` is told of lines that cannot be used. UsageError if there is nothing at all.
+        `display` shows lines that cannot be used. UsageError if there is nothing at all.
         """
         self._usable = self._use(display)
         self._ahead += itertools.islice(self._usable, 1)
@@ -68,7 +68,7 @@ class Problems:
         return self._arrivals is not None and self._arrivals.is_typed
 
     def _use(self, display: Display) -> Iterator[Problem]:
-        """The problems that can be used; a line that is none is told to the user, and the next one follows."""
+        """The problems that can be used; a bad line is reported and skipped."""
         num_rows = 0
         for row in self._readable():
             num_rows += 1

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from arbitrage_cli.arbitrage import Flow, Router
+from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.cli.transfers import Pace
 from arbitrage_cli.display import Loading
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.engines import Engines

@@ -123,7 +123,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
 def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice) -> Setup:
     """The setup of the head's policy for these models; if a reward model is here, steps are rated too. Errors as `solve_setup`."""
     base = _base(options, choice)
-    wanted = RoutingOptions("arbitrage", routing.tau, routing.budget, routing.early_stop)
+    wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, "arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
     early = stops_early(routing.early_stop, [policy], base.available_head)
     setup = _with_columns(base, [Column(policy, tau)], early_stop=early)

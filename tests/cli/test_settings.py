@@ -127,7 +127,7 @@ def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
         ('kv-type = "q9"\n', "'q9' is not one of 'auto'"),
         ("policy = 3\n", "unknown policy '3'"),
         ('tau = "high"\n', "'high' for policy entropy"),
-        ('chat-template-kwargs = "x"\n', "--chat-template-kwargs not a JSON object"),
+        ('chat-template-kwargs = "x"\n', "not a JSON object"),
         ('[solve]\nmax-tokens = "many"\n', "max-tokens: Input should be a valid integer"),
         ('[solve]\noutput = "x"\n', "[solve] unknown setting 'output'"),
         ("solve = 1\n", "unknown setting 'solve'"),

@@ -61,19 +61,19 @@ def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
 
 def test_only_the_models_that_are_needed_are_sources() -> None:
     """The target alone needs no draft, RSD a process reward model."""
-    assert list(solve_setup(options(), RoutingOptions("target")).sources) == ["target"]
-    rsd = solve_setup(options(ModelOptions()), RoutingOptions("rsd"))
+    assert list(solve_setup(options(), RoutingOptions(policy="target")).sources) == ["target"]
+    rsd = solve_setup(options(ModelOptions()), RoutingOptions(policy="rsd"))
     assert list(rsd.sources) == ["draft", "target", "prm"]
     with pytest.raises(UsageError, match="process reward model"):
-        solve_setup(options(), RoutingOptions("rsd"))
+        solve_setup(options(), RoutingOptions(policy="rsd"))
 
 
 @pytest.mark.parametrize(
     ("routing", "option"),
     [
-        (RoutingOptions("best"), "policy"),
-        (RoutingOptions("entropy", tau="high"), "tau"),
-        (RoutingOptions("entropy", tau="nan"), "tau"),
+        (RoutingOptions(policy="best"), "policy"),
+        (RoutingOptions(policy="entropy", tau="high"), "tau"),
+        (RoutingOptions(policy="entropy", tau="nan"), "tau"),
     ],
 )
 def test_an_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
@@ -85,7 +85,7 @@ def test_an_error_carries_its_option(routing: RoutingOptions, option: str) -> No
 
 def test_a_flag_that_the_policy_does_not_use_is_refused_and_a_setting_is_not() -> None:
     """A setting may be there for other policies."""
-    routing = RoutingOptions("target", tau="0.3")
+    routing = RoutingOptions(policy="target", tau="0.3")
     assert solve_setup(options(), routing).column.tau is None
     with pytest.raises(UsageError) as raised:
         solve_setup(options(invocation=flags("policy", "tau")), routing)
@@ -133,5 +133,5 @@ def test_collecting_needs_a_source_of_rewards() -> None:
 
 def test_generation_options_reach_the_setup() -> None:
     """Limits and sampling as given."""
-    setup = solve_setup(options(max_steps=3, temperature=0.5, seed=7), RoutingOptions("target"))
+    setup = solve_setup(options(max_steps=3, temperature=0.5, seed=7), RoutingOptions(policy="target"))
     assert (setup.limits.max_steps, setup.sampler.temperature, setup.sampler.seed) == (3, 0.5, 7)

@@ -1,4 +1,4 @@
-"""How a download is told: a bar in a terminal, plain lines elsewhere, and the words for both. Knows no network."""
+"""How a download is shown: a bar in a terminal, plain lines elsewhere, and the words for both. Knows no network."""
 
 import contextlib
 import sys
@@ -66,7 +66,7 @@ class Lines:
 
 @contextlib.contextmanager
 def shown(*, quiet: bool) -> Iterator[Watch]:
-    """What to tell of a download while the body runs; all of it goes to stderr."""
+    """Shows downloads on stderr while the body runs."""
     if quiet:
         yield lambda progress: None
     elif is_drawable(sys.stderr):
