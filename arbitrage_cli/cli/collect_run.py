@@ -23,7 +23,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.choice import DEFAULT_TAU, need_head
-from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.states import State as RecordedState
 from arbitrage_cli.routing.states import state_to_json
 from arbitrage_cli.routing.thresholds import TauTable
@@ -85,7 +84,6 @@ def _manifest(session: Session, plan: CollectPlan) -> Run:
     sampled = {"rollouts": options.rollouts, "temperature": _temperature(options)}
     details = {
         "kind": COLLECT,
-        "features": list(FEATURES),
         "reward": {"kind": session.setup.reward, **(sampled if session.setup.reward == "rollout" else {})},
         "roll_in": options.roll_in.value,
         "target_samples": options.target_samples,

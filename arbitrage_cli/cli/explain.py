@@ -156,9 +156,9 @@ def _explained(folder: Path, head: "Head", tau: float) -> Iterator[tuple[str, "l
 
     run, rows = recorded(folder)
     head.check(run["models"]["draft"], head.card.hidden_size)
-    for identifier, states in rows:
+    for problem, states in rows:
         try:
-            yield identifier, explain_states(head, run["features"], states, tau)
+            yield problem.id, explain_states(head, problem.question, states, tau)
         except ValueError as error:
             raise UsageError(f"{folder}: this head does not fit this run ({error})", "give another --head") from error
 

@@ -89,7 +89,6 @@ FIELDS = (
     Field("reward"),
     Field("prm_style", "prm style"),
     Field("concurrency"),
-    Field("features", "list of features"),
     Field("roll_in"),
     Field("target_samples"),
     Field("context.kv_type"),

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from arbitrage_cli.routing.head import Floats, Head
-from arbitrage_cli.routing.states import State
+from arbitrage_cli.routing.states import State, features_of
 from arbitrage_cli.types import Trace
 
 Judgement = Literal["improved", "missed", "wasted", "spared"]
@@ -81,22 +81,12 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
     return found
 
 
-def explain_states(head: Head, names: Sequence[str], states: Sequence[State], tau: float) -> list[Explanation]:
-    """Recorded states, whose features have these names. ValueError if the head reads what they do not have."""
-    if not states:
-        return []
-    missing = [name for name in head.card.features if name not in names]
-    if missing:
-        raise ValueError(f"the head reads {missing[0]}, and these states do not have it")
-    columns = [list(names).index(name) for name in head.card.features]
-    rows = np.stack([state.features for state in states])[:, columns]
-    hidden = _hidden(states) if head.card.hidden_size else None
-    inputs: Floats = rows if hidden is None else np.concatenate((rows, hidden), axis=1, dtype=np.float32)
-    if inputs.shape[1] != len(head.network.mean):
-        raise ValueError("the hidden states are of another size than the head's")
-    probabilities = head.probabilities(rows, hidden).tolist()
+def explain_states(head: Head, question: str, states: Sequence[State], tau: float) -> list[Explanation]:
+    """The recorded states of a solution. ValueError if the head reads hidden states that they do not have."""
+    rows, hidden = features_of(question, states), _hidden(states) if head.reads_hidden else None
+    inputs, probabilities = head.inputs(rows, hidden), head.probabilities(rows, hidden).tolist()
     return [
-        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft_text, state.advantage)
+        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft.text, state.advantage)
         for state, probability, row in zip(states, probabilities, inputs, strict=True)
     ]
 

@@ -11,6 +11,7 @@ before it) is as if it were certain.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -18,23 +19,25 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Step, TokenStats, Trace
 
 Floats = NDArray[np.float32]
 
-_SERIES = ("first", "last", "mean", "worst", "second", "10", "25", "50")
-_PART = ("share", "logprob_mean", "logprob_sum", "logprob_worst", "logprob_second", "entropy_worst", "margin_worst")
+_LOW = ("first", "last", "mean", "min", "2nd_min", "q10", "q25", "q50")
+_HIGH = ("first", "last", "mean", "max", "2nd_max", "q90", "q75", "q50")
+_OF_KIND = ("share", "logprob_mean", "logprob_sum", "logprob_min", "logprob_2nd_min", "entropy_max", "margin_min")
 
 FEATURES: tuple[str, ...] = (
-    # the step's tokens: at the first, the last, on average, at the least sure two, and at quantiles from there
-    *(f"logprob_{name}" for name in _SERIES),
+    # the step's tokens: the first, the last, the mean, the two least sure ones, and quantiles from the least sure one on
+    *(f"logprob_{name}" for name in _LOW),
     "logprob_sum",
-    *(f"entropy_{name}" for name in _SERIES),
-    *(f"margin_{name}" for name in _SERIES),
-    "worst_position",  # of the least likely token, from 0 to 1
-    # the same of digits and of operators apart; "share" is how many of the tokens are of the kind
-    *(f"digit_{name}" for name in _PART),
-    *(f"operator_{name}" for name in _PART),
+    *(f"entropy_{name}" for name in _HIGH),
+    *(f"margin_{name}" for name in _LOW),
+    "least_likely_position",  # of the least likely token, from 0 to 1
+    # the same of digits and of operators alone; "share" is how many of the tokens are of the kind
+    *(f"digit_{name}" for name in _OF_KIND),
+    *(f"operator_{name}" for name in _OF_KIND),
     # the step's form and text
     "tokens",
     "ends_solution",
@@ -43,36 +46,46 @@ FEATURES: tuple[str, ...] = (
     "numbers",
     "longest_number",
     "unseen_numbers",  # neither in the problem nor in the steps before
-    "plus",
-    "minus",
-    "times",
-    "over",
-    "equals",
+    "plus_signs",
+    "minus_signs",
+    "times_signs",
+    "division_signs",
+    "equal_signs",
     "lines",
+    # the arithmetic that it states
+    "equations",
+    "wrong_equations",
+    "last_equation_wrong",
+    "equation_error",  # the largest, relative
+    "wrong_equations_before",
+    "unknown_operands",  # neither given nor computed
+    "overused_operands",  # used more often than given and computed
+    "unused_numbers",  # given or computed, and not used yet
+    "unused_numbers_at_end",
     # the problem, and where in its solution the step stands
     "problem_length",
     "problem_numbers",
     "problem_longest_number",
-    "step",
+    "position",
     "tokens_before",
-    # the steps before: the last one, and those of the draft that were accepted
-    "last_by_draft",
-    "last_by_target",
-    "last_tokens",
-    "last_logprob_mean",
-    "last_logprob_worst",
-    "last_entropy_worst",
-    "accepted_logprob_worst",
+    # the steps before: the previous one, and those of the draft that were accepted
+    "previous_by_draft",
+    "previous_by_target",
+    "previous_tokens",
+    "previous_logprob_mean",
+    "previous_logprob_min",
+    "previous_entropy_max",
+    "accepted_logprob_min",
     "accepted_logprob_sum",
     "escalated_share",
     "escalated",
 )
-"""Their names. A head is saved with the names of those it reads, so a name never gets another meaning: it is replaced."""
+"""Their names. A head file names the features that it reads, so a name never gets another meaning: it is replaced."""
 
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats; entropies are given as logarithms
-LEAST_SURPRISE = 1e-7  # nats: of a token that the model was sure of, as far as float32 tells
+LEAST_NEGATIVE_LOGPROB = 1e-7  # nats: below that float32 cannot tell how sure the model was
 LEAST_LOGPROB = -30.0  # of a token that the model ruled out
 
 Kind = Literal["digit", "operator", "other"]
@@ -80,7 +93,7 @@ Kind = Literal["digit", "operator", "other"]
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MINUS, _TIMES, _OVER = "\u2212", "\u00d7", "\u00f7"  # as typeset; the keyboard has others
 _OPERATORS = frozenset(f"+-*/=^%<>{_MINUS}{_TIMES}{_OVER}")
-_CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), MAX_MARGIN)  # a `_PART` of no tokens
+_CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), MAX_MARGIN)  # `_OF_KIND` of no tokens
 
 
 def features(trace: Trace, draft: Step) -> Floats:
@@ -140,7 +153,7 @@ def _of_tokens(token_stats: TokenStats) -> Iterator[float]:
 
 
 def _of_kind(token_stats: TokenStats, kinds: Sequence[Kind], kind: Kind) -> tuple[float, ...]:
-    """What `_PART` names, of the tokens of one kind."""
+    """What `_OF_KIND` names, of the tokens of one kind."""
     chosen = [index for index, one in enumerate(kinds) if one == kind]
     if not chosen:
         return _CERTAIN
@@ -173,8 +186,8 @@ def _bounded(values: Sequence[float], low: float, high: float) -> Sequence[float
 
 
 def _log_odds(log_probability: float) -> float:
-    surprise = max(-log_probability, LEAST_SURPRISE)
-    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, -surprise - math.log(-math.expm1(-surprise))))
+    nats = max(-log_probability, LEAST_NEGATIVE_LOGPROB)
+    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, -nats - math.log(-math.expm1(-nats))))
 
 
 def _log_entropy(entropy: float) -> float:
@@ -185,7 +198,7 @@ def _log_entropy(entropy: float) -> float:
 
 
 def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
-    """The form of the step, then what the problem is like and where in its solution the step stands."""
+    """The form of the step, its arithmetic, then what the problem is like and where in its solution the step stands."""
     text, question = draft.text, trace.problem.question
     numbers, given = _NUMBER.findall(text), _NUMBER.findall(question)
     seen = {*given, *_NUMBER.findall(trace.text)}
@@ -202,11 +215,59 @@ def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
     yield text.count("/") + text.count(_OVER) + text.count("\\frac") + text.count("\\div")
     yield text.count("=")
     yield text.count("\n")
+    yield from _of_arithmetic(trace, draft)
     yield math.log1p(len(question))
     yield len(given)
     yield max(map(len, given), default=0)
     yield len(trace.decisions)
     yield math.log1p(trace.num_tokens)
+
+
+# --- arithmetic
+
+
+class _Ledger:
+    """Which numbers a solution has, given or computed, and how often each was an operand."""
+
+    def __init__(self, question: str) -> None:
+        self.available = Counter(numbers_in(question))
+        self.used: Counter[Value] = Counter()
+        self.wrong = 0
+
+    def add(self, equations: Sequence[Equation]) -> tuple[int, int]:
+        """Note what is used and computed; how many operands were not available, and not as often as they were used."""
+        unknown = overused = 0
+        for equation in equations:
+            self.used.update(equation.operands)
+            for number in {*equation.operands}:
+                unknown += not self.available[number]
+                overused += 0 < self.available[number] < self.used[number]
+            if equation.operands:
+                self.available[equation.right] += 1
+            self.wrong += not equation.is_right
+        return unknown, overused
+
+    @property
+    def unused(self) -> int:
+        return (self.available - self.used).total()
+
+
+def _of_arithmetic(trace: Trace, draft: Step) -> Iterator[float]:
+    ledger = _Ledger(trace.problem.question)
+    for decision in trace.decisions:
+        ledger.add(check_equations(decision.kept.text))
+    wrong_before = ledger.wrong
+    equations = check_equations(draft.text, is_whole=draft.stop in ("separator", "end"))
+    unknown, overused = ledger.add(equations)
+    yield len(equations)
+    yield ledger.wrong - wrong_before
+    yield bool(equations) and not equations[-1].is_right
+    yield max([equation.error for equation in equations], default=0.0)
+    yield wrong_before
+    yield unknown
+    yield overused
+    yield ledger.unused
+    yield ledger.unused if draft.stop == "end" else 0
 
 
 # --- history

@@ -145,9 +145,17 @@ class Head:
         return self._curve(log_odds)
 
     def probabilities(self, rows: Floats, hidden: NDArray[Any] | None) -> NDArray[np.float64]:
-        """The same for n states at once: `rows` (n, n_features) in the order of the card, `hidden` (n, hidden_size)."""
-        inputs = rows if not self.reads_hidden else np.concatenate((rows, _present(hidden)), axis=1, dtype=np.float32)
-        return np.array([self._curve(one) for one in self.network.log_odds(inputs).tolist()])
+        """The same for n states at once: `rows` (n, n_features) has all `FEATURES`, `hidden` is (n, hidden_size)."""
+        return np.array([self._curve(one) for one in self.network.log_odds(self.inputs(rows, hidden)).tolist()])
+
+    def inputs(self, rows: Floats, hidden: NDArray[Any] | None) -> Floats:
+        """What the network reads of n states: (n, d). ValueError if it reads hidden states of another size, or of none."""
+        chosen = rows if self._is_whole else rows[:, self._columns]
+        if not self.reads_hidden:
+            return chosen
+        if hidden is None or hidden.shape[1] != self.card.hidden_size:
+            raise ValueError(f"this head reads {self.card.hidden_size} hidden numbers of each state")
+        return np.concatenate((chosen, hidden), axis=1, dtype=np.float32)
 
     def contributions(self, trace: Trace, draft: Step) -> list[tuple[str, float]]:
         """What each feature adds to the log-odds, compared with a step that is average in it, the strongest first.
@@ -232,12 +240,6 @@ def _is_same(first: Model, second: Model) -> bool:
     if first.get("sha256") or second.get("sha256"):
         return first.get("sha256") == second.get("sha256")
     return first.get("name") == second.get("name")
-
-
-def _present(hidden: NDArray[Any] | None) -> NDArray[Any]:
-    if hidden is None:
-        raise ValueError("this head reads hidden states, and none were kept")
-    return hidden
 
 
 # --- files

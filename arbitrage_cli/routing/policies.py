@@ -23,7 +23,8 @@ from arbitrage_cli.arbitrage import (
     single,
     uniform_draw,
 )
-from arbitrage_cli.types import ModelRole, Trace
+from arbitrage_cli.routing.equations import check_equations
+from arbitrage_cli.types import ModelRole, Step, Trace
 
 RewardKind = Literal["prm", "judge", "any"]
 """Whose rewards a policy wants: a process reward model's, the target's own, or whichever the user chose."""
@@ -71,9 +72,21 @@ class Policy:
         return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau)
 
 
+WRONG_EQUATION = 100.0
+"""What a wrong equation adds to a negative mean log-probability: more than any step has without one."""
+
+
+def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:
+    """Negative mean log-probability of the drafted tokens, in nats per token, and `WRONG_EQUATION` more if an equation is wrong."""
+    equations = check_equations(draft.text, is_whole=draft.stop in ("separator", "end"))
+    wrong = any(not equation.is_right for equation in equations)
+    return mean_negative_logprob(trace, draft) + WRONG_EQUATION * wrong
+
+
 _BOTH: tuple[ModelRole, ...] = ("draft", "target")
 _PROBABILITY, _ENTROPY = "probability that the target's step is better", "entropy of the step's first token (nats)"
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
+_EQUATIONS = f"negative mean log-probability (nats/token), {WRONG_EQUATION:g} more if an equation is wrong"
 _MARK, _ADVANTAGE = "1 - the target's mark for the drafted step, as a share of 9", "advantage of the target's step"
 
 _ALL = (
@@ -82,6 +95,14 @@ _ALL = (
     Policy("logprob", _BOTH, _MEAN, 0.3, lambda seed: by_token_stats(mean_negative_logprob), reads_token_stats=True),
     Policy(
         "logprob-min", _BOTH, _WORST, 1.0, lambda seed: by_least_likely_token(max_negative_logprob), reads_token_stats=True
+    ),
+    Policy(
+        "equations",
+        _BOTH,
+        _EQUATIONS,
+        0.3,
+        lambda seed: by_token_stats(negative_logprob_or_wrong_equation),
+        reads_token_stats=True,
     ),
     Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_first_token(uniform_draw(seed))),
     Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward(), reward="prm"),

@@ -35,7 +35,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.routing.features import LEAST_LOGPROB, MAX_LOG_ODDS, MAX_MARGIN
 from arbitrage_cli.routing.head import Network
 from arbitrage_cli.routing.thresholds import Costs, Outcomes, spread_taus
-from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
 from arbitrage_cli.stats.intervals import bootstrap
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import TEST, TRAINING, VALIDATION, Collected, read_states, recorded
@@ -110,16 +109,15 @@ def log_odds(log_probability: float) -> float:
 def read_run(folder: Path, source: str | None, threads: int | None) -> Iterator[list[float]]:
     """`READINGS` of all states of a run, in the order of `read_states`."""
     run, solutions = recorded(folder)
-    questions = {row["id"]: row["question"] for row in latest(read_run_folder(folder, COLLECT).rows)}
-    model, ends = run["models"]["target"], run["features"].index("ends_solution")
+    model = run["models"]["target"]
     options = Options(context_size=model["n_ctx"], threads=threads)
     with closing(open_model(source or model["source"], options)) as backend:
         reader = Reader(backend, run["prompt"]["system"])
-        for name, states in solutions:
+        for problem, states in solutions:
             kept: list[str] = []
             for state in states:
-                yield reader.readings(questions[name], kept, state.draft_text, ends=bool(state.features[ends]))
-                kept.append(state.draft_text if state.kept == "draft" else state.target_texts[0])
+                yield reader.readings(problem.question, kept, state.draft.text, ends=state.draft.stop == "end")
+                kept.append(state.decision.kept.text)
 
 
 # --- two heads
