@@ -16,6 +16,7 @@ from arbitrage_cli.cli import (
     doctor,
     explain,
     grade,
+    guide,
     models,
     report,
     settings,
@@ -51,13 +52,14 @@ def make_app() -> typer.Typer:
     app.command("tune")(settings.blaming_settings(tune.tune))
     app.add_typer(models.make_group(), name="models")
     app.command("doctor")(doctor.doctor)
+    app.command("guide")(guide.guide)
     return app
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Errors of the program itself are raised."""
     group = typer.main.get_group(make_app())
-    explains = not arguments or arguments[0] == "doctor" or not {*HELP, "--version"}.isdisjoint(arguments)
+    explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
     defaults = None if explains else settings.default_map(group.commands)
     try:
