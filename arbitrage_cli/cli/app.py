@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.cli import bench, calibrate, collect, compare, doctor, explain, grade, models, report, solve, train, tune
+from arbitrage_cli.cli import (
+    bench,
+    calibrate,
+    collect,
+    compare,
+    doctor,
+    explain,
+    grade,
+    guide,
+    models,
+    report,
+    solve,
+    train,
+    tune,
+)
 from arbitrage_cli.cli.output import is_drawable
 from arbitrage_cli.cli.settings import CallObject, Settings, read_settings
 from arbitrage_cli.errors import UsageError
@@ -27,6 +41,7 @@ COMMANDS = MappingProxyType(
         "calibrate": calibrate.calibrate,
         "explain": explain.explain,
         "tune": tune.tune,
+        "guide": guide.guide,
         "doctor": doctor.doctor,
     }
 )
