@@ -68,7 +68,7 @@ def make_app() -> typer.Typer:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Raises ArbitrageError."""
     group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
-    explains = not arguments or arguments[0] == "doctor" or not {*HELP, "--version"}.isdisjoint(arguments)
+    explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
     settings = Settings({}, {}) if explains else read_settings(group.commands)
     call = CallObject(tuple(arguments), settings)

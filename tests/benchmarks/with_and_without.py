@@ -18,6 +18,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
@@ -42,6 +43,25 @@ WAYS = ("without", "with")
 COLUMNS = ("right", "s a problem", "drafted", "steps", "by target", "decoded", "verified", "kept")
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which parts of the program are on."""
+
+    proposals: bool
+    speculation: bool
+    early_stop: bool
+
+
+def parts_of(what: str, way: str, *, early_stop: bool) -> Parts:
+    """The parts that are on when `what` is measured."""
+    is_on = way == "with"
+    return Parts(
+        proposals=is_on or what != "proposals",
+        speculation=is_on if what == "speculation" else what == "early-stop",
+        early_stop=is_on if what == "early-stop" else early_stop,
+    )
+
+
 def solve(scheduler: Scheduler, problem: Problem) -> Trace:
     (finished,) = (event for event in scheduler.run([problem]) if isinstance(event, Finished))
     if finished.error:
@@ -55,25 +75,22 @@ def make_scheduler(
     column: Column,
     head: Head | None,
     limits: Limits,
-    *,
-    use_proposals: bool,
-    speculates: bool,
-    stops_early: bool,
+    parts: Parts,
 ) -> Scheduler:
     router = head.router() if head else None
     system = INSTRUCTIONS if pair.system is None else pair.system
     engines = {
         role: Engine(
-            role, backend, Sampler(), instructions=system, keep_token_stats=role == "draft", use_proposals=use_proposals
+            role, backend, Sampler(), instructions=system, keep_token_stats=role == "draft", use_proposals=parts.proposals
         )
         for role, backend in backends.items()
     }
     engines["target"].measure()
     return Scheduler(
         engines,
-        lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=stops_early),
+        lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=parts.early_stop),
         limits,
-        speculator=engines["draft"] if speculates else None,
+        speculator=engines["draft"] if parts.speculation else None,
     )
 
 
@@ -143,9 +160,7 @@ def main() -> None:
                 column,
                 head,
                 Limits(max_tokens=arguments.max_tokens),
-                use_proposals=way == "with" or arguments.what != "proposals",
-                speculates=way == "with" if arguments.what == "speculation" else arguments.what == "early-stop",
-                stops_early=way == "with" if arguments.what == "early-stop" else arguments.early_stop,
+                parts_of(arguments.what, way, early_stop=arguments.early_stop),
             )
             for way in WAYS
         }
