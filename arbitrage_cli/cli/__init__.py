@@ -18,7 +18,6 @@ from typing import NoReturn
 from arbitrage_cli.cli.output import Output, is_drawable, refuse_closed_output
 from arbitrage_cli.display import one_line, safe
 from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError, OutputError
-from arbitrage_cli.system.signals import stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +115,7 @@ def _signals() -> Iterator[None]:
     def suspend(number: int, frame: FrameType | None) -> None:
         _show_cursor()
         signal.signal(number, signal.SIG_DFL)
-        stop(number)
+        signal.raise_signal(number)
         signal.signal(number, suspend)
 
     previous = {number: signal.getsignal(number) for number in _HANDLED}

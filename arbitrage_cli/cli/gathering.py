@@ -1,6 +1,7 @@
 """Makes what `arbitrage collect` was asked for: loads the models, measures their costs, writes each problem's states."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from arbitrage_cli.routing.states import state_to_json
 from arbitrage_cli.runs.folder import SCHEMA, RunFolder, latest
 from arbitrage_cli.runs.records import attempt_error
 from arbitrage_cli.runs.summary import Standing, tally
-from arbitrage_cli.system.signals import noted_signals, running_seconds
+from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.collect import Keep, collect
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Started, Trace
 
@@ -121,7 +122,7 @@ def _costs(engines: Mapping[ModelRole, Engine], problems: Sequence[Problem], set
 
 
 def decided_within(
-    seconds: float, events: Iterable[object], clock: Callable[[], float] = running_seconds
+    seconds: float, events: Iterable[object], clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[Decision]:
     """The decisions of a run, up to the first after this time."""
     began = clock()
@@ -141,13 +142,13 @@ def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
 
 def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[RecordedState]]) -> None:
     """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states that they have."""
-    began = running_seconds()
+    began = time.perf_counter()
     finished = errors = 0
     already = len(work.items) - len(work.left)
     held = {row["id"]: len(row["states"]) for row in latest(work.folder.rows)}
 
     def state() -> State:
-        seconds = running_seconds() - began
+        seconds = time.perf_counter() - began
         left = (len(work.left) - finished) * seconds / finished if finished else None
         tried = already + finished
         standing = Standing(f"{sum(held.values())} states", len(work.items), tried, tried - errors)

@@ -1,13 +1,13 @@
 """Notices that an attempt hangs where no exception reaches it: in a computation of C code that does not come back."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.runs.folder import Key
-from arbitrage_cli.system.signals import running_seconds
 
 
 class Watchdog:
@@ -35,7 +35,7 @@ class Watchdog:
         if self._seconds is None:
             return
         with self.undisturbed:
-            self._watch(attempt, running_seconds() + self._seconds)
+            self._watch(attempt, time.perf_counter() + self._seconds)
 
     def ended(self, attempt: Attempt) -> None:
         """The attempt is over. Does not return if it was just given up."""
@@ -45,7 +45,7 @@ class Watchdog:
             timer.cancel()
 
     def _watch(self, attempt: Attempt, until: float) -> None:
-        timer = threading.Timer(until - running_seconds(), self._bark, (attempt, until))
+        timer = threading.Timer(until - time.perf_counter(), self._bark, (attempt, until))
         timer.daemon = True
         self._going_on[attempt.key] = attempt, timer
         timer.start()
@@ -54,7 +54,7 @@ class Watchdog:
         with self.undisturbed:
             if attempt.key not in self._going_on:
                 return
-            if running_seconds() < until:  # the process was stopped meanwhile
+            if time.perf_counter() < until:
                 self._watch(attempt, until)
             else:
                 self._give_up([one for one, _ in self._going_on.values()])
