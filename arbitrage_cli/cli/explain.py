@@ -26,7 +26,7 @@ from arbitrage_cli.cli.sources import (
     template_variables,
     warnings_about,
 )
-from arbitrage_cli.data.rows import make_problem
+from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display import Display, one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import local_files

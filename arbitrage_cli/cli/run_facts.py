@@ -17,7 +17,7 @@ from typing import Any
 
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.sources import reward_needed
-from arbitrage_cli.data.rows import DataSet
+from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.benchmark import Column
 from arbitrage_cli.inference.backend import Backend, Options
@@ -58,7 +58,7 @@ class Setup:
     """
 
     command: Sequence[str]
-    dataset: DataSet
+    dataset: Dataset
     ids: Sequence[str]  # of the problems to be solved
     columns: Sequence[Column]
     samples: int
