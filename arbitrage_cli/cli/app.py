@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.cli import bench, calibrate, collect, compare, doctor, explain, grade, models, report, solve, train, tune
+from arbitrage_cli.cli import (
+    bench,
+    calibrate,
+    collect,
+    compare,
+    doctor,
+    explain,
+    grade,
+    guide,
+    models,
+    report,
+    solve,
+    train,
+    tune,
+)
 from arbitrage_cli.cli.output import is_drawable
 from arbitrage_cli.cli.settings import CallObject, Settings, read_settings
 from arbitrage_cli.errors import UsageError
@@ -27,6 +41,7 @@ COMMANDS = MappingProxyType(
         "calibrate": calibrate.calibrate,
         "explain": explain.explain,
         "tune": tune.tune,
+        "guide": guide.guide,
         "doctor": doctor.doctor,
     }
 )
@@ -53,7 +68,7 @@ def make_app() -> typer.Typer:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. Raises ArbitrageError."""
     group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
-    explains = not arguments or arguments[0] == "doctor" or not {*HELP, "--version"}.isdisjoint(arguments)
+    explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
     settings = Settings({}, {}) if explains else read_settings(group.commands)
     call = CallObject(tuple(arguments), settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
 from arbitrage_cli.cli.output import only_figures_on_stdout
 from arbitrage_cli.cli.session import Rollouts, Session
-from arbitrage_cli.data.rows import DataSet, Item
+from arbitrage_cli.data.rows import Dataset, Item
 from arbitrage_cli.display.progress import Outcome, Progress, State
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, Standings, left, plan
 from arbitrage_cli.grading.grader import Grader, grader_version
@@ -21,7 +21,7 @@ class BenchRun:
     """All attempts that were asked for, those that are left to make, and where their rows go. `manifest` becomes run.json."""
 
     session: Session
-    dataset: DataSet
+    dataset: Dataset
     attempts: Sequence[Attempt]
     left: Sequence[Attempt]
     folder: RunFolder
@@ -42,7 +42,7 @@ class BenchRun:
 
 
 def plan_run(
-    session: Session, dataset: DataSet, items: Sequence[Item], folder: RunFolder, *, samples: int, retry_errors: bool
+    session: Session, dataset: Dataset, items: Sequence[Item], folder: RunFolder, *, samples: int, retry_errors: bool
 ) -> BenchRun:
     """What there is to do. UsageError if the folder holds a run that was made with something else."""
     earlier = folder.run if folder.rows else None

@@ -14,7 +14,7 @@ from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
 from arbitrage_cli.cli.output import offering_to_resume
 from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.data.rows import DataSet, Item
+from arbitrage_cli.data.rows import Dataset, Item
 from arbitrage_cli.display.progress import Outcome, Progress, State
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grading.grader import Grader, grader_version
@@ -43,7 +43,7 @@ MEASURED_SECONDS = 10.0
 class CollectPlan:
     """What to collect, and where it goes."""
 
-    dataset: DataSet
+    dataset: Dataset
     items: Sequence[Item]
     path: Path
     options: CollectOptions

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from arbitrage_cli.cli.output import is_drawable
 from arbitrage_cli.display import one_line
-from arbitrage_cli.model_files.hub import Progress, Watch
+from arbitrage_cli.model_files.hub import FileProgress, OnProgress
 
 LINE_SECONDS = 5.0
 """A plain line about the same file comes only after so long."""
@@ -32,7 +32,7 @@ class Pace:
         self._begun: tuple[str, str] | None = None
         self._start = (0.0, 0)
 
-    def words(self, progress: Progress) -> str:
+    def words(self, progress: FileProgress) -> str:
         """For example: downloading model.gguf, 1.2 GB of 4.9 GB, 0:03:20 left."""
         now = self._clock()
         if self._begun != (progress.activity, progress.file):
@@ -55,7 +55,7 @@ class Lines:
         self._shown: tuple[str, str] | None = None
         self._last = 0.0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: FileProgress) -> None:
         now, words = self._clock(), self._pace.words(progress)
         what = (progress.activity, progress.file)
         if what != self._shown or progress.done == progress.total or now - self._last >= LINE_SECONDS:
@@ -65,7 +65,7 @@ class Lines:
 
 
 @contextlib.contextmanager
-def shown(*, quiet: bool) -> Iterator[Watch]:
+def shown(*, quiet: bool) -> Iterator[OnProgress]:
     """Shows downloads on stderr while the body runs."""
     if quiet:
         yield lambda progress: None
@@ -77,7 +77,7 @@ def shown(*, quiet: bool) -> Iterator[Watch]:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Watch]:
+def _bar() -> Iterator[OnProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
@@ -87,7 +87,7 @@ def _bar() -> Iterator[Watch]:
     with Bars(*columns, console=Console(file=sys.stderr)) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
 
-        def watch(progress: Progress) -> None:
+        def watch(progress: FileProgress) -> None:
             key = (progress.activity, progress.file)
             if key not in tasks:
                 tasks[key] = bars.add_task(f"{progress.activity} {one_line(progress.file)}", total=progress.total)

@@ -20,7 +20,7 @@ from arbitrage_cli.cli.options import (
     option,
 )
 from arbitrage_cli.cli.output import solving_display
-from arbitrage_cli.data.rows import make_problem
+from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display import Display, one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Finished, Problem, Trace

@@ -18,7 +18,7 @@ from typing import Any
 
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.data.rows import DataSet
+from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.open import load_llama
@@ -117,7 +117,7 @@ FIELDS = (
 class Work:
     """What a run is about: a data set, which of its problems (their ids), and what the command adds of its own."""
 
-    dataset: DataSet
+    dataset: Dataset
     ids: Sequence[str]
     grader: str
     details: Mapping[str, Any]

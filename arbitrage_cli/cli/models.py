@@ -72,7 +72,7 @@ def pull(
         if wanted is None and not is_toy(source) and not local_files(source):
             raise UsageError(f"'{source}' is no pair, no file, and no name on the Hub", _hint())
     with shown(quiet=output.quiet) as watch:
-        paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, watch=watch)]
+        paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, on_progress=watch)]
     for path in paths:
         typer.echo(one_line(str(path)))
     if not paths:

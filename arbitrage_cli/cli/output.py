@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -16,7 +17,6 @@ from arbitrage_cli.display import Display, Loading, write, writing
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.progress import PlainProgress, Progress
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Trace
 
 
@@ -85,7 +85,7 @@ def _choose_display(options: OutputOptions) -> Display:
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if options.quiet else 2 if options.verbose else 1)
     from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
 
-    return LiveDisplay(sys.stderr, sys.stdout, clock=running_seconds)
+    return LiveDisplay(sys.stderr, sys.stdout, clock=time.perf_counter)
 
 
 def choose_progress(*, quiet: bool) -> Progress:
@@ -94,7 +94,7 @@ def choose_progress(*, quiet: bool) -> Progress:
         return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
     from arbitrage_cli.display.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
 
-    return LiveProgress(sys.stderr, clock=running_seconds)
+    return LiveProgress(sys.stderr, clock=time.perf_counter)
 
 
 @contextlib.contextmanager

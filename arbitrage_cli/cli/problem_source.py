@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from arbitrage_cli.cli.arrivals import Arrivals
-from arbitrage_cli.data.rows import BadLine, make_problem, read_problems
+from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
 from arbitrage_cli.display import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem

@@ -1,6 +1,5 @@
 """`arbitrage report`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from arbitrage_cli.cli.options import CostRatio, Debug, JsonFigures, option
 from arbitrage_cli.cli.output import show_figures
 from arbitrage_cli.display import write
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
     from arbitrage_cli.runs.folder import Contents
@@ -67,12 +67,9 @@ def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float |
     for name, one in contents.items():
         run = one.run or {}
         sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio)))
-    temporary = path.with_name(f".{path.name}.new")
+    page = render(sources).encode()
     try:
-        temporary.write_text(render(sources), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, page)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "give another file: -o FILE") from error
     typer.echo(f"wrote {path}", err=True)

@@ -8,14 +8,14 @@ from pathlib import Path, PurePath
 from arbitrage_cli.cli.model_choice import ModelChoice
 from arbitrage_cli.cli.options import ProblemOptions, SelectionOptions
 from arbitrage_cli.data.datasets import load_dataset
-from arbitrage_cli.data.rows import DataSet, Item, parse_mapping
+from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.errors import UsageError
 
 MAX_NAME = 60  # characters of each half of a folder's name
 DIGEST = 8  # of them, if something was cut
 
 
-def read_problems(options: ProblemOptions, *, offline: bool) -> tuple[DataSet, list[Item]]:
+def read_problems(options: ProblemOptions, *, offline: bool) -> tuple[Dataset, list[Item]]:
     """A data set, and which of its problems are to be solved. Errors: UsageError, HubError."""
     mapping = parse_mapping(options.mapping) if options.mapping else {}
     dataset = load_dataset(options.dataset, offline=offline, mapping=mapping)

@@ -22,7 +22,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
-from arbitrage_cli.model_files.hub import Progress
+from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
 from arbitrage_cli.rewards.prm import Judge, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
@@ -207,10 +207,10 @@ def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) 
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
 
-        def watch(progress: Progress, role: ModelRole = role) -> None:
+        def watch(progress: FileProgress, role: ModelRole = role) -> None:
             display.loading(role, pace.words(progress), progress.done / max(progress.total, 1))
 
-        files = find_files(source, offline=offline, watch=watch)
+        files = find_files(source, offline=offline, on_progress=watch)
         found[role] = str(files[0]) if files else source
     return found
 

@@ -8,6 +8,7 @@ no file, no terminal and no data set by name; how an answer is graded is given t
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,6 @@ from arbitrage_cli.runs.folder import Key, key_of, latest
 from arbitrage_cli.runs.labels import label, tau_in_json
 from arbitrage_cli.runs.records import Measured, RunInfo, attempt_error, row, seconds_of
 from arbitrage_cli.runs.summary import Share, Standing
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
 
 ROUNDS = 4
@@ -145,7 +145,7 @@ class Bench:
     rater_for: Callable[[Policy], Rater | None] = _no_rater
     concurrency: int = 1
     stops_early: bool = False
-    clock: Callable[[], float] = running_seconds
+    clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""

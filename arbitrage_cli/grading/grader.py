@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +24,6 @@ from typing import IO, Any, Self, cast
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.answers import compare
 from arbitrage_cli.grading.extract import Extracted, Gold, final_answer, gold_answer
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Score
 
 RULES_VERSION = 1
@@ -127,9 +127,9 @@ class Grader:
             raise _NoVerdictError(_LATE)
         try:
             child = self._ready_child()
-            began = running_seconds()
+            began = time.perf_counter()
             word = child.ask(gold, answer, self._seconds, self._left)
-            self._left -= running_seconds() - began
+            self._left -= time.perf_counter() - began
         except BaseException:
             self.close()  # whatever it may still say belongs to no question
             raise
@@ -194,13 +194,13 @@ class _Child:
 
     def await_ready(self, seconds: float) -> None:
         """Waits until it has read its libraries."""
-        if self._read_line(running_seconds() + seconds, f"math-verify did not start within {seconds:g} s") != "ready":
+        if self._read_line(time.perf_counter() + seconds, f"math-verify did not start within {seconds:g} s") != "ready":
             raise _NoVerdictError("math-verify did not start as it should")
 
     def ask(self, gold: str, answer: str, seconds: float, wall_seconds: float) -> str:
         """Its word on two expressions, within these bounds on the processor's time and on the wall clock."""
         self._number += 1
-        deadline = running_seconds() + wall_seconds + _GRACE_SECONDS
+        deadline = time.perf_counter() + wall_seconds + _GRACE_SECONDS
         request = [self._number, gold, answer, seconds, wall_seconds]
         self._write(json.dumps(request).encode() + b"\n", deadline)
         match self._read_line(deadline, _LATE):
@@ -235,7 +235,7 @@ class _Child:
     def _wait(descriptor: int, event: int, deadline: float, late: str) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        while (left := deadline - running_seconds()) > 0:  # the process may be stopped while it waits
+        while (left := deadline - time.perf_counter()) > 0:
             if poll.poll(math.ceil(left * 1000)):
                 return
         raise _NoVerdictError(late)

@@ -12,6 +12,7 @@ Where the step has left its proposal, the model that made it can be asked how it
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,7 +26,6 @@ from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Kind, Place, Planner, Proposal
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.inference.token_stats import Recorder
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, StepStop, Trace
 
 MEASURED = Problem("", "1 + 1")  # what `measure` reads,
@@ -108,7 +108,7 @@ class Engine:
         use_proposals: bool = True,
         keep_beginning: bool = False,
         first_sequence: int = 0,
-        clock: Callable[[], float] = running_seconds,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._role = role
         self._backend = backend

@@ -6,6 +6,7 @@ all problems that wait, in one batch. Knows no policy and no terminal.
 
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,7 +21,6 @@ from arbitrage_cli.inference.backend import Backend, Floats, Output
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.scheduler import Rated, Ratings
 from arbitrage_cli.inference.step_text import SEPARATOR
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
 
 PrmStyle = Literal["turns", "steps"]
@@ -198,7 +198,9 @@ class ProcessReward(_StepReader):
     the next step would begin.
     """
 
-    def __init__(self, backend: Backend, style: PrmStyle = "turns", *, clock: Callable[[], float] = running_seconds) -> None:
+    def __init__(
+        self, backend: Backend, style: PrmStyle = "turns", *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         super().__init__(_Reader(backend, 0, clock))
         self._backend = backend
         self._style = style
@@ -255,7 +257,7 @@ class Judge(_StepReader):
     It uses the target's model with sequences of its own, from `first_sequence` on.
     """
 
-    def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = running_seconds) -> None:
+    def __init__(self, backend: Backend, first_sequence: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(_Reader(backend, first_sequence, clock))
         self._backend = backend
         self._prompt = chat_prompt(backend, JUDGE_INSTRUCTIONS)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.arbitrage import EarlyStop, Router, by_token_stats
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
 from arbitrage_cli.routing.features import FEATURES, features, hidden_features
+from arbitrage_cli.system.files import write_atomically
 from arbitrage_cli.types import Step, Trace
 
 Floats = NDArray[np.float32]
@@ -253,15 +254,9 @@ def save(head: Head, path: Path) -> None:
     arrays = head.arrays()
     about = json.dumps({"schema": SCHEMA, "card": text, "sha256": _digest(text, arrays)}, sort_keys=True)
     data = encode(arrays, {"arbitrage": about})
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        write_atomically(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "give another path: --output") from error
 
 

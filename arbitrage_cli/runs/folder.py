@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
+from arbitrage_cli.system.files import sync_folder, write_all, write_atomically
 
 SCHEMA = 1
 """Of rows and run.json: folders of another one are refused."""
@@ -154,7 +155,7 @@ class RunFolder:
             return
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, ensure_ascii=True, allow_nan=False)
         with _while_writing(self.path / RUN, self._again):
-            _replace(self.path / RUN, text.encode() + b"\n")
+            write_atomically(self.path / RUN, text.encode() + b"\n")
         self.run = content
 
     def append(self, row: Row) -> None:
@@ -165,7 +166,7 @@ class RunFolder:
         begins = os.fstat(self._descriptor).st_size
         try:
             with _while_writing(self._results, self._again):
-                _write(self._descriptor, line)
+                write_all(self._descriptor, line)
                 os.fsync(self._descriptor)
         except OutputError:
             self._give_up(begins)
@@ -175,7 +176,7 @@ class RunFolder:
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Put other rows in the place of all there are, at once."""
         with _while_writing(self._results, self._again):
-            _replace(self._results, b"".join(map(encode, rows)))
+            write_atomically(self._results, b"".join(map(encode, rows)))
             self._open_results()
         self.rows = [dict(row) for row in rows]
 
@@ -199,7 +200,7 @@ class RunFolder:
                 aside = _free_name(path, "old")
                 path.replace(aside)
                 self.notes.append(f"{path} was set aside as {aside.name}")
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def _read(self, *, repair: bool) -> None:
         data = _read_bytes(self._results)
@@ -213,15 +214,15 @@ class RunFolder:
             self._set_tail_aside(tail, len(data) - len(tail))
         if damages:
             aside = _free_name(self._results, "damaged")
-            _replace(aside, b"".join(lines[damage.line - 1] + b"\n" for damage in damages))
-            _replace(self._results, b"".join(map(encode, self.rows)))
+            write_atomically(aside, b"".join(lines[damage.line - 1] + b"\n" for damage in damages))
+            write_atomically(self._results, b"".join(map(encode, self.rows)))
             where = ", ".join(str(damage.line) for damage in damages)
             self.notes.append(f"{self._results}: damaged lines were moved to {aside.name} (line {where})")
 
     def _set_tail_aside(self, tail: bytes, length: int) -> None:
         """Keep what was begun of a last row, and cut the file back to its last whole one."""
         aside = _free_name(self._results, "torn")
-        _replace(aside, tail)
+        write_atomically(aside, tail)
         descriptor = os.open(self._results, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, length)
@@ -237,7 +238,7 @@ class RunFolder:
             self._descriptor = None
         self._descriptor = os.open(self._results, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.fsync(self._descriptor)
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
 
 # --- text
@@ -375,37 +376,6 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """All in one call, as a rule. Where only a part was written, the call for the rest tells why, if there is a reason."""
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Give a file new content, on the disk when this returns; whoever looks meanwhile sees all of the old or the new."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            _write(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free_name(path: Path, what: str) -> Path:

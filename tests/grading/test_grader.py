@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from cli import HERE, run
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading import sandbox as grader_child
@@ -312,38 +311,6 @@ def test_child_that_is_stopped(fresh: Grader) -> None:
     assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict in time")
     assert fresh.grade(ASKED, ROOT).value == "correct"
     assert not is_running(child)
-
-
-STOPPED_WHILE_IT_WAITS = """
-import os, signal, subprocess, sys
-from arbitrage_cli.grading import grader
-from arbitrage_cli.system import signals
-
-ask = grader._Child._write
-
-def write(child, data, deadline):
-    ask(child, data, deadline)
-    os.setpgid(0, 0)
-    subprocess.Popen(["/bin/sh", "-c", f"sleep 1.5; kill -CONT {os.getpid()}"])
-    signals.stop(signal.SIGTSTP)
-
-grader._Child._write = write
-sys.executable, text, answer = sys.argv[1:]
-with grader.Grader(seconds=0.1, start_seconds=5) as own:
-    print(own.grade(text, {"answer": answer}).value)
-"""
-
-
-def test_who_waits_for_the_child_is_stopped(tmp_path: Path) -> None:
-    """By Ctrl-Z, for longer than a verdict may take: that time does not count, and the verdict is there."""
-    child = tmp_path / "child"
-    child.write_text("#!/bin/sh\necho '\"ready\"'; read x; echo '[1, \"equal\"]'; exec cat\n")
-    child.chmod(0o700)
-    program = (sys.executable, "-c", STOPPED_WHILE_IT_WAITS)
-    began = time.monotonic()
-    found = run(str(child), ASKED, ROOT["answer"], program=program, env={"PYTHONPATH": str(HERE.parents[1])})
-    assert time.monotonic() - began > 1.5
-    assert (found.code, found.out) == (0, "correct\n"), found.err
 
 
 def test_failing_children_leave_nothing_open(fresh: Grader) -> None:

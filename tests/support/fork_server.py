@@ -12,7 +12,6 @@ import os
 import pkgutil
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -81,9 +80,6 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("slow_on"):
         question, seconds = order["slow_on"]
         at_question(question, functools.partial(time.sleep, seconds))
-    if order.get("stop_on"):
-        question, seconds = order["stop_on"]
-        at_question(question, functools.partial(stop, seconds))
     if order.get("fault"):
         Fault(order["fault"], Path(order["folder"]))
     for name, limit in (order.get("limits") or {}).items():
@@ -177,13 +173,6 @@ def at_question(question: str, happens: Callable[[], object]) -> None:
 def hang() -> None:
     """As C code may that is lost in a computation."""
     threading.Event().wait()
-
-
-def stop(seconds: float) -> None:
-    """Ctrl-Z; so much later the process is told to go on."""
-    os.setpgid(0, 0)  # apart from the server, which looks after it: the system stops no process of a group that nobody does
-    subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
-    os.kill(os.getpid(), signal.SIGTSTP)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The look at a file before C code sees it: whatever it is, one clear error, in bounded time and memory."""
+"""Checks of a GGUF file before C code sees it: one clear error for anything else, in bounded time and memory."""
 
 import os
 import struct
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from unprivileged import unprivileged
 
 from arbitrage_cli.errors import ModelFileError
+from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
@@ -24,6 +25,10 @@ HUGE = 2**64 - 1
 
 def string(text: bytes, length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+def uint32(value: int) -> bytes:
+    return struct.pack("<I", value)
 
 
 def entry(key: bytes, kind: int, value: bytes) -> bytes:
@@ -40,6 +45,13 @@ def tensor(name: bytes, shape: tuple[int, ...], offset: int, kind: int = 0) -> b
 
 def gguf(*parts: bytes, version: int = 3, num_tensors: int = 0, num_entries: int = 0) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, num_tensors, num_entries) + b"".join(parts)
+
+
+def layers(count: int) -> bytes:
+    """The header of a model of so many layers."""
+    architecture = entry(b"general.architecture", STRING, string(b"llama"))
+    numbers = {b"embedding_length": 64, b"attention.head_count": 64, b"block_count": count}
+    return gguf(architecture, *(entry(b"llama." + key, UINT32, uint32(n)) for key, n in numbers.items()), num_entries=4)
 
 
 def refusal(path: Path) -> str:
@@ -82,7 +94,7 @@ def small(tmp_path: Path) -> Path:
 def test_a_good_file(small: Path) -> None:
     """Scalars and strings are read, arrays counted, and short lists of whole numbers read too."""
     header = read_header(small)
-    assert (header.version, header.num_tensors, header.file_size) == (3, 2, small.stat().st_size)
+    assert (header.num_parameters, header.file_size) == (2 * 3 + 5, small.stat().st_size)
     assert header.array_lengths == {"a.strings": 3, "a.numbers": 4}
     assert header.lists == {"a.numbers": (1, 2, 3, 4)}
     assert header.metadata == {
@@ -98,7 +110,7 @@ def test_a_good_file(small: Path) -> None:
 def test_the_tiny_models_are_good(tiny: Mapping[str, Path]) -> None:
     """Whole model files pass."""
     for path in tiny.values():
-        assert read_header(path).num_tensors > 5
+        assert read_header(path).num_parameters > 1000
 
 
 def test_a_file_cut_anywhere(small: Path, tmp_path: Path) -> None:
@@ -108,7 +120,7 @@ def test_a_file_cut_anywhere(small: Path, tmp_path: Path) -> None:
     for length in range(end):
         refusal_of(whole[:length], tmp_path)
     (tmp_path / "cut.gguf").write_bytes(whole[:end])
-    assert read_header(tmp_path / "cut.gguf").num_tensors == 2
+    assert read_header(tmp_path / "cut.gguf").num_parameters == 2 * 3 + 5
 
 
 def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
@@ -131,15 +143,14 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html><head></head></html>", "web page"),
         (b"\n\n  <html><body>404 Not Found, sorry</body></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer"),
-        (b"GGJT" + b"\0" * 100, "not a GGUF"),
         (b"PK\x03\x04" + b"\0" * 100, "not a GGUF"),
-        (b"FUGG" + b"\0" * 100, "not a GGUF"),
-        (gguf(version=1), "version 1"),
-        (gguf(version=4), "version 4"),
-        (gguf(version=0x03000000), "version"),
+        *((gguf(version=version), f"version {version}") for version in (1, 4, 0x03000000)),
         (gguf(num_entries=HUGE), "metadata entries"),
         (gguf(num_tensors=HUGE), "tensors"),
         (gguf(num_entries=1000), "ends inside its header"),
+        (gguf(num_entries=10_001), "10001 metadata entries"),
+        (gguf(*(tensor(b"", (1,), 0) for _ in range(20_000)), b"\0" * 64, num_tensors=20_000), "20000 tensors"),
+        *((layers(value), f"{value} layers") for value in (0, 513, 2**31 - 1)),
         (gguf(string(b"key", 2**63), b"\0" * 64, num_entries=1), "string of"),
         (gguf(string(b"key", HUGE), b"\0" * 64, num_entries=1), "string of"),
         (gguf(entry(b"k", STRING, string(b"text", 1 << 20)), num_entries=1), "ends inside its header"),
@@ -148,9 +159,9 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "array of"),
         (gguf(entry(b"k", ARRAY, array(STRING, HUGE)), num_entries=1), "array of"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 1 << 20)), num_entries=1), "ends inside its header"),
-        (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 100), num_entries=1), "nested arrays"),
+        (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 2), num_entries=1), "unknown value type 9 in an array"),
         *(
-            (gguf(entry(b"general.alignment", UINT32, struct.pack("<I", value)), num_entries=1), f"alignment {value}")
+            (gguf(entry(b"general.alignment", UINT32, uint32(value)), num_entries=1), f"alignment {value}")
             for value in (0, 3, 2**31)
         ),
         (gguf(entry(b"general.alignment", STRING, string(b"32")), num_entries=1), "alignment 32"),
@@ -179,57 +190,42 @@ def test_changed_bytes_never_do_worse_than_an_error(small: Path, data: st.DataOb
         assert read_header(path).file_size == len(changed)
 
 
-# --- files that are no files (H7)
+# --- paths that are not files (H7)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    """Says so."""
-    assert "no such file" in refusal(tmp_path / "missing.gguf")
-
-
-def test_a_folder(tmp_path: Path) -> None:
-    """Says so."""
-    assert "a folder" in refusal(tmp_path)
-
-
-def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
-    """Opening a FIFO would wait for a writer for ever."""
-    path = tmp_path / "pipe.gguf"
-    os.mkfifo(path)
-    assert "not a regular file" in refusal(path)
-
-
-@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
-def test_a_device(device: str) -> None:
-    """Neither endless nor empty devices are read."""
-    assert "not a regular file" in refusal(Path(device))
-
-
-def test_a_loop_of_links(tmp_path: Path) -> None:
-    """Two links that point at each other."""
-    (tmp_path / "a.gguf").symlink_to(tmp_path / "b.gguf")
-    (tmp_path / "b.gguf").symlink_to(tmp_path / "a.gguf")
-    assert "cannot be opened" in refusal(tmp_path / "a.gguf")
-
-
-def test_a_link_to_a_good_file(small: Path, tmp_path: Path) -> None:
-    """Is as good as the file."""
-    link = tmp_path / "link.gguf"
-    link.symlink_to(small)
-    assert read_header(link) == read_header(small)
-
-
-@pytest.mark.parametrize("name", ["a\0b", "x" * 5000], ids=["NUL", "too long"])
-def test_a_path_that_no_file_can_have(name: str, tmp_path: Path) -> None:
-    """The system refuses it, and so does the reader."""
-    assert "cannot be opened" in refusal(tmp_path / name)
-
-
-def test_a_file_without_permission(small: Path) -> None:
-    """Says that permissions are the reason."""
+def test_odd_paths(small: Path, tmp_path: Path) -> None:
+    """Each is refused for its own reason, without waiting for a pipe's writer or reading an endless device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.gguf").symlink_to("b.gguf")
+    (tmp_path / "b.gguf").symlink_to("a.gguf")
+    reasons = {
+        "no such file": [tmp_path / "missing.gguf"],
+        "a folder": [tmp_path],
+        "not a regular file": [tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")],
+        "cannot be opened": [tmp_path / "a.gguf", tmp_path / "a\0b", tmp_path / ("x" * 5000)],
+    }
+    for reason, paths in reasons.items():
+        for path in paths:
+            assert reason in refusal(path)
+    (tmp_path / "link.gguf").symlink_to(small)
+    assert read_header(tmp_path / "link.gguf") == read_header(small)
     small.chmod(0)
     with unprivileged(small):
         assert "cannot be read (Permission denied)" in refusal(small)
+
+
+# --- facts
+
+
+def test_facts_of_a_missing_model(tmp_path: Path) -> None:
+    for files in ([tmp_path / "missing.gguf"], []):
+        with pytest.raises(ModelFileError):
+            read_facts(files)
+
+
+def test_as_many_layers_as_llama_cpp_takes(tmp_path: Path) -> None:
+    (tmp_path / "many.gguf").write_bytes(layers(512))
+    assert read_facts([tmp_path / "many.gguf"]).num_layers == 512
 
 
 # --- large and empty (sparse files: they take no disk space)
