@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from arbitrage_cli.routing.head import Floats, Head
+from arbitrage_cli.routing.features import Floats
+from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.states import State, features_of
 from arbitrage_cli.types import Trace
 
