@@ -28,7 +28,7 @@ from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
 from arbitrage_cli.rewards.prm import ProcessReward
-from arbitrage_cli.routing.head import load
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 

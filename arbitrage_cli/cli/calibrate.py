@@ -79,7 +79,7 @@ def calibrate(
     from arbitrage_cli.cli.model_choice import choice_of_states, choose_models, load_options
     from arbitrage_cli.cli.setup import RunOptions
     from arbitrage_cli.routing.choice import load_head, need_head
-    from arbitrage_cli.routing.head import save
+    from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import with_taus
 

@@ -83,7 +83,7 @@ def train(
       arbitrage train runs/one runs/two --name both -o both.safetensors
     """
     from arbitrage_cli.display.card import write_card
-    from arbitrage_cli.routing.head import save
+    from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.routing.thresholds import TauTable
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import ALL_INPUTS, Settings

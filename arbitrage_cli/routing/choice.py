@@ -7,7 +7,8 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, head_file
-from arbitrage_cli.routing.head import Head, load
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NEVER, Costs, NamedTaus, TauTable
 

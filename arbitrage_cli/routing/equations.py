@@ -42,19 +42,16 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_SIGNS = {"\u2212": "-", "\u2013": "-", "\\div": "/", "\u00f7": "/"} | dict.fromkeys(
-    ("\u00d7", "\u00b7", "x", "X", "\\times", "\\cdot"), "*"
+_SIGNS = dict.fromkeys(("\u00d7", "\u00b7", "x", "X", "\\times", "\\cdot"), "*")
+_SIGNS |= {"\u2212": "-", "\u2013": "-", "\\div": "/", "\u00f7": "/"}
+_COMPUTING = (
+    "of times twice thrice half double triple third thirds quarter quarters plus minus divided multiplied squared cubed than "
+    "dozen dozens hundred thousand million billion k percent cent cents pair pairs score th st nd rd"
 )
-_COMPUTES = frozenset(
-    re.findall(
-        r"\w+",
-        "of times twice thrice half double triple third thirds quarter quarters plus minus divided multiplied squared cubed than "
-        "dozen dozens hundred thousand million billion k percent cent cents pair pairs score th st nd rd",
-    )
-)
+_COMPUTES = frozenset(_COMPUTING.split())
 """Words that change a number beside them."""
-_LEADS = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}
-"""Words after which an expression does not begin, but goes on."""
+_GOES_ON = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}
+"""Words after which an expression does not begin: they belong to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +74,16 @@ class Equation:
 
 class _Token(NamedTuple):
     kind: str
-    text: str
+    text: str = ""
 
 
 class _Side(NamedTuple):
-    """An expression: its values (`%` as nothing, and as hundredths), numbers, decimal places if it is one number, units."""
+    """An expression: its values (`%` as hundredths, and ignored), numbers, units, and decimal places if it is one number."""
 
     values: tuple[Fraction, ...]
     numbers: tuple[Value, ...]
-    places: int | None
     units: frozenset[str]
+    places: int | None
 
 
 class _UnreadableError(Exception):
@@ -95,7 +92,7 @@ class _UnreadableError(Exception):
 
 @lru_cache(maxsize=1 << 10)
 def check_equations(text: str, *, is_whole: bool = True) -> tuple[Equation, ...]:
-    """The equations of a text that can be read, in their order. If the text is not whole, those that may still go on are left out."""
+    """The equations of a text, in their order. If the text is not whole, the last one is left out while it may go on."""
     if not _EQUAL.search(text):
         return ()
     if is_whole and len(text) <= MAX_CHARACTERS:
@@ -103,31 +100,39 @@ def check_equations(text: str, *, is_whole: bool = True) -> tuple[Equation, ...]
     else:
         tokens = _without_last_side(list(_tokens(text[:MAX_CHARACTERS].rstrip(".,:"))))
     groups = groupby(tokens, lambda token: token.kind == "break")
-    return tuple(equation for is_break, group in groups if not is_break for equation in _checked(list(group)))
+    return tuple(equation for is_break, group in groups if not is_break for equation in _equations(list(group)))
 
 
 @lru_cache(maxsize=1 << 10)
 def numbers_in(text: str) -> tuple[Value, ...]:
-    """All numbers of a text that can be read, in their order; a percentage as its number."""
+    """All numbers of a text, in their order; a percentage as its number."""
     return tuple(_number(token.text) for token in _tokens(text[:MAX_CHARACTERS]) if token.kind == "number")
 
 
+def _number(text: str) -> Value:
+    digits = text.replace(",", "")
+    return Fraction(digits) if "." in digits else int(digits)
+
+
+# --- tokens
+
+
 def _tokens(text: str) -> Iterator[_Token]:
-    previous = "break"
-    for match in _TOKEN.finditer(_FRACTION_OF.sub(r"\1 * ", text)):
+    text, previous = _FRACTION_OF.sub(r"\1 * ", text), "break"
+    for match in _TOKEN.finditer(text):
         kind, piece = str(match.lastgroup), match.group()
         if kind == "skip" or (piece == "\n" and previous == "operator"):
             continue
         number = piece.rstrip(".,") if kind == "number" else ""
         if number and (len(number) > MAX_DIGITS or not _NUMBER.fullmatch(number)):
             kind = "unknown"
-        if kind == "operator" and previous == "break" and match.string[match.end() : match.end() + 1].isspace():
+        if kind == "operator" and previous == "break" and text[match.end() : match.end() + 1].isspace():
             kind = "unknown"  # a bullet, or the rest of the line before
         yield _Token(kind, "" if kind == "unknown" else _SIGNS.get(piece, number or piece))
-        if number and number != piece:
-            kind = "break"
-            yield _Token(kind, "")
         previous = kind
+        if number and number != piece:
+            previous = "break"
+            yield _Token(previous)
 
 
 def _without_last_side(tokens: list[_Token]) -> list[_Token]:
@@ -138,7 +143,10 @@ def _without_last_side(tokens: list[_Token]) -> list[_Token]:
     return tokens
 
 
-def _checked(tokens: Sequence[_Token]) -> Iterator[Equation]:
+# --- equations
+
+
+def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
     """The equations of tokens without a break: of neighbours in a chain, if one of them computes."""
     places = [-1, *(index for index, token in enumerate(tokens) if token.kind == "equal"), len(tokens)]
     ends = [_ends(tokens[start + 1 : end]) for start, end in pairwise(places)]
@@ -146,8 +154,8 @@ def _checked(tokens: Sequence[_Token]) -> Iterator[Equation]:
         if left and right and max(len(left.numbers), len(right.numbers)) > 1:
             is_right = _are_equal(left, right, is_rough=tokens[places[index + 1]].text != "=")
             if is_right or not (left.units and right.units) or left.units & right.units:
-                continues = index and left is ends[index][0]
-                yield Equation(*_nearest(left, right), is_right, () if continues else left.numbers)
+                in_chain = index and left is ends[index][0]
+                yield Equation(left.values[0], right.values[0], is_right, () if in_chain else left.numbers)
 
 
 def _are_equal(left: _Side, right: _Side, *, is_rough: bool) -> bool:
@@ -162,13 +170,8 @@ def _are_equal(left: _Side, right: _Side, *, is_rough: bool) -> bool:
     )
 
 
-def _nearest(left: _Side, right: _Side) -> tuple[Fraction, Fraction]:
-    pairs = [(a, b) for a in left.values for b in right.values]
-    return pairs[0] if len(pairs) == 1 else min(pairs, key=lambda pair: abs(pair[0] - pair[1]))
-
-
 def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, *, is_rough: bool) -> bool:
-    """Whether the stated number, with so many decimal places, is the exact one rounded or cut off.
+    """Whether the stated number, with so many decimal places, is the exact one, rounded or cut off.
 
     A whole number counts as rounded only if it is stated to be about equal.
     """
@@ -182,34 +185,34 @@ def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, *, is_rou
 
 
 def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
-    """The expressions that a side begins and ends with: as a rule, the same."""
+    """The expressions that a side of an equation begins and ends with: as a rule, the same."""
     first, *others = _pieces(tokens)
     start = _read(first)
     return start, _read(others[-1]) if others else start
 
 
 def _pieces(tokens: Sequence[_Token]) -> list[list[_Token]]:
-    """A side of an equation, parted at words that something new follows, and at parentheses that are open at its end or start."""
-    partners = _unmatched(tokens)
+    """A side of an equation, split after words that something new follows, and at parentheses without a partner."""
+    unmatched, depth = _unmatched(tokens), 0
     pieces: list[list[_Token]] = [[]]
-    depth = 0
     for index, token in enumerate(tokens):
-        if index in partners:
+        if index in unmatched:
             pieces.append([])
             continue
         piece = pieces[-1]
-        if not depth and token.kind in ("number", "open", "fraction") and piece and piece[-1].kind == "word":
-            pieces.append([_Token("unknown", "")] if _leads_on(piece) else [])
+        if not depth and piece and piece[-1].kind == "word" and token.kind in ("number", "open", "fraction"):
+            pieces.append([_Token("unknown")] if _goes_on(piece) else [])
         depth += (token.kind == "open") - (token.kind == "close")
         pieces[-1].append(token)
     return pieces
 
 
-def _leads_on(piece: Sequence[_Token]) -> bool:
-    """Whether the words at its end belong to what follows: `half of`, `the sum of 3 and`, `5 feet`."""
-    if all(token.kind == "word" for token in piece) and piece[-1].text.lower() == "and":
+def _goes_on(piece: Sequence[_Token]) -> bool:
+    """Whether a number after this belongs to it: `half of`, `the sum of 3 and`, `5 feet`."""
+    last = piece[-1].text.lower()
+    if last == "and" and all(token.kind == "word" for token in piece):
         return False
-    return piece[-1].text.lower() in _LEADS or (piece[-2:-1] != [] and piece[-2].kind == "number")
+    return last in _GOES_ON or (len(piece) > 1 and piece[-2].kind == "number")
 
 
 def _unmatched(tokens: Sequence[_Token]) -> set[int]:
@@ -224,26 +227,25 @@ def _unmatched(tokens: Sequence[_Token]) -> set[int]:
 
 
 def _read(tokens: Sequence[_Token]) -> _Side | None:
-    """The expression that the tokens are, with nothing left over; None if it cannot be read."""
+    """The expression in the tokens; None if it cannot be read to its end."""
     if not tokens or len(tokens) > MAX_TOKENS:
         return None
     has_percent = any(token.kind == "percent" for token in tokens)
     try:
-        values = [Fraction(_value(tokens, percent)) for percent in ((1, Fraction(1, 100)) if has_percent else (1,))]
+        values = tuple(_value(tokens, percent) for percent in ((Fraction(1, 100), 1) if has_percent else (1,)))
     except (_UnreadableError, IndexError, ZeroDivisionError):
         return None
     texts = [token.text for token in tokens if token.kind == "number"]
-    places = len(texts[0].partition(".")[2]) if len(texts) == 1 else None
     units = frozenset(token.text.lower().rstrip("s") for token in tokens if token.kind == "word")
-    return _Side(tuple(values), tuple(map(_number, texts)), places, units)
+    return _Side(values, tuple(map(_number, texts)), units, len(texts[0].partition(".")[2]) if len(texts) == 1 else None)
 
 
-def _value(tokens: Sequence[_Token], percent: Value) -> Value:
+def _value(tokens: Sequence[_Token], percent: Value) -> Fraction:
     left = deque(tokens)
     value = _sum(left, percent)
     if left:
         raise _UnreadableError
-    return value
+    return Fraction(value)
 
 
 def _sum(tokens: deque[_Token], percent: Value) -> Value:
@@ -266,18 +268,13 @@ def _product(tokens: deque[_Token], percent: Value) -> Value:
 def _factor(tokens: deque[_Token], percent: Value) -> Value:
     """A number, a fraction or a group, with its units."""
     token = tokens.popleft()
-    value: Value
     if token.text == "-":
         return -_factor(tokens, percent)
+    value: Value
     if token.kind == "fraction":
-        value = Fraction(_group(tokens, percent)) / _group(tokens, percent)
-    elif token.kind == "open":
-        tokens.appendleft(token)
-        value = _group(tokens, percent)
-    elif token.kind == "number":
-        value = _number(token.text)
+        value = Fraction(_group(tokens.popleft(), tokens, percent)) / _group(tokens.popleft(), tokens, percent)
     else:
-        raise _UnreadableError
+        value = _number(token.text) if token.kind == "number" else _group(token, tokens, percent)
     while tokens and tokens[0].kind in ("word", "percent"):
         unit = tokens.popleft()
         if unit.kind == "percent":
@@ -287,16 +284,11 @@ def _factor(tokens: deque[_Token], percent: Value) -> Value:
     return value
 
 
-def _group(tokens: deque[_Token], percent: Value) -> Value:
+def _group(opening: _Token, tokens: deque[_Token], percent: Value) -> Value:
     """What is in parentheses, or in braces."""
-    if tokens.popleft().kind != "open":
+    if opening.kind != "open":
         raise _UnreadableError
     value = _sum(tokens, percent)
     if tokens.popleft().kind != "close":
         raise _UnreadableError
     return value
-
-
-def _number(text: str) -> Value:
-    digits = text.replace(",", "")
-    return Fraction(digits) if "." in digits else int(digits)

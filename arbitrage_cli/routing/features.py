@@ -1,12 +1,11 @@
-"""A drafted step as numbers: what a router's head looks at.
+"""A drafted step as numbers: what a router's head reads.
 
-All of them come from what the draft computed while it wrote the step (its evidence), from the text, and from the steps
-before; nothing is run. They do not depend on the model's size or vocabulary, so that one head can serve any pair. Knows no
-head and no label. Python on short lists: for steps of 20 to 60 tokens it is faster than NumPy.
+They come from what the draft computed while it wrote the step (its token statistics), from the text and from the steps before;
+no model is run. They do not depend on a model's size or vocabulary, so one head can serve any pair. Knows no head and no label.
+Plain Python on short lists: for steps of 20 to 60 tokens it is faster than NumPy.
 
-Log-probabilities of single tokens are given as log-odds, log(p / (1 - p)): on this scale 0.99 and 0.9999 are as far apart
-as 0.01 and 0.0001, which is what a linear head needs. What there is nothing to measure of (no digit in the step, no step
-before it) is as if it were certain.
+Log-probabilities of single tokens are given as log-odds, log(p / (1 - p)): on this scale 0.99 and 0.9999 are as far apart as 0.01
+and 0.0001, as a linear head needs it. What does not exist (a digit in the step, a step before it) counts as certain.
 """
 
 import math
@@ -24,14 +23,14 @@ from arbitrage_cli.types import Step, TokenStats, Trace
 
 Floats = NDArray[np.float32]
 
-_LOW = ("first", "last", "mean", "min", "2nd_min", "q10", "q25", "q50")
-_HIGH = ("first", "last", "mean", "max", "2nd_max", "q90", "q75", "q50")
+_LOW = ("mean", "first", "last", "min", "2nd_min", "q10", "q25", "q50")
+_HIGH = ("mean", "first", "last", "max", "2nd_max", "q90", "q75", "q50")
 _OF_KIND = ("share", "logprob_mean", "logprob_sum", "logprob_min", "logprob_2nd_min", "entropy_max", "margin_min")
 
 FEATURES: tuple[str, ...] = (
-    # the step's tokens: the first, the last, the mean, the two least sure ones, and quantiles from the least sure one on
-    *(f"logprob_{name}" for name in _LOW),
+    # the step's tokens: the mean, the first, the last, the two least sure ones, and quantiles from the least sure one on
     "logprob_sum",
+    *(f"logprob_{name}" for name in _LOW),
     *(f"entropy_{name}" for name in _HIGH),
     *(f"margin_{name}" for name in _LOW),
     "least_likely_position",  # of the least likely token, from 0 to 1
@@ -97,10 +96,7 @@ _CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), 
 
 
 def features(trace: Trace, draft: Step) -> Floats:
-    """The step, drafted to come next in `trace`, as finite numbers in the order of `FEATURES`.
-
-    ValueError if its evidence was not kept.
-    """
+    """The next step of `trace` as finite numbers in the order of `FEATURES`. ValueError without token statistics."""
     token_stats = draft.known_token_stats
     kinds = [_kind(piece) for piece in token_stats.pieces or ()]
     values = [*_of_tokens(token_stats), *_of_kind(token_stats, kinds, "digit"), *_of_kind(token_stats, kinds, "operator")]
@@ -110,13 +106,13 @@ def features(trace: Trace, draft: Step) -> Floats:
 
 
 def hidden_features(draft: Step) -> Floats:
-    """The draft's own state when it ended the step, and its mean over the step: (2 * n_embd,).
+    """The draft's hidden state at the step's last token, then the mean over the step: (2 * n_embd,). ValueError if not kept.
 
-    It has a meaning for this one draft only. ValueError if it was not kept.
+    They mean something for this one draft only.
     """
     hidden = draft.known_token_stats.hidden
     if not isinstance(hidden, np.ndarray):
-        raise ValueError("this router reads the hidden states of the drafted step, and none were kept")
+        raise ValueError("this router reads the hidden states of the drafted step, which were not kept")
     return np.concatenate((hidden[-1], hidden.mean(axis=0)), dtype=np.float32)
 
 
@@ -124,36 +120,31 @@ def hidden_features(draft: Step) -> Floats:
 
 
 def _of_tokens(token_stats: TokenStats) -> Iterator[float]:
-    """Log-probabilities, entropies and margins of all tokens, each from the least sure one up."""
-    log_probabilities = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0)
-    last = len(log_probabilities) - 1
+    """Log-probabilities, entropies and margins of all tokens."""
+    log_probabilities, entropies = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0), token_stats.entropies
+    margins, count = _bounded(token_stats.margins, 0.0, MAX_MARGIN), len(log_probabilities)
     total = sum(log_probabilities)
-    ordered = sorted(log_probabilities)
-    yield _log_odds(log_probabilities[0])
-    yield _log_odds(log_probabilities[-1])
-    yield total / (last + 1)
-    for position in (0, min(1, last), last // 10, last // 4, last // 2):
-        yield _log_odds(ordered[position])
     yield total
-    entropies = token_stats.entropies
-    falling = sorted(entropies, reverse=True)
-    yield _log_entropy(entropies[0])
-    yield _log_entropy(entropies[-1])
-    yield _log_entropy(sum(entropies) / (last + 1))
-    for position in (0, min(1, last), last // 10, last // 4, last // 2):
-        yield _log_entropy(falling[position])
-    margins = _bounded(token_stats.margins, 0.0, MAX_MARGIN)
-    rising = sorted(margins)
-    yield margins[0]
-    yield margins[-1]
-    yield sum(margins) / (last + 1)
-    for position in (0, min(1, last), last // 10, last // 4, last // 2):
-        yield rising[position]
-    yield log_probabilities.index(ordered[0]) / max(1, last)
+    yield total / count
+    yield from map(_log_odds, _summary(log_probabilities, sorted(log_probabilities)))
+    yield _log_entropy(sum(entropies) / count)
+    yield from map(_log_entropy, _summary(entropies, sorted(entropies, reverse=True)))
+    yield sum(margins) / count
+    yield from _summary(margins, sorted(margins))
+    yield log_probabilities.index(min(log_probabilities)) / max(1, count - 1)
+
+
+def _summary(values: Sequence[float], ordered: Sequence[float]) -> Iterator[float]:
+    """The first and the last value; of the ordered ones, the first two and three quantiles."""
+    last = len(values) - 1
+    yield values[0]
+    yield values[-1]
+    for place in (0, min(1, last), last // 10, last // 4, last // 2):
+        yield ordered[place]
 
 
 def _of_kind(token_stats: TokenStats, kinds: Sequence[Kind], kind: Kind) -> tuple[float, ...]:
-    """What `_OF_KIND` names, of the tokens of one kind."""
+    """The features of `_OF_KIND` for the tokens of one kind."""
     chosen = [index for index, one in enumerate(kinds) if one == kind]
     if not chosen:
         return _CERTAIN
@@ -179,7 +170,7 @@ def _kind(piece: str) -> Kind:
 
 
 def _bounded(values: Sequence[float], low: float, high: float) -> Sequence[float]:
-    """The values, none outside the bounds; the same sequence where none is, as nearly always."""
+    """The values within bounds; as a rule, the same sequence."""
     if min(values) >= low and max(values) <= high:
         return values
     return [min(high, max(low, value)) for value in values]
@@ -227,7 +218,7 @@ def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
 
 
 class _Ledger:
-    """Which numbers a solution has, given or computed, and how often each was an operand."""
+    """The numbers that a solution has, given or computed, and how often each was an operand."""
 
     def __init__(self, question: str) -> None:
         self.available = Counter(numbers_in(question))
@@ -235,7 +226,7 @@ class _Ledger:
         self.wrong = 0
 
     def add(self, equations: Sequence[Equation]) -> tuple[int, int]:
-        """Note what is used and computed; how many operands were not available, and not as often as they were used."""
+        """Count what is used and computed. Returns how many operands were not available, and how many not that often."""
         unknown = overused = 0
         for equation in equations:
             self.used.update(equation.operands)
@@ -274,9 +265,9 @@ def _of_arithmetic(trace: Trace, draft: Step) -> Iterator[float]:
 
 
 def _of_history(trace: Trace) -> Iterator[float]:
-    """The step before this one, the accepted ones of the draft, and how often the target stepped in.
+    """The previous step, the accepted ones of the draft, and how often the target wrote.
 
-    What the target computed while it wrote a step is not looked at, even where it is there: it says nothing of the draft.
+    What the target computed while it wrote a step is not read: it says nothing about the draft.
     """
     decisions = trace.decisions
     kept = [decision.kept for decision in decisions]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import Card, Floats, Head, Network
+from arbitrage_cli.routing.features import FEATURES, Floats
+from arbitrage_cli.routing.head import Card, Head, Network
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_score, selection_score_gaps

@@ -7,7 +7,8 @@ from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions
 from arbitrage_cli.evaluation.benchmark import Column
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
-from arbitrage_cli.routing.head import Head, load
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.system.paths import user_folder
 
 

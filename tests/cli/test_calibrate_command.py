@@ -14,7 +14,8 @@ from made_up_tuning import make_tuned
 from small_heads import make_table, write_head
 
 from arbitrage_cli.display.card import write_taus
-from arbitrage_cli.routing.head import Head, load, save
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.head_file import load, save
 from arbitrage_cli.routing.thresholds import NAMES, TauTable
 from arbitrage_cli.tuning.placement import machine_here
 from arbitrage_cli.tuning.store import Speeds, keep_tuned

@@ -11,7 +11,7 @@ from collected import COSTS, World, questions, write_run
 
 from arbitrage_cli.cli.train import name_of_head
 from arbitrage_cli.display.card import write_card
-from arbitrage_cli.routing.head import load
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.runs.folder import encode
 

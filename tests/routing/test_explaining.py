@@ -12,7 +12,7 @@ from test_router import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution, explain_states, group
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import save
+from arbitrage_cli.routing.head_file import save
 from arbitrage_cli.routing.states import features_of
 from arbitrage_cli.routing.thresholds import Outcomes, make_table
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace

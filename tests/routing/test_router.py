@@ -20,8 +20,9 @@ from safetensors.numpy import save as encode
 
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
-from arbitrage_cli.routing.features import FEATURES, features, hidden_features
-from arbitrage_cli.routing.head import MAX_FILE_BYTES, Card, Curve, Floats, Head, Network, load, save
+from arbitrage_cli.routing.features import FEATURES, Floats, features, hidden_features
+from arbitrage_cli.routing.head import Card, Curve, Head, Network, digest_of
+from arbitrage_cli.routing.head_file import MAX_FILE_BYTES, SCHEMA, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
@@ -252,12 +253,10 @@ def test_saving_replaces_whole_files_only(tmp_path: Path) -> None:
 
 def rewritten(head: Head, path: Path, arrays: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Path:
     """The head's file with other arrays, or other fields of its card, under a sha256 that fits: made by an enemy."""
-    from arbitrage_cli.routing.head import SCHEMA, _digest
-
     card = head.card.to_json() | changes
     text = json.dumps({name: value for name, value in card.items() if value is not ...})
     chosen: Mapping[str, NDArray[Any]] = head.arrays() if arrays is None else arrays
-    about = {"schema": SCHEMA, "card": text, "sha256": _digest(text, chosen)}
+    about = {"schema": SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
     path.write_bytes(encode(dict(chosen), {"arbitrage": json.dumps(about)}))
     return path
 

@@ -128,7 +128,7 @@ def test_the_target_is_given_the_draft_as_a_proposal() -> None:
     assert proposals == ["12"]
 
 
-def test_costs_are_measured_on_a_few_steps_of_a_slow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_measured_on_a_few_steps_of_a_slow_model() -> None:
     """Up to the first decision after the time is over, so that there is one however slow it is; then nothing more is asked."""
     trace, clock = Trace(Problem("p", "1 + 2"), Limits()), itertools.count(0.0, 3.0)
     events = (
@@ -136,7 +136,6 @@ def test_costs_are_measured_on_a_few_steps_of_a_slow_model(monkeypatch: pytest.M
         for number in itertools.count()
         for event in (Started(trace), Decided(trace, Decision(target_step(f"{number}"))))
     )
-    monkeypatch.setattr("arbitrage_cli.cli.collect_run.perf_counter", lambda: next(clock))
-    measured = decided_within(10.0, events)
+    measured = decided_within(10.0, events, lambda: next(clock))
     assert [decision.kept.text for decision in measured] == ["0", "1", "2", "3"]
     assert next(events) == Started(trace)
