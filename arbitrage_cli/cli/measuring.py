@@ -1,30 +1,21 @@
 """Makes the attempts of a benchmark: loads the models, follows what happens, writes each row as soon as it is there."""
 
 import contextlib
-import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
-from arbitrage_cli.cli.options import SOME_FAILED
-from arbitrage_cli.cli.output import is_drawable, only_figures_on_stdout
+from arbitrage_cli.cli.output import only_figures_on_stdout
 from arbitrage_cli.cli.routing import make_rater, make_router, reads_hidden, sequences
 from arbitrage_cli.cli.run_facts import Setup, add_loaded
 from arbitrage_cli.cli.session import Engines, open_backends
-from arbitrage_cli.cli.watchdog import Watchdog
 from arbitrage_cli.display.progress import Outcome, Progress, State
-from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, Standings, failed_row
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, Standings
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.runs.folder import RunFolder, key_of, latest
-from arbitrage_cli.types import Finished, ModelRole
-
-SHOW_CURSOR = b"\x1b[?25h"
-SLOWEST_BATCH = 30.0
-"""Seconds that a computation may take beyond the time of its attempt, before it is held to hang: a large model is slow to read."""
+from arbitrage_cli.types import ModelRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +54,7 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
         for attempt in work.left:
             bench.engines_for(attempt.column, attempt.sample)
         work.folder.save_run(add_loaded(run, backends))
-        patience = timeout + max(timeout, SLOWEST_BATCH) if timeout else None
-        watchdog = stack.enter_context(Watchdog(patience, _end_of(work, patience or 0.0)))
-        _follow(bench, work, watchdog)
+        _follow(bench, work)
 
 
 def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grader, timeout: float | None) -> Bench:
@@ -103,7 +92,7 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
     )
 
 
-def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
+def _follow(bench: Bench, work: Work) -> None:
     columns = list(dict.fromkeys(attempt.column for attempt in work.attempts))
     standings = Standings(columns, len(work.attempts) // len(columns), work.setup.concurrency or 1)
     by_key = {attempt.key: attempt for attempt in work.attempts}
@@ -117,22 +106,16 @@ def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
         return State(finished, len(work.attempts), standings.now(), standings.seconds_left(waiting))
 
     work.display.begin(f"bench {work.setup.dataset.name}", state())
-    going_on: dict[str, Attempt] = {}  # by problem: those that go on together differ in nothing else
     with contextlib.closing(bench.run(work.left)) as happenings:
         for happening in happenings:
             if isinstance(happening, Began):
-                going_on[happening.attempt.item.problem.id] = happening.attempt
                 work.display.start(happening.attempt.item.problem.id, happening.attempt.column.label)
-                watchdog.began(happening.attempt)
             elif isinstance(happening, Ended):
-                with watchdog.undisturbed:
-                    work.folder.append(happening.row)
+                work.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
                 waiting[happening.attempt.column] -= 1
                 work.display.finish(_outcome(happening), state())
             else:
-                if isinstance(happening, Finished):
-                    watchdog.ended(going_on.pop(happening.trace.problem.id))
                 work.display.handle(happening)
 
 
@@ -142,19 +125,3 @@ def _outcome(ended: Ended) -> Outcome:
     verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
     seconds = None if "throughput" in row else row["wall_seconds"]
     return Outcome(row["id"], attempt.column.label, verdict, detail, seconds)
-
-
-def _end_of(work: Work, seconds: float) -> Callable[[Sequence[Attempt]], NoReturn]:
-    """What to do about attempts that hang where no exception reaches them: note that, and end the process."""
-
-    def end(attempts: Sequence[Attempt]) -> NoReturn:
-        error = ProblemError(f"hung in one step until {seconds:g} s were over")
-        told = ""
-        for attempt in attempts:
-            work.folder.append(failed_row(attempt, error, work.setup.limits, seconds))
-            told += f"arbitrage: {attempt.item.problem.id}, {attempt.column.label}: {error}\n"
-        told += f"  {work.how_to_go_on}\n"
-        os.write(2, (SHOW_CURSOR if is_drawable(sys.stderr) else b"") + told.encode("ascii", "backslashreplace"))
-        os._exit(SOME_FAILED)
-
-    return end

@@ -18,7 +18,8 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, head_file, local_files
-from arbitrage_cli.rewards.prm import Judge, ProcessReward
+from arbitrage_cli.rewards.judge import Judge
+from arbitrage_cli.rewards.prm import ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.head import Head, load
 from arbitrage_cli.routing.policies import POLICIES, Policy

@@ -108,7 +108,7 @@ class Engines:
             keep_token_stats=role == "draft" and column.policy.reads_token_stats,
         )
         if role in self._measured:
-            engine.know(self._measured[role])
+            engine.use_measured(self._measured[role])
         else:
             self._measured[role] = engine.measure()
         return engine

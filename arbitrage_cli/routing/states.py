@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.inference.speculation import Proposal
+from arbitrage_cli.inference.acceptance import Proposal
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import ModelRole
 
@@ -66,7 +66,7 @@ class State:
             for text in (self.draft_text, self.target_texts[0])
         )
         lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
-        told = sum(lengths[number] for number in written if proposal.wrote(number))
+        told = sum(lengths[number] for number in written if proposal.follow(number))
         return self.target_tokens * told // max(1, len(self.target_texts[0]))
 
 

@@ -64,7 +64,7 @@ class Reader:
     def __init__(self, backend: Backend, instructions: str) -> None:
         self._backend = backend
         self._engine = Engine("target", backend, Sampler(), instructions=instructions)  # asked for token ids only
-        self._ends = [token for token in range(backend.card.vocabulary_size) if backend.is_end(token)]
+        self._ends = [token for token in range(backend.card.vocabulary_size) if backend.tokenizer.is_end(token)]
         self._held: list[int] = []
 
     def readings(self, question: str, kept: Sequence[str], draft: str, *, ends: bool) -> list[float]:
