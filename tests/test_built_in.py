@@ -411,7 +411,7 @@ def test_a_model_that_is_no_reward_model_is_refused_before_it_is_used(tmp_path: 
     measured = run(*bench, *no_prm)
     for result in (solved, measured):
         assert (result.code, result.out) == (3, "")
-        assert "draft does not rate steps: it says + or - with a probability of" in result.err
+        assert "draft does not score steps: it says + or - with a probability of" in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -424,8 +424,8 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
         step = Step("draft", text, 1, Cost(), "separator")
         rater.start(0, ScoreSteps(trace, (step,)))
         (rated,) = rater.tick()
-        assert rated.ratings
-        rewards += rated.ratings.rewards
+        assert rated.rewards
+        rewards += rated.rewards.values
         trace.add(Decision(step))
     rater.close(0)
     return rewards

@@ -164,7 +164,7 @@ def test_the_target_reads_nothing_before_the_first_escalation() -> None:
         pass
     assert [decision.kept.model for decision in traces[-1].decisions] == ["draft", "draft", "target"]
     accepted = "".join(decision.kept.text for decision in traces[-1].decisions[:2])
-    read = b"".join(target.piece(token) for call in target.calls for token in call.tokens).decode()
+    read = b"".join(target.tokenizer.piece(token) for call in target.calls for token in call.tokens).decode()
     assert (LONG.question + accepted) in read
 
 

@@ -24,7 +24,8 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
-from arbitrage_cli.rewards.prm import Judge, ProcessReward
+from arbitrage_cli.rewards.judge import Judge
+from arbitrage_cli.rewards.prm import ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.choice import need_head, reads_hidden
 from arbitrage_cli.routing.policies import Policy

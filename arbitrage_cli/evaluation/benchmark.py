@@ -15,7 +15,7 @@ from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.errors import DefectError, InterruptedRunError
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.routing.policies import Policy
@@ -111,14 +111,6 @@ def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retr
     return by_status[None] + (by_status["error"] if retry_errors else [])
 
 
-def failed_row(attempt: Attempt, error: ProblemError, limits: Limits, seconds: float) -> dict[str, Any]:
-    """The row of an attempt that nothing is known of but why it failed, and after how long."""
-    item, policy = attempt.item, attempt.column.policy
-    run = RunInfo(policy.name, policy.number or None, attempt.column.tau, 0.0, 0)
-    measured = Measured(attempt.sample, item.level, item.gold, None, seconds, 0.0)
-    return row(Finished(Trace(item.problem, limits), error), run, measured)
-
-
 def _no_router(policy: Policy) -> None:
     """Policies that make their own router need none."""
 
@@ -166,7 +158,16 @@ class Bench:
 
         rater = self.rater_for(policy)
         draft = engines.get("draft")
-        scheduler = Scheduler(engines, make_flow, self.limits, concurrency=self.concurrency, rater=rater, speculator=draft)
+        scheduler = Scheduler(
+            engines,
+            make_flow,
+            self.limits,
+            concurrency=self.concurrency,
+            rater=rater,
+            speculator=draft,
+            timeout=self.timeout,
+            clock=self.clock,
+        )
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
             last: float | None = None  # when the block began, or a problem of it was done
             for event, now in self._timed(events):
@@ -182,9 +183,6 @@ class Bench:
                     share = Share(block[0].block, len(block), now - (last or 0.0)) if self.concurrency > 1 else None
                     last = now
                     yield Ended(left[name], self._row(left.pop(name), event, seconds, times[name].deciding.seconds, share))
-                elif self.timeout is not None and seconds > self.timeout:
-                    late = ProblemError(f"not finished after {self.timeout:g} s", "give a longer --timeout")
-                    scheduler.give_up(event.trace, late)
         if left:
             raise DefectError("a problem was given up without a word")
 

@@ -45,7 +45,7 @@ class Engines:
         if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
             # For the estimate of the target's time alone, and for what the draft's guesses cost.
             if role in self._measured:
-                engine.know(self._measured[role])
+                engine.use_measured(self._measured[role])
             else:
                 self._measured[role] = engine.measure()
         return engine

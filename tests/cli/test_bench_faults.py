@@ -352,21 +352,14 @@ def test_interrupt_while_an_answer_is_graded(program: Program, here: Path, golde
 
 
 def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None:
-    """A computation that never comes back ends the process some time after --timeout, with a row for it; going on passes it by."""
-    arguments = (*BENCH, "--timeout", "0.4")
-    hanging = program.run(here, *arguments, hang_on="12 * 34")
-    assert (hanging.code, hanging.out) == (1, "")
-    assert "p0, target: hung in one step until 0.8 s were over" in hanging.err
-    assert f"1 of {NUM_ROWS} attempts are safe in run; to resume: arbitrage bench" in hanging.err
-    for _ in range(2):
-        assert program.run(here, *arguments, hang_on="12 * 34").code == 1
-    status = {(row["id"], row["policy"]): row["status"] for row in rows_of(here / "run")}
-    assert status == {
-        ("p0", "target"): "error",
-        ("p0", "entropy"): "error",
-        ("p1", "target"): "done",
-        ("p1", "entropy"): "done",
-    }
+    """A computation that does not come back is aborted after --timeout: its attempt has an error row, and the run goes on."""
+    hanging = program.run(here, *BENCH, "--timeout", "0.4", hang_on="12 * 34")
+    assert hanging.code == 1
+    rows = {(row["id"], row["policy"]): row for row in rows_of(here / "run")}
+    assert len(rows) == NUM_ROWS
+    (hung,) = [row for row in rows.values() if row["status"] == "error"]
+    assert (hung["id"], hung["error"]) == ("p0", "not finished after 0.4 s")
+    assert 0.4 < hung["wall_seconds"] < 5
 
 
 def test_a_slow_step_ends_only_its_attempt(program: Program, here: Path) -> None:

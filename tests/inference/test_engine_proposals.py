@@ -25,9 +25,10 @@ from writing import (
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
 from arbitrage_cli.inference.backend import Backend
-from arbitrage_cli.inference.engine import Engine, Speculation, Speculator
+from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation
+from arbitrage_cli.inference.speculation import Speculation, Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 
@@ -121,7 +122,7 @@ def test_what_matches_is_drawn_from_a_batch() -> None:
     engine, trace = proposing_engine(backend), new_trace()
     del backend.calls[:]
     step = write_proposed(engine, trace, text[:40] + "WWWWWWWW")
-    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenizer.tokenize(text, continues=True)))
     assert backend.count("decode") > step.num_tokens  # some in vain
     assert sum(call.name == "decode" for call in backend.calls) < step.num_tokens - 25
     drops = [call.positions[0] for call in backend.calls if call.name == "drop"]
@@ -137,7 +138,7 @@ def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() ->
     backend = Recording(scripted(recite(text)))
     engine, trace = proposing_engine(backend), new_trace()
     step = write_proposed(engine, trace, text.replace("To find it, we", "We").replace("12", "21"))
-    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenizer.tokenize(text, continues=True)))
     assert step.cost.decode_tokens < len("To find it, we") + 10
     assert step.cost.verify_kept > 25
 

@@ -228,7 +228,7 @@ def test_hidden_features_are_the_end_and_the_mean() -> None:
 
 def test_what_was_not_kept_is_asked_for() -> None:
     """Without evidence, or without hidden states, there is no number to make up."""
-    with pytest.raises(ValueError, match="evidence"):
+    with pytest.raises(ValueError, match="not kept"):
         features(Trace(Problem("1", "?"), Limits()), make_step())
     with pytest.raises(ValueError, match="hidden"):
         hidden_features(make(shown=token_stats()))

@@ -1,6 +1,6 @@
-"""Steps written by an engine over toy models, for the tests of engines: how to begin one, finish it, and compare two."""
+"""Steps of toy models, for the tests of engines: how to begin one, finish it, and compare two."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from hash_language import HashBackend
@@ -22,7 +22,7 @@ def recite(text: str) -> Script:
 
 
 def repeat(text: str) -> Script:
-    """A script that never says anything else, and never ends."""
+    """A script that says one text for ever."""
     return lambda question, solution: Continuation(text, 0.9)
 
 
@@ -33,20 +33,20 @@ class ByteReciter(HashBackend):
         super().__init__(context_size=context_size)
         self._data = data
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
-        output = super().decode(sequences, positions, tokens)
+    def decode(self, sequences: Any, positions: Any, tokens: Any, **options: Any) -> Output:
+        output = super().decode(sequences, positions, tokens, **options)
         for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
-            written = position - self.cells[sequence].index(self.control_tokens["<|assistant|>"])
+            written = position - self.cells[sequence].index(self.tokenizer.control_tokens["<|assistant|>"])
             output.logits[row, [*self._data[written : written + 1]]] = 100.0
         return output
 
 
 class Structured(HashBackend):
-    """Writes a control token now and then that does not end its text."""
+    """Now and then writes a control token that does not end the text."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self._written = np.append(self._written, self.control_tokens["<|user|>"])
+        self._written = np.append(self._written, self.tokenizer.control_tokens["<|user|>"])
         self._favour = np.append(self._favour, 3.0)
 
 
@@ -66,15 +66,15 @@ def new_trace(limits: Limits | None = None) -> Trace:
 
 
 def finish(engine: Engine) -> tuple[Step, list[str]]:
-    """Tick until the step of slot 0 is finished; also the texts given out on the way."""
+    """Tick until the step of slot 0 is finished. Returns also the texts of its tokens."""
     given: list[str] = []
     while True:
-        for progress in engine.tick():
-            if progress.error:
-                raise progress.error
-            given.append(progress.text)
-            if progress.step:
-                return progress.step, given
+        for update in engine.tick():
+            if update.error:
+                raise update.error
+            given.append(update.text)
+            if update.step:
+                return update.step, given
 
 
 def write(engine: Engine, trace: Trace) -> Step:
@@ -91,7 +91,7 @@ def foreign(text: str, model: ModelRole = "target") -> Step:
 
 
 def assert_equal(step: Step, expected: Step) -> None:
-    """Text, number of tokens, reason to stop and evidence, to the last bit."""
+    """Text, number of tokens, reason to stop and token statistics, to the last bit."""
     assert (step.text, step.num_tokens, step.stop) == (expected.text, expected.num_tokens, expected.stop)
     assert step.token_stats is not None
     assert expected.token_stats is not None

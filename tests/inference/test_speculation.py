@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.inference.speculation import FIRST_ROWS, KINDS, MAX_ROWS, SOURCES, Kind, Place, Planner, Proposal
+from arbitrage_cli.inference.acceptance import KINDS, SOURCES, Kind, Place, Proposal
+from arbitrage_cli.inference.costs import FIRST_ROWS, MAX_ROWS
+from arbitrage_cli.inference.speculation import Planner
 
 Seconds = Callable[[int], float]
 
@@ -33,9 +35,9 @@ def line(first: float, more: float) -> Seconds:
 def note(planner: Planner, seconds: float, count: int, num_drawn: int, kind: Kind = "drafted") -> None:
     """Tell a planner of a batch with `count` proposed tokens."""
     if count:
-        planner.verified(seconds, 1 + count, num_drawn, kind=kind)
+        planner.record_verification(seconds, 1 + count, num_drawn, kind=kind)
     else:
-        planner.decoded(seconds)
+        planner.record_decode(seconds)
 
 
 class Machine:
@@ -54,12 +56,12 @@ class Machine:
         return seconds * self._random.uniform(1 - self._noise, 1 + self._noise)
 
     def read(self, seconds_a_token: float) -> None:
-        self.planner.read(50, 50 * seconds_a_token)
+        self.planner.costs.add_read(50, 50 * seconds_a_token)
 
     def write(self, num_steps: int) -> float:
         """Seconds of so many steps as a share of those that decoding alone takes."""
         self.seconds = self.without = 0.0
-        self.planner.decoded(self.took(self._batch(1)))
+        self.planner.record_decode(self.took(self._batch(1)))
         for _ in range(num_steps):
             matching = 0
             while matching < 30 and self._random.random() < (self._match if matching else self._first):
@@ -78,7 +80,7 @@ class Machine:
             self.most_rows = max(self.most_rows, 1 + count)
             note(self.planner, taken, count, gained)
             for number in range(done, min(done + gained, 29)) if alive else ():
-                self.planner.compared(Place(29 - number, number), matched=number < matching)
+                self.planner.acceptance.record(Place(29 - number, number), matched=number < matching)
             done += gained
             alive = alive and done <= matching
 
@@ -137,9 +139,9 @@ def test_a_machine_that_was_busy_once(slow: float) -> None:
     """A batch that took many times as long as it should, even the first one, is not the end of proposals."""
     machine = Machine(line(1.0, 0.25), 0.98)
     machine.read(0.25)
-    machine.planner.decoded(1.0)
+    machine.planner.record_decode(1.0)
     (count,) = machine.planner.plan([Place(29, 0)])
-    machine.planner.verified(slow * (1 + 0.25 * count), 1 + count, 1 + count)
+    machine.planner.record_verification(slow * (1 + 0.25 * count), 1 + count, 1 + count)
     machine.write(30)
     assert machine.write(30) < 0.65  # 0.61 where nothing was slow
 
@@ -148,9 +150,9 @@ def test_a_machine_that_was_busy_for_long() -> None:
     """Batches that took ten times as long as they should are tried again later."""
     machine = Machine(line(1.0, 0.02), 0.98)
     machine.read(0.02)
-    machine.planner.decoded(1.0)
+    machine.planner.record_decode(1.0)
     for rows in range(2, 6):
-        machine.planner.verified(10.0, rows, rows - 1)
+        machine.planner.record_verification(10.0, rows, rows - 1)
     assert machine.planner.plan([Place(29, 0)]) == [0]
     machine.write(300)
     assert machine.write(100) < 0.35
@@ -169,20 +171,20 @@ def test_a_machine_that_gets_slower() -> None:
 def test_nothing_is_verified_before_speeds_are_known() -> None:
     """Neither without a decode nor without a read; nor by a clock that stands still."""
     planner = Planner()
-    planner.read(50, 0.5)
+    planner.costs.add_read(50, 0.5)
     assert planner.plan([Place(20, 0)]) == [0]
-    planner.decoded(0.0)
+    planner.record_decode(0.0)
     assert planner.plan([Place(20, 0)]) == [0]
     unread = Planner()
-    unread.decoded(1.0)
+    unread.record_decode(1.0)
     assert unread.plan([Place(20, 0)]) == [0]
 
 
 def measured() -> Planner:
     """A planner that has seen a token read in a fifth of the time of a decode."""
     planner = Planner()
-    planner.read(100, 20.0)
-    planner.decoded(1.0)
+    planner.costs.add_read(100, 20.0)
+    planner.record_decode(1.0)
     return planner
 
 
@@ -190,9 +192,9 @@ def test_the_likeliest_tokens_go_first() -> None:
     """In a batch with another problem, that which matched so far gets more."""
     planner = measured()
     for _ in range(50):
-        planner.compared(Place(9, 0), matched=False)
-        planner.compared(Place(9, 1), matched=True)
-        planner.compared(Place(9, 2), matched=True)
+        planner.acceptance.record(Place(9, 0), matched=False)
+        planner.acceptance.record(Place(9, 1), matched=True)
+        planner.acceptance.record(Place(9, 2), matched=True)
     counts = planner.plan([Place(3, 0), Place(0, 5), Place(3, 1)])
     assert counts[1] == 0
     assert counts[0] < counts[2]
@@ -202,8 +204,8 @@ def test_what_came_back_is_learned_apart() -> None:
     """Where texts part for good, but follow their proposals whenever they come back, only the latter are worth a batch."""
     planner = measured()
     for _ in range(50):
-        planner.compared(Place(9, 0), matched=False)
-        planner.compared(Place(9, 0, "again"), matched=True)
+        planner.acceptance.record(Place(9, 0), matched=False)
+        planner.acceptance.record(Place(9, 0, "again"), matched=True)
     at_first, back = planner.plan([Place(9, 0), Place(9, 0, "again")])
     assert at_first == 0 < back
 
@@ -211,36 +213,36 @@ def test_what_came_back_is_learned_apart() -> None:
 def test_what_is_told_is_proposed_until_the_text_leaves_it() -> None:
     """Or is back in the drafted step, of which more is known."""
     proposal = Proposal([*map(ord, "abcdefgh")])
-    assert proposal.wrote(ord("x")) is False
-    proposal.go_on_with([*map(ord, "yz!")])
+    assert proposal.follow(ord("x")) is False
+    proposal.speculate([*map(ord, "yz!")])
     assert (proposal.place(9), proposal.place(2).num_left) == (Place(3, 0, "speculated"), 2)
-    assert proposal.wrote(ord("y")) is True
+    assert proposal.follow(ord("y")) is True
     assert (proposal.place(9), proposal.upcoming(9)) == (Place(2, 1, "speculated"), [*map(ord, "z!")])
-    assert proposal.wrote(ord("e")) is False
+    assert proposal.follow(ord("e")) is False
     assert (proposal.place(9).num_left, proposal.upcoming(9)) == (0, [])
-    assert proposal.wrote(ord("f")) is None
-    proposal.go_on_with([*map(ord, "!!")])
-    assert proposal.wrote(ord("b")) is False
-    proposal.go_on_with([*map(ord, "cd!")])
-    assert proposal.wrote(ord("c")) is True  # "bc" stands in the drafted step, which goes on there
+    assert proposal.follow(ord("f")) is None
+    proposal.speculate([*map(ord, "!!")])
+    assert proposal.follow(ord("b")) is False
+    proposal.speculate([*map(ord, "cd!")])
+    assert proposal.follow(ord("c")) is True  # "bc" stands in the drafted step, which goes on there
     assert (proposal.place(9).source, proposal.upcoming(9)) == ("again", [*map(ord, "defgh")])
 
 
 def speculate(draft: float, batch: Seconds, match: float, num_tokens: int = 6000) -> float:
     """Seconds of a text that is speculated on wherever that seems worth it, as a share of those that decoding alone takes."""
     chance, planner = random.Random(0), Planner()
-    planner.read(50, 50 * batch(50) / 50)
-    planner.decoded(batch(1))
+    planner.costs.add_read(50, 50 * batch(50) / 50)
+    planner.record_decode(batch(1))
     seconds, done = 0.0, 0
     while done < num_tokens:
         told = planner.plan_speculation(draft, 30)
         matching = next((index for index in range(told) if chance.random() >= match), told)
         (count,) = planner.plan([Place(told, 0, "speculated")]) if told else (0,)
         for number in range(min(matching + 1, told)):
-            planner.compared(Place(told - number, number, "speculated"), matched=number < matching)
+            planner.acceptance.record(Place(told - number, number, "speculated"), matched=number < matching)
         drawn = min(matching, count) + 1
         note(planner, batch(1 + count), count, drawn, "speculated")
-        planner.asked(told * draft)
+        planner.record_speculation(told * draft)
         seconds += told * draft + batch(1 + count)
         done += drawn
     return seconds / (num_tokens * batch(1))
@@ -281,8 +283,8 @@ def test_speculating_leaves_what_drafts_gain(draft: float, match: float) -> None
 
     def seconds(price: float) -> float:
         chance, planner, taken = random.Random(0), Planner(), 0.0
-        planner.read(50, 10.0)
-        planner.decoded(1.0)
+        planner.costs.add_read(50, 10.0)
+        planner.record_decode(1.0)
         for _ in range(150):
             done = 0
             while done < 72:
@@ -292,10 +294,12 @@ def test_speculating_leaves_what_drafts_gain(draft: float, match: float) -> None
                 matching = 99 if done < 12 else next((index for index in range(told) if chance.random() >= match), told)
                 drawn = min(count, matching) + 1
                 for number in range(min(drawn, place.num_left)):
-                    planner.compared(place._replace(num_matched=place.num_matched + number), matched=number < matching)
+                    planner.acceptance.record(
+                        place._replace(num_matched=place.num_matched + number), matched=number < matching
+                    )
                 took = batch(1 + count)
                 note(planner, took, count, drawn, place.kind)
-                planner.asked(told * price)
+                planner.record_speculation(told * price)
                 taken += took + told * price
                 done += drawn
         return taken
@@ -308,8 +312,8 @@ def test_whoever_has_nothing_to_say_costs_drafts_nothing() -> None:
     planner = measured()
     before = planner.plan([Place(9, 0)])
     for _ in range(30):
-        planner.decoded(1.0)
-        planner.asked(0.9)
+        planner.record_decode(1.0)
+        planner.record_speculation(0.9)
     assert planner.plan_speculation(0.01, 9) == 0
     assert planner.plan([Place(9, 0)]) == before != [0]
 
@@ -318,8 +322,8 @@ def test_a_clock_that_stood_still_is_no_price() -> None:
     """Nothing is divided by it."""
     planner = Planner()
     for _ in range(20):
-        planner.decoded(0.0)
-        planner.asked(1.0)
+        planner.record_decode(0.0)
+        planner.record_speculation(1.0)
     assert planner.plan_speculation(0.01, 9) == 0
 
 
@@ -334,7 +338,7 @@ def test_nothing_is_speculated_on_before_speeds_are_known() -> None:
 def test_steps_without_a_proposal_change_no_cost() -> None:
     """Costs fade with each proposal, not with each batch in which a problem has none."""
     planner = measured()
-    planner.verified(2.9, 3, 3)
+    planner.record_verification(2.9, 3, 3)
     before = planner.plan([Place(2, 5)])
     for _ in range(500):
         planner.plan([Place(0, 0), Place(2, 5)])
@@ -344,8 +348,8 @@ def test_steps_without_a_proposal_change_no_cost() -> None:
 def test_coming_back_for_nothing_costs_little() -> None:
     """Texts of few letters, which seem to be back all the time, and are not."""
     chance, planner = random.Random(0), Planner()
-    planner.read(50, 25.0)
-    planner.decoded(1.0)
+    planner.costs.add_read(50, 25.0)
+    planner.record_decode(1.0)
     seconds = 0.0
     for _ in range(300):
         proposal = Proposal([chance.randrange(4) for _ in range(30)])
@@ -356,9 +360,9 @@ def test_coming_back_for_nothing_costs_little() -> None:
             drawn = next((index for index, token in enumerate(upcoming) if token != text[index]), count) + 1
             for token in text[:drawn]:
                 place = proposal.place(1)
-                matched = proposal.wrote(token)
+                matched = proposal.follow(token)
                 if matched is not None:
-                    planner.compared(place, matched=matched)
+                    planner.acceptance.record(place, matched=matched)
             del text[:drawn]
             note(planner, 1.0 + 0.5 * count, count, drawn)
             seconds += 1.0 + 0.5 * count
@@ -369,7 +373,7 @@ def proposed_after(proposal: str, written: str) -> str:
     """What is proposed next, of a text whose tokens are its characters."""
     following = Proposal([*map(ord, proposal)])
     for character in written:
-        following.wrote(ord(character))
+        following.follow(ord(character))
     return "".join(map(chr, following.upcoming(99)))
 
 
@@ -403,7 +407,7 @@ def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, writt
     following = Proposal([*map(ord, proposal)])
     for character in written:
         upcoming, place = following.upcoming(1), following.place(1)
-        right = following.wrote(ord(character))
+        right = following.follow(ord(character))
         assert right == (None if not upcoming else upcoming == [ord(character)])
         assert place.num_left == len(upcoming)
         assert following.place(0).num_left == 0
@@ -413,15 +417,19 @@ seconds = st.floats(0, 100)
 places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.sampled_from(SOURCES))
 events = st.lists(
     st.one_of(
-        st.builds(lambda tokens, seconds: lambda planner: planner.read(tokens, seconds), st.integers(1, 200), seconds),
-        st.builds(lambda seconds, many: lambda planner: planner.decoded(seconds, many), seconds, st.integers(1, 64)),
         st.builds(
-            lambda rows, seconds, kind: lambda planner: planner.verified(seconds, rows, 1 + rows // 2, kind=kind),
+            lambda tokens, seconds: lambda planner: planner.costs.add_read(tokens, seconds), st.integers(1, 200), seconds
+        ),
+        st.builds(lambda seconds, many: lambda planner: planner.record_decode(seconds, many), seconds, st.integers(1, 64)),
+        st.builds(
+            lambda rows, seconds, kind: lambda planner: planner.record_verification(seconds, rows, 1 + rows // 2, kind=kind),
             st.integers(2, MAX_ROWS),
             seconds,
             st.sampled_from(KINDS),
         ),
-        st.builds(lambda place, matched: lambda planner: planner.compared(place, matched=matched), places, st.booleans()),
+        st.builds(
+            lambda place, matched: lambda planner: planner.acceptance.record(place, matched=matched), places, st.booleans()
+        ),
     ),
     max_size=20,
 )
@@ -445,7 +453,7 @@ def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], w
 def test_the_first_batch_is_small(num_problems: int) -> None:
     """However cheap reading is, and however many problems wait: larger batches were not measured yet."""
     planner = Planner()
-    planner.read(100, 0.1)
-    planner.decoded(1.0)
+    planner.costs.add_read(100, 0.1)
+    planner.record_decode(1.0)
     counts = planner.plan([Place(60, 9)] * num_problems)
     assert sum(counts) + num_problems == max(FIRST_ROWS, num_problems)
