@@ -17,10 +17,10 @@ import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, run
 from small_heads import write_head
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import ScoreSteps
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
@@ -82,7 +82,7 @@ def texts(
 ) -> dict[str, str]:
     """The text of each problem's solution."""
     engines = {
-        role: Engine(
+        role: make_engine(
             role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", use_proposals=use_proposals
         )
         for role in ROLES
@@ -112,12 +112,12 @@ def test_the_warning_comes_with_any_answer() -> None:
     assert "know only grade-school arithmetic" in result.err
 
 
-def test_an_odd_pair_is_told_of(tmp_path: Path) -> None:
+def test_an_odd_pair_is_noted(tmp_path: Path) -> None:
     """One file for both, by whatever name, and a target that is smaller than its draft: by solve and by bench."""
     small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
     link = tmp_path / "link.gguf"
     link.symlink_to(small)
-    same, swapped = "draft and target are the same file", "are they the wrong way round?"
+    same, swapped = "draft and target are the same file", "is smaller than the draft's"
     bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "target,entropy", "-o", str(tmp_path / "run"))
     for command in (("solve", "1 + 1", "--policy", "entropy"), bench):
         for draft, target, words in [(small, link, same), (large, small, swapped), (small, large, None)]:
@@ -128,12 +128,12 @@ def test_an_odd_pair_is_told_of(tmp_path: Path) -> None:
     assert swapped not in alone
 
 
-def test_more_threads_than_processors_are_told_of() -> None:
+def test_more_threads_than_processors_are_noted() -> None:
     """In one line; as many as there are say nothing."""
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     short = ("1 + 1", "--policy", "draft", "--max-tokens", "1", "--threads")
     told = solve(*short, str(num_processors + 1)).err
-    assert told.count(f"{num_processors + 1} threads are more than the {num_processors} logical processors here") == 1
+    assert told.count(f"{num_processors + 1} threads on {num_processors} logical processors") == 1
     assert "logical processors" not in solve(*short, str(num_processors)).err
 
 

@@ -19,6 +19,7 @@ from arbitrage_cli.display.progress import Outcome, Progress, State
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -142,7 +143,7 @@ class _CollectRun:
 
     def _engine(self, role: ModelRole) -> Engine:
         setup, backend = self.session.setup, self.session.backends[role]
-        return Engine(role, backend, setup.sampler, instructions=setup.system, keep_token_stats=role == "draft")
+        return Engine(role, Cache(backend, setup.system), setup.sampler, keep_token_stats=role == "draft")
 
     def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
         """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""

@@ -19,6 +19,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
@@ -190,7 +191,7 @@ class Session:
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
         engines = [
-            Engine("target", self.backends["target"], sampler, instructions=self.setup.system, first_sequence=first)
+            Engine("target", Cache(self.backends["target"], self.setup.system, first_sequence=first), sampler)
             for sampler, first in zip(rollouts.samplers, firsts, strict=True)
         ]
         return Rollout(engines, rollouts.is_right)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from arbitrage_cli.evaluation.benchmark import Column
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -21,6 +22,7 @@ class Engines:
         self._backends = backends
         self._sampler = sampler
         self._instructions = instructions
+        self._caches: dict[ModelRole, Cache] = {}
         self._made: dict[tuple[ModelRole, int, Column], Engine] = {}
         self._measured: dict[ModelRole, Cost] = {}
 
@@ -34,12 +36,17 @@ class Engines:
             self._made[key] = self._make(role, column, sample)
         return self._made[key]
 
+    def _cache(self, role: ModelRole) -> Cache:
+        """The model's cache, which its engines share: the beginning of all prompts is read once."""
+        if role not in self._caches:
+            self._caches[role] = Cache(self._backends[role], self._instructions, keep_beginning=True)
+        return self._caches[role]
+
     def _make(self, role: ModelRole, column: Column, sample: int) -> Engine:
         engine = Engine(
             role,
-            self._backends[role],
+            self._cache(role),
             replace(self._sampler, seed=self._sampler.seed + sample),
-            instructions=self._instructions,
             keep_token_stats=role == "draft" and column.policy.reads_token_stats,
         )
         if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):

@@ -10,6 +10,7 @@ from faults import results
 from hash_language import HashBackend, Recording, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep, by_least_likely_token, by_reward, by_token_stats
 from arbitrage_cli.data.rows import Item
@@ -19,6 +20,7 @@ from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend, Deadline, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.scripted import open_scripted
@@ -200,7 +202,9 @@ def test_context_that_is_full_for_the_other_model_is_a_result_too() -> None:
                 raise ContextFullError("no room")
             return super().start(slot, request, speculator)
 
-    engines: dict[ModelRole, Engine] = {"target": Refusing("target", open_scripted("scripted:target", Options()), Sampler())}
+    engines: dict[ModelRole, Engine] = {
+        "target": Refusing("target", Cache(open_scripted("scripted:target", Options())), Sampler())
+    }
     row = only_row(Bench(lambda policy, sample: engines, grade, SHORT, 0), column=TARGET)
     assert (row["status"], row["stop"], row["error"]) == ("done", "context", None)
     assert len(row["steps"]) == 1
@@ -522,7 +526,7 @@ def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.Monke
     """A rollout may take longer than all steps: the attempt does not wait for its end."""
     clock = Clock()
     slow_down(monkeypatch, clock, Rollout)
-    ends = Engine("target", open_scripted("scripted:target", Options()), Sampler())
+    ends = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
     rater = Rollout([ends], lambda identifier, text: True)
     bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: rater)
     late = only_row(bench, column=Column(POLICIES["oracle"], 0.0))

@@ -14,6 +14,7 @@ from writing import (
     finish,
     foreign,
     keep,
+    make_engine,
     new_engine,
     new_trace,
     recite,
@@ -34,7 +35,7 @@ from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 def proposing_engine(backend: Backend) -> Engine:
     """An engine by whose clock a batch costs as much as a token, so that it verifies. It has written a little, so it knows."""
-    engine = Engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
+    engine = make_engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
     engine.open(0, PROBLEM)
     write(engine, new_trace(Limits(max_step_tokens=3)))
     return engine
@@ -93,9 +94,11 @@ def test_a_proposal_changes_no_step(
 
     Where it has left that, whoever says how it might go on changes nothing either.
     """
-    plain = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False)
+    plain = make_engine(
+        "target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False
+    )
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
-    engine = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
+    engine = make_engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
         each.open(0, PROBLEM)
@@ -269,7 +272,9 @@ def test_nobody_speculates_while_writing() -> None:
 def test_proposals_can_be_switched_off() -> None:
     """Then every token is decoded by itself, and the text is the same."""
     text = "a step of many tokens, as proposed.\n\n"
-    engine = Engine("target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock())
+    engine = make_engine(
+        "target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock()
+    )
     engine.open(0, PROBLEM)
     for _ in range(3):
         step = write_proposed(engine, new_trace(), text)
