@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from arbitrage_cli.cli.output import Output, is_drawable, refuse_closed_output
-from arbitrage_cli.display import one_line, safe
+from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError, OutputError
 from arbitrage_cli.system.signals import stop
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from arbitrage_cli.cli.routing import choose_policy, choose_tau, has_tau, name_of_tau, taus_named_here, taus_named_in
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.model_files.pairs import Pair
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
@@ -20,7 +20,9 @@ MAX_NAME = 60  # characters of each half of a folder's name
 DIGEST = 8  # of them, where something was cut
 
 
-def parse_columns(policies: str | None, taus: str | None, head: Head | None, named: NamedTaus | None = None) -> list[Column]:
+def parse_columns(
+    policies: str | None, taus: str | None, head: Head | None, named: NamedTaus | None = None
+) -> list[PolicyAtTau]:
     """`target,entropy,logprob@0.2` and `0.5,1`: each policy that has a tau at its own, else at each of these, else at its default.
 
     Without a list both models alone, and what they are to be compared with: the head's policy, or that without one. The
@@ -32,7 +34,9 @@ def parse_columns(policies: str | None, taus: str | None, head: Head | None, nam
         name = name_of_tau(policy, tau)
         return named.taus[name] if named and name and name in named.taus else choose_tau(policy, tau, None, head)
 
-    columns = dict.fromkeys(Column(policy, tau_of(policy, tau)) for policy, tau in _wanted(policies, taus, head))
+    columns = dict.fromkeys(
+        PolicyAtTau(policy, tau_of(policy, tau), name_of_tau(policy, tau)) for policy, tau in _wanted(policies, taus, head)
+    )
     if not columns:
         raise UsageError("no policy is named", "known policies: " + ", ".join(POLICIES))
     return list(columns)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.output import choose_progress, log_to, show_figures, telling_how_to_go_on
+from arbitrage_cli.cli.output import choose_display, log_to, show_figures, telling_how_to_go_on
 from arbitrage_cli.cli.sources import (
     head_named,
     instructions,
@@ -101,9 +101,6 @@ def bench(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; what is in the folder is set aside.", rich_help_panel=_BENCH)
     ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Take damaged rows out, and do them again.", rich_help_panel=_BENCH)
-    ] = False,
     cost_ratio: shared.CostRatio = None,
     draft: shared.Draft = None,
     target: shared.Target = None,
@@ -179,12 +176,12 @@ def bench(
     uses_head = any(column.policy.needs_head for column in columns)
     sources = needed_models([column.policy for column in columns], models, reward)
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / folder_name(problems.name, models, named, concurrency)
-        folder = stack.enter_context(RunFolder(path, fresh=fresh, repair=repair))
+        folder = stack.enter_context(RunFolder(path, fresh=fresh))
         named_taus = choose_names(policy, tau, trained, placement.costs, folder)
         columns = parse_columns(policy, tau, trained, named_taus)
         if named_taus:

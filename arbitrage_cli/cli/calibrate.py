@@ -12,7 +12,7 @@ import typer
 
 from arbitrage_cli.cli import options as shared
 from arbitrage_cli.cli.collect import RollIn, collect
-from arbitrage_cli.cli.output import choose_progress, only_figures_on_stdout
+from arbitrage_cli.cli.output import choose_display, only_figures_on_stdout
 from arbitrage_cli.cli.sources import (
     head_named,
     models_of_states,
@@ -21,7 +21,7 @@ from arbitrage_cli.cli.sources import (
 )
 from arbitrage_cli.cli.train import HeadName, check_place, name_of_head
 from arbitrage_cli.cli.tune import measure_model, note_if_busy
-from arbitrage_cli.display import one_line, write
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.types import ModelRole
@@ -191,7 +191,7 @@ def _costs_here(folder: Path, load: "Options", *, measure: bool, quiet: bool) ->
     models = (read_run_folder(folder, COLLECT).run or {})["models"]
     tuned: dict[ModelRole, Tuned] = {}
     num_measured = 0
-    with contextlib.closing(choose_progress(quiet=quiet)) as display, only_figures_on_stdout():
+    with contextlib.closing(choose_display(quiet=quiet)) as display, only_figures_on_stdout():
         for role in ROLES:
             known = kept_here(models[role].get("sha256"), load)
             path = models[role].get("file")

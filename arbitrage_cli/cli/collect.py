@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.output import choose_progress, log_to, telling_how_to_go_on
+from arbitrage_cli.cli.output import choose_display, log_to, telling_how_to_go_on
 from arbitrage_cli.cli.sources import (
     head_named,
     instructions,
@@ -93,9 +93,6 @@ def collect(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew; what is in the folder is set aside.", rich_help_panel=_COLLECT)
     ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Take damaged rows out, and do them again.", rich_help_panel=_COLLECT)
-    ] = False,
     draft: shared.Draft = None,
     target: shared.Target = None,
     pair: shared.PairName = None,
@@ -133,7 +130,7 @@ def collect(
     from arbitrage_cli.cli.session import fetch
     from arbitrage_cli.data.datasets import load_dataset
     from arbitrage_cli.data.rows import parse_mapping
-    from arbitrage_cli.evaluation.benchmark import Column
+    from arbitrage_cli.evaluation.benchmark import PolicyAtTau
     from arbitrage_cli.grading.grader import grader_version
     from arbitrage_cli.inference.sampling import Sampler
     from arbitrage_cli.routing.features import FEATURES
@@ -150,19 +147,19 @@ def collect(
     whose = head_named(head, named, models) if roll_in is RollIn.head else None
     trained = find_head(whose)
     keep = _keep(roll_in, trained)
-    column = Column(POLICIES["oracle"], 0.0)
+    column = PolicyAtTau(POLICIES["oracle"], 0.0)
     sources = needed_models([column.policy], models, reward)
     variables = template_variables(chat_template_kwargs, named)
     load = load_options(named, ctx, threads, gpu_layers, flash_attention, kv_type.value, variables)
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         for warning in warnings_about(sources, named, whose, threads=threads):
             display.note(warning)
         problems = load_dataset(dataset, offline=offline, mapping=parse_mapping(mapping) if mapping else {})
         items = choose_items(problems.items, ids, limit)
         path = output or Path("runs") / f"collect-{folder_name(problems.name, models, named)}"
-        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=fresh, repair=repair))
+        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=fresh))
         for note in folder.notes:
             display.note(note)
         setup = Setup(

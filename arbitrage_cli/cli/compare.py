@@ -9,7 +9,7 @@ import typer
 
 from arbitrage_cli.cli import options as shared
 from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 
 Run = Annotated[Path, typer.Argument(help="A run folder, as arbitrage bench makes them.")]
 

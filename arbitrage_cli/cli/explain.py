@@ -27,11 +27,12 @@ from arbitrage_cli.cli.sources import (
     warnings_about,
 )
 from arbitrage_cli.data.rows import make_problem
-from arbitrage_cli.display import Display, one_line, write
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.runs.labels import tau_in_json
+from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from arbitrage_cli.cli.routing import make_rater, sequences
 from arbitrage_cli.cli.run_facts import Setup, add_loaded
 from arbitrage_cli.cli.session import open_backends
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.display.progress import Outcome, Progress, State
+from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend
@@ -43,7 +43,7 @@ class Gathering:
     items: Sequence[Item]
     left: Sequence[Item]
     folder: RunFolder
-    display: Progress
+    display: Display
     keep: Keep
     concurrency: int
     target_samples: int
@@ -146,14 +146,14 @@ def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[Record
     already = len(work.items) - len(work.left)
     held = {row["id"]: len(row["states"]) for row in latest(work.folder.rows)}
 
-    def state() -> State:
+    def progress() -> RunProgress:
         seconds = running_seconds() - began
         left = (len(work.left) - finished) * seconds / finished if finished else None
         tried = already + finished
         standing = Standing(f"{sum(held.values())} states", len(work.items), tried, tried - errors)
-        return State(tried, len(work.items), [standing], left)
+        return RunProgress(f"collect {work.setup.dataset.name}", tried, len(work.items), [standing], left)
 
-    work.display.begin(f"collect {work.setup.dataset.name}", state())
+    work.display.begin(progress())
     levels = {item.problem.id: item.level for item in work.items}
     in_flight: dict[str, Trace] = {}
 
@@ -178,7 +178,8 @@ def _follow(scheduler: Scheduler, work: Gathering, states: dict[str, list[Record
                     finished += 1
                     errors += row["status"] == "error"
                     told = row["error"] or f"{len(row['states'])} states"
-                    work.display.finish(Outcome(row["id"], "collect", row["status"], told, row["seconds"]), state())
+                    ended = AttemptEnded(row["id"], "collect", row["status"], told, row["seconds"], progress())
+                    work.display.handle(ended)
         finally:
             with noted_signals(), contextlib.suppress(OutputError):  # if that is what broke it off, it is told already
                 for name, trace in list(in_flight.items()):

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.output import choose_progress, show_figures
+from arbitrage_cli.cli.output import choose_display, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
-from arbitrage_cli.runs.labels import label
+from arbitrage_cli.runs.records import label
 
 
 def grade(
@@ -32,7 +32,7 @@ def grade(
     if not (run / RUN).exists():
         raise UsageError(f"{run}: there is no run in this folder", "arbitrage bench makes them, below runs/")
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet)))
         folder = stack.enter_context(RunFolder(run))
         for note in folder.notes:
             display.note(note)

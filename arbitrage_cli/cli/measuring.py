@@ -14,9 +14,10 @@ from arbitrage_cli.cli.routing import make_rater, make_router, reads_hidden, seq
 from arbitrage_cli.cli.run_facts import Setup, add_loaded
 from arbitrage_cli.cli.session import Engines, open_backends
 from arbitrage_cli.cli.watchdog import Watchdog
-from arbitrage_cli.display.progress import Outcome, Progress, State
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, Standings, failed_row
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, failed_row
+from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.runs.folder import RunFolder, key_of, latest
@@ -35,7 +36,7 @@ class Work:
     attempts: Sequence[Attempt]
     left: Sequence[Attempt]
     folder: RunFolder
-    display: Progress
+    display: Display
 
     @property
     def num_safe(self) -> int:
@@ -55,13 +56,13 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_figures_on_stdout())
         grader = stack.enter_context(Grader())
-        policies = {attempt.column.policy for attempt in work.left}
+        policies = {attempt.policy_at_tau.policy for attempt in work.left}
         num_sequences = sequences(policies, setup.reward, concurrency=setup.concurrency or 1)
         load = replace(setup.load, hidden_states=reads_hidden(policies, setup.head))
         backends = open_backends(setup.sources, setup.found, load, setup.threads, work.display, stack, num_sequences)
         bench = _make_bench(work, backends, grader, timeout)
         for attempt in work.left:
-            bench.engines_for(attempt.column, attempt.sample)
+            bench.engines_for(attempt.policy_at_tau, attempt.sample)
         work.folder.save_run(add_loaded(run, backends))
         patience = timeout + max(timeout, SLOWEST_BATCH) if timeout else None
         watchdog = stack.enter_context(Watchdog(patience, _end_of(work, patience or 0.0)))
@@ -71,7 +72,7 @@ def measure(work: Work, run: Mapping[str, Any], timeout: float | None) -> None:
 def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grader, timeout: float | None) -> Bench:
     """Whatever the policies need that are to be measured: engines, routers, and whoever rates steps. UsageError, RouterError."""
     setup = work.setup
-    policies = {attempt.column.policy.name: attempt.column.policy for attempt in work.left}
+    policies = {attempt.policy_at_tau.policy.name: attempt.policy_at_tau.policy for attempt in work.left}
     routers = {name: make_router(policy, setup.head, backends, setup.found) for name, policy in policies.items()}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in work.left}
 
@@ -104,44 +105,46 @@ def _make_bench(work: Work, backends: Mapping[ModelRole, Backend], grader: Grade
 
 
 def _follow(bench: Bench, work: Work, watchdog: Watchdog) -> None:
-    columns = list(dict.fromkeys(attempt.column for attempt in work.attempts))
+    columns = list(dict.fromkeys(attempt.policy_at_tau for attempt in work.attempts))
     standings = Standings(columns, len(work.attempts) // len(columns), work.setup.concurrency or 1)
     by_key = {attempt.key: attempt for attempt in work.attempts}
     for row in latest(work.folder.rows):
         if key_of(row) in by_key:
             standings.add(by_key[key_of(row)], row)
-    waiting = Counter(attempt.column for attempt in work.left)
+    waiting = Counter(attempt.policy_at_tau for attempt in work.left)
 
-    def state() -> State:
+    def progress() -> RunProgress:
         finished = len(work.attempts) - waiting.total()
-        return State(finished, len(work.attempts), standings.now(), standings.seconds_left(waiting))
+        title = f"bench {work.setup.dataset.name}"
+        return RunProgress(title, finished, len(work.attempts), standings.now(), standings.seconds_left(waiting))
 
-    work.display.begin(f"bench {work.setup.dataset.name}", state())
+    work.display.begin(progress())
     going_on: dict[str, Attempt] = {}  # by problem: those that go on together differ in nothing else
     with contextlib.closing(bench.run(work.left)) as happenings:
         for happening in happenings:
             if isinstance(happening, Began):
                 going_on[happening.attempt.item.problem.id] = happening.attempt
-                work.display.start(happening.attempt.item.problem.id, happening.attempt.column.label)
+                name = happening.attempt.item.problem.id
+                work.display.handle(AttemptStarted(name, happening.attempt.policy_at_tau.label))
                 watchdog.began(happening.attempt)
             elif isinstance(happening, Ended):
                 with watchdog.undisturbed:
                     work.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
-                waiting[happening.attempt.column] -= 1
-                work.display.finish(_outcome(happening), state())
+                waiting[happening.attempt.policy_at_tau] -= 1
+                work.display.handle(_outcome(happening, progress()))
             else:
                 if isinstance(happening, Finished):
                     watchdog.ended(going_on.pop(happening.trace.problem.id))
                 work.display.handle(happening)
 
 
-def _outcome(ended: Ended) -> Outcome:
+def _outcome(ended: Ended, progress: RunProgress) -> AttemptEnded:
     row, attempt = ended.row, ended.attempt
     failed = row["status"] == "error"
     verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
     seconds = None if "throughput" in row else row["wall_seconds"]
-    return Outcome(row["id"], attempt.column.label, verdict, detail, seconds)
+    return AttemptEnded(row["id"], attempt.policy_at_tau.label, verdict, detail, seconds, progress)
 
 
 def _end_of(work: Work, seconds: float) -> Callable[[Sequence[Attempt]], NoReturn]:
@@ -152,7 +155,7 @@ def _end_of(work: Work, seconds: float) -> Callable[[Sequence[Attempt]], NoRetur
         told = ""
         for attempt in attempts:
             work.folder.append(failed_row(attempt, error, work.setup.limits, seconds))
-            told += f"arbitrage: {attempt.item.problem.id}, {attempt.column.label}: {error}\n"
+            told += f"arbitrage: {attempt.item.problem.id}, {attempt.policy_at_tau.label}: {error}\n"
         told += f"  {work.how_to_go_on}\n"
         os.write(2, (SHOW_CURSOR if is_drawable(sys.stderr) else b"") + told.encode("ascii", "backslashreplace"))
         os._exit(SOME_FAILED)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from arbitrage_cli.display import Display, Loading, write, writing
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.progress import PlainProgress, Progress
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Trace
@@ -64,22 +64,13 @@ def is_drawable(stream: TextIO | None) -> bool:
     return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
-def choose_display(*, quiet: bool, verbose: bool) -> Display:
+def choose_display(*, quiet: bool, verbose: bool = False) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
     if quiet or not is_drawable(sys.stderr):
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
     from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
 
     return LiveDisplay(sys.stderr, sys.stdout, clock=running_seconds)
-
-
-def choose_progress(*, quiet: bool) -> Progress:
-    """The same for a benchmark."""
-    if quiet or not is_drawable(sys.stderr):
-        return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
-    from arbitrage_cli.display.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
-
-    return LiveProgress(sys.stderr, clock=running_seconds)
 
 
 @contextlib.contextmanager
@@ -112,7 +103,7 @@ def show_figures(
 
 
 class Output(io.TextIOWrapper):
-    """Standard output whose errors are this program's own, whoever writes to it: see `reporters.write`.
+    """Standard output whose errors are this program's own, whoever writes to it: see `display.text.write`.
 
     A character that its encoding does not have is written with a backslash. `give_back` leaves the stream that it stands for as
     it was.
@@ -149,7 +140,7 @@ def refuse_closed_output() -> None:
 
 
 @contextlib.contextmanager
-def telling_how_to_go_on(display: Progress, words: Callable[[], str]) -> Iterator[None]:
+def telling_how_to_go_on(display: Display, words: Callable[[], str]) -> Iterator[None]:
     """Whatever breaks a run off: say what is safe and how to go on, if there is something to say."""
     try:
         yield
@@ -162,7 +153,7 @@ def telling_how_to_go_on(display: Progress, words: Callable[[], str]) -> Iterato
 
 
 @contextlib.contextmanager
-def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
+def log_to(display: Display, *, verbose: bool, debug: bool) -> Iterator[None]:
     """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
 
     class Notes(logging.Handler):

@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.cli import options as shared
 from arbitrage_cli.cli.output import show_figures
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:

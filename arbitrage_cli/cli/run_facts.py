@@ -19,7 +19,7 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli.sources import reward_needed
 from arbitrage_cli.data.rows import DataSet
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
@@ -30,7 +30,7 @@ from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.thresholds import NamedTaus
 from arbitrage_cli.runs.folder import COLLECT, SCHEMA, RunFolder
-from arbitrage_cli.runs.labels import label, tau_in_json
+from arbitrage_cli.runs.records import label, tau_in_json
 from arbitrage_cli.system.files import digest
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, Limits, ModelRole
@@ -40,7 +40,7 @@ NO_GPU = "none"
 WITHOUT_GPU = "without GPU support"  # so begin the flags of a machine, which all versions recorded
 EARLY_STOP = "early stop"  # there was none in runs that do not say
 FEATURE_LIST = "list of features"  # in the fingerprint of a collected run
-SETTING_ASIDE = ("--fresh", "--repair")
+SETTING_ASIDE = ("--fresh",)
 SHOWN = 80  # characters of a value that are told as they are; a longer one as its sha256
 
 ONCE: Mapping[str, str] = MappingProxyType({"concurrency": "1", "chat template kwargs": "{}"})
@@ -60,7 +60,7 @@ class Setup:
     command: Sequence[str]
     dataset: DataSet
     ids: Sequence[str]  # of the problems to be solved
-    columns: Sequence[Column]
+    columns: Sequence[PolicyAtTau]
     samples: int
     sources: Mapping[ModelRole, str]
     found: Mapping[ModelRole, str]
@@ -111,7 +111,12 @@ def run_facts(setup: Setup, watch: Watch) -> dict[str, Any]:
         "ids": list(setup.ids),
         "levels": {name: levels[name] for name in setup.ids},
         "policies": [
-            {"policy": one.policy.name, "tau": tau_in_json(one.tau), "number": one.policy.number or None}
+            {
+                "policy": one.policy.name,
+                "tau": tau_in_json(one.tau),
+                "tau_name": one.tau_name,
+                "number": one.policy.number or None,
+            }
             for one in setup.columns
         ],
         "models": models,
@@ -172,7 +177,7 @@ def go_on(earlier: Mapping[str, Any], run: Mapping[str, Any], folder: Path) -> d
     ids = list(dict.fromkeys([*earlier["ids"], *run["ids"]]))
     warnings = list(earlier["warnings"])
     if added:
-        names = ", ".join(label(one["policy"], one["tau"]) for one in added)
+        names = ", ".join(label(one["policy"], one["tau"], one.get("tau_name")) for one in added)
         warnings.append(f"measured later than the others, so the machine may have been faster or slower: {names}")
     if earlier["tool"] != run["tool"]:
         warnings.append(f"made in part with arbitrage {earlier['tool']}, in part with {run['tool']}")

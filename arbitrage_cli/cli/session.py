@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.cli.transfers import Pace
-from arbitrage_cli.display import Loading
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import open_model
@@ -44,7 +44,7 @@ def open_backends(
     found: Mapping[ModelRole, str],
     load: Options,
     threads: Mapping[ModelRole, int],
-    display: Loading,
+    display: Display,
     stack: contextlib.ExitStack,
     num_sequences: Mapping[ModelRole, int],
 ) -> dict[ModelRole, Backend]:
@@ -86,20 +86,20 @@ class Engines:
         self._backends = backends
         self._sampler = sampler
         self._instructions = instructions
-        self._made: dict[tuple[ModelRole, int, Column], Engine] = {}
+        self._made: dict[tuple[ModelRole, int, PolicyAtTau], Engine] = {}
         self._measured: dict[ModelRole, Cost] = {}
 
-    def __call__(self, column: Column, sample: int) -> dict[ModelRole, Engine]:
+    def __call__(self, column: PolicyAtTau, sample: int) -> dict[ModelRole, Engine]:
         """The column's engines. Sample k draws with the seed + k; the draft keeps evidence only for who reads it."""
         return {role: self._engine(role, column, sample) for role in column.policy.models}
 
-    def _engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
+    def _engine(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
         key = (role, sample, column)
         if key not in self._made:
             self._made[key] = self._make(role, column, sample)
         return self._made[key]
 
-    def _make(self, role: ModelRole, column: Column, sample: int) -> Engine:
+    def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
         engine = Engine(
             role,
             self._backends[role],
@@ -114,7 +114,7 @@ class Engines:
         return engine
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
     pace = Pace()
     found: dict[ModelRole, str] = {}

@@ -153,7 +153,7 @@ def _parameters(command: Any) -> dict[str, Any]:
         option.removeprefix("--"): parameter
         for parameter in command.params
         for option in parameter.opts
-        if option.startswith("--") and option not in ("--help", "--input", "--debug", "--fresh", "--repair")
+        if option.startswith("--") and option not in ("--help", "--input", "--debug", "--fresh")
     }
 
 

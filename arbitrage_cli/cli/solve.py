@@ -23,10 +23,10 @@ from arbitrage_cli.cli.sources import (
     template_variables,
     warnings_about,
 )
-from arbitrage_cli.display import Display, safe
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import safe
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error, to_json
-from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.types import Decided, Event, Finished, Limits, Started, Trace
+from arbitrage_cli.types import Event, Finished, Limits, Started, Trace
 
 log = logging.getLogger("arbitrage.solve")
 
@@ -166,20 +166,16 @@ def solve(
 
 def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:
     """Show everything that happens, and write each result when its turn has come. Returns how many problems failed."""
-    figures, num_finished, num_failed = Tally(), 0, 0
+    num_failed = 0
     with InOrder(display.result) as results:
         for event in events:
             display.handle(event)
             if isinstance(event, Started):
                 results.started(event.trace)
-            elif isinstance(event, Decided):
-                figures = figures.add(event.decision)
             elif isinstance(event, Finished):
-                num_finished += 1
-                figures = figures.rated(event.reward_cost)
                 num_failed += problem_error(event) is not None
                 results.finished(event.trace, _result(event, run, as_json=as_json))
-    display.end(figures, num_finished - num_failed, num_failed)
+    display.end()
     return num_failed
 
 

@@ -13,7 +13,7 @@ import typer
 
 from arbitrage_cli.cli import options as shared
 from arbitrage_cli.cli.sources import models_of_states
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
 
 SUFFIX = ".safetensors"

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.output import choose_progress, log_to, only_figures_on_stdout
+from arbitrage_cli.cli.output import choose_display, log_to, only_figures_on_stdout
 from arbitrage_cli.cli.sources import name_models, pair_named
-from arbitrage_cli.display import Loading, one_line, rounding, write
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import is_toy, local_files
@@ -64,7 +66,7 @@ def tune(
     found: dict[ModelRole, Measured] = {}
     not_kept: OutputError | None = None
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        display = stack.enter_context(contextlib.closing(choose_display(quiet=quiet)))
         stack.enter_context(log_to(display, verbose=verbose, debug=debug))
         stack.enter_context(only_figures_on_stdout())
         paths = fetch(sources, display, offline=offline)
@@ -106,7 +108,7 @@ class Measured:
     trials: Sequence[Trial]
 
 
-def note_if_busy(display: Loading) -> None:
+def note_if_busy(display: Display) -> None:
     """Say that what is measured may not hold, where other processes use the processor. Before the first measurement."""
     in_use = cores_in_use()
     if in_use is not None and in_use > BUSY:
@@ -116,7 +118,7 @@ def note_if_busy(display: Loading) -> None:
         )
 
 
-def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> Measured:
+def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> Measured:
     """Measure the model of a file with each number of threads, and with what else can be tried. ModelError, ComputeError."""
     from arbitrage_cli.system.files import digest
     from arbitrage_cli.system.machine import default_threads
@@ -156,7 +158,7 @@ def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any
 
 
 @contextlib.contextmanager
-def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) -> Iterator[Any]:
+def _opened(role: "ModelRole", path: str, options: "Options", display: Display) -> Iterator[Any]:
     """The model, loaded by llama.cpp: the one backend whose number of threads can be told."""
 
     def progress(fraction: float) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from arbitrage_cli.cli.asked import parse_columns
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head, load
 from arbitrage_cli.system.paths import user_folder
@@ -33,7 +33,7 @@ def chosen_head(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 def chosen_columns(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, policies: str
-) -> tuple[list[Column], Head | None]:
+) -> tuple[list[PolicyAtTau], Head | None]:
     """Policies at their taus, as `arbitrage bench` names them, and the head if one of them needs it.
 
     Ends the program for one that needs rewards, which nothing gives here.

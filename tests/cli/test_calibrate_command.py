@@ -169,7 +169,7 @@ def test_states_that_the_head_learned_from_are_told(program: Program, here: Path
 
 def test_collecting_knows_the_same_options_by_the_same_names() -> None:
     """Calibrate hands its own on by their names: one that it does not have has the value that calibrating wants."""
-    others = {"roll_in", "target_samples", "rollout_temperature", "fresh", "repair"}
+    others = {"roll_in", "target_samples", "rollout_temperature", "fresh"}
     assert inspect.signature(collect).parameters.keys() - inspect.signature(calibrate_command).parameters.keys() == others
 
 
