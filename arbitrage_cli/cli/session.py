@@ -14,7 +14,7 @@ from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.display import Loading
+from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend
@@ -53,7 +53,7 @@ class Rollouts:
 class Session:
     """The models of a setup. Entering it fetches and checks them; `load` loads them; leaving it closes them."""
 
-    def __init__(self, setup: Setup, display: Loading) -> None:
+    def __init__(self, setup: Setup, display: Display) -> None:
         self.setup = setup
         self.concurrency = 1
         self.files: Mapping[ModelRole, str] = {}
@@ -203,7 +203,7 @@ class Session:
                 log.warning("no chat template of these models uses '%s', of --chat-template-kwargs", name)
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
     pace = Pace()
     found: dict[ModelRole, str] = {}

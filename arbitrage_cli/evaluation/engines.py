@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
@@ -23,14 +23,14 @@ class Engines:
         self._sampler = sampler
         self._instructions = instructions
         self._caches: dict[ModelRole, Cache] = {}
-        self._made: dict[tuple[ModelRole, int, Column], Engine] = {}
+        self._made: dict[tuple[ModelRole, int, PolicyAtTau], Engine] = {}
         self._measured: dict[ModelRole, Cost] = {}
 
-    def __call__(self, column: Column, sample: int = 0) -> dict[ModelRole, Engine]:
+    def __call__(self, column: PolicyAtTau, sample: int = 0) -> dict[ModelRole, Engine]:
         """The column's engines. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
         return {role: self._engine(role, column, sample) for role in column.policy.models}
 
-    def _engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
+    def _engine(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
         key = (role, sample, column)
         if key not in self._made:
             self._made[key] = self._make(role, column, sample)
@@ -42,7 +42,7 @@ class Engines:
             self._caches[role] = Cache(self._backends[role], self._instructions, keep_beginning=True)
         return self._caches[role]
 
-    def _make(self, role: ModelRole, column: Column, sample: int) -> Engine:
+    def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
         engine = Engine(
             role,
             self._cache(role),

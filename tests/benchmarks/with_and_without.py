@@ -25,7 +25,7 @@ from chosen import add_models, chosen_columns, chosen_pair
 
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
@@ -73,7 +73,7 @@ def solve(scheduler: Scheduler, problem: Problem) -> Trace:
 def make_scheduler(
     pair: Pair,
     backends: Mapping[ModelRole, Backend],
-    column: Column,
+    column: PolicyAtTau,
     head: Head | None,
     limits: Limits,
     parts: Parts,
