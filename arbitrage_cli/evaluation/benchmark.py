@@ -29,7 +29,7 @@ ROUNDS = 4
 """Problems of a block for each that is solved at once."""
 
 Grade = Callable[[str, Mapping[str, Any]], Score]
-"""Compares a solution's text with a right answer (an `Item.gold`)."""
+"""Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
 _Place = tuple[str, int]
 """An attempt of a column: problem id and sample."""
@@ -203,7 +203,12 @@ class Bench:
         self, attempt: Attempt, finished: Finished, seconds: float, router_seconds: float, share: Share | None
     ) -> dict[str, Any]:
         item, policy = attempt.item, attempt.column.policy
-        score = None if attempt_error(finished) else self.grade(finished.trace.text, item.gold)
+        score = None
+        if not attempt_error(finished):
+            try:
+                score = self.grade(finished.trace.text, item.gold)
+            except ProblemError as error:
+                finished = replace(finished, error=error)
         run = RunInfo(policy.name, policy.number or None, attempt.column.tau, 0.0, self.seed + attempt.sample)
         measured = Measured(attempt.sample, item.level, item.gold, score, seconds, router_seconds, share)
         return row(finished, run, measured)

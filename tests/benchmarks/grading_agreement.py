@@ -19,10 +19,9 @@ from pathlib import Path
 
 from math_verify import parse, verify
 
+from arbitrage_cli.grading.compare import normalise, read_number
 from arbitrage_cli.grading.extract import Extracted, Gold, gold_answer
 from arbitrage_cli.grading.grader import Grader, grader_version
-from arbitrage_cli.grading.latex_text import tidy
-from arbitrage_cli.grading.quantities import read_number
 
 PLAIN_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
 CHANGED_NUMBER = re.compile(r"(?<![_0-9.])(?<!_\{)[0-9]+")
@@ -40,7 +39,7 @@ def rewritten(gold: str) -> Iterator[str]:
     yield f"${gold}$"
     yield re.sub(r"(?<!\\left)\(([^()]*)(?<!\\right)\)", r"\\left( \1 \\right)", gold.replace("\\frac", "\\dfrac"))
     counted = re.fullmatch(r"([-0-9.,]+) +\(([A-Za-z][^()]*)\)", gold)
-    value = read_number(counted[1] if counted else gold)
+    value = read_number(normalise(counted[1] if counted else gold))
     if is_letters(gold):
         yield gold.swapcase().replace("\\TEXT", "\\text")
         yield f"\\textbf{{{gold}}}"
@@ -74,7 +73,7 @@ def changed(gold: str) -> Iterator[str]:
     for number in CHANGED_NUMBER.finditer(gold):
         for other in (str(int(number[0]) + 1), f"{number[0]}0" if int(number[0]) and "." not in gold else f"1{number[0]}"):
             yield gold[: number.start()] + other + gold[number.end() :]
-    value = read_number(tidy(gold))
+    value = read_number(normalise(gold))
     if value != 0 and "," not in gold and not re.search(r"[=:]|\\pm|\\text|\([A-Za-z -]+\)|matrix|\\cup", gold):
         yield gold[1:] if gold.startswith("-") and "-" not in gold[1:] and "+" not in gold else f"-({gold})"
     if value is not None and value.denominator > 1:

@@ -182,6 +182,22 @@ def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
     assert (solved["status"], solved["score"]["value"]) == ("done", "correct")
 
 
+def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
+    """A grader that fails says nothing about the answer: the attempt keeps its steps, has no score, and a resume makes it again."""
+
+    def failing(text: str, gold: Mapping[str, Any]) -> Score:
+        raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
+
+    bench = scripted_bench()
+    bench.grade = failing
+    attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
+    (row,) = rows(bench, attempts)
+    assert (row["status"], row["score"]) == ("error", None)
+    assert "cannot be graded" in row["error"]
+    assert row["steps"]
+    assert left(attempts, [row], retry_errors=True) == attempts
+
+
 def test_full_context_is_a_result_unless_nothing_was_written() -> None:
     """A solution that fills the context met a limit of the run: it is graded. A prompt that does not fit is an error."""
     cut = only_row(scripted_bench(context=100), column=TARGET)
