@@ -15,7 +15,7 @@ from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.errors import DefectError, InterruptedRunError
+from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.routing.policies import Policy
@@ -28,7 +28,7 @@ ROUNDS = 4
 """Problems of a block for each that is solved at once."""
 
 Grade = Callable[[str, Mapping[str, Any]], Score]
-"""Compares a solution's text with a right answer (an `Item.gold`)."""
+"""Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
 EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Engine]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
@@ -109,12 +109,6 @@ def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retr
     return by_status[None] + (by_status["error"] if retry_errors else [])
 
 
-def _row(attempt: Attempt, finished: Finished, score: Score | None, **measured: Any) -> dict[str, Any]:
-    chosen, item = attempt.policy_at_tau, attempt.item
-    run = RunInfo(chosen.policy.name, chosen.policy.number or None, chosen.tau, temperature=0.0, seed=0)  # no row has these
-    return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
-
-
 def _no_router(policy: Policy) -> None:
     """For policies that make their own router."""
 
@@ -187,9 +181,22 @@ class Bench:
                 share = BlockShare(one.attempt.block, size, now - last_end) if self.concurrency > 1 else None
                 last_end = now
                 del in_flight[event.trace.problem.id]
-                score = None if attempt_error(event) else self.grade(event.trace.text, one.attempt.item.gold)
                 measured = {"wall_seconds": now - one.began, "router_seconds": one.timer.seconds, "share": share}
-                yield Ended(one.attempt, _row(one.attempt, event, score, **measured))
+                yield Ended(one.attempt, self._row(one.attempt, event, measured))
+
+    def _row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """The graded row of an attempt; an error if its grader fails."""
+        chosen, item = attempt.policy_at_tau, attempt.item
+        score = None
+        if not attempt_error(finished):
+            try:
+                score = self.grade(finished.trace.text, item.gold)
+            except ProblemError as error:
+                finished = replace(finished, error=error)
+        run = RunInfo(
+            chosen.policy.name, chosen.policy.number or None, chosen.tau, temperature=0.0, seed=0
+        )  # no row has these
+        return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
         """Each event with the seconds until it came. The time that the receiver of an event takes does not count."""

@@ -14,7 +14,7 @@ from writing import make_engine
 
 from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep, by_least_likely_token, by_reward, by_token_stats
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError
+from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, PolicyAtTau, left, plan
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend, Deadline, Options
@@ -187,6 +187,22 @@ def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
     assert (failed["status"], failed["score"], failed["steps"]) == ("error", None, [])
     assert "one line of arithmetic" in failed["error"]
     assert (solved["status"], solved["score"]["value"]) == ("done", "correct")
+
+
+def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
+    """A grader that fails says nothing about the answer: the attempt keeps its steps, has no score, and a resume makes it again."""
+
+    def failing(text: str, gold: Mapping[str, Any]) -> Score:
+        raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
+
+    bench = scripted_bench()
+    bench.grade = failing
+    attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
+    (row,) = rows(bench, attempts)
+    assert (row["status"], row["score"]) == ("error", None)
+    assert "cannot be graded" in row["error"]
+    assert row["steps"]
+    assert left(attempts, [row], retry_errors=True) == attempts
 
 
 def test_full_context_is_a_result_unless_nothing_was_written() -> None:
