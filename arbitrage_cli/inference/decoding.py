@@ -55,7 +55,11 @@ class StepInProgress:
     @property
     def place(self) -> Place:
         """Where the text is in its proposal."""
-        return self.proposal.place(self.room)
+        return self.proposal.place(self.max_proposed - len(self.tokens))
+
+    def next_tokens(self, num_proposed: int) -> list[int]:
+        """The unread token, and some of those proposed after it."""
+        return self.unread + self.proposal.upcoming(num_proposed) if num_proposed else self.unread
 
     @property
     def total_cost(self) -> Cost:
@@ -108,13 +112,7 @@ class Decoder:
                 self._cache.trim(slot)
         return drawn
 
-    def write_on(
-        self,
-        slot: int,
-        unread: list[int],
-        max_tokens: int,
-        goes_on: Callable[[Floats, int], bool],
-    ) -> Cost:
+    def write_on(self, slot: int, unread: list[int], max_tokens: int, goes_on: Callable[[Floats, int], bool]) -> Cost:
         """Read and decode up to `max_tokens` tokens outside of a step, until `goes_on(logits, token)` is false."""
         *before, token = unread
         num_read, num_decoded = len(before), 0

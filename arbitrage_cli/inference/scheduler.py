@@ -73,26 +73,21 @@ class Rater(Protocol):
     @property
     def busy(self) -> bool:
         """Whether any request is unanswered."""
-        ...
 
     @property
     def waits_for_many(self) -> bool:
         """Whether to run it only when no engine has work, because it is faster with many requests at once."""
-        ...
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def close(self, slot: int) -> None:
         """Forget a problem and its request."""
-        ...
 
     def start(self, slot: int, request: ScoreSteps) -> None:
         """Take a request, one at a time for each slot; `tick` answers it. ProblemError if that is impossible."""
-        ...
 
     def tick(self) -> Sequence[RewardUpdate]:
         """Go one batch further. Returns the requests that are now answered, or have failed."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -228,7 +223,9 @@ class Scheduler:
         yield from self._new_decisions(flight)
         try:
             if isinstance(request, ScoreSteps):
-                self._required_rater().start(flight.slot, request)
+                if self._rater is None:
+                    raise ValueError("this policy requests rewards, and there is no rater")
+                self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
                 return
             speculator = self._speculator if request.proposal or request.speculates else None
@@ -237,11 +234,6 @@ class Scheduler:
             yield self._finish(flight, error)
         else:
             yield Writing(flight.trace, request.model, num_unread)
-
-    def _required_rater(self) -> Rater:
-        if self._rater is None:
-            raise ValueError("this policy requests rewards, and there is no rater")
-        return self._rater
 
     def _new_decisions(self, flight: _InFlight) -> Iterator[Event]:
         for decision in flight.trace.decisions[flight.num_reported :]:

@@ -10,8 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -97,12 +96,6 @@ class ScriptedBackend:
         self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
         self._template = template
         self._template_variables = options.template_variables
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         self._cells = []
@@ -197,6 +190,13 @@ def open_scripted(source: str, options: Options) -> ScriptedBackend:
     raise UsageError(f"no scripted model is called '{source}'", "there are scripted:draft and scripted:target")
 
 
+SURE, UNSURE = 0.98, 0.6
+
+_NUMBER = r"((?<![\d)])-\d+|\d+)"  # a minus belongs to it unless a number or a parenthesis is before that
+_PRODUCT, _SUM = (re.compile(f"{_NUMBER}([{signs}]){_NUMBER}") for signs in ("*/", "+-"))
+_NUMBER_IN_PARENTHESES = re.compile(r"\((-?\d+)\)")
+
+
 class Arithmetic:
     """Computes the first expression of a question, one operation a step: + - * /, parentheses, whole numbers.
 
@@ -208,15 +208,15 @@ class Arithmetic:
         self._reliable = reliable
 
     def __call__(self, question: str, solution: str) -> Continuation:
-        terms = _terms(question)
+        expression = _expression(question)
         done, _, begun = solution.rpartition("\n\n")
         for step in filter(None, done.split("\n\n")):
-            terms = _after_step(terms, step)
-        at = _next_operator(terms)
-        if at is None:
-            step = "" if "\\boxed" in done else f"The answer is \\boxed{{{''.join(terms)}}}."
+            expression = _after_step(expression, step)
+        operation = _next_operation(expression)
+        if operation is None:
+            step = "" if "\\boxed" in done else f"The answer is \\boxed{{{expression}}}."
             return Continuation(step[len(begun) :], SURE)
-        left, sign, right = terms[at - 1 : at + 2]
+        left, sign, right = operation.groups()
         hard = sign == "*" and min(len(left), len(right)) > 1 and not self._reliable
         step = f"{left} {sign} {right} = {_apply(left, sign, right) + (10 if hard else 0)}.\n\n"
         if not step.startswith(begun):
@@ -224,55 +224,40 @@ class Arithmetic:
         return Continuation(step[len(begun) :], UNSURE if hard else SURE)
 
 
-SURE, UNSURE = 0.98, 0.6
-
-
-def _terms(question: str) -> list[str]:
-    """Numbers, signs and parentheses of the first expression with at least one sign. A leading minus joins its number."""
+def _expression(question: str) -> str:
+    """The first expression with at least one operation, without spaces. ScriptEndedError if there is none."""
     plain = question.translate(str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-"))
-    for found in re.finditer(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
-        terms: list[str] = []
-        for term in re.findall(r"\d+|[()+*/-]", found.group()):
-            joins = terms[-1:] == ["-"] and (len(terms) == 1 or terms[-2] in "(+-*/")
-            if joins and term.isdigit():
-                terms[-1] += term
-            else:
-                terms.append(term)
-        if len(found.group()) <= 200 and _is_expression(terms):
-            return terms
+    for found in re.findall(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
+        expression = _NUMBER_IN_PARENTHESES.sub(r"\1", re.sub(r"\s", "", found))
+        if len(found) <= 200 and not re.search(r"\d\s+\d", found) and _is_complete(expression):
+            return expression
     raise ScriptEndedError(
         "the scripted demo models only know one line of arithmetic, such as 37 * 12 - 95",
         "name real models for other problems: --draft DRAFT.gguf --target TARGET.gguf",
     )
 
 
-def _is_expression(terms: list[str]) -> bool:
+def _is_complete(expression: str) -> bool:
     """Whether numbers and signs alternate, and parentheses match."""
-    shape = "".join("n" if term.lstrip("-").isdigit() else "s" if term in "+-*/" else term for term in terms)
-    while True:
-        shorter = shape.replace("nsn", "n").replace("(n)", "n")
-        if shorter == shape:
-            return shape == "n" and len(terms) > 1
-        shape = shorter
+    shape, shorter = "", re.sub(r"[+*/-]", "s", re.sub(_NUMBER, "n", expression))
+    while shape != shorter:
+        shape, shorter = shorter, shorter.replace("nsn", "n").replace("(n)", "n")
+    return shape == "n" and _next_operation(expression) is not None
 
 
-def _next_operator(terms: list[str]) -> int | None:
-    """The index of the first operation: in the first innermost parentheses, products before sums, from the left."""
-    end = terms.index(")") if ")" in terms else len(terms)
-    start = max((index for index in range(end) if terms[index] == "("), default=-1) + 1
-    signs = [index for index in range(start, end) if terms[index] in "+-*/"]
-    return next((index for index in signs if terms[index] in "*/"), signs[0] if signs else None)
+def _next_operation(expression: str) -> re.Match[str] | None:
+    """The first operation: in the first innermost parentheses, products before sums, from the left."""
+    inner = re.search(r"\(([^()]*)\)", expression)
+    start, end = inner.span(1) if inner else (0, len(expression))
+    return _PRODUCT.search(expression, start, end) or _SUM.search(expression, start, end)
 
 
-def _after_step(terms: list[str], step: str) -> list[str]:
-    """The terms after a step `a op b = c.`: its result replaces the next operation."""
-    at, result = _next_operator(terms), re.search(r"=\s*(-?\d+)\.?\s*$", step)
-    if at is None or not result:
-        return terms
-    start, end = at - 1, at + 2
-    if terms[start - 1 : start] == ["("] and terms[end : end + 1] == [")"]:
-        start, end = start - 1, end + 1
-    return [*terms[:start], result.group(1), *terms[end:]]
+def _after_step(expression: str, step: str) -> str:
+    """The expression after a step `a op b = c.`: its result replaces the next operation."""
+    operation, result = _next_operation(expression), re.search(r"=\s*(-?\d+)\.?\s*$", step)
+    if operation is None or result is None:
+        return expression
+    return _NUMBER_IN_PARENTHESES.sub(r"\1", expression[: operation.start()] + result[1] + expression[operation.end() :])
 
 
 def _apply(left: str, sign: str, right: str) -> int:
