@@ -20,7 +20,7 @@ from arbitrage_cli.cli.options import (
     RunFolderPath,
     option,
 )
-from arbitrage_cli.cli.output import offering_to_resume, progress_display, show_figures
+from arbitrage_cli.cli.output import command_display, offering_to_resume, show_figures
 
 _PANEL = "Benchmark"
 
@@ -77,7 +77,7 @@ def bench(
 
     setup = bench_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(progress_display(output))
+        display = stack.enter_context(command_display(output))
         dataset, items = read_problems(problems, offline=models.offline)
         path = bench.output_folder or default_folder(dataset.name, setup.choice, concurrency=setup.concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=bench.fresh))

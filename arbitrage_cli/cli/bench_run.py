@@ -9,8 +9,9 @@ from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
 from arbitrage_cli.cli.output import only_figures_on_stdout
 from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.data.rows import Dataset, Item
-from arbitrage_cli.display.progress import Outcome, Progress, State
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, Standings, left, plan
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
+from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.runs.folder import RunFolder, key_of, latest
 from arbitrage_cli.tuning.memory import AUTO, MOST
@@ -57,16 +58,16 @@ def plan_run(
     return BenchRun(session, dataset, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, manifest)
 
 
-def measure(run: BenchRun, display: Progress, timeout: float | None) -> None:
+def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
     """Make the attempts that are left. Loading and warm-up are not timed."""
     session = run.session
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_figures_on_stdout())
         grader = stack.enter_context(Grader())
-        session.load({attempt.column.policy for attempt in run.left})
+        session.load({attempt.policy_at_tau.policy for attempt in run.left})
         bench = _make_bench(run, grader, timeout)
         for attempt in run.left:
-            session.engines(attempt.column, attempt.sample)
+            session.engines(attempt.policy_at_tau, attempt.sample)
         run.folder.save_run(add_loaded(run.manifest, session.backends))
         _follow(bench, run, display)
 
@@ -74,7 +75,7 @@ def measure(run: BenchRun, display: Progress, timeout: float | None) -> None:
 def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
     """What the policies need: engines, routers, raters. UsageError, RouterError."""
     session, setup = run.session, run.session.setup
-    policies = {attempt.column.policy.name: attempt.column.policy for attempt in run.left}
+    policies = {attempt.policy_at_tau.policy.name: attempt.policy_at_tau.policy for attempt in run.left}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.left}
     rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]))
     routers = {name: session.router(policy) for name, policy in policies.items()}
@@ -92,36 +93,36 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
     )
 
 
-def _follow(bench: Bench, run: BenchRun, display: Progress) -> None:
-    columns = list(dict.fromkeys(attempt.column for attempt in run.attempts))
+def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
+    columns = list(dict.fromkeys(attempt.policy_at_tau for attempt in run.attempts))
     standings = Standings(columns, len(run.attempts) // len(columns), run.session.concurrency)
     by_key = {attempt.key: attempt for attempt in run.attempts}
     for row in latest(run.folder.rows):
         if key_of(row) in by_key:
             standings.add(by_key[key_of(row)], row)
-    waiting = Counter(attempt.column for attempt in run.left)
+    waiting = Counter(attempt.policy_at_tau for attempt in run.left)
 
-    def state() -> State:
-        finished = len(run.attempts) - waiting.total()
-        return State(finished, len(run.attempts), standings.now(), standings.seconds_left(waiting))
+    def progress() -> RunProgress:
+        finished, left = len(run.attempts) - waiting.total(), standings.seconds_left(waiting)
+        return RunProgress(f"bench {run.dataset.name}", finished, len(run.attempts), standings.now(), left)
 
-    display.begin(f"bench {run.dataset.name}", state())
+    display.begin(progress())
     with contextlib.closing(bench.run(run.left)) as happenings:
         for happening in happenings:
             if isinstance(happening, Began):
-                display.start(happening.attempt.item.problem.id, happening.attempt.column.label)
+                display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.policy_at_tau.label))
             elif isinstance(happening, Ended):
                 run.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
-                waiting[happening.attempt.column] -= 1
-                display.finish(_outcome(happening), state())
+                waiting[happening.attempt.policy_at_tau] -= 1
+                display.handle(_ended(happening, progress()))
             else:
                 display.handle(happening)
 
 
-def _outcome(ended: Ended) -> Outcome:
+def _ended(ended: Ended, progress: RunProgress) -> AttemptEnded:
     row, attempt = ended.row, ended.attempt
     failed = row["status"] == "error"
     verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
     seconds = None if "throughput" in row else row["wall_seconds"]
-    return Outcome(row["id"], attempt.column.label, verdict, detail, seconds)
+    return AttemptEnded(row["id"], attempt.policy_at_tau.label, verdict, detail, seconds, progress)

@@ -23,9 +23,9 @@ from arbitrage_cli.cli.options import (
     ProblemOptions,
     option,
 )
-from arbitrage_cli.cli.output import only_figures_on_stdout, progress_display
+from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
 from arbitrage_cli.cli.train import HeadName, check_destination, name_of_head
-from arbitrage_cli.display import one_line, write
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import ModelRole
 
@@ -126,7 +126,7 @@ def _collect(
     setup = collect_setup(run, options.reward)
     selected = ProblemOptions(problems.mapping, problems.limit, problems.ids, dataset=str(problems.dataset))
     how = CollectOptions(options.reward, options.rollouts, options.rollout_temperature, RollIn.head)
-    with progress_display(output) as display:
+    with command_display(output) as display:
         dataset, items = read_problems(selected, offline=setup.offline)
         path = options.collected or default_folder(dataset.name, setup.choice, prefix="calibrate-")
         return path, run_collection(setup, CollectPlan(dataset, items, path, how), display).has_errors
@@ -168,7 +168,7 @@ def _costs_here(folder: Path, load: "Options", output: OutputOptions, *, may_mea
         return None
     models = (read_run_folder(folder, COLLECT).run or {})["models"]
     tuned: dict[ModelRole, Any] = {}
-    with progress_display(output) as display, only_figures_on_stdout():
+    with command_display(output) as display, only_figures_on_stdout():
         for role in ROLES:
             known = find_measurement(models[role].get("sha256"), load)
             if known is None and may_measure:

@@ -20,7 +20,7 @@ from arbitrage_cli.cli.options import (
     RunFolderPath,
     option,
 )
-from arbitrage_cli.cli.output import progress_display
+from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.errors import UsageError
 
 _PANEL = "Collect"
@@ -113,7 +113,7 @@ def collect(
             option="target-samples",
         )
     setup = collect_setup(RunOptions(invocation, models, generation, machine), collect.reward)
-    with progress_display(output) as display:
+    with command_display(output) as display:
         dataset, items = read_problems(problems, offline=models.offline)
         path = output_folder or default_folder(dataset.name, setup.choice, prefix="collect-")
         plan = CollectPlan(dataset, items, path, collect, fresh=fresh)

@@ -15,10 +15,11 @@ from arbitrage_cli.cli.output import offering_to_resume
 from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.data.rows import Dataset, Item
-from arbitrage_cli.display.progress import Outcome, Progress, State
+from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -59,7 +60,7 @@ class Collected:
     has_errors: bool
 
 
-def run_collection(setup: Setup, plan: CollectPlan, display: Progress) -> Collected:
+def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collected:
     """Collect what the plan's folder does not have yet. UsageError if it holds a run that was made with something else."""
     ids = {item.problem.id for item in plan.items}
     with RunFolder(plan.path, kind=COLLECT, fresh=plan.fresh) as folder, Session(setup, display) as session:
@@ -104,7 +105,7 @@ class _CollectRun:
     plan: CollectPlan
     left: Sequence[Item]
     folder: RunFolder
-    display: Progress
+    display: Display
 
     @property
     def how_to_resume(self) -> str:
@@ -142,13 +143,13 @@ class _CollectRun:
 
     def _engine(self, role: ModelRole) -> Engine:
         setup, backend = self.session.setup, self.session.backends[role]
-        return Engine(role, backend, setup.sampler, instructions=setup.system, keep_token_stats=role == "draft")
+        return Engine(role, Cache(backend, setup.system), setup.sampler, keep_token_stats=role == "draft")
 
     def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
         """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
         writer = _RowWriter(self.folder, states, {item.problem.id: item.level for item in self.plan.items})
-        progress = _Progress(len(self.plan.items), len(self.left))
-        self.display.begin(f"collect {self.plan.dataset.name}", progress.state(writer.num_states))
+        progress = _Progress(f"collect {self.plan.dataset.name}", len(self.plan.items), len(self.left))
+        self.display.begin(progress.now(writer.num_states))
         with contextlib.closing(scheduler.run(item.problem for item in self.left)) as events:
             try:
                 for event in events:
@@ -158,8 +159,8 @@ class _CollectRun:
                         row = writer.write(event)
                         progress.count(row)
                         detail = row["error"] or f"{len(row['states'])} states"
-                        outcome = Outcome(row["id"], "collect", row["status"], detail, row["seconds"])
-                        self.display.finish(outcome, progress.state(writer.num_states))
+                        now = progress.now(writer.num_states)
+                        self.display.handle(AttemptEnded(row["id"], "collect", row["status"], detail, row["seconds"], now))
             finally:
                 writer.write_unfinished()
 
@@ -200,8 +201,8 @@ class _RowWriter:
 class _Progress:
     """How far a run is, and how long it will still take."""
 
-    def __init__(self, planned: int, left: int) -> None:
-        self._planned, self._left = planned, left
+    def __init__(self, title: str, planned: int, left: int) -> None:
+        self._title, self._planned, self._left = title, planned, left
         self._began = perf_counter()
         self._finished = self._errors = 0
 
@@ -210,12 +211,12 @@ class _Progress:
         self._finished += 1
         self._errors += row["status"] == "error"
 
-    def state(self, num_states: int) -> State:
+    def now(self, num_states: int) -> RunProgress:
         """What the display shows."""
         each = (perf_counter() - self._began) / self._finished if self._finished else None
         tried = self._planned - self._left + self._finished
         standing = Standing(f"{num_states} states", self._planned, tried, tried - self._errors)
-        return State(tried, self._planned, [standing], each and each * (self._left - self._finished))
+        return RunProgress(self._title, tried, self._planned, [standing], each and each * (self._left - self._finished))
 
 
 def _keep(roll_in: RollIn, setup: Setup) -> Keep:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.routing.choice import AvailableHead, choose_policy, has_tau, name_of_tau, resolve_tau
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
@@ -50,7 +50,7 @@ def read_policies(invocation: Invocation, options: BenchRoutingOptions, head: He
     return PolicyList(entries)
 
 
-def make_columns(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[Column]:
+def make_columns(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[PolicyAtTau]:
     """The columns, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
 
     def tau_of(policy: Policy, tau: str | None) -> float | None:
@@ -61,7 +61,7 @@ def make_columns(policies: PolicyList, head: Head | None, named: NamedTaus | Non
             else resolve_tau(policy, tau, None, AvailableHead(head, None))
         )
 
-    return list(dict.fromkeys(Column(policy, tau_of(policy, tau)) for policy, tau in policies.entries))
+    return list(dict.fromkeys(PolicyAtTau(policy, tau_of(policy, tau)) for policy, tau in policies.entries))
 
 
 def _parts(text: str) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Debug, JsonFigures
 from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 
 Run = Annotated[Path, typer.Argument(help="A run folder of arbitrage bench.")]
 

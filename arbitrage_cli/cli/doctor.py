@@ -11,7 +11,8 @@ import typer
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.settings import settings_files
-from arbitrage_cli.display import one_line, rounding
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.system.machine import default_threads, total_memory

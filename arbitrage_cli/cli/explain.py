@@ -19,9 +19,10 @@ from arbitrage_cli.cli.options import (
     OutputOptions,
     option,
 )
-from arbitrage_cli.cli.output import solving_display
+from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.data.problems import make_problem
-from arbitrage_cli.display import Display, one_line, write
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Finished, Problem, Trace
 
@@ -75,7 +76,7 @@ def explain(
     if is_run:
         _explain_run(Path(what), head, tau, ids, top, as_json=json_lines)
         return
-    with solving_display(output) as display:
+    with command_display(output) as display:
         trace = _solve(_problem(what), setup, display)
     explanations = explain_solution(head, trace, tau)
     if json_lines:

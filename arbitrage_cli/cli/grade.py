@@ -10,10 +10,10 @@ import typer
 
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SOME_FAILED, CostRatio, JsonFigures, QuietOptions
-from arbitrage_cli.cli.output import choose_progress, show_figures
+from arbitrage_cli.cli.output import command_display, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
-from arbitrage_cli.runs.labels import label
+from arbitrage_cli.runs.records import label
 
 
 @command
@@ -38,7 +38,7 @@ def grade(
     if not (run / RUN).exists():
         raise UsageError(f"{run}: there is no run in this folder", "arbitrage bench makes runs, below runs/")
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=output.quiet)))
+        display = stack.enter_context(command_display(output))
         folder = stack.enter_context(RunFolder(run))
         for note in folder.notes:
             display.note(note)

@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import unknown
 
 FOLDER = Path(__file__).parents[1] / "guides"
@@ -18,9 +18,7 @@ MAX_COLUMNS = 100  # longer lines are hard to read
 
 
 @command
-def guide(
-    topic: Annotated[str | None, typer.Argument(help="A topic. Default: list them.", show_default=False)] = None,
-) -> None:
+def guide(topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all.")] = None) -> None:
     """Read about routing, benchmarks, training, output and settings.
 
     In a terminal the guide opens in your pager; elsewhere it is plain Markdown.
@@ -52,8 +50,7 @@ def _show(text: str) -> None:
     from rich.markdown import Markdown
 
     os.environ.setdefault("LESS", "FRX")  # as git does: colours pass, and a short text needs no key
-    console = Console()
-    console.width = min(console.width, MAX_COLUMNS)
+    console = Console(width=min(Console().width, MAX_COLUMNS))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # while the pager runs, Ctrl-C belongs to it
     try:
         with console.pager(styles=True):

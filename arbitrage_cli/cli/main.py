@@ -10,7 +10,7 @@ from pathlib import Path
 
 from arbitrage_cli.cli.interrupts import Interruption, interruptible
 from arbitrage_cli.cli.output import Output, refuse_closed_output
-from arbitrage_cli.display import one_line, safe
+from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError, OutputError
 
 

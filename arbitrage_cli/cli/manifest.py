@@ -27,7 +27,7 @@ from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_toy, local_files
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.runs.folder import SCHEMA
-from arbitrage_cli.runs.labels import label, tau_in_json
+from arbitrage_cli.runs.records import label, tau_in_json
 from arbitrage_cli.system.files import digest
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole

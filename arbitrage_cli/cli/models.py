@@ -10,7 +10,7 @@ import typer
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.downloads import shown, size_words
 from arbitrage_cli.cli.options import Debug, QuietOptions, option
-from arbitrage_cli.display import one_line
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary

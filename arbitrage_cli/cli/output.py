@@ -7,15 +7,14 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from arbitrage_cli.cli.options import OutputOptions
-from arbitrage_cli.display import Display, Loading, write, writing
+from arbitrage_cli.cli.options import OutputOptions, QuietOptions
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.progress import PlainProgress, Progress
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.types import Trace
 
@@ -66,35 +65,24 @@ def is_drawable(stream: TextIO | None) -> bool:
 
 
 @contextlib.contextmanager
-def solving_display(options: OutputOptions) -> Iterator[Display]:
-    """The display of problems that are solved, with log messages in it."""
+def command_display(options: QuietOptions) -> Iterator[Display]:
+    """The display of a command, with log messages in it."""
     with contextlib.closing(_choose_display(options)) as display, log_to(display, options):
         yield display
 
 
-@contextlib.contextmanager
-def progress_display(options: OutputOptions) -> Iterator[Progress]:
-    """The display of a long run, with log messages in it."""
-    with contextlib.closing(choose_progress(quiet=options.quiet)) as display, log_to(display, options):
-        yield display
-
-
-def _choose_display(options: OutputOptions) -> Display:
+def _choose_display(options: QuietOptions) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
     if options.quiet or not is_drawable(sys.stderr):
-        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if options.quiet else 2 if options.verbose else 1)
-    from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
+        verbosity = 0 if options.quiet else 2 if _is_verbose(options) else 1
+        return PlainDisplay(sys.stderr, sys.stdout, verbosity=verbosity)
+    from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only to draw
 
-    return LiveDisplay(sys.stderr, sys.stdout, clock=time.perf_counter)
+    return LiveDisplay(sys.stderr, sys.stdout)
 
 
-def choose_progress(*, quiet: bool) -> Progress:
-    """The same for a benchmark."""
-    if quiet or not is_drawable(sys.stderr):
-        return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
-    from arbitrage_cli.display.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
-
-    return LiveProgress(sys.stderr, clock=time.perf_counter)
+def _is_verbose(options: QuietOptions) -> bool:
+    return isinstance(options, OutputOptions) and options.verbose
 
 
 @contextlib.contextmanager
@@ -163,7 +151,7 @@ def refuse_closed_output() -> None:
 
 
 @contextlib.contextmanager
-def offering_to_resume(display: Progress, how: Callable[[], str]) -> Iterator[None]:
+def offering_to_resume(display: Display, how: Callable[[], str]) -> Iterator[None]:
     """If the run is broken off, for any reason: say what is safe and how to resume it, if there is something to say."""
     try:
         yield
@@ -176,7 +164,7 @@ def offering_to_resume(display: Progress, how: Callable[[], str]) -> Iterator[No
 
 
 @contextlib.contextmanager
-def log_to(display: Loading, options: OutputOptions) -> Iterator[None]:
+def log_to(display: Display, options: QuietOptions) -> Iterator[None]:
     """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
 
     class Notes(logging.Handler):
@@ -184,7 +172,7 @@ def log_to(display: Loading, options: OutputOptions) -> Iterator[None]:
             display.note(record.getMessage())
 
     logger = logging.getLogger("arbitrage")
-    handler = Notes(logging.DEBUG if options.debug else logging.INFO if options.verbose else logging.WARNING)
+    handler = Notes(logging.DEBUG if options.debug else logging.INFO if _is_verbose(options) else logging.WARNING)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(handler.level)

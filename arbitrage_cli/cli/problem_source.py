@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from arbitrage_cli.cli.arrivals import Arrivals
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
-from arbitrage_cli.display import Display
+from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 

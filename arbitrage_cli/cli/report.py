@@ -10,7 +10,7 @@ import typer
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import CostRatio, Debug, JsonFigures, option
 from arbitrage_cli.cli.output import show_figures
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
 

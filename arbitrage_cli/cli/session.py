@@ -14,17 +14,19 @@ from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.display import Loading
+from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
-from arbitrage_cli.rewards.prm import Judge, ProcessReward
+from arbitrage_cli.rewards.judge import Judge
+from arbitrage_cli.rewards.prm import ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.choice import need_head, reads_hidden
 from arbitrage_cli.routing.policies import Policy
@@ -51,7 +53,7 @@ class Rollouts:
 class Session:
     """The models of a setup. Entering it fetches and checks them; `load` loads them; leaving it closes them."""
 
-    def __init__(self, setup: Setup, display: Loading) -> None:
+    def __init__(self, setup: Setup, display: Display) -> None:
         self.setup = setup
         self.concurrency = 1
         self.files: Mapping[ModelRole, str] = {}
@@ -189,7 +191,7 @@ class Session:
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
         engines = [
-            Engine("target", self.backends["target"], sampler, instructions=self.setup.system, first_sequence=first)
+            Engine("target", Cache(self.backends["target"], self.setup.system, first_sequence=first), sampler)
             for sampler, first in zip(rollouts.samplers, firsts, strict=True)
         ]
         return Rollout(engines, rollouts.is_right)
@@ -201,7 +203,7 @@ class Session:
                 log.warning("no chat template of these models uses '%s', of --chat-template-kwargs", name)
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
     pace = Pace()
     found: dict[ModelRole, str] = {}

@@ -27,7 +27,7 @@ from arbitrage_cli.cli.options import (
     ModelOptions,
     RoutingOptions,
 )
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import local_files
@@ -60,7 +60,7 @@ class Setup:
     invocation: Invocation
     choice: ModelChoice
     head: Head | None
-    columns: Sequence[Column]
+    columns: Sequence[PolicyAtTau]
     sources: Mapping[ModelRole, str]
     load: Options
     placement: Placement
@@ -77,7 +77,7 @@ class Setup:
     notes: Sequence[str] = ()
 
     @property
-    def column(self) -> Column:
+    def column(self) -> PolicyAtTau:
         """The policy of a command that has only one."""
         return self.columns[0]
 
@@ -115,7 +115,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     policy, tau, warning = choose_routing(request, available)
     refuse_ignored(options.invocation, policy)
     early = stops_early(request.early_stop, [policy], available)
-    setup = _with_columns(base, [Column(policy, tau)], early_stop=early)
+    setup = _with_columns(base, [PolicyAtTau(policy, tau)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
     return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
 
@@ -126,7 +126,7 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: Mode
     wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, "arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
     early = stops_early(routing.early_stop, [policy], base.available_head)
-    setup = _with_columns(base, [Column(policy, tau)], early_stop=early)
+    setup = _with_columns(base, [PolicyAtTau(policy, tau)], early_stop=early)
     prm = choice.models["prm"]
     if not prm:
         return setup
@@ -170,7 +170,7 @@ def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bo
 def collect_setup(options: RunOptions, reward: str | None) -> Setup:
     """The setup in which both models write every step and both steps are rated. Errors as `solve_setup`."""
     base = replace(_base(options), concurrency=options.machine.concurrency or "8")
-    return _with_columns(base, [Column(POLICIES["oracle"], 0.0)], reward=reward)
+    return _with_columns(base, [PolicyAtTau(POLICIES["oracle"], 0.0)], reward=reward)
 
 
 def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
@@ -202,7 +202,7 @@ def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) ->
 
 
 def _with_columns(
-    base: Setup, columns: Sequence[Column], *, early_stop: bool | None = None, reward: str | None = None
+    base: Setup, columns: Sequence[PolicyAtTau], *, early_stop: bool | None = None, reward: str | None = None
 ) -> Setup:
     """The setup with its policies, the models that they need, and what the user should know of these."""
     policies = [column.policy for column in columns]

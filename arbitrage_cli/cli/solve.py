@@ -17,12 +17,12 @@ from arbitrage_cli.cli.options import (
     OutputOptions,
     RoutingOptions,
 )
-from arbitrage_cli.cli.output import InOrder, solving_display
+from arbitrage_cli.cli.output import InOrder, command_display
 from arbitrage_cli.cli.problem_source import Problems
-from arbitrage_cli.display import Display, safe
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import safe
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error, to_json
-from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.types import Decided, Event, Finished, Started
+from arbitrage_cli.types import Event, Finished, Started
 
 
 @command
@@ -59,7 +59,7 @@ def solve(
     setup = solve_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
-        display = stack.enter_context(solving_display(output))
+        display = stack.enter_context(command_display(output))
         # Before the models take their time: there may be none.
         num_known = problems.look_ahead(display, 1 if setup.concurrency == "1" else MOST)
         if not num_known:
@@ -77,20 +77,16 @@ def solve(
 
 def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:
     """Show everything that happens, and write each result when it is its turn. Returns how many problems failed."""
-    figures, num_finished, num_failed = Tally(), 0, 0
+    num_failed = 0
     with InOrder(display.result) as results:
         for event in events:
             display.handle(event)
             if isinstance(event, Started):
                 results.started(event.trace)
-            elif isinstance(event, Decided):
-                figures = figures.add(event.decision)
             elif isinstance(event, Finished):
-                num_finished += 1
-                figures = figures.rated(event.reward_cost)
                 num_failed += problem_error(event) is not None
                 results.finished(event.trace, _result(event, run, as_json=as_json))
-    display.end(figures, num_finished - num_failed, num_failed)
+    display.end()
     return num_failed
 
 

@@ -15,7 +15,7 @@ import typer
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import QuietOptions, option
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
 
 SUFFIX = ".safetensors"

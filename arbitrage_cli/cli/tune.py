@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import JsonFigures, LoadingOptions, OutputOptions, PairOptions
-from arbitrage_cli.cli.output import only_figures_on_stdout, progress_display
-from arbitrage_cli.display import Loading, one_line, rounding, write
+from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import is_toy, local_files
@@ -75,7 +77,7 @@ def tune(
     check_place(tuned_file())
     found: dict[ModelRole, TunedModel] = {}
     errors: list[OutputError] = []
-    with progress_display(output) as display, only_figures_on_stdout():
+    with command_display(output) as display, only_figures_on_stdout():
         paths = fetch(sources, display, offline=models.offline)
         if not output.quiet:
             note_if_busy(display)
@@ -92,7 +94,7 @@ def tune(
         write(sys.stdout, f"kept in {tuned_file()}\n")
 
 
-def note_if_busy(display: Loading) -> None:
+def note_if_busy(display: Display) -> None:
     """Warn before the first measurement if other processes use the processor."""
     in_use = cores_in_use()
     if in_use is not None and in_use > BUSY:
@@ -102,7 +104,7 @@ def note_if_busy(display: Loading) -> None:
         )
 
 
-def measure_and_keep(role: "ModelRole", path: str, load: "Options", display: Loading) -> TunedModel:
+def measure_and_keep(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
     """Measure a model as `arbitrage tune` does, and keep the result. Errors as `measure_model`, and OutputError."""
     from arbitrage_cli.tuning.placement import tuned_file
     from arbitrage_cli.tuning.store import check_place, keep_tuned
@@ -114,7 +116,7 @@ def measure_and_keep(role: "ModelRole", path: str, load: "Options", display: Loa
     return found
 
 
-def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> TunedModel:
+def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
     """Measure a model file with each number of threads, and with what else can be tried. Errors: ModelError, ComputeError."""
     from arbitrage_cli.system.files import digest
     from arbitrage_cli.system.machine import default_threads
@@ -151,7 +153,7 @@ def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any
 
 
 @contextlib.contextmanager
-def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) -> Iterator[Any]:
+def _opened(role: "ModelRole", path: str, options: "Options", display: Display) -> Iterator[Any]:
     """The model, loaded by llama.cpp: the one backend whose number of threads can change."""
 
     def progress(fraction: float) -> None:

@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from arbitrage_cli.display import one_line
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.routing.explain import Explanation, group
-from arbitrage_cli.runs.labels import tau_in_json
+from arbitrage_cli.runs.records import tau_in_json
 
 WIDTH = 79
 MEANING = {

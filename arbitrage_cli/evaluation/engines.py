@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -21,31 +22,37 @@ class Engines:
         self._backends = backends
         self._sampler = sampler
         self._instructions = instructions
-        self._made: dict[tuple[ModelRole, int, Column], Engine] = {}
+        self._caches: dict[ModelRole, Cache] = {}
+        self._made: dict[tuple[ModelRole, int, PolicyAtTau], Engine] = {}
         self._measured: dict[ModelRole, Cost] = {}
 
-    def __call__(self, column: Column, sample: int = 0) -> dict[ModelRole, Engine]:
+    def __call__(self, column: PolicyAtTau, sample: int = 0) -> dict[ModelRole, Engine]:
         """The column's engines. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
         return {role: self._engine(role, column, sample) for role in column.policy.models}
 
-    def _engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
+    def _engine(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
         key = (role, sample, column)
         if key not in self._made:
             self._made[key] = self._make(role, column, sample)
         return self._made[key]
 
-    def _make(self, role: ModelRole, column: Column, sample: int) -> Engine:
+    def _cache(self, role: ModelRole) -> Cache:
+        """The model's cache, which its engines share: the beginning of all prompts is read once."""
+        if role not in self._caches:
+            self._caches[role] = Cache(self._backends[role], self._instructions, keep_beginning=True)
+        return self._caches[role]
+
+    def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
         engine = Engine(
             role,
-            self._backends[role],
+            self._cache(role),
             replace(self._sampler, seed=self._sampler.seed + sample),
-            instructions=self._instructions,
             keep_token_stats=role == "draft" and column.policy.reads_token_stats,
         )
         if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
             # For the estimate of the target's time alone, and for what the draft's guesses cost.
             if role in self._measured:
-                engine.know(self._measured[role])
+                engine.use_measured(self._measured[role])
             else:
                 self._measured[role] = engine.measure()
         return engine

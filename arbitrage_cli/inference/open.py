@@ -1,4 +1,4 @@
-"""From a model's name to a loaded model: llama.cpp for files, the scripted backend for the demo. Knows no policy."""
+"""From a model's name to a loaded model: llama.cpp for files, the scripted backend for the demo models. Knows no policy."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # NumPy is slow to import
 
 
 def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
-    """Load a model. `progress` gets fractions from 0 to 1. What `find_files` did not fetch before is fetched in silence.
+    """Load a model. `progress` gets fractions from 0 to 1. A missing file is fetched, without a display.
 
     Errors: ModelError (HubError among them), UsageError.
     """
@@ -26,7 +26,7 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
 
 
 def load_llama() -> ModuleType:
-    """The llama.cpp backend's module: slow to import, so only when it is wanted. ModelUnsupportedError if it is broken."""
+    """The module of the llama.cpp backend, which is slow to import. ModelUnsupportedError if that fails."""
     try:
         from arbitrage_cli.inference.llama import backend as llama
     except (ImportError, OSError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.inference.speculation import Proposal
+from arbitrage_cli.inference.acceptance import Proposal
 from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
@@ -77,7 +77,7 @@ class State:
             for text in (self.draft.text, self.target_texts[0])
         )
         lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
-        shared = sum(lengths[number] for number in written if proposal.wrote(number))
+        shared = sum(lengths[number] for number in written if proposal.follow(number))
         return self.target_tokens * shared // max(1, len(self.target_texts[0]))
 
 

@@ -115,7 +115,7 @@ def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
 
 def _tokens(backend: Backend, count: int) -> list[int]:
     """Ids of a text of so many tokens."""
-    once = backend.tokenize(TEXT, continues=False)
+    once = backend.tokenizer.tokenize(TEXT, continues=False)
     return (once * (count // len(once) + 1))[:count]
 
 

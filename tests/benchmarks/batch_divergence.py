@@ -19,6 +19,7 @@ from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -55,7 +56,7 @@ def solve(
         for role in chosen.models:
             options = Options(num_sequences=concurrency)
             backend: Backend = stack.enter_context(closing(open_model(sources[role], options)))
-            engines[role] = Engine(role, backend, Sampler(), instructions=system, keep_token_stats=True)
+            engines[role] = Engine(role, Cache(backend, system), Sampler(), keep_token_stats=True)
         scheduler = Scheduler(
             engines, lambda trace: chosen.flow(trace, chosen.default_tau, 0), Limits(), concurrency=concurrency
         )

@@ -5,7 +5,7 @@ import argparse
 from arbitrage_cli.cli.columns import make_columns, read_policies
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
@@ -36,7 +36,7 @@ def chosen_head(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 def chosen_columns(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, policies: str
-) -> tuple[list[Column], Head | None]:
+) -> tuple[list[PolicyAtTau], Head | None]:
     """Policies with their taus, written as for `arbitrage bench`, and the head if one of them needs it.
 
     Ends the program if a policy needs rewards.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -57,7 +58,7 @@ def main() -> None:
     for model in arguments.models:
         ours, theirs = [], []
         with LlamaBackend(model, Options()) as backend:
-            engine = Engine("target", backend, Sampler())
+            engine = Engine("target", Cache(backend), Sampler())
             for _ in range(arguments.repeats):
                 cost = write_alone(engine, arguments.tokens)
                 ours.append(cost.tokens_per_second or 0.0)

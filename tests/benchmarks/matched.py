@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from arbitrage_cli.runs.folder import latest, read_run_folder
-from arbitrage_cli.runs.rows import Group, group_rows, sums_by_problem
+from arbitrage_cli.runs.rows import PolicyResults, results_by_policy, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, bootstrap_many
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -61,7 +61,7 @@ class Curve:
         return found
 
 
-def curves_of(groups: Sequence[Group]) -> list[Curve]:
+def curves_of(groups: Sequence[PolicyResults]) -> list[Curve]:
     """A curve for each policy with taus. ValueError if draft or target is missing."""
     names = [group.policy for group in groups]
     ends = names.index("draft"), names.index("target")
@@ -72,13 +72,13 @@ def curves_of(groups: Sequence[Group]) -> list[Curve]:
     ]
 
 
-def table_of(groups: Sequence[Group], levels: set[str] | None) -> Floats:
+def table_of(groups: Sequence[PolicyResults], levels: set[str] | None) -> Floats:
     """One row a problem: the columns of each group, then the number of attempts. Only attempts that all groups finished."""
     keys = set.intersection(*({key for key, result in group.results.items() if result.is_done} for group in groups))
     if levels is not None:
         keys = {key for key in keys if str(groups[0].results[key].level) in levels}
 
-    def numbers(group: Group, key: tuple[str, int]) -> tuple[float, ...]:
+    def numbers(group: PolicyResults, key: tuple[str, int]) -> tuple[float, ...]:
         result = group.results[key]
         tally = result.tally
         escalated = tally.drafted_steps - tally.accepted_steps
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--levels", help="only problems of these levels: 4,5")
     arguments = parser.parse_args()
     contents = read_run_folder(arguments.run)
-    groups = group_rows(contents.run or {}, latest(contents.rows))
+    groups = results_by_policy(contents.run or {}, latest(contents.rows))
     table = table_of(groups, set(arguments.levels.split(",")) if arguments.levels else None)
     curves = curves_of(groups)
     print(f"{len(table)} problems, {len(groups)} columns\n")

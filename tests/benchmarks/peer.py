@@ -32,7 +32,7 @@ from chosen import add_models, chosen_columns, chosen_pair
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Column, Ended
+from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended, PolicyAtTau
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Options
@@ -126,7 +126,7 @@ def way_of_server(server: Server, grader: Grader, max_tokens: int) -> Way:
     return solve
 
 
-def way_of_policy(bench: Bench, column: Column) -> Way:
+def way_of_policy(bench: Bench, column: PolicyAtTau) -> Way:
     def solve(item: Item) -> Solved:
         (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
         row: Mapping[str, Any] = ended.row

@@ -25,11 +25,12 @@ from chosen import add_models, chosen_columns, chosen_pair
 
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -72,7 +73,7 @@ def solve(scheduler: Scheduler, problem: Problem) -> Trace:
 def make_scheduler(
     pair: Pair,
     backends: Mapping[ModelRole, Backend],
-    column: Column,
+    column: PolicyAtTau,
     head: Head | None,
     limits: Limits,
     parts: Parts,
@@ -81,7 +82,7 @@ def make_scheduler(
     system = INSTRUCTIONS if pair.system is None else pair.system
     engines = {
         role: Engine(
-            role, backend, Sampler(), instructions=system, keep_token_stats=role == "draft", use_proposals=parts.proposals
+            role, Cache(backend, system), Sampler(), keep_token_stats=role == "draft", use_proposals=parts.proposals
         )
         for role, backend in backends.items()
     }

@@ -8,10 +8,10 @@ import pytest
 from cli import make_step
 from hypothesis import given
 from hypothesis import strategies as st
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features, hidden_features
@@ -228,7 +228,7 @@ def test_hidden_features_are_the_end_and_the_mean() -> None:
 
 def test_what_was_not_kept_is_asked_for() -> None:
     """Without evidence, or without hidden states, there is no number to make up."""
-    with pytest.raises(ValueError, match="evidence"):
+    with pytest.raises(ValueError, match="not kept"):
         features(Trace(Problem("1", "?"), Limits()), make_step())
     with pytest.raises(ValueError, match="hidden"):
         hidden_features(make(shown=token_stats()))
@@ -236,7 +236,7 @@ def test_what_was_not_kept_is_asked_for() -> None:
 
 def test_engine_tells_the_text_of_each_token() -> None:
     """The pieces of a step's evidence are its text, one for each token; the one that ends the sequence has none."""
-    engine = Engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
+    engine = make_engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
     trace = Trace(Problem("1", "What is 37 * 12 - 95?"), Limits())
     engine.open(0, trace.problem)
     while not trace.finished:

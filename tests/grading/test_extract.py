@@ -165,12 +165,6 @@ def test_gold_answer_of_a_row(row: dict[str, Any], gold: Gold) -> None:
     assert Gold(**json.loads(json.dumps(asdict(gold)))) == gold
 
 
-def test_gold_answer_under_another_name() -> None:
-    """A named field counts, and no other."""
-    assert gold_answer({"answer": "1", "label": "2"}, "label") == Gold("2")
-    assert gold_answer({"answer": "1"}, "label") == Gold(None)
-
-
 def test_reading_answers_needs_no_computer_algebra() -> None:
     """What every command imports does not import what only grading needs."""
     slow = ("sympy", "math_verify", "subprocess", "arbitrage_cli.grading.grader")

@@ -1,13 +1,11 @@
-"""The live view: in a terminal with the scripted models, and driven by made-up events on an emulated screen."""
+"""The live view of problems: in a terminal with the scripted models, and driven by made-up events on an emulated screen."""
 
 import io
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pyte
 import pytest
 from cli import (
     MODELS,
@@ -21,12 +19,12 @@ from cli import (
     make_step,
     make_trace,
     many_problems,
-    scrollback,
 )
-from rich.cells import cell_len
+from screens import Clock, Screen, is_struck, make_screen
 
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.live import MAX_STREAM_LINES, REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.display.live_solve import MAX_STREAM_LINES
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
@@ -38,51 +36,14 @@ EMOJI = "\U0001f600\U0001f680"
 KINDS = ["words", "x", "CJK", "emoji", "tabs"]
 
 
-class Screen(io.StringIO):
-    """A stream that is an emulated terminal: what is written is drawn, and can be scrolled back to."""
-
-    def __init__(self, columns: int, rows: int) -> None:
-        super().__init__()
-        self.num_writes = 0
-        self.size = os.terminal_size((columns, rows))
-        self._show(columns, rows)
-
-    def isatty(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return 2  # what the display asks for the size of; `make_view` answers
-
-    def write(self, text: str) -> int:
-        self.num_writes += bool(text)
-        self._stream.feed(text.replace("\n", "\r\n"))  # as the terminal's driver does
-        return super().write(text)
-
-    def reflow(self, columns: int) -> None:
-        """Change the width as most terminals do: lines are wrapped anew, and the cursor stays behind its character."""
-        rows = [row for line in self.text.split("\n") for row in wrap(line, columns)]
-        hidden = self.screen.cursor.hidden
-        self.size = os.terminal_size((columns, self.size.lines))
-        self._show(columns, self.size.lines)
-        self._stream.feed("\r\n".join(rows) + ("\x1b[?25l" if hidden else ""))
-
-    @property
-    def text(self) -> str:
-        return scrollback(self.screen)
-
-    def _show(self, columns: int, rows: int) -> None:
-        self.screen = pyte.HistoryScreen(columns, rows, history=100_000)
-        self._stream = pyte.Stream(self.screen)
-
-
 class View:
     """A live display on an emulated screen, its clock, and the results it wrote."""
 
     def __init__(self, screen: Screen, run: RunInfo = RUN) -> None:
         self.screen = screen
         self.results = io.StringIO()
-        self.now = 100.0
-        self.display = LiveDisplay(screen, self.results, clock=lambda: self.now)
+        self.clock = Clock()
+        self.display = LiveDisplay(screen, self.results, clock=self.clock)
         self.display.begin(run)
 
     def start(self, question: str = "What is 2 + 2?") -> Trace:
@@ -94,7 +55,7 @@ class View:
         """A model begins a step and writes these pieces, each long enough after the last to be drawn."""
         self.display.handle(Writing(trace, model, num_unread))
         for piece in pieces:
-            self.now += REDRAW_SECONDS * 1.01
+            self.clock.now += REDRAW_SECONDS * 1.01
             self.display.handle(Wrote(trace, model, piece))
 
     def decide(self, trace: Trace, decision: Decision) -> None:
@@ -106,17 +67,8 @@ MakeView = Callable[..., View]
 
 @pytest.fixture
 def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
-    """Makes views of a given size, in an environment that asks for nothing special."""
-    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-    def make(columns: int = 80, rows: int = 24, run: RunInfo = RUN) -> View:
-        screen = Screen(columns, rows)
-        monkeypatch.setattr(os, "get_terminal_size", lambda *_: screen.size)
-        return View(screen, run)
-
-    return make
+    """Makes views of a given size."""
+    return lambda columns=80, rows=24, run=RUN: View(make_screen(monkeypatch, columns, rows), run)
 
 
 # --- a run in a terminal
@@ -230,7 +182,7 @@ def test_rating_is_shown(make_view: MakeView) -> None:
     view = make_view()
     trace = view.start()
     view.write(trace, "draft", "2 + 2 = 5.")
-    view.now += REDRAW_SECONDS * 1.01
+    view.clock.now += REDRAW_SECONDS * 1.01
     view.display.handle(Rating(trace))
     assert "draft   being rated" in view.screen.text
     view.write(trace, "target", "2 + 2 = 4.")
@@ -255,7 +207,7 @@ def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
     view.display.handle(Writing(trace, "draft", 1))
     before = view.screen.num_writes
     for _ in range(1000):
-        view.now += REDRAW_SECONDS / 100
+        view.clock.now += REDRAW_SECONDS / 100
         view.display.handle(Wrote(trace, "draft", "x"))
     assert 1 <= view.screen.num_writes - before <= 11
 
@@ -421,34 +373,12 @@ def test_loading_is_shown_and_gone_when_done(make_view: MakeView) -> None:
     """Loading a model shows how far it is, on one line that goes away."""
     view = make_view()
     for fraction in (0.0, 0.5):
-        view.now += 1
+        view.clock.now += 1
         view.display.loading("target", "big.gguf", fraction)
     assert view.screen.text.endswith("loading  50% target big.gguf")
     assert view.screen.text.count("loading") == 1
     view.display.begin(RUN)
     assert "loading" not in view.screen.text
-
-
-def wrap(line: str, columns: int) -> list[str]:
-    """A line's rows in a terminal of this width: a wide character never stands half on one row and half on the next."""
-    rows, used = [""], 0
-    for character in line:
-        width = cell_len(character)
-        if used + width > columns:
-            rows.append("")
-            used = 0
-        rows[-1] += character
-        used += width
-    return rows
-
-
-def is_struck(screen: pyte.Screen, text: str) -> bool:
-    """Whether the text stands on the screen struck through."""
-    for row, line in enumerate(screen.display):
-        start = line.find(text)
-        if start >= 0:
-            return all(screen.buffer[row][column].strikethrough for column in range(start, start + len(text)))
-    raise AssertionError(f"{text!r} is not on the screen:\n" + "\n".join(screen.display))
 
 
 # --- several problems at once

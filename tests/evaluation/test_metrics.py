@@ -11,24 +11,28 @@ from cli import accept, escalate, finish, make_step, make_trace
 from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, DRAFT_TOKEN, TARGET_TOKEN, MadeUp, describe, failed, make_row, make_run, unscored
+from made_up_runs import COLUMNS, DRAFT_TOKEN, TARGET_TOKEN, MadeUp, describe, failed, make_row, make_run, run_of, unscored
 
-from arbitrage_cli.display.html import Source, render
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.runs.records import Measured, RunInfo, row
-from arbitrage_cli.runs.rows import group_rows, tally_of_row, total
+from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
+from arbitrage_cli.runs.rows import tally_of_row
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Problem, Score, Step
 
 SCORE = Score("correct", "4", "the same number")
 ALONE = (("target", None), ("draft", None))
+TARGET_ONLY = (("target", None),)
 
 
 def made_figures(made: MadeUp, **options: Any) -> dict[str, Any]:
     return figures(made.run, made.rows, **options)
+
+
+def figures_of(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    return made_figures(run_of(rows), **options)
 
 
 def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -38,7 +42,7 @@ def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
     """The row that a benchmark writes, as it is read back."""
     run = RunInfo("entropy", "entropy (nats)", 1.0, 0.0, 0)
-    made = row(finished, run, Measured(0, None, {"answer": "4"}, SCORE, seconds, 0.0))
+    made = row(finished, run, AttemptInfo(0, None, {"answer": "4"}, SCORE, seconds, 0.0))
     read: dict[str, Any] = json.loads(json.dumps(made))
     return read
 
@@ -85,18 +89,10 @@ def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | No
             live = live.add(event.decision)
         elif isinstance(event, Finished):
             rows.append(row_of(event))
-    folded = total(map(tally_of_row, rows))
+    folded = sum(map(tally_of_row, rows), Tally())
     assert live.drafted_steps + live.target_steps > 0
-    for name in (
-        "drafted_steps",
-        "accepted_steps",
-        "stopped_steps",
-        "target_steps",
-        "drafted_tokens",
-        "accepted_tokens",
-        "target_tokens",
-    ):
-        assert getattr(folded, name) == getattr(live, name)
+    no_costs: dict[str, Any] = {"draft_cost": Cost(), "target_cost": Cost()}  # sums of floats in another order
+    assert replace(folded, **no_costs) == replace(live, **no_costs)
     assert folded.draft_cost.decode_tokens == live.draft_cost.decode_tokens
     assert folded.target_cost.prefill_tokens == live.target_cost.prefill_tokens
     assert folded.seconds == pytest.approx(live.seconds)
@@ -108,7 +104,7 @@ def test_rates_are_those_of_the_tally() -> None:
         finish(make_trace(accept(), escalate(), identifier="1")),
         finish(make_trace(escalate(stop="end"), identifier="2")),
     ]
-    (policy,) = figures({}, [row_of(one) for one in made])["policies"]
+    (policy,) = figures_of([row_of(one) for one in made])["policies"]
     assert policy["acceptance_rate"] == pytest.approx(1 / 3)
     assert policy["ratios"]["acceptance_rate"] == {"numerator": 1, "denominator": 3}
     assert policy["token_acceptance_rate"] == pytest.approx(5 / 15)
@@ -123,8 +119,15 @@ def test_steps_that_the_target_wrote_in_vain_are_calls() -> None:
     """A target step that was not kept counts as a call, and not as a part of the text."""
     draft, target = make_step("draft", tokens=5), make_step("target", tokens=7, seconds=2.0)
     trace = make_trace(Decision(draft, draft=draft, target=target))
-    (policy,) = figures({}, [row_of(finish(trace))])["policies"]
+    (policy,) = figures_of([row_of(finish(trace))])["policies"]
     assert (policy["target_call_rate"], policy["acceptance_rate"], policy["target_token_share"]) == (1.0, 1.0, 0.0)
+
+
+def test_model_that_decoded_nothing_has_no_speed() -> None:
+    """Unknown, not 0, also if it took time to find that a whole step could be verified."""
+    verified = Step("target", "4.", 3, Cost(decode_seconds=0.25, verify_tokens=3, verify_seconds=0.5, verify_kept=3), "end")
+    (policy,) = figures_of([row_of(finish(make_trace(Decision(verified, target=verified))))])["policies"]
+    assert (policy["draft_tokens_per_second"], policy["target_tokens_per_second"]) == (None, None)
 
 
 # --- accuracy
@@ -132,9 +135,8 @@ def test_steps_that_the_target_wrote_in_vain_are_calls() -> None:
 
 def test_every_attempt_counts_exactly_once() -> None:
     """Correct, incorrect, unscored, failed and missing add up to the planned attempts. Accuracy is over all but the missing ones."""
-    made = make_run(20, columns=ALONE)
-    made.run["planned"] = 25
-    rows = [failed(made.rows[0]), unscored(made.rows[2]), *made.rows[4:]]
+    made = make_run(25, columns=ALONE)
+    rows = [failed(made.rows[0]), unscored(made.rows[2]), *made.rows[4:-10]]
     target = by_label(figures(made.run, rows))["target"]
     counts = {name: target[name] for name in ("correct", "incorrect", "unscored", "errors", "missing")}
     assert sum(counts.values()) == target["n"] == 25
@@ -144,11 +146,28 @@ def test_every_attempt_counts_exactly_once() -> None:
 
 
 def test_incomplete_run_says_so() -> None:
-    """What is missing is told in words, and a complete run has no such note."""
+    """A note counts what is missing; a complete run has no note."""
     made = make_run(6, columns=ALONE)
     assert made_figures(made)["notes"] == []
     (note,) = figures(made.run, made.rows[:-1])["notes"]
     assert "1 attempts are missing" in note
+
+
+def test_attempts_cut_at_a_limit_are_counted() -> None:
+    """Solutions that ended at a limit are counted in `cut`, and a note names the flag to raise; failed ones are not."""
+    stops = ["max_tokens", "end", "context", "max_tokens", "max_tokens", "max_steps"]
+    rows = [{**one, "stop": stop} for one, stop in zip(make_run(6, columns=TARGET_ONLY).rows, stops, strict=True)]
+    made = figures_of([failed(rows[0]), *rows[1:]])
+    assert made["policies"][0]["cut"] == 4
+    assert sum(level["cut"] for level in made["policies"][0]["by_level"].values()) == 4
+    counts = {
+        flag: note for flag in ("--ctx", "--max-steps", "--max-tokens") for note in made["notes"] if f"raise {flag}" in note
+    }
+    assert {flag: note.split()[0] for flag, note in counts.items()} == {
+        "--ctx": "1",
+        "--max-steps": "1",
+        "--max-tokens": "2",
+    }
 
 
 def test_difference_from_the_target_is_paired() -> None:
@@ -158,11 +177,8 @@ def test_difference_from_the_target_is_paired() -> None:
         policy: {one["id"] for one in made.rows if one["policy"] == policy and one["score"]["value"] == "correct"}
         for policy in ("draft", "target")
     }
-    both, gained, lost = (
-        len(right["draft"] & right["target"]),
-        len(right["draft"] - right["target"]),
-        len(right["target"] - right["draft"]),
-    )
+    both = len(right["draft"] & right["target"])
+    gained, lost = len(right["draft"] - right["target"]), len(right["target"] - right["draft"])
     draft = by_label(made_figures(made))["draft"]
     assert draft["accuracy_difference"] == pytest.approx((gained - lost) / 40)
     assert draft["accuracy_difference_interval"] == paired_difference(both, gained, lost, 40 - both - gained - lost)
@@ -171,7 +187,7 @@ def test_difference_from_the_target_is_paired() -> None:
 
 @pytest.mark.parametrize(("problems", "has_interval"), [(4, False), (5, True)])
 def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_interval: bool) -> None:
-    """There is nothing to resample from: such an interval looks as if something were sure. It is said."""
+    """There is nothing to resample from: such an interval looks surer than it is. A note says so."""
     made = made_figures(make_run(problems, columns=ALONE), cost_ratio=8)
     draft = by_label(made)["draft"]
     for name in ("speedup", "equivalent_speedup", "projected_speedup"):
@@ -184,7 +200,7 @@ def test_samples_are_resampled_by_problem() -> None:
     """Several samples of a problem count in the mean, but not as so many problems in the interval."""
     once = make_run(30, columns=ALONE)
     copies = [{**one, "sample": sample} for one in once.rows for sample in range(4)]
-    repeated = figures(describe(30, ALONE, samples=4), copies)
+    repeated = made_figures(run_of(copies, samples=4))
     target, single = by_label(repeated)["target"], by_label(made_figures(once))["target"]
     assert target["n"] == 120
     assert target["accuracy"] == single["accuracy"]
@@ -200,9 +216,10 @@ def test_samples_are_resampled_by_problem() -> None:
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None:
-    """They are told as missing: what is known of a policy does not get worse because more was planned."""
-    made = make_run(10, columns=[("target", None)], samples=samples)
-    (target,) = figures({**made.run, "planned": 40}, made.rows)["policies"]
+    """They are missing: what is known of a policy does not get worse because more was planned."""
+    made = make_run(10, columns=TARGET_ONLY, samples=samples)
+    levels = made.run["levels"] | {f"later {number}": 1 for number in range(30)}
+    (target,) = figures({**made.run, "levels": levels}, made.rows)["policies"]
     assert (target["n"], target["missing"]) == (40 * samples, 30 * samples)
     (whole,) = made_figures(made)["policies"]
     assert target["accuracy"] == whole["accuracy"] == target["correct"] / (10 * samples)
@@ -211,7 +228,7 @@ def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None
 
 def test_problems_with_more_samples_than_others() -> None:
     """A run that goes on with more samples of a few problems is over all attempts that were made."""
-    made = make_run(10, columns=[("target", None)], samples=2)
+    made = make_run(10, columns=TARGET_ONLY, samples=2)
     rows = [row for row in made.rows if row["sample"] == 0 or row["id"] == made.rows[0]["id"]]
     (target,) = figures(made.run, rows)["policies"]
     assert target["accuracy"] == target["correct"] / 11
@@ -219,51 +236,29 @@ def test_problems_with_more_samples_than_others() -> None:
     assert low < target["accuracy"] < high
 
 
-def test_samples_that_are_all_right_still_have_an_interval() -> None:
-    """Where resampling could show no spread the interval is that of one sample a problem, not of length 0."""
-    rows = make_run(10, columns=[("target", None)], samples=3).rows
-    right = [{**one, "score": {"value": "correct", "answer": "1", "explanation": ""}} for one in rows]
-    (target,) = figures(describe(10, [("target", None)], 3), right)["policies"]
-    assert target["accuracy_interval"] == wilson(10, 10)
-
-
-def with_correct(made: MadeUp, policy: str, samples: set[int]) -> MadeUp:
-    """The run with the policy right in these samples of each problem, and wrong in all others."""
+def with_correct(made: MadeUp, **samples: set[int]) -> MadeUp:
+    """The run with each policy right in these samples of each problem, and wrong in all others."""
+    values = ("incorrect", "correct")
     rows = [
-        {
-            **one,
-            "score": {"value": "correct" if one["sample"] in samples else "incorrect", "answer": None, "explanation": ""},
-        }
-        if one["policy"] == policy
-        else one
+        {**one, "score": {"value": values[one["sample"] in samples[one["policy"]]], "answer": None, "explanation": ""}}
         for one in made.rows
     ]
     return MadeUp(made.run, rows)
 
 
 @pytest.mark.parametrize(
-    ("of_draft", "of_target", "table"),
-    [
-        ({0, 1, 2}, {0, 1, 2}, (12, 0, 0, 0)),
-        ({0}, {1}, (0, 4, 4, 4)),
-        (set(), {0, 1, 2}, (0, 0, 12, 0)),
-    ],
+    ("draft", "target", "table"),
+    [({0, 1, 2}, {0, 1, 2}, (12, 0, 0, 0)), ({0}, {1}, (0, 4, 4, 4)), (set(), {0, 1, 2}, (0, 0, 12, 0))],
 )
-def test_samples_that_differ_alike_still_have_an_interval(
-    of_draft: set[int], of_target: set[int], table: tuple[int, int, int, int]
+def test_samples_that_are_alike_still_have_intervals(
+    draft: set[int], target: set[int], table: tuple[int, int, int, int]
 ) -> None:
-    """Where every problem has the same difference the interval is that of one sample a problem, not of length 0."""
-    made = with_correct(with_correct(make_run(12, columns=ALONE, samples=3), "draft", of_draft), "target", of_target)
-    draft = by_label(made_figures(made))["draft"]
-    assert draft["accuracy_difference"] == (len(of_draft) - len(of_target)) / 3
-    assert draft["accuracy_difference_interval"] == pytest.approx(paired_difference(*table))
-
-
-def test_samples_that_are_right_alike_still_have_an_interval() -> None:
-    """So it is with an accuracy that is the same for each problem."""
-    made = with_correct(make_run(12, columns=ALONE, samples=3), "target", {0, 2})
-    target = by_label(made_figures(made))["target"]
-    assert (target["accuracy"], target["accuracy_interval"]) == (pytest.approx(2 / 3), pytest.approx(wilson(8, 12)))
+    """Where every problem has the same share or difference the interval is that of one sample a problem, not of length 0."""
+    made = by_label(made_figures(with_correct(make_run(12, columns=ALONE, samples=3), draft=draft, target=target)))
+    assert made["draft"]["accuracy_difference"] == (len(draft) - len(target)) / 3
+    assert made["draft"]["accuracy_difference_interval"] == pytest.approx(paired_difference(*table))
+    assert made["target"]["accuracy"] == pytest.approx(len(target) / 3)
+    assert made["target"]["accuracy_interval"] == pytest.approx(wilson(4 * len(target), 12))
 
 
 # --- time
@@ -285,7 +280,7 @@ def test_speedup_is_over_what_both_finished() -> None:
 
 
 def test_without_the_target_there_is_no_speedup() -> None:
-    """Nothing is compared with an estimate: the speed-up is unknown, and it is told why."""
+    """Nothing is compared with an estimate: the speed-up is unknown, and a note says why."""
     made = made_figures(make_run(6, columns=[("draft", None), ("entropy", 0.5)]))
     for policy in made["policies"]:
         for name in ("speedup", "speedup_interval", "accuracy_difference", "problem_speedups", "projection_terms"):
@@ -307,7 +302,7 @@ def test_percentiles_are_of_the_finished_attempts() -> None:
     seconds = [1.0, 2.0, 3.0, 4.0, 100.0]
     rows = [make_row(index, 0, ("target", None)) | {"wall_seconds": value} for index, value in enumerate(seconds)]
     rows.append(failed(make_row(5, 0, ("target", None)) | {"wall_seconds": 1000.0}))
-    (target,) = figures({}, rows)["policies"]
+    (target,) = figures_of(rows)["policies"]
     assert (target["seconds_mean"], target["seconds_median"]) == (22.0, 3.0)
     assert target["seconds_p90"] == pytest.approx(61.6)
 
@@ -339,19 +334,23 @@ def test_without_noise_cost_in_tokens_is_cost_in_seconds() -> None:
 
 
 def test_projection_to_the_measured_ratio_is_what_was_measured() -> None:
-    """A projection to the cost ratio of the run itself changes nothing, intervals included."""
+    """A projection to the cost ratio of the run itself changes nothing, intervals included; unasked there is none."""
     made = make_run(20)
-    ratio = made_figures(made)["measured_cost_ratio"]
-    for policy in made_figures(made, cost_ratio=ratio)["policies"]:
+    measured = made_figures(made)
+    assert (measured["projection"], {policy["projected_speedup"] for policy in measured["policies"]}) == (None, {None})
+    for policy in made_figures(made, cost_ratio=measured["measured_cost_ratio"])["policies"]:
         assert policy["projected_speedup"] == pytest.approx(policy["equivalent_speedup"])
         assert policy["projected_speedup_interval"] == pytest.approx(policy["equivalent_speedup_interval"])
+
+
+PROJECTED = make_run(6, columns=[*ALONE, ("entropy", 0.5)])
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.floats(0.5, 100))
 def test_projection_follows_its_terms(ratio: float) -> None:
     """A projected speed-up is alone / (target + draft / ratio + fixed), and the target alone is at 1."""
-    made = figures(PROJECTED.run, PROJECTED.rows, cost_ratio=ratio)
+    made = made_figures(PROJECTED, cost_ratio=ratio)
     assert made["projection"] == {"cost_ratio": ratio, "is_projection": True}
     for policy in made["policies"]:
         terms = policy["projection_terms"]
@@ -360,13 +359,10 @@ def test_projection_follows_its_terms(ratio: float) -> None:
     assert by_label(made)["target"]["projected_speedup"] == 1.0
 
 
-PROJECTED = make_run(6, columns=[*ALONE, ("entropy", 0.5)])
-
-
 def test_projection_counts_reading_in_the_measured_proportion() -> None:
     """The draft alone under ratio R costs its tokens / R, reading weighed against its own decoding."""
     rows = make_run(10, columns=ALONE, drift=0.0).rows
-    draft = by_label(figures({}, rows, cost_ratio=7.0))["draft"]
+    draft = by_label(figures_of(rows, cost_ratio=7.0))["draft"]
     counts = {policy: [one["timing"][policy] for one in rows if one["policy"] == policy] for policy in ("draft", "target")}
     units = {
         "draft": sum(one["decode_tokens"] + 0.1 * one["prefill_tokens"] for one in counts["draft"]),
@@ -375,17 +371,10 @@ def test_projection_counts_reading_in_the_measured_proportion() -> None:
     assert draft["projected_speedup"] == pytest.approx(7.0 * units["target"] / units["draft"])
 
 
-def test_nothing_is_projected_unless_asked() -> None:
-    """Without a cost ratio there is no projected figure."""
-    made = made_figures(make_run(4))
-    assert made["projection"] is None
-    assert {policy["projected_speedup"] for policy in made["policies"]} == {None}
-
-
 @pytest.mark.parametrize("ratio", [0.0, -1.0, math.inf, math.nan])
 def test_impossible_cost_ratio_is_refused(ratio: float) -> None:
     """A ratio that no pair can have is a usage error."""
-    with pytest.raises(UsageError, match="makes no sense"):
+    with pytest.raises(UsageError, match="invalid cost ratio"):
         made_figures(make_run(1), cost_ratio=ratio)
 
 
@@ -416,7 +405,7 @@ def curve_rows() -> list[dict[str, Any]]:
 
 def test_area_is_that_below_the_straight_lines() -> None:
     """Area, gain over a random mix, and accuracy at matched times are those worked out by hand."""
-    (curve,) = figures({}, curve_rows())["curves"]
+    (curve,) = figures_of(curve_rows())["curves"]
     # times 0.2 0.4 0.6 1.0, accuracies 1/4 3/4 3/4 1
     area = (0.2 * 0.5 + 0.2 * 0.75 + 0.4 * 0.875) / 0.8
     assert curve["area"] == pytest.approx(area)
@@ -430,87 +419,58 @@ def test_area_is_that_below_the_straight_lines() -> None:
 def test_a_tau_that_is_slower_than_the_target_is_no_part_of_the_curve() -> None:
     """A point right of the target alone changes no area."""
     slow = [at("p", 0.1, problem, 9.0, is_right=True) for problem in range(4)]
-    (curve,) = figures({}, curve_rows())["curves"]
-    (longer,) = figures({}, [*curve_rows(), *slow])["curves"]
+    (curve,) = figures_of(curve_rows())["curves"]
+    (longer,) = figures_of([*curve_rows(), *slow])["curves"]
     assert longer["area"] == pytest.approx(curve["area"])
     assert len(longer["points"]) == len(curve["points"]) + 1
 
 
 @pytest.mark.parametrize(
-    ("without", "reason"),
+    ("changes", "reason"),
     [
-        (("target", None), "the run has no policy target"),
-        (("draft", None), "the run has no policy draft"),
+        ({"target": None}, "the run has no policy target"),
+        ({"draft": None}, "the run has no policy draft"),
+        ({"draft": 5.0}, "the draft alone is not faster than the target alone"),
+        ({"p": 9.0}, "no tau has a time between those of draft and target alone"),
     ],
 )
-def test_curve_that_cannot_be_drawn_says_why(without: tuple[str, float | None], reason: str) -> None:
-    """Without one of its ends a curve has no area, and a reason."""
-    rows = [one for one in curve_rows() if (one["policy"], one["tau"]) != without]
-    (curve,) = figures({}, rows)["curves"]
+def test_curve_that_cannot_be_drawn_says_why(changes: dict[str, float | None], reason: str) -> None:
+    """Without one of its ends, or between ends at the same time, a curve has no area, and a reason. `changes` are of seconds."""
+    rows = [
+        {**one, "wall_seconds": changes.get(one["policy"], one["wall_seconds"])}
+        for one in curve_rows()
+        if changes.get(one["policy"], 0.0) is not None
+    ]
+    (curve,) = figures_of(rows)["curves"]
     assert (curve["area"], curve["reason"]) == (None, reason)
 
 
 def test_one_tau_is_no_curve() -> None:
     """A policy at a single tau has no curve."""
-    assert figures({}, [one for one in curve_rows() if one["tau"] != 1.0])["curves"] == []
-
-
-def test_a_draft_that_is_no_faster_has_no_curve() -> None:
-    """Between two ends at the same time there is no area."""
-    rows = [one | ({"wall_seconds": 5.0} if one["policy"] == "draft" else {}) for one in curve_rows()]
-    (curve,) = figures({}, rows)["curves"]
-    assert (curve["area"], curve["reason"]) == (None, "the draft alone is not faster than the target alone")
+    assert figures_of([one for one in curve_rows() if one["tau"] != 1.0])["curves"] == []
 
 
 # --- levels
 
 
 def test_levels_add_up_to_the_whole() -> None:
-    """Counts of all levels are those of the run, and each level has its own denominator."""
-    for policy in made_figures(make_run(30))["policies"]:
-        levels = policy["by_level"]
-        assert list(levels) == sorted(levels)
-        assert sum(level["correct"] for level in levels.values()) == policy["correct"]
-        assert sum(level["n"] for level in levels.values()) == policy["n"]
-
-
-def test_levels_of_an_unfinished_run_count_what_is_missing() -> None:
-    """Levels add up to the whole while problems are missing as well, those that no policy has tried yet included."""
+    """Counts of all levels are those of the run, also while problems are missing, those no policy has tried yet included."""
     made = make_run(40, columns=ALONE)
-    levels = {row["id"]: row["level"] for row in made.rows}
-    unfinished = figures({**made.run, "planned": 40, "levels": levels}, made.rows[:21])
-    for policy in unfinished["policies"]:
-        by_level = policy["by_level"]
-        assert list(by_level) == sorted(set(map(str, levels.values())))
-        for name in ("n", "correct", "missing"):
-            assert sum(level[name] for level in by_level.values()) == policy[name]
-        assert policy["missing"] >= 29
-
-
-def test_levels_that_are_not_known_yet_are_not_guessed() -> None:
-    """A run that does not say the levels of its problems has figures of levels once it has a row of each problem."""
-    made = make_run(10, columns=ALONE)
-    planned = {**made.run, "planned": 10}
-    assert {policy["by_level"] is None for policy in figures(planned, made.rows[:8])["policies"]} == {True}
-    for rows in (made.rows, made.rows[:-1]):
-        assert {policy["by_level"] is None for policy in figures(planned, rows)["policies"]} == {False}
-    tables = [
-        "Accuracy by level" in render([Source("run", planned, rows, figures(planned, rows))])
-        for rows in (made.rows[:8], made.rows)
-    ]
-    assert tables == [False, True]
+    for rows in (made.rows, made.rows[:21]):
+        for policy in figures(made.run, rows)["policies"]:
+            by_level = policy["by_level"]
+            assert list(by_level) == sorted(set(map(str, made.run["levels"].values())))
+            for name in ("n", "correct", "missing"):
+                assert sum(level[name] for level in by_level.values()) == policy[name]
+            assert policy["missing"] >= 29 or rows is made.rows
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:
-    """Level 10 comes after level 9, and names after numbers."""
+    """Level 10 comes after level 9, and names after numbers; a data set without levels has none."""
     levels = [10, 9, "hard", 1]
     rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
-    (target,) = figures({}, rows)["policies"]
+    (target,) = figures_of(rows)["policies"]
     assert list(target["by_level"]) == ["1", "9", "10", "hard"]
-
-
-def test_a_data_set_without_levels_has_none() -> None:
-    """No level is made up."""
     assert {policy["by_level"] is None for policy in made_figures(make_run(5, levels=0))["policies"]} == {True}
 
 
@@ -532,29 +492,40 @@ IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows, cost_ratio=4.0)
 
 def test_an_error_that_was_tried_again_counts_no_more() -> None:
     """The row that came of a second attempt replaces the error, whichever is read first."""
-    made = make_run(3, columns=[("target", None)])
+    made = make_run(3, columns=TARGET_ONLY)
     error = failed(made.rows[0])
     assert figures(made.run, [error, *made.rows]) == figures(made.run, [*made.rows, error]) == made_figures(made)
 
 
 def test_two_results_for_one_attempt_are_refused() -> None:
     """Rows of mixed runs are not added up."""
-    made = make_run(3, columns=[("target", None)])
+    made = make_run(3, columns=TARGET_ONLY)
     with pytest.raises(UsageError, match="two results for problem made-up-0001"):
         figures(made.run, [*made.rows, made.rows[1]])
 
 
+@pytest.mark.parametrize(
+    "changes", [{"policy": "oracle"}, {"steps": None}, {"wall_seconds": "x"}, {"score": 1}, {"timing": {}}]
+)
+def test_row_of_another_program_is_damage(changes: dict[str, Any]) -> None:
+    """A row with a right checksum and wrong fields is refused with its problem's id, not taken for a defect."""
+    made = make_run(3, columns=TARGET_ONLY)
+    with pytest.raises(DamagedRunError, match="made-up-0001"):
+        figures(made.run, [made.rows[0], {**made.rows[1], **changes}])
+
+
 def test_policies_come_in_the_order_of_the_plan() -> None:
-    """The run's own order is kept, a policy without any row included."""
+    """The run's own order is kept, a policy without any row included; a tau has the name that the run gives it."""
     made = make_run(3)
-    made.run["policies"] = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "number": None}]
-    labels = [policy["label"] for policy in made_figures(made)["policies"]]
-    assert labels == [group.label for group in group_rows(made.run, made.rows)]
+    plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "number": None}]
+    plan[0] = {**plan[0], "tau_name": "fast"}
+    labels = [policy["label"] for policy in figures({**made.run, "policies": plan}, made.rows)["policies"]]
+    assert labels[:3] == ["random fast (0.6)", "random 0.3", "entropy 0.8"]
     assert labels[-1] == "oracle"
     assert len(labels) == len(COLUMNS) + 1
 
 
-@pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe(0), [])])
+@pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])
 def test_figures_are_json(made: MadeUp) -> None:
     """All figures are JSON without NaN, of a run without a row and of one problem as well."""
     text = json.dumps(made_figures(made, cost_ratio=8.0), allow_nan=False)
@@ -562,23 +533,19 @@ def test_figures_are_json(made: MadeUp) -> None:
 
 
 def test_infinite_tau_is_written_as_text() -> None:
-    """An infinite tau stays JSON, and is sorted and labelled as a number."""
-    rows = [make_row(0, 0, ("entropy", tau)) for tau in ("inf", "-inf", 0.5)]
-    made = figures({}, rows)
-    assert [policy["tau"] for policy in made["policies"]] == ["-inf", 0.5, "inf"]
-    assert [policy["label"] for policy in made["policies"]] == ["entropy -inf", "entropy 0.5", "entropy inf"]
+    """An infinite tau stays JSON, and is labelled as a number."""
+    made = figures_of([make_row(0, 0, ("entropy", tau)) for tau in ("inf", "-inf", 0.5)])
+    assert [policy["tau"] for policy in made["policies"]] == ["inf", "-inf", 0.5]
+    assert [policy["label"] for policy in made["policies"]] == ["entropy inf", "entropy -inf", "entropy 0.5"]
 
 
 def test_every_figure_is_defined() -> None:
     """Each figure has a definition beside its name; counts, names and parts of others need none."""
     plain = {"policy", "tau", "label", "number", "ratios", "n", "correct", "incorrect", "unscored", "errors", "missing"}
-    plain |= {"projection_terms"}
-    for policy in made_figures(make_run(3))["policies"]:
-        told = {name.removesuffix("_interval") for name in policy} - plain
-        assert told <= DEFINITIONS.keys()
-    for curve in made_figures(make_run(3))["curves"]:
-        told = {name.removesuffix("_interval") for name in curve} - {"policy", "n", "points", "reason"}
-        assert told <= DEFINITIONS.keys()
+    plain |= {"projection_terms", "points", "reason"}
+    made = made_figures(make_run(3))
+    for entry in (*made["policies"], *made["curves"]):
+        assert {name.removesuffix("_interval") for name in entry} - plain <= DEFINITIONS.keys()
 
 
 def test_every_ratio_has_its_parts() -> None:

@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF model: text to token ids and back, and which tokens are no text. Loads and computes nothing."""
+"""The vocabulary of a GGUF model: text to token ids and back, and its special tokens. Loads and computes nothing."""
 
 import ctypes
 import functools
@@ -12,8 +12,8 @@ from arbitrage_cli.errors import ComputeError
 ROOM = 1024  # tokens of a text, at first
 
 
-class Vocabulary:
-    """That of one loaded model, called `name` in errors: the part of the `Backend` contract that deals with tokens as text."""
+class LlamaTokenizer:
+    """The `Tokenizer` of a loaded model. Errors call the model `name`."""
 
     def __init__(self, model: Any, name: str) -> None:
         self._vocabulary = c.llama_model_get_vocab(model)
@@ -22,7 +22,7 @@ class Vocabulary:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the model's file has none."""
+        """Whether the model file has no vocabulary."""
         return bool(c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_NONE)
 
     @functools.cached_property
@@ -31,7 +31,7 @@ class Vocabulary:
 
     @property
     def any_token(self) -> int:
-        """A token to try things with: the first of every text, where there is one."""
+        """A valid token: the first of every text, if there is one."""
         return max(int(c.llama_vocab_bos(self._vocabulary)), 0)
 
     @functools.cached_property
@@ -50,7 +50,7 @@ class Vocabulary:
 
     @property
     def named_tokens(self) -> Mapping[str, str]:
-        """The texts of what chat templates call `bos_token` and `eos_token`, where the model's file has them."""
+        """The texts of `bos_token` and `eos_token`, as chat templates call them, if the model file has them."""
         ids = {"bos_token": c.llama_vocab_bos(self._vocabulary), "eos_token": c.llama_vocab_eos(self._vocabulary)}
         texts = {name: self._text(token) for name, token in ids.items() if token >= 0}
         return {name: text for name, text in texts.items() if text in self.control_tokens}  # else llama.cpp guessed it
@@ -75,7 +75,7 @@ class Vocabulary:
         return text.decode("utf-8", errors="replace")
 
     def _tokenize(self, text: str) -> list[int]:
-        """Into a buffer that is kept; where there is too little room llama.cpp says how much it wants."""
+        """Into a buffer that is kept. If it is too small, llama.cpp returns the size that it needs, negated."""
         data = text.encode("utf-8", errors="replace")
         while True:
             room = len(self._token_buffer)
@@ -87,7 +87,7 @@ class Vocabulary:
             self._token_buffer = (c.llama_token * -found)()
 
     def _tokenize_continuation(self, text: str) -> list[int]:
-        """SentencePiece puts a space before every text it is given: hide it behind a character, and cut both off."""
+        """SentencePiece puts a space before every text: put a character before that, and cut both off."""
         for guard in "\n.0":
             head, tokens = self._tokenize(guard), self._tokenize(guard + text)
             if tokens[: len(head)] == head:  # else the text merged with the guard

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
-from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, Measured, RunInfo, answer, problem_error, record, row, to_json
+from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, AttemptInfo, RunInfo, answer, problem_error, record, row, to_json
 from arbitrage_cli.types import Cost, Decision, Finished, Score
 
 RUN = RunInfo(
@@ -110,15 +110,15 @@ def test_record_of_rated_steps() -> None:
     assert made["timing"]["reward"]["prefill_tokens"] == 9
 
 
-def measured(score: Score | None = None) -> Measured:
-    return Measured(2, "hard", {"answer": "4"}, score, wall_seconds=3.5, router_seconds=0.25)
+def attempt(score: Score | None = None) -> AttemptInfo:
+    return AttemptInfo(2, "hard", {"answer": "4"}, score, wall_seconds=3.5, router_seconds=0.25)
 
 
-def test_row_is_the_record_with_what_was_measured() -> None:
+def test_row_is_the_record_with_what_was_attempt() -> None:
     """A row has the fields of the record that differ from row to row, its grade, and its times."""
     finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
     score = Score("correct", "4", "4 = 4 (the same text)")
-    made, recorded = row(finished, RUN, measured(score)), record(finished, RUN)
+    made, recorded = row(finished, RUN, attempt(score)), record(finished, RUN)
     added = {"schema", "sample", "level", "gold", "score", "status", "wall_seconds"}
     assert made.keys() == (recorded.keys() - SAME_IN_ALL_ROWS) | added
     assert (made["sample"], made["level"], made["gold"], made["status"]) == (2, "hard", {"answer": "4"}, "done")
@@ -140,7 +140,7 @@ def test_row_is_the_record_with_what_was_measured() -> None:
 )
 def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | None, stop: str | None) -> None:
     """A context that a solution has filled is a limit like any other; what else goes wrong is an error, in one line."""
-    made = row(finished, RUN, measured())
+    made = row(finished, RUN, attempt())
     assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
 
 
