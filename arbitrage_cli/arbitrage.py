@@ -1,15 +1,15 @@
-"""The paper: how a draft and a target share the steps of a solution, and the baselines it is measured against.
+"""The paper: how a draft and a target share the steps of a solution, and the baselines they are compared with.
 
-"Arbitrage: Efficient Reasoning via Advantage-Aware Speculation", arXiv 2512.05033. A policy is a generator, a *flow*:
-it yields an `WriteStep` (write the next step with this model) or a `ScoreSteps` (how good are these steps?), is sent the finished
-`Step` or the rewards, and decides. Knows no model, no cache, no clock and no terminal: the scheduler runs flows, for one
-problem or for a thousand.
+"Arbitrage: Efficient Reasoning via Advantage-Aware Speculation", arXiv 2512.05033:
 
     x <- problem
     repeat until the end of the sequence:
         z <- the draft writes a step from x
         if router(x, z) > tau:  z <- the target writes a step from x
         x <- x + z
+
+A policy is a generator, a *flow*. It yields a request (`WriteStep`, `ScoreSteps`), is sent the finished step or the rewards,
+and decides. It knows no model, cache, clock or terminal: the scheduler runs flows, for one problem or for a thousand.
 """
 
 import random
@@ -21,33 +21,31 @@ from typing import Any
 from arbitrage_cli.types import Decision, ModelRole, Step, Trace
 
 NumberOf = Callable[[Trace, Step], float]
-"""Maps the trace so far and the drafted step, with what the draft computed while it wrote it, to a number."""
+"""The number that is compared with tau, from the trace so far and the drafted step with its token statistics."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
-    """When a drafted step is stopped before it is finished: the number of what there is of it exceeds `tau`.
+    """Stops a drafted step before its end, once the number of its beginning exceeds `tau`.
 
-    Looked at after so many tokens as `is_due` says, of a step without a proposal. A step that is stopped is escalated, so `tau` is
-    the policy's own or higher.
+    The number is computed after n tokens if `is_due(n)`. A stopped step is always escalated, so `tau` is at least the policy's.
     """
 
     number_of: NumberOf
     tau: float
     is_due: Callable[[int], bool]
 
-    def is_bad(self, trace: Trace, beginning: Step) -> bool:
-        """Whether to stop the step that begins so."""
+    def applies(self, trace: Trace, beginning: Step) -> bool:
+        """Whether to stop the step that has this beginning."""
         return self.number_of(trace, beginning) > self.tau
 
 
 @dataclass(frozen=True, slots=True)
 class WriteStep:
-    """A wish of a flow: `model` shall write the next step of `trace`, or only its beginning if `early_stop` finds that bad.
+    """A request: `model` writes the next step of `trace`. With an `early_stop`, perhaps only its beginning.
 
-    `proposal` is a step that it may write as well; with one, or if it `speculates`, the draft may also be asked how the step
-    might go on: that changes the time, never the text. Where tokens are drawn at random, `sample` tells several steps from the
-    same text apart.
+    `proposal` is a step that the model may be about to write. With one, or if it `speculates`, the draft may also be asked for a
+    continuation; both change the time and never the text. `sample` numbers different random draws from the same text.
     """
 
     model: ModelRole
@@ -60,7 +58,7 @@ class WriteStep:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSteps:
-    """A wish of a flow: how good is each of `steps` as the next step of `trace`? A tuple of rewards from 0 to 1 is sent back."""
+    """A request: how good is each of `steps` as the next step of `trace`? The answer is a tuple of rewards from 0 to 1."""
 
     trace: Trace
     steps: tuple[Step, ...]
@@ -71,9 +69,9 @@ Flow = Generator[WriteStep | ScoreSteps, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """What decides who writes a step. `number` is compared with tau; it is a part of a flow, and may ask for rewards on the way.
+    """Decides who writes a step: its `number` is compared with tau. A router is part of a flow, and may request rewards.
 
-    `early_stop` is made for a tau; None if a step has to be finished before anything is known of it.
+    `early_stop` makes one for a given tau; None if the number needs a finished step.
     """
 
     number: Callable[[Trace, Step], Generator[ScoreSteps, Any, float]]
@@ -81,11 +79,10 @@ class Router:
 
 
 def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
-    """The routing loop: the draft writes every step, the target only those whose number exceeds tau.
+    """The routing loop: the draft writes every step, and the target those whose number exceeds tau.
 
-    Strictly: a tie keeps the draft. So an infinite tau is the draft alone, and a tau below every number the target
-    alone. The target is not called, and reads nothing, before the router has asked for it. A step that the router stopped
-    early is only the beginning of one, and never kept.
+    A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every number the target alone. The target
+    computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished:
@@ -99,10 +96,9 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
 
 
 def oracle(trace: Trace, tau: float) -> Flow:
-    """Both models write every step, and the target's is kept if its true advantage, in reward, exceeds tau.
+    """Both models write every step; the target's is kept if its true advantage, the difference in reward, exceeds tau.
 
-    What the router is trained to foretell, and the most that any router gains with as many steps of the target. Slower
-    than the target alone.
+    Routers are trained to predict this choice. It is the best choice for each step, and slower than the target alone.
     """
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
@@ -114,9 +110,9 @@ def oracle(trace: Trace, tau: float) -> Flow:
 
 
 def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
-    """One model alone writes every step: the two ends that routing moves between.
+    """One model alone writes every step.
 
-    If it `speculates`, this is token-level speculative decoding (arXiv 2211.17192): the same text, sooner.
+    If it `speculates`, this is token-level speculative decoding (arXiv 2211.17192): the same text in less time.
     """
     while not trace.finished:
         step: Step = yield WriteStep(model, trace, speculates=speculates)
@@ -125,7 +121,7 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
 
 
 def by_token_stats(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Router:
-    """The router that goes by the drafted step and its evidence alone: it asks nobody, and costs next to nothing."""
+    """A router that needs only the trace and the drafted step: it requests nothing, and costs next to nothing."""
 
     def number(trace: Trace, draft: Step) -> Generator[ScoreSteps, Any, float]:
         yield from ()
@@ -135,20 +131,20 @@ def by_token_stats(number_of: NumberOf, early_stop: Callable[[float], EarlyStop]
 
 
 def by_first_token(number_of: NumberOf) -> Router:
-    """The same, of a number that is known with the step's first token: no more is drafted of a step that is escalated."""
+    """The same for a number that the first token determines: a step that is escalated ends after that token."""
     return by_token_stats(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
 
 
 def by_least_likely_token(number_of: NumberOf) -> Router:
-    """The same, of a number that never falls while the step gets longer: no more is drafted once it is above tau."""
+    """The same for a number that never falls as the step grows: a step ends as soon as its number exceeds tau."""
     return by_token_stats(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
 
 
 def by_reward() -> Router:
-    """Goes by 1 - the reward of the drafted step: how bad it is, whatever the target would write instead.
+    """A router by 1 - the reward of the drafted step, regardless of what the target would write.
 
     With a process reward model this is RSD (arXiv 2501.19324), with the target as judge SpecReason (arXiv 2504.07891).
-    Their "accept a reward of t or more" is a tau of 1 - t.
+    Their "accept if the reward is at least t" is a tau of 1 - t.
     """
 
     def number(trace: Trace, draft: Step) -> Generator[ScoreSteps, Any, float]:
@@ -159,22 +155,22 @@ def by_reward() -> Router:
 
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:
-    """GlimpRouter (arXiv 2601.05110): entropy of the step's first token, in nats. High: the draft did not know how to go on."""
+    """GlimpRouter (arXiv 2601.05110): the entropy of the step's first token, in nats. High if the draft was unsure how to begin."""
     return draft.known_token_stats.entropies[0]
 
 
 def mean_negative_logprob(trace: Trace, draft: Step) -> float:
-    """Negative mean log-probability of the drafted tokens, in nats per token. High: the draft wrote what it did not believe."""
+    """The mean negative log-probability of the drafted tokens, in nats. High if the draft was unsure of its step."""
     return -fmean(draft.known_token_stats.log_probabilities)
 
 
 def max_negative_logprob(trace: Trace, draft: Step) -> float:
-    """Negative log-probability of the least likely of the drafted tokens, in nats. High: somewhere the draft had to guess."""
+    """The negative log-probability of the least likely drafted token, in nats. High if the draft had to guess once."""
     return -min(draft.known_token_stats.log_probabilities)
 
 
 def uniform_draw(seed: int) -> NumberOf:
-    """Escalation at random, at a rate of 1 - tau: what any router must beat. The draw depends on seed, question and step."""
+    """Escalation at random, at a rate of 1 - tau: every router must beat it. A draw depends on seed, question and step number."""
 
     def draw(trace: Trace, draft: Step) -> float:
         key = f"{seed}/{trace.problem.question}/{len(trace.decisions)}"

@@ -1,6 +1,6 @@
 """Every error a user can meet, with its exit code and a hint on what to do.
 
-Knows nothing of where errors are shown: `commands.main` is the one place that prints them.
+Does not know where errors are shown: `cli.main` is the one place that prints them.
 
     ArbitrageError ............ 1  the run failed, in part or whole
     ├── UsageError ............ 2  the command line or its input cannot be used
@@ -14,17 +14,21 @@ Knows nothing of where errors are shown: `commands.main` is the one place that p
     ├── ComputeError .......... 4  llama.cpp failed while it computed
     ├── ProblemError .......... 1  one problem cannot be solved; the others go on
     │   ├── ContextFullError       its text does not fit in the context
-    │   └── ScriptEndedError       a scripted demo model has nothing to say to it
+    │   ├── TimedOutError          it took longer than its time limit
+    │   └── ScriptEndedError       a scripted demo model cannot continue it
     ├── OutputError ........... 1  results cannot be written
-    │   └── ReaderGoneError .. 141  nobody reads them any more (a closed pipe)
-    ├── DamagedRunError ..... 5  a run folder holds something else than what was written to it
+    │   └── ReaderGoneError .. 141  the reader closed the pipe
+    ├── DamagedRunError ....... 5  a file of a run folder is not what was written
     ├── InterruptedRunError . 130  Ctrl-C; 143 after SIGTERM
     └── DefectError .......... 70  a mistake in this program
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ArbitrageError(Exception):
-    """The root of all errors shown to a user: one line that says what is wrong, and a hint that says what to do."""
+    """The root of all errors shown to a user: one line says what is wrong, and a hint says what to do."""
 
     exit_code = 1
 
@@ -35,9 +39,17 @@ class ArbitrageError(Exception):
 
 
 class UsageError(ArbitrageError):
-    """The command line, or the problems it was given, cannot be used."""
+    """The command line, a settings file or the input cannot be used.
+
+    `option` is the long name, without dashes, of the setting that is at fault: it is shown with the place the value came from
+    (flag, environment variable or settings file).
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, hint: str = "", *, option: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.option = option
 
 
 class ModelError(ArbitrageError):
@@ -63,7 +75,7 @@ class HubError(ModelError):
 
 
 class RouterError(ModelError):
-    """A router's head cannot be used: it is damaged, of an unknown kind, or was made for another draft."""
+    """A router's head is damaged, of an unknown kind, or made for another draft."""
 
 
 class TemplateError(ModelError):
@@ -84,16 +96,20 @@ class ContextFullError(ProblemError):
     """The problem and its solution so far do not fit in the model's context."""
 
 
+class TimedOutError(ProblemError):
+    """The problem took longer than its time limit."""
+
+
 class ScriptEndedError(ProblemError):
-    """A scripted model was asked for something that its script does not cover."""
+    """A scripted model has no continuation for this text."""
 
 
 class OutputError(ArbitrageError):
-    """What was to be shown or written cannot be: a full disk, a closed stream."""
+    """Results cannot be shown or written: a full disk, a closed stream."""
 
 
 class ReaderGoneError(OutputError):
-    """The other end of a pipe was closed, as `head` does. Nothing to say: it is what the user wanted."""
+    """The reader closed the pipe, as `head` does. No message: that is what the user wanted."""
 
     exit_code = 141
 
@@ -102,7 +118,7 @@ class ReaderGoneError(OutputError):
 
 
 class DamagedRunError(ArbitrageError):
-    """A file of a run folder is not what was written: a flipped bit, a lost or foreign line."""
+    """A file of a run folder is not what was written: a flipped bit, a missing or foreign line."""
 
     exit_code = 5
 
@@ -116,6 +132,14 @@ class InterruptedRunError(ArbitrageError):
 
 
 class DefectError(ArbitrageError):
-    """Something that this program did not foresee."""
+    """An error in this program itself."""
 
     exit_code = 70
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:
+    """The error for a name that is not among the `known` ones; the hint names the most similar, then all of them."""
+    names = list(known)
+    similar = get_close_matches(name, names, n=1)
+    guess = f"did you mean '{similar[0]}'? " if similar else ""
+    return UsageError(f"unknown {kind} '{name}'", f"{guess}known: {', '.join(names)}", option=option)

@@ -1,7 +1,7 @@
-"""The records that everything else passes around: problems, steps, decisions, traces, events.
+"""The records that all packages share: problems, steps, decisions, traces, events.
 
-Knows no model, no file, no terminal, and nothing outside the standard library. Every record is frozen except `Trace`,
-which is appended to by flows and by nothing else.
+Knows no model, file or terminal, and only the standard library. Every record is frozen except `Trace`, to which only flows
+append.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,27 +10,26 @@ from types import MappingProxyType
 from typing import Literal
 
 ModelRole = Literal["draft", "target", "prm"]
-"""Who computes. The process reward model rates steps and writes none."""
+"""Which model computes. The process reward model scores steps and writes none."""
 
 StepStop = Literal["separator", "end", "budget", "context", "early"]
-"""Why a step ended: blank line, end of sequence, token budget used up, context full; or it was stopped, to be written anew."""
+"""Why a step ended: blank line, end of sequence, token budget, full context; or it was stopped, and the target writes it."""
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
-"""Why a solution ended: the kept step closed the sequence, or a limit was reached."""
-
+"""Why a solution ended: the kept step ended the sequence, or a limit was reached."""
 
 DEFAULT_CONTEXT_SIZE = 4096
 
 KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
-"""Of one number in the KV cache by its format, block scales included."""
+"""Bytes for one number in the KV cache, by format; block scales included."""
 
 CACHED_BYTES = 32 << 20
-"""Of weights that stay in a processor's cache, as a rule."""
+"""Bytes of weights that usually stay in a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question, and what its results are called by."""
+    """One question. Results refer to it by `id`."""
 
     id: str
     question: str
@@ -38,7 +37,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on one solution: kept steps, kept tokens in all, and tokens of a single step."""
+    """Bounds on one solution: kept steps, kept tokens, and tokens of one step."""
 
     max_steps: int = 100
     max_tokens: int = 4096
@@ -49,10 +48,9 @@ class Limits:
 class TokenStats:
     """What a model computed while it wrote a step of n tokens, at temperature 1 whatever the sampling was.
 
-    `log_probabilities`, `entropies` (nats) and `margins` (log-probability of the likeliest token minus that of the
-    runner-up) have n entries each. `hidden` is a float32 array (n, n_embd): row i is the post-norm last hidden state
-    from which token i was drawn; None if it was not kept. `pieces` are the characters that each token completed: empty for one
-    that ends the sequence or only begins a character.
+    `log_probabilities`, `entropies` (nats) and `margins` (log-probability of the likeliest token minus that of the second) have
+    n entries. `hidden` is float32 (n, n_embd): row i is the post-norm last hidden state from which token i was drawn; None if it
+    was not kept. `pieces` has the characters that each token completed: none if it ends the sequence or only begins a character.
     """
 
     log_probabilities: Sequence[float]
@@ -64,10 +62,9 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Model time of a step. Prefill reads text written elsewhere, decode goes on one token at a time.
+    """Model time of a step. Prefill reads text from elsewhere, decode writes one token at a time, verify reads a proposal.
 
-    Verify reads tokens of a proposal and draws after each of them: `verify_tokens` were read so, and gave `verify_kept`
-    of the step's tokens; the others of the step were decoded.
+    Verifying read `verify_tokens`, and drew `verify_kept` of the step's tokens from them; the other tokens were decoded.
     """
 
     prefill_tokens: int = 0
@@ -95,7 +92,7 @@ class Cost:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoding speed, prefill and verify left out; None if nothing was decoded, or in no time."""
+        """Decoding speed, without prefill and verify; None if no token was decoded, or it took no time."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 
@@ -103,8 +100,8 @@ class Cost:
 class Step:
     """One reasoning step as one model wrote it. Models exchange `text`; token ids stay inside the engine.
 
-    `num_tokens` counts the tokens that the model drew, the one that ended the sequence included. `speculation_cost` is what the
-    draft took to say how a step of the target might go on.
+    `num_tokens` counts the tokens that the model drew, the end of the sequence included. `speculation_cost` is the draft's, for
+    continuing a step that the target was writing.
     """
 
     model: ModelRole
@@ -121,19 +118,19 @@ class Step:
 
     @property
     def known_token_stats(self) -> TokenStats:
-        """What the model computed while it wrote the step. ValueError if that was not kept."""
+        """The statistics of the step's tokens. ValueError if they were not kept."""
         if self.token_stats is None:
-            raise ValueError("this router reads the evidence of the drafted step, and none was kept")
+            raise ValueError("this router needs the token statistics of the drafted step, and they were not kept")
         return self.token_stats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """One step of a solution: what was kept, everything that was written for it, and the number that decided.
+    """One step of a solution: the step kept, the steps written, and the number that decided.
 
-    `probability` is what was compared with tau: the router's probability that the target's step is better, or, for a router
-    without a learned head, its own number (an entropy in nats, a negative mean log-probability, a uniform draw). `advantage` is
-    the true one, reward of the target's step minus reward of the drafted one, where both were written and rated.
+    `probability` is the number that was compared with tau: the probability that the target's step is better, or for a router
+    without a head its own number (an entropy, a mean negative log-probability, a uniform draw). `advantage` is the reward of the
+    target's step minus that of the drafted one; None unless both were scored.
     """
 
     kept: Step
@@ -144,12 +141,12 @@ class Decision:
 
     @property
     def discarded(self) -> Step | None:
-        """The step that was written and not kept."""
+        """The step that was written but not kept."""
         return self.target if self.kept is self.draft else self.draft
 
     @property
     def verdict(self) -> Literal["accept", "escalate"] | None:
-        """What became of the drafted step; None where nothing was drafted or nothing was compared with it."""
+        """What was decided about the drafted step; None if there is none, or nothing was compared."""
         if self.draft is None or (self.target is None and self.probability is None):
             return None
         return "accept" if self.kept is self.draft else "escalate"
@@ -157,7 +154,7 @@ class Decision:
 
 @dataclass(slots=True, eq=False)
 class Trace:
-    """The solution of one problem so far. The one mutable record; only flows append to it."""
+    """The solution of one problem so far. The only mutable record: flows append to it."""
 
     problem: Problem
     limits: Limits
@@ -193,9 +190,9 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the grade of a solution is, the answer that was found in it, and why it is graded so.
+    """The grade of a solution, the answer found in it, and the reason for the grade.
 
-    `unscored` is what could not be compared: it is not known to be wrong.
+    `unscored` means that the answer could not be compared: it is not known to be wrong.
     """
 
     value: Literal["correct", "incorrect", "unscored"]
@@ -205,16 +202,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A problem was taken up."""
+    """Work on a problem begins."""
 
     trace: Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """A model is about to write the next step of a trace, when it has read `num_unread` tokens that it has not seen.
+    """A model is about to write the next step of a trace. First it reads `num_unread` tokens.
 
-    Told anew while it reads a long text.
+    Repeated while it reads a long text.
     """
 
     trace: Trace
@@ -224,14 +221,14 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """Steps of a trace are being rated. Told anew while that goes on."""
+    """Steps of a trace are being scored. Repeated until they are."""
 
     trace: Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """A model added one token to the step it is writing. `text` is empty where it ends the step or only begins a character."""
+    """A model drew one token of a step. `text` is empty if the token ends the sequence or only begins a character."""
 
     trace: Trace
     model: ModelRole
@@ -248,11 +245,10 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A problem is done. `error` is set when it could not be finished; the steps kept until then stay in the trace.
+    """A problem is done. If it could not be solved, `error` says why, and the trace has the steps kept until then.
 
-    `target_alone_seconds` is an estimate, never a measurement: the time that the target alone would have taken for a
-    solution of the same text, from its measured speeds. None if the target was not loaded, or had other problems to solve beside. `reward_cost` is what rating
-    steps took, of whichever model did it.
+    `target_alone_seconds` estimates, from measured speeds, the time of the target alone for the same text. None if the target
+    was not loaded, or solved other problems at the same time. `reward_cost` is that of scoring steps.
     """
 
     trace: Trace

@@ -178,11 +178,11 @@ def test_numbers_of_the_evidence() -> None:
 
 
 @pytest.mark.parametrize("policy", ["entropy", "logprob", "logprob-min"])
-def test_no_evidence_is_a_defect(policy: str) -> None:
-    """A router that needs evidence does not guess without."""
+def test_no_token_statistics_are_a_defect(policy: str) -> None:
+    """A router that needs them does not guess."""
     flow = POLICIES[policy].flow(new_trace(), 1.0, 0)
     next(flow)
-    with pytest.raises(ValueError, match="evidence"):
+    with pytest.raises(ValueError, match="not kept"):
         flow.send(step("draft"))
 
 

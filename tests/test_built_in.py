@@ -17,10 +17,10 @@ import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, run
 from small_heads import write_head
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import ScoreSteps
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
@@ -28,7 +28,7 @@ from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
 from arbitrage_cli.rewards.prm import ProcessReward
-from arbitrage_cli.routing.head import load
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
@@ -82,7 +82,7 @@ def texts(
 ) -> dict[str, str]:
     """The text of each problem's solution."""
     engines = {
-        role: Engine(
+        role: make_engine(
             role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", use_proposals=use_proposals
         )
         for role in ROLES
@@ -112,12 +112,12 @@ def test_the_warning_comes_with_any_answer() -> None:
     assert "know only grade-school arithmetic" in result.err
 
 
-def test_an_odd_pair_is_told_of(tmp_path: Path) -> None:
+def test_an_odd_pair_is_noted(tmp_path: Path) -> None:
     """One file for both, by whatever name, and a target that is smaller than its draft: by solve and by bench."""
     small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
     link = tmp_path / "link.gguf"
     link.symlink_to(small)
-    same, swapped = "draft and target are the same file", "are they the wrong way round?"
+    same, swapped = "draft and target are the same file", "is smaller than the draft's"
     bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "target,entropy", "-o", str(tmp_path / "run"))
     for command in (("solve", "1 + 1", "--policy", "entropy"), bench):
         for draft, target, words in [(small, link, same), (large, small, swapped), (small, large, None)]:
@@ -128,12 +128,12 @@ def test_an_odd_pair_is_told_of(tmp_path: Path) -> None:
     assert swapped not in alone
 
 
-def test_more_threads_than_processors_are_told_of() -> None:
+def test_more_threads_than_processors_are_noted() -> None:
     """In one line; as many as there are say nothing."""
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     short = ("1 + 1", "--policy", "draft", "--max-tokens", "1", "--threads")
     told = solve(*short, str(num_processors + 1)).err
-    assert told.count(f"{num_processors + 1} threads are more than the {num_processors} logical processors here") == 1
+    assert told.count(f"{num_processors + 1} threads on {num_processors} logical processors") == 1
     assert "logical processors" not in solve(*short, str(num_processors)).err
 
 
@@ -411,7 +411,7 @@ def test_a_model_that_is_no_reward_model_is_refused_before_it_is_used(tmp_path: 
     measured = run(*bench, *no_prm)
     for result in (solved, measured):
         assert (result.code, result.out) == (3, "")
-        assert "draft does not rate steps: it says + or - with a probability of" in result.err
+        assert "draft does not score steps: it says + or - with a probability of" in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -424,8 +424,8 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
         step = Step("draft", text, 1, Cost(), "separator")
         rater.start(0, ScoreSteps(trace, (step,)))
         (rated,) = rater.tick()
-        assert rated.ratings
-        rewards += rated.ratings.rewards
+        assert rated.rewards
+        rewards += rated.rewards.values
         trace.add(Decision(step))
     rater.close(0)
     return rewards

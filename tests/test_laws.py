@@ -31,10 +31,12 @@ from hash_language import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -74,7 +76,7 @@ def test_batch_equals_single(asked: list[str], routing: tuple[str, float], sampl
 def test_highest_tau_is_the_draft_alone(policy: str, tau: float, sampler: Sampler) -> None:
     """Law 2: with tau above every number the draft writes all, as it does alone, and the target reads nothing."""
     target = Recording(HashBackend("target"))
-    engines = hash_engines(sampler) | {"target": Engine("target", target, sampler)}
+    engines = hash_engines(sampler) | {"target": make_engine("target", target, sampler)}
     assert texts(solve(engines, PROBLEMS, policy, tau)) == texts(solve(hash_engines(sampler), PROBLEMS, "draft"))
     assert target.count("read") + target.count("decode") == 0
 
@@ -133,7 +135,7 @@ def test_sampling_is_reproducible() -> None:
 def test_sampling_ignores_what_was_thrown_away() -> None:
     """The target's draws do not depend on drafts that were written and thrown away before them, however long they were."""
     sampler = Sampler(temperature=1.0, seed=4)
-    other_draft = Engine("draft", HashBackend("another draft"), sampler, keep_token_stats=True)
+    other_draft = make_engine("draft", HashBackend("another draft"), sampler, keep_token_stats=True)
     usual, unusual = hash_engines(sampler), hash_engines(sampler) | {"draft": other_draft}
     assert texts(solve(usual, PROBLEMS, "random", -1.0)) == texts(solve(unusual, PROBLEMS, "random", -1.0))
 
@@ -149,7 +151,7 @@ def test_sampling_ignores_order() -> None:
 def test_the_target_reads_nothing_before_the_first_escalation() -> None:
     """Up to the first rejected draft the target's backend is not called; then it catches up on all that was accepted."""
     target = Recording(HashBackend("target"))
-    engines = hash_engines() | {"target": Engine("target", target, Sampler())}
+    engines = hash_engines() | {"target": make_engine("target", target, Sampler())}
     numbers = iter([0.0, 0.0, 1.0])
     traces: list[Trace] = []
 
@@ -164,7 +166,7 @@ def test_the_target_reads_nothing_before_the_first_escalation() -> None:
         pass
     assert [decision.kept.model for decision in traces[-1].decisions] == ["draft", "draft", "target"]
     accepted = "".join(decision.kept.text for decision in traces[-1].decisions[:2])
-    read = b"".join(target.piece(token) for call in target.calls for token in call.tokens).decode()
+    read = b"".join(target.tokenizer.piece(token) for call in target.calls for token in call.tokens).decode()
     assert (LONG.question + accepted) in read
 
 
@@ -265,7 +267,7 @@ def test_proposals_across_vocabularies() -> None:
     def solved(*, use_proposals: bool) -> dict[str, Trace]:
         sources: dict[ModelRole, str] = {"draft": "scripted:draft", "target": "scripted:target"}
         engines = {
-            role: Engine(
+            role: make_engine(
                 role,
                 open_scripted(source, Options()),
                 Sampler(),
@@ -378,7 +380,7 @@ def llama_engines(
         yield {
             role: engine(
                 role,
-                stack.enter_context(LlamaBackend(path, options)),
+                Cache(stack.enter_context(LlamaBackend(path, options))),
                 sampler or Sampler(),
                 keep_token_stats=True,
                 use_proposals=use_proposals,

@@ -8,6 +8,7 @@ file, no terminal and no data set by name; the caller says how answers are grade
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,14 +22,13 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Key, key_of, latest
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, label, row, tau_in_json
 from arbitrage_cli.runs.summary import BlockShare
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
 
 ROUNDS = 4
 """Problems of a block for each that is solved at once."""
 
 Grade = Callable[[str, Mapping[str, Any]], Score]
-"""Compares a solution's text with a right answer (an `Item.gold`)."""
+"""Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
 EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Engine]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
@@ -109,18 +109,6 @@ def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retr
     return by_status[None] + (by_status["error"] if retry_errors else [])
 
 
-def failed_row(attempt: Attempt, error: ProblemError, limits: Limits, seconds: float) -> dict[str, Any]:
-    """The row of an attempt of which only the error is known, and after how long it came."""
-    finished = Finished(Trace(attempt.item.problem, limits), error)
-    return _row(attempt, finished, None, wall_seconds=seconds, router_seconds=0.0)
-
-
-def _row(attempt: Attempt, finished: Finished, score: Score | None, **measured: Any) -> dict[str, Any]:
-    chosen, item = attempt.policy_at_tau, attempt.item
-    run = RunInfo(chosen.policy.name, chosen.policy.number or None, chosen.tau, temperature=0.0, seed=0)  # no row has these
-    return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
-
-
 @dataclass(slots=True)
 class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
@@ -138,7 +126,7 @@ class Bench:
     rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     stops_early: bool = False
-    clock: Callable[[], float] = running_seconds
+    clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
@@ -162,16 +150,16 @@ class Bench:
             concurrency=self.concurrency,
             rater=self.rater_for(chosen.policy),
             speculator=engines.get("draft"),
+            timeout=self.timeout,
+            clock=self.clock,
         )
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
-            yield from self._follow(events, scheduler, in_flight)
+            yield from self._follow(events, in_flight)
         if in_flight:
             raise DefectError("the scheduler lost a problem")
 
-    def _follow(
-        self, events: Iterator[Event], scheduler: Scheduler, in_flight: dict[str, "_InFlight"]
-    ) -> Iterator[Began | Event | Ended]:
-        """Pass the events on, between the beginning and the end of their attempts, and end those that take too long."""
+    def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[Began | Event | Ended]:
+        """Pass the events on, between the beginning and the end of their attempts."""
         size, last_end = len(in_flight), 0.0  # seconds since the block began
         for event, now in self._timed(events):
             one = in_flight[event.trace.problem.id]
@@ -185,12 +173,22 @@ class Bench:
                 share = BlockShare(one.attempt.block, size, now - last_end) if self.concurrency > 1 else None
                 last_end = now
                 del in_flight[event.trace.problem.id]
-                score = None if attempt_error(event) else self.grade(event.trace.text, one.attempt.item.gold)
                 measured = {"wall_seconds": now - one.began, "router_seconds": one.timer.seconds, "share": share}
-                yield Ended(one.attempt, _row(one.attempt, event, score, **measured))
-            elif self.timeout is not None and now - one.began > self.timeout:
-                late = ProblemError(f"not finished after {self.timeout:g} s", "give a longer --timeout")
-                scheduler.give_up(event.trace, late)
+                yield Ended(one.attempt, self._row(one.attempt, event, measured))
+
+    def _row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """The graded row of an attempt; an error if its grader fails."""
+        chosen, item = attempt.policy_at_tau, attempt.item
+        score = None
+        if not attempt_error(finished):
+            try:
+                score = self.grade(finished.trace.text, item.gold)
+            except ProblemError as error:
+                finished = replace(finished, error=error)
+        run = RunInfo(
+            chosen.policy.name, chosen.policy.number or None, chosen.tau, temperature=0.0, seed=0
+        )  # no row has these
+        return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
         """Each event with the seconds until it came. The time that the receiver of an event takes does not count."""

@@ -1,29 +1,38 @@
-"""The seam between the engine and whatever computes: one loaded model, token ids in, logits and hidden states out.
+"""The seam between the engine and a loaded model: token ids in, logits and hidden states out.
 
-Knows nothing of steps, problems or policies. `llama.py` runs GGUF files through llama.cpp, `scripted.py` follows a
-script; the same contract tests run on both.
+Knows nothing of steps, problems or policies. `llama` runs GGUF files through llama.cpp, `scripted` follows a script; the same
+contract tests run on both.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from arbitrage_cli.errors import TimedOutError
+
 Floats = npt.NDArray[np.float32]
+
+MAX_DECODE = 512
+"""Tokens that every backend decodes at once."""
+
+MAX_SEQUENCES = 256
+"""Sequences of one model: llama.cpp's own bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model says of itself. `context_size` is what was allocated for one sequence, not what it was trained for.
+    """Facts about a loaded model. `context_size` is what was allocated for one sequence, not what the model was trained for.
 
-    `kv_cache` names the number format of its KV cache (keys/values where they differ), "" if it has none.
+    `kv_cache` names the number format of the KV cache (keys/values if they differ), "" if there is none.
     """
 
     source: str  # the name or path that the user gave
     name: str
-    description: str  # architecture, size, quantization, as llama.cpp words it
+    description: str  # architecture, size, quantization, in llama.cpp's words
     context_size: int
     trained_context_size: int
     vocabulary_size: int
@@ -35,7 +44,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one decode of n tokens computed: `logits` (n, n_vocab), `hidden` (n, n_embd) or None; row i is after token i.
+    """What decoding n tokens computed: `logits` (n, n_vocab), `hidden` (n, n_embd) or None; row i is after token i.
 
     Views into the backend's memory: valid until its next call.
     """
@@ -46,12 +55,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to load a model. None means: as this machine and the model suggest.
+    """How to load a model. None: the machine and the model decide.
 
-    `gpu_layers` -1 puts every layer on the GPU. `context_size` is in tokens, for one sequence; at most what the model was
-    trained for unless given. `kv_type` is the number format of the KV cache: f16, q8_0, q4_0 or f32; auto is f16, but for keys
-    that a processor reads faster in q8_0. Without `hidden_states` there are none in the output, which then takes less time.
-    `template_variables` is what the chat template is told, besides what the model's file says.
+    `gpu_layers` -1 puts every layer on the GPU. `context_size` is in tokens, for one sequence; by default at most what the model
+    was trained for. `kv_type` is the number format of the KV cache: f16, q8_0, q4_0 or f32; auto is f16, except for keys that a
+    processor reads faster in q8_0. Without `hidden_states` the output has none, and takes less time. `template_variables` are
+    passed to the chat template.
     """
 
     context_size: int | None = None
@@ -64,45 +73,48 @@ class Options:
     template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-MAX_DECODE = 512
-"""Tokens that every backend decodes at once."""
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The end of a problem's time: `at` by `clock`, which is `seconds` after its start."""
 
-
-MAX_SEQUENCES = 256
-"""Of one model: llama.cpp's own bound."""
-
-
-class Backend(Protocol):
-    """One loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
+    at: float
+    seconds: float
+    clock: Callable[[], float] = time.perf_counter
 
     @property
-    def card(self) -> ModelCard: ...
+    def has_passed(self) -> bool:
+        return self.clock() > self.at
 
     @property
-    def chat_template(self) -> str | None: ...
+    def error(self) -> TimedOutError:
+        return TimedOutError(f"not finished after {self.seconds:g} s", "give a longer --timeout")
+
+
+def earliest(deadlines: Iterable[Deadline | None]) -> Deadline | None:
+    """The first deadline of a batch; None if no problem in it has one."""
+    return min(filter(None, deadlines), key=lambda deadline: deadline.at, default=None)
+
+
+class Tokenizer(Protocol):
+    """The vocabulary of one model: text to token ids and back, and its special tokens."""
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
-        """Text and id of every control token. `tokenize` never gives one."""
+        """Text and id of every control token. `tokenize` never returns one."""
         ...
 
     @property
     def marker_tokens(self) -> Collection[str]:
-        """Texts, white space aside, that `tokenize` always takes for one token: a vocabulary's user-defined tokens."""
+        """Texts, white space aside, that `tokenize` always makes one token: the user-defined tokens of the vocabulary."""
         ...
 
     @property
     def prefix_token(self) -> int | None:
-        """The token that every prompt must begin with, where the vocabulary wants one."""
-        ...
-
-    @property
-    def template_variables(self) -> Mapping[str, Any]:
-        """What a chat template may refer to: `bos_token`, `eos_token`, and what the model was loaded with."""
+        """The token that every prompt must begin with; None if there is none."""
         ...
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        """Ids of plain text; never a control token. `continues`: the text goes on from text before it."""
+        """Ids of plain text. `continues`: there is text before it."""
         ...
 
     def piece(self, token: int) -> bytes:
@@ -113,17 +125,37 @@ class Backend(Protocol):
         """Whether the token ends the sequence."""
         ...
 
-    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+
+class Backend(Protocol):
+    """One loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def template_variables(self) -> Mapping[str, Any]:
+        """What a chat template may refer to: `bos_token`, `eos_token`, and the variables of `Options`."""
+        ...
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens; computes no output.
 
-        Errors: ContextFullError, ComputeError; the sequence then holds what it held before.
+        Errors: ContextFullError, TimedOutError, ComputeError; the sequence then holds what it held before.
         """
         ...
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+    def decode(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
+    ) -> Output:
         """Append n tokens at once, at most MAX_DECODE: one to each of n sequences, or several to some of them, in order.
 
-        Errors as for `read`.
+        Errors as for `read`. The deadline need not be heeded if no sequence gets more than one token.
         """
         ...
 

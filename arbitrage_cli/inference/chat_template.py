@@ -1,10 +1,9 @@
-"""From a problem to a prompt, by the model's own chat template, so that no text of a user can become a control token.
+"""From a problem to a prompt, by the model's own chat template; no text of a user can become a control token.
 
-The template is rendered once a model, with placeholders where the system prompt and the problem will stand; only the
-text of the template itself is searched for control tokens, and what replaces the placeholders is marked as data for
-good. A template that reads the system prompt, and goes by what it says, is given it as it is, with placeholders for what in
-it looks like a control token. Templates come out of model files, so they are rendered in a sandbox with bounds on time and
-size. Knows no vocabulary: the engine turns segments into token ids.
+The template is rendered once per model, with placeholders for the system prompt and the problem. Control tokens are recognised
+only in the template's own text; what replaces the placeholders is data. A template that depends on the words of the system prompt
+gets them, with placeholders for all that looks like a control token. Templates come from model files, so they are rendered in a
+sandbox, with bounds on time and size. Knows no vocabulary: `kv_cache` turns segments into token ids.
 """
 
 import re
@@ -30,19 +29,19 @@ MAX_RENDER_SECONDS = 5
 MAX_RENDER_BYTES = 256 << 20
 
 PROMPT_DATE = date(2024, 7, 26)
-"""What templates that ask for today's date are told: a prompt must not change from one day to the next."""
+"""The date for templates that ask for today's: a prompt must not change from one day to the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control token, by its text. Only template text can give one."""
+    """A control token, by its text. It can only come from the template."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Ordinary text, to be tokenized with control tokens off."""
+    """Ordinary text, to be tokenized without control tokens."""
 
     text: str
 
@@ -52,19 +51,18 @@ Segment = Control | Plain
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A rendered template. `data` is what stands in it for good, by placeholder; the question's is in `text` only."""
+    """A rendered template, and the data for its placeholders. The placeholder of the question is in `text` only."""
 
     text: str
     data: Mapping[str, str]
 
 
 class ChatPrompt:
-    """The prompt of one model: `segments(problem)` up to where the assistant begins to write.
+    """The prompt of one model: `segments(question)` up to where the assistant begins to write.
 
-    Without a template (a base model) a plain question-and-answer layout is used. A template that has no place for a
-    system message gets the instructions at the head of the user's message. `control_tokens` are never recognised in
-    plain text; `marker_tokens` are (a vocabulary's user-defined tokens), so those the template builds on are broken up
-    wherever they stand in data.
+    Without a template (a base model) it is a plain question-and-answer layout. If the template does not show a system message, the
+    instructions come before the question. A tokenizer never finds `control_tokens` in plain text, but it finds `marker_tokens`
+    (user-defined tokens): those that the template uses are cut apart in data.
     """
 
     def __init__(
@@ -85,20 +83,18 @@ class ChatPrompt:
         self._markers = _alternatives(markers, overlapping=True)
 
     def segments(self, question: str) -> list[Segment]:
-        """Control tokens and plain text in order. Neighbouring plain text, the template's and the user's, is joined."""
+        """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined."""
         texts = {**self._layout.data, self._question: question.strip()}
         segments: list[Segment] = []
         for piece in _split(_alternatives(texts), self._layout.text):
-            if piece not in texts:
+            if piece in texts:
+                self._append_data(segments, texts[piece])
+            else:
                 self._append_template_text(segments, piece)
-                continue
-            first, *others = self.fragments(texts[piece])
-            _append_plain(segments, first)
-            segments.extend(Plain(other) for other in others)
         return segments
 
     def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
-        """The user's `turns`, all but the last answered with `reply`, up to where the assistant answers the last.
+        """The user's `turns`, each but the last answered with `reply`, up to where the assistant answers the last.
 
         Without instructions. TemplateError if the template cannot show such a conversation.
         """
@@ -106,32 +102,35 @@ class ChatPrompt:
         segments: list[Segment] = []
         for index, turn in enumerate(turns):
             self._append_template_text(segments, between if index else before)
-            first, *others = self.fragments(turn)
-            _append_plain(segments, first)
-            segments.extend(Plain(other) for other in others)
+            self._append_data(segments, turn)
         self._append_template_text(segments, after)
         return segments
 
     def _turns(self, reply: str) -> tuple[str, str, str]:
-        """The template's text before a first turn of the user, between it and a second one, and after that; kept."""
+        """The template's text before the user's first turn, between it and the second, and after that; rendered once."""
         if self._conversation is None or self._conversation[0] != reply:
             self._conversation = reply, _lay_out_turns(self._template, self._variables, reply)
         return self._conversation[1]
 
     def fragments(self, text: str) -> list[str]:
-        """Cut data (a question, another model's step) inside every marker, so that tokenized apart it stays data."""
+        """Cut data (a question, another model's step) inside every marker, so that no fragment has a whole one."""
         cuts = [match.start() + 1 for match in self._markers.finditer(text)] if self._markers else []
         return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
+    def _append_data(self, segments: list[Segment], text: str) -> None:
+        first, *others = self.fragments(text)
+        _append_plain(segments, first)
+        segments.extend(Plain(other) for other in others)
+
     def _append_template_text(self, segments: list[Segment], text: str) -> None:
         for index, piece in enumerate(_split(self._controls, text)):
-            if index % 2:  # re.split puts what matched at the odd places
+            if index % 2:  # re.split returns the matches at odd indices
                 segments.append(Control(piece))
             else:
                 _append_plain(segments, piece)
 
     def _lay_out(self, special: Collection[str]) -> _Layout:
-        """The template with all messages. `special` are texts that must stay text where the instructions have them."""
+        """The template with all messages. `special` texts stay text even in the instructions."""
         slot = _placeholder()
         data = {slot: self._instructions} if self._instructions else {}
         if self._template is None:
@@ -149,13 +148,16 @@ class ChatPrompt:
         raise _broken(reason)
 
     def _as_read(self, make: "_Messages", special: Collection[str], blind: _Layout) -> _Layout:
-        """The template with the instructions as they are, where it goes by what they say; else the layout that it made `blind`."""
+        """The layout with the words of the instructions, if the template depends on them and that is safe; else `blind`.
+
+        It is safe if the layout has the same special texts as one whose instructions cannot produce any.
+        """
         text, data = _with_placeholders(self._instructions, special)
         (slot,) = blind.data
         try:
             layout, harmless = (
-                _render(self._template or "", make(told, self._question), self._variables)
-                for told in (text, _without_ends(text, special))
+                _render(self._template or "", make(instructions, self._question), self._variables)
+                for instructions in (text, _without_ends(text, special))
             )
         except (_RoleRefusedError, TemplateError):
             return blind
@@ -177,7 +179,7 @@ def _user_alone(instructions: str, question: str) -> list[dict[str, str]]:
 
 
 def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[str, str]]:
-    """The text with a placeholder for each stretch of special texts, and these stretches; those that overlap are one."""
+    """The text with a placeholder for each special text, and these texts; overlapping ones get one placeholder together."""
     pattern = _alternatives((one for one in special if one in text), overlapping=True)
     stretches: list[tuple[int, int]] = []
     for start, end in (match.span(1) for match in pattern.finditer(text)) if pattern else ():
@@ -191,14 +193,14 @@ def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[s
 
 
 def _without_ends(text: str, special: Collection[str]) -> str:
-    """The text, from which no special text can come, whatever a template cuts out of it or puts beside it."""
+    """The text without any first or last character of special texts: whatever a template does with it, it gives none of them."""
     ends = "".join({one[place] for one in special for place in (0, -1) if one})
     return re.sub(f"[{re.escape(ends)}]", "*" if "*" not in ends else "", text) if ends else text
 
 
 def _lay_out_turns(template: str | None, variables: Mapping[str, Any], reply: str) -> tuple[str, str, str]:
     if template is None:
-        raise _broken("there is none, and this model is to be asked in turns")
+        raise _broken("there is none, and this model needs a conversation")
     first, second = _placeholder(), _placeholder()
     messages = [
         {"role": "user", "content": first},
@@ -210,7 +212,7 @@ def _lay_out_turns(template: str | None, variables: Mapping[str, Any], reply: st
     except _RoleRefusedError as refusal:
         raise _broken(f"it refuses the messages ({refusal})") from refusal
     if layout.count(first) != 1 or layout.count(second) != 1 or layout.index(first) > layout.index(second):
-        raise _broken("it does not show two turns of the user in their order")
+        raise _broken("it does not show two messages of the user in their order")
     before, rest = layout.split(first)
     between, after = rest.split(second)
     return before, between, after
@@ -221,16 +223,16 @@ class _RoleRefusedError(Exception):
 
 
 class _TimeIsUp(BaseException):
-    """Rendering took too long."""
+    """Rendering took too long. Jinja catches Exception while it compiles, so this is none."""
 
 
 def _placeholder() -> str:
-    """Letters only, so that trimming, quoting or escaping in a template leaves it alone; random, so that it is unique."""
+    """Letters only, so that no trimming, quoting or escaping changes it; random, so that it is unique."""
     return "slot" + "".join(secrets.choice("abcdefghijklmnop") for _ in range(24))
 
 
 def _alternatives(texts: Iterable[str], *, overlapping: bool = False) -> re.Pattern[str] | None:
-    """A pattern that finds any of the texts, the longest first, or where any of them begins; None if there are none."""
+    """A pattern that finds any of the texts, the longest first; with `overlapping`, where one begins. None without texts."""
     found = sorted((text for text in texts if text), key=len, reverse=True)
     pattern = "(" + "|".join(map(re.escape, found)) + ")"
     return re.compile(f"(?={pattern})" if overlapping else pattern) if found else None
@@ -249,8 +251,8 @@ def _append_plain(segments: list[Segment], text: str) -> None:
 
 
 def _render(template: str, messages: list[dict[str, str]], variables: Mapping[str, Any]) -> str:
-    """Render a chat template. TemplateError if it is broken, or breaks a bound; `_RoleRefusedError` if it says no itself."""
-    import jinja2  # slow to import, and not needed until a model is loaded
+    """Render a chat template. TemplateError if it is broken or exceeds a bound; `_RoleRefusedError` if it refuses the messages."""
+    import jinja2  # slow to import, and not needed before a model is loaded
 
     try:
         with _time_limit(), _memory_limit():
@@ -283,13 +285,13 @@ def _broken(reason: str) -> TemplateError:
 
 
 def _sandbox() -> Any:
-    """A Jinja environment without private attributes or huge numbers, with what chat templates expect to find."""
+    """A Jinja environment without private attributes or huge numbers, and with the functions that chat templates use."""
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        # Multiplying huge integers is one operation that no timer can interrupt; interception also stops constant folding.
+        # No timer can interrupt the multiplication of huge integers; interception also stops constant folding.
         intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -299,7 +301,7 @@ def _sandbox() -> Any:
             return super().call_binop(context, operator, left, right)
 
     class Generation(Extension):
-        """`{% generation %}`, by which templates tell training what the assistant wrote: to a prompt it is what stands inside."""
+        """`{% generation %}` marks for training what the assistant writes; here it is just its content."""
 
         tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
@@ -320,7 +322,7 @@ def _sandbox() -> Any:
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    """`_TimeIsUp` in the body when its time is. Without effect off the main thread and where there is no SIGALRM."""
+    """Raises `_TimeIsUp` in the body after MAX_RENDER_SECONDS. No effect off the main thread or without SIGALRM."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -339,7 +341,7 @@ def _time_limit() -> Iterator[None]:
 
 @contextmanager
 def _memory_limit() -> Iterator[None]:
-    """MemoryError in the body when it needs much more memory. Without effect where the system cannot tell or limit it."""
+    """Raises MemoryError in the body if it needs MAX_RENDER_BYTES more. No effect if the system cannot limit memory."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
@@ -348,8 +350,8 @@ def _memory_limit() -> Iterator[None]:
 
     in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = in_use + MAX_RENDER_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+    limit = in_use + MAX_RENDER_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
     try:
         yield
     finally:

@@ -1,96 +1,97 @@
-"""What one model holds of each problem: token ids in its KV cache, beside those that the text should have there.
+"""The token ids that one model's KV cache holds for each problem, and those that it should hold.
 
-Before a step is written the two are compared, the tail that differs is dropped, and what is missing is left to be read. So
-accepting a step, escalating one and catching up after other models' steps need no other code. Ids that the model drew itself
-are kept with their step; only text from elsewhere is tokenized.
+Before a step is written the two are compared: the tail that differs is dropped, and what is missing is returned, to be read. So
+accepting, escalating and catching up with other models' steps are one and the same code. Ids that the model drew itself are kept
+with their step; only text from elsewhere is tokenized.
 
-The beginning that every prompt shares (template and instructions) can stay in the cache when a problem ends, for the next one
-in its slot. It is always read by itself, so that what follows is computed in the same way whether it was there or not. Knows
-no policy, no logits and no other model.
+The beginning that all prompts share (template and instructions) can stay in the cache for the next problem in the slot. It is
+always read by itself, so that what follows is computed in the same way whether it was there or not. Knows no policy, no logits
+and no other model.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.inference.backend import Backend, Output
-from arbitrage_cli.inference.chat_template import ChatPrompt, Control, Segment
+from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
+from arbitrage_cli.inference.backend import Backend, Deadline, Output, earliest
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.types import Problem, Step, Trace
 
-READ_TOKENS = 128  # at once: a reader who waits sees that it goes on
-FEWEST_SHARED = 16  # tokens that are worth reading by themselves
+READ_TOKENS = 128  # at once: someone who waits for text sees that it goes on
+MIN_SHARED = 16  # tokens that are worth reading by themselves
 
 Batch = Sequence[tuple[int, list[int]]]
-"""Slots, and the tokens that each of them decodes."""
+"""Slots, with the tokens that each decodes."""
 
 
 @dataclass(slots=True)
 class _Sequence:
-    """One problem in the model's memory: the ids wanted so far, step by step, and the ids held in the cache.
+    """One problem: the ids of its prompt and its steps, and the ids that the cache holds.
 
-    The first `num_shared` ids of the prompt are those of every prompt; `num_reused` of them were held from the beginning.
+    All prompts share the first `num_shared` ids of this one; the cache held `num_reused` of them before the problem began.
     """
 
     problem: Problem
+    deadline: Deadline | None
     prompt: list[int]
     num_shared: int
     num_reused: int
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
-    written: tuple[Step, list[int]] | None = None  # by this model, and not yet known to be kept
+    written: tuple[Step, list[int]] | None = None  # this model's latest step, kept or not
     held: list[int] = field(default_factory=list)
 
 
 class Cache:
     """The sequences of one model. `slot` numbers the problems in flight, from 0.
 
-    A slot is one of the backend's sequences, counted from `first_sequence`: two caches may share a backend. With `keep_beginning`
-    what all prompts begin with is read once a slot; no other cache may then use the same sequences, even in between.
+    A slot is a sequence of the backend, counted from `first_sequence`, so two caches may share a backend. With `keep_beginning`
+    each slot reads the shared beginning only once; then no other cache may use its sequences, not even in between.
     """
 
     def __init__(
-        self, backend: Backend, instructions: str, *, keep_beginning: bool = False, first_sequence: int = 0
+        self, backend: Backend, instructions: str = INSTRUCTIONS, *, keep_beginning: bool = False, first_sequence: int = 0
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._first = first_sequence
         self._context_size = backend.card.context_size
         self._prompt = chat_prompt(backend, instructions)
         self._keep_beginning = keep_beginning
         self._shared = self._shared_ids()
-        self._left_over: dict[int, list[int]] = {}  # by slot: what its cache still holds of them
+        self._left_over: dict[int, list[int]] = {}  # by slot without a problem: the shared ids that the cache holds
         self._sequences: dict[int, _Sequence] = {}
 
-    def open(self, slot: int, problem: Problem) -> None:
-        """Take up a problem. ContextFullError if its prompt leaves no room for an answer."""
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
+        """Take a problem. ContextFullError if its prompt leaves no room for an answer."""
         prompt = self.prompt_ids(problem.question)
         if len(prompt) >= self._context_size:
             raise ContextFullError(
-                f"the problem's prompt has {len(prompt)} tokens; the context of {self._backend.card.name} holds {self._context_size}",
+                f"the problem's prompt has {len(prompt)} tokens; the context of {self.backend.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
         held = self._left_over.pop(slot, [])
-        reused = _common_prefix(prompt, held)
-        self._sequences[slot] = _Sequence(problem, prompt, _common_prefix(prompt, self._shared), reused, held=held)
+        num_shared, num_reused = _common_prefix(prompt, self._shared), _common_prefix(prompt, held)
+        self._sequences[slot] = _Sequence(problem, deadline, prompt, num_shared, num_reused, held=held)
 
     def close(self, slot: int) -> None:
         """Forget a problem."""
         sequence = self._sequences.pop(slot, None)
         if sequence is not None:
             kept = _common_prefix(self._shared, sequence.held) if self._keep_beginning else 0
-            self._backend.drop(self._first + slot, kept)
+            self.backend.drop(self._first + slot, kept)
             self._left_over[slot] = sequence.held[:kept]
 
     def forget(self, slot: int) -> None:
-        """Empty one problem's part. It costs time and changes no text (a law that the tests hold us to)."""
-        self._backend.drop(self._first + slot, 0)
+        """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
+        self.backend.drop(self._first + slot, 0)
         self._sequences[slot].held.clear()
 
-    def forget_beginning(self) -> None:
-        """Empty the first slot, in which no problem is."""
+    def clear_first_slot(self) -> None:
+        """Empty the first slot, which has no problem now."""
         self._left_over.pop(0, None)
-        self._backend.drop(self._first, 0)
+        self.backend.drop(self._first, 0)
 
-    # --- what is known of a slot
+    # --- facts about a slot
 
     def question(self, slot: int) -> str:
         return self._sequences[slot].problem.question
@@ -98,26 +99,28 @@ class Cache:
     def num_held(self, slot: int) -> int:
         return len(self._sequences[slot].held)
 
-    def num_prompt(self, slot: int) -> int:
+    def num_prompt_read(self, slot: int) -> int:
         """Tokens of the prompt that had to be read."""
         sequence = self._sequences[slot]
         return len(sequence.prompt) - sequence.num_reused
 
     def is_full(self, slot: int) -> bool:
-        """Whether there is no place for one token more after the next one."""
+        """Whether there is no room for another token after the next one."""
         return self.num_held(slot) + 1 >= self._context_size
 
     # --- reading and decoding
 
-    def want(self, slot: int, trace: Trace, beginning: str = "") -> tuple[list[int], int]:
-        """Drop what is not of this trace and of the `beginning` of its next step. Returns the ids that are to be read, the last
-        one in any case, for its logits, and for how many more there is room. ContextFullError if there is none.
+    def prepare(self, slot: int, trace: Trace, beginning: str = "") -> tuple[list[int], int]:
+        """Drop all that is not in this trace or in the `beginning` of its next step.
+
+        Returns the ids to read, with the last one in any case, for its logits, and the room for more. ContextFullError if none is
+        left.
         """
         sequence = self._sequences[slot]
-        wanted = self._wanted(sequence, trace) + self.step_ids(beginning)
+        wanted = self._ids_of(sequence, trace) + self.step_ids(beginning)
         if len(wanted) >= self._context_size:
             raise ContextFullError(
-                f"the solution so far has {len(wanted)} tokens; the context of {self._backend.card.name} holds {self._context_size}",
+                f"the solution so far has {len(wanted)} tokens; the context of {self.backend.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a smaller --max-tokens",
             )
         common = min(_common_prefix(wanted, sequence.held), len(wanted) - 1)
@@ -127,24 +130,26 @@ class Cache:
         return wanted[common:], self._context_size - len(wanted)
 
     def read(self, slot: int, tokens: Sequence[int]) -> int:
-        """Read the next of these, or as many as are read at once. Returns how many that were. Errors as the backend's `read`."""
+        """Read the first of these tokens, as many as are read at once. Returns how many. Errors as the backend's `read`."""
         sequence = self._sequences[slot]
         most = min(READ_TOKENS, len(tokens))
         if len(sequence.held) < sequence.num_shared:
             most = min(most, sequence.num_shared - len(sequence.held))
-        self._backend.read(self._first + slot, len(sequence.held), tokens[:most])
+        self.backend.read(self._first + slot, len(sequence.held), tokens[:most], deadline=sequence.deadline)
         sequence.held += tokens[:most]
         return most
 
     def decode(self, batch: Batch) -> Output:
-        """Decode the tokens of all slots in one batch. None of them is held before it was kept. Errors as the backend's `decode`."""
+        """Decode the tokens of all slots in one batch; call `keep` for those to hold. Errors as the backend's `decode`."""
         sequences: list[int] = []
         positions: list[int] = []
         for slot, tokens in batch:
             held = self.num_held(slot)
             sequences += [self._first + slot] * len(tokens)
             positions += range(held, held + len(tokens))
-        return self._backend.decode(sequences, positions, [token for _, tokens in batch for token in tokens])
+        tokens = [token for _, new in batch for token in new]
+        deadline = earliest(self._sequences[slot].deadline for slot, _ in batch)
+        return self.backend.decode(sequences, positions, tokens, deadline=deadline)
 
     def keep(self, slot: int, token: int) -> None:
         """Hold the next token that was decoded."""
@@ -152,42 +157,40 @@ class Cache:
 
     def trim(self, slot: int) -> None:
         """Drop what was decoded and not kept."""
-        self._backend.drop(self._first + slot, self.num_held(slot))
+        self.backend.drop(self._first + slot, self.num_held(slot))
 
-    def wrote(self, slot: int, step: Step, tokens: list[int]) -> None:
-        """Note the ids of a step that the model has written."""
+    def remember(self, slot: int, step: Step, tokens: list[int]) -> None:
+        """Remember the ids of a step that the model has written."""
         self._sequences[slot].written = (step, tokens)
 
     # --- token ids
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Ids of a problem's prompt."""
-        return prompt_ids(self._backend, self._prompt.segments(question))
+        """Ids of a problem's prompt. ModelUnsupportedError if it has none."""
+        return prompt_ids(self.backend, self._prompt.segments(question))
 
     def step_ids(self, text: str) -> list[int]:
-        """Ids of a step, or a part of one, that came as text."""
-        fragments = self._prompt.fragments(text)
-        return [token for fragment in fragments for token in self._backend.tokenize(fragment, continues=True)]
+        """Ids of a step, or of a part of one, that came as text."""
+        tokenize = self.backend.tokenizer.tokenize
+        return [token for fragment in self._prompt.fragments(text) for token in tokenize(fragment, continues=True)]
 
     def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
-        """Ids of a proposed step, or of what may come after its `beginning`, without the one that ends it: nothing has to be read
-        after that.
-        """
+        """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""
         ids, step = self.step_ids(text), StepText(beginning)
         for index, token in enumerate(ids):
-            step.add(self._backend.piece(token))
+            step.add(self.backend.tokenizer.piece(token))
             if step.ended:
                 return ids[:index]
         return ids
 
     def _shared_ids(self) -> list[int]:
-        """The ids that every prompt begins with; none if they are few."""
+        """The ids that all prompts begin with; none if they are few."""
         prompt = self.prompt_ids("a")
         count = _common_prefix(prompt, self.prompt_ids("1"))
-        return prompt[:count] if count >= FEWEST_SHARED else []
+        return prompt[:count] if count >= MIN_SHARED else []
 
-    def _wanted(self, sequence: _Sequence, trace: Trace) -> list[int]:
-        """The ids of prompt and kept steps: this model's own where it wrote them, the text's elsewhere."""
+    def _ids_of(self, sequence: _Sequence, trace: Trace) -> list[int]:
+        """The ids of prompt and kept steps: those that this model drew if it wrote the step, else those of the text."""
         del sequence.steps[len(trace.decisions) :]
         for index, decision in enumerate(trace.decisions):
             kept = decision.kept
@@ -201,27 +204,32 @@ class Cache:
 
 def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:
     """The prompt of a model, by its own template."""
-    return ChatPrompt(
-        backend.chat_template,
-        backend.control_tokens.keys(),
-        backend.marker_tokens,
-        instructions,
-        backend.template_variables,
-    )
+    controls, markers = backend.tokenizer.control_tokens.keys(), backend.tokenizer.marker_tokens
+    return ChatPrompt(backend.chat_template, controls, markers, instructions, backend.template_variables)
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
-    """The ids of a prompt. Only control tokens that stand in the template itself become control tokens."""
+    """The ids of a prompt, of which only the template's own control tokens are control tokens.
+
+    ModelUnsupportedError if it has no token, as with a vocabulary of empty tokens: nothing could be decoded after it.
+    """
+    tokenizer = backend.tokenizer
     ids: list[int] = []
-    goes_on = False  # plain text after plain text was cut apart, to keep a marker in data from being one
+    continues = False  # plain text after plain text was cut apart, so that no marker in data becomes a token
     for segment in segments:
         if isinstance(segment, Control):
-            ids.append(backend.control_tokens[segment.text])
+            ids.append(tokenizer.control_tokens[segment.text])
         else:
-            ids += backend.tokenize(segment.text, continues=goes_on)
-        goes_on = not isinstance(segment, Control)
-    prefix = backend.prefix_token
-    return ids if prefix is None or ids[:1] == [prefix] else [prefix, *ids]
+            ids += tokenizer.tokenize(segment.text, continues=continues)
+        continues = not isinstance(segment, Control)
+    prefix = tokenizer.prefix_token
+    if prefix is not None and ids[:1] != [prefix]:
+        ids.insert(0, prefix)
+    if not ids:
+        raise ModelUnsupportedError(
+            f"{backend.card.name}: its vocabulary gives a prompt no tokens", "the model file may be damaged: use another one"
+        )
+    return ids
 
 
 def _common_prefix(wanted: list[int], held: list[int]) -> int:

@@ -1,15 +1,18 @@
-"""From a model's name to a loaded model: llama.cpp for files, the scripted backend for the demo. Knows no policy."""
+"""From a model's name to a loaded model: llama.cpp for files, the scripted backend for the demo models. Knows no policy."""
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from arbitrage_cli.errors import ModelUnsupportedError
-from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.model_files.pairs import find_files, is_toy
 
+if TYPE_CHECKING:  # NumPy is slow to import
+    from arbitrage_cli.inference.backend import Backend, Options
 
-def open_model(source: str, options: Options, progress: Callable[[float], None] | None = None) -> Backend:
-    """Load a model. `progress` gets fractions from 0 to 1. What `find_files` did not fetch before is fetched in silence.
+
+def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
+    """Load a model. `progress` gets fractions from 0 to 1. A missing file is fetched, without a display.
 
     Errors: ModelError (HubError among them), UsageError.
     """
@@ -23,7 +26,7 @@ def open_model(source: str, options: Options, progress: Callable[[float], None] 
 
 
 def load_llama() -> ModuleType:
-    """The llama.cpp backend's module: slow to import, so only when it is wanted. ModelUnsupportedError if it is broken."""
+    """The module of the llama.cpp backend, which is slow to import. ModelUnsupportedError if that fails."""
     try:
         from arbitrage_cli.inference.llama import backend as llama
     except (ImportError, OSError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """From logits to a token: greedy, or temperature and top-p with one reproducible draw per position.
 
-Knows no model and keeps no state: the draw for a position is a function of (seed, question, position), so a token does
-not depend on what was written and thrown away before it, on other problems in flight, or on an interruption.
+Knows no model and keeps no state: the draw for a position is a function of (seed, question, position). So a token does not
+depend on discarded text, on other problems in flight, or on an interruption.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from arbitrage_cli.errors import ComputeError
 
 Logits = npt.NDArray[np.float32]
 
-MAX_EXPONENT = 80.0  # below what overflows float32
+MAX_EXPONENT = 80.0  # exp of more overflows float32 soon
 TAIL = 20.0
-"""Tokens e^-20 times less likely than the likeliest are never drawn: of 200,000 they hold less than 0.05% of the mass."""
+"""Tokens less likely than e^-20 times the likeliest are never drawn: 200,000 of them have less than 0.05% of the mass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How tokens are drawn. `temperature` 0 is greedy: the likeliest token, and the first of equals."""
+    """How tokens are drawn. `temperature` 0 is greedy: the likeliest token, the first of equals."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,13 +34,13 @@ class Sampler:
         return self.temperature <= 0
 
     def sample(self, number: int) -> "Sampler":
-        """The same with other draws; number 0 is this one."""
+        """The same sampler with other draws; number 0 is this one."""
         return replace(self, seed=self.seed + number) if number else self
 
     def choose(self, logits: Logits, question: str, position: int) -> int:
         """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of a question's solution.
 
-        ComputeError if the likeliest logit is not a finite number: what a broken model file computes.
+        ComputeError if the highest logit is not a finite number, as a damaged model file computes.
         """
         likeliest = int(logits.argmax())
         if not math.isfinite(logits[likeliest]):
@@ -57,14 +57,14 @@ class Sampler:
 
 
 def probability_of(token: int, logits: Logits) -> float:
-    """Of one token at temperature 1, by its logits (n_vocab,)."""
+    """The probability of one token at temperature 1, from logits (n_vocab,)."""
     return float(1.0 / np.exp(np.minimum(logits - logits[token], MAX_EXPONENT)).sum())
 
 
 def _inverse_cdf(scaled: npt.NDArray[np.float64], top_p: float, uniform: float) -> int:
-    """The token at quantile `uniform` in [0, 1) of the smallest set of likeliest tokens that holds `top_p` of the mass.
+    """The token at quantile `uniform` in [0, 1) of the smallest set of likeliest tokens that has `top_p` of the mass.
 
-    `scaled` are logits divided by the temperature, the highest at 0. Tokens are ordered by falling probability, ties by
+    `scaled` are logits divided by the temperature, with 0 as the highest. Tokens are ordered by falling probability, then by
     index.
     """
     weights = np.exp(scaled)

@@ -1,10 +1,11 @@
-"""Runs the flows of many problems over two engines, and tells what happens as events.
+"""Runs the flows of many problems over the engines, and yields what happens as events.
 
-One tick: hand the flows' asks to the engines and their wishes for rewards to the rater, let each that has work go one batch
-further, resume the flows whose steps or rewards are there. Knows no policy, no token and no terminal. Finished problems come in
-the order in which they end.
+In one tick every engine with work goes one batch further, and so does the rater; then the flows whose steps or rewards are ready
+are resumed, and their next requests passed on. Knows no policy, no token and no terminal. Problems finish in the order in which
+they end.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from typing import Protocol
 
 from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep
 from arbitrage_cli.errors import ArbitrageError, ProblemError
-from arbitrage_cli.inference.engine import Progress, Speculator
+from arbitrage_cli.inference.backend import Deadline
+from arbitrage_cli.inference.engine import SlotUpdate
+from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import (
     Cost,
     Decided,
@@ -31,77 +34,76 @@ from arbitrage_cli.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class Ratings:
-    """The rewards of some steps, from 0 to 1, and what it cost to know them."""
+class StepRewards:
+    """The rewards of the steps of one request, from 0 to 1, and the cost of computing them."""
 
-    rewards: tuple[float, ...]
+    values: tuple[float, ...]
     cost: Cost
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
-    """What became of the wish of one slot: its ratings, or why there are none."""
+class RewardUpdate:
+    """The answer to the request of one slot: its rewards, or the error if there are none."""
 
     slot: int
-    ratings: Ratings | None = None
+    rewards: StepRewards | None = None
     error: ProblemError | None = None
 
 
 class Writer(Protocol):
-    """Whatever writes the steps of one model: its `Engine`, whose methods these are."""
+    """Writes the steps of one model: an `Engine`, whose methods these are."""
 
     @property
     def busy(self) -> bool: ...
 
-    def open(self, slot: int, problem: Problem) -> None: ...
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def close(self, slot: int) -> None: ...
 
-    def start(self, slot: int, ask: WriteStep, speculator: Speculator | None = None) -> int: ...
+    def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int: ...
 
-    def tick(self) -> Sequence[Progress]: ...
+    def tick(self) -> Sequence[SlotUpdate]: ...
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None: ...
 
 
 class Rater(Protocol):
-    """Whatever gives rewards. `slot` numbers the problems in flight, as for an engine."""
+    """Gives rewards. `slot` numbers the problems in flight, as for an engine."""
 
     @property
     def busy(self) -> bool:
-        """Whether any wish is to be met."""
+        """Whether any request is unanswered."""
         ...
 
     @property
     def waits_for_many(self) -> bool:
-        """Whether it is to wait until no engine has work, as it is faster with many wishes at once."""
+        """Whether to run it only when no engine has work, because it is faster with many requests at once."""
         ...
 
-    def open(self, slot: int, problem: Problem) -> None: ...
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def close(self, slot: int) -> None:
-        """Forget a problem, and its wish if it has one."""
+        """Forget a problem and its request."""
         ...
 
     def start(self, slot: int, request: ScoreSteps) -> None:
-        """Take up the wish of a slot, one at a time; `tick` meets it. ProblemError if that cannot be."""
+        """Take a request, one at a time for each slot; `tick` answers it. ProblemError if that is impossible."""
         ...
 
-    def tick(self) -> Sequence[Rated]:
-        """Go one batch further: the wishes that are met with it, or have failed."""
+    def tick(self) -> Sequence[RewardUpdate]:
+        """Go one batch further. Returns the requests that are now answered, or have failed."""
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _InFlight:
-    """One problem being solved: its flow, how many of its decisions were told already, what rating it took so far, and whether
-    its steps are being rated now.
-    """
+    """One problem being solved: `num_reported` of its decisions were yielded as events."""
 
     slot: int
     trace: Trace
     flow: Flow
-    num_told: int = 0
+    deadline: Deadline | None
+    num_reported: int = 0
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
 
@@ -109,8 +111,8 @@ class _InFlight:
 class Scheduler:
     """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
 
-    `rater` is needed if the flows ask for rewards. `speculator` is asked how steps might go on, where they have no proposal
-    or have left it.
+    `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it. A problem
+    that is not finished after `timeout` seconds ends with TimedOutError.
     """
 
     def __init__(
@@ -122,29 +124,32 @@ class Scheduler:
         concurrency: int = 1,
         rater: Rater | None = None,
         speculator: Speculator | None = None,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engines = engines
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
         self._speculator = speculator
+        self._timeout = timeout
+        self._clock = clock
         self._concurrency = concurrency
-        self._given_up: dict[Trace, ProblemError] = {}
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
 
     def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Solve all problems, taking each from the iterable when there is a free slot for it.
+        """Solve all problems. The next one is taken from the iterable when a slot is free.
 
-        `is_ready` tells whether the next one can be had at once: as long as it cannot, those in flight are not kept waiting.
-        A ProblemError ends its problem, as the `error` of `Finished`. Any other error ends the run, after the problems in
-        flight were told as finished with it, so that their steps are not lost.
+        While `is_ready` says that taking it would block, the problems in flight go on. A ProblemError ends its problem, as the
+        `error` of `Finished`. Any other error ends the run; before it, all problems in flight are finished with that error, so
+        that their steps are not lost.
         """
         waiting = iter(problems)
         exhausted = False
         try:
             while True:
-                yield from self._end_given_up()
+                yield from self._end_late()
                 while self._free and not exhausted and (not self._in_flight or is_ready()):
                     problem = next(waiting, None)
                     if problem is None:
@@ -162,25 +167,21 @@ class Scheduler:
             for flight in list(self._in_flight.values()):
                 self._release(flight)
 
-    def give_up(self, trace: Trace, error: ProblemError) -> None:
-        """Have a problem that is in flight end with this error before anything more is done for it. The others go on."""
-        self._given_up[trace] = error
-
-    def _end_given_up(self) -> Iterator[Event]:
-        for flight in list(self._in_flight.values()) if self._given_up else ():
-            error = self._given_up.pop(flight.trace, None)
-            if error is not None:
-                yield self._finish(flight, error)
-        self._given_up.clear()  # what is left had ended by itself
+    def _end_late(self) -> Iterator[Event]:
+        """Finish the problems whose deadline has passed."""
+        for flight in list(self._in_flight.values()):
+            if flight.deadline and flight.deadline.has_passed:
+                yield self._finish(flight, flight.deadline.error)
 
     def _admit(self, problem: Problem) -> Iterator[Event]:
         trace = Trace(problem, self._limits)
-        flight = _InFlight(self._free.pop(), trace, self._make_flow(trace))
+        deadline = Deadline(self._clock() + self._timeout, self._timeout, self._clock) if self._timeout else None
+        flight = _InFlight(self._free.pop(), trace, self._make_flow(trace), deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
             for solver in self._solvers():
-                solver.open(flight.slot, problem)
+                solver.open(flight.slot, problem, deadline)
         except ProblemError as error:
             yield self._finish(flight, error)
             return
@@ -188,65 +189,67 @@ class Scheduler:
 
     def _tick(self) -> Iterator[Event]:
         for role, engine in self._engines.items():
-            if not engine.busy:
-                continue
-            for progress in engine.tick():
-                flight = self._in_flight[progress.slot]
-                if progress.error is not None:
-                    yield self._finish(flight, progress.error)
-                    continue
-                if progress.num_unread:
-                    yield Writing(flight.trace, role, progress.num_unread)
-                    continue
-                yield Wrote(flight.trace, role, progress.text)
-                if progress.step is not None:
-                    yield from self._resume(flight, progress.step)
+            for update in engine.tick() if engine.busy else ():
+                yield from self._take_update(role, update)
         rater = self._rater
         if rater and rater.busy and not (rater.waits_for_many and any(engine.busy for engine in self._engines.values())):
-            for rated in rater.tick():
-                flight = self._in_flight[rated.slot]
-                if rated.ratings is None:
-                    yield self._finish(flight, rated.error)
-                else:
-                    flight.reward_cost += rated.ratings.cost
-                    yield from self._resume(flight, rated.ratings.rewards)
-            yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
+            yield from self._take_rewards(rater.tick())
+
+    def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
+        flight = self._in_flight[update.slot]
+        if update.error is not None:
+            yield self._finish(flight, update.error)
+        elif update.num_unread:
+            yield Writing(flight.trace, role, update.num_unread)
+        else:
+            yield Wrote(flight.trace, role, update.text)
+            if update.step is not None:
+                yield from self._resume(flight, update.step)
+
+    def _take_rewards(self, updates: Iterable[RewardUpdate]) -> Iterator[Event]:
+        for update in updates:
+            flight = self._in_flight[update.slot]
+            if update.rewards is None:
+                yield self._finish(flight, update.error)
+            else:
+                flight.reward_cost += update.rewards.cost
+                yield from self._resume(flight, update.rewards.values)
+        yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, answer: Step | tuple[float, ...] | None) -> Iterator[Event]:
-        """Give a flow what it asked for (None to begin), tell what it decided, and pass on what it asks next."""
+        """Send a flow the answer to its request (None to begin), report its decisions, and pass on its next request."""
         flight.waits_for_rewards = False
         try:
-            ask = flight.flow.send(answer)
+            request = flight.flow.send(answer)
         except StopIteration:
-            yield from self._tell_decisions(flight)
+            yield from self._new_decisions(flight)
             yield self._finish(flight, None)
             return
-        yield from self._tell_decisions(flight)
+        yield from self._new_decisions(flight)
         try:
-            if isinstance(ask, ScoreSteps):
-                self._wanted_rater().start(flight.slot, ask)
+            if isinstance(request, ScoreSteps):
+                self._required_rater().start(flight.slot, request)
                 flight.waits_for_rewards = True
                 return
-            engine = self._engines[ask.model]
-            speculator = self._speculator if ask.proposal or ask.speculates else None
-            num_unread = engine.start(flight.slot, ask, speculator)
+            speculator = self._speculator if request.proposal or request.speculates else None
+            num_unread = self._engines[request.model].start(flight.slot, request, speculator)
         except ProblemError as error:
             yield self._finish(flight, error)
         else:
-            yield Writing(flight.trace, ask.model, num_unread)
+            yield Writing(flight.trace, request.model, num_unread)
 
-    def _wanted_rater(self) -> Rater:
+    def _required_rater(self) -> Rater:
         if self._rater is None:
-            raise ValueError("this policy asks for rewards, and nothing gives any")
+            raise ValueError("this policy requests rewards, and there is no rater")
         return self._rater
 
-    def _tell_decisions(self, flight: _InFlight) -> Iterator[Event]:
-        for decision in flight.trace.decisions[flight.num_told :]:
+    def _new_decisions(self, flight: _InFlight) -> Iterator[Event]:
+        for decision in flight.trace.decisions[flight.num_reported :]:
             yield Decided(flight.trace, decision)
-        flight.num_told = len(flight.trace.decisions)
+        flight.num_reported = len(flight.trace.decisions)
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
-        target = self._engines.get("target") if self._concurrency == 1 else None  # else there is no speed of one alone
+        target = self._engines.get("target") if self._concurrency == 1 else None  # else it shares its batches
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
         self._release(flight)
         return Finished(flight.trace, error, alone, flight.reward_cost)
@@ -254,7 +257,7 @@ class Scheduler:
     def _release(self, flight: _InFlight) -> None:
         flight.flow.close()
         for solver in self._solvers():
-            with suppress(ArbitrageError):  # of a model that has failed; what ended the run is told already
+            with suppress(ArbitrageError):  # of a failed model; the error that ended the run is reported already
                 solver.close(flight.slot)
         del self._in_flight[flight.slot]
         self._free.append(flight.slot)

@@ -1,9 +1,8 @@
-"""A toy language model that follows a script: for tests, and to try the program before any model is at hand.
+"""A toy language model that follows a script: for tests, and to try the program before a model is at hand.
 
-It has a cache, a vocabulary and logits like a real one, but no weights: a `Script` maps the text it has read to the
-text it goes on with. `scripted:draft` and `scripted:target` reckon one line of arithmetic; the draft goes wrong in
-long multiplications, and is unsure when it begins them. Deterministic; a script with nothing to say is an error.
-Knows nothing of steps or policies.
+It has a cache, a vocabulary and logits like a real one, but no weights: a `Script` maps the text so far to its continuation.
+`scripted:draft` and `scripted:target` compute one line of arithmetic; the draft makes mistakes in long multiplications, and is
+unsure when it begins them. Deterministic. Knows nothing of steps or policies.
 """
 
 import codecs
@@ -11,17 +10,17 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
-from arbitrage_cli.inference.backend import Floats, ModelCard, Options, Output
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output, Tokenizer
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 HIDDEN_SIZE = 8
-TINY = 1e-30  # what a script that is certain leaves to the other tokens
+TINY = 1e-30  # probability of all other tokens if a script is certain
 
 CONTROLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
@@ -32,20 +31,55 @@ TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a script wants to write next: the rest of the text, and how sure it is of its next token (0 to 1)."""
+    """What a script writes next: the rest of the text, and its confidence in the next token (0 to 1)."""
 
     text: str
     confidence: float
 
 
 class Script(Protocol):
-    """Goes on from a problem and the solution so far. ScriptEndedError if it has nothing to say to them."""
+    """Continues the solution of a problem. ScriptEndedError if it has no continuation."""
 
     def __call__(self, question: str, solution: str) -> Continuation: ...
 
 
+class ByteTokenizer:
+    """A `Tokenizer` whose tokens are bytes, `merges` (longer texts) and control tokens, of which the last ends the sequence."""
+
+    marker_tokens: Collection[str] = ()
+    prefix_token: int | None = None
+
+    def __init__(self, merges: Sequence[str], controls: Sequence[str]) -> None:
+        pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
+        self._longest_first = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
+        self._pieces = pieces + [b""] * len(controls)
+        self.control_tokens: Mapping[str, int] = {text: len(pieces) + index for index, text in enumerate(controls)}
+        self.end = self.control_tokens[controls[-1]]
+
+    @property
+    def size(self) -> int:
+        return len(self._pieces)
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        data, tokens = text.encode("utf-8", errors="replace"), []
+        while data:
+            tokens.append(self.first_token(data))
+            data = data[len(self._pieces[tokens[-1]]) :]
+        return tokens
+
+    def first_token(self, data: bytes) -> int:
+        """The longest token that the data begins with."""
+        return next(token for token in self._longest_first if data.startswith(self._pieces[token]))
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def is_end(self, token: int) -> bool:
+        return token == self.end
+
+
 class ScriptedBackend:
-    """A `Backend` without weights. Tokens are bytes, four control tokens, and `merges`: longer texts in one token."""
+    """A `Backend` without weights."""
 
     def __init__(
         self,
@@ -58,10 +92,7 @@ class ScriptedBackend:
     ) -> None:
         self._source = source
         self._script = script
-        self._pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
-        self._by_length = sorted(range(len(self._pieces)), key=lambda token: -len(self._pieces[token]))
-        self._controls = MappingProxyType({text: len(self._pieces) + index for index, text in enumerate(CONTROLS)})
-        self._end = self._controls["<|end|>"]
+        self._tokens = ByteTokenizer(merges, CONTROLS)
         self._cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
         self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
         self._template = template
@@ -78,55 +109,37 @@ class ScriptedBackend:
 
     @property
     def card(self) -> ModelCard:
-        size = len(self._pieces) + len(CONTROLS)
-        description = "follows a script, not a language model"
-        context = self._context_size
-        return ModelCard(self._source, self._source, description, context, context, size, HIDDEN_SIZE, 1, 0)
+        description, context = "follows a script, not a language model", self._context_size
+        return ModelCard(self._source, self._source, description, context, context, self._tokens.size, HIDDEN_SIZE, 1, 0)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokens
 
     @property
     def chat_template(self) -> str | None:
         return self._template
 
     @property
-    def control_tokens(self) -> Mapping[str, int]:
-        return self._controls
-
-    @property
-    def marker_tokens(self) -> Collection[str]:
-        return ()
-
-    @property
-    def prefix_token(self) -> int | None:
-        return None
-
-    @property
     def template_variables(self) -> Mapping[str, Any]:
         return self._template_variables
 
-    def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        data, tokens = text.encode("utf-8", errors="replace"), []
-        while data:
-            token = self._longest_prefix(data)
-            tokens.append(token)
-            data = data[len(self._pieces[token]) :]
-        return tokens
-
-    def piece(self, token: int) -> bytes:
-        return self._pieces[token] if token < len(self._pieces) else b""
-
-    def is_end(self, token: int) -> bool:
-        return token == self._end
-
-    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position, len(tokens))
+        if deadline and deadline.has_passed:
+            raise deadline.error
         self._cells[sequence] += tokens
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+    def decode(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
+    ) -> Output:
         rows: list[Floats] = []
         try:
             for sequence, position, token in zip(sequences, positions, tokens, strict=True):
                 self.read(sequence, position, [token])
                 rows.append(self._logits(sequence))
+            if deadline and deadline.has_passed:
+                raise deadline.error
         except ProblemError:
             for sequence, position in zip(sequences, positions, strict=True):
                 self.drop(sequence, position)
@@ -145,42 +158,38 @@ class ScriptedBackend:
             raise ContextFullError(f"{self._source}: its context holds {self._context_size} tokens", "give a larger --ctx")
 
     def _logits(self, sequence: int) -> Floats:
-        """The script's next token at its confidence; the rest of the mass is shared evenly."""
-        question, solution, begun = self._split(self._cells[sequence])
-        wanted = self._script(question, solution)
-        rest = wanted.text.encode()[begun:]
-        token = self._longest_prefix(rest) if rest else self._end
-        size = len(self._pieces) + len(CONTROLS)
-        logits = np.full(size, math.log(max(1 - wanted.confidence, TINY) / (size - 1)), np.float32)
-        logits[token] = math.log(wanted.confidence)
+        """The script's next token with its confidence; the other tokens share the rest of the probability evenly."""
+        question, solution, num_begun = self._split(self._cells[sequence])
+        continuation = self._script(question, solution)
+        rest = continuation.text.encode()[num_begun:]
+        token = self._tokens.first_token(rest) if rest else self._tokens.end
+        size = self._tokens.size
+        logits = np.full(size, math.log(max(1 - continuation.confidence, TINY) / (size - 1)), np.float32)
+        logits[token] = math.log(continuation.confidence)
         return logits
 
     def _split(self, cells: list[int]) -> tuple[str, str, int]:
         """Question, solution so far, and how many bytes of the solution's next character are written already.
 
-        Control tokens, and nothing else, tell the roles apart.
+        Only control tokens separate the roles.
         """
-        roles: dict[int, list[int]] = {}
-        current: list[int] = []
+        controls, roles, current = self._tokens.control_tokens, dict[int, list[int]](), list[int]()
         for token in cells:
-            if token in self._controls.values():
+            if token in controls.values():
                 current = roles.setdefault(token, [])
             else:
                 current.append(token)
-        question, _ = self._text(roles.get(self._controls["<|user|>"], []))
-        return question, *self._text(roles.get(self._controls["<|assistant|>"], []))
+        question, _ = self._text(roles.get(controls["<|user|>"], []))
+        return question, *self._text(roles.get(controls["<|assistant|>"], []))
 
     def _text(self, tokens: list[int]) -> tuple[str, int]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        text = decoder.decode(b"".join(map(self.piece, tokens)))
+        text = decoder.decode(b"".join(map(self._tokens.piece, tokens)))
         return text, len(decoder.getstate()[0])
-
-    def _longest_prefix(self, data: bytes) -> int:
-        return next(token for token in self._by_length if data.startswith(self._pieces[token]))
 
 
 def open_scripted(source: str, options: Options) -> ScriptedBackend:
-    """The demo models by name. UsageError for a name that is not one of them."""
+    """The demo models by name. UsageError for any other name."""
     if source == "scripted:draft":
         return ScriptedBackend(source, Arithmetic(reliable=False), options)
     if source == "scripted:target":
@@ -189,10 +198,10 @@ def open_scripted(source: str, options: Options) -> ScriptedBackend:
 
 
 class Arithmetic:
-    """Reckons the first expression of a question, one operation a step: + - * /, parentheses, whole numbers.
+    """Computes the first expression of a question, one operation a step: + - * /, parentheses, whole numbers.
 
-    It goes on from whatever the solution says so far, right or wrong. Unless `reliable` it gets products of two numbers
-    of two or more digits wrong, and writes them with little confidence.
+    It continues the solution as it stands, right or wrong. Unless `reliable`, it gets products of two numbers with two or more
+    digits wrong, and writes them with little confidence.
     """
 
     def __init__(self, *, reliable: bool) -> None:
@@ -205,14 +214,14 @@ class Arithmetic:
             terms = _after_step(terms, step)
         at = _next_operator(terms)
         if at is None:
-            wanted = "" if "\\boxed" in done else f"The answer is \\boxed{{{''.join(terms)}}}."
-            return Continuation(wanted[len(begun) :], SURE)
+            step = "" if "\\boxed" in done else f"The answer is \\boxed{{{''.join(terms)}}}."
+            return Continuation(step[len(begun) :], SURE)
         left, sign, right = terms[at - 1 : at + 2]
         hard = sign == "*" and min(len(left), len(right)) > 1 and not self._reliable
-        wanted = f"{left} {sign} {right} = {_apply(left, sign, right) + (10 if hard else 0)}.\n\n"
-        if not wanted.startswith(begun):
-            wanted = begun + ".\n\n"  # another model began this step in its own way: end it
-        return Continuation(wanted[len(begun) :], UNSURE if hard else SURE)
+        step = f"{left} {sign} {right} = {_apply(left, sign, right) + (10 if hard else 0)}.\n\n"
+        if not step.startswith(begun):
+            step = begun + ".\n\n"  # another model began this step differently: end it
+        return Continuation(step[len(begun) :], UNSURE if hard else SURE)
 
 
 SURE, UNSURE = 0.98, 0.6
@@ -238,7 +247,7 @@ def _terms(question: str) -> list[str]:
 
 
 def _is_expression(terms: list[str]) -> bool:
-    """Whether numbers and signs take turns and parentheses match."""
+    """Whether numbers and signs alternate, and parentheses match."""
     shape = "".join("n" if term.lstrip("-").isdigit() else "s" if term in "+-*/" else term for term in terms)
     while True:
         shorter = shape.replace("nsn", "n").replace("(n)", "n")
@@ -248,7 +257,7 @@ def _is_expression(terms: list[str]) -> bool:
 
 
 def _next_operator(terms: list[str]) -> int | None:
-    """Where the operation to do first stands: in the first innermost parentheses, products before sums, from the left."""
+    """The index of the first operation: in the first innermost parentheses, products before sums, from the left."""
     end = terms.index(")") if ")" in terms else len(terms)
     start = max((index for index in range(end) if terms[index] == "("), default=-1) + 1
     signs = [index for index in range(start, end) if terms[index] in "+-*/"]
@@ -256,7 +265,7 @@ def _next_operator(terms: list[str]) -> int | None:
 
 
 def _after_step(terms: list[str], step: str) -> list[str]:
-    """The terms with their next operation replaced by the result that a step `a op b = c.` gives."""
+    """The terms after a step `a op b = c.`: its result replaces the next operation."""
     at, result = _next_operator(terms), re.search(r"=\s*(-?\d+)\.?\s*$", step)
     if at is None or not result:
         return terms

@@ -1,8 +1,8 @@
 """Where a reasoning step ends.
 
-A step is what a model writes until a blank line (`\\n\\n`) or the end of its sequence (arXiv 2512.05033, section 3). The
-blank line is looked for in the text, because vocabularies merge it with the characters before it (".\\n\\n" is one token
-in many). Knows no vocabulary and no model: bytes in, characters out.
+A step is what a model writes until a blank line (`\\n\\n`) or the end of its sequence (arXiv 2512.05033, section 3). The blank
+line is found in the text, because many vocabularies merge it with the characters before it (".\\n\\n" is one token). Knows no
+vocabulary and no model: bytes in, characters out.
 """
 
 import codecs
@@ -14,13 +14,13 @@ MAX_CHARACTER_BYTES = 4  # in UTF-8
 class StepText:
     """The text of one step while it is being written.
 
-    Bytes arrive token by token; a character whose bytes are split over tokens appears when it is complete. Blank lines
-    before anything visible belong to the step that follows them, so a step is never empty because a model likes
-    newlines. The token that completes the separator ends the step; characters it carries past it stay in the step.
+    Bytes arrive token by token; a character whose bytes are split over tokens appears when it is complete. Blank lines before
+    the first visible character belong to the step that follows, so that leading newlines give no empty step. The token that
+    completes the separator ends the step; its characters after the separator stay in the step.
     """
 
     def __init__(self, beginning: str = "") -> None:
-        """Of a step that begins so."""
+        """`beginning`: what is already written of the step."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts = [beginning]
         self._tail = ""  # the last len(SEPARATOR) - 1 characters, once something visible was written
@@ -29,7 +29,7 @@ class StepText:
         self._look_for_separator(beginning)
 
     def add(self, piece: bytes) -> str:
-        """Append one token's bytes; returns the characters that they completed. Sets `ended` at the separator."""
+        """Append one token's bytes. Returns the characters that they completed. Sets `ended` at the separator."""
         text = self._decoder.decode(piece)
         if text:
             self._parts.append(text)
@@ -38,16 +38,16 @@ class StepText:
 
     @property
     def is_inside_character(self) -> bool:
-        """Whether bytes of a character are still missing: a bad place to stop, at most three tokens long."""
+        """Whether bytes of the last character are still missing. A step does not stop there."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
     @property
     def so_far(self) -> str:
-        """The text up to now, but for a character that is not complete."""
+        """The text so far, without an incomplete character."""
         return "".join(self._parts)
 
     def finish(self) -> str:
-        """The whole text. Bytes of a character that never became complete turn into U+FFFD."""
+        """The whole text. An incomplete character becomes U+FFFD."""
         rest = self._decoder.decode(b"", final=True)
         if rest:
             self._parts.append(rest)

@@ -1,7 +1,7 @@
-"""What a model knew while it wrote a step: log-probability, entropy and margin of its tokens, and its hidden states.
+"""Statistics of a step's tokens: log-probability, entropy and margin, and the hidden states.
 
-Knows nothing of what the numbers are for. All of them are at temperature 1, of the raw logits. Source of the formulas:
-with z the logits and Z = sum exp z, log p_i = z_i - log Z, entropy = log Z - sum p_i z_i.
+Does not know what they are used for. All are at temperature 1, from the raw logits: with z the logits and Z = sum exp z,
+log p_i = z_i - log Z, and the entropy is log Z - sum p_i z_i.
 """
 
 import numpy as np
@@ -10,17 +10,16 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.types import TokenStats
 
 CHUNK_BYTES = 1 << 20
-"""Logits waiting to be measured: large vocabularies row by row while the row is in the cache, small ones many at once."""
-
+"""Logits that are measured together: one row of a large vocabulary, which is then still in the cache, many of a small one."""
 
 LOWEST = np.finfo(np.float32).min
 
 
 class Recorder:
-    """Collects the evidence of one step, token by token, and measures it in chunks."""
+    """Collects the statistics of one step, token by token, and measures them in chunks."""
 
     def __init__(self, vocabulary_size: int, *, greedy: bool = False) -> None:
-        """Of a model with so many tokens in its vocabulary. `greedy`: the drawn token is always the likeliest one."""
+        """`greedy`: the drawn token is always the likeliest one, so it need not be searched for."""
         self._greedy = greedy
         shape = (max(1, CHUNK_BYTES // (vocabulary_size * 4)), vocabulary_size)
         self._shifted: Floats = np.empty(shape, np.float32)
@@ -32,7 +31,7 @@ class Recorder:
         self._pieces: list[str] = []
 
     def add(self, logits: Floats, token: int, hidden: Floats | None) -> None:
-        """Record that `token` was drawn from `logits` (n_vocab,), and the hidden state (n_embd,) they came from."""
+        """Record that `token` was drawn from `logits` (n_vocab,), computed from the hidden state `hidden` (n_embd,)."""
         likeliest = token if self._greedy else int(logits.argmax())
         np.subtract(logits, logits[likeliest], out=self._shifted[len(self._tokens)])
         self._tokens.append(token)
@@ -44,11 +43,11 @@ class Recorder:
             self._measure()
 
     def add_text(self, piece: str) -> None:
-        """The characters that the last token completed."""
+        """Record the characters that the last token completed."""
         self._pieces[-1] = piece
 
     def so_far(self) -> TokenStats:
-        """The evidence of all tokens recorded, of which there must be one."""
+        """The statistics of all recorded tokens; there must be at least one."""
         self._measure()
         columns = np.concatenate(self._columns, axis=1)
         self._columns = [columns]
@@ -65,16 +64,16 @@ class Recorder:
 
 
 def _measure(shifted: Floats, tokens: list[int], likeliest: list[int], scratch: Floats) -> Floats:
-    """Log-probability of the drawn token, entropy (nats) and top-2 margin of each row; shape (3, n).
+    """Log-probability of the drawn token, entropy (nats) and margin of the two likeliest tokens; shape (3, n).
 
-    `shifted` (n, n_vocab) are logits whose highest is 0, and `scratch` as large: with a vocabulary of 150,000, new arrays
-    would cost more than the arithmetic.
+    `shifted` (n, n_vocab) are logits whose highest is 0. `scratch` has the same shape: with a vocabulary of 150,000 tokens, new
+    arrays would cost more than the arithmetic.
     """
     rows = np.arange(len(tokens))
     total = np.exp(shifted, out=scratch).sum(axis=1)
     with np.errstate(invalid="ignore"):
         means = np.vecdot(scratch, shifted) / total
-    if np.isnan(means).any():  # a token that the model rules out: -inf, and 0 times that is 0 here
+    if np.isnan(means).any():  # a token that the model rules out has -inf, and 0 times that counts as 0
         means = np.where(scratch > 0, scratch * np.maximum(shifted, LOWEST), 0).sum(axis=1) / total
     entropies = np.log(total) - means
     log_probabilities = shifted[rows, tokens] - np.log(total)

@@ -1,1 +1,1 @@
-"""How good a step is: a process reward model, the target as judge, or rollouts."""
+"""How good a step is: by a process reward model, by the target as judge, or by rollouts."""

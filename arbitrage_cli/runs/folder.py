@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
+from arbitrage_cli.system.files import sync_folder, write_all, write_atomically
 
 SCHEMA = 1
 """Of rows and run.json: a folder of another schema is refused."""
@@ -148,7 +149,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return
         text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False)
         with self._writing(self.path / RUN):
-            _replace(self.path / RUN, _sealed(text) + b"\n")
+            write_atomically(self.path / RUN, _sealed(text) + b"\n")
         self.run = content
 
     def append(self, row: Row) -> None:
@@ -159,7 +160,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         start = os.fstat(self._descriptor).st_size
         try:
             with self._writing(self._results):
-                _write(self._descriptor, line)
+                write_all(self._descriptor, line)
                 os.fsync(self._descriptor)
         except OutputError:
             # A second sync could succeed without writing what the first could not: so the row is taken back, not retried.
@@ -172,15 +173,16 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Replace all rows at once."""
         with self._writing(self._results):
-            _replace(self._results, b"".join(map(encode, rows)))
+            write_atomically(self._results, b"".join(map(encode, rows)))
             self._open_results()
         self.rows = [dict(row) for row in rows]
 
     # --- opening
 
     def _open(self, *, fresh: bool) -> None:
-        if self._results.is_symlink():
-            raise UsageError(f"{self._results} is a symbolic link", "a run writes to files of its own: --output FOLDER")
+        for path in (self._results, self.path / RUN):
+            if path.is_symlink():
+                raise UsageError(f"{path} is a symbolic link", "a run writes to files of its own: --output FOLDER")
         if fresh:
             self._set_all_aside()
         self._read()
@@ -193,7 +195,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 aside = _free_name(path, "old")
                 path.replace(aside)
                 self.notes.append(f"{path} was set aside as {aside.name}")
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def _read(self) -> None:
         data = _read_bytes(self._results)
@@ -209,16 +211,21 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def _set_tail_aside(self, tail: bytes, length: int) -> None:
         """Keep the beginning of an unfinished last row, and cut the file back to its last whole row."""
         aside = _free_name(self._results, "torn")
-        _replace(aside, tail)
-        with _opened(self._results, _WRITE) as descriptor:
+        write_atomically(aside, tail)
+        descriptor = os.open(self._results, _WRITE)
+        try:
             os.ftruncate(descriptor, length)
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         self.notes.append(f"{self._results}: an unfinished last row was moved to {aside.name}")
 
     def _set_damaged_aside(self, lines: Sequence[bytes], damages: Damages) -> None:
         aside = _free_name(self._results, "damaged")
-        _replace(aside, b"".join(lines[number - 1] + b"\n" for number in damages))
-        _replace(self._results, b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damages))
+        write_atomically(aside, b"".join(lines[number - 1] + b"\n" for number in damages))
+        write_atomically(
+            self._results, b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damages)
+        )
         self.notes.append(f"{self._results}: {_listed(damages)}; moved to {aside.name}, to be done again")
 
     def _open_results(self) -> None:
@@ -226,7 +233,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._close_results()
         self._descriptor = os.open(self._results, _WRITE | os.O_APPEND | os.O_CREAT, 0o666)
         os.fsync(self._descriptor)
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def _writing(self, path: Path) -> AbstractContextManager[None]:
         hint = f"the rows before it are safe: when there is room, {self._again} goes on from there"
@@ -342,44 +349,10 @@ def _read_bytes(path: Path) -> bytes:
         return b""
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    """All in one call, as a rule. Where only a part was written, the call for the rest says why, if there is a reason."""
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Give a file new content, on the disk when this returns; readers see all of the old or all of the new."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with _opened(temporary, _WRITE | os.O_CREAT | os.O_TRUNC) as descriptor:
-            _write(descriptor, data)
-            os.fsync(descriptor)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    with _opened(folder, os.O_RDONLY) as descriptor:
-        os.fsync(descriptor)
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _free_name(path: Path, what: str) -> Path:
     """`results.jsonl.torn-1`, or the first number after it that is not taken."""
     number = 1
-    while path.with_name(f"{path.name}.{what}-{number}").exists():
+    while os.path.lexists(path.with_name(f"{path.name}.{what}-{number}")):
         number += 1
     return path.with_name(f"{path.name}.{what}-{number}")
 

@@ -39,9 +39,9 @@ def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
             for slot in slots:
                 rater.start(slot, ScoreSteps(traces[slot], (steps[slot],)))
             for result in rater.tick():
-                if result.ratings is None:
+                if result.rewards is None:
                     raise RuntimeError(f"a step of problem {group[result.slot]} cannot be rated") from result.error
-                found[result.slot] += result.ratings.rewards
+                found[result.slot] += result.rewards.values
                 traces[result.slot].add(Decision(steps[result.slot]))
         for slot in range(len(group)):
             rater.close(slot)

@@ -7,7 +7,6 @@ import json
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -305,18 +304,18 @@ def test_signal_leaves_whole_rows(here: Path, number: int, code: int) -> None:
     if code > 0:
         lines = told.decode().splitlines()
         assert lines[-2].startswith(f"{len(rows)} of 399 attempts are safe in ")
-        assert lines[-2].endswith(f"to go on: arbitrage {' '.join(arguments)}")
+        assert lines[-2].endswith(f"to resume: arbitrage {' '.join(arguments)}")
         assert lines[-1] == "arbitrage: interrupted"
 
 
 def test_how_to_go_on_never_begins_anew(here: Path) -> None:
-    """What is told after --fresh goes on with what is safe: it has no --fresh."""
+    """The command that resumes a run begun with --fresh does not have that flag."""
     arguments = many(here)
     with start(*arguments, "--fresh", stdin=subprocess.DEVNULL) as process:
         wait_for_rows(here, process, 3)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=10)
-    assert told.decode().splitlines()[-2].endswith(f"to go on: arbitrage {' '.join(arguments)}")
+    assert told.decode().splitlines()[-2].endswith(f"to resume: arbitrage {' '.join(arguments)}")
 
 
 def test_second_signal_ends_it_at_once(here: Path) -> None:
@@ -334,7 +333,7 @@ def test_second_signal_ends_it_at_once(here: Path) -> None:
 
 def test_interrupt_while_models_load(program: Program, here: Path) -> None:
     """Ctrl-C before the first attempt is one line, and leaves nothing half made."""
-    result = program.run(here, *BENCH, interrupt_in="arbitrage_cli.cli.measuring.open_backends")
+    result = program.run(here, *BENCH, interrupt_in="arbitrage_cli.cli.session.open_model")
     assert (result.code, result.out) == (130, "")
     assert result.err == "arbitrage: interrupted\n"
     assert not (here / "run").exists()
@@ -352,21 +351,14 @@ def test_interrupt_while_an_answer_is_graded(program: Program, here: Path, golde
 
 
 def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None:
-    """A computation that never comes back ends the process some time after --timeout, with a row for it; going on passes it by."""
-    arguments = (*BENCH, "--timeout", "0.4")
-    hanging = program.run(here, *arguments, hang_on="12 * 34")
-    assert (hanging.code, hanging.out) == (1, "")
-    assert "p0, target: hung in one step until 0.8 s were over" in hanging.err
-    assert f"1 of {NUM_ROWS} attempts are safe in run; to go on: arbitrage bench" in hanging.err
-    for _ in range(2):
-        assert program.run(here, *arguments, hang_on="12 * 34").code == 1
-    status = {(row["id"], row["policy"]): row["status"] for row in rows_of(here / "run")}
-    assert status == {
-        ("p0", "target"): "error",
-        ("p0", "entropy"): "error",
-        ("p1", "target"): "done",
-        ("p1", "entropy"): "done",
-    }
+    """A computation that does not come back is aborted after --timeout: its attempt has an error row, and the run goes on."""
+    hanging = program.run(here, *BENCH, "--timeout", "0.4", hang_on="12 * 34")
+    assert hanging.code == 1
+    rows = {(row["id"], row["policy"]): row for row in rows_of(here / "run")}
+    assert len(rows) == NUM_ROWS
+    (hung,) = [row for row in rows.values() if row["status"] == "error"]
+    assert (hung["id"], hung["error"]) == ("p0", "not finished after 0.4 s")
+    assert 0.4 < hung["wall_seconds"] < 5
 
 
 def test_a_slow_step_ends_only_its_attempt(program: Program, here: Path) -> None:
@@ -379,18 +371,6 @@ def test_a_slow_step_ends_only_its_attempt(program: Program, here: Path) -> None
     assert {identifier for identifier, _ in late} == {"p0"}
     assert all("not finished after 0.2 s" in error for _, error in late)
     assert len(rows_of(here / "run")) == NUM_ROWS
-
-
-def test_what_passes_while_it_is_stopped_counts_nowhere(program: Program, here: Path) -> None:
-    """Ctrl-Z within a step, for longer than twice --timeout: nothing hangs, no attempt is late, and no time has it in it."""
-    seconds, began = 1.5, time.monotonic()
-    result = program.run(here, *BENCH, "--timeout", "0.6", stop_on=("12 * 34", seconds))
-    assert time.monotonic() - began > seconds
-    assert (result.code, result.err) == (0, "")
-    rows = rows_of(here / "run")
-    assert [row["status"] for row in rows] == ["done"] * NUM_ROWS
-    assert sum(row["wall_seconds"] for row in rows) < seconds
-    assert sum(row["seconds"] for row in rows) < seconds
 
 
 # --- F17: streams

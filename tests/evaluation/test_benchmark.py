@@ -10,19 +10,21 @@ from faults import results
 from hash_language import HashBackend, Recording, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep, by_least_likely_token, by_reward, by_token_stats
-from arbitrage_cli.cli.session import Engines
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, PolicyAtTau, failed_row, left, plan
-from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, PolicyAtTau, left, plan
+from arbitrage_cli.evaluation.engines import Engines
+from arbitrage_cli.inference.backend import Backend, Deadline, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
-from arbitrage_cli.inference.engine import Engine, Speculator
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rated, Ratings
+from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.scripted import open_scripted
-from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.speculation import Planner, Speculator
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Score, Started, Step, Trace
@@ -187,6 +189,22 @@ def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
     assert (solved["status"], solved["score"]["value"]) == ("done", "correct")
 
 
+def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
+    """A grader that fails says nothing about the answer: the attempt keeps its steps, has no score, and a resume makes it again."""
+
+    def failing(text: str, gold: Mapping[str, Any]) -> Score:
+        raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
+
+    bench = scripted_bench()
+    bench.grade = failing
+    attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
+    (row,) = rows(bench, attempts)
+    assert (row["status"], row["score"]) == ("error", None)
+    assert "cannot be graded" in row["error"]
+    assert row["steps"]
+    assert left(attempts, [row], retry_errors=True) == attempts
+
+
 def test_full_context_is_a_result_unless_nothing_was_written() -> None:
     """A solution that fills the context met a limit of the run: it is graded. A prompt that does not fit is an error."""
     cut = only_row(scripted_bench(context=100), column=TARGET)
@@ -200,12 +218,14 @@ def test_context_that_is_full_for_the_other_model_is_a_result_too() -> None:
     """If the target cannot read what the draft wrote any more, the attempt ends there, and its text is graded."""
 
     class Refusing(Engine):
-        def start(self, slot: int, ask: WriteStep, speculator: Speculator | None = None) -> int:
-            if ask.trace.decisions:
+        def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
+            if request.trace.decisions:
                 raise ContextFullError("no room")
-            return super().start(slot, ask, speculator)
+            return super().start(slot, request, speculator)
 
-    engines: dict[ModelRole, Engine] = {"target": Refusing("target", open_scripted("scripted:target", Options()), Sampler())}
+    engines: dict[ModelRole, Engine] = {
+        "target": Refusing("target", Cache(open_scripted("scripted:target", Options())), Sampler())
+    }
     row = only_row(Bench(lambda policy, sample: engines, grade, SHORT, 0), column=TARGET)
     assert (row["status"], row["stop"], row["error"]) == ("done", "context", None)
     assert len(row["steps"]) == 1
@@ -224,7 +244,7 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
         def busy(self) -> bool:
             return bool(self._wishes)
 
-        def open(self, slot: int, problem: Problem) -> None:
+        def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
             """Nothing to prepare."""
 
         def close(self, slot: int) -> None:
@@ -233,10 +253,9 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
         def start(self, slot: int, request: ScoreSteps) -> None:
             self._wishes[slot] = request
 
-        def tick(self) -> list[Rated]:
-            rated = [
-                Rated(slot, Ratings((0.25,) * len(request.steps), Cost(7, 0.5))) for slot, request in self._wishes.items()
-            ]
+        def tick(self) -> list[RewardUpdate]:
+            rewards = {slot: (0.25,) * len(request.steps) for slot, request in self._wishes.items()}
+            rated = [RewardUpdate(slot, StepRewards(values, Cost(7, 0.5))) for slot, values in rewards.items()]
             self._wishes.clear()
             return rated
 
@@ -267,7 +286,7 @@ class Broken(Engine):
 
 def broken_bench(error: Exception) -> Bench:
     backend = open_scripted("scripted:target", Options())
-    engine = type("BrokenNow", (Broken,), {"error": error})("target", backend, Sampler())
+    engine = type("BrokenNow", (Broken,), {"error": error})("target", Cache(backend), Sampler())
     return Bench(lambda policy, sample: {"target": engine}, grade, SHORT, 0)
 
 
@@ -511,18 +530,9 @@ def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.Monke
     """A rollout may take longer than all steps: the attempt does not wait for its end."""
     clock = Clock()
     slow_down(monkeypatch, clock, Rollout)
-    ends = Engine("target", open_scripted("scripted:target", Options()), Sampler())
+    ends = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
     rater = Rollout([ends], lambda identifier, text: True)
     bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: rater)
     late = only_row(bench, column=PolicyAtTau(POLICIES["oracle"], 0.0))
     assert (late["status"], late["error"]) == ("error", "not finished after 10 s")
     assert late["wall_seconds"] == 11.0
-
-
-def test_row_of_an_attempt_that_hung() -> None:
-    """Of an attempt that never came back a row can be made, which is like any other error's."""
-    row = failed_row(Attempt(item(), 1, ENTROPY), ProblemError("hung"), SHORT, 5.0)
-    (other,) = rows(scripted_bench(), [Attempt(item(0, "who?"), 0, ENTROPY)])
-    assert row.keys() == other.keys()
-    assert (row["id"], row["sample"], row["tau"], row["status"], row["error"]) == ("p0", 1, 2.0, "error", "hung")
-    assert (row["wall_seconds"], row["score"]) == (5.0, None)

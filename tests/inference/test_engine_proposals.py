@@ -14,6 +14,7 @@ from writing import (
     finish,
     foreign,
     keep,
+    make_engine,
     new_engine,
     new_trace,
     recite,
@@ -25,15 +26,16 @@ from writing import (
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
 from arbitrage_cli.inference.backend import Backend
-from arbitrage_cli.inference.engine import Engine, Speculation, Speculator
+from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation
+from arbitrage_cli.inference.speculation import Speculation, Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 
 def proposing_engine(backend: Backend) -> Engine:
     """An engine by whose clock a batch costs as much as a token, so that it verifies. It has written a little, so it knows."""
-    engine = Engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
+    engine = make_engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
     engine.open(0, PROBLEM)
     write(engine, new_trace(Limits(max_step_tokens=3)))
     return engine
@@ -92,9 +94,11 @@ def test_a_proposal_changes_no_step(
 
     Where it has left that, whoever says how it might go on changes nothing either.
     """
-    plain = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False)
+    plain = make_engine(
+        "target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False
+    )
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
-    engine = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
+    engine = make_engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
         each.open(0, PROBLEM)
@@ -121,7 +125,7 @@ def test_what_matches_is_drawn_from_a_batch() -> None:
     engine, trace = proposing_engine(backend), new_trace()
     del backend.calls[:]
     step = write_proposed(engine, trace, text[:40] + "WWWWWWWW")
-    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenizer.tokenize(text, continues=True)))
     assert backend.count("decode") > step.num_tokens  # some in vain
     assert sum(call.name == "decode" for call in backend.calls) < step.num_tokens - 25
     drops = [call.positions[0] for call in backend.calls if call.name == "drop"]
@@ -137,7 +141,7 @@ def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() ->
     backend = Recording(scripted(recite(text)))
     engine, trace = proposing_engine(backend), new_trace()
     step = write_proposed(engine, trace, text.replace("To find it, we", "We").replace("12", "21"))
-    assert (step.text, step.num_tokens) == (text, len(backend.tokenize(text, continues=True)))
+    assert (step.text, step.num_tokens) == (text, len(backend.tokenizer.tokenize(text, continues=True)))
     assert step.cost.decode_tokens < len("To find it, we") + 10
     assert step.cost.verify_kept > 25
 
@@ -268,7 +272,9 @@ def test_nobody_speculates_while_writing() -> None:
 def test_proposals_can_be_switched_off() -> None:
     """Then every token is decoded by itself, and the text is the same."""
     text = "a step of many tokens, as proposed.\n\n"
-    engine = Engine("target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock())
+    engine = make_engine(
+        "target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock()
+    )
     engine.open(0, PROBLEM)
     for _ in range(3):
         step = write_proposed(engine, new_trace(), text)

@@ -1,30 +1,38 @@
-"""Rewards of steps: a process reward model's, the judge's, and those of rollouts, on toy models whose every token counts."""
+"""Rewards of a process reward model, of the judge, and of rollouts, on toy models whose every token counts."""
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import pytest
-from hash_language import SHORT, HashBackend, StaleBackend, ticking_clock
+from hash_language import CONTROLS, SHORT, HashBackend, StaleBackend, ticking_clock
+from writing import PROBLEM, foreign, make_engine, write
 
-from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
-from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError
-from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError, TimedOutError
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Ratings, Scheduler, Writer
-from arbitrage_cli.rewards.prm import ENOUGH_ANSWERS, Judge, PrmStyle, ProcessReward
+from arbitrage_cli.inference.scheduler import Rater, Scheduler, StepRewards, Writer
+from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS
+from arbitrage_cli.rewards.judge import Judge
+from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
 
-PROBLEM = Problem("p", "what is a plus b")
 STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
-
-
+ANSWERS = [ord(text) for text in "+-0123456789"]
 CONFIDENCE = 30.0
+
+RATERS: dict[str, Callable[[Backend], ProcessReward | Judge]] = {
+    "prm": ProcessReward,
+    "judge": lambda backend: Judge(backend, 0),
+}
+all_raters = pytest.mark.parametrize("make", RATERS.values(), ids=RATERS)
 
 
 class Opinionated(HashBackend):
@@ -32,8 +40,8 @@ class Opinionated(HashBackend):
 
     def _compute(self, sequence: int) -> tuple[Floats, Floats]:
         logits, hidden = super()._compute(sequence)
-        for index, text in enumerate("+-0123456789"):
-            logits[ord(text)] = CONFIDENCE + hidden[index % len(hidden)] * (index + 1) / 100
+        for index, token in enumerate(ANSWERS):
+            logits[token] = CONFIDENCE + hidden[index % len(hidden)] * (index + 1) / 100
         return logits, hidden
 
 
@@ -41,25 +49,59 @@ class StaleOpinion(Opinionated, StaleBackend):
     """Keeps a token too many."""
 
 
-def step(text: str, model: str = "draft") -> Step:
-    return Step("draft" if model == "draft" else "target", text, len(text), Cost(), "separator")
+class Constant(HashBackend):
+    """Gives signs and digits these logits: -20 is far below its letters."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values: Sequence[float] = values
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        logits, hidden = super()._compute(sequence)
+        logits[ANSWERS[: len(self.values)] if len(self.values) > 1 else ANSWERS] = self.values
+        return logits, hidden
 
 
 def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
-    return Trace(problem, SHORT, [Decision(kept=step(text)) for text in texts])
+    return Trace(problem, SHORT, [Decision(kept=foreign(text, "draft")) for text in texts])
+
+
+def score(rater: Rater, requests: Mapping[int, ScoreSteps]) -> dict[int, StepRewards]:
+    """The rewards of each slot, all requested at once. Raises the error of any of them."""
+    found: dict[int, StepRewards] = {}
+    for slot, request in requests.items():
+        rater.start(slot, request)
+    while rater.busy:
+        for update in rater.tick():
+            if update.rewards is None:
+                assert update.error
+                raise update.error
+            found[update.slot] = update.rewards
+    return found
+
+
+def score_one(rater: Rater, trace: Trace, *texts: str) -> tuple[float, ...]:
+    return score(rater, {0: ScoreSteps(trace, tuple(map(foreign, texts)))})[0].values
+
+
+def opened(rater: Any, problem: Problem = PROBLEM) -> Any:
+    rater.open(0, problem)
+    return rater
+
+
+# --- process reward model and judge
 
 
 def conversation(steps: Sequence[str]) -> list[int]:
     """The ids of the conversation of RLHFlow's model, by hand."""
-    backend = Opinionated()
-    controls = backend.control_tokens
+    user, assistant, _ = Opinionated().tokenizer.control_tokens.values()
     first, *others = [text.strip() for text in steps]
     ids: list[int] = []
     for turn in [f"{PROBLEM.question} {first}", *others]:
         if ids:
-            ids += [controls["<|user|>"], *b"+"]  # the toy's template shows the assistant's turn as it shows the user's
-        ids += [controls["<|user|>"], *turn.encode()]
-    return [*ids, controls["<|assistant|>"]]
+            ids += [user, *b"+"]  # the toy's template shows the assistant's turn as it shows the user's
+        ids += [user, *turn.encode()]
+    return [*ids, assistant]
 
 
 def expected_reward(steps: Sequence[str]) -> float:
@@ -70,292 +112,282 @@ def expected_reward(steps: Sequence[str]) -> float:
     return float(1 / (1 + math.exp(logits[ord("-")] - logits[ord("+")])))
 
 
-def rate(rater: Rater, requests: Mapping[int, ScoreSteps]) -> dict[int, Ratings]:
-    """The ratings of each slot's wish, all taken up at once. Raises what one of them failed with."""
-    found: dict[int, Ratings] = {}
-    for slot, request in requests.items():
-        rater.start(slot, request)
-    while rater.busy:
-        for rated in rater.tick():
-            if rated.ratings is None:
-                assert rated.error
-                raise rated.error
-            found[rated.slot] = rated.ratings
-    return found
-
-
-def rate_one(rater: Rater, trace: Trace, *texts: str, slot: int = 0) -> tuple[float, ...]:
-    return rate(rater, {slot: ScoreSteps(trace, tuple(map(step, texts)))})[slot].rewards
-
-
 def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
     """The conversation is RLHFlow's: question and first step in one turn, each earlier step answered with a plus."""
-    rater = ProcessReward(Opinionated())
-    rater.open(0, PROBLEM)
+    rater = opened(ProcessReward(Opinionated()))
     for number in range(len(STEPS)):
-        reward = rate_one(rater, trace_of(*STEPS[:number]), STEPS[number])
-        assert reward == pytest.approx((expected_reward(STEPS[: number + 1]),))
-        assert 0 < reward[0] < 1
+        (reward,) = score_one(rater, trace_of(*STEPS[:number]), STEPS[number])
+        assert reward == pytest.approx(expected_reward(STEPS[: number + 1]))
+        assert 0 < reward < 1
 
 
-@pytest.mark.parametrize("make", [lambda backend: ProcessReward(backend), lambda backend: Judge(backend, 0)])
-def test_what_was_rated_before_does_not_matter(make: type[Rater]) -> None:
+def test_style_steps_reads_the_solution_as_it_is() -> None:
+    """As the assistant writes it, with a blank line after the step: the verdict stands there."""
+    backend = Opinionated()
+    rater = opened(ProcessReward(backend, "steps"))
+    user, assistant, _ = backend.tokenizer.control_tokens.values()
+    for last in ("ef.\n\n", "ef.", "ef.\n"):
+        score_one(rater, trace_of(STEPS[0]), last)
+        text = backend.tokenizer.tokenize("ab cd.\n\nef.\n\n", continues=True)
+        assert backend.cells[0] == [user, *PROBLEM.question.encode(), assistant, *text]
+
+
+@all_raters
+def test_what_was_scored_before_does_not_matter(make: Callable[[Backend], Rater]) -> None:
     """The cache saves reading, and changes no reward: in any order, and for two steps of one place."""
-    asked = [(2, "ab.\n\n"), (0, "cd.\n\n"), (2, "abc.\n\n"), (1, STEPS[1]), (2, "a.\n\n"), (2, STEPS[2])]
-    kept = make(Opinionated())  # type: ignore[call-arg]
-    kept.open(0, PROBLEM)
-    for number, text in asked:
-        fresh = make(Opinionated())  # type: ignore[call-arg]
-        fresh.open(0, PROBLEM)
-        assert rate_one(kept, trace_of(*STEPS[:number]), text) == rate_one(fresh, trace_of(*STEPS[:number]), text)
+    rater = opened(make(Opinionated()))
+    for number, text in [(2, "ab.\n\n"), (0, "cd.\n\n"), (2, "abc.\n\n"), (1, STEPS[1]), (2, "a.\n\n"), (2, STEPS[2])]:
+        trace = trace_of(*STEPS[:number])
+        assert score_one(rater, trace, text) == score_one(opened(make(Opinionated())), trace, text)
 
 
 def test_a_stale_cache_would_be_noticed() -> None:
     """The test above can fail: a backend that keeps a token too many gives other rewards."""
-    rater = ProcessReward(StaleOpinion())
-    rater.open(0, PROBLEM)
-    first, second = rate_one(rater, trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
+    first, second = score_one(opened(ProcessReward(StaleOpinion())), trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
     assert first == pytest.approx(expected_reward([STEPS[0], "ab.\n\n"]))
     assert second != pytest.approx(expected_reward([STEPS[0], "cd.\n\n"]))
 
 
-def test_many_problems_at_once_are_rated_as_one() -> None:
-    """Each slot has its own conversation; rewards come in the order of the wishes, and no token is lost of what they cost."""
+def test_many_problems_at_once_are_scored_as_one() -> None:
+    """Each slot has its own conversation, and no token of the cost is lost."""
     problems = [Problem(str(index), f"problem {index} {'x' * index**2}") for index in range(3)]
+    requests = {
+        slot: ScoreSteps(trace_of("ab.\n\n", problem=problems[slot]), (foreign("c.\n\n"), foreign("d.\n\n")))
+        for slot in (2, 0, 1)
+    }
     rater = ProcessReward(Opinionated(num_sequences=3))
-    alone, num_read = [], 0
     for slot, problem in enumerate(problems):
         rater.open(slot, problem)
-        single = ProcessReward(Opinionated())
-        single.open(0, problem)
-        ratings = rate(single, {0: ScoreSteps(trace_of("ab.\n\n", problem=problem), (step("c.\n\n"), step("d.\n\n")))})[0]
-        alone.append(ratings.rewards)
-        num_read += ratings.cost.prefill_tokens
-    requests = {
-        slot: ScoreSteps(trace_of("ab.\n\n", problem=problems[slot]), (step("c.\n\n"), step("d.\n\n"))) for slot in (2, 0, 1)
-    }
-    found = rate(rater, requests)
-    assert [found[slot].rewards for slot in range(3)] == alone
-    assert sum(ratings.cost.decode_tokens for ratings in found.values()) == 6
-    assert sum(ratings.cost.prefill_tokens for ratings in found.values()) == num_read
+    found = score(rater, requests)
+    alone = [
+        score(opened(ProcessReward(Opinionated()), problems[slot]), {0: requests[slot]})[0] for slot in range(len(problems))
+    ]
+    assert [found[slot].values for slot in range(3)] == [rewards.values for rewards in alone]
+    assert sum(rewards.cost.decode_tokens for rewards in found.values()) == 6
+    assert sum(r.cost.prefill_tokens for r in found.values()) == sum(r.cost.prefill_tokens for r in alone)
 
 
-def test_the_cost_of_rating_is_counted() -> None:
-    """Tokens that were read, and the one that each reward is drawn from; what is in the cache already costs nothing."""
-    rater = ProcessReward(Opinionated(), clock=ticking_clock())
-    rater.open(0, PROBLEM)
-    first = rate(rater, {0: ScoreSteps(trace_of(), (step(STEPS[0]),))})[0]
-    again = rate(rater, {0: ScoreSteps(trace_of(STEPS[0]), (step(STEPS[1]),))})[0]
-    assert first.cost.prefill_tokens == len(conversation(STEPS[:1])) - 1
-    assert first.cost.prefill_tokens + first.cost.decode_tokens + again.cost.prefill_tokens + 1 > len(
-        conversation(STEPS[:2])
+def test_the_cost_of_scoring_is_counted() -> None:
+    """Tokens read, and the one from which each reward is drawn; tokens in the cache cost nothing."""
+    rater = opened(ProcessReward(Opinionated(), clock=ticking_clock()))
+    first, second = (
+        score(rater, {0: ScoreSteps(trace_of(*STEPS[:number]), (foreign(STEPS[number]),))})[0] for number in (0, 1)
     )
-    assert again.cost.prefill_tokens < len(conversation(STEPS[:2])) / 2
-    assert first.cost.seconds == 2
+    assert first.cost == Cost(len(conversation(STEPS[:1])) - 1, 1.0, 1, 1.0)
+    assert second.cost.prefill_tokens < len(conversation(STEPS[:2])) / 2
 
 
-def test_a_model_without_the_signs_cannot_rate() -> None:
-    """Its vocabulary must have `+` and `-` as tokens: said at once, not at the first step."""
+def test_a_model_without_the_signs_cannot_score() -> None:
+    """Its vocabulary must have `+` and `-` as tokens: refused at once, not at the first step."""
 
-    class Splitting(HashBackend):
+    class Doubling(ByteTokenizer):
         def tokenize(self, text: str, *, continues: bool) -> list[int]:
             return super().tokenize(text, continues=continues) * 2
 
-    with pytest.raises(ModelUnsupportedError, match=r"'\+' is not one token"):
-        ProcessReward(Splitting())
-
-
-class Thinking(Opinionated):
-    """Rather begins with a letter than with a sign or a digit: its opinion is `confidence` below them."""
-
-    confidence = -20.0
-
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
-        logits, hidden = super()._compute(sequence)
-        logits[[ord(text) for text in "+-0123456789"]] = self.confidence
-        return logits, hidden
-
-
-@pytest.mark.parametrize(
-    ("make", "words", "hint"),
-    [
-        (lambda backend: ProcessReward(backend), "does not rate steps", "--prm-style steps"),
-        (lambda backend: ProcessReward(backend, "steps"), "does not rate steps", "--prm-style turns"),
-    ],
-)
-def test_a_model_that_says_something_else_cannot_rate(make: Callable[[Thinking], Rater], words: str, hint: str) -> None:
-    """Signs that have next to no probability are noise, and no reward is made of them."""
-    rater = make(Thinking())
-    rater.open(0, PROBLEM)
-    with pytest.raises(ModelUnsupportedError, match=words) as caught:
-        rate_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
-    assert hint in caught.value.hint
+    backend = HashBackend()
+    backend.tokenizer = Doubling((), CONTROLS)
+    with pytest.raises(ModelUnsupportedError, match=r"'\+'"):
+        ProcessReward(backend)
 
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
-def test_a_model_that_rates_no_steps_is_known_at_once(style: PrmStyle) -> None:
-    """Asked of a right step and a wrong one. What it may mean by little probability is left to how it goes on."""
-    backend = Thinking()
-    with pytest.raises(ModelUnsupportedError, match="does not rate steps"):
-        ProcessReward(backend, style).check()
-    backend.confidence = 0.0
-    ProcessReward(backend, style).check()
+def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
+    """Signs with next to no probability are noise: refused by a check beforehand, and after a few steps."""
+    other = {"turns": "steps", "steps": "turns"}[style]
+    rater = opened(ProcessReward(Constant(-20.0), style))
+    with pytest.raises(ModelUnsupportedError) as caught:
+        score_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
+    assert f"--prm-style {other}" in caught.value.hint
+    with pytest.raises(ModelUnsupportedError):
+        ProcessReward(Constant(-20.0), style).check()
+    ProcessReward(Constant(8.0), style).check()
 
 
-def test_asking_a_model_first_changes_no_reward() -> None:
-    """Nothing is left of it. A context that is too small for it is said of the problems."""
+def test_checking_a_model_changes_no_reward() -> None:
+    """It leaves nothing behind. A context too small for the check is reported with the problems."""
     rater = ProcessReward(Opinionated())
     rater.check()
-    rater.open(0, PROBLEM)
-    assert rate_one(rater, trace_of(), STEPS[0]) == pytest.approx((expected_reward(STEPS[:1]),))
+    assert score_one(opened(rater), trace_of(), STEPS[0]) == pytest.approx((expected_reward(STEPS[:1]),))
     ProcessReward(Opinionated(context_size=8)).check()
 
 
 def test_one_odd_step_ends_no_run() -> None:
-    """A model that answers as a rule may say something else once."""
-    backend = Thinking()
-    rater = ProcessReward(backend)
-    rater.open(0, PROBLEM)
+    """A model that usually answers may say something else once."""
+    backend = Constant(-20.0)
+    rater = opened(ProcessReward(backend))
     for number in range(2 * ENOUGH_ANSWERS):
-        backend.confidence = CONFIDENCE if number else -20.0
-        assert rate_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
+        backend.values = (CONFIDENCE if number else -20.0,)
+        assert score_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
 
 
-def test_a_judge_that_thinks_first_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    """Digits that have next to no probability make noisy marks: the target still judges, and the user is warned once."""
-    rater = Judge(Thinking(), 0)
-    rater.open(0, PROBLEM)
+def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Digits with next to no probability make noisy rewards: the target still judges, and the user is warned once."""
+    rater = opened(Judge(Constant(-20.0), 0))
     with caplog.at_level(logging.WARNING, "arbitrage"):
         for number in range(2 * ENOUGH_ANSWERS):
-            assert rate_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
-    (told,) = caplog.messages
-    assert "its marks may be noise" in told
-    assert "enable_thinking" in told
+            assert score_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
+    (message,) = caplog.messages
+    assert "enable_thinking" in message
 
 
-def test_a_template_without_turns_cannot_rate() -> None:
-    """A chat template that refuses an assistant's turn is no template for a process reward model."""
-
-    class OneTurn(Opinionated):
-        @property
-        def chat_template(self) -> str | None:
-            return "{{ messages[0].content }}{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
-
-    rater = ProcessReward(OneTurn())
-    rater.open(0, PROBLEM)
-    with pytest.raises(TemplateError, match="one turn"):
-        rate_one(rater, trace_of(), STEPS[0])
-
-
-def test_a_full_context_ends_one_problem_only() -> None:
-    """The others of the batch are rated."""
-    long = Problem("long", "x" * 300)
-    draft = Engine("draft", HashBackend(num_sequences=2), Sampler())
-    target = Engine("target", HashBackend("t", num_sequences=2), Sampler())
-    rater = ProcessReward(Opinionated(num_sequences=2, context_size=256))
-    policy = POLICIES["rsd"]
-    scheduler = Scheduler(
-        {"draft": draft, "target": target},
-        lambda trace: policy.flow(trace, 0.5, 0),
-        SHORT,
-        concurrency=2,
-        rater=rater,
+def test_a_template_without_turns_cannot_score() -> None:
+    """A chat template that refuses an assistant's turn does not suit a process reward model."""
+    backend = Opinionated()
+    backend.chat_template = (
+        "{{ messages[0].content }}{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
     )
-    finished = {event.trace.problem.id: event for event in scheduler.run([long, PROBLEM]) if isinstance(event, Finished)}
-    assert isinstance(finished["long"].error, ContextFullError)
-    assert finished["p"].error is None
-    assert finished["p"].reward_cost.decode_tokens == len(finished["p"].trace.decisions)
+    with pytest.raises(TemplateError, match="one turn"):
+        score_one(opened(ProcessReward(backend)), trace_of(), STEPS[0])
 
 
-def test_the_judge_gives_the_mean_of_its_marks() -> None:
-    """Weighted by their probabilities: between 0 and 1, and not only ninths."""
-    rater = Judge(Opinionated(num_sequences=2), 1)
-    rater.open(0, PROBLEM)
-    rewards = [rate_one(rater, trace_of(*STEPS[:number]), STEPS[number])[0] for number in range(3)]
-    assert all(0 <= reward <= 1 for reward in rewards)
-    assert all(min(abs(reward * 9 - mark) for mark in range(10)) > 1e-6 for reward in rewards)
+def test_extreme_logits_are_rewards_too() -> None:
+    """A sign that is ruled out is a reward of 0 or 1, not an overflow."""
+    assert score_one(opened(ProcessReward(Constant(-3e4, 3e4))), trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
 
 
-def test_the_judge_leaves_other_sequences_alone() -> None:
-    """It may use the model of the target, which is in the middle of something."""
+@all_raters
+def test_what_is_no_number_is_no_reward(make: Callable[[Backend], Rater]) -> None:
+    """NaN is an error of the model, not a reward of 0 that would be believed."""
+    with pytest.raises(ComputeError, match="not numbers"):
+        score_one(opened(make(Constant(math.nan))), trace_of(), STEPS[0])
+
+
+def test_the_judge_gives_the_mean_of_its_digits() -> None:
+    """Weighted by their probabilities: between 0 and 1, and not only ninths. Other sequences of its model stay as they are."""
     backend = Opinionated(num_sequences=2)
     backend.read(0, 0, [1, 2, 3])
-    rater = Judge(backend, 1)
-    rater.open(0, PROBLEM)
-    rate_one(rater, trace_of(), STEPS[0])
+    rater = opened(Judge(backend, 1))
+    rewards = [score_one(rater, trace_of(*STEPS[:number]), STEPS[number])[0] for number in range(3)]
+    assert all(0 <= reward <= 1 for reward in rewards)
+    assert all(min(abs(reward * 9 - digit) for digit in range(10)) > 1e-6 for reward in rewards)
     rater.close(0)
     assert backend.cells == [[1, 2, 3], []]
 
 
-def alone(text: str, problem: Problem = PROBLEM) -> str:
-    """What the target writes after a text."""
-    engine = Engine("target", HashBackend("t"), Sampler())
-    engine.open(0, problem)
-    trace = Trace(problem, SHORT, [Decision(kept=step(text))])
+# --- in the scheduler
+
+
+def target(sampler: Sampler | None = None, **more: Any) -> Engine:
+    return make_engine("target", HashBackend("t", **more), sampler or Sampler())
+
+
+def run(
+    policy: str, problems: Sequence[Problem], rater: Rater | None, writer: Writer | None = None, concurrency: int = 0
+) -> Iterator[Event]:
+    """The events of solving these problems, by default all at once, with toy models and these rewards."""
+    concurrency = concurrency or len(problems)
+    engines: dict[ModelRole, Writer] = {
+        "draft": make_engine("draft", HashBackend(num_sequences=concurrency), Sampler()),
+        "target": writer or target(num_sequences=concurrency),
+    }
+    flow = POLICIES[policy].flow
+    scheduler = Scheduler(engines, lambda trace: flow(trace, 0.0, 0), SHORT, concurrency=concurrency, rater=rater)
+    return scheduler.run(problems)
+
+
+def finished(events: Iterable[Event]) -> dict[str, Finished]:
+    return {event.trace.problem.id: event for event in events if isinstance(event, Finished)}
+
+
+def test_a_full_context_ends_one_problem_only() -> None:
+    """The others of the batch get their rewards."""
+    rater = ProcessReward(Opinionated(num_sequences=2, context_size=256))
+    ended = finished(run("rsd", [Problem("long", "x" * 300), PROBLEM], rater))
+    assert isinstance(ended["long"].error, ContextFullError)
+    assert ended["p"].error is None
+    assert ended["p"].reward_cost.decode_tokens == len(ended["p"].trace.decisions)
+
+
+@all_raters
+def test_a_deadline_ends_one_problem_only(make: Callable[[Backend], Rater]) -> None:
+    """The backend aborts a computation past the deadline of one problem; the other one in the batch has none."""
+
+    class Slow(Opinionated):
+        def decode(self, *batch: Any, deadline: Deadline | None = None) -> Any:
+            if deadline:
+                raise deadline.error
+            return super().decode(*batch)
+
+    rater = make(Slow(num_sequences=2))
+    rater.open(0, PROBLEM, Deadline(0.0, 3.0))
+    rater.open(1, PROBLEM)
+    for slot in (0, 1):
+        rater.start(slot, ScoreSteps(trace_of(), (foreign(STEPS[0]),)))
+    late, other = rater.tick()
+    assert isinstance(late.error, TimedOutError)
+    assert other.rewards is not None
+
+
+def test_the_oracle_keeps_the_better_step() -> None:
+    """The advantage of every step is recorded."""
+    decisions = [e.decision for e in run("oracle", [PROBLEM], ProcessReward(Opinionated())) if isinstance(e, Decided)]
+    assert decisions
+    for decision in decisions:
+        assert decision.advantage is not None
+        assert (decision.kept is decision.target) == (decision.advantage > 0)
+
+
+def test_rewards_without_a_rater_are_a_defect() -> None:
+    """No reward is made up."""
+    with pytest.raises(ValueError, match="no rater"):
+        list(run("rsd", [PROBLEM], None))
+
+
+# --- rollouts
+
+
+def written_alone(text: str) -> str:
+    """The target's whole solution from a text on."""
+    engine, trace = target(), trace_of(text)
+    engine.open(0, PROBLEM)
     while not trace.finished:
-        engine.start(0, WriteStep("draft", trace))
-        while engine.busy:
-            for progress in engine.tick():
-                if progress.step:
-                    trace.add(Decision(kept=progress.step))
+        trace.add(Decision(kept=write(engine, trace)))
     return trace.text
 
 
 def test_a_rollout_goes_on_as_the_target_would() -> None:
-    """The reward is 1 if the whole solution is right, else 0; the text that is judged is the whole one."""
-    texts = [alone("ab.\n\n"), alone("cd.\n\n")]
+    """The reward is 1 if the whole solution is right, else 0; a known outcome is not computed again."""
+    solutions = [written_alone("ab.\n\n"), written_alone("cd.\n\n")]
     seen: list[tuple[str, str]] = []
 
     def is_right(identifier: str, text: str) -> bool:
         seen.append((identifier, text))
-        return text == texts[1]
+        return text == solutions[1]
 
-    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], is_right)
-    rater.open(0, PROBLEM)
-    assert rate_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
-    assert seen == [("p", text) for text in texts]
-    assert rate_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
-    assert len(seen) == 2, "what is known is not asked again"
+    rater = opened(Rollout([target()], is_right))
+    for _ in range(2):
+        assert score_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
+        assert seen == [("p", text) for text in solutions]
 
 
-def test_a_rollout_answers_for_every_text_on_its_way() -> None:
-    """The target, come by the same text again, would go on in the same way: nothing is run for it."""
-    seen: list[str] = []
-
-    def is_right(identifier: str, text: str) -> bool:
-        seen.append(text)
-        return True
-
-    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], is_right)
-    rater.open(0, PROBLEM)
-    rate_one(rater, trace_of(), "ab.\n\n")
-    whole = seen[0]
-    steps = [part + "\n\n" for part in whole.split("\n\n") if part]
+def test_a_rollout_answers_for_every_text_on_its_path() -> None:
+    """From the same text the target would go on in the same way: nothing is run for it."""
+    solution = written_alone("ab.\n\n")
+    outcomes = iter([True])
+    rater = opened(Rollout([target()], lambda identifier, text: text == solution and next(outcomes)))
+    score_one(rater, trace_of(), "ab.\n\n")
+    steps = [part + "\n\n" for part in solution.split("\n\n") if part]
     assert len(steps) > 2
-    ratings = rate(rater, {0: ScoreSteps(trace_of(*steps[:1]), (step(steps[1]),))})[0]
-    assert (ratings.rewards, ratings.cost, seen) == ((1.0,), Cost(), [whole])
+    request = ScoreSteps(trace_of(steps[0]), (foreign(steps[1]),))
+    assert score(rater, {0: request})[0] == StepRewards((1.0,), Cost())
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.8, 1.0, 3)])
 def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
-    """The target's steps and their rewards are the same, and it is asked for the first of each solution only."""
+    """The target's steps and their rewards are the same, and it writes only the first step of each solution."""
     problems = [Problem(str(number), f"question {number}") for number in range(3)]
 
     def decisions(*, recalls: bool) -> tuple[list[tuple[str, str, float | None]], int]:
-        ends, target = (Engine("target", HashBackend("t", num_sequences=2), sampler) for _ in range(2))
-        rollout = Rollout([ends], lambda _identifier, text: len(text) % 3 == 0)
-        writers: dict[ModelRole, Writer] = {
-            "draft": Engine("draft", HashBackend(num_sequences=2), Sampler()),
-            "target": Recalling(target, rollout) if recalls else target,
-        }
-        oracle = POLICIES["oracle"]
-        scheduler = Scheduler(writers, lambda trace: oracle.flow(trace, 0.0, 0), SHORT, concurrency=2, rater=rollout)
-        told, num_decoded = defaultdict(list), 0
-        for event in scheduler.run(problems):
+        rollout = Rollout([target(sampler, num_sequences=2)], lambda _identifier, text: len(text) % 3 == 0)
+        engine = target(sampler, num_sequences=2)
+        writer = Recalling(engine, rollout) if recalls else engine
+        found: list[tuple[str, str, float | None]] = []
+        num_decoded = 0
+        for event in run("oracle", problems, rollout, writer, concurrency=2):
             if isinstance(event, Decided) and event.decision.target:
-                told[event.trace.problem.id].append((event.decision.target.text, event.decision.advantage))
+                found.append((event.trace.problem.id, event.decision.target.text, event.decision.advantage))
                 num_decoded += event.decision.target.cost.decode_tokens
-        return [(name, *one) for name in sorted(told) for one in told[name]], num_decoded
+        return sorted(found, key=lambda one: one[0]), num_decoded
 
     (plain, num_plain), (recalled, num_recalled) = decisions(recalls=False), decisions(recalls=True)
     assert recalled == plain
@@ -364,141 +396,44 @@ def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
 
 
 def test_no_rollout_waits_for_those_of_other_problems() -> None:
-    """While a long one goes on, other problems have their rewards and go on too; and rewards are those of one at a time."""
+    """During a long one other problems get their rewards and go on; and rewards are those of one problem at a time."""
     problems = [Problem(str(number), "question " * (number + 1)) for number in range(3)]
 
     def advantages(concurrency: int) -> tuple[dict[str, list[float | None]], bool]:
-        engines: dict[ModelRole, Engine] = {
-            "draft": Engine("draft", HashBackend(num_sequences=concurrency), Sampler()),
-            "target": Engine("target", HashBackend("t", num_sequences=concurrency), Sampler()),
-        }
-        ends = Engine("target", HashBackend("t", num_sequences=concurrency), Sampler())
-        rater = Rollout([ends], lambda _identifier, text: len(text) % 2 == 0)
-        scheduler = Scheduler(
-            engines, lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0), SHORT, concurrency=concurrency, rater=rater
-        )
+        rater = Rollout([target(num_sequences=concurrency)], lambda _identifier, text: len(text) % 2 == 0)
         found: dict[str, list[float | None]] = defaultdict(list)
         overlaps = False
-        for event in scheduler.run(problems):
+        for event in run("oracle", problems, rater, concurrency=concurrency):
             if isinstance(event, Decided):
                 found[event.trace.problem.id].append(event.decision.advantage)
                 overlaps = overlaps or rater.busy
         return found, overlaps
 
-    alone, _ = advantages(1)
-    together, overlaps = advantages(3)
+    (expected, _), (found, overlaps) = advantages(1), advantages(3)
     assert overlaps
-    assert together == alone
+    assert found == expected
 
 
 def test_a_rollout_that_fails_ends_its_problem_only() -> None:
-    """The context is too small for how the longest goes on; the other problem has its rewards."""
-    long, short = Problem("long", "x" * 251), Problem("short", "x")
-    engines: dict[ModelRole, Engine] = {
-        "draft": Engine("draft", HashBackend(num_sequences=2), Sampler()),
-        "target": Engine("target", HashBackend("t", num_sequences=2), Sampler()),
-    }
-    ends = Engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
-    scheduler = Scheduler(
-        engines,
-        lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0),
-        SHORT,
-        concurrency=2,
-        rater=Rollout([ends], lambda _identifier, _text: True),
-    )
-    finished = {event.trace.problem.id: event for event in scheduler.run([long, short]) if isinstance(event, Finished)}
-    assert isinstance(finished["long"].error, ContextFullError)
-    assert "the solution so far has" in str(finished["long"].error)
-    assert finished["short"].error is None
-    assert finished["short"].trace.decisions
+    """The context is too small for the longest continuation; the other problem gets its rewards."""
+    ends = make_engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
+    rater = Rollout([ends], lambda _identifier, _text: True)
+    ended = finished(run("oracle", [Problem("long", "x" * 251), Problem("short", "x")], rater))
+    assert isinstance(ended["long"].error, ContextFullError)
+    assert "the solution so far has" in str(ended["long"].error)
+    assert ended["short"].error is None
+    assert ended["short"].trace.decisions
 
 
-def test_rollouts_share_what_is_right() -> None:
-    """Of several samples, the share that reaches the answer."""
-    engines = [Engine("target", HashBackend("t"), Sampler(1.0, 1.0, seed)) for seed in range(4)]
+def test_several_samples_share_the_reward() -> None:
+    """The reward is the share of samples that reach the answer."""
     answers = iter([True, False, True, True])
-    rater = Rollout(engines, lambda _identifier, _text: next(answers))
-    rater.open(0, PROBLEM)
-    assert rate_one(rater, trace_of(), "ab.\n\n") == (0.75,)
+    engines = [target(Sampler(1.0, 1.0, seed)) for seed in range(4)]
+    assert score_one(opened(Rollout(engines, lambda *_: next(answers))), trace_of(), "ab.\n\n") == (0.75,)
 
 
 def test_a_finished_solution_needs_no_rollout() -> None:
-    """Only its own text is judged."""
+    """Only its own text is graded."""
     end = Step("draft", "the end", 3, Cost(), "end")
-    rater = Rollout([Engine("target", HashBackend("t"), Sampler())], lambda _identifier, text: text == "the end")
-    rater.open(0, PROBLEM)
-    ratings = rate(rater, {0: ScoreSteps(trace_of(), (end,))})[0]
-    assert ratings.rewards == (1.0,)
-    assert ratings.cost == Cost()
-
-
-def test_the_oracle_runs_with_any_rewards() -> None:
-    """The advantage of every step is recorded, and the better step kept."""
-    draft = Engine("draft", HashBackend(), Sampler())
-    target = Engine("target", HashBackend("t"), Sampler())
-    scheduler = Scheduler(
-        {"draft": draft, "target": target},
-        lambda trace: POLICIES["oracle"].flow(trace, 0.0, 0),
-        Limits(max_steps=4, max_tokens=200, max_step_tokens=40),
-        rater=ProcessReward(Opinionated()),
-    )
-    decisions = [event.decision for event in scheduler.run([PROBLEM]) if isinstance(event, Decided)]
-    assert decisions
-    for decision in decisions:
-        assert decision.advantage is not None
-        assert (decision.kept is decision.target) == (decision.advantage > 0)
-
-
-def test_rewards_without_a_rater_are_a_defect() -> None:
-    """Nothing is made up."""
-    engines: dict[ModelRole, Engine] = {
-        "draft": Engine("draft", HashBackend(), Sampler()),
-        "target": Engine("target", HashBackend("t"), Sampler()),
-    }
-    scheduler = Scheduler(engines, lambda trace: POLICIES["rsd"].flow(trace, 0.5, 0), SHORT)
-    with pytest.raises(ValueError, match="nothing gives any"):
-        list(scheduler.run([PROBLEM]))
-
-
-def test_extreme_opinions_are_rewards_too() -> None:
-    """A sign that is ruled out is a reward of 0 or 1, not an overflow."""
-
-    class Sure(HashBackend):
-        def _compute(self, sequence: int) -> tuple[Floats, Floats]:
-            logits, hidden = super()._compute(sequence)
-            logits[ord("+")], logits[ord("-")] = np.float32(-3e4), np.float32(3e4)
-            return logits, hidden
-
-    rater = ProcessReward(Sure())
-    rater.open(0, PROBLEM)
-    assert rate_one(rater, trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
-
-
-class Damaged(HashBackend):
-    """Computes no numbers, as a damaged model file does."""
-
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
-        logits, hidden = super()._compute(sequence)
-        logits[:] = np.nan
-        return logits, hidden
-
-
-@pytest.mark.parametrize("rater", [ProcessReward(Damaged()), Judge(Damaged(), 0)], ids=["prm", "judge"])
-def test_what_is_no_number_is_no_reward(rater: ProcessReward | Judge) -> None:
-    """An error that says whose numbers are damaged, not a reward of 0 that would be believed."""
-    rater.open(0, PROBLEM)
-    with pytest.raises(ComputeError, match="not numbers"):
-        rate_one(rater, trace_of(), STEPS[0])
-
-
-def test_the_steps_may_be_asked_about_as_they_are() -> None:
-    """The built-in style: the solution as the assistant writes it, a blank line behind the step, and the verdict there."""
-    backend = Opinionated()
-    rater = ProcessReward(backend, "steps")
-    rater.open(0, PROBLEM)
-    for last in ("ef.\n\n", "ef.", "ef.\n"):
-        rate_one(rater, trace_of(STEPS[0]), last)
-        controls, held = backend.control_tokens, backend.cells[0]
-        assert held[0] == controls["<|user|>"]
-        text = backend.tokenize("ab cd.\n\nef.\n\n", continues=True)
-        assert held == [controls["<|user|>"], *PROBLEM.question.encode(), controls["<|assistant|>"], *text]
+    rater = opened(Rollout([target()], lambda _identifier, text: text == "the end"))
+    assert score(rater, {0: ScoreSteps(trace_of(), (end,))})[0] == StepRewards((1.0,), Cost())

@@ -12,19 +12,19 @@ import os
 import pkgutil
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.cli import main, measuring
+from arbitrage_cli.cli.main import main
 from arbitrage_cli.errors import ComputeError
+from arbitrage_cli.inference.backend import Deadline, Output
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.scripted import Arithmetic, Continuation
+from arbitrage_cli.inference.scripted import Arithmetic, Continuation, ScriptedBackend
 
 FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
 TOO_LONG = 60.0  # seconds: a run that hangs is killed too
@@ -77,14 +77,10 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("fail_in"):
         at_call(order["fail_in"], fail)
     if order.get("hang_on"):
-        measuring.SLOWEST_BATCH = 0.0  # which nobody wants to wait for here
-        at_question(order["hang_on"], hang)
+        hang_on(order["hang_on"])
     if order.get("slow_on"):
         question, seconds = order["slow_on"]
         at_question(question, functools.partial(time.sleep, seconds))
-    if order.get("stop_on"):
-        question, seconds = order["stop_on"]
-        at_question(question, functools.partial(stop, seconds))
     if order.get("fault"):
         Fault(order["fault"], Path(order["folder"]))
     for name, limit in (order.get("limits") or {}).items():
@@ -175,16 +171,21 @@ def at_question(question: str, happens: Callable[[], object]) -> None:
     setattr(Arithmetic, "__call__", call)  # noqa: B010 - mypy minds an assignment
 
 
-def hang() -> None:
-    """As C code may that is lost in a computation."""
-    threading.Event().wait()
+def hang_on(question: str) -> None:
+    """The demo target computes for ever when it is first asked to go on with this question, unless its deadline ends that."""
+    real = ScriptedBackend.decode
+    deadlines: list[Deadline | None] = [None]
 
+    def decode(backend: ScriptedBackend, *batch: Sequence[int], deadline: Deadline | None = None) -> Output:
+        deadlines[0] = deadline
+        return real(backend, *batch, deadline=deadline)
 
-def stop(seconds: float) -> None:
-    """Ctrl-Z; so much later the process is told to go on."""
-    os.setpgid(0, 0)  # apart from the server, which looks after it: the system stops no process of a group that nobody does
-    subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
-    os.kill(os.getpid(), signal.SIGTSTP)
+    def hang() -> None:
+        while not (deadlines[0] and deadlines[0].has_passed):
+            time.sleep(0.01)
+
+    setattr(ScriptedBackend, "decode", decode)  # noqa: B010 - mypy minds an assignment
+    at_question(question, hang)
 
 
 if __name__ == "__main__":

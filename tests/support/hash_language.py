@@ -1,14 +1,14 @@
 """A toy language whose next token is a hash of everything in the cache, and helpers that solve problems with it.
 
-A scripted model forgives a stale cache as long as the text looks the same. This one does not: one token too many or too
-few, anywhere, and all that follows is another text. Distributions are spread out, so entropies and draws vary.
+A scripted model forgives a stale cache if the text looks the same. This one does not: with one token too many or too few anywhere,
+all that follows is another text. Distributions are spread out, so entropies and draws vary.
 """
 
 import hashlib
 import itertools
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,13 @@ import numpy as np
 
 from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.inference.backend import Backend, Floats, ModelCard, Output
-from arbitrage_cli.inference.engine import Engine, Speculator
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Output, Tokenizer
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
@@ -36,64 +39,35 @@ class HashBackend:
     def __init__(
         self, name: str = "hash", *, merges: Sequence[str] = (".\n\n",), num_sequences: int = 1, context_size: int = 2048
     ) -> None:
-        pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
-        self._longest_first = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
-        self._pieces = pieces + [b""] * len(CONTROLS)
-        self._controls = {text: len(pieces) + index for index, text in enumerate(CONTROLS)}
-        self._end = self._controls["<|end|>"]
-        self._written = np.array([*map(ord, LETTERS), *range(256, len(pieces)), self._end])
+        self.tokenizer: Tokenizer = ByteTokenizer(merges, CONTROLS)
+        self._size = 256 + len(merges) + len(CONTROLS)
+        self._written = np.array([*map(ord, LETTERS), *range(256, 256 + len(merges)), self._size - 1])
         self._favour = np.zeros(len(self._written))
         self._favour[len(LETTERS) :] = 2.0  # a separator about every 12 tokens,
         self._favour[-1] = 0.5  # an end now and then
         self._name, self._context_size = name, context_size
         self.cells: list[list[int]] = [[] for _ in range(num_sequences)]
+        self.chat_template: str | None = TEMPLATE
+        self.template_variables: Mapping[str, str] = {}
 
     @property
     def card(self) -> ModelCard:
-        context = self._context_size
-        return ModelCard(self._name, self._name, "hash", context, context, len(self._pieces), HIDDEN_SIZE, 1, 0)
+        return ModelCard(
+            self._name, self._name, "hash", self._context_size, self._context_size, self._size, HIDDEN_SIZE, 1, 0
+        )
 
-    @property
-    def chat_template(self) -> str | None:
-        return TEMPLATE
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
+        cells = self.cells[sequence]
+        if position + len(tokens) > self._context_size:
+            raise ContextFullError("full")
+        cells += tokens  # after all that is there: what should have been dropped is hashed too
 
-    @property
-    def control_tokens(self) -> Mapping[str, int]:
-        return self._controls
-
-    @property
-    def marker_tokens(self) -> Collection[str]:
-        return ()
-
-    @property
-    def prefix_token(self) -> int | None:
-        return None
-
-    @property
-    def template_variables(self) -> Mapping[str, str]:
-        return {}
-
-    def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        data, tokens = text.encode("utf-8", errors="replace"), []
-        while data:
-            token = next(token for token in self._longest_first if data.startswith(self._pieces[token]))
-            tokens.append(token)
-            data = data[len(self._pieces[token]) :]
-        return tokens
-
-    def piece(self, token: int) -> bytes:
-        return self._pieces[token]
-
-    def is_end(self, token: int) -> bool:
-        return token == self._end
-
-    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
-        self._append(sequence, position, tokens)
-
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+    def decode(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
+    ) -> Output:
         rows: list[tuple[Floats, Floats]] = []
         for sequence, position, token in zip(sequences, positions, tokens, strict=True):
-            self._append(sequence, position, [token])
+            self.read(sequence, position, [token])
             rows.append(self._compute(sequence))
         return Output(np.stack([logits for logits, _ in rows]), np.stack([hidden for _, hidden in rows]))
 
@@ -103,22 +77,16 @@ class HashBackend:
     def close(self) -> None:
         self.cells = []
 
-    def _append(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
-        cells = self.cells[sequence]
-        if position + len(tokens) > self._context_size:
-            raise ContextFullError("full")
-        cells += tokens  # after whatever is there: what should have been dropped is hashed too
-
     def _compute(self, sequence: int) -> tuple[Floats, Floats]:
         text = f"{self._name}/{self.cells[sequence]}".encode()
         rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
-        logits = np.full(len(self._pieces), -30.0, np.float32)
+        logits = np.full(self._size, -30.0, np.float32)
         logits[self._written] = self._favour + rng.normal(0.0, rng.uniform(0.5, 4.0), len(self._written))
         return logits, rng.normal(size=HIDDEN_SIZE).astype(np.float32)
 
 
 class Wavering(HashBackend):
-    """Thinks as the model it is named after, but for one token in eight: many of its steps begin as that model's do."""
+    """Thinks as the model it is named after, except for one token in eight: many of its steps begin as that model's do."""
 
     def _compute(self, sequence: int) -> tuple[Floats, Floats]:
         logits, hidden = super()._compute(sequence)
@@ -128,7 +96,7 @@ class Wavering(HashBackend):
 
 
 class StaleBackend(HashBackend):
-    """Broken on purpose: it keeps one token more than it was told to whenever a tail is dropped."""
+    """Broken on purpose: it keeps one token too many whenever a tail is dropped."""
 
     def drop(self, sequence: int, position: int) -> None:
         super().drop(sequence, position + 1 if position else 0)
@@ -136,7 +104,7 @@ class StaleBackend(HashBackend):
 
 @dataclass(slots=True)
 class Call:
-    """One call of a backend: what was asked of which sequences, and how many tokens went in."""
+    """One call of a backend: its sequences, positions and tokens."""
 
     name: str
     sequences: list[int]
@@ -145,53 +113,24 @@ class Call:
 
 
 class Recording:
-    """Passes everything on to another backend, and keeps a list of what changed its caches. Logits and hidden states too."""
+    """Passes everything on to another backend, and keeps a list of what changed its caches, with logits and hidden states."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.card, self.tokenizer = backend.card, backend.tokenizer
+        self.chat_template, self.template_variables = backend.chat_template, backend.template_variables
         self.calls: list[Call] = []
         self.outputs: list[tuple[Floats, Floats | None]] = []
 
-    @property
-    def card(self) -> ModelCard:
-        return self._backend.card
-
-    @property
-    def chat_template(self) -> str | None:
-        return self._backend.chat_template
-
-    @property
-    def control_tokens(self) -> Mapping[str, int]:
-        return self._backend.control_tokens
-
-    @property
-    def marker_tokens(self) -> Collection[str]:
-        return self._backend.marker_tokens
-
-    @property
-    def prefix_token(self) -> int | None:
-        return self._backend.prefix_token
-
-    @property
-    def template_variables(self) -> Mapping[str, str]:
-        return self._backend.template_variables
-
-    def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        return self._backend.tokenize(text, continues=continues)
-
-    def piece(self, token: int) -> bytes:
-        return self._backend.piece(token)
-
-    def is_end(self, token: int) -> bool:
-        return self._backend.is_end(token)
-
-    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self.calls.append(Call("read", [sequence], [position], list(tokens)))
-        self._backend.read(sequence, position, tokens)
+        self._backend.read(sequence, position, tokens, deadline=deadline)
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+    def decode(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
+    ) -> Output:
         self.calls.append(Call("decode", list(sequences), list(positions), list(tokens)))
-        output = self._backend.decode(sequences, positions, tokens)
+        output = self._backend.decode(sequences, positions, tokens, deadline=deadline)
         self.outputs.append((output.logits.copy(), None if output.hidden is None else output.hidden.copy()))
         return output
 
@@ -202,21 +141,21 @@ class Recording:
     def close(self) -> None:
         self._backend.close()
 
-    def count(self, name: str) -> int:
-        """How many tokens went in by calls of this name."""
-        return sum(len(call.tokens) for call in self.calls if call.name == name)
+    def count(self, *names: str) -> int:
+        """How many tokens went in with calls of these names."""
+        return sum(len(call.tokens) for call in self.calls if call.name in names)
 
 
 class ForgetfulEngine(Engine):
     """Empties its cache before every step."""
 
-    def start(self, slot: int, ask: WriteStep, speculator: Speculator | None = None) -> int:
+    def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         self.forget(slot)
-        return super().start(slot, ask, speculator)
+        return super().start(slot, request, speculator)
 
 
 def unsteady_clock(seed: int) -> Callable[[], float]:
-    """A clock by which everything takes a random time: whoever plans by it does so at random."""
+    """A clock by which everything takes a random time, so that planning by it is random too."""
     rng, now = random.Random(seed), 0.0
 
     def clock() -> float:
@@ -228,7 +167,7 @@ def unsteady_clock(seed: int) -> Callable[[], float]:
 
 
 def ticking_clock() -> Callable[[], float]:
-    """A clock by which everything takes one second: a batch costs as much as a token, so all that is proposed is verified."""
+    """A clock by which everything takes one second: a batch costs as much as a token, so all proposed tokens are verified."""
     count = itertools.count()
     return lambda: float(next(count))
 
@@ -246,7 +185,7 @@ def events_of(
     stops_early: bool = False,
     speculates: bool = False,
 ) -> list[Event]:
-    """Everything that happens while the problems are solved. Policy arbitrage has its router from outside."""
+    """All events of solving the problems. Policy arbitrage gets its router from outside."""
     chosen = POLICIES[policy]
     tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
@@ -291,7 +230,7 @@ def hash_engines(
     use_proposals: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[ModelRole, Engine]:
-    """A draft and a target; the target's vocabulary has letter pairs that the draft's has not, unless they are the same model."""
+    """A draft and a target. Unless they are the same model, the target's vocabulary has letter pairs that the draft's has not."""
     chosen = sampler or Sampler()
     draft = (make_draft or make)("draft", num_sequences=num_sequences)
     if same_model:
@@ -299,6 +238,6 @@ def hash_engines(
     else:
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     return {
-        "draft": engine("draft", draft, chosen, keep_token_stats=True),
-        "target": engine("target", target, chosen, use_proposals=use_proposals, clock=clock),
+        "draft": engine("draft", Cache(draft), chosen, keep_token_stats=True),
+        "target": engine("target", Cache(target), chosen, use_proposals=use_proposals, clock=clock),
     }

@@ -1,13 +1,15 @@
-"""Steps written by an engine over toy models, for the tests of engines: how to begin one, finish it, and compare two."""
+"""Steps of toy models, for the tests of engines: how to begin one, finish it, and compare two."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from hash_language import HashBackend
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Options, Output
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
@@ -22,7 +24,7 @@ def recite(text: str) -> Script:
 
 
 def repeat(text: str) -> Script:
-    """A script that never says anything else, and never ends."""
+    """A script that says one text for ever."""
     return lambda question, solution: Continuation(text, 0.9)
 
 
@@ -33,20 +35,20 @@ class ByteReciter(HashBackend):
         super().__init__(context_size=context_size)
         self._data = data
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
-        output = super().decode(sequences, positions, tokens)
+    def decode(self, sequences: Any, positions: Any, tokens: Any, **options: Any) -> Output:
+        output = super().decode(sequences, positions, tokens, **options)
         for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
-            written = position - self.cells[sequence].index(self.control_tokens["<|assistant|>"])
+            written = position - self.cells[sequence].index(self.tokenizer.control_tokens["<|assistant|>"])
             output.logits[row, [*self._data[written : written + 1]]] = 100.0
         return output
 
 
 class Structured(HashBackend):
-    """Writes a control token now and then that does not end its text."""
+    """Now and then writes a control token that does not end the text."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self._written = np.append(self._written, self.control_tokens["<|user|>"])
+        self._written = np.append(self._written, self.tokenizer.control_tokens["<|user|>"])
         self._favour = np.append(self._favour, 3.0)
 
 
@@ -55,8 +57,21 @@ def scripted(script: Script, *, context: int = 500, sequences: int = 1) -> Scrip
     return ScriptedBackend("scripted", script, options, merges=("\n\n", ".\n\n"))
 
 
+def make_engine(
+    role: ModelRole,
+    backend: Backend,
+    sampler: Sampler,
+    *,
+    instructions: str = INSTRUCTIONS,
+    keep_beginning: bool = False,
+    **options: Any,
+) -> Engine:
+    """An engine with a cache of its own."""
+    return Engine(role, Cache(backend, instructions, keep_beginning=keep_beginning), sampler, **options)
+
+
 def new_engine(backend: Backend, *, keep_token_stats: bool = False) -> Engine:
-    engine = Engine("draft", backend, Sampler(), instructions="", keep_token_stats=keep_token_stats)
+    engine = make_engine("draft", backend, Sampler(), instructions="", keep_token_stats=keep_token_stats)
     engine.open(0, PROBLEM)
     return engine
 
@@ -66,15 +81,15 @@ def new_trace(limits: Limits | None = None) -> Trace:
 
 
 def finish(engine: Engine) -> tuple[Step, list[str]]:
-    """Tick until the step of slot 0 is finished; also the texts given out on the way."""
+    """Tick until the step of slot 0 is finished. Returns also the texts of its tokens."""
     given: list[str] = []
     while True:
-        for progress in engine.tick():
-            if progress.error:
-                raise progress.error
-            given.append(progress.text)
-            if progress.step:
-                return progress.step, given
+        for update in engine.tick():
+            if update.error:
+                raise update.error
+            given.append(update.text)
+            if update.step:
+                return update.step, given
 
 
 def write(engine: Engine, trace: Trace) -> Step:
@@ -91,7 +106,7 @@ def foreign(text: str, model: ModelRole = "target") -> Step:
 
 
 def assert_equal(step: Step, expected: Step) -> None:
-    """Text, number of tokens, reason to stop and evidence, to the last bit."""
+    """Text, number of tokens, reason to stop and token statistics, to the last bit."""
     assert (step.text, step.num_tokens, step.stop) == (expected.text, expected.num_tokens, expected.stop)
     assert step.token_stats is not None
     assert expected.token_stats is not None

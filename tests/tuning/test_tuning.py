@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,11 +49,11 @@ class Slow(ScriptedBackend):
         self.threads = count
         self.tried.append(count)
 
-    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+    def read(self, sequence: int, position: int, tokens: Sequence[int], **options: Any) -> None:
         assert position + len(tokens) <= self.card.context_size
         self.now += self._read_seconds(self.threads) * len(tokens)
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], **options: Any) -> Output:
         assert max(positions) < self.card.context_size
         alone = len(tokens) == 1
         self.now += (self._decode_seconds if alone else self._read_seconds)(self.threads) * len(tokens)

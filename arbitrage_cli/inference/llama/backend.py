@@ -1,13 +1,13 @@
-"""GGUF models through llama.cpp's C API, which only this module and its two helpers call: they load, and tokenize.
+"""GGUF models through llama.cpp's C API. Of the rest of the package, only `loading` and `tokenizer` beside it call that API.
 
-Written for the functions and structures of llama-cpp-python 0.3.36, which change almost monthly: `check_binding` refuses
-another layout before anything is loaded. Knows nothing of steps, prompts or policies.
+Written for the functions and structures of llama-cpp-python 0.3.36, which change almost monthly: `check_binding` refuses any
+other layout before anything is loaded. Knows nothing of steps, prompts or policies.
 """
 
 import ctypes
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from arbitrage_cli.errors import (
     InterruptedRunError,
     ModelUnsupportedError,
 )
-from arbitrage_cli.inference.backend import Floats, ModelCard, Options, Output
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output, Tokenizer
 from arbitrage_cli.inference.llama.loading import (
     BATCH_SIZE,
     Attention,
@@ -33,7 +33,7 @@ from arbitrage_cli.inference.llama.loading import (
     new_context,
     start_llama,
 )
-from arbitrage_cli.inference.llama.vocabulary import Vocabulary
+from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import Header, read_header
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.system.signals import noted_signals
@@ -43,7 +43,7 @@ WARM_UP_TOKENS = 4
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens of all sequences together
-OWN_GPU, INTEGRATED_GPU = 1, 2  # of ggml's enum ggml_backend_dev_type: the latter computes in the machine's memory
+OWN_GPU, INTEGRATED_GPU = 1, 2  # values of ggml's enum ggml_backend_dev_type; an integrated GPU uses the machine's memory
 
 NARROW_ATTENTION = Attention(False, keys="q8_0", values="f16")
 
@@ -51,7 +51,7 @@ log = logging.getLogger("arbitrage.llama")
 
 
 class LlamaBackend:
-    """One GGUF model and its context. See `Backend` for the contract; frees everything in `close`."""
+    """One GGUF model and its context. `Backend` has the contract; `close` frees everything."""
 
     def __init__(self, path: Path, options: Options, *, progress: Callable[[float], None] | None = None) -> None:
         """Load the model (`progress` gets fractions from 0 to 1) and allocate its context.
@@ -68,7 +68,7 @@ class LlamaBackend:
         self._gpu_layers = gpu_layers(options)
         try:
             self._model = load_model(path, self._gpu_layers, progress)
-            self._vocabulary = Vocabulary(self._model, path.name)
+            self._tokens = LlamaTokenizer(self._model, path.name)
             self._refuse_unsupported()
             self._threads = options.threads or default_threads()
             self._num_sequences = options.num_sequences
@@ -87,7 +87,7 @@ class LlamaBackend:
             self._batch = _Batch(BATCH_SIZE)
             self._keeps_hidden = options.hidden_states
             self._template_variables = options.template_variables
-            self._gives_hidden = True
+            self._outputs_hidden = True
             self._hidden_size = int(c.llama_model_n_embd_out(self._model))
             self._warm_up()
         except BaseException:
@@ -119,7 +119,7 @@ class LlamaBackend:
             description=self._describe(),
             context_size=self._context_size,
             trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
-            vocabulary_size=self._vocabulary.size,
+            vocabulary_size=self._tokens.size,
             hidden_size=self._hidden_size,
             threads=self._threads,
             gpu_layers=self._gpu_layers,
@@ -132,54 +132,39 @@ class LlamaBackend:
         return found.decode("utf-8", errors="replace") if found else None
 
     @property
-    def control_tokens(self) -> Mapping[str, int]:
-        return self._vocabulary.control_tokens
-
-    @property
-    def marker_tokens(self) -> Collection[str]:
-        return self._vocabulary.marker_tokens
-
-    @property
-    def prefix_token(self) -> int | None:
-        return self._vocabulary.prefix_token
+    def tokenizer(self) -> Tokenizer:
+        return self._tokens
 
     @property
     def template_variables(self) -> Mapping[str, Any]:
-        return {**self._template_variables, **self._vocabulary.named_tokens}
+        return {**self._template_variables, **self._tokens.named_tokens}
 
-    def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        return self._vocabulary.tokenize(text, continues=continues)
-
-    def piece(self, token: int) -> bytes:
-        return self._vocabulary.piece(token)
-
-    def is_end(self, token: int) -> bool:
-        return self._vocabulary.is_end(token)
-
-    def read(self, sequence: int, position: int, tokens: Sequence[int]) -> None:
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position + len(tokens))
-        self._give_hidden(False)  # else the output head would run on every token read
-        with self._interruptible():
+        self._output_hidden(False)  # else the output head would run on every token read
+        with self._abortable(deadline):
             for start in range(0, len(tokens), BATCH_SIZE):
                 chunk = tokens[start : start + BATCH_SIZE]
                 positions = range(position + start, position + start + len(chunk))
                 self._batch.fill([sequence] * len(chunk), positions, chunk, output=False)
                 try:
-                    self._run()
+                    self._run(deadline)
                 except ArbitrageError:
                     self.drop(sequence, position)
                     raise
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> Output:
+    def decode(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
+    ) -> Output:
         for sequence, position in zip(sequences, positions, strict=True):
             self._check_room(sequence, position + 1)
         if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
             raise ValueError(f"{len(tokens)} tokens at once, of at most {BATCH_SIZE}")
-        self._give_hidden(self._keeps_hidden)
+        self._output_hidden(self._keeps_hidden)
         self._batch.fill(sequences, positions, tokens, output=True)
-        with self._interruptible() if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
-            self._run()
-        logits = self._rows(c.llama_get_logits_ith, len(tokens), self._vocabulary.size)
+        with self._abortable(deadline) if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
+            self._run(deadline)
+        logits = self._rows(c.llama_get_logits_ith, len(tokens), self._tokens.size)
         if not self._keeps_hidden:
             return Output(logits, None)
         return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
@@ -188,7 +173,7 @@ class LlamaBackend:
         """Compute with so many threads from now on."""
         self._threads = count
         c.llama_set_n_threads(self._context, count, count)
-        self.__dict__.pop("card", None)  # it tells the number
+        self.__dict__.pop("card", None)  # it has the number
 
     def drop(self, sequence: int, position: int) -> None:
         if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
@@ -206,7 +191,7 @@ class LlamaBackend:
         is_causal = self._metadata(f"{self._metadata('general.architecture')}.attention.causal") != "false"
         if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
-        if self._vocabulary.is_empty:
+        if self._tokens.is_empty:
             raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF of the model")
 
     def _choose_context_size(self, options: Options) -> int:
@@ -218,11 +203,11 @@ class LlamaBackend:
         return options.context_size
 
     def _choose_attention(self, options: Options) -> Attention:
-        """As the options say. What they leave open is left to llama.cpp, but for narrow heads on a processor.
+        """As the options say, else as llama.cpp chooses, except for narrow heads on a processor.
 
-        There llama.cpp multiplies half-precision keys 64 numbers at a step (with AVX-512) and what is left one by one, for
-        each token in the cache; keys of whole blocks leave nothing. And flash attention goes through a batch of fewer than 64
-        tokens one by one. `tests/benchmarks/attention.py` has the figures.
+        There llama.cpp multiplies half-precision keys 64 numbers at a time (with AVX-512), and the remainder one by one, for each
+        token in the cache; keys in whole blocks have no remainder. And flash attention takes the tokens of a batch of fewer than
+        64 one by one. `tests/benchmarks/attention.py` has the figures.
         """
         is_open = options.kv_type == "auto" and options.flash_attention is None
         if is_open and self._gpu_layers == 0 and self._head_width() == NARROW_HEAD:
@@ -232,17 +217,17 @@ class LlamaBackend:
 
     def _head_width(self) -> int:
         """Numbers in the key of one attention head."""
-        told = self._metadata(f"{self._metadata('general.architecture')}.attention.key_length")
-        if told.isdigit():
-            return int(told)
+        length = self._metadata(f"{self._metadata('general.architecture')}.attention.key_length")
+        if length.isdigit():
+            return int(length)
         return int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
 
     def _shares_cache(self) -> bool:
-        """Whether all sequences share one KV cache: llama.cpp then computes a batch together whatever sequences are in it.
+        """Whether all sequences share one KV cache. llama.cpp then computes a batch together, whatever its sequences.
 
-        Each sequence then skips over the others' tokens, which costs more than it gains where the weights stay in the
-        processor's cache and without flash attention, where it takes much memory too: but for narrow heads and few tokens.
-        LongRoPE rotates by the size of the whole cache.
+        But each sequence skips the others' tokens. That costs more than it gains if the weights stay in the processor's cache, and
+        also without flash attention, which then needs much memory; except for narrow heads and few tokens. LongRoPE models never
+        share, because they rotate by the size of the whole cache.
         """
         architecture = self._metadata("general.architecture")
         rotates_by_size = bool(self._metadata(f"{architecture}.rope.scaling.original_context_length"))
@@ -253,8 +238,8 @@ class LlamaBackend:
         return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
 
     def _warm_up(self) -> None:
-        """Touch the weights, and try whether the memory rolls back: some models of new kinds only tell when asked."""
-        token = self._vocabulary.any_token
+        """Touch the weights, and check that the memory rolls back: for some new kinds of models only a trial shows it."""
+        token = self._tokens.any_token
         self.read(0, 0, [token] * WARM_UP_TOKENS)
         self.decode([0], [WARM_UP_TOKENS], [token])
         if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
@@ -266,7 +251,7 @@ class LlamaBackend:
     # --- computing
 
     def _check_room(self, sequence: int, num_tokens: int) -> None:
-        """llama.cpp ends the process on a sequence number out of range, so it is checked here."""
+        """A sequence number out of range would make llama.cpp end the process."""
         if not 0 <= sequence < self._num_sequences:
             raise ValueError(f"sequence {sequence} of {self._num_sequences}")
         if num_tokens > self._context_size:
@@ -275,21 +260,23 @@ class LlamaBackend:
                 "give a larger --ctx, or a shorter problem",
             )
 
-    def _give_hidden(self, wanted: bool) -> None:
-        """Switch the output of hidden states, when it changes: each switch costs a message to the log."""
-        if wanted != self._gives_hidden:
+    def _output_hidden(self, wanted: bool) -> None:
+        """Switch the output of hidden states, if it changes: each switch writes a message to the log."""
+        if wanted != self._outputs_hidden:
             c.llama_set_embeddings(self._context, wanted)
-            self._gives_hidden = wanted
+            self._outputs_hidden = wanted
 
-    def _run(self) -> None:
+    def _run(self, deadline: Deadline | None) -> None:
         code = c.llama_decode(self._context, self._batch.struct)
         if code == 0:
             return
         name = self._path.name
         if code == 1:
             raise ContextFullError(f"{name}: no room left in the KV cache", "give a larger --ctx")
-        if code == 2:  # only `_interruptible` aborts, and it raises the signal that asked for it
-            raise InterruptedRunError("interrupted")
+        if code == 2:
+            if deadline and deadline.has_passed:
+                raise deadline.error
+            raise InterruptedRunError("interrupted")  # `noted_signals` then raises the signal
         if code == -1:
             raise ComputeError(f"{name}: llama.cpp refused a batch as invalid (llama_decode: -1)", "please report this")
         raise ComputeError(
@@ -298,10 +285,13 @@ class LlamaBackend:
         )
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end a long read between two operations of the compute graph. CPU only: a GPU does not ask."""
+    def _abortable(self, deadline: Deadline | None) -> Iterator[None]:
+        """Let Ctrl-C, SIGTERM and a deadline end a long computation between two operations of its graph.
+
+        CPU only: a GPU does not ask. There a computation ends by itself before a signal or a deadline takes effect.
+        """
         with noted_signals() as noted:
-            callback = c.ggml_abort_callback(lambda data: bool(noted))
+            callback = c.ggml_abort_callback(lambda data: bool(noted) or (deadline is not None and deadline.has_passed))
             c.llama_set_abort_callback(self._context, callback, None)
             try:
                 yield
@@ -309,9 +299,9 @@ class LlamaBackend:
                 c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
 
     def _rows(self, get_row: Callable[[Any, int], Any], count: int, width: int) -> Floats:
-        """Outputs of the batch's tokens, float32 (count, width): a view of llama.cpp's buffer, where they are adjacent.
+        """Outputs of the batch's tokens, float32 (count, width): a view of llama.cpp's buffer, in which they are adjacent.
 
-        The buffer hardly ever moves, so views are kept: making one takes longer than a small model's token leaves time for.
+        Views are kept, because the buffer hardly ever moves, and making one takes long compared with a small model's token.
         """
         first = self._address(get_row, 0)
         if count > 1 and self._address(get_row, count - 1) - first != (count - 1) * width * FLOAT_BYTES:
@@ -334,7 +324,7 @@ class LlamaBackend:
         return buffer.value.decode("utf-8", errors="replace") if length > 0 else ""
 
     def _describe(self) -> str:
-        """Architecture, size, quantization. llama.cpp's guess of the size gives way to what the file says of itself."""
+        """Architecture, size, quantization. The size is the file's own label if it has one, else llama.cpp's guess."""
         buffer = ctypes.create_string_buffer(256)
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
@@ -342,7 +332,7 @@ class LlamaBackend:
 
 
 def _refuse_channels(header: Header, name: str) -> None:
-    """ModelUnsupportedError for gpt-oss: what it thinks and answers it tells apart by tokens that a step's text cannot carry."""
+    """ModelUnsupportedError for gpt-oss: it separates thoughts from answers by tokens that are lost in the text of a step."""
     if header.metadata.get("general.architecture") == "gpt-oss":
         raise ModelUnsupportedError(
             f"{name}: a gpt-oss model, whose channels are lost in steps, which are exchanged as text",
@@ -351,7 +341,7 @@ def _refuse_channels(header: Header, name: str) -> None:
 
 
 class _Batch:
-    """A `llama_batch` with one sequence a token. Keeps its arrays' pointers: ctypes makes a new one at each access."""
+    """A `llama_batch` with one sequence per token. Keeps the pointers to its arrays: ctypes makes new ones at each access."""
 
     def __init__(self, size: int) -> None:
         self.struct = c.llama_batch_init(size, 0, 1)
@@ -362,7 +352,7 @@ class _Batch:
             self.struct.n_seq_id[index] = 1
 
     def fill(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, output: bool) -> None:
-        """Put in n tokens, all with or all without output."""
+        """Put n tokens in, all with or all without output."""
         self.struct.n_tokens = len(tokens)
         for index, (sequence, position, token) in enumerate(zip(sequences, positions, tokens, strict=True)):
             self._tokens[index] = token
@@ -375,14 +365,14 @@ class _Batch:
 
 
 def system_info() -> str:
-    """What the installed llama.cpp was built for: whether it offloads to a GPU, and the processor features it uses."""
+    """How the installed llama.cpp was built: with or without GPU support, and the processor features it uses."""
     gpu = gpu_names()
     words = f"with GPU support ({gpu})" if gpu else "without GPU support"
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
 
 
 def devices() -> list[tuple[int, str]]:
-    """Whatever llama.cpp can compute with here: its kind, as ggml numbers them, and what it is called. Loads no model."""
+    """The devices that llama.cpp can use here: kind (ggml's number) and name. Loads no model."""
     start_llama()
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -394,14 +384,14 @@ def devices() -> list[tuple[int, str]]:
 
 
 def gpu_names() -> str:
-    """The GPUs that layers can be put on, by what they are called; "" if there is none, or llama.cpp was built for none."""
-    start_llama()  # which finds the devices
+    """The names of the GPUs that layers can be put on; "" if there is none, or llama.cpp was built without GPU support."""
+    start_llama()  # it finds the devices
     if not c.llama_supports_gpu_offload():
         return ""
     return ", ".join(name for kind, name in devices() if kind in (OWN_GPU, INTEGRATED_GPU)) or "unknown"
 
 
 def has_own_gpu() -> bool:
-    """Whether layers can be put on a GPU that has memory of its own, as far as ggml tells."""
+    """Whether layers can be put on a GPU with memory of its own, according to ggml."""
     start_llama()
     return bool(c.llama_supports_gpu_offload()) and any(kind == OWN_GPU for kind, _ in devices())

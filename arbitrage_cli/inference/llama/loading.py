@@ -1,6 +1,6 @@
-"""Before llama.cpp computes: its binding checked, its messages and signals minded, a model and a context made.
+"""Loads a model through llama.cpp: checks the binding, forwards messages, makes the model and its context.
 
-Knows nothing of tokens as text, and computes nothing.
+Knows no text, and computes nothing.
 """
 
 import functools
@@ -28,7 +28,7 @@ log = logging.getLogger("arbitrage.llama")
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """How attention is computed: with flash attention, without, or (None) as llama.cpp chooses; the KV cache's formats."""
+    """How attention is computed: with or without flash attention (None: llama.cpp chooses), and the formats of the KV cache."""
 
     flash: bool | None
     keys: str
@@ -40,7 +40,7 @@ class Attention:
 
 
 def check_binding() -> None:
-    """The default context parameters are known: read anything else, and the structures have another layout."""
+    """ModelUnsupportedError if the default context parameters read wrong: then the C structures have another layout."""
     defaults = c.llama_context_default_params()
     if (defaults.n_ctx, defaults.n_batch, defaults.n_ubatch) != (512, 2048, 512):
         version = importlib.metadata.version("llama-cpp-python")
@@ -51,9 +51,9 @@ def check_binding() -> None:
 
 @functools.cache
 def start_llama() -> object:
-    """Once a process: check the binding, send llama.cpp's messages to `logging`, start its backends.
+    """Check the binding, send llama.cpp's messages to `logging`, and start its backends; once per process.
 
-    Returns the log callback: llama.cpp keeps its address, so it must stay referenced, which the cache sees to.
+    Returns the log callback. llama.cpp keeps its address, so it must stay referenced: the cache of this function does that.
     """
     check_binding()
     levels = {3: logging.INFO, 4: logging.INFO}  # GGML_LOG_LEVEL_WARN, _ERROR: failures also come back as codes
@@ -61,7 +61,7 @@ def start_llama() -> object:
     def forward(level: int, text: bytes, data: object) -> None:
         message = text.decode("utf-8", errors="replace").rstrip()
         if message.strip("."):
-            with suppress(ArbitrageError):  # of the display: no exception may leave a callback
+            with suppress(ArbitrageError):  # from the display: no exception may leave a callback
                 log.log(levels.get(level, logging.DEBUG), "%s", message)
 
     callback = c.llama_log_callback(forward)
@@ -71,7 +71,7 @@ def start_llama() -> object:
 
 
 def gpu_layers(options: Options) -> int:
-    """Layers to put on the GPU: as wanted, else all (-1) where there is one."""
+    """Layers to put on the GPU: as in the options, else all (-1) if there is a GPU."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
             log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
@@ -80,8 +80,8 @@ def gpu_layers(options: Options) -> int:
 
 
 def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
-    """A model of llama.cpp's, which the caller frees. `progress` gets fractions from 0 to 1. Errors: ModelFileError, its own."""
-    failures: list[ArbitrageError] = []  # of the display: no exception may leave a callback
+    """A llama.cpp model; the caller frees it. `progress` gets fractions from 0 to 1. Errors: ModelFileError, those of `progress`."""
+    failures: list[ArbitrageError] = []  # from the display: no exception may leave a callback
 
     def report(fraction: float, data: object) -> bool:
         try:
@@ -111,7 +111,7 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
 def new_context(
     path: Path, model: Any, context_size: int, threads: int, options: Options, attention: Attention, *, share_cache: bool
 ) -> Any:
-    """A context of llama.cpp's, which the caller frees: `context_size` tokens for each sequence. Errors: ModelMemoryError."""
+    """A llama.cpp context with `context_size` tokens for each sequence; the caller frees it. Errors: ModelMemoryError."""
     parameters = c.llama_context_default_params()
     parameters.n_ctx = context_size * options.num_sequences
     parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
@@ -130,7 +130,7 @@ def new_context(
         return context
     reason = next(reversed(messages), "llama.cpp gave no reason")
     raise ModelMemoryError(
-        f"{path}: no context of {parameters.n_ctx} tokens can be made ({reason[:200]})",
+        f"{path}: cannot make a context of {parameters.n_ctx} tokens ({reason[:200]})",
         "give a smaller --ctx; a KV type other than f16 may also need --flash-attention",
     )
 

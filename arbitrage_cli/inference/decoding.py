@@ -1,0 +1,186 @@
+"""Reading, decoding and drawing: how one model turns the tokens of its problems into steps.
+
+Drawing after each token of a verified proposal is drawing after a decoded token: the same logits, the same sampler, the same
+draw. So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
+Knows no policy, and not what a proposal is worth.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from arbitrage_cli.arbitrage import EarlyStop
+from arbitrage_cli.inference.acceptance import Acceptance, Place, Proposal
+from arbitrage_cli.inference.backend import Backend, Floats, Output
+from arbitrage_cli.inference.kv_cache import Batch, Cache
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.step_text import StepText
+from arbitrage_cli.inference.token_stats import Recorder
+from arbitrage_cli.types import Cost, StepStop, Trace
+
+Clock = Callable[[], float]
+
+log = logging.getLogger("arbitrage.engine")
+
+
+@dataclass(slots=True)
+class StepInProgress:
+    """One step while it is written. `unread` has the ids that the model must read before it can go on; it is never empty.
+
+    `proposal` has ids that may come next. After the first `max_proposed` tokens of the step there is no room to read any.
+    """
+
+    trace: Trace
+    unread: list[int]
+    max_tokens: int
+    recorder: Recorder | None
+    proposal: Proposal
+    max_proposed: int
+    sampler: Sampler
+    early_stop: EarlyStop | None = None
+    speculator: Speculator | None = None
+    text: StepText = field(default_factory=StepText)
+    tokens: list[int] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)  # without decoding
+    decode_seconds: float = 0.0
+    speculation_cost: Cost = field(default_factory=Cost)
+    stop: StepStop | None = None
+
+    @property
+    def room(self) -> int:
+        """How many proposed tokens may still be read."""
+        return self.max_proposed - len(self.tokens)
+
+    @property
+    def place(self) -> Place:
+        """Where the text is in its proposal."""
+        return self.proposal.place(self.room)
+
+    @property
+    def total_cost(self) -> Cost:
+        """The cost so far, decoding included."""
+        num_decoded = len(self.tokens) - self.cost.verify_kept
+        return self.cost + Cost(decode_tokens=num_decoded, decode_seconds=self.decode_seconds)
+
+    def charge(self, seconds: float, num_rows: int, num_drawn: int) -> None:
+        """Charge the step for its rows of a batch: one is a decode, several are a verified proposal."""
+        if num_rows == 1:
+            self.decode_seconds += seconds
+        else:
+            self.cost += Cost(verify_tokens=num_rows, verify_seconds=seconds, verify_kept=num_drawn)
+
+
+class Decoder:
+    """Computes with one model for several problems at once. `slot` numbers the problems in flight."""
+
+    def __init__(self, backend: Backend, cache: Cache, sampler: Sampler, acceptance: Acceptance, clock: Clock) -> None:
+        self._name = backend.card.name
+        self._tokenizer = backend.tokenizer
+        self._cache = cache
+        self._sampler = sampler
+        self._acceptance = acceptance
+        self._clock = clock
+        self._reported: set[int] = set()  # control tokens that were written and warned about
+
+    def read(self, slot: int, step: StepInProgress) -> tuple[int, float]:
+        """Read some of a step's unread tokens. Returns how many, and the seconds that it took.
+
+        Never the last one: decoding it gives the next token. So a step's tokens are computed in the same way whatever was read
+        before.
+        """
+        began = self._clock()
+        num_read = self._cache.read(slot, step.unread[:-1])
+        del step.unread[:num_read]
+        seconds = self._clock() - began
+        step.cost += Cost(prefill_tokens=num_read, prefill_seconds=seconds)
+        return num_read, seconds
+
+    def decode(self, batch: Batch, steps: Sequence[StepInProgress]) -> list[list[str]]:
+        """Decode a batch, and draw after each token of a slot while the next one is the token drawn. Returns the texts drawn."""
+        output = self._cache.decode(batch)
+        drawn: list[list[str]] = []
+        row = 0
+        for (slot, tokens), step in zip(batch, steps, strict=True):
+            drawn.append(self._draw_while_proposed(slot, step, tokens, output, row))
+            row += len(tokens)
+            if len(drawn[-1]) < len(tokens):
+                self._cache.trim(slot)
+        return drawn
+
+    def write_on(
+        self,
+        slot: int,
+        unread: list[int],
+        max_tokens: int,
+        goes_on: Callable[[Floats, int], bool],
+    ) -> Cost:
+        """Read and decode up to `max_tokens` tokens outside of a step, until `goes_on(logits, token)` is false."""
+        *before, token = unread
+        num_read, num_decoded = len(before), 0
+        began = self._clock()
+        while before:
+            del before[: self._cache.read(slot, before)]
+        read = self._clock()
+        is_going_on = True
+        while is_going_on and num_decoded < max_tokens:
+            logits = self._cache.decode([(slot, [token])]).logits[0]
+            self._cache.keep(slot, token)
+            num_decoded += 1
+            token = self._sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
+            is_going_on = goes_on(logits, token)
+        return Cost(num_read, read - began, num_decoded, self._clock() - read)
+
+    def _draw_while_proposed(
+        self, slot: int, step: StepInProgress, tokens: list[int], output: Output, row: int
+    ) -> list[str]:
+        """Draw after each of `tokens`, from row `row` of the output on; stop at one that is not the token just drawn."""
+        texts: list[str] = []
+        for index, token in enumerate(tokens, start=row):
+            if texts and (step.stop or token != step.unread[0]):
+                break
+            self._cache.keep(slot, token)
+            hidden = None if output.hidden is None else output.hidden[index]
+            texts.append(self._draw(slot, step, output.logits[index], hidden))
+        return texts
+
+    def _draw(self, slot: int, step: StepInProgress, logits: Floats, hidden: Floats | None) -> str:
+        """Draw the next token from `logits` (n_vocab,), and note the reason if the step ends with it. Returns its text."""
+        token = step.sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
+        if step.proposal:
+            self._acceptance.follow(step.proposal, token)
+        step.tokens.append(token)
+        step.unread = [token]
+        if step.recorder:
+            step.recorder.add(logits, token, hidden)
+        if self._tokenizer.is_end(token):
+            step.stop = "end"
+            return ""
+        piece = self._tokenizer.piece(token)
+        if not piece:
+            self._warn_about(token)
+        text = step.text.add(piece)
+        if step.recorder:
+            step.recorder.add_text(text)
+        step.stop = self._reason_to_stop(slot, step)
+        return text
+
+    def _reason_to_stop(self, slot: int, step: StepInProgress) -> StepStop | None:
+        if step.text.ended:
+            return "separator"
+        if self._cache.is_full(slot):
+            return "context"
+        if len(step.tokens) >= step.max_tokens and not step.text.is_inside_character:
+            return "budget"
+        return None
+
+    def _warn_about(self, token: int) -> None:
+        """Warn about a control token in the text, once for each."""
+        texts = [text for text, control in self._tokenizer.control_tokens.items() if control == token]
+        if texts and token not in self._reported:
+            self._reported.add(token)
+            log.warning(
+                "%s wrote the control token %s, which has no text: other models and the results do not see it",
+                self._name,
+                texts[0],
+            )

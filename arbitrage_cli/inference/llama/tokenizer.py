@@ -1,0 +1,109 @@
+"""The vocabulary of a GGUF model: text to token ids and back, and its special tokens. Loads and computes nothing."""
+
+import ctypes
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import llama_cpp.llama_cpp as c
+
+from arbitrage_cli.errors import ComputeError
+
+ROOM = 1024  # tokens of a text, at first
+
+
+class LlamaTokenizer:
+    """The `Tokenizer` of a loaded model. Errors call the model `name`."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._vocabulary = c.llama_model_get_vocab(model)
+        self._name = name
+        self._token_buffer = (c.llama_token * ROOM)()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model file has no vocabulary."""
+        return bool(c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_NONE)
+
+    @functools.cached_property
+    def size(self) -> int:
+        return int(c.llama_vocab_n_tokens(self._vocabulary))
+
+    @property
+    def any_token(self) -> int:
+        """A valid token: the first of every text, if there is one."""
+        return max(int(c.llama_vocab_bos(self._vocabulary)), 0)
+
+    @functools.cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        attributes = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_UNKNOWN
+        return {self._text(token): token for token in self._tokens_with(attributes)}
+
+    @functools.cached_property
+    def marker_tokens(self) -> Collection[str]:
+        texts = (self._text(token) for token in self._tokens_with(c.LLAMA_TOKEN_ATTR_USER_DEFINED))
+        return frozenset(text for text in texts if text.strip(" \t\r\n\u2581"))
+
+    @property
+    def prefix_token(self) -> int | None:
+        return int(c.llama_vocab_bos(self._vocabulary)) if c.llama_vocab_get_add_bos(self._vocabulary) else None
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """The texts of `bos_token` and `eos_token`, as chat templates call them, if the model file has them."""
+        ids = {"bos_token": c.llama_vocab_bos(self._vocabulary), "eos_token": c.llama_vocab_eos(self._vocabulary)}
+        texts = {name: self._text(token) for name, token in ids.items() if token >= 0}
+        return {name: text for name, text in texts.items() if text in self.control_tokens}  # else llama.cpp guessed it
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        if continues and c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_SPM:
+            return self._tokenize_continuation(text)
+        return self._tokenize(text)
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces(token)
+
+    def is_end(self, token: int) -> bool:
+        return bool(c.llama_vocab_is_eog(self._vocabulary, token))
+
+    def _tokens_with(self, attributes: int) -> Iterator[int]:
+        vocabulary = self._vocabulary
+        return (t for t in range(self.size) if c.llama_vocab_get_attr(vocabulary, t) & attributes)
+
+    def _text(self, token: int) -> str:
+        text: bytes = c.llama_vocab_get_text(self._vocabulary, token) or b""
+        return text.decode("utf-8", errors="replace")
+
+    def _tokenize(self, text: str) -> list[int]:
+        """Into a buffer that is kept. If it is too small, llama.cpp returns the size that it needs, negated."""
+        data = text.encode("utf-8", errors="replace")
+        while True:
+            room = len(self._token_buffer)
+            found = int(c.llama_tokenize(self._vocabulary, data, len(data), self._token_buffer, room, False, False))
+            if found >= 0:
+                return list(self._token_buffer[:found])
+            if -found <= room:
+                raise ComputeError(f"{self._name}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+            self._token_buffer = (c.llama_token * -found)()
+
+    def _tokenize_continuation(self, text: str) -> list[int]:
+        """SentencePiece puts a space before every text: put a character before that, and cut both off."""
+        for guard in "\n.0":
+            head, tokens = self._tokenize(guard), self._tokenize(guard + text)
+            if tokens[: len(head)] == head:  # else the text merged with the guard
+                return tokens[len(head) :]
+        raise ComputeError(f"{self._name}: its vocabulary cannot go on with {text[:20]!r}", "please report this")
+
+    @functools.cached_property
+    def _pieces(self) -> Callable[[int], bytes]:
+        @functools.lru_cache(maxsize=65536)
+        def piece(token: int) -> bytes:
+            room = 64
+            while True:
+                buffer = ctypes.create_string_buffer(room)
+                length = int(c.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, False))
+                if length >= 0:
+                    return buffer.raw[:length]
+                room = -length
+
+        return piece

@@ -1,0 +1,192 @@
+"""What process reward model and judge share: a model reads steps, and the first token of its answer is the reward.
+
+The steps of all waiting problems are read in one batch. There are no default rewards: without an answer there is an error. Knows
+no policy and no terminal.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earliest
+from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.types import Cost, Problem, Step, Trace
+
+Clock = Callable[[], float]
+
+MIN_SHARE = 0.1
+"""Mean probability of all possible answers together; below it a model does not answer the question."""
+
+ENOUGH_ANSWERS = 8  # from which the mean is trusted
+
+
+class Reader:
+    """Computes what a model says after a text. The cache keeps the beginning that the next text of the slot shares."""
+
+    def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
+        self._backend = backend
+        self._first = first_sequence
+        self._clock = clock
+        self._held: dict[int, list[int]] = {}
+
+    def forget(self, slot: int) -> None:
+        """Empty the cache of a slot."""
+        if self._held.pop(slot, None) is not None:
+            self._backend.drop(self._first + slot, 0)
+
+    def logits(self, texts: Sequence[tuple[int, list[int], Deadline | None]]) -> tuple[Floats, Cost]:
+        """Logits (n, n_vocab) of the token after each of n texts: a slot, its token ids, a deadline.
+
+        All last tokens are decoded in one batch. Errors: ContextFullError, TimedOutError, ComputeError.
+        """
+        began = self._clock()
+        num_read = sum(self._read(slot, ids, deadline) for slot, ids, deadline in texts)
+        read = self._clock()
+        output = self._backend.decode(
+            [self._first + slot for slot, _, _ in texts],
+            [len(ids) - 1 for _, ids, _ in texts],
+            [ids[-1] for _, ids, _ in texts],
+            deadline=earliest(deadline for _, _, deadline in texts),
+        )
+        self._held |= {slot: ids for slot, ids, _ in texts}
+        if np.isnan(output.logits).any():
+            raise ComputeError(
+                f"{self._backend.card.name} computed values that are not numbers", "the model file may be damaged"
+            )
+        return output.logits, Cost(num_read, read - began, len(texts), self._clock() - read)
+
+    def _read(self, slot: int, ids: list[int], deadline: Deadline | None) -> int:
+        """Read all but the last token, unless the cache holds them. Returns how many had to be read."""
+        card = self._backend.card
+        if len(ids) > card.context_size:
+            raise ContextFullError(
+                f"the solution with the step to score has {len(ids)} tokens; the context of {card.name} holds {card.context_size}",
+                "give a larger --ctx",
+            )
+        held = self._held.get(slot, [])
+        most = min(len(held), len(ids) - 1)
+        common = next((index for index in range(most) if held[index] != ids[index]), most)
+        if common < len(held):
+            self._backend.drop(self._first + slot, common)
+            self._held[slot] = ids[:common]
+        if missing := ids[common:-1]:
+            self._backend.read(self._first + slot, common, missing, deadline=deadline)
+        self._held[slot] = ids[:-1]
+        return len(missing)
+
+
+class AnswerShare:
+    """The mean probability that a model gives to all possible answers together: whether it answers the question at all."""
+
+    def __init__(self, answers: Sequence[int], least: float) -> None:
+        self._answers = answers
+        self._least = least
+        self._sum, self._count = 0.0, 0
+
+    def add(self, logits: Floats) -> None:
+        """Count n answers, by their logits (n, n_vocab)."""
+        wide = logits.astype(np.float64)
+        weights = np.exp(wide - wide.max(axis=1, keepdims=True))
+        self._sum += float((weights[:, self._answers].sum(axis=1) / weights.sum(axis=1)).sum())
+        self._count += len(logits)
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self._count
+
+    @property
+    def is_too_low(self) -> bool:
+        """Never after a few answers only: one odd step does not decide."""
+        return self._count >= ENOUGH_ANSWERS and self.mean < self._least
+
+
+class BatchRater(ABC):
+    """A `Rater` that scores the steps of all waiting problems in one batch."""
+
+    waits_for_many = True
+
+    def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
+        self._backend = backend
+        self._reader = Reader(backend, first_sequence, clock)
+        self._problems: dict[int, Problem] = {}
+        self._deadlines: dict[int, Deadline | None] = {}
+        self._requests: dict[int, ScoreSteps] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
+        self._problems[slot], self._deadlines[slot] = problem, deadline
+
+    def close(self, slot: int) -> None:
+        self._reader.forget(slot)
+        for by_slot in (self._problems, self._deadlines, self._requests):
+            by_slot.pop(slot, None)
+
+    def start(self, slot: int, request: ScoreSteps) -> None:
+        self._requests[slot] = request
+
+    def tick(self) -> list[RewardUpdate]:
+        requests = list(self._requests.items())
+        self._requests.clear()
+        return self._try(requests)
+
+    def _try(self, requests: Sequence[tuple[int, ScoreSteps]]) -> list[RewardUpdate]:
+        """Answer all requests at once. If a problem among them fails, each alone, so that only that one ends."""
+        try:
+            found = self._score(requests)
+        except ProblemError as error:
+            if len(requests) > 1:
+                return [update for request in requests for update in self._try([request])]
+            return [RewardUpdate(requests[0][0], error=error)]
+        return [RewardUpdate(slot, rewards) for (slot, _), rewards in zip(requests, found, strict=True)]
+
+    def _score(self, requests: Sequence[tuple[int, ScoreSteps]]) -> list[StepRewards]:
+        """Score the first step of every request in one batch, then the second: the steps of a problem share one sequence."""
+        values: list[list[float]] = [[] for _ in requests]
+        costs = [Cost() for _ in requests]
+        for number in range(max(len(request.steps) for _, request in requests)):
+            chosen = [index for index, (_, request) in enumerate(requests) if number < len(request.steps)]
+            logits, cost = self._reader.logits([self._text(*requests[index], number) for index in chosen])
+            for index, reward, share in zip(chosen, self._rewards(logits), _shares(cost, len(chosen)), strict=True):
+                values[index].append(reward)
+                costs[index] += share
+        return [StepRewards(tuple(rewards), cost) for rewards, cost in zip(values, costs, strict=True)]
+
+    def _text(self, slot: int, request: ScoreSteps, number: int) -> tuple[int, list[int], Deadline | None]:
+        return slot, self._ids(slot, request.trace, request.steps[number]), self._deadlines[slot]
+
+    @abstractmethod
+    def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
+        """The text that the model reads, as token ids."""
+
+    @abstractmethod
+    def _rewards(self, logits: Floats) -> list[float]:
+        """The rewards of n steps, from the logits (n, n_vocab) of the model's answers."""
+
+
+def single_token(backend: Backend, text: str) -> int:
+    """The id of a text that must be one token. ModelUnsupportedError if it is not."""
+    ids = backend.tokenizer.tokenize(text, continues=True)
+    if len(ids) != 1:
+        raise ModelUnsupportedError(
+            f"{backend.card.name} cannot score steps: its vocabulary does not have '{text}' as one token",
+            "use another model",
+        )
+    return ids[0]
+
+
+def _shares(cost: Cost, num_steps: int) -> list[Cost]:
+    """The cost of a batch, divided equally among its steps; the first gets the remaining tokens."""
+    each = Cost(
+        cost.prefill_tokens // num_steps,
+        cost.prefill_seconds / num_steps,
+        cost.decode_tokens // num_steps,
+        cost.decode_seconds / num_steps,
+    )
+    remainder = Cost(prefill_tokens=cost.prefill_tokens % num_steps, decode_tokens=cost.decode_tokens % num_steps)
+    return [each + remainder, *[each] * (num_steps - 1)]
