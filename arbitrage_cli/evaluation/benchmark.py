@@ -109,14 +109,6 @@ def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retr
     return by_status[None] + (by_status["error"] if retry_errors else [])
 
 
-def _no_router(policy: Policy) -> None:
-    """For policies that make their own router."""
-
-
-def _no_rater(policy: Policy) -> None:
-    """For policies that ask for no rewards."""
-
-
 @dataclass(slots=True)
 class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
@@ -130,8 +122,8 @@ class Bench:
     limits: Limits
     seed: int
     timeout: float | None = None
-    router_for: Callable[[Policy], Router | None] = _no_router
-    rater_for: Callable[[Policy], Rater | None] = _no_rater
+    router_for: Callable[[Policy], Router | None] = lambda policy: None
+    rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     stops_early: bool = False
     clock: Callable[[], float] = time.perf_counter
