@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command line of this process; returns its exit code. Ctrl-C ends it before signals are in hand, and after."""
     try:
-        from arbitrage_cli.cli import main as run
+        from arbitrage_cli.cli.main import main as run
 
         return run()
     except KeyboardInterrupt:

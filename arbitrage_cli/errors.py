@@ -23,6 +23,9 @@ Does not know where errors are shown: `cli.main` is the one place that prints th
     └── DefectError .......... 70  a mistake in this program
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ArbitrageError(Exception):
     """The root of all errors shown to a user: one line says what is wrong, and a hint says what to do."""
@@ -36,9 +39,17 @@ class ArbitrageError(Exception):
 
 
 class UsageError(ArbitrageError):
-    """The command line, or the problems it names, cannot be used."""
+    """The command line, a settings file or the input cannot be used.
+
+    `option` is the long name, without dashes, of the setting that is at fault: it is shown with the place the value came from
+    (flag, environment variable or settings file).
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, hint: str = "", *, option: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.option = option
 
 
 class ModelError(ArbitrageError):
@@ -124,3 +135,11 @@ class DefectError(ArbitrageError):
     """An error in this program itself."""
 
     exit_code = 70
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:
+    """The error for a name that is not among the `known` ones; the hint names the most similar, then all of them."""
+    names = list(known)
+    similar = get_close_matches(name, names, n=1)
+    guess = f"did you mean '{similar[0]}'? " if similar else ""
+    return UsageError(f"unknown {kind} '{name}'", f"{guess}known: {', '.join(names)}", option=option)

@@ -17,10 +17,10 @@ import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, run
 from small_heads import write_head
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import ScoreSteps
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
@@ -28,7 +28,7 @@ from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
 from arbitrage_cli.rewards.prm import ProcessReward
-from arbitrage_cli.routing.head import load
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
 
@@ -82,7 +82,7 @@ def texts(
 ) -> dict[str, str]:
     """The text of each problem's solution."""
     engines = {
-        role: Engine(
+        role: make_engine(
             role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", use_proposals=use_proposals
         )
         for role in ROLES
@@ -117,7 +117,7 @@ def test_an_odd_pair_is_a_warning(tmp_path: Path) -> None:
     small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
     link = tmp_path / "link.gguf"
     link.symlink_to(small)
-    same, swapped = "draft and target are the same file", "are they the wrong way round?"
+    same, swapped = "draft and target are the same file", "is smaller than the draft's"
     bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "target,entropy", "-o", str(tmp_path / "run"))
     for command in (("solve", "1 + 1", "--policy", "entropy"), (*bench, "--fresh")):
         for draft, target, words in [(small, link, same), (large, small, swapped), (small, large, None)]:

@@ -10,11 +10,13 @@ from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_s
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.display import Display, one_line, safe
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.records import RunInfo, to_json
+from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import Decision, Started, Writing, Wrote
 
 HOSTILE = {
@@ -46,6 +48,8 @@ MARKUP = [
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 DRAWING = re.compile(r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\r\x1b\[2K(\x1b\[1A\x1b\[2K)*")  # all that the live view itself sends
 
+PLACES = ("name", "question", "drafted", "written", "answer", "error", "note", "title", "attempt", "label", "detail")
+
 hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 markup = pytest.mark.parametrize("text", MARKUP)
 
@@ -55,7 +59,7 @@ def make_run(text: str = "") -> RunInfo:
 
 
 def show_everywhere(display: Display, text: str) -> None:
-    """Put the text wherever text of others can come in: names, problem, steps, errors, notes."""
+    """Put the text wherever text of others can come in: names, problem, steps, errors, notes, attempts of a run."""
     display.loading("draft", f"file {text}", 1.0)
     display.begin(make_run(text))
     trace = make_trace(question=f"question {text}", identifier=f"id {text}")
@@ -67,6 +71,11 @@ def show_everywhere(display: Display, text: str) -> None:
     display.handle(finish(trace))
     display.note(f"note {text}")
     display.handle(finish(make_trace(identifier=text), ProblemError(f"error {text}")))
+    display.end()
+    progress = RunProgress(f"title {text}", 1, 2, [Standing(f"label {text}", 2, 1, 1)])
+    display.begin(progress)
+    display.handle(AttemptStarted(f"attempt {text}", f"label {text}"))
+    display.handle(AttemptEnded(f"attempt {text}", f"label {text}", "error", f"detail {text}", None, progress))
     display.close()
 
 
@@ -91,7 +100,7 @@ def test_plain_view_passes_on_nothing_that_a_terminal_obeys(text: str) -> None:
     """Plain lines hold no control character but the line feeds that end them, wherever hostile text comes in."""
     shown = shown_plainly(text)
     assert not OBEYED.search(shown)
-    for place in ("name", "question", "drafted", "written", "answer", "error", "note"):
+    for place in PLACES:
         assert place in shown
 
 
@@ -100,7 +109,7 @@ def test_live_view_sends_its_own_sequences_only(text: str) -> None:
     """All that is left of the live view's output, its own few sequences taken out, is harmless."""
     shown = shown_live(text)
     assert not OBEYED.search(DRAWING.sub("", shown))
-    for place in ("name", "question", "drafted", "written", "answer", "error", "note"):
+    for place in PLACES:
         assert place in shown
 
 
@@ -170,7 +179,7 @@ def test_both_views_survive_any_text(text: str) -> None:
 def test_markup_is_shown_as_it_stands(text: str) -> None:
     """What looks like markup to a library for colours is ordinary text of a model or a problem."""
     for shown in (shown_plainly(text), scrollback_of(shown_live(text))):
-        for place in ("name", "question", "drafted", "written", "note", "error"):
+        for place in ("name", "question", "drafted", "written", "note", "error", "attempt", "detail"):
             assert f"{place} {text}" in flat(shown)
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: what every file must have, and that the README is true. Imports are checked by import-linter."""
+"""The house rules: what every file must have, and that the documents are true. import-linter checks the imports."""
 
 import ast
 import re
@@ -11,10 +11,19 @@ import typer
 from cli import run
 
 from arbitrage_cli.cli.app import make_app
+from arbitrage_cli.routing.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
 README = ROOT / "README.md"
+GUIDES = PACKAGE / "guides"
+PROGRAMS = [*(ROOT / "tests" / "benchmarks").glob("*.py"), *(ROOT / "models" / "recipe").glob("*.py")]
+DOCUMENTS = [
+    README,
+    ROOT / "models" / "README.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
+    *sorted(GUIDES.glob("*.md")),
+]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -63,7 +72,7 @@ def test_nothing_swallows_every_error(path: Path) -> None:
             continue
         caught = {ast.unparse(kind) for kind in ast.walk(node.type) if isinstance(kind, ast.expr)} if node.type else {"all"}
         if "Exception" in caught:
-            assert name_of(path) == "cli"
+            assert name_of(path) == "cli.main"
         if caught & {"all", "BaseException"}:
             assert isinstance(node.body[-1], ast.Raise)
             assert node.body[-1].exc is None
@@ -96,61 +105,78 @@ def test_nothing_but_what_belongs_lies_at_the_top() -> None:
     assert {name for name in found if not name.startswith(".")} <= wanted
 
 
-# --- the README
+# --- the documents
+
+
+def text_of(*paths: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 @pytest.mark.parametrize("name", ["run", "test"])
 def test_readme_says_how_to_run_and_test(name: str) -> None:
     """The README has the commands to try the program and to test it, where tools can find them."""
-    found = re.findall(rf"<!-- command: {name} -->\n+```\w*\n(.+?)\n```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(rf"<!-- command: {name} -->\n+```\w*\n(.+?)\n```", text_of(README), re.DOTALL)
     assert len(found) == 1
     assert found[0].strip()
 
 
-def test_readme_mentions_only_options_that_exist() -> None:
-    """Each --flag in the README is in the help of some command, or is one of a benchmark's."""
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", README.read_text(encoding="utf-8")))
+def test_readme_is_short() -> None:
+    """A stranger reads it to its end; details are in the guides."""
+    assert len(text_of(README).splitlines()) <= 220
+
+
+def test_documents_mention_only_options_that_exist() -> None:
+    """Each --flag is in the help of some command, or one of a program beside the package. Lines of pip are left out."""
+    lines = text_of(*DOCUMENTS).replace("\\\n", "").splitlines()
+    mentioned = set(
+        re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(line for line in lines if "pip install" not in line))
+    )
     commands = typer.main.get_group(make_app()).commands
     helps = [run(*command, "--help", env={"COLUMNS": "200"}).out for command in [[], *([name] for name in commands)]]
-    scripts = [path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "benchmarks").glob("*.py")]
     existing = set(re.findall(r"--[a-z][a-z-]*[a-z]", " ".join(helps)))
-    existing |= {flag for script in scripts for flag in re.findall(r'add_argument\("(--[a-z-]+)"', script)}
+    existing |= set(re.findall(r'"(--[a-z-]+)"', text_of(*PROGRAMS)))
     assert mentioned
     assert mentioned - existing == set()
 
 
-def readme_commands() -> set[tuple[str, str]]:
-    """Each command of this program that is shown in the README, with each flag that it is given there."""
-    text = re.sub(r"\\\n\s*", "", README.read_text(encoding="utf-8"))
+def documented_commands() -> set[tuple[str, str]]:
+    """Each command of this program in a document, with each flag that it is given there."""
+    text = re.sub(r"\\\n\s*", "", text_of(*DOCUMENTS))
     shown = re.findall(r"arbitrage ((?:models )?[a-z]+) ([^`|#>\n]*)", text)
     return {(command, flag) for command, rest in shown for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", rest)}
 
 
-def test_readme_gives_each_command_its_own_options() -> None:
+def test_documents_give_each_command_its_own_options() -> None:
     """What is shown can be typed: no flag of one command with another."""
-    found = readme_commands()
+    found = documented_commands()
     helps = {name: run(*name.split(), "--help", env={"COLUMNS": "200"}).out for name, _ in found}
     assert {("solve", "--pair"), ("bench", "--dataset"), ("collect", "--reward")} <= found
     assert {(name, flag) for name, flag in found if not re.search(rf"{flag}\b", helps[name])} == set()
 
 
-def test_readme_has_every_exit_code() -> None:
-    """Each exit code that an error can have is in the README's table."""
-    table = re.findall(r"^\| ([\d, ]+) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
-    told = {int(code) for codes in table for code in codes.split(",")}
-    used = {
-        int(code) for code in re.findall(r"exit_code(?:: int)? = (\d+)", (PACKAGE / "errors.py").read_text(encoding="utf-8"))
-    }
-    assert used <= told
+@pytest.mark.parametrize("path", [README, GUIDES / "output.md"], ids=["README", "guide"])
+def test_every_exit_code_is_documented(path: Path) -> None:
+    """Each exit code that an error can have is in the table."""
+    table = re.findall(r"^\| ([\d, ]+) \|", text_of(path), re.MULTILINE)
+    documented = {int(code) for codes in table for code in codes.split(",")}
+    used = {int(code) for code in re.findall(r"exit_code(?:: int)? = (\d+)", text_of(PACKAGE / "errors.py"))}
+    assert used <= documented
 
 
-def test_readme_has_every_field_of_a_record() -> None:
-    """Each field of the JSON record is in the README."""
+@pytest.mark.parametrize("path", [README, GUIDES / "routing.md"], ids=["README", "guide"])
+def test_every_policy_is_documented(path: Path) -> None:
+    """Each policy is named in the table."""
+    rows = " ".join(line for line in text_of(path).splitlines() if line.startswith("| `"))
+    assert {name for name in POLICIES if f"`{name}`" not in rows} == set()
+
+
+def test_every_field_of_a_record_is_documented() -> None:
+    """Each field of the JSON record is in the guide to the output."""
     tree = tree_of(PACKAGE / "runs" / "records.py")
     (record,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "record")
     (made,) = (node for node in ast.walk(record) if isinstance(node, ast.Return))
     assert isinstance(made.value, ast.Dict)
     fields = {str(ast.literal_eval(key)) for key in made.value.keys if key}
     assert fields
-    text = README.read_text(encoding="utf-8")
+    text = text_of(GUIDES / "output.md")
     assert {field for field in fields if f"`{field}`" not in text} == set()

@@ -31,10 +31,12 @@ from hash_language import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -82,7 +84,7 @@ def test_batch_equals_single(some: list[Problem], routing: tuple[str, float], sa
 def test_highest_tau_is_the_draft_alone(policy: str, tau: float, sampler: Sampler) -> None:
     """Law 2: with tau above every number the draft writes all, as it does alone, and the target reads nothing."""
     target = Recording(HashBackend("target"))
-    engines = hash_engines(sampler) | {"target": Engine("target", target, sampler)}
+    engines = hash_engines(sampler) | {"target": make_engine("target", target, sampler)}
     assert texts(solve(engines, PROBLEMS, policy, tau)) == texts(solve(hash_engines(sampler), PROBLEMS, "draft"))
     assert target.count("read", "decode") == 0
 
@@ -138,7 +140,7 @@ def test_sampling_is_reproducible() -> None:
 def test_sampling_ignores_what_was_thrown_away() -> None:
     """The target's draws do not depend on discarded drafts before them, however long those were."""
     sampler = Sampler(temperature=1.0, seed=4)
-    other_draft = Engine("draft", HashBackend("another draft"), sampler, keep_token_stats=True)
+    other_draft = make_engine("draft", HashBackend("another draft"), sampler, keep_token_stats=True)
     usual, unusual = hash_engines(sampler), hash_engines(sampler) | {"draft": other_draft}
     assert texts(solve(usual, PROBLEMS, "random", -1.0)) == texts(solve(unusual, PROBLEMS, "random", -1.0))
 
@@ -153,7 +155,7 @@ def test_sampling_ignores_order() -> None:
 def test_the_target_reads_nothing_before_the_first_escalation() -> None:
     """Until the first rejected draft the target's backend is not called; then it catches up on all accepted steps."""
     target = Recording(HashBackend("target"))
-    engines = hash_engines() | {"target": Engine("target", target, Sampler())}
+    engines = hash_engines() | {"target": make_engine("target", target, Sampler())}
     numbers = iter([0.0, 0.0, 1.0])
     traces: list[Trace] = []
 
@@ -268,7 +270,7 @@ def test_proposals_across_vocabularies() -> None:
     def solved(*, use_proposals: bool) -> dict[str, Trace]:
         sources: dict[ModelRole, str] = {"draft": "scripted:draft", "target": "scripted:target"}
         engines = {
-            role: Engine(
+            role: make_engine(
                 role,
                 open_scripted(source, Options()),
                 Sampler(),
@@ -378,7 +380,7 @@ def llama_engines(
         yield {
             role: engine(
                 role,
-                stack.enter_context(LlamaBackend(path, options)),
+                Cache(stack.enter_context(LlamaBackend(path, options))),
                 sampler or Sampler(),
                 keep_token_stats=True,
                 use_proposals=use_proposals,

@@ -17,6 +17,7 @@ from test_laws import assert_same
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.types import Event, Limits, ModelRole, Problem
@@ -54,7 +55,7 @@ def solve(
     backends: Backends, policy: str, tau: float | None = None, *, engine: type[Engine] = Engine, **options: Any
 ) -> list[Event]:
     engines = {
-        role: engine(role, backend, Sampler(), keep_token_stats=True, **options) for role, backend in backends.items()
+        role: engine(role, Cache(backend), Sampler(), keep_token_stats=True, **options) for role, backend in backends.items()
     }
     return events_of(engines, PROBLEMS, policy, tau, limits=LIMITS)
 

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import typer
 
@@ -16,20 +17,38 @@ from arbitrage_cli.cli import (
     doctor,
     explain,
     grade,
+    guide,
     models,
     report,
-    settings,
     solve,
     train,
     tune,
 )
 from arbitrage_cli.cli.output import is_drawable
+from arbitrage_cli.cli.settings import CallObject, Settings, read_settings
+from arbitrage_cli.errors import UsageError
 
 HELP = ["-h", "--help"]
+COMMANDS = MappingProxyType(
+    {
+        "solve": solve.solve,
+        "bench": bench.bench,
+        "report": report.report,
+        "compare": compare.compare,
+        "grade": grade.grade,
+        "collect": collect.collect,
+        "train": train.train,
+        "calibrate": calibrate.calibrate,
+        "explain": explain.explain,
+        "tune": tune.tune,
+        "guide": guide.guide,
+        "doctor": doctor.doctor,
+    }
+)
 
 
 def make_app() -> typer.Typer:
-    """The command line as a Typer application. Help and usage errors are plain text where nothing can be drawn."""
+    """The command line as a Typer application. Help is plain text where nothing can be drawn."""
     plain = not (is_drawable(sys.stdout) and is_drawable(sys.stderr))
     app = typer.Typer(
         name="arbitrage",
@@ -39,32 +58,44 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": HELP},
     )
     app.callback()(_root)
-    app.command("solve")(settings.blaming_settings(solve.solve))
-    app.command("bench")(settings.blaming_settings(bench.bench))
-    app.command("grade")(grade.grade)
-    app.command("report")(report.report)
-    app.command("compare")(compare.compare)
-    app.command("collect")(settings.blaming_settings(collect.collect))
-    app.command("train")(settings.blaming_settings(train.train))
-    app.command("calibrate")(settings.blaming_settings(calibrate.calibrate))
-    app.command("explain")(settings.blaming_settings(explain.explain))
-    app.command("tune")(settings.blaming_settings(tune.tune))
+    for name, command in COMMANDS.items():
+        first = (command.__doc__ or "").partition("\n\n")[0]
+        app.command(name, short_help=" ".join(first.split()))(command)
     app.add_typer(models.make_group(), name="models")
-    app.command("doctor")(doctor.doctor)
     return app
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns its exit code. Errors of the program itself are raised."""
-    group = typer.main.get_group(make_app())
-    explains = not arguments or arguments[0] == "doctor" or not {*HELP, "--version"}.isdisjoint(arguments)
+    """Run one command line; returns its exit code. Raises ArbitrageError."""
+    group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
+    explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
-    defaults = None if explains else settings.default_map(group.commands)
+    settings = Settings({}, {}) if explains else read_settings(group.commands)
+    call = CallObject(tuple(arguments), settings)
     try:
-        group(args=list(arguments), prog_name="arbitrage", default_map=defaults, obj=tuple(arguments))
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return os.EX_OK
+        code = group.main(
+            args=list(arguments), prog_name="arbitrage", default_map=settings.defaults, obj=call, standalone_mode=False
+        )
+    except typer.Abort:
+        return 1
+    except typer.TyperException as error:
+        raise _usage_error(error) from error
+    return code if isinstance(code, int) else os.EX_OK
+
+
+def _usage_error(error: Any) -> UsageError:
+    """Typer's own error as one of this program's: the option or variable, what is wrong with it, and where help is."""
+    from arbitrage_cli.cli.settings import place_of
+
+    context = getattr(error, "ctx", None)
+    hint = f"see {context.command_path} --help" if context else "see arbitrage --help"
+    parameter, message = (
+        getattr(error, "param", None),
+        str(error.message or error.format_message()).removeprefix("Value error, "),
+    )
+    options = [name.removeprefix("--") for name in getattr(parameter, "opts", ()) if name.startswith("--")]
+    place = place_of(context, options[0]) if context and options and error.message else None
+    return UsageError(f"{place}: {message}" if place else error.format_message(), hint)
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,5 +109,5 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Faster reasoning on your own machine: a fast draft model writes step by step, a strong target model steps in
-    where a router expects it to do better."""
+    """Faster reasoning with two language models: a fast draft writes step by step, and a strong target steps in where a router
+    predicts that it does better."""

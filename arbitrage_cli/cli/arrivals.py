@@ -1,6 +1,6 @@
-"""Lines of a file or a pipe, and whether the next one has come yet: whoever has other work to do need not wait for it.
+"""Lines of a file or a pipe, and whether the next one has arrived: a caller with other work need not wait for it.
 
-Knows nothing of what stands in a line. Reads the descriptor by itself: a buffered stream does not tell what it holds.
+Knows nothing of what a line contains. Reads the descriptor directly: a buffered stream does not show what it holds.
 """
 
 import os

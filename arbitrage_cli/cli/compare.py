@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-from arbitrage_cli.cli import options as shared
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import Debug, JsonFigures
 from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 
-Run = Annotated[Path, typer.Argument(help="A run folder, as arbitrage bench makes them.")]
+Run = Annotated[Path, typer.Argument(help="A run folder of arbitrage bench.")]
 
 
-def compare(first: Run, second: Run, json_line: shared.JsonFigures = False, debug: shared.Debug = False) -> None:
+@command
+def compare(first: Run, second: Run, *, json_line: JsonFigures = False, debug: Debug = False) -> None:
     """Compare two runs, problem by problem: difference of accuracy and ratio of times, each with its interval.
 
-    Policies are paired by name and tau; where each run has only one, these are compared.
+    Policies are paired by name and tau; if each run has only one, these are compared.
+
+    \b
+    Examples:
+      arbitrage compare runs/before runs/after
     """
     from arbitrage_cli.display.table import write_comparison
     from arbitrage_cli.evaluation import comparison  # NumPy is slow to import: not for --help

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.cli import settings
-from arbitrage_cli.display import one_line, rounding
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.settings import settings_files
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.system.machine import default_threads, total_memory
@@ -20,6 +22,7 @@ from arbitrage_cli.tuning.store import read_tuned
 PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
 
+@command
 def doctor() -> None:
     """Show versions, the machine and the settings, to paste into a bug report."""
     for name, value in _facts():
@@ -37,7 +40,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "tuned here", _tuned()
-    yield "settings files", ", ".join(map(str, settings.files())) or "none"
+    yield "settings files", ", ".join(map(str, settings_files())) or "none"
     yield "pairs file", str(user_folder() / "pairs.toml")
     yield "models cache", str(hub.cache_folder())
     yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"
@@ -53,7 +56,7 @@ def _tuned() -> str:
     except (UsageError, ModelError) as error:
         return error.message
     names = dict.fromkeys(f"{one_line(one.name)} ({rounding.count(one.threads, 'thread')})" for one in found)
-    return ", ".join(names) or "nothing; arbitrage tune measures"
+    return ", ".join(names) or "nothing; arbitrage tune measures models"
 
 
 def _llama() -> str:

@@ -1,4 +1,4 @@
-"""`arbitrage grade`: the answers of a run compared with the right ones once more, without any model."""
+"""`arbitrage grade`: the answers of a run graded again, without a model."""
 
 import contextlib
 from collections.abc import Mapping
@@ -8,52 +8,57 @@ from typing import Annotated, Any
 
 import typer
 
-from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.output import choose_progress, show_figures
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import SOME_FAILED, CostRatio, JsonFigures, QuietOptions
+from arbitrage_cli.cli.output import command_display, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
-from arbitrage_cli.runs.labels import label
+from arbitrage_cli.runs.records import label
 
 
+@command
 def grade(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    cost_ratio: shared.CostRatio = None,
-    json_line: shared.JsonFigures = False,
-    quiet: shared.Quiet = False,
-    debug: shared.Debug = False,
-) -> None:
-    """Grade the answers of a benchmark anew, without any model: for when the grader has changed.
+    *,
+    cost_ratio: CostRatio = None,
+    json_line: JsonFigures = False,
+    output: QuietOptions,
+) -> int:
+    """Grade the answers of a benchmark again, without a model: after the grader has changed.
 
-    Grades that change are told, then the figures are shown. The rows are replaced all at once, or not at all.
+    Grades that change are shown, then the figures. The rows are replaced all at once, or not at all.
+
+    \b
+    Examples:
+      arbitrage grade runs/builtin--builtin
     """
-    from arbitrage_cli.cli.run_facts import with_grader
+    from arbitrage_cli.cli.manifest import with_grader
     from arbitrage_cli.grading.grader import Grader, grader_version
 
     if not (run / RUN).exists():
-        raise UsageError(f"{run}: there is no run in this folder", "arbitrage bench makes them, below runs/")
+        raise UsageError(f"{run}: there is no run in this folder", "arbitrage bench makes runs, below runs/")
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
+        display = stack.enter_context(command_display(output))
         folder = stack.enter_context(RunFolder(run))
         for note in folder.notes:
             display.note(note)
         grader = stack.enter_context(Grader())
 
-        def anew(row: Mapping[str, Any]) -> dict[str, Any]:
+        def graded_again(row: Mapping[str, Any]) -> dict[str, Any]:
             if row["status"] != "done":
                 return dict(row)
             return {**row, "score": asdict(grader.grade(row["text"], row["gold"]))}
 
-        graded = [anew(row) for row in folder.rows]
+        graded = [graded_again(row) for row in folder.rows]
         for before, now in zip(folder.rows, graded, strict=True):
-            if before["score"] != now["score"] and not quiet:
+            if before["score"] != now["score"] and not output.quiet:
                 display.note(_change(before, now))
         folder.rewrite(graded)
         folder.save_run(with_grader(folder.run or {}, grader_version()))
         rows = latest(folder.rows)
         display.close()
         show_figures(folder.run or {}, folder.rows, cost_ratio=cost_ratio, as_json=json_line)
-    if any(row["status"] == "error" for row in rows):
-        raise typer.Exit(shared.SOME_FAILED)
+    return SOME_FAILED if any(row["status"] == "error" for row in rows) else 0
 
 
 def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.transfers import shown, size_words
-from arbitrage_cli.display import one_line
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.downloads import shown, size_words
+from arbitrage_cli.cli.options import Debug, QuietOptions, option
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
@@ -21,19 +22,21 @@ NOT_HERE = 1
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A pair, or a model: user/repo[:quant] or a GGUF file.")]
 Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model, to compare vocabularies.")]
-Json = Annotated[bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="JSON on stdout.")]
+Json = Annotated[bool, option("Output", "--json", help="JSON on standard output.")]
+Offline = Annotated[bool, option("Models", "--offline", help="Never ask the Hub.")]
 
 
 def make_group() -> typer.Typer:
     """The commands below `arbitrage models`."""
     group = typer.Typer(no_args_is_help=True, help="List, fetch and inspect models.")
-    commands: dict[str, Callable[..., None]] = {"list": list_pairs, "pull": pull, "path": path, "info": info}
-    for name, command in commands.items():
-        group.command(name)(command)
+    commands: dict[str, Callable[..., int | None]] = {"list": list_pairs, "pull": pull, "path": path, "info": info}
+    for name, made in commands.items():
+        group.command(name)(made)
     return group
 
 
-def list_pairs(as_json: Json = False, debug: shared.Debug = False) -> None:
+@command
+def list_pairs(*, as_json: Json = False, debug: Debug = False) -> None:
     """Show the pairs, and whether their models are on this machine."""
     for pair in _pairs().values():
         sources = {"draft": pair.draft, "target": pair.target, **({"prm": pair.prm} if pair.prm else {})}
@@ -49,14 +52,15 @@ def list_pairs(as_json: Json = False, debug: shared.Debug = False) -> None:
             typer.echo(f"  {role:<6}  {'here' if here[role] else 'not here':<8}  {one_line(source)}")
 
 
+@command
 def pull(
     name: Name,
+    *,
     prm: Annotated[
         bool, typer.Option("--prm", help="The pair's process reward model as well: policies rsd and oracle need it.")
     ] = False,
-    offline: shared.Offline = False,
-    quiet: shared.Quiet = False,
-    debug: shared.Debug = False,
+    offline: Offline = False,
+    output: QuietOptions,
 ) -> None:
     """Fetch the files of a pair or a model from the Hugging Face Hub, as it has them now. A broken download goes on."""
     pair = _pairs().get(name)
@@ -67,15 +71,16 @@ def pull(
     for source, wanted in names:
         if wanted is None and not is_toy(source) and not local_files(source):
             raise UsageError(f"'{source}' is no pair, no file, and no name on the Hub", _hint())
-    with shown(quiet=quiet) as watch:
-        paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, watch=watch)]
+    with shown(quiet=output.quiet) as watch:
+        paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, on_progress=watch)]
     for path in paths:
         typer.echo(one_line(str(path)))
     if not paths:
         typer.echo(f"{one_line(name)}: nothing to fetch", err=True)
 
 
-def path(name: Name, debug: shared.Debug = False) -> None:
+@command
+def path(name: Name, *, debug: Debug = False) -> int:
     """Print where the files of a pair or a model are. Exit code 1 if they are not on this machine."""
     is_missing = False
     for source in _sources(name):
@@ -86,11 +91,11 @@ def path(name: Name, debug: shared.Debug = False) -> None:
             is_missing = True
             how = f"arbitrage models pull {one_line(name)}" if hub_name(source) else _hint()
             typer.echo(f"{one_line(source)} is not on this machine: {how}", err=True)
-    if is_missing:
-        raise typer.Exit(NOT_HERE)
+    return NOT_HERE if is_missing else 0
 
 
-def info(name: Name, other: Other = None, as_json: Json = False, debug: shared.Debug = False) -> None:
+@command
+def info(name: Name, other: Other = None, *, as_json: Json = False, debug: Debug = False) -> None:
     """Show what a model is and needs, from its file alone; of a pair or two models, whether they share a vocabulary."""
     pair = _pairs().get(name)
     facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
@@ -102,8 +107,8 @@ def info(name: Name, other: Other = None, as_json: Json = False, debug: shared.D
         typer.echo(json.dumps(record))
         return
     for source, one in facts.items():
-        _tell(one_line(source), _lines(one))
-    _tell("together" if len(facts) > 1 else "this machine", _comparison(shares, needed, is_pair=len(facts) > 1))
+        _print(one_line(source), _lines(one))
+    _print("together" if len(facts) > 1 else "this machine", _comparison(shares, needed, is_pair=len(facts) > 1))
 
 
 def _pairs() -> dict[str, Pair]:
@@ -169,7 +174,7 @@ def _lines(facts: Facts) -> Mapping[str, str]:
 def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> Mapping[str, str]:
     lines = {}
     if is_pair:
-        lines["vocabulary"] = {True: "the same", False: "different: steps are read anew as text", None: "unknown"}[shares]
+        lines["vocabulary"] = {True: "the same", False: "different: steps cross as text", None: "unknown"}[shares]
     there = total_memory()
     fits = "" if needed is None or there is None else "; it fits" if needed < there else "; IT DOES NOT FIT"
     known = "unknown" if needed is None else size_words(needed)
@@ -177,7 +182,7 @@ def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> Ma
     return lines
 
 
-def _tell(title: str, lines: Mapping[str, str]) -> None:
+def _print(title: str, lines: Mapping[str, str]) -> None:
     typer.echo(title)
     for name, value in lines.items():
         typer.echo(f"  {name:<14} {one_line(value)}")

@@ -1,19 +1,23 @@
-"""Options that several commands share, each with its environment variable. Knows no command."""
+"""The options that commands share, in groups: each a frozen dataclass, shown as one panel of --help. Knows no command.
+
+Every option has an environment variable `ARBITRAGE_...`, and can be set in a settings file.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
-_PROBLEMS = "Problems"
-_MODELS, _SAMPLING, _MACHINE, _OUTPUT = "Models and routing", "Limits and sampling", "Machine", "Output"
 DEFAULTS = Limits()
 SOME_FAILED = 1
-"""The exit code where some problems failed, and the others are done."""
+"""The exit code if some problems failed and the others are done."""
 MAX_CONTEXT = 1 << 24  # tokens: above any model, and below what llama.cpp counts in
 MAX_THREADS = 512  # llama.cpp's own limit; it does not check it
 _DEFAULT_TAUS = ", ".join(
@@ -21,15 +25,8 @@ _DEFAULT_TAUS = ", ".join(
 )
 
 
-def _a_number(value: float | None) -> float | None:
-    """Refuses NaN, which is neither more nor less than anything."""
-    if value is not None and math.isnan(value):
-        raise typer.BadParameter("nan is not a number")
-    return value
-
-
 class RewardSource(StrEnum):
-    """Where the rewards of steps come from: a process reward model, or whether the target reaches the answer from there."""
+    """Where the rewards of steps come from: a process reward model, or continuations that reach the known answer."""
 
     prm = "prm"
     rollout = "rollout"
@@ -45,317 +42,290 @@ class KvType(StrEnum):
     f32 = "f32"
 
 
-DatasetName = Annotated[
-    str,
-    typer.Option(
-        "--dataset",
-        envvar="ARBITRAGE_DATASET",
-        metavar="NAME|FILE",
-        help="Problems with their answers: math500, gsm8k, olympiadbench, aime24, aime25, amc23, builtin, builtin-dev; "
-        "or a JSONL or parquet file.",
-        rich_help_panel=_PROBLEMS,
-    ),
-]
-Mapped = Annotated[
-    str | None,
-    typer.Option(
-        "--map",
-        envvar="ARBITRAGE_MAP",
-        metavar="FIELD=NAME,...",
-        help="How a file's fields are called: question=prompt,answer=gold,id=key.",
-        rich_help_panel=_PROBLEMS,
-    ),
-]
-Limited = Annotated[
-    str | None,
-    typer.Option(
-        "--limit",
-        envvar="ARBITRAGE_LIMIT",
-        metavar="N|FIRST-LAST",
-        help="The first so many; or 10-20, the 10th to the 20th.",
-        rich_help_panel=_PROBLEMS,
-    ),
-]
-Ids = Annotated[
-    str | None,
-    typer.Option(
-        "--ids",
-        envvar="ARBITRAGE_IDS",
-        metavar="ID,...",
-        help="Only the problems with these ids.",
-        rich_help_panel=_PROBLEMS,
-    ),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        envvar="ARBITRAGE_DRAFT",
-        metavar="MODEL",
-        help="The fast model: a GGUF file, user/repo[:quant] on the Hugging Face Hub, or scripted:draft for the demo.",
-        rich_help_panel=_MODELS,
-    ),
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
-        envvar="ARBITRAGE_TARGET",
-        metavar="MODEL",
-        help="The strong model: named in the same ways, or scripted:target for the demo.",
-        rich_help_panel=_MODELS,
-    ),
-]
-PairName = Annotated[
-    str | None,
-    typer.Option(
-        "--pair",
-        envvar="ARBITRAGE_PAIR",
-        metavar="NAME",
-        help="Draft and target by one name: see arbitrage models list.",
-        rich_help_panel=_MODELS,
-    ),
-]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        envvar="ARBITRAGE_OFFLINE",
-        help="Use models that are on this machine; never ask the Hub.",
-        rich_help_panel=_MODELS,
-    ),
-]
-RewardModel = Annotated[
-    str | None,
-    typer.Option(
-        "--prm",
-        envvar="ARBITRAGE_PRM",
-        metavar="MODEL",
-        help="A process reward model, named in the same ways: policies rsd and oracle ask it, and rewards come from it.",
-        rich_help_panel=_MODELS,
-    ),
-]
-
-
-class PrmStyleName(StrEnum):
-    """How a process reward model is asked."""
+class PrmStyle(StrEnum):
+    """How steps are presented to a process reward model."""
 
     turns = "turns"
     steps = "steps"
 
 
-PrmStyle = Annotated[
-    PrmStyleName | None,
-    typer.Option(
-        "--prm-style",
-        envvar="ARBITRAGE_PRM_STYLE",
-        help="How it is asked: a turn for each step (as RLHFlow's models), or the steps as they are. Default: the pair's own.",
-        rich_help_panel=_MODELS,
-    ),
-]
-HeadFile = Annotated[
-    str | None,
-    typer.Option(
-        "--head",
-        envvar="ARBITRAGE_HEAD",
-        metavar="FILE",
-        help="The router's trained head. Default: the pair's own, else the universal one.",
-        rich_help_panel=_MODELS,
-    ),
-]
-PolicyName = Annotated[
-    str | None,
-    typer.Option(
-        "--policy",
-        envvar="ARBITRAGE_POLICY",
-        metavar="|".join(POLICIES),
-        help="What decides who writes a step. draft and target: that model alone; speculative: the target, "
-        "sooner. Default: arbitrage; entropy for demo models.",
-        rich_help_panel=_MODELS,
-    ),
-]
-Tau = Annotated[
-    str | None,
-    typer.Option(
-        envvar="ARBITRAGE_TAU",
-        metavar="TAU",
-        help="The target rewrites a step when the router's number is above TAU: inf never, a negative one always (oracle: below -1). "
-        f"With a head also fast, balanced, exact (default) or a budget as 30%. Untuned defaults of the others: {_DEFAULT_TAUS}.",
-        rich_help_panel=_MODELS,
-    ),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option(
-        envvar="ARBITRAGE_BUDGET",
-        min=0.0,
-        max=1.0,
-        metavar="SHARE",
-        help="Instead of a tau: the share of steps that the target may write, by the head's own table.",
-        rich_help_panel=_MODELS,
-    ),
-]
-EarlyStop = Annotated[
-    bool | None,
-    typer.Option(
-        "--early-stop/--no-early-stop",
-        envvar="ARBITRAGE_EARLY_STOP",
-        help="Whether a drafted step is stopped before it is finished where its beginning is bad enough, and the target called at once. "
-        "Default: where that saves time, by the costs that are known.",
-        rich_help_panel=_MODELS,
-    ),
-]
-Instructions = Annotated[
-    str | None,
-    typer.Option(
-        "--system",
-        envvar="ARBITRAGE_SYSTEM",
-        metavar="TEXT",
-        help="The system prompt. Default: the pair's own, else the paper's.",
-        rich_help_panel=_MODELS,
-    ),
-]
-TemplateVariables = Annotated[
-    str | None,
-    typer.Option(
-        "--chat-template-kwargs",
-        envvar="ARBITRAGE_CHAT_TEMPLATE_KWARGS",
-        metavar="JSON",
-        help="What the models' chat templates are told, as for llama-server: {\"enable_thinking\": false}. Default: the pair's own.",
-        rich_help_panel=_MODELS,
-    ),
-]
-MaxSteps = Annotated[
-    int,
-    typer.Option(
-        envvar="ARBITRAGE_MAX_STEPS", min=1, help="At most so many steps in a solution.", rich_help_panel=_SAMPLING
-    ),
-]
-MaxTokens = Annotated[
-    int,
-    typer.Option(
-        envvar="ARBITRAGE_MAX_TOKENS", min=1, help="At most so many tokens in a solution.", rich_help_panel=_SAMPLING
-    ),
-]
-MaxStepTokens = Annotated[
-    int,
-    typer.Option(
-        envvar="ARBITRAGE_MAX_STEP_TOKENS", min=1, help="At most so many tokens in a step.", rich_help_panel=_SAMPLING
-    ),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        envvar="ARBITRAGE_TEMPERATURE", min=0.0, max=10.0, help="Of sampling; 0 is greedy.", rich_help_panel=_SAMPLING
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        envvar="ARBITRAGE_TOP_P",
-        min=0.0,
-        max=1.0,
-        help="Nucleus sampling: from the likeliest tokens that have this probability together.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Seed = Annotated[
-    int, typer.Option(envvar="ARBITRAGE_SEED", help="Seed of sampling, and of policy random.", rich_help_panel=_SAMPLING)
-]
-Concurrency = Annotated[
-    str,
-    typer.Option(
-        "--concurrency",
-        envvar="ARBITRAGE_CONCURRENCY",
-        metavar="N|auto",
-        help="Problems that are solved at once, up to 64: more problems an hour, each of them later. auto: up to 16 (4 of models "
-        "below 32 MiB), if they fit in half of the free memory.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        envvar="ARBITRAGE_THREADS",
-        min=1,
-        max=MAX_THREADS,
-        help="Default: as arbitrage tune measured, else one for a model of at most 32 MiB, else the physical cores this process "
-        "may use.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-GpuLayers = Annotated[
-    int | None,
-    typer.Option(
-        envvar="ARBITRAGE_GPU_LAYERS",
-        min=-1,
-        help="Layers on the GPU. Default: all, if there is one.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-ContextSize = Annotated[
-    int | None,
-    typer.Option(
-        "--ctx",
-        envvar="ARBITRAGE_CTX",
-        min=64,
-        max=MAX_CONTEXT,
-        help="Context in tokens. Default: 4096, or what the model was trained for if that is less.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-FlashAttention = Annotated[
-    bool | None,
-    typer.Option(
-        "--flash-attention/--no-flash-attention",
-        envvar="ARBITRAGE_FLASH_ATTENTION",
-        help="Default: as llama.cpp thinks best, but off where --kv-type auto takes q8_0 keys. If either flag is given, "
-        "--kv-type auto means f16.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-KvCacheType = Annotated[
-    KvType,
-    typer.Option(
-        "--kv-type",
-        envvar="ARBITRAGE_KV_TYPE",
-        help="Number format of the KV cache. auto: f16; where flash attention is not asked for either, q8_0 for the keys of "
-        "attention heads of 32 numbers (the built-in models'), which a processor reads twice as fast.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", envvar="ARBITRAGE_JSON", help="One JSON object a problem on stdout.", rich_help_panel=_OUTPUT),
-]
-JsonFigures = Annotated[
-    bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="The figures as one line of JSON.", rich_help_panel=_OUTPUT)
-]
+def option(panel: str, *names: str, help: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
+    """A Typer option of a panel. Its environment variable is named after the first of `names`."""
+    variable = names[0].removeprefix("--").partition("/")[0].replace("-", "_").upper()
+    return typer.Option(*names, envvar=f"ARBITRAGE_{variable}", help=help, rich_help_panel=panel, **more)
+
+
+def _of(panel: str) -> Callable[..., Any]:
+    def make(*names: str, help: str, **more: Any) -> Any:  # noqa: A002
+        return option(panel, *names, help=help, **more)
+
+    return make
+
+
+_models, _routing, _generation = _of("Models"), _of("Routing"), _of("Generation")
+_machine, _problems, _output = _of("Machine"), _of("Problems"), _of("Output")
+
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """Which draft and target."""
+
+    draft: Annotated[
+        str | None,
+        _models(
+            "--draft", metavar="MODEL", help="Fast model: a GGUF file, user/repo[:quant] on the Hub, or scripted:draft."
+        ),
+    ] = None
+    target: Annotated[
+        str | None, _models("--target", metavar="MODEL", help="Strong model, named in the same ways, or scripted:target.")
+    ] = None
+    pair: Annotated[
+        str | None, _models("--pair", metavar="NAME", help="Draft and target by one name: see arbitrage models list.")
+    ] = None
+    offline: Annotated[bool, _models("--offline", help="Use only models that are on this machine; never ask the Hub.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions(PairOptions):
+    """The same with a process reward model and a trained head."""
+
+    prm: Annotated[
+        str | None,
+        _models("--prm", metavar="MODEL", help="Process reward model, for policies rsd and oracle and for --reward prm."),
+    ] = None
+    prm_style: Annotated[
+        PrmStyle | None,
+        _models(
+            "--prm-style",
+            help="How the process reward model sees steps: one turn a step (as RLHFlow's), or as plain text. Default: the pair's.",
+        ),
+    ] = None
+    head: Annotated[
+        str | None, _models("--head", metavar="FILE", help="Trained head. Default: the pair's own, else the universal one.")
+    ] = None
+
+
+_TAU_HELP = (
+    "Threshold: a step is escalated if the router's number is above it (inf: never). With a head also exact (default), "
+    f"balanced, fast, or a budget such as 30%. Untuned defaults of the other policies: {_DEFAULT_TAUS}."
+)
+_EARLY_STOP_HELP = "Stop a drafted step that begins badly and call the target at once. Default: if that saves time."
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRoutingOptions:
+    """Which steps the target writes, for a command whose policy is always arbitrage."""
+
+    tau: Annotated[str | None, _routing("--tau", metavar="TAU", help=_TAU_HELP)] = None
+    budget: Annotated[
+        float | None,
+        _routing(
+            "--budget", min=0.0, max=1.0, metavar="SHARE", help="Instead of a tau: the share of steps the target may write."
+        ),
+    ] = None
+    early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingOptions(HeadRoutingOptions):
+    """The same with a policy."""
+
+    policy: Annotated[
+        str | None,
+        _routing(
+            "--policy",
+            metavar="|".join(POLICIES),
+            help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
+            "speculation. Default: arbitrage (entropy for demo models).",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRoutingOptions:
+    """What a benchmark compares."""
+
+    policy: Annotated[
+        str | None,
+        _routing(
+            "--policy",
+            metavar="NAME[@TAU],...",
+            help=f"What to compare: any of {', '.join(POLICIES)}. A policy may have its own tau: entropy@0.5,entropy@1. "
+            "Default: target, draft, and arbitrage (entropy for demo models).",
+        ),
+    ] = None
+    tau: Annotated[
+        str | None, _routing("--tau", metavar="TAU,...", help="Taus of every policy that has one and names none.")
+    ] = None
+    early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
+    reward: Annotated[
+        RewardSource | None,
+        _routing(
+            "--reward", help="Reward of policy oracle: a process reward model, or rollouts that reach the known answer."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How steps are written."""
+
+    system: Annotated[
+        str | None, _generation("--system", metavar="TEXT", help="System prompt. Default: the pair's own, else the paper's.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        str | None,
+        _generation(
+            "--chat-template-kwargs",
+            metavar="JSON",
+            help='Variables for the chat templates, as for llama-server: {"enable_thinking": false}. Default: the pair\'s own.',
+        ),
+    ] = None
+    max_steps: Annotated[int, _generation("--max-steps", min=1, help="Most steps in a solution.")] = DEFAULTS.max_steps
+    max_tokens: Annotated[int, _generation("--max-tokens", min=1, help="Most tokens in a solution.")] = DEFAULTS.max_tokens
+    max_step_tokens: Annotated[int, _generation("--max-step-tokens", min=1, help="Most tokens in a step.")] = (
+        DEFAULTS.max_step_tokens
+    )
+    temperature: Annotated[
+        float, _generation("--temperature", min=0.0, max=10.0, help="Sampling temperature; 0 is greedy.")
+    ] = 0.0
+    top_p: Annotated[float, _generation("--top-p", min=0.0, max=1.0, help="Nucleus sampling: total probability kept.")] = 1.0
+    seed: Annotated[int, _generation("--seed", help="Seed of sampling and of policy random.")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingOptions:
+    """How models are loaded."""
+
+    gpu_layers: Annotated[
+        int | None, _machine("--gpu-layers", min=-1, help="Layers on the GPU. Default: all, if there is a GPU.")
+    ] = None
+    ctx: Annotated[
+        int | None,
+        _machine("--ctx", min=64, max=MAX_CONTEXT, help="Context in tokens. Default: 4096, or less if the model has less."),
+    ] = None
+    flash_attention: Annotated[
+        bool | None,
+        _machine(
+            "--flash-attention/--no-flash-attention",
+            help="Default: llama.cpp's choice, but off if --kv-type auto takes q8_0 keys.",
+        ),
+    ] = None
+    kv_type: Annotated[
+        KvType,
+        _machine(
+            "--kv-type",
+            help="Number format of the KV cache. auto: f16, or q8_0 keys for attention heads of 32 numbers (built-in models).",
+        ),
+    ] = KvType.auto
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions(LoadingOptions):
+    """How models are loaded and run."""
+
+    threads: Annotated[
+        int | None,
+        _machine(
+            "--threads",
+            min=1,
+            max=MAX_THREADS,
+            help="Threads of each model. Default: as arbitrage tune measured, else one for models up to 32 MiB, else the "
+            "physical cores.",
+        ),
+    ] = None
+    concurrency: Annotated[
+        str | None,
+        _machine(
+            "--concurrency",
+            metavar="N|auto",
+            help="Problems solved at once, up to 64: more problems an hour, each of them later. Default: 1 (collect: 8).",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionOptions:
+    """Which problems of a data set."""
+
+    mapping: Annotated[
+        str | None,
+        _problems("--map", metavar="FIELD=NAME,...", help="Names of a file's fields: question=prompt,answer=gold,id=key."),
+    ] = None
+    limit: Annotated[
+        str | None,
+        _problems("--limit", metavar="N|FIRST-LAST", help="The first N problems, or 10-20: the 10th to the 20th."),
+    ] = None
+    ids: Annotated[str | None, _problems("--ids", metavar="ID,...", help="Only the problems with these ids.")] = None
+
+
+_DATASET = _problems(
+    "--dataset",
+    metavar="NAME|FILE",
+    help="Problems with answers: math500, gsm8k, olympiadbench, aime24, aime25, amc23, builtin, builtin-dev; or a JSONL or "
+    "parquet file.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemOptions(SelectionOptions):
+    """A data set, and which of its problems."""
+
+    dataset: Annotated[str, _DATASET]
+
+
+@dataclass(frozen=True, slots=True)
+class OptionalProblemOptions(SelectionOptions):
+    """The same for a command that can do without."""
+
+    dataset: Annotated[str | None, _DATASET] = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuietOptions:
+    """What goes to standard error."""
+
+    quiet: Annotated[bool, _output("--quiet", "-q", help="Show results, warnings and errors only.")] = False
+    debug: Annotated[bool, _output("--debug", help="Show llama.cpp's messages, and tracebacks.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions(QuietOptions):
+    """The same with informational messages."""
+
+    verbose: Annotated[bool, _output("--verbose", "-v", help="Show informational messages as well.")] = False
+
+
+Debug = Annotated[bool, _output("--debug", help="Show tracebacks.")]
+JsonRecords = Annotated[bool, _output("--json", help="One JSON object a problem on standard output.")]
+JsonFigures = Annotated[bool, _output("--json", help="The figures as one line of JSON.")]
+
+
+def _not_nan(value: float | None) -> float | None:
+    """NaN compares with nothing."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
 CostRatio = Annotated[
     float | None,
-    typer.Option(
+    _output(
         "--cost-ratio",
-        envvar="ARBITRAGE_COST_RATIO",
         min=0.001,
         max=1e6,
-        callback=_a_number,
-        help="Also project the speed-up of a pair whose target costs so many times the draft, per token.",
-        rich_help_panel=_OUTPUT,
+        callback=_not_nan,
+        help="Also project the speed-up for a target whose tokens cost this many times the draft's.",
     ),
 ]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", "-q", envvar="ARBITRAGE_QUIET", help="Show results, warnings and errors only.", rich_help_panel=_OUTPUT
+RunFolderPath = Annotated[
+    Path | None,
+    _output(
+        "--output", "-o", metavar="FOLDER", help="Folder of the run. Default: one below runs/, named after data and models."
     ),
 ]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", envvar="ARBITRAGE_VERBOSE", help="Also show informational messages.", rich_help_panel=_OUTPUT
-    ),
-]
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug", envvar="ARBITRAGE_DEBUG", help="Show llama.cpp's messages, and tracebacks.", rich_help_panel=_OUTPUT
-    ),
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start over; what is in the folder is set aside.", rich_help_panel="Output")
 ]

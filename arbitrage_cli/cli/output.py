@@ -11,25 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from arbitrage_cli.display import Display, Loading, write, writing
+from arbitrage_cli.cli.options import OutputOptions, QuietOptions
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.progress import PlainProgress, Progress
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.types import Trace
 
 
 class InOrder:
-    """Gives results on in the order in which their problems were started, each as soon as it and all before it are there.
+    """Passes results on in the order in which their problems were started, each as soon as it and all before it are there.
 
-    When a run is broken off, what was held back is given on as well. Keeps texts only: a trace may be large.
+    When a run is broken off, what was held back is passed on as well. Keeps texts only: a trace may be large.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, pass_on: Callable[[str], None]) -> None:
+        self._pass_on = pass_on
         self._places: dict[int, int] = {}  # of the traces in flight, by identity
         self._held: dict[int, str | None] = {}
-        self._num_started = self._num_told = 0
+        self._num_started = self._num_passed = 0
 
     def __enter__(self) -> Self:
         return self
@@ -37,7 +37,7 @@ class InOrder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with contextlib.suppress(OutputError):  # if that is why it was broken off, it is known
             for place in sorted(self._held):
-                self._tell_held(place)
+                self._pass_held(place)
 
     def started(self, trace: Trace) -> None:
         """A problem was taken up."""
@@ -45,16 +45,16 @@ class InOrder:
         self._num_started += 1
 
     def finished(self, trace: Trace, result: str | None) -> None:
-        """A problem that was taken up is done; None if there is nothing to tell."""
+        """A problem that was taken up is done; None if there is nothing to write."""
         self._held[self._places.pop(id(trace))] = result
-        while self._num_told in self._held:
-            self._num_told += 1
-            self._tell_held(self._num_told - 1)
+        while self._num_passed in self._held:
+            self._num_passed += 1
+            self._pass_held(self._num_passed - 1)
 
-    def _tell_held(self, place: int) -> None:
+    def _pass_held(self, place: int) -> None:
         result = self._held.pop(place)
         if result is not None:
-            self._tell(result)
+            self._pass_on(result)
 
 
 def is_drawable(stream: TextIO | None) -> bool:
@@ -64,22 +64,25 @@ def is_drawable(stream: TextIO | None) -> bool:
     return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
-def choose_display(*, quiet: bool, verbose: bool) -> Display:
+@contextlib.contextmanager
+def command_display(options: QuietOptions) -> Iterator[Display]:
+    """The display of a command, with log messages in it."""
+    with contextlib.closing(_choose_display(options)) as display, log_to(display, options):
+        yield display
+
+
+def _choose_display(options: QuietOptions) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
-    if quiet or not is_drawable(sys.stderr):
-        return PlainDisplay(sys.stderr, sys.stdout, verbosity=0 if quiet else 2 if verbose else 1)
-    from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only where it is drawn with
+    if options.quiet or not is_drawable(sys.stderr):
+        verbosity = 0 if options.quiet else 2 if _is_verbose(options) else 1
+        return PlainDisplay(sys.stderr, sys.stdout, verbosity=verbosity)
+    from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only to draw
 
-    return LiveDisplay(sys.stderr, sys.stdout, clock=running_seconds)
+    return LiveDisplay(sys.stderr, sys.stdout)
 
 
-def choose_progress(*, quiet: bool) -> Progress:
-    """The same for a benchmark."""
-    if quiet or not is_drawable(sys.stderr):
-        return PlainProgress(sys.stderr, verbosity=0 if quiet else 1)
-    from arbitrage_cli.display.live_progress import LiveProgress  # Rich is slow to import: only where it is drawn with
-
-    return LiveProgress(sys.stderr, clock=running_seconds)
+def _is_verbose(options: QuietOptions) -> bool:
+    return isinstance(options, OutputOptions) and options.verbose
 
 
 @contextlib.contextmanager
@@ -112,10 +115,9 @@ def show_figures(
 
 
 class Output(io.TextIOWrapper):
-    """Standard output whose errors are this program's own, whoever writes to it: see `reporters.write`.
+    """Standard output whose errors are this program's own, whatever writes to it.
 
-    A character that its encoding does not have is written with a backslash. `give_back` leaves the stream that it stands for as
-    it was.
+    A character that its encoding does not have is written as a backslash escape. `give_back` leaves the wrapped stream as it was.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -143,26 +145,26 @@ class Output(io.TextIOWrapper):
 
 
 def refuse_closed_output() -> None:
-    """UsageError where there is no standard output: nothing is begun of which nothing could be told."""
+    """UsageError if there is no standard output: nothing is started whose result could not be written."""
     if sys.stdout is None:
         raise UsageError("standard output is closed, so there is nowhere to write results", "send it somewhere: > FILE")
 
 
 @contextlib.contextmanager
-def telling_how_to_go_on(display: Progress, words: Callable[[], str]) -> Iterator[None]:
-    """Whatever breaks a run off: say what is safe and how to go on, if there is something to say."""
+def offering_to_resume(display: Display, how: Callable[[], str]) -> Iterator[None]:
+    """If the run is broken off, for any reason: say what is safe and how to resume it, if there is something to say."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is told elsewhere
+        with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is shown elsewhere
             display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
-            if told := words():
-                display.note(told)
+            if note := how():
+                display.note(note)
         raise
 
 
 @contextlib.contextmanager
-def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
+def log_to(display: Display, options: QuietOptions) -> Iterator[None]:
     """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
 
     class Notes(logging.Handler):
@@ -170,7 +172,7 @@ def log_to(display: Loading, *, verbose: bool, debug: bool) -> Iterator[None]:
             display.note(record.getMessage())
 
     logger = logging.getLogger("arbitrage")
-    handler = Notes(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    handler = Notes(logging.DEBUG if options.debug else logging.INFO if _is_verbose(options) else logging.WARNING)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(handler.level)

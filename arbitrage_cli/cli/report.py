@@ -1,6 +1,5 @@
 """`arbitrage report`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,28 +7,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.cli import options as shared
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import CostRatio, Debug, JsonFigures, option
 from arbitrage_cli.cli.output import show_figures
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
     from arbitrage_cli.runs.folder import Contents
 
 
+@command
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as arbitrage bench makes them.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage bench.")],
+    *,
     page: Annotated[
         Path | None,
-        typer.Option("--html", "-o", envvar="ARBITRAGE_HTML", metavar="FILE", help="Write a page, with every trace in it."),
+        option("Output", "--html", "-o", metavar="FILE", help="Write a page with every trace."),
     ] = None,
-    cost_ratio: shared.CostRatio = None,
-    json_lines: shared.JsonFigures = False,
-    debug: shared.Debug = False,
+    cost_ratio: CostRatio = None,
+    json_lines: JsonFigures = False,
+    debug: Debug = False,
 ) -> None:
     """Show the figures of runs: a table, or with -o FILE.html a page with curves and every trace, step by step.
 
     The page is one file, and needs no network. With --json, one line for each run.
+
+    \b
+    Examples:
+      arbitrage report runs/builtin--builtin
+      arbitrage report runs/before runs/after -o report.html
     """
     from arbitrage_cli.runs.folder import is_file_of, read_run_folder
 
@@ -59,12 +67,9 @@ def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float |
     for name, one in contents.items():
         run = one.run or {}
         sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio)))
-    temporary = path.with_name(f".{path.name}.new")
+    page = render(sources).encode()
     try:
-        temporary.write_text(render(sources), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, page)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "give another file: -o FILE") from error
     typer.echo(f"wrote {path}", err=True)

@@ -1,164 +1,246 @@
-"""Opens the models that a policy needs, as engines. Slow to import: a command does so only when there is work to do."""
+"""The models of a `Setup` on this machine: fetched when the session opens, then loaded, and closed when it ends.
+
+Gives engines, the rater, the router, schedulers and the manifest. Knows no command.
+"""
 
 import contextlib
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
 
-from arbitrage_cli.cli.transfers import Pace
-from arbitrage_cli.display import Loading
-from arbitrage_cli.evaluation.benchmark import Column
-from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.arbitrage import Flow, Router
+from arbitrage_cli.cli.downloads import Pace
+from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
+from arbitrage_cli.cli.setup import Setup
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.evaluation.engines import Engines
+from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.model_files.hub import Progress
-from arbitrage_cli.model_files.pairs import find_files, is_toy
+from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.model_files.hub import FileProgress
+from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
+from arbitrage_cli.rewards.judge import Judge
+from arbitrage_cli.rewards.prm import ProcessReward
+from arbitrage_cli.rewards.rollouts import Rollout
+from arbitrage_cli.routing.choice import need_head, reads_hidden
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.tuning.memory import check_memory, memory_needed
-from arbitrage_cli.types import Cost, ModelRole
+from arbitrage_cli.system.files import sha256_of
+from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
+from arbitrage_cli.tuning.placement import place
+from arbitrage_cli.types import ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
 
+IsRight = Callable[[str, str], bool]
+"""Whether a whole solution, the second, reaches the known answer of the problem with that id."""
 
-def make_engines(
-    backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str, policy: Policy
-) -> dict[ModelRole, Engine]:
-    """The engines of the models that write steps with this policy."""
-    engines: dict[ModelRole, Engine] = {}
-    for role in policy.models:
-        token_stats = role == "draft" and policy.reads_token_stats
-        engines[role] = Engine(
-            role, backends[role], sampler, instructions=instructions, keep_token_stats=token_stats, keep_beginning=True
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """How rollouts rate a step: one continuation with each sampler, and what makes one right."""
+
+    is_right: IsRight
+    samplers: Sequence[Sampler] = (Sampler(),)
+
+
+class Session:
+    """The models of a setup. Entering it fetches and checks them; `load` loads them; leaving it closes them."""
+
+    def __init__(self, setup: Setup, display: Display) -> None:
+        self.setup = setup
+        self.concurrency = 1
+        self.files: Mapping[ModelRole, str] = {}
+        self.backends: dict[ModelRole, Backend] = {}
+        self._display = display
+        self._stack = contextlib.ExitStack()
+        self.engines = Engines(self.backends, setup.sampler, setup.system)
+
+    def __enter__(self) -> Self:
+        for note in self.setup.notes:
+            self._display.note(note)
+        costs_of = self.setup.named_taus.costs_of if self.setup.named_taus else self.setup.tau_costs
+        if costs_of:
+            log.info("names of taus are resolved at the costs of %s", costs_of)
+        self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def threads(self) -> Mapping[ModelRole, int]:
+        """The threads of each model, now that its files are here."""
+        return place(self.files, self.setup.load).threads
+
+    def choose_concurrency(self, *, most: int = MOST, rollouts: int = 1, earlier: int | None = None) -> int:
+        """Resolves --concurrency: a number, or auto. `earlier` is that of a run that is resumed. UsageError, ModelMemoryError."""
+        each = _sequences(self._policies, self.setup.reward, rollouts)
+        needed = lambda: memory_needed(self.files, self.setup.load, each)  # noqa: E731 - read only if it is needed
+        self.concurrency = choose_concurrency(self.setup.concurrency, needed, most=most, earlier=earlier)
+        for note in _notes_on_concurrency(self._policies, self.concurrency):
+            self._display.note(note)
+        return self.concurrency
+
+    def manifest(self, *, with_digests: bool = True) -> Run:
+        """What solutions depend on. With digests, the models' files are read whole. ModelFileError."""
+        return make_manifest(self.setup, self.files, self.threads, self._display.loading if with_digests else None)
+
+    def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
+        """Load the models, with sequences for these policies (default: all). Errors: ModelError, UsageError."""
+        setup, threads = self.setup, self.threads
+        policies = list(self._policies if policies is None else policies)
+        num_sequences = _sequences(policies, setup.reward, rollouts, self.concurrency)
+        check_memory(memory_needed(self.files, setup.load, num_sequences))
+        hidden = reads_hidden(policies, setup.head)
+        for role, source in setup.sources.items():
+            options = replace(
+                setup.load,
+                threads=threads[role],
+                num_sequences=num_sequences[role],
+                hidden_states=hidden and role == "draft",
+                template_variables={} if role == "prm" else setup.load.template_variables,
+            )
+            progress = self._progress(role, source)
+            backend = open_model(self.files[role], options, progress)
+            self.backends[role] = self._stack.enter_context(contextlib.closing(backend))
+        self._warn_of_unused_variables()
+
+    def router(self, policy: Policy) -> Router | None:
+        """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
+        if not policy.needs_head:
+            return None
+        head = need_head(self.setup.head)
+        if head.reads_hidden:
+            card = self.backends["draft"].card
+            files = local_files(self.files["draft"])
+            sha256 = sha256_of(files) if files else None
+            head.check({"name": card.name, "sha256": sha256}, 2 * card.hidden_size)
+        return head.router()
+
+    def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:
+        """What rates steps for this policy; None if it asks for no rewards. UsageError if nothing can.
+
+        A process reward model is asked once here, and refused if it rates no steps: ModelUnsupportedError. The first
+        `concurrency` sequences of a model are those it writes with; rating uses others.
+        """
+        kind = policy.reward if policy.reward != "any" else self.setup.reward
+        if policy.reward is None:
+            return None
+        if kind == "judge":
+            return Judge(self.backends["target"], self.concurrency)
+        if kind == "prm" and "prm" in self.backends:
+            model = ProcessReward(self.backends["prm"], "steps" if self.setup.choice.prm_style == "steps" else "turns")
+            model.check()
+            return model
+        if kind == "rollout" and rollouts is not None:
+            return self._rollout(rollouts)
+        options = "--prm MODEL" + ("; or --reward rollout" if rollouts else "")
+        raise UsageError(
+            f"policy {policy.name} needs rewards, and nothing gives any", f"give a process reward model: {options}"
         )
-    if len(engines) > 1:  # for the estimate of the target's time alone, and for what the draft's guesses cost
-        for role in ("target",) if policy.number else policy.models:
-            engines[role].measure()
-    return engines
 
+    def scheduler(self, make_flow: Callable[[Trace], Flow] | None = None, rater: Rater | None = None) -> Scheduler:
+        """Solves problems with the session's one policy, or with another flow for the same models."""
+        column, setup = self.setup.column, self.setup
+        engines = self.engines(column)
+        router = self.router(column.policy)
 
-def open_backends(
-    sources: Mapping[ModelRole, str],
-    found: Mapping[ModelRole, str],
-    load: Options,
-    threads: Mapping[ModelRole, int],
-    display: Loading,
-    stack: contextlib.ExitStack,
-    num_sequences: Mapping[ModelRole, int],
-) -> dict[ModelRole, Backend]:
-    """Load the models that `fetch` found, each with its threads and for so many sequences. The stack closes them.
+        def routed(trace: Trace) -> Flow:
+            return column.policy.flow(trace, column.tau, setup.sampler.seed, router, stops_early=bool(setup.stops_early))
 
-    Hidden states, if any are wanted, are the draft's; template variables are for those that write. Errors: ModelError, UsageError.
-    """
-    check_memory(memory_needed({role: found[role] for role in sources}, load, num_sequences))
-    backends: dict[ModelRole, Backend] = {}
-    for role, source in sources.items():
-
-        def progress(fraction: float, role: ModelRole = role, source: str = source) -> None:
-            display.loading(role, source, fraction)
-
-        options = replace(
-            load,
-            threads=threads[role],
-            num_sequences=num_sequences[role],
-            hidden_states=load.hidden_states and role == "draft",
-            template_variables={} if role == "prm" else load.template_variables,
+        return Scheduler(
+            engines,
+            make_flow or routed,
+            setup.limits,
+            concurrency=self.concurrency,
+            rater=rater or self.rater(column.policy),
+            speculator=engines.get("draft"),
         )
-        backends[role] = stack.enter_context(contextlib.closing(open_model(found[role], options, progress)))
-    templates = [backend.chat_template or "" for role, backend in backends.items() if role != "prm"]
-    for name in load.template_variables:
-        if not any(name in template for template in templates):
-            log.warning("no chat template of these models knows '%s', of --chat-template-kwargs: it changes nothing", name)
-    return backends
 
-
-class Engines:
-    """Engines for every column and sample of a benchmark, over models that are loaded once.
-
-    Each column has its own, since an engine learns from what it writes: what one policy costs does not depend on which others
-    are measured beside it. Each is made, and knows its model's speed, before it is measured. Engines of one model may follow
-    each other but not take turns: whoever solves a problem finishes it first.
-    """
-
-    def __init__(self, backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str) -> None:
-        self._backends = backends
-        self._sampler = sampler
-        self._instructions = instructions
-        self._made: dict[tuple[ModelRole, int, Column], Engine] = {}
-        self._measured: dict[ModelRole, Cost] = {}
-
-    def __call__(self, column: Column, sample: int) -> dict[ModelRole, Engine]:
-        """The column's engines. Sample k draws with the seed + k; the draft keeps evidence only for who reads it."""
-        return {role: self._engine(role, column, sample) for role in column.policy.models}
-
-    def _engine(self, role: ModelRole, column: Column, sample: int) -> Engine:
-        key = (role, sample, column)
-        if key not in self._made:
-            self._made[key] = self._make(role, column, sample)
-        return self._made[key]
-
-    def _make(self, role: ModelRole, column: Column, sample: int) -> Engine:
-        engine = Engine(
-            role,
-            self._backends[role],
-            replace(self._sampler, seed=self._sampler.seed + sample),
-            instructions=self._instructions,
-            keep_token_stats=role == "draft" and column.policy.reads_token_stats,
+    def run_info(self, *, num_problems: int | None) -> RunInfo:
+        """What a run is made with, as its records and displays show it."""
+        manifest, column, sampler = self.manifest(with_digests=False), self.setup.column, self.setup.sampler
+        return RunInfo(
+            policy=column.policy.name,
+            number=column.policy.number or None,
+            tau=column.tau,
+            temperature=sampler.temperature,
+            seed=sampler.seed,
+            settings=record_settings(manifest) | {"concurrency": self.concurrency},
+            models=self.setup.sources,
+            descriptions={role: _describe(self.backends[role]) for role in column.policy.models},
+            is_toy=any(map(is_toy, self.setup.sources.values())),
+            num_problems=num_problems,
+            concurrency=self.concurrency,
         )
-        if role in self._measured:
-            engine.use_measured(self._measured[role])
-        else:
-            self._measured[role] = engine.measure()
-        return engine
+
+    @property
+    def _policies(self) -> list[Policy]:
+        return [column.policy for column in self.setup.columns]
+
+    def _progress(self, role: ModelRole, source: str) -> Callable[[float], None]:
+        return lambda fraction: self._display.loading(role, source, fraction)
+
+    def _rollout(self, rollouts: Rollouts) -> Rollout:
+        firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
+        engines = [
+            Engine("target", Cache(self.backends["target"], self.setup.system, first_sequence=first), sampler)
+            for sampler, first in zip(rollouts.samplers, firsts, strict=True)
+        ]
+        return Rollout(engines, rollouts.is_right)
+
+    def _warn_of_unused_variables(self) -> None:
+        templates = [backend.chat_template or "" for role, backend in self.backends.items() if role != "prm"]
+        for name in self.setup.load.template_variables:
+            if not any(name in template for template in templates):
+                log.warning("no chat template of these models uses '%s', of --chat-template-kwargs", name)
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Loading, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
     pace = Pace()
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
 
-        def watch(progress: Progress, role: ModelRole = role) -> None:
+        def watch(progress: FileProgress, role: ModelRole = role) -> None:
             display.loading(role, pace.words(progress), progress.done / max(progress.total, 1))
 
-        files = find_files(source, offline=offline, watch=watch)
+        files = find_files(source, offline=offline, on_progress=watch)
         found[role] = str(files[0]) if files else source
     return found
 
 
-def _describe(engine: Engine) -> str:
+def _sequences(
+    policies: Iterable[Policy], reward: str | None, rollouts: int = 1, concurrency: int = 1
+) -> dict[ModelRole, int]:
+    """How many sequences each model needs for so many problems at once: its own, and those for rating steps with it."""
+    kinds = {policy.reward for policy in policies}
+    extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)
+    return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}
+
+
+def _notes_on_concurrency(policies: Iterable[Policy], concurrency: int) -> list[str]:
+    """Policies that gain nothing with several problems at once."""
+    if concurrency == 1:
+        return []
+    names = dict.fromkeys(policy.name for policy in policies if policy.models[0] == "target" and len(policy.models) > 1)
+    return [
+        f"policy {name} saves time with one problem at a time (--concurrency 1); with more it is hardly more than the target alone"
+        for name in names
+    ]
+
+
+def _describe(backend: Backend) -> str:
     """One line about a loaded model: name, size, quantization, and how it runs."""
-    card = engine.card
+    card = backend.card
     layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
     threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
     context = f"context {card.context_size}" + (f" of {card.kv_cache}" if card.kv_cache else "")
     return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
-
-
-def run_info(
-    policy: Policy,
-    tau: float | None,
-    sampler: Sampler,
-    sources: Mapping[ModelRole, str],
-    engines: Mapping[ModelRole, Engine],
-    settings: Mapping[str, Any],
-    *,
-    num_problems: int | None,
-    concurrency: int,
-) -> RunInfo:
-    """What a run is made with, as its records and displays tell it."""
-    return RunInfo(
-        policy=policy.name,
-        number=policy.number or None,
-        tau=tau,
-        temperature=sampler.temperature,
-        seed=sampler.seed,
-        settings=settings,
-        models=sources,
-        descriptions={role: _describe(engine) for role, engine in engines.items()},
-        is_toy=any(map(is_toy, sources.values())),
-        num_problems=num_problems,
-        concurrency=concurrency,
-    )

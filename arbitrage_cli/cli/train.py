@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Annotated
 
 import typer
 
-from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.sources import models_of_states
-from arbitrage_cli.display import write
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import QuietOptions, option
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
 
 SUFFIX = ".safetensors"
-SAYS_NOTHING = "head"  # as the stem of a head's file
+UNTOLD = "head"  # a file name that says nothing about the head
 
+_PANEL = "Training"
 HeadName = Annotated[
     str | None,
-    typer.Option("--name", help="What the head is called. Default: as its file; head.safetensors as the pair, or the run."),
+    option("Output", "--name", help="Name of the head. Default: its file's; for head.safetensors the pair's or the run's."),
 ]
 
 
@@ -33,82 +36,99 @@ class InputKind(StrEnum):
     both = "both"
 
 
-def train(
-    context: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as arbitrage collect makes them.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the head is written: FILE.safetensors.")
-    ] = Path(f"head{SUFFIX}"),
-    name: HeadName = None,
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How the head is trained."""
+
     test: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="The problems of this run are the test. Default: a fifth of all problems."),
-    ] = None,
+        option(_PANEL, "--test", metavar="RUN", help="A run whose problems are the test. Default: a fifth of all problems."),
+    ] = None
     inputs: Annotated[
         list[InputKind] | None,
-        typer.Option(help="What the head may read: features that any pair has, hidden states of this draft, or both."),
-    ] = None,
-    margin: Annotated[float, typer.Option(min=0.0, help="A step is worth escalating if its advantage is above this.")] = 0.0,
-    by_advantage: Annotated[
-        bool, typer.Option("--by-advantage", help="Let states count more whose advantage, or loss, is large.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the networks' first weights.")] = 0,
-    json_line: Annotated[
-        bool, typer.Option("--json", envvar="ARBITRAGE_JSON", help="The card as one line of JSON.")
-    ] = False,
-    quiet: shared.Quiet = False,
-    debug: shared.Debug = False,
+        option(
+            _PANEL, "--inputs", help="What the head may read: features of any pair, hidden states of this draft, or both."
+        ),
+    ] = None
+    margin: Annotated[
+        float, option(_PANEL, "--margin", min=0.0, help="A step is worth escalating if its advantage is above this.")
+    ] = 0.0
+    by_advantage: Annotated[bool, option(_PANEL, "--by-advantage", help="Weight states by their advantage, or loss.")] = (
+        False
+    )
+    seed: Annotated[int, option(_PANEL, "--seed", help="Seed of the networks' first weights.")] = 0
+
+
+@command
+def train(
+    invocation: Invocation,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
+    *,
+    training: TrainOptions,
+    output_file: Annotated[
+        Path, option("Output", "--output", "-o", metavar="FILE", help="The head: FILE.safetensors.")
+    ] = Path(f"head{SUFFIX}"),
+    name: HeadName = None,
+    json_line: Annotated[bool, option("Output", "--json", help="The card as one line of JSON.")] = False,
+    output: QuietOptions,
 ) -> None:
     """Train a router's head on collected states, and show how good it is on problems it never saw.
 
-    Needs scikit-learn: pip install "scikit-learn>=1.7". Heads are chosen on a part of the problems that they did not
-    learn from, and measured on a third part.
+    Needs scikit-learn: pip install "scikit-learn>=1.7". Heads are chosen on a part of the problems that they were not trained
+    on, and measured on a third part.
+
+    \b
+    Examples:
+      arbitrage train runs/states -o head.safetensors
+      arbitrage train runs/one runs/two --name both -o both.safetensors
     """
-    # Not at the top: NumPy takes longer to import than --help may take.
     from arbitrage_cli.display.card import write_card
-    from arbitrage_cli.routing.head import save
+    from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.routing.thresholds import TauTable
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import ALL_INPUTS, Settings
     from arbitrage_cli.training.train import train as train_head
 
-    check_place(output)
+    check_destination(output_file)
 
-    def tell(text: str) -> None:
-        if not quiet:
+    def report(text: str) -> None:
+        if not output.quiet:
             typer.echo(text, err=True)
 
-    collected = read_states(runs, test or [])
-    wanted = tuple(kind for kind in ALL_INPUTS if not inputs or kind in inputs)
+    inputs = tuple(kind for kind in ALL_INPUTS if not training.inputs or kind in training.inputs)
     head = train_head(
-        collected,
-        Settings(margin, by_advantage, wanted, seed),
-        name=name or name_of_head(output, runs),
-        command=("arbitrage", *(context.obj or ())),
+        read_states(runs, training.test or []),
+        Settings(training.margin, training.by_advantage, inputs, training.seed),
+        name=name or name_of_head(output_file, runs),
+        command=tuple(invocation.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        watch=tell,
+        watch=report,
     )
-    save(head, output)
+    save(head, output_file)
     card = head.card.to_json()
     table = TauTable.from_json(card["taus"])
     if json_line:
         write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
     else:
         write_card(card, {row.tau: table.time(row) for row in table.rows}, sys.stdout)
-    tell(f"wrote {output}")
+    report(f"wrote {output_file}")
 
 
 def name_of_head(output: Path, runs: Sequence[Path]) -> str:
-    """What a head of these runs is called that is written there: as its file, or as pairs or runs where that says nothing."""
-    if output.stem != SAYS_NOTHING:
+    """The name of a head of these runs that is written there: its file's, or the pairs' or runs' if that says nothing."""
+    from arbitrage_cli.cli.model_choice import choice_of_states
+
+    if output.stem != UNTOLD:
         return output.stem
-    pairs = {run: models_of_states(run)[0] for run in runs}
+    pairs = {run: choice_of_states(run, None).pair for run in runs}
     return "+".join(dict.fromkeys(pair.name if pair else run.resolve().name for run, pair in pairs.items()))
 
 
-def check_place(output: Path) -> None:
-    """Whether a head could be written there is better known before it is trained. UsageError, OutputError."""
+def check_destination(output: Path) -> None:
+    """Check before training that a head can be written there. UsageError, OutputError."""
     if output.suffix != SUFFIX:
-        raise UsageError(f"{output}: a head is a {SUFFIX} file", f"name it so: -o {output.stem or 'head'}{SUFFIX}")
+        raise UsageError(
+            f"{output}: a head is a {SUFFIX} file", f"for example -o {output.stem or 'head'}{SUFFIX}", option="output"
+        )
     if not os.access(output.parent, os.W_OK):
         raise OutputError(f"{output}: cannot be written: no such folder, or not yours", "give another path: --output")

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from arbitrage_cli.cli import options as shared
-from arbitrage_cli.cli.output import choose_progress, log_to, only_figures_on_stdout
-from arbitrage_cli.cli.sources import name_models, pair_named
-from arbitrage_cli.display import Loading, one_line, rounding, write
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import JsonFigures, LoadingOptions, OutputOptions, PairOptions
+from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import is_toy, local_files
@@ -24,69 +25,7 @@ if TYPE_CHECKING:
     from arbitrage_cli.tuning.store import Speeds, Tuned
     from arbitrage_cli.types import ModelRole
 
-
 BUSY = 0.5  # cores that others use
-
-
-def tune(
-    context: typer.Context,
-    draft: shared.Draft = None,
-    target: shared.Target = None,
-    pair: shared.PairName = None,
-    offline: shared.Offline = False,
-    gpu_layers: shared.GpuLayers = None,
-    ctx: shared.ContextSize = None,
-    flash_attention: shared.FlashAttention = None,
-    kv_type: shared.KvCacheType = shared.KvType.auto,
-    json_line: shared.JsonFigures = False,
-    quiet: shared.Quiet = False,
-    verbose: shared.Verbose = False,
-    debug: shared.Debug = False,
-) -> None:
-    """Find the number of threads that suits each model on this machine, and measure what its tokens cost.
-
-    The other commands use that number where --threads is not given, and the costs where a tau is given by name. It holds for
-    these files with these options. Flash attention on and off is tried too, as is the processor where there is a GPU, and
-    only told: give the flag if you like it.
-    """
-    # Not at the top: NumPy and llama.cpp take longer to import than --help may take.
-    from arbitrage_cli.cli.session import fetch
-    from arbitrage_cli.tuning.placement import load_options, machine_here, tuned_file
-    from arbitrage_cli.tuning.store import check_place, keep_tuned
-
-    named = pair_named(context, pair, draft=draft, target=target)
-    models = name_models(context, draft=draft, target=target, prm=None, pair=named)
-    sources: dict[ModelRole, str] = {role: source for role, source in models.items() if source and role != "prm"}
-    for source in filter(is_toy, sources.values()):
-        raise UsageError(f"{source} is a scripted demo model, and as fast with any number of threads", "name a real model")
-    load = load_options(named, ctx, None, gpu_layers, flash_attention, kv_type.value)
-    check_place(tuned_file())
-    found: dict[ModelRole, Measured] = {}
-    not_kept: OutputError | None = None
-    with contextlib.ExitStack() as stack:
-        display = stack.enter_context(contextlib.closing(choose_progress(quiet=quiet)))
-        stack.enter_context(log_to(display, verbose=verbose, debug=debug))
-        stack.enter_context(only_figures_on_stdout())
-        paths = fetch(sources, display, offline=offline)
-        if not quiet:
-            note_if_busy(display)
-        for role in sources:
-            found[role] = measure_model(role, paths[role], load, display)
-            try:
-                keep_tuned(tuned_file(), [found[role].tuned])
-            except OutputError as error:
-                not_kept = error
-    if json_line:
-        record = {"machine": asdict(machine_here()), "file": str(tuned_file()), "models": _records(sources, found)}
-        write(sys.stdout, json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n")
-    else:
-        for role, one in found.items():
-            write(sys.stdout, f"{role}: {one_line(one.tuned.name)} ({one_line(sources[role])})\n")
-            write(sys.stdout, "".join(f"  {line}\n" for line in _table(one)))
-    if not_kept is not None:
-        raise not_kept
-    if not json_line:
-        write(sys.stdout, f"kept in {tuned_file()}\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +38,64 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TunedModel:
     """What is kept of a model, and everything that was tried."""
 
     tuned: "Tuned"
     trials: Sequence[Trial]
 
 
-def note_if_busy(display: Loading) -> None:
-    """Say that what is measured may not hold, where other processes use the processor. Before the first measurement."""
+@command
+def tune(
+    invocation: Invocation,
+    *,
+    models: PairOptions,
+    loading: LoadingOptions,
+    output: OutputOptions,
+    json_line: JsonFigures = False,
+) -> None:
+    """Find the number of threads that suits each model on this machine, and measure what its tokens cost.
+
+    The other commands use that number unless --threads is given, and the costs to resolve names of taus. Both hold for these
+    files with these options. Flash attention, and the processor if there is a GPU, are tried too and only shown.
+
+    \b
+    Examples:
+      arbitrage tune
+      arbitrage tune --pair qwen2.5-coder
+    """
+    from arbitrage_cli.cli.model_choice import choose_models, load_options
+    from arbitrage_cli.cli.session import fetch
+    from arbitrage_cli.tuning.placement import tuned_file
+    from arbitrage_cli.tuning.store import check_place, keep_tuned
+
+    choice = choose_models(invocation, models)
+    sources: dict[ModelRole, str] = {role: source for role, source in choice.models.items() if source and role != "prm"}
+    for source in filter(is_toy, sources.values()):
+        raise UsageError(f"{source} is a scripted demo model, as fast with any number of threads", "name a real model")
+    load = load_options(choice.pair, loading)
+    check_place(tuned_file())
+    found: dict[ModelRole, TunedModel] = {}
+    errors: list[OutputError] = []
+    with command_display(output) as display, only_figures_on_stdout():
+        paths = fetch(sources, display, offline=models.offline)
+        if not output.quiet:
+            note_if_busy(display)
+        for role in sources:
+            found[role] = measure_model(role, paths[role], load, display)
+            try:
+                keep_tuned(tuned_file(), [found[role].tuned])
+            except OutputError as error:  # shown after everything that was measured
+                errors.append(error)
+    _show(sources, found, as_json=json_line)
+    if errors:
+        raise errors[0]
+    if not json_line:
+        write(sys.stdout, f"kept in {tuned_file()}\n")
+
+
+def note_if_busy(display: Display) -> None:
+    """Warn before the first measurement if other processes use the processor."""
     in_use = cores_in_use()
     if in_use is not None and in_use > BUSY:
         display.note(
@@ -116,8 +104,20 @@ def note_if_busy(display: Loading) -> None:
         )
 
 
-def measure_model(role: "ModelRole", path: str, load: "Options", display: Loading) -> Measured:
-    """Measure the model of a file with each number of threads, and with what else can be tried. ModelError, ComputeError."""
+def measure_and_keep(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
+    """Measure a model as `arbitrage tune` does, and keep the result. Errors as `measure_model`, and OutputError."""
+    from arbitrage_cli.tuning.placement import tuned_file
+    from arbitrage_cli.tuning.store import check_place, keep_tuned
+
+    check_place(tuned_file())
+    note_if_busy(display)
+    found = measure_model(role, path, load, display)
+    keep_tuned(tuned_file(), [found.tuned])
+    return found
+
+
+def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
+    """Measure a model file with each number of threads, and with what else can be tried. Errors: ModelError, ComputeError."""
     from arbitrage_cli.system.files import digest
     from arbitrage_cli.system.machine import default_threads
     from arbitrage_cli.tuning.measure import thread_counts, try_loaded, try_threads
@@ -139,14 +139,11 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Loadin
             trials.append(Trial(tried.threads, flags, try_loaded(backend)))
     file = ModelFile(str(files[0].resolve()), size, modified, sha256)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Measured(
-        Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created),
-        trials,
-    )
+    return TunedModel(Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created), trials)
 
 
 def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:
-    """What else there is to try, by its flag: only what the user left open, and this llama.cpp can do."""
+    """What else there is to try, by its flag: only what was not given, and what this llama.cpp can do."""
     variants: dict[str, Mapping[str, Any]] = {}
     if load.flash_attention is None:
         variants |= {"--flash-attention": {"flash_attention": True}, "--no-flash-attention": {"flash_attention": False}}
@@ -156,8 +153,8 @@ def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any
 
 
 @contextlib.contextmanager
-def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) -> Iterator[Any]:
-    """The model, loaded by llama.cpp: the one backend whose number of threads can be told."""
+def _opened(role: "ModelRole", path: str, options: "Options", display: Display) -> Iterator[Any]:
+    """The model, loaded by llama.cpp: the one backend whose number of threads can change."""
 
     def progress(fraction: float) -> None:
         display.loading(role, path, fraction)
@@ -166,28 +163,38 @@ def _opened(role: "ModelRole", path: str, options: "Options", display: Loading) 
         yield backend
 
 
-def _table(measured: Measured) -> Iterator[str]:
+def _show(sources: Mapping["ModelRole", str], found: Mapping["ModelRole", TunedModel], *, as_json: bool) -> None:
+    from arbitrage_cli.tuning.placement import machine_here, tuned_file
+
+    if as_json:
+        models = [_record(role, sources[role], one) for role, one in found.items()]
+        record = {"machine": asdict(machine_here()), "file": str(tuned_file()), "models": models}
+        write(sys.stdout, json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n")
+        return
+    for role, one in found.items():
+        write(sys.stdout, f"{role}: {one_line(one.tuned.name)} ({one_line(sources[role])})\n")
+        write(sys.stdout, "".join(f"  {line}\n" for line in _table(one)))
+
+
+def _table(model: TunedModel) -> Iterator[str]:
     yield f"{'threads':<24}  {'decode/s':>9}  {'read/s':>9}  {'verify/s':>9}"
-    for trial in measured.trials:
+    for trial in model.trials:
         speeds = [rounding.number(1 / seconds) for seconds in asdict(trial.speeds).values()]
-        is_chosen = not trial.flags and trial.threads == measured.tuned.threads
+        is_chosen = not trial.flags and trial.threads == model.tuned.threads
         cells = f"{f'{trial.threads} {trial.flags}':<24}  " + "  ".join(f"{speed:>9}" for speed in speeds)
         yield f"{cells}  {'chosen' if is_chosen else ''}".rstrip()
 
 
-def _records(sources: Mapping["ModelRole", str], found: Mapping["ModelRole", Measured]) -> list[dict[str, Any]]:
-    return [
-        {
-            "role": role,
-            "model": sources[role],
-            "name": one.tuned.name,
-            "sha256": one.tuned.file.sha256,
-            "threads": one.tuned.threads,
-            "seconds_per_token": asdict(one.tuned.speeds),
-            "tried": [
-                {"threads": trial.threads, "flags": trial.flags, "seconds_per_token": asdict(trial.speeds)}
-                for trial in one.trials
-            ],
-        }
-        for role, one in found.items()
-    ]
+def _record(role: "ModelRole", source: str, model: TunedModel) -> dict[str, Any]:
+    return {
+        "role": role,
+        "model": source,
+        "name": model.tuned.name,
+        "sha256": model.tuned.file.sha256,
+        "threads": model.tuned.threads,
+        "seconds_per_token": asdict(model.tuned.speeds),
+        "tried": [
+            {"threads": trial.threads, "flags": trial.flags, "seconds_per_token": asdict(trial.speeds)}
+            for trial in model.trials
+        ],
+    }

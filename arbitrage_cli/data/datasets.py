@@ -1,16 +1,18 @@
-"""From a name to a data set: by its name on the Hub, one of those that ship with the program, or a file.
+"""Loads a data set by name: published on the Hub, shipped with the program, or a JSONL or parquet file.
 
-Knows where rows come from and how files hold them; what is in a row is for `datasets`, what an answer means for grading.
-The fields of published sets need no table: all of them use names that `datasets` looks for.
+Knows where rows come from and how files hold them, not what is in a row: the fields of all published sets have names that
+`rows` looks for.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from arbitrage_cli.data.rows import DataSet, Row, json_rows, make_data_set
+from arbitrage_cli.data.problems import read_json_rows
+from arbitrage_cli.data.rows import Dataset, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
@@ -22,7 +24,7 @@ _PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A data set on the Hub: its repository, the one file of it that is meant, and what is in there."""
+    """A data set on the Hub: its repository, the file in it, and a note on what it holds."""
 
     repo: str
     file: str
@@ -32,9 +34,7 @@ class Published:
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
     {
         "math500": Published("HuggingFaceH4/MATH-500", "test.jsonl", "500 problems of MATH, levels 1 to 5"),
-        "gsm8k": Published(
-            "openai/gsm8k", "main/test-00000-of-00001.parquet", "1,319 word problems of grade-school mathematics"
-        ),
+        "gsm8k": Published("openai/gsm8k", "main/test-00000-of-00001.parquet", "1,319 grade-school word problems"),
         "olympiadbench": Published(
             "Hothan/OlympiadBench",
             "OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet",
@@ -55,7 +55,7 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
 
 
 def known_datasets() -> Mapping[str, str]:
-    """Every data set that has a name, and a line on what it is."""
+    """The names of all data sets, each with a line on what it holds."""
     return {**SHIPPED, **{name: f"{published.note} ({published.repo})" for name, published in PUBLISHED.items()}}
 
 
@@ -64,65 +64,60 @@ def load_dataset(
     *,
     offline: bool,
     mapping: Mapping[str, str] = MappingProxyType({}),
-    watch: hub.Watch | None = None,
-) -> DataSet:
-    """The data set of that name, fetched from the Hub unless it is here; of what is no name, the JSONL or parquet file there.
+    on_progress: hub.OnProgress = hub.no_progress,
+) -> Dataset:
+    """The data set of that name, fetched from the Hub unless it is cached; else the JSONL or parquet file of that path.
 
-    `mapping` names the fields of a file, as in `datasets.make_data_set`. Errors: UsageError, HubError, ModelFileError.
+    `mapping` names the fields of a file, as for `make_dataset`. Errors: UsageError, HubError, ModelFileError.
     """
     if mapping and name_or_path in known_datasets():
-        raise UsageError(f"the fields of {name_or_path} are known", "--map is for files")
+        raise UsageError(f"--map is for files, and {name_or_path} is a data set by name", "leave out --map")
     if name_or_path in PUBLISHED:
-        return _load_published(name_or_path, offline=offline, watch=watch)
+        return _load_published(name_or_path, offline=offline, on_progress=on_progress)
     if name_or_path in SHIPPED:
         path = models_folder() / f"{name_or_path}.jsonl"
         if not path.is_file():
-            raise UsageError(f"{name_or_path} is not part of this installation ({path})", "install the program anew")
+            raise UsageError(f"{name_or_path} is not part of this installation ({path})", "install the program again")
         return _read(path, name_or_path)
     return _read(_existing(name_or_path), Path(name_or_path).name, mapping=mapping)
 
 
-def _load_published(name: str, *, offline: bool, watch: hub.Watch | None) -> DataSet:
+def _load_published(name: str, *, offline: bool, on_progress: hub.OnProgress) -> Dataset:
     published = PUBLISHED[name]
     if published.file.endswith(".parquet"):
         _load_pyarrow(name)  # before anything is downloaded
     wanted = HubName(published.repo, published.file, kind="dataset")
-    (path,) = hub.find(wanted, offline=offline, watch=watch)
+    (path,) = hub.find(wanted, offline=offline, on_progress=on_progress)
     return _read(path, name, revision=hub.commit_of(wanted, path))
 
 
 def _existing(name: str) -> Path:
-    """The user's file. UsageError if there is none."""
-    try:
+    """The user's file. UsageError unless it is a regular file."""
+    with suppress(OSError, RuntimeError, ValueError):  # too long for a name, ~ of an unknown user, a NUL
         path = Path(name).expanduser()
-        is_file, is_there = path.is_file(), path.exists()
-    except (OSError, RuntimeError, ValueError):  # too long for a name, ~ of an unknown user, a NUL
-        is_file = is_there = False
-    if is_there and not is_file:
-        raise UsageError(f"{name} is no file", "give a JSONL or parquet file: it is read once more when a run is resumed")
-    if not is_file:
-        names = ", ".join(known_datasets())
-        raise UsageError(f"'{name}' is no data set and no file", f"data sets: {names}; or a JSONL or parquet file")
-    return path
+        if path.is_file():
+            return path
+    hint = f"data sets: {', '.join(known_datasets())}; or the path of a JSONL or parquet file"
+    raise UsageError(f"'{name}' is neither a data set nor a regular file", hint)
 
 
 def _read(
     path: Path, name: str, *, mapping: Mapping[str, str] = MappingProxyType({}), revision: str | None = None
-) -> DataSet:
+) -> Dataset:
     try:
         with path.open("rb") as stream:
             unit: Literal["line", "row"] = "row" if stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC else "line"
             stream.seek(0)
-            rows = _parquet_rows(path, name) if unit == "row" else json_rows(stream)
-            return make_data_set(name, rows, mapping=mapping, revision=revision, unit=unit)
+            rows = _parquet_rows(path, name) if unit == "row" else read_json_rows(stream)
+            return make_dataset(name, rows, mapping=mapping, revision=revision, unit=unit)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror or error})", "check the file and its permissions"
         ) from error
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Row]]:
-    """The numbered rows of a parquet file. UsageError if pyarrow is missing, or cannot make sense of the file."""
+def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The numbered rows of a parquet file. UsageError if pyarrow is missing, or cannot read the file."""
     arrow_error, open_parquet = _load_pyarrow(name)
     number = 0
     try:
@@ -134,12 +129,12 @@ def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Row]]:
     except (arrow_error, ValueError, OSError) as error:  # ValueError: a text that is not UTF-8
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            f"{name}: cannot be read as parquet after row {number} ({reason})", "check the file, or fetch it anew"
+            f"{name}: cannot be read as parquet after row {number} ({reason})", "check the file, or fetch it again"
         ) from error
 
 
 def _load_pyarrow(name: str) -> tuple[type[Exception], Any]:
-    """What pyarrow raises, and its reader of files. It is optional, being large: UsageError if it is not installed."""
+    """The errors that pyarrow raises, and its file reader. UsageError if it is not installed: it is large, so optional."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

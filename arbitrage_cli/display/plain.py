@@ -1,101 +1,122 @@
 """Plain lines for pipes, logs and dumb terminals: no escape byte, no line ever rewritten.
 
-One problem is told step by step; of many, one line each, unless asked for more.
+One problem is shown step by step. Of many problems, and of the attempts of a run, each is one line.
 """
 
 import time
+from collections.abc import Callable
 from typing import TextIO
 
-from arbitrage_cli.display import one_line, safe, wording, write
+from arbitrage_cli.display import rounding, wording
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.display.text import one_line, safe, write
 from arbitrage_cli.runs.records import RunInfo, answer
-from arbitrage_cli.runs.summary import Tally, tally
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Started
 
-PROGRESS_SECONDS = 5.0
-"""Loading is mentioned again only after so long."""
+LOADING_SECONDS = 5.0
+"""Between two lines about loading."""
 
 
 class PlainDisplay:
-    """A `Display` of lines. `verbosity`: 0 notes only, 1 the usual, 2 every step of every problem."""
+    """A `Display` of lines. `verbosity`: 0 notes and failures only, 1 the usual, 2 every step of every problem."""
 
-    def __init__(self, stream: TextIO, results: TextIO, *, verbosity: int = 1) -> None:
+    def __init__(
+        self, stream: TextIO, results: TextIO, *, verbosity: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stream = stream
         self._results = results
         self._verbosity = verbosity
+        self._clock = clock
+        self._last_loading = clock()
         self._run: RunInfo | None = None
-        self._last_progress = time.monotonic()
+        self._totals = wording.Totals()
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
-        now = time.monotonic()
-        if self._verbosity and now - self._last_progress >= PROGRESS_SECONDS:
-            self._last_progress = now
+        now = self._clock()
+        if now - self._last_loading >= LOADING_SECONDS:
+            self._last_loading = now
             self._say(f"loading {role} {one_line(source)}: {fraction:.0%}")
 
-    def begin(self, run: RunInfo) -> None:
-        self._run = run
-        if self._verbosity:
-            for line in wording.models(run):
-                self._say(line)
-            self._say(wording.rule(run))
-            if run.is_toy:
-                self._say(f"{wording.TOY_NOTICE} {wording.REAL_MODELS_HINT}")
-
-    def handle(self, event: Event) -> None:
-        if isinstance(event, Finished) and wording.failure(event):
-            self._say(wording.failure(event))
-            return
-        if not self._verbosity or self._run is None:
-            return
-        tells_steps = self._verbosity > 1 or self._run.num_problems == 1
-        if isinstance(event, Started) and tells_steps:
-            self._say(f"problem {one_line(event.trace.problem.id)}: {one_line(event.trace.problem.question)}")
-        elif isinstance(event, Decided) and tells_steps:
-            self._say_decision(event, self._run)
-        elif isinstance(event, Finished):
-            self._say_finished(event, self._run)
-
-    def end(self, figures: Tally, num_solved: int, num_failed: int) -> None:
-        if self._verbosity and self._run and self._run.num_problems != 1:
-            self._say(wording.total(figures, num_solved, num_failed))
-
     def note(self, text: str) -> None:
-        self._say(one_line(text))
+        self._write(one_line(text))
+
+    def begin(self, run: RunInfo | RunProgress) -> None:
+        if isinstance(run, RunProgress):
+            done = f", {run.finished} of them done" if run.finished else ""
+            self._say(f"{one_line(run.title)}: {run.planned} attempts{done}")
+            return
+        self._run = run
+        for line in [*wording.models(run), wording.rule(run), *([wording.TOY_NOTICE] if run.is_toy else [])]:
+            self._say(line)
+
+    def handle(self, event: Event | AttemptStarted | AttemptEnded) -> None:
+        if isinstance(event, AttemptEnded):
+            self._say("; ".join(_attempt_facts(event)))
+        elif self._run and not isinstance(event, AttemptStarted):
+            self._totals.add(event)
+            self._show(event, self._run)
+
+    def end(self) -> None:
+        if self._run and self._run.num_problems != 1:
+            self._say(self._totals.text)
 
     def result(self, text: str) -> None:
         write(self._results, text + "\n")
 
     def close(self) -> None:
-        """Nothing is left to be undone."""
+        """Nothing to undo."""
 
-    def _say_decision(self, event: Decided, run: RunInfo) -> None:
+    def _show(self, event: Event, run: RunInfo) -> None:
+        has_steps = self._verbosity > 1 or run.num_problems == 1
+        if isinstance(event, Started) and has_steps:
+            self._say(f"problem {one_line(event.trace.problem.id)}: {one_line(event.trace.problem.question)}")
+        elif isinstance(event, Decided) and has_steps:
+            self._show_decision(event, run)
+        elif isinstance(event, Finished) and wording.failure(event):
+            self._write(wording.failure(event))
+        elif isinstance(event, Finished):
+            self._show_finished(event, run)
+
+    def _show_decision(self, event: Decided, run: RunInfo) -> None:
         decision = event.decision
         kept, discarded = decision.kept, decision.discarded
         facts = [kept.model, decision.verdict or "", wording.comparison(decision, run), wording.size(kept)]
         if discarded:
             facts.append(f"(discarded: {discarded.model}, {wording.size(discarded)})")
         of = f"problem {one_line(event.trace.problem.id)}, " if run.concurrency > 1 else ""
-        self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(fact for fact in facts if fact))
+        self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(filter(None, facts)))
         if discarded:
             self._say_text(discarded.text, "  - ")
         self._say_text(kept.text, "  + " if discarded else "    ")
+
+    def _show_finished(self, finished: Finished, run: RunInfo) -> None:
+        figures = tally(finished.trace.decisions).rated(finished.reward_cost)
+        found = answer(finished.trace)
+        facts = [
+            f"answer {found}" if found else "no boxed answer",
+            wording.ending(finished),
+            wording.tally(figures),
+            wording.time(finished, figures, run),
+        ]
+        self._say(one_line(f"problem {finished.trace.problem.id}: " + "; ".join(filter(None, facts))))
 
     def _say_text(self, text: str, margin: str) -> None:
         for line in safe(text).split("\n"):
             if line.strip():
                 self._say(margin + line)
 
-    def _say_finished(self, finished: Finished, run: RunInfo) -> None:
-        figures = tally(finished.trace.decisions).rated(finished.reward_cost)
-        found = answer(finished.trace)
-        facts = [
-            f"answer {found}" if found else "no boxed answer",
-            wording.ending(finished),
-            wording.acceptance(figures),
-            wording.tokens(figures),
-            wording.speeds(figures),
-            wording.time(finished, figures, run),
-        ]
-        self._say(f"problem {one_line(finished.trace.problem.id)}: " + one_line("; ".join(fact for fact in facts if fact)))
-
     def _say(self, line: str) -> None:
+        if self._verbosity:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
         write(self._stream, safe(line).replace("\t", " ") + "\n")
+
+
+def _attempt_facts(ended: AttemptEnded) -> list[str]:
+    progress = ended.progress
+    facts = [f"{progress.finished}/{progress.planned} {wording.attempt(ended)}"]
+    if progress.seconds_left is not None and progress.finished < progress.planned:
+        facts.append(f"about {rounding.duration(progress.seconds_left)} left")
+    return facts

@@ -1,7 +1,7 @@
-"""A region at the bottom of a terminal that is drawn over, below text that scrolls up and stays. Knows nothing of what is shown.
+"""A region at the bottom of a terminal that is drawn over, below text that scrolls up and stays. Knows no record.
 
-Not `rich.live`: that one loses count of its lines when the terminal gets narrower while it is shown, and leaves copies
-behind. Everything written goes through one `write` per update.
+Not `rich.live`: that one miscounts its lines when the terminal gets narrower, and leaves copies behind. Each update is one
+`write`.
 """
 
 import os
@@ -12,10 +12,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from arbitrage_cli.display import write
+from arbitrage_cli.display.text import write
 
 PLAIN = {"\N{FULL BLOCK}": "#", "\N{LIGHT SHADE}": ".", "\N{HORIZONTAL ELLIPSIS}": "~"}
-"""What is drawn where a stream cannot write it: as wide as that."""
+"""Replacements, equally wide, for what a stream cannot write."""
 
 UNKNOWN = "?"
 SIGNS = {"\N{LESS-THAN OR EQUAL TO}": "<="}
@@ -31,7 +31,7 @@ class Region:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows of the terminal now. Asked of the terminal itself: COLUMNS and LINES may be out of date."""
+        """Columns and rows of the terminal now. The terminal itself is asked: COLUMNS and LINES may be out of date."""
         try:
             columns, rows = os.get_terminal_size(self._stream.fileno())
         except (OSError, ValueError):
@@ -52,7 +52,7 @@ class Region:
         self._drawn = [line.plain for line in shown]
 
     def _encodable(self, line: Text) -> Text:
-        """The line with one character for each that the stream cannot write: an escape in its place would be wider."""
+        """The line with one character for each that the stream cannot write: an escape would be wider."""
         if self._writes(line.plain):
             return line
         plain = [one if self._writes(one) else PLAIN.get(one, UNKNOWN) for one in line.plain]
@@ -61,7 +61,7 @@ class Region:
         return encodable
 
     def _with_signs(self, text: str) -> str:
-        """Signs in words that the stream can write; what stays for good may get longer by that."""
+        """Signs that the stream cannot write, spelled out; text that stays may get longer."""
         for sign, plain in SIGNS.items() if not self._writes(text) else ():
             text = text if self._writes(sign) else text.replace(sign, plain)
         return text
@@ -74,7 +74,7 @@ class Region:
         return True
 
     def _erase(self, columns: int) -> str:
-        """Go up to where the region began, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.
+        """Go up to the region's first row, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.
 
         A terminal that got narrower has wrapped the region's lines since they were drawn.
         """

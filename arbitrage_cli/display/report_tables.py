@@ -1,13 +1,14 @@
-"""The tables of a report: which figures stand in which columns, beside what, and where each is defined.
+"""The tables of a report: which figures stand in which columns, what is beside them, and where each is defined.
 
 Takes the JSON of `figures`, gives text. Knows no markup.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arbitrage_cli.display import charts, rounding
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.charts import Series
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 
 PROJECTED_RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -20,16 +21,20 @@ OTHER_HEADINGS: Mapping[str, str] = {
     "projected_speedup": "projected speed-up",
     "time": "where the time goes",
 }
-"""Of definitions that are not told below a column of their own."""
+"""Of definitions that no column has."""
 
 Json = Mapping[str, Any]
 Cell = tuple[str, str]
-"""A figure, and its interval or what else is said beside it."""
+"""A figure, and its interval or its counts beside it."""
+
+PERCENT = rounding.percent, rounding.percent_range
+POINTS = rounding.points, rounding.points_range
+TIMES = rounding.times, rounding.times_range
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table: what stands above it, and the name of the definition that tells what it is."""
+class FigureColumn:
+    """A column of a table: its heading, the name of its definition, and its cells."""
 
     heading: str
     definition: str
@@ -42,37 +47,35 @@ class Table:
 
     caption: str
     headings: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[charts.Series, str, Sequence[Cell]]]
+    rows: Sequence[tuple[Series, str, Sequence[Cell]]]
 
     @property
     def has_beside(self) -> list[bool]:
-        """Whether anything in a column has something beside it, which then gets a place of its own."""
+        """Whether a column has anything beside its figures, which then gets a place of its own."""
         return [any(beside for _, beside in column) for column in zip(*(cells for _, _, cells in self.rows), strict=True)]
 
 
 def definitions() -> list[tuple[str, str, str]]:
     """Name, heading and text of each definition that a report uses."""
-    headings = {
-        column.definition: column.heading for columns in (COST, ROUTING, MAIN, THROUGHPUT, CURVES) for column in columns
-    }
-    headings |= OTHER_HEADINGS
+    columns = (*COST, *ROUTING, *MAIN, *THROUGHPUT, *CURVES)
+    headings = {**{column.definition: column.heading for column in columns}, **OTHER_HEADINGS}
     return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in DEFINITIONS.items()]
 
 
-# --- cells
+# --- columns
 
 
-def _value(show: Callable[[float | None], str], name: str) -> Callable[[Json], Cell]:
-    return lambda figures: (show(figures[name]), "")
+def _value(heading: str, name: str, show: Callable[[Any], str] = rounding.number) -> FigureColumn:
+    return FigureColumn(heading, name, lambda figures: (show(figures[name]), ""))
 
 
-def _with_range(
-    show: Callable[[float | None], str], show_range: Callable[[Sequence[float] | None], str], name: str
-) -> Callable[[Json], Cell]:
-    return lambda figures: (show(figures[name]), show_range(figures[f"{name}_interval"]))
+def _ranged(heading: str, name: str, show: tuple[Callable[[Any], str], Callable[[Any], str]]) -> FigureColumn:
+    """A figure with its interval."""
+    value, interval = show
+    return FigureColumn(heading, name, lambda figures: (value(figures[name]), interval(figures[f"{name}_interval"])))
 
 
-def _with_parts(show: Callable[[float | None], str], name: str) -> Callable[[Json], Cell]:
+def _with_parts(heading: str, name: str, show: Callable[[Any], str] = rounding.percent) -> FigureColumn:
     """A ratio, and the two counts that it is made of."""
 
     def cell(figures: Json) -> Cell:
@@ -81,122 +84,134 @@ def _with_parts(show: Callable[[float | None], str], name: str) -> Callable[[Jso
         parts = figures["ratios"][name]
         return show(figures[name]), f"{rounding.number(parts['numerator'])}/{rounding.number(parts['denominator'])}"
 
-    return cell
+    return FigureColumn(heading, name, cell)
 
 
 def _outcomes(figures: Json) -> Cell:
-    """Correct of all, and what else there is beside wrong answers."""
-    others = [f"{figures[name]} {word}" for name, word in OTHER_OUTCOMES.items() if figures[name]]
+    """Correct of all, and all outcomes but wrong answers."""
+    names = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
+    others = [f"{figures[name]} {word}" for name, word in names.items() if figures[name]]
     return f"{figures['correct']}/{figures['n']}", ", ".join(others)
 
 
-OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
-
-MAIN: Sequence[Column] = (
-    Column("accuracy", "accuracy", _with_range(rounding.percent, rounding.percent_range, "accuracy")),
-    Column("correct", "accuracy", _outcomes),
-    Column(
-        "vs target, points",
-        "accuracy_difference",
-        _with_range(rounding.points, rounding.points_range, "accuracy_difference"),
-    ),
-    Column("speed-up", "speedup", _with_range(rounding.times, rounding.times_range, "speedup")),
-    Column("mean s", "seconds_mean", _value(rounding.number, "seconds_mean")),
-    Column("median s", "seconds_median", _value(rounding.number, "seconds_median")),
-    Column("p90 s", "seconds_p90", _value(rounding.number, "seconds_p90")),
+ACCURACY: Sequence[FigureColumn] = (
+    _ranged("accuracy", "accuracy", PERCENT),
+    FigureColumn("correct", "accuracy", _outcomes),
+    _value("cut", "cut"),
+    _ranged("vs target, points", "accuracy_difference", POINTS),
 )
-THROUGHPUT: Sequence[Column] = (
-    *MAIN[:3],
-    Column("problems/s", "problems_per_second", _with_parts(rounding.number, "problems_per_second")),
-    Column("ratio to target", "throughput_ratio", _with_range(rounding.times, rounding.times_range, "throughput_ratio")),
+MAIN: Sequence[FigureColumn] = (
+    *ACCURACY,
+    _ranged("speed-up", "speedup", TIMES),
+    _value("mean s", "seconds_mean"),
+    _value("median s", "seconds_median"),
+    _value("p90 s", "seconds_p90"),
 )
-ROUTING: Sequence[Column] = (
-    Column("accepted steps", "acceptance_rate", _with_parts(rounding.percent, "acceptance_rate")),
-    Column("stopped early", "stopped_early_rate", _with_parts(rounding.percent, "stopped_early_rate")),
-    Column("accepted tokens", "token_acceptance_rate", _with_parts(rounding.percent, "token_acceptance_rate")),
-    Column("target calls per step", "target_call_rate", _with_parts(lambda rate: f"{rate or 0:.2f}", "target_call_rate")),
-    Column("wasted draft tokens", "wasted_draft_tokens", _value(rounding.number, "wasted_draft_tokens")),
-    Column("target's share of tokens", "target_token_share", _with_parts(rounding.percent, "target_token_share")),
+THROUGHPUT: Sequence[FigureColumn] = (
+    *ACCURACY,
+    _with_parts("problems/s", "problems_per_second", rounding.number),
+    _ranged("ratio to target", "throughput_ratio", TIMES),
 )
-COST: Sequence[Column] = (
-    Column("draft tokens/s", "draft_tokens_per_second", _value(rounding.number, "draft_tokens_per_second")),
-    Column("target tokens/s", "target_tokens_per_second", _value(rounding.number, "target_tokens_per_second")),
-    Column(
-        "cost, target-token equivalents", "target_token_equivalents", _value(rounding.number, "target_token_equivalents")
-    ),
-    Column(
-        "saving in equivalents",
-        "equivalent_speedup",
-        _with_range(rounding.times, rounding.times_range, "equivalent_speedup"),
-    ),
+ROUTING: Sequence[FigureColumn] = (
+    _with_parts("accepted steps", "acceptance_rate"),
+    _with_parts("stopped early", "stopped_early_rate"),
+    _with_parts("accepted tokens", "token_acceptance_rate"),
+    _with_parts("target calls per step", "target_call_rate", lambda rate: f"{rate:.2f}"),
+    _value("wasted draft tokens", "wasted_draft_tokens"),
+    _with_parts("target's share of tokens", "target_token_share"),
 )
-COST_AT_ONCE: Sequence[Column] = COST[:2]
-"""What a throughput run has of them."""
-CURVES: Sequence[Column] = (
-    Column("mean accuracy over time", "area", _with_range(rounding.percent, rounding.percent_range, "area")),
-    Column("above a random mix, points", "area_gain", _with_range(rounding.points, rounding.points_range, "area_gain")),
+SPEEDS: Sequence[FigureColumn] = (
+    _value("draft tokens/s", "draft_tokens_per_second"),
+    _value("target tokens/s", "target_tokens_per_second"),
+)
+COST: Sequence[FigureColumn] = (
+    *SPEEDS,
+    _value("cost, target-token equivalents", "target_token_equivalents"),
+    _ranged("saving in equivalents", "equivalent_speedup", TIMES),
+)
+CURVES: Sequence[FigureColumn] = (
+    _ranged("mean accuracy over time", "area", PERCENT),
+    _ranged("above a random mix, points", "area_gain", POINTS),
 )
 
 
-def policy_table(caption: str, columns: Sequence[Column], figures: Json, series: Mapping[str, charts.Series]) -> Table:
-    """Some figures of every policy."""
-    rows = [
-        (series[policy["policy"]], policy["label"], [column.cell(policy) for column in columns])
-        for policy in figures["policies"]
+# --- tables
+
+
+def tables(figures: Json, series: Mapping[str, Series]) -> list[Table]:
+    """The tables of all figures, without levels and projection."""
+    if not figures["policies"]:
+        return []
+    main, cost = (THROUGHPUT, SPEEDS) if figures["concurrency"] > 1 else (MAIN, COST)
+    made = [
+        _figures_table("Accuracy and time", main, figures["policies"], series),
+        _figures_table("Who wrote what", ROUTING, figures["policies"], series),
+        _figures_table("What it cost", cost, figures["policies"], series),
     ]
-    return Table(caption, [(column.heading, column.definition) for column in columns], rows)
+    curves = _curve_table(figures, series)
+    return [*made, curves] if curves else made
 
 
-def curve_table(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
-    """Area and accuracy at matched times of each policy that was run at several taus."""
-    made = [curve for curve in figures["curves"] if curve["area"] is not None]
-    if not made:
-        return None
-    at = [(f"at {entry['time']:.2f} of the target's time", "accuracy_at") for entry in made[0]["accuracy_at"]]
-    rows = []
-    for curve in made:
-        cells = [column.cell(curve) for column in CURVES]
-        cells += [
-            (rounding.percent(entry["accuracy"]), rounding.percent_range(entry["accuracy_interval"]))
-            for entry in curve["accuracy_at"]
-        ]
-        rows.append((series[curve["policy"]], curve["policy"], cells))
-    headings = [(column.heading, column.definition) for column in CURVES]
-    return Table("Over the taus of one policy", [*headings, *at], rows)
-
-
-def level_table(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
+def level_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
     """Accuracy of each policy at each level, with its counts."""
-    first = figures["policies"][0]["by_level"] if figures["policies"] else None
-    if not first:
+    policies = figures["policies"]
+    if not policies or not policies[0]["by_level"]:
         return None
-    rows = [
-        (series[policy["policy"]], policy["label"], [_level_cell(level) for level in policy["by_level"].values()])
-        for policy in figures["policies"]
-    ]
-    return Table("Accuracy by level", [(f"level {level}", "by_level") for level in first], rows)
+
+    def cells(policy: Json) -> list[Cell]:
+        levels = policy["by_level"].values()
+        return [(rounding.percent(level["accuracy"], 0), f"{level['correct']}/{level['n']}") for level in levels]
+
+    headings = [(f"level {level}", "by_level") for level in policies[0]["by_level"]]
+    return Table("Accuracy by level", headings, _rows(policies, series, cells))
 
 
-def _level_cell(level: Json) -> Cell:
-    return rounding.percent(level["accuracy"], 0), f"{level['correct']}/{level['n']}"
-
-
-def projection_table(figures: Json, series: Mapping[str, charts.Series]) -> Table | None:
+def projection_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
     """Speed-ups under other cost ratios: the one that was asked for, and some round ones."""
     policies = [policy for policy in figures["policies"] if policy["projection_terms"] and policy["policy"] != "target"]
     if not policies:
         return None
-    asked = [figures["projection"]["cost_ratio"]] if figures["projection"] else []
-    ratios = sorted({*PROJECTED_RATIOS, *asked})
-    rows = [
-        (series[policy["policy"]], policy["label"], [_projected(policy, ratio, ratio in asked) for ratio in ratios])
-        for policy in policies
-    ]
+    asked = figures["projection"]["cost_ratio"] if figures["projection"] else None
+    ratios = sorted({*PROJECTED_RATIOS, *([asked] if asked else [])})
     headings = [(f"{ratio:g}", "projected_speedup") for ratio in ratios]
-    return Table("Projected speed-up, by what a target token costs in draft tokens", headings, rows)
+
+    def cells(policy: Json) -> list[Cell]:
+        return [_projected(policy, ratio, was_asked=ratio == asked) for ratio in ratios]
+
+    caption = "Projected speed-up, by what a target token costs in draft tokens"
+    return Table(caption, headings, _rows(policies, series, cells))
 
 
-def _projected(policy: Json, cost_ratio: float, was_asked: bool) -> Cell:
+def _rows(
+    policies: Iterable[Json], series: Mapping[str, Series], cells: Callable[[Json], list[Cell]]
+) -> list[tuple[Series, str, list[Cell]]]:
+    return [(series[policy["policy"]], policy.get("label", policy["policy"]), cells(policy)) for policy in policies]
+
+
+def _figures_table(
+    caption: str, columns: Sequence[FigureColumn], policies: Iterable[Json], series: Mapping[str, Series]
+) -> Table:
+    headings = [(column.heading, column.definition) for column in columns]
+    return Table(caption, headings, _rows(policies, series, lambda policy: [column.cell(policy) for column in columns]))
+
+
+def _curve_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
+    """Area and accuracy at matched times of each policy that was run at several taus."""
+    curves = [curve for curve in figures["curves"] if curve["area"] is not None]
+    if not curves:
+        return None
+
+    def cells(curve: Json) -> list[Cell]:
+        at = curve["accuracy_at"]
+        read = [(rounding.percent(one["accuracy"]), rounding.percent_range(one["accuracy_interval"])) for one in at]
+        return [*(column.cell(curve) for column in CURVES), *read]
+
+    headings = [(column.heading, column.definition) for column in CURVES]
+    headings += [(f"at {one['time']:.2f} of the target's time", "accuracy_at") for one in curves[0]["accuracy_at"]]
+    return Table("Over the taus of one policy", headings, _rows(curves, series, cells))
+
+
+def _projected(policy: Json, cost_ratio: float, *, was_asked: bool) -> Cell:
     terms = policy["projection_terms"]
     cost = terms["target"] + terms["fixed"] + terms["draft"] / cost_ratio
     shown = rounding.times(terms["alone"] / cost if cost > 0 else None)

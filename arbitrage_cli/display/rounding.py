@@ -1,4 +1,4 @@
-"""Figures as text: how many digits, which unit, and what stands for a figure that is not known.
+"""Figures as text: how many digits, which unit, and what stands for an unknown figure.
 
 Knows no figure by name. ASCII only: it is for terminals as well.
 """
@@ -21,7 +21,7 @@ def percent_range(interval: Sequence[float] | None) -> str:
 
 def points(difference: float | None) -> str:
     """A difference of shares in percentage points, always with its sign: `-1.2`."""
-    return UNKNOWN if difference is None else f"{_no_negative_zero(100 * difference, 1):+.1f}"
+    return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # no negative zero
 
 
 def points_range(interval: Sequence[float] | None) -> str:
@@ -55,5 +55,14 @@ def count(value: int, noun: str) -> str:
     return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
 
 
-def _no_negative_zero(value: float, digits: int) -> float:
-    return round(value, digits) + 0.0
+def seconds(value: float) -> str:
+    """A measured time: 0.42 s, 12.3 s, 1230 s."""
+    return f"{value:.{2 if value < 10 else 1 if value < 1000 else 0}f} s"
+
+
+def duration(value: float) -> str:
+    """About how many seconds: 40 s, 12 min, 3 h 20 min."""
+    if value < 60:
+        return f"{value:.0f} s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

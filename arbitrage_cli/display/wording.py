@@ -1,15 +1,45 @@
-"""The words that plain and live display share: one place for each phrase about a decision, a tally or a result.
+"""The phrases that the plain and the live display share, about decisions, tallies, results and attempts.
 
-Knows no terminal: plain text in, plain text out.
+Knows no terminal: records in, plain text out.
 """
 
-from arbitrage_cli.display import one_line
+from dataclasses import dataclass, field
+
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.protocol import AttemptEnded
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.runs.records import RunInfo, problem_error
 from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Step
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Step
 
-TOY_NOTICE = "These are scripted demo models, not language models: they only know one line of arithmetic."
-REAL_MODELS_HINT = "For real ones: --draft DRAFT.gguf --target TARGET.gguf"
+TOY_NOTICE = (
+    "These are scripted demo models, not language models: they only know one line of arithmetic. "
+    "For real ones: --draft DRAFT.gguf --target TARGET.gguf"
+)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts problems, and adds up their steps."""
+
+    figures: Tally = field(default_factory=Tally)
+    finished: int = 0
+    failed: int = 0
+
+    def add(self, event: Event) -> None:
+        """Count what is new in an event."""
+        if isinstance(event, Decided):
+            self.figures = self.figures.add(event.decision)
+        elif isinstance(event, Finished):
+            self.figures = self.figures.rated(event.reward_cost)
+            self.finished += 1
+            self.failed += problem_error(event) is not None
+
+    @property
+    def text(self) -> str:
+        """One line about all problems."""
+        counts = f"{self.finished} problems" + (f", {self.failed} failed" if self.failed else "")
+        return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
 
 def models(run: RunInfo) -> list[str]:
@@ -28,7 +58,7 @@ def rule(run: RunInfo) -> str:
 
 
 def comparison(decision: Decision, run: RunInfo) -> str:
-    """The number beside tau, e.g. `entropy 1.43 > 1`; empty where nothing was compared."""
+    """The number beside tau, e.g. `entropy 1.43 > 1`; empty if nothing was compared."""
     if decision.probability is None or run.tau is None:
         return ""
     sign = ">" if decision.probability > run.tau else "≤"
@@ -36,7 +66,7 @@ def comparison(decision: Decision, run: RunInfo) -> str:
 
 
 def _rounded(number: float, tau: float) -> str:
-    """With as few digits as still tell on which side of tau it is."""
+    """With as few digits as still show on which side of tau it is."""
     forms = (f"{number:{form}}" for form in (".2f", ".3g", ".6g"))
     return next((text for text in forms if (float(text) > tau) == (number > tau)), repr(number))
 
@@ -46,15 +76,18 @@ def size(step: Step) -> str:
     return f"{step.num_tokens} tokens {step.seconds:.2f} s" + (", stopped early" if step.stop == "early" else "")
 
 
-def acceptance(figures: Tally) -> str:
-    """How many drafted steps were kept, as a fraction with both its parts."""
-    if not figures.drafted_steps:
-        return f"{figures.target_steps} steps"
-    return f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
+def tally(figures: Tally) -> str:
+    """Steps accepted, tokens of each kind, and the models' decoding speeds."""
+    return "; ".join(filter(None, (_acceptance(figures), _tokens(figures), _speeds(figures))))
 
 
-def tokens(figures: Tally) -> str:
-    """Tokens drafted, thrown away, and written by the target."""
+def _acceptance(figures: Tally) -> str:
+    if figures.drafted_steps:
+        return f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
+    return f"{figures.target_steps} steps" if figures.target_steps else ""
+
+
+def _tokens(figures: Tally) -> str:
     parts = []
     if figures.drafted_steps:
         parts.append(f"drafted {figures.drafted_tokens}, wasted {figures.wasted_tokens}")
@@ -63,8 +96,7 @@ def tokens(figures: Tally) -> str:
     return "tokens: " + ", ".join(parts) if parts else "no tokens yet"
 
 
-def speeds(figures: Tally) -> str:
-    """Decoding speed of each model; empty before anything was decoded."""
+def _speeds(figures: Tally) -> str:
     costs: dict[ModelRole, Cost] = {"draft": figures.draft_cost, "target": figures.target_cost}
     known = [(role, cost.tokens_per_second) for role, cost in costs.items()]
     return ", ".join(f"{role} {speed:.1f} tokens/s" for role, speed in known if speed is not None)
@@ -76,9 +108,8 @@ def time(finished: Finished, figures: Tally, run: RunInfo) -> str:
     alone = finished.target_alone_seconds
     if alone is None or run.number is None or run.is_toy or figures.seconds <= 0:
         return took
-    return (
-        f"{took}; the target alone: about {alone:.2f} s, {alone / figures.seconds:.2f}x (estimate: same text at its speed)"
-    )
+    ratio = alone / figures.seconds
+    return f"{took}; the target alone: about {alone:.2f} s, {ratio:.2f}x (estimate: same text at its speed)"
 
 
 def failure(finished: Finished) -> str:
@@ -87,15 +118,15 @@ def failure(finished: Finished) -> str:
     return one_line(f"problem {finished.trace.problem.id}: {'; '.join(filter(None, error))}") if error else ""
 
 
-def total(figures: Tally, num_solved: int, num_failed: int) -> str:
-    """One line about many problems."""
-    counts = f"{num_solved + num_failed} problems" + (f", {num_failed} failed" if num_failed else "")
-    facts = (counts, acceptance(figures), tokens(figures), speeds(figures), f"{figures.seconds:.2f} s")
-    return "; ".join(filter(None, facts))
-
-
 def ending(finished: Finished) -> str:
-    """What to say of a solution that did not end by itself; empty if it did."""
+    """The limit that ended a solution before it was finished; empty if none did."""
     limits = {"max_steps": "--max-steps", "max_tokens": "--max-tokens"}
     option = limits.get(finished.trace.stop or "")
     return f"stopped at the limit {option}" if option else ""
+
+
+def attempt(ended: AttemptEnded) -> str:
+    """One line about an attempt: `gsm8k/12, entropy 0.5: incorrect (18), 12.3 s`."""
+    detail = f" ({ended.detail})" if ended.detail else ""
+    took = "" if ended.seconds is None else f", {rounding.seconds(ended.seconds)}"
+    return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")

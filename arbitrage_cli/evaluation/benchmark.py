@@ -1,77 +1,76 @@
-"""Measures policies side by side: what is solved in which order, the solving itself, and how the policies stand.
+"""Measures policies side by side: which problem is solved when, the solving itself, and what is timed.
 
-All policies solve a block of problems before the next block's turn, in an order that rotates, so that a machine that gets
-slower during a run gets slower for all of them. In a latency run a block is one problem; in a throughput run, where several
-problems are solved at once, it is so many that little of its time is that of its end, when not all places are taken. Knows
-no file, no terminal and no data set by name; how an answer is graded is given to it.
+All policies solve a block of problems before the next block begins, in an order that rotates: a machine that gets slower
+during a run gets slower for all of them. In a latency run a block is one problem. In a throughput run, where several
+problems are solved at once, a block is large enough that little of its time is its end, when places stay empty. Knows no
+file, no terminal and no data set by name; the caller says how answers are graded.
 """
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.errors import DefectError, InterruptedRunError
+from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Key, key_of, latest
-from arbitrage_cli.runs.labels import label, tau_in_json
-from arbitrage_cli.runs.records import Measured, RunInfo, attempt_error, row, seconds_of
-from arbitrage_cli.runs.summary import Share, Standing
-from arbitrage_cli.system.signals import running_seconds
+from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, label, row, tau_in_json
+from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
 
 ROUNDS = 4
 """Problems of a block for each that is solved at once."""
 
 Grade = Callable[[str, Mapping[str, Any]], Score]
-"""Compares a solution's text with a right answer (an `Item.gold`)."""
+"""Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
-_Place = tuple[str, int]
-"""An attempt of a column: problem id and sample."""
-
-EnginesFor = Callable[["Column", int], Mapping[ModelRole, Engine]]
+EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Engine]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A policy at one tau: what a benchmark compares with others."""
+class PolicyAtTau:
+    """A policy at one tau: what a benchmark compares with others. `tau_name` is the tau's name, such as `fast`."""
 
     policy: Policy
     tau: float | None
+    tau_name: str | None = field(default=None, compare=False)
 
     @property
     def label(self) -> str:
-        """What it is called in a table."""
-        return label(self.policy.name, self.tau)
+        """Its name in a table."""
+        return label(self.policy.name, self.tau, self.tau_name)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One problem, to be solved once with one policy. Samples are numbered from 0; sample k has the seed of the run + k.
+    """One problem, to be solved once with one policy. Sample k (from 0) has the seed of the run + k.
 
-    Attempts of one block, sample and column that follow each other are solved together.
+    Consecutive attempts of one block, sample and policy are solved together.
     """
 
     item: Item
     sample: int
-    column: Column
+    policy_at_tau: PolicyAtTau
     block: int = 0
 
     @property
     def key(self) -> Key:
-        """The key of the row that will tell of it."""
-        return self.item.problem.id, self.sample, self.column.policy.name, tau_in_json(self.column.tau)
+        """The key of its row."""
+        chosen = self.policy_at_tau
+        return self.item.problem.id, self.sample, chosen.policy.name, tau_in_json(chosen.tau)
 
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """An attempt is taken up."""
+    """An attempt begins."""
 
     attempt: Attempt
 
@@ -84,26 +83,26 @@ class Ended:
     row: dict[str, Any]
 
 
-def plan(items: Sequence[Item], columns: Sequence[Column], samples: int, concurrency: int = 1) -> list[Attempt]:
-    """All attempts in the order in which they are made: the first block begins with the first column, the next with the next."""
+def plan(items: Sequence[Item], policies: Sequence[PolicyAtTau], samples: int, concurrency: int = 1) -> list[Attempt]:
+    """All attempts in their order: the first block begins with the first policy, the second with the second, and so on."""
     return [
-        Attempt(item, sample, columns[(index + sample + turn) % len(columns)], index)
+        Attempt(item, sample, policies[(index + sample + turn) % len(policies)], index)
         for index, block in enumerate(_blocks(items, concurrency))
         for sample in range(samples)
-        for turn in range(len(columns))
+        for turn in range(len(policies))
         for item in block
     ]
 
 
 def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
-    """Blocks of one problem, or of ROUNDS problems for each that is solved at once; the last takes what is left over."""
+    """Blocks of one problem, or of ROUNDS problems for each that is solved at once; the last block takes the remainder."""
     size = 1 if concurrency == 1 else ROUNDS * concurrency
     starts = range(0, max(len(items) - size, 0) + 1, size)
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
 def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retry_errors: bool) -> list[Attempt]:
-    """The attempts that these rows leave to be made. Those that ended in an error come last: they may do so again."""
+    """The attempts that have no result among these rows. Those that ended in an error come last: they may do so again."""
     status = {key_of(made): made["status"] for made in latest(rows)}
     by_status: dict[str | None, list[Attempt]] = {"done": [], "error": [], None: []}
     for attempt in attempts:
@@ -112,20 +111,19 @@ def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retr
 
 
 def _no_router(policy: Policy) -> None:
-    """Policies that make their own router need none."""
+    """For policies that make their own router."""
 
 
 def _no_rater(policy: Policy) -> None:
-    """Policies that ask for no rewards need none."""
+    """For policies that ask for no rewards."""
 
 
 @dataclass(slots=True)
 class Bench:
-    """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt that takes longer than `timeout` seconds
-    is broken off.
+    """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
 
-    `router_for` gives the router of a policy that has it from outside, `rater_for` whoever rates steps for one. Policies that
-    can stop a step before it is finished do so if it `stops_early`.
+    `router_for` gives the router of a policy that does not make its own, `rater_for` the rater of one that asks for rewards.
+    If it `stops_early`, policies that can stop a step before it is finished do so.
     """
 
     engines_for: EnginesFor
@@ -137,57 +135,71 @@ class Bench:
     rater_for: Callable[[Policy], Rater | None] = _no_rater
     concurrency: int = 1
     stops_early: bool = False
-    clock: Callable[[], float] = running_seconds
+    clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
-        for _, block in itertools.groupby(attempts, key=lambda attempt: (attempt.block, attempt.sample, attempt.column)):
-            yield from self._make(list(block))
+        for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.policy_at_tau)):
+            yield from self._solve_block(list(block))
 
-    def _make(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
+    def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         """Make attempts that differ in their problem only."""
-        policy, tau, seed = block[0].column.policy, block[0].column.tau, self.seed + block[0].sample
-        engines = self.engines_for(block[0].column, block[0].sample)
-        router = self.router_for(policy)
-        left = {attempt.item.problem.id: attempt for attempt in block}
-        times = {name: _Times(_Stopwatch(self.clock)) for name in left}
+        chosen, sample = block[0].policy_at_tau, block[0].sample
+        router, engines = self.router_for(chosen.policy), self.engines_for(chosen, sample)
+        in_flight = {attempt.item.problem.id: _InFlight(attempt, _DecisionTimer(self.clock)) for attempt in block}
 
         def make_flow(trace: Trace) -> Flow:
-            flow = policy.flow(trace, tau, seed, router, stops_early=self.stops_early)
-            return times[trace.problem.id].deciding.follow(flow)
+            flow = chosen.policy.flow(trace, chosen.tau, self.seed + sample, router, stops_early=self.stops_early)
+            return in_flight[trace.problem.id].timer.follow(flow)
 
-        rater = self.rater_for(policy)
-        draft = engines.get("draft")
         scheduler = Scheduler(
             engines,
             make_flow,
             self.limits,
             concurrency=self.concurrency,
-            rater=rater,
-            speculator=draft,
-            timeout=self.timeout,
-            clock=self.clock,
+            rater=self.rater_for(chosen.policy),
+            speculator=engines.get("draft"),
+            new_deadline=lambda: Deadline.after(self.timeout, self.clock) if self.timeout else None,
         )
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
-            last: float | None = None  # when the block began, or a problem of it was done
-            for event, now in self._timed(events):
-                name = event.trace.problem.id
-                if isinstance(event, Started):
-                    last, times[name].began = now if last is None else last, now
-                    yield Began(left[name])
-                yield event
-                seconds = now - times[name].began
-                if isinstance(event, Finished):
-                    if isinstance(event.error, InterruptedRunError):
-                        raise event.error
-                    share = Share(block[0].block, len(block), now - (last or 0.0)) if self.concurrency > 1 else None
-                    last = now
-                    yield Ended(left[name], self._row(left.pop(name), event, seconds, times[name].deciding.seconds, share))
-        if left:
-            raise DefectError("a problem was given up without a word")
+            yield from self._follow(events, in_flight)
+        if in_flight:
+            raise DefectError("the scheduler lost a problem")
+
+    def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[Began | Event | Ended]:
+        """Pass the events on, between the beginning and the end of their attempts."""
+        size, last_end = len(in_flight), 0.0  # seconds since the block began
+        for event, now in self._timed(events):
+            one = in_flight[event.trace.problem.id]
+            if isinstance(event, Started):
+                one.began = now
+                yield Began(one.attempt)
+            yield event
+            if isinstance(event, Finished):
+                if isinstance(event.error, InterruptedRunError):
+                    raise event.error
+                share = BlockShare(one.attempt.block, size, now - last_end) if self.concurrency > 1 else None
+                last_end = now
+                del in_flight[event.trace.problem.id]
+                measured = {"wall_seconds": now - one.began, "router_seconds": one.timer.seconds, "share": share}
+                yield Ended(one.attempt, self._row(one.attempt, event, measured))
+
+    def _row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """The graded row of an attempt; an error if its grader fails."""
+        chosen, item = attempt.policy_at_tau, attempt.item
+        score = None
+        if not attempt_error(finished):
+            try:
+                score = self.grade(finished.trace.text, item.gold)
+            except ProblemError as error:
+                finished = replace(finished, error=error)
+        run = RunInfo(
+            chosen.policy.name, chosen.policy.number or None, chosen.tau, temperature=0.0, seed=0
+        )  # no row has these
+        return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
-        """Each event with the seconds that went by until it came. Those that whoever gets the events takes do not count."""
+        """Each event with the seconds until it came. The time that the receiver of an event takes does not count."""
         now = 0.0
         while True:
             began = self.clock()
@@ -197,25 +209,16 @@ class Bench:
                 return
             yield event, now
 
-    def _row(
-        self, attempt: Attempt, finished: Finished, seconds: float, router_seconds: float, share: Share | None
-    ) -> dict[str, Any]:
-        item, policy = attempt.item, attempt.column.policy
-        score = None if attempt_error(finished) else self.grade(finished.trace.text, item.gold)
-        run = RunInfo(policy.name, policy.number or None, attempt.column.tau, 0.0, self.seed + attempt.sample)
-        measured = Measured(attempt.sample, item.level, item.gold, score, seconds, router_seconds, share)
-        return row(finished, run, measured)
-
 
 @dataclass(slots=True)
-class _Stopwatch:
-    """Adds up the time that a flow takes for itself: to look at steps, unfinished ones too, and decide. The models' is not in it."""
+class _DecisionTimer:
+    """Adds up the time in which a policy looks at steps, unfinished ones too, and decides. Model time is not in it."""
 
     clock: Callable[[], float]
     seconds: float = 0.0
 
     def follow(self, flow: Flow) -> Flow:
-        """The same flow, with its time taken from each answer it is sent to its next wish."""
+        """The same flow; the time from each answer to its next request is added."""
         with contextlib.closing(flow):
             answer: Step | tuple[float, ...] | None = None
             while True:
@@ -225,17 +228,17 @@ class _Stopwatch:
                 answer = yield request
 
     def _resume(self, flow: Flow, answer: Step | tuple[float, ...] | None) -> WriteStep | ScoreSteps | None:
-        """The flow's next wish; None at its end."""
+        """The flow's next request; None at its end."""
         began = self.clock()
         try:
-            return self._with_looks(flow.send(answer))
+            return self._with_timed_looks(flow.send(answer))
         except StopIteration:
             return None
         finally:
             self.seconds += self.clock() - began
 
-    def _with_looks(self, request: WriteStep | ScoreSteps) -> WriteStep | ScoreSteps:
-        """The same wish; the time of looks at what is being written for it is added too."""
+    def _with_timed_looks(self, request: WriteStep | ScoreSteps) -> WriteStep | ScoreSteps:
+        """The same request; the time of looks at the unfinished step is added too."""
         if isinstance(request, ScoreSteps) or request.early_stop is None:
             return request
         number_of = request.early_stop.number_of
@@ -250,87 +253,9 @@ class _Stopwatch:
 
 
 @dataclass(slots=True)
-class _Times:
-    """When a problem was taken up, and what its flow takes for itself."""
+class _InFlight:
+    """An attempt that is being made, its policy's timer, and when it began, in seconds since its block did."""
 
-    deciding: _Stopwatch
+    attempt: Attempt
+    timer: _DecisionTimer
     began: float = 0.0
-
-
-# --- how the policies stand
-
-
-@dataclass(slots=True)
-class _Sums:
-    """What the attempts of one column come to. `shared` and `shared_alone` are its seconds and those of the target alone,
-    over what both have finished.
-    """
-
-    tried: set[_Place] = field(default_factory=set)
-    done: dict[_Place, float] = field(default_factory=dict)  # the wall-clock seconds
-    correct: int = 0
-    seconds: float = 0.0
-    shared: float = 0.0
-    shared_alone: float = 0.0
-
-
-@dataclass(slots=True)
-class Standings:
-    """How the columns stand while a run goes on: right answers, and time in relation to the target alone.
-
-    Each row is read once: progress is told after every attempt, and must not take longer the more there are.
-    """
-
-    columns: Sequence[Column]
-    planned: int  # attempts of each column
-    concurrency: int = 1
-    _sums: dict[Column, _Sums] = field(default_factory=dict)
-    _alone: _Sums | None = None  # of the target
-
-    def __post_init__(self) -> None:
-        self._sums = {column: _Sums() for column in self.columns}
-        self._alone = next((sums for column, sums in self._sums.items() if column.policy.name == "target"), None)
-
-    def add(self, attempt: Attempt, made: Mapping[str, Any]) -> None:
-        """Count the row of an attempt; an error that is tried again counts once."""
-        sums = self._sums[attempt.column]
-        place = attempt.item.problem.id, attempt.sample
-        sums.tried.add(place)
-        if made["status"] != "done":
-            return
-        sums.done[place] = made["wall_seconds"]
-        sums.correct += made["score"]["value"] == "correct"
-        sums.seconds += seconds_of(made)
-        for one in self._sums.values() if sums is self._alone else (sums,):
-            self._share(one, place)
-
-    def now(self) -> list[Standing]:
-        """One for each column, in their order."""
-        return [self._standing(column) for column in self.columns]
-
-    def seconds_left(self, waiting: Mapping[Column, int]) -> float | None:
-        """An estimate of the time that so many attempts of each column will take; None before anything is known."""
-        means = {column: sums.seconds / len(sums.done) for column, sums in self._sums.items() if sums.done}
-        if not means:
-            return None
-        overall = sum(means.values()) / len(means)
-        return sum(count * means.get(column, overall) for column, count in waiting.items())
-
-    def _share(self, sums: _Sums, place: _Place) -> None:
-        """Compare an attempt with that of the target alone, if both are done."""
-        if self._alone is not None and place in sums.done and place in self._alone.done:
-            sums.shared += sums.done[place]
-            sums.shared_alone += self._alone.done[place]
-
-    def _standing(self, column: Column) -> Standing:
-        sums = self._sums[column]
-        return Standing(
-            label=column.label,
-            planned=self.planned,
-            tried=len(sums.tried),
-            done=len(sums.done),
-            correct=sums.correct,
-            seconds=sums.seconds,
-            speedup=sums.shared_alone / sums.shared if self.concurrency == 1 and sums.shared > 0 else None,
-            concurrency=self.concurrency,
-        )

@@ -1,21 +1,25 @@
 """Cost of attempts in target-token equivalents: as measured, and projected to another cost ratio of the two models.
 
-One equivalent is what one token decoded by the target takes, on average over the whole run. Counts of tokens times mean
-costs depend less on the machine's mood than clock time does, and can be asked "what if": for a pair whose target costs R
-times as much a token as its draft,
+One equivalent is the time of one token that the target decodes, on average over the whole run. Token counts times mean
+costs depend less on the machine's mood than clock time does, and answer "what if": for a pair whose target costs R times
+as much a token as its draft,
 
     equivalents(R) = target units + draft units / R + fixed units
 
-where target units are tokens that the target decoded, and those that it read (prefill, verify), each weighed with its
-measured cost against one that it decoded; draft units are the same for the draft; fixed units are the seconds of router
-and reward, divided by those of a token that the target decoded. Knows no accuracy and no policy.
+Target units are tokens that the target decoded, and those that it read (prefill, verify), each weighed by its measured
+cost against a decoded one; draft units are the same for the draft; fixed units are the seconds of router and reward,
+divided by those of a token that the target decoded. Knows no accuracy and no policy.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-from arbitrage_cli.runs.rows import Result, total
+from arbitrage_cli.evaluation.speed import Pairs, speedup
+from arbitrage_cli.runs.rows import Result
+from arbitrage_cli.runs.summary import Tally
+from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import Cost
 
 KINDS = ("decode", "prefill", "verify")
@@ -23,9 +27,9 @@ KINDS = ("decode", "prefill", "verify")
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Mean costs of a token by what is done with it, in KINDS' order, against one that the same model decodes.
+    """Mean cost of a token of each kind, in KINDS' order, against one that the same model decodes.
 
-    `seconds` is what a decoded token takes; None if the model never decoded one. What it never did has the weight 0.
+    `seconds` is the time of a decoded token; None if the model never decoded one. A kind that never occurred has weight 0.
     """
 
     seconds: float | None
@@ -33,34 +37,33 @@ class Prices:
 
     @classmethod
     def of(cls, cost: Cost) -> Self:
-        """The prices that a sum of costs comes to."""
-        decode, *others = (per_token(cost, kind) for kind in KINDS)
+        """The prices behind a sum of costs."""
+        decode, *others = (_per_token(cost, kind) for kind in KINDS)
         return cls(decode, (1.0, *(other / decode if other and decode else 0.0 for other in others)))
 
     def weigh(self, cost: Cost) -> float:
         """All tokens of a cost as tokens that the model decodes."""
-        tokens = (cost.decode_tokens, cost.prefill_tokens, cost.verify_tokens)
-        return sum(count * weight for count, weight in zip(tokens, self.weights, strict=True))
+        return sum(tokens_and_seconds(cost, kind)[0] * weight for kind, weight in zip(KINDS, self.weights, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What an attempt costs, in tokens decoded by the target, in tokens decoded by the draft, and beside the models."""
+    """Cost in tokens decoded by the target, in tokens decoded by the draft, and of neither model."""
 
-    target: float
-    draft: float
-    fixed: float
+    target: float = 0.0
+    draft: float = 0.0
+    fixed: float = 0.0
 
     def equivalents(self, cost_ratio: float | None) -> float | None:
-        """Target-token equivalents at a cost ratio; None where the draft wrote and nothing is known of its cost."""
+        """Target-token equivalents at a cost ratio; None if the draft wrote and its cost is unknown."""
         if not self.draft:
             return self.target + self.fixed
         return self.target + self.fixed + self.draft / cost_ratio if cost_ratio else None
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Tokens and seconds of each model over a whole run, and the prices that they come to."""
+class RunCosts:
+    """Tokens and seconds of each model over a whole run, and the prices behind them."""
 
     draft: Cost
     target: Cost
@@ -74,7 +77,7 @@ class Measured:
         return target / draft if draft and target else None
 
     def units(self, result: Result) -> Units | None:
-        """The units of an attempt; None where the run has no token that the target decoded, so that there is no unit."""
+        """The units of an attempt; None if the target decoded no token in this run: then there is no unit."""
         if self.target_prices.seconds is None:
             return None
         return Units(
@@ -83,20 +86,68 @@ class Measured:
             (result.router_seconds + result.reward_seconds) / self.target_prices.seconds,
         )
 
+    def equivalents(self, result: Result, cost_ratio: float | None) -> float | None:
+        """Target-token equivalents of an attempt; None if unknown."""
+        units = self.units(result)
+        return units.equivalents(cost_ratio) if units else None
 
-def measure(results: Iterable[Result]) -> Measured:
+    def to_json(self) -> dict[str, Any]:
+        """Tokens, seconds and seconds per token of each model and kind."""
+        return {model: {kind: _kind_in_json(getattr(self, model), kind) for kind in KINDS} for model in ("draft", "target")}
+
+
+def run_costs(results: Iterable[Result]) -> RunCosts:
     """The costs of a run: of all attempts that are done, of all policies together."""
-    summed = total(result.tally for result in results if result.is_done)
-    draft, target = summed.draft_cost, summed.target_cost
-    return Measured(draft, target, Prices.of(draft), Prices.of(target))
+    total = sum((result.tally for result in results if result.is_done), Tally())
+    draft, target = total.draft_cost, total.target_cost
+    return RunCosts(draft, target, Prices.of(draft), Prices.of(target))
 
 
-def per_token(cost: Cost, kind: str) -> float | None:
-    """Mean seconds of a token that was decoded, prefilled or verified; None if none was, or in no time."""
+def tokens_and_seconds(cost: Cost, kind: str) -> tuple[int, float]:
+    """Tokens of one kind and their seconds."""
+    return getattr(cost, f"{kind}_tokens"), getattr(cost, f"{kind}_seconds")
+
+
+def equivalents(done: Sequence[Result], pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> dict[str, Any]:
+    """A policy's cost in target tokens: as measured, against the target alone, and projected to `cost_ratio`."""
+    known = [cost for one in done if (cost := costs.equivalents(one, costs.cost_ratio)) is not None]
+    measured, interval = _speedup(pairs, costs, costs.cost_ratio)
+    projected, projected_interval = _speedup(pairs, costs, cost_ratio) if cost_ratio else (None, None)
+    return {
+        "target_token_equivalents": Ratio(math.fsum(known), len(known)),
+        "equivalent_speedup": measured,
+        "equivalent_speedup_interval": interval,
+        "projected_speedup": projected,
+        "projected_speedup_interval": projected_interval,
+        "projection_terms": _projection_terms(pairs, costs),
+    }
+
+
+def _speedup(pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> Any:
+    """Ratio and interval; None twice if the cost of an attempt is unknown."""
+    known = {id(one): costs.equivalents(one, cost_ratio) for pair in pairs for one in pair}
+    return (None, None) if None in known.values() else speedup(pairs, lambda one: known[id(one)] or 0.0)
+
+
+def _projection_terms(pairs: Pairs, costs: RunCosts) -> dict[str, float] | None:
+    """The terms of a projection to cost ratio R: speed-up = alone / (target + draft / R + fixed)."""
+    if not pairs or costs.target_prices.seconds is None:
+        return None
+    own, alone = ([costs.units(pair[side]) or Units() for pair in pairs] for side in (0, 1))
+    return {
+        "alone": math.fsum(one.target + one.fixed for one in alone),
+        "target": math.fsum(one.target for one in own),
+        "draft": math.fsum(one.draft for one in own),
+        "fixed": math.fsum(one.fixed for one in own),
+    }
+
+
+def _per_token(cost: Cost, kind: str) -> float | None:
+    """Mean seconds of a token of this kind; None if there was none, or it took no time."""
     tokens, seconds = tokens_and_seconds(cost, kind)
     return seconds / tokens if tokens and seconds > 0 else None
 
 
-def tokens_and_seconds(cost: Cost, kind: str) -> tuple[int, float]:
-    """Tokens of one kind and the seconds they took."""
-    return getattr(cost, f"{kind}_tokens"), getattr(cost, f"{kind}_seconds")
+def _kind_in_json(cost: Cost, kind: str) -> dict[str, Any]:
+    tokens, seconds = tokens_and_seconds(cost, kind)
+    return {"tokens": tokens, "seconds": seconds, "seconds_per_token": Ratio(seconds, tokens).value}

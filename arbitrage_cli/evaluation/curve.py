@@ -1,9 +1,9 @@
 """Accuracy against time over the taus of one policy: accuracy at matched time, and the area under the curve.
 
 Time is seconds / seconds of the target alone over the same attempts. The curve runs from the draft alone to the target
-alone, straight from point to point in the order of their times; a tau whose time is not between theirs is no part of it.
-The straight line between the two ends is what one gets for nothing, by giving each problem to one of the models at
-random: a router is worth what its curve lies above that line. Knows no row.
+alone, straight from point to point in the order of their times; a tau whose time is not between theirs is left out. The
+straight line between the two ends is free: each problem goes to one of the models at random. A router is worth what its
+curve lies above that line. Knows no row.
 """
 
 import operator
@@ -12,41 +12,48 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.labels import tau_in_json
-from arbitrage_cli.runs.rows import Group, Key, sums_by_problem
+from arbitrage_cli.runs.records import tau_in_json
+from arbitrage_cli.runs.rows import PolicyResults, SampleKey, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, bootstrap_many
 
 POSITIONS = (0.25, 0.5, 0.75)
-"""Where accuracy is read off the curve: on the way from the time of the draft alone (0) to that of the target alone (1)."""
+"""Where accuracy is read off the curve, between the time of the draft alone (0) and of the target alone (1)."""
 
 READINGS = ("area", "area_interval", "area_gain", "area_gain_interval")
 SECONDS, CORRECT = 0, 1  # columns of one policy in the table that is resampled
 
 
-def curve(policy: str, taus: Sequence[Group], draft: Group | None, target: Group | None) -> Mapping[str, Any]:
-    """The curve of one policy as JSON; `reason` says why there is none."""
+def curve(
+    policy: str, taus: Sequence[PolicyResults], draft: PolicyResults | None, target: PolicyResults | None
+) -> Mapping[str, Any]:
+    """The curve of one policy as JSON; `reason` says why it has no area."""
     empty: dict[str, Any] = dict.fromkeys(READINGS)
     empty |= {"policy": policy, "n": 0, "points": [], "accuracy_at": [], "reason": None}
     if target is None or draft is None:
         return empty | {"reason": f"the run has no policy {'target' if target is None else 'draft'}"}
-    if len(taus) < 2:
-        return empty | {"reason": "it needs at least two taus"}
-    ends_and_taus = [draft, *taus, target]
-    table = _table(ends_and_taus)
+    policies = [draft, *taus, target]
+    table = _table(policies)
     if not len(table):
         return empty | {"reason": "no attempt was finished by all of its policies"}
     sums = table.sum(axis=0)[None]
-    times, accuracies = _times(sums)[0], _accuracies(sums)[0]
-    points = [
-        {"policy": group.policy, "tau": tau_in_json(group.tau), "time": float(time), "accuracy": float(accuracy)}
-        for group, time, accuracy in zip(ends_and_taus, times, accuracies, strict=True)
+    reason = _reason_for_no_area(_times(sums)[0])
+    readings = {"reason": reason} if reason else _readings(table, sums)
+    return empty | {"points": _points(policies, sums), "n": int(sums[0, -1])} | readings
+
+
+def _points(policies: Sequence[PolicyResults], sums: Floats) -> list[dict[str, Any]]:
+    return [
+        {"policy": one.policy, "tau": tau_in_json(one.tau), "time": float(time), "accuracy": float(accuracy)}
+        for one, time, accuracy in zip(policies, _times(sums)[0], _accuracies(sums)[0], strict=True)
     ]
-    filled = empty | {"points": points, "n": int(sums[0, -1])}
+
+
+def _reason_for_no_area(times: Floats) -> str | None:
     if not np.isfinite(times).all() or times[0] >= times[-1]:
-        return filled | {"reason": "the draft alone is not faster than the target alone"}
+        return "the draft alone is not faster than the target alone"
     if not ((times[1:-1] > times[0]) & (times[1:-1] < 1)).any():
-        return filled | {"reason": "no tau has a time between those of draft and target alone"}
-    return filled | _readings(table, sums)
+        return "no tau has a time between those of draft and target alone"
+    return None
 
 
 def _readings(table: Floats, sums: Floats) -> dict[str, Any]:
@@ -62,23 +69,23 @@ def _readings(table: Floats, sums: Floats) -> dict[str, Any]:
     return {**readings, "accuracy_at": at}
 
 
-def _table(groups: Sequence[Group]) -> Floats:
-    """One row a problem: seconds and correct answers of each group, then the attempts, of what all groups finished."""
-    keys = sorted(set.intersection(*(_finished(group) for group in groups)))
+def _table(policies: Sequence[PolicyResults]) -> Floats:
+    """One row a problem: seconds and correct answers of each policy, then the attempts, of what all policies finished."""
+    keys = sorted(set.intersection(*(_finished(policy) for policy in policies)))
 
-    def numbers(key: Key) -> list[float]:
-        results = [group.results[key] for group in groups]
+    def numbers(key: SampleKey) -> list[float]:
+        results = [policy.results[key] for policy in policies]
         return [number for result in results for number in (result.seconds or 0.0, result.is_correct)] + [1.0]
 
-    return sums_by_problem(((key[0], numbers(key)) for key in keys), 2 * len(groups) + 1)
+    return sums_by_problem(((key[0], numbers(key)) for key in keys), 2 * len(policies) + 1)
 
 
-def _finished(group: Group) -> set[Key]:
-    return {key for key, result in group.results.items() if result.is_done}
+def _finished(policy: PolicyResults) -> set[SampleKey]:
+    return {key for key, result in policy.results.items() if result.is_done}
 
 
 def _times(sums: Floats) -> Floats:
-    """Seconds of each group / seconds of the last one, the target alone: (resamples, groups)."""
+    """Seconds of each policy / seconds of the last one, the target alone: (resamples, policies)."""
     seconds = sums[:, SECONDS:-1:2]
     times: Floats = seconds / seconds[:, -1:]
     return times

@@ -6,14 +6,16 @@ Knows no figure's value.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+_SAME_IN_ALL_PROBLEMS = "with several samples a problem, bootstrap over problems, unless all problems have the same"
+
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": "Correct answers / attempts made (problems x samples, in a complete run); unscored answers and errors "
-        "count as not correct. Interval: 95%, Wilson; with several samples a problem, bootstrap over problems, unless "
-        "these are all alike.",
+        f"count as not correct. Interval: 95%, Wilson; {_SAME_IN_ALL_PROBLEMS} share.",
         "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "
-        "paired (Newcombe); with several samples a problem, bootstrap over problems, unless "
-        "these are all alike.",
+        f"paired (Newcombe); {_SAME_IN_ALL_PROBLEMS} difference.",
+        "cut": "Attempts that ended at a limit (--max-tokens, --max-steps, --ctx) before the solution was finished. They are "
+        "graded as they stood.",
         "seconds_mean": "Wall-clock seconds of all finished attempts / finished attempts; loading, grading and display are "
         "outside.",
         "seconds_median": "Median wall-clock seconds of the finished attempts.",
@@ -24,15 +26,15 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "once; failed attempts count in the seconds; loading, grading and display are outside.",
         "throughput_ratio": "Problems per second of this policy / of the target alone, each over the blocks in which both have the "
         "same attempts; above 1 is faster. Interval: 95%, paired bootstrap over blocks; none with fewer than 5.",
-        "blocks": "Blocks of problems that the policy took turns with: each is solved from its first problem to its last.",
+        "blocks": "Blocks of problems that the policies take turns with: each is solved from its first problem to its last.",
         "blocks_compared": "Those of them in which the target alone has the same attempts.",
-        "problem_speedups": "Seconds of the target alone / seconds of this policy, for each problem by itself.",
+        "problem_speedups": "Seconds of the target alone / seconds of this policy, of each problem by itself.",
         "acceptance_rate": "Drafted steps that were kept / drafted steps.",
-        "stopped_early_rate": "Drafted steps that were stopped before they were finished, to be escalated / drafted steps.",
+        "stopped_early_rate": "Drafted steps that were stopped before they were finished, and escalated / drafted steps.",
         "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",
         "target_call_rate": "Steps that the target wrote, kept or not / kept steps.",
-        "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts; not those that the "
-        "draft told while the target wrote.",
+        "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts; without the "
+        "draft's guesses while the target wrote.",
         "target_token_share": "Kept tokens that the target wrote / kept tokens.",
         "draft_tokens_per_second": "Tokens that the draft decoded / seconds it decoded; reading (prefill) is left out.",
         "target_tokens_per_second": "Tokens that the target decoded / seconds it decoded; reading (prefill) and verifying are "
@@ -51,23 +53,22 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "finished; the target alone is at 1.",
         "area": "Mean accuracy over time between the draft alone and the target alone, along straight lines through the taus of "
         "one policy in the order of their times. Needs two taus. Interval: 95%, bootstrap over problems.",
-        "area_gain": "area - the same for the straight line from the draft alone to the target alone, which is what choosing "
-        "one of the two at random for each problem gives.",
+        "area_gain": "area - the same for the straight line from the draft alone to the target alone, the result of choosing "
+        "one of the two at random for each problem.",
         "accuracy_at": "Accuracy at matched time: read off the same curve at 25%, 50% and 75% of the way from the time of the "
         "draft alone to that of the target alone.",
     }
 )
-"""What each figure is: numerator / denominator, unit, and kind of interval."""
+"""Of a policy's figures, by their names."""
 
 COMPARED: Mapping[str, str] = MappingProxyType(
     {
         "compared_accuracy": "(Correct answers of the second run - of the first) / attempts that both runs have, in percentage "
-        "points. Interval: 95%, paired (Newcombe); with several samples a problem, bootstrap over problems, unless "
-        "these are all alike.",
+        f"points. Interval: 95%, paired (Newcombe); {_SAME_IN_ALL_PROBLEMS} difference.",
         "mcnemar_p": "How likely so uneven a split of the attempts that only one run got right would be if neither run were "
         "better (exact McNemar test, two-sided).",
         "seconds_ratio": "Seconds of the first run / seconds of the second, over the attempts that both finished; above 1 the "
         "second is faster. Interval: 95%, paired bootstrap over problems.",
     }
 )
-"""The same for the comparison of two runs."""
+"""Of the comparison of two runs."""

@@ -1,7 +1,7 @@
-"""What is graded: the final answer that a solution gives, and the gold answer of a row of a data set.
+"""Finds what is graded: the final answer in a solution, and the gold answer in a row of a data set.
 
-Reads only the model's own text: a box in the problem is not an answer. Knows no model, and of data sets only how they write
-their answers. Whether two answers are the same is told by `answers` and `grader`.
+Reads only the model's own text: a box in the problem is no answer. Knows no model, and of data sets only how they write
+their answers. `compare` and `grader` decide whether two answers are the same.
 """
 
 import re
@@ -13,12 +13,12 @@ _MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def boxed_answer(text: str) -> str | None:
-    """The content of the last complete `\\boxed{...}`, braces balanced; None if there is none or it is blank.
+    """The content of the last complete `\\boxed{...}` that is not blank, braces balanced; None if there is none.
 
-    Of nested boxes the outer one counts. One pass, whatever the text.
+    Of nested boxes the outer one counts. One pass over any text.
     """
-    boxes: list[tuple[int, int]] = []  # where the content of each complete box begins and ends
-    opened: list[int | None] = []  # where the content of each open brace's box begins; None for an ordinary brace
+    boxes: list[tuple[int, int]] = []  # start and end of the content of each complete box
+    opened: list[int | None] = []  # for each open brace the start of its box's content; None if it opens no box
     for mark in _MARKS.finditer(text):
         found = mark.group()
         if found.startswith("\\boxed"):
@@ -38,7 +38,7 @@ def boxed_answer(text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """The final answer of a solution, and where it was found, in words; without an answer, where it was looked for."""
+    """The final answer of a solution and, in words, where it was found; without an answer, what was looked for."""
 
     answer: str | None
     how: str
@@ -59,12 +59,12 @@ _NUMBER = re.compile(
 )
 _ENCLOSED = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\b[ap]\.m)[.!?](?=\s|$)")
-_LONGEST_SAID = 1000
-_END_CHARACTERS = 50_000  # of a text, that are looked at where there is no box
+_LONGEST_SAID = 1000  # characters
+_END_CHARACTERS = 50_000  # at the end of a text without a box; only these are searched
 
 
 def final_answer(text: str) -> Extracted:
-    """The last box that says something; else what the last "the answer is" is followed by; else the last number."""
+    """The last box that is not blank; else what follows the last "the answer is"; else the last number."""
     if (boxed := boxed_answer(text)) is not None:
         return Extracted(boxed, _BOX)
     text = text[-_END_CHARACTERS:]
@@ -77,7 +77,7 @@ def final_answer(text: str) -> Extracted:
 
 
 def _said_after(text: str, start: int) -> str:
-    """The formula or the sentence that begins at a place of a text, without its full stop."""
+    """The formula or the sentence that begins at `start`, without its full stop."""
     rest = text[start : start + _LONGEST_SAID].lstrip()
     if enclosed := _ENCLOSED.match(rest):
         return next(filter(None, enclosed.groups()), "").strip()
@@ -91,9 +91,9 @@ def _said_after(text: str, start: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The gold answer of a problem: its text (None where the data have none) and, where the data tell it apart, its unit.
+    """The gold answer of a problem: its text (None if the data have none) and its unit, if the data give it separately.
 
-    Several answers stand in the text with commas between; an answer must then give all of them.
+    Commas separate several answers in the text; an answer must then give all of them.
     """
 
     answer: str | None
@@ -104,13 +104,12 @@ _GOLD_FIELDS = ("final_answer", "answer")
 _WORKED_OUT = "####"  # GSM8K: the final answer follows the worked solution
 
 
-def gold_answer(row: Mapping[str, Any], field: str | None = None) -> Gold:
-    """The gold answer of a row: under `field` if that is given, else under `final_answer` or `answer`.
+def gold_answer(row: Mapping[str, Any]) -> Gold:
+    """The gold answer of a row, under `final_answer` or `answer`.
 
-    Text, a number, or a list of those; MATH's LaTeX, OlympiadBench's lists in dollar signs, GSM8K's `#### 18`.
+    It is text, a number, or a list of those: MATH's LaTeX, OlympiadBench's lists in dollar signs, GSM8K's `#### 18`.
     """
-    values = (row.get(name) for name in ((field,) if field else _GOLD_FIELDS))
-    texts = next(filter(None, map(_gold_texts, values)), [])
+    texts = next(filter(None, (_gold_texts(row.get(name)) for name in _GOLD_FIELDS)), [])
     unit = row.get("unit")
     return Gold(", ".join(texts) or None, unit.strip() if isinstance(unit, str) else "")
 

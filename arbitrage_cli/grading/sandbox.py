@@ -1,13 +1,13 @@
-"""The process that math-verify runs in: reads a pair of expressions a line, writes a verdict a line.
+"""The process that math-verify runs in: reads a pair of expressions per line, writes a verdict per line.
 
-Started by `grader.py`, by this file's path: it imports nothing of this package, and nothing imports it. Each pair is compared in
-a fork of this process with little time and memory, which may not evaluate text as code, start processes, open files for
-writing or use the network; so a pair that computes for ever costs one fork, and no verdict depends on the ones before it. Who
-reads the verdicts must expect that this process dies at any moment. Knows no problem, no model and no file.
+`grader.py` starts it by this file's path; it imports nothing of this package. Each pair is compared in a fork with little time
+and memory, which may not evaluate text as code, start processes, write files or use the network. So a pair that computes for
+ever costs one fork, and no verdict depends on earlier ones. The reader must expect that this process dies at any moment.
+Knows no problem, no model and no file.
 
-A request is the JSON list [number, gold, answer, seconds, seconds], where the first seconds bound the processor's time and the
-others the wall clock; a verdict is [number, word], with a word of `WORDS`. The first line says "ready".
-Usage: python grader_child.py BYTES
+A request is the JSON list [number, gold, answer]; a verdict is [number, word], with one of `WORDS`, or "killed" for a fork that
+was ended from outside or by the wall clock. The first line says "ready".
+Usage: python sandbox.py PROCESSOR_SECONDS WALL_CLOCK_SECONDS BYTES
 """
 
 import contextlib
@@ -24,27 +24,27 @@ from typing import Any, NoReturn
 
 WORDS = ("equal", "different", "gold unread", "no memory", "failed", "late")
 _FIRST_STATUS = 100  # the exit status that means the first of them
-_CLOCKS = (signal.SIGPROF, signal.SIGALRM)  # the signals of the timers below
+_SIGNALED = {signal.SIGPROF: "late", signal.SIGALRM: "killed", signal.SIGKILL: "killed"}  # the first two: the timers below
 _REFUSED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.", "socket.", "shutil.", "ctypes.")
-_DECIMALS = 12  # that a decimal has in common with a number such as \\sqrt{2} before they are the same
+_DECIMALS = 12  # places to which a decimal must agree with a number such as \\sqrt{2}
 _PRECISION = 30
-_CAPITAL = re.compile(r"(\\[a-zA-Z]+)|([A-DF-Z])(?! ?_)")  # E is Euler's number to it
+_CAPITAL = re.compile(r"(\\[a-zA-Z]+)|([A-DF-Z])(?! ?_)")  # math-verify reads E as Euler's number
 _FIRST_PAIRS = (("\\sqrt{8}", "2\\sqrt{2}"), ("y=2x", "2y=4x"), ("(0,1)", "0<x<1"), ("x^2-1", "(x+1)(x-1)"))
-"""What is compared first, so that SymPy imports what it imports late; some of that needs eval, of its own text."""
+"""Compared before any request, so that SymPy finishes its late imports; some of those evaluate its own text."""
 
 
 def main() -> None:
-    """Answers requests until there are no more."""
+    """Answers requests until the input ends."""
     verdicts = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):  # whatever is printed is no verdict
         os.dup2(nowhere, stream)
     sys.dont_write_bytecode = True
-    memory = int(sys.argv[1]) + _address_space()
+    seconds, wall_seconds, memory = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]) + _address_space()
     judge = Judge()
     _write(verdicts, "ready")
     for line in sys.stdin.buffer:
-        number, gold, answer, seconds, wall_seconds = json.loads(line)
+        number, gold, answer = json.loads(line)
         child = os.fork()
         if child == 0:
             _bounded(seconds, wall_seconds, memory, functools.partial(judge.verdict, gold, answer))
@@ -56,14 +56,14 @@ def _write(stream: int, message: object) -> None:
 
 
 def _address_space() -> int:
-    """Bytes that this process has mapped; 0 where the system does not tell."""
+    """Bytes that this process has mapped; 0 if the system does not say."""
     with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
         return int(file.read().split()[0]) * resource.getpagesize()
     return 0
 
 
 def _bounded(seconds: float, wall_seconds: float, memory: int, verdict: Callable[[], str]) -> NoReturn:
-    """In a fork: ends it with the status that means the verdict. The timers end it whatever it is doing."""
+    """Ends this fork with the status that means the verdict, or by a timer."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, wall_seconds)
@@ -77,14 +77,14 @@ def _bounded(seconds: float, wall_seconds: float, memory: int, verdict: Callable
 
 def _word(status: int) -> str:
     if os.WIFSIGNALED(status):
-        return "late" if os.WTERMSIG(status) in _CLOCKS else "failed"
+        return _SIGNALED.get(signal.Signals(os.WTERMSIG(status)), "failed")
     index = os.WEXITSTATUS(status) - _FIRST_STATUS
     return WORDS[index] if 0 <= index < len(WORDS) else "failed"
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Python asks this before it does something of consequence."""
-    if event == "compile":  # a module is compiled under its path; text is compiled for eval
+    """An audit hook: Python calls it before each sensitive operation."""
+    if event == "compile":  # a module's text is compiled under its path, the text of an eval under <string>
         is_refused = str(arguments[1]).startswith("<")
     elif event == "open":
         is_refused = isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
@@ -96,7 +96,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 class Judge:
-    """math-verify, told to read LaTeX only (its reader of plain text uses eval), without what it gets wrong."""
+    """math-verify, reading LaTeX only (its reader of plain text uses eval), with its known mistakes corrected."""
 
     def __init__(self) -> None:
         import sympy
@@ -113,11 +113,13 @@ class Judge:
 
     def verdict(self, gold: str, answer: str) -> str:
         """One of `WORDS`."""
+        if _is_misread(gold, answer):
+            return "different"
         try:
-            return self._compare(*_apart(gold, answer))
+            return self._compare(*_apart(_both_signs(gold), _both_signs(answer)))
         except MemoryError:
             return "no memory"
-        # What SymPy raises where it cannot decide (NotImplementedError among them), and the limits above: then nothing is known.
+        # SymPy raises these if it cannot decide, and the hook above if it is not allowed to.
         except (ArithmeticError, TypeError, ValueError, NotImplementedError, RecursionError, PermissionError):
             return "failed"
 
@@ -125,6 +127,7 @@ class Judge:
         wanted, given = self._read(gold), self._read(answer)
         if wanted is None:
             return "gold unread"
+        given = self._as_solutions(given) if isinstance(wanted, self._sympy.Union | self._sympy.Interval) else given
         if given is None or not self._verify(
             wanted, given, float_rounding=_DECIMALS, allow_set_relation_comp=True, timeout_seconds=None
         ):
@@ -141,15 +144,21 @@ class Judge:
         )
         return found[0] if found else None
 
+    def _as_solutions(self, value: Any) -> Any:
+        """The set that solves one of several inequalities: `x < 2 \\text{ or } x > 3`."""
+        parts = value.args if isinstance(value, self._sympy.FiniteSet) else ()
+        is_one_of = bool(parts) and all(isinstance(part, self._sympy.Rel | self._sympy.And) for part in parts)
+        return self._sympy.Union(*(part.as_set() for part in parts)) if is_one_of else value
+
     def _read_number(self, text: str, **_: object) -> Any:
-        """In place of SymPy's way from text to a value, which is eval: math-verify needs it for numbers only."""
+        """Replaces SymPy's parser, which uses eval; math-verify calls it for numbers only."""
         text = text.strip()
         if not re.fullmatch(r"[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.", text):
             raise ValueError(text)
         return self._sympy.Float(text) if "." in text else self._sympy.Integer(int(text))
 
     def _is_really_equal(self, gold: Any, answer: Any) -> bool:
-        """math-verify takes equations without a real solution for equal, and numbers that are tiny."""
+        """Whether two values that math-verify finds equal are: it is wrong on equations without a real solution and tiny numbers."""
         sympy = self._sympy
         if any(isinstance(side, sympy.Eq) for side in (gold, answer)):
             return all(isinstance(side, sympy.Eq) for side in (gold, answer)) and self._is_same_equation(gold, answer)
@@ -164,8 +173,22 @@ class Judge:
         return bool(factor.is_number and factor.is_finite and not factor.is_zero)
 
 
+def _is_misread(gold: str, answer: str) -> bool:
+    """Whether math-verify may take two expressions for equal that are not: numbers in a base, and a point or interval and a set."""
+    both = gold, answer
+    is_in_base = any(re.search("[0-9)] ?_", text) for text in both)
+    is_set = [bool(re.fullmatch(r"\\\{[^()]*\\\}", text)) for text in both]
+    is_point = [bool(re.fullmatch(r"[(\[][^()\[\]]*[)\]]", text)) for text in both]
+    return is_in_base or (any(is_set) and any(is_point))
+
+
+def _both_signs(text: str) -> str:
+    """`1 + x, 1 - x` for `1 \\pm x`, which math-verify reads at the end of an expression only."""
+    return ", ".join(text.replace("\\pm", sign) for sign in "+-") if text.count("\\pm") == 1 else text
+
+
 def _apart(gold: str, answer: str) -> tuple[str, str]:
-    """Both texts with their capital letters marked if one of those also occurs as a small letter: math-verify reads R as r."""
+    """Both texts; if a letter occurs as capital and small letter, with the capitals marked: math-verify reads R as r."""
     letters = set(re.sub(r"\\[a-zA-Z]+", "", gold + answer))
     if not any(letter.isupper() and letter.lower() in letters for letter in letters):
         return gold, answer

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.inference.acceptance import Proposal
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
 from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
@@ -47,34 +46,31 @@ class SlotUpdate:
 
 
 class Engine:
-    """Writes steps with one backend. `slot` numbers the problems in flight, from 0.
+    """Writes steps with the model behind a cache. `slot` numbers the problems in flight, from 0.
 
-    `Cache` explains `keep_beginning` and `first_sequence`.
+    Engines of one model may share a cache if they solve one problem after another, never two at the same time.
     """
 
     def __init__(
         self,
         role: ModelRole,
-        backend: Backend,
+        cache: Cache,
         sampler: Sampler,
         *,
-        instructions: str = INSTRUCTIONS,
         keep_token_stats: bool = False,
         use_proposals: bool = True,
-        keep_beginning: bool = False,
-        first_sequence: int = 0,
         clock: Clock = time.perf_counter,
     ) -> None:
         self._role = role
-        self._backend = backend
+        self._backend = cache.backend
         self._sampler = sampler
         self._keep_token_stats = keep_token_stats
         self._use_proposals = use_proposals
         self._clock = clock
         self._planner = Planner()
         self._token_costs = TokenCosts()
-        self._cache = Cache(backend, instructions, keep_beginning=keep_beginning, first_sequence=first_sequence)
-        self._decoder = Decoder(backend, self._cache, sampler, self._planner.acceptance, clock)
+        self._cache = cache
+        self._decoder = Decoder(self._backend, cache, sampler, self._planner.acceptance, clock)
         self._steps: dict[int, StepInProgress] = {}
 
     @property

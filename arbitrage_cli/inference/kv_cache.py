@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Backend, Deadline, Output, earlier
-from arbitrage_cli.inference.chat_template import ChatPrompt, Control, Segment
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.types import Problem, Step, Trace
 
@@ -50,9 +50,9 @@ class Cache:
     """
 
     def __init__(
-        self, backend: Backend, instructions: str, *, keep_beginning: bool = False, first_sequence: int = 0
+        self, backend: Backend, instructions: str = INSTRUCTIONS, *, keep_beginning: bool = False, first_sequence: int = 0
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._first = first_sequence
         self._context_size = backend.card.context_size
         self._prompt = chat_prompt(backend, instructions)
@@ -66,7 +66,7 @@ class Cache:
         prompt = self.prompt_ids(problem.question)
         if len(prompt) >= self._context_size:
             raise ContextFullError(
-                f"the problem's prompt has {len(prompt)} tokens; the context of {self._backend.card.name} holds {self._context_size}",
+                f"the problem's prompt has {len(prompt)} tokens; the context of {self.backend.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
         held = self._left_over.pop(slot, [])
@@ -78,18 +78,18 @@ class Cache:
         sequence = self._sequences.pop(slot, None)
         if sequence is not None:
             kept = _common_prefix(self._shared, sequence.held) if self._keep_beginning else 0
-            self._backend.drop(self._first + slot, kept)
+            self.backend.drop(self._first + slot, kept)
             self._left_over[slot] = sequence.held[:kept]
 
     def forget(self, slot: int) -> None:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
-        self._backend.drop(self._first + slot, 0)
+        self.backend.drop(self._first + slot, 0)
         self._sequences[slot].held.clear()
 
     def clear_first_slot(self) -> None:
         """Empty the first slot, which has no problem now."""
         self._left_over.pop(0, None)
-        self._backend.drop(self._first, 0)
+        self.backend.drop(self._first, 0)
 
     # --- facts about a slot
 
@@ -120,7 +120,7 @@ class Cache:
         wanted = self._ids_of(sequence, trace) + self.step_ids(beginning)
         if len(wanted) >= self._context_size:
             raise ContextFullError(
-                f"the solution so far has {len(wanted)} tokens; the context of {self._backend.card.name} holds {self._context_size}",
+                f"the solution so far has {len(wanted)} tokens; the context of {self.backend.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a smaller --max-tokens",
             )
         common = min(_common_prefix(wanted, sequence.held), len(wanted) - 1)
@@ -135,7 +135,7 @@ class Cache:
         most = min(READ_TOKENS, len(tokens))
         if len(sequence.held) < sequence.num_shared:
             most = min(most, sequence.num_shared - len(sequence.held))
-        self._backend.read(self._first + slot, len(sequence.held), tokens[:most], deadline=sequence.deadline)
+        self.backend.read(self._first + slot, len(sequence.held), tokens[:most], deadline=sequence.deadline)
         sequence.held += tokens[:most]
         return most
 
@@ -149,7 +149,7 @@ class Cache:
             sequences += [self._first + slot] * len(new)
             positions += range(len(sequence.held), len(sequence.held) + len(new))
             deadline = earlier(deadline, sequence.deadline)
-        return self._backend.decode(sequences, positions, [token for _, new in batch for token in new], deadline=deadline)
+        return self.backend.decode(sequences, positions, [token for _, new in batch for token in new], deadline=deadline)
 
     def keep(self, slot: int, token: int) -> None:
         """Hold the next token that was decoded."""
@@ -157,7 +157,7 @@ class Cache:
 
     def trim(self, slot: int) -> None:
         """Drop what was decoded and not kept."""
-        self._backend.drop(self._first + slot, self.num_held(slot))
+        self.backend.drop(self._first + slot, self.num_held(slot))
 
     def remember(self, slot: int, step: Step, tokens: list[int]) -> None:
         """Remember the ids of a step that the model has written."""
@@ -167,18 +167,18 @@ class Cache:
 
     def prompt_ids(self, question: str) -> list[int]:
         """Ids of a problem's prompt. ModelUnsupportedError if it has none."""
-        return prompt_ids(self._backend, self._prompt.segments(question))
+        return prompt_ids(self.backend, self._prompt.segments(question))
 
     def step_ids(self, text: str) -> list[int]:
         """Ids of a step, or of a part of one, that came as text."""
-        tokenize = self._backend.tokenizer.tokenize
+        tokenize = self.backend.tokenizer.tokenize
         return [token for fragment in self._prompt.fragments(text) for token in tokenize(fragment, continues=True)]
 
     def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
         """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""
         ids, step = self.step_ids(text), StepText(beginning)
         for index, token in enumerate(ids):
-            step.add(self._backend.tokenizer.piece(token))
+            step.add(self.backend.tokenizer.piece(token))
             if step.ended:
                 return ids[:index]
         return ids

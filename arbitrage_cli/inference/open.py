@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from arbitrage_cli.errors import ModelUnsupportedError
-from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.model_files.pairs import find_files, is_toy
 
+if TYPE_CHECKING:  # NumPy is slow to import
+    from arbitrage_cli.inference.backend import Backend, Options
 
-def open_model(source: str, options: Options, progress: Callable[[float], None] | None = None) -> Backend:
+
+def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
     """Load a model. `progress` gets fractions from 0 to 1. A missing file is fetched, without a display.
 
     Errors: ModelError (HubError among them), UsageError.

@@ -1,16 +1,17 @@
-"""What a model will need and is made of, read from its GGUF files alone: size, context, vocabulary, memory.
+"""Facts about a model from the headers of its GGUF files: size, context, vocabulary, memory.
 
-Knows what the keys of a header mean. Never starts llama.cpp, so it answers at once, and for models that do not fit.
+Knows what the keys of a header mean. Never starts llama.cpp, so it is quick, and works for models that do not fit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files.gguf import Header, read_header, vocabulary_digest
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
-KV_BYTES = 2  # of one number in the KV cache: f16, the default
+_F16_BYTES = 2  # of a number in the KV cache
 
 # LlamaFileType in https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
 _FILE_TYPES = {
@@ -23,9 +24,9 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One model. Sizes in bytes, contexts in tokens; None where the files do not say.
+    """Facts about one model. Sizes in bytes, contexts in tokens; None if the files do not say.
 
-    `context_size` is what would be allocated, and `kv_bytes` what that takes in f16.
+    `context_size` is the context that would be allocated, `kv_bytes` its KV cache in f16.
     """
 
     files: tuple[Path, ...]
@@ -43,29 +44,30 @@ class Facts:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Weights and KV cache; what the computation itself needs comes on top, some hundred megabytes (more for long contexts)."""
+        """Weights and KV cache. Computing takes some hundred megabytes more, depending on the context."""
         return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes
 
 
 def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
-    """Read the headers of a model's files, the first part first. ModelFileError if one is not a whole GGUF file."""
-
+    """Read the headers of a model's files, the first part first. ModelFileError unless all are whole GGUF files."""
+    if not files:
+        raise ModelFileError("the model is not on this machine", "check its path or name")
     headers = [read_header(path) for path in files]
     first = headers[0]
     trained = _number(first, "context_length")
     context = context_size or min(DEFAULT_CONTEXT_SIZE, trained or DEFAULT_CONTEXT_SIZE)
-    file_type = first.metadata.get("general.file_type")
+    architecture, file_type = first.metadata.get("general.architecture"), first.metadata.get("general.file_type")
     kv_per_token = _kv_numbers(first)
     return Facts(
         files=tuple(files),
         file_bytes=sum(header.file_size for header in headers),
         name=str(first.metadata.get("general.name") or files[0].stem),
-        architecture=_text(first, "general.architecture"),
+        architecture=architecture if isinstance(architecture, str) else None,
         num_parameters=sum(header.num_parameters for header in headers),
         quantization=_FILE_TYPES.get(file_type, f"type {file_type}") if isinstance(file_type, int) else None,
         trained_context_size=trained,
         context_size=context,
-        kv_bytes=None if kv_per_token is None else kv_per_token * context * KV_BYTES,
+        kv_bytes=None if kv_per_token is None else kv_per_token * context * _F16_BYTES,
         num_layers=_number(first, "block_count"),
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
@@ -73,18 +75,18 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
 
 
 def share_vocabulary(first: Facts, second: Facts) -> bool | None:
-    """Whether the two have the same tokens in the same order, padding aside; None if one does not say. ModelFileError."""
+    """Whether two models have the same tokens in the same order, except for padding; None if one has none. ModelFileError."""
     digests = [vocabulary_digest(facts.files[0]) for facts in (first, second)]
     return None if None in digests else digests[0] == digests[1]
 
 
 def _kv_numbers(header: Header) -> int | None:
-    """Numbers that the KV cache holds for one token, over all layers; None where the header does not say."""
+    """Numbers in the KV cache for each token, over all layers; None if the header does not say."""
     layers, width = _number(header, "block_count"), _number(header, "embedding_length")
-    heads = _of_layers(header, "attention.head_count", layers)
+    heads = _per_layer(header, "attention.head_count", layers)
     if layers is None or width is None or heads is None:
         return None
-    kv_heads = _of_layers(header, "attention.head_count_kv", layers) or heads
+    kv_heads = _per_layer(header, "attention.head_count_kv", layers) or heads
     key, value = _number(header, "attention.key_length"), _number(header, "attention.value_length")
     numbers = 0
     for count, kv_count in zip(heads, kv_heads, strict=True):
@@ -97,20 +99,15 @@ def _key(header: Header, name: str) -> str:
     return f"{header.metadata.get('general.architecture')}.{name}"
 
 
-def _of_layers(header: Header, name: str, layers: int | None) -> tuple[int, ...] | None:
-    """A number for each layer: the same for all, or a list of them; None where the header has neither."""
-    same, listed = _number(header, name), header.lists.get(_key(header, name), ())
-    if same is not None:
-        return (same,) * (layers or 0)
-    return listed if len(listed) == layers and min(listed) >= 0 else None
+def _per_layer(header: Header, name: str, layers: int | None) -> tuple[int, ...] | None:
+    """A number for each layer: the same for all, or from a list; None if the header has neither."""
+    number, numbers = _number(header, name), header.lists.get(_key(header, name), ())
+    if number is not None:
+        return (number,) * (layers or 0)
+    return numbers if len(numbers) == layers and min(numbers) >= 0 else None
 
 
 def _number(header: Header, name: str) -> int | None:
-    """A positive whole number of the model's architecture."""
+    """A positive whole number under the architecture's key."""
     value = header.metadata.get(_key(header, name))
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _text(header: Header, key: str) -> str | None:
-    value = header.metadata.get(key)
-    return value if isinstance(value, str) else None

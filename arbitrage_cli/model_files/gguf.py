@@ -1,8 +1,7 @@
-"""A bounded look at a GGUF file's header, before any C code sees the file.
+"""Checks a GGUF file's header before C code sees the file: llama.cpp ends the process on some damaged files.
 
-llama.cpp ends the process on some damaged files. This reader walks the header with a bound on every length it meets
-and says what is wrong in one line. Knows nothing of weights or architectures: it checks that the file is whole, not
-that the model is good. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The reader bounds every length it meets. It checks that the file is whole, not that the model is good, and knows nothing
+of weights. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import hashlib
@@ -19,13 +18,13 @@ from arbitrage_cli.errors import ModelFileError
 
 Scalar = int | float | bool | str
 
-MAX_ENTRIES = 1 << 20  # of metadata or tensors; real files have hundreds
+MAX_ENTRIES = 10_000  # of metadata or tensors; llama.cpp takes time quadratic in them, and real files have hundreds
+MAX_LAYERS = 512  # llama.cpp ends the process on more
 MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
-MAX_LIST = 1 << 10  # elements that are kept; more than any model has layers
+MAX_LIST = 1 << 10  # elements of a list that is kept; a model has fewer layers
 MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
-MAX_ARRAY_DEPTH = 4
-MAX_TEXT = 1 << 25  # bytes of all strings that are kept, together
-MAX_STRINGS = 1 << 21  # in all arrays together: each is walked; a vocabulary and its merges have less than a million
+MAX_TEXT = 1 << 25  # bytes of all strings outside arrays
+MAX_STRINGS = 1 << 21  # in all arrays; a vocabulary and its merges have less than a million
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
@@ -37,21 +36,17 @@ _BYTES_OF_BLOCK = {
     | {29: 56, 34: 54, 35: 66},
 }
 _BLOCKS = {kind: (block, size) for block, sizes in _BYTES_OF_BLOCK.items() for kind, size in sizes.items()}
-"""Elements and bytes of a block, by the number of ggml's type."""
+"""Elements and bytes of a block, by ggml's number of the type."""
 _TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Scalar and string metadata of a GGUF file, the length of each array, and `lists`, the short ones of whole numbers.
+    """Scalar and string metadata of a GGUF file, the length of each array, and `lists`: the short arrays of whole numbers.
 
-    Sizes in bytes.
-
-    `num_parameters` counts the elements of all tensors in this file: of a split model, those of this part.
+    Sizes in bytes. `num_parameters` counts the elements of the tensors in this file: of a split model, in this part.
     """
 
-    version: int
-    num_tensors: int
     num_parameters: int
     metadata: Mapping[str, Scalar]
     array_lengths: Mapping[str, int]
@@ -60,15 +55,15 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header. ModelFileError, with the reason, for anything that is not a whole GGUF file."""
+    """Read and check the header. ModelFileError, with the reason, unless the path is a whole GGUF file."""
     with _reader(path) as reader:
         return reader.header()
 
 
 def vocabulary_digest(path: Path) -> str | None:
-    """Tells vocabularies apart: sha256 of all tokens in order; None without any. Errors as for `read_header`.
+    """The sha256 of all tokens in order; None if there are none. Errors as for `read_header`.
 
-    Tokens that only pad the vocabulary to a rounder size, `[PAD151935]`, do not count: sizes of one family differ in them.
+    Tokens that only pad the vocabulary, `[PAD151935]`, are left out: models of one family are padded to different sizes.
     """
     with _reader(path) as reader:
         reader.header()
@@ -83,7 +78,7 @@ def vocabulary_digest(path: Path) -> str | None:
 
 @contextmanager
 def _reader(path: Path) -> Iterator["_Reader"]:
-    """A reader of the open file; what it finds damaged becomes a ModelFileError."""
+    """A reader of the open file. Damage that it finds becomes a ModelFileError."""
     size = _regular_file_size(path)
     if size < 24:
         raise ModelFileError(f"{path}: not a GGUF model (only {size} bytes)", "download the file again")
@@ -126,44 +121,56 @@ class _DamageError(Exception):
 
 
 class _Reader:
-    """Walks the header. Every length is compared with what is left of the file before it is used."""
+    """Walks the header. Every length is compared with the rest of the file before it is used."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self._data, self._size, self._at = data, size, 4
         self._tokens_at: int | None = None
         self._text_left, self._strings_left = MAX_TEXT, MAX_STRINGS
+        self._metadata: dict[str, Scalar] = {}
+        self._array_lengths: dict[str, int] = {}
+        self._lists: dict[str, tuple[int, ...]] = {}
 
     def header(self) -> Header:
         version = self._number("<I")
         if version not in (2, 3):
             raise _DamageError(f"version {version}; versions 2 and 3 are known")
         num_tensors, num_entries = self._count("tensors"), self._count("metadata entries")
-        metadata: dict[str, Scalar] = {}
-        array_lengths: dict[str, int] = {}
-        lists: dict[str, tuple[int, ...]] = {}
         for _ in range(num_entries):
-            key, kind = self._string(), self._number("<I")
-            if kind == _ARRAY:
-                if key == _TOKENS:
-                    self._tokens_at = self._at
-                begin = self._at
-                array_lengths[key] = self._skip_array()
-                if numbers := self._short_list(begin):
-                    lists[key] = numbers
-            else:
-                metadata[key] = self._string() if kind == _STRING else self._scalar(kind)
-        alignment = metadata.get("general.alignment", 32)
+            self._read_entry()
+        layers = self._metadata.get(f"{self._metadata.get('general.architecture')}.block_count")
+        if isinstance(layers, int) and not 1 <= layers <= MAX_LAYERS:
+            raise _DamageError(f"{layers} layers")
+        num_parameters = self._read_tensors(num_tensors)
+        return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size)
+
+    def _read_entry(self) -> None:
+        key, kind = self._string(), self._number("<I")
+        if kind == _STRING:
+            self._metadata[key] = self._string()
+        elif kind != _ARRAY:
+            self._metadata[key] = self._scalar(kind)
+        else:
+            start = self._at
+            if key == _TOKENS:
+                self._tokens_at = start
+            self._array_lengths[key] = self._skip_array()
+            if numbers := self._short_list(start):
+                self._lists[key] = numbers
+
+    def _read_tensors(self, count: int) -> int:
+        """The number of elements in all tensors, whose data must lie in the file."""
+        alignment = self._metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise _DamageError(f"alignment {alignment}")
-        tensors = [self._tensor(alignment) for _ in range(num_tensors)]
+        tensors = [self._tensor(alignment) for _ in range(count)]
         data_start = -(-self._at // alignment) * alignment
-        if num_tensors and data_start + max(end for end, _ in tensors) > self._size:
+        if tensors and data_start + max(end for end, _ in tensors) > self._size:
             raise _DamageError("the file ends before its last tensor does")
-        num_parameters = sum(elements for _, elements in tensors)
-        return Header(version, num_tensors, num_parameters, metadata, array_lengths, lists, self._size)
+        return sum(elements for _, elements in tensors)
 
     def tokens(self) -> Iterator[bytes]:
-        """The vocabulary as it stands in a header that was walked before."""
+        """The vocabulary, after `header`."""
         if self._tokens_at is None:
             return
         self._at = self._tokens_at
@@ -174,7 +181,7 @@ class _Reader:
             yield self._data[start : start + size]
 
     def _take(self, length: int) -> int:
-        """The position of the next `length` bytes, which are then behind."""
+        """Step over the next `length` bytes; returns where they start."""
         start = self._at
         if length > self._size - start:
             raise _DamageError("the file ends inside its header")
@@ -209,35 +216,32 @@ class _Reader:
         start = self._take(length)
         return self._data[start : start + length].decode("utf-8", errors="replace")
 
-    def _skip_array(self, depth: int = 1) -> int:
-        """Step over an array; returns its number of elements."""
+    def _skip_array(self) -> int:
+        """Step over an array; returns its number of elements. llama.cpp knows no arrays of arrays either."""
         kind, length = self._number("<I"), self._number("<Q")
-        if length > MAX_ARRAY or depth > MAX_ARRAY_DEPTH:
-            raise _DamageError(f"an array of {length} elements" if length > MAX_ARRAY else "nested arrays")
+        if length > MAX_ARRAY:
+            raise _DamageError(f"an array of {length} elements")
         if kind == _STRING:
             self._strings_left -= length
             if self._strings_left < 0:
                 raise _DamageError(f"more than {MAX_STRINGS} strings in arrays")
             for _ in range(length):
                 self._take(self._number("<Q"))
-        elif kind == _ARRAY:
-            for _ in range(length):
-                self._skip_array(depth + 1)
         elif kind in _SCALARS:
             self._take(length * struct.calcsize(_SCALARS[kind]))
         else:
-            raise _DamageError(f"unknown value type {kind}")
+            raise _DamageError(f"unknown value type {kind} in an array")
         return length
 
-    def _short_list(self, begin: int) -> tuple[int, ...]:
-        """The numbers of the array that begins there and was walked before; none if it is long, or not of whole numbers."""
-        kind, length = struct.unpack_from("<IQ", self._data, begin)
+    def _short_list(self, start: int) -> tuple[int, ...]:
+        """The numbers of an array that was stepped over; empty if it is long, or not of whole numbers."""
+        kind, length = struct.unpack_from("<IQ", self._data, start)
         if kind not in _INTEGERS or length > MAX_LIST:
             return ()
-        return struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self._data, begin + struct.calcsize("<IQ"))
+        return struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self._data, start + struct.calcsize("<IQ"))
 
     def _tensor(self, alignment: int) -> tuple[int, int]:
-        """Where a tensor's data end, and how many elements it has."""
+        """Where a tensor's data end, and its number of elements."""
         self._string()
         dimensions = self._number("<I")
         if not 1 <= dimensions <= 4:
@@ -248,5 +252,5 @@ class _Reader:
         kind, offset, elements = self._number("<I"), self._number("<Q"), math.prod(shape)
         if offset % alignment:
             raise _DamageError(f"tensor offset {offset} is not aligned")
-        block, size = _BLOCKS.get(kind, (elements, 1))  # of a type that is newer than this list one byte is there at least
+        block, size = _BLOCKS.get(kind, (elements, 1))  # a type that is not in the list takes one byte at least
         return offset + elements // max(block, 1) * size, elements

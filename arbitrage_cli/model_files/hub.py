@@ -1,39 +1,33 @@
-"""The Hugging Face Hub: getting files of models and data sets into the shared cache, whole and checked, and finding them.
+"""The Hugging Face Hub: finds files of models and data sets in the shared cache, downloads them, checks them before use.
 
-The only importer of huggingface_hub, and only when a name of the Hub is used: its endpoint, its token and the cache that
-all programs share are honoured. The bytes are fetched here and not by `hf_hub_download`, which (2.4) throws a download
-away when it is broken off, and gives a file its final name before anybody can compare its checksum with the Hub's.
+The only importer of huggingface_hub, which downloads (by Xet or HTTP), locks, and lays out the cache. It is slow to import,
+so functions import it. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE apply. huggingface_hub 2.4 checks
+only a download's size; this module compares its checksum with the published one.
 Knows nothing of pairs, of what is inside a file, or of terminals.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import re
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
 
 from arbitrage_cli.errors import HubError, ModelFileError
-from arbitrage_cli.model_files.names import HubName, ambiguous, choose, is_whole, matching
+from arbitrage_cli.model_files.checksums import GIT_ID, SHA256, is_right, read_record
+from arbitrage_cli.model_files.names import HubName, choose, find_model, is_whole
+from arbitrage_cli.system.files import write_atomically
 
-CHUNK = 1 << 20  # bytes
-MAX_RETRIES = 5  # in a row without a new byte
-LOCK_SECONDS = 1.0
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_GIT_ID = re.compile(r"[0-9a-f]{40}")  # of a commit, and of a file that git keeps itself
+MAX_ANSWER_BYTES = 1 << 24  # of the API about one repository; real answers take some kilobytes
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a file is: sizes in bytes."""
+class FileProgress:
+    """Progress of one file: bytes done, and its size."""
 
     activity: Literal["downloading", "checking"]
     file: str
@@ -41,12 +35,16 @@ class Progress:
     total: int
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[FileProgress], None]
+
+
+def no_progress(progress: FileProgress) -> None:
+    """Ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file as the Hub publishes it: its name in the repository, its size in bytes, its sha256 or git id."""
+class PublishedFile:
+    """A file as the Hub publishes it: name in the repository, bytes, sha256 (or the git id of a small file)."""
 
     name: str
     size: int
@@ -54,65 +52,58 @@ class RemoteFile:
 
 
 def locate(name: HubName) -> tuple[Path, ...]:
-    """The files in the cache, of a model the first part first; empty if it is not here whole. Asks nobody, checks nothing."""
+    """The files in the cache, a model's first part first; empty unless all parts are there. No request, no check."""
     snapshot = _snapshot(name)
     if snapshot is None:
         return ()
-    here = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    models = matching(name, [file for file in here if name.admits(file)])
-    if len(models) > 1:
-        raise ambiguous(name, models)
-    return tuple(snapshot / part for model in models if is_whole(model) for part in model)
+    model = find_model(name, [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()])
+    return tuple(snapshot / part for part in model) if model and is_whole(model) else ()
 
 
-def find(name: HubName, *, offline: bool = False, watch: Watch | None = None) -> tuple[Path, ...]:
-    """The files: those in the cache if they are there, without asking the Hub; else fetched.
+def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
+    """The checked files: those in the cache without a request, else downloaded ones. HubError, ModelFileError.
 
-    Every file's checksum was compared with the Hub's: of a model its sha256, of a data set that or its git id, which is all
-    that the Hub publishes of a small file. Errors: HubError, ModelFileError.
+    A model's file is held to its sha256; a data set's to its sha256 or, the only checksum of a small file, its git id.
     """
     paths = locate(name)
     if not paths:
-        return fetch(name, offline=offline, watch=watch)
-    try:
-        for path in paths:
-            _check(name, path, watch)
-    except OSError as error:
-        raise _disk_error(name, error) from error
+        return fetch(name, offline=offline, on_progress=on_progress)
+    for path in paths:
+        _check(name, path, None, on_progress)
     return paths
 
 
-def fetch(
-    name: HubName, *, offline: bool = False, watch: Watch | None = None, sleep: Callable[[float], None] = time.sleep
-) -> tuple[Path, ...]:
-    """The files as the Hub has them now, downloaded where they are not here yet. Errors as for `find`."""
-    from huggingface_hub import constants
-
-    if offline or constants.is_offline_mode():
+def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
+    """The checked files in the Hub's current version; those in the cache are not downloaded again. Errors as for `find`."""
+    if offline or _constants().is_offline_mode():
         if not locate(name):
-            again = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
-            raise HubError(
-                f"{name} is not on this machine, and the network is not used (--offline or HF_HUB_OFFLINE)",
-                f"with a network: {again}",
-            )
-        return find(name, offline=True, watch=watch)
+            command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
+            message = f"{name} is not on this machine, and the network is not used (--offline or HF_HUB_OFFLINE)"
+            raise HubError(message, f"with a network: {command}")
+        return find(name, on_progress=on_progress)
     with _explained(name):
-        return _Fetch(name, watch or (lambda progress: None), sleep).run()
+        commit, files = _published(name)
+        paths = tuple(_cache(name) / "snapshots" / commit / file.name for file in files)
+        for file, path in zip(files, paths, strict=True):
+            if not path.exists():
+                _download(name, file, commit, on_progress)
+            _check(name, path, file.checksum, on_progress)
+        if name.revision != commit:
+            write_atomically(_cache(name) / "refs" / name.revision, commit.encode(), make_folder=True)
+    return paths
 
 
 def commit_of(name: HubName, path: Path) -> str:
-    """The commit of the repository that a file of the cache belongs to."""
+    """The repository's commit that a file in the cache belongs to."""
     return path.relative_to(_cache(name) / "snapshots").parts[0]
 
 
-# --- the cache, laid out as huggingface_hub does it: blobs by checksum, snapshots that link to them, refs
+# --- the cache, in huggingface_hub's layout: blobs by checksum, snapshots of links to them, refs
 
 
 def cache_folder() -> Path:
-    """Where all programs keep what they fetched from the Hub: HF_HUB_CACHE, or below HF_HOME."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    """The cache that all programs share: HF_HUB_CACHE, or a folder in HF_HOME."""
+    return Path(_constants().HF_HUB_CACHE).expanduser().resolve()
 
 
 def _cache(name: HubName) -> Path:
@@ -120,312 +111,155 @@ def _cache(name: HubName) -> Path:
 
 
 def _snapshot(name: HubName) -> Path | None:
-    """The folder of the revision's files; None if nothing of it was ever fetched."""
+    """The folder of the revision's files; None if nothing of it was ever downloaded."""
     cache, commit = _cache(name), name.revision
-    if not _GIT_ID.fullmatch(commit):
+    if not GIT_ID.fullmatch(commit):
         try:
             commit = (cache / "refs" / name.revision).read_text().strip()
         except (OSError, ValueError):
             return None
     folder = cache / "snapshots" / commit
-    return folder if _GIT_ID.fullmatch(commit) and folder.is_dir() else None
+    return folder if GIT_ID.fullmatch(commit) and folder.is_dir() else None
 
 
-def _link(blob: Path, pointer: Path) -> None:
-    """The file's name in its snapshot; the file itself where there are no symbolic links."""
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except FileExistsError:
-        return
-    except OSError:
-        blob.replace(pointer)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-# --- checksums
-
-
-def _is_checksum(name: HubName, text: str) -> bool:
-    """Whether it is one that may vouch for a file: for a model nothing less than a sha256 does."""
-    return bool(_SHA256.fullmatch(text) or (name.kind == "dataset" and _GIT_ID.fullmatch(text)))
-
-
-def _hasher(checksum: str, size: int) -> "hashlib._Hash":
-    """What computes a checksum of that kind over a file of that many bytes."""
-    if _SHA256.fullmatch(checksum):
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)  # git's id of a file
-
-
-def _check(name: HubName, path: Path, watch: Watch | None) -> None:
-    """Compare a file in the cache with the checksum that the Hub published for it. ModelFileError, and it is gone, if wrong.
-
-    A file once found right is not read again while its size and its time of change stay the same: hashing several
-    gigabytes at every start would take longer than loading them.
-    """
-    record = _read_record(path)
-    link = path.readlink().name if path.is_symlink() else ""
-    expected = link if _is_checksum(name, link) else record.get("checksum")
-    if expected is None:
-        raise ModelFileError(f"{path}: nothing says which checksum it should have", "remove it: it is then fetched anew")
-    status = path.stat()
-    if record == {"checksum": expected, "size": status.st_size, "mtime_ns": status.st_mtime_ns}:
-        return
-    with path.open("rb") as stream:
-        digest = _hasher(expected, status.st_size)
-        for chunk in iter(lambda: stream.read(CHUNK), b""):
-            digest.update(chunk)
-            if watch:
-                watch(Progress("checking", path.name, stream.tell(), status.st_size))
-    if digest.hexdigest() != expected:
-        path.resolve().unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    """Remove a file of the cache and the links that lead to it, but nothing outside the cache."""
+    while (path.parent.resolve() / path.name).is_relative_to(cache_folder()):
+        target = path.parent / path.readlink() if path.is_symlink() else None
         path.unlink(missing_ok=True)
-        raise _wrong_checksum(path.name, expected)
-    _write_record(path, expected)
+        if target is None:
+            return
+        path = target
 
 
-def _wrong_checksum(file: str, expected: str) -> ModelFileError:
-    what = "sha256" if _SHA256.fullmatch(expected) else "git id"
-    return ModelFileError(
-        f"{file}: its {what} is not the one that the Hub publishes; the wrong file was removed",
-        "fetch it again; if that fails too, something on the way (a proxy, a mirror, the disk) changes it",
+def _check(name: HubName, path: Path, published: str | None, on_progress: OnProgress) -> None:
+    """ModelFileError, and the file is removed, unless it has its published checksum (default: as the cache records it)."""
+    known = (published, read_record(path).get("checksum"), path.readlink().name if path.is_symlink() else None)
+    checksum = next((text for text in known if _is_checksum(name, text)), None)
+    if checksum is None:
+        raise ModelFileError(f"{path}: its published checksum is not known", "remove the file, and fetch it again")
+    try:
+        size = path.stat().st_size
+        if is_right(path, checksum, lambda done: on_progress(FileProgress("checking", path.name, done, size))):
+            return
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror})", "check the file's permissions") from error
+    _remove(path)
+    outcome = "move it away" if path.exists() else "it was removed"
+    raise ModelFileError(
+        f"{path}: its checksum is not the one that the Hub publishes; {outcome}",
+        "fetch it again; if that fails too, a proxy, a mirror or the disk changes it",
     )
 
 
-def _record(path: Path) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "arbitrage" / "verified" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """What was found out about a file before; empty if nothing was, or it cannot be read."""
-    try:
-        record = json.loads(_record(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _write_record(path: Path, checksum: str) -> None:
-    status = path.stat()
-    record = {"checksum": checksum, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, not safety
-        _replace_text(_record(path), json.dumps(record))
+def _is_checksum(name: HubName, text: object) -> bool:
+    """Whether the text may vouch for a file: for a model only a sha256 does."""
+    patterns = (SHA256,) if name.kind == "model" else (SHA256, GIT_ID)
+    return isinstance(text, str) and any(pattern.fullmatch(text) for pattern in patterns)
 
 
 # --- the network
 
 
-class _Fetch:
-    """The way of one model's or data set's files from the Hub into the cache."""
-
-    def __init__(self, name: HubName, watch: Watch, sleep: Callable[[float], None]) -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import build_hf_headers
-
-        self._name, self._watch, self._sleep = name, watch, sleep
-        self._cache = _cache(name)
-        self._timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        self._headers = build_hf_headers(token=_token() or False) | {"Accept-Encoding": "identity"}
-
-    def run(self) -> tuple[Path, ...]:
-        commit, files = self._published()
-        snapshot = self._cache / "snapshots" / commit
-        missing = [file for file in files if not (snapshot / file.name).exists()]
-        self._check_space(missing)
-        for file in missing:
-            self._place(file, commit)
-        if self._name.revision != commit:
-            _replace_text(self._cache / "refs" / self._name.revision, commit)
-        paths = tuple(snapshot / file.name for file in files)
-        for path in paths:
-            _check(self._name, path, self._watch)
-        return paths
-
-    def _published(self) -> tuple[str, list[RemoteFile]]:
-        """The commit that the revision stands for, and the wanted files at it."""
-        info = self._info()
-        siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        chosen = choose(self._name, [file for file in siblings if self._name.admits(file)])
-        files = [self._remote_file(siblings[file]) for file in chosen]
-        if info.sha is None or not _GIT_ID.fullmatch(info.sha):
-            raise _no_hub()
-        return info.sha, files
-
-    def _remote_file(self, sibling: Any) -> RemoteFile:
-        """A file as the Hub's `RepoSibling` describes it. HubError if nothing is published that its bytes could be held to."""
-        size = sibling.lfs.size if sibling.lfs else sibling.size
-        checksum = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
-        if size is None or not _is_checksum(self._name, checksum):
-            raise HubError(f"{self._name.repo} publishes no sha256 of {sibling.rfilename}", "without it a file is not used")
-        return RemoteFile(sibling.rfilename, size, checksum)
-
-    def _info(self) -> Any:
-        """The repository's `ModelInfo` or `DatasetInfo`."""
-        from huggingface_hub import HfApi
-
-        name, token = self._name, _token() or False
-        try:
-            return HfApi().repo_info(
-                name.repo,
-                repo_type=name.kind,
-                revision=name.revision,
-                files_metadata=True,
-                timeout=self._timeout,
-                token=token,
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # no JSON, or JSON of another kind
-            raise _no_hub() from error
-
-    def _check_space(self, files: Sequence[RemoteFile]) -> None:
-        """HubError if the disk has no room for what is still to come."""
-        blobs = self._cache / "blobs"
-        blobs.mkdir(parents=True, exist_ok=True)
-        wanted = [file for file in files if not (blobs / file.checksum).exists()]
-        needed = sum(max(0, file.size - _size(_partial(blobs / file.checksum))) for file in wanted)
-        free = shutil.disk_usage(blobs).free
-        if needed > free:
-            raise HubError(
-                f"{self._name} needs {needed / 1e9:.1f} GB, and {blobs} has {free / 1e9:.1f} GB free",
-                "make room there, or point HF_HOME to a larger disk",
-            )
-
-    def _place(self, file: RemoteFile, commit: str) -> None:
-        """Download a file and link it into its snapshot. Another process that does the same is waited for."""
-        from huggingface_hub.utils import WeakFileLock
-
-        blob = self._cache / "blobs" / file.checksum
-        lock = self._cache.parent / ".locks" / self._cache.name / f"{file.checksum}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            while True:
-                try:
-                    stack.enter_context(WeakFileLock(lock, timeout=LOCK_SECONDS))
-                    break
-                except TimeoutError:
-                    self._watch(Progress("downloading", file.name, _size(_partial(blob)), file.size))
-            pointer = self._cache / "snapshots" / commit / file.name
-            if not blob.exists() and not pointer.exists():
-                self._download(file, blob, commit)
-                _link(blob, pointer)
-                _write_record(pointer, file.checksum)
-            elif not pointer.exists():
-                _link(blob, pointer)
-
-    def _download(self, file: RemoteFile, blob: Path, commit: str) -> None:
-        """Give a file its final name once it is whole and right. What was got before a break is kept for the next time."""
-        from huggingface_hub import hf_hub_url
-
-        url = hf_hub_url(self._name.repo, file.name, repo_type=self._name.kind, revision=commit)
-        partial = _partial(blob)
-        with partial.open("a+b") as stream:
-            receiver = _Receiver(stream, file, self._watch)
-            self._receive(url, receiver)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if not receiver.is_right:
-            partial.unlink()
-            raise _wrong_checksum(file.name, file.checksum)
-        partial.replace(blob)
-
-    def _receive(self, url: str, receiver: "_Receiver") -> None:
-        """Ask for what is missing until nothing is, starting again where a connection broke off."""
-        import httpx2
-
-        retries = 0
-        while receiver.missing > 0:
-            before = receiver.missing
-            try:
-                self._request(url, receiver)
-                reason: Exception | None = None
-            except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-                reason = error
-            retries = 0 if receiver.missing < before else retries + 1
-            if retries > MAX_RETRIES:
-                raise reason or HubError(f"{self._name}: the download stops before its end", "try again later")
-            if retries:
-                self._sleep(min(8.0, 2.0 ** (retries - 1)))
-
-    def _request(self, url: str, receiver: "_Receiver") -> None:
-        from huggingface_hub import get_session, hf_raise_for_status
-
-        headers = self._headers | ({"Range": f"bytes={receiver.size}-"} if receiver.size else {})
-        # The client takes the token out of a request that is redirected to another host.
-        with get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response:
-            hf_raise_for_status(response)
-            if receiver.size and response.status_code != 206:  # the server cannot go on in the middle
-                receiver.restart()
-            for chunk in response.iter_bytes():  # as it comes: what waits for more would be lost with the connection
-                receiver.add(chunk)
-                if receiver.missing < 0:
-                    return
-
-
-class _Receiver:
-    """A file on its way: its bytes so far, on disk, and their checksum."""
-
-    def __init__(self, stream: BinaryIO, file: RemoteFile, watch: Watch) -> None:
-        self._stream, self._file, self._watch = stream, file, watch
-        self._digest, self.size = _hasher(file.checksum, file.size), 0
-        stream.seek(0)
-        for chunk in iter(lambda: stream.read(CHUNK), b""):
-            self._digest.update(chunk)
-            self.size += len(chunk)
-            watch(Progress("checking", file.name, self.size, file.size))
-        if self.missing < 0:
-            self.restart()
-
-    @property
-    def missing(self) -> int:
-        return self._file.size - self.size
-
-    @property
-    def is_right(self) -> bool:
-        return self.missing == 0 and self._digest.hexdigest() == self._file.checksum
-
-    def restart(self) -> None:
-        self._stream.truncate(0)
-        self._digest, self.size = _hasher(self._file.checksum, self._file.size), 0
-
-    def add(self, chunk: bytes) -> None:
-        self._stream.write(chunk)
-        self._digest.update(chunk)
-        self.size += len(chunk)
-        self._watch(Progress("downloading", self._file.name, self.size, self._file.size))
-
-
-def _partial(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.incomplete")
-
-
-def _size(path: Path) -> int:
+def _published(name: HubName) -> tuple[str, list[PublishedFile]]:
+    """The commit that the revision stands for, and its wanted files. HubError."""
     try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        info = json.loads(_ask_api(name))
+        siblings = {sibling["rfilename"]: sibling for sibling in info["siblings"]}
+        if not GIT_ID.fullmatch(info["sha"]):
+            raise ValueError("no commit")
+        return info["sha"], [_published_file(name, siblings[file]) for file in choose(name, list(siblings))]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:  # no JSON, or not the Hub's
+        raise _not_a_hub() from error
 
 
-def _token() -> str | None:
-    """The user's token. HubError if it would go over the network for all to read, or is none at all."""
-    from huggingface_hub import constants
+def _published_file(name: HubName, sibling: Any) -> PublishedFile:
+    """HubError if the Hub publishes no checksum of the file; TypeError, ValueError or AttributeError for other JSON."""
+    lfs = sibling.get("lfs") or {}
+    size, checksum = lfs.get("size", sibling.get("size")), lfs.get("sha256", sibling.get("blobId"))
+    if not _is_checksum(name, checksum):
+        raise HubError(f"{name.repo} publishes no sha256 of {sibling['rfilename']}", "a file is not used without one")
+    if not 0 <= size < 1 << 63:
+        raise ValueError("no size")
+    return PublishedFile(sibling["rfilename"], size, checksum)
+
+
+def _ask_api(name: HubName) -> bytearray:
+    """The API's answer about a repository. HfApi.repo_info would read one of any length into memory."""
+    constants, token = _constants(), _token()
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers
+
+    url = f"{constants.ENDPOINT}/api/{name.kind}s/{name.repo}/revision/{quote(name.revision, safe='')}?blobs=true"
+    headers, answer = build_hf_headers(token=token), bytearray()
+    # The client takes the token out of a request that is redirected to another host.
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        if not response.is_success:
+            raise _http_error(name, response.status_code, response.headers)
+        for chunk in response.iter_bytes():
+            answer += chunk
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise _not_a_hub()
+    return answer
+
+
+def _download(name: HubName, file: PublishedFile, commit: str, on_progress: OnProgress) -> None:
+    """Download a file into the cache; if another process is downloading it, wait for that."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import silent_tqdm
+
+    def report(done: int) -> None:
+        if done > file.size:
+            raise HubError(f"{name}: {file.name} has more bytes than the Hub publishes", "try again later")
+        on_progress(FileProgress("downloading", file.name, done, file.size))
+
+    class Bar(silent_tqdm):
+        """The progress bar that huggingface_hub writes to."""
+
+        done = 0
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            report(self.done)
+
+        def ignore(self, *args: object, **options: object) -> None:
+            """Xet's count of bytes before decompression, and its speeds."""
+
+        update_transfer = set_postfix_str = set_transfer_postfix_str = ignore
+
+    report(0)
+    bar: Any = Bar
+    cache, token = cache_folder(), _token()
+    hf_hub_download(name.repo, file.name, repo_type=name.kind, revision=commit, cache_dir=cache, token=token, tqdm_class=bar)
+
+
+def _token() -> str | bool:
+    """The user's token, or False. HubError if it is malformed, or would go over the network unencrypted."""
+    endpoint = urlsplit(_constants().ENDPOINT)
     from huggingface_hub.utils import get_token_to_send
 
     token = get_token_to_send(None)
-    endpoint = urlsplit(constants.ENDPOINT)
     if token and endpoint.scheme != "https" and endpoint.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise HubError(
-            f"a token is not sent to {endpoint.hostname} over http", "use https in HF_ENDPOINT, or unset HF_TOKEN"
-        )
+        raise HubError(f"a token is not sent to {_host()} over http", "use https in HF_ENDPOINT, or unset HF_TOKEN")
     if token and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise HubError("the Hub's token has characters that no token has", "set HF_TOKEN anew, or: hf auth login")
-    return token
+        raise HubError("the Hub's token has characters that no token has", "correct HF_TOKEN, or run `hf auth login`")
+    return token or False
+
+
+def _host() -> str:
+    """The Hub's host name, for messages: its address may hold a password."""
+    return str(urlsplit(_constants().ENDPOINT).hostname)
+
+
+def _constants() -> Any:
+    """huggingface_hub's settings. HubError if HF_ENDPOINT is not a web address: importing the rest would fail."""
+    with contextlib.suppress(ValueError):  # a port out of range, a broken IPv6 address
+        from huggingface_hub import constants
+
+        endpoint = urlsplit(constants.ENDPOINT)
+        if endpoint.scheme in ("http", "https") and endpoint.hostname and endpoint.port != 0:
+            return constants
+    raise HubError("HF_ENDPOINT is not a web address", "for example https://huggingface.co; or unset it")
 
 
 # --- errors
@@ -433,76 +267,45 @@ def _token() -> str | None:
 
 @contextlib.contextmanager
 def _explained(name: HubName) -> Iterator[None]:
-    """Turn what the network, the Hub and the disk raise into one line each. The token is taken out of the causes too."""
+    """Turn what the network, the Hub and the disk raise into one line each."""
     import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    if not constants.HF_DEBUG:
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would write to stderr, whatever is shown there
+    if not _constants().HF_DEBUG:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings would disturb a live display
     try:
-        yield
-    except HfHubHTTPError as error:
-        _forget_token(error)
-        raise _http_error(name, error.response.status_code, error.response.headers) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        _forget_token(error)
-        raise HubError(
-            f"{name}: no such file here, and {_host()} cannot be reached ({error or type(error).__name__})",
-            "check the name, or the network: a download goes on where it stopped",
-        ) from error
-    except OSError as error:
-        raise _disk_error(name, error) from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Not enough free disk space")
+            yield
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, UserWarning, ValueError, AttributeError) as error:
+        # RuntimeError: Xet's. ValueError and AttributeError: huggingface_hub's, where an error's body is no JSON object.
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+        if isinstance(cause, HfHubHTTPError):
+            raise _http_error(name, cause.response.status_code, cause.response.headers) from None  # it may hold the token
+        if isinstance(cause, UserWarning) or (isinstance(cause, OSError) and cause.errno):
+            hint = "make room or change permissions there, or point HF_HOME elsewhere"
+            raise HubError(f"{name} cannot be kept in {_cache(name)} ({cause})", hint) from cause
+        hint = "check the name and the network, and try again"
+        raise HubError(f"{name} cannot be downloaded from {_host()} ({cause or type(cause).__name__})", hint) from cause
 
 
-def _disk_error(name: HubName, error: OSError) -> HubError:
-    return HubError(
-        f"{name} cannot be kept in {error.filename or _cache(name)} ({error.strerror or error})",
-        "make room or change permissions there, or point HF_HOME elsewhere",
-    )
+def _not_a_hub() -> HubError:
+    return HubError(f"{_host()} does not answer as a Hub does", "check HF_ENDPOINT, or whether the network wants a log-in")
 
 
-def _host() -> str:
-    """Whom a message names: the endpoint without its path, and without a password that is written into it."""
-    from huggingface_hub import constants
-
-    return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
-
-
-def _no_hub() -> HubError:
-    return HubError(f"{_host()} does not answer as a Hub does", "check HF_ENDPOINT, and whether this network wants a log-in")
-
-
-def _http_error(name: HubName, status: int, headers: Any) -> HubError:
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+def _http_error(name: HubName, status: int, headers: Mapping[str, str]) -> HubError:
+    code, wait = headers.get("X-Error-Code"), headers.get("Retry-After", "")
     page = f"https://huggingface.co/{'datasets/' if name.kind == 'dataset' else ''}{name.repo}"
-    if headers.get("X-Error-Code") == "GatedRepo":
-        return HubError(
-            f"{name.repo} is gated: its owner asks you to accept terms first (HTTP {status})",
-            f"accept them at {page}, then {log_in}",
-        )
-    if status in (401, 403):
-        return HubError(
-            f"{name.repo} is private, or no such repository, or your token is not allowed to read it (HTTP {status})",
-            f"check the name; if it is right, {log_in}",
-        )
-    if headers.get("X-Error-Code") == "RevisionNotFound":
-        return HubError(f"{name.repo} has no revision '{name.revision}' (HTTP {status})", "leave out the @, or check it")
-    if status == 404:
-        return HubError(f"there is no {name} on the Hub (HTTP 404)", f"check the name at {page}")
-    if status == 429:
-        wait = headers.get("Retry-After", "")
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    message, hint = f"the Hub cannot give {name}", "try again later"
+    if code == "GatedRepo":
+        message, hint = f"{name.repo} is gated: its owner asks you to accept terms", f"accept them at {page}, then {log_in}"
+    elif status in (401, 403):
+        message = f"{name.repo} is private, or no such repository, or your token is not allowed to read it"
+        hint = f"check the name; if it is right, {log_in}"
+    elif status == 404:
+        message, hint = f"there is no {name} on the Hub", f"check the name at {page}"
+    elif status == 429:
         when = f"in {wait} seconds" if wait.isdigit() else "in some minutes"
-        return HubError(
-            "the Hub asks for fewer requests (HTTP 429)", f"try again {when}; who is logged in may ask more often"
-        )
-    return HubError(f"the Hub could not give {name} (HTTP {status})", "try again later: a download goes on where it stopped")
-
-
-def _forget_token(error: BaseException) -> None:
-    """Servers may repeat a token in their answers, and --debug shows those."""
-    token = _token()
-    seen: BaseException | None = error
-    while token and seen is not None:
-        seen.args = tuple(arg.replace(token, "[token]") if isinstance(arg, str) else arg for arg in seen.args)
-        seen = seen.__cause__ or seen.__context__
+        message, hint = "the Hub asks for fewer requests", f"try again {when}; with a token you may make more"
+    return HubError(f"{message} (HTTP {status})", hint)

@@ -1,10 +1,10 @@
-"""Names of models and data sets on the Hugging Face Hub, and which files of a repository they mean. Asks nobody, reads no file.
+"""Names of models and data sets on the Hugging Face Hub, and the files of a repository that they stand for.
 
-What comes from the Hub is not trusted: a file's name must stay inside the folder that it is joined to.
+File names from the Hub are not trusted: they must stay inside the folder that they are joined to. No request, no file.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
@@ -22,7 +22,7 @@ _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A model on the Hub: `wanted` is a quantization, or a file's name in the repository. Of a data set it is a file's name."""
+    """A model or a data set's file on the Hub. `wanted` is a quantization, or a file's name in the repository."""
 
     repo: str
     wanted: str = DEFAULT_QUANT
@@ -37,30 +37,38 @@ class HubName:
         return self.kind == "dataset" or self.wanted.lower().endswith(".gguf")
 
     def admits(self, file: str) -> bool:
-        """Whether a file of the repository is of the kind that is looked for."""
+        """Whether a file of the repository may be a model, or rows of a data set."""
         return file.lower().endswith(".gguf" if self.kind == "model" else (".jsonl", ".parquet"))
 
 
 def parse_name(source: str) -> HubName | None:
-    """`user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`; None for whatever looks like a path.
+    """`user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`; None for a path.
 
-    UsageError for a name of a repository with a part that cannot be.
+    UsageError for a repository's name with an invalid quantization, file or revision.
     """
-    found = _NAME.fullmatch(source)
-    if not found or ".." in found["repo"] or "--" in found["repo"] or found["repo"].lower().endswith(".gguf"):
+    match = _NAME.fullmatch(source)
+    if not match or ".." in match["repo"] or "--" in match["repo"] or match["repo"].lower().endswith(".gguf"):
         return None
-    name = HubName(found["repo"], found["wanted"] or DEFAULT_QUANT, found["revision"] or "main")
+    name = HubName(match["repo"], match["wanted"] or DEFAULT_QUANT, match["revision"] or "main")
     if name.is_file:
         _refuse_unsafe(name.wanted, UsageError)
     elif not _QUANT.fullmatch(name.wanted):
-        raise UsageError(f"{source}: '{name.wanted}' is no quantization", "for example :Q4_K_M, or a file's name")
+        raise UsageError(f"{source}: invalid quantization '{name.wanted}'", "for example :Q4_K_M, or a file's name")
     if ".." in name.revision or name.revision.startswith(("/", "-")) or name.revision.endswith("/"):
-        raise UsageError(f"{source}: '{name.revision}' is no revision", "give a branch, a tag or a commit after the @")
+        raise UsageError(f"{source}: invalid revision '{name.revision}'", "give a branch, a tag or a commit after the @")
     return name
 
 
-def matching(name: HubName, files: Sequence[str]) -> list[tuple[str, ...]]:
-    """The models among a repository's files that a name means, each as its parts in order."""
+def find_model(name: HubName, files: Iterable[str]) -> tuple[str, ...]:
+    """The parts, in order, of the model among a repository's files that fits a name; empty if none. HubError if several do."""
+    models = _matching(name, filter(name.admits, files))
+    if len(models) > 1:
+        alternatives = ", ".join(model[0] for model in models)
+        raise HubError(f"{name} could be any of {alternatives}", f"name the file: {name.repo}:{models[0][0]}")
+    return models[0] if models else ()
+
+
+def _matching(name: HubName, files: Iterable[str]) -> list[tuple[str, ...]]:
     models: dict[tuple[str, str], list[str]] = {}
     for file in sorted(files):
         part = _PART.fullmatch(file)
@@ -72,7 +80,7 @@ def matching(name: HubName, files: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def parts(file: str) -> tuple[str, ...]:
-    """Names of all parts of the model that a file belongs to, in order: the file alone unless the model is split."""
+    """Names of all parts of a file's model, in order: the file alone unless the model is split."""
     part = _PART.fullmatch(file)
     if not part:
         return (file,)
@@ -80,31 +88,23 @@ def parts(file: str) -> tuple[str, ...]:
 
 
 def is_whole(model: Sequence[str]) -> bool:
-    """Whether all parts are there."""
+    """Whether no part is missing."""
     return tuple(model) == parts(model[0])
 
 
-def ambiguous(name: HubName, models: Sequence[Sequence[str]]) -> HubError:
-    """The error for a name that means several models."""
-    files = ", ".join(model[0] for model in models)
-    return HubError(f"{name} could be any of {files}", f"name the file: {name.repo}:{models[0][0]}")
-
-
 def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
-    """The parts of the one model that is meant. HubError, with what there is, if it is none or several."""
-    models = matching(name, files)
-    if len(models) > 1:
-        raise ambiguous(name, models)
-    if not models:
-        raise HubError(f"{name.repo} has no {name.wanted}", _what_there_is(name, files))
-    if not is_whole(models[0]):
-        raise HubError(f"{name.repo} lacks parts of {models[0][0]}", "use another quantization of the model")
-    for file in models[0]:
+    """The parts of the one model that fits. HubError, with the alternatives, if none or several do."""
+    model = find_model(name, files)
+    if not model:
+        raise HubError(f"{name.repo} has no {name.wanted}", _alternatives(name, list(filter(name.admits, files))))
+    if not is_whole(model):
+        raise HubError(f"{name.repo} lacks parts of {model[0]}", "use another quantization of the model")
+    for file in model:
         _refuse_unsafe(file, HubError)
-    return models[0]
+    return model
 
 
-def _what_there_is(name: HubName, files: Sequence[str]) -> str:
+def _alternatives(name: HubName, files: Sequence[str]) -> str:
     if not files and name.kind == "dataset":
         return "it has no JSONL and no parquet file at all"
     if not files:
@@ -114,11 +114,11 @@ def _what_there_is(name: HubName, files: Sequence[str]) -> str:
 
 
 def _refuse_unsafe(file: str, error: type[UsageError | HubError]) -> None:
-    """A file's name must stay inside the folder that it is joined to, on every system."""
+    """Raise the error for a file's name that leads out of the folder it is joined to, on any system."""
     folders = file.split("/")
     is_anchored = any(pure(name).anchor for pure in (PurePosixPath, PureWindowsPath) for name in (file, *folders))
     if is_anchored or "\\" in file or not file.isprintable() or any(name in ("", ".", "..") for name in folders):
-        raise error(f"refused: '{file}' as the name of a file", "it could lead out of the cache folder")
+        raise error(f"refused file name '{file}'", "it could lead out of the cache folder")
 
 
 def _stem(file: str) -> str:
@@ -129,6 +129,6 @@ def _stem(file: str) -> str:
 
 
 def _has_quant(file: str, wanted: str) -> bool:
-    """`wanted` in small letters. The vision part of a model (mmproj) is no model of its own."""
+    """Whether the file has the quantization, in lower case. The vision part of a model (mmproj) is not a model."""
     stem = _stem(file).lower()
     return not stem.startswith("mmproj") and re.search(rf"(?:^|[-._]){re.escape(wanted)}$", stem) is not None

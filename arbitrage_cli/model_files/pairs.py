@@ -1,7 +1,6 @@
-"""From a name to a model: pairs by name, and models by path, by name on the Hub, built in, or as a scripted demo.
+"""Finds pairs by name, and models by path, name on the Hub, or name of a built-in or scripted one.
 
-Knows no policy and no terminal. Pairs come from `models/pairs.toml`, which ships with the program, and from a file of the
-user's that adds to it.
+Pairs come from `models/pairs.toml`, which ships with the program, and from the user's own file. Knows no policy, no terminal.
 """
 
 import json
@@ -9,7 +8,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
@@ -18,27 +16,24 @@ from arbitrage_cli.model_files.names import HubName, parse_name, parts
 
 SCRIPTED = "scripted:"
 BUILT_IN = "builtin:"
-"""`builtin:draft` is draft.gguf of the program's own folder of models."""
+"""`builtin:draft` is draft.gguf in the program's own `models/`."""
 
 DEFAULT_PAIR = "builtin"
 UNIVERSAL_HEAD = "builtin:universal"
-"""A head that reads nothing that only one draft has: for models that none was trained for."""
+"""A head for drafts that no head was trained for: it reads nothing that is specific to one draft."""
 
 MIN_CTX = 64
-KINDS: Mapping[str, type] = MappingProxyType({"ctx": int, "chat_template_kwargs": dict})
-"""Of what a pair has, where it is no text."""
 
 OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
-"""What chat templates are told of this program and of the model's file."""
+"""Variables that chat templates get from the program and from the model's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two models that go together, and what belongs to them.
+    """A draft and a target that go together, and their options; None for the default.
 
-    `prm` is a process reward model, `prm_style` how that is asked (`rewards.ProcessReward`), `head` a trained router's file,
-    `system` the system prompt that suits both, `chat_template_kwargs` what their chat templates are told; `ctx` is in tokens.
-    None where there is none, or the default does.
+    `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
+    trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates.
     """
 
     name: str
@@ -54,7 +49,7 @@ class Pair:
 
 
 def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
-    """All pairs by name; those in the user's file, if there is one, win. UsageError for a file that makes no sense."""
+    """All pairs by name; the user's file, if there is one, overrides. UsageError for an invalid file."""
     pairs = _read(models_folder() / "pairs.toml")
     if user_file is not None and user_file.is_file():
         pairs |= _read(user_file)
@@ -64,42 +59,38 @@ def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
 def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
     """The pair of that name. UsageError, with all names, if there is none."""
     if name not in pairs:
-        raise UsageError(f"no pair is called '{name}'", "pairs: " + ", ".join(pairs))
+        raise UsageError(f"unknown pair '{name}'", "pairs: " + ", ".join(pairs))
     return pairs[name]
 
 
 def check_template_variables(variables: Mapping[str, Any], where: str) -> None:
-    """UsageError if a chat template is to be told, by what stands `where`, what it is told anyway, or what is no JSON."""
+    """UsageError, naming the place, for variables of chat templates that the program sets, or that JSON cannot hold."""
     for name in OWN_VARIABLES.intersection(variables):
-        raise UsageError(f"{where}: a chat template gets its '{name}' from the program", "leave it out")
+        raise UsageError(f"{where}: the program sets a chat template's '{name}'", "leave it out")
     try:
         json.dumps(variables, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{where}: a chat template is to be told what JSON has no words for ({error})",
-            "texts, finite numbers, true and false, and lists and tables of them",
-        ) from error
+        hint = "use texts, finite numbers, true and false, and lists and tables of them"
+        raise UsageError(f"{where}: a chat template's variable is not JSON ({error})", hint) from error
 
 
 def is_toy(source: str) -> bool:
-    """Whether the name is that of a scripted demo model."""
+    """Whether the model is a scripted one, without a file."""
     return source.startswith(SCRIPTED)
 
 
 def is_built_in(source: str) -> bool:
-    """Whether the name is that of a model that ships with the program."""
+    """Whether the model or head ships with the program."""
     return source.startswith(BUILT_IN)
 
 
 def head_file(source: str) -> Path:
     """The file of a trained head: a path, or `builtin:NAME` for one that ships with the program."""
-    if is_built_in(source):
-        return models_folder() / f"{source.removeprefix(BUILT_IN)}.safetensors"
-    return _path(source)
+    return _path(source, ".safetensors")
 
 
 def local_files(source: str) -> tuple[Path, ...]:
-    """The model's files that are on this machine, the one to open first; empty if they are not. Nothing is fetched."""
+    """The model's files, the one to open first; empty unless they are on this machine. Nothing is fetched."""
     name = hub_name(source)
     if name:
         return hub.locate(name)
@@ -110,25 +101,25 @@ def local_files(source: str) -> tuple[Path, ...]:
     return whole if whole and all(part.exists() for part in whole) else (path,)
 
 
-def find_files(source: str, *, offline: bool = False, watch: hub.Watch | None = None) -> tuple[Path, ...]:
-    """The model's files, fetched from the Hub if need be and checked; `watch` is told how far that is.
+def find_files(source: str, *, offline: bool = False, on_progress: hub.OnProgress = hub.no_progress) -> tuple[Path, ...]:
+    """The model's files, fetched from the Hub if necessary, and checked. HubError, ModelFileError, UsageError.
 
-    Empty for a demo model; a path is given back as it is, whatever is there. Errors: HubError, ModelFileError, UsageError.
+    Empty for a scripted model. A path is returned as it is, whether the file exists or not.
     """
     name = hub_name(source)
     if name:
-        return hub.find(name, offline=offline, watch=watch)
+        return hub.find(name, offline=offline, on_progress=on_progress)
     return () if is_toy(source) else (_path(source),)
 
 
 def hub_name(source: str) -> HubName | None:
-    """The model's name on the Hub; None for a demo or built-in model and for a path. What exists as a path is one."""
+    """The model's name on the Hub; None for a scripted or built-in model, a path, and anything that exists as a path."""
     return None if is_toy(source) or is_built_in(source) or _exists(source) else parse_name(source)
 
 
-def _path(source: str) -> Path:
+def _path(source: str, built_in_suffix: str = ".gguf") -> Path:
     if is_built_in(source):
-        return models_folder() / f"{source.removeprefix(BUILT_IN)}.gguf"
+        return models_folder() / f"{source.removeprefix(BUILT_IN)}{built_in_suffix}"
     try:
         return Path(source).expanduser()
     except RuntimeError:  # ~nobody
@@ -143,7 +134,7 @@ def _exists(source: str) -> bool:
 
 
 def models_folder() -> Path:
-    """`models/`: inside the package where it is installed, beside it in a checkout."""
+    """`models/`: in the package if it is installed, beside it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
@@ -152,23 +143,23 @@ def models_folder() -> Path:
 def _read(path: Path) -> dict[str, Pair]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number too long
         raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
     return {name: _pair(path, name, table) for name, table in tables.items()}
 
 
 def _pair(path: Path, name: str, table: Any) -> Pair:
-    """One table of a file. UsageError if a key is missing, unknown or of the wrong kind."""
+    """A pair from its table. UsageError if a key is missing, unknown or of the wrong type."""
     hint = 'a pair looks like this: [name] draft = "small.gguf" target = "user/repo:Q4_K_M"; notes and ctx may follow'
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: '{name}' stands outside of any pair", hint)
-    kinds = {field.name: KINDS.get(field.name, str) for field in fields(Pair) if field.name != "name"}
+        raise UsageError(f"{path}: '{name}' is outside of any pair", hint)
+    types = {field.name: str for field in fields(Pair) if field.name != "name"} | {"ctx": int, "chat_template_kwargs": dict}
     for key, value in table.items():
-        if key not in kinds:
-            raise UsageError(f"{path}: pair '{name}' has an unknown key '{key}'", "keys: " + ", ".join(kinds))
-        if type(value) is not kinds[key] or (isinstance(value, int) and value < MIN_CTX):
-            wanted = {int: f"a whole number from {MIN_CTX}", dict: "a table"}.get(kinds[key], "a text")
-            raise UsageError(f"{path}: pair '{name}': {key} is not {wanted}", hint)
+        if key not in types:
+            raise UsageError(f"{path}: pair '{name}' has an unknown key '{key}'", "keys: " + ", ".join(types))
+        if type(value) is not types[key] or (isinstance(value, int) and value < MIN_CTX):
+            expected = {int: f"a whole number from {MIN_CTX}", dict: "a table"}.get(types[key], "a text")
+            raise UsageError(f"{path}: pair '{name}': {key} is not {expected}", hint)
     check_template_variables(table.get("chat_template_kwargs", {}), f"{path}: pair '{name}'")
     if not table.get("draft") or not table.get("target"):
         raise UsageError(f"{path}: pair '{name}' lacks its {'target' if table.get('draft') else 'draft'}", hint)

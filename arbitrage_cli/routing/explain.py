@@ -1,4 +1,4 @@
-"""Why each step was accepted or escalated: what spoke for it, and, where rewards are known, what the oracle would have done.
+"""Why each step was accepted or escalated: what each feature added, and, if rewards are known, what the oracle would have done.
 
 Knows heads, states and finished solutions; no model, no file and no terminal.
 """
@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from arbitrage_cli.routing.head import Floats, Head
-from arbitrage_cli.routing.states import State
+from arbitrage_cli.routing.features import Floats
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.states import State, features_of
 from arbitrage_cli.types import Trace
 
 Judgement = Literal["improved", "missed", "wasted", "spared"]
-"""What became of a step: escalated with an advantage, accepted with one, escalated without one, accepted without one."""
+"""Escalated with an advantage, accepted with one, escalated without one, accepted without one."""
 
 JUDGEMENTS: tuple[Judgement, ...] = ("improved", "missed", "wasted", "spared")
 
@@ -23,8 +24,7 @@ JUDGEMENTS: tuple[Judgement, ...] = ("improved", "missed", "wasted", "spared")
 class Explanation:
     """One decision. `parts` are features and what each adds to the log-odds, the strongest first.
 
-    `text` is the drafted step, None where it was not recorded, and only its beginning if it `is_stopped`; `advantage` is None
-    where rewards are not known.
+    `text` is the drafted step; only its beginning if it `is_stopped`. `advantage` is None if rewards are not known.
     """
 
     position: int
@@ -41,7 +41,7 @@ class Explanation:
 
     @property
     def judgement(self) -> Judgement | None:
-        """What the oracle says of it; None where rewards are not known."""
+        """None if rewards are not known."""
         if self.advantage is None:
             return None
         if self.is_escalated:
@@ -50,7 +50,7 @@ class Explanation:
 
     @property
     def regret(self) -> float | None:
-        """What the oracle's choice would have gained in reward over this one; 0 if they are the same."""
+        """The reward that the oracle's choice would have gained over this one; None if rewards are not known."""
         if self.advantage is None:
             return None
         return max(self.advantage, 0.0) - (self.advantage if self.is_escalated else 0.0)
@@ -58,7 +58,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All decisions of one judgement: how many, their regret in sum, and what each feature added on average."""
+    """All decisions of one judgement: how many, the sum of their regret, and what each feature added on average."""
 
     judgement: Judgement
     count: int
@@ -67,7 +67,7 @@ class Group:
 
 
 def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
-    """Every step of a solution that the draft wrote first. Its evidence must have been kept."""
+    """Every step of a solution that was drafted. ValueError without token statistics."""
     found = []
     for position, decision in enumerate(trace.decisions):
         if decision.draft is None:
@@ -81,28 +81,18 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
     return found
 
 
-def explain_states(head: Head, names: Sequence[str], states: Sequence[State], tau: float) -> list[Explanation]:
-    """Recorded states, whose features have these names. ValueError if the head reads what they do not have."""
-    if not states:
-        return []
-    missing = [name for name in head.card.features if name not in names]
-    if missing:
-        raise ValueError(f"the head reads {missing[0]}, and these states do not have it")
-    columns = [list(names).index(name) for name in head.card.features]
-    rows = np.stack([state.features for state in states])[:, columns]
-    hidden = _hidden(states) if head.card.hidden_size else None
-    inputs: Floats = rows if hidden is None else np.concatenate((rows, hidden), axis=1, dtype=np.float32)
-    if inputs.shape[1] != len(head.network.mean):
-        raise ValueError("the hidden states are of another size than the head's")
-    probabilities = head.probabilities(rows, hidden).tolist()
+def explain_states(head: Head, question: str, states: Sequence[State], tau: float) -> list[Explanation]:
+    """The recorded states of a solution. ValueError if the head reads hidden states that they do not have."""
+    rows, hidden = features_of(question, states), _hidden(states) if head.reads_hidden else None
+    inputs, probabilities = head.inputs(rows, hidden), head.probabilities(rows, hidden).tolist()
     return [
-        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft_text, state.advantage)
+        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft.text, state.advantage)
         for state, probability, row in zip(states, probabilities, inputs, strict=True)
     ]
 
 
 def group(explanations: Iterable[Explanation]) -> list[Group]:
-    """The decisions whose rewards are known, by their judgement."""
+    """The decisions with known rewards, by judgement."""
     found: dict[Judgement, list[Explanation]] = {name: [] for name in JUDGEMENTS}
     for one in explanations:
         if one.judgement is not None:

@@ -1,16 +1,16 @@
-"""A drafted step as numbers: what a router's head looks at.
+"""A drafted step as numbers: what a router's head reads.
 
-All of them come from what the draft computed while it wrote the step (its evidence), from the text, and from the steps
-before; nothing is run. They do not depend on the model's size or vocabulary, so that one head can serve any pair. Knows no
-head and no label. Python on short lists: for steps of 20 to 60 tokens it is faster than NumPy.
+They come from what the draft computed while it wrote the step (its token statistics), from the text and from the steps before;
+no model is run. They do not depend on a model's size or vocabulary, so one head can serve any pair. Knows no head and no label.
+Plain Python on short lists: for steps of 20 to 60 tokens it is faster than NumPy.
 
-Log-probabilities of single tokens are given as log-odds, log(p / (1 - p)): on this scale 0.99 and 0.9999 are as far apart
-as 0.01 and 0.0001, which is what a linear head needs. What there is nothing to measure of (no digit in the step, no step
-before it) is as if it were certain.
+Log-probabilities of single tokens are given as log-odds, log(p / (1 - p)): on this scale 0.99 and 0.9999 are as far apart as 0.01
+and 0.0001, as a linear head needs it. What does not exist (a digit in the step, a step before it) counts as certain.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -18,23 +18,25 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Step, TokenStats, Trace
 
 Floats = NDArray[np.float32]
 
-_SERIES = ("first", "last", "mean", "worst", "second", "10", "25", "50")
-_PART = ("share", "logprob_mean", "logprob_sum", "logprob_worst", "logprob_second", "entropy_worst", "margin_worst")
+_LOW = ("mean", "first", "last", "min", "2nd_min", "q10", "q25", "q50")
+_HIGH = ("mean", "first", "last", "max", "2nd_max", "q90", "q75", "q50")
+_OF_KIND = ("share", "logprob_mean", "logprob_sum", "logprob_min", "logprob_2nd_min", "entropy_max", "margin_min")
 
 FEATURES: tuple[str, ...] = (
-    # the step's tokens: at the first, the last, on average, at the least sure two, and at quantiles from there
-    *(f"logprob_{name}" for name in _SERIES),
+    # the step's tokens: the mean, the first, the last, the two least sure ones, and quantiles from the least sure one on
     "logprob_sum",
-    *(f"entropy_{name}" for name in _SERIES),
-    *(f"margin_{name}" for name in _SERIES),
-    "worst_position",  # of the least likely token, from 0 to 1
-    # the same of digits and of operators apart; "share" is how many of the tokens are of the kind
-    *(f"digit_{name}" for name in _PART),
-    *(f"operator_{name}" for name in _PART),
+    *(f"logprob_{name}" for name in _LOW),
+    *(f"entropy_{name}" for name in _HIGH),
+    *(f"margin_{name}" for name in _LOW),
+    "least_likely_position",  # of the least likely token, from 0 to 1
+    # the same of digits and of operators alone; "share" is how many of the tokens are of the kind
+    *(f"digit_{name}" for name in _OF_KIND),
+    *(f"operator_{name}" for name in _OF_KIND),
     # the step's form and text
     "tokens",
     "ends_solution",
@@ -43,36 +45,46 @@ FEATURES: tuple[str, ...] = (
     "numbers",
     "longest_number",
     "unseen_numbers",  # neither in the problem nor in the steps before
-    "plus",
-    "minus",
-    "times",
-    "over",
-    "equals",
+    "plus_signs",
+    "minus_signs",
+    "times_signs",
+    "division_signs",
+    "equal_signs",
     "lines",
+    # the arithmetic that it states
+    "equations",
+    "wrong_equations",
+    "last_equation_wrong",
+    "equation_error",  # the largest, relative
+    "wrong_equations_before",
+    "unknown_operands",  # neither given nor computed
+    "overused_operands",  # used more often than given and computed
+    "unused_numbers",  # given or computed, and not used yet
+    "unused_numbers_at_end",
     # the problem, and where in its solution the step stands
     "problem_length",
     "problem_numbers",
     "problem_longest_number",
-    "step",
+    "position",
     "tokens_before",
-    # the steps before: the last one, and those of the draft that were accepted
-    "last_by_draft",
-    "last_by_target",
-    "last_tokens",
-    "last_logprob_mean",
-    "last_logprob_worst",
-    "last_entropy_worst",
-    "accepted_logprob_worst",
+    # the steps before: the previous one, and those of the draft that were accepted
+    "previous_by_draft",
+    "previous_by_target",
+    "previous_tokens",
+    "previous_logprob_mean",
+    "previous_logprob_min",
+    "previous_entropy_max",
+    "accepted_logprob_min",
     "accepted_logprob_sum",
     "escalated_share",
     "escalated",
 )
-"""Their names. A head is saved with the names of those it reads, so a name never gets another meaning: it is replaced."""
+"""Their names. A head file names the features that it reads, so a name never gets another meaning: it is replaced."""
 
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats; entropies are given as logarithms
-LEAST_SURPRISE = 1e-7  # nats: of a token that the model was sure of, as far as float32 tells
+LEAST_NEGATIVE_LOGPROB = 1e-7  # nats: below that float32 cannot tell how sure the model was
 LEAST_LOGPROB = -30.0  # of a token that the model ruled out
 
 Kind = Literal["digit", "operator", "other"]
@@ -80,14 +92,11 @@ Kind = Literal["digit", "operator", "other"]
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MINUS, _TIMES, _OVER = "\u2212", "\u00d7", "\u00f7"  # as typeset; the keyboard has others
 _OPERATORS = frozenset(f"+-*/=^%<>{_MINUS}{_TIMES}{_OVER}")
-_CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), MAX_MARGIN)  # a `_PART` of no tokens
+_CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), MAX_MARGIN)  # `_OF_KIND` of no tokens
 
 
 def features(trace: Trace, draft: Step) -> Floats:
-    """The step, drafted to come next in `trace`, as finite numbers in the order of `FEATURES`.
-
-    ValueError if its evidence was not kept.
-    """
+    """The next step of `trace` as finite numbers in the order of `FEATURES`. ValueError without token statistics."""
     token_stats = draft.known_token_stats
     kinds = [_kind(piece) for piece in token_stats.pieces or ()]
     values = [*_of_tokens(token_stats), *_of_kind(token_stats, kinds, "digit"), *_of_kind(token_stats, kinds, "operator")]
@@ -97,13 +106,13 @@ def features(trace: Trace, draft: Step) -> Floats:
 
 
 def hidden_features(draft: Step) -> Floats:
-    """The draft's own state when it ended the step, and its mean over the step: (2 * n_embd,).
+    """The draft's hidden state at the step's last token, then the mean over the step: (2 * n_embd,). ValueError if not kept.
 
-    It has a meaning for this one draft only. ValueError if it was not kept.
+    They mean something for this one draft only.
     """
     hidden = draft.known_token_stats.hidden
     if not isinstance(hidden, np.ndarray):
-        raise ValueError("this router reads the hidden states of the drafted step, and none were kept")
+        raise ValueError("this router reads the hidden states of the drafted step, which were not kept")
     return np.concatenate((hidden[-1], hidden.mean(axis=0)), dtype=np.float32)
 
 
@@ -111,36 +120,31 @@ def hidden_features(draft: Step) -> Floats:
 
 
 def _of_tokens(token_stats: TokenStats) -> Iterator[float]:
-    """Log-probabilities, entropies and margins of all tokens, each from the least sure one up."""
-    log_probabilities = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0)
-    last = len(log_probabilities) - 1
+    """Log-probabilities, entropies and margins of all tokens."""
+    log_probabilities, entropies = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0), token_stats.entropies
+    margins, count = _bounded(token_stats.margins, 0.0, MAX_MARGIN), len(log_probabilities)
     total = sum(log_probabilities)
-    ordered = sorted(log_probabilities)
-    yield _log_odds(log_probabilities[0])
-    yield _log_odds(log_probabilities[-1])
-    yield total / (last + 1)
-    for position in (0, min(1, last), last // 10, last // 4, last // 2):
-        yield _log_odds(ordered[position])
     yield total
-    entropies = token_stats.entropies
-    falling = sorted(entropies, reverse=True)
-    yield _log_entropy(entropies[0])
-    yield _log_entropy(entropies[-1])
-    yield _log_entropy(sum(entropies) / (last + 1))
-    for position in (0, min(1, last), last // 10, last // 4, last // 2):
-        yield _log_entropy(falling[position])
-    margins = _bounded(token_stats.margins, 0.0, MAX_MARGIN)
-    rising = sorted(margins)
-    yield margins[0]
-    yield margins[-1]
-    yield sum(margins) / (last + 1)
-    for position in (0, min(1, last), last // 10, last // 4, last // 2):
-        yield rising[position]
-    yield log_probabilities.index(ordered[0]) / max(1, last)
+    yield total / count
+    yield from map(_log_odds, _summary(log_probabilities, sorted(log_probabilities)))
+    yield _log_entropy(sum(entropies) / count)
+    yield from map(_log_entropy, _summary(entropies, sorted(entropies, reverse=True)))
+    yield sum(margins) / count
+    yield from _summary(margins, sorted(margins))
+    yield log_probabilities.index(min(log_probabilities)) / max(1, count - 1)
+
+
+def _summary(values: Sequence[float], ordered: Sequence[float]) -> Iterator[float]:
+    """The first and the last value; of the ordered ones, the first two and three quantiles."""
+    last = len(values) - 1
+    yield values[0]
+    yield values[-1]
+    for place in (0, min(1, last), last // 10, last // 4, last // 2):
+        yield ordered[place]
 
 
 def _of_kind(token_stats: TokenStats, kinds: Sequence[Kind], kind: Kind) -> tuple[float, ...]:
-    """What `_PART` names, of the tokens of one kind."""
+    """The features of `_OF_KIND` for the tokens of one kind."""
     chosen = [index for index, one in enumerate(kinds) if one == kind]
     if not chosen:
         return _CERTAIN
@@ -166,15 +170,15 @@ def _kind(piece: str) -> Kind:
 
 
 def _bounded(values: Sequence[float], low: float, high: float) -> Sequence[float]:
-    """The values, none outside the bounds; the same sequence where none is, as nearly always."""
+    """The values within bounds; as a rule, the same sequence."""
     if min(values) >= low and max(values) <= high:
         return values
     return [min(high, max(low, value)) for value in values]
 
 
 def _log_odds(log_probability: float) -> float:
-    surprise = max(-log_probability, LEAST_SURPRISE)
-    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, -surprise - math.log(-math.expm1(-surprise))))
+    nats = max(-log_probability, LEAST_NEGATIVE_LOGPROB)
+    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, -nats - math.log(-math.expm1(-nats))))
 
 
 def _log_entropy(entropy: float) -> float:
@@ -185,7 +189,7 @@ def _log_entropy(entropy: float) -> float:
 
 
 def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
-    """The form of the step, then what the problem is like and where in its solution the step stands."""
+    """The form of the step, its arithmetic, then what the problem is like and where in its solution the step stands."""
     text, question = draft.text, trace.problem.question
     numbers, given = _NUMBER.findall(text), _NUMBER.findall(question)
     seen = {*given, *_NUMBER.findall(trace.text)}
@@ -202,6 +206,7 @@ def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
     yield text.count("/") + text.count(_OVER) + text.count("\\frac") + text.count("\\div")
     yield text.count("=")
     yield text.count("\n")
+    yield from _of_arithmetic(trace, draft)
     yield math.log1p(len(question))
     yield len(given)
     yield max(map(len, given), default=0)
@@ -209,13 +214,60 @@ def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
     yield math.log1p(trace.num_tokens)
 
 
+# --- arithmetic
+
+
+class _Ledger:
+    """The numbers that a solution has, given or computed, and how often each was an operand."""
+
+    def __init__(self, question: str) -> None:
+        self.available = Counter(numbers_in(question))
+        self.used: Counter[Value] = Counter()
+        self.wrong = 0
+
+    def add(self, equations: Sequence[Equation]) -> tuple[int, int]:
+        """Count what is used and computed. Returns how many operands were not available, and how many not that often."""
+        unknown = overused = 0
+        for equation in equations:
+            self.used.update(equation.operands)
+            for number in {*equation.operands}:
+                unknown += not self.available[number]
+                overused += 0 < self.available[number] < self.used[number]
+            if equation.operands:
+                self.available[equation.right] += 1
+            self.wrong += not equation.is_right
+        return unknown, overused
+
+    @property
+    def unused(self) -> int:
+        return (self.available - self.used).total()
+
+
+def _of_arithmetic(trace: Trace, draft: Step) -> Iterator[float]:
+    ledger = _Ledger(trace.problem.question)
+    for decision in trace.decisions:
+        ledger.add(check_equations(decision.kept.text))
+    wrong_before = ledger.wrong
+    equations = check_equations(draft.text, is_whole=draft.stop in ("separator", "end"))
+    unknown, overused = ledger.add(equations)
+    yield len(equations)
+    yield ledger.wrong - wrong_before
+    yield bool(equations) and not equations[-1].is_right
+    yield max([equation.error for equation in equations], default=0.0)
+    yield wrong_before
+    yield unknown
+    yield overused
+    yield ledger.unused
+    yield ledger.unused if draft.stop == "end" else 0
+
+
 # --- history
 
 
 def _of_history(trace: Trace) -> Iterator[float]:
-    """The step before this one, the accepted ones of the draft, and how often the target stepped in.
+    """The previous step, the accepted ones of the draft, and how often the target wrote.
 
-    What the target computed while it wrote a step is not looked at, even where it is there: it says nothing of the draft.
+    What the target computed while it wrote a step is not read: it says nothing about the draft.
     """
     decisions = trace.decisions
     kept = [decision.kept for decision in decisions]

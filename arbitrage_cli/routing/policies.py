@@ -1,6 +1,6 @@
-"""The policies by the names of the command line: each with its flow, the number that it compares with tau, and what it needs.
+"""The policies by name: each with its flow, the number that it compares with tau, and what it needs.
 
-Knows no model and no file; the flows themselves are in `arbitrage.py`.
+A new baseline goes here. Knows no model and no file; the flows are in `arbitrage.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,19 +23,19 @@ from arbitrage_cli.arbitrage import (
     single,
     uniform_draw,
 )
-from arbitrage_cli.types import ModelRole, Trace
+from arbitrage_cli.routing.equations import check_equations
+from arbitrage_cli.types import ModelRole, Step, Trace
 
 RewardKind = Literal["prm", "judge", "any"]
-"""Whose rewards a policy wants: a process reward model's, the target's own, or whichever the user chose."""
+"""Where a policy gets rewards from: a process reward model, the target itself, or what the user chose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A named way of sharing the steps. Without a router the first of `models` writes them all; another one is there to be asked
-    how they might go on.
+    """A named way of sharing the steps. Without a router the first of `models` writes them all, and a second one speculates.
 
-    `number` says what is compared with tau, `make_router` takes the seed; a policy that `needs_head` has its router from
-    outside. `reads_token_stats` tells whether the draft has to keep its evidence.
+    `number` describes what is compared with tau; `make_router` takes the seed. A policy that `needs_head` gets its router from
+    outside. If it `reads_token_stats`, the draft has to keep them.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Policy:
 
     @property
     def can_stop_early(self) -> bool:
-        """Whether it may know of a drafted step that it will be escalated before that is finished."""
+        """Whether it can escalate a drafted step before that is finished."""
         return self.needs_head or (self.make_router is not None and self.make_router(0).early_stop is not None)
 
     def flow(
         self, trace: Trace, tau: float | None, seed: int, router: Router | None = None, *, stops_early: bool = False
     ) -> Flow:
-        """The flow that solves `trace`. A policy with a number needs a tau, one with a head that head's `router`.
+        """The flow that solves `trace`. A policy with a number needs a tau, one with a head the head's `router`.
 
-        If it `stops_early`, a step that is going to be escalated need not be finished; else every drafted step is.
+        If it `stops_early`, a step that will be escalated is not finished.
         """
         if not self.number:
             return single(trace, self.models[0], speculates=len(self.models) > 1)
@@ -71,9 +71,21 @@ class Policy:
         return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau)
 
 
+WRONG_EQUATION = 100.0
+"""What a wrong equation adds to the negative mean log-probability: more than a step has without one."""
+
+
+def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:
+    """Negative mean log-probability of the drafted tokens, in nats per token, and `WRONG_EQUATION` more if an equation is wrong."""
+    equations = check_equations(draft.text, is_whole=draft.stop in ("separator", "end"))
+    wrong = any(not equation.is_right for equation in equations)
+    return mean_negative_logprob(trace, draft) + WRONG_EQUATION * wrong
+
+
 _BOTH: tuple[ModelRole, ...] = ("draft", "target")
 _PROBABILITY, _ENTROPY = "probability that the target's step is better", "entropy of the step's first token (nats)"
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
+_EQUATIONS = f"negative mean log-probability (nats/token), {WRONG_EQUATION:g} more if an equation is wrong"
 _MARK, _ADVANTAGE = "1 - the target's mark for the drafted step, as a share of 9", "advantage of the target's step"
 
 _ALL = (
@@ -82,6 +94,14 @@ _ALL = (
     Policy("logprob", _BOTH, _MEAN, 0.3, lambda seed: by_token_stats(mean_negative_logprob), reads_token_stats=True),
     Policy(
         "logprob-min", _BOTH, _WORST, 1.0, lambda seed: by_least_likely_token(max_negative_logprob), reads_token_stats=True
+    ),
+    Policy(
+        "equations",
+        _BOTH,
+        _EQUATIONS,
+        0.3,
+        lambda seed: by_token_stats(negative_logprob_or_wrong_equation),
+        reads_token_stats=True,
     ),
     Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_first_token(uniform_draw(seed))),
     Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward(), reward="prm"),
@@ -92,4 +112,4 @@ _ALL = (
     Policy("speculative", ("target", "draft")),
 )
 POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
-"""The policies of the command line. The default taus are starting points, not tuned to any pair; a head brings its own."""
+"""The policies by name. The default taus are starting points, not tuned to any pair; a head brings its own."""

@@ -1,48 +1,53 @@
 """A state: one step that both models wrote from the same text, with their rewards. What a head is trained on.
 
-Knows how a state stands in a row of a run folder, and no head, no model and no file.
+A state keeps what the draft wrote and computed, not its features: `features_of` computes them again, so a new feature needs
+no new states. Knows the form of a state in a row of a run folder; no head, no model and no file.
 """
 
 import base64
 import binascii
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.inference.acceptance import Proposal
+from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 LARGEST_HALF = float(np.finfo(np.float16).max)
+STATS = ("log_probabilities", "entropies", "margins")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """The step at `position` of a solution: what the draft knew, how good both steps are, and what they take.
+    """The step at `position` of a solution: what the draft wrote and computed, and how good both steps are.
 
-    `features` (n_features,) float32 are `features.features` of the drafted step; `hidden` (2 * n_embd,) float16 are its
-    `hidden_features`, None if they were not kept. There is a reward for each step that the target wrote here. The first of them
-    has `target_tokens`; before it the target read `target_prefill_tokens`.
+    `hidden` (2 * n_embd,) float16 are `features.hidden_features` of the drafted step, None if they were not kept; the token
+    statistics of `draft` have no hidden states. Each step that the target wrote has a reward. The first of them has
+    `target_tokens`; before it the target read `target_prefill_tokens`.
     """
 
     position: int
-    features: NDArray[np.float32]
+    draft: Step
     hidden: NDArray[np.float16] | None
-    draft_text: str
     target_texts: tuple[str, ...]
     draft_reward: float
     target_rewards: tuple[float, ...]
     kept: ModelRole
-    draft_tokens: int
     target_tokens: int
     target_prefill_tokens: int = 0
+
+    @property
+    def draft_tokens(self) -> int:
+        return self.draft.num_tokens
 
     @property
     def target_reward(self) -> float:
@@ -55,19 +60,39 @@ class State:
         return advantage_of(self.target_rewards, self.draft_reward)
 
     @property
-    def shared_tokens(self) -> int:
-        """How many of the first step's `target_tokens` the drafted step would have told the target, as a proposal.
+    def decision(self) -> Decision:
+        """What the solution went on with."""
+        target = Step("target", self.target_texts[0], self.target_tokens, Cost(), "separator")
+        return Decision(target if self.kept == "target" else self.draft, self.draft, target, advantage=self.advantage)
 
-        An estimate, the same for any vocabulary: words, signs and digits are taken for tokens, and counted by their characters.
+    @property
+    def shared_tokens(self) -> int:
+        """How many of the first step's `target_tokens` the drafted step would have given the target as a proposal.
+
+        An estimate, the same for any vocabulary: words, signs and digits count as tokens, weighted by their characters.
         """
         numbers: dict[str, int] = {}
         drafted, written = (
             [numbers.setdefault(piece, len(numbers)) for piece in _PIECE.findall(text)]
-            for text in (self.draft_text, self.target_texts[0])
+            for text in (self.draft.text, self.target_texts[0])
         )
         lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
-        told = sum(lengths[number] for number in written if proposal.follow(number))
-        return self.target_tokens * told // max(1, len(self.target_texts[0]))
+        shared = sum(lengths[number] for number in written if proposal.follow(number))
+        return self.target_tokens * shared // max(1, len(self.target_texts[0]))
+
+
+def replay(question: str, states: Sequence[State]) -> Iterator[tuple[Trace, Step]]:
+    """The trace before each state of a solution, and the drafted step. The trace is one object that grows."""
+    trace = Trace(Problem("", question), Limits())
+    for state in states:
+        yield trace, state.draft
+        trace.add(state.decision)
+
+
+def features_of(question: str, states: Sequence[State]) -> Floats:
+    """The features of all states of a solution, in the order of its steps: (n, n_features)."""
+    rows = [features(trace, draft) for trace, draft in replay(question, states)]
+    return np.stack(rows) if rows else np.empty((0, len(FEATURES)), np.float32)
 
 
 def advantage_of(target_rewards: Sequence[float], draft_reward: float) -> float:
@@ -78,44 +103,53 @@ def advantage_of(target_rewards: Sequence[float], draft_reward: float) -> float:
 def state_to_json(state: State) -> dict[str, Any]:
     """The state as one entry of a row's `states`. ValueError if one of its numbers is not finite, or it has no reward."""
     _check(state)
+    token_stats = state.draft.known_token_stats
     return {
         "position": state.position,
-        "features": _pack(state.features.astype("<f4")),
+        "draft_text": state.draft.text,
+        "draft_stop": state.draft.stop,
+        "pieces": None if token_stats.pieces is None else list(token_stats.pieces),
+        **{name: _pack(np.array(getattr(token_stats, name), "<f4")) for name in STATS},
         "hidden": None if state.hidden is None else _pack(state.hidden.astype("<f2")),
-        "draft_text": state.draft_text,
         "target_texts": list(state.target_texts),
         "draft_reward": state.draft_reward,
         "target_rewards": list(state.target_rewards),
         "advantage": state.advantage,
         "kept": state.kept,
-        "draft_tokens": state.draft_tokens,
         "target_tokens": state.target_tokens,
         "target_prefill_tokens": state.target_prefill_tokens,
     }
 
 
 def state_from_json(entry: Mapping[str, Any]) -> State:
-    """The state that was written so. ValueError, with the reason, if it was not."""
+    """The state that `state_to_json` wrote. ValueError, with the reason, if the entry is anything else."""
     try:
         state = State(
             position=_count(entry["position"]),
-            features=_unpack(entry["features"], "<f4").astype(np.float32),
+            draft=_draft(entry),
             hidden=None if entry["hidden"] is None else _unpack(entry["hidden"], "<f2").astype(np.float16),
-            draft_text=_text(entry["draft_text"]),
             target_texts=tuple(_text(text) for text in entry["target_texts"]),
             draft_reward=float(entry["draft_reward"]),
             target_rewards=tuple(float(reward) for reward in entry["target_rewards"]),
             kept="target" if entry["kept"] == "target" else "draft",
-            draft_tokens=_count(entry["draft_tokens"]),
             target_tokens=_count(entry["target_tokens"]),
             target_prefill_tokens=_count(entry["target_prefill_tokens"]),
         )
     except KeyError as error:
         raise ValueError(f"a state has no {error}") from error
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"a state is not as it is written: {error}") from error
+        raise ValueError(f"a state has another form: {error}") from error
     _check(state)
     return state
+
+
+def _draft(entry: Mapping[str, Any]) -> Step:
+    pieces = None if entry["pieces"] is None else [_text(piece) for piece in entry["pieces"]]
+    numbers = {name: _unpack(entry[name], "<f4").tolist() for name in STATS}
+    if entry["draft_stop"] not in get_args(StepStop):
+        raise ValueError(f"a state's step stopped by {entry['draft_stop']!r}")
+    token_stats = TokenStats(**numbers, pieces=pieces)
+    return Step("draft", _text(entry["draft_text"]), len(numbers[STATS[0]]), Cost(), entry["draft_stop"], token_stats)
 
 
 def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -126,22 +160,28 @@ def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
 def _check(state: State) -> None:
     if not state.target_rewards or len(state.target_texts) != len(state.target_rewards):
         raise ValueError("a state needs a step of the target, and a reward for each")
-    rewards = (state.draft_reward, *state.target_rewards)
-    if not all(map(math.isfinite, rewards)) or not np.isfinite(state.features).all():
-        raise ValueError("a state has a number that is not finite")
+    if not all(map(math.isfinite, (state.draft_reward, *state.target_rewards))):
+        raise ValueError("a state has a reward that is not finite")
+    token_stats = state.draft.known_token_stats
+    columns = [getattr(token_stats, name) for name in STATS]
+    lengths = {len(one) for one in (*columns, token_stats.pieces) if one is not None}
+    if lengths != {state.draft_tokens} or not state.draft_tokens:
+        raise ValueError("a state's draft needs a number for each of its tokens")
+    if any(math.isnan(number) for column in columns for number in column):
+        raise ValueError("a state's draft has a number that is NaN")
     if state.hidden is not None and not np.isfinite(state.hidden).all():
         raise ValueError("a state has a hidden state that is not finite")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("a step is a text")
+        raise TypeError("a step is not text")
     return value
 
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f"a state has {value!r} where a number of tokens or steps is wanted")
+        raise ValueError(f"a state has {value!r} instead of a number of tokens or steps")
     return value
 
 
@@ -151,7 +191,7 @@ def _pack(values: NDArray[Any]) -> str:
 
 def _unpack(text: Any, dtype: str) -> NDArray[Any]:
     if not isinstance(text, str):
-        raise TypeError("numbers are written in base64")
+        raise TypeError("its numbers are not in base64")
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), dtype)
     except binascii.Error as error:

@@ -1,12 +1,11 @@
-"""What each tau would do on recorded states: how often it escalates, what that gains and loses, and what it takes.
+"""What each tau does on recorded states: how often it escalates, what that gains and loses, and what it costs. And which tau a
+name or a budget stands for. Knows numbers and rewards; no head, no model and no file.
 
-And which tau a name or a budget stands for. Knows numbers and rewards; no head, no model and no file.
-
-Every figure is of a solution. The loss of a step is the reward of the target's step minus that of the step that is kept, and
-where a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
-difference in accuracy (the performance difference lemma, Kakade and Langford 2002), as far as the recorded states are those
-that the router would visit. They are not where the recorded solution went on with a better step than the router keeps: each
-further loss there would be of what is lost already. So a solution loses no more than the target's reward for it.
+Every figure is per solution. A step loses the reward of the target's step minus that of the kept step. If a reward is the share
+of the target's continuations that reach the right answer, the losses of a solution add up to the difference in accuracy (the
+performance difference lemma, Kakade and Langford 2002), as far as the router visits the recorded states. It does not if the
+recorded solution went on with a better step than the router keeps: what is lost there was lost before. So a solution loses at
+most the target's reward for it.
 """
 
 import math
@@ -25,22 +24,22 @@ from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 Numbers = NDArray[np.float64]
 
 ALWAYS, NEVER = 0.0, 1.0
-"""Taus below and above every probability: the target alone (with a draft that is thrown away), and the draft alone."""
+"""Taus below and above every probability: the target alone (its drafts are thrown away), and the draft alone."""
 
 EXACT_TOLERANCE = 0.5  # points of reward
+LOSSES = {"balanced": 0.1, "fast": 0.5}  # of the target's lead over the draft
 NAMES: Mapping[str, str] = {
     "exact": f"the least time that loses at most {EXACT_TOLERANCE} points of the target's reward",
-    "balanced": "the least time that keeps nine tenths of what the target is better by than the draft",
-    "fast": "the least time that keeps half of what the target is better by than the draft",
+    "balanced": "the least time that keeps nine tenths of the target's lead over the draft",
+    "fast": "the least time that keeps half of the target's lead over the draft",
 }
-MATCH, MOST_ASKED = 0.8, 16  # assumed of what a draft says comes next: how often it is right, and how much it says at once
-FOUND = 0.6  # of the tokens that draft and target share: 34% of the target's were verified on the Qwen pair, where a card says 56%
-LOST = {"balanced": 0.1, "fast": 0.5}
+MATCH_RATE, MAX_SPECULATED = 0.8, 16  # assumed of speculation: the share of its tokens that are right, and tokens at a time
+FOUND_IN_TIME = 0.6  # of the tokens that draft and target share: 34% were verified on the Qwen pair, where a card says 56%
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds that a token or a step takes on one machine. Verifying takes as long as reading unless it was measured."""
+    """Seconds of a token or a step on one machine. Verifying takes as long as reading unless it was measured."""
 
     draft_seconds_per_token: float
     target_seconds_per_token: float
@@ -57,23 +56,24 @@ class Costs:
 
     @property
     def write(self) -> float:
-        """Seconds of a token of the target that is not in its draft, on average: it decodes it, or the draft is asked for some
-        that may come next, and it verifies those; whichever takes less, if `MATCH` of them are right.
+        """Mean seconds of a token of the target that is not in its draft: decoded, or speculated on, whichever is faster.
+
+        Speculation drafts and verifies some tokens at a time, of which `MATCH_RATE` are right.
         """
-        drafted_and_verified = self.draft_seconds_per_token + self.verify
         return min(
-            (self.target_seconds_per_token + asked * drafted_and_verified) / sum(MATCH**right for right in range(asked + 1))
-            for asked in range(MOST_ASKED + 1)
+            (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
+            / sum(MATCH_RATE**right for right in range(count + 1))
+            for count in range(MAX_SPECULATED + 1)
         )
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Costs":
-        """From a mapping that may have more than is needed here. ValueError if something is missing or no time."""
+        """From a mapping; other entries are ignored. ValueError if one is missing or is not a time."""
         names = [one.name for one in fields(Costs) if found.get(one.name) is not None]
         try:
             costs = Costs(**{name: float(found[name]) for name in names})
         except TypeError as error:
-            raise ValueError("costs need the seconds per token of the draft and the target, and of its reading") from error
+            raise ValueError("costs need the seconds per token of draft and target, and of the target's prefill") from error
         if not all(math.isfinite(value) and value >= 0 for value in asdict(costs).values() if value is not None):
             raise ValueError("costs are seconds, from 0 up")
         return costs
@@ -81,9 +81,9 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """n states as columns, those of a solution one after the other in the order of its steps.
+    """n states as columns (n,), those of a solution together, in the order of its steps.
 
-    `solution` and `problem` (n,) number them; a problem may have several solutions. Rewards float64, tokens as counts.
+    `solution` and `problem` are numbers; a problem may have several solutions.
     """
 
     solution: NDArray[np.int64]
@@ -111,11 +111,10 @@ class Outcomes:
 class TauRow:
     """One tau. Rates are of steps; the rest is per solution.
 
-    `wasted` is the share of escalated steps that gained nothing (advantage <= 0), `recall` the share of the steps with an
-    advantage that were escalated; None of none. `change` is the reward against the target alone, in points (hundredths of
-    a reward), `regret` against the oracle. The interval is over problems; its low end is as if one more problem had lost all,
-    for no loss among n problems is no proof that there is none (so it is -3/n then, the rule of three). Tokens are those of a
-    run with this tau.
+    `wasted` is the share of escalated steps without an advantage, `recall` the share of steps with one that are escalated; None
+    of none. `change` is the reward against the target alone, in points (hundredths of a reward), `regret` against the oracle. The
+    interval is over problems; its low end is as if one more problem had lost everything, since no loss among n problems does not
+    prove that there is none (it is then -3/n, the rule of three). Tokens are those of a run with this tau.
     """
 
     tau: float
@@ -134,7 +133,7 @@ class TauRow:
 
 @dataclass(frozen=True, slots=True)
 class NamedTaus:
-    """What each name of a tau stands for, and whose costs decided that: those on the head's card, or of this machine."""
+    """What each name of a tau stands for, and whose costs decided that: the head's card or this machine."""
 
     taus: Mapping[str, float]
     costs_of: str
@@ -142,10 +141,10 @@ class NamedTaus:
 
 @dataclass(frozen=True, slots=True)
 class TauTable:
-    """The rows by rising tau, from always to never; what the target alone would read and write; and the named taus.
+    """The rows by rising tau, from always to never; what the target alone reads and writes; and the named taus.
 
-    `named_on` is the table that they were named on, None if it is this one; `is_certain` tells whether it has enough problems to
-    be sure of `exact`, with 97.5% certainty. `costs` are those that the names were given by, None if none were measured.
+    `named_on` is the table that the names were chosen on, None if it is this one. `is_certain`: it has enough problems to be 97.5%
+    certain of `exact`. `costs` are those that decided the names, None if none were measured.
     """
 
     rows: tuple[TauRow, ...]
@@ -176,42 +175,42 @@ class TauTable:
         return routed / alone if alone > 0 else None
 
     def early_stop_pays(self, costs: Costs | None = None) -> bool:
-        """Whether a token that is drafted of a step to be escalated costs more than it spares the target; False without costs.
+        """Whether drafting one more token of a step that is escalated costs more than it saves the target; False without costs.
 
-        What the target would have written as well it verifies, instead of writing it. Such tokens are counted over all steps, as
-        `shared_tokens` does, and a part of them is found in time.
+        The target verifies a token that it shares with the draft instead of writing it. Shared tokens are counted over all steps
+        (`State.shared_tokens`); some of them are found in time.
         """
         known = costs or self.costs
         if known is None:
             return False
         always = self.rows[0]
         share = always.target_verify_tokens / max(1e-9, always.target_verify_tokens + always.target_tokens)
-        return known.draft_seconds_per_token > FOUND * share * (known.write - known.verify)
+        return known.draft_seconds_per_token > FOUND_IN_TIME * share * (known.write - known.verify)
 
-    def resolve(self, wanted: str) -> float:
+    def resolve(self, text: str) -> float:
         """The tau that a number, a name, or a budget (`30%`: the target's share of the steps) stands for. UsageError."""
-        if wanted in self.named:
-            return self.named[wanted]
-        is_budget = wanted.endswith("%")
+        if text in self.named:
+            return self.named[text]
         try:
-            number = float(wanted.removesuffix("%"))
+            number = float(text.removesuffix("%"))
         except ValueError:
             number = math.nan
         if math.isnan(number):
-            raise UsageError(f"'{wanted}' is no tau", f"a number, a budget as 30%, or one of: {', '.join(self.named)}")
-        return self.at_budget(number / 100) if is_budget else number
+            hint = f"a number, a budget such as 30%, or one of: {', '.join(self.named)}"
+            raise UsageError(f"invalid tau '{text}'", hint, option="tau")
+        return self.at_budget(number / 100) if text.endswith("%") else number
 
     def at_costs(self, costs: Costs) -> "TauTable":
-        """The same rows at the costs of another machine, and the taus that the names stand for there."""
+        """The same rows at the costs of another machine, and what the names stand for there."""
         chosen = _with_names(replace(self.named_on or self, costs=costs))
         named_on = chosen if self.named_on else None
         return replace(self, costs=costs, named=chosen.named, is_certain=chosen.is_certain, named_on=named_on)
 
     def at_budget(self, share: float) -> float:
-        """The tau that lets the target write this share of the steps, between two rows if need be. UsageError for no share."""
+        """The tau that gives the target this share of the steps, interpolated between two rows. UsageError if it is not a share."""
         if not 0 <= share <= 1:
-            raise UsageError(f"{share:g} is no share of the steps", "a budget is a number from 0 to 1")
-        # Of taus that do the same on these states the highest: on others it is the one that escalates no more than that.
+            raise UsageError(f"invalid budget {share:g}", "the target's share of the steps, from 0 to 1")
+        # The highest of the taus that do the same on these states: on others it escalates no more than they do.
         highest = {row.escalation_rate: row.tau for row in self.rows}
         return float(np.interp(share, sorted(highest), [highest[rate] for rate in sorted(highest)]))
 
@@ -220,7 +219,7 @@ class TauTable:
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "TauTable":
-        """From what `to_json` gave. RouterError if it is not that."""
+        """What `to_json` wrote. RouterError if it is anything else."""
         try:
             rows = tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in found["rows"])
             costs = None if found["costs"] is None else Costs.from_json(found["costs"])
@@ -230,14 +229,12 @@ class TauTable:
             if len(rows) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
                 raise ValueError("taus do not rise")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RouterError(
-                f"the head's table of taus cannot be used ({error})", "train it anew: arbitrage train"
-            ) from error
+            raise RouterError(f"invalid table of taus in the head ({error})", "train it again: arbitrage train") from error
         return table
 
 
 def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], costs: Costs | None) -> TauTable:
-    """The table of the given taus on these states, always and never included, with taus that are named on it."""
+    """The table of these taus, always and never included, on these states, with names chosen on it."""
     starts = np.flatnonzero(np.diff(outcomes.solution, prepend=-1))
     count = len(starts)
     prompts = outcomes.target_prefill_tokens[starts].sum()
@@ -247,7 +244,7 @@ def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], 
 
 
 def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes) -> TauTable:
-    """A table of the same taus on other states, with the names that they have on the first."""
+    """A table of the same taus and names on other states."""
     table = make_table(probability, outcomes, [row.tau for row in named_on.rows], named_on.costs)
     return replace(table, named=named_on.named, is_certain=named_on.is_certain, named_on=named_on)
 
@@ -259,11 +256,11 @@ def _with_names(table: TauTable) -> TauTable:
 
 
 def name_taus(table: TauTable) -> dict[str, float]:
-    """The tau of each of `NAMES`, from a table; time is the escalation rate where costs are not known.
+    """The tau of each of `NAMES`. Without costs, time is the escalation rate.
 
-    `exact` goes through the taus from the strictest on, up to the first that may lose too much (a fixed sequence of tests: many
-    taus are tried, and the luck of one must not count). Where there are too few problems to be sure of any, it is taken from
-    those up to the first that did lose too much. None of the names takes longer than a stricter one.
+    `exact` tests the taus in order, from the strictest to the first that may lose too much: many taus are tried, and the luck of
+    one must not count. With too few problems to be sure of any, it stops at the first that did lose too much. None of the names
+    takes longer than a stricter one.
     """
     lead = max(0.0, -table.rows[-1].change)
 
@@ -275,15 +272,15 @@ def name_taus(table: TauTable) -> dict[str, float]:
     sure = list(takewhile(_is_surely_exact, others))
     chosen = min([always, *(sure or takewhile(lambda row: row.change >= -EXACT_TOLERANCE, others))], key=time)
     found = {"exact": chosen.tau}
-    for name, lost in LOST.items():
-        allowed = [row for row in table.rows if row.change >= -lost * lead]
+    for name, loss in LOSSES.items():
+        allowed = [row for row in table.rows if row.change >= -loss * lead]
         chosen = min([chosen, *allowed], key=time)
         found[name] = chosen.tau
     return found
 
 
 def spread_taus(probability: Numbers, count: int = 40) -> list[float]:
-    """Taus that each escalate about one more `count`-th of the states: of three digits, for people read and write them."""
+    """Taus with about 1/count of the states between two of them; of three digits, since people read and write them."""
     levels = np.quantile(probability, np.linspace(0, 1, count + 1)[1:-1])
     return sorted({float(f"{level:.3g}") for level in levels.tolist()})
 
@@ -296,7 +293,7 @@ def _rows(probability: Numbers, outcomes: Outcomes, starts: NDArray[np.int64], t
     changes = np.stack([_change(probability > tau, outcomes, starts) for tau in taus], axis=1)
     best = float(_change(outcomes.advantage > 0, outcomes, starts).mean())
     intervals = _change_intervals(changes, outcomes.problem[starts])
-    if taus[0] < probability.min():  # every step is the target's: that nothing is lost is no matter of luck
+    if taus[0] < probability.min():  # every step is the target's: nothing can be lost
         intervals[0] = intervals[0] and (0.0, 0.0)
     return tuple(
         _row(tau, probability > tau, outcomes, starts, float(changes[:, index].mean()), best, intervals[index])
@@ -305,8 +302,8 @@ def _rows(probability: Numbers, outcomes: Outcomes, starts: NDArray[np.int64], t
 
 
 def _change(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
-    """The reward of each solution against that of the target alone: minus the losses of its steps, from 0 to 1 in all."""
-    alone = outcomes.target_reward[starts]  # of going on with the target from its first step
+    """Reward of each solution minus that of the target alone; the reward stays between 0 and 1."""
+    alone = outcomes.target_reward[starts]  # its first step by the target, and the target from there
     losses = np.add.reduceat(np.where(escalated, 0.0, outcomes.advantage), starts)
     return np.clip(alone - losses, 0.0, 1.0) - alone
 
@@ -360,14 +357,11 @@ def _row(
 
 
 def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
-    """What the target reads of each solution: nothing before it is first called, then all that was accepted since it wrote.
-
-    That is the prompt, and every accepted step before the last that is escalated.
-    """
+    """What the target reads of each solution: the prompt, and every accepted step before the last that is escalated."""
     lengths = np.diff(starts, append=len(outcomes))
     ends = np.cumsum(outcomes.draft_tokens)
     before = np.repeat((ends - outcomes.draft_tokens)[starts], lengths)
-    until = np.where(escalated, ends - before, 0.0)  # tokens up to the end of an escalated step
+    until = np.where(escalated, ends - before, 0.0)  # drafted tokens up to the end of an escalated step
     thrown_away = np.add.reduceat(np.where(escalated, outcomes.draft_tokens, 0.0), starts)
     read = np.maximum.reduceat(until, starts) - thrown_away
     called = np.logical_or.reduceat(escalated, starts)

@@ -1,17 +1,17 @@
-"""A solved problem as one JSON object, the row of a benchmark that is made of it, and what a run was made with.
+"""A solved problem as one JSON object, the row of a benchmark made from it, and what a run was made with.
 
 The objects are the interface to other programs: fields are added, not renamed. Knows no model, no file and no terminal.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
-from arbitrage_cli.runs.labels import tau_in_json
-from arbitrage_cli.runs.summary import Share, Tally, tally
+from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
 
 SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "probability_is"))
@@ -20,7 +20,7 @@ SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperat
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a run is made with. `number` says what the router's number is; it and tau are None where nothing is routed."""
+    """What a run is made with. `number` describes the router's number; it and tau are None if nothing is routed."""
 
     policy: str
     number: str | None
@@ -29,10 +29,40 @@ class RunInfo:
     seed: int
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # as the user named them
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # as the files describe themselves
-    settings: Mapping[str, Any] = field(default_factory=dict)  # whatever else the text depends on
+    settings: Mapping[str, Any] = field(default_factory=dict)  # everything else that the text depends on
     is_toy: bool = False  # the scripted demo models
     num_problems: int | None = None  # None: not known beforehand
     concurrency: int = 1  # problems that are solved at once
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptInfo:
+    """What a benchmark knows of one attempt beside the solution itself.
+
+    `wall_seconds` run from the problem's start to its end; `router_seconds` are the part of them that the policy took to
+    decide. `gold` is the right answer as JSON; `score` is None if there is nothing to grade, `share` if problems are solved
+    one at a time.
+    """
+
+    sample: int
+    level: str | int | None
+    gold: Any
+    score: Score | None
+    wall_seconds: float
+    router_seconds: float
+    share: BlockShare | None = None
+
+
+def label(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
+    """A policy in tables and messages: `entropy 0.5`, `arbitrage fast (0.347)`. The tau is a number, or as a row has it."""
+    if tau is None:
+        return policy
+    return f"{policy} {tau_name} ({float(tau):.3g})" if tau_name else f"{policy} {float(tau):g}"
+
+
+def tau_in_json(tau: float | None) -> float | str | None:
+    """A tau as JSON has it: a number, "inf" or "-inf", or null."""
+    return tau if tau is None or math.isfinite(tau) else str(tau)
 
 
 def to_json(finished: Finished, run: RunInfo) -> str:
@@ -41,7 +71,7 @@ def to_json(finished: Finished, run: RunInfo) -> str:
 
 
 def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
-    """One problem's record. Seconds are time in the models; `target_alone_seconds_estimate` is an estimate."""
+    """One problem's record. `seconds` are model time; `target_alone_seconds_estimate` is an estimate."""
     trace = finished.trace
     figures = tally(trace.decisions).rated(finished.reward_cost)
     error = problem_error(finished)
@@ -70,50 +100,32 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a benchmark knows of one attempt beside the solution itself.
-
-    `wall_seconds` is the time from taking the problem up to its end, `router_seconds` the part of it that the policy took
-    to decide. `gold` is the right answer as JSON; `score` is None where there is nothing to grade, `share` where one problem
-    is solved at a time.
-    """
-
-    sample: int
-    level: str | int | None
-    gold: Any
-    score: Score | None
-    wall_seconds: float
-    router_seconds: float
-    share: Share | None = None
-
-
-def row(finished: Finished, run: RunInfo, measured: Measured) -> dict[str, Any]:
-    """One attempt of a benchmark: the record, but for what is the same in all rows, with its grade and its times.
+def row(finished: Finished, run: RunInfo, attempt: AttemptInfo) -> dict[str, Any]:
+    """One attempt of a benchmark: the record without what all rows share, plus grade and times.
 
     A full context is a limit that the run was given: the attempt is done, and not tried again. Any other failure is an
     error.
     """
     failure = attempt_error(finished)
     made = {name: value for name, value in record(finished, run).items() if name not in SAME_IN_ALL_ROWS}
-    timing = made["timing"] | ({"router": {"seconds": measured.router_seconds}} if run.number else {})
+    timing = made["timing"] | ({"router": {"seconds": attempt.router_seconds}} if run.number else {})
     return made | {
         "schema": 1,
-        "sample": measured.sample,
-        "level": measured.level,
-        "gold": measured.gold,
-        "score": asdict(measured.score) if measured.score else None,
+        "sample": attempt.sample,
+        "level": attempt.level,
+        "gold": attempt.gold,
+        "score": asdict(attempt.score) if attempt.score else None,
         "status": "error" if failure else "done",
         "error": failure,
         "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else made["stop"],
-        "wall_seconds": measured.wall_seconds,
+        "wall_seconds": attempt.wall_seconds,
         "timing": timing,
-        **({"throughput": asdict(measured.share)} if measured.share else {}),
+        **({"throughput": asdict(attempt.share)} if attempt.share else {}),
     }
 
 
 def seconds_of(made: Mapping[str, Any]) -> float:
-    """What an attempt adds to the time of a run, by its row: not its own time, where others were solved beside it."""
+    """What an attempt adds to the time of a run, by its row: its share of the block if others were solved beside it."""
     return float(made["throughput"]["seconds"] if "throughput" in made else made["wall_seconds"])
 
 
@@ -134,13 +146,9 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
     if finished.error is not None:
         return str(finished.error), getattr(finished.error, "hint", "")
     if finished.trace.stop == "context":
-        return f"the context was full after {_count(finished.trace)}", "give a larger --ctx"
+        count = len(finished.trace.decisions)
+        return f"the context was full after {count} step{'s' if count > 1 else ''}", "give a larger --ctx"
     return None
-
-
-def _count(trace: Trace) -> str:
-    number = len(trace.decisions)
-    return f"{number} step" if number == 1 else f"{number} steps"
 
 
 def _step_record(decision: Decision) -> dict[str, Any]:
@@ -165,7 +173,7 @@ def _written(step: Step) -> dict[str, Any]:
 
 
 def _timing(figures: Tally) -> dict[str, Any]:
-    """Tokens and seconds of each model, and of rating steps where any were rated."""
+    """Tokens and seconds of each model, and of the scoring of steps if there was any."""
     timing = {"draft": _cost_record(figures.draft_cost), "target": _cost_record(figures.target_cost)}
     reward = figures.reward_cost
     return timing | ({"reward": {"seconds": reward.seconds, **_cost_record(reward)}} if reward != Cost() else {})

@@ -1,20 +1,20 @@
-"""Figures of solved problems: how steps, tokens and time were shared between draft and target.
+"""How steps, tokens and time were shared between draft and target.
 
-A fold over decisions, so that the figures of one problem, of many, and of a run read back are made by the same lines.
-Knows no model, no file and no terminal.
+A sum over decisions: one problem, many problems and a run that is read back are counted by the same lines. Knows no model,
+no file and no terminal.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from arbitrage_cli.types import Cost, Decision
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over steps. Costs include what was written and thrown away; `wasted_tokens` are the draft's share of that.
+    """Sums over steps. Costs include discarded steps.
 
-    `stopped_steps` are drafted ones that were stopped before they were finished.
+    `stopped_steps` are drafted steps that were stopped before they were finished.
     """
 
     drafted_steps: int = 0
@@ -28,24 +28,14 @@ class Tally:
     target_cost: Cost = field(default_factory=Cost)
     reward_cost: Cost = field(default_factory=Cost)
 
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
     def add(self, decision: Decision) -> "Tally":
-        draft, target = decision.draft, decision.target
-        accepted = draft is not None and decision.kept is draft
-        return replace(
-            self,
-            drafted_steps=self.drafted_steps + (draft is not None),
-            accepted_steps=self.accepted_steps + accepted,
-            stopped_steps=self.stopped_steps + (draft is not None and draft.stop == "early"),
-            target_steps=self.target_steps + (target is not None),
-            drafted_tokens=self.drafted_tokens + (draft.num_tokens if draft else 0),
-            accepted_tokens=self.accepted_tokens + (draft.num_tokens if draft and accepted else 0),
-            target_tokens=self.target_tokens + (target.num_tokens if target else 0),
-            draft_cost=self.draft_cost + (draft.cost if draft else Cost()) + (target.speculation_cost if target else Cost()),
-            target_cost=self.target_cost + target.cost if target else self.target_cost,
-        )
+        return self + _of_decision(decision)
 
     def rated(self, cost: Cost) -> "Tally":
-        """With what it cost to rate steps, which no decision tells of."""
+        """The same, plus the cost of scoring steps, which no decision contains."""
         return replace(self, reward_cost=self.reward_cost + cost)
 
     @property
@@ -65,16 +55,16 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Time that the models took, reading and decoding, thrown-away steps and the rating of steps included."""
+        """Model time: reading, decoding, discarded steps and the scoring of steps."""
         return self.draft_cost.seconds + self.target_cost.seconds + self.reward_cost.seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """The part that a problem has in a block of problems, several of which are solved at once.
+class BlockShare:
+    """One problem's part of the time of a block of problems that were solved together.
 
-    `of` problems were solved in one go. `seconds` are those from the end of whichever was done before it, or from the block's
-    beginning, to its own end: the block took the sum of them.
+    `of` problems were solved in one go. `seconds` run from the previous problem's end (or the block's beginning) to this
+    problem's end, so that the shares of a block add up to its time.
     """
 
     block: int
@@ -84,10 +74,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one policy of a benchmark stands: of the attempts that are planned, those tried, done, and with the right answer.
+    """Of a policy's planned attempts, how many were tried, are done, and gave the right answer.
 
-    `seconds` are those of the attempts that are done; `speedup` compares them with the target alone, on the same problems,
-    where one is solved at a time. `correct` and `seconds` are None where they are not known.
+    `seconds` are those of the done attempts; `speedup` compares them with the target alone on the same problems, if problems
+    are solved one at a time. `correct` and `seconds` are None if unknown.
     """
 
     label: str
@@ -101,8 +91,21 @@ class Standing:
 
 
 def tally(decisions: Iterable[Decision]) -> Tally:
-    """The figures of all these decisions."""
-    total = Tally()
-    for decision in decisions:
-        total = total.add(decision)
-    return total
+    """The tally of all these decisions."""
+    return sum(map(_of_decision, decisions), Tally())
+
+
+def _of_decision(decision: Decision) -> Tally:
+    draft, target = decision.draft, decision.target
+    drafted, accepted = draft.num_tokens if draft else 0, decision.kept is draft
+    return Tally(
+        drafted_steps=int(draft is not None),
+        accepted_steps=int(accepted),
+        stopped_steps=int(draft is not None and draft.stop == "early"),
+        target_steps=int(target is not None),
+        drafted_tokens=drafted,
+        accepted_tokens=drafted if accepted else 0,
+        target_tokens=target.num_tokens if target else 0,
+        draft_cost=(draft.cost if draft else Cost()) + (target.speculation_cost if target else Cost()),
+        target_cost=target.cost if target else Cost(),
+    )

@@ -1,11 +1,12 @@
-"""How sure a figure is: intervals of proportions, of their differences, and of ratios of sums.
+"""Ratios with their parts, and how sure they are: intervals of proportions, of their differences, and of ratios of sums.
 
-Numbers in, numbers out: knows no problem, no policy and no model. All intervals are at 95%. What is resampled is drawn
-with a fixed seed, so that the same rows always give the same interval.
+Numbers in, numbers out: knows no problem, no policy and no model. All intervals are at 95%. Resamples are drawn with a
+fixed seed: the same rows always give the same interval.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,19 @@ Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 RESAMPLES = 2000
 SEED = 0
 MAX_DRAWS = 1 << 22  # of one batch of resamples: bounds the memory, not the result
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio with both its parts."""
+
+    numerator: float
+    denominator: float
+
+    @property
+    def value(self) -> float | None:
+        """The quotient; None over 0."""
+        return self.numerator / self.denominator if self.denominator > 0 else None
 
 
 def wilson(successes: float, trials: float) -> Interval | None:
@@ -35,8 +49,8 @@ def wilson(successes: float, trials: float) -> Interval | None:
 def paired_difference(both: float, first_only: float, second_only: float, neither: float) -> Interval | None:
     """Interval of the first proportion minus the second, both over the same trials; None without a trial.
 
-    Newcombe's hybrid of two Wilson intervals (method 10 of Statistics in Medicine 17 (1998), 2635-2650). Other than a
-    bootstrap, it is not of length 0 where no trial differs.
+    Newcombe's hybrid of two Wilson intervals (method 10 of Statistics in Medicine 17 (1998), 2635-2650). Unlike a
+    bootstrap, it has a length above 0 if no trial differs.
     """
     trials = both + first_only + second_only + neither
     first, second = wilson(both + first_only, trials), wilson(both + second_only, trials)
@@ -65,14 +79,14 @@ def _correlation(both: float, first_only: float, second_only: float, neither: fl
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Two-sided exact p-value of McNemar's test: how odd so uneven a split of the discordant trials is, if both are alike."""
+    """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the discordant trials is if both are equal."""
     discordant = first_only + second_only
     tail: int = sum(math.comb(discordant, count) for count in range(min(first_only, second_only) + 1))
     return min(1.0, 2 * tail / int(2**discordant))
 
 
 def resampled_sums(columns: Floats) -> Floats:
-    """Sums of each column over resampled rows: (n, k) to (RESAMPLES, k). A row is what is drawn: one problem."""
+    """Sums of each column over resampled rows: (n, k) to (RESAMPLES, k). A row is the unit that is drawn: one problem."""
     count = len(columns)
     generator = np.random.default_rng(SEED)
     batch = max(1, MAX_DRAWS // max(1, count))
@@ -88,7 +102,7 @@ def resampled_sums(columns: Floats) -> Floats:
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interval | None:
     """Percentile interval of a statistic of column sums: it maps (resamples, k) to (resamples,).
 
-    None with fewer than two rows, or where the statistic is not defined on every resample (a denominator of 0).
+    None with fewer than two rows, or if the statistic is undefined on a resample (a denominator of 0).
     """
     return bootstrap_many(columns, lambda sums: statistic(sums)[:, None], 1)[0]
 

@@ -1,7 +1,7 @@
-"""How well a number tells the steps that the target would improve: every measure with its interval over problems.
+"""How well a number ranks the steps that the target would improve: every measure with its interval over problems.
 
-A higher number means: rather escalate. Ties are taken as broken at random. Knows arrays; no head, no feature, no file.
-Everything is computed for many resamples at once: `weights` (r, n) says how often each state counts in each of them.
+A higher number is a stronger reason to escalate. Ties count as broken at random. Knows arrays; no head, no feature, no file.
+Everything is computed for many resamples at once: `weights` (r, n) says how often each state counts in each resample.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ MEASURES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its 95% interval over problems; None where it is not defined."""
+    """A value with its 95% interval over problems; None if undefined."""
 
     value: float | None
     low: float | None = None
@@ -57,9 +57,9 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """What a number is measured against, for n states: the advantage, whether it is one, and the problem's number.
+    """What a number is measured against, for n states: the advantage, whether it is above 0, and the problem's number.
 
-    Where heads are chosen, each state counts by its `weight`; None of them: all the same.
+    `selection_score` weighs each state by its `weight`; without weights all count the same.
     """
 
     advantage: Numbers
@@ -69,26 +69,26 @@ class Truth:
 
 
 def measure(number: Numbers, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
-    """All of `MEASURES` of a number (n,), without intervals if there is one problem only. It escalates above the threshold."""
+    """All of `MEASURES` of a number (n,) that escalates above the threshold. No intervals if there is one problem only."""
     measured = [_measure(number, truth, threshold, weights, is_probability) for weights in _resamples(truth.problem)]
     values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
 
 def selection_score(number: Numbers, truth: Truth) -> float:
-    """What heads are chosen by: mean recall over the rates, and AUC, in equal parts. NaN without both classes."""
-    return float(_merits(number, truth, np.ones((1, len(number))))[0])
+    """Chooses between heads: the mean of AUC and of the mean recall over the rates. NaN without both classes."""
+    return float(_selection_scores(number, truth, np.ones((1, len(number))))[0])
 
 
 def selection_score_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
-    """How much more merit the first has than the second, on each of the resamples: (RESAMPLES,)."""
+    """By how much the first number's selection score is higher, on each resample: (RESAMPLES,)."""
     batches = list(_resamples(truth.problem))
-    gaps = [_merits(better, truth, weights) - _merits(worse, truth, weights) for weights in batches]
+    gaps = [_selection_scores(better, truth, weights) - _selection_scores(worse, truth, weights) for weights in batches]
     return np.concatenate(gaps)[1:]
 
 
 def best_threshold(number: Numbers, is_better: NDArray[np.bool_]) -> float:
-    """The threshold with the highest mean of both accuracies; between two numbers that occur."""
+    """The threshold with the highest mean of both accuracies, halfway between two numbers that occur."""
     order = np.argsort(-number, kind="stable")
     falling = number[order]
     last = np.append(falling[1:] != falling[:-1], True)  # of its ties
@@ -99,7 +99,7 @@ def best_threshold(number: Numbers, is_better: NDArray[np.bool_]) -> float:
 
 
 def _resamples(problem: NDArray[np.int64]) -> Iterator[Numbers]:
-    """Weights of each state: first 1 each, then as often as its problem was drawn, in batches."""
+    """Weights of each state, in batches: first 1 each, then how often its problem was drawn."""
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
     generator = np.random.default_rng(SEED)
@@ -111,7 +111,7 @@ def _resamples(problem: NDArray[np.int64]) -> Iterator[Numbers]:
 
 
 def _figure(values: Numbers) -> Figure:
-    """The value is the first, the others are those of the resamples; on a few of them it may not be defined."""
+    """The first value is the measured one, the others are of resamples, where up to a tenth may be undefined."""
     if not np.isfinite(values[0]):
         return Figure(None)
     others = values[1:][np.isfinite(values[1:])]
@@ -166,11 +166,11 @@ def _measure(number: Numbers, truth: Truth, threshold: float, weights: Numbers, 
     return np.concatenate(columns, axis=1)
 
 
-def _merits(number: Numbers, truth: Truth, weights: Numbers) -> Numbers:
+def _selection_scores(number: Numbers, truth: Truth, weights: Numbers) -> Numbers:
     ranking = _Ranking(number, weights if truth.weight is None else weights * truth.weight)
     with np.errstate(divide="ignore", invalid="ignore"):
-        merits: Numbers = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
-    return merits
+        scores: Numbers = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
+    return scores
 
 
 def _auc(ranking: _Ranking, truth: Truth) -> Numbers:
@@ -188,7 +188,7 @@ def _recalls(ranking: _Ranking, truth: Truth) -> Numbers:
 
 
 def _gains(ranking: _Ranking, truth: Truth) -> Numbers:
-    """Advantage that is realised at each rate, less what random escalations would realise."""
+    """Advantage gained at each rate, minus what random escalations gain."""
     gained = ranking.sums(truth.advantage)
     gains: Numbers = ranking.at_rates(gained) - np.multiply.outer(gained[:, -1], RATES)
     return gains
@@ -199,7 +199,7 @@ def _ones(members: NDArray[np.bool_]) -> Numbers:
 
 
 def _accuracies(escalates: NDArray[np.bool_], is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
-    """Of the class that should be accepted, then of the one that should be escalated."""
+    """Of the steps to accept, then of the steps to escalate."""
     parts: Sequence[NDArray[np.bool_]] = (~is_better & ~escalates, ~is_better, is_better & escalates, is_better)
     right_0, all_0, right_1, all_1 = (weights @ part for part in parts)
     return np.stack([right_0 / all_0, right_1 / all_1], axis=1)

@@ -1,7 +1,9 @@
-"""Files as bytes: their digest. Knows no format."""
+"""Files as bytes: read in chunks, hashed, and written whole. Knows no format."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from arbitrage_cli.errors import ModelFileError
@@ -9,26 +11,73 @@ from arbitrage_cli.errors import ModelFileError
 CHUNK = 1 << 22  # bytes
 
 
-def digest(files: Sequence[Path], tell: Callable[[float], None]) -> tuple[int, str]:
-    """Bytes and sha256 of a model's files; of a model in several parts, the sha256 of theirs one after the other.
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a few megabytes at a time. OSError."""
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk
 
-    `tell` is told the fraction that was read. ModelFileError if they cannot be.
+
+def digest(files: Sequence[Path], on_progress: Callable[[float], None]) -> tuple[int, str]:
+    """Bytes and sha256 of a model's files, one after the other.
+
+    `on_progress` receives the fraction that was read. ModelFileError if a file cannot be read.
     """
     digest = hashlib.sha256()
     done = 0
     try:
         total = sum(path.stat().st_size for path in files)
         for path in files:
-            with path.open("rb") as stream:
-                for chunk in iter(lambda: stream.read(CHUNK), b""):
-                    digest.update(chunk)
-                    done += len(chunk)
-                    tell(done / total)
+            for chunk in read_chunks(path):
+                digest.update(chunk)
+                done += len(chunk)
+                on_progress(done / total)
     except OSError as error:
         raise ModelFileError(f"{files[0]}: cannot be read ({error.strerror})", "check the path") from error
     return done, digest.hexdigest()
 
 
 def sha256_of(files: Sequence[Path]) -> str:
-    """The sha256 of a model's files, as `digest` takes it. ModelFileError."""
+    """The sha256 of a model's files, one after the other. ModelFileError."""
     return digest(files, lambda fraction: None)[1]
+
+
+def write_atomically(path: Path, data: bytes, *, make_folder: bool = False) -> None:
+    """Give a file new content, on the disk on return; at any moment a reader sees all of the old or of the new. OSError.
+
+    A symlink is followed. A pipe or device is written to, not replaced.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path))
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write the data, as a rule in one call. OSError."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the folder's names are on the disk. OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,13 +1,14 @@
-"""What this machine offers to a computation: how many threads are worth starting, how much memory it has.
-
-Knows no model. Reads the system's own files and falls back to the number of logical processors where there are none.
-"""
+"""What this machine offers: threads worth starting, and memory. Reads the system's own files, where it has them."""
 
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+
+CPUS = Path("/sys/devices/system/cpu")
+CGROUP = Path("/sys/fs/cgroup")
+MEMORY = Path("/proc/meminfo")
 
 
 def default_threads() -> int:
@@ -17,14 +18,14 @@ def default_threads() -> int:
 
 
 def logical_processors() -> int:
-    """Those that this process may run on, hyper-threads counted."""
+    """Processors that this process may run on, hyper-threads counted."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cores_in_use() -> float | None:
-    """How many processors were busy in the last minute, by the system's count; None if it does not say."""
+    """The system's count of processors that were busy in the last minute; None if it has none."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -32,28 +33,23 @@ def cores_in_use() -> float | None:
 
 
 def total_memory() -> int | None:
-    """Bytes of physical memory, or those of the container if that has fewer; None if the system does not say."""
-    bounds = [_physical_memory(), _cgroup_limit()]
-    return min((bound for bound in bounds if bound is not None), default=None)
+    """Bytes of physical memory, or of the container's limit if that is less; None if the system does not say."""
+    return _least(_physical_memory(), _cgroup_limit())
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without pushing anything out: of the machine, and of the container if that has a limit.
-
-    Where the system does not say, all of its memory; None if it does not say that either.
-    """
-    bounds = [_free_memory() or total_memory(), _cgroup_memory()]
-    return min((bound for bound in bounds if bound is not None), default=None)
+    """Bytes free for a new program: of the machine, or of the container if it has less. Default: the total memory."""
+    return _least(_free_memory() or total_memory(), _cgroup_memory())
 
 
 def gpu_shares_memory() -> bool:
-    """Whether the GPU computes in the machine's own memory, as that of Apple silicon does."""
+    """Whether the GPU uses the machine's own memory, as on Apple silicon."""
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
 def processor_name() -> str:
     """The model of the processor, as the system calls it."""
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
         name, _, text = line.partition(":")
         if name.strip() == "model name" and text.strip():
             return text.strip()
@@ -62,27 +58,21 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """Cores without their hyper-threads; on Apple silicon the performance cores. None if the system does not say."""
+def _physical_cores() -> int | None:
+    """Cores without hyper-threads, on Apple silicon the performance cores; None if the system does not say."""
     if sys.platform == "darwin":
-        return _number("hw.perflevel0.physicalcpu") or _number("hw.physicalcpu")
-    siblings = set()
-    for path in topology.glob("cpu[0-9]*/topology/thread_siblings_list"):
-        text = _read(path)
-        if text:
-            siblings.add(text)
-    return len(siblings) or None
+        return _number(_sysctl("hw.perflevel0.physicalcpu")) or _number(_sysctl("hw.physicalcpu"))
+    siblings = {_read(path) for path in CPUS.glob("cpu[0-9]*/topology/thread_siblings_list")}
+    return len(siblings - {""}) or None
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole CPUs of the cgroup's quota (version 2, then 1); None without a quota. A quota below one CPU counts as one."""
-    text = _read(root / "cpu.max")
-    if text is None:
-        text = f"{_read(root / 'cpu/cpu.cfs_quota_us')} {_read(root / 'cpu/cpu.cfs_period_us')}"
-    quota, _, period = text.partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period) > 0:
-        return max(1, int(quota) // int(period))
-    return None
+def _cgroup_quota() -> int | None:
+    """Whole CPUs of the cgroup's quota (version 2, then 1), at least one; None without a quota."""
+    quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read(CGROUP / "cpu/cpu.cfs_quota_us"), _read(CGROUP / "cpu/cpu.cfs_period_us")
+    cpus, unit = _number(quota), _number(period)
+    return max(1, cpus // unit) if cpus is not None and unit else None
 
 
 def _physical_memory() -> int | None:
@@ -92,51 +82,53 @@ def _physical_memory() -> int | None:
         return None
 
 
-def _free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
-    """What Linux thinks can be had; None on other systems."""
-    for line in (_read(path) or "").splitlines():
-        name, _, text = line.partition(":")
-        amount = text.split()
-        if name == "MemAvailable" and amount and amount[0].isdigit():
-            return int(amount[0]) * 1024
-    return None
+def _free_memory() -> int | None:
+    """Linux's own estimate; None on other systems."""
+    kilobytes = _field(MEMORY, "MemAvailable:")
+    return None if kilobytes is None else kilobytes * 1024
 
 
-def _cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def _cgroup_limit() -> int | None:
     """Bytes that the cgroup may have (version 2, then 1); None without a limit."""
-    text = _read(root / "memory.max") or _read(root / "memory/memory.limit_in_bytes") or ""
-    return int(text) if text.isdigit() else None
+    return _number(_read(CGROUP / "memory.max") or _read(CGROUP / "memory/memory.limit_in_bytes"))
 
 
-def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left of the cgroup's limit (version 2, then 1), its file cache aside, which gives way; None without a limit."""
-    used, cache = "memory.current", "memory.stat"
-    if not (root / "memory.max").exists():
-        used, cache = "memory/memory.usage_in_bytes", "memory/memory.stat"
-    most, now = _cgroup_limit(root), _read(root / used) or ""
-    if most is None or not now.isdigit():
+def _cgroup_memory() -> int | None:
+    """The rest of the cgroup's limit (version 2, then 1); its file cache counts as free. None without a limit."""
+    used, details = CGROUP / "memory.current", CGROUP / "memory.stat"
+    if not (CGROUP / "memory.max").exists():
+        used, details = CGROUP / "memory/memory.usage_in_bytes", CGROUP / "memory/memory.stat"
+    limit, now = _cgroup_limit(), _number(_read(used))
+    if limit is None or now is None:
         return None
-    lines = (line.split() for line in (_read(root / cache) or "").splitlines())
-    inactive = next((int(line[1]) for line in lines if line[:1] == ["inactive_file"]), 0)
-    return max(0, most - int(now) + inactive)
+    return max(0, limit - now + (_field(details, "inactive_file") or 0))
 
 
-def _read(path: Path) -> str | None:
+def _least(*bounds: int | None) -> int | None:
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _read(path: Path) -> str:
+    """The text of a file; empty if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
-        return None
+        return ""
 
 
-def _number(name: str) -> int | None:
-    text = _sysctl(name)
-    return int(text) if text and text.isdigit() else None
+def _field(path: Path, name: str) -> int | None:
+    """The number after a name at the beginning of a line."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return next((_number(words[1]) for words in lines if len(words) > 1 and words[0] == name), None)
 
 
-def _sysctl(name: str) -> str | None:
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _sysctl(name: str) -> str:
     try:
         command = ["/usr/sbin/sysctl", "-n", name]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout  # noqa: S603 - no input
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()  # noqa: S603 - no input
     except (OSError, subprocess.SubprocessError):
-        return None
-    return found.strip() or None
+        return ""

@@ -6,11 +6,12 @@ to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no termin
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from arbitrage_cli.arbitrage import Flow, NumberOf, ScoreSteps, WriteStep
-from arbitrage_cli.routing.features import features, hidden_features
+from arbitrage_cli.routing.features import hidden_features
 from arbitrage_cli.routing.states import State, advantage_of, half
-from arbitrage_cli.types import Decision, ModelRole, Step, TokenStats, Trace
+from arbitrage_cli.types import Decision, ModelRole, Step, Trace
 
 Keep = Callable[[Trace, Step, float], ModelRole]
 """Whose step a solution goes on with: of the trace, the drafted step, and the target's advantage."""
@@ -60,21 +61,15 @@ def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_s
 def _state(
     trace: Trace, draft: Step, targets: list[Step], draft_reward: float, target_rewards: tuple[float, ...], kept: ModelRole
 ) -> State:
-    target = targets[0]
+    token_stats = draft.known_token_stats
     return State(
         position=len(trace.decisions),
-        features=features(trace, draft),
-        hidden=half(hidden_features(draft)) if _has_hidden(draft.token_stats) else None,
-        draft_text=draft.text,
+        draft=replace(draft, token_stats=replace(token_stats, hidden=None)),
+        hidden=None if token_stats.hidden is None else half(hidden_features(draft)),
         target_texts=tuple(step.text for step in targets),
         draft_reward=draft_reward,
         target_rewards=target_rewards,
         kept=kept,
-        draft_tokens=draft.num_tokens,
-        target_tokens=target.num_tokens,
+        target_tokens=targets[0].num_tokens,
         target_prefill_tokens=sum(step.cost.prefill_tokens for step in targets),
     )
-
-
-def _has_hidden(token_stats: TokenStats | None) -> bool:
-    return token_stats is not None and token_stats.hidden is not None

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.features import FEATURES, Floats
-from arbitrage_cli.routing.states import State, state_from_json
+from arbitrage_cli.routing.features import Floats
+from arbitrage_cli.routing.states import State, features_of, state_from_json
 from arbitrage_cli.routing.thresholds import Costs, Outcomes
 from arbitrage_cli.runs.folder import COLLECT, encode, latest, read_run_folder
+from arbitrage_cli.types import Problem
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 SPLIT = ("training", "validation", "test")
@@ -30,14 +31,13 @@ COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "ta
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collected:
-    """The states of some runs: `features` (n, n_features) with their names, `hidden` (n, hidden_size) or None.
+    """The states of some runs: `features` (n, n_features), `hidden` (n, hidden_size) or None.
 
     Hidden states are None where the runs have none, or are of different drafts. `part` (n,) is the split, `pair` (n,) the
     index of each state's models in `pairs`, and `is_whole` (n,) whether its solution was collected to its end: the others are
     learned from, but what a tau does is told of whole solutions.
     """
 
-    names: tuple[str, ...]
     features: Floats
     hidden: NDArray[np.float16] | None
     outcomes: Outcomes
@@ -85,7 +85,7 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
         found = [
             _Solution(row["question"], states, index, is_test, row["status"] == "done")
             for row in rows
-            if (states := _states(folder, run, row))
+            if (states := _states(folder, row))
         ]
         _refuse_known(folder, run, rows, known)
         runs.append({**run, "path": folder, "states": sum(len(one.states) for one in found), "is_test": is_test})
@@ -94,8 +94,6 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
         raise UsageError("there are no states in these runs", "collect some: arbitrage collect")
     if test_folders and not any(solution.is_test for solution in solutions):
         raise UsageError("there are no states in the runs that are to be the test", "collect some: arbitrage collect")
-    if any(run["features"] != runs[0]["features"] for run in runs):
-        raise UsageError("these runs have different features", "train on runs of one version of arbitrage at a time")
     return _join(solutions, runs)
 
 
@@ -132,39 +130,35 @@ def _refuse_known(
         known.update(dict.fromkeys(marks, folder))
 
 
-def recorded(folder: Path) -> tuple[dict[str, Any], list[tuple[str, tuple[State, ...]]]]:
-    """A run of `arbitrage collect`: its run.json, and the states of each problem by its id. Errors as for `read_states`."""
+def recorded(folder: Path) -> tuple[dict[str, Any], list[tuple[Problem, tuple[State, ...]]]]:
+    """A run of `arbitrage collect`: its run.json, and each problem with its states. Errors as for `read_states`."""
     run, rows = _read(folder)
-    return run, [(row["id"], states) for row in rows if (states := _states(folder, run, row))]
+    return run, [(Problem(row["id"], row["question"]), states) for row in rows if (states := _states(folder, row))]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     contents = read_run_folder(folder, COLLECT)
     run = contents.run or {}
     try:
-        unknown = [name for name in run["features"] if name not in FEATURES]
         models = {role: dict(run["models"][role]) for role in ("draft", "target")}
-        found = {**run, "features": tuple(run["features"]), "models": models, "reward": dict(run["reward"])}
+        found = {**run, "models": models, "reward": dict(run["reward"])}
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder}: run.json does not tell what the states are ({error})", "collect them anew") from error
-    if unknown:
         raise UsageError(
-            f"{folder}: this version of arbitrage does not know the feature {unknown[0]!r}",
-            "train with the version that collected it, or collect anew",
-        )
+            f"{folder}: run.json does not describe the states ({error})", "collect them again: arbitrage collect"
+        ) from error
     return found, latest(contents.rows)
 
 
-def _states(folder: Path, run: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[State, ...]:
+def _states(folder: Path, row: Mapping[str, Any]) -> tuple[State, ...]:
     """The states of a row, in the order of their steps."""
     try:
         states = sorted((state_from_json(entry) for entry in row["states"]), key=lambda state: state.position)
         if not isinstance(row["question"], str):
-            raise ValueError("its question is no text")
-        if any(len(state.features) != len(run["features"]) for state in states):
-            raise ValueError(f"a state does not have the {len(run['features'])} features of run.json")
+            raise ValueError("its question is not text")
+        if [state.position for state in states] != list(range(len(states))):
+            raise ValueError("its states are not the steps of one solution")
     except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{folder}: problem {row['id']}: {error}", "collect it anew: arbitrage collect") from error
+        raise UsageError(f"{folder}: problem {row['id']}: {error}", "collect it again: arbitrage collect") from error
     return tuple(states)
 
 
@@ -183,8 +177,7 @@ def _join(solutions: Sequence[_Solution], runs: Sequence[Mapping[str, Any]]) -> 
         *(np.array([getattr(state, name) for state in states], np.float64) for name in COLUMNS),
     )
     return Collected(
-        runs[0]["features"],
-        np.stack([state.features for state in states]),
+        np.concatenate([features_of(solution.question, solution.states) for solution in solutions]),
         _hidden(states, pairs),
         outcomes,
         np.array(parts)[outcomes.problem],

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.head import Curve, Floats, Network
+from arbitrage_cli.routing.features import Floats
+from arbitrage_cli.routing.head import Curve, Network
 
 Numbers = NDArray[np.float64]
 Labels = NDArray[np.bool_]

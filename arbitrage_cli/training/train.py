@@ -5,7 +5,7 @@ and the named taus are decided on the second; every figure on the card is measur
 Runs no model and knows no terminal. The same states, settings and machine give the same head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.head import Card, Floats, Head, Network
+from arbitrage_cli.routing.features import FEATURES, Floats
+from arbitrage_cli.routing.head import Card, Head, Network
+from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected
@@ -26,12 +28,13 @@ Watch = Callable[[str], None]
 """Told in words what is being done."""
 
 ALL_INPUTS: tuple[Inputs, ...] = ("agnostic", "hidden", "both")
-PLAIN = {
-    "lowest logprob": (-1, "logprob_worst"),
-    "mean logprob": (-1, "logprob_mean"),
-    "entropy": (1, "entropy_first"),
+BASELINES: Mapping[str, Mapping[str, float]] = {
+    "lowest logprob": {"logprob_min": -1},
+    "mean logprob": {"logprob_mean": -1},
+    "equations": {"logprob_mean": -1, "wrong_equations": WRONG_EQUATION},
+    "entropy": {"entropy_first": 1},
 }
-"""Features that route by themselves, and which way: the baselines without a head."""
+"""Numbers that route without a head: sums of features, each times its weight."""
 
 MIN_CLASS = 10  # states of each class in each part
 
@@ -91,7 +94,7 @@ def train(
     card = _card(collected, chosen, settings, name=name, command=command, created=created)
     head = Head(chosen.network, knots, card)
     watch("measuring on the test")
-    probability = _probabilities(head, collected, chosen.inputs)
+    probability = head.probabilities(collected.features, collected.hidden)
     table = _taus(probability, collected, choosing & collected.is_whole, testing & collected.is_whole)
     metrics = {
         **_metrics(probability, collected, truth, choosing, testing),
@@ -109,17 +112,15 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
     `costs` are those of this machine, if they were measured; else those that were collected are taken.
     """
     card = head.card
-    missing = [name for name in card.features if name not in collected.names]
-    if missing or (card.hidden_size and collected.hidden is None):
-        what = f"the feature {missing[0]!r}" if missing else "the hidden states"
-        raise UsageError(f"these runs do not have {what} that the head reads", "collect anew: arbitrage collect")
+    if card.hidden_size and collected.hidden is None:
+        raise UsageError("these runs do not have the hidden states that the head reads", "collect again: arbitrage collect")
     for pair in collected.pairs:
         head.check(pair["draft"], 0 if collected.hidden is None else collected.hidden.shape[1])
-    columns, whole = [collected.names.index(name) for name in card.features], collected.is_whole
+    whole = collected.is_whole
     if not whole.any():
         raise UsageError("no solution of these runs was collected to its end", "go on with the command that collected them")
     _check_part(collected.outcomes.advantage[whole] > 0, "to calibrate on", "these runs", len(whole))
-    probability = head.probabilities(collected.features[:, columns], collected.hidden)[whole]
+    probability = head.probabilities(collected.features, collected.hidden)[whole]
     table = make_table(probability, collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs)
     about = {
         "runs": list(collected.runs),
@@ -203,11 +204,6 @@ def _inputs(collected: Collected, inputs: Inputs, chosen: NDArray[np.bool_]) -> 
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-def _probabilities(head: Head, collected: Collected, inputs: Inputs) -> Numbers:
-    features = collected.features if inputs != "hidden" else collected.features[:, :0]
-    return head.probabilities(features, collected.hidden if inputs != "agnostic" else None)
-
-
 def _truth(collected: Collected, margin: float) -> Truth:
     advantage = collected.outcomes.advantage
     return Truth(advantage, advantage > margin, collected.outcomes.problem, collected.weight)
@@ -254,7 +250,7 @@ def _card(
     )
     return Card(
         name=name,
-        features=collected.names if chosen.inputs != "hidden" else (),
+        features=FEATURES if chosen.inputs != "hidden" else (),
         hidden_size=0 if chosen.inputs == "agnostic" or collected.hidden is None else collected.hidden.shape[1],
         pairs=collected.pairs,
         reward=reward,
@@ -309,8 +305,8 @@ def _metrics(
 def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
     """What the head is measured beside: higher means rather escalate."""
     count = len(probability)
-    columns = dict(zip(collected.names, collected.features.T.astype(np.float64), strict=True))
-    plain = {name: sign * columns[feature] for name, (sign, feature) in PLAIN.items() if feature in columns}
+    columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
+    plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {
         "arbitrage": probability,
         **plain,

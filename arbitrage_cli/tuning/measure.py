@@ -6,12 +6,12 @@ a text or on other models that run at the same time.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from arbitrage_cli.inference.backend import Backend
-from arbitrage_cli.system.signals import running_seconds
 from arbitrage_cli.tuning.store import Speeds
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
@@ -54,7 +54,7 @@ def thread_counts(cores: int) -> list[int]:
     return sorted(count for count in counts if count <= cores)
 
 
-def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = running_seconds) -> Trials:
+def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> Trials:
     """Measure a model with these numbers of threads, from the most down, as long as fewer do not make it much slower.
 
     It is left with the number that suits it: the least of those that are about as fast as the fastest. ComputeError.
@@ -73,7 +73,7 @@ def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = runn
     return Trials(dict(sorted(found.items())), threads)
 
 
-def try_loaded(backend: Backend, *, clock: Clock = running_seconds) -> Speeds:
+def try_loaded(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
     """The best of several measurements of a model as it is."""
     best = measure(backend, clock=clock)
     for _ in range(TURNS - 1):
@@ -81,7 +81,7 @@ def try_loaded(backend: Backend, *, clock: Clock = running_seconds) -> Speeds:
     return best
 
 
-def measure(backend: Backend, *, clock: Clock = running_seconds) -> Speeds:
+def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
     """The speeds of a model, on a sequence that holds nothing. Leaves it so."""
     room = backend.card.context_size
     depth = min(READ_TOKENS, room // 2)

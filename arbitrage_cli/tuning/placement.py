@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.pairs import Pair, is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_toy, local_files
 from arbitrage_cli.routing.thresholds import Costs
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import default_threads
@@ -49,20 +47,6 @@ def loading_of(load: Options) -> Loading:
     return Loading(load.gpu_layers, load.flash_attention, load.kv_type)
 
 
-def load_options(
-    pair: Pair | None,
-    ctx: int | None,
-    threads: int | None,
-    gpu_layers: int | None,
-    flash_attention: bool | None,
-    kv_type: str,
-    variables: Mapping[str, Any] = MappingProxyType({}),
-) -> Options:
-    """How to load models, as the options of a command have it; the context is the pair's where none was asked for."""
-    size = pair.ctx if pair and ctx is None else ctx
-    return Options(size, threads, gpu_layers, flash_attention, kv_type, template_variables=dict(variables))
-
-
 def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
     """How the models that are named run. One that is not here yet is not known. UsageError for a damaged file."""
     sources = {role: source for role, source in models.items() if source}
@@ -85,7 +69,7 @@ def _threads(source: str, load: Options) -> int:
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
 
 
-def kept_here(sha256: str | None, load: Options) -> Tuned | None:
+def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
     """The measurement of the model file with that sha256 on this machine; None if there is none."""
     machine, loading = machine_here(), loading_of(load)
     return next((one for one in read_tuned(tuned_file()) if one.key == (machine, sha256, loading)), None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.system.files import write_atomically
 from arbitrage_cli.system.machine import default_threads, processor_name
 
 SCHEMA = 1
@@ -130,11 +131,10 @@ def read_tuned(path: Path) -> list[Tuned]:
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add measurements to the file; they take the place of earlier ones. OutputError if it cannot be written; UsageError."""
-    with _temporary(path) as temporary, _alone(path.parent):
+    with _temporary(path), _alone(path.parent):
         kept = {one.key: one for one in (*read_tuned(path), *new)}
         content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def check_place(path: Path) -> None:

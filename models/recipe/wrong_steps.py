@@ -23,6 +23,7 @@ from generate import HELD_OUT_PER_LEVEL, HELD_OUT_SEEDS, Number, Problem, Workin
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -79,9 +80,7 @@ def solutions(
     """The steps that a policy writes for each problem, without the blank lines between them."""
     models = {role: backends[role] for role in POLICIES[policy].models}
     sampler = Sampler(temperature)
-    engines = {
-        role: Engine(role, backend, sampler, instructions="", use_proposals=False) for role, backend in models.items()
-    }
+    engines = {role: Engine(role, Cache(backend, ""), sampler, use_proposals=False) for role, backend in models.items()}
     scheduler = Scheduler(engines, lambda trace: POLICIES[policy].flow(trace, TAU, 0), LIMITS, concurrency=concurrency)
     questions = (Question(str(index), problem.question) for index, problem in enumerate(problems))
     for event in scheduler.run(questions):

@@ -1,11 +1,11 @@
-"""What a decode costs with the ways to compute attention: with flash attention or without, and with other KV cache formats.
+"""What a batch costs with flash attention on and off, and with different number formats of the KV cache.
 
 Usage: python tests/benchmarks/attention.py MODEL.gguf [MODEL.gguf ...] [--threads 1] [--depths 40 120 220] [--rows 1 2 12 32 64]
        [--apart]
 
-Milliseconds for one batch of so many tokens after a context of so many, median of --repeats. With --apart each token of a batch
-is of another sequence, as when several problems are solved at once; else they follow each other in one. The ways take turns at each
-depth, so that the machine's drift falls on all of them. `auto` is what the program takes when nothing is asked for.
+Prints milliseconds for one batch of --rows tokens after a context of --depths tokens: the median of --repeats. The tokens of a
+batch follow each other in one sequence; with --apart each belongs to a sequence of its own, as when several problems are solved
+at once. The variants take turns at each depth, so that drift of the machine affects all of them. `auto` is the program's default.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from arbitrage_cli.errors import ModelMemoryError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 
-WAYS = {
+VARIANTS = {
     "auto": Options(),
     "f16, flash": Options(kv_type="f16", flash_attention=True),
     "f16, no flash": Options(kv_type="f16", flash_attention=False),
@@ -29,7 +29,7 @@ FIRST_TOKEN, MANY_TOKENS = 20, 400
 
 
 def milliseconds(backend: LlamaBackend, depth: int, num_rows: int, repeats: int, *, apart: bool) -> float:
-    """Of one decode of `num_rows` tokens after `depth` tokens that the model has read in each sequence."""
+    """Median time of a batch of `num_rows` tokens, after `depth` tokens in each sequence."""
     sequences = list(range(num_rows)) if apart else [0] * num_rows
     positions = [depth] * num_rows if apart else list(range(depth, depth + num_rows))
     taken = []
@@ -56,13 +56,13 @@ def main() -> None:
     for model in arguments.models:
         with ExitStack() as stack:
             loaded = {}
-            for name, way in WAYS.items():
+            for name, variant in VARIANTS.items():
                 options = Options(
-                    context_size, arguments.threads, 0, way.flash_attention, way.kv_type, num_sequences=num_sequences
+                    context_size, arguments.threads, 0, variant.flash_attention, variant.kv_type, num_sequences=num_sequences
                 )
                 try:
                     loaded[name] = stack.enter_context(LlamaBackend(model, options))
-                except ModelMemoryError as error:  # heads whose width is no multiple of a block, say
+                except ModelMemoryError as error:  # for example, the width of a head is no multiple of a block
                     sys.stdout.write(f"{model.name}: {name}: {error}\n")
             sys.stdout.write(f"{model.name}, {arguments.threads} threads; ms for a batch of {arguments.rows} tokens\n")
             for depth in arguments.depths:
@@ -74,8 +74,8 @@ def main() -> None:
                         milliseconds(backend, depth, rows, arguments.repeats, apart=arguments.apart)
                         for rows in arguments.rows
                     ]
-                    told = "  ".join(f"{cell:8.3f}" for cell in cells)
-                    sys.stdout.write(f"  after {depth:4} tokens  {name:14} ({backend.card.kv_cache:8}) {told}\n")
+                    cells_text = "  ".join(f"{cell:8.3f}" for cell in cells)
+                    sys.stdout.write(f"  after {depth:4} tokens  {name:14} ({backend.card.kv_cache:8}) {cells_text}\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Where greedy text of several problems at once first differs from that of one at a time, and how near a tie it was there.
+"""Where the greedy text of several problems at once first differs from that of one at a time, and how near a tie it was.
 
 Usage: python tests/benchmarks/batch_divergence.py [--draft MODEL.gguf --target MODEL.gguf] [--concurrency 8] [--limit 40]
 
-llama.cpp computes a batch of several tokens with other kernels than a single one, which differ in the last bits: where two
-tokens are nearly as likely as each other, the text may part, and goes its own way from there on. For each policy (both models
-alone, and entropy at its default) the problems that part are told with the first token that differs, and the margin there:
-by how much the likeliest token's log-probability was above that of the runner-up. Default: the built-in pair, on `builtin`.
+llama.cpp computes a batch and a single token with different kernels, which differ in the last bits. If two tokens are almost
+equally likely, the text may differ from there on. For three policies (draft, target, and entropy at its default tau) this lists
+each problem whose text differs, with the first token that does and its margin: how far the log-probability of the likeliest
+token was above that of the second. Default: the built-in pair, on `builtin`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -31,7 +32,7 @@ Tokens = list[tuple[str, float]]
 
 
 def kept_tokens(events: Iterable[Event]) -> dict[str, Tokens]:
-    """The tokens of the steps that were kept, by problem."""
+    """The tokens of the kept steps, by problem id."""
     written: dict[tuple[str, ModelRole], list[str]] = defaultdict(list)
     kept: dict[str, Tokens] = defaultdict(list)
     for event in events:
@@ -48,14 +49,14 @@ def kept_tokens(events: Iterable[Event]) -> dict[str, Tokens]:
 def solve(
     sources: Mapping[ModelRole, str], problems: Sequence[Problem], policy: str, system: str, concurrency: int
 ) -> dict[str, Tokens]:
-    """The tokens of each problem's solution, with so many solved at once."""
+    """The tokens of each solution, with `concurrency` problems at once."""
     chosen = POLICIES[policy]
     with ExitStack() as stack:
         engines: dict[ModelRole, Engine] = {}
         for role in chosen.models:
             options = Options(num_sequences=concurrency)
             backend: Backend = stack.enter_context(closing(open_model(sources[role], options)))
-            engines[role] = Engine(role, backend, Sampler(), instructions=system, keep_token_stats=True)
+            engines[role] = Engine(role, Cache(backend, system), Sampler(), keep_token_stats=True)
         scheduler = Scheduler(
             engines, lambda trace: chosen.flow(trace, chosen.default_tau, 0), Limits(), concurrency=concurrency
         )
@@ -63,7 +64,7 @@ def solve(
 
 
 def first_difference(one: Tokens, other: Tokens) -> int | None:
-    """The place of the first token that differs; None if none does."""
+    """The index of the first token that differs; None if none does."""
     texts = zip_longest((text for text, _ in one), (text for text, _ in other))
     return next((place for place, (text, other_text) in enumerate(texts) if text != other_text), None)
 
@@ -84,14 +85,14 @@ def main() -> None:
     for policy in ("draft", "target", "entropy"):
         alone = solve(sources, problems, policy, system, 1)
         together = solve(sources, problems, policy, system, arguments.concurrency)
-        parted = 0
+        num_different = 0
         for name, tokens in alone.items():
             place = first_difference(tokens, together[name])
             if place is not None:
-                parted += 1
-                told = tokens[place] if place < len(tokens) else ("", float("nan"))
-                sys.stdout.write(f"  {name}: token {place} of {len(tokens)}, {told[0]!r}, margin {told[1]:.2g} nats\n")
-        sys.stdout.write(f"{policy}: {parted} of {len(alone)} problems part with {arguments.concurrency} at once\n")
+                num_different += 1
+                text, margin = tokens[place] if place < len(tokens) else ("", float("nan"))
+                sys.stdout.write(f"  {name}: token {place} of {len(tokens)}, {text!r}, margin {margin:.2g} nats\n")
+        sys.stdout.write(f"{policy}: {num_different} of {len(alone)} problems differ with {arguments.concurrency} at once\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The models, the head and the policies that a benchmark is asked for on its command line."""
+"""Options that the programs of this folder share: models, head and policies."""
 
 import argparse
 
-from arbitrage_cli.cli.asked import parse_columns
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.cli.columns import make_columns, read_policies
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import BenchRoutingOptions
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
-from arbitrage_cli.routing.head import Head, load
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.system.paths import user_folder
 
 
@@ -16,7 +19,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_pair(arguments: argparse.Namespace) -> Pair:
-    """The pair; with another draft or target, one without a head and a system prompt of its own, which are for both models."""
+    """The pair of that name. If draft or target is replaced, its head and system prompt no longer apply."""
     pair = find_pair(arguments.pair, read_pairs(user_folder() / "pairs.toml"))
     if arguments.draft or arguments.target:
         return Pair("", arguments.draft or pair.draft, arguments.target or pair.target)
@@ -24,22 +27,22 @@ def chosen_pair(arguments: argparse.Namespace) -> Pair:
 
 
 def chosen_head(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """The head that was named, else the pair's. Ends the program if there is none."""
+    """The file of --head, else the pair's own. Ends the program if there is neither."""
     source: str | None = arguments.head or chosen_pair(arguments).head
     if not source:
-        parser.error("no head is known for these models: give --head")
+        parser.error("these models have no head: give --head FILE")
     return source
 
 
 def chosen_columns(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, policies: str
-) -> tuple[list[Column], Head | None]:
-    """Policies at their taus, as `arbitrage bench` names them, and the head if one of them needs it.
+) -> tuple[list[PolicyAtTau], Head | None]:
+    """Policies with their taus, written as for `arbitrage bench`, and the head if one of them needs it.
 
-    Ends the program for one that needs rewards, which nothing gives here.
+    Ends the program if a policy needs rewards.
     """
     head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
-    columns = parse_columns(policies, None, head)
+    columns = make_columns(read_policies(Invocation(), BenchRoutingOptions(policies), head), head, None)
     if any(column.policy.reward for column in columns):
-        parser.error("policies that need rewards are not measured here")
+        parser.error("policies that need rewards (rsd, judge, oracle) are not supported here")
     return columns, head

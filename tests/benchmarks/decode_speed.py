@@ -1,11 +1,10 @@
-"""Decoding speed of this program beside llama.cpp's own `llama-bench`, on the same file, threads and context depth.
+"""Decoding speed of this program beside llama.cpp's own `llama-bench`: same file, threads and depth of context.
 
 Usage: python tests/benchmarks/decode_speed.py LLAMA_BENCH MODEL.gguf [MODEL.gguf ...] [--repeats 9] [--tokens 128]
 
-The two take turns, so that the machine's drift falls on both; the last line of each model has the medians, and the median of
-the ratios of neighbours.
-LLAMA_BENCH is the path of the binary; its folder is put on LD_LIBRARY_PATH. This program's figure is the one that it
-reports itself for `--policy target`: decoding with sampling and text, reading the prompt left out.
+The two take turns, so that drift of the machine affects both. The last line of each model has the medians, and the median of
+the ratios of neighbouring measurements. LLAMA_BENCH is the path of the binary; its folder is put on LD_LIBRARY_PATH. The figure
+of this program is what `--policy target` reports: decoding with sampling and text, without reading the prompt.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -29,7 +29,7 @@ PROBLEM = "Write the numbers from one to one thousand in words, each on a line o
 
 
 def write_alone(engine: Engine, num_tokens: int) -> Cost:
-    """Cost of one solution of about `num_tokens` tokens, written by the target alone."""
+    """Cost of a solution of at most `num_tokens` tokens by the target alone."""
     limits = Limits(max_tokens=num_tokens, max_step_tokens=num_tokens)
     problem = Problem("benchmark", PROBLEM)
     events = list(
@@ -40,7 +40,7 @@ def write_alone(engine: Engine, num_tokens: int) -> Cost:
 
 
 def llama_bench(binary: Path, model: Path, threads: int, num_tokens: int, depth: int) -> float:
-    """Tokens per second that llama-bench measures for `num_tokens` tokens after `depth` tokens of context."""
+    """Tokens a second by llama-bench, for `num_tokens` tokens after `depth` tokens of context."""
     command = [str(binary), "-m", str(model), "-t", str(threads), "-p", "0", "-n", str(num_tokens)]
     command += ["-d", str(depth), "-r", "1", "-o", "json"]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
@@ -58,7 +58,7 @@ def main() -> None:
     for model in arguments.models:
         ours, theirs = [], []
         with LlamaBackend(model, Options()) as backend:
-            engine = Engine("target", backend, Sampler())
+            engine = Engine("target", Cache(backend), Sampler())
             for _ in range(arguments.repeats):
                 cost = write_alone(engine, arguments.tokens)
                 ours.append(cost.tokens_per_second or 0.0)

@@ -1,14 +1,14 @@
-"""Policies at equal escalation, and at equal accuracy: what a run with several taus of each says.
+"""Policies at equal escalation and at equal accuracy, from a run with several taus of each.
 
 Usage: python tests/benchmarks/matched.py RUN [--levels 4,5]
 
-RUN is a folder of `arbitrage bench` with `draft`, `target`, and other policies at several taus each. A policy's curve goes
-from the draft alone over its taus, by rising share of escalated steps, to the target alone, straight in between. A step of
-which the oracle kept the target's is escalated; its calls are all that it made.
+RUN is a folder of `arbitrage bench` with `draft`, `target` and other policies at several taus each. A policy's curve runs from
+the draft alone over its taus, by rising share of escalated steps, to the target alone, with straight lines between the points.
+For the oracle, a step is escalated if it kept the target's; its target calls are all that it made.
 
-Told of each curve, with 95% intervals over problems: its accuracy where 10% to 60% of the steps are escalated, less that of
-`random` there, and which share that is of what the oracle has above it; and the target steps and the seconds a problem that it
-takes to reach the target's accuracy, and one point less, as ratios to those of `arbitrage`.
+For each curve this prints, with 95% intervals over problems: accuracy at 10% to 60% of escalated steps, its lead over `random`
+there, and that lead as a share of the oracle's; then target steps and seconds a problem at the target's accuracy, and at one
+point less, and their ratios to those of `arbitrage`.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from arbitrage_cli.runs.folder import latest, read_run_folder
-from arbitrage_cli.runs.rows import Group, group_rows, sums_by_problem
+from arbitrage_cli.runs.rows import PolicyResults, results_by_policy, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, bootstrap_many
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-SHORT_OF_TARGET = (0.0, 0.01)  # accuracy that may be lacking where calls and times are compared
-CORRECT, STEPS, ESCALATED, CALLS, SECONDS = range(5)  # columns of each group in the table that is resampled
+ALLOWED_LOSSES = (0.0, 0.01)  # of the target's accuracy, where calls and times are compared
+CORRECT, STEPS, ESCALATED, CALLS, SECONDS = range(5)  # columns of each group in the resampled table
 WIDTH = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A policy's groups, by their place in the table: the draft's, those of its taus, the target's."""
+    """Indices of a policy's groups in the table: the draft, its taus, the target."""
 
     policy: str
     places: tuple[int, ...]
@@ -52,7 +52,7 @@ class Curve:
         return found
 
     def calls_and_seconds(self, sums: Floats, accuracy: float) -> Floats:
-        """Target steps and seconds a problem where the curve first has this accuracy; at its end, the target alone, it has."""
+        """Target steps and seconds a problem where the curve first has this accuracy. Its end, the target alone, always has."""
         points = self.points(sums)
         end = int(np.argmax(points[:, 1] >= accuracy))
         before, after = points[max(0, end - 1)], points[end]
@@ -61,8 +61,8 @@ class Curve:
         return found
 
 
-def curves_of(groups: Sequence[Group]) -> list[Curve]:
-    """One for each policy with taus. ValueError if draft or target is missing."""
+def curves_of(groups: Sequence[PolicyResults]) -> list[Curve]:
+    """A curve for each policy with taus. ValueError if draft or target is missing."""
     names = [group.policy for group in groups]
     ends = names.index("draft"), names.index("target")
     swept = dict.fromkeys(group.policy for group in groups if group.tau is not None)
@@ -72,13 +72,13 @@ def curves_of(groups: Sequence[Group]) -> list[Curve]:
     ]
 
 
-def table_of(groups: Sequence[Group], levels: set[str] | None) -> Floats:
-    """One row a problem: the four columns of each group, then the attempts; of what all groups finished."""
+def table_of(groups: Sequence[PolicyResults], levels: set[str] | None) -> Floats:
+    """One row a problem: the columns of each group, then the number of attempts. Only attempts that all groups finished."""
     keys = set.intersection(*({key for key, result in group.results.items() if result.is_done} for group in groups))
     if levels is not None:
         keys = {key for key in keys if str(groups[0].results[key].level) in levels}
 
-    def numbers(group: Group, key: tuple[str, int]) -> tuple[float, ...]:
+    def numbers(group: PolicyResults, key: tuple[str, int]) -> tuple[float, ...]:
         result = group.results[key]
         tally = result.tally
         escalated = tally.drafted_steps - tally.accepted_steps
@@ -89,8 +89,8 @@ def table_of(groups: Sequence[Group], levels: set[str] | None) -> Floats:
 
 
 def write_accuracies(curves: Sequence[Curve], table: Floats) -> None:
-    """Accuracy of each curve at each rate; then how much more than random's, with intervals."""
-    print("accuracy, %, where so many of the drafted steps are escalated")
+    """Print the accuracy of each curve at each rate, then its lead over random, with intervals."""
+    print("accuracy in %, by share of escalated steps")
     print(f"{'':<14}" + "".join(f"{rate:>22.0%}" for rate in RATES))
     total = table.sum(axis=0)
     for curve in curves:
@@ -98,15 +98,15 @@ def write_accuracies(curves: Sequence[Curve], table: Floats) -> None:
     by_name = {curve.policy: curve for curve in curves}
     chance, bound = by_name.get("random"), by_name.get("oracle")
     if chance is not None:
-        print("\npoints above random")
+        print("\nlead over random, in points")
         _write_gains(curves, chance, None, table)
     if chance is not None and bound is not None:
-        print("\nshare of what the oracle has above random, %")
+        print("\nthe same as a share of the oracle's lead, in %")
         _write_gains(curves, chance, bound, table)
 
 
 def _write_gains(curves: Sequence[Curve], chance: Curve, bound: Curve | None, table: Floats) -> None:
-    """What each curve has above `chance` at each rate, in hundredths: of the whole, or of what `bound` has."""
+    """Print each curve's lead over `chance` at each rate, in points; with a `bound`, in % of the lead of that."""
     for curve in curves:
         if curve in (chance, bound):
             continue
@@ -119,37 +119,37 @@ def _write_gains(curves: Sequence[Curve], chance: Curve, bound: Curve | None, ta
 
         values, intervals = gains(table.sum(axis=0)[None])[0], bootstrap_many(table, gains, len(RATES))
         form = ".1f" if bound is None else ".0f"
-        told = [_with(*one, form) for one in zip(values, intervals, strict=True)]
-        print(f"{curve.policy:<14}" + "".join(f"{one:>22}" for one in told))
+        cells = [_with(*one, form) for one in zip(values, intervals, strict=True)]
+        print(f"{curve.policy:<14}" + "".join(f"{one:>22}" for one in cells))
 
 
 def write_at_equal_accuracy(curves: Sequence[Curve], table: Floats) -> None:
-    """Target steps and seconds a problem at equal accuracy, and their ratios to those of arbitrage."""
+    """Print target steps and seconds a problem at equal accuracy, and their ratios to those of arbitrage."""
     total = table.sum(axis=0)
     ours = next(curve for curve in curves if curve.policy == "arbitrage")
-    for short in SHORT_OF_TARGET:
-        print(f"\nat the target's accuracy{f' less {short:.0%}' if short else ''}")
+    for loss in ALLOWED_LOSSES:
+        print(f"\nat the target's accuracy{f' less {loss:.0%}' if loss else ''}")
         print(f"{'':<14}{'target steps':>14}{'seconds':>10}{'steps / ours':>22}{'seconds / ours':>22}")
         for curve in curves:
 
-            def ratios(sums: Floats, curve: Curve = curve, short: float = short) -> Floats:
-                return np.array([_ratios(curve, ours, row, short) for row in sums])
+            def ratios(sums: Floats, curve: Curve = curve, loss: float = loss) -> Floats:
+                return np.array([_ratios(curve, ours, row, loss) for row in sums])
 
-            calls, seconds = curve.calls_and_seconds(total, _wanted(total, ours, short))
+            calls, seconds = curve.calls_and_seconds(total, _accuracy_less(total, ours, loss))
             values, intervals = ratios(total[None])[0], bootstrap_many(table, ratios, 2)
-            told = [_with(*one, ".2f") for one in zip(values, intervals, strict=True)]
-            print(f"{curve.policy:<14}{calls:>14.2f}{seconds:>10.4f}{told[0]:>22}{told[1]:>22}")
+            cells = [_with(*one, ".2f") for one in zip(values, intervals, strict=True)]
+            print(f"{curve.policy:<14}{calls:>14.2f}{seconds:>10.4f}{cells[0]:>22}{cells[1]:>22}")
 
 
-def _wanted(sums: Floats, curve: Curve, short: float) -> float:
-    return float(curve.points(sums)[-1, 1]) - short
+def _accuracy_less(sums: Floats, curve: Curve, loss: float) -> float:
+    return float(curve.points(sums)[-1, 1]) - loss
 
 
-def _ratios(curve: Curve, ours: Curve, sums: Floats, short: float) -> Floats:
-    """Of target steps and of seconds; the former not finite where the draft alone is as accurate."""
-    wanted = _wanted(sums, ours, short)
+def _ratios(curve: Curve, ours: Curve, sums: Floats, loss: float) -> Floats:
+    """Ratios of target steps and of seconds; the first is not finite if the draft alone is as accurate."""
+    accuracy = _accuracy_less(sums, ours, loss)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios: Floats = curve.calls_and_seconds(sums, wanted) / ours.calls_and_seconds(sums, wanted)
+        ratios: Floats = curve.calls_and_seconds(sums, accuracy) / ours.calls_and_seconds(sums, accuracy)
     return ratios
 
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--levels", help="only problems of these levels: 4,5")
     arguments = parser.parse_args()
     contents = read_run_folder(arguments.run)
-    groups = group_rows(contents.run or {}, latest(contents.rows))
+    groups = results_by_policy(contents.run or {}, latest(contents.rows))
     table = table_of(groups, set(arguments.levels.split(",")) if arguments.levels else None)
     curves = curves_of(groups)
     print(f"{len(table)} problems, {len(groups)} columns\n")

@@ -1,13 +1,14 @@
-"""Routing beside llama.cpp's own server, which has the target alone, and token-level speculation with the same draft.
+"""Routing beside llama.cpp's own server: the target alone, and token-level speculation with the same draft.
 
 Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair NAME] [--draft MODEL.gguf] [--target MODEL.gguf]
        [--head FILE] [--policy target,arbitrage] [--threads N] [--ctx N] [--max-tokens N] [--draft-max 8]
 
-LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one's
-turn, in rotating order: same files, threads, messages, context and limit of tokens, greedy, nothing kept from problem to problem;
-what is left open besides is as each program has it.
-Told of each way are right answers, seconds a problem, tokens, and how many times as fast as either way of the server it is, with
-intervals over problems. Ctrl-C or SIGTERM ends it with the table of the problems that all ways have solved by then.
+LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one starts,
+in rotating order. They share files, threads, messages, context and limit of tokens; all are greedy and keep nothing from problem
+to problem. Everything else is each program's default.
+
+The table has, for each way, right answers, seconds a problem, tokens, and the speed-up over both ways of the server, with
+intervals over problems. Ctrl-C or SIGTERM ends the run, with the table of the problems that all ways have solved.
 """
 
 import argparse
@@ -28,11 +29,11 @@ import httpx2
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.cli.session import Engines
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Column, Ended
+from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended, PolicyAtTau
+from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
@@ -61,7 +62,7 @@ Way = Callable[[Item], Solved]
 
 
 class Server:
-    """A llama-server on loopback. A context manager: it starts with it, and at its end the process is gone."""
+    """A llama-server on loopback. A context manager: it starts the process, and ends it."""
 
     def __init__(self, binary: Path, arguments: Sequence[str], instructions: str) -> None:
         with socket.socket() as probe:
@@ -88,7 +89,7 @@ class Server:
         self._process.terminate()
         try:
             self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:  # it still computes for whoever has left
+        except subprocess.TimeoutExpired:  # it still computes an answer that nobody waits for
             self._process.kill()
             self._process.wait()
 
@@ -101,10 +102,10 @@ class Server:
                 if httpx2.get(f"{self._address}/health", timeout=2).is_success:
                     return
             time.sleep(1)
-        sys.exit("llama-server does not get ready")
+        sys.exit("llama-server did not start in time")
 
     def ask(self, question: str, max_tokens: int) -> tuple[str, int]:
-        """The solution's text and its number of tokens. httpx2.HTTPError."""
+        """The text of a solution and its number of tokens. Raises httpx2.HTTPError."""
         messages = [*self._system, {"role": "user", "content": question}]
         body = {"messages": messages, "temperature": 0, "max_tokens": max_tokens, "cache_prompt": False}
         response = httpx2.post(f"{self._address}/v1/chat/completions", json=body, timeout=ANSWER_SECONDS)
@@ -125,7 +126,7 @@ def way_of_server(server: Server, grader: Grader, max_tokens: int) -> Way:
     return solve
 
 
-def way_of_policy(bench: Bench, column: Column) -> Way:
+def way_of_policy(bench: Bench, column: PolicyAtTau) -> Way:
     def solve(item: Item) -> Solved:
         (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
         row: Mapping[str, Any] = ended.row
@@ -138,7 +139,7 @@ def way_of_policy(bench: Bench, column: Column) -> Way:
 
 
 def servers(files: Mapping[ModelRole, Path], instructions: str, arguments: argparse.Namespace) -> dict[str, Server]:
-    """Not started yet."""
+    """Both ways of the server, not started yet."""
     threads = str(arguments.threads)
     plain = ["-m", str(files["target"]), "-t", threads, "-tb", threads, "-c", str(arguments.ctx)]
     drafting = ["-md", str(files["draft"]), "--spec-type", "draft-simple", "--spec-draft-n-max", str(arguments.draft_max)]
@@ -148,7 +149,7 @@ def servers(files: Mapping[ModelRole, Path], instructions: str, arguments: argpa
 
 
 def solve_all(ways: Mapping[str, Way], items: Sequence[Item]) -> dict[str, list[Solved]]:
-    """What each way made of the problems, as far as all of them got; a problem that fails in one of them is told and left out."""
+    """The solutions of each way. A problem that fails in one of them is reported and left out of all."""
     found: dict[str, list[Solved]] = {name: [] for name in ways}
     with contextlib.suppress(KeyboardInterrupt):
         for index, item in enumerate(items):
@@ -160,10 +161,10 @@ def solve_all(ways: Mapping[str, Way], items: Sequence[Item]) -> dict[str, list[
                 continue
             for name, one in solved.items():
                 found[name].append(one)
-            told = ", ".join(
+            line = ", ".join(
                 f"{name} {solved[name].seconds:.2f} s{'' if solved[name].is_correct else ' wrong'}" for name in ways
             )
-            print(f"{item.problem.id}: {told}", file=sys.stderr, flush=True)
+            print(f"{item.problem.id}: {line}", file=sys.stderr, flush=True)
     return found
 
 
@@ -182,7 +183,7 @@ def write_table(found: Mapping[str, Sequence[Solved]]) -> None:
         for name, solved in found.items()
     }
     print(
-        f"texts that are those of {ALONE}: " + ", ".join(f"{name} {count}" for name, count in same.items() if name != ALONE)
+        f"texts equal to those of {ALONE}: " + ", ".join(f"{name} {count}" for name, count in same.items() if name != ALONE)
     )
 
 
@@ -202,14 +203,14 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--limit", type=int)
     add_models(parser)
-    parser.add_argument("--policy", default="target,arbitrage", help="as arbitrage bench takes it: target,arbitrage@fast")
+    parser.add_argument("--policy", default="target,arbitrage", help="written as for arbitrage bench: target,arbitrage@fast")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--max-tokens", type=int, default=512)
-    parser.add_argument("--draft-max", type=int, default=8, help="tokens that the server drafts at once")
-    parser.add_argument("--early-stop", action="store_true", help="stop drafts early, as arbitrage does where that pays")
+    parser.add_argument("--draft-max", type=int, default=8, help="tokens that the server drafts in one go")
+    parser.add_argument("--early-stop", action="store_true", help="stop drafts that begin badly")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it by default
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pair = chosen_pair(arguments)
     instructions = INSTRUCTIONS if pair.system is None else pair.system
@@ -239,9 +240,9 @@ def main() -> None:
         found = solve_all(ways, items)
         drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
     if not found[ALONE]:
-        sys.exit("no problem was solved in all ways")
+        sys.exit("no problem was solved in every way")
     if not drafted:
-        sys.exit("the server drafted nothing: this was no speculation")
+        sys.exit("the server drafted nothing, so it did not speculate")
     write_table(found)
     print(f"the server accepted {accepted} of {drafted} drafted tokens ({accepted / drafted:.0%})")
 

@@ -1,8 +1,8 @@
-"""Writes a GGUF model anew in another number format, by llama.cpp: a full-precision target from a quantized one, say.
+"""Writes a GGUF model in another number format, with llama.cpp: for example F16 from a quantized model.
 
 Usage: python tests/benchmarks/requantize.py MODEL.gguf OUTPUT.gguf [--to F16]
 
-What was lost when the model was quantized stays lost: it is for measuring what a target costs whose tokens are dearer.
+What quantization has lost stays lost. Use it to measure a target whose tokens cost more.
 """
 
 import argparse

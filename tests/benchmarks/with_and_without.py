@@ -1,33 +1,36 @@
-"""What one of the things saves that shorten the time: the same problems with and without it, in turns.
+"""What one part of the program saves: the same problems with and without it, in turns.
 
 Usage: python tests/benchmarks/with_and_without.py proposals|speculation|early-stop [--dataset builtin-dev] [--limit N]
        [--pair NAME] [--draft MODEL] [--target MODEL] [--head FILE] [--policy arbitrage@exact] [--threads N] [--max-tokens N]
        [--early-stop]
 
-Proposals: the target verifies the rejected draft. Speculation: the draft then says how the target's step might go on. Early stop:
-a draft that begins badly is not finished; without and with it the other two are on, and --early-stop has it on when those are
-compared. Each problem is solved in both ways before the next one, in changing order. Told are right answers, seconds a problem,
-tokens that the draft decoded, steps, those of the target, and its tokens (decoded one by one, verified in batches, kept of
-those), the ratio of the times with its interval over problems, and how many texts differ. Proposals and speculation change none,
-but where two tokens are nearly as likely as each other a batch may decide for the other one; a step that a head stops early
-might have been accepted.
+- proposals: the target verifies the rejected draft.
+- speculation: where the target leaves that draft, the draft proposes how the step might go on.
+- early-stop: a draft that begins badly is not finished. The other two are on; --early-stop turns it on when they are compared.
+
+Each problem is solved in both ways before the next one, in alternating order. The table has right answers, seconds a problem,
+tokens that the draft decoded, steps, steps by the target, and its tokens: decoded one by one, verified in batches, kept of those.
+Then come the ratio of the times with its interval over problems, and the number of texts that differ. Proposals and speculation
+change no text except at near-ties, which a batch may decide differently. Early stop may: a stopped step might have been accepted.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.evaluation.benchmark import Column
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -41,6 +44,25 @@ WAYS = ("without", "with")
 COLUMNS = ("right", "s a problem", "drafted", "steps", "by target", "decoded", "verified", "kept")
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which parts of the program are on."""
+
+    proposals: bool
+    speculation: bool
+    early_stop: bool
+
+
+def parts_of(what: str, way: str, *, early_stop: bool) -> Parts:
+    """The parts that are on when `what` is measured."""
+    is_on = way == "with"
+    return Parts(
+        proposals=is_on or what != "proposals",
+        speculation=is_on if what == "speculation" else what == "early-stop",
+        early_stop=is_on if what == "early-stop" else early_stop,
+    )
+
+
 def solve(scheduler: Scheduler, problem: Problem) -> Trace:
     (finished,) = (event for event in scheduler.run([problem]) if isinstance(event, Finished))
     if finished.error:
@@ -51,33 +73,30 @@ def solve(scheduler: Scheduler, problem: Problem) -> Trace:
 def make_scheduler(
     pair: Pair,
     backends: Mapping[ModelRole, Backend],
-    column: Column,
+    column: PolicyAtTau,
     head: Head | None,
     limits: Limits,
-    *,
-    use_proposals: bool,
-    speculates: bool,
-    stops_early: bool,
+    parts: Parts,
 ) -> Scheduler:
     router = head.router() if head else None
     system = INSTRUCTIONS if pair.system is None else pair.system
     engines = {
         role: Engine(
-            role, backend, Sampler(), instructions=system, keep_token_stats=role == "draft", use_proposals=use_proposals
+            role, Cache(backend, system), Sampler(), keep_token_stats=role == "draft", use_proposals=parts.proposals
         )
         for role, backend in backends.items()
     }
     engines["target"].measure()
     return Scheduler(
         engines,
-        lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=stops_early),
+        lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=parts.early_stop),
         limits,
-        speculator=engines["draft"] if speculates else None,
+        speculator=engines["draft"] if parts.speculation else None,
     )
 
 
 def solve_in_turns(schedulers: Mapping[str, Scheduler], items: Sequence[Item]) -> Mapping[str, list[Trace]]:
-    """The solutions of each way, in the order of the problems."""
+    """The solutions with and without, in the order of the problems."""
     found: dict[str, list[Trace]] = {way: [] for way in schedulers}
     for index, item in enumerate(items):
         for way in WAYS if index % 2 else WAYS[::-1]:
@@ -86,7 +105,7 @@ def solve_in_turns(schedulers: Mapping[str, Scheduler], items: Sequence[Item]) -
 
 
 def row(way: str, traces: Sequence[Trace], items: Sequence[Item], grader: Grader) -> str:
-    """What one way took, and how many answers it got right."""
+    """One line of the table."""
     grades = [grader.grade(trace.text, item.gold).value for trace, item in zip(traces, items, strict=True)]
     total = tally(decision for trace in traces for decision in trace.decisions)
     cost, num_steps = total.target_cost, sum(len(trace.decisions) for trace in traces)
@@ -98,8 +117,8 @@ def row(way: str, traces: Sequence[Trace], items: Sequence[Item], grader: Grader
         cost.verify_tokens,
         cost.verify_kept,
     )
-    told = (grades.count("correct"), f"{total.seconds / len(items):.4f}", *counts)
-    return f"{way:8}" + "".join(f"{cell:>12}" for cell in told)
+    cells = (grades.count("correct"), f"{total.seconds / len(items):.4f}", *counts)
+    return f"{way:8}" + "".join(f"{cell:>12}" for cell in cells)
 
 
 def report(found: Mapping[str, Sequence[Trace]], items: Sequence[Item]) -> None:
@@ -109,9 +128,9 @@ def report(found: Mapping[str, Sequence[Trace]], items: Sequence[Item]) -> None:
         lines += [row(way, found[way], items, grader) for way in WAYS]
     seconds = np.array([[tally(trace.decisions).seconds for trace in found[way]] for way in WAYS]).T
     ratio, interval = seconds[:, 0].sum() / seconds[:, 1].sum(), bootstrap(seconds, ratio_of_sums)
-    told = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    interval_text = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     differ = sum(one.text != other.text for one, other in zip(*found.values(), strict=True))
-    lines.append(f"time without / with: {ratio:.3f}{told}; {differ} of {len(items)} texts differ")
+    lines.append(f"time without / with: {ratio:.3f}{interval_text}; {differ} of {len(items)} texts differ")
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
@@ -121,15 +140,15 @@ def main() -> None:
     parser.add_argument("--dataset", default="builtin-dev")
     parser.add_argument("--limit", type=int)
     add_models(parser)
-    parser.add_argument("--policy", default="arbitrage", help="one, as arbitrage bench takes it: arbitrage@fast")
+    parser.add_argument("--policy", default="arbitrage", help="one policy, written as for arbitrage bench: arbitrage@fast")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-tokens", type=int, default=Limits().max_tokens)
-    parser.add_argument("--early-stop", action="store_true", help="in both ways, where something else is compared")
+    parser.add_argument("--early-stop", action="store_true", help="stop drafts early in both ways")
     arguments = parser.parse_args()
     pair = chosen_pair(arguments)
     (column, *others), head = chosen_columns(parser, arguments, arguments.policy)
     if others or len(column.policy.models) < 2:
-        parser.error("give one policy in which the target writes what the draft proposed")
+        parser.error("give one policy with draft and target")
     items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
     with ExitStack() as stack:
         options = Options(pair.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
@@ -142,9 +161,7 @@ def main() -> None:
                 column,
                 head,
                 Limits(max_tokens=arguments.max_tokens),
-                use_proposals=way == "with" or arguments.what != "proposals",
-                speculates=way == "with" if arguments.what == "speculation" else arguments.what == "early-stop",
-                stops_early=way == "with" if arguments.what == "early-stop" else arguments.early_stop,
+                parts_of(arguments.what, way, early_stop=arguments.early_stop),
             )
             for way in WAYS
         }

@@ -14,8 +14,6 @@ from cli import Terminal, flat, run
 from collected import write_run
 from faults import Program, results, rows_of, set_aside, write_problems
 
-from arbitrage_cli.cli.run_facts import go_on
-from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import encode
 
 QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
@@ -190,21 +188,21 @@ def test_policies_take_turns(program: Program, here: Path) -> None:
     ("arguments", "words"),
     [
         (["--policy", "target,magic"], "unknown policy 'magic'"),
-        (["--policy", "entropy@high"], "'high' is no tau of policy entropy"),
-        (["--policy", "entropy", "--tau", "nan"], "'nan' is no tau of policy entropy"),
+        (["--policy", "entropy@high"], "'high' for policy entropy"),
+        (["--policy", "entropy", "--tau", "nan"], "'nan' for policy entropy"),
         (["--policy", "arbitrage"], "needs a trained head"),
         (["--policy", "target@1"], "policy target has no tau"),
         (["--policy", " , "], "no policy is named"),
         (["--ids", "p1,p7,p8"], "no problem has the id 'p7, p8'"),
-        (["--dataset", "nothing.jsonl"], "no data set and no file"),
-        (["--limit", "0"], "'0' is no limit"),
-        (["--limit", "3-2"], "'3-2' is no limit"),
-        (["--limit", "a few"], "'a few' is no limit"),
-        (["--limit", "4-9"], "leaves no problem"),
+        (["--dataset", "nothing.jsonl"], "neither a data set"),
+        (["--limit", "0"], "'0' limit"),
+        (["--limit", "3-2"], "'3-2' limit"),
+        (["--limit", "a few"], "'a few' limit"),
+        (["--limit", "4-9"], "selects no problems"),
         (["--concurrency", "0"], "'0' is no number of problems"),
         (["--concurrency", "most"], "'most' is no number of problems"),
-        (["--pair", "nobody"], "no pair is called 'nobody'"),
-        (["--map", "foo"], "maps no fields"),
+        (["--pair", "nobody"], "unknown pair 'nobody'"),
+        (["--map", "foo"], "invalid mapping"),
         (["--cost-ratio", "0"], "cost-ratio"),
         (["--cost-ratio", "inf"], "cost-ratio"),
         (["--cost-ratio", "nan"], "cost-ratio"),
@@ -486,10 +484,9 @@ def change_run_json(folder: Path, **changes: Any) -> None:
     (folder / "run" / "run.json").write_bytes(encode(made))
 
 
-def test_another_grader_is_refused_until_the_run_is_graded_anew(program: Program, copy: Path) -> None:
-    """A run whose answers an older grader has graded does not go on; after arbitrage grade it does."""
-    fingerprint = run_json(copy)["fingerprint"]
-    change_run_json(copy, grader="older", fingerprint={**fingerprint, "grader": "older"})
+def test_another_grader_is_refused_until_the_run_is_graded_again(program: Program, copy: Path) -> None:
+    """A run whose answers an older grader has graded is not resumed; after arbitrage grade it is."""
+    change_run_json(copy, grader="older")
     refused = program.run(copy, *BENCH, "--samples", "2")
     assert refused.code == 2
     assert "another grader: older, not rules" in flat(refused.err)
@@ -498,31 +495,17 @@ def test_another_grader_is_refused_until_the_run_is_graded_anew(program: Program
     assert program.run(copy, *BENCH, "-q").code == 0
 
 
-def test_another_machine_is_refused(program: Program, copy: Path) -> None:
-    """Times of two processors are not put into one run."""
-    fingerprint = run_json(copy)["fingerprint"]
-    change_run_json(copy, fingerprint={**fingerprint, "processor": "abacus"})
-    result = program.run(copy, *BENCH)
-    assert result.code == 2
-    assert "another processor: abacus" in result.err
-
-
 RATED = ("bench", *BENCH[3:], "--limit", "1", "--threads", "1", "--max-tokens", "8", "-q")
 """A benchmark of the built-in pair, which has a process reward model."""
 
 
-@pytest.mark.parametrize("earlier", [False, True], ids=["recorded", "of an earlier version"])
-def test_other_rewards_are_refused(program: Program, here: Path, earlier: bool) -> None:
-    """Who rates steps where a policy asks for it, and how, stays: named or not. For other policies it makes no difference."""
+def test_other_rewards_are_refused(program: Program, here: Path) -> None:
+    """The source of rewards, and how it is asked, stays if a policy uses it. For other policies it makes no difference."""
     assert program.run(here, *RATED, "--policy", "oracle").code == 0
     made = run_json(here)
     assert (made["reward"], made["prm_style"]) == ("prm", "steps")
-    if earlier:  # it recorded what was asked for
-        fingerprint = {name: value for name, value in made["fingerprint"].items() if name not in ("reward", "prm style")}
-        change_run_json(here, fingerprint=fingerprint, reward=None)
     for arguments, words in (
         (("--policy", "oracle", "--reward", "rollout"), "another reward: prm, not rollout"),
-        (("--policy", "oracle", "--prm-style", "turns"), "another prm style: steps, not turns"),
         (("--policy", "rsd", "--prm-style", "turns"), "another prm style: steps, not turns"),
     ):
         refused = program.run(here, *RATED, *arguments)
@@ -534,89 +517,10 @@ def test_other_rewards_are_refused(program: Program, here: Path, earlier: bool) 
 
 
 def test_rewards_may_come_later(program: Program, here: Path) -> None:
-    """A run whose policies asked for none, whatever was named, takes any; earlier versions wrote down what was named."""
+    """A run whose policies asked for none takes any."""
     assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout").code == 0
-    change_run_json(here, reward="rollout", fingerprint={**run_json(here)["fingerprint"], "reward": "rollout"})
     assert program.run(here, *RATED, "--policy", "draft,oracle").code == 0
     assert run_json(here)["fingerprint"]["reward"] == "prm"
-
-
-def test_another_gpu_is_refused(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
-    """Times with and without a GPU are not put into one run. One that does not tell it goes on; demo models need none."""
-    models = (
-        "--draft",
-        str(tiny["draft"]),
-        "--policy",
-        "draft",
-        "--threads",
-        "1",
-        "--ctx",
-        "256",
-        "--max-tokens",
-        "8",
-        "-q",
-    )
-    arguments = ("bench", *BENCH[3:], *models)
-    assert program.run(here, *arguments, "--limit", "1").code == 0
-    made = run_json(here)
-    fingerprint = {name: value for name, value in made["fingerprint"].items() if name != "GPU"}
-    change_run_json(here, fingerprint={**fingerprint, "GPU": "NVIDIA H100"})
-    refused = program.run(here, *arguments)
-    assert refused.code == 2
-    assert f"another GPU: NVIDIA H100, not {made['fingerprint']['GPU']}" in flat(refused.err)
-    change_run_json(here, fingerprint=fingerprint, machine={**made["machine"], "flags": ""})
-    assert program.run(here, *arguments).code == 0
-    assert run_json(here)["fingerprint"] == made["fingerprint"]
-
-
-def test_what_llama_was_built_for_tells_an_earlier_run_without_gpu(finished: Path) -> None:
-    """Its fingerprint does not: what llama.cpp said of itself, once it was loaded, does."""
-    made = run_json(finished)
-    earlier = {**made, "machine": {**made["machine"], "flags": "without GPU support; CPU : AVX = 1"}}
-    with pytest.raises(UsageError, match="another GPU: none, not NVIDIA H100"):
-        go_on(earlier, {**made, "fingerprint": {**made["fingerprint"], "GPU": "NVIDIA H100"}}, finished)
-    assert "GPU" not in made["fingerprint"]
-
-
-def test_another_head_is_refused_and_the_first_one_is_not(finished: Path) -> None:
-    """A head may come to a run that had none, and then stays; so does who rates steps."""
-    made = run_json(finished)
-
-    def routed(head: str, reward: str) -> dict[str, Any]:
-        fingerprint = {**made["fingerprint"], "head": f"sha256 {head}", "reward": reward}
-        policies = [*made["policies"], {"policy": "oracle", "tau": 0.0, "number": "advantage"}]
-        return {**made, "router": {"sha256": head}, "reward": reward, "policies": policies, "fingerprint": fingerprint}
-
-    grown = go_on(made, routed("aa", "prm"), finished)
-    assert (grown["router"], grown["reward"]) == ({"sha256": "aa"}, "prm")
-    kept = go_on(grown, made, finished)
-    assert (kept["router"], kept["fingerprint"]["head"]) == ({"sha256": "aa"}, "sha256 aa")
-    with pytest.raises(UsageError, match="another head: sha256 aa, not sha256 bb"):
-        go_on(kept, routed("bb", "prm"), finished)
-    with pytest.raises(UsageError, match="another reward: prm, not rollout"):
-        go_on(kept, routed("aa", "rollout"), finished)
-
-
-def test_early_stop_stays_what_it_was(finished: Path) -> None:
-    """Once a policy that can stop early is in a run; one that cannot leaves it open. Runs of earlier versions had none."""
-    made = run_json(finished)
-
-    def with_policy(policy: str, early_stop: bool | None) -> dict[str, Any]:
-        fingerprint = {name: value for name, value in made["fingerprint"].items() if name != "early stop"}
-        fingerprint |= {} if early_stop is None else {"early stop": json.dumps(early_stop)}
-        policies = [{"policy": policy, "tau": None, "number": None}]
-        return {**made, "policies": policies, "early_stop": early_stop, "fingerprint": fingerprint}
-
-    grown = go_on(with_policy("target", None), with_policy("entropy", True), finished)
-    assert grown["early_stop"] is True
-    assert go_on(grown, with_policy("target", None), finished)["early_stop"] is True
-    with pytest.raises(UsageError, match="another early stop: true, not false"):
-        go_on(grown, with_policy("entropy", False), finished)
-    old = with_policy("entropy", False)
-    del old["early_stop"], old["fingerprint"]["early stop"]
-    assert go_on(old, with_policy("entropy", False), finished)["early_stop"] is False
-    with pytest.raises(UsageError, match="another early stop: false, not true"):
-        go_on(old, with_policy("entropy", True), finished)
 
 
 def test_a_run_does_not_mix_whole_drafts_with_stopped_ones(program: Program, here: Path) -> None:
@@ -733,7 +637,7 @@ def test_interrupt_in_a_terminal(here: Path) -> None:
     after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
     assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
     told = flat(terminal.text)
-    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to go on: arbitrage bench --pair scripted" in told
+    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in told
     assert told.endswith("arbitrage: interrupted")
     result = run(*arguments, "--json", "--limit", "20")
     assert result.code == 0

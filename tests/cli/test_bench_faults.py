@@ -147,24 +147,23 @@ def test_real_models_end_alike_in_any_order_and_after_a_kill(program: Program, q
 # --- F4, F5, F6: damage
 
 
-def test_flipped_bit_has_an_exit_code_of_its_own(
-    program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]
-) -> None:
-    """A damaged row stops everything with exit code 5 and is named; --repair does that row again and no other."""
+def test_row_with_a_flipped_bit_is_done_again(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    """A reader names a damaged row, with an exit code of its own; the same command sets it aside, and does no other again."""
     program.run(here, *BENCH)
     path = here / "run" / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     flipped = lines[1].replace(b"boxed", b"bozed", 1)
     assert flipped != lines[1]
     path.write_bytes(b"".join([lines[0], flipped, *lines[2:]]))
-    for arguments in (BENCH, ("grade", "run")):
-        result = program.run(here, *arguments)
-        assert (result.code, result.out) == (5, "")
-        assert "run/results.jsonl: line 2: " in result.err
-        assert "--repair" in result.err
-    repaired = program.run(here, *BENCH, "--repair")
+    read = program.run(here, "report", "run")
+    assert (read.code, read.out) == (5, "")
+    assert "run/results.jsonl: line 2: " in read.err
+    repaired = program.run(here, *BENCH)
     assert repaired.code == 0
-    assert "moved to results.jsonl.damaged-1 (line 2)" in repaired.err
+    (note,) = [line for line in repaired.err.splitlines() if "results.jsonl.damaged-1" in line]
+    assert "run/results.jsonl" in note
+    assert "line 2: " in note
+    assert (here / "run" / "results.jsonl.damaged-1").read_bytes() == flipped
     kept = path.read_bytes().splitlines(keepends=True)
     assert kept[:3] == [lines[0], *lines[2:]]
     assert results(rows_of(here / "run")) == golden
@@ -305,18 +304,18 @@ def test_signal_leaves_whole_rows(here: Path, number: int, code: int) -> None:
     if code > 0:
         lines = told.decode().splitlines()
         assert lines[-2].startswith(f"{len(rows)} of 399 attempts are safe in ")
-        assert lines[-2].endswith(f"to go on: arbitrage {' '.join(arguments)}")
+        assert lines[-2].endswith(f"to resume: arbitrage {' '.join(arguments)}")
         assert lines[-1] == "arbitrage: interrupted"
 
 
 def test_how_to_go_on_never_begins_anew(here: Path) -> None:
-    """What is told after --fresh and --repair goes on with what is safe: it has neither of them."""
+    """The command that resumes a run begun with --fresh does not have that flag."""
     arguments = many(here)
-    with start(*arguments, "--fresh", "--repair", stdin=subprocess.DEVNULL) as process:
+    with start(*arguments, "--fresh", stdin=subprocess.DEVNULL) as process:
         wait_for_rows(here, process, 3)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=10)
-    assert told.decode().splitlines()[-2].endswith(f"to go on: arbitrage {' '.join(arguments)}")
+    assert told.decode().splitlines()[-2].endswith(f"to resume: arbitrage {' '.join(arguments)}")
 
 
 def test_second_signal_ends_it_at_once(here: Path) -> None:
@@ -334,7 +333,7 @@ def test_second_signal_ends_it_at_once(here: Path) -> None:
 
 def test_interrupt_while_models_load(program: Program, here: Path) -> None:
     """Ctrl-C before the first attempt is one line, and leaves nothing half made."""
-    result = program.run(here, *BENCH, interrupt_in="arbitrage_cli.cli.measuring.open_backends")
+    result = program.run(here, *BENCH, interrupt_in="arbitrage_cli.cli.session.open_model")
     assert (result.code, result.out) == (130, "")
     assert result.err == "arbitrage: interrupted\n"
     assert not (here / "run").exists()

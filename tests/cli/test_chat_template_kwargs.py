@@ -55,7 +55,7 @@ def test_a_pair_of_a_settings_file_does_not_hold_for_other_models(tiny: Mapping[
     assert text(write(tiny, "--pair", "mine", *both, folder=tmp_path)) == text(write(tiny, "--chat-template-kwargs", *flags))
     other = str(tiny["spm"])
     result = write(tiny, "--target", other, folder=tmp_path)
-    assert f"{other}: not of pair mine, but used with its system, chat_template_kwargs; flags override" in flat(result.err)
+    assert f"{other}: not in pair mine, but used with its system, chat_template_kwargs; flags override" in flat(result.err)
     assert "pair mine" not in write(tiny, "--draft", other, folder=tmp_path).err
 
 
@@ -70,20 +70,20 @@ def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
     """It changes nothing, and the user is told."""
     result = write(tiny, "--chat-template-kwargs", '{"enable_thinkng": true}')
     assert text(result) == text(write(tiny))
-    assert "no chat template of these models knows 'enable_thinkng'" in flat(result.err)
+    assert "no chat template of these models uses 'enable_thinkng'" in flat(result.err)
     assert "knows" not in write(tiny, "--chat-template-kwargs", THINK).err
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("enable_thinking=false", "is no JSON object"),
-        ("[1]", "is no JSON object"),
-        ("[" * 100_000, "is no JSON object"),
-        ('{"messages": []}', "its 'messages' from the program"),
-        ('{"share": NaN}', "what JSON has no words for"),
-        ('{"shares": [1e999]}', "what JSON has no words for"),
-        ('{"bos_token": "x"}', "its 'bos_token' from the program"),
+        ("enable_thinking=false", "not a JSON object"),
+        ("[1]", "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
+        ('{"messages": []}', "sets a chat template's 'messages'"),
+        ('{"share": NaN}', "is not JSON"),
+        ('{"shares": [1e999]}', "is not JSON"),
+        ('{"bos_token": "x"}', "sets a chat template's 'bos_token'"),
     ],
     ids=lambda value: value[:24],
 )

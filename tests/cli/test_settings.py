@@ -89,7 +89,7 @@ def test_flags_that_conflict_are_refused() -> None:
     """Of two flags none is the stronger."""
     for flags, words in [
         (["--tau", "fast", "--budget", "0.2"], "both a tau and a budget are given"),
-        (["--policy", "entropy", "--tau", "fast"], "'fast' is no tau of policy entropy"),
+        (["--policy", "entropy", "--tau", "fast"], "'fast' for policy entropy"),
         (["--policy", "entropy", "--budget", "0.2"], "policy entropy has no budget"),
     ]:
         result = run(*SOLVE, *flags)
@@ -122,13 +122,13 @@ def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ('max-tokens = "many"\n', 'max-tokens = "many": Input should be a valid integer'),
-        ("threads = 0\n", "threads = 0: Input should be greater than or equal to 1"),
+        ('max-tokens = "many"\n', "max-tokens: Input should be a valid integer"),
+        ("threads = 0\n", "threads: Input should be greater than or equal to 1"),
         ('kv-type = "q9"\n', "'q9' is not one of 'auto'"),
         ("policy = 3\n", "unknown policy '3'"),
-        ('tau = "high"\n', "'high' is no tau of policy entropy"),
-        ('chat-template-kwargs = "x"\n', "--chat-template-kwargs is no JSON object"),
-        ('[solve]\nmax-tokens = "many"\n', 'max-tokens = "many": Input should be a valid integer'),
+        ('tau = "high"\n', "'high' for policy entropy"),
+        ('chat-template-kwargs = "x"\n', "not a JSON object"),
+        ('[solve]\nmax-tokens = "many"\n', "max-tokens: Input should be a valid integer"),
         ('[solve]\noutput = "x"\n', "[solve] unknown setting 'output'"),
         ("solve = 1\n", "unknown setting 'solve'"),
     ],
@@ -150,13 +150,14 @@ def test_an_error_in_the_users_own_file_names_that(program: Program, quick_path:
     home = {"XDG_CONFIG_HOME": str(quick_path)}
     for setting, words in [
         ('policy = "target,best"', "unknown policy 'best'"),
-        ("limit = 0", "'0' is no limit"),
+        ("limit = 0", "invalid limit '0'"),
         ('limit = 2\nids = "q"', "no problem has the id 'q'"),
     ]:
         own.write_text(f"{setting}\n")
         result = program.run(quick_path, *BENCH, "--pair", "scripted", environment=home)
         assert result.code == 2
-        assert result.err.startswith(f"arbitrage: {own}: {words}")
+        assert result.err.startswith(f"arbitrage: {own}: ")
+        assert words in result.err
 
 
 def test_an_error_in_the_environment_names_the_variable_and_that_of_a_flag_neither(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_an_error_in_the_environment_names_the_variable_and_that_of_a_flag_neith
     solving = ("solve", *MODELS, "5 + 6")
     assert "arbitrage: ARBITRAGE_POLICY: unknown policy 'best'" in run(*solving, env={"ARBITRAGE_POLICY": "best"}).err
     (tmp_path / "arbitrage.toml").write_text('policy = "best"\nconcurrency = "better"\n')
-    assert run(*solving, "--policy", "better", cwd=tmp_path).err.startswith("arbitrage: unknown policy 'better'")
+    assert run(*solving, "--policy", "better", cwd=tmp_path).err.startswith("arbitrage: --policy: unknown policy 'better'")
 
 
 # --- a command's own table

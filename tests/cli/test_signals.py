@@ -150,7 +150,7 @@ runpy.run_module("arbitrage_cli", run_name="__main__")
 
 
 @pytest.mark.parametrize("code", [AS_SCRIPT, AS_MODULE], ids=["script", "module"])
-@pytest.mark.parametrize("module", ["arbitrage_cli.cli", "arbitrage_cli.errors", "typer"])
+@pytest.mark.parametrize("module", ["arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer"])
 def test_interrupt_while_modules_are_imported(code: str, module: str) -> None:
     """From the first module of its own on the program ends in one line, however it was started."""
     with start(module, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", code]) as process:

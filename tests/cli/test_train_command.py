@@ -11,12 +11,12 @@ from collected import COSTS, World, questions, write_run
 
 from arbitrage_cli.cli.train import name_of_head
 from arbitrage_cli.display.card import write_card
-from arbitrage_cli.routing.head import load
+from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.runs.folder import encode
 
 PATIENCE = 300.0  # seconds: scikit-learn is slow to import where a machine is busy
-SIGNAL = World(bias=0.0, weights=(("logprob_worst", -2.0), ("numbers", 1.0)))
+SIGNAL = World(bias=0.0, weights=(("logprob_min", -2.0), ("numbers", 1.0)))
 
 
 def train(*arguments: str, cwd: Path) -> Result:

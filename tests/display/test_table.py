@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, describe, failed, make_run, unscored
+from made_up_runs import MadeUp, describe, failed, make_run, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.table import write_comparison, write_table
@@ -35,8 +35,8 @@ def flat(text: str) -> str:
     [
         make_run(30),
         make_run(3, columns=[("target", None), ("a-very-long-policy", 0.123456)]),
-        MadeUp(describe(4), [{**row, "wall_seconds": 0.00953} for row in make_run(4).rows]),
-        MadeUp(describe(0), []),
+        run_of([{**row, "wall_seconds": 0.00953} for row in make_run(4).rows]),
+        MadeUp(describe({}), []),
         make_run(5, columns=[("draft", None), ("entropy", 0.5)], samples=3),
     ],
 )
@@ -67,6 +67,24 @@ def test_columns_are_told_in_the_words_of_the_definitions() -> None:
     text = flat(table(make_run(3)))
     for name in ("accuracy", "accuracy_difference", "seconds_mean", "speedup", "acceptance_rate"):
         assert flat(DEFINITIONS[name]) in text
+
+
+def test_cut_attempts_have_a_column() -> None:
+    """If a solution ended at a limit there is a column with the counts, its definition, and a note that names the flag."""
+    made = make_run(4, columns=[("target", None), ("draft", None)])
+    assert "cut" not in table(made)
+    text = table(run_of([{**made.rows[0], "stop": "max_tokens"}, *made.rows[1:]]))
+    heading, target, draft = text.splitlines()[2:5]
+    assert [heading.split()[3], target.split()[3], draft.split()[3]] == ["cut", "1", "0"]
+    assert flat(DEFINITIONS["cut"]) in flat(text)
+    assert "raise --max-tokens" in flat(text)
+
+
+def test_label_gives_way_to_figures() -> None:
+    """Where there is no room for all of it, a tau with a name loses its number before anything is cut."""
+    made = make_run(20, columns=[("target", None), ("a-long-policy", 0.123456)])
+    made.run["policies"][1]["tau_name"] = "balanced"
+    assert "\na-long-policy balanced  " in table(made)
 
 
 def test_what_was_not_scored_is_told() -> None:

@@ -26,8 +26,12 @@ def made_up(count: int = 40, size: int = 8, concurrency: int = 2) -> MadeUp:
     return MadeUp({**made.run, "concurrency": concurrency}, rows)
 
 
-def by_label(made: MadeUp, **options: Any) -> dict[str, dict[str, Any]]:
-    return {policy["label"]: policy for policy in figures(made.run, made.rows, **options)["policies"]}
+def figures_of(made: MadeUp) -> dict[str, Any]:
+    return figures(made.run, made.rows)
+
+
+def by_label(made: MadeUp) -> dict[str, dict[str, Any]]:
+    return {policy["label"]: policy for policy in figures_of(made)["policies"]}
 
 
 def test_problems_per_second_and_their_ratio() -> None:
@@ -45,8 +49,7 @@ def test_problems_per_second_and_their_ratio() -> None:
 
 def test_neither_kind_has_the_figures_of_the_other() -> None:
     """A throughput run has no seconds of problems and no speed-ups, also not by level; a latency run no problems a second."""
-    made = made_up()
-    of_throughput, of_latency = (figures(run, rows, cost_ratio=8.0) for run, rows in (vars_of(made), vars_of(make_run(40))))
+    of_throughput, of_latency = (figures(made.run, made.rows, cost_ratio=8.0) for made in (made_up(), make_run(40)))
     for policy in of_throughput["policies"]:
         assert all(policy[name] is None for name in LATENCY)
         assert all(level["speedup"] is None for level in policy["by_level"].values())
@@ -54,10 +57,6 @@ def test_neither_kind_has_the_figures_of_the_other() -> None:
     for policy in of_latency["policies"]:
         assert all(policy[name] is None for name in THROUGHPUT)
         assert policy["seconds_mean"] is not None
-
-
-def vars_of(made: MadeUp) -> tuple[Any, Any]:
-    return made.run, made.rows
 
 
 def test_failed_attempts_cost_time_and_are_not_counted() -> None:
@@ -88,8 +87,8 @@ def test_few_blocks_have_no_interval_and_it_is_said() -> None:
     made = made_up(count=16)
     policies = by_label(made)
     assert (policies["draft"]["throughput_ratio"], policies["draft"]["throughput_ratio_interval"]) == (8.0, None)
-    assert any("no interval" in note for note in figures(made.run, made.rows)["notes"])
-    assert not any("no interval" in note for note in figures(*vars_of(made_up()))["notes"])
+    assert any("no interval" in note for note in figures_of(made)["notes"])
+    assert not any("no interval" in note for note in figures_of(made_up())["notes"])
 
 
 def test_only_blocks_that_both_have_are_compared() -> None:
@@ -99,18 +98,11 @@ def test_only_blocks_that_both_have_are_compared() -> None:
     assert by_label(MadeUp(made.run, rows))["draft"]["blocks_compared"] == 4
 
 
-def test_broken_off_blocks_are_told() -> None:
-    """A block that was gone on with later is named among the notes."""
-    made = made_up()
-    made.rows[0]["throughput"]["of"] = 3
-    assert any("1 blocks were solved in more than one go" in note for note in figures(made.run, made.rows)["notes"])
-
-
 def test_table_of_a_throughput_run() -> None:
     """The table has problems a second and their ratio, says how many at once, fits in 80 columns, and tells no seconds."""
     made = made_up()
     stream = io.StringIO()
-    write_table(figures(made.run, made.rows), stream)
+    write_table(figures_of(made), stream)
     text = stream.getvalue()
     assert text.startswith("made-up: 40 problems, 2 at once\n")
     (line,) = [line for line in text.splitlines() if line.startswith("draft ")]
@@ -123,7 +115,7 @@ def test_table_of_a_throughput_run() -> None:
 def test_report_of_a_throughput_run() -> None:
     """The page gives problems a second, draws no times, and shows no time of a single problem in its traces."""
     made = made_up()
-    page = render([Source("run", made.run, made.rows, figures(made.run, made.rows))])
+    page = render([Source("run", made.run, made.rows, figures_of(made))])
     assert "4.00 problems a second" in page
     assert "2 at once" in page
     assert '<h2 id="run-1-speedups">' not in page
@@ -133,7 +125,7 @@ def test_report_of_a_throughput_run() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_times_of_the_two_kinds_are_not_compared(order: int) -> None:
     """Two runs of which one solved several problems at once have no ratio of times, and the comparison says so."""
-    runs = [vars_of(made_up()), vars_of(make_run(40, columns=COLUMNS))][::order]
-    compared = compare(*runs[0], *runs[1])
+    first, second = [made_up(), make_run(40, columns=COLUMNS)][::order]
+    compared = compare(first.run, first.rows, second.run, second.rows)
     assert all(entry["seconds_ratio"] is None for entry in compared["policies"])
     assert any("Times are not compared" in note for note in compared["notes"])

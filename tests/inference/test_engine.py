@@ -15,6 +15,7 @@ from writing import (
     finish,
     foreign,
     keep,
+    make_engine,
     new_engine,
     new_trace,
     recite,
@@ -26,7 +27,6 @@ from writing import (
 from arbitrage_cli.arbitrage import WriteStep, single
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ScriptEndedError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options, Output
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -143,9 +143,9 @@ def test_what_all_prompts_begin_with_is_read_once() -> None:
     """What template and instructions put before a question is still there for the next problem, whose steps do not change."""
     instructions = "Think in small steps, and then say it."
     backend = Recording(HashBackend())
-    engine = Engine("target", backend, Sampler(), instructions=instructions, keep_beginning=True)
+    engine = make_engine("target", backend, Sampler(), instructions=instructions, keep_beginning=True)
     for question, own in (("question 0", [len(f"u{instructions}u"), 10]), ("another", [7])):
-        fresh = Engine("target", HashBackend(), Sampler(), instructions=instructions)
+        fresh = make_engine("target", HashBackend(), Sampler(), instructions=instructions)
         trace = Trace(Problem("p", question), Limits())
         engine.open(0, trace.problem)
         fresh.open(0, trace.problem)
@@ -160,7 +160,7 @@ def test_what_all_prompts_begin_with_is_read_once() -> None:
 
 def test_slots_do_not_mix() -> None:
     """Two problems whose steps begin at different times get the texts that they get alone."""
-    engine = Engine("draft", HashBackend(num_sequences=2), Sampler(), instructions="")
+    engine = make_engine("draft", HashBackend(num_sequences=2), Sampler(), instructions="")
     traces = [Trace(Problem(name, f"question {name}"), Limits()) for name in "ab"]
     for slot, trace in enumerate(traces):
         engine.open(slot, trace.problem)
@@ -170,7 +170,7 @@ def test_slots_do_not_mix() -> None:
     while engine.busy:
         steps |= {update.slot: update.step for update in engine.tick() if update.step}
     for slot, trace in enumerate(traces):
-        alone = Engine("draft", HashBackend(), Sampler(), instructions="")
+        alone = make_engine("draft", HashBackend(), Sampler(), instructions="")
         alone.open(0, trace.problem)
         assert steps[slot].text == write(alone, trace).text
 
@@ -188,7 +188,7 @@ class Listening(Sampler):
 
 def test_every_token_is_drawn_for_its_own_position() -> None:
     """The number of tokens before it in the text, prompt and kept steps; a discarded step uses up no positions."""
-    engine, trace = Engine("draft", HashBackend(), Listening(), instructions=""), new_trace()
+    engine, trace = make_engine("draft", HashBackend(), Listening(), instructions=""), new_trace()
     engine.open(0, PROBLEM)
     num_prompt, expected = engine.start(0, WriteStep("draft", trace)), list[int]()
     Listening.positions.clear()
@@ -203,7 +203,7 @@ def test_every_token_is_drawn_for_its_own_position() -> None:
 def test_samples_of_a_step_differ_and_repeat() -> None:
 
     def write_sample(sample: int) -> str:
-        engine = Engine("target", HashBackend(), Sampler(1.0, 1.0, 5))
+        engine = make_engine("target", HashBackend(), Sampler(1.0, 1.0, 5))
         engine.open(0, PROBLEM)
         engine.start(0, WriteStep("draft", new_trace(Limits(max_step_tokens=40)), sample=sample))
         return finish(engine)[0].text
@@ -325,7 +325,7 @@ def test_token_statistics_are_kept_on_request_only() -> None:
 
 def test_costs_of_a_step() -> None:
     """Reading and decoding apart; a second each, by this clock, and one for finishing the step."""
-    engine = Engine("draft", scripted(recite("abc.\n\n")), Sampler(), instructions="", clock=ticking_clock())
+    engine = make_engine("draft", scripted(recite("abc.\n\n")), Sampler(), instructions="", clock=ticking_clock())
     engine.open(0, PROBLEM)
     trace = new_trace()
     num_prompt = engine.start(0, WriteStep("draft", trace))
@@ -338,7 +338,9 @@ def test_costs_of_a_step() -> None:
 
 def test_a_batch_shares_its_time() -> None:
     """Each of two problems in one batch is charged half of every decode."""
-    engine = Engine("draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="", clock=ticking_clock())
+    engine = make_engine(
+        "draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="", clock=ticking_clock()
+    )
     for slot in (0, 1):
         engine.open(slot, PROBLEM)
         engine.start(slot, WriteStep("draft", new_trace()))
@@ -351,7 +353,7 @@ def test_a_batch_shares_its_time() -> None:
 
 def test_time_of_the_target_alone() -> None:
     """None until something was decoded; then the prompt at the cost of reading, the text and an end at that of decoding."""
-    engine = Engine("target", scripted(recite("abc.\n\n")), Sampler(), instructions="", clock=ticking_clock())
+    engine = make_engine("target", scripted(recite("abc.\n\n")), Sampler(), instructions="", clock=ticking_clock())
     engine.open(0, PROBLEM)
     trace = new_trace()
     assert engine.seconds_alone(0, trace) is None
@@ -377,7 +379,7 @@ class Paced:
 def test_time_of_the_target_alone_is_measured_in_the_same_trace() -> None:
     """A machine that was slow for another problem says nothing about this one, if this one has enough tokens of its own."""
     clock = Paced(100.0)
-    engine = Engine("target", scripted(recite("a step of many tokens.\n\n")), Sampler(), clock=clock)
+    engine = make_engine("target", scripted(recite("a step of many tokens.\n\n")), Sampler(), clock=clock)
     estimates: list[float] = []
     for clock.pace in (100.0, 1.0):
         trace = new_trace()
@@ -392,7 +394,7 @@ def test_time_of_the_target_alone_is_measured_in_the_same_trace() -> None:
 def test_a_small_target_is_as_fast_as_it_is_alone() -> None:
     """Its tokens among another model's take longer than tokens in a row: the estimate uses those in a row."""
     clock = Paced(0.001)
-    engine = Engine("target", scripted(repeat("abc ")), Sampler(), instructions="", clock=clock)
+    engine = make_engine("target", scripted(repeat("abc ")), Sampler(), instructions="", clock=clock)
     measured = engine.measure()
     clock.pace = 1.0
     engine.open(0, PROBLEM)
@@ -407,10 +409,10 @@ def test_a_small_target_is_as_fast_as_it_is_alone() -> None:
 
 def test_measuring() -> None:
     """A slow model decodes few tokens. Nothing stays in the cache, and texts do not change."""
-    slow = Engine("draft", scripted(repeat("abc ")), Sampler(), instructions="", clock=ticking_clock())
+    slow = make_engine("draft", scripted(repeat("abc ")), Sampler(), instructions="", clock=ticking_clock())
     assert slow.measure().decode_tokens == 4
     backend = HashBackend()
-    engine = Engine("draft", backend, Sampler(), instructions="")
+    engine = make_engine("draft", backend, Sampler(), instructions="")
     engine.measure()
     assert backend.cells == [[]]
     engine.open(0, PROBLEM)
@@ -419,7 +421,7 @@ def test_measuring() -> None:
 
 
 def test_a_target_that_ends_at_once_has_an_estimate() -> None:
-    engine = Engine("target", scripted(recite("")), Sampler(), instructions="")
+    engine = make_engine("target", scripted(recite("")), Sampler(), instructions="")
     (event,) = [event for event in events_of({"target": engine}, [PROBLEM], "target") if isinstance(event, Finished)]
     assert event.target_alone_seconds is not None
     assert event.target_alone_seconds > 0
@@ -443,7 +445,9 @@ def speechless_about(unknown: str) -> Script:
 def test_one_failing_problem_does_not_end_the_others(concurrency: int) -> None:
     """Its error is reported, its kept steps stay; the others get the text that they get alone."""
     problems = [Problem(str(number), f"question {number}") for number in range(5)]
-    engine = Engine("draft", scripted(speechless_about("question 2"), sequences=concurrency), Sampler(), instructions="")
+    engine = make_engine(
+        "draft", scripted(speechless_about("question 2"), sequences=concurrency), Sampler(), instructions=""
+    )
     events = events_of({"draft": engine}, problems, "draft", limits=Limits(), concurrency=concurrency)
     results = {event.trace.problem.id: event for event in events if isinstance(event, Finished)}
     assert isinstance(results["2"].error, ScriptEndedError)
@@ -454,7 +458,7 @@ def test_one_failing_problem_does_not_end_the_others(concurrency: int) -> None:
 
 def test_a_problem_that_does_not_fit_does_not_end_the_others() -> None:
     problems = [Problem("short", "question 1"), Problem("long", "question " * 20), Problem("last", "question 3")]
-    engine = Engine("draft", scripted(recite("abc.\n\n"), context=100), Sampler(), instructions="")
+    engine = make_engine("draft", scripted(recite("abc.\n\n"), context=100), Sampler(), instructions="")
     events = events_of({"draft": engine}, problems, "draft")
     finished = {event.trace.problem.id: event for event in events if isinstance(event, Finished)}
     assert isinstance(finished["long"].error, ContextFullError)
@@ -469,9 +473,11 @@ def test_a_late_problem_does_not_end_the_next() -> None:
         clock.now += 60.0 if question == "slow" and solution else 0.0
         return recite("abc.\n\n" * 2)(question, solution)
 
-    engine, flow = Engine("draft", scripted(script), Sampler(), instructions=""), POLICIES["draft"].flow
+    engine, flow = make_engine("draft", scripted(script), Sampler(), instructions=""), POLICIES["draft"].flow
     limits = Limits(max_steps=2)
-    scheduler = Scheduler({"draft": engine}, lambda trace: flow(trace, None, 0), limits, timeout=50.0, clock=clock)
+    scheduler = Scheduler(
+        {"draft": engine}, lambda trace: flow(trace, None, 0), limits, new_deadline=lambda: Deadline.after(50.0, clock)
+    )
     late, other = (e for e in scheduler.run([Problem(name, name) for name in ("slow", "fast")]) if isinstance(e, Finished))
     assert isinstance(late.error, TimedOutError)
     assert "50 s" in late.error.message
@@ -480,7 +486,7 @@ def test_a_late_problem_does_not_end_the_next() -> None:
 
 def test_a_deadline_ends_its_own_slot_only() -> None:
     clock = Paced(0.0)
-    engine = Engine("draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="")
+    engine = make_engine("draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="")
     for slot, seconds in enumerate((50.0, 500.0)):
         engine.open(slot, PROBLEM, Deadline(seconds, seconds, clock))
         engine.start(slot, WriteStep("draft", new_trace()))
@@ -503,7 +509,7 @@ class NotANumber(HashBackend):
 
 def test_nan_logits_end_the_run() -> None:
     """An error of the model, not of a problem. The steps kept until then come with it, so that they can still be written."""
-    broken = Engine("draft", NotANumber(), Sampler(), instructions="")
+    broken = make_engine("draft", NotANumber(), Sampler(), instructions="")
     scheduler = Scheduler({"draft": broken}, lambda trace: single(trace, "draft"), Limits(max_step_tokens=3))
     events: list[Event] = []
     with pytest.raises(ComputeError, match="not numbers"):
@@ -528,7 +534,7 @@ def test_a_prompt_without_tokens_is_an_error_of_the_model() -> None:
     backend = HashBackend()
     backend.tokenizer, backend.chat_template = Empty((), CONTROLS), None
     with pytest.raises(ModelUnsupportedError, match="no tokens"):
-        Engine("draft", backend, Sampler())
+        make_engine("draft", backend, Sampler())
 
 
 # --- prompts as ids
@@ -537,7 +543,7 @@ def test_a_prompt_without_tokens_is_an_error_of_the_model() -> None:
 def prompt_ids(backend: Backend, question: str) -> list[int]:
     """The ids that an engine reads for a question."""
     recording = Recording(backend)
-    engine = Engine("draft", recording, Sampler())
+    engine = make_engine("draft", recording, Sampler())
     problem = Problem("p", question)
     engine.open(0, problem)
     write(engine, Trace(problem, Limits(max_step_tokens=1)))
@@ -585,6 +591,6 @@ def test_markers_in_a_question_are_broken_up_and_stay_text(tiny: Mapping[str, Pa
 def test_control_tokens_that_a_model_writes_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Once for each. They have no text, so another model never sees them; the one that ends a text is not missed."""
     for backend in (HashBackend("plain"), Structured("structured")):
-        events_of({"draft": Engine("draft", backend, Sampler())}, [PROBLEM, Problem("q", "question 1")], "draft")
+        events_of({"draft": make_engine("draft", backend, Sampler())}, [PROBLEM, Problem("q", "question 1")], "draft")
     (message,) = caplog.messages
     assert message.startswith("structured wrote the control token <|user|>")

@@ -2,7 +2,7 @@
 
 import numpy as np
 from hash_language import HashBackend, Recording
-from writing import PROBLEM, ByteReciter, assert_equal, finish, foreign, keep, new_engine, new_trace, write
+from writing import PROBLEM, ByteReciter, assert_equal, finish, foreign, keep, make_engine, new_engine, new_trace, write
 
 from arbitrage_cli.arbitrage import EarlyStop, WriteStep
 from arbitrage_cli.inference.engine import Engine
@@ -80,7 +80,7 @@ def test_the_routers_time_is_not_the_models() -> None:
         now += 100.0
         return 0.0
 
-    engine = Engine("draft", HashBackend("m"), Sampler(), instructions="", clock=clock)
+    engine = make_engine("draft", HashBackend("m"), Sampler(), instructions="", clock=clock)
     engine.open(0, PROBLEM)
     assert write_until(engine, new_trace(), EarlyStop(look, 0.5, lambda num_tokens: True)).seconds == 0.0
     assert now > 0

@@ -1,6 +1,7 @@
 """Proposals and speculation: what an engine verifies in batches, what that changes (no text) and what it costs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hash_language import HashBackend, Recording, ticking_clock, unsteady_clock
@@ -14,6 +15,7 @@ from writing import (
     finish,
     foreign,
     keep,
+    make_engine,
     new_engine,
     new_trace,
     recite,
@@ -34,7 +36,7 @@ from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 def proposing_engine(backend: Backend) -> Engine:
     """An engine that has measured, by its clock, that a batch costs as much as a token: so it verifies."""
-    engine = Engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
+    engine = make_engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
     engine.open(0, PROBLEM)
     write(engine, new_trace(Limits(max_step_tokens=3)))
     return engine
@@ -90,9 +92,10 @@ def test_a_proposal_changes_no_step(
     speculated: tuple[int, str] | None,
 ) -> None:
     """Law 5, step by step: a proposal is some of the text that will be written, then another. Nor does a speculator change it."""
-    plain = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False)
+    options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
+    plain = make_engine("target", MAKERS[name](context), sampler, use_proposals=False, **options)
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
-    engine = Engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
+    engine = make_engine("target", MAKERS[name](context), sampler, clock=clock, **options)
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
         each.open(0, PROBLEM)
@@ -257,7 +260,9 @@ def test_an_engine_that_writes_cannot_speculate() -> None:
 def test_proposals_can_be_switched_off() -> None:
     """Then every token is decoded, and the text is the same."""
     text = "a step of many tokens, as proposed.\n\n"
-    engine = Engine("target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock())
+    engine = make_engine(
+        "target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock()
+    )
     engine.open(0, PROBLEM)
     for _ in range(3):
         step = write_proposed(engine, new_trace(), text)

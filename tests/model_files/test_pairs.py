@@ -38,7 +38,7 @@ def test_own_pairs(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("[mine\n", "cannot be read as TOML"),
-        ('draft = "a.gguf"\n', "'draft' stands outside"),
+        ('draft = "a.gguf"\n', "'draft' is outside"),
         ('[mine]\ndraft = "a.gguf"\n', "lacks its target"),
         ('[mine]\ntarget = "a.gguf"\ndraft = ""\n', "lacks its draft"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
@@ -46,10 +46,12 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx is not a whole number"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx is not a whole number"),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs is not a table"),
-        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "its 'messages' from the program"),
-        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "what JSON has no words for"),
-        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "what JSON has no words for"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "the program sets"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "is not JSON"),
+        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "is not JSON"),
         ("\udcff", "cannot be read as TOML"),
+        ("a = " + "[" * 5000 + "]" * 5000, "cannot be read as TOML"),
+        ("a = " + "9" * 5000, "cannot be read as TOML"),
     ],
 )
 def test_own_pairs_that_make_no_sense(tmp_path: Path, text: str, words: str) -> None:
@@ -83,7 +85,7 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     "source", ["missing.gguf", "models/missing.gguf", "~nobody-has-this-name/x", "x" * 5000, "a\0b", ""]
 )
 def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path to nothing is not looked up on the Hub: it stays a path, for whoever opens it to complain about."""
+    """A path to nothing is not looked up on the Hub: the program that opens it complains."""
     monkeypatch.chdir(tmp_path)
     assert hub_name(source) is None
     assert find_files(source) == (Path(source),)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hash_language import CONTROLS, SHORT, HashBackend, StaleBackend, ticking_clock
-from writing import PROBLEM, foreign, write
+from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import ScoreSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError, TimedOutError
@@ -267,7 +267,7 @@ def test_the_judge_gives_the_mean_of_its_digits() -> None:
 
 
 def target(sampler: Sampler | None = None, **more: Any) -> Engine:
-    return Engine("target", HashBackend("t", **more), sampler or Sampler())
+    return make_engine("target", HashBackend("t", **more), sampler or Sampler())
 
 
 def run(
@@ -276,7 +276,7 @@ def run(
     """The events of solving these problems, by default all at once, with toy models and these rewards."""
     concurrency = concurrency or len(problems)
     engines: dict[ModelRole, Writer] = {
-        "draft": Engine("draft", HashBackend(num_sequences=concurrency), Sampler()),
+        "draft": make_engine("draft", HashBackend(num_sequences=concurrency), Sampler()),
         "target": writer or target(num_sequences=concurrency),
     }
     flow = POLICIES[policy].flow
@@ -412,7 +412,7 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
 
 def test_a_rollout_that_fails_ends_its_problem_only() -> None:
     """The context is too small for the longest continuation; the other problem gets its rewards."""
-    ends = Engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
+    ends = make_engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
     rater = Rollout([ends], lambda _identifier, _text: True)
     ended = finished(run("oracle", [Problem("long", "x" * 251), Problem("short", "x")], rater))
     assert isinstance(ended["long"].error, ContextFullError)

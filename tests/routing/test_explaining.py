@@ -1,7 +1,6 @@
 """Why steps were accepted or escalated: what is told of a decision, and what `arbitrage explain` shows."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from test_router import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution, explain_states, group
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import save
+from arbitrage_cli.routing.head_file import save
+from arbitrage_cli.routing.states import features_of
 from arbitrage_cli.routing.thresholds import Outcomes, make_table
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
@@ -71,27 +71,22 @@ def test_solution_is_explained_as_it_was_decided() -> None:
 
 
 def test_states_are_explained_by_their_features() -> None:
-    """Recorded features in another order, and hidden states, give what the head gives."""
+    """Recorded states, with hidden ones, give what the head gives."""
     head = make_head(hidden_size=HIDDEN_SIZE)
     states = make_states(MadeUp(), 1, hidden=True)
-    order = list(reversed(FEATURES))
-    turned = [replace(one, features=one.features[::-1].copy()) for one in states]
-    found = explain_states(head, order, turned, 0.5)
-    expected = head.probabilities(
-        np.stack([one.features for one in states]), np.stack([one.hidden for one in states if one.hidden is not None])
-    )
+    found = explain_states(head, QUESTION, states, 0.5)
+    hidden = np.stack([one.hidden for one in states if one.hidden is not None])
+    expected = head.probabilities(features_of(QUESTION, states), hidden)
     assert [one.probability for one in found] == pytest.approx(expected.tolist())
     assert [one.advantage for one in found] == [one.advantage for one in states]
     assert dict(found[0].parts)["hidden state"] != 0
 
 
 def test_states_without_what_the_head_reads() -> None:
-    """It is said, not made up."""
-    states = make_states(MadeUp(), 1)
-    with pytest.raises(ValueError, match="hidden"):
-        explain_states(make_head(hidden_size=HIDDEN_SIZE), FEATURES, states, 0.5)
-    with pytest.raises(ValueError, match=FEATURES[0]):
-        explain_states(make_head(), FEATURES[1:], states, 0.5)
+    """No hidden states, or others, are an error."""
+    for hidden in (False, True):
+        with pytest.raises(ValueError, match="hidden"):
+            explain_states(make_head(hidden_size=HIDDEN_SIZE + 2), QUESTION, make_states(MadeUp(), 1, hidden=hidden), 0.5)
 
 
 # --- the command

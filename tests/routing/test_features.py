@@ -8,10 +8,10 @@ import pytest
 from cli import make_step
 from hypothesis import given
 from hypothesis import strategies as st
+from writing import make_engine
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features, hidden_features
@@ -71,28 +71,28 @@ def test_log_probabilities_are_summed_up_as_log_odds() -> None:
     found = named(make(shown=token_stats()))
     assert found["logprob_first"] == approx(log_odds(-0.1))
     assert found["logprob_last"] == approx(log_odds(-0.01))
-    assert found["logprob_worst"] == approx(log_odds(-3.0))
-    assert found["logprob_second"] == approx(log_odds(-0.4))
+    assert found["logprob_min"] == approx(log_odds(-3.0))
+    assert found["logprob_2nd_min"] == approx(log_odds(-0.4))
     assert found["logprob_sum"] == approx(sum(LOG_PROBABILITIES))
     assert found["logprob_mean"] == approx(sum(LOG_PROBABILITIES) / 6)
-    assert found["worst_position"] == approx(4 / 5)
+    assert found["least_likely_position"] == approx(4 / 5)
 
 
 def test_entropies_and_margins_have_their_worst_end() -> None:
     """The highest entropy, as a logarithm, and the lowest margin."""
     found = named(make(shown=token_stats()))
-    assert found["entropy_worst"] == approx(math.log(0.9 + 1e-4))
+    assert found["entropy_max"] == approx(math.log(0.9 + 1e-4))
     assert found["entropy_first"] == approx(math.log(0.5 + 1e-4))
-    assert (found["margin_worst"], found["margin_second"], found["margin_last"]) == (0.25, 2.0, 6.0)
+    assert (found["margin_min"], found["margin_2nd_min"], found["margin_last"]) == (0.25, 2.0, 6.0)
 
 
 def test_digits_and_operators_are_seen_apart() -> None:
     """Tokens with a digit, and tokens with an operator."""
     found = named(make(shown=token_stats()))
     assert (found["digit_share"], found["operator_share"]) == (approx(3 / 6), approx(2 / 6))
-    assert found["digit_logprob_worst"] == approx(log_odds(-3.0))
-    assert found["digit_logprob_second"] == approx(log_odds(-0.3))
-    assert found["operator_logprob_worst"] == approx(log_odds(-0.4))
+    assert found["digit_logprob_min"] == approx(log_odds(-3.0))
+    assert found["digit_logprob_2nd_min"] == approx(log_odds(-0.3))
+    assert found["operator_logprob_min"] == approx(log_odds(-0.4))
     assert found["operator_logprob_sum"] == approx(-0.6)
 
 
@@ -100,8 +100,8 @@ def test_digits_and_operators_are_seen_apart() -> None:
 def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str] | None) -> None:
     """Where there are none, or it is not known which tokens they are, nothing speaks against them; the share says so."""
     found = named(make(shown=token_stats(pieces)))
-    assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_worst"]) == (0, 0, MAX_LOG_ODDS)
-    assert found["digit_entropy_worst"] == approx(CERTAIN_ENTROPY)
+    assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_min"]) == (0, 0, MAX_LOG_ODDS)
+    assert found["digit_entropy_max"] == approx(CERTAIN_ENTROPY)
 
 
 def test_text_is_counted() -> None:
@@ -110,8 +110,50 @@ def test_text_is_counted() -> None:
     before = accepted(make(text="We carry the 7.\n\n", shown=token_stats()))
     found = named(make(text=text, shown=token_stats()), before)
     assert (found["numbers"], found["longest_number"], found["unseen_numbers"]) == (5, 5, 2)
-    assert (found["plus"], found["times"], found["minus"], found["equals"], found["has_box"]) == (1, 1, 0, 1, 1)
+    assert (found["plus_signs"], found["times_signs"], found["minus_signs"], found["equal_signs"], found["has_box"]) == (
+        1,
+        1,
+        0,
+        1,
+        1,
+    )
     assert (found["problem_numbers"], found["problem_longest_number"]) == (2, 2)
+
+
+def test_stated_arithmetic_is_checked() -> None:
+    """Equations of the step, the wrong ones among them, and those of the steps before."""
+    found = named(make(text="12 + 30 = 42, so 42 * 2 = 84. Shared: 84 / 2 = 21.\n\n", shown=token_stats()))
+    assert (found["equations"], found["wrong_equations"], found["last_equation_wrong"]) == (3, 1, 1)
+    assert (found["equation_error"], found["wrong_equations_before"]) == (0.5, 0)
+    after = named(make(text="12 + 30 = 42\n\n", shown=token_stats()), accepted(make(text="30 - 12 = 19\n\n")))
+    assert (after["wrong_equations"], after["last_equation_wrong"], after["wrong_equations_before"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown", "overused", "unused"),
+    [
+        ("42 - 2 = 40", 1, 0, 2),  # nobody gave a 2
+        ("42 - 12 = 30", 0, 1, 2),  # the 12 apples are in the 42
+        ("42 + 42 = 84", 0, 1, 2),  # 42 was computed once
+        ("42 - 5 = 37", 0, 0, 1),
+        ("The answer is \\boxed{42}.", 0, 0, 2),
+    ],
+)
+def test_where_operands_come_from(text: str, unknown: int, overused: int, unused: int) -> None:
+    """From the question and from results, each as often as it is there; what is left over counts too, above all at the end."""
+    question = "Anna has 12 apples and 30 pears, and eats 5. How many are left?"
+    before = accepted(make(text="12 + 30 = 42\n\n"))
+    found = named(make(text=text, shown=token_stats(), stop="end"), before, question=question)
+    assert (found["unknown_operands"], found["overused_operands"]) == (unknown, overused)
+    assert (found["unused_numbers"], found["unused_numbers_at_end"]) == (unused, unused)
+    assert named(make(text=text, shown=token_stats()), before, question=question)["unused_numbers_at_end"] == 0
+
+
+def test_a_beginning_is_not_blamed_for_what_it_has_not_written() -> None:
+    """A step that is cut off in the middle of a number states nothing yet."""
+    begun = make(text="12 * 30 = 36", shown=token_stats(), stop="early")
+    assert named(begun)["wrong_equations"] == 0
+    assert named(make(text=begun.text, shown=token_stats()))["wrong_equations"] == 1
 
 
 @pytest.mark.parametrize(
@@ -126,8 +168,13 @@ def test_how_the_step_ended(stop: StepStop, expected: tuple[int, int]) -> None:
 def test_first_step_has_no_history() -> None:
     """Nobody wrote before it, and nothing speaks against what was accepted."""
     found = named(make(shown=token_stats()))
-    assert (found["step"], found["tokens_before"], found["last_by_draft"], found["last_by_target"]) == (0, 0, 0, 0)
-    assert (found["accepted_logprob_worst"], found["accepted_logprob_sum"]) == (MAX_LOG_ODDS, 0)
+    assert (found["position"], found["tokens_before"], found["previous_by_draft"], found["previous_by_target"]) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert (found["accepted_logprob_min"], found["accepted_logprob_sum"]) == (MAX_LOG_ODDS, 0)
     assert (found["escalated"], found["escalated_share"]) == (0, 0)
 
 
@@ -135,11 +182,11 @@ def test_accepted_steps_are_remembered() -> None:
     """The last step's numbers, and the worst of all that were accepted, even if better ones follow."""
     good = TokenStats((-0.1, -0.1), (0.2, 0.1), (1.0, 1.0))
     found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), accepted(make(shown=good, tokens=2)))
-    assert (found["step"], found["tokens_before"]) == (2, approx(math.log1p(8)))
-    assert (found["last_by_draft"], found["last_tokens"]) == (1, approx(math.log1p(2)))
-    assert found["last_logprob_worst"] == approx(log_odds(-0.1))
-    assert found["last_entropy_worst"] == approx(math.log(0.2 + 1e-4))
-    assert found["accepted_logprob_worst"] == approx(log_odds(-3.0))
+    assert (found["position"], found["tokens_before"]) == (2, approx(math.log1p(8)))
+    assert (found["previous_by_draft"], found["previous_tokens"]) == (1, approx(math.log1p(2)))
+    assert found["previous_logprob_min"] == approx(log_odds(-0.1))
+    assert found["previous_entropy_max"] == approx(math.log(0.2 + 1e-4))
+    assert found["accepted_logprob_min"] == approx(log_odds(-3.0))
     assert found["accepted_logprob_sum"] == approx(sum(LOG_PROBABILITIES) - 0.2)
 
 
@@ -148,8 +195,8 @@ def test_escalated_step_leaves_no_doubt_behind(shown: TokenStats | None) -> None
     """Neither the draft's step that was thrown away counts, nor what the target thought of its own; who wrote it does."""
     before = replaced(make(shown=token_stats()), make("target", shown=shown))
     found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), before)
-    assert (found["last_by_draft"], found["last_by_target"]) == (0, 1)
-    assert (found["last_logprob_mean"], found["last_logprob_worst"]) == (0, MAX_LOG_ODDS)
+    assert (found["previous_by_draft"], found["previous_by_target"]) == (0, 1)
+    assert (found["previous_logprob_mean"], found["previous_logprob_min"]) == (0, MAX_LOG_ODDS)
     assert found["accepted_logprob_sum"] == approx(sum(LOG_PROBABILITIES))
     assert (found["escalated_share"], found["escalated"]) == (0.5, approx(math.log1p(1)))
 
@@ -189,7 +236,7 @@ def test_what_was_not_kept_is_asked_for() -> None:
 
 def test_engine_tells_the_text_of_each_token() -> None:
     """The pieces of a step's evidence are its text, one for each token; the one that ends the sequence has none."""
-    engine = Engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
+    engine = make_engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
     trace = Trace(Problem("1", "What is 37 * 12 - 95?"), Limits())
     engine.open(0, trace.problem)
     while not trace.finished:

@@ -20,8 +20,9 @@ from safetensors.numpy import save as encode
 
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
-from arbitrage_cli.routing.features import FEATURES, features, hidden_features
-from arbitrage_cli.routing.head import MAX_FILE_BYTES, Card, Curve, Floats, Head, Network, load, save
+from arbitrage_cli.routing.features import FEATURES, Floats, features, hidden_features
+from arbitrage_cli.routing.head import Card, Curve, Head, Network, digest_of
+from arbitrage_cli.routing.head_file import MAX_FILE_BYTES, SCHEMA, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
@@ -64,7 +65,7 @@ HEADS: Mapping[str, Callable[[], Head]] = {
     "network": lambda: make_head(units=5),
     "hidden": lambda: make_head(units=5, hidden_size=6),
     "hidden only": lambda: make_head(hidden_size=6, features=()),
-    "some features": lambda: make_head(features=("tokens", "logprob_worst")),
+    "some features": lambda: make_head(features=("tokens", "logprob_min")),
 }
 every_head = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS.keys())
 
@@ -103,8 +104,7 @@ def test_one_and_many_are_the_same(make: Callable[[], Head]) -> None:
     """What training measures is what routing does: states one by one and all at once."""
     head, trace = make(), new_trace()
     drafts = [make_draft(-0.3 * number) for number in range(6)]
-    chosen = [FEATURES.index(name) for name in head.card.features]
-    rows = np.stack([features(trace, draft)[chosen] for draft in drafts])
+    rows = np.stack([features(trace, draft) for draft in drafts])
     hidden = np.stack([hidden_features(draft) for draft in drafts])
     single = [head.probability(trace, draft) for draft in drafts]
     np.testing.assert_allclose(head.probabilities(rows, hidden), single, rtol=1e-5)
@@ -253,12 +253,10 @@ def test_saving_replaces_whole_files_only(tmp_path: Path) -> None:
 
 def rewritten(head: Head, path: Path, arrays: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Path:
     """The head's file with other arrays, or other fields of its card, under a sha256 that fits: made by an enemy."""
-    from arbitrage_cli.routing.head import SCHEMA, _digest
-
     card = head.card.to_json() | changes
     text = json.dumps({name: value for name, value in card.items() if value is not ...})
     chosen: Mapping[str, NDArray[Any]] = head.arrays() if arrays is None else arrays
-    about = {"schema": SCHEMA, "card": text, "sha256": _digest(text, chosen)}
+    about = {"schema": SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
     path.write_bytes(encode(dict(chosen), {"arbitrage": json.dumps(about)}))
     return path
 
@@ -310,7 +308,7 @@ def test_archive_of_objects_is_not_opened(tmp_path: Path) -> None:
 def test_flipped_bit_is_found(tmp_path: Path) -> None:
     """Anywhere in the file."""
     path = tmp_path / "head.safetensors"
-    save(make_head(features=("tokens", "logprob_worst")), path)
+    save(make_head(features=("tokens", "logprob_min")), path)
     data = path.read_bytes()
     rng = random.Random(0)
     for place in {0, 1, 7, 8, len(data) - 1, *rng.sample(range(len(data)), 300)}:

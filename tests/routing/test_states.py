@@ -1,24 +1,28 @@
 """A state in a row of a run folder: written, read back, and refused where it is not as it was written."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from arbitrage_cli.routing.states import State, half, state_from_json, state_to_json
+from arbitrage_cli.routing.features import FEATURES, features
+from arbitrage_cli.routing.states import STATS, State, features_of, half, state_from_json, state_to_json
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, TokenStats, Trace
 
+KEPT: tuple[ModelRole, ...] = ("draft", "target", "draft")
+
+TOKEN_STATS = TokenStats((-0.5, -math.inf), (0.25, 3.5), (2.0, 1.5), pieces=("1 + 1", " = 3\n\n"))
 STATE = State(
     position=2,
-    features=np.array([0.1, -3.5, 1e30], np.float32),
+    draft=Step("draft", "1 + 1 = 3\n\n", 2, Cost(), "separator", TOKEN_STATS),
     hidden=np.array([1.5, -2.25], np.float16),
-    draft_text="1 + 1 = 3\n\n",
     target_texts=("1 + 1 = 2\n\n", "1 + 1 = \ud800"),
     draft_reward=0.25,
     target_rewards=(1.0, 0.5),
     kept="target",
-    draft_tokens=10,
     target_tokens=12,
     target_prefill_tokens=7,
 )
@@ -27,10 +31,14 @@ STATE = State(
 def test_round_trip_keeps_every_bit() -> None:
     """What is read back is what was written, through a line of JSON."""
     found = state_from_json(json.loads(json.dumps(state_to_json(STATE), allow_nan=False)))
-    assert found.features.tobytes() == STATE.features.tobytes()
+    assert [list(getattr(found.draft.known_token_stats, name)) for name in STATS] == [
+        [-0.5, -math.inf],
+        [0.25, 3.5],
+        [2, 1.5],
+    ]
+    assert found.draft.known_token_stats.pieces == ["1 + 1", " = 3\n\n"]
     assert found.hidden is not None
-    assert STATE.hidden is not None
-    assert found.hidden.tobytes() == STATE.hidden.tobytes()
+    assert found.hidden.tolist() == [1.5, -2.25]
     assert state_to_json(found) == state_to_json(STATE)
 
 
@@ -54,7 +62,7 @@ def test_advantage_is_over_the_mean_of_the_target() -> None:
 )
 def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share: float) -> None:
     """Its beginning, and what comes after the text is back: in parts of the target's tokens."""
-    state = replace(STATE, draft_text=drafted, target_texts=(written,), target_tokens=1000)
+    state = replace(STATE, draft=replace(STATE.draft, text=drafted), target_texts=(written,), target_tokens=1000)
     assert state.shared_tokens == int(1000 * share)
 
 
@@ -66,10 +74,15 @@ def test_without_hidden_states() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"features": "!"},
-        {"features": "AAA"},
-        {"features": [1.0]},
-        {"features": "AADAfw=="},  # NaN
+        {"entropies": "!"},
+        {"entropies": "AAA"},
+        {"entropies": [1.0]},
+        {"entropies": "AADAfwAAwH8="},  # NaN
+        {"entropies": "AACAPw=="},  # one number of two
+        {"margins": "", "log_probabilities": "", "entropies": "", "pieces": []},
+        {"pieces": ["1"]},
+        {"pieces": [1, 2]},
+        {"draft_stop": "tired"},
         {"hidden": "AHw="},  # infinite
         {"hidden": "AA=="},
         {"draft_reward": float("nan")},
@@ -77,7 +90,7 @@ def test_without_hidden_states() -> None:
         {"target_rewards": []},
         {"target_rewards": [float("inf")]},
         {"position": -1},
-        {"draft_tokens": 1.5},
+        {"target_tokens": 1.5},
         {"target_tokens": "7"},
     ],
 )
@@ -100,8 +113,22 @@ def test_numbers_that_are_not_finite_are_not_written() -> None:
     """A row with NaN in it would be found out only in training, after hours."""
     with pytest.raises(ValueError, match="finite"):
         state_to_json(replace(STATE, draft_reward=float("nan")))
-    with pytest.raises(ValueError, match="finite"):
-        state_to_json(replace(STATE, features=np.array([np.inf], np.float32)))
+    with pytest.raises(ValueError, match="NaN"):
+        state_to_json(replace(STATE, draft=replace(STATE.draft, token_stats=replace(TOKEN_STATS, margins=(1.0, math.nan)))))
+
+
+def test_features_are_those_of_the_solution_as_it_went_on() -> None:
+    """Each state's are computed from the steps that were kept before it."""
+    token_stats = replace(TOKEN_STATS, log_probabilities=(-0.5, -1.0))
+    draft = replace(STATE.draft, token_stats=token_stats)
+    states = [replace(STATE, position=position, draft=draft, kept=kept) for position, kept in enumerate(KEPT)]
+    trace, rows = Trace(Problem("p", "1 + 1?"), Limits()), []
+    for state in states:
+        rows.append(features(trace, draft).tolist())
+        target = Step("target", STATE.target_texts[0], STATE.target_tokens, Cost(), "separator")
+        trace.add(Decision(draft if state.kept == "draft" else target, draft, target))
+    assert features_of("1 + 1?", states).tolist() == rows
+    assert features_of("1 + 1?", []).shape == (0, len(FEATURES))
 
 
 def test_half_precision_has_no_infinity() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.states import State, half, state_to_json
 from arbitrage_cli.runs.folder import SCHEMA, RunFolder
+from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 HIDDEN_SIZE = 8  # two times n_embd
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
@@ -27,11 +28,14 @@ COSTS = {
 class World:
     """How states come about: log-odds of an advantage = bias + weight of each feature, and of the first hidden number.
 
+    The features that weights may name vary by about 1: the least likely token, the first token's entropy, and how many numbers
+    a step has.
+
     An advantage is 1; where there is none, it is -1 with the probability `harm`, else 0.
     """
 
     bias: float = -2.0
-    weights: tuple[tuple[str, float], ...] = (("logprob_worst", -1.0), ("entropy_first", 0.7), ("numbers", 0.5))
+    weights: tuple[tuple[str, float], ...] = (("logprob_min", -1.0), ("entropy_first", 0.7), ("numbers", 0.5))
     hidden_weight: float = 0.0
     harm: float = 0.05
     steps: int = 5
@@ -49,27 +53,38 @@ def make_states(world: World, seed: int, *, hidden: bool = False) -> list[State]
     rng = np.random.default_rng(seed)
     states = []
     for position in range(world.steps):
-        features = rng.normal(size=len(FEATURES)).astype(np.float32)
+        drafted = _draft(rng)
+        found = features(Trace(Problem("", ""), Limits()), drafted)
         inner = half(rng.normal(size=HIDDEN_SIZE).astype(np.float32)) if hidden else None
-        is_better = rng.random() < world.probability(features, inner)
+        is_better = rng.random() < world.probability(found, inner)
         draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)
-        tokens = int(rng.integers(10, 30))
         states.append(
             State(
                 position=position,
-                features=features,
+                draft=drafted,
                 hidden=inner,
-                draft_text=f"draft's step {position}\n\n",
                 target_texts=(f"target's step {position}\n\n",),
                 draft_reward=draft,
                 target_rewards=(target,),
                 kept="target" if is_better else "draft",
-                draft_tokens=tokens,
-                target_tokens=tokens + 2,
+                target_tokens=drafted.num_tokens + 2,
                 target_prefill_tokens=12,
             )
         )
     return states
+
+
+def _draft(rng: np.random.Generator) -> Step:
+    """A drafted step of 10 to 29 tokens, the first of which has the highest entropy, and a token at random the least probability."""
+    count = int(rng.integers(10, 30))
+    least, first = rng.normal(size=2)
+    log_odds = least + np.abs(rng.normal(size=count))
+    log_odds[rng.integers(count)] = least
+    log_probabilities = (-np.log1p(np.exp(-log_odds))).tolist()
+    entropies = np.exp(first - np.arange(count) / count).tolist()
+    pieces = [f" {number}" if number < rng.integers(4) else " step" for number in range(count)]
+    token_stats = TokenStats(log_probabilities, entropies, np.exp(rng.normal(size=count)).tolist(), pieces=pieces)
+    return Step("draft", "".join(pieces), count, Cost(), "separator", token_stats)
 
 
 def write_run(
@@ -86,7 +101,6 @@ def write_run(
     run = {
         "schema": SCHEMA,
         "kind": "collect",
-        "features": list(FEATURES),
         "models": models,
         "reward": {"kind": "prm", "name": "made up"},
         "costs": COSTS,

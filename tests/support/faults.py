@@ -40,7 +40,7 @@ class Program:
         """Run one command line in a folder, to its end.
 
         `order` says what shall go wrong: `fault`, `kill_after` (seconds), `limits`, `noise`, `interrupt_in` or `fail_in` a
-        function, `hang_on` a question, be `slow_on` one or `stop_on` it for some seconds; which `load` there is, and what the
+        function, `hang_on` a question, or be `slow_on` one for some seconds; which `load` there is, and what the
         `environment` has.
         """
         assert self._server.stdin is not None

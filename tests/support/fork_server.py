@@ -12,7 +12,6 @@ import os
 import pkgutil
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.cli import main
+from arbitrage_cli.cli.main import main
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Deadline, Output
 from arbitrage_cli.inference.engine import Engine
@@ -82,9 +81,6 @@ def run(order: Mapping[str, Any]) -> int:
     if order.get("slow_on"):
         question, seconds = order["slow_on"]
         at_question(question, functools.partial(time.sleep, seconds))
-    if order.get("stop_on"):
-        question, seconds = order["stop_on"]
-        at_question(question, functools.partial(stop, seconds))
     if order.get("fault"):
         Fault(order["fault"], Path(order["folder"]))
     for name, limit in (order.get("limits") or {}).items():
@@ -190,13 +186,6 @@ def hang_on(question: str) -> None:
 
     setattr(ScriptedBackend, "decode", decode)  # noqa: B010 - mypy minds an assignment
     at_question(question, hang)
-
-
-def stop(seconds: float) -> None:
-    """Ctrl-Z; so much later the process is told to go on."""
-    os.setpgid(0, 0)  # apart from the server, which looks after it: the system stops no process of a group that nobody does
-    subprocess.Popen(["/bin/sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
-    os.kill(os.getpid(), signal.SIGTSTP)
 
 
 if __name__ == "__main__":

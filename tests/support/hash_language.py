@@ -18,6 +18,7 @@ from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Output, Tokenizer
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.scripted import ByteTokenizer
@@ -237,6 +238,6 @@ def hash_engines(
     else:
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     return {
-        "draft": engine("draft", draft, chosen, keep_token_stats=True),
-        "target": engine("target", target, chosen, use_proposals=use_proposals, clock=clock),
+        "draft": engine("draft", Cache(draft), chosen, keep_token_stats=True),
+        "target": engine("target", Cache(target), chosen, use_proposals=use_proposals, clock=clock),
     }

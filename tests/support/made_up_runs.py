@@ -6,8 +6,10 @@ for each token. What a policy decides depends on a number that is higher where t
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from arbitrage_cli.types import Cost
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
@@ -16,6 +18,7 @@ INSIGHT = {"logprob": 0.7, "random": 0.0}
 """How much a policy's number has to do with whether the draft is right; 1 for the others."""
 
 Column = tuple[str, float | str | None]
+"""A policy and its tau, as a row has it."""
 
 COLUMNS: Sequence[Column] = (
     ("target", None),
@@ -30,7 +33,7 @@ COLUMNS: Sequence[Column] = (
 
 @dataclass(frozen=True)
 class MadeUp:
-    """What a run folder would hold."""
+    """The contents of a run folder."""
 
     run: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -52,19 +55,30 @@ def make_run(
         for sample in range(samples)
         for column in columns
     ]
-    return MadeUp(describe(count, columns, samples), rows)
+    return run_of(rows, columns, samples)
 
 
-def describe(count: int, columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
-    """run.json of a made-up run."""
+def run_of(rows: list[dict[str, Any]], columns: Iterable[Column] | None = None, samples: int = 1) -> MadeUp:
+    """A finished run of these rows: of their problems, and unless given of their columns."""
+    named = columns or dict.fromkeys((row["policy"], row["tau"]) for row in rows)
+    return MadeUp(describe({row["id"]: row["level"] for row in rows}, named, samples), rows)
+
+
+def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
+    """run.json of a made-up run of these problems, each with its level."""
     number = {"entropy": "entropy of the step's first token (nats)", "random": "uniform draw"}
     return {
         "schema": 1,
         "tool": "0.0.0",
         "command": ["arbitrage", "bench", "--dataset", "made-up"],
         "created": "2026-11-25T10:00:00Z",
-        "dataset": {"name": "made-up", "revision": None, "sha256": "0" * 64, "count": count},
-        "policies": [{"policy": policy, "tau": tau, "number": number.get(policy)} for policy, tau in columns],
+        "dataset": {"name": "made-up", "revision": None, "sha256": "0" * 64, "count": len(levels)},
+        "planned": len(levels),
+        "ids": list(levels),
+        "levels": dict(levels),
+        "policies": [
+            {"policy": policy, "tau": tau, "tau_name": None, "number": number.get(policy)} for policy, tau in columns
+        ],
         "models": {
             role: {"source": f"{name}.gguf", "file": f"{name}.gguf", "size": size, "sha256": "1" * 64, "name": name}
             | {"description": f"{name} Q4_K_M", "chat_template_sha256": "2" * 64}
@@ -130,8 +144,9 @@ def make_row(
 
 
 def failed(row: Mapping[str, Any], reason: str = "the context was full") -> dict[str, Any]:
-    """The row of an attempt that ended in an error."""
-    return {**row, "status": "error", "error": reason, "score": None, "answer": None, "steps": [], "timing": {}}
+    """The row of an attempt that ended in an error before its first step."""
+    timing = {"draft": asdict(Cost()), "target": asdict(Cost())}
+    return {**row, "status": "error", "error": reason, "score": None, "answer": None, "steps": [], "timing": timing}
 
 
 def unscored(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,11 +212,6 @@ def _timing(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
                 decoded += own[0]["tokens"]
             if step["model"] != model:
                 unread[model] += step["tokens"]
-        timing[model] = {
-            "prefill_tokens": prefilled,
-            "prefill_seconds": prefilled * read,
-            "decode_tokens": decoded,
-            "decode_seconds": decoded * write,
-        }
+        timing[model] = asdict(Cost(prefilled, prefilled * read, decoded, decoded * write))
     decided = sum(step["probability"] is not None for step in steps)
     return {**timing, "router": {"seconds": decided * 0.0005}}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import Card, Head, Network, save
+from arbitrage_cli.routing.head import Card, Head, Network
+from arbitrage_cli.routing.head_file import save
 from arbitrage_cli.routing.thresholds import Costs, TauRow, TauTable
 
 KNOTS = np.array([[-1.0, -1.0], [1.0, 1.0]])

@@ -7,7 +7,9 @@ from hash_language import HashBackend
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Options, Output
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
@@ -55,8 +57,21 @@ def scripted(script: Script, *, context: int = 500, sequences: int = 1) -> Scrip
     return ScriptedBackend("scripted", script, options, merges=("\n\n", ".\n\n"))
 
 
+def make_engine(
+    role: ModelRole,
+    backend: Backend,
+    sampler: Sampler,
+    *,
+    instructions: str = INSTRUCTIONS,
+    keep_beginning: bool = False,
+    **options: Any,
+) -> Engine:
+    """An engine with a cache of its own."""
+    return Engine(role, Cache(backend, instructions, keep_beginning=keep_beginning), sampler, **options)
+
+
 def new_engine(backend: Backend, *, keep_token_stats: bool = False) -> Engine:
-    engine = Engine("draft", backend, Sampler(), instructions="", keep_token_stats=keep_token_stats)
+    engine = make_engine("draft", backend, Sampler(), instructions="", keep_token_stats=keep_token_stats)
     engine.open(0, PROBLEM)
     return engine
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
-from arbitrage_cli.cli.gathering import decided_within
-from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.cli.collect_run import decided_within
 from arbitrage_cli.routing.states import State
 from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
 from arbitrage_cli.types import (
@@ -78,15 +77,15 @@ def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
 
 
 def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
-    """Features and hidden state of the drafted step; tokens of both, what the target read, and what its proposal told it."""
+    """Token statistics and hidden state of the drafted step; tokens of both, what the target read, and what its proposal told it."""
     _, (state,), _ = run(better, [draft_step("12 x", "end"), target_step("12 y 34567", "end"), (0.0, 1.0)])
-    assert state.features.shape == (len(FEATURES),)
+    assert state.draft.known_token_stats == TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), pieces=("1", "2 x"))
     assert state.hidden is not None
     assert state.hidden.tolist() == [3, 4, 5, 1.5, 2.5, 3.5]
     assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
     assert state.shared_tokens == 2
     assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))
-    assert (state.draft_text, state.target_texts) == ("12 x", ("12 y 34567",))
+    assert (state.draft.text, state.target_texts) == ("12 x", ("12 y 34567",))
 
 
 def test_the_same_step_is_rated_once() -> None:

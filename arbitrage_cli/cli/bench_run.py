@@ -1,0 +1,128 @@
+"""Makes the attempts of a benchmark: loads the models, follows what happens, writes each row as soon as it is there."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
+from arbitrage_cli.cli.output import only_figures_on_stdout
+from arbitrage_cli.cli.session import Rollouts, Session
+from arbitrage_cli.data.rows import Dataset, Item
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
+from arbitrage_cli.evaluation.standings import Standings
+from arbitrage_cli.grading.grader import Grader, grader_version
+from arbitrage_cli.runs.folder import RunFolder, key_of, latest
+from arbitrage_cli.tuning.memory import AUTO, MOST
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRun:
+    """All attempts that were asked for, those that are left to make, and where their rows go. `manifest` becomes run.json."""
+
+    session: Session
+    dataset: Dataset
+    attempts: Sequence[Attempt]
+    left: Sequence[Attempt]
+    folder: RunFolder
+    manifest: Run
+
+    @property
+    def how_to_resume(self) -> str:
+        """What is safe, and the command that resumes the run; "" if nothing is safe yet."""
+        num_safe = len({attempt.key for attempt in self.attempts} & {key_of(row) for row in self.folder.rows})
+        safe = f"{num_safe} of {len(self.attempts)} attempts are safe in {self.folder.path}"
+        return f"{safe}; to resume: {self.session.setup.invocation.resuming}" if num_safe else ""
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether an attempt that was asked for ended in an error."""
+        asked = {attempt.key for attempt in self.attempts}
+        return any(row["status"] == "error" and key_of(row) in asked for row in latest(self.folder.rows))
+
+
+def plan_run(
+    session: Session, dataset: Dataset, items: Sequence[Item], folder: RunFolder, *, samples: int, retry_errors: bool
+) -> BenchRun:
+    """What there is to do. UsageError if the folder holds a run that was made with something else."""
+    earlier = folder.run if folder.rows else None
+    most = len(items) if session.setup.concurrency == AUTO else MOST
+    concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
+    work = Work(dataset, [item.problem.id for item in items], grader_version(), {"concurrency": concurrency})
+    manifest = about(session.manifest(), work)
+    manifest["sampling"]["samples"] = samples
+    if earlier:
+        manifest = resume(earlier, manifest, folder.path)
+    attempts = plan(items, session.setup.columns, samples, concurrency)
+    return BenchRun(session, dataset, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, manifest)
+
+
+def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
+    """Make the attempts that are left. Loading and warm-up are not timed."""
+    session = run.session
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_figures_on_stdout())
+        grader = stack.enter_context(Grader())
+        session.load({attempt.policy_at_tau.policy for attempt in run.left})
+        bench = _make_bench(run, grader, timeout)
+        for attempt in run.left:
+            session.engines(attempt.policy_at_tau, attempt.sample)
+        run.folder.save_run(add_loaded(run.manifest, session.backends))
+        _follow(bench, run, display)
+
+
+def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
+    """What the policies need: engines, routers, raters. UsageError, RouterError."""
+    session, setup = run.session, run.session.setup
+    policies = {attempt.policy_at_tau.policy.name: attempt.policy_at_tau.policy for attempt in run.left}
+    golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.left}
+    rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]))
+    routers = {name: session.router(policy) for name, policy in policies.items()}
+    raters = {name: session.rater(policy, rollouts) for name, policy in policies.items()}
+    return Bench(
+        session.engines,
+        grader.grade,
+        setup.limits,
+        setup.sampler.seed,
+        timeout,
+        router_for=lambda policy: routers[policy.name],
+        rater_for=lambda policy: raters[policy.name],
+        concurrency=session.concurrency,
+        stops_early=bool(setup.stops_early),
+    )
+
+
+def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
+    columns = list(dict.fromkeys(attempt.policy_at_tau for attempt in run.attempts))
+    standings = Standings(columns, len(run.attempts) // len(columns), run.session.concurrency)
+    by_key = {attempt.key: attempt for attempt in run.attempts}
+    for row in latest(run.folder.rows):
+        if key_of(row) in by_key:
+            standings.add(by_key[key_of(row)], row)
+    waiting = Counter(attempt.policy_at_tau for attempt in run.left)
+
+    def progress() -> RunProgress:
+        finished, left = len(run.attempts) - waiting.total(), standings.seconds_left(waiting)
+        return RunProgress(f"bench {run.dataset.name}", finished, len(run.attempts), standings.now(), left)
+
+    display.begin(progress())
+    with contextlib.closing(bench.run(run.left)) as happenings:
+        for happening in happenings:
+            if isinstance(happening, Began):
+                display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.policy_at_tau.label))
+            elif isinstance(happening, Ended):
+                run.folder.append(happening.row)
+                standings.add(happening.attempt, happening.row)
+                waiting[happening.attempt.policy_at_tau] -= 1
+                display.handle(_ended(happening, progress()))
+            else:
+                display.handle(happening)
+
+
+def _ended(ended: Ended, progress: RunProgress) -> AttemptEnded:
+    row, attempt = ended.row, ended.attempt
+    failed = row["status"] == "error"
+    verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
+    seconds = None if "throughput" in row else row["wall_seconds"]
+    return AttemptEnded(row["id"], attempt.policy_at_tau.label, verdict, detail, seconds, progress)

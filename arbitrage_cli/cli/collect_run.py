@@ -1,0 +1,284 @@
+"""Collects states: loads the models, measures what their tokens cost, writes the states of each problem."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from arbitrage_cli.arbitrage import Flow, single
+from arbitrage_cli.cli.collect import CollectOptions, RollIn
+from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
+from arbitrage_cli.cli.output import offering_to_resume
+from arbitrage_cli.cli.session import Rollouts, Session
+from arbitrage_cli.cli.setup import Setup
+from arbitrage_cli.data.rows import Dataset, Item
+from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
+from arbitrage_cli.errors import InterruptedRunError, OutputError
+from arbitrage_cli.grading.grader import Grader, grader_version
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler, Writer
+from arbitrage_cli.rewards.rollouts import Recalling, Rollout
+from arbitrage_cli.routing.choice import DEFAULT_TAU, need_head
+from arbitrage_cli.routing.states import State as RecordedState
+from arbitrage_cli.routing.states import state_to_json
+from arbitrage_cli.routing.thresholds import TauTable
+from arbitrage_cli.runs.folder import COLLECT, SCHEMA, RunFolder, latest
+from arbitrage_cli.runs.records import attempt_error
+from arbitrage_cli.runs.summary import Standing, tally
+from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Started, Trace
+
+MEASURED_PROBLEMS = 5
+"""Problems that each model first solves alone, at most: what a token costs with one problem at a time."""
+MEASURED_SECONDS = 10.0
+"""After this time a model's speed is known well enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectPlan:
+    """What to collect, and where it goes."""
+
+    dataset: Dataset
+    items: Sequence[Item]
+    path: Path
+    options: CollectOptions
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a run has come to."""
+
+    num_states: int
+    num_problems: int
+    has_errors: bool
+
+
+def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collected:
+    """Collect what the plan's folder does not have yet. UsageError if it holds a run that was made with something else."""
+    ids = {item.problem.id for item in plan.items}
+    with RunFolder(plan.path, kind=COLLECT, fresh=plan.fresh) as folder, Session(setup, display) as session:
+        for note in folder.notes:
+            display.note(note)
+        manifest = _manifest(session, plan)
+        if folder.rows and folder.run:
+            manifest = resume(folder.run, manifest, plan.path)
+        done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}
+        left = [item for item in plan.items if item.problem.id not in done]
+        if left:
+            run = _CollectRun(session, plan, left, folder, display)
+            with offering_to_resume(display, lambda: run.how_to_resume):
+                run.collect(manifest)
+        rows = latest(folder.rows)
+    failed = any(row["status"] == "error" and row["id"] in ids for row in rows)
+    return Collected(sum(len(row["states"]) for row in rows), len(rows), failed)
+
+
+def _manifest(session: Session, plan: CollectPlan) -> Run:
+    options = plan.options
+    sampled = {"rollouts": options.rollouts, "temperature": _temperature(options)}
+    details = {
+        "kind": COLLECT,
+        "reward": {"kind": session.setup.reward, **(sampled if session.setup.reward == "rollout" else {})},
+        "roll_in": options.roll_in.value,
+        "target_samples": options.target_samples,
+    }
+    work = Work(plan.dataset, [item.problem.id for item in plan.items], grader_version(), details)
+    return about(session.manifest(), work)
+
+
+def _temperature(options: CollectOptions) -> float:
+    return options.rollout_temperature if options.rollouts > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _CollectRun:
+    """The problems that are left, and where their states go."""
+
+    session: Session
+    plan: CollectPlan
+    left: Sequence[Item]
+    folder: RunFolder
+    display: Display
+
+    @property
+    def how_to_resume(self) -> str:
+        """What is safe, and the command that resumes the run; "" if nothing is safe yet."""
+        asked = {item.problem.id for item in self.plan.items}
+        done = sum(row["status"] == "done" and row["id"] in asked for row in latest(self.folder.rows))
+        safe = f"{done} of {len(self.plan.items)} problems are done and safe in {self.folder.path}"
+        return f"{safe}; to resume: {self.session.setup.invocation.resuming}" if done else ""
+
+    def collect(self, manifest: Run) -> None:
+        """Load the models, and solve what is left."""
+        session, setup, options = self.session, self.session.setup, self.plan.options
+        session.choose_concurrency(most=len(self.left), rollouts=options.rollouts)
+        session.load(rollouts=options.rollouts)
+        samplers = [Sampler(_temperature(options), 1.0, setup.sampler.seed + number) for number in range(options.rollouts)]
+        golds = {item.problem.id: item.gold for item in self.plan.items}
+        with Grader() as grader:
+            rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]), samplers)
+            rater = session.rater(setup.column.policy, rollouts)
+            engines = {role: self._engine(role) for role in setup.column.policy.models}
+            costs = _known_costs(self.folder, manifest) or _measure_costs(engines, self.left, setup)
+            self.folder.save_run({**add_loaded(manifest, session.backends), "costs": costs})
+            target: Writer = engines["target"]
+            if isinstance(rater, Rollout) and samplers[0] == setup.sampler:
+                target = Recalling(engines["target"], rater)
+            writers: dict[ModelRole, Writer] = {"draft": engines["draft"], "target": target}
+            states: dict[str, list[RecordedState]] = {}
+            keep = _keep(options.roll_in, setup)
+
+            def make_flow(trace: Trace) -> Flow:
+                return collect(trace, keep, states.setdefault(trace.problem.id, []).append, options.target_samples)
+
+            scheduler = Scheduler(writers, make_flow, setup.limits, concurrency=session.concurrency, rater=rater)
+            self._follow(scheduler, states)
+
+    def _engine(self, role: ModelRole) -> Engine:
+        setup, backend = self.session.setup, self.session.backends[role]
+        return Engine(role, Cache(backend, setup.system), setup.sampler, keep_token_stats=role == "draft")
+
+    def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
+        """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
+        writer = _RowWriter(self.folder, states, {item.problem.id: item.level for item in self.plan.items})
+        progress = _Progress(f"collect {self.plan.dataset.name}", len(self.plan.items), len(self.left))
+        self.display.begin(progress.now(writer.num_states))
+        with contextlib.closing(scheduler.run(item.problem for item in self.left)) as events:
+            try:
+                for event in events:
+                    if isinstance(event, Started):
+                        writer.in_flight[event.trace.problem.id] = event.trace
+                    elif isinstance(event, Finished):
+                        row = writer.write(event)
+                        progress.count(row)
+                        detail = row["error"] or f"{len(row['states'])} states"
+                        now = progress.now(writer.num_states)
+                        self.display.handle(AttemptEnded(row["id"], "collect", row["status"], detail, row["seconds"], now))
+            finally:
+                writer.write_unfinished()
+
+
+class _RowWriter:
+    """Writes the row of each problem."""
+
+    def __init__(
+        self, folder: RunFolder, states: dict[str, list[RecordedState]], levels: Mapping[str, str | int | None]
+    ) -> None:
+        self._folder, self._states, self._levels = folder, states, levels
+        self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
+        self.in_flight: dict[str, Trace] = {}
+
+    @property
+    def num_states(self) -> int:
+        return sum(self._held.values())
+
+    def write(self, event: Finished) -> dict[str, Any]:
+        """Write the row of a problem; of one that failed only if no earlier attempt has more states, which go on to count."""
+        name = event.trace.problem.id
+        with noted_signals():  # a problem is in flight, or has its row
+            row = _row(event, self._states.pop(name), self._levels[name])
+            del self.in_flight[name]
+            if row["status"] == "done" or len(row["states"]) >= self._held.get(name, 0):
+                self._folder.append(row)
+                self._held[name] = len(row["states"])
+        return row
+
+    def write_unfinished(self) -> None:
+        """Write what is known of problems in flight, unless an earlier attempt has more."""
+        with noted_signals(), contextlib.suppress(OutputError):  # if that is what broke it off, it is shown already
+            for name, trace in list(self.in_flight.items()):
+                if len(self._states[name]) > self._held.get(name, 0):
+                    self.write(Finished(trace, InterruptedRunError("broken off")))
+
+
+class _Progress:
+    """How far a run is, and how long it will still take."""
+
+    def __init__(self, title: str, planned: int, left: int) -> None:
+        self._title, self._planned, self._left = title, planned, left
+        self._began = perf_counter()
+        self._finished = self._errors = 0
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Count a problem that has its row."""
+        self._finished += 1
+        self._errors += row["status"] == "error"
+
+    def now(self, num_states: int) -> RunProgress:
+        """What the display shows."""
+        each = (perf_counter() - self._began) / self._finished if self._finished else None
+        tried = self._planned - self._left + self._finished
+        standing = Standing(f"{num_states} states", self._planned, tried, tried - self._errors)
+        return RunProgress(self._title, tried, self._planned, [standing], each and each * (self._left - self._finished))
+
+
+def _keep(roll_in: RollIn, setup: Setup) -> Keep:
+    """Whose step a solution continues with."""
+    if roll_in is not RollIn.head:
+        return better if roll_in is RollIn.better else drafted
+    head = need_head(setup.head)
+    return as_routed(head.probability, TauTable.from_json(head.card.taus).resolve(DEFAULT_TAU))
+
+
+def _known_costs(folder: RunFolder, manifest: Run) -> Any:
+    """The costs in the folder; None if it has none, or those of another run that never came to a row."""
+    earlier = folder.run or {}
+    return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
+
+
+def _measure_costs(engines: Mapping[ModelRole, Engine], items: Sequence[Item], setup: Setup) -> dict[str, float]:
+    """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""
+    problems: list[Problem] = [item.problem for item in items[:MEASURED_PROBLEMS]]
+    costs: dict[str, float] = {}
+    for role, engine in engines.items():
+        engine.measure()
+        scheduler = Scheduler({role: engine}, partial(single, model=role), setup.limits)
+        with contextlib.closing(scheduler.run(problems)) as events:
+            figures = tally(decided_within(MEASURED_SECONDS, events))
+        costs |= _per_token(role, figures.draft_cost if role == "draft" else figures.target_cost)
+    return costs
+
+
+def decided_within(
+    seconds: float, events: Iterable[object], clock: Callable[[], float] = perf_counter
+) -> Iterator[Decision]:
+    """The decisions of a run, up to the first after this time."""
+    began = clock()
+    for event in events:
+        if isinstance(event, Decided):
+            yield event.decision
+            if clock() - began > seconds:
+                return
+
+
+def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
+    return {
+        f"{role}_seconds_per_token": cost.decode_seconds / max(1, cost.decode_tokens),
+        f"{role}_prefill_seconds_per_token": cost.prefill_seconds / max(1, cost.prefill_tokens),
+    }
+
+
+def _row(event: Finished, states: Sequence[RecordedState], level: str | int | None) -> dict[str, Any]:
+    error = attempt_error(event)
+    figures = tally(event.trace.decisions).rated(event.reward_cost)
+    return {
+        "schema": SCHEMA,
+        "id": event.trace.problem.id,
+        "sample": 0,
+        "policy": "collect",
+        "tau": None,
+        "status": "error" if error else "done",
+        "error": error,
+        "level": level,
+        "question": event.trace.problem.question,
+        "text": event.trace.text,
+        "states": [state_to_json(state) for state in states],  # each is true, whatever became of the problem
+        "seconds": figures.seconds,
+    }

@@ -1,0 +1,55 @@
+"""From a function over option groups to a Typer command. Knows no option.
+
+An option group is a frozen dataclass whose fields are annotated as Typer options. A command names the groups it takes; Typer
+sees their fields as its own options.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+import typer
+
+from arbitrage_cli.cli.invocation import Invocation, invocation_of
+from arbitrage_cli.cli.settings import place_of
+from arbitrage_cli.errors import UsageError
+
+Command = Callable[..., int | None]
+"""A command returns its exit code; None is 0."""
+
+
+def command(function: Command) -> Command:
+    """The same command with the fields of its option groups as options, and with the place of a setting in errors about it."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint) and hint is not Invocation}
+    takes_invocation = [name for name, hint in hints.items() if hint is Invocation]
+
+    @functools.wraps(function)
+    def run(context: typer.Context, **values: Any) -> int | None:
+        made = {name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()}
+        made |= dict.fromkeys(takes_invocation, invocation_of(context))
+        try:
+            return function(**made, **values)
+        except UsageError as error:
+            place = place_of(context, error.option) if error.option else None
+            raise (UsageError(f"{place}: {error.message}", error.hint) if place else error) from error.__cause__
+
+    signature = inspect.signature(function)
+    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            parameters += [
+                _parameter(one, get_type_hints(groups[name], include_extras=True)) for one in fields(groups[name])
+            ]
+        elif name not in takes_invocation:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - Typer reads it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameter(one: Field[Any], hints: dict[str, Any]) -> inspect.Parameter:
+    default = inspect.Parameter.empty if one.default is MISSING else one.default
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[one.name])

@@ -1,0 +1,59 @@
+"""`arbitrage guide`: long explanations, rendered in the terminal. Knows where the Markdown files are, not what they say."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.output import is_drawable
+from arbitrage_cli.display.text import write
+from arbitrage_cli.errors import unknown
+
+FOLDER = Path(__file__).parents[1] / "guides"
+MAX_COLUMNS = 100  # longer lines are hard to read
+
+
+@command
+def guide(topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all.")] = None) -> None:
+    """Read about routing, benchmarks, training, output and settings.
+
+    In a terminal the guide opens in your pager; elsewhere it is plain Markdown.
+
+    \b
+    Examples:
+      arbitrage guide
+      arbitrage guide routing
+    """
+    files = {path.stem: path for path in sorted(FOLDER.glob("*.md"))}
+    if topic is None:
+        write(sys.stdout, "".join(f"{name:<12}{_title(path)}\n" for name, path in files.items()))
+    elif topic in files:
+        _show(files[topic].read_text(encoding="utf-8"))
+    else:
+        raise unknown("topic", topic, files)
+
+
+def _title(path: Path) -> str:
+    """What a guide is about: its first line is `# Name: what it is about`."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].partition(": ")[2]
+
+
+def _show(text: str) -> None:
+    if not is_drawable(sys.stdout):
+        write(sys.stdout, text)
+        return
+    from rich.console import Console  # slow to import: only to draw
+    from rich.markdown import Markdown
+
+    os.environ.setdefault("LESS", "FRX")  # as git does: colours pass, and a short text needs no key
+    console = Console(width=min(Console().width, MAX_COLUMNS))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # while the pager runs, Ctrl-C belongs to it
+    try:
+        with console.pager(styles=True):
+            console.print(Markdown(text, hyperlinks=False))
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,59 @@
+"""Ctrl-C, SIGTERM and Ctrl-Z: the first signal ends a run so that it is saved, a second one ends it at once."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+from arbitrage_cli.cli.output import is_drawable
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(BaseException):
+    """A signal asks the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise an `Interruption`, so that the terminal is restored; Ctrl-Z shows the cursor before it stops."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        _show_cursor()
+        raise Interruption(number)
+
+    def suspend(number: int, frame: FrameType | None) -> None:
+        _show_cursor()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, suspend)
+
+    handlers = dict.fromkeys(ENDING, interrupt) | ({signal.SIGTSTP: suspend} if hasattr(signal, "SIGTSTP") else {})
+    previous = {number: signal.getsignal(number) for number in handlers}
+    # What was ignored from the start stays so, as Ctrl-C is for the background jobs of a script.
+    handled = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
+    try:
+        for number in handled:
+            signal.signal(number, handlers[number])
+    except ValueError:  # not the main thread: the host program has the signals
+        handled = []
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, previous[number])
+
+
+def _show_cursor() -> None:
+    """The live view hides it."""
+    with contextlib.suppress(OSError, ValueError):
+        if is_drawable(sys.stderr):
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")

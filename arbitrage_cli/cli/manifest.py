@@ -1,0 +1,324 @@
+"""The provenance of a run: what it was made with, as run.json has it, and what a run that is resumed must share.
+
+Every field is marked: fixed fields must stay the same, the others may grow. All of it is known before a model is loaded, so that
+a run that cannot be resumed is refused at once; what only a loaded model says is added afterwards.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli import __version__
+from arbitrage_cli.cli.setup import Setup
+from arbitrage_cli.data.rows import Dataset
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.backend import Backend
+from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.pairs import is_toy, local_files
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.runs.folder import SCHEMA
+from arbitrage_cli.runs.records import label, tau_in_json
+from arbitrage_cli.system.files import digest
+from arbitrage_cli.system.machine import processor_name
+from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole
+
+Run = dict[str, Any]
+"""The content of run.json."""
+ReadingFile = Callable[[ModelRole, str, float], None]
+"""Called while a model's file is read: its role, what is done, and the fraction that is done."""
+SHOWN = 80  # characters of a value that are shown as they are; a longer one as its sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of run.json by its path, `*` for each model. `merge` makes one of two values; without it the field is fixed.
+
+    A fixed value of None means that the field does not apply.
+    """
+
+    path: str
+    label: str = ""
+    merge: Callable[[Any, Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.label or self.path.rpartition(".")[2]
+
+
+def _union(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
+    return [*earlier, *(one for one in now if one not in earlier)]
+
+
+def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings; for each model what was known earlier is kept."""
+    return {
+        name: _joined(earlier[name], now[name])
+        if name in earlier and name in now and isinstance(now[name], Mapping)
+        else now.get(name, earlier.get(name))
+        for name in {**earlier, **now}
+    }
+
+
+FIELDS = (
+    Field("dataset.sha256", "data set"),
+    Field("models.*.identity", "* model"),
+    Field("models.*.n_ctx", "context size of the *"),
+    Field("models.*.threads", "number of threads of the *"),
+    Field("grader"),
+    Field("prompt.system", "system prompt"),
+    Field("prompt.chat_template_kwargs", "chat template kwargs"),
+    Field("step_separator", "step separator"),
+    Field("sampling.temperature"),
+    Field("sampling.top_p"),
+    Field("sampling.seed"),
+    Field("limits.max_steps"),
+    Field("limits.max_tokens"),
+    Field("limits.max_step_tokens"),
+    Field("router.sha256", "head"),
+    Field("early_stop", "early stop"),
+    Field("reward"),
+    Field("prm_style", "prm style"),
+    Field("concurrency"),
+    Field("roll_in"),
+    Field("target_samples"),
+    Field("context.kv_type"),
+    Field("machine.gpu_layers"),
+    Field("machine.flash_attention"),
+    Field("machine.cpu", "processor"),
+    Field("machine.gpu", "GPU"),
+    Field("machine.llama_cpp_python", "llama-cpp-python"),
+    Field("created", merge=lambda earlier, now: earlier),
+    Field("named_taus", merge=lambda earlier, now: earlier),
+    Field("ids", merge=_union),
+    Field("levels", merge=_joined),
+    Field("policies", merge=_union),
+    Field("warnings", merge=_union),
+    Field("models", merge=_joined),
+    Field("context", merge=_joined),
+    Field("machine", merge=_joined),
+    Field("router", merge=lambda earlier, now: now),
+    Field("tau_costs", merge=lambda earlier, now: now),
+    Field("sampling.samples", merge=max),
+)
+"""What is not listed is that of the last command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run is about: a data set, which of its problems (their ids), and what the command adds of its own."""
+
+    dataset: Dataset
+    ids: Sequence[str]
+    grader: str
+    details: Mapping[str, Any]
+
+
+def make_manifest(
+    setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], reading: ReadingFile | None = None
+) -> Run:
+    """What solutions depend on. With `reading`, every model's files are read whole for their sha256. Errors: ModelFileError."""
+    models = {role: _model_facts(setup, role, files[role], threads[role], reading) for role in setup.sources}
+    named = setup.named_taus
+    return {
+        "schema": SCHEMA,
+        "tool": __version__,
+        "command": setup.invocation.command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "policies": [
+            {"policy": one.policy.name, "tau": tau_in_json(one.tau), "number": one.policy.number or None}
+            for one in setup.columns
+        ],
+        "models": models,
+        "router": _head_facts(setup.deciding_head),
+        "early_stop": setup.stops_early,
+        "tau_costs": named.costs_of if named else setup.tau_costs,
+        "named_taus": dict(named.taus) if named else None,
+        "reward": setup.reward,
+        "prm_style": setup.choice.prm_style if "prm" in models else None,
+        "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
+        "sampling": {**asdict(setup.sampler), "samples": 1},
+        "limits": asdict(setup.limits),
+        "step_separator": SEPARATOR,
+        "context": {"kv_type": setup.load.kv_type},
+        "machine": _machine_facts(setup),
+        "warnings": [],
+    }
+
+
+def about(run: Run, work: Work) -> Run:
+    """The manifest of a run over a data set: with its problems, and a fingerprint of all fixed fields by their names."""
+    levels = {item.problem.id: item.level for item in work.dataset.items}
+    dataset = {
+        "name": work.dataset.name,
+        "revision": work.dataset.revision,
+        "sha256": work.dataset.sha256,
+        "count": len(work.dataset.items),
+    }
+    problems = {"dataset": dataset, "ids": list(work.ids), "levels": {name: levels[name] for name in work.ids}}
+    full = {**run, **problems, "planned": len(work.ids), "grader": work.grader, **work.details}
+    return full | {"fingerprint": {name: _text(value) for name, _, value in _fixed(full) if value is not None}}
+
+
+def record_settings(run: Run) -> dict[str, Any]:
+    """What else the text of a solution depends on, as the record of each problem has it."""
+    settings: dict[str, Any] = {"top_p": run["sampling"]["top_p"], **run["limits"]}
+    settings |= {"system": run["prompt"]["system"], "kv_type": run["context"]["kv_type"]}
+    if run["prompt"]["chat_template_kwargs"]:
+        settings["chat_template_kwargs"] = run["prompt"]["chat_template_kwargs"]
+    if run["router"]:
+        settings |= {"head": run["router"]["name"], "head_sha256": run["router"]["sha256"], "tau_costs": run["tau_costs"]}
+    if run["early_stop"] is not None:
+        settings["early_stop"] = run["early_stop"]
+    return settings
+
+
+def add_loaded(run: Run, backends: Mapping[ModelRole, Backend]) -> Run:
+    """The manifest with what the loaded models say of themselves."""
+    full = deepcopy(run)
+    for role, backend in backends.items():
+        card, template = backend.card, backend.chat_template
+        full["models"][role] |= {
+            "name": card.name,
+            "description": card.description,
+            "kv_cache": card.kv_cache,
+            "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        }
+    if not all(is_toy(facts["source"]) for facts in full["models"].values()):
+        llama = load_llama()
+        full["machine"]["flags"] = str(llama.system_info())
+        full["context"]["n_batch"] = llama.BATCH_SIZE
+    return full
+
+
+def resume(earlier: Run, now: Run, folder: Path) -> Run:
+    """The manifest of a run that is resumed: fixed fields are the same, the others have grown. UsageError naming what differs."""
+    merged = deepcopy(now)
+    for field in FIELDS:
+        for name, path in _places(field, {**earlier["models"], **now["models"]}):
+            before, after = _get(earlier, path), _get(now, path)
+            if before is None or after is None:
+                _set(merged, path, before if after is None else after)
+            elif field.merge:
+                _set(merged, path, field.merge(before, after))
+            elif _text(before) != _text(after):
+                raise _changed(folder, name, _text(before), _text(after))
+    added = [one for one in now["policies"] if one not in earlier["policies"]]
+    if added:
+        names = ", ".join(label(one["policy"], one["tau"]) for one in added)
+        merged["warnings"].append(f"measured later than the others, so the machine may have been faster or slower: {names}")
+    if earlier["tool"] != now["tool"]:
+        merged["warnings"].append(f"made in part with arbitrage {earlier['tool']}, in part with {now['tool']}")
+    return merged | {
+        "planned": len(merged["ids"]),
+        "warnings": list(dict.fromkeys(merged["warnings"])),
+        "fingerprint": {**earlier["fingerprint"], **now["fingerprint"]},
+    }
+
+
+def with_grader(run: Run, version: str) -> Run:
+    """The manifest after the rows were graded by another grader."""
+    return {**run, "grader": version, "fingerprint": {**run["fingerprint"], "grader": _text(version)}}
+
+
+def _changed(folder: Path, name: str, before: str, after: str) -> UsageError:
+    hint = "give another folder (--output), start over (--fresh), or use what it was made with"
+    if name == "grader":
+        hint = f"arbitrage grade {folder} grades its answers again, without a model; then it can be resumed"
+    return UsageError(f"{folder}: this run was made with another {name}: {before}, not {after}", hint)
+
+
+# --- the parts
+
+
+def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int, reading: ReadingFile | None) -> dict[str, Any]:
+    """What is known of a model before it is loaded; of a demo model only its name."""
+    source, context_size = setup.sources[role], setup.load.context_size
+    facts: dict[str, Any] = {
+        "source": source,
+        "identity": source,
+        "file": None,
+        "size": None,
+        "sha256": None,
+        "threads": threads,
+    }
+    if is_toy(source):
+        return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
+    files = local_files(found)
+    facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
+    if reading is None:
+        return facts
+    size, sha256 = digest(files, lambda fraction: reading(role, f"checking {files[0].name}", fraction))
+    return facts | {"identity": f"sha256 {sha256[:16]}", "size": size, "sha256": sha256}
+
+
+def _head_facts(head: Head | None) -> dict[str, Any] | None:
+    """Which head it is, and what its card says."""
+    return None if head is None else {"name": head.card.name, "sha256": head.sha256, "card": head.card.to_json()}
+
+
+def _machine_facts(setup: Setup) -> dict[str, Any]:
+    computes = not all(map(is_toy, setup.sources.values()))
+    load = setup.load
+    return {
+        "gpu": (load_llama().gpu_names() or "none") if computes else None,
+        "gpu_layers": "auto" if load.gpu_layers is None else load.gpu_layers,
+        "flash_attention": "auto" if load.flash_attention is None else load.flash_attention,
+        "cpu": processor_name(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+    }
+
+
+# --- paths and values
+
+
+def _fixed(run: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Name, path and value of each fixed field."""
+    for field in FIELDS:
+        if field.merge is None:
+            yield from ((name, path, _get(run, path)) for name, path in _places(field, run["models"]))
+
+
+def _places(field: Field, models: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and path of a field; one of each for every model."""
+    if "*" not in field.path:
+        return [(field.name, field.path)]
+    return [(field.name.replace("*", role), field.path.replace("*", role)) for role in models]
+
+
+def _get(run: Mapping[str, Any], path: str) -> Any:
+    """The value at a path; None if there is nothing."""
+    value: Any = run
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _set(run: Run, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for part in parents:
+        if not isinstance(run.get(part), dict):
+            run[part] = {}
+        run = run[part]
+    run[last] = value
+
+
+def _text(value: Any) -> str:
+    """A value as it is compared and shown: a digest by its beginning, other text as it is if it is short, else by its digest."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return f"sha256 {text[:16]}"
+    if len(text) <= SHOWN and text.isprintable():
+        return text
+    return f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

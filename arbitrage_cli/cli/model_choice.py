@@ -1,0 +1,178 @@
+"""Which models and which head a command uses: named one by one or as a pair, in a flag, the environment or a file. Loads none."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import GenerationOptions, LoadingOptions, ModelOptions, PairOptions
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.model_files.pairs import (
+    DEFAULT_PAIR,
+    UNIVERSAL_HEAD,
+    Pair,
+    check_template_variables,
+    find_pair,
+    is_toy,
+    read_pairs,
+)
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.runs.folder import COLLECT, read_run_folder
+from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.types import ModelRole
+
+Models = Mapping[ModelRole, str | None]
+"""The model of each role, as the user named it; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The models of a command, and what goes with them. `pair` is None if the models were named one by one."""
+
+    pair: Pair | None
+    models: Models
+    head_source: str | None = None
+    prm_style: str = "turns"
+
+    @property
+    def names(self) -> list[str]:
+        """What a run of these models is named after: the pair, or draft and target."""
+        draft, target = self.models["draft"], self.models["target"]
+        if self.pair and (draft, target) == (self.pair.draft, self.pair.target):
+            return [self.pair.name]
+        return [source for source in (draft, target) if source]
+
+    @property
+    def is_pairs_own(self) -> bool:
+        """Whether draft and target are those of the pair."""
+        return _is_pair(self.pair, self.models)
+
+
+def choose_pair(invocation: Invocation, options: PairOptions) -> Pair | None:
+    """The pair of that name, the user's own included; the built-in one if nothing is named at all.
+
+    None if the models are named one by one: without a pair, or both in a stronger place than it. UsageError for an unknown pair.
+    """
+    if not options.pair and (options.draft or options.target):
+        return None
+    named_one_by_one = min(invocation.origin("draft"), invocation.origin("target"))
+    if options.draft and options.target and named_one_by_one > invocation.origin("pair"):
+        return None
+    return find_pair(options.pair or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
+
+
+def choose_models(invocation: Invocation, options: PairOptions) -> ModelChoice:
+    """The models of a command, with the head and the reward model if the command has options for them. UsageError."""
+    pair = choose_pair(invocation, options)
+    given: dict[ModelRole, str | None] = {"draft": options.draft, "target": options.target}
+    given["prm"] = options.prm if isinstance(options, ModelOptions) else None
+    models: Models = given
+    if pair:
+        own: dict[ModelRole, str | None] = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
+        pair_origin = invocation.origin("pair")
+        models = {
+            role: source if source and invocation.origin(role) >= pair_origin else own[role]
+            for role, source in given.items()
+        }
+    if not isinstance(options, ModelOptions):
+        return ModelChoice(pair, models)
+    own_style = pair.prm_style if pair and models["prm"] == pair.prm else None
+    head_source = options.head or default_head(pair, models)
+    return ModelChoice(pair, models, head_source, options.prm_style or own_style or "turns")
+
+
+def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
+    """The models that states were collected with, and their pair if they are one. UsageError."""
+    recorded = (read_run_folder(folder, COLLECT).run or {}).get("models", {})
+    models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
+    pairs = read_pairs(user_folder() / "pairs.toml").values()
+    pair = next((one for one in pairs if _is_pair(one, models)), None)
+    return ModelChoice(pair, models, head or default_head(pair, models))
+
+
+def default_head(pair: Pair | None, models: Models) -> str | None:
+    """The pair's own head if these are its models, else the universal one; None for demo models, which compute nothing."""
+    if pair and pair.head and _is_pair(pair, models):
+        return pair.head
+    return None if any(source and is_toy(source) for source in models.values()) else UNIVERSAL_HEAD
+
+
+def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:
+    """The models that the policies need, draft first. UsageError if one of them was not named.
+
+    `reward` is the source of rewards for a policy that leaves it open: a process reward model, unless it is `rollout`.
+    """
+    needed: dict[ModelRole, str] = {}
+    for policy in policies:
+        needs_prm = policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
+        for role in (*policy.models, *(("prm",) if needs_prm else ())):
+            source = models[role]
+            if not source:
+                raise _missing_prm(policy) if role == "prm" else _missing_model(policy, role)
+            needed[role] = source
+    return {role: needed[role] for role in models if role in needed}
+
+
+def reward_source(policies: Iterable[Policy], given: str | None) -> str | None:
+    """The source of rewards for policies that leave it open: as given, else a process reward model; None if none does."""
+    return str(given or "prm") if any(policy.reward == "any" for policy in policies) else None
+
+
+def system_prompt(given: str | None, pair: Pair | None) -> str:
+    """The system prompt: as given, else the pair's own, else the paper's."""
+    if given is not None:
+        return given
+    return INSTRUCTIONS if pair is None or pair.system is None else pair.system
+
+
+def load_options(
+    pair: Pair | None, machine: LoadingOptions, generation: GenerationOptions | None = None, threads: int | None = None
+) -> Options:
+    """How to load the models. The context and the template variables are the pair's unless given. UsageError."""
+    variables = template_variables(generation.chat_template_kwargs if generation else None, pair)
+    return Options(
+        pair.ctx if pair and machine.ctx is None else machine.ctx,
+        threads,
+        machine.gpu_layers,
+        machine.flash_attention,
+        machine.kv_type.value,
+        template_variables=variables,
+    )
+
+
+def template_variables(given: str | None, pair: Pair | None) -> dict[str, Any]:
+    """Variables of the chat templates: as given, an object in JSON, else the pair's. UsageError for anything else."""
+    if given is None:
+        return dict(pair.chat_template_kwargs or {}) if pair else {}
+    option = "chat-template-kwargs"
+    try:
+        variables = json.loads(given)
+    except (ValueError, RecursionError):
+        variables = None
+    if not isinstance(variables, dict):
+        raise UsageError("not a JSON object", f"""for example --{option} '{{"enable_thinking": false}}'""", option=option)
+    check_template_variables(variables, f"--{option}")
+    return variables
+
+
+def _is_pair(pair: Pair | None, models: Models) -> bool:
+    return pair is not None and (models["draft"], models["target"]) == (pair.draft, pair.target)
+
+
+def _missing_prm(policy: Policy) -> UsageError:
+    rollouts = "; with known answers (bench, collect) also --reward rollout" if policy.reward == "any" else ""
+    return UsageError(
+        f"policy {policy.name} needs a process reward model",
+        f"give --prm MODEL, or a --pair that has one (builtin, llama3){rollouts}",
+    )
+
+
+def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
+    return UsageError(
+        f"policy {policy.name} needs a {role} model",
+        f"give --{role} MODEL.gguf, or a --pair of arbitrage models list; or try the demo: --pair scripted",
+    )

@@ -1,0 +1,72 @@
+"""Which problems of a data set a run is about, and what its folder is called."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from arbitrage_cli.cli.model_choice import ModelChoice
+from arbitrage_cli.cli.options import ProblemOptions, SelectionOptions
+from arbitrage_cli.data.datasets import load_dataset
+from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
+from arbitrage_cli.errors import UsageError
+
+MAX_NAME = 60  # characters of each half of a folder's name
+DIGEST = 8  # of them, if something was cut
+
+
+def read_problems(options: ProblemOptions, *, offline: bool) -> tuple[Dataset, list[Item]]:
+    """A data set, and which of its problems are to be solved. Errors: UsageError, HubError."""
+    mapping = parse_mapping(options.mapping) if options.mapping else {}
+    dataset = load_dataset(options.dataset, offline=offline, mapping=mapping)
+    return dataset, select_problems(dataset.items, options)
+
+
+def select_problems(items: Sequence[Item], options: SelectionOptions) -> list[Item]:
+    """The problems to solve, in the order of the data set. UsageError for an unknown id or a limit that selects none."""
+    chosen = _with_ids(items, options.ids)
+    selected = chosen[_slice(options.limit)] if options.limit is not None else chosen
+    if chosen and not selected:
+        raise UsageError(f"'{options.limit}' selects no problems", f"there are {len(chosen)}", option="limit")
+    return selected
+
+
+def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concurrency: str = "1") -> Path:
+    """The folder of a run of this data set with these models: `runs/math500--qwen2.5-math`.
+
+    A throughput run's name ends in the concurrency that was asked for: `--throughput-auto`.
+    """
+    names = [PurePath(name).name.removesuffix(".gguf") for name in choice.names]
+    suffix = "" if concurrency == "1" else f"--throughput-{_file_name(concurrency)}"
+    return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
+
+
+def _slice(limit: str) -> slice:
+    """`10`: the first ten. `10-20`: the tenth to the twentieth."""
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})", limit.strip())
+    first, last = (int(found[1] or 1), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UsageError(f"invalid limit '{limit}'", "10 for the first ten, 10-20 for the 10th to the 20th", option="limit")
+    return slice(first - 1, last)
+
+
+def _with_ids(items: Sequence[Item], ids: str | None) -> list[Item]:
+    if ids is None:
+        return list(items)
+    wanted = [part.strip() for part in ids.split(",") if part.strip()]
+    missing = [name for name in wanted if name not in {item.problem.id for item in items}]
+    if missing or not wanted:
+        some = ", ".join(item.problem.id for item in items[:5])
+        raise UsageError(f"no problem has the id '{', '.join(missing)}'", f"ids of this data set: {some} ...", option="ids")
+    return [item for item in items if item.problem.id in wanted]
+
+
+def _file_name(*names: str) -> str:
+    """Names joined into one for any file system. If it is too long each is cut, and a digest keeps it unique."""
+    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") for name in names]
+    whole = "-".join(filter(None, plain)) or "run"
+    if len(whole) <= MAX_NAME:
+        return whole
+    room = (MAX_NAME - DIGEST) // len(plain) - 1
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:DIGEST]
+    return "-".join([*(name[:room].strip("-.") for name in plain), digest])

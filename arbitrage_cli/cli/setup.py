@@ -1,0 +1,224 @@
+"""From options to a `Setup`: everything a command line stands for, resolved. Nothing is loaded but the head's small file.
+
+Slow to import, as NumPy is: a command imports it only when there is work to do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from arbitrage_cli.cli.cautions import cautions
+from arbitrage_cli.cli.columns import PolicyList, make_columns, read_policies
+from arbitrage_cli.cli.conflicts import refuse_ignored, resolve_conflicts
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.model_choice import (
+    ModelChoice,
+    choose_models,
+    load_options,
+    needed_models,
+    reward_source,
+    system_prompt,
+)
+from arbitrage_cli.cli.options import (
+    BenchRoutingOptions,
+    GenerationOptions,
+    HeadRoutingOptions,
+    MachineOptions,
+    ModelOptions,
+    RoutingOptions,
+)
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.routing.choice import (
+    AvailableHead,
+    RoutingRequest,
+    choose_routing,
+    load_head,
+    named_taus_here,
+    named_taus_in,
+    source_of_costs,
+    stops_early,
+)
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.thresholds import NamedTaus
+from arbitrage_cli.tuning.placement import Placement, place
+from arbitrage_cli.types import Limits, ModelRole
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a command does, resolved.
+
+    `sources` are the models that are needed, as the user named them. `stops_early` is None if no policy can stop a draft early,
+    `reward` the source of rewards for a policy that leaves it open; `policies` is the list that a benchmark was given, and
+    `named_taus` what its names of taus stand for. `notes` are for the user.
+    """
+
+    invocation: Invocation
+    choice: ModelChoice
+    head: Head | None
+    columns: Sequence[PolicyAtTau]
+    sources: Mapping[ModelRole, str]
+    load: Options
+    placement: Placement
+    sampler: Sampler
+    limits: Limits
+    system: str
+    offline: bool = False
+    concurrency: str = "1"
+    stops_early: bool | None = None
+    reward: str | None = None
+    tau_costs: str | None = None
+    policies: PolicyList | None = None
+    named_taus: NamedTaus | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def column(self) -> PolicyAtTau:
+        """The policy of a command that has only one."""
+        return self.columns[0]
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether a head decides in one of the policies."""
+        return any(column.policy.needs_head for column in self.columns)
+
+    @property
+    def available_head(self) -> AvailableHead:
+        """The head, with what tokens cost here."""
+        return AvailableHead(self.head, self.choice.head_source, self.placement.costs)
+
+    @property
+    def deciding_head(self) -> Head | None:
+        """The head, if a policy uses it."""
+        return self.head if self.uses_head else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options that every command with models has, and how it was called."""
+
+    invocation: Invocation
+    models: ModelOptions
+    generation: GenerationOptions
+    machine: MachineOptions
+
+
+def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
+    """The setup of one policy at one tau. Errors: UsageError, RouterError, ModelFileError."""
+    base = _base(options)
+    available = base.available_head
+    request = _request(options, routing, base.head)
+    policy, tau, warning = choose_routing(request, available)
+    refuse_ignored(options.invocation, policy)
+    early = stops_early(request.early_stop, [policy], available)
+    setup = _with_columns(base, [PolicyAtTau(policy, tau)], early_stop=early)
+    tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
+    return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
+
+
+def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice) -> Setup:
+    """The setup of the head's policy for these models; if a reward model is here, steps are rated too. Errors as `solve_setup`."""
+    base = _base(options, choice)
+    wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, "arbitrage")
+    policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
+    early = stops_early(routing.early_stop, [policy], base.available_head)
+    setup = _with_columns(base, [PolicyAtTau(policy, tau)], early_stop=early)
+    prm = choice.models["prm"]
+    if not prm:
+        return setup
+    if not options.models.prm and not local_files(prm):
+        note = "this pair's process reward model is not on this machine, so the oracle is not shown; --prm fetches it"
+        return replace(setup, notes=[*setup.notes, note])
+    note = "if steps are rated, both models finish every step: --early-stop changes nothing"
+    notes = [*setup.notes, *([note] if routing.early_stop else [])]
+    return replace(setup, sources=needed_models([POLICIES["oracle"]], choice.models), reward="prm", notes=notes)
+
+
+def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
+    """The setup of all policies that are compared. Errors as `solve_setup`."""
+    base = _base(options)
+    policies = read_policies(options.invocation, routing, base.head)
+    named = named_taus_here(base.available_head) if policies.names else None
+    columns = make_columns(policies, base.head, named)
+    early = stops_early(routing.early_stop, [column.policy for column in columns], base.available_head)
+    setup = _with_columns(base, columns, early_stop=early, reward=routing.reward)
+    return replace(setup, policies=policies, named_taus=named)
+
+
+def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
+    """The setup of a benchmark whose run is resumed: names of taus, and early stopping unless asked for, are as it began."""
+    if not run or setup.policies is None:
+        return setup
+    here, kept = setup.named_taus, named_taus_in(run)
+    named = kept if here and kept else here
+    notes = _changed_names(setup.policies, here, named)
+    began_with = run.get("early_stop")
+    keeps_early = setup.stops_early is not None and early_stop is None and began_with is not None
+    return replace(
+        setup,
+        columns=make_columns(setup.policies, setup.head, named),
+        named_taus=named,
+        stops_early=began_with if keeps_early else setup.stops_early,
+        notes=[*notes, *setup.notes],
+    )
+
+
+def collect_setup(options: RunOptions, reward: str | None) -> Setup:
+    """The setup in which both models write every step and both steps are rated. Errors as `solve_setup`."""
+    base = replace(_base(options), concurrency=options.machine.concurrency or "8")
+    return _with_columns(base, [PolicyAtTau(POLICIES["oracle"], 0.0)], reward=reward)
+
+
+def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
+    """What does not depend on the policies."""
+    invocation, models, generation, machine = options.invocation, options.models, options.generation, options.machine
+    choice = choice or choose_models(invocation, models)
+    load = load_options(choice.pair, machine, generation, machine.threads)
+    return Setup(
+        invocation,
+        choice,
+        load_head(choice.head_source),
+        columns=(),
+        sources={},
+        load=load,
+        placement=place(choice.models, load),
+        sampler=Sampler(generation.temperature, generation.top_p, generation.seed),
+        limits=Limits(generation.max_steps, generation.max_tokens, generation.max_step_tokens),
+        system=system_prompt(generation.system, choice.pair),
+        offline=models.offline,
+        concurrency=machine.concurrency or "1",
+    )
+
+
+def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) -> RoutingRequest:
+    """What holds of the routing options."""
+    settled = resolve_conflicts(options.invocation, routing, head)
+    names_head = options.models.head is not None
+    return RoutingRequest(settled.policy, settled.tau, settled.budget, settled.early_stop, names_head)
+
+
+def _with_columns(
+    base: Setup, columns: Sequence[PolicyAtTau], *, early_stop: bool | None = None, reward: str | None = None
+) -> Setup:
+    """The setup with its policies, the models that they need, and what the user should know of these."""
+    policies = [column.policy for column in columns]
+    sources = needed_models(policies, base.choice.models, reward)
+    setup = replace(base, columns=columns, sources=sources, stops_early=early_stop, reward=reward_source(policies, reward))
+    notes = cautions(base.choice, sources, uses_head=setup.uses_head, threads=base.load.threads)
+    return replace(setup, notes=notes)
+
+
+def _changed_names(listed: PolicyList, here: NamedTaus | None, kept: NamedTaus | None) -> list[str]:
+    """Names that stand for another tau in the run than they would here."""
+    if not here or not kept:
+        return []
+    return [
+        f"{name} is tau {kept.taus[name]:g} in this run, as when it began; by the costs of {here.costs_of} it would be "
+        f"{here.taus[name]:g}: to use that, give the run another folder (--output)"
+        for name in listed.names
+        if here.taus[name] != kept.taus[name]
+    ]

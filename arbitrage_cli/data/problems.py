@@ -1,0 +1,152 @@
+"""Reads problems from text: one a line, or one JSON object a line.
+
+Lines are read lazily: a pipe is answered while it is still being written. A bad line is yielded as a `BadLine`, so that the
+others go on. Knows no model, opens no file, and does not know what an answer means.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+from arbitrage_cli.types import Problem
+
+T = TypeVar("T")
+
+MAX_LINE_BYTES = 1 << 20
+
+PROBLEM_FIELDS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {"question": ("problem", "question"), "id": ("id", "unique_id")}
+)
+"""Names that a row's fields may have; the first one with a value counts."""
+
+_BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # a set, as in {1, 2, 3}, does not
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is not a problem, and why. Lines count from 1."""
+
+    number: int
+    reason: str
+
+
+class LineReader(Protocol):
+    """Anything that lines of bytes can be read from, such as a binary file."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """The next line, or `limit` bytes of it; empty at the end."""
+        ...
+
+
+class UnusableError(ValueError):
+    """Why a line or row is not a problem."""
+
+
+def read_problems(stream: LineReader) -> Iterator[Problem | BadLine]:
+    """The problems of a stream of UTF-8 text: JSONL if the first line that is not blank begins a JSON object, else plain text.
+
+    A JSON object has its question under `problem` or `question`, and may have an `id` or `unique_id`; the default id is the
+    line's number. Blank lines are skipped.
+    """
+    is_jsonl: bool | None = None
+
+    def parse(number: int, text: str) -> Problem:
+        nonlocal is_jsonl
+        if is_jsonl is None:
+            is_jsonl = _BEGINS_OBJECT.match(text) is not None
+        return _from_json(text, number) if is_jsonl else make_problem(text, str(number))
+
+    return _parse_lines(stream, parse)
+
+
+def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Mapping[str, Any]] | BadLine]:
+    """The JSON objects of a stream of UTF-8 text, one a line, with their lines' numbers. Blank lines are skipped."""
+    return _parse_lines(stream, lambda number, text: (number, _json_object(text)))
+
+
+def make_problem(question: str, identifier: str) -> Problem:
+    """A problem from a user's text. ValueError, with the reason, if it cannot be one."""
+    question = question.strip()
+    if not question:
+        raise UnusableError("the problem is empty")
+    if "\0" in question:
+        raise UnusableError("the problem contains a NUL character")
+    if len(question) > MAX_LINE_BYTES:
+        raise UnusableError(f"the problem is longer than {MAX_LINE_BYTES:,} characters")
+    return Problem(identifier, encodable(question))
+
+
+def find_id(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:
+    """The row's own id, a text or a whole number, else the row's number."""
+    values = (row.get(name) for name in names)
+    usable = (value for value in values if type(value) is int or (isinstance(value, str) and value.strip()))
+    return encodable(str(next(usable, number)))
+
+
+def encodable(text: str) -> str:
+    """The text with each lone surrogate replaced by a question mark."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _parse_lines(stream: LineReader, parse: Callable[[int, str], T]) -> Iterator[T | BadLine]:
+    """Parse the lines that are not blank. A JSON list in place of lines is one bad line."""
+    is_first = True
+    for number, line in _lines(stream):
+        try:
+            text = _decode(line, number)
+            if is_first and _is_json_list(text):
+                yield BadLine(number, "this looks like a JSON list; give one JSON object a line instead")
+                return
+            if text:
+                is_first = False
+                yield parse(number, text)
+        except UnusableError as error:
+            yield BadLine(number, str(error))
+
+
+def _lines(stream: LineReader) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, split at line feeds only. A line over the limit is cut just behind it."""
+    for number in itertools.count(1):
+        line = stream.readline(MAX_LINE_BYTES + 2)
+        if not line:
+            return
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE_BYTES + 2)
+        yield number, line
+
+
+def _decode(line: bytes, number: int) -> str:
+    if len(line) > MAX_LINE_BYTES + 1:
+        raise UnusableError(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"not UTF-8 text (byte {error.start + 1} of the line)") from error
+
+
+def _is_json_list(first_line: str) -> bool:
+    return first_line[:1] == "[" and first_line[1:].lstrip()[:1] in ("{", '"', "")
+
+
+def _from_json(text: str, number: int) -> Problem:
+    row = _json_object(text)
+    question = next((row[name] for name in PROBLEM_FIELDS["question"] if isinstance(row.get(name), str)), None)
+    if question is None:
+        raise UnusableError('no text under "problem" or "question"')
+    return make_problem(question, find_id(row, PROBLEM_FIELDS["id"], number))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep, or a number too long"
+        raise UnusableError(f"not valid JSON ({reason})") from error
+    if not isinstance(row, dict):
+        raise UnusableError("not a JSON object")
+    return row

@@ -1,0 +1,219 @@
+"""The live view of problems: every finished step stays, the region shows the step that is being written.
+
+Of several problems at once, finished steps name their problem, and the region has one row for each problem.
+"""
+
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from arbitrage_cli.display import wording
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
+from arbitrage_cli.display.text import one_line, safe
+from arbitrage_cli.runs.records import RunInfo, answer
+from arbitrage_cli.runs.summary import Tally, tally
+from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
+
+MAX_STREAM_LINES = 6
+MAX_PROBLEMS = 8  # in flight that have a row each
+INDENT = 5
+COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
+
+
+@dataclass(slots=True)
+class _Solution:
+    """A problem in flight: its place in the region, its steps so far, and the step that is being written."""
+
+    identifier: str
+    place: int
+    step_number: int = 1
+    figures: Tally = field(default_factory=Tally)
+    writer: ModelRole | None = None
+    text: str = ""
+    draft_text: str = ""  # while the target rewrites it
+    num_tokens: int = 0
+    num_unread: int = 0
+    is_rated: bool = False
+    began: float = 0.0
+
+    @property
+    def state(self) -> str:
+        """How far the step is."""
+        if self.is_rated:
+            return "being rated"
+        is_reading = self.num_unread > 1 and not self.num_tokens
+        return f"reading {self.num_unread} tokens" if is_reading else f"{self.num_tokens} tokens"
+
+    def start_step(self, event: Writing, now: float) -> None:
+        """A model begins the step, or goes on reading before it."""
+        if event.model != self.writer or self.num_tokens:
+            self.draft_text = self.text if event.model == "target" and self.writer == "draft" else ""
+            self.writer, self.text, self.num_tokens = event.model, "", 0
+            self.is_rated, self.began = False, now
+        self.num_unread = event.num_unread
+
+    def finish_step(self, decision: Decision, number: int) -> None:
+        """The step is kept."""
+        self.figures = self.figures.add(decision)
+        self.step_number = number + 1
+        self.writer, self.draft_text, self.text, self.is_rated = None, "", "", False
+
+
+class SolveView:
+    """The `View` of problems."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self._run = run
+        self._solutions: dict[Trace, _Solution] = {}
+        self._totals = wording.Totals()
+        self._is_shared = run.concurrency > 1  # by several problems
+
+    def begin(self) -> list[Text]:
+        lines = [Text(line, "dim") for line in [*wording.models(self._run), wording.rule(self._run)]]
+        return [*lines, Text(wording.TOY_NOTICE, "yellow")] if self._run.is_toy else lines
+
+    def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]:
+        if isinstance(event, AttemptStarted | AttemptEnded):
+            return []
+        self._totals.add(event)
+        if isinstance(event, Started):
+            return self._start_problem(event)
+        if isinstance(event, Finished):
+            self._solutions.pop(event.trace, None)
+            return self._finished_lines(event)
+        return self._update(event, self._solutions[event.trace], columns, now)
+
+    def may_wait(self, event: Event | AttemptStarted | AttemptEnded) -> bool:
+        return self._is_shared or isinstance(event, Wrote | Rating)
+
+    def region(self, columns: int, rows: int, now: float) -> list[Text]:
+        if self._is_shared:
+            return self._shared_lines(columns, rows)
+        return next((_writing_lines(solution, columns, rows, now) for solution in self._solutions.values()), [])
+
+    def end(self) -> list[Text]:
+        return [] if self._run.num_problems == 1 else [Text(""), Text(self._totals.text, "bold")]
+
+    def close(self, columns: int) -> list[Text]:
+        lines: list[Text] = []
+        for one in self._solutions.values():
+            if one.writer and one.text:
+                lines.append(Text(f"  {self._of(one.identifier)}{one.writer} was writing:", "dim"))
+                lines += _rows(one.text, columns, "dim")
+        return lines
+
+    # --- lines that stay
+
+    def _start_problem(self, event: Started) -> list[Text]:
+        problem = event.trace.problem
+        taken = {solution.place for solution in self._solutions.values()}
+        place = next(number for number in range(len(taken) + 1) if number not in taken)
+        self._solutions[event.trace] = _Solution(one_line(problem.id), place)
+        title = "Problem" if self._run.num_problems == 1 else f"Problem {one_line(problem.id)}"
+        return [Text(""), Text.assemble((f"{title}  ", "bold"), one_line(problem.question))]
+
+    def _update(
+        self, event: Writing | Wrote | Rating | Decided, solution: _Solution, columns: int, now: float
+    ) -> list[Text]:
+        if isinstance(event, Wrote):
+            solution.text += event.text
+            solution.num_tokens += 1
+        elif isinstance(event, Writing):
+            solution.start_step(event, now)
+        elif isinstance(event, Rating):
+            solution.is_rated = True
+        else:
+            solution.finish_step(event.decision, len(event.trace.decisions))
+            return self._decision_lines(solution.identifier, event, columns)
+        return []
+
+    def _decision_lines(self, identifier: str, event: Decided, columns: int) -> list[Text]:
+        decision = event.decision
+        kept, discarded = decision.kept, decision.discarded
+        number = f"{self._of(identifier)}{len(event.trace.decisions):>3}  "
+        head = Text.assemble((number, "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
+        if decision.verdict:
+            head.append(f"  {decision.verdict:<8}", "green" if decision.verdict == "accept" else "yellow")
+        head.append(f"  {wording.comparison(decision, self._run)}".rstrip())
+        head.append(f"  {wording.size(kept)}", "dim")
+        if discarded is None:
+            return [head, *_rows(kept.text, columns, "")]
+        head.append(f"  (discarded: {wording.size(discarded)})", "dim")
+        # The marks tell the two apart where a strike cannot be seen.
+        return [head, *_rows(discarded.text, columns, "dim strike", "-"), *_rows(kept.text, columns, "", "+")]
+
+    def _finished_lines(self, event: Finished) -> list[Text]:
+        failure = wording.failure(event)
+        headline = Text(failure, "bold red") if failure else self._answer_line(event)
+        if not event.trace.decisions:
+            return [headline]
+        figures = tally(event.trace.decisions).rated(event.reward_cost)
+        facts = [wording.tally(figures), wording.time(event, figures, self._run)]
+        return [headline, *(Text(line, "dim") for line in facts)]
+
+    def _answer_line(self, event: Finished) -> Text:
+        found, ending = answer(event.trace), wording.ending(event)
+        line = Text.assemble((f"{self._of(one_line(event.trace.problem.id))}answer ", "bold"))
+        line.append(one_line(found) if found else "none in a box", "bold green")
+        return line.append(f"  ({ending})", "yellow") if ending else line
+
+    def _of(self, identifier: str) -> str:
+        """The problem that a line belongs to, if that is not plain."""
+        return f"Problem {identifier}  " if self._is_shared else ""
+
+    # --- the region
+
+    def _shared_lines(self, columns: int, rows: int) -> list[Text]:
+        """One row for each problem in flight, always in the same place, and the tally of all problems so far."""
+        if not self._solutions:
+            return []
+        by_place = {solution.place: solution for solution in self._solutions.values()}
+        shown = max(1, min(self._run.concurrency, MAX_PROBLEMS, rows - 3))
+        width = max(cell_len(solution.identifier) for solution in by_place.values())
+        lines = [_problem_line(by_place.get(place), width, columns) for place in range(shown)]
+        head = f"{len(by_place)} problems at once" + (f", {shown} of them shown" if len(by_place) > shown else "")
+        finished = Text(f"{head}; {self._totals.finished} finished", "bold")
+        return [finished, *lines, Text(wording.tally(self._totals.figures), "dim")]
+
+
+def _writing_lines(solution: _Solution, columns: int, rows: int, now: float) -> list[Text]:
+    """Who writes which step, the end of its text, the tally of the problem so far."""
+    if solution.writer is None:
+        return []
+    head = Text.assemble((f"{solution.step_number:>3}  ", "bold"), (f"{solution.writer:<6}", COLORS[solution.writer]))
+    head.append(f"  {solution.state}  {now - solution.began:.1f} s", "dim")
+    room = max(0, rows - 2)  # below the head, and above the last row, which stays free
+    stream_room = min(MAX_STREAM_LINES, room)
+    body = _last_rows(solution.draft_text, columns, stream_room // 2 if solution.draft_text else 0, "dim strike")
+    body += _last_rows(solution.text, columns, stream_room - len(body), "")
+    return [head, *body, *_rows(wording.tally(solution.figures), columns, "dim")[: room - len(body)]]
+
+
+def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
+    """A problem in flight in one row: who writes which step, and the end of its text. Empty for no problem."""
+    if solution is None:
+        return Text("")
+    line = Text(f"  {solution.identifier}{' ' * (width - cell_len(solution.identifier))}  {solution.step_number:>3}  ")
+    if solution.writer:
+        line.append(f"{solution.writer:<6}", COLORS[solution.writer])
+        line.append(f"  {solution.state:<10}", "dim")
+    room = columns - cell_len(line.plain) - 3
+    text = Text(one_line(solution.text[-columns:]))
+    while room > 0 and cell_len(text.plain) > room:
+        text = text[1:]
+    return line.append("  ").append_text(text) if room > 0 else line
+
+
+def _rows(text: str, columns: int, style: str, mark: str = " ") -> list[Text]:
+    """A step's text as indented rows, wrapped between words, without blank lines. `mark` is a character of the indentation."""
+    width = max(columns - INDENT - 1, 4)
+    console = Console(width=width, highlight=False, markup=False)
+    lines = [line for line in safe(text).expandtabs(4).split("\n") if line.strip()]
+    return [Text.assemble(f"   {mark} ", row) for line in lines for row in Text(line, style).wrap(console, width)]
+
+
+def _last_rows(text: str, columns: int, rows: int, style: str) -> list[Text]:
+    """The end of a text that is being written, in at most `rows` rows."""
+    return _rows(text[-columns * (rows + 1) :], columns, style)[-rows:] if rows > 0 else []

@@ -1,0 +1,77 @@
+"""The one protocol of everything that shows a command while it works, and the records it is shown.
+
+A command chooses one `Display`, by flag and terminal: `plain` writes lines, `live` draws a region at the bottom of the
+terminal. Each shows one problem, many problems, or the attempts of a run, and writes to standard error; only results go to
+standard output. A display sees records and events, never a model or a file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.runs.summary import Standing
+from arbitrage_cli.types import Event, ModelRole
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run is. `finished` and `planned` count attempts; `seconds_left` is an estimate, None if unknown."""
+
+    title: str
+    finished: int
+    planned: int
+    standings: Sequence[Standing]
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """An attempt of a run begins: the problem's id, and the policy's label."""
+
+    problem: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt of a run is over, and its row is safe.
+
+    `verdict` is its grade, or "error"; `detail` the answer that was found, or what went wrong. `seconds` are None if other
+    problems were solved beside it.
+    """
+
+    problem: str
+    label: str
+    verdict: str
+    detail: str
+    seconds: float | None
+    progress: RunProgress
+
+
+class Display(Protocol):
+    """Shows one command. `close` leaves the terminal as it was, and may be called twice."""
+
+    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
+        """A model is being loaded; `fraction` from 0 to 1."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line to the user: a warning, an error about one problem."""
+        ...
+
+    def begin(self, run: RunInfo | RunProgress) -> None:
+        """Models are loaded. Problems follow, or the attempts of a run."""
+        ...
+
+    def handle(self, event: Event | AttemptStarted | AttemptEnded) -> None: ...
+
+    def end(self) -> None:
+        """All problems are done: sum them up."""
+        ...
+
+    def result(self, text: str) -> None:
+        """A line for standard output, written without disturbing the view."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,69 @@
+"""Text for a terminal: cleaned of what a terminal could obey, aligned, wrapped, and written.
+
+Text from a model, a problem or a file is data: `safe` removes every control character from it.
+"""
+
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from arbitrage_cli.errors import OutputError, ReaderGoneError
+
+WIDTH = 79
+"""Of tables: they fit in 80 columns."""
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def safe(text: str) -> str:
+    """The text without control characters (line feed and tab stay), lone surrogates and writing-direction overrides."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(character for character in text if character in "\n\t" or _is_visible(character))
+
+
+def one_line(text: str) -> str:
+    """`safe` text with all white space runs, line feeds included, as single spaces."""
+    return " ".join(safe(text).split())
+
+
+def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Iterable[int] = (0,)) -> Iterator[str]:
+    """A table's lines: the columns `left` to the left, all others to the right."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    to_the_left = set(left)
+    for cells in lines:
+        padded = (
+            cell.ljust(width) if index in to_the_left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        yield "  ".join(padded).rstrip()
+
+
+def wrapped(text: str) -> list[str]:
+    """A paragraph in lines of at most `WIDTH` columns."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write and flush. ReaderGoneError if a pipe was closed at its other end, OutputError if it fails otherwise."""
+    with writing():
+        stream.write(text)
+        stream.flush()
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Turns the system's errors about a stream into those of this program: see `write`."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
+    except OSError as error:
+        raise OutputError(f"results cannot be written ({error.strerror})", "free some space, or write elsewhere") from error
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI

@@ -1,0 +1,202 @@
+"""Whether an answer is the gold answer, as far as text, plain numbers and units decide it.
+
+The rest (roots, symbols, lists, intervals, matrices) is left to computer algebra: `compare` then returns the two expressions
+to give it, without names and units. Pure functions on text; nothing is evaluated. A wrong "equal" is worse than a wrong
+"different".
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_LENGTH = 1000
+"""Characters of an answer that is compared; a longer one can only be the same text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`is_equal` is None if only computer algebra can tell; `gold` and `answer` are then the LaTeX expressions to compare."""
+
+    is_equal: bool | None
+    rule: str
+    gold: str = ""
+    answer: str = ""
+
+
+def compare(gold: str, answer: str, unit: str = "") -> Comparison:
+    """Compares an answer with the gold answer. `unit` is the gold answer's, if the data give it separately."""
+    if max(len(gold), len(answer)) > MAX_LENGTH:
+        return Comparison(gold.strip() == answer.strip(), "long text")
+    gold, answer = normalise(gold), normalise(answer)
+    if bool(_RELATION.search(gold)) != bool(_RELATION.search(answer)):
+        gold, answer = _without_names(gold), _without_names(answer)
+    (wanted, wanted_unit), (given, given_unit) = split_unit(gold), split_unit(answer)
+    if unit and not wanted_unit.dimension:
+        wanted_unit = split_unit(normalise(f"1 {unit}"))[1]
+    wanted_number, given_number = read_number(wanted), read_number(given)
+    if wanted_number is not None and given_number is not None:
+        return Comparison(_is_same_quantity(wanted_number, wanted_unit, given_number, given_unit), "numbers")
+    if wanted_number is None and _is_words(gold):
+        return Comparison(_fold(gold) == _fold(answer), "text")
+    if wanted_unit.dimension and given_unit.dimension and wanted_unit != given_unit:
+        return Comparison(False, "units")
+    if _squeeze(wanted) == _squeeze(given):
+        return Comparison(True, "text")
+    if ("=" in wanted) != ("=" in given) or not given or any(text.count("{") != text.count("}") for text in (wanted, given)):
+        return Comparison(False, "no comparable expression")
+    return Comparison(None, "math-verify", wanted, given)
+
+
+_CHARACTERS = str.maketrans(
+    "\u2212\u2013\u2018\u2019\u2032~\u00a0\u2009\u202f\t\r\n", "--'''       ", "\u200b\ufeff\0"
+) | str.maketrans(
+    {"\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u221a": "\\sqrt ", "\u03c0": "\\pi ", "\u221e": "\\infty "}
+    | {"\u00b0": "^{\\circ}", "\u00b2": "^{2}", "\u00b3": "^{3}", "\u00a2": " cents", "\u00b1": "\\pm "}
+)
+_SPELLINGS = (
+    (r"(?<=[0-9])(?:,\\!|\\[,!;: ]|\{,\})(?=[0-9]{3}(?![0-9]))", ","),  # 10{,}000
+    (r"^( *-? *)\$(?= *[-.0-9][^$]*$)", r"\1\\$"),  # a single dollar sign is money
+    (r"\\(?:left|right|displaystyle|boxed|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
+    (r"(?<!\\)\\[()\[\]!]|\*\*|(?<!\\)\$", ""),  # delimiters of mathematics
+    (r"(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])", " "),
+    (r"\\(?:text(?:bf|it|rm|normal)|math(?:rm|bf)|boldsymbol|mbox) *(?=\{)", r"\\text"),
+    (r"\\text\{ *([^{}]*?) *\}", r"\\text{\1}"),
+    (r" ?\^ *(?:\{ *\\circ *\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^{\\circ}"),
+    (r"\\(%|max|min)", r"\1"),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\frac *([0-9a-zA-Z]|\\pi)", r"\\frac{\1}"),
+    (r"(\\frac *\{[^{}]*\}) *([0-9a-zA-Z]|\\pi)", r"\1{\2}"),
+    (r"([0-9]) ?(?:to|:|\\text\{(?:to|:)\}) ?(?=[0-9])", r"\1:"),  # 5 to 6
+    (r"^[ =*]+|[ .,;:*]+$", ""),
+    (r" +", " "),
+    (r"^(?:\\text)?\{([^{}]*[0-9][^{}]*)\}$", r"\1"),
+    (r"^(-?) ?\\\$ ?(.+?)(?: per [a-z ]+)?$", r"\1\2 \\text{dollar}"),
+    (r" ?\^\{\\circ\}$", r" \\text{degree}"),
+    (r" ?%$", r" \\text{percent}"),
+)
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_ATOM = r"(?:\\text\{[^{}]*\}|\\?[A-Za-z]+)'*(?: ?_ ?(?:\{[^{}]*\}|[A-Za-z0-9]))?"
+_NAME = rf"(?:(?:\\angle )?{_ATOM}(?: {_ATOM}){{0,5}})?(?:\( ?{_ATOM}(?: ?, ?{_ATOM}){{0,5}} ?\))?"
+_NAMED = re.compile(rf"(^|[,;] ?|(?:and|or)\}}? ?)(?:{_NAME}|[-+*/0-9.,() ]+) ?(?:=|\\in(?![a-z])) ?")
+_RELATION = re.compile(r"=|\\(?:in|approx)(?![a-z])")
+
+
+def normalise(text: str) -> str:
+    """One spelling of an answer: no delimiters of mathematics, `\\frac` for its variants, `\\text` for all upright fonts."""
+    text = text.translate(_CHARACTERS)
+    for pattern, replacement in _SPELLINGS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _squeeze(text: str) -> str:
+    """A normalised text without the spaces and braces that change nothing; only for testing equality."""
+    text = re.sub(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])", "", _TEXT.sub(r"\1", text))
+    return re.sub(r"\{([0-9A-Za-z])\}", r"\1", text)
+
+
+def _without_names(text: str) -> str:
+    """`5` of `x = 5`, `2 + 3 = 5` and `5 \\approx 4.99`; `1, -2` of `x = 1, x = -2`. Other equations stay as they are."""
+    text = re.sub(r"(?<=.) ?\\approx(?![a-z]).*", "", text)
+    for _ in range(3):  # x = 12/3 = 8/2 = 4
+        text = _NAMED.sub(r"\1", text)
+    return text
+
+
+def _is_words(text: str) -> bool:
+    """Whether a text is no mathematics. Short letters may be a product of variables, unless they are in `\\text`."""
+    bare = _TEXT.sub(r"\1", text)
+    word = r"[^\W\d_]" if bare != text else r"[^\W\d_]{4}|\b[A-Z][a-z]|^(?:yes|no)$|\d:\d\d"
+    return bool(re.fullmatch(r"[\w .,'\"&:()-]+", bare) and re.search(word, bare))
+
+
+def _fold(text: str) -> str:
+    """Words without capitals, spaces, punctuation and a first article."""
+    return re.sub(r"^(?:the|an?) |[^\w:]", "", _TEXT.sub(r"\1", text).casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A known measure and its size in that; the dimension of any other noun is ""."""
+
+    dimension: str = ""
+    size: Fraction = Fraction(1)
+
+
+_MEASURES = {
+    "length": "mm .001 millimeter .001 cm .01 centimeter .01 m 1 meter 1 km 1000 kilometer 1000 in .0254 inch .0254 "
+    "inche .0254 ft .3048 foot .3048 feet .3048 yd .9144 yard .9144 mi 1609.344 mile 1609.344",
+    "time": "s 1 sec 1 second 1 min 60 minute 60 h 3600 hr 3600 hour 3600 day 86400 week 604800",
+    "mass": "mg .001 g 1 gram 1 kg 1000 kilogram 1000 oz 28.349523125 ounce 28.349523125 lb 453.59237 pound 453.59237",
+    "volume": "ml .001 milliliter .001 l 1 liter 1",
+    "money": "dollar 1 cent .01",
+    "angle": "degree 1 radian 57.2957795",
+    "percent": "percent .01 percentage .01",
+}
+_UNITS = {
+    name: Unit(dimension, Fraction(size))
+    for dimension, listed in _MEASURES.items()
+    for name, size in re.findall(r"(\S+) (\S+)", listed)
+}
+_NOT_A_UNIT = re.compile(
+    r"(?:squared|cubed|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred)ths|and|or|not|if|to|for|when|plus|minus|over|"
+    r"mod|is|are|remainder|more|less|theta|alpha|beta)\b"
+)
+_WORDS = r"[A-Za-z][A-Za-z .'/-]*"
+_UNIT = re.compile(
+    rf"(?P<before>.+?)(?: ?\\text\{{\(?(?P<text>{_WORDS})\)?\}}|(?<=[0-9)}}])(?P<space> ?)(?P<bracket>\(?)(?P<bare>{_WORDS})\)?)"
+    r"(?:\^\{?(?P<power>[23])\}?)?"
+)
+_THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:[, ][0-9]{3})+(?![0-9])")
+_FRACTION = re.compile(r" ?\\frac ?\{ ?(-?[0-9.]+) ?\}\{ ?([0-9.]+) ?\}")
+_DECIMAL = r"[0-9]+\.?[0-9]*|\.[0-9]+"
+_NUMBER = re.compile(rf"([-+]?) ?(?:([0-9]+) (?=.*/))?(-?(?:{_DECIMAL}))(?: ?([/:]) ?({_DECIMAL}))?")
+
+
+def split_unit(text: str) -> tuple[str, Unit]:
+    """A text without its unit, and the unit. Bare letters are no unit but variables: 2x, 5ab."""
+    if not (found := _UNIT.fullmatch(text)):
+        return text, Unit()
+    words = re.sub("[. ]+", " ", found["text"] or found["bare"]).strip().lower()
+    measure = _measure(words, found["power"])
+    is_noun = found["text"] or (found["space"] and (found["bracket"] or re.search("[a-z]{4}", words)))
+    is_unit = (is_noun or (measure.dimension and len(words) > 1)) and not _NOT_A_UNIT.match(words)
+    return (found["before"], measure) if is_unit else (text, Unit())
+
+
+def _measure(words: str, power: str | None) -> Unit:
+    """The measure that words such as `sq inches` or `kilograms of sand` name."""
+    *before, name = words.partition(" of ")[0].split()
+    exponent = int(power or {"square": 2, "sq": 2, "cubic": 3}.get(" ".join(before), 1))
+    unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
+    if not unit or (before and exponent == 1):
+        return Unit()
+    return unit if exponent == 1 else Unit(f"{unit.dimension}^{exponent}", unit.size**exponent)
+
+
+def read_number(text: str) -> Fraction | None:
+    """The exact value of an integer, decimal, fraction, mixed number, or ratio in lowest terms; None for anything else."""
+    text = _THOUSANDS.sub(lambda found: re.sub("[, ]", "", found[0]), text)
+    if not (found := _NUMBER.fullmatch(_FRACTION.sub(r" \1/\2", text).strip())):
+        return None
+    sign, whole, top, mark, bottom = found.groups()
+    if bottom and not Fraction(bottom):
+        return None
+    value = Fraction(top) / Fraction(bottom or 1)
+    if mark == ":" and str(value.numerator) != top:  # a time of day: 5:45
+        return None
+    return (Fraction(whole or 0) + value) * (-1 if sign == "-" else 1)
+
+
+def _is_same_quantity(gold: Fraction, gold_unit: Unit, answer: Fraction, answer_unit: Unit) -> bool:
+    """Whether two quantities are exactly equal. A unit that is unknown, or that only one of them has, counts for nothing.
+
+    25% is 1/4; it is also 25, but only above 1, where a bare number can only be a percentage.
+    """
+    are_equal = gold * gold_unit.size == answer * answer_unit.size
+    if gold_unit.dimension == answer_unit.dimension:
+        return are_equal
+    if gold_unit.dimension and answer_unit.dimension:
+        return False
+    is_percentage = "percent" in (gold_unit.dimension, answer_unit.dimension)
+    return (gold == answer and (abs(gold) > 1 or not is_percentage)) or (are_equal and is_percentage)

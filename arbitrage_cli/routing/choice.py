@@ -1,0 +1,187 @@
+"""From what was asked for to a policy and its tau. Knows heads and their tables of taus, no command line and no model."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, head_file
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.head_file import load
+from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NEVER, Costs, NamedTaus, TauTable
+
+DEFAULT_TAU = "exact"
+ON_CARD, HERE = "the head's card", "this machine"
+"""Whose costs decide what a name of a tau stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class AvailableHead:
+    """The head that would decide, the name it was loaded by, and what tokens cost on this machine; None if not known."""
+
+    head: Head | None
+    source: str | None
+    costs: Costs | None = None
+
+    @property
+    def is_universal(self) -> bool:
+        """Whether it was trained on other pairs: nothing on its card holds for this one."""
+        return self.source == UNIVERSAL_HEAD
+
+    @property
+    def table(self) -> TauTable:
+        """The head's table of taus. UsageError without a head."""
+        return TauTable.from_json(need_head(self.head).card.taus)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRequest:
+    """How to route, as far as it was asked for; None leaves it open. `names_head`: a head was named, not the pair's own."""
+
+    policy: str | None = None
+    tau: str | None = None
+    budget: float | None = None
+    early_stop: bool | None = None
+    names_head: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing was asked for."""
+        return (self.policy, self.tau, self.budget, self.early_stop) == (None,) * 4 and not self.names_head
+
+
+def load_head(source: str | None) -> Head | None:
+    """The head of that file, or the built-in one of that name; None for None. RouterError."""
+    return load(head_file(source)) if source else None
+
+
+def need_head(head: Head | None) -> Head:
+    """The head. UsageError if there is none."""
+    if head is None:
+        raise UsageError(
+            "policy arbitrage needs a trained head, and demo models have none",
+            "give --head FILE.safetensors (arbitrage collect and arbitrage train make one), or another --policy",
+        )
+    return head
+
+
+def choose_policy(name: str | None, head: Head | None) -> Policy:
+    """The policy of that name; without one the head's, or the draft's entropy if there is no head. UsageError."""
+    if name is None:
+        return POLICIES["arbitrage" if head else "entropy"]
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES, option="policy")
+    return POLICIES[name]
+
+
+def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[Policy, float | None, str | None]:
+    """The policy, its tau, and a warning if routing is expected to take longer here than the target alone.
+
+    If nothing was asked for, costs are this machine's and the head is this pair's, the target alone then writes, with
+    token-level speculation if that pays. UsageError.
+    """
+    policy = choose_policy(request.policy, available.head)
+    tau = resolve_tau(policy, request.tau, request.budget, available)
+    time = _expected_time(policy, tau, available)
+    if time is None or time < 1:
+        return policy, tau, None
+    measured_by = ON_CARD if available.costs is None else HERE
+    warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
+    if stops_early(request.early_stop, [policy], available):
+        warning += " (not counting what early stops save)"
+    costs = available.costs
+    if request.is_open and costs is not None and not available.is_universal:
+        alone = "speculative" if costs.write < costs.target_seconds_per_token else "target"
+        how = " with token-level speculation" if alone == "speculative" else ""
+        return POLICIES[alone], None, f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"
+    return policy, tau, f"{warning}: --policy target"
+
+
+def has_tau(policy: Policy, tau: str | None) -> bool:
+    """Whether the policy accepts this tau: only a head has names for taus, and budgets."""
+    return bool(policy.number) and (policy.needs_head or not (tau in NAMES or str(tau).endswith("%")))
+
+
+def resolve_tau(policy: Policy, tau: str | None, budget: float | None, available: AvailableHead) -> float | None:
+    """The tau that was asked for, or the default; None for a policy that has no tau. UsageError.
+
+    With a head: a number, a name or a budget of its table. Names are resolved at the costs of this machine if they are known.
+    """
+    if not policy.number:
+        return None
+    if not policy.needs_head:
+        if budget is not None:
+            raise UsageError(f"policy {policy.name} has no budget", "give a --tau, or a policy with a head", option="budget")
+        return _number(tau, policy) if tau is not None else policy.default_tau
+    table = available.table if available.costs is None else available.table.at_costs(available.costs)
+    if budget is not None and tau is not None:
+        raise UsageError("both a tau and a budget are given", "give one of them")
+    return table.at_budget(budget) if budget is not None else table.resolve(tau or DEFAULT_TAU)
+
+
+def stops_early(given: bool | None, policies: Iterable[Policy], available: AvailableHead) -> bool | None:
+    """Whether drafted steps are stopped before their end: as asked for, else if that saves time at the costs that are known.
+
+    None if no policy can. What a universal head says of unfinished steps is not known for this pair.
+    """
+    if not any(policy.can_stop_early for policy in policies):
+        return None
+    if given is not None:
+        return given
+    if available.head is None or available.is_universal:
+        return False
+    return available.table.early_stop_pays(available.costs)
+
+
+def name_of_tau(policy: Policy, tau: str | None) -> str | None:
+    """The name that a tau was given by; None if it is a number, or the policy has no names for taus."""
+    name = tau or DEFAULT_TAU
+    return name if policy.needs_head and name in NAMES else None
+
+
+def named_taus_here(available: AvailableHead) -> NamedTaus:
+    """What names of taus stand for at the costs of this machine, or at those on the head's card. UsageError."""
+    if available.costs is None:
+        return NamedTaus(available.table.named, ON_CARD)
+    return NamedTaus(available.table.at_costs(available.costs).named, HERE)
+
+
+def named_taus_in(run: Mapping[str, Any]) -> NamedTaus | None:
+    """What names of taus stand for in a run, by its run.json; None if none was used."""
+    return NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
+
+
+def source_of_costs(policy: Policy, tau: str | None, budget: float | None, costs: Costs | None) -> str | None:
+    """Whose costs decided what a name of a tau stands for; None if none was used."""
+    if budget is not None or name_of_tau(policy, tau) is None:
+        return None
+    return ON_CARD if costs is None else HERE
+
+
+def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
+    """Whether one of the policies decides by a head that reads the draft's hidden states."""
+    return head is not None and head.reads_hidden and any(policy.needs_head for policy in policies)
+
+
+def _expected_time(policy: Policy, tau: float | None, available: AvailableHead) -> float | None:
+    """Time of a solution with a head at this tau, divided by that of the target alone; None if that is not known.
+
+    By the costs of this machine if they are known, else as on the head's card; a universal head's card has another pair's.
+    """
+    if not policy.needs_head or tau is None or (available.costs is None and available.is_universal):
+        return None
+    table = available.table
+    row = min(table.rows, key=lambda one: abs(one.tau - min(max(tau, ALWAYS), NEVER)))
+    return table.time(row, available.costs)
+
+
+def _number(text: str, policy: Policy) -> float:
+    try:
+        tau = float(text)
+    except ValueError:
+        tau = math.nan
+    if math.isnan(tau):
+        raise UsageError(f"invalid tau '{text}' for policy {policy.name}", "a number, inf or -inf: --tau 0.5", option="tau")
+    return tau

@@ -1,0 +1,294 @@
+r"""Finds the arithmetic that a text states, and checks it: `788 * 9 = 7992` is wrong.
+
+Reads numbers (decimals, thousands commas, `%`), `+ - * / ( )` in plain, Unicode and LaTeX form, `\frac{}{}`, and chains such as
+`a = b = c`. Currency signs, units and `\text{}` are ignored. What cannot be read for certain is left out: variables, powers, words
+that compute (`half of 10 + 2`), conversions (`1/2 hour = 30 minutes`). Values are exact fractions. A text is read in linear time,
+and nothing is evaluated as code. Knows no step and no model.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import groupby, pairwise
+from typing import NamedTuple
+
+Value = Fraction | int
+
+MAX_CHARACTERS = 4096  # of a text; what follows is not read
+MAX_TOKENS = 100  # of one side of an equation
+MAX_DIGITS = 18  # of a number
+TOLERANCE = Fraction(1, 50)  # relative, of what is stated to be about equal
+
+_EQUAL = re.compile(r"=|\u2248|\\approx")
+_FRACTION_OF = re.compile(r"(%|\d/\d+|\})\s+of\s+(?=\$?\d)")  # 20% of 50, 3/4 of 20
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+", re.ASCII)
+_TOKEN = re.compile(
+    r"""
+    (?P<skip>[^\S\n]+|\\?[$]|[€£&]|\\[,;!\ ]|\\(?:left|right|quad)(?![a-z])|(?:\n|\\\\)(?=[ ]*+(?:&[ ]*+)?=)|\*\*(?=\s|[A-Z]|$))
+    |(?P<break>\n|\\[\[\]()\\]|\\(?:begin|end)\{\w+\*?\}|<=|>=|=>|->|!=|[<>\u2264\u2265\u2192;:?]|[.,](?!\d))
+    |(?P<equal>=|\u2248|\\approx(?![a-z]))
+    |(?P<number>\.?[0-9][0-9,.]*(?::[0-9])?)
+    |(?P<operator>[-+*/\u2212\u2013\u00d7\u00f7\u00b7]|\\(?:times|cdot|div)(?![a-z])|(?<=[\d\s)])[xX](?=\s*[$(]?[0-9]))
+    |(?P<open>\(|\[|\{|\\boxed\s*\{)
+    |(?P<close>[)\]}])
+    |(?P<fraction>\\[dt]?frac(?=\s*\{))
+    |(?P<percent>\\?%)
+    |(?P<name>[^\W\d_]++(?:\d\w*|(?=\()))
+    |(?P<word>\\(?:text|mathrm|mbox)\s*\{[^{}\n]*\}|[^\W\d_]+(?:['\u2019-][^\W\d_]+)*)
+    |(?P<unknown>\\[A-Za-z]+|.)
+    """,
+    re.VERBOSE,
+)
+_SIGNS = dict.fromkeys(("\u00d7", "\u00b7", "x", "X", "\\times", "\\cdot"), "*")
+_SIGNS |= {"\u2212": "-", "\u2013": "-", "\\div": "/", "\u00f7": "/"}
+_COMPUTING = (
+    "of times twice thrice half double triple third thirds quarter quarters plus minus divided multiplied squared cubed than "
+    "dozen dozens hundred thousand million billion k percent cent cents pair pairs score th st nd rd"
+)
+_COMPUTES = frozenset(_COMPUTING.split())
+"""Words that change a number beside them."""
+_GOES_ON = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}
+"""Words after which an expression does not begin: they belong to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """Two values that a text states to be equal, and whether they are: exactly, rounded, or about if the text says so.
+
+    `operands` are the numbers of the left side; none if that is the right side of the equation before it, in a chain.
+    """
+
+    left: Fraction
+    right: Fraction
+    is_right: bool
+    operands: tuple[Value, ...]
+
+    @property
+    def error(self) -> float:
+        """The distance of the two sides relative to the larger one: 0 if it is right, at most 2."""
+        return 0.0 if self.is_right else float(abs(self.left - self.right) / max(abs(self.left), abs(self.right)))
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str = ""
+
+
+class _Side(NamedTuple):
+    """An expression: its values (`%` as hundredths, and ignored), numbers, units, and decimal places if it is one number."""
+
+    values: tuple[Fraction, ...]
+    numbers: tuple[Value, ...]
+    units: frozenset[str]
+    places: int | None
+
+
+class _UnreadableError(Exception):
+    """Something in an expression cannot be read for certain."""
+
+
+@lru_cache(maxsize=1 << 10)
+def check_equations(text: str, *, is_whole: bool = True) -> tuple[Equation, ...]:
+    """The equations of a text, in their order. If the text is not whole, the last one is left out while it may go on."""
+    if not _EQUAL.search(text):
+        return ()
+    if is_whole and len(text) <= MAX_CHARACTERS:
+        tokens = list(_tokens(text))
+    else:
+        tokens = _without_last_side(list(_tokens(text[:MAX_CHARACTERS].rstrip(".,:"))))
+    groups = groupby(tokens, lambda token: token.kind == "break")
+    return tuple(equation for is_break, group in groups if not is_break for equation in _equations(list(group)))
+
+
+@lru_cache(maxsize=1 << 10)
+def numbers_in(text: str) -> tuple[Value, ...]:
+    """All numbers of a text, in their order; a percentage as its number."""
+    return tuple(_number(token.text) for token in _tokens(text[:MAX_CHARACTERS]) if token.kind == "number")
+
+
+def _number(text: str) -> Value:
+    digits = text.replace(",", "")
+    return Fraction(digits) if "." in digits else int(digits)
+
+
+# --- tokens
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    text, previous = _FRACTION_OF.sub(r"\1 * ", text), "break"
+    for match in _TOKEN.finditer(text):
+        kind, piece = str(match.lastgroup), match.group()
+        if kind == "skip" or (piece == "\n" and previous == "operator"):
+            continue
+        number = piece.rstrip(".,") if kind == "number" else ""
+        if number and (len(number) > MAX_DIGITS or not _NUMBER.fullmatch(number)):
+            kind = "unknown"
+        if kind == "operator" and previous == "break" and text[match.end() : match.end() + 1].isspace():
+            kind = "unknown"  # a bullet, or the rest of the line before
+        yield _Token(kind, "" if kind == "unknown" else _SIGNS.get(piece, number or piece))
+        previous = kind
+        if number and number != piece:
+            previous = "break"
+            yield _Token(previous)
+
+
+def _without_last_side(tokens: list[_Token]) -> list[_Token]:
+    """The tokens up to the last sign of equality, unless a break follows it."""
+    for index in reversed(range(len(tokens))):
+        if tokens[index].kind in ("equal", "break"):
+            return tokens[:index] if tokens[index].kind == "equal" else tokens
+    return tokens
+
+
+# --- equations
+
+
+def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
+    """The equations of tokens without a break: of neighbours in a chain, if one of them computes."""
+    places = [-1, *(index for index, token in enumerate(tokens) if token.kind == "equal"), len(tokens)]
+    ends = [_ends(tokens[start + 1 : end]) for start, end in pairwise(places)]
+    for index, ((_, left), (right, _)) in enumerate(pairwise(ends)):
+        if left and right and max(len(left.numbers), len(right.numbers)) > 1:
+            is_right = _are_equal(left, right, is_rough=tokens[places[index + 1]].text != "=")
+            if is_right or not (left.units and right.units) or left.units & right.units:
+                in_chain = index and left is ends[index][0]
+                yield Equation(left.values[0], right.values[0], is_right, () if in_chain else left.numbers)
+
+
+def _are_equal(left: _Side, right: _Side, *, is_rough: bool) -> bool:
+    """Whether one way to read the percent signs makes it so."""
+    return any(
+        a == b
+        or (is_rough and abs(a - b) <= TOLERANCE * max(abs(a), abs(b)))
+        or _is_rounded(a, b, right.places, is_rough=is_rough)
+        or _is_rounded(b, a, left.places, is_rough=is_rough)
+        for a in left.values
+        for b in right.values
+    )
+
+
+def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, *, is_rough: bool) -> bool:
+    """Whether the stated number, with so many decimal places, is the exact one, rounded or cut off.
+
+    A whole number counts as rounded only if it is stated to be about equal.
+    """
+    if places is None or (not places and not is_rough) or (exact * 10**places).denominator == 1:
+        return False
+    unit, excess = Fraction(1, 10**places), abs(exact) - abs(stated)
+    return exact * stated >= 0 and (abs(excess) * 2 <= unit or 0 <= excess < unit)
+
+
+# --- expressions
+
+
+def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
+    """The expressions that a side of an equation begins and ends with: as a rule, the same."""
+    first, *others = _pieces(tokens)
+    start = _read(first)
+    return start, _read(others[-1]) if others else start
+
+
+def _pieces(tokens: Sequence[_Token]) -> list[list[_Token]]:
+    """A side of an equation, split after words that something new follows, and at parentheses without a partner."""
+    unmatched, depth = _unmatched(tokens), 0
+    pieces: list[list[_Token]] = [[]]
+    for index, token in enumerate(tokens):
+        if index in unmatched:
+            pieces.append([])
+            continue
+        piece = pieces[-1]
+        if not depth and piece and piece[-1].kind == "word" and token.kind in ("number", "open", "fraction"):
+            pieces.append([_Token("unknown")] if _goes_on(piece) else [])
+        depth += (token.kind == "open") - (token.kind == "close")
+        pieces[-1].append(token)
+    return pieces
+
+
+def _goes_on(piece: Sequence[_Token]) -> bool:
+    """Whether a number after this belongs to it: `half of`, `the sum of 3 and`, `5 feet`."""
+    last = piece[-1].text.lower()
+    if last == "and" and all(token.kind == "word" for token in piece):
+        return False
+    return last in _GOES_ON or (len(piece) > 1 and piece[-2].kind == "number")
+
+
+def _unmatched(tokens: Sequence[_Token]) -> set[int]:
+    """The places of parentheses without a partner."""
+    unmatched: list[int] = []
+    for index, token in enumerate(tokens):
+        if token.kind == "close" and unmatched and tokens[unmatched[-1]].kind == "open":
+            unmatched.pop()
+        elif token.kind in ("open", "close"):
+            unmatched.append(index)
+    return set(unmatched)
+
+
+def _read(tokens: Sequence[_Token]) -> _Side | None:
+    """The expression in the tokens; None if it cannot be read to its end."""
+    if not tokens or len(tokens) > MAX_TOKENS:
+        return None
+    has_percent = any(token.kind == "percent" for token in tokens)
+    try:
+        values = tuple(_value(tokens, percent) for percent in ((Fraction(1, 100), 1) if has_percent else (1,)))
+    except (_UnreadableError, IndexError, ZeroDivisionError):
+        return None
+    texts = [token.text for token in tokens if token.kind == "number"]
+    units = frozenset(token.text.lower().rstrip("s") for token in tokens if token.kind == "word")
+    return _Side(values, tuple(map(_number, texts)), units, len(texts[0].partition(".")[2]) if len(texts) == 1 else None)
+
+
+def _value(tokens: Sequence[_Token], percent: Value) -> Fraction:
+    left = deque(tokens)
+    value = _sum(left, percent)
+    if left:
+        raise _UnreadableError
+    return Fraction(value)
+
+
+def _sum(tokens: deque[_Token], percent: Value) -> Value:
+    value = _product(tokens, percent)
+    while tokens and tokens[0].text in ("+", "-"):
+        sign = 1 if tokens.popleft().text == "+" else -1
+        value += sign * _product(tokens, percent)
+    return value
+
+
+def _product(tokens: deque[_Token], percent: Value) -> Value:
+    value = _factor(tokens, percent)
+    while tokens and tokens[0].text in ("*", "/"):
+        multiplies = tokens.popleft().text == "*"
+        factor = _factor(tokens, percent)
+        value = value * factor if multiplies else Fraction(value) / factor
+    return value
+
+
+def _factor(tokens: deque[_Token], percent: Value) -> Value:
+    """A number, a fraction or a group, with its units."""
+    token = tokens.popleft()
+    if token.text == "-":
+        return -_factor(tokens, percent)
+    value: Value
+    if token.kind == "fraction":
+        value = Fraction(_group(tokens.popleft(), tokens, percent)) / _group(tokens.popleft(), tokens, percent)
+    else:
+        value = _number(token.text) if token.kind == "number" else _group(token, tokens, percent)
+    while tokens and tokens[0].kind in ("word", "percent"):
+        unit = tokens.popleft()
+        if unit.kind == "percent":
+            value *= percent
+        elif len(unit.text) == 1 or unit.text.lower() in _COMPUTES:
+            raise _UnreadableError
+    return value
+
+
+def _group(opening: _Token, tokens: deque[_Token], percent: Value) -> Value:
+    """What is in parentheses, or in braces."""
+    if opening.kind != "open":
+        raise _UnreadableError
+    value = _sum(tokens, percent)
+    if tokens.popleft().kind != "close":
+        raise _UnreadableError
+    return value

@@ -1,0 +1,175 @@
+"""Saves a head, and reads one back: a safetensors file of its arrays, with its card as JSON in the metadata, and a sha256 over both.
+
+Reading a file executes nothing, and everything in it is checked and bounded before it is used. Knows no draft and no tau.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arbitrage_cli.errors import OutputError, RouterError, UsageError
+from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.head import Card, Head, Network, digest_of, text_of
+from arbitrage_cli.system.files import write_atomically
+
+SCHEMA = 1
+"""Files with another one are refused."""
+MAX_FILE_BYTES = 1 << 26
+MAX_HEADER_BYTES = 1 << 22
+JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "version", "created"), str),
+    **dict.fromkeys(("features", "pairs", "command"), list),
+    **dict.fromkeys(("reward", "data", "metrics", "taus"), dict),
+    "hidden_size": int,
+    "margin": (int, float),
+}
+
+
+class _RefusedError(Exception):
+    """Why a file is not a head; becomes a RouterError."""
+
+
+def save(head: Head, path: Path) -> None:
+    """Write the head, whole or not at all. OutputError if it cannot be written."""
+    from safetensors.numpy import save as encode  # slow to import
+
+    about = json.dumps({"schema": SCHEMA, "card": text_of(head.card), "sha256": head.sha256}, sort_keys=True)
+    try:
+        write_atomically(path, encode(head.arrays(), {"arbitrage": about}))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "give another path: --output") from error
+
+
+def load(path: Path) -> Head:
+    """Read a head. UsageError if there is no such file; RouterError, with the reason, if it is not what `save` wrote."""
+    try:
+        return _decode(_read(path))
+    except _RefusedError as reason:
+        hint = "download the file again, or train a head: arbitrage train RUN -o head.safetensors"
+        raise RouterError(f"{path}: {reason}", hint) from reason
+
+
+def _read(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not waiting for a writer, if it is a pipe
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read ({reason})", "check --head", option="head") from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise _RefusedError("it is not a file")
+    with os.fdopen(descriptor, "rb") as stream:
+        if found.st_size > MAX_FILE_BYTES:
+            raise _RefusedError(f"it has {found.st_size} bytes; a head has at most {MAX_FILE_BYTES}")
+        return stream.read(MAX_FILE_BYTES + 1)
+
+
+def _decode(data: bytes) -> Head:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as decode
+
+    about = _metadata(data)
+    try:
+        arrays = decode(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _RefusedError(f"it is not a whole safetensors file ({error})") from error
+    if about.get("schema") != SCHEMA:
+        raise _RefusedError(f"it has schema {about.get('schema')!r}; this version of arbitrage knows schema {SCHEMA}")
+    text = about.get("card")
+    if not isinstance(text, str) or about.get("sha256") != digest_of(text, arrays):
+        raise _RefusedError("it was changed after it was written: its sha256 is another one")
+    card = _card(_object(text))
+    return Head(_network(arrays, len(card.features) + card.hidden_size), _knots(arrays), card)
+
+
+def _metadata(data: bytes) -> Mapping[str, Any]:
+    """What `save` put into the file's header, read before any other code sees the file."""
+    if data[:1] == b"\x80" and data[1:2] <= b"\x05":
+        raise _RefusedError("it is a pickle, which could run programs: it is not opened")
+    if data[:2] == b"PK":
+        raise _RefusedError("it is a zip archive (as PyTorch and npz files are), not a safetensors file")
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise _RefusedError("it is not a whole safetensors file")
+    metadata = _object(data[8 : 8 + length]).get("__metadata__")
+    about = metadata.get("arbitrage") if isinstance(metadata, dict) else None
+    if not isinstance(about, str):
+        raise _RefusedError("it is a safetensors file, but not a head of arbitrage")
+    return _object(about)
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _RefusedError("its header is not JSON") from error
+    if not isinstance(found, dict):
+        raise _RefusedError("its header is not a JSON object")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _card(found: dict[str, Any]) -> Card:
+    """The card: all that the program relies on is checked."""
+    other = found.keys() ^ {one.name for one in fields(Card)}
+    if other:
+        raise _RefusedError(f"its card has other fields: {', '.join(sorted(other))}")
+    for name, kind in JSON_TYPES.items():
+        if not isinstance(found[name], kind):
+            raise _RefusedError(f"the {name} of its card is {type(found[name]).__name__}")
+    unknown = [name for name in found["features"] if name not in FEATURES]
+    if unknown:
+        raise _RefusedError(f"it reads the feature {unknown[0]!r}, which this version of arbitrage does not have")
+    if len(set(found["features"])) != len(found["features"]):
+        raise _RefusedError("its card names a feature twice")
+    if found["hidden_size"] < 0:
+        raise _RefusedError("the hidden_size of its card is negative")
+    _check_pairs(found["pairs"], reads_hidden=found["hidden_size"] > 0)
+    found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return Card(**found)
+
+
+def _check_pairs(pairs: list[Any], *, reads_hidden: bool) -> None:
+    models = [pair.get(role) if isinstance(pair, dict) else None for pair in pairs for role in ("draft", "target")]
+    if not all(isinstance(model, dict) for model in models):
+        raise _RefusedError("the pairs of its card are not models")
+    drafts = {str(pair["draft"].get("sha256") or pair["draft"].get("name")) for pair in pairs}
+    if reads_hidden and len(drafts) != 1:
+        raise _RefusedError("it reads hidden states, and its card does not name the draft that they are of")
+
+
+def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:
+    """The network of `size` inputs in the arrays."""
+    units = arrays["unit_bias"].size if "unit_bias" in arrays else 0
+    shapes: dict[str, tuple[int, ...]] = {"mean": (size,), "scale": (size,), "output": (units or size,), "output_bias": (1,)}
+    if units:
+        shapes |= {"units": (size, units), "unit_bias": (units,)}
+    if arrays.keys() != shapes.keys() | {"knots"}:
+        raise _RefusedError(f"it has other arrays than a head: {', '.join(sorted(arrays))}")
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise _RefusedError(f"its array {name} has numbers that are not float32, or not finite")
+        if array.shape != shapes.get(name, array.shape):
+            raise _RefusedError(f"its array {name} has shape {array.shape}; its card asks for {shapes[name]}")
+    if not (arrays["scale"] > 0).all():
+        raise _RefusedError("its array scale has a number that is not positive")
+    layer = (arrays["units"], arrays["unit_bias"]) if units else None
+    return Network(arrays["mean"], arrays["scale"], arrays["output"], float(arrays["output_bias"][0]), layer)
+
+
+def _knots(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    knots = arrays["knots"].astype(np.float64)
+    if knots.ndim != 2 or knots.shape[1] != 2 or len(knots) < 2 or not (np.diff(knots, axis=0) > 0).all():
+        raise _RefusedError("its array knots is not a rising curve")
+    return knots

@@ -1,0 +1,119 @@
+"""Which runs may be resumed: every fixed field of the manifest must stay, the others may grow."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arbitrage_cli.cli.manifest import FIELDS, Run, resume
+from arbitrage_cli.errors import UsageError
+
+HERE = Path("run")
+
+
+def manifest(**changes: Any) -> Run:
+    """The manifest of a run of one policy; names with __ stand for a path."""
+    run: Run = {
+        "tool": "1",
+        "created": "2026-01-01",
+        "dataset": {"sha256": "d" * 64},
+        "ids": ["p0"],
+        "planned": 1,
+        "levels": {"p0": 1},
+        "policies": [{"policy": "target", "tau": None, "number": None}],
+        "models": {"target": {"source": "large.gguf", "identity": "sha256 aa", "n_ctx": 4096, "threads": 2}},
+        "router": None,
+        "early_stop": None,
+        "reward": None,
+        "prm_style": None,
+        "grader": "rules 1",
+        "prompt": {"system": "Think.", "chat_template_kwargs": {}},
+        "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "samples": 1},
+        "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512},
+        "context": {"kv_type": "auto"},
+        "machine": {
+            "gpu": "none",
+            "gpu_layers": "auto",
+            "flash_attention": "auto",
+            "cpu": "abacus",
+            "llama_cpp_python": "0.3",
+        },
+        "concurrency": 1,
+        "warnings": [],
+        "fingerprint": {},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = run
+        for part in parents:
+            place = place[part]
+        place[last] = value
+    return run
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        ("dataset__sha256", "e" * 64, "data set"),
+        ("models__target__identity", "sha256 bb", "target model"),
+        ("models__target__n_ctx", 8192, "context size of the target"),
+        ("models__target__threads", 4, "number of threads of the target"),
+        ("grader", "rules 2", "grader"),
+        ("prompt__system", "Hurry.", "system prompt"),
+        ("sampling__temperature", 0.7, "temperature"),
+        ("sampling__seed", 1, "seed"),
+        ("limits__max_tokens", 5, "max_tokens"),
+        ("machine__cpu", "slide rule", "processor"),
+        ("machine__gpu", "NVIDIA H100", "GPU"),
+        ("concurrency", 8, "concurrency"),
+    ],
+)
+def test_a_fixed_field_must_stay(path: str, value: Any, name: str) -> None:
+    """Anything that results depend on: the error names the field and both values."""
+    with pytest.raises(UsageError, match=f"another {name}: .*, not .*"):
+        resume(manifest(), manifest(**{path: value}), HERE)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("early_stop", True), ("reward", "prm"), ("prm_style", "turns"), ("router", {"sha256": "aa", "name": "mine"})],
+)
+def test_a_field_that_did_not_apply_may_come_and_then_stays(path: str, value: Any) -> None:
+    """A head, the source of rewards, early stopping: with the first policy that uses it."""
+    grown = resume(manifest(), manifest(**{path: value}), HERE)
+    assert grown[path] == value
+    assert resume(grown, manifest(), HERE)[path] == value
+    other: Any = {"sha256": "bb", "name": "other"} if path == "router" else "another" if isinstance(value, str) else False
+    with pytest.raises(UsageError, match="another"):
+        resume(grown, manifest(**{path: other}), HERE)
+
+
+def test_problems_samples_policies_and_models_may_grow() -> None:
+    """What is added comes after what was there, and is counted; a policy that came later is noted."""
+    entropy = {"policy": "entropy", "tau": 1.0, "number": "nats"}
+    now = manifest(ids=["p1"], levels={"p1": 2}, policies=[entropy], sampling__samples=3)
+    now["models"]["draft"] = {"source": "small.gguf", "identity": "sha256 cc", "n_ctx": 4096, "threads": 2}
+    grown = resume(manifest(), now, HERE)
+    assert (grown["ids"], grown["planned"], grown["levels"]) == (["p0", "p1"], 2, {"p0": 1, "p1": 2})
+    assert [one["policy"] for one in grown["policies"]] == ["target", "entropy"]
+    assert grown["sampling"]["samples"] == 3
+    assert list(grown["models"]) == ["target", "draft"]
+    assert (grown["created"], len(grown["warnings"])) == ("2026-01-01", 1)
+    fewer = resume(grown, manifest(), HERE)
+    assert (fewer["planned"], fewer["sampling"]["samples"], len(fewer["policies"])) == (2, 3, 2)
+
+
+def test_what_a_loaded_model_said_stays() -> None:
+    """A run that is resumed and loads nothing keeps what was known of its models."""
+    known = manifest(models__target__name="Large")
+    assert resume(known, manifest(), HERE)["models"]["target"]["name"] == "Large"
+
+
+def test_another_version_is_noted() -> None:
+    """It may be the faster one."""
+    assert len(resume(manifest(), manifest(tool="2"), HERE)["warnings"]) == 1
+
+
+def test_every_field_is_listed_once() -> None:
+    """Each is marked fixed or may grow, never both."""
+    assert len({field.path for field in FIELDS}) == len(FIELDS)

@@ -1,0 +1,185 @@
+"""Data sets from rows: whole, or one error that names the first bad row."""
+
+import hashlib
+import io
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.data.problems import MAX_LINE_BYTES, read_json_rows
+from arbitrage_cli.data.rows import Dataset, Item, make_dataset, parse_mapping
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.types import Problem
+
+GOOD: dict[str, Any] = {"problem": "q", "answer": "4"}
+
+
+def dataset(*rows: bytes | dict[str, Any], **mapping: str) -> Dataset:
+    """A data set of lines: of JSON objects, or as they are."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    return make_dataset("some.jsonl", read_json_rows(io.BytesIO(b"\n".join(lines))), mapping=mapping)
+
+
+def item(row: dict[str, Any], **mapping: str) -> Item:
+    (only,) = dataset(row, **mapping).items
+    return only
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"id": 1, "question": "\nq ", "final_answer": ["1"], "unit": "cm", "error": None, "is_multiple_answer": False},
+            Item(Problem("1", "q"), {"answer": ["1"], "unit": "cm", "is_multiple_answer": False}),
+        ),
+        ({"unique_id": "a/0", **GOOD, "url": None}, Item(Problem("a/0", "q"), {"answer": "4"}, None, {"url": None})),
+        ({"question": "q", "answer": 27.0}, Item(Problem("1", "q"), {"answer": 27.0})),
+        ({"problem": "q", "answer": 0, "level": "Level 5"}, Item(Problem("1", "q"), {"answer": 0}, "Level 5")),
+        (
+            {"problem": "q", "answer": None, "final_answer": [-1]},
+            Item(Problem("1", "q"), {"answer": [-1]}, None, {"answer": None}),
+        ),
+        (
+            {"problem": 7, "question": "q", "answer": "4", "level": ""},
+            Item(Problem("1", "q"), {"answer": "4"}, None, {"problem": 7, "level": ""}),
+        ),
+        ({"problem": "a\ud800", "answer": "\ud800", "id": "\ud800"}, Item(Problem("?", "a?"), {"answer": "?"})),
+    ],
+    ids=["unit", "rest", "number", "zero", "null", "number of a problem", "surrogate"],
+)
+def test_row(row: dict[str, Any], expected: Item) -> None:
+    """Question, answer, id and level are found under the names that published data sets use; the rest is kept beside them."""
+    assert item(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"\xff", "not UTF-8"),
+        (b'{"problem": "q", "answer": 9' + b"9" * 5000 + b"}", "a number too long"),
+        (b"x" * (MAX_LINE_BYTES + 1), "longer than"),
+        ({"answer": "4"}, "no text under 'problem' or 'question'; it has answer"),
+        ({"problem": ["q"], "answer": "4"}, "no text under"),
+        ({"problem": " ", "answer": "4"}, "the problem is empty"),
+        ({"problem": "a\0b", "answer": "4"}, "NUL"),
+        ({"problem": "q"}, "no answer under 'answer' or 'final_answer'; it has problem"),
+        *(({"problem": "q", "answer": answer}, "no answer") for answer in (" ", math.nan)),
+        *(
+            ({"problem": "q", "answer": answer}, "its answer is")
+            for answer in (math.inf, True, {"a": 4}, [], ["4", ""], [["4"]])
+        ),
+        ({**GOOD, "unit": ["cm"]}, "its unit is"),
+        *(({**GOOD, "level": level}, "its level is") for level in (2.5, True)),
+        ({}, "it has no fields"),
+    ],
+)
+def test_bad_row(row: bytes | dict[str, Any], reason: str) -> None:
+    """One bad row makes the data set unusable, and is named with its line and what is wrong with it."""
+    with pytest.raises(UsageError) as caught:
+        dataset(GOOD, b"", row, GOOD)
+    assert caught.value.message.startswith("some.jsonl: line 3: ")
+    assert reason in caught.value.message
+    assert "--map" in caught.value.hint
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, b"1", GOOD, b"2", b"3"], r"line 2: not a JSON object \(2 more like this\)$"),
+        ([{**GOOD, "id": "a"}, GOOD, {**GOOD, "id": "a"}], "line 3: its id 'a' is that of line 1 too"),
+        ([{**GOOD, "id": 2}, GOOD], "line 2: its id '2' is that of line 1 too"),
+        ([{**GOOD, "id": 7}, {**GOOD, "unique_id": "7"}], "line 2: its id '7' is that of line 1 too"),
+        ([], "no problems"),
+        ([b"", b"  ", b""], "no problems"),
+        ([b'[{"problem": "q"}]'], "looks like a JSON list; give one JSON object a line instead$"),
+        ([b"", b"[", GOOD, b"]"], "line 2: this looks like a JSON list; give one JSON object a line instead$"),
+    ],
+)
+def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
+    """An id that comes twice (a row's number is its default id), no rows, and a list are errors; further bad rows are counted."""
+    with pytest.raises(UsageError, match=message):
+        dataset(*rows)
+
+
+def test_byte_order_mark_and_line_separators() -> None:
+    """What Windows adds is no part of a row; characters that Python's splitlines takes for line ends are."""
+    text = "one\u2028still one\x85and on"
+    row = json.dumps({"problem": text, "answer": "4"}, ensure_ascii=False).encode()
+    rows = dataset(b"\xef\xbb\xbf" + json.dumps({**GOOD, "id": "b"}).encode() + b"\r", row).items
+    assert [found.problem.question for found in rows] == ["q", text]
+
+
+def test_sha256() -> None:
+    """It covers ids, questions, answers and their order, not the spelling of the rows, nor the rest of them."""
+    first, second = {**GOOD, "id": "a"}, {**GOOD, "id": "b", "final_answer": "5"}
+    known = dataset(first, second).sha256
+    assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()
+    assert known == dataset({"question": "q", "answer": "4", "unique_id": "a"}, b"", {**second, "level": 3}).sha256
+    changes: list[dict[str, Any]] = [
+        {"id": "c"},
+        {"problem": "r"},
+        {"answer": "5"},
+        {"answer": ["4"]},
+        {"answer": 4},
+        {"unit": "cm"},
+    ]
+    others = [dataset(second, first), dataset(first), *(dataset(first, {**second, **change}) for change in changes)]
+    assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=5))
+def test_any_texts_make_a_data_set_or_an_error(texts: list[tuple[str, str]]) -> None:
+    """They come back as they were, but for white space around questions, or are refused."""
+    try:
+        found = dataset(*({"problem": question, "answer": answer} for question, answer in texts))
+    except UsageError:
+        assert any(not question.strip() or not answer.strip() or "\0" in question for question, answer in texts)
+        return
+    assert [(one.problem.question, one.gold["answer"]) for one in found.items] == [(one.strip(), two) for one, two in texts]
+
+
+# --- other names for fields
+
+
+def test_mapping() -> None:
+    """Named fields are read, and no others, for what they are named for; the rest is found as always."""
+    row = {"prompt": "q", "gold": "4", "key": "k", "hard": 3, "problem": "another", "answer": "5", "id": "i", "level": 1}
+    extra = {"key": "k", "hard": 3, "problem": "another", "answer": "5"}
+    assert item(row, question="prompt", answer="gold") == Item(Problem("i", "q"), {"answer": "4"}, 1, extra)
+    mapped = item(row, id="key", level="hard")
+    assert (mapped.problem, mapped.gold, mapped.level) == (Problem("k", "another"), {"answer": "5"}, 3)
+
+
+@pytest.mark.parametrize("what", ["question", "answer", "id", "level"])
+def test_mapping_to_a_missing_field(what: str) -> None:
+    """Nothing else is read instead."""
+    with pytest.raises(UsageError, match="line 1: no field 'other'; it has problem, answer, id"):
+        dataset({**GOOD, "id": "a"}, **{what: "other"})
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [
+        ("question=prompt", {"question": "prompt"}),
+        ("question=prompt,answer=gold", {"question": "prompt", "answer": "gold"}),
+        (" id = key , level=a=b ", {"id": "key", "level": "a=b"}),
+    ],
+)
+def test_mapping_as_a_user_writes_it(text: str, mapping: dict[str, str]) -> None:
+    assert parse_mapping(text) == mapping
+
+
+@pytest.mark.parametrize(
+    "text", ["", "question", "question=", "=prompt", "solution=x", "question=a,question=b", "answer=a,,"]
+)
+def test_malformed_mapping(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_mapping(text)
+    assert "question=prompt,answer=gold" in caught.value.hint

@@ -1,0 +1,92 @@
+"""A stream that is an emulated terminal, for the tests of live views."""
+
+import io
+import os
+
+import pyte
+import pytest
+from cli import scrollback
+from rich.cells import cell_len
+
+
+class Screen(io.StringIO):
+    """What is written is drawn, and can be scrolled back to."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.num_writes = 0
+        self._show(columns, rows)
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2  # what a display asks for the size of: see `make_screen`
+
+    def write(self, text: str) -> int:
+        self.num_writes += bool(text)
+        self._stream.feed(text.replace("\n", "\r\n"))  # as the terminal's driver does
+        return super().write(text)
+
+    def reflow(self, columns: int) -> None:
+        """Change the width as most terminals do: lines are wrapped again, and the cursor stays behind its character."""
+        rows = [row for line in self.text.split("\n") for row in wrap(line, columns)]
+        hidden = self.screen.cursor.hidden
+        self._show(columns, self.size.lines)
+        self._stream.feed("\r\n".join(rows) + ("\x1b[?25l" if hidden else ""))
+
+    @property
+    def text(self) -> str:
+        return scrollback(self.screen)
+
+    @property
+    def lines(self) -> list[str]:
+        """All that are not blank."""
+        return [line for line in self.text.splitlines() if line]
+
+    def _show(self, columns: int, rows: int) -> None:
+        self.size = os.terminal_size((columns, rows))
+        self.screen = pyte.HistoryScreen(columns, rows, history=100_000)
+        self._stream = pyte.Stream(self.screen)
+
+
+def make_screen(monkeypatch: pytest.MonkeyPatch, columns: int, rows: int) -> Screen:
+    """A screen of this size as the terminal, in an environment that asks for nothing special."""
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen = Screen(columns, rows)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: screen.size)
+    return screen
+
+
+def wrap(line: str, columns: int) -> list[str]:
+    """A line's rows in a terminal of this width: a wide character never stands half on one row and half on the next."""
+    rows, used = [""], 0
+    for character in line:
+        width = cell_len(character)
+        if used + width > columns:
+            rows.append("")
+            used = 0
+        rows[-1] += character
+        used += width
+    return rows
+
+
+def is_struck(screen: pyte.Screen, text: str) -> bool:
+    """Whether the text stands on the screen struck through."""
+    for row, line in enumerate(screen.display):
+        start = line.find(text)
+        if start >= 0:
+            return all(screen.buffer[row][column].strikethrough for column in range(start, start + len(text)))
+    raise AssertionError(f"{text!r} is not on the screen:\n" + "\n".join(screen.display))
+
+
+class Clock:
+    """A clock that goes on only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -1,0 +1,155 @@
+"""The live view of a run's attempts, on an emulated screen."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from cli import make_trace
+from screens import Clock, Screen, make_screen
+
+from arbitrage_cli.display.live import LiveDisplay
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.runs.summary import Standing
+from arbitrage_cli.types import Writing, Wrote
+
+TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0, speedup=1.0)
+ENTROPY = Standing("entropy 0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0, speedup=1.5)
+BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
+AT_ONCE = RunProgress(
+    "bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5, concurrency=2),), seconds_left=90.0
+)
+OF_A_HEAD = RunProgress(
+    "bench set",
+    115,
+    200,
+    (
+        Standing("target", planned=100, tried=58, done=58, correct=58, seconds=2.9),
+        Standing("arbitrage 0.0214", planned=100, tried=57, done=57, correct=57, seconds=1.1, speedup=2.59),
+    ),
+    90.0,
+)
+
+
+class View:
+    """A live display of a run on an emulated screen, and its clock."""
+
+    def __init__(self, screen: Screen, progress: RunProgress) -> None:
+        self.screen, self.clock = screen, Clock()
+        self.display = LiveDisplay(screen, io.StringIO(), clock=self.clock)
+        self.display.begin(progress)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.screen.lines
+
+
+MakeView = Callable[..., View]
+
+
+@pytest.fixture
+def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
+    return lambda progress, columns=100: View(make_screen(monkeypatch, columns, 20), progress)
+
+
+def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
+    """The region has a bar with the time left, a line for each policy, what is being written, and the last result."""
+    view = make_view(BEGUN)
+    view.display.handle(AttemptEnded("p\x1b[2J1", "entropy 0.5", "incorrect", "1\n2", 12.34, BEGUN))
+    trace = make_trace()
+    view.display.handle(AttemptStarted("p7", "entropy 0.5"))
+    view.display.handle(Writing(trace, "draft", 9))
+    view.clock.now += 30.0
+    view.display.handle(Wrote(trace, "draft", "x"))
+    head, target, entropy, attempt, last = view.lines
+    assert head == "bench set  " + "█" * 16 + "░" * 8 + "  4/6  0:30, about 1 min left"
+    assert target == "  target       2/3  correct 1/2 (50%)  4.50 s each"
+    assert entropy == "  entropy 0.5  2/3  correct 1/2 (50%)  3.00 s each  1.50x the target's speed  1 failed"
+    assert attempt[1:] == " p7, entropy 0.5  step 1 draft  1 tokens"
+    assert last == "  last: p[2J1, entropy 0.5: incorrect (1 2), 12.3 s"
+    view.display.close()
+    assert view.lines == []
+
+
+@pytest.mark.parametrize(
+    ("progress", "columns", "shown"),
+    [
+        (
+            BEGUN,
+            60,
+            [
+                "bench set  " + "█" * 13 + "░" * 6 + "  4/6  0:00, about 2 min left",
+                "  target       2/3  50%  4.50 s",
+                "  entropy 0.5  2/3  50%  3.00 s  1.50x  1 failed",
+            ],
+        ),
+        (
+            BEGUN,
+            48,
+            [
+                "bench set  █████░░  4/6  0:00, about 2 min left",
+                "  target       2  50%  4.50 s",
+                "  entropy 0.5  2  50%  3.00 s  1.50x  1 failed",
+            ],
+        ),
+        (
+            BEGUN,
+            36,
+            [
+                "bench…  4/6  0:00, about 2 min left",
+                "  target    2  50%  4.50 s",
+                "  entropy…  2  50%  3.00 s  1.50x …",
+            ],
+        ),
+        (
+            OF_A_HEAD,
+            50,
+            [
+                "bench set  ███░░  115/200  0:00, about 2 min left",
+                "  target             58/100  100%  0.05 s",
+                "  arbitrage 0.0214   57/100  100%  0.02 s  2.59x",
+            ],
+        ),
+        (AT_ONCE, 40, ["bench set  2/3  0:00, about 2 min left", "  target  2/3  correct 50%  4/s"]),
+    ],
+)
+def test_narrow_terminal_still_has_the_figures(
+    make_view: MakeView, progress: RunProgress, columns: int, shown: list[str]
+) -> None:
+    """Where there is no room for all, the bar, the title and the words give way first, then labels, then the end of the line."""
+    assert make_view(progress, columns).lines == shown
+
+
+def test_tokens_are_those_of_the_step(make_view: MakeView) -> None:
+    """The count of tokens is that of the step being written, by the model that writes it."""
+    view = make_view(BEGUN)
+    trace = make_trace()
+    view.display.handle(AttemptStarted("p7", "entropy 0.5"))
+    for model in ("draft", "target"):
+        view.display.handle(Writing(trace, model, 9))
+        for _ in range(3):
+            view.clock.now += 1.0
+            view.display.handle(Wrote(trace, model, "x"))
+        assert view.lines[-1].endswith(f"step 1 {model}  3 tokens")
+        view.display.handle(Writing(trace, model, 3))  # it goes on reading
+        assert view.lines[-1].endswith(f"step 1 {model}  3 tokens")
+
+
+def test_notes_and_failures_stay(make_view: MakeView) -> None:
+    """What went wrong scrolls up and stays when the region is gone."""
+    view = make_view(BEGUN)
+    view.display.note("a note\x1b[2J")
+    view.display.handle(AttemptEnded("p1", "target", "error", "hung", 9.0, BEGUN))
+    view.display.close()
+    assert view.lines == ["a note[2J", "p1, target: error (hung), 9.00 s"]
+
+
+def test_several_at_once_are_counted(make_view: MakeView) -> None:
+    """Several attempts at once are shown as a number, the last of them by its name; policies stand by problems a second."""
+    view = make_view(AT_ONCE)
+    view.display.handle(AttemptStarted("p1", "target"))
+    view.display.handle(AttemptStarted("p2", "target"))
+    assert view.lines[-1][1:] == " 2 problems at once, target"
+    assert view.lines[1] == "  target  2/3  correct 1/2 (50%)  4 problems/s"
+    view.display.handle(AttemptEnded("p1", "target", "correct", "7", None, AT_ONCE))
+    assert view.lines[-2][1:] == " p2, target"
+    assert view.lines[-1] == "  last: p1, target: correct (7)"

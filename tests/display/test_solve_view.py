@@ -1,0 +1,448 @@
+"""The live view of problems: in a terminal with the scripted models, and driven by made-up events on an emulated screen."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli import (
+    MODELS,
+    QUESTION,
+    Terminal,
+    accept,
+    decide,
+    escalate,
+    finish,
+    flat,
+    make_step,
+    make_trace,
+    many_problems,
+)
+from screens import Clock, Screen, is_struck, make_screen
+
+from arbitrage_cli.display import wording
+from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.display.live_solve import MAX_STREAM_LINES
+from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
+
+SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
+RUN = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=1)
+WIDE = "\u6f22\u5b57\u306e\u7b54\u3048"  # five characters, two cells each
+EMOJI = "\U0001f600\U0001f680"
+KINDS = ["words", "x", "CJK", "emoji", "tabs"]
+
+
+class View:
+    """A live display on an emulated screen, its clock, and the results it wrote."""
+
+    def __init__(self, screen: Screen, run: RunInfo = RUN) -> None:
+        self.screen = screen
+        self.results = io.StringIO()
+        self.clock = Clock()
+        self.display = LiveDisplay(screen, self.results, clock=self.clock)
+        self.display.begin(run)
+
+    def start(self, question: str = "What is 2 + 2?") -> Trace:
+        trace = make_trace(question=question)
+        self.display.handle(Started(trace))
+        return trace
+
+    def write(self, trace: Trace, model: ModelRole, *pieces: str, num_unread: int = 1) -> None:
+        """A model begins a step and writes these pieces, each long enough after the last to be drawn."""
+        self.display.handle(Writing(trace, model, num_unread))
+        for piece in pieces:
+            self.clock.now += REDRAW_SECONDS * 1.01
+            self.display.handle(Wrote(trace, model, piece))
+
+    def decide(self, trace: Trace, decision: Decision) -> None:
+        self.display.handle(decide(trace, decision))
+
+
+MakeView = Callable[..., View]
+
+
+@pytest.fixture
+def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
+    """Makes views of a given size."""
+    return lambda columns=80, rows=24, run=RUN: View(make_screen(monkeypatch, columns, rows), run)
+
+
+# --- a run in a terminal
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> None:
+    """After a run the scrollback holds the notice, the problem, each step and the answer, once each, and no region."""
+    with Terminal("solve", *MODELS, QUESTION, columns=columns, rows=rows) as terminal:
+        assert terminal.wait() == 0
+    shown = flat(terminal.text)
+    for text in (
+        "These are scripted demo models, not language models",
+        f"Problem {QUESTION}",
+        "37 * 12 = 454.",
+        "37 * 12 = 444.",
+        "444 - 95 = 349.",
+        "The answer is \\boxed{349}.",
+        "answer 349",
+        "accepted 2/3 steps (67%)",
+    ):
+        assert shown.count(text) == 1, terminal.text
+    assert "\u2026" not in shown  # what is cut to one row is the region's alone
+    assert terminal.text.rstrip().endswith("349")  # stdout is the same terminal
+    assert not terminal.screen.cursor.hidden
+
+
+def test_decision_says_who_wrote_and_why() -> None:
+    """A decision's line has the writer, the verdict and the number beside tau; the drafted step is struck."""
+    with Terminal("solve", *MODELS, QUESTION) as terminal:
+        terminal.wait()
+    first, second = (line.split() for line in terminal.text.splitlines() if re.match(r" +[12]  (draft|target)", line))
+    assert first[:6] == ["1", "target", "escalate", "entropy", "2.90", ">"]
+    assert second[:6] == ["2", "draft", "accept", "entropy", "0.21", "\u2264"]
+    assert is_struck(terminal.screen, "37 * 12 = 454.")
+    assert not is_struck(terminal.screen, "37 * 12 = 444.")
+
+
+@pytest.mark.parametrize(
+    ("number", "tau", "told"),
+    [
+        (1.431, 1.0, "1.43 > 1"),
+        (0.212, 1.0, "0.21 \u2264 1"),
+        (0.0346, 0.0344, "0.0346 > 0.0344"),
+        (0.03441, 0.0344, "0.03441 > 0.0344"),
+        (0.0344, 0.0344, "0.03 \u2264 0.0344"),
+        (1.0000000001, 1.0, "1.0000000001 > 1"),
+    ],
+)
+def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, told: str) -> None:
+    """It has as many digits as it takes to see on which side of tau it is."""
+    assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == f"entropy {told}"
+
+
+def test_many_problems_scroll_by_without_loss(tmp_path: Path) -> None:
+    """Each of many problems is in the scrollback once, with its steps and its answer."""
+    path = many_problems(tmp_path / "problems.txt", 30)
+    with Terminal("solve", *MODELS, "--input", str(path), columns=60, rows=12, stdout=tmp_path / "output") as terminal:
+        assert terminal.wait() == 0
+    shown = flat(terminal.text)
+    for index, number in enumerate(range(101, 131), start=1):
+        assert shown.count(f"Problem {index} {number} * 12 - 95 ") == 1
+        assert shown.count(f"{number} * 12 = {number * 12}. ") == 1
+        assert shown.count(f"answer {number * 12 - 95} ") == 1
+    assert not terminal.screen.cursor.hidden
+
+
+def test_resize_during_a_run(tmp_path: Path) -> None:
+    """A terminal that changes its width while a run goes on gets every later problem once, and its cursor back."""
+    path = many_problems(tmp_path / "problems.txt", 150)
+    with Terminal("solve", *MODELS, "--input", str(path), stdout=tmp_path / "output") as terminal:
+        for columns, seen in ((50, b"Problem 10  "), (120, b"Problem 40  ")):
+            terminal.wait_until(lambda seen=seen: seen in terminal.raw)  # type: ignore[misc]
+            terminal.resize(columns, 24)
+        assert terminal.wait() == 0
+    for index in range(100, 151):
+        assert terminal.text.count(f"Problem {index}  ") == 1
+    assert not terminal.screen.cursor.hidden
+
+
+def test_fixed_columns_in_the_environment_do_not_break_the_view() -> None:
+    """Some shells export COLUMNS; a stale one does not leave pieces of the region behind."""
+    with Terminal("solve", *MODELS, QUESTION, columns=40, rows=10, env={"COLUMNS": "200", "LINES": "50"}) as terminal:
+        assert terminal.wait() == 0
+    shown = flat(terminal.text)
+    assert shown.count("tokens: drafted") == 1, terminal.text
+    assert shown.count("37 * 12 = 444.") == 1, terminal.text
+
+
+# --- the region
+
+
+def test_text_is_shown_while_it_is_written(make_view: MakeView) -> None:
+    """The region shows who writes which step, how many tokens so far, and the text as it comes."""
+    view = make_view()
+    view.write(view.start(), "draft", "First ", "add ", "two.")
+    assert view.screen.text.endswith("First add two.\n     no tokens yet")
+    assert "  1  draft   3 tokens" in view.screen.text
+    assert view.screen.screen.cursor.hidden
+
+
+def test_reading_is_shown_before_the_first_token(make_view: MakeView) -> None:
+    """Before it writes, a model reads: the region says how much."""
+    view = make_view()
+    view.write(view.start(), "draft", num_unread=321)
+    assert "draft   reading 321 tokens" in view.screen.text
+
+
+def test_rating_is_shown(make_view: MakeView) -> None:
+    """A step that is being rated says so, until somebody writes again."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "2 + 2 = 5.")
+    view.clock.now += REDRAW_SECONDS * 1.01
+    view.display.handle(Rating(trace))
+    assert "draft   being rated" in view.screen.text
+    view.write(trace, "target", "2 + 2 = 4.")
+    assert "being rated" not in view.screen.text
+
+
+def test_rejected_draft_stays_visible_while_the_target_reads(make_view: MakeView) -> None:
+    """A long text is read piece by piece, and each piece is told: the draft's text stays, and what is left is shown."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "2 + 2 = 5.")
+    for num_unread in (300, 172, 44):
+        view.display.handle(Writing(trace, "target", num_unread))
+        assert f"target  reading {num_unread} tokens" in view.screen.text
+        assert is_struck(view.screen.screen, "2 + 2 = 5.")
+
+
+def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
+    """A thousand tokens in one moment are not a thousand redraws."""
+    view = make_view()
+    trace = view.start()
+    view.display.handle(Writing(trace, "draft", 1))
+    before = view.screen.num_writes
+    for _ in range(1000):
+        view.clock.now += REDRAW_SECONDS / 100
+        view.display.handle(Wrote(trace, "draft", "x"))
+    assert 1 <= view.screen.num_writes - before <= 11
+
+
+def test_rejected_draft_stays_visible_while_the_target_writes(make_view: MakeView) -> None:
+    """While the target writes a step anew, the region shows the draft's text, struck, above it."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "2 + 2 = 5.")
+    view.write(trace, "target", "2 + 2 =")
+    assert "target  1 tokens" in view.screen.text
+    assert is_struck(view.screen.screen, "2 + 2 = 5.")
+    view.decide(trace, escalate())
+    assert view.screen.text.count("2 + 2 = 5.") == view.screen.text.count("2 + 2 = 4.") == 1
+    assert is_struck(view.screen.screen, "2 + 2 = 5.")
+    assert not is_struck(view.screen.screen, "2 + 2 = 4.")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [*SIZES, (20, 9), (16, 12), (8, 2)])
+@pytest.mark.parametrize("text", ["word " * 300, "x" * 3000, WIDE * 200, EMOJI * 200, "a\tb\n" * 300], ids=KINDS)
+def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, rows: int, text: str) -> None:
+    """However long the text, nothing of the region scrolls off: after it is gone, only what was finished is left."""
+    view = make_view(columns, rows)
+    trace = view.start("2 + 2")
+    view.decide(trace, escalate())
+    finished = view.screen.text
+    view.write(trace, "draft", *(text[start : start + 97] for start in range(0, len(text), 97)))
+    view.write(trace, "target", text)
+    assert view.screen.text.startswith(finished)
+    assert any(re.match(r" +2  t", line) for line in view.screen.screen.display), view.screen.text
+    view.decide(trace, accept("4.", stop="end"))
+    view.display.close()
+    assert view.screen.text.startswith(finished)
+    assert view.screen.text.endswith("     4.")
+    assert not view.screen.screen.cursor.hidden
+
+
+def test_end_of_a_long_text_is_what_is_shown(make_view: MakeView) -> None:
+    """Of a step longer than the region the last rows are shown."""
+    view = make_view(40, 24)
+    view.write(view.start(), "draft", "".join(f"number {n} " for n in range(100)))
+    shown = [line for line in view.screen.screen.display if line.startswith("     number")]
+    assert len(shown) == MAX_STREAM_LINES
+    assert "number 99" in shown[-1]
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words of one line " * 4, WIDE * 15, EMOJI * 20, "x" * 100], ids=["words", "CJK", "emoji", "x"]
+)
+@pytest.mark.parametrize(("before", "columns"), [(80, 79), (80, 61), (80, 40), (80, 39), (80, 23), (80, 120), (200, 39)])
+def test_region_is_erased_whole_after_the_terminal_reflowed_it(
+    make_view: MakeView, before: int, columns: int, text: str
+) -> None:
+    """A terminal that wraps the region's rows anew when its width changes gets all of them erased, and nothing else."""
+    view = make_view(before, 24)
+    trace = view.start()
+    view.decide(trace, accept("The first step."))
+    view.write(trace, "draft", text)
+    view.screen.reflow(columns)
+    view.decide(trace, accept("The second step."))
+    view.display.close()
+    assert flat(view.screen.text).count("The first step.") == 1
+    assert flat(view.screen.text).endswith("The second step.")
+    assert text[:10] not in view.screen.text
+    assert "draft   1 tokens" not in view.screen.text
+
+
+def test_finished_rows_fit_their_terminal(make_view: MakeView) -> None:
+    """A step's rows are indented and wrapped between words, whatever the width; no word is lost."""
+    words = [f"word{n}" for n in range(60)]
+    for columns, rows in SIZES:
+        view = make_view(columns, rows)
+        view.decide(view.start(), accept(" ".join(words)))
+        shown = [line for line in view.screen.text.splitlines() if line.startswith("     word")]
+        assert " ".join(shown).split() == words
+
+
+@pytest.mark.parametrize("text", [WIDE, EMOJI, f"{WIDE} = {EMOJI}", "caf\u00e9 \u03c0\u2248\u221a2"])
+def test_characters_of_any_width_stay_whole(make_view: MakeView, text: str) -> None:
+    """Wide characters and emoji come out as they are, once, and the region above and below them is drawn right."""
+    view = make_view(40, 10)
+    trace = view.start()
+    view.write(trace, "draft", *text)
+    view.decide(trace, accept(text))
+    assert "".join(view.screen.text.split()).count("".join(text.split())) == 1
+
+
+# --- results, notes, the end
+
+
+def test_result_is_written_when_the_region_is_gone(make_view: MakeView) -> None:
+    """A result goes to stdout alone, after the region was cleared, so that both may be one terminal."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "half a step")
+    view.display.result("349")
+    assert view.results.getvalue() == "349\n"
+    assert "half a step" not in view.screen.text
+    assert not view.screen.screen.cursor.hidden
+
+
+def test_interrupted_step_is_kept_in_sight(make_view: MakeView) -> None:
+    """What was being written when a run is broken off stays on the screen, said to be unfinished; closing twice is harmless."""
+    view = make_view()
+    view.write(view.start(), "draft", "half a step")
+    view.display.close()
+    view.display.close()
+    assert view.screen.text.endswith("draft was writing:\n     half a step")
+    assert not view.screen.screen.cursor.hidden
+
+
+def test_note_stays_above_the_region(make_view: MakeView) -> None:
+    """A note in the midst of a step scrolls up with the finished steps, and the step goes on below it."""
+    view = make_view()
+    trace = view.start()
+    view.write(trace, "draft", "half a step")
+    view.display.note("line 3: not a JSON object; skipped")
+    note, step = (view.screen.text.index(text) for text in ("line 3: not a JSON object; skipped", "half a step"))
+    assert note < step
+
+
+def test_target_estimate_is_named_as_one(make_view: MakeView) -> None:
+    """The time the target alone would have taken is shown beside the real one, as an estimate."""
+    view = make_view()
+    trace = view.start()
+    view.decide(trace, accept(stop="end"))
+    view.display.handle(finish(trace, alone=2.0))
+    assert "0.50 s; the target alone: about 2.00 s, 4.00x (estimate" in flat(view.screen.text)
+
+
+def test_no_estimate_for_the_demo_models(make_view: MakeView) -> None:
+    """Times of the scripted models mean nothing, so nothing is estimated from them."""
+    view = make_view(run=RunInfo("entropy", "entropy", 1.0, 0.0, 0, is_toy=True, num_problems=1))
+    trace = view.start()
+    view.decide(trace, accept(stop="end"))
+    view.display.handle(finish(trace, alone=2.0))
+    assert "the target alone" not in view.screen.text
+    assert "scripted demo models, not language models" in flat(view.screen.text)
+
+
+def test_failure_is_shown_in_place_of_an_answer(make_view: MakeView) -> None:
+    """A problem that failed says so, keeps its steps, and shows no answer."""
+    view = make_view()
+    trace = view.start()
+    view.decide(trace, accept("\\boxed{4}"))
+    view.display.handle(finish(trace, ContextFullError("the context is full")))
+    assert "problem 1: the context is full" in view.screen.text
+    assert "answer" not in view.screen.text
+
+
+def test_single_model_has_no_verdicts(make_view: MakeView) -> None:
+    """Where one model writes alone there is nothing to accept, and no number beside tau."""
+    view = make_view(run=RunInfo("target", None, None, 0.0, 0, num_problems=1))
+    trace = view.start()
+    step = make_step("target", "4.", stop="end")
+    view.decide(trace, Decision(step, target=step))
+    assert "the target model alone writes every step" in view.screen.text
+    assert "accept" not in view.screen.text
+    assert "escalate" not in view.screen.text
+
+
+def test_loading_is_shown_and_gone_when_done(make_view: MakeView) -> None:
+    """Loading a model shows how far it is, on one line that goes away."""
+    view = make_view()
+    for fraction in (0.0, 0.5):
+        view.clock.now += 1
+        view.display.loading("target", "big.gguf", fraction)
+    assert view.screen.text.endswith("loading  50% target big.gguf")
+    assert view.screen.text.count("loading") == 1
+    view.display.begin(RUN)
+    assert "loading" not in view.screen.text
+
+
+# --- several problems at once
+
+SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, concurrency=3)
+
+
+def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
+    """The region has one row for each problem, which keeps its place; finished steps above it name their problem."""
+    view = make_view(run=SHARED)
+    traces = [make_trace(question=f"What is {number} + 1?", identifier=f"p{number}") for number in range(3)]
+    for trace in traces:
+        view.display.handle(Started(trace))
+        view.write(trace, "draft", f"text of {trace.problem.id}")
+    rows = view.screen.text.splitlines()[-5:]
+    assert rows[0] == "3 problems at once; 0 finished"
+    assert [row.split() for row in rows[1:4]] == [
+        [f"p{number}", "1", "draft", "1", "tokens", "text", "of", f"p{number}"] for number in range(3)
+    ]
+    view.decide(traces[1], accept(stop="end"))
+    view.display.handle(finish(traces[1]))
+    view.write(traces[2], "target", "x")
+    shown = view.screen.text.splitlines()
+    assert "Problem p1    1  draft   accept" in view.screen.text
+    assert shown[-5] == "2 problems at once; 1 finished"
+    assert shown[-3] == ""
+    view.display.handle(Started(make_trace(identifier="p3")))
+    view.write(traces[2], "target", "y")
+    assert view.screen.text.splitlines()[-3].split() == ["p3", "1"]
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_region_of_many_fits_any_terminal(make_view: MakeView, columns: int, rows: int) -> None:
+    """However many problems there are, and however small the terminal, the region stays within it."""
+    view = make_view(columns, rows, run=RunInfo("draft", None, None, 0.0, 0, concurrency=32))
+    traces = [make_trace(identifier=WIDE * (number % 3) + str(number)) for number in range(32)]
+    for trace in traces:
+        view.display.handle(Started(trace))
+    for trace in traces:
+        view.write(trace, "draft", "a long text " * 30)
+    before = view.screen.text
+    view.write(traces[0], "draft", "b")
+    assert len(view.screen.text.splitlines()) == len(before.splitlines())
+    view.display.close()
+    assert not view.screen.screen.cursor.hidden
+
+
+def test_many_at_once_in_a_terminal(tmp_path: Path) -> None:
+    """A run of several at once in a terminal: every record and every problem once, no region left."""
+    path = many_problems(tmp_path / "many.txt", 20)
+    output = tmp_path / "out.jsonl"
+    arguments = ("solve", *MODELS, "--concurrency", "4", "--input", str(path))
+    with Terminal(*arguments, stdout=output) as terminal:
+        assert terminal.wait() == 0
+    assert len(output.read_text().splitlines()) == 20
+    assert "problems at once" not in terminal.text
+    assert len(re.findall(r"^Problem \d+  answer", terminal.text, re.MULTILINE)) == 20
+
+
+def test_a_terminal_that_knows_only_ascii() -> None:
+    """What is shown for good is in signs that it knows, and no escape in place of a sign makes the region wider."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with Terminal("solve", *MODELS, QUESTION, columns=40, env=ascii_only) as terminal:
+        assert terminal.wait() == 0
+    assert "<= 1 " in flat(terminal.text)
+    assert b"\\u2264" not in terminal.raw
+    assert b"\\u2026" not in terminal.raw

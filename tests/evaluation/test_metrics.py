@@ -1,0 +1,557 @@
+"""Figures of a run: what is counted over what, what is unknown, and that they do not depend on how the rows came."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cli import accept, escalate, finish, make_step, make_trace
+from hash_language import events_of, hash_engines, ticking_clock
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from made_up_runs import COLUMNS, DRAFT_TOKEN, TARGET_TOKEN, MadeUp, describe, failed, make_row, make_run, run_of, unscored
+
+from arbitrage_cli.errors import DamagedRunError, UsageError
+from arbitrage_cli.evaluation.definitions import DEFINITIONS
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
+from arbitrage_cli.runs.rows import tally_of_row
+from arbitrage_cli.runs.summary import Tally, tally
+from arbitrage_cli.stats.intervals import paired_difference, wilson
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, Problem, Score, Step
+
+SCORE = Score("correct", "4", "the same number")
+ALONE = (("target", None), ("draft", None))
+TARGET_ONLY = (("target", None),)
+
+
+def made_figures(made: MadeUp, **options: Any) -> dict[str, Any]:
+    return figures(made.run, made.rows, **options)
+
+
+def figures_of(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    return made_figures(run_of(rows), **options)
+
+
+def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {policy["label"]: policy for policy in made["policies"]}
+
+
+def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
+    """The row that a benchmark writes, as it is read back."""
+    run = RunInfo("entropy", "entropy (nats)", 1.0, 0.0, 0)
+    made = row(finished, run, AttemptInfo(0, None, {"answer": "4"}, SCORE, seconds, 0.0))
+    read: dict[str, Any] = json.loads(json.dumps(made))
+    return read
+
+
+# --- law 6: what was written gives the figures of what happened
+
+costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500), st.floats(0, 50))), st.integers(0, 100))
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> Decision:
+    """Any decision that a flow can make."""
+    draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
+    stopped = replace(draft, stop="early")
+    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
+    return draw(
+        st.sampled_from(
+            [
+                Decision(draft, draft=draft),
+                Decision(target, target=target),
+                Decision(draft, draft=draft, probability=0.1),
+                Decision(target, draft=draft, target=target, probability=0.9),
+                Decision(target, draft=stopped, target=target, probability=0.9),
+                Decision(draft, draft=draft, target=target),
+            ]
+        )
+    )
+
+
+@given(st.lists(decisions()))
+def test_row_has_the_tally_of_its_decisions(made: list[Decision]) -> None:
+    """Law 6: the tally read off a row, after JSON, is that of the decisions, to the last bit."""
+    assert tally_of_row(row_of(finish(make_trace(*made)))) == tally(made)
+
+
+@pytest.mark.parametrize(("policy", "tau"), [("entropy", 2.2), ("random", 0.5), ("draft", None), ("target", None)])
+def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | None) -> None:
+    """Law 6: folding the rows of many problems gives what folding the events gave while they happened."""
+    problems = [Problem(str(number), f"question {number}") for number in range(5)]
+    live, rows = Tally(), []
+    how: dict[str, Any] = {"stops_early": True, "speculates": True}
+    for event in events_of(hash_engines(clock=ticking_clock()), problems, policy, tau, **how):
+        if isinstance(event, Decided):
+            live = live.add(event.decision)
+        elif isinstance(event, Finished):
+            rows.append(row_of(event))
+    folded = sum(map(tally_of_row, rows), Tally())
+    assert live.drafted_steps + live.target_steps > 0
+    no_costs: dict[str, Any] = {"draft_cost": Cost(), "target_cost": Cost()}  # sums of floats in another order
+    assert replace(folded, **no_costs) == replace(live, **no_costs)
+    assert folded.draft_cost.decode_tokens == live.draft_cost.decode_tokens
+    assert folded.target_cost.prefill_tokens == live.target_cost.prefill_tokens
+    assert folded.seconds == pytest.approx(live.seconds)
+
+
+def test_rates_are_those_of_the_tally() -> None:
+    """Acceptance, calls, waste and shares of a run are the tally's, each with numerator and denominator."""
+    made = [
+        finish(make_trace(accept(), escalate(), identifier="1")),
+        finish(make_trace(escalate(stop="end"), identifier="2")),
+    ]
+    (policy,) = figures_of([row_of(one) for one in made])["policies"]
+    assert policy["acceptance_rate"] == pytest.approx(1 / 3)
+    assert policy["ratios"]["acceptance_rate"] == {"numerator": 1, "denominator": 3}
+    assert policy["token_acceptance_rate"] == pytest.approx(5 / 15)
+    assert policy["wasted_draft_tokens"] == 10
+    assert policy["target_call_rate"] == pytest.approx(2 / 3)
+    assert policy["target_token_share"] == pytest.approx(14 / 19)
+    assert policy["draft_tokens_per_second"] == pytest.approx(10.0)
+    assert policy["target_tokens_per_second"] == pytest.approx(3.5)
+
+
+def test_steps_that_the_target_wrote_in_vain_are_calls() -> None:
+    """A target step that was not kept counts as a call, and not as a part of the text."""
+    draft, target = make_step("draft", tokens=5), make_step("target", tokens=7, seconds=2.0)
+    trace = make_trace(Decision(draft, draft=draft, target=target))
+    (policy,) = figures_of([row_of(finish(trace))])["policies"]
+    assert (policy["target_call_rate"], policy["acceptance_rate"], policy["target_token_share"]) == (1.0, 1.0, 0.0)
+
+
+def test_model_that_decoded_nothing_has_no_speed() -> None:
+    """Unknown, not 0, also if it took time to find that a whole step could be verified."""
+    verified = Step("target", "4.", 3, Cost(decode_seconds=0.25, verify_tokens=3, verify_seconds=0.5, verify_kept=3), "end")
+    (policy,) = figures_of([row_of(finish(make_trace(Decision(verified, target=verified))))])["policies"]
+    assert (policy["draft_tokens_per_second"], policy["target_tokens_per_second"]) == (None, None)
+
+
+# --- accuracy
+
+
+def test_every_attempt_counts_exactly_once() -> None:
+    """Correct, incorrect, unscored, failed and missing add up to the planned attempts. Accuracy is over all but the missing ones."""
+    made = make_run(25, columns=ALONE)
+    rows = [failed(made.rows[0]), unscored(made.rows[2]), *made.rows[4:-10]]
+    target = by_label(figures(made.run, rows))["target"]
+    counts = {name: target[name] for name in ("correct", "incorrect", "unscored", "errors", "missing")}
+    assert sum(counts.values()) == target["n"] == 25
+    assert (counts["unscored"], counts["errors"], counts["missing"]) == (1, 1, 5)
+    assert target["accuracy"] == counts["correct"] / 20
+    assert target["accuracy_interval"] == wilson(counts["correct"], 20)
+
+
+def test_incomplete_run_says_so() -> None:
+    """A note counts what is missing; a complete run has no note."""
+    made = make_run(6, columns=ALONE)
+    assert made_figures(made)["notes"] == []
+    (note,) = figures(made.run, made.rows[:-1])["notes"]
+    assert "1 attempts are missing" in note
+
+
+def test_attempts_cut_at_a_limit_are_counted() -> None:
+    """Solutions that ended at a limit are counted in `cut`, and a note names the flag to raise; failed ones are not."""
+    stops = ["max_tokens", "end", "context", "max_tokens", "max_tokens", "max_steps"]
+    rows = [{**one, "stop": stop} for one, stop in zip(make_run(6, columns=TARGET_ONLY).rows, stops, strict=True)]
+    made = figures_of([failed(rows[0]), *rows[1:]])
+    assert made["policies"][0]["cut"] == 4
+    assert sum(level["cut"] for level in made["policies"][0]["by_level"].values()) == 4
+    counts = {
+        flag: note for flag in ("--ctx", "--max-steps", "--max-tokens") for note in made["notes"] if f"raise {flag}" in note
+    }
+    assert {flag: note.split()[0] for flag, note in counts.items()} == {
+        "--ctx": "1",
+        "--max-steps": "1",
+        "--max-tokens": "2",
+    }
+
+
+def test_difference_from_the_target_is_paired() -> None:
+    """The difference counts problems that only one of the two got right, and has the paired interval."""
+    made = make_run(40, columns=ALONE)
+    right = {
+        policy: {one["id"] for one in made.rows if one["policy"] == policy and one["score"]["value"] == "correct"}
+        for policy in ("draft", "target")
+    }
+    both = len(right["draft"] & right["target"])
+    gained, lost = len(right["draft"] - right["target"]), len(right["target"] - right["draft"])
+    draft = by_label(made_figures(made))["draft"]
+    assert draft["accuracy_difference"] == pytest.approx((gained - lost) / 40)
+    assert draft["accuracy_difference_interval"] == paired_difference(both, gained, lost, 40 - both - gained - lost)
+    assert by_label(made_figures(made))["target"]["accuracy_difference"] is None
+
+
+@pytest.mark.parametrize(("problems", "has_interval"), [(4, False), (5, True)])
+def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_interval: bool) -> None:
+    """There is nothing to resample from: such an interval looks surer than it is. A note says so."""
+    made = made_figures(make_run(problems, columns=ALONE), cost_ratio=8)
+    draft = by_label(made)["draft"]
+    for name in ("speedup", "equivalent_speedup", "projected_speedup"):
+        assert draft[name] > 1
+        assert (draft[f"{name}_interval"] is not None) == has_interval
+    assert any("fewer than 5 problems has no interval" in note for note in made["notes"]) != has_interval
+
+
+def test_samples_are_resampled_by_problem() -> None:
+    """Several samples of a problem count in the mean, but not as so many problems in the interval."""
+    once = make_run(30, columns=ALONE)
+    copies = [{**one, "sample": sample} for one in once.rows for sample in range(4)]
+    repeated = made_figures(run_of(copies, samples=4))
+    target, single = by_label(repeated)["target"], by_label(made_figures(once))["target"]
+    assert target["n"] == 120
+    assert target["accuracy"] == single["accuracy"]
+    assert (target["speedup"], target["speedup_interval"]) == (1.0, None)
+    low, high = target["accuracy_interval"]
+    as_if_alone = wilson(target["correct"], target["n"])
+    assert as_if_alone is not None
+    assert high - low > 1.5 * (as_if_alone[1] - as_if_alone[0])
+    assert any("intervals are over problems" in note for note in repeated["notes"])
+    draft = by_label(repeated)["draft"]
+    assert draft["speedup_interval"] == pytest.approx(by_label(made_figures(once))["draft"]["speedup_interval"])
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None:
+    """They are missing: what is known of a policy does not get worse because more was planned."""
+    made = make_run(10, columns=TARGET_ONLY, samples=samples)
+    levels = made.run["levels"] | {f"later {number}": 1 for number in range(30)}
+    (target,) = figures({**made.run, "levels": levels}, made.rows)["policies"]
+    assert (target["n"], target["missing"]) == (40 * samples, 30 * samples)
+    (whole,) = made_figures(made)["policies"]
+    assert target["accuracy"] == whole["accuracy"] == target["correct"] / (10 * samples)
+    assert target["accuracy_interval"] == whole["accuracy_interval"]
+
+
+def test_problems_with_more_samples_than_others() -> None:
+    """A run that goes on with more samples of a few problems is over all attempts that were made."""
+    made = make_run(10, columns=TARGET_ONLY, samples=2)
+    rows = [row for row in made.rows if row["sample"] == 0 or row["id"] == made.rows[0]["id"]]
+    (target,) = figures(made.run, rows)["policies"]
+    assert target["accuracy"] == target["correct"] / 11
+    low, high = target["accuracy_interval"]
+    assert low < target["accuracy"] < high
+
+
+def with_correct(made: MadeUp, **samples: set[int]) -> MadeUp:
+    """The run with each policy right in these samples of each problem, and wrong in all others."""
+    values = ("incorrect", "correct")
+    rows = [
+        {**one, "score": {"value": values[one["sample"] in samples[one["policy"]]], "answer": None, "explanation": ""}}
+        for one in made.rows
+    ]
+    return MadeUp(made.run, rows)
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "table"),
+    [({0, 1, 2}, {0, 1, 2}, (12, 0, 0, 0)), ({0}, {1}, (0, 4, 4, 4)), (set(), {0, 1, 2}, (0, 0, 12, 0))],
+)
+def test_samples_that_are_alike_still_have_intervals(
+    draft: set[int], target: set[int], table: tuple[int, int, int, int]
+) -> None:
+    """Where every problem has the same share or difference the interval is that of one sample a problem, not of length 0."""
+    made = by_label(made_figures(with_correct(make_run(12, columns=ALONE, samples=3), draft=draft, target=target)))
+    assert made["draft"]["accuracy_difference"] == (len(draft) - len(target)) / 3
+    assert made["draft"]["accuracy_difference_interval"] == pytest.approx(paired_difference(*table))
+    assert made["target"]["accuracy"] == pytest.approx(len(target) / 3)
+    assert made["target"]["accuracy_interval"] == pytest.approx(wilson(4 * len(target), 12))
+
+
+# --- time
+
+
+def test_speedup_is_over_what_both_finished() -> None:
+    """A problem that one of the two did not finish is in neither sum."""
+    made = make_run(6, columns=ALONE)
+    rows = [failed(one) if one["id"] == "made-up-0002" and one["policy"] == "draft" else one for one in made.rows]
+    counted = [one for one in rows if one["id"] != "made-up-0002"]
+    seconds = {
+        policy: math.fsum(one["wall_seconds"] for one in counted if one["policy"] == policy)
+        for policy in ("draft", "target")
+    }
+    draft = by_label(figures(made.run, rows))["draft"]
+    assert draft["speedup"] == pytest.approx(seconds["target"] / seconds["draft"])
+    assert draft["ratios"]["speedup"]["denominator"] == pytest.approx(seconds["draft"])
+    assert draft["speedup_interval"][0] < draft["speedup"] < draft["speedup_interval"][1]
+
+
+def test_without_the_target_there_is_no_speedup() -> None:
+    """Nothing is compared with an estimate: the speed-up is unknown, and a note says why."""
+    made = made_figures(make_run(6, columns=[("draft", None), ("entropy", 0.5)]))
+    for policy in made["policies"]:
+        for name in ("speedup", "speedup_interval", "accuracy_difference", "problem_speedups", "projection_terms"):
+            assert policy[name] is None
+    assert "no result of policy target" in made["notes"][0]
+
+
+def test_time_is_accounted_for_to_the_last_second() -> None:
+    """Parts of the time and the rest add up to the wall clock."""
+    for policy in made_figures(make_run(12))["policies"]:
+        time = dict(policy["time"])
+        wall = time.pop("wall")
+        assert wall == pytest.approx(policy["ratios"]["seconds_mean"]["numerator"])
+        assert math.fsum(time.values()) == pytest.approx(wall)
+
+
+def test_percentiles_are_of_the_finished_attempts() -> None:
+    """Median and p90 are those of the seconds of what was finished; an error has no time."""
+    seconds = [1.0, 2.0, 3.0, 4.0, 100.0]
+    rows = [make_row(index, 0, ("target", None)) | {"wall_seconds": value} for index, value in enumerate(seconds)]
+    rows.append(failed(make_row(5, 0, ("target", None)) | {"wall_seconds": 1000.0}))
+    (target,) = figures_of(rows)["policies"]
+    assert (target["seconds_mean"], target["seconds_median"]) == (22.0, 3.0)
+    assert target["seconds_p90"] == pytest.approx(61.6)
+
+
+def test_distribution_of_single_problems_counts_each_once() -> None:
+    """Every problem is in one bin, and those that took longer than the target alone are counted."""
+    made = made_figures(make_run(25))
+    for policy in made["policies"]:
+        spread = policy["problem_speedups"]
+        if policy["policy"] == "target":
+            assert spread is None
+            continue
+        assert sum(spread["counts"]) == spread["n"] == 25
+        assert spread["min"] <= spread["p10"] <= spread["p50"] <= spread["p90"] <= spread["max"]
+        below = sum(count for count, edge in zip(spread["counts"], made["speedup_bins"], strict=False) if edge < 1)
+        assert spread["slower"] == below
+
+
+# --- cost, measured and projected
+
+
+def test_without_noise_cost_in_tokens_is_cost_in_seconds() -> None:
+    """Where every token takes what the mean one takes, the saving in equivalents is the speed-up."""
+    made = made_figures(make_run(20, drift=0.0))
+    assert made["measured_cost_ratio"] == pytest.approx(TARGET_TOKEN / DRAFT_TOKEN)
+    for policy in made["policies"]:
+        assert policy["equivalent_speedup"] == pytest.approx(policy["speedup"])
+        assert policy["target_token_equivalents"] * TARGET_TOKEN == pytest.approx(policy["seconds_mean"])
+
+
+def test_projection_to_the_measured_ratio_is_what_was_measured() -> None:
+    """A projection to the cost ratio of the run itself changes nothing, intervals included; unasked there is none."""
+    made = make_run(20)
+    measured = made_figures(made)
+    assert (measured["projection"], {policy["projected_speedup"] for policy in measured["policies"]}) == (None, {None})
+    for policy in made_figures(made, cost_ratio=measured["measured_cost_ratio"])["policies"]:
+        assert policy["projected_speedup"] == pytest.approx(policy["equivalent_speedup"])
+        assert policy["projected_speedup_interval"] == pytest.approx(policy["equivalent_speedup_interval"])
+
+
+PROJECTED = make_run(6, columns=[*ALONE, ("entropy", 0.5)])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.5, 100))
+def test_projection_follows_its_terms(ratio: float) -> None:
+    """A projected speed-up is alone / (target + draft / ratio + fixed), and the target alone is at 1."""
+    made = made_figures(PROJECTED, cost_ratio=ratio)
+    assert made["projection"] == {"cost_ratio": ratio, "is_projection": True}
+    for policy in made["policies"]:
+        terms = policy["projection_terms"]
+        cost = terms["target"] + terms["draft"] / ratio + terms["fixed"]
+        assert policy["projected_speedup"] == pytest.approx(terms["alone"] / cost)
+    assert by_label(made)["target"]["projected_speedup"] == 1.0
+
+
+def test_projection_counts_reading_in_the_measured_proportion() -> None:
+    """The draft alone under ratio R costs its tokens / R, reading weighed against its own decoding."""
+    rows = make_run(10, columns=ALONE, drift=0.0).rows
+    draft = by_label(figures_of(rows, cost_ratio=7.0))["draft"]
+    counts = {policy: [one["timing"][policy] for one in rows if one["policy"] == policy] for policy in ("draft", "target")}
+    units = {
+        "draft": sum(one["decode_tokens"] + 0.1 * one["prefill_tokens"] for one in counts["draft"]),
+        "target": sum(one["decode_tokens"] + 12 / 70 * one["prefill_tokens"] for one in counts["target"]),
+    }
+    assert draft["projected_speedup"] == pytest.approx(7.0 * units["target"] / units["draft"])
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_cost_ratio_is_refused(ratio: float) -> None:
+    """A ratio that no pair can have is a usage error."""
+    with pytest.raises(UsageError, match="invalid cost ratio"):
+        made_figures(make_run(1), cost_ratio=ratio)
+
+
+def test_a_run_in_which_the_target_never_wrote_has_no_equivalents() -> None:
+    """Without a token of the target there is no unit: unknown, not 0."""
+    (draft,) = made_figures(make_run(4, columns=[("draft", None)]))["policies"]
+    assert draft["target_token_equivalents"] is None
+
+
+# --- curves over tau
+
+
+def at(policy: str, tau: float | None, problem: int, seconds: float, *, is_right: bool) -> dict[str, Any]:
+    value = "correct" if is_right else "incorrect"
+    score = {"value": value, "answer": None, "explanation": ""}
+    return make_row(problem, 0, (policy, tau)) | {"wall_seconds": seconds, "score": score}
+
+
+def curve_rows() -> list[dict[str, Any]]:
+    """Four problems: draft 1 right in 1 s each, tau 2 3 right in 2 s, tau 1 3 right in 3 s, target 4 right in 5 s."""
+    right = {("draft", None): (1, 1.0), ("p", 2.0): (3, 2.0), ("p", 1.0): (3, 3.0), ("target", None): (4, 5.0)}
+    return [
+        at(policy, tau, problem, seconds, is_right=problem < count)
+        for (policy, tau), (count, seconds) in right.items()
+        for problem in range(4)
+    ]
+
+
+def test_area_is_that_below_the_straight_lines() -> None:
+    """Area, gain over a random mix, and accuracy at matched times are those worked out by hand."""
+    (curve,) = figures_of(curve_rows())["curves"]
+    # times 0.2 0.4 0.6 1.0, accuracies 1/4 3/4 3/4 1
+    area = (0.2 * 0.5 + 0.2 * 0.75 + 0.4 * 0.875) / 0.8
+    assert curve["area"] == pytest.approx(area)
+    assert curve["area_gain"] == pytest.approx(area - 0.625)
+    assert [entry["time"] for entry in curve["accuracy_at"]] == pytest.approx([0.4, 0.6, 0.8])
+    assert [entry["accuracy"] for entry in curve["accuracy_at"]] == pytest.approx([0.75, 0.75, 0.875])
+    assert curve["reason"] is None
+    assert curve["area_interval"][0] <= curve["area"] <= curve["area_interval"][1]
+
+
+def test_a_tau_that_is_slower_than_the_target_is_no_part_of_the_curve() -> None:
+    """A point right of the target alone changes no area."""
+    slow = [at("p", 0.1, problem, 9.0, is_right=True) for problem in range(4)]
+    (curve,) = figures_of(curve_rows())["curves"]
+    (longer,) = figures_of([*curve_rows(), *slow])["curves"]
+    assert longer["area"] == pytest.approx(curve["area"])
+    assert len(longer["points"]) == len(curve["points"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"target": None}, "the run has no policy target"),
+        ({"draft": None}, "the run has no policy draft"),
+        ({"draft": 5.0}, "the draft alone is not faster than the target alone"),
+        ({"p": 9.0}, "no tau has a time between those of draft and target alone"),
+    ],
+)
+def test_curve_that_cannot_be_drawn_says_why(changes: dict[str, float | None], reason: str) -> None:
+    """Without one of its ends, or between ends at the same time, a curve has no area, and a reason. `changes` are of seconds."""
+    rows = [
+        {**one, "wall_seconds": changes.get(one["policy"], one["wall_seconds"])}
+        for one in curve_rows()
+        if changes.get(one["policy"], 0.0) is not None
+    ]
+    (curve,) = figures_of(rows)["curves"]
+    assert (curve["area"], curve["reason"]) == (None, reason)
+
+
+def test_one_tau_is_no_curve() -> None:
+    """A policy at a single tau has no curve."""
+    assert figures_of([one for one in curve_rows() if one["tau"] != 1.0])["curves"] == []
+
+
+# --- levels
+
+
+def test_levels_add_up_to_the_whole() -> None:
+    """Counts of all levels are those of the run, also while problems are missing, those no policy has tried yet included."""
+    made = make_run(40, columns=ALONE)
+    for rows in (made.rows, made.rows[:21]):
+        for policy in figures(made.run, rows)["policies"]:
+            by_level = policy["by_level"]
+            assert list(by_level) == sorted(set(map(str, made.run["levels"].values())))
+            for name in ("n", "correct", "missing"):
+                assert sum(level[name] for level in by_level.values()) == policy[name]
+            assert policy["missing"] >= 29 or rows is made.rows
+
+
+def test_levels_are_in_the_order_of_their_numbers() -> None:
+    """Level 10 comes after level 9, and names after numbers; a data set without levels has none."""
+    levels = [10, 9, "hard", 1]
+    rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
+    (target,) = figures_of(rows)["policies"]
+    assert list(target["by_level"]) == ["1", "9", "10", "hard"]
+    assert {policy["by_level"] is None for policy in made_figures(make_run(5, levels=0))["policies"]} == {True}
+
+
+# --- the whole
+
+
+@settings(deadline=None, max_examples=10, phases=[Phase.generate])  # a failure is the same in any order
+@given(st.randoms(use_true_random=False))
+def test_order_of_the_rows_does_not_matter(dice: random.Random) -> None:
+    """Rows in any order give the same figures, to the last bit."""
+    rows = list(SHUFFLED.rows)
+    dice.shuffle(rows)
+    assert figures(SHUFFLED.run, rows, cost_ratio=4.0) == IN_ORDER
+
+
+SHUFFLED = make_run(6, columns=COLUMNS[:4], samples=2)
+IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows, cost_ratio=4.0)
+
+
+def test_an_error_that_was_tried_again_counts_no_more() -> None:
+    """The row that came of a second attempt replaces the error, whichever is read first."""
+    made = make_run(3, columns=TARGET_ONLY)
+    error = failed(made.rows[0])
+    assert figures(made.run, [error, *made.rows]) == figures(made.run, [*made.rows, error]) == made_figures(made)
+
+
+def test_two_results_for_one_attempt_are_refused() -> None:
+    """Rows of mixed runs are not added up."""
+    made = make_run(3, columns=TARGET_ONLY)
+    with pytest.raises(UsageError, match="two results for problem made-up-0001"):
+        figures(made.run, [*made.rows, made.rows[1]])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"policy": "oracle"}, {"steps": None}, {"wall_seconds": "x"}, {"score": 1}, {"timing": {}}]
+)
+def test_row_of_another_program_is_damage(changes: dict[str, Any]) -> None:
+    """A row with a right checksum and wrong fields is refused with its problem's id, not taken for a defect."""
+    made = make_run(3, columns=TARGET_ONLY)
+    with pytest.raises(DamagedRunError, match="made-up-0001"):
+        figures(made.run, [made.rows[0], {**made.rows[1], **changes}])
+
+
+def test_policies_come_in_the_order_of_the_plan() -> None:
+    """The run's own order is kept, a policy without any row included; a tau has the name that the run gives it."""
+    made = make_run(3)
+    plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "number": None}]
+    plan[0] = {**plan[0], "tau_name": "fast"}
+    labels = [policy["label"] for policy in figures({**made.run, "policies": plan}, made.rows)["policies"]]
+    assert labels[:3] == ["random fast (0.6)", "random 0.3", "entropy 0.8"]
+    assert labels[-1] == "oracle"
+    assert len(labels) == len(COLUMNS) + 1
+
+
+@pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])
+def test_figures_are_json(made: MadeUp) -> None:
+    """All figures are JSON without NaN, of a run without a row and of one problem as well."""
+    text = json.dumps(made_figures(made, cost_ratio=8.0), allow_nan=False)
+    assert json.loads(text)["n"] == len({one["id"] for one in made.rows})
+
+
+def test_infinite_tau_is_written_as_text() -> None:
+    """An infinite tau stays JSON, and is labelled as a number."""
+    made = figures_of([make_row(0, 0, ("entropy", tau)) for tau in ("inf", "-inf", 0.5)])
+    assert [policy["tau"] for policy in made["policies"]] == ["inf", "-inf", 0.5]
+    assert [policy["label"] for policy in made["policies"]] == ["entropy inf", "entropy -inf", "entropy 0.5"]
+
+
+def test_every_figure_is_defined() -> None:
+    """Each figure has a definition beside its name; counts, names and parts of others need none."""
+    plain = {"policy", "tau", "label", "number", "ratios", "n", "correct", "incorrect", "unscored", "errors", "missing"}
+    plain |= {"projection_terms", "points", "reason"}
+    made = made_figures(make_run(3))
+    for entry in (*made["policies"], *made["curves"]):
+        assert {name.removesuffix("_interval") for name in entry} - plain <= DEFINITIONS.keys()
+
+
+def test_every_ratio_has_its_parts() -> None:
+    """A figure that is a ratio is its numerator / its denominator."""
+    for policy in made_figures(make_run(8), cost_ratio=3.0)["policies"]:
+        for name, parts in policy["ratios"].items():
+            if policy[name] is not None:
+                assert policy[name] == parts["numerator"] / parts["denominator"]
+        assert {"accuracy", "speedup", "acceptance_rate", "target_call_rate", "projected_speedup"} <= policy["ratios"].keys()

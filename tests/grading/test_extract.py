@@ -1,0 +1,172 @@
+"""What is graded: the final answer of a solution, and the gold answer of a row."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.grading.extract import Gold, boxed_answer, final_answer, gold_answer
+
+balanced = st.recursive(
+    st.text("ab1 +-\\,", max_size=5).filter(lambda text: not text.endswith("\\")),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is \\boxed{42}.", "42"),
+        ("\\boxed{1} no, \\boxed{2}", "2"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed {7}", "7"),
+        ("\\boxed{ 7\n}", "7"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\text{yes}} }}}", "\\text{yes}"),
+        ("\\boxed{\\boxed{5}}", "\\boxed{5}"),
+        ("$\\boxed{3}$ and then \\boxed{4", "3"),
+        ("{ \\boxed{9}", "9"),
+        ("\\boxed{8} \\boxed{}", "8"),
+        ("\\boxed{8} \\boxed{ \n }", "8"),
+    ],
+)
+def test_last_complete_box_is_the_answer(text: str, answer: str) -> None:
+    """The last box that is closed and not blank counts, its braces balanced, the outer of nested ones."""
+    assert boxed_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["", "42", "\\boxed", "\\boxed 42", "\\boxed{42", "\\boxed{}", "boxed{42}", "}\\boxed{", "\\fbox{1}"]
+)
+def test_no_complete_box_is_no_answer(text: str) -> None:
+    """Without a closed box there is no answer, however much the text looks like one."""
+    assert boxed_answer(text) is None
+
+
+@given(balanced.filter(lambda text: bool(text.strip())), st.text("xyz {}\n", max_size=20))
+def test_any_balanced_content_comes_out_whole(content: str, before: str) -> None:
+    """Whatever stands before it, a box at the end gives exactly its content."""
+    assert boxed_answer(f"{before}\\boxed{{{content}}}") == content.strip()
+
+
+@given(st.text())
+def test_text_without_a_box_has_no_answer(text: str) -> None:
+    """Text that never says \\boxed has no answer."""
+    assert boxed_answer(text.replace("\\boxed", "")) is None or "\\boxed" in text.replace("\\boxed", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" * 100_000,
+        "\\boxed{" * 100_000 + "}" * 100_000,
+        "\\boxed" + " " * 700_000,
+        "{" * 700_000,
+        "\\boxed{x}" * 80_000,
+    ],
+    ids=["open", "nested", "blank", "braces", "many"],
+)
+def test_hostile_text_takes_time_in_proportion_to_its_length(text: str) -> None:
+    """Hundreds of thousands of boxes, open or nested, are read in one pass."""
+    began = time.process_time()
+    boxed_answer(text)
+    assert time.process_time() - began < 0.7
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "how"),
+    [
+        ("So 5. \\boxed{7}. The answer is 8.", "7", "the last \\boxed{}"),
+        ("The answer is 7.", "7", 'what follows "the answer is"'),
+        ("the answer is 6. So the answer is: **7**.\nBye 8.", "7", 'what follows "the answer is"'),
+        ("The final answer is $\\frac{1}{2}$.", "\\frac{1}{2}", 'what follows "the final answer is"'),
+        ("Final answer: 1,234.50 dollars. Done.", "1,234.50 dollars", 'what follows "final answer"'),
+        ("**Final Answer:**\n\n\\[\n x = 7\n\\]", "x = 7", 'what follows "final answer"'),
+        ("Final answer: $$7$$ or so", "7", 'what follows "final answer"'),
+        ("The answer is \\(7\\), not 8.", "7", 'what follows "the answer is"'),
+        ("The answer is Mrs. Hilt. She has 3.", "Mrs. Hilt", 'what follows "the answer is"'),
+        ("Answer: Yes", "Yes", 'what follows "answer"'),
+        ("It is 3 + 4 = 7\n#### 7", "7", 'what follows "####"'),
+        ("The answer is\n\nThe answer is", "The answer is", 'what follows "the answer is"'),
+        ("We have 3 apples, so 7 of them.", "7", "the last number"),
+        ("It costs $1,234.50.", "1,234.50", "the last number"),
+        ("It falls by -3.", "-3", "the last number"),
+        ("5-3", "3", "the last number"),
+        ("It is \\frac{3}{4} of it", "\\frac{3}{4}", "the last number"),
+        ("That is 3/4.", "3/4", "the last number"),
+        ("That is 25\\%.", "25\\%", "the last number"),
+        ("\\boxed{} so 7", "7", "the last number"),
+        ("The answer is ", None, 'no \\boxed{}, no "the answer is", no number'),
+        ("", None, 'no \\boxed{}, no "the answer is", no number'),
+        ("nothing", None, 'no \\boxed{}, no "the answer is", no number'),
+    ],
+)
+def test_final_answer_and_where_it_was_found(text: str, answer: str | None, how: str) -> None:
+    """A box counts first, then what is called the answer, then the last number; and which of them it was is told."""
+    found = final_answer(text)
+    assert (found.answer, found.how) == (answer, how)
+
+
+@given(st.text(max_size=200))
+def test_any_text_has_a_final_answer_or_none(text: str) -> None:
+    """No text is an error; an answer is a part of its text, and no blank."""
+    answer = final_answer(text).answer
+    assert answer is None or (answer.strip() and answer in text)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["the answer is ", "answer:\n", "$", "1,", "1,111", "9", "-", "####", "\\frac{1}", "\n", "\\(", "Mr. ", "\\frac{1}{2"],
+)
+def test_final_answer_of_megabytes_takes_little_time(piece: str) -> None:
+    """Where there is no box only the end of a text is looked at."""
+    text = piece * (2_000_000 // len(piece))
+    began = time.process_time()
+    final_answer(text)
+    assert time.process_time() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        ({"answer": "It is 9 * 2 = $<<9*2=18>>18.\n#### 18"}, Gold("18")),
+        ({"answer": "#### 2,125"}, Gold("2,125")),
+        ({"answer": "9 (apples)"}, Gold("9 (apples)")),
+        ({"answer": "\\frac{1}{2}"}, Gold("\\frac{1}{2}")),
+        ({"final_answer": ["$\\frac{1}{2 n+2}$"], "answer_type": "Expression", "unit": None}, Gold("$\\frac{1}{2 n+2}$")),
+        ({"final_answer": ["$k=1$", "$k=2$"]}, Gold("$k=1$, $k=2$")),
+        ({"final_answer": ["$90$"], "unit": " ^{\\circ} "}, Gold("$90$", "^{\\circ}")),
+        ({"answer": ["$2n$"]}, Gold("$2n$")),
+        ({"answer": 204}, Gold("204")),
+        ({"answer": 27.0}, Gold("27")),
+        ({"answer": 0.5}, Gold("0.5")),
+        ({"answer": "a long proof", "final_answer": ["2"]}, Gold("2")),
+        ({"answer": "2", "final_answer": []}, Gold("2")),
+        ({"answer": ""}, Gold(None)),
+        ({"answer": "  "}, Gold(None)),
+        ({"answer": "#### "}, Gold(None)),
+        ({"answer": None}, Gold(None)),
+        ({"answer": True}, Gold(None)),
+        ({"answer": {"a": 1}}, Gold(None)),
+        ({"final_answer": [None, ""]}, Gold(None)),
+        ({}, Gold(None)),
+    ],
+)
+def test_gold_answer_of_a_row(row: dict[str, Any], gold: Gold) -> None:
+    """Each data set's way to write its answers is read; what is no answer is none."""
+    assert gold_answer(row) == gold
+    assert Gold(**json.loads(json.dumps(asdict(gold)))) == gold
+
+
+def test_reading_answers_needs_no_computer_algebra() -> None:
+    """What every command imports does not import what only grading needs."""
+    slow = ("sympy", "math_verify", "subprocess", "arbitrage_cli.grading.grader")
+    code = f"import sys, arbitrage_cli.grading.extract; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

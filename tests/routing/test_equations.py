@@ -1,0 +1,232 @@
+"""The arithmetic that a text states: what is found and checked, against Python's fractions, and what is left out."""
+
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from arbitrage_cli.routing.equations import MAX_CHARACTERS, check_equations, numbers_in
+
+LATEX = {"*": "\\times", "/": "\\div"}
+UNICODE = {"*": "\u00d7", "/": "\u00f7", "-": "\u2212"}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A sign between two expressions."""
+
+    sign: str
+    left: "Expression"
+    right: "Expression"
+
+
+Expression = Fraction | Operation
+numbers = st.one_of(
+    st.integers(0, 10**6).map(Fraction), st.decimals(0, 9999, places=2).map(lambda number: Fraction(str(number)))
+)
+expressions: st.SearchStrategy[Expression] = st.recursive(
+    numbers, lambda parts: st.builds(Operation, st.sampled_from("+-*/"), parts, parts), max_leaves=8
+)
+
+
+def value_of(expression: Expression) -> Fraction:
+    """What Python makes of it. ZeroDivisionError."""
+    if isinstance(expression, Fraction):
+        return expression
+    left, right = value_of(expression.left), value_of(expression.right)
+    return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[expression.sign](right)
+
+
+def number_text(number: Fraction, *, commas: bool) -> str:
+    """A terminating decimal of at most two places, as people write it."""
+    text = f"{float(number):,.2f}".rstrip("0").rstrip(".")
+    return text if commas else text.replace(",", "")
+
+
+def write(expression: Expression, style: str) -> str:
+    """The expression as plain text, LaTeX, Unicode, or with units; in parentheses but for numbers."""
+    if isinstance(expression, Fraction):
+        text = number_text(expression, commas=style != "plain")
+        return {"units": f"{text} red apples", "latex": f"\\${text}"}.get(style, text)
+    left, right = (
+        write(part, style) if isinstance(part, Fraction) else f"({write(part, style)})"
+        for part in (expression.left, expression.right)
+    )
+    if style == "latex" and expression.sign == "/":
+        return f"\\frac{{{left}}}{{{right}}}"
+    sign = {"latex": LATEX, "unicode": UNICODE}.get(style, {}).get(expression.sign, expression.sign)
+    return f"{left} {sign} {right}"
+
+
+@given(expressions, expressions, st.sampled_from(["plain", "latex", "unicode", "units"]), st.booleans())
+def test_equations_are_checked_as_fractions_are(left: Expression, right: Expression, style: str, same: bool) -> None:
+    """An equation of two expressions is right if and only if Python's fractions say so; one that divides by 0 is left out."""
+    assume(isinstance(left, Operation) and isinstance(right, Operation))
+    found = check_equations(f"So we get: {write(left, style)} = {write(left if same else right, style)}.\n\n")
+    try:
+        values = value_of(left), value_of(left if same else right)
+    except ZeroDivisionError:
+        assert found == ()
+        return
+    (equation,) = found
+    assert (equation.left, equation.right) == values
+    assert equation.is_right == (values[0] == values[1])
+    assert 0 <= equation.error <= 2
+    assert (equation.error == 0) == equation.is_right
+
+
+@given(expressions, st.integers(-3, 3))
+def test_a_stated_result_is_right_if_it_is_the_value(expression: Expression, off_by: int) -> None:
+    """With a number on the right side; without parentheses, signs bind as in Python."""
+    assume(isinstance(expression, Operation))
+    try:
+        value = value_of(expression) + off_by
+    except ZeroDivisionError:
+        return
+    assume(value * 100 == int(value * 100) and abs(value) < 10**9)
+    (equation,) = check_equations(f"{write(expression, 'plain')} = {number_text(value, commas=True)}")
+    assert equation.is_right == (off_by == 0)
+
+
+@pytest.mark.parametrize("flat", ["1 + 2 * 3 - 4 / 2", "10 - 3 - 2", "100 / 5 / 2", "2 * -3 + 1", "7 - 2 * (3 - 1) * 2"])
+def test_signs_bind_as_in_python(flat: str) -> None:
+    value = Fraction(eval(flat))  # noqa: S307 - a literal of this test
+    assert [equation.is_right for equation in check_equations(f"{flat} = {value}")] == [True]
+    assert [equation.is_right for equation in check_equations(f"{flat} = {value + 1}")] == [False]
+
+
+@pytest.mark.parametrize(
+    ("text", "verdicts"),
+    [
+        ("788 * 9 = 7992", [False]),
+        ("\\[ 16 + 23 = 49 \\text{ minutes} \\]", [False]),
+        ("Made: 88 * 77 = 88 * 70 + 88 * 7 = 6160 + 616 = 6776", [True, True, True]),
+        ("5 + 3 = 8 apples and then he buys 2 + 2 = 5 pears.", [True, False]),
+        ("x = 5 + 3 = 9", [False]),
+        ("The total is (5 + 3) * 2 = 17", [False]),
+        ("(that is 5 + 3 = 8)", [True]),
+        ("2) 5 + 3 = 8", [True]),
+        ("1. 5 + 3 = 9", [False]),
+        ("**Total: 5 + 3 = 8**", [True]),
+        ("$48/2 = $<<48/2=24>>24", [True]),
+        ("\\left( 5 + 3 \\right) \\div 2 = \\boxed{4}", [True]),
+        ("\\begin{align} a &= 3 + 4 \\\\ &= 8 \\end{align}", [False]),
+        ("3/4 of 20 = 15, and 20% of 50 + 5 = 15", [True, True]),
+        ("20 / 100 = 20%", [True]),
+        ("3 / 4 * 100 = 75%", [True]),
+        ("20% of 50 = 11", [False]),
+        ("3 x 5 = 15", [True]),
+        ("12 dollars per hour * 3 hours = 37 dollars", [False]),
+        ("100 +\n5 = 105", [True]),
+        ("5 + 3\n= 9", [False]),
+        # rounded
+        ("10 / 3 = 3.33", [True]),
+        ("10 / 3 = 3.4", [False]),
+        ("3.5 * 3 = 10.4", [False]),
+        ("7 / 2 = 3", [False]),
+        ("10 / 3 \\approx 3", [True]),
+        ("10 / 3 \u2248 4", [False]),
+    ],
+)
+def test_what_is_read(text: str, verdicts: list[bool]) -> None:
+    """Forms that solutions have."""
+    assert [equation.is_right for equation in check_equations(text)] == verdicts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3x + 5 = 50",
+        "x1 + 5 = 9",
+        "5^2 + 1 = 27",
+        "\\sqrt{16} + 2 = 7",
+        "2**3 + 1 = 8",
+        "5 + 3! = 12",
+        "half of 10 + 2 = 8",
+        "3 times 4 + 2 = 15",
+        "the sum of 3 and 4 + 1 = 9",
+        "2 dozen + 3 = 28",
+        "5 * 25 cents = $1.25",
+        "1 hour = 60 minutes",
+        "1/2 hour = 30 minutes",
+        "5 feet 3 inches + 1 = 64 inches",
+        "1,5 + 2 = 3,6",
+        "1,00,000 + 1 = 2",
+        "2:3 + 1 = 5",
+        "- 5 + 3 = 9",
+        "5 / 0 = 5",
+        "5 + 3 => 9",
+        "5 + = 9",
+        "2(3 + 4) = 15",
+        "12345678901234567890 + 1 = 2",
+        "The answer is \\boxed{42}.",
+        "a = 5",
+        "= 5 + 3",
+        "",
+    ],
+)
+def test_what_is_not_certain_is_left_out(text: str) -> None:
+    """Variables, powers, words that compute, conversions, other notations, and what is no equation."""
+    assert check_equations(text) == ()
+
+
+def test_operands_are_those_of_what_is_computed() -> None:
+    """Of a chain, the first side's; with the numbers of a text they say where a number comes from."""
+    found = check_equations("88 * 77 = 88 * 70 + 88 * 7 = 6776. Then 6776 - 0.5 = 6775.5")
+    assert [equation.operands for equation in found] == [(88, 77), (), (6776, Fraction(1, 2))]
+    assert numbers_in("She has $1,234.50 and 20% of 3 y1 2nd") == (Fraction("1234.5"), 20, 3, 2)
+
+
+pieces = st.sampled_from(
+    [
+        "5",
+        "12",
+        "3.",
+        "1,000",
+        " ",
+        " + ",
+        "-",
+        "*",
+        " = ",
+        "(",
+        ")",
+        "\\frac{",
+        "}",
+        "%",
+        " apples",
+        ".",
+        ", ",
+        "\n",
+        "x",
+        "of",
+    ]
+)
+
+
+@given(st.lists(pieces, max_size=40).map("".join), st.integers(0, 200))
+def test_a_beginning_states_nothing_that_the_whole_does_not(text: str, length: int) -> None:
+    """What is found in a text that still goes on is found in the finished one as well, in the same order."""
+    found = check_equations(text[:length], is_whole=False)
+    assert check_equations(text)[: len(found)] == found
+
+
+@pytest.mark.parametrize(
+    "unit", ["(", "-", "\n", "\n ", "x", "a-", "\\text{", "% ", "1/", "1 + 1 = 2 = ", "\\frac{1}{", "9", "=", " "]
+)
+def test_any_text_is_read_in_little_time(unit: str) -> None:
+    """Whatever a model repeats: what is too long is not read."""
+    text = unit * (2 * MAX_CHARACTERS // len(unit))
+    began = time.process_time()
+    for whole in (f"5 + 3 = {text}", f"{text} = 8"):
+        check_equations(whole)
+        check_equations(whole, is_whole=False)
+    assert time.process_time() - began < 1.0
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    check_equations(f"1 + 1 = {text}")
+    numbers_in(text)

@@ -1,0 +1,535 @@
+"""The run folder: what was appended is there after anything, and nothing else is believed."""
+
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import HERE
+from faults import set_aside
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
+from arbitrage_cli.runs.folder import RunFolder, encode, key_of, latest, read_run_folder
+
+RUN = {"schema": 1, "planned": 3, "note": "é\u2028"}
+ODD_TEXTS = ["plain", "\u0085 \u2028 \u2029 \x0b \x0c \x1c", '}{"id":', "\ud800", "\0", "é" * 50, "\\n\n\r\r\n"]
+
+
+def make_row(number: int = 0, status: str = "done", **more: Any) -> dict[str, Any]:
+    row = {"schema": 1, "id": f"p{number}", "sample": 0, "policy": "target", "tau": None, "status": status}
+    return {**row, "text": ODD_TEXTS[number % len(ODD_TEXTS)], "wall_seconds": 0.1 + number / 3, **more}
+
+
+def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
+    """A finished run; returns its rows."""
+    made = [make_row(number) for number in range(rows)]
+    with RunFolder(path) as folder:
+        folder.save_run(RUN)
+        for row in made:
+            folder.append(row)
+    return made
+
+
+def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
+    with RunFolder(path, **options) as folder:
+        return folder.rows
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
+# --- what was written is there
+
+
+def test_what_was_appended_is_there_again(quick_path: Path) -> None:
+    """Rows and run.json come back as they were given, whatever characters are in their texts."""
+    rows = [make_row(number) for number in range(len(ODD_TEXTS))]
+    with RunFolder(quick_path / "run") as folder:
+        folder.save_run(RUN)
+        for row in rows:
+            folder.append(row)
+        assert (folder.run, folder.rows) == (RUN, rows)
+    contents = read_run_folder(quick_path / "run")
+    assert (contents.run, contents.rows) == (RUN, rows)
+    assert set_aside(quick_path / "run") == []
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers()
+values = st.none() | st.booleans() | numbers | st.text(max_size=20)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=7), values | st.lists(values, max_size=3), min_size=1, max_size=5))
+def test_any_row_is_one_line_of_ascii(content: dict[str, Any]) -> None:
+    """A row is one line, ASCII, valid JSON, and says all that was in it."""
+    line = encode(content)
+    assert line.isascii()
+    assert line.count(b"\n") == 1
+    read = json.loads(line, parse_constant=pytest.fail)
+    assert len(read.pop("checksum")) == 8
+    assert read == content
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_json_is_not_written(quick_path: Path, number: float) -> None:
+    """A number that JSON does not have is refused before anything is written."""
+    with RunFolder(quick_path / "run") as folder:
+        folder.save_run(RUN)
+        with pytest.raises(ValueError, match="JSON"):
+            folder.append(make_row(wall_seconds=number))
+        folder.append(make_row(1))
+    assert reopened(quick_path / "run") == [make_row(1)]
+
+
+def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is synced after it is written; run.json before it gets its name, and the folder after that."""
+    calls: list[str] = []
+
+    def watch(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(first: Any, *rest: Any) -> Any:
+            is_folder = isinstance(first, int) and stat.S_ISDIR(os.fstat(first).st_mode)
+            calls.append(f"{name} folder" if is_folder else name)
+            return real(first, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    with RunFolder(quick_path / "run") as folder:
+        for name in ("write", "fsync", "replace"):
+            watch(name)
+        folder.save_run(RUN)
+        assert calls == ["write", "fsync", "replace", "fsync folder"]
+        calls.clear()
+        folder.append(make_row())
+        assert calls == ["write", "fsync"]
+
+
+def test_later_rows_count() -> None:
+    """Of an attempt that failed and was made again the later row counts, in the place of the first."""
+    rows = [make_row(0, "error"), make_row(1), make_row(0)]
+    assert latest(rows) == [make_row(0), make_row(1)]
+    assert key_of(make_row(2, tau="inf", sample=3)) == ("p2", 3, "target", "inf")
+
+
+def test_run_json_is_replaced_whole(quick_path: Path) -> None:
+    """run.json may be written anew at any time; what does not change is not written."""
+    begin(quick_path / "run")
+    with RunFolder(quick_path / "run") as folder:
+        before = (quick_path / "run" / "run.json").stat().st_mtime_ns
+        folder.save_run(RUN)
+        assert (quick_path / "run" / "run.json").stat().st_mtime_ns == before
+        folder.save_run(RUN | {"planned": 5})
+    assert read_run_folder(quick_path / "run").run == RUN | {"planned": 5}
+    assert set_aside(quick_path / "run") == []
+
+
+def test_rows_are_replaced_at_once(quick_path: Path) -> None:
+    """rewrite puts other rows in place of all, and more can be added after it."""
+    begin(quick_path / "run")
+    with RunFolder(quick_path / "run") as folder:
+        folder.rewrite([make_row(7)])
+        folder.append(make_row(8))
+    assert reopened(quick_path / "run") == [make_row(7), make_row(8)]
+
+
+# --- truncation and odd tails
+
+
+def test_truncation_at_every_byte(quick_path: Path) -> None:
+    """Wherever the file of rows ends, the whole rows are there, the rest is set aside, and what is missing can be added."""
+    rows = begin(quick_path / "run")
+    path = quick_path / "run" / "results.jsonl"
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        kept = whole[:length].count(b"\n")
+        tail = whole[:length].rpartition(b"\n")[2]
+        with RunFolder(quick_path / "run") as folder:
+            assert folder.rows == rows[:kept]
+            for row in rows[kept:]:
+                folder.append(row)
+        assert path.read_bytes() == whole
+        torn = quick_path / "run" / "results.jsonl.torn-1"
+        assert (torn.read_bytes() if torn.exists() else b"") == tail
+        torn.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"{", "é".encode()[:1], b"\0" * 4096, b"\xff\xfe", b"null", b'{"id": "p0"}', encode(make_row(9))[:-1]],
+    ids=["brace", "half a character", "NULs", "no UTF-8", "null", "object", "a row without its line feed"],
+)
+def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
+    """Whatever comes after the last line feed is kept beside the rows, told, and not counted."""
+    rows = begin(quick_path / "run")
+    path = quick_path / "run" / "results.jsonl"
+    for number in (1, 2):
+        path.write_bytes(path.read_bytes() + tail)
+        assert read_run_folder(quick_path / "run").rows == rows
+        with RunFolder(quick_path / "run") as folder:
+            assert folder.rows == rows
+            assert f"results.jsonl.torn-{number}" in folder.notes[0]
+        assert (quick_path / "run" / f"results.jsonl.torn-{number}").read_bytes() == tail
+
+
+def test_empty_results_are_a_beginning(quick_path: Path) -> None:
+    """A folder with an empty file of rows, and none at all, begin in the same way."""
+    (quick_path / "run").mkdir()
+    (quick_path / "run" / "results.jsonl").touch()
+    begin(quick_path / "run")
+    assert len(reopened(quick_path / "run")) == 3
+
+
+@pytest.mark.parametrize("tail", [b"", b"{"], ids=["whole", "torn"])
+def test_rows_without_run_json_are_damage(quick_path: Path, tail: bytes) -> None:
+    """Rows of which nobody knows what they were made with are refused, by who writes and who reads."""
+    begin(quick_path / "run")
+    (quick_path / "run" / "run.json").unlink()
+    path = quick_path / "run" / "results.jsonl"
+    path.write_bytes(tail or path.read_bytes())
+    for open_it in (RunFolder, read_run_folder):
+        with pytest.raises(DamagedRunError, match=r"run\.json is missing"):
+            open_it(quick_path / "run")
+
+
+# --- damage
+
+
+def test_every_flipped_bit_is_found(quick_path: Path) -> None:
+    """Whichever bit of the rows changes, the line is named; only the last line feed's loss looks like an unfinished row."""
+    begin(quick_path / "run", rows=2)
+    path = quick_path / "run" / "results.jsonl"
+    whole = path.read_bytes()
+    first = whole.index(b"\n")
+    for place in range(len(whole) - 1):
+        path.write_bytes(whole)
+        flip(path, place, bit=place % 8)
+        with pytest.raises(DamagedRunError) as caught:
+            read_run_folder(quick_path / "run")
+        assert f"results.jsonl: line {1 if place <= first else 2}: " in str(caught.value)
+        assert caught.value.exit_code == 5
+
+
+def test_reader_of_a_damaged_run_changes_nothing(quick_path: Path) -> None:
+    """A reader refuses a damaged run as it is, with an exit code of its own: no file is touched."""
+    begin(quick_path / "run")
+    path = quick_path / "run" / "results.jsonl"
+    flip(path, 40)
+    path.write_bytes(path.read_bytes() + b"torn")
+    before = path.read_bytes()
+    with pytest.raises(DamagedRunError, match="line 1"):
+        read_run_folder(quick_path / "run")
+    assert (path.read_bytes(), set_aside(quick_path / "run")) == (before, [])
+
+
+def test_writer_sets_damaged_rows_aside(quick_path: Path) -> None:
+    """Damaged lines are kept in a file beside the others, named in one note, and can be done again; the others stay as they were."""
+    rows = begin(quick_path / "run", rows=4)
+    path = quick_path / "run" / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    flip(path, len(lines[0]) + 30)
+    flip(path, len(b"".join(lines[:3])) + 5)
+    damaged = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(path.read_bytes() + b"torn")
+    with RunFolder(quick_path / "run") as folder:
+        assert folder.rows == [rows[0], rows[2]]
+        (note,) = [note for note in folder.notes if "damaged" in note]
+        assert all(part in note for part in (str(path), "line 2: ", "line 4: ", "results.jsonl.damaged-1"))
+        folder.append(rows[1])
+    assert path.read_bytes() == lines[0] + lines[2] + lines[1]
+    assert set_aside(quick_path / "run") == ["results.jsonl.damaged-1", "results.jsonl.torn-1"]
+    assert (quick_path / "run" / "results.jsonl.damaged-1").read_bytes() == damaged[1] + damaged[3]
+
+
+def test_symbolic_link_is_not_written_through(quick_path: Path) -> None:
+    """Rows behind a link are a file of somebody else: refused, and neither cut nor added to."""
+    begin(quick_path / "run")
+    own, other = quick_path / "run" / "results.jsonl", quick_path / "other.jsonl"
+    other.write_bytes(own.read_bytes() + b"torn")
+    before = other.read_bytes()
+    own.unlink()
+    own.symlink_to(other)
+    with pytest.raises(UsageError, match="symbolic link"):
+        RunFolder(quick_path / "run")
+    assert other.read_bytes() == before
+
+
+def sealed(text: str) -> bytes:
+    """A line that ends in the right checksum, whatever it is."""
+    body = text.encode("utf-8")
+    return body + b',"checksum":"%08x"}' % zlib.crc32(body)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"", "checksum"),
+        (b"[1]", "checksum"),
+        (json.dumps(make_row(5)).encode(), "checksum"),
+        (sealed("[1"), "delimiter"),
+        (sealed('{"a":' * 100_000), "recursion"),
+        (sealed('{"a":' + "1" * 5000), "digits"),
+        (sealed('{"schema":1,"sample":0'), "it has no 'id'"),
+        (sealed('{"id":["a"],"sample":0,"policy":"draft","tau":null,"status":"done"'), "unhashable"),
+        (encode(make_row(0))[:-1], "repeats line 1"),
+        (encode(make_row(7, "perhaps"))[:-1], "neither done nor error"),
+    ],
+    ids=["blank", "list", "no checksum", "not JSON", "deep", "long", "other fields", "list as id", "twice", "status"],
+)
+def test_line_that_is_no_row_is_named(quick_path: Path, line: bytes, words: str) -> None:
+    """A line that was not written as a row is damage, with its number and what is wrong with it."""
+    begin(quick_path / "run")
+    path = quick_path / "run" / "results.jsonl"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(DamagedRunError, match="line 4") as caught:
+        read_run_folder(quick_path / "run")
+    assert words in str(caught.value)
+
+
+def test_failed_attempt_may_come_again(quick_path: Path) -> None:
+    """An error may be followed by other rows of its attempt; a result by none."""
+    (quick_path / "run").mkdir()
+    rows = [make_row(0, "error"), make_row(0, "error"), make_row(0)]
+    with RunFolder(quick_path / "run") as folder:
+        folder.save_run(RUN)
+        for row in rows:
+            folder.append(row)
+    assert reopened(quick_path / "run") == rows
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 1}', b"\xff"], ids=repr)
+def test_damaged_run_json_is_named(quick_path: Path, content: bytes) -> None:
+    """run.json is whole and as it was written, or the run is refused."""
+    begin(quick_path / "run")
+    (quick_path / "run" / "run.json").write_bytes(content)
+    for open_it in (RunFolder, read_run_folder):
+        with pytest.raises(DamagedRunError, match=r"run\.json: line 1"):
+            open_it(quick_path / "run")
+
+
+def test_every_flipped_bit_of_run_json_is_found(quick_path: Path) -> None:
+    """Whichever bit of run.json changes, it is found, but for those that only change how the same is written."""
+    begin(quick_path / "run", rows=1)
+    path = quick_path / "run" / "run.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole)
+        flip(path, place, bit=place % 8)
+        try:
+            assert read_run_folder(quick_path / "run").run == RUN, f"byte {place}"
+        except DamagedRunError:
+            continue
+
+
+def test_another_schema_is_refused(quick_path: Path) -> None:
+    """A folder of another version of the program is refused by that name, not taken for damage."""
+    with RunFolder(quick_path / "run") as folder:
+        folder.save_run(RUN | {"schema": 9})
+    with pytest.raises(UsageError, match="schema 9"):
+        read_run_folder(quick_path / "run")
+
+
+# --- one writer
+
+
+def test_second_writer_is_refused(quick_path: Path) -> None:
+    """While a run is written to, another writer is told so; who only reads is not kept out."""
+    with RunFolder(quick_path / "run") as folder:
+        folder.save_run(RUN)
+        with pytest.raises(UsageError, match="another process is writing"):
+            RunFolder(quick_path / "run")
+        folder.append(make_row())
+        assert read_run_folder(quick_path / "run").rows == [make_row()]
+    assert reopened(quick_path / "run") == [make_row()]
+
+
+def test_lock_goes_with_its_process(quick_path: Path) -> None:
+    """A writer that was killed leaves no lock behind."""
+    code = (
+        "import os, signal; from pathlib import Path; from arbitrage_cli.runs.folder import RunFolder;"
+        f"RunFolder(Path({str(quick_path / 'run')!r})).save_run({{'schema': 1}}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=HERE.parents[1])
+    assert ended.returncode == -9
+    assert reopened(quick_path / "run") == []
+
+
+# --- beginning anew, and not at all
+
+
+def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
+    """A fresh start keeps the old rows and run.json beside the new ones."""
+    rows = begin(quick_path / "run")
+    with RunFolder(quick_path / "run", fresh=True) as folder:
+        assert (folder.run, folder.rows) == (None, [])
+        assert len(folder.notes) == 2
+        folder.save_run(RUN)
+    assert set_aside(quick_path / "run") == ["results.jsonl.old-1", "run.json.old-1"]
+    old = (quick_path / "run" / "results.jsonl.old-1").read_bytes()
+    assert old == b"".join(map(encode, rows))
+
+
+def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
+    """A folder that was made for a run that did not begin is gone again; one that was there before stays."""
+    with RunFolder(quick_path / "run"):
+        pass
+    assert not (quick_path / "run").exists()
+    (quick_path / "mine").mkdir()
+    with RunFolder(quick_path / "mine"):
+        pass
+    assert (quick_path / "mine").exists()
+
+
+def test_folder_without_a_run_is_no_run(quick_path: Path) -> None:
+    """Reading a folder that has no run in it, or is not there, is a usage error."""
+    for path in (quick_path, quick_path / "nowhere"):
+        with pytest.raises(UsageError, match="no run in this folder"):
+            read_run_folder(path)
+
+
+def test_place_that_cannot_be_a_folder_is_refused(quick_path: Path) -> None:
+    """A path below a file is a usage error that names another option."""
+    (quick_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be used for a run") as caught:
+        RunFolder(quick_path / "file" / "run")
+    assert "--output" in caught.value.hint
+
+
+# --- writing that fails
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Puts another function in the place of one of `os`, until the test is over."""
+    yield partial(monkeypatch.setattr, os)
+    monkeypatch.undo()
+
+
+def test_row_that_was_written_in_part_is_taken_back(quick_path: Path, failing: Callable[..., None]) -> None:
+    """A full disk takes a part of a row: it is cut off, the error says what to do, and nothing is added after it."""
+    rows = begin(quick_path / "run")
+    write, written = os.write, list[int]()
+
+    def write_a_part(descriptor: int, data: bytes) -> int:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(write(descriptor, data[:50]))
+        return 50
+
+    with RunFolder(quick_path / "run") as folder:
+        failing("write", write_a_part)
+        with pytest.raises(OutputError, match=r"results\.jsonl: .*No space left") as caught:
+            folder.append(make_row(4))
+        assert "goes on" in caught.value.hint
+        failing("write", write)
+        with pytest.raises(OutputError):
+            folder.append(make_row(5))
+    assert reopened(quick_path / "run") == rows
+    assert set_aside(quick_path / "run") == []
+
+
+def test_row_may_be_written_in_several_calls(quick_path: Path, failing: Callable[..., None]) -> None:
+    """A system that takes a part of what it is given gets the rest."""
+    write = os.write
+    with RunFolder(quick_path / "run") as folder:
+        failing("write", lambda descriptor, data: write(descriptor, data[:50]))
+        folder.save_run(RUN)
+        folder.append(make_row())
+        failing("write", write)
+    assert reopened(quick_path / "run") == [make_row()]
+
+
+def test_failed_sync_is_final(quick_path: Path, failing: Callable[..., None]) -> None:
+    """A row that could not be brought to the disk does not count, and the sync is not tried again."""
+    rows = begin(quick_path / "run")
+    calls: list[int] = []
+
+    def fail(descriptor: int) -> None:
+        calls.append(descriptor)
+        raise OSError(5, "Input/output error")
+
+    with RunFolder(quick_path / "run") as folder:
+        sync = os.fsync
+        failing("fsync", fail)
+        with pytest.raises(OutputError, match="Input/output error"):
+            folder.append(make_row(4))
+        with pytest.raises(OutputError):
+            folder.append(make_row(5))
+        failing("fsync", sync)
+    assert len(calls) == 1
+    assert reopened(quick_path / "run") == rows
+
+
+def test_nothing_is_added_where_the_file_cannot_be_opened_again(quick_path: Path, failing: Callable[..., None]) -> None:
+    """After all rows were replaced: a later row goes nowhere, least of all into another file that has the old one's number."""
+    begin(quick_path / "run")
+    real = os.open
+
+    def fail(path: Path, flags: int, *mode: int, **options: Any) -> int:
+        if flags & os.O_APPEND:
+            raise OSError(24, "Too many open files")
+        return real(path, flags, *mode, **options)
+
+    with RunFolder(quick_path / "run") as folder:
+        failing("open", fail)
+        with pytest.raises(OutputError, match="Too many open files"):
+            folder.rewrite([make_row(4)])
+        failing("open", real)
+        other = quick_path / "other"
+        with other.open("w"), pytest.raises(OutputError):
+            folder.append(make_row(5))
+    assert other.read_bytes() == b""
+    assert reopened(quick_path / "run") == [make_row(4)]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_run_json_stays_when_replacing_it_fails(quick_path: Path, failing: Callable[..., None], call: str) -> None:
+    """If run.json cannot be written anew, the old one is there, and no half of another beside it."""
+    begin(quick_path / "run")
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    real = getattr(os, call)
+    with RunFolder(quick_path / "run") as folder:
+        failing(call, fail)
+        with pytest.raises(OutputError, match="No space left"):
+            folder.save_run(RUN | {"planned": 9})
+        failing(call, real)
+        assert folder.run == RUN
+    assert read_run_folder(quick_path / "run").run == RUN
+    assert set_aside(quick_path / "run") == []
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["add", "tear", "reopen"]), max_size=12))
+def test_any_order_of_adding_tearing_and_reopening(quick_path: Path, acts: list[str]) -> None:
+    """However often a writer dies within a row, all rows that were finished are there, in order."""
+    path = quick_path / str(len(list(quick_path.iterdir())))
+    begin(path, rows=0)
+    rows: list[dict[str, Any]] = []
+    for act in acts:
+        if act == "tear":
+            with (path / "results.jsonl").open("ab") as stream:
+                stream.write(encode(make_row(99))[:20])
+        else:
+            with RunFolder(path) as folder:
+                assert folder.rows == rows
+                if act == "add":
+                    rows.append(make_row(len(rows)))
+                    folder.append(rows[-1])
+    assert reopened(path) == rows

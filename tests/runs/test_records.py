@@ -1,0 +1,206 @@
+"""A solved problem as a line of JSON: every field, at the edges of what its values may be."""
+
+import json
+import math
+
+import pytest
+from cli import accept, escalate, finish, make_step, make_trace
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.errors import ContextFullError, ScriptEndedError
+from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, AttemptInfo, RunInfo, answer, problem_error, record, row, to_json
+from arbitrage_cli.types import Cost, Decision, Finished, Score
+
+RUN = RunInfo(
+    policy="entropy",
+    number="entropy (nats)",
+    tau=1.0,
+    temperature=0.0,
+    seed=7,
+    models={"draft": "small.gguf", "target": "big.gguf"},
+    descriptions={"draft": "small", "target": "big"},
+)
+
+
+def with_tau(tau: float | None) -> RunInfo:
+    return RunInfo("entropy", "entropy (nats)", tau, 0.0, 0)
+
+
+def test_record_of_a_routed_problem() -> None:
+    """The record has the run, the solution, who wrote each step, what was thrown away, and the figures."""
+    trace = make_trace(escalate(), accept("So \\boxed{4}.", stop="end"), identifier="p1")
+    made = record(finish(trace, alone=3.0), RUN)
+    assert made == {
+        "id": "p1",
+        "problem": "What is 2 + 2?",
+        "text": "2 + 2 = 4.\n\nSo \\boxed{4}.",
+        "answer": "4",
+        "stop": "end",
+        "error": None,
+        "steps": [
+            {
+                "model": "target",
+                "text": "2 + 2 = 4.\n\n",
+                "tokens": 7,
+                "seconds": 2.0,
+                "stop": "separator",
+                "decision": "escalate",
+                "probability": 1.5,
+                "advantage": None,
+                "discarded": {"model": "draft", "text": "2 + 2 = 5.\n\n", "tokens": 5, "seconds": 0.5, "stop": "separator"},
+            },
+            {
+                "model": "draft",
+                "text": "So \\boxed{4}.",
+                "tokens": 5,
+                "seconds": 0.5,
+                "stop": "end",
+                "decision": "accept",
+                "probability": 0.2,
+                "advantage": None,
+                "discarded": None,
+            },
+        ],
+        "acceptance_rate": 0.5,
+        "token_acceptance_rate": 0.5,
+        "seconds": 3.0,
+        "target_alone_seconds_estimate": 3.0,
+        "policy": "entropy",
+        "tau": 1.0,
+        "probability_is": "entropy (nats)",
+        "temperature": 0.0,
+        "seed": 7,
+        "settings": {},
+        "draft": "small.gguf",
+        "target": "big.gguf",
+        "models": {"draft": "small", "target": "big"},
+        "timing": {
+            "draft": {
+                "prefill_tokens": 0,
+                "prefill_seconds": 0.0,
+                "decode_tokens": 10,
+                "decode_seconds": 1.0,
+                "verify_tokens": 0,
+                "verify_seconds": 0.0,
+                "verify_kept": 0,
+                "decode_tokens_per_second": 10.0,
+            },
+            "target": {
+                "prefill_tokens": 0,
+                "prefill_seconds": 0.0,
+                "decode_tokens": 7,
+                "decode_seconds": 2.0,
+                "verify_tokens": 0,
+                "verify_seconds": 0.0,
+                "verify_kept": 0,
+                "decode_tokens_per_second": 3.5,
+            },
+        },
+    }
+
+
+def test_record_of_rated_steps() -> None:
+    """Where steps were rated, the record has the advantage that was found, and what rating took."""
+    draft, target = make_step("draft"), make_step("target", stop="end")
+    decision = Decision(target, draft=draft, target=target, advantage=0.25)
+    made = record(Finished(make_trace(decision), reward_cost=Cost(9, 1.5, 3, 0.5)), RUN)
+    assert made["steps"][0]["advantage"] == 0.25
+    assert made["timing"]["reward"]["seconds"] == 2.0
+    assert made["timing"]["reward"]["prefill_tokens"] == 9
+
+
+def attempt(score: Score | None = None) -> AttemptInfo:
+    return AttemptInfo(2, "hard", {"answer": "4"}, score, wall_seconds=3.5, router_seconds=0.25)
+
+
+def test_row_is_the_record_with_what_was_attempt() -> None:
+    """A row has the fields of the record that differ from row to row, its grade, and its times."""
+    finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
+    score = Score("correct", "4", "4 = 4 (the same text)")
+    made, recorded = row(finished, RUN, attempt(score)), record(finished, RUN)
+    added = {"schema", "sample", "level", "gold", "score", "status", "wall_seconds"}
+    assert made.keys() == (recorded.keys() - SAME_IN_ALL_ROWS) | added
+    assert (made["sample"], made["level"], made["gold"], made["status"]) == (2, "hard", {"answer": "4"}, "done")
+    assert made["score"] == {"value": "correct", "answer": "4", "explanation": "4 = 4 (the same text)"}
+    assert (made["wall_seconds"], made["seconds"]) == (3.5, recorded["seconds"])
+    assert made["timing"] == recorded["timing"] | {"router": {"seconds": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("finished", "status", "error", "stop"),
+    [
+        (finish(make_trace(accept(stop="context"))), "done", None, "context"),
+        (finish(make_trace(accept()), ContextFullError("too long")), "done", None, "context"),
+        (finish(make_trace(), ContextFullError("too long")), "error", "too long", None),
+        (finish(make_trace(accept()), ScriptEndedError("nothing\nto say")), "error", "nothing to say", None),
+        (finish(make_trace(accept()), ValueError()), "error", "ValueError", None),
+    ],
+    ids=["filled", "no room for what was accepted", "no room for the prompt", "two lines", "no words"],
+)
+def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | None, stop: str | None) -> None:
+    """A context that a solution has filled is a limit like any other; what else goes wrong is an error, in one line."""
+    made = row(finished, RUN, attempt())
+    assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
+
+
+def test_record_of_one_model_alone() -> None:
+    """Where one model writes alone there is no decision, no number, no tau and no other model."""
+    step = make_step("target", "\\boxed{4}", stop="end")
+    run = RunInfo("target", None, None, 0.0, 0, models={"target": "big.gguf"})
+    made = record(finish(make_trace(Decision(step, target=step))), run)
+    (written,) = made["steps"]
+    assert (written["decision"], written["probability"], written["discarded"]) == (None, None, None)
+    assert (made["tau"], made["probability_is"], made["draft"], made["acceptance_rate"]) == (None, None, None, None)
+
+
+def test_record_of_a_problem_that_failed_at_once() -> None:
+    """A problem without a step still has a record, with its error and no answer."""
+    made = record(finish(make_trace(), ScriptEndedError("nothing to say", "name real models")), RUN)
+    assert (made["error"], made["answer"], made["text"], made["steps"]) == ("nothing to say", None, "", [])
+    assert (made["stop"], made["acceptance_rate"], made["seconds"]) == (None, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tau", "written"), [(math.inf, "inf"), (-math.inf, "-inf"), (0.5, 0.5), (-1.0, -1.0), (None, None)]
+)
+def test_tau_is_valid_json(tau: float | None, written: object) -> None:
+    """An infinite tau is a string in JSON, which has no infinity; every other one is a number."""
+    line = to_json(finish(make_trace(accept(stop="end"))), with_tau(tau))
+    assert json.loads(line, parse_constant=pytest.fail)["tau"] == written
+
+
+@given(st.text(), st.text(), st.text())
+def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier: str, text: str) -> None:
+    """Whatever the texts, lone surrogates and line separators included, the record is one line and says them in full."""
+    trace = make_trace(accept(text, stop="end"), question=question, identifier=identifier)
+    line = to_json(finish(trace), RUN)
+    assert line.isascii()
+    assert len(line.splitlines()) == 1
+    read = json.loads(line)
+    assert (read["problem"], read["id"], read["text"]) == (question, identifier, text)
+
+
+def test_answer_may_be_split_over_steps() -> None:
+    """The answer is looked for in the whole text, so a box that a budget cut in two is still one."""
+    assert answer(make_trace(accept("So \\boxed{12", stop="budget"), accept("34}.", stop="end"))) == "1234"
+
+
+@pytest.mark.parametrize(
+    ("finished", "error"),
+    [
+        (finish(make_trace(accept(stop="end"))), None),
+        (finish(make_trace(accept())), None),
+        (finish(make_trace(), ContextFullError("too long", "give a larger --ctx")), ("too long", "give a larger --ctx")),
+        (finish(make_trace(), ValueError("odd")), ("odd", "")),
+        (finish(make_trace(accept(stop="context"))), ("the context was full after 1 step", "give a larger --ctx")),
+        (
+            finish(make_trace(accept(), accept(stop="context"))),
+            ("the context was full after 2 steps", "give a larger --ctx"),
+        ),
+    ],
+    ids=["solved", "limit", "error with hint", "any error", "context, one step", "context, two steps"],
+)
+def test_error_of_a_problem_says_what_to_do(finished: Finished, error: tuple[str, str] | None) -> None:
+    """A full context and an error are failures, with what to do; an end or a limit of the user's is none."""
+    assert problem_error(finished) == error

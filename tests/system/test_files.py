@@ -1,0 +1,65 @@
+"""Writing files whole."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from arbitrage_cli.system.files import write_atomically
+
+
+def test_new_and_old_files(tmp_path: Path) -> None:
+    """A file is made or replaced, and no other is left; it has the permissions of any new file."""
+    path = tmp_path / "file"
+    for data in (b"one", b"", b"three"):
+        write_atomically(path, data)
+        assert path.read_bytes() == data
+    (tmp_path / "usual").touch()
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_failure_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError("made to fail")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="made to fail"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_symlink_is_followed(tmp_path: Path, exists: bool) -> None:
+    """The link stays, and the file that it points to has the content."""
+    (tmp_path / "folder").mkdir()
+    file, link = tmp_path / "folder" / "file", tmp_path / "link"
+    link.symlink_to("folder/file")
+    if exists:
+        file.write_bytes(b"old")
+    write_atomically(link, b"new")
+    assert (link.is_symlink(), file.read_bytes()) == (True, b"new")
+
+
+def test_pipe_and_device_are_written_to(tmp_path: Path) -> None:
+    """What is not a regular file stays what it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, b"text")
+    reader.join(10)
+    write_atomically(Path("/dev/null"), b"text")
+    assert (received, pipe.is_fifo(), Path("/dev/null").is_char_device()) == ([b"text"], True, True)
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path, b"")
