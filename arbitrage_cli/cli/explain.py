@@ -153,13 +153,13 @@ def _explain_run(folder: Path, head: "Head", tau: float, ids: str | None, top: i
 def _explained(folder: Path, head: "Head", tau: float) -> Iterator[tuple[str, "list[Explanation]"]]:
     """The problems of a run of `arbitrage collect`, by their ids."""
     from arbitrage_cli.routing.explain import explain_states
-    from arbitrage_cli.training.examples import recorded
+    from arbitrage_cli.training.examples import read_run
 
-    run, rows = recorded(folder)
-    head.check(run["models"]["draft"], head.card.hidden_size)
-    for problem, states in rows:
+    run = read_run(folder)
+    head.check(run.pair["draft"], head.card.hidden_size)
+    for solution in run.solutions:
         try:
-            yield problem.id, explain_states(head, problem.question, states, tau)
+            yield solution.problem.id, explain_states(head, solution.problem.question, solution.states, tau)
         except ValueError as error:
             raise UsageError(f"{folder}: this head does not fit this run ({error})", "give another --head") from error
 
