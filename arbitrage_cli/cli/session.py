@@ -15,7 +15,7 @@ from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
@@ -204,7 +204,10 @@ class Session:
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
-    """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
+    """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded.
+
+    Errors: HubError, ModelFileError, UsageError.
+    """
     pace = Pace()
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
@@ -213,6 +216,8 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
             display.loading(role, pace.words(progress), progress.done / max(progress.total, 1))
 
         files = find_files(source, offline=offline, on_progress=watch)
+        if files and not files[0].exists():
+            raise ModelFileError(f"{files[0]}: there is no such file", f"check the path of the {role} model")
         found[role] = str(files[0]) if files else source
     return found
 
