@@ -111,6 +111,7 @@ class Session:
             backend = open_model(self.files[role], options, progress)
             self.backends[role] = self._stack.enter_context(contextlib.closing(backend))
         self._warn_of_unused_variables()
+        self._warn_of_another_pair()
 
     def router(self, policy: Policy) -> Router | None:
         """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
@@ -195,6 +196,16 @@ class Session:
             for sampler, first in zip(rollouts.samplers, firsts, strict=True)
         ]
         return Rollout(engines, rollouts.is_right)
+
+    def _warn_of_another_pair(self) -> None:
+        """A head's taus hold for the models it was trained on; a universal head is announced by itself."""
+        head = self.setup.deciding_head
+        if head is None or self.setup.available_head.is_universal:
+            return
+        loaded = {role: self.backends[role].card.name for role in ("draft", "target") if role in self.backends}
+        if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in head.card.pairs):
+            trained_on = " and ".join(model["name"] for model in head.card.pairs[0].values())
+            log.warning("head %s was trained on %s: for these models its taus may not hold", head.card.name, trained_on)
 
     def _warn_of_unused_variables(self) -> None:
         templates = [backend.chat_template or "" for role, backend in self.backends.items() if role != "prm"]
