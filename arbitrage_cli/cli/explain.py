@@ -59,7 +59,7 @@ def explain(
 
     \b
     Examples:
-      arbitrage explain "What is 37 * 12 - 95?"
+      arbitrage explain "What is 23 * 47 - 88?"
       arbitrage explain runs/states --head head.safetensors --top 3
     """
     from arbitrage_cli.cli.model_choice import choice_of_states, choose_models
@@ -103,7 +103,7 @@ def _problem(text: str) -> Problem:
     try:
         return make_problem(text, "1")
     except ValueError as error:
-        raise UsageError(str(error), 'for example: arbitrage explain "What is 37 * 12 - 95?"') from error
+        raise UsageError(str(error), 'for example: arbitrage explain "What is 23 * 47 - 88?"') from error
 
 
 def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:

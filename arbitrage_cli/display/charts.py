@@ -24,6 +24,9 @@ NUM_TICKS = 6  # about so many intervals between ticks
 ALONE = ("draft", "target")
 
 Json = Mapping[str, Any]
+Place = tuple[float, float]
+Line = tuple[str, Place, Place]
+"""A style (a policy's curve, its end, or the chord), and from where to where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +40,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A policy at one tau: its place, the ends of its intervals, and its figures in words."""
+    """A policy at one tau: its place across and down, each with the ends of its interval if known, and its figures in words."""
 
     series: Series
-    x: float
-    y: float
-    x_ends: tuple[float, float] | None
-    y_ends: tuple[float, float] | None
+    x: Sequence[float]
+    y: Sequence[float]
     title: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """From one place to another. `style` names what it is: a policy's curve, its end, or the chord."""
-
-    style: str
-    start: tuple[float, float]
-    end: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +61,18 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps numbers to percent of an axis. Its ticks are `step` apart, round numbers, and enclose all that it shows."""
+    """Maps numbers to percent of an axis, from its lower or left end; a vertical one begins at the top.
+
+    Its ticks are `step` apart, round numbers, and enclose all that it shows.
+    """
 
     low: float
     step: float
     num_steps: int
+    is_vertical: bool = False
 
     @classmethod
-    def around(cls, values: Iterable[float]) -> Self:
+    def around(cls, values: Iterable[float], *, is_vertical: bool = False) -> Self:
         """The scale of these numbers, of which there must be one."""
         shown = list(values)
         low, high = min(shown), max(shown)
@@ -84,10 +80,11 @@ class Scale:
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(first * step, step, max(1, last - first))
+        return cls(first * step, step, max(1, last - first), is_vertical)
 
     def __call__(self, value: float) -> float:
-        return round(100 * (value - self.low) / (self.num_steps * self.step), 2)
+        place = 100 * (value - self.low) / (self.num_steps * self.step)
+        return round(100 - place if self.is_vertical else place, 2)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
@@ -97,67 +94,56 @@ class Scale:
         return [(self(value), f"{value + 0.0:.{digits}f}") for value in values]
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """What a mark shows, in numbers: time, accuracy in percent, and their intervals."""
-
-    policy: Json
-    x: float
-    x_interval: Sequence[float]
-    y: float
-    y_interval: Sequence[float]
-
-
 def all_series(policies: Iterable[Json]) -> dict[str, Series]:
     """A series for each policy, by its name, in the order in which they come."""
-    names = dict.fromkeys(policy["policy"] for policy in policies)
     circle, *others = SHAPES.values()
-    looks = zip(
-        itertools.cycle(f"hue-{number + 1}" for number in range(HUES)), itertools.cycle([*others, circle]), strict=True
-    )
-    return {name: Series(name, name, circle) if name in ALONE else Series(name, *next(looks)) for name in names}
+    hues = itertools.cycle(f"hue-{number + 1}" for number in range(HUES))
+    shapes = itertools.cycle([*others, circle])
+    names = dict.fromkeys(policy["policy"] for policy in policies)
+    return {name: Series(name, name, circle) if name in ALONE else Series(name, next(hues), next(shapes)) for name in names}
 
 
 def plot(figures: Json) -> Plot | None:
-    """The accuracy/time chart; None if there is nothing to place."""
+    """The accuracy/time chart; None if there is nothing to place.
+
+    Time is that of a policy / that of the target alone, or mean seconds if there is no target.
+    """
     policies = figures["policies"]
     is_relative = any(policy["speedup"] is not None for policy in policies)
-    points = [point for policy in policies if (point := _point(policy, is_relative=is_relative))]
-    if not points:
+    shown = [one for one in policies if one["accuracy"] is not None and one["speedup" if is_relative else "seconds_mean"]]
+    if not shown:
         return None
-    x_scale = Scale.around(value for point in points for value in (point.x, *point.x_interval))
-    y_scale = Scale.around(value for point in points for value in (point.y, *point.y_interval))
+    times = [_times(policy, is_relative=is_relative) for policy in shown]
+    accuracies = [[100 * share for share in (policy["accuracy"], *policy["accuracy_interval"])] for policy in shown]
+    x_scale = Scale.around(itertools.chain(*times))
+    y_scale = Scale.around(itertools.chain(*accuracies), is_vertical=True)
     series = all_series(policies)
-    marks = [_mark(point, series[point.policy["policy"]], x_scale, y_scale, is_relative=is_relative) for point in points]
-    return Plot(
-        _x_title(policies) if is_relative else "mean seconds per problem",
-        x_scale.ticks,
-        [(100 - place, f"{text}%") for place, text in y_scale.ticks],
-        marks,
-        _lines(marks),
+    marks = [
+        Mark(series[one["policy"]], [*map(x_scale, x)], [*map(y_scale, y)], _title(one, x[0], is_relative=is_relative))
+        for one, x, y in zip(shown, times, accuracies, strict=True)
+    ]
+    y_ticks = [(place, f"{text}%") for place, text in y_scale.ticks]
+    return Plot(_x_title(policies, is_relative=is_relative), x_scale.ticks, y_ticks, marks, _lines(marks))
+
+
+def _times(policy: Json, *, is_relative: bool) -> list[float]:
+    """The time of a policy, and the ends of its interval if there is one."""
+    if not is_relative:
+        return [policy["seconds_mean"]]
+    ends = policy["speedup_interval"] if policy["policy"] != "target" else None
+    return [1 / speedup for speedup in (policy["speedup"], *(reversed(ends) if ends and min(ends) > 0 else ()))]
+
+
+def _title(policy: Json, time: float, *, is_relative: bool) -> str:
+    accuracy = f"{rounding.percent(policy['accuracy'])} {rounding.percent_range(policy['accuracy_interval'])}"
+    return f"{policy['label']}: {accuracy} in " + (
+        f"{time:.2f} of the target's time" if is_relative else rounding.seconds(time)
     )
 
 
-def _point(policy: Json, *, is_relative: bool) -> _Point | None:
-    """Time is that of the policy / that of the target alone, or mean seconds if there is no target."""
-    x = 1 / policy["speedup"] if is_relative and policy["speedup"] else None if is_relative else policy["seconds_mean"]
-    if x is None or policy["accuracy"] is None:
-        return None
-    ends = policy["speedup_interval"] if policy["policy"] != "target" else None
-    x_interval = (1 / ends[1], 1 / ends[0]) if ends and min(ends) > 0 else ()
-    return _Point(policy, x, x_interval, 100 * policy["accuracy"], [100 * end for end in policy["accuracy_interval"]])
-
-
-def _mark(point: _Point, series: Series, x_scale: Scale, y_scale: Scale, *, is_relative: bool) -> Mark:
-    policy = point.policy
-    time = f"{point.x:.2f} of the target's time" if is_relative else rounding.seconds(point.x)
-    accuracy = f"{rounding.percent(policy['accuracy'])} {rounding.percent_range(policy['accuracy_interval'])}"
-    x_ends = (x_scale(point.x_interval[0]), x_scale(point.x_interval[1])) if point.x_interval else None
-    y_ends = (100 - y_scale(point.y_interval[0]), 100 - y_scale(point.y_interval[1])) if point.y_interval else None
-    return Mark(series, x_scale(point.x), 100 - y_scale(point.y), x_ends, y_ends, f"{policy['label']}: {accuracy} in {time}")
-
-
-def _x_title(policies: Iterable[Json]) -> str:
+def _x_title(policies: Iterable[Json], *, is_relative: bool) -> str:
+    if not is_relative:
+        return "mean seconds per problem"
     seconds = next((policy["seconds_mean"] for policy in policies if policy["policy"] == "target"), None)
     return "time / time of the target alone" + (f" ({rounding.number(seconds)} s)" if seconds else "")
 
@@ -168,7 +154,7 @@ def _lines(marks: Sequence[Mark]) -> list[Line]:
     ends = (alone["draft"], alone["target"]) if len(alone) == len(ALONE) else None
     lines = [_line("chord", *ends)] if ends else []
     for series in dict.fromkeys(mark.series for mark in marks):
-        own = sorted((mark for mark in marks if mark.series == series), key=lambda mark: mark.x)
+        own = sorted((mark for mark in marks if mark.series == series), key=lambda mark: mark.x[0])
         if len(own) > 1:
             lines += [_line(f"curve {series.style}", *pair) for pair in itertools.pairwise(own)]
             lines += _ends(own, *ends) if ends else []
@@ -177,10 +163,10 @@ def _lines(marks: Sequence[Mark]) -> list[Line]:
 
 def _ends(own: Sequence[Mark], draft: Mark, target: Mark) -> list[Line]:
     """From the draft alone to the first tau between the two models, and from the last one to the target alone."""
-    inside = [mark for mark in own if draft.x < mark.x < target.x]
+    inside = [mark for mark in own if draft.x[0] < mark.x[0] < target.x[0]]
     style = f"curve end {own[0].series.style}"
     return [_line(style, draft, inside[0]), _line(style, inside[-1], target)] if inside else []
 
 
 def _line(style: str, start: Mark, end: Mark) -> Line:
-    return Line(style, (start.x, start.y), (end.x, end.y))
+    return style, (start.x[0], start.y[0]), (end.x[0], end.y[0])

@@ -34,12 +34,6 @@ TIME_PARTS: Mapping[str, str] = {
     "rest": "rest",
 }
 
-FRACTIONS: Mapping[float, str] = {
-    0.125: "\N{VULGAR FRACTION ONE EIGHTH}",
-    0.25: "\N{VULGAR FRACTION ONE QUARTER}",
-    0.5: "\N{VULGAR FRACTION ONE HALF}",
-}
-
 Json = Mapping[str, Any]
 
 
@@ -127,19 +121,18 @@ def _view(source: Source, key: str) -> dict[str, Any]:
         "name": source.name,
         "title": figures["dataset"],
         "count": _count(figures),
-        "summary": _summary(figures),
+        "summary": list(_summary(figures)),
         "facts": list(_facts(source.run)),
         "notes": [*figures["notes"], *source.run["warnings"]],
         "is_throughput": figures["concurrency"] > 1,
         "plot": charts.plot(figures),
         "series": series,
-        "tables": report_tables.tables(figures, series),
+        "tables": report_tables.main_tables(figures, series),
         "levels": report_tables.level_table(figures, series),
         "projection": report_tables.projection_table(figures, series),
         "cost_ratio": rounding.number(figures["measured_cost_ratio"]),
         "compared": [policy for policy in figures["policies"] if policy["problem_speedups"]],
         "bins": figures["speedup_bins"],
-        "bin_names": [_multiple(edge) for edge in figures["speedup_bins"]],
         "timed": timed,
         "time_parts": {part: name for part, name in TIME_PARTS.items() if any(policy["time"][part] for policy in timed)},
     }
@@ -151,15 +144,15 @@ def _count(figures: Json) -> str:
     return rounding.count(figures["n"], "problem") + samples + at_once
 
 
-def _summary(figures: Json) -> list[str]:
+def _summary(figures: Json) -> Iterable[str]:
     """What the two models do alone: everything else lies between. And how many attempts were cut."""
-    policies = figures["policies"]
-    alone = [policy for policy in policies if policy["policy"] in charts.ALONE and _pace(policy)]
-    summary = [
-        f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {_pace(policy)}." for policy in alone
-    ]
-    cut, made = (sum(counts) for counts in zip(*((one["cut"], one["n"] - one["missing"]) for one in policies), strict=True))
-    return [*summary, f"{cut} of {made} attempts were cut at a limit."] if cut else summary
+    for policy in figures["policies"]:
+        if policy["policy"] in charts.ALONE and (pace := _pace(policy)):
+            yield f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {pace}."
+    cut = sum(policy["cut"] for policy in figures["policies"])
+    if cut:
+        made = sum(policy["n"] - policy["missing"] for policy in figures["policies"])
+        yield f"{cut} of {made} attempts were cut at a limit."
 
 
 def _pace(policy: Json) -> str:
@@ -169,33 +162,23 @@ def _pace(policy: Json) -> str:
     return "" if policy["seconds_mean"] is None else f"in {rounding.number(policy['seconds_mean'])} s a problem"
 
 
-def _multiple(edge: float) -> str:
-    return f"{FRACTIONS.get(edge, f'{edge:g}')}\N{MULTIPLICATION SIGN}"
-
-
 def _facts(run: Json) -> Iterable[tuple[str, str]]:
     """What the run was made with."""
     for role, model in run["models"].items():
-        yield role, ", ".join(_model_facts(model))
+        named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
+        yield role, ", ".join([*named, *_digest(model)])
     for name in ("sampling", "limits", "context", "machine"):
-        yield (
-            name,
-            ", ".join(
-                f"{key.replace('_', ' ')} {value}"
-                for key, value in run[name].items()
-                if isinstance(value, str | int | float)
-            ),
-        )
-    yield "data set", f"{run['dataset']['name']}, sha256 {run['dataset']['sha256'][:12]}"
+        known = {key: value for key, value in run[name].items() if isinstance(value, str | int | float)}
+        yield name, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in known.items())
+    for name, part in (("head", run["router"]), ("data set", run["dataset"])):
+        if part:
+            yield name, ", ".join([part["name"], *_digest(part)])
     yield from ((name, run[name]) for name in ("grader", "tool", "created"))
     yield "command", " ".join(run["command"])
 
 
-def _model_facts(model: Json) -> Iterable[str]:
-    """What it is, what it was called by, and which file exactly that was."""
-    yield from dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
-    if model["sha256"]:
-        yield f"sha256 {model['sha256'][:12]}"
+def _digest(part: Json) -> list[str]:
+    return [f"sha256 {part['sha256'][:12]}"] if part["sha256"] else []
 
 
 # --- traces
@@ -204,15 +187,11 @@ def _model_facts(model: Json) -> Iterable[str]:
 def _traces(source: Source) -> dict[str, Any]:
     """The rows of a run for the script: problems once, then attempts, each with how it compares with the target alone."""
     policies = source.figures["policies"]
-    series = charts.all_series(policies)
     places = {(policy["policy"], policy["tau"]): index for index, policy in enumerate(policies)}
     alone = {(row["id"], row["sample"]): row for row in source.rows if row["policy"] == "target"}
     return {
         "name": source.name,
-        "policies": [
-            {"label": policy["label"], "number": policy["number"], "style": series[policy["policy"]].style}
-            for policy in policies
-        ],
+        "policies": [{"label": policy["label"], "number": policy["number"]} for policy in policies],
         "problems": {
             row["id"]: {"question": row["problem"], "gold": row["gold"], "level": row["level"]} for row in source.rows
         },
@@ -223,15 +202,15 @@ def _traces(source: Source) -> dict[str, Any]:
 
 
 def _attempt(row: Json, policy: int, alone: Json | None) -> dict[str, Any]:
-    score = row["score"] or {}
+    score = row["score"] or {"answer": None, "explanation": None}
     target = alone if alone is not row else None
     return {
         **{name: row[name] for name in ("id", "sample", "tau", "error", "stop", "steps")},
         "policy": policy,
         "verdict": _verdict(row),
         "target": _verdict(target) if target else None,
-        "answer": score.get("answer") if score.get("answer") is not None else row["answer"],
-        "explanation": score.get("explanation"),
+        "answer": row["answer"] if score["answer"] is None else score["answer"],
+        "explanation": score["explanation"],
         "seconds": _seconds(row),
         "target_seconds": _seconds(target) if target else None,
     }

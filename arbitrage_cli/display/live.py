@@ -1,43 +1,23 @@
 """The live display of a terminal: what is finished scrolls up and stays, a small region below it is drawn over.
 
-What the lines are is up to a view: of problems (`live_solve`), or of the attempts of a run (`live_run`).
+The lines come from a view: of problems (`live_solve`), or of the attempts of a run (`live_run`).
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.text import Text
 
 from arbitrage_cli.display.live_run import RunView
 from arbitrage_cli.display.live_solve import SolveView
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
-from arbitrage_cli.display.region import Region
+from arbitrage_cli.display.region import Region, View
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Event, ModelRole
 
 REDRAW_SECONDS = 0.08
-
-
-class View(Protocol):
-    """Turns events into lines: those that stay are returned, those of the region are asked for. `now` is in seconds."""
-
-    def begin(self) -> list[Text]: ...
-
-    def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]: ...
-
-    def may_wait(self, event: Event | AttemptStarted | AttemptEnded) -> bool:
-        """Whether the event comes so often that it is shown with the next redraw only."""
-        ...
-
-    def region(self, columns: int, rows: int, now: float) -> list[Text]: ...
-
-    def end(self) -> list[Text]: ...
-
-    def close(self, columns: int) -> list[Text]:
-        """What was unfinished. The region is empty from then on."""
-        ...
 
 
 class LiveDisplay:

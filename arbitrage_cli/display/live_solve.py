@@ -11,6 +11,7 @@ from rich.text import Text
 
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
+from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo, answer
 from arbitrage_cli.runs.summary import Tally, tally
@@ -61,8 +62,8 @@ class _Solution:
         self.writer, self.draft_text, self.text, self.is_rated = None, "", "", False
 
 
-class SolveView:
-    """The `View` of problems."""
+class SolveView(View):
+    """Shows problems."""
 
     def __init__(self, run: RunInfo) -> None:
         self._run = run
@@ -71,7 +72,7 @@ class SolveView:
         self._is_shared = run.concurrency > 1  # by several problems
 
     def begin(self) -> list[Text]:
-        lines = [Text(line, "dim") for line in [*wording.models(self._run), wording.rule(self._run)]]
+        lines = [Text(line, "dim") for line in wording.opening(self._run)]
         return [*lines, Text(wording.TOY_NOTICE, "yellow")] if self._run.is_toy else lines
 
     def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]:

@@ -47,7 +47,7 @@ class PlainDisplay:
             self._say(f"{one_line(run.title)}: {run.planned} attempts{done}")
             return
         self._run = run
-        for line in [*wording.models(run), wording.rule(run), *([wording.TOY_NOTICE] if run.is_toy else [])]:
+        for line in [*wording.opening(run), *([wording.TOY_NOTICE] if run.is_toy else [])]:
             self._say(line)
 
     def handle(self, event: Event | AttemptStarted | AttemptEnded) -> None:

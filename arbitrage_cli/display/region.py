@@ -1,4 +1,4 @@
-"""A region at the bottom of a terminal that is drawn over, below text that scrolls up and stays. Knows no record.
+"""A region at the bottom of a terminal that is drawn over, below text that scrolls up and stays, and what fills the two.
 
 Not `rich.live`: that one miscounts its lines when the terminal gets narrower, and leaves copies behind. Each update is one
 `write`.
@@ -6,19 +6,42 @@ Not `rich.live`: that one miscounts its lines when the terminal gets narrower, a
 
 import os
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
 from arbitrage_cli.display.text import write
+from arbitrage_cli.types import Event
 
-PLAIN = {"\N{FULL BLOCK}": "#", "\N{LIGHT SHADE}": ".", "\N{HORIZONTAL ELLIPSIS}": "~"}
-"""Replacements, equally wide, for what a stream cannot write."""
+PLAIN = str.maketrans(
+    {"\N{FULL BLOCK}": "#", "\N{LIGHT SHADE}": ".", "\N{HORIZONTAL ELLIPSIS}": "~", "\N{LESS-THAN OR EQUAL TO}": "<="}
+)
+"""Replacements for signs that a stream cannot write. In the region none is wider than its sign."""
 
-UNKNOWN = "?"
-SIGNS = {"\N{LESS-THAN OR EQUAL TO}": "<="}
+
+class View(Protocol):
+    """Turns events into lines: those that stay are returned, those of the region are asked for. `now` is in seconds."""
+
+    def begin(self) -> list[Text]:
+        return []
+
+    def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]: ...
+
+    def may_wait(self, event: Event | AttemptStarted | AttemptEnded) -> bool:
+        """Whether the event comes so often that it is shown with the next redraw only."""
+        ...
+
+    def region(self, columns: int, rows: int, now: float) -> list[Text]: ...
+
+    def end(self) -> list[Text]:
+        return []
+
+    def close(self, columns: int) -> list[Text]:
+        """What was unfinished."""
+        return []
 
 
 class Region:
@@ -41,37 +64,24 @@ class Region:
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
         """Print `above` for good, wrapped between words, and draw `lines` below it, each cut to one row."""
         columns, rows = self._console.size = self.size
-        shown = [self._encodable(_cut(line, columns - 1)) for line in lines[: rows - 1]]
+        shown = [_cut(line, columns - 1) for line in lines[: rows - 1]]
         with self._console.capture() as capture:
             for text in above:
                 self._console.print(text)
             for index, line in enumerate(shown):
                 self._console.print(line, end="\n" if index < len(shown) - 1 else "")
         hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
-        write(self._stream, hide + self._erase(columns) + self._with_signs(capture.get()) + show)
-        self._drawn = [line.plain for line in shown]
+        write(self._stream, hide + self._erase(columns) + self._encodable(capture.get()) + show)
+        self._drawn = [self._encodable(line.plain) for line in shown]
 
-    def _encodable(self, line: Text) -> Text:
-        """The line with one character for each that the stream cannot write: an escape would be wider."""
-        if self._writes(line.plain):
-            return line
-        plain = [one if self._writes(one) else PLAIN.get(one, UNKNOWN) for one in line.plain]
-        encodable = line.copy()
-        encodable.plain = "".join(plain)
-        return encodable
-
-    def _with_signs(self, text: str) -> str:
-        """Signs that the stream cannot write, spelled out; text that stays may get longer."""
-        for sign, plain in SIGNS.items() if not self._writes(text) else ():
-            text = text if self._writes(sign) else text.replace(sign, plain)
-        return text
-
-    def _writes(self, text: str) -> bool:
+    def _encodable(self, text: str) -> str:
+        """The text with another sign for each that the stream cannot write: an escape in its place would be wider."""
+        encoding = self._stream.encoding or "utf-8"
         try:
-            text.encode(self._stream.encoding or "utf-8")
+            text.encode(encoding)
         except UnicodeEncodeError:
-            return False
-        return True
+            return text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+        return text
 
     def _erase(self, columns: int) -> str:
         """Go up to the region's first row, clearing row by row: tmux keeps what a clear-to-the-end wipes in its history.

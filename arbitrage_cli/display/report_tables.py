@@ -5,6 +5,7 @@ Takes the JSON of `figures`, gives text. Knows no markup.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from arbitrage_cli.display import rounding
@@ -12,16 +13,7 @@ from arbitrage_cli.display.charts import Series
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 
 PROJECTED_RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0)
-
-OTHER_HEADINGS: Mapping[str, str] = {
-    "accuracy": "accuracy",
-    "accuracy_at": "accuracy at matched time",
-    "curve_time": "time on a curve",
-    "problem_speedups": "speed-ups of single problems",
-    "projected_speedup": "projected speed-up",
-    "time": "where the time goes",
-}
-"""Of definitions that no column has."""
+OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
 
 Json = Mapping[str, Any]
 Cell = tuple[str, str]
@@ -56,17 +48,17 @@ class Table:
 
 
 def definitions() -> list[tuple[str, str, str]]:
-    """Name, heading and text of each definition that a report uses."""
-    columns = (*COST, *ROUTING, *MAIN, *THROUGHPUT, *CURVES)
-    headings = {**{column.definition: column.heading for column in columns}, **OTHER_HEADINGS}
+    """Name, heading and text of each definition."""
+    headings = {column.definition: column.heading for column in (*COST, *ROUTING, *THROUGHPUT, *MAIN, *CURVES)}
+    headings["accuracy"] = "accuracy"
     return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in DEFINITIONS.items()]
 
 
 # --- columns
 
 
-def _value(heading: str, name: str, show: Callable[[Any], str] = rounding.number) -> FigureColumn:
-    return FigureColumn(heading, name, lambda figures: (show(figures[name]), ""))
+def _value(heading: str, name: str) -> FigureColumn:
+    return FigureColumn(heading, name, lambda figures: (rounding.number(figures[name]), ""))
 
 
 def _ranged(heading: str, name: str, show: tuple[Callable[[Any], str], Callable[[Any], str]]) -> FigureColumn:
@@ -89,8 +81,7 @@ def _with_parts(heading: str, name: str, show: Callable[[Any], str] = rounding.p
 
 def _outcomes(figures: Json) -> Cell:
     """Correct of all, and all outcomes but wrong answers."""
-    names = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
-    others = [f"{figures[name]} {word}" for name, word in names.items() if figures[name]]
+    others = [f"{figures[name]} {word}" for name, word in OTHER_OUTCOMES.items() if figures[name]]
     return f"{figures['correct']}/{figures['n']}", ", ".join(others)
 
 
@@ -138,18 +129,21 @@ CURVES: Sequence[FigureColumn] = (
 # --- tables
 
 
-def tables(figures: Json, series: Mapping[str, Series]) -> list[Table]:
-    """The tables of all figures, without levels and projection."""
-    if not figures["policies"]:
-        return []
+def main_tables(figures: Json, series: Mapping[str, Series]) -> list[Table]:
+    """All tables but levels and projection, without those that would have no row."""
+    policies, curves = figures["policies"], [curve for curve in figures["curves"] if curve["area"] is not None]
     main, cost = (THROUGHPUT, SPEEDS) if figures["concurrency"] > 1 else (MAIN, COST)
-    made = [
-        _figures_table("Accuracy and time", main, figures["policies"], series),
-        _figures_table("Who wrote what", ROUTING, figures["policies"], series),
-        _figures_table("What it cost", cost, figures["policies"], series),
+    at = [
+        FigureColumn(f"at {one['time']:.2f} of the target's time", "accuracy_at", partial(_accuracy_at, index))
+        for index, one in enumerate(curves[0]["accuracy_at"] if curves else ())
     ]
-    curves = _curve_table(figures, series)
-    return [*made, curves] if curves else made
+    made = [
+        _table("Accuracy and time", main, policies, series),
+        _table("Who wrote what", ROUTING, policies, series),
+        _table("What it cost", cost, policies, series),
+        _table("Over the taus of one policy", [*CURVES, *at], curves, series),
+    ]
+    return [table for table in made if table.rows]
 
 
 def level_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
@@ -157,13 +151,8 @@ def level_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
     policies = figures["policies"]
     if not policies or not policies[0]["by_level"]:
         return None
-
-    def cells(policy: Json) -> list[Cell]:
-        levels = policy["by_level"].values()
-        return [(rounding.percent(level["accuracy"], 0), f"{level['correct']}/{level['n']}") for level in levels]
-
-    headings = [(f"level {level}", "by_level") for level in policies[0]["by_level"]]
-    return Table("Accuracy by level", headings, _rows(policies, series, cells))
+    columns = [FigureColumn(f"level {level}", "by_level", partial(_at_level, level)) for level in policies[0]["by_level"]]
+    return _table("Accuracy by level", columns, policies, series)
 
 
 def projection_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
@@ -172,46 +161,32 @@ def projection_table(figures: Json, series: Mapping[str, Series]) -> Table | Non
     if not policies:
         return None
     asked = figures["projection"]["cost_ratio"] if figures["projection"] else None
-    ratios = sorted({*PROJECTED_RATIOS, *([asked] if asked else [])})
-    headings = [(f"{ratio:g}", "projected_speedup") for ratio in ratios]
-
-    def cells(policy: Json) -> list[Cell]:
-        return [_projected(policy, ratio, was_asked=ratio == asked) for ratio in ratios]
-
-    caption = "Projected speed-up, by what a target token costs in draft tokens"
-    return Table(caption, headings, _rows(policies, series, cells))
+    columns = [
+        FigureColumn(f"{ratio:g}", "projected_speedup", partial(_projected, ratio, ratio == asked))
+        for ratio in sorted({*PROJECTED_RATIOS, *([asked] if asked else [])})
+    ]
+    return _table("Projected speed-up, by what a target token costs in draft tokens", columns, policies, series)
 
 
-def _rows(
-    policies: Iterable[Json], series: Mapping[str, Series], cells: Callable[[Json], list[Cell]]
-) -> list[tuple[Series, str, list[Cell]]]:
-    return [(series[policy["policy"]], policy.get("label", policy["policy"]), cells(policy)) for policy in policies]
+def _table(caption: str, columns: Sequence[FigureColumn], policies: Iterable[Json], series: Mapping[str, Series]) -> Table:
+    rows = [
+        (series[policy["policy"]], policy.get("label", policy["policy"]), [column.cell(policy) for column in columns])
+        for policy in policies
+    ]
+    return Table(caption, [(column.heading, column.definition) for column in columns], rows)
 
 
-def _figures_table(
-    caption: str, columns: Sequence[FigureColumn], policies: Iterable[Json], series: Mapping[str, Series]
-) -> Table:
-    headings = [(column.heading, column.definition) for column in columns]
-    return Table(caption, headings, _rows(policies, series, lambda policy: [column.cell(policy) for column in columns]))
+def _accuracy_at(index: int, curve: Json) -> Cell:
+    read = curve["accuracy_at"][index]
+    return rounding.percent(read["accuracy"]), rounding.percent_range(read["accuracy_interval"])
 
 
-def _curve_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
-    """Area and accuracy at matched times of each policy that was run at several taus."""
-    curves = [curve for curve in figures["curves"] if curve["area"] is not None]
-    if not curves:
-        return None
-
-    def cells(curve: Json) -> list[Cell]:
-        at = curve["accuracy_at"]
-        read = [(rounding.percent(one["accuracy"]), rounding.percent_range(one["accuracy_interval"])) for one in at]
-        return [*(column.cell(curve) for column in CURVES), *read]
-
-    headings = [(column.heading, column.definition) for column in CURVES]
-    headings += [(f"at {one['time']:.2f} of the target's time", "accuracy_at") for one in curves[0]["accuracy_at"]]
-    return Table("Over the taus of one policy", headings, _rows(curves, series, cells))
+def _at_level(level: str, policy: Json) -> Cell:
+    figures = policy["by_level"][level]
+    return rounding.percent(figures["accuracy"], 0), f"{figures['correct']}/{figures['n']}"
 
 
-def _projected(policy: Json, cost_ratio: float, *, was_asked: bool) -> Cell:
+def _projected(cost_ratio: float, was_asked: bool, policy: Json) -> Cell:
     terms = policy["projection_terms"]
     cost = terms["target"] + terms["fixed"] + terms["draft"] / cost_ratio
     shown = rounding.times(terms["alone"] / cost if cost > 0 else None)

@@ -10,7 +10,7 @@ from arbitrage_cli.display.protocol import AttemptEnded
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.runs.records import RunInfo, problem_error
 from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Step
+from arbitrage_cli.types import Decided, Decision, Event, Finished, Step
 
 TOY_NOTICE = (
     "These are scripted demo models, not language models: they only know one line of arithmetic. "
@@ -42,12 +42,12 @@ class Totals:
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
 
-def models(run: RunInfo) -> list[str]:
-    """One line for each model."""
-    return [f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()]
+def opening(run: RunInfo) -> list[str]:
+    """One line for each model, and one for the policy."""
+    return [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
 
 
-def rule(run: RunInfo) -> str:
+def _rule(run: RunInfo) -> str:
     """What the policy does with a step."""
     if run.number is None and run.policy == "speculative":
         return f"policy {run.policy}: the target writes every step, and the draft says what may come next"
@@ -78,28 +78,17 @@ def size(step: Step) -> str:
 
 def tally(figures: Tally) -> str:
     """Steps accepted, tokens of each kind, and the models' decoding speeds."""
-    return "; ".join(filter(None, (_acceptance(figures), _tokens(figures), _speeds(figures))))
-
-
-def _acceptance(figures: Tally) -> str:
+    steps, tokens = f"{figures.target_steps} steps", []
     if figures.drafted_steps:
-        return f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
-    return f"{figures.target_steps} steps" if figures.target_steps else ""
-
-
-def _tokens(figures: Tally) -> str:
-    parts = []
-    if figures.drafted_steps:
-        parts.append(f"drafted {figures.drafted_tokens}, wasted {figures.wasted_tokens}")
+        steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
+        tokens.append(f"drafted {figures.drafted_tokens}, wasted {figures.wasted_tokens}")
     if figures.target_steps:
-        parts.append(f"by target {figures.target_tokens}")
-    return "tokens: " + ", ".join(parts) if parts else "no tokens yet"
-
-
-def _speeds(figures: Tally) -> str:
-    costs: dict[ModelRole, Cost] = {"draft": figures.draft_cost, "target": figures.target_cost}
-    known = [(role, cost.tokens_per_second) for role, cost in costs.items()]
-    return ", ".join(f"{role} {speed:.1f} tokens/s" for role, speed in known if speed is not None)
+        tokens.append(f"by target {figures.target_tokens}")
+    if not tokens:
+        return "no tokens yet"
+    speeds = {"draft": figures.draft_cost.tokens_per_second, "target": figures.target_cost.tokens_per_second}
+    known = ", ".join(f"{role} {speed:.1f} tokens/s" for role, speed in speeds.items() if speed is not None)
+    return "; ".join(filter(None, (steps, f"tokens: {', '.join(tokens)}", known)))
 
 
 def time(finished: Finished, figures: Tally, run: RunInfo) -> str:

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.rows import Outcome, PolicyResults, Result, paired, sums_by_problem
+from arbitrage_cli.runs.rows import PolicyResults, Result, paired, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
-
-OUTCOMES: Mapping[str, Outcome] = {"correct": "correct", "incorrect": "incorrect", "unscored": "unscored", "errors": "error"}
 
 LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}
 """The flag of each limit that ends a solution before it is finished, by `Result.stop`."""
@@ -18,11 +16,12 @@ LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-s
 
 def accuracy(policy: PolicyResults, planned: int) -> dict[str, Any]:
     """Counts of the `planned` attempts, and the share of right answers among those that were made."""
-    counts = Counter(result.outcome for result in policy.results.values())
+    counts = Counter[str](result.outcome for result in policy.results.values())
     made = counts.total()
     return {
         "n": planned,
-        **{name: counts[outcome] for name, outcome in OUTCOMES.items()},
+        **{name: counts[name] for name in ("correct", "incorrect", "unscored")},
+        "errors": counts["error"],
         "missing": planned - made,
         "cut": sum(cut_by_limit(policy.done).values()),
         "accuracy": Ratio(counts["correct"], made),

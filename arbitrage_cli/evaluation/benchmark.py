@@ -16,6 +16,7 @@ from typing import Any
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.routing.policies import Policy
@@ -109,14 +110,6 @@ def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retr
     return by_status[None] + (by_status["error"] if retry_errors else [])
 
 
-def _no_router(policy: Policy) -> None:
-    """For policies that make their own router."""
-
-
-def _no_rater(policy: Policy) -> None:
-    """For policies that ask for no rewards."""
-
-
 @dataclass(slots=True)
 class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
@@ -130,8 +123,8 @@ class Bench:
     limits: Limits
     seed: int
     timeout: float | None = None
-    router_for: Callable[[Policy], Router | None] = _no_router
-    rater_for: Callable[[Policy], Rater | None] = _no_rater
+    router_for: Callable[[Policy], Router | None] = lambda policy: None
+    rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     stops_early: bool = False
     clock: Callable[[], float] = time.perf_counter
@@ -158,8 +151,7 @@ class Bench:
             concurrency=self.concurrency,
             rater=self.rater_for(chosen.policy),
             speculator=engines.get("draft"),
-            timeout=self.timeout,
-            clock=self.clock,
+            new_deadline=lambda: Deadline.after(self.timeout, self.clock) if self.timeout else None,
         )
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
             yield from self._follow(events, in_flight)

@@ -14,7 +14,7 @@ divided by those of a token that the target decoded. Knows no accuracy and no po
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from arbitrage_cli.evaluation.speed import Pairs, speedup
 from arbitrage_cli.runs.rows import Result
@@ -23,27 +23,6 @@ from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import Cost
 
 KINDS = ("decode", "prefill", "verify")
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """Mean cost of a token of each kind, in KINDS' order, against one that the same model decodes.
-
-    `seconds` is the time of a decoded token; None if the model never decoded one. A kind that never occurred has weight 0.
-    """
-
-    seconds: float | None
-    weights: tuple[float, ...]
-
-    @classmethod
-    def of(cls, cost: Cost) -> Self:
-        """The prices behind a sum of costs."""
-        decode, *others = (_per_token(cost, kind) for kind in KINDS)
-        return cls(decode, (1.0, *(other / decode if other and decode else 0.0 for other in others)))
-
-    def weigh(self, cost: Cost) -> float:
-        """All tokens of a cost as tokens that the model decodes."""
-        return sum(tokens_and_seconds(cost, kind)[0] * weight for kind, weight in zip(KINDS, self.weights, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,49 +42,35 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class RunCosts:
-    """Tokens and seconds of each model over a whole run, and the prices behind them."""
+    """Tokens and seconds of each model over a whole run: of all attempts that are done, of all policies together."""
 
     draft: Cost
     target: Cost
-    draft_prices: Prices
-    target_prices: Prices
 
     @property
     def cost_ratio(self) -> float | None:
         """Seconds per token that the target decodes / seconds per token that the draft decodes; None if one never did."""
-        draft, target = self.draft_prices.seconds, self.target_prices.seconds
+        draft, target = _per_token(self.draft, "decode"), _per_token(self.target, "decode")
         return target / draft if draft and target else None
 
     def units(self, result: Result) -> Units | None:
         """The units of an attempt; None if the target decoded no token in this run: then there is no unit."""
-        if self.target_prices.seconds is None:
+        seconds = _per_token(self.target, "decode")
+        if seconds is None:
             return None
-        return Units(
-            self.target_prices.weigh(result.tally.target_cost),
-            self.draft_prices.weigh(result.tally.draft_cost),
-            (result.router_seconds + result.reward_seconds) / self.target_prices.seconds,
-        )
+        target, draft = _decoded(result.tally.target_cost, self.target), _decoded(result.tally.draft_cost, self.draft)
+        return Units(target, draft, (result.router_seconds + result.reward_seconds) / seconds)
 
     def equivalents(self, result: Result, cost_ratio: float | None) -> float | None:
         """Target-token equivalents of an attempt; None if unknown."""
         units = self.units(result)
         return units.equivalents(cost_ratio) if units else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Tokens, seconds and seconds per token of each model and kind."""
-        return {model: {kind: _kind_in_json(getattr(self, model), kind) for kind in KINDS} for model in ("draft", "target")}
-
 
 def run_costs(results: Iterable[Result]) -> RunCosts:
-    """The costs of a run: of all attempts that are done, of all policies together."""
+    """The costs of a run, from all its results."""
     total = sum((result.tally for result in results if result.is_done), Tally())
-    draft, target = total.draft_cost, total.target_cost
-    return RunCosts(draft, target, Prices.of(draft), Prices.of(target))
-
-
-def tokens_and_seconds(cost: Cost, kind: str) -> tuple[int, float]:
-    """Tokens of one kind and their seconds."""
-    return getattr(cost, f"{kind}_tokens"), getattr(cost, f"{kind}_seconds")
+    return RunCosts(total.draft_cost, total.target_cost)
 
 
 def equivalents(done: Sequence[Result], pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> dict[str, Any]:
@@ -131,9 +96,9 @@ def _speedup(pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> Any:
 
 def _projection_terms(pairs: Pairs, costs: RunCosts) -> dict[str, float] | None:
     """The terms of a projection to cost ratio R: speed-up = alone / (target + draft / R + fixed)."""
-    if not pairs or costs.target_prices.seconds is None:
+    own, alone = ([units for pair in pairs if (units := costs.units(pair[side]))] for side in (0, 1))
+    if not own:
         return None
-    own, alone = ([costs.units(pair[side]) or Units() for pair in pairs] for side in (0, 1))
     return {
         "alone": math.fsum(one.target + one.fixed for one in alone),
         "target": math.fsum(one.target for one in own),
@@ -142,12 +107,20 @@ def _projection_terms(pairs: Pairs, costs: RunCosts) -> dict[str, float] | None:
     }
 
 
+def _decoded(cost: Cost, of_run: Cost) -> float:
+    """All tokens of a cost as tokens that the model decodes: each kind weighed by its mean cost in the run."""
+    decode = _per_token(of_run, "decode")
+    if decode is None:
+        return cost.decode_tokens
+    weights = {kind: (_per_token(of_run, kind) or 0.0) / decode for kind in KINDS}
+    return sum(_tokens_and_seconds(cost, kind)[0] * weight for kind, weight in weights.items())
+
+
 def _per_token(cost: Cost, kind: str) -> float | None:
     """Mean seconds of a token of this kind; None if there was none, or it took no time."""
-    tokens, seconds = tokens_and_seconds(cost, kind)
+    tokens, seconds = _tokens_and_seconds(cost, kind)
     return seconds / tokens if tokens and seconds > 0 else None
 
 
-def _kind_in_json(cost: Cost, kind: str) -> dict[str, Any]:
-    tokens, seconds = tokens_and_seconds(cost, kind)
-    return {"tokens": tokens, "seconds": seconds, "seconds_per_token": Ratio(seconds, tokens).value}
+def _tokens_and_seconds(cost: Cost, kind: str) -> tuple[int, float]:
+    return getattr(cost, f"{kind}_tokens"), getattr(cost, f"{kind}_seconds")

@@ -6,7 +6,6 @@ straight line between the two ends is free: each problem goes to one of the mode
 curve lies above that line. Knows no row.
 """
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from arbitrage_cli.stats.intervals import Floats, bootstrap_many
 POSITIONS = (0.25, 0.5, 0.75)
 """Where accuracy is read off the curve, between the time of the draft alone (0) and of the target alone (1)."""
 
-READINGS = ("area", "area_interval", "area_gain", "area_gain_interval")
 SECONDS, CORRECT = 0, 1  # columns of one policy in the table that is resampled
 
 
@@ -27,8 +25,8 @@ def curve(
     policy: str, taus: Sequence[PolicyResults], draft: PolicyResults | None, target: PolicyResults | None
 ) -> Mapping[str, Any]:
     """The curve of one policy as JSON; `reason` says why it has no area."""
-    empty: dict[str, Any] = dict.fromkeys(READINGS)
-    empty |= {"policy": policy, "n": 0, "points": [], "accuracy_at": [], "reason": None}
+    empty: dict[str, Any] = dict.fromkeys(("area", "area_interval", "area_gain", "area_gain_interval", "reason"))
+    empty |= {"policy": policy, "n": 0, "points": [], "accuracy_at": []}
     if target is None or draft is None:
         return empty | {"reason": f"the run has no policy {'target' if target is None else 'draft'}"}
     policies = [draft, *taus, target]
@@ -58,30 +56,26 @@ def _reason_for_no_area(times: Floats) -> str | None:
 
 def _readings(table: Floats, sums: Floats) -> dict[str, Any]:
     """Area, gain and accuracies at matched times, each with its interval over problems."""
-    area, gain, *accuracies = map(float, _read(sums)[0])
+    (area, gain, *accuracies), start = _read(sums)[0].tolist(), float(_times(sums)[0, 0])
     area_interval, gain_interval, *intervals = bootstrap_many(table, _read, 2 + len(POSITIONS))
-    start = float(_times(sums)[0, 0])
     at = [
         {"position": position, "time": start + position * (1 - start), "accuracy": accuracy, "accuracy_interval": interval}
         for position, accuracy, interval in zip(POSITIONS, accuracies, intervals, strict=True)
     ]
-    readings = dict(zip(READINGS, (area, area_interval, gain, gain_interval), strict=True))
-    return {**readings, "accuracy_at": at}
+    gained = {"area_gain": gain, "area_gain_interval": gain_interval}
+    return {"area": area, "area_interval": area_interval, **gained, "accuracy_at": at}
 
 
 def _table(policies: Sequence[PolicyResults]) -> Floats:
     """One row a problem: seconds and correct answers of each policy, then the attempts, of what all policies finished."""
-    keys = sorted(set.intersection(*(_finished(policy) for policy in policies)))
+    finished = [{result.key for result in policy.done} for policy in policies]
 
     def numbers(key: SampleKey) -> list[float]:
         results = [policy.results[key] for policy in policies]
         return [number for result in results for number in (result.seconds or 0.0, result.is_correct)] + [1.0]
 
+    keys = sorted(set.intersection(*finished))
     return sums_by_problem(((key[0], numbers(key)) for key in keys), 2 * len(policies) + 1)
-
-
-def _finished(policy: PolicyResults) -> set[SampleKey]:
-    return {key for key, result in policy.results.items() if result.is_done}
 
 
 def _times(sums: Floats) -> Floats:
@@ -98,8 +92,7 @@ def _accuracies(sums: Floats) -> Floats:
 
 def _read(sums: Floats) -> Floats:
     """Area, gain and accuracy at each position, for each row of sums."""
-    times, accuracies = _times(sums), _accuracies(sums)
-    return np.array([_read_one(*pair) for pair in zip(times, accuracies, strict=True)])
+    return np.array([_read_one(*pair) for pair in zip(_times(sums), _accuracies(sums), strict=True)])
 
 
 def _read_one(times: Floats, accuracies: Floats) -> list[float]:
@@ -107,12 +100,8 @@ def _read_one(times: Floats, accuracies: Floats) -> list[float]:
     first, last = times[0], times[-1]
     if not first < last:
         return [np.nan] * (2 + len(POSITIONS))
-    inside = sorted(
-        ((time, accuracy) for time, accuracy in zip(times[1:-1], accuracies[1:-1], strict=True) if first < time < last),
-        key=operator.itemgetter(0),
-    )
-    x = np.array([first, *(time for time, _ in inside), last])
-    y = np.array([accuracies[0], *(accuracy for _, accuracy in inside), accuracies[-1]])
+    inside = np.flatnonzero((first < times) & (times < last))
+    order = [0, *inside[np.argsort(times[inside], kind="stable")], len(times) - 1]
+    x, y = times[order], accuracies[order]
     area = float(np.trapezoid(y, x)) / (last - first)
-    at = np.interp([first + position * (last - first) for position in POSITIONS], x, y)
-    return [area, area - (accuracies[0] + accuracies[-1]) / 2, *map(float, at)]
+    return [area, area - (y[0] + y[-1]) / 2, *np.interp([first + one * (last - first) for one in POSITIONS], x, y)]

@@ -70,7 +70,6 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
         "concurrency": scope.concurrency,
         "policies": made,
         **_figures_of_all(policies, scope),
-        "token_costs": scope.costs.to_json(),
         "speedup_bins": list(speed.SPEEDUP_BINS),
         "notes": _notes(scope, policies, made),
     }

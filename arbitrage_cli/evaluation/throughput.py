@@ -8,48 +8,28 @@ which problems failed and were tried again, counts with the time of all of that.
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.rows import PolicyResults, SampleKey
-from arbitrage_cli.runs.summary import BlockShare
+from arbitrage_cli.runs.rows import PolicyResults, Result, SampleKey
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap
 
 MIN_BLOCKS = 5
 """With fewer there is nothing to resample from."""
 
 
-@dataclass(slots=True)
-class _Block:
-    """A policy's results of one block: the attempts, how many of them are done, and the share of each row with its sample."""
-
-    keys: set[SampleKey] = field(default_factory=set)
-    num_done: int = 0
-    shares: list[tuple[int, BlockShare]] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Of failed attempts that were made again too."""
-        return math.fsum(share.seconds for _, share in self.shares)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether each sample was solved in one go."""
-        counts = Counter(sample for sample, _ in self.shares)
-        return all(share.of == counts[sample] for sample, share in self.shares)
+Block = Sequence[Result]
+"""A policy's results of one block, failed attempts that were made again included."""
 
 
 def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
     """Problems per second, and their ratio to the target's over the blocks in which both have the same attempts."""
     own, others = _blocks(policy), _blocks(target) if target else {}
-    shared = [number for number, block in own.items() if number in others and block.keys == others[number].keys]
+    shared = [number for number, block in own.items() if number in others and _keys(block) == _keys(others[number])]
     value, interval = _against_target([(own[number], others[number]) for number in shared], can_vary=policy is not target)
     return {
-        "problems_per_second": Ratio(
-            sum(block.num_done for block in own.values()), math.fsum(block.seconds for block in own.values())
-        ),
+        "problems_per_second": Ratio(sum(map(_num_done, own.values())), math.fsum(map(_seconds, own.values()))),
         "throughput_ratio": value,
         "throughput_ratio_interval": interval,
         "blocks": len(own),
@@ -65,32 +45,46 @@ def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: 
     compared = [one for one in made if one["throughput_ratio"] is not None and one["policy"] != "target"]
     if any(one["blocks_compared"] < MIN_BLOCKS for one in compared):
         notes.append(f"A ratio over fewer than {MIN_BLOCKS} blocks of problems has no interval: it takes more problems.")
-    broken = sum(not block.is_whole for policy in policies for block in _blocks(policy).values())
+    broken = sum(not _is_whole(block) for policy in policies for block in _blocks(policy).values())
     if broken:
         notes.append(f"{broken} blocks were solved in more than one go; the time of interrupted attempts counts.")
     return notes
 
 
-def _against_target(pairs: Sequence[tuple[_Block, _Block]], *, can_vary: bool) -> tuple[Ratio | None, Interval | None]:
+def _against_target(pairs: Sequence[tuple[Block, Block]], *, can_vary: bool) -> tuple[Ratio | None, Interval | None]:
     """Ratio of the two rates, and its interval over blocks; None if a rate is unknown."""
-    table = np.array([(one.num_done, one.seconds, other.num_done, other.seconds) for one, other in pairs], np.float64)
+    table = np.array([[of(block) for block in pair for of in (_num_done, _seconds)] for pair in pairs], np.float64)
     done, seconds, target_done, target_seconds = map(math.fsum, table.reshape(len(pairs), 4).T)
     rate, target_rate = Ratio(done, seconds).value, Ratio(target_done, target_seconds).value
     ratio = None if rate is None or target_rate is None else Ratio(rate, target_rate)
     return ratio, bootstrap(table, _ratio_of_rates) if can_vary and len(pairs) >= MIN_BLOCKS else None
 
 
-def _blocks(policy: PolicyResults) -> dict[int, _Block]:
-    """By number. A row without a share is of an attempt that hung: its time is unknown."""
-    blocks: dict[int, _Block] = {}
+def _blocks(policy: PolicyResults) -> dict[int, list[Result]]:
+    """By number. A result without a share is of an attempt that hung: its time is unknown."""
+    blocks: dict[int, list[Result]] = {}
     for result in (*policy.results.values(), *policy.superseded):
         if result.share is not None:
-            blocks.setdefault(result.share.block, _Block()).shares.append((result.key[1], result.share))
-    for key, result in policy.results.items():
-        if result.share is not None:
-            blocks[result.share.block].keys.add(key)
-            blocks[result.share.block].num_done += result.is_done
+            blocks.setdefault(result.share.block, []).append(result)
     return blocks
+
+
+def _keys(block: Block) -> set[SampleKey]:
+    return {result.key for result in block}
+
+
+def _num_done(block: Block) -> int:
+    return sum(result.is_done for result in block)
+
+
+def _seconds(block: Block) -> float:
+    return math.fsum(result.share.seconds for result in block if result.share)
+
+
+def _is_whole(block: Block) -> bool:
+    """Whether each sample was solved in one go."""
+    counts = Counter(result.key[1] for result in block)
+    return all(result.share.of == counts[result.key[1]] for result in block if result.share)
 
 
 def _ratio_of_rates(sums: Floats) -> Floats:

@@ -81,6 +81,11 @@ class Deadline:
     seconds: float
     clock: Callable[[], float] = time.perf_counter
 
+    @classmethod
+    def after(cls, seconds: float, clock: Callable[[], float] = time.perf_counter) -> "Deadline":
+        """The deadline that is so many seconds from now."""
+        return cls(clock() + seconds, seconds, clock)
+
     @property
     def has_passed(self) -> bool:
         return self.clock() > self.at

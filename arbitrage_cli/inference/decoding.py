@@ -48,11 +48,6 @@ class StepInProgress:
     stop: StepStop | None = None
 
     @property
-    def room(self) -> int:
-        """How many proposed tokens may still be read."""
-        return self.max_proposed - len(self.tokens)
-
-    @property
     def place(self) -> Place:
         """Where the text is in its proposal."""
         return self.proposal.place(self.max_proposed - len(self.tokens))
@@ -68,7 +63,7 @@ class StepInProgress:
         return self.cost + Cost(decode_tokens=num_decoded, decode_seconds=self.decode_seconds)
 
     def charge(self, seconds: float, num_rows: int, num_drawn: int) -> None:
-        """Charge the step for its rows of a batch: one is a decode, several are a verified proposal."""
+        """Add the cost of its rows of a batch: one is a decode, several are a verified proposal."""
         if num_rows == 1:
             self.decode_seconds += seconds
         else:

@@ -168,12 +168,11 @@ class Engine:
         self._planner.record_batch(seconds, num_rows, sum(map(len, drawn)), places)
         for (_, tokens), step, texts in zip(batch, steps, drawn, strict=True):
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
-        return [update for slot, texts in zip(slots, drawn, strict=True) for update in self._updates(slot, texts)]
-
-    def _updates(self, slot: int, texts: list[str]) -> list[SlotUpdate]:
-        """One update for each token drawn; the last has the step if the step has ended."""
-        updates = [SlotUpdate(slot, text) for text in texts[:-1]]
-        return [*updates, SlotUpdate(slot, texts[-1], step=self._finish(slot))]
+        updates: list[SlotUpdate] = []
+        for slot, texts in zip(slots, drawn, strict=True):
+            updates += [SlotUpdate(slot, text) for text in texts[:-1]]
+            updates.append(SlotUpdate(slot, texts[-1], step=self._finish(slot)))
+        return updates
 
     def _finish(self, slot: int) -> Step | None:
         """The step of a slot if its last token ended it, or if it is stopped early there; else None."""
@@ -236,7 +235,7 @@ class Engine:
         step = self._steps[slot]
         if step.speculator is None or step.place.num_left or step.text.is_inside_character:
             return
-        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, step.room)
+        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, step.max_proposed - len(step.tokens))
         if not max_tokens:
             return
         try:
@@ -251,10 +250,7 @@ class Engine:
     # --- measuring
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        """An estimate of this model's time for the whole text of `trace`, had it written it alone; None if it decoded nothing.
-
-        Nothing is run for it: see `TokenCosts.seconds_alone`.
-        """
+        """An estimate of this model's time, alone, for the whole text of `trace`: see `TokenCosts.seconds_alone`."""
         written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
         own = sum((step.cost for step in written if step.model == self._role), Cost())
         num_tokens = sum(len(self._cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1

@@ -5,7 +5,6 @@ are resumed, and their next requests passed on. Knows no policy, no token and no
 they end.
 """
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -106,8 +105,8 @@ class _InFlight:
 class Scheduler:
     """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
 
-    `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it. A problem
-    that is not finished after `timeout` seconds ends with TimedOutError.
+    `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it.
+    `new_deadline` gives each problem a deadline when it begins; past it the problem ends with TimedOutError.
     """
 
     def __init__(
@@ -119,16 +118,14 @@ class Scheduler:
         concurrency: int = 1,
         rater: Rater | None = None,
         speculator: Speculator | None = None,
-        timeout: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        new_deadline: Callable[[], Deadline | None] = lambda: None,
     ) -> None:
         self._engines = engines
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
         self._speculator = speculator
-        self._timeout = timeout
-        self._clock = clock
+        self._new_deadline = new_deadline
         self._concurrency = concurrency
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
@@ -170,7 +167,7 @@ class Scheduler:
 
     def _admit(self, problem: Problem) -> Iterator[Event]:
         trace = Trace(problem, self._limits)
-        deadline = Deadline(self._clock() + self._timeout, self._timeout, self._clock) if self._timeout else None
+        deadline = self._new_deadline()
         flight = _InFlight(self._free.pop(), trace, self._make_flow(trace), deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)

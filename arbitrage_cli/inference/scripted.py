@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output, Tokenizer
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 HIDDEN_SIZE = 8
@@ -80,22 +80,15 @@ class ByteTokenizer:
 class ScriptedBackend:
     """A `Backend` without weights."""
 
-    def __init__(
-        self,
-        source: str,
-        script: Script,
-        options: Options,
-        *,
-        merges: Sequence[str] = (".\n\n",),
-        template: str | None = TEMPLATE,
-    ) -> None:
+    chat_template: str | None = TEMPLATE
+
+    def __init__(self, source: str, script: Script, options: Options, *, merges: Sequence[str] = (".\n\n",)) -> None:
         self._source = source
         self._script = script
-        self._tokens = ByteTokenizer(merges, CONTROLS)
+        self.tokenizer = ByteTokenizer(merges, CONTROLS)
         self._cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
         self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
-        self._template = template
-        self._template_variables = options.template_variables
+        self.template_variables = options.template_variables
 
     def close(self) -> None:
         self._cells = []
@@ -103,19 +96,7 @@ class ScriptedBackend:
     @property
     def card(self) -> ModelCard:
         description, context = "follows a script, not a language model", self._context_size
-        return ModelCard(self._source, self._source, description, context, context, self._tokens.size, HIDDEN_SIZE, 1, 0)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokens
-
-    @property
-    def chat_template(self) -> str | None:
-        return self._template
-
-    @property
-    def template_variables(self) -> Mapping[str, Any]:
-        return self._template_variables
+        return ModelCard(self._source, self._source, description, context, context, self.tokenizer.size, HIDDEN_SIZE, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position, len(tokens))
@@ -155,8 +136,8 @@ class ScriptedBackend:
         question, solution, num_begun = self._split(self._cells[sequence])
         continuation = self._script(question, solution)
         rest = continuation.text.encode()[num_begun:]
-        token = self._tokens.first_token(rest) if rest else self._tokens.end
-        size = self._tokens.size
+        token = self.tokenizer.first_token(rest) if rest else self.tokenizer.end
+        size = self.tokenizer.size
         logits = np.full(size, math.log(max(1 - continuation.confidence, TINY) / (size - 1)), np.float32)
         logits[token] = math.log(continuation.confidence)
         return logits
@@ -166,7 +147,7 @@ class ScriptedBackend:
 
         Only control tokens separate the roles.
         """
-        controls, roles, current = self._tokens.control_tokens, dict[int, list[int]](), list[int]()
+        controls, roles, current = self.tokenizer.control_tokens, dict[int, list[int]](), list[int]()
         for token in cells:
             if token in controls.values():
                 current = roles.setdefault(token, [])
@@ -177,7 +158,7 @@ class ScriptedBackend:
 
     def _text(self, tokens: list[int]) -> tuple[str, int]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        text = decoder.decode(b"".join(map(self._tokens.piece, tokens)))
+        text = decoder.decode(b"".join(map(self.tokenizer.piece, tokens)))
         return text, len(decoder.getstate()[0])
 
 

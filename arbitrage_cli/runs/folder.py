@@ -18,13 +18,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
+from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
 from arbitrage_cli.system.files import sync_folder, write_all, write_atomically
 
 SCHEMA = 1
@@ -34,6 +34,7 @@ RUN, RESULTS, LOCK = "run.json", "results.jsonl", "lock"
 BENCH, COLLECT = "bench", "collect"
 """The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
 
+_WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _ASIDE = re.compile(r"\.(torn|damaged|old)-\d+$")
 _SEAL = b',"checksum":"%08x"}'
 _SEAL_LENGTH = len(_SEAL % 0)
@@ -42,14 +43,8 @@ _START_AGAIN = "restore it from a copy, or give --fresh to the command that made
 Row = Mapping[str, Any]
 Key = tuple[str, int, str, float | str | None]
 """What a row is about: the problem's id, the number of the sample, policy and tau."""
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A line of results.jsonl, counted from 1, that is not what was written, and why."""
-
-    line: int
-    reason: str
+Damages = Mapping[int, str]
+"""Why a line of results.jsonl, counted from 1, is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +70,16 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
 
     UsageError if it holds no run of this kind, DamagedRunError if it was damaged.
     """
-    with _explained(folder, "cannot be read", f"name the folder of a run, as arbitrage {kind} makes them below runs/"):
+    hint = f"name the folder of a run, as arbitrage {kind} makes them below runs/"
+    with _raising(UsageError, f"{folder}: cannot be read", hint):
         data = _read_bytes(folder / RESULTS)
         if not data and not (folder / RUN).exists():
-            raise UsageError(f"{folder}: there is no run in this folder", f"arbitrage {kind} makes them, below runs/")
+            raise UsageError(f"{folder}: there is no run in this folder", hint)
         run = _read_run(folder, kind)
     rows, damages = _parse(_lines(data)[0])
     if damages:
-        others = f" ({len(damages) - 1} more damaged lines)" if len(damages) > 1 else ""
         raise DamagedRunError(
-            f"{folder / RESULTS}: line {damages[0].line}: {damages[0].reason}{others}",
+            f"{folder / RESULTS}: {_listed(damages)}",
             "restore it from a copy, or repeat the command that made the run: it sets damaged rows aside and does them again",
         )
     return Contents(run, rows)
@@ -101,7 +96,7 @@ def encode(content: Row) -> bytes:
     return _sealed(json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))) + b"\n"
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder of which this process is the only writer, until it is closed.
 
     `path` is the folder; `run` and `rows` are its contents; `notes` say what was set aside when it was opened.
@@ -121,7 +116,7 @@ class RunFolder:
         self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
-        with _explained(folder):
+        with _raising(UsageError, f"{folder}: this folder cannot be used for a run", "give another one: --output FOLDER"):
             self._is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             self._lock: int | None = _lock(folder)
@@ -131,10 +126,7 @@ class RunFolder:
                 self.close()
                 raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -156,7 +148,7 @@ class RunFolder:
         if self.run == content:
             return
         text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False)
-        with _while_writing(self.path / RUN, self._again):
+        with self._writing(self.path / RUN):
             write_atomically(self.path / RUN, _sealed(text) + b"\n")
         self.run = content
 
@@ -167,7 +159,7 @@ class RunFolder:
         line = encode(row)
         start = os.fstat(self._descriptor).st_size
         try:
-            with _while_writing(self._results, self._again):
+            with self._writing(self._results):
                 write_all(self._descriptor, line)
                 os.fsync(self._descriptor)
         except OutputError:
@@ -180,7 +172,7 @@ class RunFolder:
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Replace all rows at once."""
-        with _while_writing(self._results, self._again):
+        with self._writing(self._results):
             write_atomically(self._results, b"".join(map(encode, rows)))
             self._open_results()
         self.rows = [dict(row) for row in rows]
@@ -188,8 +180,9 @@ class RunFolder:
     # --- opening
 
     def _open(self, *, fresh: bool) -> None:
-        if self._results.is_symlink():
-            raise UsageError(f"{self._results} is a symbolic link", "a run writes to files of its own: --output FOLDER")
+        for path in (self._results, self.path / RUN):
+            if path.is_symlink():
+                raise UsageError(f"{path} is a symbolic link", "a run writes to files of its own: --output FOLDER")
         if fresh:
             self._set_all_aside()
         self._read()
@@ -219,7 +212,7 @@ class RunFolder:
         """Keep the beginning of an unfinished last row, and cut the file back to its last whole row."""
         aside = _free_name(self._results, "torn")
         write_atomically(aside, tail)
-        descriptor = os.open(self._results, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(self._results, _WRITE)
         try:
             os.ftruncate(descriptor, length)
             os.fsync(descriptor)
@@ -227,21 +220,24 @@ class RunFolder:
             os.close(descriptor)
         self.notes.append(f"{self._results}: an unfinished last row was moved to {aside.name}")
 
-    def _set_damaged_aside(self, lines: Sequence[bytes], damages: Sequence[Damage]) -> None:
+    def _set_damaged_aside(self, lines: Sequence[bytes], damages: Damages) -> None:
         aside = _free_name(self._results, "damaged")
-        damaged = {damage.line - 1 for damage in damages}
-        write_atomically(aside, b"".join(lines[index] + b"\n" for index in sorted(damaged)))
-        write_atomically(self._results, b"".join(line + b"\n" for index, line in enumerate(lines) if index not in damaged))
-        where = "; ".join(f"line {damage.line}: {damage.reason}" for damage in damages)
-        self.notes.append(f"{self._results}: damaged rows were moved to {aside.name}, to be done again ({where})")
+        write_atomically(aside, b"".join(lines[number - 1] + b"\n" for number in damages))
+        write_atomically(
+            self._results, b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damages)
+        )
+        self.notes.append(f"{self._results}: {_listed(damages)}; moved to {aside.name}, to be done again")
 
     def _open_results(self) -> None:
         """Open the file to append to. The sync is for rows of an earlier writer that was killed before its own."""
         self._close_results()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(self._results, flags, 0o666)
+        self._descriptor = os.open(self._results, _WRITE | os.O_APPEND | os.O_CREAT, 0o666)
         os.fsync(self._descriptor)
         sync_folder(self.path)
+
+    def _writing(self, path: Path) -> AbstractContextManager[None]:
+        hint = f"the rows before it are safe: when there is room, {self._again} goes on from there"
+        return _raising(OutputError, f"{path}: cannot be written", hint)
 
     def _close_results(self) -> None:
         if self._descriptor is not None:
@@ -274,19 +270,19 @@ def _lines(data: bytes) -> tuple[list[bytes], bytes]:
     return lines, tail
 
 
-def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], list[Damage]]:
+def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], Damages]:
     """The rows, and the lines that are no rows."""
     rows: list[dict[str, Any]] = []
-    damages: list[Damage] = []
+    damages: dict[int, str] = {}
     done: dict[Key, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
             row = _unsealed(line)
             _check_row(row, number, done)
         except KeyError as error:
-            damages.append(Damage(number, f"it has no {error}"))
+            damages[number] = f"it has no {error}"
         except (ValueError, TypeError, RecursionError) as error:
-            damages.append(Damage(number, str(error)))
+            damages[number] = str(error)
         else:
             rows.append(row)
     return rows, damages
@@ -301,6 +297,12 @@ def _check_row(row: Row, number: int, done: dict[Key, int]) -> None:
         raise ValueError(f"its status is {row['status']!r}, neither done nor error")
     if row["status"] == "done":
         done[key_of(row)] = number
+
+
+def _listed(damages: Damages) -> str:
+    """The first three lines with their reasons, and how many more there are."""
+    first = [f"line {number}: {reason}" for number, reason in islice(damages.items(), 3)]
+    return "; ".join([*first, *([f"{len(damages) - 3} more damaged rows"] if len(damages) > 3 else [])])
 
 
 def _read_run(folder: Path, kind: str) -> dict[str, Any]:
@@ -328,7 +330,7 @@ def _read_run(folder: Path, kind: str) -> dict[str, Any]:
 
 def _lock(folder: Path) -> int:
     """The descriptor that holds the lock. UsageError if another process has it."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    descriptor = os.open(folder / LOCK, _WRITE | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -350,29 +352,15 @@ def _read_bytes(path: Path) -> bytes:
 def _free_name(path: Path, what: str) -> Path:
     """`results.jsonl.torn-1`, or the first number after it that is not taken."""
     number = 1
-    while path.with_name(f"{path.name}.{what}-{number}").exists():
+    while os.path.lexists(path.with_name(f"{path.name}.{what}-{number}")):
         number += 1
     return path.with_name(f"{path.name}.{what}-{number}")
 
 
 @contextmanager
-def _explained(
-    folder: Path, what: str = "this folder cannot be used for a run", hint: str = "give another one: --output FOLDER"
-) -> Iterator[None]:
-    """Turns an OSError about a folder into a UsageError."""
+def _raising(kind: type[ArbitrageError], what: str, hint: str) -> Iterator[None]:
+    """Turns an OSError into an error of this program: `what`, and what the system says."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{folder}: {what} ({error.strerror or error})", hint) from error
-
-
-@contextmanager
-def _while_writing(path: Path, again: str) -> Iterator[None]:
-    """Turns an OSError into an OutputError that says what goes on with the run: `again`."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error})",
-            f"the rows before it are safe: when there is room, {again} goes on from there",
-        ) from error
+        raise kind(f"{what} ({error.strerror or error})", hint) from error

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+PERCENTS = (10, 20, 30, 40, 50, 60)
+RATES = tuple(percent / 100 for percent in PERCENTS)
 """Escalation rates at which numbers are compared."""
 
 ADVANTAGE_DIGITS = 9
@@ -25,10 +26,6 @@ SEED = 0
 MAX_CELLS = 1 << 18  # of one batch of resamples: bounds the memory, not the result
 
 
-def _percent(rate: float) -> str:
-    return f"{round(100 * rate)}"
-
-
 MEASURES: Mapping[str, str] = MappingProxyType(
     {
         "auc": "P(a step with an advantage has a higher number than one without)",
@@ -36,11 +33,8 @@ MEASURES: Mapping[str, str] = MappingProxyType(
         "accept_accuracy": "steps without an advantage that are accepted",
         "escalate_accuracy": "steps with an advantage that are escalated",
         "ece": "calibration error: mean distance of probability and share, in 10 bins",
-        **{f"recall_{_percent(rate)}": f"steps with an advantage among the highest {_percent(rate)}%" for rate in RATES},
-        **{
-            f"oracle_share_{_percent(rate)}": f"gain over random at {_percent(rate)}% escalated / the oracle's gain"
-            for rate in RATES
-        },
+        **{f"recall_{percent}": f"steps with an advantage among the highest {percent}%" for percent in PERCENTS},
+        **{f"oracle_share_{one}": f"gain over random at {one}% escalated / the oracle's gain" for one in PERCENTS},
     }
 )
 """What each measure is. The two accuracies are at one threshold, the calibration error is of probabilities only."""

@@ -600,7 +600,7 @@ def test_progress_in_a_terminal(here: Path) -> None:
     with Terminal(*arguments, columns=100, rows=30) as terminal:
         assert terminal.wait() == 0
     shown = terminal.raw.decode()
-    assert [word for word in (" left", "correct", "the target's speed", "  step ") if word not in shown] == []
+    assert [word for word in (" left", "right", "speed", "  step ") if word not in shown] == []
     assert terminal.text.lstrip().startswith("arithmetic.jsonl: 3 problems")
     assert "█" not in terminal.text
     assert not terminal.screen.cursor.hidden

@@ -328,7 +328,7 @@ def test_chart_holds_all_that_it_shows(name: str) -> None:
             assert not made.rows
             continue
         for mark in chart.marks:
-            assert all(0 <= place <= 100 for place in (mark.x, mark.y, *(mark.x_ends or ()), *(mark.y_ends or ())))
+            assert all(0 <= place <= 100 for place in (*mark.x, *mark.y))
         for ticks in (chart.x_ticks, chart.y_ticks):
             places, values = zip(*((place, float(text.rstrip("%"))) for place, text in ticks), strict=True)
             slope = (values[-1] - values[0]) / (places[-1] - places[0])
@@ -358,8 +358,6 @@ def test_marks_have_their_figures_and_one_colour_a_policy() -> None:
     styles = {(mark.series.policy, mark.series.style) for mark in chart.marks}
     assert dict(styles) == {"target": "target", "draft": "draft", "entropy": "hue-1", "random": "hue-2"}
     assert len(styles) == 4
-    (run,) = made.data["runs"]
-    assert {(one["label"].split()[0], one["style"]) for one in run["policies"]} == styles
 
 
 def test_time_is_seconds_where_there_is_no_target() -> None:

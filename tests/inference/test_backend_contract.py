@@ -506,12 +506,7 @@ def draft(tiny: Mapping[str, Path]) -> Iterator[LlamaBackend]:
         yield opened
 
 
-CODES: dict[int, type[ArbitrageError]] = {
-    1: ContextFullError,
-    2: InterruptedRunError,
-    -1: ComputeError,
-    -2: ComputeError,
-}
+CODES: dict[int, type[ArbitrageError]] = {1: ContextFullError, 2: InterruptedRunError, -1: ComputeError, -2: ComputeError}
 
 
 @pytest.mark.parametrize(("code", "kind"), CODES.items())

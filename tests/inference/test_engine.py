@@ -475,7 +475,9 @@ def test_a_late_problem_does_not_end_the_next() -> None:
 
     engine, flow = make_engine("draft", scripted(script), Sampler(), instructions=""), POLICIES["draft"].flow
     limits = Limits(max_steps=2)
-    scheduler = Scheduler({"draft": engine}, lambda trace: flow(trace, None, 0), limits, timeout=50.0, clock=clock)
+    scheduler = Scheduler(
+        {"draft": engine}, lambda trace: flow(trace, None, 0), limits, new_deadline=lambda: Deadline.after(50.0, clock)
+    )
     late, other = (e for e in scheduler.run([Problem(name, name) for name in ("slow", "fast")]) if isinstance(e, Finished))
     assert isinstance(late.error, TimedOutError)
     assert "50 s" in late.error.message

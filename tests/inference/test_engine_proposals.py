@@ -1,6 +1,7 @@
 """Proposals and speculation: what an engine verifies in batches, what that changes (no text) and what it costs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hash_language import HashBackend, Recording, ticking_clock, unsteady_clock
@@ -91,11 +92,10 @@ def test_a_proposal_changes_no_step(
     speculated: tuple[int, str] | None,
 ) -> None:
     """Law 5, step by step: a proposal is some of the text that will be written, then another. Nor does a speculator change it."""
-    plain = make_engine(
-        "target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, use_proposals=False
-    )
+    options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
+    plain = make_engine("target", MAKERS[name](context), sampler, use_proposals=False, **options)
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
-    engine = make_engine("target", MAKERS[name](context), sampler, instructions="", keep_token_stats=True, clock=clock)
+    engine = make_engine("target", MAKERS[name](context), sampler, clock=clock, **options)
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
         each.open(0, PROBLEM)

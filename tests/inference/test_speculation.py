@@ -231,11 +231,7 @@ def speculate(draft: float, batch: Seconds, match: float, num_tokens: int = 6000
 
 @pytest.mark.parametrize(
     ("draft", "batch", "match", "share"),
-    [
-        (0.1, line(1.0, 0.05), 0.9, 0.45),
-        (0.19, line(1.0, 0.13), 0.8, 0.8),
-        (0.05, line(1.0, 0.02), 0.95, 0.25),
-    ],
+    [(0.1, line(1.0, 0.05), 0.9, 0.45), (0.19, line(1.0, 0.13), 0.8, 0.8), (0.05, line(1.0, 0.02), 0.95, 0.25)],
     ids=["a cheap draft", "full precision", "a GPU"],
 )
 def test_speculating_saves_time_where_the_draft_is_cheap(draft: float, batch: Seconds, match: float, share: float) -> None:

@@ -266,6 +266,9 @@ def test_symbolic_link_is_not_written_through(quick_path: Path) -> None:
     with pytest.raises(UsageError, match="symbolic link"):
         RunFolder(quick_path / "run")
     assert other.read_bytes() == before
+    (quick_path / "somewhere").mkdir()
+    (quick_path / "linked").symlink_to(quick_path / "somewhere")
+    assert reopened(quick_path / "linked") == []  # the folder itself may be one
 
 
 def sealed(text: str) -> bytes:
