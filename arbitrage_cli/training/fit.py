@@ -214,7 +214,6 @@ def _fit_line(examples: Examples, inverse_penalty: float) -> tuple[Numbers, floa
 
 
 def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: int) -> Parameters:
-    """The parameters of the epoch with the least validation loss."""
     model = _sklearn("neural_network").MLPClassifier(
         hidden_layer_sizes=(recipe.units,),
         alpha=recipe.penalty,
@@ -243,6 +242,5 @@ def _epochs(model: Any, training: Examples, validation: Examples) -> Iterator[tu
 
 
 def _loss(model: Any, examples: Examples) -> float:
-    """Weighted mean log loss."""
     probability = np.clip(model.predict_proba(examples.inputs)[:, 1].astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-np.average(np.log(np.where(examples.labels, probability, 1 - probability)), weights=examples.weights))

@@ -65,7 +65,6 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """How many numbers were learned."""
         layer = self.network.layer
         return self.network.output.size + (sum(array.size for array in layer) if layer else 0)
 
