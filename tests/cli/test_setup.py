@@ -41,7 +41,7 @@ def flags(*names: str) -> Invocation:
 
 
 def columns(setup: Setup) -> list[tuple[str, float | None]]:
-    return [(column.policy.name, column.tau) for column in setup.columns]
+    return [(column.policy.name, column.tau) for column in setup.policies]
 
 
 def test_nothing_given_is_the_built_in_pair_with_its_head() -> None:
@@ -49,7 +49,10 @@ def test_nothing_given_is_the_built_in_pair_with_its_head() -> None:
     setup = solve_setup(options(ModelOptions()), RoutingOptions())
     assert setup.sources == {"draft": "builtin:draft", "target": "builtin:target"}
     assert setup.deciding_head is not None
-    assert (setup.column.policy.name, setup.column.tau) == ("arbitrage", setup.available_head.table.resolve("exact"))
+    assert (setup.policy_at_tau.policy.name, setup.policy_at_tau.tau) == (
+        "arbitrage",
+        setup.available_head.table.resolve("exact"),
+    )
     assert setup.concurrency == "1"
 
 
@@ -86,7 +89,7 @@ def test_an_error_carries_its_option(routing: RoutingOptions, option: str) -> No
 def test_a_flag_that_the_policy_does_not_use_is_refused_and_a_setting_is_not() -> None:
     """A setting may be there for other policies."""
     routing = RoutingOptions(policy="target", tau="0.3")
-    assert solve_setup(options(), routing).column.tau is None
+    assert solve_setup(options(), routing).policy_at_tau.tau is None
     with pytest.raises(UsageError) as raised:
         solve_setup(options(invocation=flags("policy", "tau")), routing)
     assert raised.value.option == "tau"
@@ -99,8 +102,8 @@ def test_a_budget_and_a_tau(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         solve_setup(options(models, flags("tau", "budget")), both)
     origins = {"tau": Origin.file, "budget": Origin.environment}
-    assert solve_setup(options(models, Invocation(origins=origins)), both).column.tau != 0.5
-    assert solve_setup(options(models, flags("tau")), both).column.tau == 0.5
+    assert solve_setup(options(models, Invocation(origins=origins)), both).policy_at_tau.tau != 0.5
+    assert solve_setup(options(models, flags("tau")), both).policy_at_tau.tau == 0.5
 
 
 def test_a_benchmark_has_a_column_for_each_policy_and_tau() -> None:

@@ -17,7 +17,7 @@ from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
-from arbitrage_cli.runs.rows import tally_of_row
+from arbitrage_cli.runs.results import tally_of_row
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Problem, Score, Step
