@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
+from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 
 MIN_LABEL = 8
@@ -111,7 +111,7 @@ def _short(label: str, room: int) -> str:
     label = one_line(label)
     if len(label) > room:
         label = label.rpartition(" (")[0] or label
-    return label if len(label) <= room else label[: room - 1] + "~"
+    return shortened(label, room)
 
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
