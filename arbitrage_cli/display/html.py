@@ -88,8 +88,7 @@ def _environment() -> jinja2.Environment:
 def _clean(data: Any) -> Any:
     """The data with all texts made `safe`."""
     if isinstance(data, str):
-        is_plain = data.replace("\n", "").replace("\t", "").isprintable()  # most are: `safe` looks at every character
-        return data if is_plain else safe(data)
+        return safe(data)
     if isinstance(data, Mapping):
         return {_clean(key): _clean(value) for key, value in data.items()}
     return [_clean(value) for value in data] if isinstance(data, list | tuple) else data

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
+from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT
 
 MIN_LABEL = 8
 
@@ -28,9 +29,6 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
     "acceptance_rate": ("accepted", lambda of: rounding.percent(of["acceptance_rate"], 0)),
 }
 """Heading and cell of each figure that the table shows."""
-
-OF_LATENCY, OF_THROUGHPUT = ("seconds_mean", "speedup"), ("problems_per_second", "throughput_ratio")
-"""Columns that only one kind of run has."""
 
 
 def write_table(figures: Figures, stream: TextIO, *, styled: bool = False) -> None:
@@ -65,7 +63,7 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
 
 def _lines(figures: Figures) -> Iterator[Line]:
     policies = figures["policies"]
-    left_out = {*(OF_LATENCY if figures["concurrency"] > 1 else OF_THROUGHPUT)}
+    left_out = {*(LATENCY if figures["concurrency"] > 1 else THROUGHPUT)}
     left_out |= set() if any(policy["cut"] for policy in policies) else {"cut"}  # labels need the room
     columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
     yield _title(figures), "bold"

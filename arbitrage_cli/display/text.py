@@ -20,7 +20,7 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 
 def safe(text: str) -> str:
     """The text without control characters (line feed and tab stay), lone surrogates and writing-direction overrides."""
-    if text.isascii() and text.isprintable():
+    if text.replace("\n", "").replace("\t", "").isprintable():  # most are: this is faster than a look at every character
         return text
     return "".join(one for one in text if one in "\n\t" or (unicodedata.category(one) not in _OBEYED and one not in _BIDI))
 

@@ -169,14 +169,14 @@ def _selection_scores(number: Numbers, truth: Truth, weights: Numbers) -> Number
 
 def _auc(ranking: _Ranking, truth: Truth) -> Numbers:
     """The area under the curve of recall over false escalations: the Mann-Whitney statistic, ties counting half."""
-    better, others = ranking.sums(_ones(truth.is_better)), ranking.sums(_ones(~truth.is_better))
+    better, others = ranking.sums(truth.is_better.astype(np.float64)), ranking.sums((~truth.is_better).astype(np.float64))
     area = (np.diff(others, axis=1) * (better[:, 1:] + better[:, :-1]) / 2).sum(axis=1)
     auc: Numbers = area / (better[:, -1] * others[:, -1])
     return auc
 
 
 def _recalls(ranking: _Ranking, truth: Truth) -> Numbers:
-    better = ranking.sums(_ones(truth.is_better))
+    better = ranking.sums(truth.is_better.astype(np.float64))
     recalls: Numbers = ranking.at_rates(better) / better[:, -1:]
     return recalls
 
@@ -186,10 +186,6 @@ def _gains(ranking: _Ranking, truth: Truth) -> Numbers:
     gained = ranking.sums(truth.advantage)
     gains: Numbers = ranking.at_rates(gained) - np.multiply.outer(gained[:, -1], RATES)
     return gains
-
-
-def _ones(members: NDArray[np.bool_]) -> Numbers:
-    return members.astype(np.float64)
 
 
 def _accuracies(escalates: NDArray[np.bool_], is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
