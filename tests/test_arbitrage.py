@@ -1,4 +1,4 @@
-"""The flows, driven by hand: no model, no engine, only asks and steps."""
+"""The flows, driven by hand: no model, no engine, only requests and answers."""
 
 import math
 from collections.abc import Iterable
@@ -32,11 +32,11 @@ def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
 
 
 def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | ScoreSteps]:
-    """Send each answer to the flow's next wish; returns the wishes. All answers must be used, and the flow must end."""
-    asks = [next(flow)]
+    """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
+    requests = [next(flow)]
     waiting = iter(answers)
     for answer in waiting:
-        request = asks[-1]
+        request = requests[-1]
         if isinstance(request, ScoreSteps):
             assert isinstance(answer, tuple)
             assert len(answer) == len(request.steps)
@@ -44,22 +44,22 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Write
             assert isinstance(answer, Step)
             assert answer.model == request.model
         try:
-            asks.append(flow.send(answer))
+            requests.append(flow.send(answer))
         except StopIteration:
             break
     else:
-        pytest.fail("the flow wants more")
+        pytest.fail("the flow has more requests")
     assert not list(waiting), "the flow ended too soon"
-    return asks
+    return requests
 
 
 def models(requests: Iterable[WriteStep | ScoreSteps]) -> list[str]:
-    """Whom a flow asked, in order."""
+    """Where a flow's requests went, in order."""
     return ["rater" if isinstance(request, ScoreSteps) else request.model for request in requests]
 
 
 def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | ScoreSteps]]:
-    """One drafted step that ends the sequence, and the target's step if it is asked for one."""
+    """One drafted step that ends the sequence, and the target's step if it is requested."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
     flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau)
     return trace, drive(flow, [draft, target] if number > tau else [draft])
@@ -73,41 +73,31 @@ def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | ScoreSteps
         (math.nextafter(0.5, 1), 0.5, "target"),
         (1e9, math.inf, "draft"),
         (math.inf, math.inf, "draft"),
+        (math.nan, 0.5, "draft"),
         (0.0, -1.0, "target"),
         (-1.0, -math.inf, "target"),
     ],
 )
 def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) -> None:
-    """A tie keeps the draft."""
-    trace, asks = route(number, tau)
-    assert trace.decisions[0].kept.model == kept
-    assert models(asks) == (["draft"] if kept == "draft" else ["draft", "target"])
-
-
-def test_a_number_that_is_none_keeps_the_draft() -> None:
-    """NaN is not more than anything."""
-    trace, _ = route(math.nan, 0.5)
-    assert trace.decisions[0].verdict == "accept"
-
-
-def test_the_discarded_draft_stays_in_the_record() -> None:
-    """An escalation holds both steps and the number."""
-    trace, _ = route(0.9, 0.5)
+    """A tie keeps the draft, and so does NaN. An accepted draft has no target; an escalation holds both steps and the number."""
+    trace, requests = route(number, tau)
     (decision,) = trace.decisions
-    assert (decision.kept, decision.discarded, decision.verdict) == (decision.target, decision.draft, "escalate")
-    assert decision.probability == 0.9
-    assert trace.text == "target\n\n"
-
-
-def test_an_accepted_draft_has_no_target() -> None:
-    """Nothing was discarded, because the target was not asked."""
-    trace, _ = route(0.1, 0.5)
-    (decision,) = trace.decisions
-    assert (decision.target, decision.discarded, decision.verdict) == (None, None, "accept")
+    assert decision.probability == pytest.approx(number, nan_ok=True)
+    if kept == "draft":
+        assert requests == [WriteStep("draft", trace)]
+        assert (decision.kept, decision.target, decision.discarded, decision.verdict) == (
+            decision.draft,
+            None,
+            None,
+            "accept",
+        )
+    else:
+        assert requests == [WriteStep("draft", trace), WriteStep("target", trace, proposal=decision.draft)]
+        assert (decision.kept, decision.discarded, decision.verdict) == (decision.target, decision.draft, "escalate")
 
 
 def test_the_router_sees_the_kept_steps_only() -> None:
-    """The trace that the router reads holds what was decided before, not the step in question."""
+    """The router's trace has the decisions made before, not the step in question."""
     seen: list[tuple[int, str]] = []
 
     def router(trace: Trace, draft: Step) -> float:
@@ -120,7 +110,7 @@ def test_the_router_sees_the_kept_steps_only() -> None:
 
 
 def test_a_discarded_end_does_not_finish_the_solution() -> None:
-    """Only the kept step counts: the draft wanted to end, the target went on."""
+    """Only the kept step counts: the draft ended, the target went on."""
     trace = new_trace()
     numbers = iter([1.0, 0.0])
     drive(
@@ -141,7 +131,7 @@ def test_a_discarded_end_does_not_finish_the_solution() -> None:
     ],
 )
 def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
-    """End of sequence before limits; the flow asks for nothing more."""
+    """The end of the sequence counts before limits; the flow requests nothing more."""
     trace = new_trace(limits)
     drive(single(trace, "target"), [step("target", tokens=3), step("target", last, tokens=3)])
     assert (trace.stop, trace.num_tokens) == (stop, 6)
@@ -151,26 +141,25 @@ def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
 def test_one_model_alone(model: ModelRole) -> None:
     """Nothing is compared, so there is no verdict; the step is recorded under the model that wrote it."""
     trace = new_trace()
-    asks = drive(POLICIES[model].flow(trace, None, 0), [step(model), step(model, "end")])
-    assert set(models(asks)) == {model}
+    requests = drive(POLICIES[model].flow(trace, None, 0), [step(model), step(model, "end")])
+    assert set(models(requests)) == {model}
     assert [decision.verdict for decision in trace.decisions] == [None, None]
     assert [(decision.draft is None, decision.target is None) for decision in trace.decisions] == [
         (model == "target", model == "draft")
     ] * 2
 
 
-def test_speculative_is_the_target_alone_with_the_draft_to_be_asked() -> None:
+def test_speculative_is_the_target_alone_with_a_draft_that_speculates() -> None:
     """The draft writes no step, and is loaded all the same."""
     trace, policy = new_trace(), POLICIES["speculative"]
-    asks = drive(policy.flow(trace, None, 0), [step("target"), step("target", "end")])
-    assert asks == [WriteStep("target", trace, speculates=True)] * 2
+    requests = drive(policy.flow(trace, None, 0), [step("target"), step("target", "end")])
+    assert requests == [WriteStep("target", trace, speculates=True)] * 2
     assert set(policy.models) == {"draft", "target"}
     assert [decision.draft for decision in trace.decisions] == [None, None]
     assert next(POLICIES["target"].flow(new_trace(), None, 0)).speculates is False  # type: ignore[union-attr]
 
 
-def test_numbers_of_the_evidence() -> None:
-    """The first token's entropy, and the negative mean and minimum of the log-probabilities."""
+def test_numbers_of_the_token_statistics() -> None:
     token_stats = TokenStats(log_probabilities=(-1.0, -3.0), entropies=(0.7, 5.0), margins=(0.1, 0.1))
     assert first_token_entropy(new_trace(), step("draft", token_stats=token_stats)) == 0.7
     assert mean_negative_logprob(new_trace(), step("draft", token_stats=token_stats)) == 2.0
@@ -179,7 +168,6 @@ def test_numbers_of_the_evidence() -> None:
 
 @pytest.mark.parametrize("policy", ["entropy", "logprob", "logprob-min"])
 def test_no_token_statistics_are_a_defect(policy: str) -> None:
-    """A router that needs them does not guess."""
     flow = POLICIES[policy].flow(new_trace(), 1.0, 0)
     next(flow)
     with pytest.raises(ValueError, match="not kept"):
@@ -187,7 +175,6 @@ def test_no_token_statistics_are_a_defect(policy: str) -> None:
 
 
 def test_random_escalates_at_a_rate_of_one_minus_tau() -> None:
-    """Over many problems and steps, within sampling error."""
     draw, tau = uniform_draw(3), 0.7
     numbers = [draw(new_trace(name=str(index)), step("draft")) for index in range(4000)]
     assert sum(number > tau for number in numbers) / len(numbers) == pytest.approx(0.3, abs=0.03)
@@ -195,26 +182,25 @@ def test_random_escalates_at_a_rate_of_one_minus_tau() -> None:
 
 
 @pytest.mark.parametrize(("policy", "places"), [("entropy", [1]), ("random", [1]), ("logprob-min", [1, 2, 3])])
-def test_what_is_known_early_stops_the_step_early(policy: str, places: list[int]) -> None:
-    """With the first token, or with any that is bad enough: at tau itself, for the number does not fall again."""
-    ask = next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True))
-    assert isinstance(ask, WriteStep)
-    assert ask.early_stop is not None
-    assert ask.early_stop.tau == 0.5
-    assert [place for place in (1, 2, 3) if ask.early_stop.is_due(place)] == places
+def test_a_number_that_is_known_early_stops_the_step_early(policy: str, places: list[int]) -> None:
+    """With the first token, or with any that is bad enough: at tau itself, because the number does not fall again."""
+    request = next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True))
+    assert isinstance(request, WriteStep)
+    assert request.early_stop is not None
+    assert request.early_stop.tau == 0.5
+    assert [place for place in (1, 2, 3) if request.early_stop.is_due(place)] == places
 
 
 @pytest.mark.parametrize("policy", ["entropy", "random", "logprob-min", "logprob", "oracle", "draft", "target"])
 def test_steps_are_finished_unless_they_may_be_stopped(policy: str) -> None:
-    """Nor are those stopped of which nothing is known before their end."""
-    asks = [next(POLICIES[policy].flow(new_trace(), 0.5, 0))]
-    if policy in ("logprob", "oracle", "draft", "target"):
-        asks.append(next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=True)))
-    assert [ask.early_stop for ask in asks if isinstance(ask, WriteStep)] == [None] * len(asks)
+    """And always if their number needs the whole step."""
+    for stops_early in (False, True) if policy in ("logprob", "oracle", "draft", "target") else (False,):
+        request = next(POLICIES[policy].flow(new_trace(), 0.5, 0, stops_early=stops_early))
+        assert isinstance(request, WriteStep)
+        assert request.early_stop is None
 
 
 def test_a_step_that_was_stopped_is_never_kept() -> None:
-    """Whatever its number turns out to be: it is no whole step."""
     trace = new_trace()
     flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: 0.1), 0.5)
     drive(flow, [step("draft", "early"), step("target", "end")])
@@ -233,7 +219,7 @@ def test_random_depends_on_seed_problem_and_step() -> None:
 
 
 def test_policy_with_a_router_needs_a_tau() -> None:
-    """There is no tau that a flow would take by itself; 0 is one like any other."""
+    """A flow has no default tau; 0 is a tau like any other."""
     with pytest.raises(ValueError, match="needs a tau"):
         POLICIES["entropy"].flow(new_trace(), None, 0)
     trace, token_stats = new_trace(), TokenStats(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
@@ -241,15 +227,9 @@ def test_policy_with_a_router_needs_a_tau() -> None:
     assert trace.decisions[0].kept.model == "target"
 
 
-def test_the_rejected_draft_is_the_proposal_to_the_target() -> None:
-    """What was drafted is not thrown away unread."""
-    trace, asks = route(0.9, 0.5)
-    assert asks == [WriteStep("draft", trace), WriteStep("target", trace, proposal=trace.decisions[0].draft)]
-
-
 @pytest.mark.parametrize(("reward", "kept"), [(0.71, "draft"), (0.7, "draft"), (0.69, "target")])
 def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> None:
-    """RSD: only the drafted step is rated, and "accept a reward of 0.7 or more" is a tau of 0.3."""
+    """RSD: only the drafted step is scored, and "accept a reward of 0.7 or more" is a tau of 0.3."""
     trace, draft = new_trace(), step("draft", "end")
     target = [step("target", "end")] if kept == "target" else []
     requests = drive(arbitrage(trace, by_reward(), 1.0 - 0.7), [draft, (reward,), *target])
@@ -264,7 +244,7 @@ def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> Non
     [((0.2, 0.9), 0.0, "target"), ((0.9, 0.2), 0.0, "draft"), ((0.5, 0.5), 0.0, "draft"), ((0.2, 0.9), 0.8, "draft")],
 )
 def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, float], tau: float, kept: str) -> None:
-    """Both are written and rated; a tie keeps the draft; the advantage is recorded, and no probability."""
+    """Both are written and scored; a tie keeps the draft; the advantage is recorded, and no probability."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
     requests = drive(oracle(trace, tau), [draft, target, rewards])
     assert requests == [
@@ -279,7 +259,6 @@ def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, flo
 
 
 def test_a_policy_with_a_head_needs_its_router() -> None:
-    """There is no router to fall back to."""
     with pytest.raises(ValueError, match="needs a router"):
         POLICIES["arbitrage"].flow(new_trace(), 0.5, 0)
     trace = new_trace()

@@ -1,4 +1,4 @@
-"""What ships with the program: two language models of grade-school arithmetic, run by llama.cpp, and problems to try them on."""
+"""What ships with the program: a pair of models of grade-school arithmetic, a reward model, heads, and problems."""
 
 import hashlib
 import importlib.util
@@ -47,7 +47,7 @@ def solve(*arguments: str, stdin: bytes = b"") -> Result:
 
 @pytest.fixture(scope="module")
 def generate() -> Iterator[ModuleType]:
-    """The generator of the problems, which is no part of the package."""
+    """The generator of the problems, which is not part of the package."""
     path = MODELS / "recipe" / "generate.py"
     if not path.exists():
         pytest.skip("the recipe is not here")
@@ -93,56 +93,45 @@ def texts(
 
 
 def some_problems(each: int = 3) -> list[Problem]:
-    """Some of every level."""
+    """So many of every level."""
     by_level = itertools.groupby(rows("builtin-dev"), key=lambda row: row["level"])
     return [Problem(row["id"], row["problem"]) for _, level in by_level for row in itertools.islice(level, each)]
 
 
+def assert_nearly_same(one: dict[str, str], other: dict[str, str]) -> None:
+    """The texts are the same, except that one of them may part at a near tie, where kernels round differently."""
+    assert one.keys() == other.keys()
+    assert sum(one[name] != other[name] for name in one) <= 1
+
+
 def test_it_works_at_once() -> None:
-    """Without a model being named, an arithmetic problem is solved, and what the models are is said once."""
+    """Without naming a model, an arithmetic problem is solved. Any answer comes with a warning of what the models are."""
     result = solve("What is 37 * 12 - 95?")
     assert (result.code, result.out.strip()) == (0, "349")
-    assert result.err.count("know only grade-school arithmetic") == 1
-    assert "arbitrage models pull" in result.err
+    for err in (result.err, solve("Who wrote Faust?", "--max-tokens", "60").err):
+        assert err.count("arbitrage models pull") == 1
 
 
-def test_the_warning_comes_with_any_answer() -> None:
-    """A problem that they know nothing of: no confidence without the warning."""
-    result = solve("Who wrote Faust?", "--max-tokens", "60")
-    assert "know only grade-school arithmetic" in result.err
-
-
-def test_an_odd_pair_is_noted(tmp_path: Path) -> None:
-    """One file for both, by whatever name, and a target that is smaller than its draft: by solve and by bench."""
+def test_an_odd_pair_is_a_warning(tmp_path: Path) -> None:
+    """One file for both, by any name, and a target that is smaller than its draft: in solve and bench."""
     small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
     link = tmp_path / "link.gguf"
     link.symlink_to(small)
     same, swapped = "draft and target are the same file", "is smaller than the draft's"
     bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "target,entropy", "-o", str(tmp_path / "run"))
-    for command in (("solve", "1 + 1", "--policy", "entropy"), bench):
+    for command in (("solve", "1 + 1", "--policy", "entropy"), (*bench, "--fresh")):
         for draft, target, words in [(small, link, same), (large, small, swapped), (small, large, None)]:
-            pair = ("--draft", str(draft), "--target", str(target))
-            told = run(*command, *pair, "--max-tokens", "1", *(["--fresh"] if command is bench else [])).err
-            assert [told.count(one) for one in (same, swapped)] == [words == same, words == swapped], told
+            err = run(*command, "--draft", str(draft), "--target", str(target), "--max-tokens", "1").err
+            assert [err.count(one) for one in (same, swapped)] == [words == same, words == swapped], err
     alone = solve("1 + 1", "--policy", "target", "--draft", str(large), "--target", str(small), "--max-tokens", "1").err
     assert swapped not in alone
 
 
-def test_more_threads_than_processors_are_noted() -> None:
-    """In one line; as many as there are say nothing."""
+def test_more_threads_than_processors_are_a_warning() -> None:
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     short = ("1 + 1", "--policy", "draft", "--max-tokens", "1", "--threads")
-    told = solve(*short, str(num_processors + 1)).err
-    assert told.count(f"{num_processors + 1} threads on {num_processors} logical processors") == 1
+    assert solve(*short, str(num_processors + 1)).err.count("logical processors") == 1
     assert "logical processors" not in solve(*short, str(num_processors)).err
-
-
-def test_the_record_names_the_models() -> None:
-    """Who reads the JSON only is told too."""
-    (record,) = solve("5 + 6", "--json").records
-    assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
-    assert "built-in draft" in record["models"]["draft"]
-    assert record["settings"]["system"] == ""
 
 
 def test_naming_one_model_is_not_naming_the_built_in_pair() -> None:
@@ -153,7 +142,6 @@ def test_naming_one_model_is_not_naming_the_built_in_pair() -> None:
 
 
 def test_ways_to_ask() -> None:
-    """What people type in that spirit is understood."""
     questions = {
         "12 + 30": "42",
         "what's 8 times 7?": "56",
@@ -169,28 +157,20 @@ def test_ways_to_ask() -> None:
 
 
 def test_extreme_taus_are_the_models_alone(backends: dict[ModelRole, LlamaBackend]) -> None:
-    """An infinite tau is the draft alone, a negative one the target alone."""
     problems = some_problems()
     assert texts(backends, problems, "entropy", float("inf")) == texts(backends, problems, "draft")
     alone = texts(backends, problems, "target")
     assert texts(backends, problems, "entropy", -1.0, use_proposals=False) == alone
 
 
-def test_proposals_change_no_text_but_at_near_ties(backends: dict[ModelRole, LlamaBackend]) -> None:
+def test_proposals_and_batches_change_no_text(backends: dict[ModelRole, LlamaBackend]) -> None:
     """Kernels for several tokens differ from those for one in the last bits: hardly ever in a token."""
     problems = some_problems()
-    with_them = texts(backends, problems, "random", 0.5)
     without = texts(backends, problems, "random", 0.5, use_proposals=False)
-    same = sum(with_them[problem.id] == without[problem.id] for problem in problems)
-    assert same >= len(problems) - 1
-
-
-def test_many_at_once_are_solved_as_one(backends: dict[ModelRole, LlamaBackend]) -> None:
-    """But for near-ties."""
-    problems = some_problems()
-    alone = texts(backends, problems, "target")
-    together = texts(backends, problems, "target", concurrency=SLOTS)
-    assert sum(alone[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
+    assert_nearly_same(texts(backends, problems, "random", 0.5), without)
+    assert_nearly_same(
+        texts(backends, problems, "target"), texts(backends, problems, "target", concurrency=SLOTS, use_proposals=False)
+    )
 
 
 def test_large_models_solve_many_at_once_too(
@@ -198,49 +178,41 @@ def test_large_models_solve_many_at_once_too(
 ) -> None:
     """All sequences of a model that is too large for the processor's cache share one KV cache: the same texts."""
     problems = some_problems(2)
-    expected = texts(backends, problems, "entropy", 1.0)
     monkeypatch.setattr(llama, "CACHED_BYTES", 0)
     options = Options(threads=1, num_sequences=SLOTS, kv_type="f16")
     with ExitStack() as stack:
         shared = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
         sizes = [c.llama_n_ctx_seq(backend._context) for backend in shared.values()]
-        assert sizes == [SLOTS * backend.card.context_size for backend in shared.values()]  # llama.cpp's word for one cache
+        assert sizes == [SLOTS * backend.card.context_size for backend in shared.values()]  # as one cache for all
         together = texts(shared, problems, "entropy", 1.0, concurrency=SLOTS)
         (plain,) = find_files("builtin:draft")
         without = stack.enter_context(LlamaBackend(plain, replace(options, flash_attention=False)))
-        assert c.llama_n_ctx_seq(without._context) == without.card.context_size  # it would take much memory
-    assert sum(expected[problem.id] == together[problem.id] for problem in problems) >= len(problems) - 1
+        assert c.llama_n_ctx_seq(without._context) == without.card.context_size  # sharing would take much memory
+    assert_nearly_same(texts(backends, problems, "entropy", 1.0), together)
 
 
 def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelRole, LlamaBackend]) -> None:
-    """Which is faster and writes the same texts, but for near-ties; and whoever asks for something else gets that."""
+    """It is faster, writes the same texts, and can be replaced by options."""
     problems = some_problems()
-    expected = texts(backends, problems, "entropy", 1.0)
     assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0/f16"}
+    options = Options(threads=1, kv_type="f16", num_sequences=SLOTS)
     with ExitStack() as stack:
-        plain = {
-            role: stack.enter_context(
-                LlamaBackend(find_files(f"builtin:{role}")[0], Options(threads=1, kv_type="f16", num_sequences=SLOTS))
-            )
-            for role in ROLES
-        }
-        assert {backend.card.kv_cache for backend in plain.values()} == {"f16"}
-        same = sum(text == expected[name] for name, text in texts(plain, problems, "entropy", 1.0).items())
-        asked = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], Options(flash_attention=True)))
-        assert asked.card.kv_cache == "f16"
-    assert same >= len(problems) - 1
+        plain = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
+        flash = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], Options(flash_attention=True)))
+        assert {backend.card.kv_cache for backend in (*plain.values(), flash)} == {"f16"}
+        found = texts(plain, problems, "entropy", 1.0)
+    assert_nearly_same(found, texts(backends, problems, "entropy", 1.0))
 
 
 @pytest.mark.parametrize(("num_sequences", "share"), [(SLOTS, True), (16, False)])
 def test_few_of_them_share_a_cache(num_sequences: int, *, share: bool) -> None:
-    """As long as it is small; with many, each sequence would skip over too many tokens of the others."""
+    """If it is small; with many, each sequence would skip too many tokens of the others."""
     with LlamaBackend(find_files("builtin:draft")[0], Options(threads=1, num_sequences=num_sequences)) as backend:
-        cells = c.llama_n_ctx_seq(backend._context)  # of all of them, if they share
+        cells = c.llama_n_ctx_seq(backend._context)  # of all sequences, if they share
         assert cells == backend.card.context_size * (num_sequences if share else 1)
 
 
 def test_all_of_it_is_small() -> None:
-    """Models, heads and data sets are at most 24 MB."""
     assert sum(path.stat().st_size for path in MODELS.iterdir() if path.is_file()) <= 24e6
 
 
@@ -255,7 +227,6 @@ def test_data_sets_are_whole(name: str) -> None:
 
 
 def test_the_data_sets_come_from_the_recipe(generate: ModuleType) -> None:
-    """What ships is what the generator makes."""
     for name, shipped in (("test", "builtin"), ("dev", "builtin-dev")):
         made = [(problem.question, problem.answer, problem.solution) for problem in generate.held_out(name)]
         assert made == [(row["problem"], row["answer"], row["solution"]) for row in rows(shipped)]
@@ -271,27 +242,15 @@ def test_no_held_out_problem_is_trained_on(generate: ModuleType) -> None:
 
 
 def test_the_generator_is_right(generate: ModuleType) -> None:
-    """Both sides of every equation in a working are equal."""
+    """Both sides of every equation in a solution are equal."""
     for problem in itertools.islice(generate.training_problems(7), 500):
         for line in problem.steps[:-1]:
-            sides = [total(side) for side in line.split(": ")[-1].split(" = ")]
+            sides = [float(eval(side)) for side in line.split(": ")[-1].split(" = ")]  # noqa: S307 - of our own generator
             assert max(sides) == pytest.approx(min(sides)), line
 
 
-def total(side: str) -> float:
-    """The value of sums and differences of products and quotients of two numbers."""
-    value, sign = 0.0, 1.0
-    for part in side.replace(" + ", " +|").replace(" - ", " -|").split("|"):
-        term = part.removesuffix(" +").removesuffix(" -")
-        left, operator, right = (*term.split(" "), "*", "1")[:3]
-        product = float(left) * float(right) if operator == "*" else float(left) / float(right)
-        value += sign * product
-        sign = -1.0 if part.endswith(" -") else 1.0
-    return value
-
-
-def test_the_card_tells_the_truth() -> None:
-    """Sizes and checksums of models/README.md are those of the files."""
+def test_the_readme_of_the_models_is_true() -> None:
+    """It has the sizes and checksums of the files."""
     card = (MODELS / "README.md").read_text(encoding="utf-8")
     pair = read_pairs()["builtin"]
     assert pair.head
@@ -304,7 +263,7 @@ def test_the_card_tells_the_truth() -> None:
 
 
 def test_the_head_is_of_this_pair() -> None:
-    """It was trained on the very files that ship, and is what decides where nothing else is asked for."""
+    """It was trained on the very files that ship, and decides by default. The record names models, policy and head."""
     pair = read_pairs()["builtin"]
     assert pair.head
     head = load(head_file(pair.head))
@@ -313,11 +272,12 @@ def test_the_head_is_of_this_pair() -> None:
         (path,) = find_files(source)
         assert models[role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     (record,) = solve("5 + 6", "--json").records
-    assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
+    assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
+    assert (record["policy"], record["settings"]["head"], record["settings"]["system"]) == ("arbitrage", "builtin", "")
 
 
 def test_heads_of_pairs_ship() -> None:
-    """Each is called as its pair, of one draft and target, has taus with names, and says where no path of a machine is."""
+    """Each has its pair's name, one draft and target, named taus, and no path of a machine."""
     with_heads = [pair for pair in read_pairs().values() if pair.head]
     assert {pair.name for pair in with_heads} == {"builtin", "qwen2.5-coder"}
     for pair in with_heads:
@@ -330,8 +290,8 @@ def test_heads_of_pairs_ship() -> None:
         assert not any("/" in word for word in card.command if not word.startswith("../"))
 
 
-def test_models_without_a_head_of_their_own_have_the_universal_one() -> None:
-    """It reads nothing that only one draft has; that it decides is said, in the record too."""
+def test_models_without_a_head_have_the_universal_one() -> None:
+    """It reads nothing that only one draft has. A warning and the record name it."""
     head = load(head_file(UNIVERSAL_HEAD))
     assert head.card.hidden_size == 0
     files = {role: str(find_files(f"builtin:{role}")[0]) for role in ROLES}
@@ -339,11 +299,9 @@ def test_models_without_a_head_of_their_own_have_the_universal_one() -> None:
     (record,) = result.records
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "universal")
     assert result.err.count("the universal one decides") == 1
-    assert "policy arbitrage (head universal)" in result.err
 
 
-def test_rating_steps_is_part_of_the_time() -> None:
-    """A reward model that is larger than the target takes most of it."""
+def test_scoring_steps_is_part_of_the_time() -> None:
     (record,) = solve("5 + 6", "--json", "--policy", "rsd").records
     timing = record["timing"]
     spent = {role: timing[role]["prefill_seconds"] + timing[role]["decode_seconds"] for role in ("draft", "target")}
@@ -351,8 +309,8 @@ def test_rating_steps_is_part_of_the_time() -> None:
     assert record["seconds"] >= sum(spent.values()) + timing["reward"]["seconds"] - 1e-9
 
 
-def test_a_head_that_reads_hidden_states_is_given_them(quick_path: Path) -> None:
-    """By `solve` and by `bench`, where for the other heads the models put none out."""
+def test_a_head_that_reads_hidden_states_gets_them(quick_path: Path) -> None:
+    """In solve and bench; for other heads the models output none."""
     digest = hashlib.sha256((MODELS / "draft.gguf").read_bytes()).hexdigest()
     pair = {"draft": {"name": "draft", "sha256": digest}, "target": {"name": "target", "sha256": None}}
     head = str(write_head(quick_path / "hidden.safetensors", hidden_size=2 * 128, pair=pair))
@@ -364,8 +322,8 @@ def test_a_head_that_reads_hidden_states_is_given_them(quick_path: Path) -> None
     assert measured.code == 0, measured.err
 
 
-def test_a_bad_draft_is_stopped_where_that_is_asked_for() -> None:
-    """A tau below every probability stops each step at the first look. On this pair a draft spares the target more than it costs."""
+def test_bad_drafts_are_stopped_on_request() -> None:
+    """A tau below every probability stops each step when it is first due. By default steps of this pair are finished."""
     (record,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1", "--early-stop").records
     (usual,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1").records
     assert record["text"] == usual["text"]
@@ -373,12 +331,11 @@ def test_a_bad_draft_is_stopped_where_that_is_asked_for() -> None:
     stopped = [step["discarded"] for step in record["steps"] if step["discarded"]["stop"] == "early"]
     assert {step["tokens"] for step in stopped} == {2}
     assert all(step["discarded"]["stop"] != "early" for step in usual["steps"])
-    told = solve("What is 37 * 12 - 95?", "--tau", "-1", "--early-stop").err
-    assert told.count("stopped early") == len(stopped) > 1
+    assert solve("What is 37 * 12 - 95?", "--tau", "-1", "--early-stop").err.count("stopped early") == len(stopped) > 1
 
 
 def test_a_pairs_head_goes_with_its_own_models_only() -> None:
-    """With another draft in its place the universal head decides; where no head is asked for, none is talked of."""
+    """With another draft the universal head decides; without a policy that has a head, none is mentioned."""
     other = str(find_files("builtin:target")[0])
     result = solve("5 + 6", "--json", "--pair", "builtin", "--draft", other)
     assert result.records[0]["settings"]["head"] == "universal"
@@ -386,8 +343,8 @@ def test_a_pairs_head_goes_with_its_own_models_only() -> None:
     assert "universal" not in unasked.err
 
 
-def test_the_reward_model_tells_right_steps_from_wrong_ones() -> None:
-    """A true solution keeps a high reward at every step; with a slip in one, that and all after it have a low one."""
+def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
+    """A right solution has a high reward at every step; after a slip every step has a low one."""
     pair = read_pairs()["builtin"]
     assert pair.prm
     row = rows("builtin-dev")[250]
@@ -403,8 +360,8 @@ def test_the_reward_model_tells_right_steps_from_wrong_ones() -> None:
 
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
-def test_a_model_that_is_no_reward_model_is_refused_before_it_is_used(tmp_path: Path, style: str) -> None:
-    """Not after some results, or never: none of its numbers becomes a reward."""
+def test_another_model_is_refused_as_reward_model(tmp_path: Path, style: str) -> None:
+    """Before any result: none of its numbers becomes a reward."""
     no_prm = ("--prm", str(MODELS / "draft.gguf"), "--prm-style", style)
     solved = solve("What is 5 + 6?", "--policy", "rsd", *no_prm)
     bench = ("bench", "--dataset", "builtin", "--limit", "2", "--policy", "target,rsd", "-o", str(tmp_path / "run"))
@@ -423,9 +380,9 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
     for text in steps:
         step = Step("draft", text, 1, Cost(), "separator")
         rater.start(0, ScoreSteps(trace, (step,)))
-        (rated,) = rater.tick()
-        assert rated.rewards
-        rewards += rated.rewards.values
+        (update,) = rater.tick()
+        assert update.rewards
+        rewards += update.rewards.values
         trace.add(Decision(step))
     rater.close(0)
     return rewards

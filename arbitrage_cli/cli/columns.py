@@ -53,15 +53,14 @@ def read_policies(invocation: Invocation, options: BenchRoutingOptions, head: He
 def make_columns(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[PolicyAtTau]:
     """The columns, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
 
-    def tau_of(policy: Policy, tau: str | None) -> float | None:
+    def column(policy: Policy, tau: str | None) -> PolicyAtTau:
         name = name_of_tau(policy, tau)
-        return (
-            named.taus[name]
-            if named and name and name in named.taus
-            else resolve_tau(policy, tau, None, AvailableHead(head, None))
-        )
+        if named and name and name in named.taus:
+            return PolicyAtTau(policy, named.taus[name], name)
+        budget = tau if tau and tau.endswith("%") else None
+        return PolicyAtTau(policy, resolve_tau(policy, tau, None, AvailableHead(head, None)), budget)
 
-    return list(dict.fromkeys(PolicyAtTau(policy, tau_of(policy, tau)) for policy, tau in policies.entries))
+    return list(dict.fromkeys(column(policy, tau) for policy, tau in policies.entries))
 
 
 def _parts(text: str) -> list[str]:

@@ -59,7 +59,7 @@ def explain(
 
     \b
     Examples:
-      arbitrage explain "What is 37 * 12 - 95?"
+      arbitrage explain "What is 23 * 47 - 88?"
       arbitrage explain runs/states --head head.safetensors --top 3
     """
     from arbitrage_cli.cli.model_choice import choice_of_states, choose_models
@@ -103,7 +103,7 @@ def _problem(text: str) -> Problem:
     try:
         return make_problem(text, "1")
     except ValueError as error:
-        raise UsageError(str(error), 'for example: arbitrage explain "What is 37 * 12 - 95?"') from error
+        raise UsageError(str(error), 'for example: arbitrage explain "What is 23 * 47 - 88?"') from error
 
 
 def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:
@@ -153,13 +153,13 @@ def _explain_run(folder: Path, head: "Head", tau: float, ids: str | None, top: i
 def _explained(folder: Path, head: "Head", tau: float) -> Iterator[tuple[str, "list[Explanation]"]]:
     """The problems of a run of `arbitrage collect`, by their ids."""
     from arbitrage_cli.routing.explain import explain_states
-    from arbitrage_cli.training.examples import recorded
+    from arbitrage_cli.training.examples import read_run
 
-    run, rows = recorded(folder)
-    head.check(run["models"]["draft"], head.card.hidden_size)
-    for problem, states in rows:
+    run = read_run(folder)
+    head.check(run.pair["draft"], head.card.hidden_size)
+    for solution in run.solutions:
         try:
-            yield problem.id, explain_states(head, problem.question, states, tau)
+            yield solution.problem.id, explain_states(head, solution.problem.question, solution.states, tau)
         except ValueError as error:
             raise UsageError(f"{folder}: this head does not fit this run ({error})", "give another --head") from error
 

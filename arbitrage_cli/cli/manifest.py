@@ -59,6 +59,16 @@ def _union(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
     return [*earlier, *(one for one in now if one not in earlier)]
 
 
+def _policies(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
+    """The policies of a run and those that are added: the same tau under another name is the same one."""
+    return [*earlier, *_added(earlier, now)]
+
+
+def _added(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
+    known = {(one["policy"], one["tau"]) for one in earlier}
+    return [one for one in now if (one["policy"], one["tau"]) not in known]
+
+
 def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Both mappings; for each model what was known earlier is kept."""
     return {
@@ -101,7 +111,7 @@ FIELDS = (
     Field("named_taus", merge=lambda earlier, now: earlier),
     Field("ids", merge=_union),
     Field("levels", merge=_joined),
-    Field("policies", merge=_union),
+    Field("policies", merge=_policies),
     Field("warnings", merge=_union),
     Field("models", merge=_joined),
     Field("context", merge=_joined),
@@ -135,7 +145,12 @@ def make_manifest(
         "command": setup.invocation.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "policies": [
-            {"policy": one.policy.name, "tau": tau_in_json(one.tau), "number": one.policy.number or None}
+            {
+                "policy": one.policy.name,
+                "tau": tau_in_json(one.tau),
+                "tau_name": one.tau_name,
+                "number": one.policy.number or None,
+            }
             for one in setup.columns
         ],
         "models": models,
@@ -212,7 +227,7 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
                 _set(merged, path, field.merge(before, after))
             elif _text(before) != _text(after):
                 raise _changed(folder, name, _text(before), _text(after))
-    added = [one for one in now["policies"] if one not in earlier["policies"]]
+    added = _added(earlier["policies"], now["policies"])
     if added:
         names = ", ".join(label(one["policy"], one["tau"]) for one in added)
         merged["warnings"].append(f"measured later than the others, so the machine may have been faster or slower: {names}")

@@ -62,7 +62,15 @@ def pull(
     offline: Offline = False,
     output: QuietOptions,
 ) -> None:
-    """Fetch the files of a pair or a model from the Hugging Face Hub, as it has them now. A broken download goes on."""
+    """Fetch the files of a pair or a model from the Hugging Face Hub, as it has them now.
+
+    A download that is interrupted starts again.
+
+    \b
+    Examples:
+      arbitrage models pull qwen2.5-coder
+      arbitrage models pull user/repo:Q4_K_M
+    """
     pair = _pairs().get(name)
     rated_by = pair.prm if pair and prm else None
     if prm and not rated_by:

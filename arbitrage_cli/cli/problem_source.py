@@ -101,7 +101,7 @@ def _from_argument(problem: str) -> Problem:
     try:
         return make_problem(problem, "1")
     except ValueError as error:
-        raise UsageError(str(error), 'for example: arbitrage solve "What is 37 * 12 - 95?"') from error
+        raise UsageError(str(error), 'for example: arbitrage solve "What is 23 * 47 - 88?"') from error
 
 
 def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:

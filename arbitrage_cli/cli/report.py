@@ -39,9 +39,9 @@ def report(
       arbitrage report runs/builtin--builtin
       arbitrage report runs/before runs/after -o report.html
     """
-    from arbitrage_cli.runs.folder import is_file_of, read_run_folder
+    from arbitrage_cli.runs.folder import RUN, is_file_of, read_run_folder
 
-    if page is not None and any(is_file_of(folder, page) for folder in runs):
+    if page is not None and ((page.parent / RUN).exists() and is_file_of(page.parent, page)):
         raise UsageError(f"{page} is a file of the run: the page would take its place", "give another file: -o FILE.html")
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:

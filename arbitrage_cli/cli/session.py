@@ -15,7 +15,7 @@ from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
@@ -111,6 +111,7 @@ class Session:
             backend = open_model(self.files[role], options, progress)
             self.backends[role] = self._stack.enter_context(contextlib.closing(backend))
         self._warn_of_unused_variables()
+        self._warn_of_another_pair()
 
     def router(self, policy: Policy) -> Router | None:
         """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
@@ -196,6 +197,16 @@ class Session:
         ]
         return Rollout(engines, rollouts.is_right)
 
+    def _warn_of_another_pair(self) -> None:
+        """A head's taus hold for the models it was trained on; a universal head is announced by itself."""
+        head = self.setup.deciding_head
+        if head is None or self.setup.available_head.is_universal:
+            return
+        loaded = {role: self.backends[role].card.name for role in ("draft", "target") if role in self.backends}
+        if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in head.card.pairs):
+            trained_on = " and ".join(model["name"] for model in head.card.pairs[0].values())
+            log.warning("head %s was trained on %s: for these models its taus may not hold", head.card.name, trained_on)
+
     def _warn_of_unused_variables(self) -> None:
         templates = [backend.chat_template or "" for role, backend in self.backends.items() if role != "prm"]
         for name in self.setup.load.template_variables:
@@ -204,7 +215,10 @@ class Session:
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
-    """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded."""
+    """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded.
+
+    Errors: HubError, ModelFileError, UsageError.
+    """
     pace = Pace()
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
@@ -213,6 +227,8 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
             display.loading(role, pace.words(progress), progress.done / max(progress.total, 1))
 
         files = find_files(source, offline=offline, on_progress=watch)
+        if files and not files[0].exists():
+            raise ModelFileError(f"{files[0]}: there is no such file", f"check the path of the {role} model")
         found[role] = str(files[0]) if files else source
     return found
 

@@ -48,7 +48,7 @@ def solve(
 
     \b
     Examples:
-      arbitrage solve "What is 37 * 12 - 95?"
+      arbitrage solve "What is 23 * 47 - 88?"
       arbitrage solve --draft small.gguf --target large.gguf "..."
       cat problems.txt | arbitrage solve --pair qwen2.5-coder > solutions.jsonl
     """

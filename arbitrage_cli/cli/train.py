@@ -102,7 +102,7 @@ def train(
         name=name or name_of_head(output_file, runs),
         command=tuple(invocation.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        watch=report,
+        on_progress=report,
     )
     save(head, output_file)
     card = head.card.to_json()

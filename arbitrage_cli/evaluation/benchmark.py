@@ -16,6 +16,7 @@ from typing import Any
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.routing.policies import Policy
@@ -150,8 +151,7 @@ class Bench:
             concurrency=self.concurrency,
             rater=self.rater_for(chosen.policy),
             speculator=engines.get("draft"),
-            timeout=self.timeout,
-            clock=self.clock,
+            new_deadline=lambda: Deadline.after(self.timeout, self.clock) if self.timeout else None,
         )
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
             yield from self._follow(events, in_flight)

@@ -5,7 +5,7 @@ contract tests run on both.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,6 +81,11 @@ class Deadline:
     seconds: float
     clock: Callable[[], float] = time.perf_counter
 
+    @classmethod
+    def after(cls, seconds: float, clock: Callable[[], float] = time.perf_counter) -> "Deadline":
+        """The deadline that is so many seconds from now."""
+        return cls(clock() + seconds, seconds, clock)
+
     @property
     def has_passed(self) -> bool:
         return self.clock() > self.at
@@ -90,9 +95,11 @@ class Deadline:
         return TimedOutError(f"not finished after {self.seconds:g} s", "give a longer --timeout")
 
 
-def earliest(deadlines: Iterable[Deadline | None]) -> Deadline | None:
-    """The first deadline of a batch; None if no problem in it has one."""
-    return min(filter(None, deadlines), key=lambda deadline: deadline.at, default=None)
+def earlier(one: Deadline | None, other: Deadline | None) -> Deadline | None:
+    """The first of two deadlines; None is no deadline."""
+    if one is None or other is None:
+        return one or other
+    return one if one.at <= other.at else other
 
 
 class Tokenizer(Protocol):
@@ -101,29 +108,23 @@ class Tokenizer(Protocol):
     @property
     def control_tokens(self) -> Mapping[str, int]:
         """Text and id of every control token. `tokenize` never returns one."""
-        ...
 
     @property
     def marker_tokens(self) -> Collection[str]:
         """Texts, white space aside, that `tokenize` always makes one token: the user-defined tokens of the vocabulary."""
-        ...
 
     @property
     def prefix_token(self) -> int | None:
         """The token that every prompt must begin with; None if there is none."""
-        ...
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
         """Ids of plain text. `continues`: there is text before it."""
-        ...
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token as they appear in the text; empty for control tokens."""
-        ...
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends the sequence."""
-        ...
 
 
 class Backend(Protocol):
@@ -141,14 +142,12 @@ class Backend(Protocol):
     @property
     def template_variables(self) -> Mapping[str, Any]:
         """What a chat template may refer to: `bos_token`, `eos_token`, and the variables of `Options`."""
-        ...
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens; computes no output.
 
         Errors: ContextFullError, TimedOutError, ComputeError; the sequence then holds what it held before.
         """
-        ...
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
@@ -157,10 +156,8 @@ class Backend(Protocol):
 
         Errors as for `read`. The deadline need not be heeded if no sequence gets more than one token.
         """
-        ...
 
     def drop(self, sequence: int, position: int) -> None:
         """Forget everything that a sequence holds from `position` on."""
-        ...
 
     def close(self) -> None: ...

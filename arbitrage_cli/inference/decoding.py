@@ -48,14 +48,13 @@ class StepInProgress:
     stop: StepStop | None = None
 
     @property
-    def room(self) -> int:
-        """How many proposed tokens may still be read."""
-        return self.max_proposed - len(self.tokens)
-
-    @property
     def place(self) -> Place:
         """Where the text is in its proposal."""
-        return self.proposal.place(self.room)
+        return self.proposal.place(self.max_proposed - len(self.tokens))
+
+    def next_tokens(self, num_proposed: int) -> list[int]:
+        """The unread token, and some of those proposed after it."""
+        return self.unread + self.proposal.upcoming(num_proposed) if num_proposed else self.unread
 
     @property
     def total_cost(self) -> Cost:
@@ -64,7 +63,7 @@ class StepInProgress:
         return self.cost + Cost(decode_tokens=num_decoded, decode_seconds=self.decode_seconds)
 
     def charge(self, seconds: float, num_rows: int, num_drawn: int) -> None:
-        """Charge the step for its rows of a batch: one is a decode, several are a verified proposal."""
+        """Add the cost of its rows of a batch: one is a decode, several are a verified proposal."""
         if num_rows == 1:
             self.decode_seconds += seconds
         else:
@@ -108,13 +107,7 @@ class Decoder:
                 self._cache.trim(slot)
         return drawn
 
-    def write_on(
-        self,
-        slot: int,
-        unread: list[int],
-        max_tokens: int,
-        goes_on: Callable[[Floats, int], bool],
-    ) -> Cost:
+    def write_on(self, slot: int, unread: list[int], max_tokens: int, goes_on: Callable[[Floats, int], bool]) -> Cost:
         """Read and decode up to `max_tokens` tokens outside of a step, until `goes_on(logits, token)` is false."""
         *before, token = unread
         num_read, num_decoded = len(before), 0

@@ -9,16 +9,16 @@ decoding (arXiv 2211.17192), with texts instead of tokens.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError
-from arbitrage_cli.inference.acceptance import Place, Proposal
+from arbitrage_cli.inference.acceptance import Proposal
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
 from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
-from arbitrage_cli.inference.kv_cache import Batch, Cache
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Planner, Speculation, Speculator
 from arbitrage_cli.inference.step_text import StepText
@@ -88,7 +88,7 @@ class Engine:
         return self._planner.costs.decode_seconds
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        """Take a problem, which must be solved by its deadline. ContextFullError if its prompt leaves no room for an answer."""
+        """Take a problem, which must be solved by its deadline. ContextFullError if the prompt fills the context."""
         self._cache.open(slot, problem, deadline)
 
     def close(self, slot: int) -> None:
@@ -161,25 +161,18 @@ class Engine:
         began = self._clock()
         steps = [self._steps[slot] for slot in slots]
         places = [step.place for step in steps]
-        batch = self._plan_batch(slots, steps, places)
+        counts = self._planner.plan(places)
+        batch = [(slot, step.next_tokens(count)) for slot, step, count in zip(slots, steps, counts, strict=True)]
         drawn = self._decoder.decode(batch, steps)
         seconds, num_rows = self._clock() - began, sum(len(tokens) for _, tokens in batch)
         self._planner.record_batch(seconds, num_rows, sum(map(len, drawn)), places)
         for (_, tokens), step, texts in zip(batch, steps, drawn, strict=True):
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
-        return [update for slot, texts in zip(slots, drawn, strict=True) for update in self._updates(slot, texts)]
-
-    def _plan_batch(self, slots: Sequence[int], steps: Sequence[StepInProgress], places: Sequence[Place]) -> Batch:
-        """Each slot with its unread token, and after it the proposed tokens that are worth verifying."""
-        return [
-            (slot, step.unread + step.proposal.upcoming(count) if count else step.unread)
-            for slot, step, count in zip(slots, steps, self._planner.plan(places), strict=True)
-        ]
-
-    def _updates(self, slot: int, texts: list[str]) -> list[SlotUpdate]:
-        """One update for each token drawn; the last has the step if the step has ended."""
-        updates = [SlotUpdate(slot, text) for text in texts[:-1]]
-        return [*updates, SlotUpdate(slot, texts[-1], step=self._finish(slot))]
+        updates: list[SlotUpdate] = []
+        for slot, texts in zip(slots, drawn, strict=True):
+            updates += [SlotUpdate(slot, text) for text in texts[:-1]]
+            updates.append(SlotUpdate(slot, texts[-1], step=self._finish(slot)))
+        return updates
 
     def _finish(self, slot: int) -> Step | None:
         """The step of a slot if its last token ended it, or if it is stopped early there; else None."""
@@ -242,7 +235,7 @@ class Engine:
         step = self._steps[slot]
         if step.speculator is None or step.place.num_left or step.text.is_inside_character:
             return
-        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, step.room)
+        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, step.max_proposed - len(step.tokens))
         if not max_tokens:
             return
         try:
@@ -257,10 +250,7 @@ class Engine:
     # --- measuring
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        """An estimate of this model's time for the whole text of `trace`, had it written it alone; None if it decoded nothing.
-
-        Nothing is run for it: see `TokenCosts.seconds_alone`.
-        """
+        """An estimate of this model's time, alone, for the whole text of `trace`: see `TokenCosts.seconds_alone`."""
         written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
         own = sum((step.cost for step in written if step.model == self._role), Cost())
         num_tokens = sum(len(self._cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1

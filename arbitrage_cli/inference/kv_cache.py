@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Backend, Deadline, Output, earliest
+from arbitrage_cli.inference.backend import Backend, Deadline, Output, earlier
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.types import Problem, Step, Trace
@@ -62,7 +62,7 @@ class Cache:
         self._sequences: dict[int, _Sequence] = {}
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        """Take a problem. ContextFullError if its prompt leaves no room for an answer."""
+        """Take a problem. ContextFullError if the prompt fills the context."""
         prompt = self.prompt_ids(problem.question)
         if len(prompt) >= self._context_size:
             raise ContextFullError(
@@ -143,13 +143,13 @@ class Cache:
         """Decode the tokens of all slots in one batch; call `keep` for those to hold. Errors as the backend's `decode`."""
         sequences: list[int] = []
         positions: list[int] = []
-        for slot, tokens in batch:
-            held = self.num_held(slot)
-            sequences += [self._first + slot] * len(tokens)
-            positions += range(held, held + len(tokens))
-        tokens = [token for _, new in batch for token in new]
-        deadline = earliest(self._sequences[slot].deadline for slot, _ in batch)
-        return self.backend.decode(sequences, positions, tokens, deadline=deadline)
+        deadline: Deadline | None = None
+        for slot, new in batch:
+            sequence = self._sequences[slot]
+            sequences += [self._first + slot] * len(new)
+            positions += range(len(sequence.held), len(sequence.held) + len(new))
+            deadline = earlier(deadline, sequence.deadline)
+        return self.backend.decode(sequences, positions, [token for _, new in batch for token in new], deadline=deadline)
 
     def keep(self, slot: int, token: int) -> None:
         """Hold the next token that was decoded."""

@@ -5,7 +5,6 @@ are resumed, and their next requests passed on. Knows no policy, no token and no
 they end.
 """
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -73,26 +72,21 @@ class Rater(Protocol):
     @property
     def busy(self) -> bool:
         """Whether any request is unanswered."""
-        ...
 
     @property
     def waits_for_many(self) -> bool:
         """Whether to run it only when no engine has work, because it is faster with many requests at once."""
-        ...
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def close(self, slot: int) -> None:
         """Forget a problem and its request."""
-        ...
 
     def start(self, slot: int, request: ScoreSteps) -> None:
         """Take a request, one at a time for each slot; `tick` answers it. ProblemError if that is impossible."""
-        ...
 
     def tick(self) -> Sequence[RewardUpdate]:
         """Go one batch further. Returns the requests that are now answered, or have failed."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -111,8 +105,8 @@ class _InFlight:
 class Scheduler:
     """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
 
-    `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it. A problem
-    that is not finished after `timeout` seconds ends with TimedOutError.
+    `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it.
+    `new_deadline` gives each problem a deadline when it begins; past it the problem ends with TimedOutError.
     """
 
     def __init__(
@@ -124,16 +118,14 @@ class Scheduler:
         concurrency: int = 1,
         rater: Rater | None = None,
         speculator: Speculator | None = None,
-        timeout: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        new_deadline: Callable[[], Deadline | None] = lambda: None,
     ) -> None:
         self._engines = engines
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
         self._speculator = speculator
-        self._timeout = timeout
-        self._clock = clock
+        self._new_deadline = new_deadline
         self._concurrency = concurrency
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
@@ -175,7 +167,7 @@ class Scheduler:
 
     def _admit(self, problem: Problem) -> Iterator[Event]:
         trace = Trace(problem, self._limits)
-        deadline = Deadline(self._clock() + self._timeout, self._timeout, self._clock) if self._timeout else None
+        deadline = self._new_deadline()
         flight = _InFlight(self._free.pop(), trace, self._make_flow(trace), deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)
@@ -228,7 +220,9 @@ class Scheduler:
         yield from self._new_decisions(flight)
         try:
             if isinstance(request, ScoreSteps):
-                self._required_rater().start(flight.slot, request)
+                if self._rater is None:
+                    raise ValueError("this policy requests rewards, and there is no rater")
+                self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
                 return
             speculator = self._speculator if request.proposal or request.speculates else None
@@ -237,11 +231,6 @@ class Scheduler:
             yield self._finish(flight, error)
         else:
             yield Writing(flight.trace, request.model, num_unread)
-
-    def _required_rater(self) -> Rater:
-        if self._rater is None:
-            raise ValueError("this policy requests rewards, and there is no rater")
-        return self._rater
 
     def _new_decisions(self, flight: _InFlight) -> Iterator[Event]:
         for decision in flight.trace.decisions[flight.num_reported :]:

@@ -10,13 +10,12 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output, Tokenizer
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 HIDDEN_SIZE = 8
@@ -81,28 +80,15 @@ class ByteTokenizer:
 class ScriptedBackend:
     """A `Backend` without weights."""
 
-    def __init__(
-        self,
-        source: str,
-        script: Script,
-        options: Options,
-        *,
-        merges: Sequence[str] = (".\n\n",),
-        template: str | None = TEMPLATE,
-    ) -> None:
+    chat_template: str | None = TEMPLATE
+
+    def __init__(self, source: str, script: Script, options: Options, *, merges: Sequence[str] = (".\n\n",)) -> None:
         self._source = source
         self._script = script
-        self._tokens = ByteTokenizer(merges, CONTROLS)
+        self.tokenizer = ByteTokenizer(merges, CONTROLS)
         self._cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
         self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
-        self._template = template
-        self._template_variables = options.template_variables
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.template_variables = options.template_variables
 
     def close(self) -> None:
         self._cells = []
@@ -110,19 +96,7 @@ class ScriptedBackend:
     @property
     def card(self) -> ModelCard:
         description, context = "follows a script, not a language model", self._context_size
-        return ModelCard(self._source, self._source, description, context, context, self._tokens.size, HIDDEN_SIZE, 1, 0)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokens
-
-    @property
-    def chat_template(self) -> str | None:
-        return self._template
-
-    @property
-    def template_variables(self) -> Mapping[str, Any]:
-        return self._template_variables
+        return ModelCard(self._source, self._source, description, context, context, self.tokenizer.size, HIDDEN_SIZE, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position, len(tokens))
@@ -162,8 +136,8 @@ class ScriptedBackend:
         question, solution, num_begun = self._split(self._cells[sequence])
         continuation = self._script(question, solution)
         rest = continuation.text.encode()[num_begun:]
-        token = self._tokens.first_token(rest) if rest else self._tokens.end
-        size = self._tokens.size
+        token = self.tokenizer.first_token(rest) if rest else self.tokenizer.end
+        size = self.tokenizer.size
         logits = np.full(size, math.log(max(1 - continuation.confidence, TINY) / (size - 1)), np.float32)
         logits[token] = math.log(continuation.confidence)
         return logits
@@ -173,7 +147,7 @@ class ScriptedBackend:
 
         Only control tokens separate the roles.
         """
-        controls, roles, current = self._tokens.control_tokens, dict[int, list[int]](), list[int]()
+        controls, roles, current = self.tokenizer.control_tokens, dict[int, list[int]](), list[int]()
         for token in cells:
             if token in controls.values():
                 current = roles.setdefault(token, [])
@@ -184,7 +158,7 @@ class ScriptedBackend:
 
     def _text(self, tokens: list[int]) -> tuple[str, int]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        text = decoder.decode(b"".join(map(self._tokens.piece, tokens)))
+        text = decoder.decode(b"".join(map(self.tokenizer.piece, tokens)))
         return text, len(decoder.getstate()[0])
 
 
@@ -195,6 +169,13 @@ def open_scripted(source: str, options: Options) -> ScriptedBackend:
     if source == "scripted:target":
         return ScriptedBackend(source, Arithmetic(reliable=True), options, merges=())
     raise UsageError(f"no scripted model is called '{source}'", "there are scripted:draft and scripted:target")
+
+
+SURE, UNSURE = 0.98, 0.6
+
+_NUMBER = r"((?<![\d)])-\d+|\d+)"  # a minus belongs to it unless a number or a parenthesis is before that
+_PRODUCT, _SUM = (re.compile(f"{_NUMBER}([{signs}]){_NUMBER}") for signs in ("*/", "+-"))
+_NUMBER_IN_PARENTHESES = re.compile(r"\((-?\d+)\)")
 
 
 class Arithmetic:
@@ -208,15 +189,15 @@ class Arithmetic:
         self._reliable = reliable
 
     def __call__(self, question: str, solution: str) -> Continuation:
-        terms = _terms(question)
+        expression = _expression(question)
         done, _, begun = solution.rpartition("\n\n")
         for step in filter(None, done.split("\n\n")):
-            terms = _after_step(terms, step)
-        at = _next_operator(terms)
-        if at is None:
-            step = "" if "\\boxed" in done else f"The answer is \\boxed{{{''.join(terms)}}}."
+            expression = _after_step(expression, step)
+        operation = _next_operation(expression)
+        if operation is None:
+            step = "" if "\\boxed" in done else f"The answer is \\boxed{{{expression}}}."
             return Continuation(step[len(begun) :], SURE)
-        left, sign, right = terms[at - 1 : at + 2]
+        left, sign, right = operation.groups()
         hard = sign == "*" and min(len(left), len(right)) > 1 and not self._reliable
         step = f"{left} {sign} {right} = {_apply(left, sign, right) + (10 if hard else 0)}.\n\n"
         if not step.startswith(begun):
@@ -224,55 +205,40 @@ class Arithmetic:
         return Continuation(step[len(begun) :], UNSURE if hard else SURE)
 
 
-SURE, UNSURE = 0.98, 0.6
-
-
-def _terms(question: str) -> list[str]:
-    """Numbers, signs and parentheses of the first expression with at least one sign. A leading minus joins its number."""
+def _expression(question: str) -> str:
+    """The first expression with at least one operation, without spaces. ScriptEndedError if there is none."""
     plain = question.translate(str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-"))
-    for found in re.finditer(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
-        terms: list[str] = []
-        for term in re.findall(r"\d+|[()+*/-]", found.group()):
-            joins = terms[-1:] == ["-"] and (len(terms) == 1 or terms[-2] in "(+-*/")
-            if joins and term.isdigit():
-                terms[-1] += term
-            else:
-                terms.append(term)
-        if len(found.group()) <= 200 and _is_expression(terms):
-            return terms
+    for found in re.findall(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
+        expression = _NUMBER_IN_PARENTHESES.sub(r"\1", re.sub(r"\s", "", found))
+        if len(found) <= 200 and not re.search(r"\d\s+\d", found) and _is_complete(expression):
+            return expression
     raise ScriptEndedError(
         "the scripted demo models only know one line of arithmetic, such as 37 * 12 - 95",
         "name real models for other problems: --draft DRAFT.gguf --target TARGET.gguf",
     )
 
 
-def _is_expression(terms: list[str]) -> bool:
+def _is_complete(expression: str) -> bool:
     """Whether numbers and signs alternate, and parentheses match."""
-    shape = "".join("n" if term.lstrip("-").isdigit() else "s" if term in "+-*/" else term for term in terms)
-    while True:
-        shorter = shape.replace("nsn", "n").replace("(n)", "n")
-        if shorter == shape:
-            return shape == "n" and len(terms) > 1
-        shape = shorter
+    shape, shorter = "", re.sub(r"[+*/-]", "s", re.sub(_NUMBER, "n", expression))
+    while shape != shorter:
+        shape, shorter = shorter, shorter.replace("nsn", "n").replace("(n)", "n")
+    return shape == "n" and _next_operation(expression) is not None
 
 
-def _next_operator(terms: list[str]) -> int | None:
-    """The index of the first operation: in the first innermost parentheses, products before sums, from the left."""
-    end = terms.index(")") if ")" in terms else len(terms)
-    start = max((index for index in range(end) if terms[index] == "("), default=-1) + 1
-    signs = [index for index in range(start, end) if terms[index] in "+-*/"]
-    return next((index for index in signs if terms[index] in "*/"), signs[0] if signs else None)
+def _next_operation(expression: str) -> re.Match[str] | None:
+    """The first operation: in the first innermost parentheses, products before sums, from the left."""
+    inner = re.search(r"\(([^()]*)\)", expression)
+    start, end = inner.span(1) if inner else (0, len(expression))
+    return _PRODUCT.search(expression, start, end) or _SUM.search(expression, start, end)
 
 
-def _after_step(terms: list[str], step: str) -> list[str]:
-    """The terms after a step `a op b = c.`: its result replaces the next operation."""
-    at, result = _next_operator(terms), re.search(r"=\s*(-?\d+)\.?\s*$", step)
-    if at is None or not result:
-        return terms
-    start, end = at - 1, at + 2
-    if terms[start - 1 : start] == ["("] and terms[end : end + 1] == [")"]:
-        start, end = start - 1, end + 1
-    return [*terms[:start], result.group(1), *terms[end:]]
+def _after_step(expression: str, step: str) -> str:
+    """The expression after a step `a op b = c.`: its result replaces the next operation."""
+    operation, result = _next_operation(expression), re.search(r"=\s*(-?\d+)\.?\s*$", step)
+    if operation is None or result is None:
+        return expression
+    return _NUMBER_IN_PARENTHESES.sub(r"\1", expression[: operation.start()] + result[1] + expression[operation.end() :])
 
 
 def _apply(left: str, sign: str, right: str) -> int:

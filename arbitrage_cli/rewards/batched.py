@@ -5,13 +5,14 @@ no policy and no terminal.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 
 from arbitrage_cli.arbitrage import ScoreSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earliest
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earlier
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.types import Cost, Problem, Step, Trace
 
@@ -21,61 +22,6 @@ MIN_SHARE = 0.1
 """Mean probability of all possible answers together; below it a model does not answer the question."""
 
 ENOUGH_ANSWERS = 8  # from which the mean is trusted
-
-
-class Reader:
-    """Computes what a model says after a text. The cache keeps the beginning that the next text of the slot shares."""
-
-    def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
-        self._backend = backend
-        self._first = first_sequence
-        self._clock = clock
-        self._held: dict[int, list[int]] = {}
-
-    def forget(self, slot: int) -> None:
-        """Empty the cache of a slot."""
-        if self._held.pop(slot, None) is not None:
-            self._backend.drop(self._first + slot, 0)
-
-    def logits(self, texts: Sequence[tuple[int, list[int], Deadline | None]]) -> tuple[Floats, Cost]:
-        """Logits (n, n_vocab) of the token after each of n texts: a slot, its token ids, a deadline.
-
-        All last tokens are decoded in one batch. Errors: ContextFullError, TimedOutError, ComputeError.
-        """
-        began = self._clock()
-        num_read = sum(self._read(slot, ids, deadline) for slot, ids, deadline in texts)
-        read = self._clock()
-        output = self._backend.decode(
-            [self._first + slot for slot, _, _ in texts],
-            [len(ids) - 1 for _, ids, _ in texts],
-            [ids[-1] for _, ids, _ in texts],
-            deadline=earliest(deadline for _, _, deadline in texts),
-        )
-        self._held |= {slot: ids for slot, ids, _ in texts}
-        if np.isnan(output.logits).any():
-            raise ComputeError(
-                f"{self._backend.card.name} computed values that are not numbers", "the model file may be damaged"
-            )
-        return output.logits, Cost(num_read, read - began, len(texts), self._clock() - read)
-
-    def _read(self, slot: int, ids: list[int], deadline: Deadline | None) -> int:
-        """Read all but the last token, unless the cache holds them. Returns how many had to be read."""
-        card = self._backend.card
-        if len(ids) > card.context_size:
-            raise ContextFullError(
-                f"the solution with the step to score has {len(ids)} tokens; the context of {card.name} holds {card.context_size}",
-                "give a larger --ctx",
-            )
-        held = self._held.get(slot, [])
-        most = min(len(held), len(ids) - 1)
-        common = next((index for index in range(most) if held[index] != ids[index]), most)
-        if common < len(held):
-            self._backend.drop(self._first + slot, common)
-            self._held[slot] = ids[:common]
-        if missing := ids[common:-1]:
-            self._backend.read(self._first + slot, common, missing, deadline=deadline)
-        self._held[slot] = ids[:-1]
-        return len(missing)
 
 
 class AnswerShare:
@@ -104,16 +50,21 @@ class AnswerShare:
 
 
 class BatchRater(ABC):
-    """A `Rater` that scores the steps of all waiting problems in one batch."""
+    """A `Rater` that scores the steps of all waiting problems in one batch.
+
+    It keeps in its cache, from `first_sequence` on, what the next text of a slot may have in common with the last one.
+    """
 
     waits_for_many = True
 
     def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
         self._backend = backend
-        self._reader = Reader(backend, first_sequence, clock)
+        self._first = first_sequence
+        self._clock = clock
         self._problems: dict[int, Problem] = {}
         self._deadlines: dict[int, Deadline | None] = {}
         self._requests: dict[int, ScoreSteps] = {}
+        self._held: dict[int, list[int]] = {}  # by slot: the token ids in its cache
 
     @property
     def busy(self) -> bool:
@@ -123,7 +74,8 @@ class BatchRater(ABC):
         self._problems[slot], self._deadlines[slot] = problem, deadline
 
     def close(self, slot: int) -> None:
-        self._reader.forget(slot)
+        if self._held.pop(slot, None) is not None:
+            self._backend.drop(self._first + slot, 0)
         for by_slot in (self._problems, self._deadlines, self._requests):
             by_slot.pop(slot, None)
 
@@ -134,6 +86,14 @@ class BatchRater(ABC):
         requests = list(self._requests.items())
         self._requests.clear()
         return self._try(requests)
+
+    @abstractmethod
+    def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
+        """The text that the model reads, as token ids."""
+
+    @abstractmethod
+    def _rewards(self, logits: Floats) -> list[float]:
+        """The rewards of n steps, from the logits (n, n_vocab) of the model's answers."""
 
     def _try(self, requests: Sequence[tuple[int, ScoreSteps]]) -> list[RewardUpdate]:
         """Answer all requests at once. If a problem among them fails, each alone, so that only that one ends."""
@@ -151,22 +111,52 @@ class BatchRater(ABC):
         costs = [Cost() for _ in requests]
         for number in range(max(len(request.steps) for _, request in requests)):
             chosen = [index for index, (_, request) in enumerate(requests) if number < len(request.steps)]
-            logits, cost = self._reader.logits([self._text(*requests[index], number) for index in chosen])
+            texts = {slot: self._ids(slot, r.trace, r.steps[number]) for slot, r in (requests[index] for index in chosen)}
+            logits, cost = self._logits(texts)
             for index, reward, share in zip(chosen, self._rewards(logits), _shares(cost, len(chosen)), strict=True):
                 values[index].append(reward)
                 costs[index] += share
         return [StepRewards(tuple(rewards), cost) for rewards, cost in zip(values, costs, strict=True)]
 
-    def _text(self, slot: int, request: ScoreSteps, number: int) -> tuple[int, list[int], Deadline | None]:
-        return slot, self._ids(slot, request.trace, request.steps[number]), self._deadlines[slot]
+    def _logits(self, texts: Mapping[int, list[int]]) -> tuple[Floats, Cost]:
+        """Logits (n, n_vocab) of the token after each of n texts, token ids by slot. Their last tokens are one batch.
 
-    @abstractmethod
-    def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
-        """The text that the model reads, as token ids."""
+        Errors: ContextFullError, TimedOutError, ComputeError.
+        """
+        began = self._clock()
+        num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
+        read = self._clock()
+        output = self._backend.decode(
+            [self._first + slot for slot in texts],
+            [len(ids) - 1 for ids in texts.values()],
+            [ids[-1] for ids in texts.values()],
+            deadline=reduce(earlier, map(self._deadlines.get, texts)),
+        )
+        self._held |= texts
+        if np.isnan(output.logits).any():
+            raise ComputeError(
+                f"{self._backend.card.name} computed values that are not numbers", "the model file may be damaged"
+            )
+        return output.logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 
-    @abstractmethod
-    def _rewards(self, logits: Floats) -> list[float]:
-        """The rewards of n steps, from the logits (n, n_vocab) of the model's answers."""
+    def _read(self, slot: int, ids: list[int]) -> int:
+        """Read all but the last token, unless the cache holds them. Returns how many had to be read."""
+        card = self._backend.card
+        if len(ids) > card.context_size:
+            raise ContextFullError(
+                f"the solution with the step to score has {len(ids)} tokens; the context of {card.name} holds {card.context_size}",
+                "give a larger --ctx",
+            )
+        held = self._held.get(slot, [])
+        most = min(len(held), len(ids) - 1)
+        common = next((index for index in range(most) if held[index] != ids[index]), most)
+        if common < len(held):
+            self._backend.drop(self._first + slot, common)
+            self._held[slot] = ids[:common]
+        if missing := ids[common:-1]:
+            self._backend.read(self._first + slot, common, missing, deadline=self._deadlines[slot])
+        self._held[slot] = ids[:-1]
+        return len(missing)
 
 
 def single_token(backend: Backend, text: str) -> int:

@@ -22,7 +22,7 @@ INSTRUCTIONS = (
 class Judge(BatchRater):
     """The reward is the mean of the digits, weighted by their probabilities, over 9.
 
-    The judge uses the target's model, with sequences of its own from `first_sequence` on.
+    The judge uses the target's model, with sequences of its own.
     """
 
     def __init__(self, backend: Backend, first_sequence: int, *, clock: Clock = time.perf_counter) -> None:

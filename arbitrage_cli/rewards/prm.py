@@ -54,7 +54,7 @@ class ProcessReward(BatchRater):
         with suppress(ContextFullError):
             for text in FIRST_STEPS:
                 step = Step("draft", text, 1, Cost(), "separator")
-                share.add(self._reader.logits([(0, self._ids(0, trace, step), None)])[0])
+                share.add(self._logits({0: self._ids(0, trace, step)})[0])
             if share.mean < NOT_A_PRM:
                 raise self._refusal(share.mean)
         self.close(0)

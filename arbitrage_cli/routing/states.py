@@ -56,7 +56,7 @@ class State:
 
     @property
     def advantage(self) -> float:
-        """Reward of the target's step minus reward of the drafted one: above 0, escalating is worth something."""
+        """Reward of the target's step minus that of the drafted one."""
         return advantage_of(self.target_rewards, self.draft_reward)
 
     @property
@@ -96,7 +96,7 @@ def features_of(question: str, states: Sequence[State]) -> Floats:
 
 
 def advantage_of(target_rewards: Sequence[float], draft_reward: float) -> float:
-    """Mean reward of the target's steps minus that of the drafted one, rounded: the same rewards have none."""
+    """Mean reward of the target's steps minus that of the drafted one, rounded: means of equal rewards are equal."""
     return round(fmean(target_rewards) - draft_reward, ADVANTAGE_DIGITS)
 
 
@@ -153,7 +153,7 @@ def _draft(entry: Mapping[str, Any]) -> Step:
 
 
 def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """The same in half precision; what is too large for it, the largest that is not."""
+    """In half precision; what is too large becomes the largest finite number."""
     return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
 
 
@@ -181,7 +181,7 @@ def _text(value: Any) -> str:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f"a state has {value!r} instead of a number of tokens or steps")
+        raise ValueError(f"a state has {value!r} instead of a count")
     return value
 
 

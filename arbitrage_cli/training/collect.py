@@ -1,8 +1,8 @@
-"""Collects what a head is trained on: both models write every step, rewards say how much better the target's is.
+"""Collects what a head is trained on: both models write every step, and rewards say how much better the target's is.
 
-How the solution goes on, the *roll-in*, decides which states are seen: with the better step (as the paper does it), with
-the drafted one, or with the one that a given head would keep, so that it can be trained again on the states that it leads
-to itself (as in DAgger, arXiv 1011.0686). Knows no model, no file and no terminal.
+How the solution goes on, the *roll-in*, decides which states are seen: with the better step (as in the paper), the drafted one,
+or the one that a given head would keep, to train it again on states that it leads to (DAgger, arXiv 1011.0686). Knows no model,
+no file and no terminal.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from arbitrage_cli.routing.states import State, advantage_of, half
 from arbitrage_cli.types import Decision, ModelRole, Step, Trace
 
 Keep = Callable[[Trace, Step, float], ModelRole]
-"""Whose step a solution goes on with: of the trace, the drafted step, and the target's advantage."""
+"""Maps the trace, the drafted step and the target's advantage to the model whose step is kept."""
 
 
 def better(trace: Trace, draft: Step, advantage: float) -> ModelRole:
@@ -37,16 +37,15 @@ def as_routed(probability: NumberOf, tau: float) -> Keep:
 
 
 def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_samples: int = 1) -> Flow:
-    """Solve a problem with both models, and tell of each of its states. The draft must keep evidence.
+    """Solve a problem with both models, and call `observe` with each state. The draft must keep token statistics.
 
-    The target writes `target_samples` steps at each, and the advantage is over the mean of their rewards; the solution goes
-    on with the first of them, if with the target's. Where several steps are the same there is nothing to compare: they are
-    rated once.
+    The target writes `target_samples` steps at each state. The advantage is the mean of their rewards minus the draft's; if the
+    target's step is kept, it is the first of them. Equal texts are rated once.
     """
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
         targets: list[Step] = []
-        for sample in reversed(range(target_samples)):  # the first is written last: the engine then still has its tokens
+        for sample in reversed(range(target_samples)):  # the first is written last, so the engine still has its tokens
             targets.insert(0, (yield WriteStep("target", trace, proposal=draft, sample=sample)))
         distinct = {step.text: step for step in (draft, *targets)}
         rewards: tuple[float, ...] = yield ScoreSteps(trace, tuple(distinct.values()))

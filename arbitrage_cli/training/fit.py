@@ -1,4 +1,4 @@
-"""Learns a network and its calibration from arrays: inputs, labels, weights. scikit-learn does the fitting.
+"""Learns a network and its calibration from arrays of inputs, labels and weights, with scikit-learn.
 
 Knows no state, no problem and no file. What is learned is a function of the arrays and the seed.
 """
@@ -6,7 +6,7 @@ Knows no state, no problem and no file. What is learned is a function of the arr
 import importlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -29,21 +29,21 @@ Method = Literal["platt", "isotonic"]
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # of the logistic regression: scikit-learn's C
 PENALTIES = (2.0, 8.0, 30.0)  # of a network with units: scikit-learn's alpha
 UNITS = (32, 64)
-MEMBERS = 3  # networks that are averaged in the end: one alone depends on its seed
+MEMBERS = 3  # networks that are averaged: a single one depends on its seed
 MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
 MAX_ITERATIONS = 2000
-SEEDS = 2**32  # that scikit-learn has
+SEEDS = 2**32  # of scikit-learn
 
 CALIBRATION_FOLDS = 5
 MIN_FOR_ISOTONIC = 400  # states: with fewer, its steps follow the noise
 STATES_PER_STEP, MAX_STEPS = 50, 30  # of the isotonic curve, before those that fall are joined
-BEYOND = 10.0  # log-odds: the curve goes on as Platt's does
+BEYOND = 10.0  # log-odds from the last knots: the curve has Platt's slope there
 LEAST_RISE = 1e-3  # log-odds between knots
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to fit: a logistic regression (no units), or a network with so many units in one layer."""
+    """A logistic regression (no units), or a network with one layer of units."""
 
     units: int
     penalty: float
@@ -55,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Inputs (n, d) float32, labels (n,), and what each example counts (n,), on average 1."""
+    """Inputs (n, d) float32, labels (n,), and weights (n,) with a mean of 1."""
 
     inputs: Floats
     labels: Labels
@@ -69,9 +69,9 @@ RECIPES: tuple[Recipe, ...] = (
 
 
 def balanced(labels: Labels, importance: Numbers | None = None, groups: NDArray[np.int64] | None = None) -> Numbers:
-    """Weights with which both classes of each group count the same in sum; within a class as important as given.
+    """Weights with the same sum for both classes of each group; within a class in proportion to `importance`.
 
-    1 on average, if each group has both classes. `groups` (n,) are numbers; without them all examples are one group.
+    Their mean is 1 if each group has both classes. `groups` (n,) are numbers; without them all examples are one group.
     """
     weights = np.ones(len(labels)) if importance is None else importance.astype(np.float64)
     group = np.zeros(len(labels), np.int64) if groups is None else groups
@@ -82,7 +82,7 @@ def balanced(labels: Labels, importance: Numbers | None = None, groups: NDArray[
 
 
 def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, members: int = 1) -> Network:
-    """The network of a recipe. With units, it stops when the validation's loss does, and `members` of it are averaged."""
+    """The network of a recipe. With units, learning stops when the validation loss does, and `members` networks are averaged."""
     mean = training.inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
     spread = training.inputs.std(axis=0, dtype=np.float64).astype(np.float32)
     blank = Network(mean, np.where(spread > 1e-6, spread, 1).astype(np.float32), np.zeros_like(mean), 0.0)
@@ -96,7 +96,7 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
     return Network(
         blank.mean,
         blank.scale,
-        (np.concatenate(outputs) / members).astype(np.float32),  # the mean of their log-odds, as one network
+        (np.concatenate(outputs) / members).astype(np.float32),  # their mean log-odds, as one network
         float(np.mean(output_biases)),
         (np.ascontiguousarray(np.concatenate(weights, axis=1)), np.concatenate(biases)),
     )
@@ -107,7 +107,7 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibrationData:
-    """What a calibration is made from: n uncalibrated log-odds, the labels, and what each counts (1 on average)."""
+    """n uncalibrated log-odds, their labels, and weights with a mean of 1."""
 
     log_odds: Numbers
     labels: Labels
@@ -120,45 +120,41 @@ class CalibrationData:
 def calibrate(
     log_odds: Numbers, labels: Labels, groups: NDArray[np.int64], weights: Numbers | None = None
 ) -> tuple[Method, Numbers]:
-    """The knots (k, 2) of a curve from log-odds to calibrated ones, and how they were found.
+    """The knots (k, 2) of a curve from log-odds to calibrated ones, and the method.
 
-    Platt's line, or an isotonic curve where it foretells groups (problems) better that it was not fitted to. UsageError if
-    higher log-odds do not mean a higher share. `weights` are 1 on average; None: all are 1.
+    Platt's line, or an isotonic curve if that predicts groups (problems) better that it was not fitted to. `weights` have a mean of
+    1; None: all are 1. UsageError if higher log-odds do not mean a higher share.
     """
-    shown = CalibrationData(log_odds, labels, np.ones(len(labels)) if weights is None else weights)
-    if _platt_line(shown)[0] < LEAST_RISE:
+    data = CalibrationData(log_odds, labels, np.ones(len(labels)) if weights is None else weights)
+    if _platt_line(data)[0] < LEAST_RISE:
         raise UsageError(
-            "nothing was learned: on problems not trained on, what was learned tells nothing of the advantage",
+            "nothing was learned: on problems of the validation part, the head's number says nothing about the advantage",
             "collect more states, or with another reward: arbitrage collect",
         )
-    if len(labels) < MIN_FOR_ISOTONIC:
-        return "platt", _platt(shown)
-    losses: dict[Method, float] = {
-        "platt": _held_out_loss(shown, groups, isotonic=False),
-        "isotonic": _held_out_loss(shown, groups, isotonic=True),
-    }
-    if losses["isotonic"] < losses["platt"]:
-        return "isotonic", _isotonic(shown)
-    return "platt", _platt(shown)
+    methods: dict[Method, Callable[[CalibrationData], Numbers]] = {"platt": _platt}
+    if len(labels) >= MIN_FOR_ISOTONIC:
+        methods["isotonic"] = _isotonic
+    best = min(methods, key=lambda method: _held_out_loss(data, groups, methods[method])) if len(methods) > 1 else "platt"
+    return best, methods[best](data)
 
 
-def _platt(shown: CalibrationData) -> Numbers:
+def _platt(data: CalibrationData) -> Numbers:
     """A line (J. Platt, Probabilistic outputs for support vector machines, 1999), as two knots."""
-    slope, bias = _platt_line(shown)
-    slope = max(slope, LEAST_RISE)  # of a part of the states it may fall
+    slope, bias = _platt_line(data)
+    slope = max(slope, LEAST_RISE)  # it may fall on a part of the states
     return np.array([[-1.0, bias - slope], [1.0, bias + slope]])
 
 
-def _platt_line(shown: CalibrationData) -> tuple[float, float]:
-    examples = Examples(shown.log_odds[:, None].astype(np.float32), shown.labels, shown.weights)
+def _platt_line(data: CalibrationData) -> tuple[float, float]:
+    examples = Examples(data.log_odds[:, None].astype(np.float32), data.labels, data.weights)
     output, bias = _fit_line(examples, 1e6)
     return float(output[0]), bias
 
 
-def _isotonic(shown: CalibrationData) -> Numbers:
-    """Shares of as many states each, those that fall joined (pool adjacent violators), as knots at their mean log-odds."""
-    order = np.argsort(shown.log_odds, kind="stable")
-    parts = [shown.take(part) for part in np.array_split(order, min(MAX_STEPS, max(2, len(order) // STATES_PER_STEP)))]
+def _isotonic(data: CalibrationData) -> Numbers:
+    """Shares of groups of states by log-odds, falling ones joined (pool adjacent violators), as knots at the mean log-odds."""
+    order = np.argsort(data.log_odds, kind="stable")
+    parts = [data.take(part) for part in np.array_split(order, min(MAX_STEPS, max(2, len(order) // STATES_PER_STEP)))]
     sizes = np.array([part.weights.sum() for part in parts])
     places = np.array([np.average(part.log_odds, weights=part.weights) for part in parts])
     shares = np.array([(part.weights[part.labels].sum() + 0.5) / (part.weights.sum() + 1) for part in parts])
@@ -167,12 +163,12 @@ def _isotonic(shown: CalibrationData) -> Numbers:
     for share in np.unique(rising):
         members = rising == share
         knots.append((float(np.average(places[members], weights=sizes[members])), math.log(share / (1 - share))))
-    slope, _ = _platt_line(shown)
+    slope, _ = _platt_line(data)
     return np.array(list(_with_ends(knots, max(slope, LEAST_RISE))))
 
 
 def _with_ends(knots: Sequence[tuple[float, float]], slope: float) -> Iterator[tuple[float, float]]:
-    """Knots that rise enough to be told apart, and beyond them one more on each side, along a line of that slope."""
+    """The knots that rise by more than `LEAST_RISE`, and one more beyond each end, along a line of that slope."""
     x, y = knots[0]
     yield x - BEYOND, y - BEYOND * slope
     yield x, y
@@ -183,18 +179,20 @@ def _with_ends(knots: Sequence[tuple[float, float]], slope: float) -> Iterator[t
     yield x + BEYOND, y + BEYOND * slope
 
 
-def _held_out_loss(shown: CalibrationData, groups: NDArray[np.int64], *, isotonic: bool) -> float:
-    """Weighted mean log loss of groups that the curve was not fitted to."""
+def _held_out_loss(
+    data: CalibrationData, groups: NDArray[np.int64], fit_knots: Callable[[CalibrationData], Numbers]
+) -> float:
+    """Weighted mean log loss on groups that the curve was not fitted to."""
     fold = np.unique(groups, return_inverse=True)[1] % CALIBRATION_FOLDS
     total = 0.0
     for held_out in range(CALIBRATION_FOLDS):
-        inside, outside = shown.take(fold == held_out), shown.take(fold != held_out)
+        inside, outside = data.take(fold == held_out), data.take(fold != held_out)
         if not len(inside.labels) or len(np.unique(outside.labels)) < 2:
             continue
-        curve = Curve((_isotonic if isotonic else _platt)(outside))
+        curve = Curve(fit_knots(outside))
         probability = np.array([curve(one) for one in inside.log_odds.tolist()])
         total -= float((inside.weights * np.log(np.where(inside.labels, probability, 1 - probability))).sum())
-    return total / float(shown.weights.sum())
+    return total / float(data.weights.sum())
 
 
 # --- scikit-learn
@@ -213,14 +211,14 @@ def _fit_line(examples: Examples, inverse_penalty: float) -> tuple[Numbers, floa
     """Weights (d,) and bias of a logistic regression."""
     model = _sklearn("linear_model").LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
-        # Not converged to the last digit is as good: what is chosen is judged on other data anyway.
+        # Converging to the last digit does not matter: candidates are judged on other data.
         warnings.simplefilter("ignore", _sklearn("exceptions").ConvergenceWarning)
         model.fit(examples.inputs, examples.labels, sample_weight=examples.weights)
     return model.coef_[0], float(model.intercept_[0])
 
 
 def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: int) -> Parameters:
-    """Weights (d, h), biases (h,), output (h,) and its bias, of the epoch whose loss on the validation is least."""
+    """The parameters of the epoch with the least validation loss."""
     model = _sklearn("neural_network").MLPClassifier(
         hidden_layer_sizes=(recipe.units,),
         alpha=recipe.penalty,
@@ -240,7 +238,7 @@ def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: i
 
 
 def _epochs(model: Any, training: Examples, validation: Examples) -> Iterator[tuple[float, Parameters]]:
-    """The loss on the validation after each epoch, with the parameters that gave it."""
+    """The validation loss after each epoch, and the parameters."""
     for _ in range(MAX_EPOCHS):
         model.partial_fit(training.inputs, training.labels, classes=[False, True], sample_weight=training.weights)
         (weights, output), (biases, output_bias) = model.coefs_, model.intercepts_

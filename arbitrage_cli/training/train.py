@@ -1,8 +1,8 @@
 """Trains a router's head on collected states: learn, choose, calibrate, measure.
 
-Their problems are split three ways. Heads learn on the first part; which of them is taken, when learning stops, the calibration
-and the named taus are decided on the second; every figure on the card is measured on the third, which decides nothing.
-Runs no model and knows no terminal. The same states, settings and machine give the same head.
+Problems are split three ways. Heads learn on the training part. The validation part decides which of them is taken, when learning
+stops, the calibration and the named taus. Every figure on the card is measured on the test part, which decides nothing. Runs no
+model and knows no terminal. The same states, settings and machine give the same head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.features import FEATURES, Floats
+from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_score, selection_score_gaps
-from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected
+from arbitrage_cli.training.examples import COLLECT_AGAIN, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 
 Numbers = NDArray[np.float64]
 Inputs = Literal["agnostic", "hidden", "both"]
-Watch = Callable[[str], None]
-"""Told in words what is being done."""
+Progress = Callable[[str], None]
+"""Called with what is being done, in words."""
 
 ALL_INPUTS: tuple[Inputs, ...] = ("agnostic", "hidden", "both")
 BASELINES: Mapping[str, Mapping[str, float]] = {
@@ -34,29 +34,33 @@ BASELINES: Mapping[str, Mapping[str, float]] = {
     "equations": {"logprob_mean": -1, "wrong_equations": WRONG_EQUATION},
     "entropy": {"entropy_first": 1},
 }
-"""Numbers that route without a head: sums of features, each times its weight."""
+"""Numbers that route without a head: weighted sums of features."""
 
 MIN_CLASS = 10  # states of each class in each part
+COLLECT_TO_THE_END = "run the command that collected them again: it resumes"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to learn. A step is worth escalating if its advantage is above `margin`."""
+    """How to learn. A step is worth escalating if its advantage is above `margin`.
+
+    `by_advantage`: states with a large advantage, or a large loss, count more.
+    """
 
     margin: float = 0.0
-    by_advantage: bool = False  # states with a large advantage, or a large loss, count more
+    by_advantage: bool = False
     inputs: tuple[Inputs, ...] = ALL_INPUTS
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A network that was learned, what it reads, and its merit on the validation."""
+    """A network that was learned, what it reads, and its log-odds and selection score on the validation part."""
 
     recipe: Recipe
     inputs: Inputs
     network: Network
-    log_odds: Numbers  # of the validation
+    log_odds: Numbers
     selection_score: float
 
     @property
@@ -65,7 +69,7 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """Numbers that were learned: of two that are as good, the smaller is taken."""
+        """How many numbers were learned."""
         layer = self.network.layer
         return self.network.output.size + (sum(array.size for array in layer) if layer else 0)
 
@@ -77,48 +81,47 @@ def train(
     name: str,
     command: Sequence[str],
     created: str,
-    watch: Watch = lambda text: None,
+    on_progress: Progress = lambda text: None,
 ) -> Head:
     """The head of these states. UsageError if there are too few of them, or nothing can be learned from them."""
-    truth = _truth(collected, settings.margin)
-    _check(collected, truth)
-    choosing, testing = collected.part == VALIDATION, collected.part == TEST
-    candidates = _candidates(collected, truth, settings, watch)
-    chosen = choose(candidates, _take(truth, choosing))
+    learner = _Learner(collected, settings, _truth(collected, settings.margin))
+    learner.check()
+    candidates = learner.candidates(on_progress)
+    chosen = choose(candidates, learner.truth_of(VALIDATION))
     if chosen.recipe.units:
-        watch(f"averaging {MEMBERS} of {chosen.label}")
-        chosen = _learn(chosen.recipe, chosen.inputs, collected, truth, settings, MEMBERS)
-    watch("calibrating")
-    validation = _take(truth, choosing)
+        on_progress(f"averaging {MEMBERS} of {chosen.label}")
+        chosen = learner.learn(chosen.recipe, chosen.inputs, MEMBERS)
+    on_progress("calibrating")
+    validation = learner.truth_of(VALIDATION)
     method, knots = calibrate(chosen.log_odds, validation.is_better, validation.problem, validation.weight)
     card = _card(collected, chosen, settings, name=name, command=command, created=created)
     head = Head(chosen.network, knots, card)
-    watch("measuring on the test")
+    on_progress("measuring on the test")
     probability = head.probabilities(collected.features, collected.hidden)
-    table = _taus(probability, collected, choosing & collected.is_whole, testing & collected.is_whole)
+    members = MEMBERS if chosen.recipe.units else 1
     metrics = {
-        **_metrics(probability, collected, truth, choosing, testing),
+        **_metrics(probability, learner),
         "calibration": method,
-        "architecture": {"inputs": chosen.inputs, "recipe": asdict(chosen.recipe), "members": _members(chosen)},
-        "candidates": [{"candidate": one.label, **asdict(one.recipe), "merit": one.selection_score} for one in candidates],
+        "architecture": {"inputs": chosen.inputs, "recipe": asdict(chosen.recipe), "members": members},
+        "candidates": [
+            {"candidate": one.label, **asdict(one.recipe), "selection_score": one.selection_score} for one in candidates
+        ],
     }
-    data = {**card.data, **_counts(collected, truth)}
-    return Head(chosen.network, knots, replace(card, data=data, metrics=metrics, taus=table.to_json()))
+    data = {**card.data, "parts": learner.counts()}
+    card = replace(card, data=data, metrics=metrics, taus=_taus(probability, collected).to_json())
+    return Head(chosen.network, knots, card)
 
 
 def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Head:
-    """The same head, by another name if one is given, with taus named and tabulated on other states: all of these, whatever they were collected for.
-
-    `costs` are those of this machine, if they were measured; else those that were collected are taken.
-    """
+    """The same head with taus chosen and measured on other states, at the costs of this machine or else the collected ones."""
     card = head.card
     if card.hidden_size and collected.hidden is None:
-        raise UsageError("these runs do not have the hidden states that the head reads", "collect again: arbitrage collect")
+        raise UsageError("these runs do not have the hidden states that the head reads", COLLECT_AGAIN)
     for pair in collected.pairs:
         head.check(pair["draft"], 0 if collected.hidden is None else collected.hidden.shape[1])
     whole = collected.is_whole
     if not whole.any():
-        raise UsageError("no solution of these runs was collected to its end", "go on with the command that collected them")
+        raise UsageError("no solution of these runs was collected to its end", COLLECT_TO_THE_END)
     _check_part(collected.outcomes.advantage[whole] > 0, "to calibrate on", "these runs", len(whole))
     probability = head.probabilities(collected.features, collected.hidden)[whole]
     table = make_table(probability, collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs)
@@ -132,9 +135,10 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
-    """The best on the validation; or rather the simplest that is within one standard error of it over problems.
+    """The simplest candidate within one standard error, over problems, of the best on the validation part.
 
-    One that reads hidden states is less simple than any that does not: they take time, and are of one draft only. The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
+    Reading no hidden states is simpler: they take time and are of one draft only; then fewer numbers are. The rule of one standard
+    error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
     """
     best = max(candidates, key=lambda one: one.selection_score)
 
@@ -146,62 +150,85 @@ def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
     return next(one for one in simplest_first if is_as_good(one))
 
 
-def _members(chosen: Candidate) -> int:
-    return MEMBERS if chosen.recipe.units else 1
+@dataclass(frozen=True, slots=True, eq=False)
+class _Learner:
+    """What heads learn from: states, settings, and which states are worth escalating."""
 
+    collected: Collected
+    settings: Settings
+    truth: Truth
 
-def _candidates(collected: Collected, truth: Truth, settings: Settings, watch: Watch) -> list[Candidate]:
-    """All recipes on all inputs that are wanted and there; of each recipe's penalties, the best."""
-    possible = [one for one in settings.inputs if one == "agnostic" or collected.hidden is not None]
-    if not possible:
-        raise UsageError(
-            "these runs have no hidden states, or those of different drafts",
-            "train on the agnostic features, or collect with hidden states of one draft",
-        )
-    found: dict[str, Candidate] = {}
-    for inputs in possible:
-        for recipe in RECIPES:
-            if f"{recipe.label}, {inputs}" not in found:
-                watch(f"learning: {recipe.label}, {inputs}")
-            candidate = _learn(recipe, inputs, collected, truth, settings, 1)
-            if candidate.label not in found or candidate.selection_score > found[candidate.label].selection_score:
-                found[candidate.label] = candidate
-    return list(found.values())
+    def truth_of(self, part: int) -> Truth:
+        return _take(self.truth, self.collected.part == part)
 
+    def check(self) -> None:
+        """UsageError if a part, or a pair in it, has too few states to learn from."""
+        collected, count = self.collected, len(self.truth.is_better)
+        for part, called in enumerate(SPLIT):
+            _check_part(self.truth_of(part).is_better, "to train on", f"the {called} part", count)
+            if part != TRAINING and not (collected.is_whole & (collected.part == part)).any():
+                reason = f"no solution of the {called} part was collected to its end, so taus cannot be measured"
+                raise UsageError(reason, COLLECT_TO_THE_END)
+        if len(collected.pairs) > 1:  # each counts the same, so none may have only a few states
+            for index, pair in enumerate(collected.pairs):
+                for part in sorted({*collected.part[collected.pair == index]} - {TEST}):
+                    labels = self.truth.is_better[(collected.part == part) & (collected.pair == index)]
+                    _check_part(labels, "to train on", f"the {SPLIT[part]} part of draft {pair['draft']['name']}", count)
 
-def _learn(
-    recipe: Recipe, inputs: Inputs, collected: Collected, truth: Truth, settings: Settings, members: int
-) -> Candidate:
-    parts = []
-    for part in (TRAINING, VALIDATION):
-        chosen = collected.part == part
-        labels = truth.is_better[chosen]
-        weights = balanced(labels, _importance(truth.advantage[chosen], settings), collected.pair[chosen])
-        parts.append(Examples(_inputs(collected, inputs, chosen), labels, weights))
-    training, validation = parts
-    network = fit(recipe, training, validation, settings.seed, members)
-    log_odds = network.log_odds(validation.inputs).astype(np.float64)
-    return Candidate(
-        recipe, inputs, network, log_odds, selection_score(log_odds, _take(truth, collected.part == VALIDATION))
-    )
+    def candidates(self, on_progress: Progress) -> list[Candidate]:
+        """All recipes on all inputs that the settings ask for and the states have; of each recipe, the best penalty."""
+        possible = [one for one in self.settings.inputs if one == "agnostic" or self.collected.hidden is not None]
+        if not possible:
+            raise UsageError(
+                "these runs have no hidden states, or those of different drafts",
+                "train without them (--inputs agnostic), or on runs of one draft",
+                option="inputs",
+            )
+        found: dict[str, Candidate] = {}
+        for inputs in possible:
+            for recipe in RECIPES:
+                if f"{recipe.label}, {inputs}" not in found:
+                    on_progress(f"learning: {recipe.label}, {inputs}")
+                candidate = self.learn(recipe, inputs)
+                if candidate.label not in found or candidate.selection_score > found[candidate.label].selection_score:
+                    found[candidate.label] = candidate
+        return list(found.values())
 
+    def learn(self, recipe: Recipe, inputs: Inputs, members: int = 1) -> Candidate:
+        training, validation = self._examples(inputs, TRAINING), self._examples(inputs, VALIDATION)
+        network = fit(recipe, training, validation, self.settings.seed, members)
+        log_odds = network.log_odds(validation.inputs).astype(np.float64)
+        return Candidate(recipe, inputs, network, log_odds, selection_score(log_odds, self.truth_of(VALIDATION)))
 
-def _importance(advantage: Numbers, settings: Settings) -> Numbers:
-    """What a state counts: the same for all, or its advantage's size beside the mean of that, so that none counts nothing."""
-    if not settings.by_advantage:
-        return np.ones(len(advantage))
-    sizes: Numbers = np.abs(advantage)
-    return sizes + float(sizes.mean())
+    def counts(self) -> dict[str, Any]:
+        """Problems, states, and states worth escalating in each part."""
+        parts = {called: self.truth_of(part) for part, called in enumerate(SPLIT)}
+        return {
+            called: {
+                "problems": len(np.unique(truth.problem)),
+                "states": len(truth.problem),
+                "improvable": int(truth.is_better.sum()),
+            }
+            for called, truth in parts.items()
+        }
 
+    def _examples(self, inputs: Inputs, part: int) -> Examples:
+        """What a network with these inputs learns from: each class of each pair counts the same."""
+        chosen, truth = self.collected.part == part, self.truth_of(part)
+        columns: list[NDArray[Any]] = []
+        if inputs != "hidden":
+            columns.append(self.collected.features[chosen])
+        if inputs != "agnostic" and self.collected.hidden is not None:
+            columns.append(self.collected.hidden[chosen])
+        weights = balanced(truth.is_better, self._importance(truth.advantage), self.collected.pair[chosen])
+        return Examples(np.concatenate(columns, axis=1, dtype=np.float32), truth.is_better, weights)
 
-def _inputs(collected: Collected, inputs: Inputs, chosen: NDArray[np.bool_]) -> Floats:
-    """What a network of that kind reads of the chosen states: (n, d)."""
-    parts: list[NDArray[Any]] = []
-    if inputs != "hidden":
-        parts.append(collected.features[chosen])
-    if inputs != "agnostic" and collected.hidden is not None:
-        parts.append(collected.hidden[chosen])
-    return np.concatenate(parts, axis=1, dtype=np.float32)
+    def _importance(self, advantage: Numbers) -> Numbers:
+        """What a state counts: 1, or the size of its advantage plus the mean size, so that every state counts."""
+        if not self.settings.by_advantage:
+            return np.ones(len(advantage))
+        sizes: Numbers = np.abs(advantage)
+        return sizes + float(sizes.mean())
 
 
 def _truth(collected: Collected, margin: float) -> Truth:
@@ -212,22 +239,6 @@ def _truth(collected: Collected, margin: float) -> Truth:
 def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
     weight = None if truth.weight is None else truth.weight[chosen]
     return Truth(truth.advantage[chosen], truth.is_better[chosen], truth.problem[chosen], weight)
-
-
-def _check(collected: Collected, truth: Truth) -> None:
-    for part, called in enumerate(SPLIT):
-        _check_part(truth.is_better[collected.part == part], "to train on", f"the {called} part", len(truth.is_better))
-        if part != TRAINING and not (collected.is_whole & (collected.part == part)).any():
-            raise UsageError(
-                f"no solution of the {called} part was collected to its end: what a tau does cannot be told",
-                "go on with the command that collected them",
-            )
-    if len(collected.pairs) > 1:  # each counts as much in learning: a few states must not
-        for index, pair in enumerate(collected.pairs):
-            for part in sorted({*collected.part[collected.pair == index]} - {TEST}):
-                chosen = (collected.part == part) & (collected.pair == index)
-                of = f"the {SPLIT[part]} part of draft {pair['draft']['name']}"
-                _check_part(truth.is_better[chosen], "to train on", of, len(truth.is_better))
 
 
 def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: int) -> None:
@@ -264,46 +275,29 @@ def _card(
     )
 
 
-def _counts(collected: Collected, truth: Truth) -> dict[str, Any]:
-    """Problems, states, and states worth escalating, of each part."""
-    counts = {}
-    for part, called in enumerate(SPLIT):
-        chosen = collected.part == part
-        counts[called] = {
-            "problems": len(np.unique(truth.problem[chosen])),
-            "states": int(chosen.sum()),
-            "improvable": int(truth.is_better[chosen].sum()),
-        }
-    return {"parts": counts}
-
-
-def _taus(probability: Numbers, collected: Collected, choosing: NDArray[np.bool_], testing: NDArray[np.bool_]) -> TauTable:
-    """The taus: spread and named on the validation, with the figures that they have on the test."""
+def _taus(probability: Numbers, collected: Collected) -> TauTable:
+    """Taus that are spread and named on the validation part, with their figures on the test part; of whole solutions."""
+    choosing, testing = (collected.is_whole & (collected.part == part) for part in (VALIDATION, TEST))
     spread = spread_taus(probability[choosing])
     named_on = make_table(probability[choosing], collected.outcomes.take(choosing), spread, collected.costs)
     return tabulate(named_on, probability[testing], collected.outcomes.take(testing))
 
 
-def _metrics(
-    probability: Numbers,
-    collected: Collected,
-    truth: Truth,
-    choosing: NDArray[np.bool_],
-    testing: NDArray[np.bool_],
-) -> dict[str, Any]:
-    """Every number's measures on the test: the head's, and those that need no training, or no thought."""
-    tested = _take(truth, testing)
+def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
+    """The measures of the head's number, and of those without a head, on the test part."""
+    choosing, testing = (learner.collected.part == part for part in (VALIDATION, TEST))
+    tested, is_better = learner.truth_of(TEST), learner.truth_of(VALIDATION).is_better
     measured: dict[str, Any] = {}
-    for number, values in _numbers(probability, collected).items():
+    for number, values in _numbers(probability, learner.collected).items():
         fixed = number in ("always", "never")
-        threshold = 0.5 if fixed else best_threshold(values[choosing], truth.is_better[choosing])
+        threshold = 0.5 if fixed else best_threshold(values[choosing], is_better)
         figures = measure(values[testing], tested, threshold, is_probability=fixed or number == "arbitrage")
         measured[number] = {name: [one.value, one.low, one.high] for name, one in figures.items()}
-    return {"test": measured, "threshold": best_threshold(probability[choosing], truth.is_better[choosing])}
+    return {"test": measured, "threshold": best_threshold(probability[choosing], is_better)}
 
 
 def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """What the head is measured beside: higher means rather escalate."""
+    """Numbers to route by; a higher one speaks for escalating."""
     count = len(probability)
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}

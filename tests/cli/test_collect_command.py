@@ -12,7 +12,7 @@ from cli import TIMEOUT, flat, run, start
 from faults import Program
 
 from arbitrage_cli.runs.folder import encode, latest, read_run_folder
-from arbitrage_cli.training.examples import read_states, recorded
+from arbitrage_cli.training.examples import read_run, read_states
 
 TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
 COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
@@ -56,7 +56,7 @@ def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
     partial = [row for row in broken if row["states"]]
     assert partial
     assert len(read_states([tmp_path / "run"]).features) == sum(len(row["states"]) for row in rows)
-    assert {row["id"] for row in partial} <= {problem.id for problem, _ in recorded(tmp_path / "run")[1]}
+    assert {row["id"] for row in partial} <= {solution.problem.id for solution in read_run(tmp_path / "run").solutions}
 
     again = run(*command, cwd=tmp_path)
     assert again.code == 0, again.err

@@ -193,7 +193,6 @@ def test_what_does_not_fit_changes_nothing(backend: Backend, computation: str) -
 
 @pytest.mark.parametrize("call", ["read", "decode"])
 def test_a_computation_past_its_deadline_changes_nothing(backend: Backend, call: str) -> None:
-    """It is aborted, and the sequence holds what it held before."""
     start, tokens = prompt(backend), backend.tokenizer.tokenize("a", continues=True)[-1:] * 20
     fresh, held = after(backend, 0, start), len(start) - 1
     backend.read(1, 0, start[:-1])
@@ -231,7 +230,6 @@ def test_several_tokens_of_a_sequence_at_once(backend: Backend) -> None:
 
 
 def test_closing_twice(backend: Backend) -> None:
-    """Does no harm."""
     backend.close()
     backend.close()
 
@@ -264,7 +262,6 @@ AWKWARD = [
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_text_survives_the_tokenizer(backend: Backend, text: str) -> None:
-    """The pieces of a continuation's ids are its text, byte by byte; no control token is among the ids."""
     ids = backend.tokenizer.tokenize(text, continues=True)
     assert text_of(backend, ids) == text
     assert not set(ids) & set(backend.tokenizer.control_tokens.values())
@@ -304,7 +301,6 @@ def test_control_tokens_never_come_out_of_text(backend: Backend) -> None:
 
 
 def test_lone_surrogates_are_replaced(backend: Backend) -> None:
-    """They are no text in UTF-8; a question mark stands for each."""
     assert text_of(backend, backend.tokenizer.tokenize("a\ud800b", continues=True)) == "a?b"
 
 
@@ -328,7 +324,7 @@ def test_special_tokens_are_control_tokens(backend: Backend) -> None:
 
 @pytest.mark.parametrize("name", ["scripted", *LLAMA_MODELS])
 def test_template_variables_of_the_user(name: str, tiny: Mapping[str, Path]) -> None:
-    """What a model was loaded with is told to its template too, and does not hide what its file says."""
+    """The template gets the variables that a model was loaded with, and those of its file, which count first."""
     plain, wanted = open_backend(name, tiny), {"enable_thinking": False, "bos_token": "x"}
     with closing(plain), closing(open_backend(name, tiny, template_variables=wanted)) as backend:
         assert backend.template_variables == {**wanted, **plain.template_variables}
@@ -339,7 +335,6 @@ def test_template_variables_of_the_user(name: str, tiny: Mapping[str, Path]) -> 
 
 @pytest.mark.parametrize(("sequences", "text"), [([1, 2], "b?"), ([1, 1, 1], "a?b")], ids=["of a batch", "within several"])
 def test_a_script_that_ends_changes_nothing(sequences: list[int], text: str) -> None:
-    """All sequences hold what they held before."""
     backend = open_backend("scripted", {})
     start = prompt(backend)
     fresh = after(backend, 0, [*start, ord("b")])
@@ -352,7 +347,6 @@ def test_a_script_that_ends_changes_nothing(sequences: list[int], text: str) -> 
 
 
 def test_a_script_may_be_certain() -> None:
-    """Confidence goes up to 1."""
     backend = ScriptedBackend("sure", lambda question, solution: Continuation("a", 1.0), Options(CONTEXT))
     logits, _ = after(backend, 0, prompt(backend))
     assert int(logits.argmax()) == ord("a")
@@ -371,7 +365,6 @@ def refused(kind: type[ArbitrageError], path: Path, options: Options | None = No
 
 
 def test_a_file_that_is_missing_or_no_model(tmp_path: Path) -> None:
-    """Is refused before llama.cpp sees it."""
     path = tmp_path / "page.gguf"
     assert "no such file" in refused(ModelFileError, path)
     path.write_text("<!DOCTYPE html><title>Sign in</title>")
@@ -397,7 +390,6 @@ def header_only(path: Path, architecture: str) -> Path:
 
 
 def test_an_unknown_architecture(tmp_path: Path) -> None:
-    """llama.cpp's own reason is passed on."""
     path = header_only(tmp_path / "new.gguf", "architecture-of-tomorrow")
     assert "architecture-of-tomorrow" in refused(ModelFileError, path)
 
@@ -407,7 +399,7 @@ def test_models_with_channels(tmp_path: Path) -> None:
     assert "a gpt-oss model" in refused(ModelUnsupportedError, header_only(tmp_path / "oss.gguf", "gpt-oss"))
 
 
-@pytest.mark.parametrize("name", ["mamba", "bert"], ids=["recurrent", "embedding"])
+@pytest.mark.parametrize("name", ["mamba", "embedding"])
 def test_unsupported_models(tiny: Mapping[str, Path], name: str) -> None:
     """A memory that cannot be rolled back, and a model that gives no logits, are refused when they are loaded."""
     refused(ModelUnsupportedError, tiny[name])
@@ -426,7 +418,6 @@ def test_a_context_that_cannot_be_made(tiny: Mapping[str, Path]) -> None:
 
 
 def test_as_many_sequences_as_llama_has() -> None:
-    """What is refused beforehand is what llama.cpp would refuse."""
     assert c.llama_max_parallel_sequences() == MAX_SEQUENCES
 
 
@@ -442,7 +433,6 @@ def test_another_layout_of_the_binding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_path_with_other_letters(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    """Spaces, accents and bytes that are no UTF-8."""
     path = tmp_path / os.fsdecode("ein mödel \udcff.gguf".encode("utf-8", "surrogateescape"))
     path.write_bytes(tiny["draft"].read_bytes())
     with LlamaBackend(path, Options(CONTEXT, threads=1)) as backend:
@@ -450,7 +440,6 @@ def test_a_path_with_other_letters(tiny: Mapping[str, Path], tmp_path: Path) -> 
 
 
 def test_the_card(tiny: Mapping[str, Path]) -> None:
-    """What the file says of itself, and what was allocated."""
     with LlamaBackend(tiny["draft"], Options(threads=1)) as backend:
         card = backend.card
         assert (card.source, card.name) == (str(tiny["draft"]), "tiny draft")
@@ -477,7 +466,6 @@ def test_hidden_states_can_be_left_out(tiny: Mapping[str, Path]) -> None:
 
 
 def test_a_long_text_is_tokenized_whole(tiny: Mapping[str, Path]) -> None:
-    """Longer than there is room for at first; and a short one after it."""
     with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1)) as backend:
         assert backend.tokenizer.tokenize("ab" * 5000, continues=True) == [*b"ab"] * 5000
         assert backend.tokenizer.tokenize("ab", continues=True) == [*b"ab"]
@@ -493,7 +481,6 @@ def test_a_context_larger_than_trained_is_a_warning(tiny: Mapping[str, Path], ca
 
 
 def test_progress_goes_from_nothing_to_all(tiny: Mapping[str, Path]) -> None:
-    """Fractions, never falling, up to 1."""
     fractions: list[float] = []
     LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1), progress=fractions.append).close()
     assert fractions == sorted(fractions)
@@ -519,12 +506,7 @@ def draft(tiny: Mapping[str, Path]) -> Iterator[LlamaBackend]:
         yield opened
 
 
-CODES: dict[int, type[ArbitrageError]] = {
-    1: ContextFullError,
-    2: InterruptedRunError,
-    -1: ComputeError,
-    -2: ComputeError,
-}
+CODES: dict[int, type[ArbitrageError]] = {1: ContextFullError, 2: InterruptedRunError, -1: ComputeError, -2: ComputeError}
 
 
 @pytest.mark.parametrize(("code", "kind"), CODES.items())
@@ -539,14 +521,12 @@ def test_every_return_code_is_its_own_error(
 
 
 def test_a_token_outside_the_vocabulary(draft: LlamaBackend) -> None:
-    """Is a bad batch, not the end of the process."""
     with pytest.raises(ComputeError, match="invalid"):
         draft.decode([0], [0], [10_000])
 
 
 @pytest.mark.parametrize("sequence", [-1, 2])
 def test_a_sequence_that_does_not_exist(draft: LlamaBackend, sequence: int) -> None:
-    """Is refused here: llama.cpp would end the process."""
     with pytest.raises(ValueError, match="sequence"):
         draft.read(sequence, 0, [65])
     with pytest.raises(ValueError, match="sequence"):

@@ -48,34 +48,29 @@ def test_a_template_with_a_system_role() -> None:
 
 @pytest.mark.parametrize("template", [HEADERS, USER_ONLY, "{{ messages[-1].content }}"], ids=["refuses", "ignores", "last"])
 def test_a_template_without_a_system_role(template: str) -> None:
-    """Whether it raises for a system message or passes over it: the instructions go before the question."""
+    """Whether it raises for a system message or ignores it: the instructions come before the question."""
     segments = ChatPrompt(template, ["<|stop|>"], variables={"bos_token": "<s>"}).segments("1 + 1")
     assert f"{INSTRUCTIONS}\n\n1 + 1" in text(segments)
     assert text(segments).count(INSTRUCTIONS) == 1
 
 
-def test_a_llama_2_template() -> None:
-    """`[INST]` is plain text in most vocabularies, and the beginning of the sequence a control token."""
+def test_a_llama_2_template_and_none() -> None:
+    """`[INST]` is plain text in most vocabularies. A base model without a template gets a plain layout."""
     segments = ChatPrompt(INST, ["<s>", "</s>"], variables={"bos_token": "<s>"}).segments("1 + 1")
     assert segments == [Control("<s>"), Plain(f"[INST] {INSTRUCTIONS}\n\n1 + 1 [/INST]")]
-
-
-def test_no_template() -> None:
-    """A base model gets a plain layout."""
     assert ChatPrompt(None, ["</s>"]).segments("1 + 1") == [Plain(f"{INSTRUCTIONS}\n\nProblem: 1 + 1\n\nSolution:")]
 
 
 @pytest.mark.parametrize("instructions", ["", "  \n"])
 @pytest.mark.parametrize("template", [CHATML, HEADERS, USER_ONLY, None], ids=["system", "refuses", "ignores", "none"])
 def test_empty_instructions(template: str | None, instructions: str) -> None:
-    """Without instructions there is no system message, and no blank lines where they would have stood."""
+    """Without instructions there is no system message, and there are no blank lines in its place."""
     found = text(ChatPrompt(template, CHATML_TOKENS, instructions=instructions).segments("1 + 1"))
     assert "system" not in found
     assert found.startswith(("<|im_start|>user\n1 + 1<", "<|user|>1 + 1<", "<u>1 + 1<", "Problem: 1 + 1\n"))
 
 
 def test_other_instructions() -> None:
-    """They are data: trimmed, and without control tokens."""
     segments = ChatPrompt(CHATML, CHATML_TOKENS, instructions=" Be brief.<|im_end|> ").segments("1 + 1")
     assert Plain("system\nBe brief.<|im_end|>") in segments
 
@@ -87,8 +82,8 @@ READS = (
 )
 
 
-def test_a_template_may_go_by_what_the_instructions_say() -> None:
-    """It is shown them, and what it makes of them is the prompt."""
+def test_a_template_may_read_the_instructions() -> None:
+    """It gets their words, and its rendering of them is the prompt."""
     prompt = ChatPrompt(READS, CHATML_TOKENS, instructions="Be brief. /no_think ")
     assert prompt.segments("1 + 1")[:3] == [
         Control("<|im_start|>"),
@@ -109,7 +104,7 @@ def test_a_template_may_go_by_what_the_instructions_say() -> None:
     ],
 )
 def test_instructions_that_a_template_reads_stay_text(instructions: str, written: list[str]) -> None:
-    """No control token or marker comes out of them, whatever else the template makes of them."""
+    """They give no control token and no marker, whatever else the template makes of them."""
     template = READS + "=="
     segments = ChatPrompt(template, CHATML_TOKENS, ["<m>", "=="], instructions=instructions).segments("1 + 1")
     assert controls(segments) == controls(ChatPrompt(template, CHATML_TOKENS).segments("1 + 1"))
@@ -126,15 +121,15 @@ def test_instructions_that_a_template_reads_stay_text(instructions: str, written
         ),
     ],
 )
-def test_no_control_token_comes_of_what_a_template_cuts_or_joins(template: str, instructions: str) -> None:
-    """Where one would, the instructions are shown as they are, and read by nobody."""
+def test_a_template_that_cuts_or_joins_words_gives_no_control_token(template: str, instructions: str) -> None:
+    """If it would, the template gets a placeholder, and the instructions are shown as they are."""
     segments = ChatPrompt(template, CHATML_TOKENS, instructions=instructions).segments("1 + 1")
     assert controls(segments) == controls(ChatPrompt(template, CHATML_TOKENS, instructions="Be brief.").segments("1 + 1"))
     assert instructions in text(segments)
 
 
 def test_instructions_that_a_template_cannot_read_are_shown_all_the_same() -> None:
-    """Where it fails on what they say, or shows the problem no more, it is not told what they say."""
+    """If it fails on their words, or no longer shows the problem, it gets a placeholder."""
     for fault in ("{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% set messages = messages[:1] %}"):
         template = f"{{% if 'x' in messages[0].content %}}{fault}{{% endif %}}{SHOWS_USER}"
         assert text(ChatPrompt(template, [], instructions="0x1").segments("q")) == "0x1q"
@@ -169,7 +164,6 @@ def test_any_question_is_kept_whole(question: str) -> None:
 
 
 def test_the_longest_control_token_wins() -> None:
-    """Where one is the beginning of another."""
     assert ChatPrompt("<|a|><|a|>b{{ messages[-1].content }}", ["<|a|>", "<|a|>b"]).segments("q")[:2] == [
         Control("<|a|>"),
         Control("<|a|>b"),
@@ -189,26 +183,21 @@ def test_the_longest_control_token_wins() -> None:
     ],
 )
 def test_markers_of_the_template_are_broken_up_in_data(markers: list[str], question: str) -> None:
-    """A user-defined token that the template builds on stands whole in no fragment of a question, and none is lost."""
+    """No fragment of a question has a whole user-defined token that the template uses, and no text is lost."""
     template = "".join(markers) + "{{ messages[-1].content }}"
     fragments = ChatPrompt(template, [], markers).fragments(question)
     assert "".join(fragments) == question
     assert not [fragment for fragment in fragments for marker in markers if marker in fragment]
 
 
-def test_a_question_with_markers_becomes_several_segments() -> None:
-    """Between them the tokenizer cannot join what was cut; the template's own marker stays whole."""
+def test_markers_in_a_question() -> None:
+    """The tokenizer cannot join fragments; the template's own marker stays whole. Markers that it does not use mean nothing."""
     segments = ChatPrompt("<m>{{ messages[-1].content }}<m>", [], ["<m>"], instructions="").segments("1<m>2")
     assert segments == [Plain("<m>1<"), Plain("m>2<m>")]
-
-
-def test_markers_that_the_template_does_not_use_are_left_whole() -> None:
-    """They mean nothing to the chat format, and cutting them would change how the text reads to the model."""
     assert ChatPrompt(CHATML, CHATML_TOKENS, ["<think>"]).fragments("<think>") == ["<think>"]
 
 
 def test_dates_do_not_change_the_prompt() -> None:
-    """A template that asks for today's date always gets the same one."""
     segments = ChatPrompt(SHOWS_USER + "{{ strftime_now('%d %B %Y') }}", []).segments("q")
     assert text(segments).endswith("26 July 2024")
 
@@ -222,8 +211,7 @@ def test_jinja_extensions_of_chat_templates() -> None:
     assert text(ChatPrompt(template, [], instructions="").segments("q")) == 'q{"a": 0}'
 
 
-def test_templates_that_tell_training_what_the_assistant_writes() -> None:
-    """`generation` blocks change nothing."""
+def test_templates_that_mark_what_the_assistant_writes() -> None:
     block = "{% for m in messages %}{% if m.role == 'assistant' %}BEGIN{{ m.content }}END{% else %}{{ m.content }}{% endif %}|{% endfor %}"
     marked = block.replace("BEGIN", "{%- generation -%}").replace("END", "{%- endgeneration -%}")
     plain = block.replace("BEGIN", "").replace("END", "")
@@ -233,25 +221,20 @@ def test_templates_that_tell_training_what_the_assistant_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "reason"),
     [
-        "no user message",
-        "{{ messages[-1].content }}{{ messages[-1].content }}",
-        "{{ messages[-1].content | upper }}",
-        "",
+        ("no user message", "exactly once"),
+        ("{{ messages[-1].content }}{{ messages[-1].content }}", "exactly once"),
+        ("{{ messages[-1].content | upper }}", "exactly once"),
+        ("", "exactly once"),
+        ("{{ raise_exception('only tools') }}", r"\(only tools\)"),
     ],
-    ids=["missing", "twice", "changed", "empty"],
+    ids=["missing", "twice", "changed", "empty", "refused"],
 )
-def test_a_template_must_show_the_question_once(template: str) -> None:
-    """Else the model would answer something else."""
-    with pytest.raises(TemplateError, match="exactly once"):
+def test_a_template_must_show_the_question_once(template: str, reason: str) -> None:
+    """Else the model would answer something else. A template that refuses gives its own reason."""
+    with pytest.raises(TemplateError, match=reason):
         ChatPrompt(template, [])
-
-
-def test_a_template_that_always_refuses_gives_its_own_reason() -> None:
-    """Its words, not ours, tell what it wants."""
-    with pytest.raises(TemplateError, match=r"refuses the messages \(only tools\)"):
-        ChatPrompt("{{ raise_exception('only tools') }}", [])
 
 
 @pytest.mark.parametrize(
@@ -269,7 +252,6 @@ def test_a_template_that_always_refuses_gives_its_own_reason() -> None:
     ],
 )
 def test_a_broken_template_is_one_clear_error(broken: str) -> None:
-    """Whatever it does wrong, the error says that it is the template."""
     with pytest.raises(TemplateError) as caught:
         ChatPrompt(SHOWS_USER + broken, [])
     assert "\n" not in caught.value.message
@@ -293,6 +275,9 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hurry")
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a callback of the garbage collector, too deep
 @pytest.mark.parametrize(
     "hostile",
     [

@@ -116,7 +116,6 @@ def test_catching_up_reads_all_missing_steps_at_once() -> None:
 
 
 def test_a_solution_that_got_shorter() -> None:
-    """Steps that are no longer in the trace are not read as if they were."""
     engine, longer, shorter = new_engine(HashBackend()), new_trace(), new_trace()
     for text in ("one.\n\n", "two.\n\n"):
         keep(longer, foreign(text))
@@ -202,7 +201,6 @@ def test_every_token_is_drawn_for_its_own_position() -> None:
 
 
 def test_samples_of_a_step_differ_and_repeat() -> None:
-    """From one text several steps are drawn, and each is the same every time."""
 
     def write_sample(sample: int) -> str:
         engine = make_engine("target", HashBackend(), Sampler(1.0, 1.0, 5))
@@ -239,7 +237,6 @@ def test_a_step_ends_at_its_separator() -> None:
     ids=["an end is a token without text", "an end at once", "a separator on the last token", "only separators (H24)"],
 )
 def test_why_a_step_ends(script: Script, limit: int, expected: tuple[str, int, str]) -> None:
-    """Its text, its number of tokens, and the reason."""
     trace = new_trace(Limits(max_step_tokens=limit))
     step = write(new_engine(scripted(script), keep_token_stats=True), trace)
     keep(trace, step)
@@ -279,7 +276,6 @@ def test_a_step_ends_with_the_context() -> None:
 
 
 def test_a_prompt_that_leaves_room_for_one_token() -> None:
-    """It is the longest that is accepted."""
     num_prompt = new_engine(scripted(repeat("a"))).start(0, WriteStep("draft", new_trace()))
     step = write(new_engine(scripted(repeat("a"), context=num_prompt + 1)), new_trace())
     assert (step.num_tokens, step.stop) == (1, "context")
@@ -318,7 +314,6 @@ def test_token_statistics_are_what_the_backend_computed() -> None:
 
 
 def test_token_statistics_are_kept_on_request_only() -> None:
-    """Without them the step is the same."""
     without, with_them = (write(new_engine(HashBackend(), keep_token_stats=kept), new_trace()) for kept in (False, True))
     assert without.token_stats is None
     assert with_them.token_stats is not None
@@ -426,7 +421,6 @@ def test_measuring() -> None:
 
 
 def test_a_target_that_ends_at_once_has_an_estimate() -> None:
-    """However little was decoded."""
     engine = make_engine("target", scripted(recite("")), Sampler(), instructions="")
     (event,) = [event for event in events_of({"target": engine}, [PROBLEM], "target") if isinstance(event, Finished)]
     assert event.target_alone_seconds is not None
@@ -463,7 +457,6 @@ def test_one_failing_problem_does_not_end_the_others(concurrency: int) -> None:
 
 
 def test_a_problem_that_does_not_fit_does_not_end_the_others() -> None:
-    """Its prompt is too long for the context."""
     problems = [Problem("short", "question 1"), Problem("long", "question " * 20), Problem("last", "question 3")]
     engine = make_engine("draft", scripted(recite("abc.\n\n"), context=100), Sampler(), instructions="")
     events = events_of({"draft": engine}, problems, "draft")
@@ -482,7 +475,9 @@ def test_a_late_problem_does_not_end_the_next() -> None:
 
     engine, flow = make_engine("draft", scripted(script), Sampler(), instructions=""), POLICIES["draft"].flow
     limits = Limits(max_steps=2)
-    scheduler = Scheduler({"draft": engine}, lambda trace: flow(trace, None, 0), limits, timeout=50.0, clock=clock)
+    scheduler = Scheduler(
+        {"draft": engine}, lambda trace: flow(trace, None, 0), limits, new_deadline=lambda: Deadline.after(50.0, clock)
+    )
     late, other = (e for e in scheduler.run([Problem(name, name) for name in ("slow", "fast")]) if isinstance(e, Finished))
     assert isinstance(late.error, TimedOutError)
     assert "50 s" in late.error.message
@@ -490,7 +485,6 @@ def test_a_late_problem_does_not_end_the_next() -> None:
 
 
 def test_a_deadline_ends_its_own_slot_only() -> None:
-    """The other problem of the batch goes on."""
     clock = Paced(0.0)
     engine = make_engine("draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="")
     for slot, seconds in enumerate((50.0, 500.0)):
@@ -526,7 +520,6 @@ def test_nan_logits_end_the_run() -> None:
 
 
 def test_nan_logits_of_llama(tiny: Mapping[str, Path]) -> None:
-    """The same with a model file that has a NaN."""
     with LlamaBackend(tiny["nan"], Options(256, threads=1)) as backend, pytest.raises(ComputeError, match="not numbers"):
         write(new_engine(backend), new_trace())
 

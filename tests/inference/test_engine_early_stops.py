@@ -1,4 +1,4 @@
-"""Steps that are stopped before they are finished: where they are looked at, and what is left of them."""
+"""Steps that are stopped early: where their numbers are computed, and what is left of them."""
 
 import numpy as np
 from hash_language import HashBackend, Recording
@@ -20,8 +20,8 @@ def write_until(engine: Engine, trace: Trace, early_stop: EarlyStop) -> Step:
     return finish(engine)[0]
 
 
-def test_a_bad_step_is_stopped_where_it_is_looked_at() -> None:
-    """It has the tokens drawn up to there, their text and their evidence."""
+def test_a_bad_step_is_stopped_when_it_is_due() -> None:
+    """It has the tokens drawn up to there, their text and their statistics."""
     whole = write(new_engine(HashBackend("m"), keep_token_stats=True), new_trace())
     step = write_until(new_engine(HashBackend("m"), keep_token_stats=True), new_trace(), stop_at(2, 3))
     assert (step.stop, step.num_tokens) == ("early", 2)
@@ -30,8 +30,8 @@ def test_a_bad_step_is_stopped_where_it_is_looked_at() -> None:
     assert len(np.asarray(step.known_token_stats.hidden)) == 2
 
 
-def test_a_step_that_looks_well_is_finished() -> None:
-    """Looking at it changes nothing: text and evidence are those of a step that nobody looks at. A tie is not above tau."""
+def test_a_good_step_is_finished() -> None:
+    """Computing its number changes neither text nor statistics. A tie is not above tau."""
     whole = write(new_engine(HashBackend("m"), keep_token_stats=True), new_trace())
     seen: list[Step] = []
 
@@ -47,14 +47,13 @@ def test_a_step_that_looks_well_is_finished() -> None:
 
 
 def test_a_step_that_has_ended_is_not_stopped() -> None:
-    """With its last token a step is whole, however bad it is: the flow looks at it then."""
     whole = write(new_engine(HashBackend("m")), new_trace())
     step = write_until(new_engine(HashBackend("m")), new_trace(), stop_at(whole.num_tokens))
     assert (step.stop, step.text) == (whole.stop, whole.text)
 
 
 def test_no_step_is_stopped_within_a_character() -> None:
-    """A number of half a character would be another one than that of the step which ends there."""
+    """Half a character would give another number than the step that ends there."""
     engine = new_engine(ByteReciter("a\u20acb\n\n".encode()))
     step = write_until(engine, new_trace(), stop_at(2, 3, 4))
     assert (step.text, step.num_tokens) == ("a\u20ac", 4)
@@ -70,8 +69,7 @@ def test_after_a_stop_the_model_goes_on_from_what_was_kept() -> None:
     assert write(engine, trace).text == write(fresh, trace).text
 
 
-def test_looking_is_no_time_of_the_model() -> None:
-    """What whoever looks takes is in no cost of the step."""
+def test_the_routers_time_is_not_the_models() -> None:
     now = 0.0
 
     def clock() -> float:

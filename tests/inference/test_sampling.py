@@ -19,19 +19,16 @@ def frequencies(sampler: Sampler, logits: Logits, draws: int = 4000) -> Logits:
 
 
 def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
-    """Temperature 0 needs no draw."""
     assert Sampler().choose(logits_of(0.2, 0.5, 0.3), "p", 0) == 1
     assert Sampler().choose(logits_of(0.2, 0.4, 0.4), "p", 0) == 1
 
 
 def test_draws_follow_the_distribution() -> None:
-    """At temperature 1 tokens come as often as their probability says."""
     found = frequencies(Sampler(temperature=1.0), logits_of(0.1, 0.6, 0.3))
     np.testing.assert_allclose(found, [0.1, 0.6, 0.3], atol=0.03)
 
 
 def test_temperature_flattens_and_sharpens() -> None:
-    """Probabilities are raised to 1 / temperature."""
     logits = logits_of(0.2, 0.8)
     for temperature in (0.5, 2.0):
         expected = np.array([0.2, 0.8]) ** (1 / temperature)
@@ -59,7 +56,6 @@ def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
 
 
 def test_problem_ids_may_hold_any_characters() -> None:
-    """Even a lone surrogate, which is no UTF-8."""
     assert Sampler(1.0).choose(logits_of(0.5, 0.5), "\ud800/\u2028", 0) in (0, 1)
 
 
@@ -74,13 +70,11 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, temperature: floa
 
 
 def test_all_logits_minus_infinity_are_an_error() -> None:
-    """Then there is no likeliest token."""
     with pytest.raises(ComputeError):
         Sampler().choose(np.full(3, -np.inf, np.float32), "p", 0)
 
 
 def test_impossible_tokens_are_never_drawn() -> None:
-    """A logit of minus infinity is a probability of 0."""
     logits = np.array([0.0, -np.inf, 0.0], np.float32)
     assert frequencies(Sampler(1.0), logits, 500)[1] == 0
 

@@ -1,17 +1,20 @@
-"""What is proposed, and how far it is verified: on machines of several kinds, made of numbers, with proposals that match more or less."""
+"""What is proposed, and how much of it is verified, on machines made of numbers, with proposals that match more or less."""
 
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.inference.acceptance import KINDS, SOURCES, Kind, Place, Proposal
+from arbitrage_cli.inference.acceptance import KINDS, SOURCES, Place, Proposal
 from arbitrage_cli.inference.costs import FIRST_ROWS, MAX_ROWS
 from arbitrage_cli.inference.speculation import Planner
 
 Seconds = Callable[[int], float]
+
+DRAFTED = Place(9, 0)
 
 MEASURED_ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128)
 MEASURED_SECONDS = (31, 52, 72, 90, 109, 128, 206, 263, 253, 376, 414, 700, 1320)  # 1.5B, Q4_K_M, two Zen 4 cores
@@ -19,12 +22,7 @@ MEASURED_SECONDS = (31, 52, 72, 90, 109, 128, 206, 263, 253, 376, 414, 700, 1320
 
 def as_measured(rows: int) -> float:
     """Milliseconds of a batch, on the lines between the sizes that were measured."""
-    index = next(index for index, size in enumerate(MEASURED_ROWS) if size >= rows)
-    if MEASURED_ROWS[index] == rows:
-        return MEASURED_SECONDS[index]
-    low, high = MEASURED_ROWS[index - 1 : index + 1]
-    share = (rows - low) / (high - low)
-    return MEASURED_SECONDS[index - 1] * (1 - share) + MEASURED_SECONDS[index] * share
+    return float(np.interp(rows, MEASURED_ROWS, MEASURED_SECONDS))
 
 
 def line(first: float, more: float) -> Seconds:
@@ -32,43 +30,46 @@ def line(first: float, more: float) -> Seconds:
     return lambda rows: first + more * (rows - 1)
 
 
-def note(planner: Planner, seconds: float, count: int, num_drawn: int, kind: Kind = "drafted") -> None:
-    """Tell a planner of a batch with `count` proposed tokens."""
-    if count:
-        planner.record_verification(seconds, 1 + count, num_drawn, kind=kind)
-    else:
-        planner.record_decode(seconds)
+def record(planner: Planner, seconds: float, count: int, num_drawn: int, place: Place = DRAFTED) -> None:
+    """Record a batch of one problem with `count` proposed tokens."""
+    planner.record_batch(seconds, 1 + count, num_drawn, [place])
+
+
+def known(reading: float, decoding: float = 1.0) -> Planner:
+    """A planner that knows what reading a token and decoding one take."""
+    planner = Planner()
+    planner.costs.add_read(50, 50 * reading)
+    planner.record_decode(decoding)
+    return planner
 
 
 class Machine:
-    """Writes steps of 30 tokens with a planner, and counts the seconds that it takes with and without."""
+    """Writes steps of 30 tokens with a planner, and counts the seconds."""
 
-    def __init__(self, batch: Seconds, match: float, *, first: float | None = None, noise: float = 0.0) -> None:
+    def __init__(
+        self, batch: Seconds, match: float, reading: float, *, first: float | None = None, noise: float = 0.0
+    ) -> None:
         self._batch = batch
         self._match, self._first = match, match if first is None else first
         self._random = random.Random(0)
         self._noise = noise
         self.planner = Planner()
-        self.seconds = self.without = 0.0
-        self.most_rows = 0
+        self.planner.costs.add_read(50, 50 * reading)
+        self.seconds = 0.0
 
     def took(self, seconds: float) -> float:
         return seconds * self._random.uniform(1 - self._noise, 1 + self._noise)
 
-    def read(self, seconds_a_token: float) -> None:
-        self.planner.costs.add_read(50, 50 * seconds_a_token)
-
     def write(self, num_steps: int) -> float:
-        """Seconds of so many steps as a share of those that decoding alone takes."""
-        self.seconds = self.without = 0.0
+        """The seconds of so many steps, as a share of those that decoding alone takes."""
+        self.seconds = 0.0
         self.planner.record_decode(self.took(self._batch(1)))
         for _ in range(num_steps):
             matching = 0
             while matching < 30 and self._random.random() < (self._match if matching else self._first):
                 matching += 1
             self._write_step(matching)
-            self.without += 30 * self._batch(1)
-        return self.seconds / self.without
+        return self.seconds / (num_steps * 30 * self._batch(1))
 
     def _write_step(self, matching: int) -> None:
         done, alive = 0, True
@@ -77,8 +78,7 @@ class Machine:
             gained = min(count, matching - done) + 1 if alive else 1
             taken = self.took(self._batch(1 + count))
             self.seconds += taken
-            self.most_rows = max(self.most_rows, 1 + count)
-            note(self.planner, taken, count, gained)
+            record(self.planner, taken, count, gained)
             for number in range(done, min(done + gained, 29)) if alive else ():
                 self.planner.acceptance.record(Place(29 - number, number), matched=number < matching)
             done += gained
@@ -101,9 +101,7 @@ def test_proposals_that_match_save_time(batch: Seconds, match: float, share: flo
 
     The least possible, were all costs and chances known: 0.30, 0.61, 0.79, 0.68 and 0.87.
     """
-    machine = Machine(batch, match, noise=0.1)
-    machine.read(batch(50) / 50)
-    assert machine.write(200) < share
+    assert Machine(batch, match, batch(50) / 50, noise=0.1).write(200) < share
 
 
 @pytest.mark.parametrize(
@@ -112,23 +110,17 @@ def test_proposals_that_match_save_time(batch: Seconds, match: float, share: flo
     ids=["batches save nothing", "nor little", "proposals that do not match", "quantized, a bad draft", "batches cost more"],
 )
 def test_proposals_never_cost_much(batch: Seconds, match: float) -> None:
-    """Where they save nothing they are soon left alone."""
-    machine = Machine(batch, match, noise=0.1)
-    machine.read(min(batch(50) / 50, 0.5 * batch(1)))
-    assert machine.write(200) < 1.02
+    assert Machine(batch, match, min(batch(50) / 50, 0.5 * batch(1)), noise=0.1).write(200) < 1.02
 
 
 def test_a_first_guess_that_was_too_good_is_corrected() -> None:
     """Reading is cheap, but output is dear: a small model with a large vocabulary."""
-    machine = Machine(line(1.0, 0.95), 0.9)
-    machine.read(0.05)
-    assert machine.write(100) < 1.02
+    assert Machine(line(1.0, 0.95), 0.9, 0.05).write(100) < 1.02
 
 
 def test_proposals_that_part_at_once() -> None:
-    """Their first token is waited for; where it matches, the rest is worth a batch all the same."""
-    machine = Machine(line(1.0, 0.3), 0.98, first=0.3)
-    machine.read(0.3)
+    """If their first token matches, the rest is worth a batch all the same."""
+    machine = Machine(line(1.0, 0.3), 0.98, 0.3, first=0.3)
     assert machine.write(300) < 0.94
     at_first, later = machine.planner.plan([Place(29, 0), Place(28, 1)])
     assert at_first < later
@@ -137,8 +129,7 @@ def test_proposals_that_part_at_once() -> None:
 @pytest.mark.parametrize("slow", [2, 5, 20])
 def test_a_machine_that_was_busy_once(slow: float) -> None:
     """A batch that took many times as long as it should, even the first one, is not the end of proposals."""
-    machine = Machine(line(1.0, 0.25), 0.98)
-    machine.read(0.25)
+    machine = Machine(line(1.0, 0.25), 0.98, 0.25)
     machine.planner.record_decode(1.0)
     (count,) = machine.planner.plan([Place(29, 0)])
     machine.planner.record_verification(slow * (1 + 0.25 * count), 1 + count, 1 + count)
@@ -148,8 +139,7 @@ def test_a_machine_that_was_busy_once(slow: float) -> None:
 
 def test_a_machine_that_was_busy_for_long() -> None:
     """Batches that took ten times as long as they should are tried again later."""
-    machine = Machine(line(1.0, 0.02), 0.98)
-    machine.read(0.02)
+    machine = Machine(line(1.0, 0.02), 0.98, 0.02)
     machine.planner.record_decode(1.0)
     for rows in range(2, 6):
         machine.planner.record_verification(10.0, rows, rows - 1)
@@ -160,37 +150,30 @@ def test_a_machine_that_was_busy_for_long() -> None:
 
 def test_a_machine_that_gets_slower() -> None:
     """Costs are remembered in decodes: when everything takes twice as long, as much is worth its time as before."""
-    machine = Machine(line(1.0, 0.1), 0.95)
-    machine.read(0.1)
+    machine = Machine(line(1.0, 0.1), 0.95, 0.1)
     machine.write(100)
-    slower = Machine(line(2.0, 0.2), 0.95)
+    slower = Machine(line(2.0, 0.2), 0.95, 0.2)
     slower.planner = machine.planner
     assert slower.write(100) < 0.7
 
 
-def test_nothing_is_verified_before_speeds_are_known() -> None:
-    """Neither without a decode nor without a read; nor by a clock that stands still."""
-    planner = Planner()
-    planner.costs.add_read(50, 0.5)
-    assert planner.plan([Place(20, 0)]) == [0]
-    planner.record_decode(0.0)
-    assert planner.plan([Place(20, 0)]) == [0]
-    unread = Planner()
+def test_nothing_is_planned_before_speeds_are_known() -> None:
+    """Neither without a decode nor without a read; nor by a clock that stands still; nor without the draft's price, or room."""
+    unread, undecoded = Planner(), Planner()
     unread.record_decode(1.0)
-    assert unread.plan([Place(20, 0)]) == [0]
-
-
-def measured() -> Planner:
-    """A planner that has seen a token read in a fifth of the time of a decode."""
-    planner = Planner()
-    planner.costs.add_read(100, 20.0)
-    planner.record_decode(1.0)
-    return planner
+    undecoded.costs.add_read(50, 0.5)
+    for planner in (unread, undecoded, known(0.01, 0.0)):
+        planner.record_speculation(1.0)
+        assert planner.plan([Place(20, 0)]) == [0]
+        assert planner.plan_speculation(0.01, 9) == 0
+    assert known(0.2).plan_speculation(0.0, 9) == 0
+    assert known(0.2).plan_speculation(0.01, 0) == 0
+    assert known(0.2).plan_speculation(0.01, 9) > 0
 
 
 def test_the_likeliest_tokens_go_first() -> None:
     """In a batch with another problem, that which matched so far gets more."""
-    planner = measured()
+    planner = known(0.2)
     for _ in range(50):
         planner.acceptance.record(Place(9, 0), matched=False)
         planner.acceptance.record(Place(9, 1), matched=True)
@@ -201,8 +184,8 @@ def test_the_likeliest_tokens_go_first() -> None:
 
 
 def test_what_came_back_is_learned_apart() -> None:
-    """Where texts part for good, but follow their proposals whenever they come back, only the latter are worth a batch."""
-    planner = measured()
+    """If texts part at once, but follow their proposals after they come back, only the latter are worth a batch."""
+    planner = known(0.2)
     for _ in range(50):
         planner.acceptance.record(Place(9, 0), matched=False)
         planner.acceptance.record(Place(9, 0, "again"), matched=True)
@@ -210,8 +193,8 @@ def test_what_came_back_is_learned_apart() -> None:
     assert at_first == 0 < back
 
 
-def test_what_is_told_is_proposed_until_the_text_leaves_it() -> None:
-    """Or is back in the drafted step, of which more is known."""
+def test_a_continuation_is_proposed_until_the_text_leaves_it() -> None:
+    """Or comes back to the drafted step, of which more is known."""
     proposal = Proposal([*map(ord, "abcdefgh")])
     assert proposal.follow(ord("x")) is False
     proposal.speculate([*map(ord, "yz!")])
@@ -229,36 +212,30 @@ def test_what_is_told_is_proposed_until_the_text_leaves_it() -> None:
 
 
 def speculate(draft: float, batch: Seconds, match: float, num_tokens: int = 6000) -> float:
-    """Seconds of a text that is speculated on wherever that seems worth it, as a share of those that decoding alone takes."""
-    chance, planner = random.Random(0), Planner()
-    planner.costs.add_read(50, 50 * batch(50) / 50)
-    planner.record_decode(batch(1))
+    """The seconds of a text that is speculated on if that seems worth it, as a share of those that decoding alone takes."""
+    chance, planner = random.Random(0), known(batch(50) / 50, batch(1))
     seconds, done = 0.0, 0
     while done < num_tokens:
-        told = planner.plan_speculation(draft, 30)
-        matching = next((index for index in range(told) if chance.random() >= match), told)
-        (count,) = planner.plan([Place(told, 0, "speculated")]) if told else (0,)
-        for number in range(min(matching + 1, told)):
-            planner.acceptance.record(Place(told - number, number, "speculated"), matched=number < matching)
+        most = planner.plan_speculation(draft, 30)
+        matching = next((index for index in range(most) if chance.random() >= match), most)
+        (count,) = planner.plan([Place(most, 0, "speculated")]) if most else (0,)
+        for number in range(min(matching + 1, most)):
+            planner.acceptance.record(Place(most - number, number, "speculated"), matched=number < matching)
         drawn = min(matching, count) + 1
-        note(planner, batch(1 + count), count, drawn, "speculated")
-        planner.record_speculation(told * draft)
-        seconds += told * draft + batch(1 + count)
+        record(planner, batch(1 + count), count, drawn, Place(most, 0, "speculated"))
+        planner.record_speculation(most * draft)
+        seconds += most * draft + batch(1 + count)
         done += drawn
     return seconds / (num_tokens * batch(1))
 
 
 @pytest.mark.parametrize(
     ("draft", "batch", "match", "share"),
-    [
-        (0.1, line(1.0, 0.05), 0.9, 0.45),
-        (0.19, line(1.0, 0.13), 0.8, 0.8),
-        (0.05, line(1.0, 0.02), 0.95, 0.25),
-    ],
+    [(0.1, line(1.0, 0.05), 0.9, 0.45), (0.19, line(1.0, 0.13), 0.8, 0.8), (0.05, line(1.0, 0.02), 0.95, 0.25)],
     ids=["a cheap draft", "full precision", "a GPU"],
 )
 def test_speculating_saves_time_where_the_draft_is_cheap(draft: float, batch: Seconds, match: float, share: float) -> None:
-    """Compared with decoding alone, what the draft takes included."""
+    """Compared with decoding alone, including the draft's time."""
     assert speculate(draft, batch, match) < share
 
 
@@ -268,48 +245,45 @@ def test_speculating_saves_time_where_the_draft_is_cheap(draft: float, batch: Se
     ids=["quantized", "a bad draft", "batches save nothing", "a draft as slow as the target"],
 )
 def test_speculating_never_costs_much(draft: float, batch: Seconds, match: float) -> None:
-    """Where it saves nothing it is soon left alone."""
     assert speculate(draft, batch, match) < 1.02
 
 
 @pytest.mark.parametrize(("draft", "match"), [(0.95, 0.95), (0.3, 0.3), (0.6, 0.6)])
 def test_speculating_leaves_what_drafts_gain(draft: float, match: float) -> None:
-    """Steps of 72 tokens of which the first 12 were drafted, on a machine where small batches are cheap and larger ones dear:
-    whether anybody could be asked beyond makes no difference where that is not worth it.
+    """Steps of 72 tokens, 12 of them drafted, on a machine with cheap small batches and dear larger ones: that the draft could be
+    asked for more makes no difference if that is not worth it.
     """
 
     def batch(rows: int) -> float:
         return 1.15 if 1 < rows <= 4 else 6.0 if rows > 1 else 1.0
 
     def seconds(price: float) -> float:
-        chance, planner, taken = random.Random(0), Planner(), 0.0
-        planner.costs.add_read(50, 10.0)
-        planner.record_decode(1.0)
+        chance, planner, taken = random.Random(0), known(0.2), 0.0
         for _ in range(150):
             done = 0
             while done < 72:
-                told = planner.plan_speculation(price, 71 - done) if done >= 12 and price else 0
-                place = Place(12 - done, done) if done < 12 else Place(told, 0, "speculated")
+                most = planner.plan_speculation(price, 71 - done) if done >= 12 and price else 0
+                place = Place(12 - done, done) if done < 12 else Place(most, 0, "speculated")
                 (count,) = planner.plan([place])
-                matching = 99 if done < 12 else next((index for index in range(told) if chance.random() >= match), told)
+                matching = 99 if done < 12 else next((index for index in range(most) if chance.random() >= match), most)
                 drawn = min(count, matching) + 1
                 for number in range(min(drawn, place.num_left)):
                     planner.acceptance.record(
                         place._replace(num_matched=place.num_matched + number), matched=number < matching
                     )
                 took = batch(1 + count)
-                note(planner, took, count, drawn, place.kind)
-                planner.record_speculation(told * price)
-                taken += took + told * price
+                record(planner, took, count, drawn, place)
+                planner.record_speculation(most * price)
+                taken += took + most * price
                 done += drawn
         return taken
 
     assert seconds(draft) < 1.01 * seconds(0.0)
 
 
-def test_whoever_has_nothing_to_say_costs_drafts_nothing() -> None:
-    """It is asked no more; what was drafted is verified as before."""
-    planner = measured()
+def test_a_draft_without_continuations_costs_drafted_steps_nothing() -> None:
+    """It is not asked again; drafted steps are verified as before."""
+    planner = known(0.2)
     before = planner.plan([Place(9, 0)])
     for _ in range(30):
         planner.record_decode(1.0)
@@ -318,26 +292,9 @@ def test_whoever_has_nothing_to_say_costs_drafts_nothing() -> None:
     assert planner.plan([Place(9, 0)]) == before != [0]
 
 
-def test_a_clock_that_stood_still_is_no_price() -> None:
-    """Nothing is divided by it."""
-    planner = Planner()
-    for _ in range(20):
-        planner.record_decode(0.0)
-        planner.record_speculation(1.0)
-    assert planner.plan_speculation(0.01, 9) == 0
-
-
-def test_nothing_is_speculated_on_before_speeds_are_known() -> None:
-    """Neither the writer's own nor the other's; nor where there is no room."""
-    assert Planner().plan_speculation(0.01, 9) == 0
-    assert measured().plan_speculation(0.0, 9) == 0
-    assert measured().plan_speculation(0.01, 0) == 0
-    assert measured().plan_speculation(0.01, 9) > 0
-
-
 def test_steps_without_a_proposal_change_no_cost() -> None:
-    """Costs fade with each proposal, not with each batch in which a problem has none."""
-    planner = measured()
+    """Costs fade with each proposal, not with each batch."""
+    planner = known(0.2)
     planner.record_verification(2.9, 3, 3)
     before = planner.plan([Place(2, 5)])
     for _ in range(500):
@@ -347,10 +304,7 @@ def test_steps_without_a_proposal_change_no_cost() -> None:
 
 def test_coming_back_for_nothing_costs_little() -> None:
     """Texts of few letters, which seem to be back all the time, and are not."""
-    chance, planner = random.Random(0), Planner()
-    planner.costs.add_read(50, 25.0)
-    planner.record_decode(1.0)
-    seconds = 0.0
+    chance, planner, seconds = random.Random(0), known(0.5), 0.0
     for _ in range(300):
         proposal = Proposal([chance.randrange(4) for _ in range(30)])
         text = [chance.randrange(4) for _ in range(30)]
@@ -359,18 +313,15 @@ def test_coming_back_for_nothing_costs_little() -> None:
             upcoming = proposal.upcoming(count)
             drawn = next((index for index, token in enumerate(upcoming) if token != text[index]), count) + 1
             for token in text[:drawn]:
-                place = proposal.place(1)
-                matched = proposal.follow(token)
-                if matched is not None:
-                    planner.acceptance.record(place, matched=matched)
+                planner.acceptance.follow(proposal, token)
             del text[:drawn]
-            note(planner, 1.0 + 0.5 * count, count, drawn)
+            record(planner, 1.0 + 0.5 * count, count, drawn)
             seconds += 1.0 + 0.5 * count
     assert seconds < 1.02 * 300 * 30
 
 
 def proposed_after(proposal: str, written: str) -> str:
-    """What is proposed next, of a text whose tokens are its characters."""
+    """What is proposed next; tokens are characters."""
     following = Proposal([*map(ord, proposal)])
     for character in written:
         following.follow(ord(character))
@@ -397,13 +348,13 @@ def proposed_after(proposal: str, written: str) -> str:
     ],
 )  # fmt: skip
 def test_what_is_proposed_next(written: str, upcoming: str) -> None:
-    """The rest while the text is as proposed, nothing where it went another way, and the rest again where it is back."""
+    """The rest while the text follows the proposal, nothing after it left that, and the rest again once it is back."""
     assert proposed_after("we add 3 and 4, so 3 and 4 is 7", written) == upcoming
 
 
 @given(st.text("ab", max_size=12), st.text("ab", max_size=12))
 def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, written: str) -> None:
-    """And right is what was the next token proposed."""
+    """And it is right if it is the next token proposed."""
     following = Proposal([*map(ord, proposal)])
     for character in written:
         upcoming, place = following.upcoming(1), following.place(1)
@@ -439,7 +390,7 @@ events = st.lists(
 @given(events, st.lists(places, min_size=1, max_size=150))
 def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], waiting: list[Place]) -> None:
     """Whatever was measured: no more than was proposed, and no larger a batch than allowed, if that many problems fit at all."""
-    planner = measured()
+    planner = known(0.2)
     for event in seen:
         event(planner)
     for _ in range(2):
@@ -452,8 +403,5 @@ def test_a_plan_is_one_that_can_be_done(seen: list[Callable[[Planner], None]], w
 @pytest.mark.parametrize("num_problems", [1, 3, 4, 5, 64])
 def test_the_first_batch_is_small(num_problems: int) -> None:
     """However cheap reading is, and however many problems wait: larger batches were not measured yet."""
-    planner = Planner()
-    planner.costs.add_read(100, 0.1)
-    planner.record_decode(1.0)
-    counts = planner.plan([Place(60, 9)] * num_problems)
+    counts = known(0.001).plan([Place(60, 9)] * num_problems)
     assert sum(counts) + num_problems == max(FIRST_ROWS, num_problems)

@@ -45,7 +45,6 @@ def write(*pieces: bytes) -> tuple[str, int | None]:
     ],
 )
 def test_a_step_ends_at_the_first_blank_line(pieces: list[bytes], text: str, ended_after: int | None) -> None:
-    """The separator is found in the text, however tokens cut it."""
     assert write(*pieces) == (text, ended_after)
 
 
@@ -68,20 +67,17 @@ def test_only_separators_never_end_a_step() -> None:
 
 
 def test_split_characters_appear_when_complete() -> None:
-    """A character whose bytes are spread over tokens is given out once, with its last byte."""
     step = StepText()
     assert [step.add(bytes([byte])) for byte in "é∑".encode()] == ["", "é", "", "", "∑"]
     assert step.finish() == "é∑"
 
 
 def test_incomplete_characters_become_replacement_characters() -> None:
-    """Bytes that are no UTF-8 turn into U+FFFD, in the middle and at the end."""
     assert write(b"a\xff", b"b\xe2", b"\n\n") == ("a\ufffdb\ufffd\n\n", 3)
     assert write(b"a", b"\xe2\x88") == ("a\ufffd", None)
 
 
 def test_other_line_separators_are_text() -> None:
-    """U+2028, U+0085 and vertical tabs separate nothing."""
     assert write("a\u2028\u2028b\x85\x85c\x0b\x0bd".encode())[1] is None
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of a step, against plain NumPy in double precision."""
+"""The statistics of a step's tokens, compared with plain NumPy in double precision."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,6 @@ def test_values_are_those_of_the_definitions(size: int) -> None:
 
 
 def test_greedy_tokens_need_no_search() -> None:
-    """Where the drawn token is always the likeliest, the evidence is the same as if that had been looked for."""
     logits = np.random.default_rng(0).normal(0, 5, (9, 300)).astype(np.float32)
     tokens = logits.argmax(axis=1).tolist()
     recorder = Recorder(300, greedy=True)
@@ -74,15 +73,11 @@ def test_hidden_states_are_copied_row_by_row() -> None:
     hidden = recorder.so_far().hidden
     assert isinstance(hidden, np.ndarray)
     assert (hidden.dtype, hidden.tolist()) == (np.float32, [[1.0] * 4, [2.0] * 4])
-
-
-def test_without_hidden_states_there_are_none() -> None:
-    """None, not an empty array."""
     assert record(np.zeros((1, 3), np.float32), [0]).hidden is None
 
 
-def test_looking_while_it_goes_on_changes_nothing() -> None:
-    """What there is of a step can be read after any of its tokens: what was there stays, and the whole is the same as unread."""
+def test_reading_the_statistics_in_between_changes_nothing() -> None:
+    """They can be read after any token, and the statistics of the whole step are the same."""
     rng = np.random.default_rng(0)
     logits, hidden = rng.normal(0, 5, (9, 300)).astype(np.float32), rng.normal(0, 1, (9, 4)).astype(np.float32)
     tokens = rng.integers(0, 300, 9).tolist()
@@ -104,7 +99,6 @@ def test_looking_while_it_goes_on_changes_nothing() -> None:
 
 
 def test_certainty_has_no_entropy_and_equals_have_no_margin() -> None:
-    """The two ends: one token with all the mass, and tokens that share it evenly."""
     found = record(np.array([[200, 0, 0], [1, 1, 1]], np.float32), [0, 2])
     assert found.log_probabilities[0] == 0.0
     assert found.entropies == pytest.approx((0.0, np.log(3)))

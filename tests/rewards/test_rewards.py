@@ -204,7 +204,7 @@ def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
 
 
 def test_checking_a_model_changes_no_reward() -> None:
-    """It leaves nothing behind. A context too small for the check is reported with the problems."""
+    """Nothing of it stays. A context too small for the check is reported with the problems."""
     rater = ProcessReward(Opinionated())
     rater.check()
     assert score_one(opened(rater), trace_of(), STEPS[0]) == pytest.approx((expected_reward(STEPS[:1]),))
@@ -212,7 +212,6 @@ def test_checking_a_model_changes_no_reward() -> None:
 
 
 def test_one_odd_step_ends_no_run() -> None:
-    """A model that usually answers may say something else once."""
     backend = Constant(-20.0)
     rater = opened(ProcessReward(backend))
     for number in range(2 * ENOUGH_ANSWERS):
@@ -290,7 +289,6 @@ def finished(events: Iterable[Event]) -> dict[str, Finished]:
 
 
 def test_a_full_context_ends_one_problem_only() -> None:
-    """The others of the batch get their rewards."""
     rater = ProcessReward(Opinionated(num_sequences=2, context_size=256))
     ended = finished(run("rsd", [Problem("long", "x" * 300), PROBLEM], rater))
     assert isinstance(ended["long"].error, ContextFullError)
@@ -319,7 +317,6 @@ def test_a_deadline_ends_one_problem_only(make: Callable[[Backend], Rater]) -> N
 
 
 def test_the_oracle_keeps_the_better_step() -> None:
-    """The advantage of every step is recorded."""
     decisions = [e.decision for e in run("oracle", [PROBLEM], ProcessReward(Opinionated())) if isinstance(e, Decided)]
     assert decisions
     for decision in decisions:
@@ -328,7 +325,6 @@ def test_the_oracle_keeps_the_better_step() -> None:
 
 
 def test_rewards_without_a_rater_are_a_defect() -> None:
-    """No reward is made up."""
     with pytest.raises(ValueError, match="no rater"):
         list(run("rsd", [PROBLEM], None))
 
@@ -426,14 +422,12 @@ def test_a_rollout_that_fails_ends_its_problem_only() -> None:
 
 
 def test_several_samples_share_the_reward() -> None:
-    """The reward is the share of samples that reach the answer."""
     answers = iter([True, False, True, True])
     engines = [target(Sampler(1.0, 1.0, seed)) for seed in range(4)]
     assert score_one(opened(Rollout(engines, lambda *_: next(answers))), trace_of(), "ab.\n\n") == (0.75,)
 
 
 def test_a_finished_solution_needs_no_rollout() -> None:
-    """Only its own text is graded."""
     end = Step("draft", "the end", 3, Cost(), "end")
     rater = opened(Rollout([target()], lambda _identifier, text: text == "the end"))
     assert score(rater, {0: ScoreSteps(trace_of(), (end,))})[0] == StepRewards((1.0,), Cost())

@@ -184,7 +184,7 @@ def test_a_folder_without_a_run_is_no_problem(tmp_path: Path, named: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--tau", "x"], 2, "'x' is no tau"),
+        (["--tau", "x"], 2, "--tau"),
         (["--tau", "0.5", "--ids", "99"], 2, "no problem has the id '99'"),
         (["--tau", "0.5", "--head", "nowhere.safetensors"], 2, "nowhere.safetensors"),
     ],

@@ -102,6 +102,7 @@ def write_run(
         "schema": SCHEMA,
         "kind": "collect",
         "models": models,
+        "fingerprint": {"seed": folder.name},
         "reward": {"kind": "prm", "name": "made up"},
         "costs": COSTS,
         "dataset": {"name": "made up", "sha256": "f" * 64},

@@ -1,8 +1,8 @@
-"""Tiny GGUF models with seeded random weights: small enough to write and load in milliseconds, strange enough to be a test.
+"""Tiny GGUF models with seeded random weights, written and loaded in milliseconds.
 
-The weights mean nothing, but they are arranged so that greedy text looks like writing: dimension 0 of the residual
-stream is a constant that no layer changes, so the first column of the output matrix is a bias for each token. It keeps
-the models to letters and spaces, with the end of a step and the end of the sequence now and then.
+The weights mean nothing, but greedy text looks like writing: dimension 0 of the residual stream is a constant that no layer changes,
+so the first column of the output matrix is a bias for each token. It favours letters and spaces, with a separator and an end now
+and then.
 """
 
 from collections.abc import Mapping, Sequence
@@ -132,43 +132,14 @@ def write_mamba(path: Path) -> Path:
     return _finish(writer)
 
 
-def write_bert(path: Path) -> Path:
-    """An embedding model: no cache and no logits."""
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"▁{letter}" for letter in LETTERS[1:]), *LETTERS[1:]]
-    types = [TokenType.CONTROL] * 5 + [TokenType.NORMAL] * (len(tokens) - 5)
-    rng, width, inner = np.random.default_rng(7), 16, 32
-    writer = GGUFWriter(path, "bert")
-    writer.add_name("tiny bert")
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(2)
-    writer.add_block_count(1)
-    writer.add_layer_norm_eps(1e-5)
+def write_embedding(path: Path) -> Path:
+    """A model that is not causal, as embedding models are."""
+    tokens, types = _byte_level(["ĊĊ"], ["<|endoftext|>"])
+    writer = _llama(path, "tiny embedding", width=32, biases=np.zeros(len(tokens), np.float32), seed=7)
     writer.add_causal_attention(False)
-    square, vector = (width, width), (width,)
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (len(tokens), width),
-        "token_types.weight": (2, width),
-        "position_embd.weight": (64, width),
-        "token_embd_norm.weight": vector,
-        "token_embd_norm.bias": vector,
-        **{f"blk.0.attn_{part}.weight": square for part in ("q", "k", "v", "output")},
-        **{f"blk.0.attn_{part}.bias": vector for part in ("q", "k", "v", "output")},
-        **{
-            f"blk.0.{norm}.{part}": vector
-            for norm in ("attn_output_norm", "layer_output_norm")
-            for part in ("weight", "bias")
-        },
-        "blk.0.ffn_up.weight": (inner, width),
-        "blk.0.ffn_up.bias": (inner,),
-        "blk.0.ffn_down.weight": (width, inner),
-        "blk.0.ffn_down.bias": vector,
-    }
-    for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
-    _vocabulary(writer, "bert", tokens, types, end=3, begin=2)
-    writer.add_token_type_count(2)
+    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_merges(["Ċ Ċ"])
     return _finish(writer)
 
 
@@ -179,7 +150,7 @@ WRITERS = {
     "base": write_base,
     "nan": write_not_a_number,
     "mamba": write_mamba,
-    "bert": write_bert,
+    "embedding": write_embedding,
 }
 
 

@@ -17,22 +17,9 @@ import llama_cpp.llama_cpp as c
 import numpy as np
 from llama_cpp._ggml import libggml as ggml
 
-from arbitrage_cli.errors import (
-    ArbitrageError,
-    ComputeError,
-    ContextFullError,
-    InterruptedRunError,
-    ModelUnsupportedError,
-)
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output, Tokenizer
-from arbitrage_cli.inference.llama.loading import (
-    BATCH_SIZE,
-    Attention,
-    gpu_layers,
-    load_model,
-    new_context,
-    start_llama,
-)
+from arbitrage_cli.errors import ArbitrageError, ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output
+from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import Header, read_header
 from arbitrage_cli.system.machine import default_threads
@@ -68,7 +55,7 @@ class LlamaBackend:
         self._gpu_layers = gpu_layers(options)
         try:
             self._model = load_model(path, self._gpu_layers, progress)
-            self._tokens = LlamaTokenizer(self._model, path.name)
+            self.tokenizer = LlamaTokenizer(self._model, path.name)
             self._refuse_unsupported()
             self._threads = options.threads or default_threads()
             self._num_sequences = options.num_sequences
@@ -119,7 +106,7 @@ class LlamaBackend:
             description=self._describe(),
             context_size=self._context_size,
             trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
-            vocabulary_size=self._tokens.size,
+            vocabulary_size=self.tokenizer.size,
             hidden_size=self._hidden_size,
             threads=self._threads,
             gpu_layers=self._gpu_layers,
@@ -132,12 +119,8 @@ class LlamaBackend:
         return found.decode("utf-8", errors="replace") if found else None
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokens
-
-    @property
     def template_variables(self) -> Mapping[str, Any]:
-        return {**self._template_variables, **self._tokens.named_tokens}
+        return {**self._template_variables, **self.tokenizer.named_tokens}
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position + len(tokens))
@@ -164,7 +147,7 @@ class LlamaBackend:
         self._batch.fill(sequences, positions, tokens, output=True)
         with self._abortable(deadline) if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
             self._run(deadline)
-        logits = self._rows(c.llama_get_logits_ith, len(tokens), self._tokens.size)
+        logits = self._rows(c.llama_get_logits_ith, len(tokens), self.tokenizer.size)
         if not self._keeps_hidden:
             return Output(logits, None)
         return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
@@ -191,7 +174,7 @@ class LlamaBackend:
         is_causal = self._metadata(f"{self._metadata('general.architecture')}.attention.causal") != "false"
         if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
-        if self._tokens.is_empty:
+        if self.tokenizer.is_empty:
             raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF of the model")
 
     def _choose_context_size(self, options: Options) -> int:
@@ -216,7 +199,6 @@ class LlamaBackend:
         return Attention(options.flash_attention, kind, kind)
 
     def _head_width(self) -> int:
-        """Numbers in the key of one attention head."""
         length = self._metadata(f"{self._metadata('general.architecture')}.attention.key_length")
         if length.isdigit():
             return int(length)
@@ -229,17 +211,15 @@ class LlamaBackend:
         also without flash attention, which then needs much memory; except for narrow heads and few tokens. LongRoPE models never
         share, because they rotate by the size of the whole cache.
         """
-        architecture = self._metadata("general.architecture")
-        rotates_by_size = bool(self._metadata(f"{architecture}.rope.scaling.original_context_length"))
-        if rotates_by_size:
-            return False
+        if self._metadata(f"{self._metadata('general.architecture')}.rope.scaling.original_context_length"):
+            return False  # LongRoPE
         if self._attention == NARROW_ATTENTION:
             return self._num_sequences * self._context_size <= FEW_CELLS
         return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
 
     def _warm_up(self) -> None:
         """Touch the weights, and check that the memory rolls back: for some new kinds of models only a trial shows it."""
-        token = self._tokens.any_token
+        token = self.tokenizer.any_token
         self.read(0, 0, [token] * WARM_UP_TOKENS)
         self.decode([0], [WARM_UP_TOKENS], [token])
         if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
