@@ -66,7 +66,7 @@ def _lines(figures: Figures) -> Iterator[Line]:
     left_out = {*(LATENCY if figures["concurrency"] > 1 else THROUGHPUT)}
     left_out |= set() if any(policy["cut"] for policy in policies) else {"cut"}  # labels need the room
     columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
-    yield _title(figures), "bold"
+    yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
     yield "", ""
     cells = [[policy["label"], *(cell(policy) for _, cell in columns.values())] for policy in policies]
     yield from _table(["policy", *(heading for heading, _ in columns.values())], cells)
@@ -78,10 +78,11 @@ def _lines(figures: Figures) -> Iterator[Line]:
     yield from _legend((heading, DEFINITIONS[name]) for name, (heading, _) in columns.items())
 
 
-def _title(figures: Figures) -> str:
+def size_of(figures: Figures) -> str:
+    """How many problems, samples of each, and how many at once: `40 problems x 3 samples, 2 at once`."""
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
     at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
-    return f"{one_line(figures['dataset'])}: {rounding.count(figures['n'], 'problem')}{samples}{at_once}"
+    return rounding.count(figures["n"], "problem") + samples + at_once
 
 
 def _with_range(figures: Figures, name: str, factor: int, digits: int, range_digits: int) -> str:

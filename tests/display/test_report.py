@@ -300,7 +300,7 @@ def test_traces_have_what_explains_a_surprise() -> None:
 
 
 def test_errors_have_no_time_and_their_reason() -> None:
-    """A failed attempt is told as one."""
+    """A failed attempt is shown as one."""
     (run,) = page(ODD).data["runs"]
     failures = [attempt for attempt in run["attempts"] if attempt["verdict"] == "error"]
     assert [(one["error"], one["seconds"]) for one in failures] == [("the context was full", None)]

@@ -107,7 +107,7 @@ def test_decision_says_who_wrote_and_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "tau", "told"),
+    ("number", "tau", "shown"),
     [
         (1.431, 1.0, "1.43 > 1"),
         (0.212, 1.0, "0.21 \u2264 1"),
@@ -117,9 +117,9 @@ def test_decision_says_who_wrote_and_why() -> None:
         (1.0000000001, 1.0, "1.0000000001 > 1"),
     ],
 )
-def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, told: str) -> None:
+def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, shown: str) -> None:
     """It has as many digits as it takes to see on which side of tau it is."""
-    assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == f"entropy {told}"
+    assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == f"entropy {shown}"
 
 
 def test_resize_during_a_run(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
 def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     make_view: MakeView, before: int, columns: int, text: str
 ) -> None:
-    """A terminal that wraps the region's rows anew when its width changes gets all of them erased, and nothing else."""
+    """A terminal that wraps the region's rows again when its width changes gets all of them erased, and nothing else."""
     view = make_view(before, 24)
     trace = view.start()
     view.decide(trace, accept("The first step."))

@@ -79,7 +79,7 @@ def only_row(
 
 
 class Clock:
-    """A clock that goes on only when it is told to."""
+    """A clock that goes on only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -344,10 +344,10 @@ def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.Mo
     backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", load)}
     bench = Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
     made = rows(bench, plan([item(0, "37 * 12 - 95"), item(1, "1 + 3"), item(2, "who?"), item(3, "2 + 2")], (TARGET,), 1, 2))
-    told = {row["id"]: row["error"] or row["score"]["value"] for row in made}
-    assert told["p0"] == "not finished after 50 s"
-    assert "one line of arithmetic" in told["p2"]
-    assert (told["p1"], told["p3"]) == ("correct", "correct")
+    verdicts = {row["id"]: row["error"] or row["score"]["value"] for row in made}
+    assert verdicts["p0"] == "not finished after 50 s"
+    assert "one line of arithmetic" in verdicts["p2"]
+    assert (verdicts["p1"], verdicts["p3"]) == ("correct", "correct")
 
 
 # --- what is timed
@@ -366,7 +366,7 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
     bench.grade = slow_grade
     seen: list[object] = []
     for happening in bench.run([Attempt(item(0, "1 + 3"), 0, TARGET)]):
-        clock.now += 100.0  # whoever looks takes time
+        clock.now += 100.0  # looking takes time
         seen.append(happening)
     (ended,) = (one for one in seen if isinstance(one, Ended))
     assert ended.row["wall_seconds"] == len(ticks) > 0

@@ -126,7 +126,7 @@ def test_later_rows_count() -> None:
 
 
 def test_run_json_is_replaced_whole(quick_path: Path) -> None:
-    """run.json may be written anew at any time; what does not change is not written."""
+    """run.json may be written again at any time; what does not change is not written."""
     begin(quick_path / "run")
     with RunFolder(quick_path / "run") as folder:
         before = (quick_path / "run" / "run.json").stat().st_mtime_ns
@@ -174,7 +174,7 @@ def test_truncation_at_every_byte(quick_path: Path) -> None:
     ids=["brace", "half a character", "NULs", "no UTF-8", "null", "object", "a row without its line feed"],
 )
 def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
-    """Whatever comes after the last line feed is kept beside the rows, told, and not counted."""
+    """Whatever comes after the last line feed is kept beside the rows, noted, and not counted."""
     rows = begin(quick_path / "run")
     path = quick_path / "run" / "results.jsonl"
     for number in (1, 2):
@@ -340,7 +340,7 @@ def test_another_schema_is_refused(quick_path: Path) -> None:
 
 
 def test_second_writer_is_refused(quick_path: Path) -> None:
-    """While a run is written to, another writer is told so; who only reads is not kept out."""
+    """While a run is written to, another writer is refused; a reader is not."""
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN)
         with pytest.raises(UsageError, match="another process is writing"):
@@ -351,7 +351,7 @@ def test_second_writer_is_refused(quick_path: Path) -> None:
 
 
 def test_lock_goes_with_its_process(quick_path: Path) -> None:
-    """A writer that was killed leaves no lock behind."""
+    """The lock of a writer that was killed is free."""
     code = (
         "import os, signal; from pathlib import Path; from arbitrage_cli.runs.folder import RunFolder;"
         f"RunFolder(Path({str(quick_path / 'run')!r})).save_run({{'schema': 1}}); os.kill(os.getpid(), signal.SIGKILL)"
@@ -361,7 +361,7 @@ def test_lock_goes_with_its_process(quick_path: Path) -> None:
     assert reopened(quick_path / "run") == []
 
 
-# --- beginning anew, and not at all
+# --- beginning again, and not at all
 
 
 def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_nothing_is_added_where_the_file_cannot_be_opened_again(quick_path: Path
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_run_json_stays_when_replacing_it_fails(quick_path: Path, failing: Callable[..., None], call: str) -> None:
-    """If run.json cannot be written anew, the old one is there, and no half of another beside it."""
+    """If run.json cannot be replaced, the old one is there, and no half of another beside it."""
     begin(quick_path / "run")
 
     def fail(*arguments: Any) -> None:
