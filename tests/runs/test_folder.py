@@ -478,25 +478,6 @@ def test_nothing_is_added_where_the_file_cannot_be_opened_again(quick_path: Path
     assert reopened(quick_path / "run") == [make_row(4)]
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_run_json_stays_when_replacing_it_fails(quick_path: Path, failing: Callable[..., None], call: str) -> None:
-    """If run.json cannot be replaced, the old one is there, and no half of another beside it."""
-    begin(quick_path / "run")
-
-    def fail(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    real = getattr(os, call)
-    with RunFolder(quick_path / "run") as folder:
-        failing(call, fail)
-        with pytest.raises(OutputError, match="No space left"):
-            folder.save_run(RUN | {"planned": 9})
-        failing(call, real)
-        assert folder.run == RUN
-    assert read_run_folder(quick_path / "run").run == RUN
-    assert set_aside(quick_path / "run") == []
-
-
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["add", "tear", "reopen"]), max_size=12))
 def test_any_order_of_adding_tearing_and_reopening(quick_path: Path, acts: list[str]) -> None:
