@@ -6,14 +6,15 @@ that compute (`half of 10 + 2`), conversions (`1/2 hour = 30 minutes`). Values a
 and nothing is evaluated as code. Knows no step and no model.
 """
 
+import operator
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Value = Fraction | int
 
@@ -44,6 +45,10 @@ _TOKEN = re.compile(
 )
 _SIGNS = dict.fromkeys(("\u00d7", "\u00b7", "x", "X", "\\times", "\\cdot"), "*")
 _SIGNS |= {"\u2212": "-", "\u2013": "-", "\\div": "/", "\u00f7": "/"}
+_LEVELS: tuple[Mapping[str, Callable[[Any, Any], Value]], ...] = (
+    {"+": operator.add, "-": operator.sub},
+    {"*": operator.mul, "/": Fraction},
+)
 _COMPUTING = (
     "of times twice thrice half double triple third thirds quarter quarters plus minus divided multiplied squared cubed than "
     "dozen dozens hundred thousand million billion k percent cent cents pair pairs score th st nd rd"
@@ -78,9 +83,9 @@ class _Token(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """An expression: its values (`%` as hundredths, and ignored), numbers, units, and decimal places if it is one number."""
+    """An expression: its value, numbers, units, and decimal places if it is one number."""
 
-    values: tuple[Fraction, ...]
+    value: Fraction
     numbers: tuple[Value, ...]
     units: frozenset[str]
     places: int | None
@@ -150,27 +155,24 @@ def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
     """The equations of tokens without a break: of neighbours in a chain, if one of them computes."""
     places = [-1, *(index for index, token in enumerate(tokens) if token.kind == "equal"), len(tokens)]
     ends = [_ends(tokens[start + 1 : end]) for start, end in pairwise(places)]
+    has_percent = any(token.kind == "percent" for token in tokens)
     for index, ((_, left), (right, _)) in enumerate(pairwise(ends)):
         if left and right and max(len(left.numbers), len(right.numbers)) > 1:
-            is_right = _are_equal(left, right, is_rough=tokens[places[index + 1]].text != "=")
+            is_rough = tokens[places[index + 1]].text != "="
+            factors = (1, 100, Fraction(1, 100)) if has_percent else (1,)  # `3 / 4 * 100 = 75%` is right as well
+            is_right = any(_are_equal(left._replace(value=factor * left.value), right, is_rough) for factor in factors)
             if is_right or not (left.units and right.units) or left.units & right.units:
                 in_chain = index and left is ends[index][0]
-                yield Equation(left.values[0], right.values[0], is_right, () if in_chain else left.numbers)
+                yield Equation(left.value, right.value, is_right, () if in_chain else left.numbers)
 
 
-def _are_equal(left: _Side, right: _Side, *, is_rough: bool) -> bool:
-    """Whether one way to read the percent signs makes it so."""
-    return any(
-        a == b
-        or (is_rough and abs(a - b) <= TOLERANCE * max(abs(a), abs(b)))
-        or _is_rounded(a, b, right.places, is_rough=is_rough)
-        or _is_rounded(b, a, left.places, is_rough=is_rough)
-        for a in left.values
-        for b in right.values
-    )
+def _are_equal(left: _Side, right: _Side, is_rough: bool) -> bool:
+    a, b = left.value, right.value
+    is_near = is_rough and abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
+    return a == b or is_near or _is_rounded(a, b, right.places, is_rough) or _is_rounded(b, a, left.places, is_rough)
 
 
-def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, *, is_rough: bool) -> bool:
+def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough: bool) -> bool:
     """Whether the stated number, with so many decimal places, is the exact one, rounded or cut off.
 
     A whole number counts as rounded only if it is stated to be about equal.
@@ -230,65 +232,51 @@ def _read(tokens: Sequence[_Token]) -> _Side | None:
     """The expression in the tokens; None if it cannot be read to its end."""
     if not tokens or len(tokens) > MAX_TOKENS:
         return None
-    has_percent = any(token.kind == "percent" for token in tokens)
+    left = deque(tokens)
     try:
-        values = tuple(_value(tokens, percent) for percent in ((Fraction(1, 100), 1) if has_percent else (1,)))
+        value = Fraction(_value(left))
     except (_UnreadableError, IndexError, ZeroDivisionError):
         return None
     texts = [token.text for token in tokens if token.kind == "number"]
     units = frozenset(token.text.lower().rstrip("s") for token in tokens if token.kind == "word")
-    return _Side(values, tuple(map(_number, texts)), units, len(texts[0].partition(".")[2]) if len(texts) == 1 else None)
+    places = len(texts[0].partition(".")[2]) if len(texts) == 1 else None
+    return None if left else _Side(value, tuple(map(_number, texts)), units, places)
 
 
-def _value(tokens: Sequence[_Token], percent: Value) -> Fraction:
-    left = deque(tokens)
-    value = _sum(left, percent)
-    if left:
-        raise _UnreadableError
-    return Fraction(value)
-
-
-def _sum(tokens: deque[_Token], percent: Value) -> Value:
-    value = _product(tokens, percent)
-    while tokens and tokens[0].text in ("+", "-"):
-        sign = 1 if tokens.popleft().text == "+" else -1
-        value += sign * _product(tokens, percent)
+def _value(tokens: deque[_Token], level: int = 0) -> Value:
+    """Takes an expression from the tokens: a sum of products, of factors from left to right."""
+    if level == len(_LEVELS):
+        return _factor(tokens)
+    value = _value(tokens, level + 1)
+    while tokens and tokens[0].text in _LEVELS[level]:
+        operation = _LEVELS[level][tokens.popleft().text]
+        value = operation(value, _value(tokens, level + 1))
     return value
 
 
-def _product(tokens: deque[_Token], percent: Value) -> Value:
-    value = _factor(tokens, percent)
-    while tokens and tokens[0].text in ("*", "/"):
-        multiplies = tokens.popleft().text == "*"
-        factor = _factor(tokens, percent)
-        value = value * factor if multiplies else Fraction(value) / factor
-    return value
-
-
-def _factor(tokens: deque[_Token], percent: Value) -> Value:
+def _factor(tokens: deque[_Token]) -> Value:
     """A number, a fraction or a group, with its units."""
     token = tokens.popleft()
-    if token.text == "-":
-        return -_factor(tokens, percent)
     value: Value
+    if token.text == "-":
+        return -_factor(tokens)
     if token.kind == "fraction":
-        value = Fraction(_group(tokens.popleft(), tokens, percent)) / _group(tokens.popleft(), tokens, percent)
+        value = Fraction(_group(tokens.popleft(), tokens)) / _group(tokens.popleft(), tokens)
     else:
-        value = _number(token.text) if token.kind == "number" else _group(token, tokens, percent)
+        value = _number(token.text) if token.kind == "number" else _group(token, tokens)
     while tokens and tokens[0].kind in ("word", "percent"):
         unit = tokens.popleft()
         if unit.kind == "percent":
-            value *= percent
+            value *= Fraction(1, 100)
         elif len(unit.text) == 1 or unit.text.lower() in _COMPUTES:
             raise _UnreadableError
     return value
 
 
-def _group(opening: _Token, tokens: deque[_Token], percent: Value) -> Value:
-    """What is in parentheses, or in braces."""
+def _group(opening: _Token, tokens: deque[_Token]) -> Value:
     if opening.kind != "open":
         raise _UnreadableError
-    value = _sum(tokens, percent)
+    value = _value(tokens)
     if tokens.popleft().kind != "close":
         raise _UnreadableError
     return value

@@ -1,8 +1,7 @@
-"""Measures which number of threads suits a model on this machine, and what its tokens cost with that.
+"""Measures which number of threads suits a model on this machine, and what its tokens cost with it.
 
-Other work on the machine can only add time: so counts take turns, each several times, and its best turn counts. What is
-written meanwhile means nothing. Knows no file, no role and no terminal, and nothing of how speed depends on the length of
-a text or on other models that run at the same time.
+Other work on the machine only adds time, so counts take turns and the best turn of each counts. What the model writes meanwhile
+means nothing. Knows no file, no role and no terminal, and not how speed depends on the length of a text or on other models.
 """
 
 import itertools
@@ -15,35 +14,34 @@ from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.tuning.store import Speeds
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
-READ_TOKENS = 64  # about a short problem; decoding goes on behind it
+READ_TOKENS = 64  # about a short problem; decoding starts after it
 VERIFIED_TOKENS = 12  # in one batch, with output for each
 MOST_DECODED = 32  # tokens in a row
-LEAST_SECONDS = 0.05  # of each measurement: a fast model's tokens are measured many at a time
-LONG_SECONDS = 0.5
+MIN_SECONDS = 0.05  # of one measurement: a fast model repeats its work
+LONG_SECONDS = 0.5  # after so long, once is enough
 TURNS = 3
 
-AS_FAST = 1.05  # within this factor of the fastest the smaller number of threads is taken: it leaves cores to others
-TOO_SLOW = 1.5  # times the fastest: with still fewer threads it would be slower still
+AS_FAST = 1.05  # times the fastest: the smaller number of threads is taken, which leaves cores to others
+TOO_SLOW = 1.5  # times the fastest: fewer threads are not tried
 
 Clock = Callable[[], float]
 
 
 class Threaded(Backend, Protocol):
-    """A backend that computes with as many threads as it is told."""
+    """A backend with a variable number of threads."""
 
     def use_threads(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """The speeds of a model with each number of threads that was tried, and the number that suits it."""
+    """The speeds of a model by number of threads, and the number that suits it."""
 
     speeds: Mapping[int, Speeds]
     threads: int
 
     @property
     def chosen(self) -> Speeds:
-        """The speeds with that number."""
         return self.speeds[self.threads]
 
 
@@ -55,9 +53,9 @@ def thread_counts(cores: int) -> list[int]:
 
 
 def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> Trials:
-    """Measure a model with these numbers of threads, from the most down, as long as fewer do not make it much slower.
+    """Measure a model with these numbers of threads, from the highest down, until it gets much slower.
 
-    It is left with the number that suits it: the least of those that are about as fast as the fastest. ComputeError.
+    Leaves it with the lowest number that is about as fast as the fastest. ComputeError.
     """
     found: dict[int, Speeds] = {}
     for _ in range(TURNS):
@@ -74,7 +72,7 @@ def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time
 
 
 def try_loaded(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
-    """The best of several measurements of a model as it is."""
+    """The best of several measurements, with the model's number of threads."""
     best = measure(backend, clock=clock)
     for _ in range(TURNS - 1):
         best = _best(best, measure(backend, clock=clock))
@@ -82,7 +80,7 @@ def try_loaded(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
 
 
 def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
-    """The speeds of a model, on a sequence that holds nothing. Leaves it so."""
+    """The speeds of a model, on an empty sequence, which is empty again afterwards."""
     room = backend.card.context_size
     depth = min(READ_TOKENS, room // 2)
     num_verified = min(VERIFIED_TOKENS, room - depth)
@@ -120,7 +118,7 @@ def _tokens(backend: Backend, count: int) -> list[int]:
 
 
 def _seconds(work: Callable[[], None], clock: Clock) -> float:
-    """What the work takes: once to get warm, then often enough to be measured. What takes long need not get warm."""
+    """The time of the work: once to warm up, then as often as it takes to measure it. Long work needs no warm-up."""
     began = clock()
     work()
     first = clock() - began
@@ -131,7 +129,7 @@ def _seconds(work: Callable[[], None], clock: Clock) -> float:
         work()
         times += 1
         seconds = clock() - began
-        if seconds >= LEAST_SECONDS:
+        if seconds >= MIN_SECONDS:
             return seconds / times
 
 
@@ -140,5 +138,5 @@ def _best(first: Speeds, second: Speeds) -> Speeds:
 
 
 def _mixed(speeds: Speeds) -> float:
-    """What a model of a pair mostly does: for each token that it writes it reads about one that the other wrote."""
+    """A model of a pair reads about one token of the other for each that it writes."""
     return speeds.decode + speeds.read

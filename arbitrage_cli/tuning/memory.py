@@ -1,8 +1,8 @@
-"""How many problems are solved at once: as many as were asked for, if what they need fits in this machine's memory.
+"""How many problems are solved at once, as far as the models and their KV caches fit in this machine's memory.
 
-Known from the headers of the models' files, before any of them is loaded: weights, and a KV cache for each sequence of each
-model, without what lies on a GPU. Not in it is what a computation needs on top, some hundred megabytes (more for long contexts
-without flash attention); nor is a GPU's own memory known here: llama.cpp refuses what does not fit there.
+The need is known from the headers of the models' files, before any is loaded: weights, and a KV cache for each sequence of each
+model, without what lies on a GPU. It leaves out the buffers of a computation, some hundred megabytes (more for long contexts without
+flash attention). A GPU's own memory is not known here: llama.cpp refuses what does not fit there.
 """
 
 import logging
@@ -20,9 +20,9 @@ from arbitrage_cli.types import CACHED_BYTES, KV_BYTES, ModelRole
 
 AUTO = "auto"
 MOST = 64  # more gain nothing, and each takes sequences of every model
-MOST_AUTO = 16  # on a processor more at once gain little, and each takes longer;
-MOST_AUTO_SMALL = 4  # of models that stay in its cache, where reading the weights once for all gains less
-SHARE_AUTO = 0.5  # of the memory that can be had now: other programs want some too
+MOST_AUTO = 16  # on a processor more gain little, and each problem takes longer
+MOST_AUTO_SMALL = 4  # of models that stay in its cache: sharing one pass over the weights gains less
+SHARE_AUTO = 0.5  # of the free memory: other programs need some too
 GIB = 2**30
 SMALLER = "give a smaller --ctx or --kv-type, or smaller models"
 
@@ -31,10 +31,10 @@ log = logging.getLogger("arbitrage.capacity")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of memory: for the weights of all models, and for each problem in flight, as far as the files say.
+    """Bytes of memory for the weights of all models, and for `each` problem at once, as far as the files say (`is_known`: all do).
 
-    `is_known` tells whether they all do. `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory. `sequences` is how many a problem takes of
-    that model of which it takes most.
+    `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory. `sequences` is how many a problem takes of a
+    model, at most.
     """
 
     weights: int
@@ -46,7 +46,7 @@ class Need:
 
     @property
     def most(self) -> int:
-        """How many problems llama.cpp has sequences for."""
+        """The number of problems that llama.cpp has sequences for."""
         return min(MOST, MAX_SEQUENCES // self.sequences)
 
     @property
@@ -58,11 +58,11 @@ class Need:
         return self.each - self.gpu_each
 
     def of(self, concurrency: int) -> int:
-        """What so many problems need of the machine's own memory, at least."""
+        """Bytes of the machine's own memory for so many problems, at least."""
         return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
-        """How many problems fit in `room` of the machine's own memory, at most `most`; one where a file does not say."""
+        """How many problems fit in `room` bytes of the machine's own memory, at most `most`; one if a file does not say."""
         left, most = room - self.host_weights, self.most if self.is_known else 1
         if not self.host_each:
             return most if left >= 0 else 0
@@ -70,7 +70,7 @@ class Need:
 
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
-    """What these models need, with so many sequences for each problem in flight. ModelFileError."""
+    """The need of these models, with so many sequences for each problem at once. ModelFileError."""
     need = Need(0, 0)
     for role, source in found.items():
         if is_toy(source):
@@ -90,63 +90,65 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
 
 
 def check_memory(need: Need) -> None:
-    """ModelMemoryError if one problem at once needs more memory than the machine has; a warning if more than is free.
+    """ModelMemoryError if one problem needs more memory than the machine has; a warning if it needs more than is free.
 
-    The system would let it be taken, and end the process later. What is not free other programs may give, and weights may
-    be read from the disk again and again.
+    The system grants memory that it does not have, and ends the process later. Other programs may free some, and weights can be
+    read from the disk again and again.
     """
-    needed, there, free = need.of(1), total_memory(), available_memory()
-    told = (
-        f"the models need {needed / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for their weights, "
+    total, free = total_memory(), available_memory()
+    message = (
+        f"the models need {need.of(1) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for their weights, "
         f"{need.host_each / GIB:.1f} for their KV caches)"
     )
-    if there is not None and needed > there:
-        raise ModelMemoryError(f"{told}, and this machine has {there / GIB:.1f}", SMALLER)
-    if free is not None and needed > free:
-        log.warning("%s, and %.1f are free: it may be slow; %s", told, free / GIB, SMALLER)
+    if total is not None and need.of(1) > total:
+        raise ModelMemoryError(f"{message}, and this machine has {total / GIB:.1f}", SMALLER)
+    if free is not None and need.of(1) > free:
+        log.warning("%s, and %.1f are free: it may be slow; %s", message, free / GIB, SMALLER)
 
 
-def choose_concurrency(wanted: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
-    """The number that is meant: `auto`, or a number from 1 to MOST. UsageError; ModelMemoryError if so many do not fit.
+def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
+    """Resolves --concurrency: `auto`, or a number from 1 to MOST. UsageError; ModelMemoryError if so many do not fit.
 
-    `auto` is `earlier`, that of a run that goes on, or else as many as are worth it and fit in a share of the memory. Anything
-    else is never above `most`. `needed` is only asked where there is more than one: see `check_memory` for one.
+    `auto` is `earlier`, that of a run that is resumed, or as many as are worth it and fit in a share of the memory. The result is
+    never above `most`. `needed` is called only for more than one problem: see `check_memory` for one.
     """
-    asked = earlier if wanted == AUTO and earlier else min(most, MOST_AUTO if wanted == AUTO else _number(wanted))
-    if asked == 1:
+    is_auto = text == AUTO
+    count = earlier if is_auto and earlier else min(most, MOST_AUTO if is_auto else _number(text))
+    if count == 1:
         return 1
     need, memory = needed(), available_memory()
-    if wanted == AUTO and not earlier:
+    if is_auto and not earlier:
         worth_it = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
         everything = replace(need, gpu_weights=0, gpu_each=0)  # a GPU seldom has more memory than its machine
-        return max(1, min(asked, worth_it, everything.largest_within(SHARE_AUTO * (memory or 0))))
-    if asked > need.most:
+        return max(1, min(count, worth_it, everything.largest_within(SHARE_AUTO * (memory or 0))))
+    if count > need.most:
         raise UsageError(
-            f"{asked} problems at once need {asked * need.sequences} sequences of a model, and llama.cpp has {MAX_SEQUENCES}",
+            f"{count} problems at once need {count * need.sequences} sequences of a model, and llama.cpp has {MAX_SEQUENCES}",
             f"a smaller --concurrency, up to {need.most}; or fewer --rollouts",
+            option="concurrency",
         )
-    if memory is not None and need.of(asked) > memory:
+    if memory is not None and need.of(count) > memory:
         raise ModelMemoryError(
-            f"{asked} problems at once need {need.of(asked) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for the "
+            f"{count} problems at once need {need.of(count) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for the "
             f"models, {need.host_each / GIB:.2f} for each problem's KV cache), and {memory / GIB:.1f} are available",
             _what_fits(need, memory),
         )
-    return asked
+    return count
 
 
 def _what_fits(need: Need, memory: int) -> str:
-    """What to do where so many problems at once do not fit in the memory that is free."""
+    """A hint if so many problems do not fit in the free memory."""
     fits = need.largest_within(memory)
     if fits:
         return f"up to {fits} will do: --concurrency {fits}; or give a smaller --ctx or --kv-type"
-    there = total_memory()
-    if there is None or need.of(1) <= there:
+    total = total_memory()
+    if total is None or need.of(1) <= total:
         return f"one at a time may do, slowly: --concurrency 1; or {SMALLER}"
     return f"not even one at a time fits: {SMALLER}"
 
 
 def _share_on_gpu(facts: Facts, load: Options) -> float:
-    """How much of a model lies in a GPU's own memory, by its layers, of which what comes after the last counts as one."""
+    """The share of a model in a GPU's own memory, by its layers; what comes after the last counts as one."""
     if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().has_own_gpu():
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:
@@ -157,5 +159,5 @@ def _share_on_gpu(facts: Facts, load: Options) -> float:
 def _number(text: str) -> int:
     number = int(text) if text.isascii() and text.isdigit() else 0
     if not 1 <= number <= MOST:
-        raise UsageError(f"'{text}' is no number of problems", f"a number from 1 to {MOST}, or auto: --concurrency auto")
+        raise UsageError(f"invalid number of problems '{text}'", f"a number from 1 to {MOST}, or auto", option="concurrency")
     return number

@@ -1,11 +1,10 @@
 """How models run on this machine: the threads of each, and what their tokens cost, as `arbitrage tune` measured it.
 
-Reads what was kept, notes where a model's file is now, and measures nothing. Threads that were asked for win over those that
-were measured, and these over the default.
+Threads are those that the user asked for, else those that were measured, else the default. Measures nothing.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,29 +25,29 @@ TOY_THREADS = 1
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The threads of each model, and what tokens cost with them; None if that was not measured for both of the pair."""
+    """The threads of each model, and the costs of tokens with them; None unless both models were measured."""
 
     threads: Mapping[ModelRole, int]
     costs: Costs | None
 
 
 def tuned_file() -> Path:
-    """Where measurements are kept: beside the user's own settings."""
+    """The file of measurements, beside the user's settings."""
     return user_folder() / FILE_NAME
 
 
 def machine_here() -> Machine:
-    """This machine with the GPU that llama.cpp uses, for which it is imported. ModelUnsupportedError if that is broken."""
+    """This machine with its GPUs. Imports llama.cpp: ModelUnsupportedError if it is broken."""
     return this_machine(load_llama().gpu_names())
 
 
 def loading_of(load: Options) -> Loading:
-    """Which of these options a measurement depends on."""
+    """The options that a measurement depends on."""
     return Loading(load.gpu_layers, load.flash_attention, load.kv_type)
 
 
 def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
-    """How the models that are named run. One that is not here yet is not known. UsageError for a damaged file."""
+    """How these models run, as far as their files are on this machine. UsageError for a damaged file of measurements."""
     sources = {role: source for role, source in models.items() if source}
     tuned = _find(sources, loading_of(load))
     threads = {
@@ -59,9 +58,9 @@ def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
 
 
 def _threads(source: str, load: Options) -> int:
-    """As they were asked for, else the default: one for a model that fits in a processor's cache.
+    """As asked for, else the default: one thread for a model that fits in a processor's cache.
 
-    Its threads would wait for each other longer than they compute, and where another program has a core, ten times as long.
+    More threads would wait for each other longer than they compute; ten times as long if another program uses a core.
     """
     if is_toy(source):
         return TOY_THREADS
@@ -76,7 +75,7 @@ def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
 
 
 def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
-    """What tokens of the pair cost; None unless both models were measured."""
+    """The costs of tokens of the pair; None unless both models were measured."""
     if not tuned.keys() >= {"draft", "target"}:
         return None
     draft, target = tuned["draft"].speeds, tuned["target"].speeds
@@ -92,21 +91,14 @@ def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
 def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole, Tuned]:
     known = read_tuned(tuned_file())
     here = {role: files for role, source in sources.items() if (files := local_files(source))}
-    if not known or not here:  # then llama.cpp, which is slow to import, is not asked for its GPU
+    if not known or not here:  # saves the import of llama.cpp, which is slow
         return {}
     machine = machine_here()
-    found: dict[ModelRole, Tuned] = {}
-    for role, files in here.items():
-        one = find_tuned(known, machine, files, loading, partial(sha256_of, files))
-        if one:
-            found[role] = one
-    _note_files([one for one in found.values() if one not in known])
-    return found
-
-
-def _note_files(moved: Sequence[Tuned]) -> None:
-    """Keep where these files are now, and since when: they need not be read whole another time."""
+    matches = {role: find_tuned(known, machine, files, loading, partial(sha256_of, files)) for role, files in here.items()}
+    found = {role: one for role, one in matches.items() if one}
+    moved = [one for one in found.values() if one not in known]
     if moved:
-        # It cannot be written, or was damaged meanwhile: that costs time at the next start, and nothing else.
+        # If it cannot be written, the files are read again at the next start; nothing else is lost.
         with contextlib.suppress(OutputError, UsageError):
             keep_tuned(tuned_file(), moved)
+    return found

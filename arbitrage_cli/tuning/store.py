@@ -1,7 +1,7 @@
-"""What models were measured to do on a machine, and the file that keeps it. Knows no backend, and measures nothing itself.
+"""The measured speeds of models, and the file that keeps them. Knows no backend, and measures nothing.
 
-A measurement holds for one machine (processor, cores that this process may use, release of llama-cpp-python, and the GPU that
-it uses), one model file, and the options that it was loaded with. The file may have those of several machines: home folders travel.
+A measurement holds for one machine (processor, cores that this process may use, release of llama-cpp-python, GPU), one model file,
+and the options that it was loaded with. One file may have measurements of several machines, since home folders are shared.
 """
 
 import fcntl
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,10 +26,7 @@ FILE_NAME = "tuned.json"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What speeds depend on, beside the model. `cores` are those that this process may use.
-
-    `gpu` names the GPUs that llama.cpp offloads to; "" is none, as it is for a file that does not tell.
-    """
+    """What speeds depend on beside the model: `cores` that this process may use, and names of GPUs that llama.cpp offloads to."""
 
     cpu: str
     cores: int
@@ -38,10 +36,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """Which file a model is, or the first of its files: by what is in it, and by what can be seen without reading it.
+    """A model's file, or the first of them: by its content, and by what is known without reading it.
 
-    `size` in bytes and `sha256` are of all files of the model together; `modified` is in nanoseconds. `path` is the file's own,
-    without links.
+    `size` in bytes and `sha256` are of all its files together; `modified` is in nanoseconds; `path` has no links.
     """
 
     path: str
@@ -52,7 +49,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How a model was loaded, as it was asked for: None where that was left to llama.cpp."""
+    """The options that a model was loaded with; None leaves one to llama.cpp."""
 
     gpu_layers: int | None = None
     flash_attention: bool | None = None
@@ -61,7 +58,7 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Seconds per token: one decoded alone, one of a text that is read, and one of a proposal that is verified in a batch."""
+    """Seconds of a token that is decoded alone, read in a text, or verified in a proposal."""
 
     decode: float
     read: float
@@ -70,7 +67,7 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The number of threads that suits a model on a machine, and its speeds with that. `created` is a date in ISO 8601."""
+    """The number of threads that suits a model on a machine, and its speeds with it. `created` is a date in ISO 8601."""
 
     machine: Machine
     file: ModelFile
@@ -86,16 +83,16 @@ class Tuned:
 
 
 def this_machine(gpu: str) -> Machine:
-    """The machine as this process may use it, with those GPUs."""
+    """The machine as this process may use it."""
     return Machine(processor_name(), default_threads(), importlib.metadata.version("llama-cpp-python"), gpu)
 
 
 def find_tuned(
     tuned: Iterable[Tuned], machine: Machine, files: Sequence[Path], loading: Loading, sha256: Callable[[], str]
 ) -> Tuned | None:
-    """The measurement of these model files on the machine, with the file as it is now; None if there is none, or no file.
+    """The measurement of these model files on the machine, with their place as it is now; None if there is none.
 
-    `sha256` reads them whole. It is asked only about a file of the right size that was moved or touched since.
+    `sha256` reads them whole; it is called only for a file of the right size that was moved or touched.
     """
     try:
         found = [path.stat() for path in files]
@@ -114,7 +111,7 @@ def find_tuned(
 
 
 def read_tuned(path: Path) -> list[Tuned]:
-    """The measurements that the file keeps; none without a file. UsageError for a file that makes no sense."""
+    """The measurements in the file; none without a file. UsageError for a damaged one."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -130,34 +127,33 @@ def read_tuned(path: Path) -> list[Tuned]:
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
-    """Add measurements to the file; they take the place of earlier ones. OutputError if it cannot be written; UsageError."""
-    with _temporary(path), _alone(path.parent):
+    """Add measurements to the file, or replace them. OutputError if it cannot be written; UsageError if it is damaged."""
+    with _writing(path), _locked(path.parent):
         kept = {one.key: one for one in (*read_tuned(path), *new)}
         content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def check_place(path: Path) -> None:
-    """Whether measurements could be kept in the file is better known before they are made. OutputError, UsageError."""
+    """OutputError or UsageError if measurements cannot be kept in the file: better known before they are made."""
     read_tuned(path)
-    with _temporary(path) as temporary:
-        temporary.touch()
-        temporary.unlink()
+    with _writing(path):
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside the file, in a folder that is there. OutputError for whatever cannot be written."""
+def _writing(path: Path) -> Iterator[None]:
+    """With a folder for the file. OutputError for what cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield path.with_name(f".{path.name}.{os.getpid()}")
+        yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make its folder writable") from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While no other process is here with this folder. Where it cannot be locked nobody waits: at worst a measurement is lost."""
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time. If the folder cannot be locked, at worst a measurement is lost."""
     with ExitStack() as stack:
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -167,7 +163,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _from_json(entry: Mapping[str, Any]) -> Tuned:
-    """One measurement. KeyError, TypeError or ValueError if it is none."""
+    """One measurement. KeyError, TypeError or ValueError for anything else."""
     parts = {"machine": Machine, "file": ModelFile, "loading": Loading, "speeds": Speeds}
     made = Tuned(**{**entry, **{name: kind(**entry[name]) for name, kind in parts.items()}})
     seconds = [getattr(made.speeds, one.name) for one in fields(Speeds)]
@@ -179,4 +175,4 @@ def _from_json(entry: Mapping[str, Any]) -> Tuned:
 
 
 def _damaged(path: Path, reason: str) -> UsageError:
-    return UsageError(f"{path}: cannot be read ({reason})", "move it away, and measure anew: arbitrage tune")
+    return UsageError(f"{path}: cannot be read ({reason})", "move it away, and measure again: arbitrage tune")

@@ -183,18 +183,6 @@ def test_other_machines_and_options_are_not_known(model: Path, machine: Machine,
     assert find_tuned([make_tuned(model)], machine, [model], loading, never) is None
 
 
-def test_what_does_not_tell_its_gpu_was_measured_without_one(model: Path, tmp_path: Path) -> None:
-    """So in files of earlier versions: where llama.cpp offloads to a GPU they say nothing."""
-    path = tmp_path / "tuned.json"
-    keep_tuned(path, [make_tuned(model)])
-    made = json.loads(path.read_text())
-    del made["tuned"][0]["machine"]["gpu"]
-    path.write_text(json.dumps(made))
-    known = read_tuned(path)
-    assert find_tuned(known, HERE, [model], Loading(), never) == make_tuned(model)
-    assert find_tuned(known, replace(HERE, gpu="NVIDIA H100"), [model], Loading(), never) is None
-
-
 def test_llama_tells_what_it_computes_with() -> None:
     """Without a model: the processor is always there, and a GPU has a name exactly where layers can be put on it."""
     llama = load_llama()
@@ -205,11 +193,10 @@ def test_llama_tells_what_it_computes_with() -> None:
 
 
 def test_files_that_are_not_here_are_not_known(model: Path) -> None:
-    """Neither a file that is gone, nor a model without any."""
+    """A file that is gone, or a model without any."""
     known = [make_tuned(model)]
     model.unlink()
-    assert find_tuned(known, HERE, [model], Loading(), never) is None
-    assert find_tuned(known, HERE, [], Loading(), never) is None
+    assert [find_tuned(known, HERE, files, Loading(), never) for files in ([model], [])] == [None, None]
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(model: Path, tmp_path: Path) -> None:
@@ -268,7 +255,7 @@ def test_where_nothing_can_be_locked(model: Path, tmp_path: Path, monkeypatch: p
         "speeds",
     ],
 )
-def test_a_damaged_file_is_said(model: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_file_is_refused(model: Path, tmp_path: Path, content: str) -> None:
     """Its name and what to do; numbers that cannot be are damage too."""
     path = tmp_path / "tuned.json"
     keep_tuned(path, [make_tuned(model)])
@@ -278,9 +265,8 @@ def test_a_damaged_file_is_said(model: Path, tmp_path: Path, content: str) -> No
         made["tuned"][0] |= changes[content]
         content = json.dumps(made)
     path.write_text(content)
-    with pytest.raises(UsageError, match=r"tuned\.json: cannot be read") as caught:
+    with pytest.raises(UsageError, match=r"tuned\.json"):
         read_tuned(path)
-    assert "arbitrage tune" in caught.value.hint
 
 
 def test_a_place_that_cannot_be_written_to(model: Path) -> None:

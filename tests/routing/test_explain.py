@@ -8,7 +8,7 @@ import pytest
 from cli import ESCAPE, flat, run
 from collected import HIDDEN_SIZE, make_states, questions, write_run
 from collected import World as MadeUp
-from test_router import make_draft, make_head
+from test_head import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution, explain_states, group
 from arbitrage_cli.routing.features import FEATURES

@@ -1,0 +1,180 @@
+"""How many problems are solved at once: what is asked for, what fits in memory, and what is refused."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from gguf import GGUFWriter
+
+from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.tuning import memory
+from arbitrage_cli.tuning.memory import (
+    MOST,
+    MOST_AUTO,
+    MOST_AUTO_SMALL,
+    Need,
+    check_memory,
+    choose_concurrency,
+    memory_needed,
+)
+from arbitrage_cli.types import ModelRole
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 2000 bytes of which 1000 are free, whose processor's cache has 50."""
+    monkeypatch.setattr(memory, "total_memory", lambda: 2000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "CACHED_BYTES", 50)
+
+
+def never() -> Need:
+    raise AssertionError("the models' files were read")
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "earlier"), [("1", MOST, None), ("auto", 1, None), ("8", 1, None), ("auto", MOST, 1)]
+)
+def test_one_is_one(text: str, most: int, earlier: int | None) -> None:
+    """Whether one problem fits is checked elsewhere, before loading."""
+    assert choose_concurrency(text, never, most=most, earlier=earlier) == 1
+
+
+@pytest.mark.parametrize(
+    ("need", "most", "found"),
+    [
+        (Need(100, 100), 64, 4),  # in half of the memory
+        (Need(100, 100), 3, 3),
+        (Need(100, 1), 64, MOST_AUTO),
+        (Need(50, 1), 64, MOST_AUTO_SMALL),
+        (Need(0, 0), 64, MOST_AUTO_SMALL),
+        (Need(900, 100), 64, 1),
+        (Need(100, 0, is_known=False), 64, 1),
+        (Need(100, 1, sequences=17), 64, 15),
+    ],
+)
+def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int) -> None:
+    """As many as there are problems, up to a bound, in a share of the memory; one if a file does not say."""
+    assert choose_concurrency("auto", lambda: need, most=most) == found
+
+
+def test_auto_resumes_as_the_run_began() -> None:
+    """A run that is resumed keeps its number, as long as that fits."""
+    assert choose_concurrency("auto", lambda: Need(100, 100), most=64, earlier=7) == 7
+    assert choose_concurrency("auto", lambda: Need(100, 100), most=2, earlier=7) == 7
+    with pytest.raises(ModelMemoryError):
+        choose_concurrency("auto", lambda: Need(100, 200), most=64, earlier=7)
+
+
+@pytest.mark.parametrize(
+    ("count", "need", "hint"),
+    [
+        ("10", Need(100, 100), "--concurrency 9"),
+        ("2", Need(800, 300), "--concurrency 1"),
+        ("2", Need(1500, 0, is_known=False), "--concurrency 1"),
+        ("2", Need(1500, 600), "not even one"),
+        ("2", Need(3000, 0, is_known=False), "not even one"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hint: str) -> None:
+    """Before anything is loaded; the hint promises nothing that does not fit."""
+    assert choose_concurrency("9", lambda: Need(100, 100), most=64) == 9
+    with pytest.raises(ModelMemoryError) as caught:
+        choose_concurrency(count, lambda: need, most=64)
+    assert hint in caught.value.hint
+
+
+def test_sequences_are_bounded() -> None:
+    """More than llama.cpp has are refused, even if there is memory for them."""
+    need = Need(100, 1, sequences=17)
+    assert choose_concurrency("15", lambda: need, most=64) == 15
+    with pytest.raises(UsageError) as caught:
+        choose_concurrency("16", lambda: need, most=64)
+    assert (caught.value.option, "up to 15" in caught.value.hint) == ("concurrency", True)
+
+
+def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
+    """Weights and caches of all models together; what only exceeds the free memory is a warning."""
+    check_memory(Need(900, 100))
+    assert not caplog.messages
+    check_memory(Need(1900, 100))
+    assert len(caplog.messages) == 1
+    with pytest.raises(ModelMemoryError):
+        check_memory(Need(1900, 101))
+
+
+def test_what_lies_on_a_gpu_needs_no_memory_of_the_machine() -> None:
+    """It is not refused, however many problems are asked for; auto takes no more than the machine could hold."""
+    on_gpu = Need(9000, 500, gpu_weights=9000, gpu_each=500)
+    check_memory(on_gpu)
+    assert choose_concurrency("64", lambda: on_gpu, most=64) == 64
+    assert choose_concurrency("auto", lambda: on_gpu, most=64) == 1
+    half = Need(1000, 400, gpu_weights=500, gpu_each=200)
+    assert choose_concurrency("2", lambda: half, most=64) == 2
+    with pytest.raises(ModelMemoryError):
+        choose_concurrency("3", lambda: half, most=64)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "65", "1.5", "many", "", "\u0664"])
+def test_other_words_are_refused(text: str) -> None:
+    """Anything but a number in bounds and auto."""
+    with pytest.raises(UsageError) as caught:
+        choose_concurrency(text, never, most=MOST)
+    assert caught.value.option == "concurrency"
+
+
+def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
+    """Weights once, and a cache for each sequence in its number format; demo models need nothing."""
+    found: dict[ModelRole, str] = {"draft": str(tiny["draft"]), "target": str(tiny["target"])}
+    full = memory_needed(found, Options(256), {"draft": 1, "target": 2})
+    assert full.weights == sum(path.stat().st_size for path in (tiny["draft"], tiny["target"]))
+    alone = memory_needed(found, Options(256), {"draft": 1, "target": 1})
+    assert 0 < alone.each < full.each
+    assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).each == 2 * alone.each
+    assert memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1}).each == 2 * alone.each
+    assert (alone.sequences, full.sequences) == (1, 2)
+    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0)
+    with pytest.raises(ModelFileError):
+        memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
+
+
+def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
+    """Each layer's cache counts as it is, one without attention not at all; without any number of heads nothing is known."""
+    path = tmp_path / "layers.gguf"
+
+    def need(heads: Sequence[int] | None, kv_heads: Sequence[int] | None) -> Need:
+        writer = GGUFWriter(path, "llama")
+        writer.add_block_count(3)
+        writer.add_embedding_length(64)
+        for numbers, add in ((heads, writer.add_head_count), (kv_heads, writer.add_head_count_kv)):
+            if numbers:
+                add(numbers)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return memory_needed({"draft": str(path)}, Options(100), {"draft": 1})
+
+    assert need([4, 4, 4], [2, 1, 0]).each == 100 * (2 + 1 + 0) * (16 + 16) * 2
+    assert need([4, 8, 0], [2, 1, 0]).each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
+    for unknown in (need(None, None), need([4, 4], None)):
+        assert (unknown.each, unknown.is_known) == (0, False)
+
+
+@pytest.mark.parametrize(("layers", "share"), [(None, 1.0), (-1, 1.0), (99, 1.0), (3, 1.0), (1, 1 / 3), (0, 0.0)])
+def test_layers_on_a_gpu_are_not_the_machines(
+    layers: int | None, share: float, tiny: Mapping[ModelRole, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their number, what comes after the last of two counting as a third; nothing is there without a GPU."""
+
+    def need(*, has_gpu: bool, shares_memory: bool) -> Need:
+        monkeypatch.setattr("arbitrage_cli.inference.llama.backend.has_own_gpu", lambda: has_gpu)
+        monkeypatch.setattr(memory, "gpu_shares_memory", lambda: shares_memory)
+        return memory_needed({"draft": str(tiny["draft"])}, Options(256, gpu_layers=layers), {"draft": 1})
+
+    plain = need(has_gpu=False, shares_memory=False)
+    assert plain.of(1) == plain.weights + plain.each
+    on_gpu = need(has_gpu=True, shares_memory=False)
+    assert (on_gpu.weights, on_gpu.each) == (plain.weights, plain.each)
+    assert on_gpu.of(1) == pytest.approx((1 - share) * plain.of(1), abs=2)
+    assert need(has_gpu=True, shares_memory=True) == plain
