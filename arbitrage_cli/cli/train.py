@@ -53,9 +53,6 @@ class TrainOptions:
     margin: Annotated[
         float, option(_PANEL, "--margin", min=0.0, help="A step is worth escalating if its advantage is above this.")
     ] = 0.0
-    by_advantage: Annotated[bool, option(_PANEL, "--by-advantage", help="Weight states by their advantage, or loss.")] = (
-        False
-    )
     seed: Annotated[int, option(_PANEL, "--seed", help="Seed of the networks' first weights.")] = 0
 
 
@@ -98,7 +95,7 @@ def train(
     inputs = tuple(kind for kind in ALL_INPUTS if not training.inputs or kind in training.inputs)
     head = train_head(
         read_states(runs, training.test or []),
-        Settings(training.margin, training.by_advantage, inputs, training.seed),
+        Settings(training.margin, inputs, training.seed),
         name=name or name_of_head(output_file, runs),
         command=tuple(invocation.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -39,14 +39,13 @@ FOUND_IN_TIME = 0.6  # of the tokens that draft and target share: 34% were verif
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of a token or a step on one machine. Verifying takes as long as reading unless it was measured."""
+    """Seconds of a token on one machine. Verifying takes as long as reading unless it was measured."""
 
     draft_seconds_per_token: float
     target_seconds_per_token: float
     target_prefill_seconds_per_token: float
     draft_prefill_seconds_per_token: float = 0.0
     target_verify_seconds_per_token: float | None = None
-    router_seconds_per_step: float = 0.0
 
     @property
     def verify(self) -> float:
@@ -102,8 +101,12 @@ class Outcomes:
     def advantage(self) -> Numbers:
         return np.round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
 
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each solution begins: (solutions,)."""
+        return np.flatnonzero(np.diff(self.solution, prepend=-1))
+
     def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
-        """Those states only."""
         return Outcomes(*(getattr(self, one.name)[chosen] for one in fields(Outcomes)))
 
 
@@ -169,7 +172,6 @@ class TauTable:
             + (row.target_tokens * known.write)
             + (row.target_verify_tokens * known.verify)
             + (row.target_prefill_tokens * reading)
-            + (self.steps * known.router_seconds_per_step)
         )
         alone = self.alone_tokens * known.target_seconds_per_token + self.prompt_tokens * reading
         return routed / alone if alone > 0 else None
@@ -235,12 +237,17 @@ class TauTable:
 
 def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], costs: Costs | None) -> TauTable:
     """The table of these taus, always and never included, on these states, with names chosen on it."""
-    starts = np.flatnonzero(np.diff(outcomes.solution, prepend=-1))
+    starts, chosen = outcomes.starts, sorted({ALWAYS, NEVER, *map(float, taus)})
     count = len(starts)
-    prompts = outcomes.target_prefill_tokens[starts].sum()
-    rows = _rows(probability, outcomes, starts, sorted({ALWAYS, NEVER, *map(float, taus)}))
-    alone = outcomes.target_tokens.sum()
-    return _with_names(TauTable(rows, len(outcomes) / count, float(prompts / count), float(alone / count), {}, costs, count))
+    changes = np.stack([_changes(probability > tau, outcomes) for tau in chosen], axis=1)
+    intervals = _intervals(changes, outcomes.problem[starts])
+    if chosen[0] < probability.min():  # every step is the target's: nothing can be lost
+        intervals[0] = intervals[0] and (0.0, 0.0)
+    best = float(_changes(outcomes.advantage > 0, outcomes).mean())
+    rows = [_row(tau, probability > tau, outcomes, best, interval) for tau, interval in zip(chosen, intervals, strict=True)]
+    prompt = float(outcomes.target_prefill_tokens[starts].sum() / count)
+    alone = float(outcomes.target_tokens.sum() / count)
+    return _with_names(TauTable(tuple(rows), len(outcomes) / count, prompt, alone, {}, costs, count))
 
 
 def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes) -> TauTable:
@@ -289,26 +296,15 @@ def _is_surely_exact(row: TauRow) -> bool:
     return row.change_interval is not None and row.change_interval[0] >= -EXACT_TOLERANCE
 
 
-def _rows(probability: Numbers, outcomes: Outcomes, starts: NDArray[np.int64], taus: Sequence[float]) -> tuple[TauRow, ...]:
-    changes = np.stack([_change(probability > tau, outcomes, starts) for tau in taus], axis=1)
-    best = float(_change(outcomes.advantage > 0, outcomes, starts).mean())
-    intervals = _change_intervals(changes, outcomes.problem[starts])
-    if taus[0] < probability.min():  # every step is the target's: nothing can be lost
-        intervals[0] = intervals[0] and (0.0, 0.0)
-    return tuple(
-        _row(tau, probability > tau, outcomes, starts, float(changes[:, index].mean()), best, intervals[index])
-        for index, tau in enumerate(taus)
-    )
-
-
-def _change(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
-    """Reward of each solution minus that of the target alone; the reward stays between 0 and 1."""
+def _changes(escalated: NDArray[np.bool_], outcomes: Outcomes) -> Numbers:
+    """Reward of each solution minus that of the target alone (solutions,); the reward stays between 0 and 1."""
+    starts = outcomes.starts
     alone = outcomes.target_reward[starts]  # its first step by the target, and the target from there
     losses = np.add.reduceat(np.where(escalated, 0.0, outcomes.advantage), starts)
     return np.clip(alone - losses, 0.0, 1.0) - alone
 
 
-def _change_intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Interval | None]:
+def _intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Interval | None]:
     """Intervals of the changes (solutions, taus), in points, over problems; see `TauRow` for their low ends."""
     _, problem = np.unique(problem, return_inverse=True)
     columns = np.zeros((int(problem.max()) + 1, changes.shape[1] + 1))
@@ -326,18 +322,10 @@ def _change_intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Inte
     return [(low[0], high[1]) if low and high else None for low, high in zip(careful, plain, strict=True)]
 
 
-def _row(
-    tau: float,
-    escalated: NDArray[np.bool_],
-    outcomes: Outcomes,
-    starts: NDArray[np.int64],
-    change: float,
-    best: float,
-    interval: Interval | None,
-) -> TauRow:
-    """One row; `change` and `best`, the oracle's, are means over solutions, in rewards."""
-    count, num_escalated = len(starts), int(escalated.sum())
-    is_better = outcomes.advantage > 0
+def _row(tau: float, escalated: NDArray[np.bool_], outcomes: Outcomes, best: float, interval: Interval | None) -> TauRow:
+    """One row; `best` is the mean change of the oracle, in rewards."""
+    count, num_escalated, is_better = len(outcomes.starts), int(escalated.sum()), outcomes.advantage > 0
+    change = float(_changes(escalated, outcomes).mean())
     written = outcomes.target_tokens[escalated]
     shared = np.minimum(outcomes.shared_tokens[escalated], written)
     return TauRow(
@@ -352,15 +340,15 @@ def _row(
         draft_prefill_tokens=float(written.sum() / count),
         target_tokens=float((written - shared).sum() / count),
         target_verify_tokens=float(shared.sum() / count),
-        target_prefill_tokens=float(_tokens_to_read(escalated, outcomes, starts).sum() / count),
+        target_prefill_tokens=float(_tokens_to_read(escalated, outcomes).sum() / count),
     )
 
 
-def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes, starts: NDArray[np.int64]) -> Numbers:
+def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes) -> Numbers:
     """What the target reads of each solution: the prompt, and every accepted step before the last that is escalated."""
-    lengths = np.diff(starts, append=len(outcomes))
+    starts = outcomes.starts
     ends = np.cumsum(outcomes.draft_tokens)
-    before = np.repeat((ends - outcomes.draft_tokens)[starts], lengths)
+    before = np.repeat((ends - outcomes.draft_tokens)[starts], np.diff(starts, append=len(outcomes)))
     until = np.where(escalated, ends - before, 0.0)  # drafted tokens up to the end of an escalated step
     thrown_away = np.add.reduceat(np.where(escalated, outcomes.draft_tokens, 0.0), starts)
     read = np.maximum.reduceat(until, starts) - thrown_away

@@ -68,16 +68,12 @@ RECIPES: tuple[Recipe, ...] = (
 )
 
 
-def balanced(labels: Labels, importance: Numbers | None = None, groups: NDArray[np.int64] | None = None) -> Numbers:
-    """Weights with the same sum for both classes of each group; within a class in proportion to `importance`.
-
-    Their mean is 1 if each group has both classes. `groups` (n,) are numbers; without them all examples are one group.
-    """
-    weights = np.ones(len(labels)) if importance is None else importance.astype(np.float64)
-    group = np.zeros(len(labels), np.int64) if groups is None else groups
-    classes = [(group == number) & members for number in np.unique(group) for members in (labels, ~labels)]
+def balanced(labels: Labels, groups: NDArray[np.int64]) -> Numbers:
+    """Weights with the same sum for both classes of each group; their mean is 1 if each group has both."""
+    weights = np.ones(len(labels))
+    classes = [(groups == number) & members for number in np.unique(groups) for members in (labels, ~labels)]
     for members in classes:
-        weights[members] *= len(labels) / len(classes) / max(weights[members].sum(), 1e-12)
+        weights[members] = len(labels) / len(classes) / max(members.sum(), 1)
     return weights
 
 

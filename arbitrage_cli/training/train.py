@@ -42,13 +42,9 @@ COLLECT_TO_THE_END = "run the command that collected them again: it resumes"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to learn. A step is worth escalating if its advantage is above `margin`.
-
-    `by_advantage`: states with a large advantage, or a large loss, count more.
-    """
+    """How to learn. A step is worth escalating if its advantage is above `margin`."""
 
     margin: float = 0.0
-    by_advantage: bool = False
     inputs: tuple[Inputs, ...] = ALL_INPUTS
     seed: int = 0
 
@@ -220,15 +216,8 @@ class _Learner:
             columns.append(self.collected.features[chosen])
         if inputs != "agnostic" and self.collected.hidden is not None:
             columns.append(self.collected.hidden[chosen])
-        weights = balanced(truth.is_better, self._importance(truth.advantage), self.collected.pair[chosen])
+        weights = balanced(truth.is_better, self.collected.pair[chosen])
         return Examples(np.concatenate(columns, axis=1, dtype=np.float32), truth.is_better, weights)
-
-    def _importance(self, advantage: Numbers) -> Numbers:
-        """What a state counts: 1, or the size of its advantage plus the mean size, so that every state counts."""
-        if not self.settings.by_advantage:
-            return np.ones(len(advantage))
-        sizes: Numbers = np.abs(advantage)
-        return sizes + float(sizes.mean())
 
 
 def _truth(collected: Collected, margin: float) -> Truth:
@@ -266,7 +255,7 @@ def _card(
         pairs=collected.pairs,
         reward=reward,
         margin=settings.margin,
-        data={"runs": list(collected.runs), "seed": settings.seed, "by_advantage": settings.by_advantage},
+        data={"runs": list(collected.runs), "seed": settings.seed},
         metrics={},
         taus={},
         command=tuple(command),

@@ -82,12 +82,12 @@ def test_shows_how_good_it_is(trained: Result) -> None:
 
 def test_card_as_json(folder: Path) -> None:
     """With --json one line, the card; with --quiet nothing beside it."""
-    arguments = ("--inputs", "agnostic", "--json", "--quiet", "--name", "mine", "--margin", "0.5", "--by-advantage")
+    arguments = ("--inputs", "agnostic", "--json", "--quiet", "--name", "mine", "--margin", "0.5")
     found = train("run", "-o", "json.safetensors", *arguments, cwd=folder)
     (card,) = found.records
     assert (found.code, found.err) == (0, "")
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
-    assert (card["name"], card["margin"], card["data"]["by_advantage"]) == ("mine", 0.5, True)
+    assert (card["name"], card["margin"]) == ("mine", 0.5)
     assert card["taus"]["costs"]["target_seconds_per_token"] == COSTS["target_seconds_per_token"]
 
 

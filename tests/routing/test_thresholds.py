@@ -27,7 +27,6 @@ COSTS = Costs(
     target_seconds_per_token=10.0,
     target_prefill_seconds_per_token=2.0,
     draft_prefill_seconds_per_token=0.5,
-    router_seconds_per_step=0.25,
 )
 
 
@@ -111,9 +110,9 @@ def test_time_is_a_share_of_the_target_alone() -> None:
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.5], COSTS)
     sums = simulate((probability > 0.5).tolist(), outcomes)
-    steps, prompts = len(outcomes), 50.0 * 60
+    prompts = 50.0 * 60
     routed = sums["draft"] + (sums["draft_prefill"] + prompts) / 2 + COSTS.write * sums["target"]
-    routed += 2 * (sums["verify"] + sums["prefill"]) + steps / 4
+    routed += 2 * (sums["verify"] + sums["prefill"])
     alone = 10 * outcomes.target_tokens.sum() + 2 * prompts
     assert table.time(row_at(table, 0.5)) == pytest.approx(routed / alone)
 

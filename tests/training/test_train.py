@@ -363,22 +363,13 @@ def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
     assert (read_states([few]).weight == 1).all()
 
 
-def test_weights_balance_the_classes() -> None:
-    """Both classes count the same in sum; within a class, by importance."""
-    labels = np.array([True, False, False, False])
-    weights = balanced(labels)
-    assert weights[labels].sum() == weights[~labels].sum() == 2
-    weighted = balanced(labels, np.array([5.0, 1.0, 1.0, 2.0]))
-    assert weighted.tolist() == [2.0, 0.5, 0.5, 1.0]
-
-
-def test_weights_balance_groups() -> None:
-    """Of a large and a small group each class counts the same in sum; one that a group does not have counts nothing."""
+def test_weights_balance_the_classes_of_each_group() -> None:
+    """Each class of a large and of a small group counts the same in sum; one that a group does not have counts nothing."""
     labels = np.array([True, False, False, False, False, False, True, False])
     groups = np.array([0, 0, 0, 0, 0, 0, 1, 1])
-    weights = balanced(labels, None, groups)
+    weights = balanced(labels, groups)
     assert [weights[(groups == group) & (labels == label)].sum() for group in (0, 1) for label in (True, False)] == [2] * 4
-    without = balanced(labels[:7], None, groups[:7])
+    without = balanced(labels[:7], groups[:7])
     assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
 
 
