@@ -52,32 +52,27 @@ def answers(result: Result) -> list[str]:
     ids=["empty", "text", "web page", "git-lfs pointer", "damaged"],
 )
 def test_file_that_is_no_model(tmp_path: Path, content: bytes, words: str) -> None:
-    """A file that is no GGUF model is refused by what it is."""
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     assert_refused(run("solve", QUESTION, "--policy", "draft", "--draft", str(path)), MODEL, str(path), words)
 
 
 def test_missing_model_file() -> None:
-    """A model file that is not there is named."""
     assert_refused(run("solve", QUESTION, *MODELS[:2], "--target", "no/model.gguf"), MODEL, "no/model.gguf: no such file")
 
 
 def test_folder_as_model(tmp_path: Path) -> None:
-    """A folder is not a model, and the message says to name the file in it."""
     result = run("solve", QUESTION, "--policy", "target", "--target", str(tmp_path))
     assert_refused(result, MODEL, "a folder, not a GGUF file", "name the .gguf file inside it")
 
 
 def test_fifo_as_model_is_not_opened(tmp_path: Path) -> None:
-    """A named pipe as a model is refused without waiting for its other end."""
     path = tmp_path / "model.gguf"
     os.mkfifo(path)
     assert_refused(run("solve", QUESTION, "--policy", "draft", "--draft", str(path)), MODEL, "not a regular file")
 
 
 def test_model_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    """A model file may have any name the file system allows; this one is refused for what is in it."""
     path = tmp_path / os.fsdecode(b"\xff.gguf")
     path.write_bytes(EMPTY_GGUF)
     result = run("solve", QUESTION, "--policy", "draft", "--draft", os.fsencode(path))
@@ -85,19 +80,16 @@ def test_model_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_unknown_scripted_model() -> None:
-    """A scripted model that does not exist is refused, and those that do are named."""
     result = run("solve", QUESTION, "--policy", "draft", "--draft", "scripted:oracle")
     assert_refused(result, USAGE, "scripted:oracle", "scripted:draft and scripted:target")
 
 
 @pytest.mark.parametrize(("given", "missing"), [(MODELS[2:], "draft"), (MODELS[:2], "target")])
 def test_model_that_the_policy_needs_and_nobody_gave(given: list[str], missing: str) -> None:
-    """Without a model that the policy needs the message names the flag, and the demo."""
     assert_refused(run("solve", QUESTION, *given), USAGE, f"needs a {missing} model", f"--{missing}", "--pair scripted")
 
 
 def test_home_folder_of_nobody_as_model() -> None:
-    """`~name` of a user who does not exist is a file that is not there, not a defect of the program."""
     assert_refused(run("solve", QUESTION, "--policy", "draft", "--draft", "~nobody-here/x.gguf"), MODEL, "~nobody-here")
 
 
@@ -114,7 +106,6 @@ def test_home_folder_of_nobody_as_model() -> None:
     ],
 )
 def test_flag_that_the_policy_does_not_go_by(policy: str, flag: str) -> None:
-    """It is refused rather than ignored; a variable may be meant for other policies."""
     name, value = flag.removeprefix("--").split("=")
     arguments = ("--pair", "builtin", "--policy", policy, "--max-tokens", "1", "-q")
     assert_refused(run("solve", QUESTION, *arguments, flag), USAGE, f"--{name}: policy {policy}")
@@ -122,7 +113,6 @@ def test_flag_that_the_policy_does_not_go_by(policy: str, flag: str) -> None:
 
 
 def test_unknown_policy() -> None:
-    """An unknown policy is refused, and the known ones are listed."""
     assert_refused(
         solve(QUESTION, "--policy", "best"),
         USAGE,
@@ -146,7 +136,6 @@ def test_unknown_policy() -> None:
     ],
 )
 def test_option_out_of_range(option: str, value: str) -> None:
-    """A value that an option cannot take is a usage error that names the option."""
     result = solve(QUESTION, option, value)
     assert (result.code, result.stdout) == (USAGE, b"")
     assert option in result.err
@@ -158,53 +147,44 @@ def test_option_out_of_range(option: str, value: str) -> None:
 
 @pytest.mark.parametrize("problem", ["", " \t\n "])
 def test_empty_problem(problem: str) -> None:
-    """A problem without a visible character is refused, with an example of one."""
     assert_refused(solve(problem), USAGE, "the problem is empty", "for example")
 
 
 def test_problem_and_input_file_together(tmp_path: Path) -> None:
-    """A problem and --input contradict each other."""
     path = many_problems(tmp_path / "problems.txt", 1)
     assert_refused(solve(QUESTION, "--input", str(path)), USAGE, "a problem and --input were both given")
 
 
 def test_dash_and_input_file_together(tmp_path: Path) -> None:
-    """Standard input and --input contradict each other just as much: neither is dropped in silence."""
     path = many_problems(tmp_path / "problems.txt", 1)
     assert_refused(solve("-", "--input", str(path), stdin=b"1 + 1\n"), USAGE, "--input")
 
 
 @pytest.mark.parametrize("name", ["no/such/file.txt", "."], ids=["missing", "folder"])
 def test_input_file_that_cannot_be_opened(name: str) -> None:
-    """An input file that cannot be opened is named, with the option that named it."""
     assert_refused(solve("--input", name), USAGE, f"{name}: cannot be read", "--input")
 
 
 def test_input_file_in_the_home_folder_of_nobody() -> None:
-    """`~name` of a user who does not exist cannot be read, like any other missing file."""
     assert_refused(solve("--input", "~nobody-here/x.txt"), USAGE, "~nobody-here")
 
 
 def test_input_file_that_fails_while_it_is_read() -> None:
-    """An input that opens but cannot be read is the input's fault, and is not reported as a defect."""
     assert_refused(solve("--input", "/proc/self/mem", "-q"), USAGE, "/proc/self/mem")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\r\n", b"\xef\xbb\xbf"], ids=["empty", "blank lines", "only a BOM"])
 def test_input_without_a_problem(content: bytes) -> None:
-    """Input without a problem is a usage error, not a success with nothing to show."""
     assert_refused(solve("-q", stdin=content), USAGE, "there is no problem in the input")
 
 
 def test_input_without_a_problem_loads_no_model(tmp_path: Path) -> None:
-    """It is refused before the models take their time, so before a wrong model is."""
     missing = str(tmp_path / "missing.gguf")
     result = run("solve", "--draft", missing, "--target", missing, stdin=b"")
     assert_refused(result, USAGE, "there is no problem in the input")
 
 
 def test_text_that_begins_with_a_set(tmp_path: Path) -> None:
-    """Braces of mathematics do not make a text file JSONL."""
     path = tmp_path / "problems.txt"
     path.write_text("{1 + 1}\n2 + 2\n")
     assert answers(solve("-q", "--input", str(path))) == ["2", "4"]
@@ -233,7 +213,6 @@ BAD_PLAIN_LINES = [(b"2 \xff 2", "not UTF-8 text (byte 3"), (b"2 + \0 2", "NUL")
     ("good", "bad"), [(b'{"problem": "1 + 1"}', BAD_JSON_LINES), (b"1 + 1", BAD_PLAIN_LINES)], ids=["JSON", "plain"]
 )
 def test_bad_lines_are_named_and_the_others_go_on(good: bytes, bad: list[tuple[bytes, str]]) -> None:
-    """Each bad line is named by its number and reason, the good ones are solved, and the exit code is 1."""
     result = solve("-q", stdin=b"\n".join([good, *(line for line, _ in bad), good]))
     assert answers(result) == ["2", "2"]
     for number, (_, words) in enumerate(bad, start=2):
@@ -247,7 +226,6 @@ def test_bad_lines_are_named_and_the_others_go_on(good: bytes, bad: list[tuple[b
     ids=["line", "pretty", "texts"],
 )
 def test_json_list_instead_of_json_lines(content: bytes) -> None:
-    """A JSON list is not solved as if it were one odd problem: the message says what to give instead."""
     result = solve("-q", stdin=content)
     assert_line_skipped(result, 1, "JSON list", "one JSON object a line")
     assert result.stdout == b""
@@ -255,14 +233,12 @@ def test_json_list_instead_of_json_lines(content: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"1 + 1", b'{"problem": "1 + 1"}'], ids=["plain", "JSON"])
 def test_byte_order_mark_and_windows_line_ends(line: bytes) -> None:
-    """A BOM and CRLF, as Windows writes them, are no part of the problem."""
     result = solve("-q", stdin=b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
     assert (result.code, result.err) == (0, "")
     assert [record["problem"] for record in result.records] == ["1 + 1", "1 + 1"]
 
 
 def test_duplicate_ids_are_all_solved() -> None:
-    """Each line is a problem of its own, whatever it is called."""
     result = solve("-q", stdin=b'{"problem": "1 + 1", "id": "x"}\n{"problem": "2 + 2", "id": "x"}\n')
     assert [(record["id"], record["answer"]) for record in result.records] == [("x", "2"), ("x", "4")]
     assert result.code == 0
@@ -270,14 +246,12 @@ def test_duplicate_ids_are_all_solved() -> None:
 
 @pytest.mark.parametrize("policy", ["entropy", "random"])
 def test_lone_surrogates_are_survived(policy: str) -> None:
-    """Half a character in a problem or an id harms neither the run nor the JSON."""
     result = solve("-q", "--policy", policy, stdin=b'{"problem": "1 + 1 \\ud800", "id": "\\ud800"}\n{"problem": "2 + 2"}\n')
     assert result.code == 0, result.err
     assert answers(result) == ["2", "4"]
 
 
 def test_brackets_without_end_are_only_a_strange_problem() -> None:
-    """100,000 opening brackets are read in no time, and fail as a problem that the demo models do not know."""
     result = solve("-q", stdin=b"[" * 100_000 + b"\n1 + 1\n")
     assert result.code == RUN_FAILED
     assert answers(result) == [None, "2"]
@@ -285,7 +259,6 @@ def test_brackets_without_end_are_only_a_strange_problem() -> None:
 
 
 def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
-    """A huge line is named and skipped without being held in memory, and the next line is solved."""
     with start("solve", *MODELS, "-q") as process:
         assert process.stdin is not None
         assert process.stderr is not None
@@ -308,7 +281,6 @@ def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
 
 
 def test_problem_that_the_models_do_not_know() -> None:
-    """A problem that fails is named, gives a JSON record with its error, and does not stop the others."""
     result = solve("-q", stdin=b"Who wrote Faust?\n1 + 1\n")
     assert result.code == RUN_FAILED
     assert [(record["answer"], bool(record["error"])) for record in result.records] == [(None, True), ("2", False)]
@@ -318,14 +290,12 @@ def test_problem_that_the_models_do_not_know() -> None:
 
 
 def test_failure_is_told_once() -> None:
-    """A problem that fails is told on one line of stderr, not on two."""
     result = solve("Who wrote Faust?")
     assert (result.code, result.stdout) == (RUN_FAILED, b"")
     assert result.err.count("only know one line of arithmetic, such as") == 1
 
 
 def test_problem_too_long_for_the_context() -> None:
-    """A problem that does not fit in --ctx fails alone, and the message says how long it is and what to change."""
     result = solve("-q", "--ctx", "128", stdin=b"1 + 1 " * 100 + b"\n1 + 1\n")
     assert result.code == RUN_FAILED
     assert [record["answer"] for record in result.records] == [None, "2"]
@@ -336,14 +306,12 @@ def test_problem_too_long_for_the_context() -> None:
 
 
 def test_context_too_small_for_any_problem() -> None:
-    """A context that does not even hold the instructions fails each problem, and says what to change."""
     result = solve(QUESTION, "--ctx", "64", "-q")
     assert (result.code, result.stdout) == (RUN_FAILED, b"")
     assert "holds 64; give a larger --ctx" in result.err
 
 
 def test_steps_are_kept_when_the_context_fills_up() -> None:
-    """A solution that runs into the end of the context keeps its steps, and says that it is not whole."""
     problem = "1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9"
     result = solve(problem, "-q", "--json", "--ctx", "160")
     (record,) = result.records
@@ -358,7 +326,6 @@ def test_steps_are_kept_when_the_context_fills_up() -> None:
 
 
 def test_reader_that_takes_one_line_and_leaves(tmp_path: Path) -> None:
-    """With `| head -1` the program ends without a word, with the exit code of a closed pipe."""
     path = many_problems(tmp_path / "problems.txt", 500)
     with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
         read_line(process)
@@ -371,7 +338,6 @@ def test_reader_that_takes_one_line_and_leaves(tmp_path: Path) -> None:
 
 
 def test_closed_stdout_is_an_error_not_a_defect() -> None:
-    """Without a stdout there is nowhere to put results, which is said in one line."""
     result = run_shell(">&-", "solve", *MODELS, "-q", QUESTION)
     assert result.code not in (0, 70)
     assert "Traceback" not in result.err
@@ -380,7 +346,6 @@ def test_closed_stdout_is_an_error_not_a_defect() -> None:
 
 
 def test_full_disk_under_stdout_is_an_error_not_a_defect() -> None:
-    """Results that cannot be written are an error of the run with the system's reason, not a defect to report."""
     result = run_shell(">/dev/full", "solve", *MODELS, "-q", QUESTION)
     assert result.code == RUN_FAILED
     assert "No space left on device" in result.err
@@ -389,24 +354,20 @@ def test_full_disk_under_stdout_is_an_error_not_a_defect() -> None:
 
 
 def test_closed_stderr_loses_no_result() -> None:
-    """Results come out although nobody can see the view of the steps."""
     result = run_shell("2>&-", "solve", *MODELS, QUESTION)
     assert (result.code, result.out) == (0, "349\n")
 
 
 def test_closed_stderr_keeps_the_exit_code() -> None:
-    """A usage error is told by its exit code alone if stderr is closed."""
     assert run_shell("2>&-", "solve", QUESTION, "--policy", "best").code == USAGE
 
 
 def test_closed_stdin() -> None:
-    """A closed stdin is no source of problems, and no obstacle when there is one on the command line."""
     assert_refused(run_shell("<&-", "solve", *MODELS), USAGE, "no problem given")
     assert run_shell("<&-", "solve", *MODELS, QUESTION).out == "349\n"
 
 
 def test_stdout_that_cannot_show_a_character() -> None:
-    """An answer that the terminal's encoding cannot show is written with what it can show."""
     result = solve("\u0663 + \u0664", "-q", "--max-steps", "1", env={"PYTHONIOENCODING": "ascii"})
     assert result.code == 0, result.err
     assert "= 7." in result.out
@@ -416,7 +377,6 @@ def test_stdout_that_cannot_show_a_character() -> None:
 
 
 def test_debug_shows_the_traceback() -> None:
-    """--debug adds the traceback to the message, for a report."""
     result = solve(QUESTION, "--policy", "best", "--debug")
     assert result.code == USAGE
     assert "Traceback" in result.err
@@ -425,7 +385,6 @@ def test_debug_shows_the_traceback() -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--debug"]], ids=["usual", "debug"])
 def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
-    """Escape sequences in a file's name are not passed on to the terminal, with and without --debug."""
     result = run("solve", QUESTION, *flags, "--policy", "draft", "--draft", "x\x1b]0;pwned\x07.gguf")
     assert result.code == MODEL
     assert ESCAPE not in result.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cli import PROGRAM, environment, run, run_shell, start
-from faults import Program, results, rows_of, set_aside, write_problems
+from faults import results, rows_of, set_aside, write_problems
 
 QUESTIONS = ("12 * 34", "1 + 1")
 BENCH = ("bench", "--pair", "scripted", "--dataset", "arithmetic.jsonl", "-o", "run", "--policy", "target,entropy", "-q")
@@ -29,11 +29,11 @@ def here(quick_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def golden(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[Any, ...], Any]:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[Any, ...], Any]:
     """The rows of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("golden")
     write_problems(folder / "arithmetic.jsonl", QUESTIONS)
-    assert program.run(folder, *BENCH).code == 0
+    assert bench(folder).code == 0
     made = results(rows_of(folder / "run"))
     assert len(made) == NUM_ROWS
     return made
@@ -55,16 +55,15 @@ def forget(folder: Path) -> None:
     ids=["before any call", "within a write", "after a replacement"],
 )
 def test_killed_at_every_change_of_a_file(
-    program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any], action: str, calls: list[str] | None
+    here: Path, golden: Mapping[tuple[Any, ...], Any], action: str, calls: list[str] | None
 ) -> None:
-    """Killed at the first, second, ... write, sync or replacement until it comes through: going on ends as golden."""
     number = 0
     while True:
         number += 1
-        killed = program.run(here, *BENCH, fault={"number": number, "action": action, "calls": calls})
+        killed = bench(here, fault={"number": number, "action": action, "calls": calls})
         if killed.code != KILLED:
             break
-        result = program.run(here, *BENCH)
+        result = bench(here)
         assert (result.code, "Traceback" in result.err) == (0, False), f"after {action} {number}: {result.err}"
         assert results(rows_of(here / "run")) == golden, f"after {action} {number}"
         assert all(name.startswith("results.jsonl.torn-") for name in set_aside(here / "run") if not name.startswith("."))
@@ -73,16 +72,13 @@ def test_killed_at_every_change_of_a_file(
     assert number > (1 if action == "after" else NUM_ROWS)
 
 
-def test_killed_while_it_repairs_what_a_kill_left(
-    program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]
-) -> None:
-    """Killed within a row, then again at every step of setting that aside: no row is lost, none comes twice."""
-    torn = program.run(here, *BENCH, fault={"number": 3, "action": "half and killed", "calls": ["write"]})
+def test_killed_while_it_repairs_what_a_kill_left(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    torn = bench(here, fault={"number": 3, "action": "half and killed", "calls": ["write"]})
     assert torn.code == KILLED
     for number in range(1, 8):
-        assert program.run(here, *BENCH, fault={"number": number, "action": "kill"}).code == KILLED
+        assert bench(here, fault={"number": number, "action": "kill"}).code == KILLED
         results(rows_of_whole_lines(here / "run"))
-    assert program.run(here, *BENCH).code == 0
+    assert bench(here).code == 0
     assert results(rows_of(here / "run")) == golden
 
 
@@ -91,55 +87,49 @@ def rows_of_whole_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 
-def test_killed_at_random_again_and_again(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
-    """Killed after random times, on the way to the end and from the beginning: what is done stays, the end is golden."""
+def test_killed_at_random_again_and_again(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
     draw = random.Random(7)
     for _ in range(5):
         done: dict[tuple[Any, ...], Any] = {}
         for _ in range(10):
-            program.run(here, *BENCH, kill_after=draw.uniform(0.01, 0.3))
+            bench(here, kill_after=draw.uniform(0.01, 0.3))
             if (here / "run" / "results.jsonl").exists():
                 now = results(rows_of_whole_lines(here / "run"))
                 assert done.items() <= now.items()
                 done = now
-        assert program.run(here, *BENCH).code == 0
+        assert bench(here).code == 0
         assert results(rows_of(here / "run")) == golden
         forget(here)
 
 
-def test_throughput_run_killed_anywhere(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
-    """With several at once no row is lost or comes twice either, wherever it is killed, and the end is the same."""
+def test_throughput_run_killed_anywhere(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
     number = 0
-    while (
-        program.run(here, *BENCH, "--concurrency", "2", fault={"number": (number := number + 1), "action": "kill"}).code
-        == KILLED
-    ):
-        assert program.run(here, *BENCH, "--concurrency", "2").code == 0
+    while bench(here, "--concurrency", "2", fault={"number": (number := number + 1), "action": "kill"}).code == KILLED:
+        assert bench(here, "--concurrency", "2").code == 0
         assert results(rows_of(here / "run")) == golden
         forget(here)
     assert number > NUM_ROWS
 
 
-def test_real_models_end_alike_in_any_order_and_after_a_kill(program: Program, quick_path: Path) -> None:
-    """The built-in pair: killed within a row and taken up again, or problem by problem backwards, each result is the same."""
+def test_real_models_end_alike_in_any_order_and_after_a_kill(quick_path: Path) -> None:
     bench = ("bench", "--dataset", "builtin-dev", "--policy", "target,entropy@0.1,random", "--threads", "1", "-q", "-o")
     ids = [f"dev/1/{number}" for number in (1, 2, 3)]
-    assert program.run(quick_path, *bench, "whole", "--ids", ",".join(ids)).code == 0
+    assert run(*bench, "whole", "--ids", ",".join(ids), cwd=quick_path).code == 0
     undisturbed = results(rows_of(quick_path / "whole"))
     assert len(undisturbed) == 9
-    torn = program.run(
-        quick_path,
+    torn = run(
         *bench,
         "torn",
         "--ids",
         ",".join(ids),
+        cwd=quick_path,
         fault={"number": 6, "action": "half and killed", "calls": ["write"]},
     )
     assert torn.code == KILLED
     assert 0 < len(rows_of_whole_lines(quick_path / "torn")) < 9
-    assert program.run(quick_path, *bench, "torn", "--ids", ",".join(ids)).code == 0
+    assert run(*bench, "torn", "--ids", ",".join(ids), cwd=quick_path).code == 0
     for identifier in reversed(ids):
-        assert program.run(quick_path, *bench, "backwards", "--ids", identifier).code == 0
+        assert run(*bench, "backwards", "--ids", identifier, cwd=quick_path).code == 0
     for other in ("torn", "backwards"):
         assert results(rows_of(quick_path / other)) == undisturbed
 
@@ -147,18 +137,17 @@ def test_real_models_end_alike_in_any_order_and_after_a_kill(program: Program, q
 # --- F4, F5, F6: damage
 
 
-def test_row_with_a_flipped_bit_is_done_again(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
-    """A reader names a damaged row, with an exit code of its own; the same command sets it aside, and does no other again."""
-    program.run(here, *BENCH)
+def test_row_with_a_flipped_bit_is_done_again(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    bench(here)
     path = here / "run" / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     flipped = lines[1].replace(b"boxed", b"bozed", 1)
     assert flipped != lines[1]
     path.write_bytes(b"".join([lines[0], flipped, *lines[2:]]))
-    read = program.run(here, "report", "run")
+    read = run("report", "run", cwd=here)
     assert (read.code, read.out) == (5, "")
     assert "run/results.jsonl: line 2: " in read.err
-    repaired = program.run(here, *BENCH)
+    repaired = bench(here)
     assert repaired.code == 0
     (note,) = [line for line in repaired.err.splitlines() if "results.jsonl.damaged-1" in line]
     assert "run/results.jsonl" in note
@@ -169,25 +158,23 @@ def test_row_with_a_flipped_bit_is_done_again(program: Program, here: Path, gold
     assert results(rows_of(here / "run")) == golden
 
 
-def test_rows_without_run_json_are_not_believed(program: Program, here: Path) -> None:
-    """Without run.json nobody knows what the rows are: refused, until a fresh start sets them aside."""
-    program.run(here, *BENCH)
+def test_rows_without_run_json_are_not_believed(here: Path) -> None:
+    bench(here)
     (here / "run" / "run.json").unlink()
-    result = program.run(here, *BENCH)
+    result = bench(here)
     assert (result.code, result.out) == (5, "")
     assert "run/run.json is missing" in result.err
-    assert program.run(here, *BENCH, "--fresh").code == 0
+    assert bench(here, "--fresh").code == 0
     assert set_aside(here / "run") == ["results.jsonl.old-1"]
 
 
-def test_odd_texts_are_kept_to_the_letter(program: Program, here: Path) -> None:
-    """Line separators, braces and control characters in a problem do not break its row, its figures, or a resume."""
+def test_odd_texts_are_kept_to_the_letter(here: Path) -> None:
     question = "\u0085 1 + 3 \u2028 }{ \u001b]0;title\u0007 \\boxed{9} \u202e"
     (here / "arithmetic.jsonl").write_text(
         json.dumps({"id": "odd\u2028\u001b[2J", "question": question, "answer": 4}) + "\n"
     )
     for arguments in (("--limit", "1"), ("--samples", "2")):
-        result = program.run(here, *BENCH[:-1], *arguments)
+        result = run(*BENCH[:-1], *arguments, cwd=here)
         assert result.code == 0
         assert b"\x1b" not in result.stdout + result.stderr
     assert {row["problem"] for row in rows_of(here / "run")} == {question.strip()}
@@ -199,24 +186,22 @@ def test_odd_texts_are_kept_to_the_letter(program: Program, here: Path) -> None:
 
 @pytest.mark.parametrize(("call", "action"), [("write", "full"), ("write", "io"), ("fsync", "io")])
 def test_disk_that_fails_costs_one_row_at_most(
-    program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any], call: str, action: str
+    here: Path, golden: Mapping[tuple[Any, ...], Any], call: str, action: str
 ) -> None:
-    """A full or failing disk ends the run in one line that says how to go on; what was safe before it stays."""
     for number in (1, 4):
-        failed = program.run(here, *BENCH, fault={"number": number, "action": action, "calls": [call]})
+        failed = bench(here, fault={"number": number, "action": action, "calls": [call]})
         assert failed.code in (1, 2)  # 2: before it began
         assert (failed.out, "Traceback" in failed.err) == ("", False)
         assert "arbitrage: run" in failed.err
-        assert program.run(here, *BENCH).code == 0
+        assert bench(here).code == 0
         assert results(rows_of(here / "run")) == golden
         forget(here)
 
 
-def test_replacement_that_fails_leaves_what_was_there(program: Program, here: Path) -> None:
-    """If the graded rows cannot be put in place, the old ones are there."""
-    program.run(here, *BENCH)
+def test_replacement_that_fails_leaves_what_was_there(here: Path) -> None:
+    bench(here)
     before = (here / "run" / "results.jsonl").read_bytes()
-    failed = program.run(here, "grade", "run", fault={"number": 1, "action": "full", "calls": ["replace"]})
+    failed = run("grade", "run", cwd=here, fault={"number": 1, "action": "full", "calls": ["replace"]})
     assert (failed.code, failed.out) == (1, "")
     assert "No space left on device" in failed.err
     assert (here / "run" / "results.jsonl").read_bytes() == before
@@ -224,40 +209,36 @@ def test_replacement_that_fails_leaves_what_was_there(program: Program, here: Pa
 
 
 @pytest.mark.parametrize(("flags", "again"), [((), "the same command"), (("--fresh",), "the same command without --fresh")])
-def test_full_disk_tells_what_goes_on(program: Program, here: Path, flags: tuple[str, ...], again: str) -> None:
-    """The hint keeps what is safe: after --fresh it is not the same command, which would begin anew."""
-    failed = program.run(here, *BENCH, *flags, fault={"number": 4, "action": "full", "calls": ["write"]})
+def test_full_disk_tells_what_goes_on(here: Path, flags: tuple[str, ...], again: str) -> None:
+    failed = bench(here, *flags, fault={"number": 4, "action": "full", "calls": ["write"]})
     assert failed.code == 1
     assert f"when there is room, {again} goes on from there" in failed.err
 
 
-def test_file_that_may_not_grow(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
-    """Under RLIMIT_FSIZE the run ends with an error, not a signal; without it it goes on."""
-    failed = program.run(here, *BENCH, limits={"RLIMIT_FSIZE": 4000})
+def test_file_that_may_not_grow(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    failed = bench(here, limits={"RLIMIT_FSIZE": 4000})
     assert (failed.code, failed.out) == (1, "")
     assert "File too large" in failed.err
     assert 0 < len(rows_of(here / "run")) < NUM_ROWS
-    assert program.run(here, *BENCH).code == 0
+    assert bench(here).code == 0
     assert results(rows_of(here / "run")) == golden
 
 
-def test_unusable_folder_is_refused_before_any_model_is_loaded(program: Program, here: Path) -> None:
-    """A folder that cannot be written to is told at once: models that are not even there are not missed."""
+def test_unusable_folder_is_refused_before_any_model_is_loaded(here: Path) -> None:
     (here / "file").touch()
     models = ("--draft", "nowhere.gguf", "--target", "nowhere.gguf")
     arguments = ("bench", *models, "--dataset", "arithmetic.jsonl", "-o")
     for folder in ("file", "file/run", "/proc/run"):
-        result = program.run(here, *arguments, folder)
+        result = run(*arguments, folder, cwd=here)
         assert (result.code, result.out) == (2, "")
         assert "cannot be used for a run" in result.err
-    read_only = program.run(here, *arguments, "run", fault={"number": 1, "action": "read-only", "calls": ["open"]})
+    read_only = run(*arguments, "run", cwd=here, fault={"number": 1, "action": "read-only", "calls": ["open"]})
     assert read_only.code == 2
     assert "Read-only file system" in read_only.err
 
 
-def test_no_home_is_needed(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
-    """Without a HOME, or with one that is not there, a run is like any other."""
-    assert program.run(here, *BENCH, environment={"HOME": "/nowhere"}).code == 0
+def test_no_home_is_needed(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    assert bench(here, env={"HOME": "/nowhere"}).code == 0
     assert results(rows_of(here / "run")) == golden
 
 
@@ -292,7 +273,6 @@ def hangup_ends() -> Iterator[None]:
 )
 @pytest.mark.usefixtures("hangup_ends")
 def test_signal_leaves_whole_rows(here: Path, number: int, code: int) -> None:
-    """A signal ends the run at once; the rows are whole, and those two that a user sends say how to go on."""
     arguments = many(here)
     with start(*arguments, stdin=subprocess.DEVNULL) as process:
         wait_for_rows(here, process, 3)
@@ -309,7 +289,6 @@ def test_signal_leaves_whole_rows(here: Path, number: int, code: int) -> None:
 
 
 def test_how_to_go_on_never_begins_anew(here: Path) -> None:
-    """The command that resumes a run begun with --fresh does not have that flag."""
     arguments = many(here)
     with start(*arguments, "--fresh", stdin=subprocess.DEVNULL) as process:
         wait_for_rows(here, process, 3)
@@ -319,7 +298,6 @@ def test_how_to_go_on_never_begins_anew(here: Path) -> None:
 
 
 def test_second_signal_ends_it_at_once(here: Path) -> None:
-    """Two signals in a row end the run whatever it does; what is in the file is whole, or set aside by the next run."""
     arguments = many(here)
     with start(*arguments, stdin=subprocess.DEVNULL) as process:
         wait_for_rows(here, process, 3)
@@ -331,28 +309,25 @@ def test_second_signal_ends_it_at_once(here: Path) -> None:
     assert run(*arguments, "--limit", "5", "-q").code == 0
 
 
-def test_interrupt_while_models_load(program: Program, here: Path) -> None:
-    """Ctrl-C before the first attempt is one line, and leaves nothing half made."""
-    result = program.run(here, *BENCH, interrupt_in="arbitrage_cli.cli.session.open_model")
+def test_interrupt_while_models_load(here: Path) -> None:
+    result = bench(here, interrupt_in="arbitrage_cli.cli.session.open_model")
     assert (result.code, result.out) == (130, "")
     assert result.err == "arbitrage: interrupted\n"
     assert not (here / "run").exists()
 
 
-def test_interrupt_while_an_answer_is_graded(program: Program, here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
-    """Ctrl-C during grading costs that attempt, and no other."""
-    result = program.run(here, *BENCH, interrupt_in="arbitrage_cli.grading.grader.Grader.grade")
+def test_interrupt_while_an_answer_is_graded(here: Path, golden: Mapping[tuple[Any, ...], Any]) -> None:
+    result = bench(here, interrupt_in="arbitrage_cli.grading.grader.Grader.grade")
     assert (result.code, result.out) == (130, "")
-    assert program.run(here, *BENCH).code == 0
+    assert bench(here).code == 0
     assert results(rows_of(here / "run")) == golden
 
 
 # --- F16: a step that hangs
 
 
-def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None:
-    """A computation that does not come back is aborted after --timeout: its attempt has an error row, and the run goes on."""
-    hanging = program.run(here, *BENCH, "--timeout", "0.4", hang_on="12 * 34")
+def test_hanging_step_ends_in_an_error_row(here: Path) -> None:
+    hanging = bench(here, "--timeout", "0.4", hang_on="12 * 34")
     assert hanging.code == 1
     rows = {(row["id"], row["policy"]): row for row in rows_of(here / "run")}
     assert len(rows) == NUM_ROWS
@@ -361,9 +336,8 @@ def test_hanging_step_ends_in_an_error_row(program: Program, here: Path) -> None
     assert 0.4 < hung["wall_seconds"] < 5
 
 
-def test_a_slow_step_ends_only_its_attempt(program: Program, here: Path) -> None:
-    """A computation that takes many times the --timeout, and comes back, is no end of the run."""
-    result = program.run(here, *BENCH, "--timeout", "0.2", slow_on=("12 * 34", 1.0))
+def test_a_slow_step_ends_only_its_attempt(here: Path) -> None:
+    result = bench(here, "--timeout", "0.2", slow_on=("12 * 34", 1.0))
     assert result.code == 1
     assert "hung" not in result.err
     late = [(row["id"], row["error"]) for row in rows_of(here / "run") if row["status"] == "error"]
@@ -377,7 +351,6 @@ def test_a_slow_step_ends_only_its_attempt(program: Program, here: Path) -> None
 
 
 def test_reader_that_goes_away(here: Path) -> None:
-    """`| head -1` ends quietly: the run is complete, the table is cut off."""
     arguments = " ".join((*PROGRAM, *BENCH))
     ended = subprocess.run(
         ["/bin/bash", "-c", f"{arguments} | head -1; exit ${{PIPESTATUS[0]}}"],
@@ -394,7 +367,6 @@ def test_reader_that_goes_away(here: Path) -> None:
 
 @pytest.mark.parametrize("redirection", ["<&-", "2>&-", ">&-"])
 def test_closed_streams(here: Path, redirection: str) -> None:
-    """A closed stdin or stderr changes nothing; without a stdout nothing is begun."""
     arguments = [str(here / part) if part in ("arithmetic.jsonl", "run") else part for part in BENCH]
     result = run_shell(redirection, *arguments)
     assert "Traceback" not in result.err
@@ -410,7 +382,6 @@ def test_closed_streams(here: Path, redirection: str) -> None:
 
 
 def test_two_at_once(here: Path) -> None:
-    """A second process on a run folder is refused while the first writes, and disturbs nothing."""
     arguments = many(here)
     with start(*arguments, stdin=subprocess.DEVNULL) as process:
         wait_for_rows(here, process, 2)
@@ -423,17 +394,15 @@ def test_two_at_once(here: Path) -> None:
     results(rows_of(here / "run"))
 
 
-def test_many_problems_need_few_files(program: Program, here: Path) -> None:
-    """More attempts than a process may have files open: none stays open."""
+def test_many_problems_need_few_files(here: Path) -> None:
     write_problems(here / "arithmetic.jsonl", [f"{number} + 1" for number in range(500)])
-    result = program.run(here, *BENCH, "--policy", "draft", limits={"RLIMIT_NOFILE": 64})
+    result = bench(here, "--policy", "draft", limits={"RLIMIT_NOFILE": 64})
     assert result.code == 0
     assert len(results(rows_of(here / "run"))) == 500
 
 
-def test_noise_does_not_reach_the_results(program: Program, here: Path) -> None:
-    """Whatever C code prints, stdout has the figures alone."""
-    result = program.run(here, *BENCH, "--json", noise="ggml: hello\n")
+def test_noise_does_not_reach_the_results(here: Path) -> None:
+    result = bench(here, "--json", noise="ggml: hello\n")
     assert result.code == 0
     (line,) = result.out.splitlines()
     assert json.loads(line)["n"] == 2

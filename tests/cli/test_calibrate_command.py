@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from cli import ESCAPE, Result, flat
 from collected import COSTS, DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
-from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import make_table, write_head
 
@@ -32,18 +31,17 @@ def here(quick_path: Path) -> Path:
     return quick_path
 
 
-def calibrate(program: Program, here: Path, *arguments: str) -> Result:
+def calibrate(here: Path, *arguments: str) -> Result:
     """Run it with that head, and settings of its own."""
     command = ("calibrate", "--head", "small.safetensors", "-o", "new.safetensors", *arguments)
-    return program.run(here, *command, environment={"XDG_CONFIG_HOME": str(here)})
+    return run(*command, cwd=here, env={"XDG_CONFIG_HOME": str(here)})
 
 
 def table_of(path: Path) -> TauTable:
     return TauTable.from_json(load(path).card.taus)
 
 
-def test_the_taus_become_those_of_the_run(program: Program, here: Path) -> None:
-    """The head decides as before; its table, and what its names mean, are of these states. The table is shown."""
+def test_the_taus_become_those_of_the_run(here: Path) -> None:
     result = calibrate(program, here, "run")
     assert result.code == 0, result.err
     old, new = load(here / "small.safetensors"), load(here / "new.safetensors")
@@ -62,8 +60,7 @@ def test_the_taus_become_those_of_the_run(program: Program, here: Path) -> None:
     assert "wrote new.safetensors" in result.err
 
 
-def test_the_head_is_called_as_its_new_file(program: Program, here: Path) -> None:
-    """Or as --name says; where the file says nothing, as the run."""
+def test_the_head_is_called_as_its_new_file(here: Path) -> None:
     for flags, name in [([], "new"), (["--name", "mine"], "mine"), (["-o", "head.safetensors"], "run")]:
         result = calibrate(program, here, "run", *flags)
         assert result.code == 0, result.err
@@ -73,7 +70,6 @@ def test_the_head_is_called_as_its_new_file(program: Program, here: Path) -> Non
 
 
 def test_every_name_is_shown_beside_its_tau() -> None:
-    """Also of a tau that has several: one below the other, in its row."""
     stream = io.StringIO()
     write_taus(make_table().to_json(), {}, stream, on="run", costs_of="this machine")
     _, headings, *lines = stream.getvalue().splitlines()
@@ -81,8 +77,7 @@ def test_every_name_is_shown_beside_its_tau() -> None:
     assert left == [["0.0000"], ["0.3000", "exact"], ["balanced"], ["fast"], ["0.6000"], ["1.0000"]]
 
 
-def test_models_that_are_not_here_cost_what_they_did(program: Program, here: Path) -> None:
-    """Times are by the costs of the machine that collected, and it is said."""
+def test_models_that_are_not_here_cost_what_they_did(here: Path) -> None:
     result = calibrate(program, here, "run")
     table = table_of(here / "new.safetensors")
     assert table.costs is not None
@@ -90,8 +85,7 @@ def test_models_that_are_not_here_cost_what_they_did(program: Program, here: Pat
     assert "at the costs of the machine that collected" in flat(result.out)
 
 
-def test_measured_models_cost_what_was_measured(program: Program, here: Path) -> None:
-    """Known by their sha256; with --json the card is the only line."""
+def test_measured_models_cost_what_was_measured(here: Path) -> None:
     measured = ((DRAFT, Speeds(0.5, 0.1, 0.2)), (TARGET, Speeds(4.0, 0.1, 0.2)))
     known = [
         make_tuned(here / "small.safetensors", machine_here(), model["sha256"], speeds=speeds) for model, speeds in measured
@@ -106,8 +100,7 @@ def test_measured_models_cost_what_was_measured(program: Program, here: Path) ->
     assert card["data"]["taus_of"]["costs"] == "the machine that calibrated"
 
 
-def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
-    """Each solution goes on with the steps that the head would keep; the same command goes on with what was collected."""
+def test_a_data_set_is_collected_on_first(here: Path) -> None:
     rows = [{"question": f"{number} * 12 + 6", "answer": str(number * 12 + 6)} for number in range(11, 23)]
     (here / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("--dataset", "sums.jsonl", "--reward", "rollout", "--pair", "scripted", "-q")
@@ -137,8 +130,7 @@ def test_a_data_set_is_collected_on_first(program: Program, here: Path) -> None:
         (["--dataset", "builtin", "--pair", "scripted"], "needs a process reward model"),
     ],
 )
-def test_what_does_not_go_together_is_said(program: Program, here: Path, arguments: list[str], reason: str) -> None:
-    """One line, exit code 2, and no file."""
+def test_what_does_not_go_together_is_said(here: Path, arguments: list[str], reason: str) -> None:
     write_run(here / "other", questions(5), WORLD, changes={"models": OTHER})
     write_run(here / "bench", questions(5), WORLD, changes={"kind": "bench"})
     write_run(here / "few", questions(60), World(bias=-99.0, weights=()), hidden=True)
@@ -147,16 +139,14 @@ def test_what_does_not_go_together_is_said(program: Program, here: Path, argumen
     assert not (here / "new.safetensors").exists()
 
 
-def test_a_head_of_another_draft_is_refused(program: Program, here: Path) -> None:
-    """One that reads hidden states: those of this run's draft mean something else."""
+def test_a_head_of_another_draft_is_refused(here: Path) -> None:
     write_head(here / "small.safetensors", hidden_size=HIDDEN_SIZE)
     result = calibrate(program, here, "run")
     assert (result.code, "reads the hidden states of d" in flat(result.err)) == (3, True), result.err
     assert not (here / "new.safetensors").exists()
 
 
-def test_states_that_the_head_learned_from_are_told(program: Program, here: Path) -> None:
-    """Its taus look better on them than they are."""
+def test_states_that_the_head_learned_from_are_told(here: Path) -> None:
     old = load(here / "small.safetensors")
     runs = [{"name": "run", "dataset": "made up", "dataset_sha256": "f" * 64, "states": 300, "is_test": False}]
     save(Head(old.network, old.knots, replace(old.card, data={"runs": runs})), here / "small.safetensors")
@@ -165,8 +155,7 @@ def test_states_that_the_head_learned_from_are_told(program: Program, here: Path
     assert "the head was trained on made up too" in flat(result.err)
 
 
-def test_without_a_head_it_is_that_of_the_models_of_the_run(program: Program, here: Path) -> None:
-    """The universal one, for models that have none: not that of the pair that happens to be the default. It is said."""
-    result = program.run(here, "calibrate", "run", "-o", "new.safetensors", environment={"XDG_CONFIG_HOME": str(here)})
+def test_without_a_head_it_is_that_of_the_models_of_the_run(here: Path) -> None:
+    result = run("calibrate", "run", "-o", "new.safetensors", cwd=here, env={"XDG_CONFIG_HOME": str(here)})
     assert result.code == 0, result.err
     assert "wrote new.safetensors: head new, made from universal" in flat(result.err)

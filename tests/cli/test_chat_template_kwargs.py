@@ -23,14 +23,12 @@ def text(result: Result) -> str:
 
 
 def test_the_template_is_told(tiny: Mapping[str, Path]) -> None:
-    """A template that asks for a variable gets it: the model reads another prompt, and writes another text."""
     plain = text(write(tiny))
     assert text(write(tiny, "--chat-template-kwargs", '{"enable_thinking": false}')) == plain
     assert text(write(tiny, "--chat-template-kwargs", THINK)) != plain
 
 
 def test_a_pair_has_its_own(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    """A pair says what suits its models, and a flag wins over it."""
     (tmp_path / "arbitrage").mkdir()
     (tmp_path / "arbitrage" / "pairs.toml").write_text(
         f'[mine]\ndraft = "{tiny["draft"]}"\ntarget = "{tiny["target"]}"\nchat_template_kwargs = {{ enable_thinking = true }}\n'
@@ -40,7 +38,6 @@ def test_a_pair_has_its_own(tiny: Mapping[str, Path], tmp_path: Path) -> None:
 
 
 def test_a_pair_of_a_settings_file_does_not_hold_for_other_models(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    """Two that flags name are no pair: nothing that the file's pair says is theirs. For one of them it holds, which is noted."""
     (tmp_path / "arbitrage").mkdir()
     (tmp_path / "arbitrage" / "config.toml").write_text('pair = "mine"\n')
     (tmp_path / "arbitrage" / "pairs.toml").write_text(
@@ -61,13 +58,11 @@ def test_a_pair_of_a_settings_file_does_not_hold_for_other_models(tiny: Mapping[
 
 @pytest.mark.parametrize("setting", ["{ enable_thinking = true }", f"'{THINK}'"], ids=["table", "text"])
 def test_a_settings_file_may_have_it(setting: str, tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    """As a table, as in pairs.toml, or as the text that the flag takes."""
     (tmp_path / "arbitrage.toml").write_text(f"chat-template-kwargs = {setting}\n")
     assert text(write(tiny, cwd=tmp_path)) == text(write(tiny, "--chat-template-kwargs", THINK))
 
 
 def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
-    """It changes nothing, and the user is told."""
     result = write(tiny, "--chat-template-kwargs", '{"enable_thinkng": true}')
     assert text(result) == text(write(tiny))
     assert "no chat template of these models uses 'enable_thinkng'" in flat(result.err)
@@ -88,7 +83,6 @@ def test_a_name_that_no_template_knows(tiny: Mapping[str, Path]) -> None:
     ids=lambda value: value[:24],
 )
 def test_kwargs_that_make_no_sense(given: str, words: str, tiny: Mapping[str, Path]) -> None:
-    """One line says what is wrong, before any model is loaded."""
     result = write(tiny, "--chat-template-kwargs", given)
     assert (result.code, result.out) == (2, "")
     assert words in flat(result.err)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from cli import TIMEOUT, flat, run, start
-from faults import Program
 
 from arbitrage_cli.runs.folder import encode, latest, read_run_folder
 from arbitrage_cli.training.examples import read_states, recorded
@@ -39,7 +38,6 @@ def wait_for_rows(folder: Path, number: int) -> None:
 
 
 def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
-    """After SIGTERM each has a row with the states that it had, which are trained on; what is told goes on, without --fresh."""
     write_problems(tmp_path / "problems.jsonl", 80)
     command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
     with start(*command, "--fresh", stdin=subprocess.DEVNULL, cwd=tmp_path) as process:
@@ -72,7 +70,6 @@ def test_states_of_problems_in_flight_are_kept(tmp_path: Path) -> None:
 
 
 def test_more_rollouts_at_once_than_llama_has_sequences_for(tmp_path: Path) -> None:
-    """They are refused before a model is loaded, naming both options."""
     write_problems(tmp_path / "problems.jsonl", 16)
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
     result = run(*command, "--rollouts", "16", "--concurrency", "16", cwd=tmp_path)
@@ -81,7 +78,6 @@ def test_more_rollouts_at_once_than_llama_has_sequences_for(tmp_path: Path) -> N
 
 
 def test_other_rewards_are_refused(tmp_path: Path) -> None:
-    """Another source of rewards, or another way to ask the process reward model: neither is mixed with what is there."""
     (tmp_path / "problems.jsonl").write_text(
         '{"question": "5 + 6", "answer": "11"}\n{"question": "5 + 7", "answer": "12"}\n'
     )
@@ -103,7 +99,6 @@ def test_other_rewards_are_refused(tmp_path: Path) -> None:
     ids=["the same models", "other models", "a run with rows"],
 )
 def test_costs_are_those_of_the_models(tmp_path: Path, flags: tuple[str, ...], rows: bool, is_kept: bool) -> None:
-    """Those of a run that was broken off before its first row are taken only by the same models, with the same options."""
     write_problems(tmp_path / "problems.jsonl", 2)
     command = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
     assert run(*command, "--limit", "1", cwd=tmp_path).code == 0
@@ -122,10 +117,9 @@ def counts_of(folder: Path) -> dict[str, int]:
     return {row["id"]: len(row["states"]) for row in rows_of(folder)}
 
 
-def test_an_end_while_a_row_is_made_loses_no_problem(program: Program, tmp_path: Path) -> None:
-    """Ctrl-C between the end of a problem and its row: it is done, and the others have the states that they had."""
+def test_an_end_while_a_row_is_made_loses_no_problem(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", 20)
-    result = program.run(tmp_path, *COLLECT, interrupt_in="arbitrage_cli.cli.collect_run._row")
+    result = run(*COLLECT, cwd=tmp_path, interrupt_in="arbitrage_cli.cli.collect_run._row")
     assert result.code == INTERRUPTED
     status = [row["status"] for row in rows_of(tmp_path / "run")]
     assert status == ["done", *("error" for _ in range(7))]
@@ -133,26 +127,24 @@ def test_an_end_while_a_row_is_made_loses_no_problem(program: Program, tmp_path:
 
 
 @pytest.mark.parametrize("how", ["interrupt_in", "fail_in"])
-def test_a_second_end_takes_nothing_back(program: Program, tmp_path: Path, how: str) -> None:
-    """A run that ends again as soon as it goes on, by a signal or as a model fails, has the states that it had."""
+def test_a_second_end_takes_nothing_back(tmp_path: Path, how: str) -> None:
     write_problems(tmp_path / "problems.jsonl", 20)
-    program.run(tmp_path, *COLLECT, interrupt_in="arbitrage_cli.cli.collect_run._row")
+    run(*COLLECT, cwd=tmp_path, interrupt_in="arbitrage_cli.cli.collect_run._row")
     first = counts_of(tmp_path / "run")
     assert len(first) > 1
-    ended = program.run(tmp_path, *COLLECT, **{how: "arbitrage_cli.training.collect.better"})
+    ended = run(*COLLECT, cwd=tmp_path, **{how: "arbitrage_cli.training.collect.better"})
     assert ended.code == (INTERRUPTED if how == "interrupt_in" else FAILED)
     second = counts_of(tmp_path / "run")
     assert all(second[name] >= number for name, number in first.items())
 
 
-def test_only_problems_that_were_asked_for_have_to_be_solved(program: Program, tmp_path: Path) -> None:
-    """The exit code tells of them, not of one that failed earlier."""
+def test_only_problems_that_were_asked_for_have_to_be_solved(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", 20)
-    program.run(tmp_path, *COLLECT, interrupt_in="arbitrage_cli.cli.collect_run._row")
+    run(*COLLECT, cwd=tmp_path, interrupt_in="arbitrage_cli.cli.collect_run._row")
     solved, failed = (
         [row["id"] for row in rows_of(tmp_path / "run") if row["status"] == status] for status in ("done", "error")
     )
     assert failed
-    result = program.run(tmp_path, *COLLECT, "--ids", solved[0])
+    result = run(*COLLECT, "--ids", solved[0], cwd=tmp_path)
     assert result.code == 0, result.err
     assert {row["id"] for row in rows_of(tmp_path / "run") if row["status"] == "error"} == set(failed)

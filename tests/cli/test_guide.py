@@ -11,7 +11,6 @@ FILES = sorted((Path(arbitrage_cli.__file__).parent / "guides").glob("*.md"))
 
 
 def test_without_a_topic_all_are_listed() -> None:
-    """One line a topic: its name and what it is about."""
     lines = run("guide").out.splitlines()
     assert [line.split()[0] for line in lines] == [path.stem for path in FILES]
     assert all(len(line.split()) > 3 for line in lines)
@@ -19,12 +18,10 @@ def test_without_a_topic_all_are_listed() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_pipe_gets_the_markdown(path: Path) -> None:
-    """What is not a terminal gets the file as it is."""
     assert run("guide", path.stem).stdout == path.read_bytes()
 
 
 def test_a_terminal_gets_it_rendered_in_the_pager() -> None:
-    """Headings and tables are drawn, and the text goes through $PAGER."""
     with Terminal("guide", "routing", columns=140, env={"PAGER": "sed s/^/page:/", "MANPAGER": None}) as terminal:
         assert terminal.wait() == 0
         lines = terminal.text.splitlines()
@@ -34,7 +31,6 @@ def test_a_terminal_gets_it_rendered_in_the_pager() -> None:
 
 
 def test_a_terminal_without_colours_gets_the_markdown() -> None:
-    """With NO_COLOR nothing is drawn."""
     with Terminal("guide", "settings", columns=200, env={"NO_COLOR": "1"}) as terminal:
         assert terminal.wait() == 0
     assert ESCAPE not in terminal.raw
@@ -42,7 +38,6 @@ def test_a_terminal_without_colours_gets_the_markdown() -> None:
 
 
 def test_an_unknown_topic_is_refused() -> None:
-    """The error has the nearest topic, and all of them."""
     result = run("guide", "trainign")
     assert result.code == 2
     assert "did you mean 'training'" in result.err
@@ -50,6 +45,5 @@ def test_an_unknown_topic_is_refused() -> None:
 
 
 def test_it_works_with_a_broken_settings_file(tmp_path: Path) -> None:
-    """The guide about settings files helps to mend one."""
     (tmp_path / "arbitrage.toml").write_text("nonsense = [")
     assert run("guide", "settings", cwd=tmp_path).code == 0

@@ -72,7 +72,6 @@ def pair(place: Place, tiny: Mapping[str, Path]) -> Place:
 
 
 def test_explain_fetches_no_reward_model_that_nobody_asked_for(pair: Place, tmp_path: Path) -> None:
-    """The pair names one that is not here: the decisions are explained without it, and that is said."""
     pair.write(
         "pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nprm = "someone/Reward:Q8_0"\nctx = 512\n'
     )
@@ -100,7 +99,6 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 def test_list(pair: Place) -> None:
-    """The list has every pair with its notes, and says which models are here; it asks nobody."""
     shown = pair.run("models", "list")
     assert (shown.code, shown.err) == (0, "")
     assert "mine: two tiny ones" in shown.out
@@ -110,7 +108,6 @@ def test_list(pair: Place) -> None:
 
 
 def test_list_as_json(pair: Place) -> None:
-    """With --json a pair is one object, whose models say whether they are here."""
     assert pair.run("models", "pull", DRAFT).code == 0
     pairs = {record["pair"]: record for record in pair.run("models", "list", "--json").records}
     assert pairs["mine"]["draft"] == {"model": DRAFT, "here": True}
@@ -119,7 +116,6 @@ def test_list_as_json(pair: Place) -> None:
 
 
 def test_pull_and_path(pair: Place) -> None:
-    """A pair is fetched once; the paths of its files are what stdout gets, and `path` finds them afterwards."""
     before = pair.run("models", "path", "mine")
     assert (before.code, before.out) == (RUN_FAILED, "")
     pulled = pair.run("models", "pull", "mine")
@@ -135,7 +131,6 @@ def test_pull_and_path(pair: Place) -> None:
 
 
 def test_path_of_what_is_no_model(place: Place) -> None:
-    """Whoever names neither a file, nor a pair, nor a model of the Hub is not sent to fetch it."""
     result = place.run("models", "path", "nope")
     assert (result.code, result.out) == (RUN_FAILED, "")
     assert "nope is not on this machine: name a model as user/repo:quant, or a pair: builtin" in flat(result.err)
@@ -143,7 +138,6 @@ def test_path_of_what_is_no_model(place: Place) -> None:
 
 
 def test_list_tells_of_the_built_in_reward_model_and_head(place: Place) -> None:
-    """What belongs to a pair besides its models is listed with them."""
     pairs = {record["pair"]: record for record in place.run("models", "list", "--json").records}
     assert pairs["builtin"]["prm"] == {"model": "builtin:prm", "here": True}
     assert pairs["builtin"]["head"] == {"model": "builtin:builtin", "here": True}
@@ -152,7 +146,6 @@ def test_list_tells_of_the_built_in_reward_model_and_head(place: Place) -> None:
 
 
 def test_pull_of_the_reward_model_as_well(pair: Place) -> None:
-    """A pair's process reward model is large and rarely needed: it comes with --prm only, if there is one."""
     assert_refused(pair.run("models", "pull", "mine", "--prm"), USAGE, "'mine' has no process reward model")
     pair.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{DRAFT}"\nprm = "{TARGET}:Q8_0"\n')
     pulled = pair.run("models", "pull", "mine", "--prm").out.splitlines()
@@ -160,7 +153,6 @@ def test_pull_of_the_reward_model_as_well(pair: Place) -> None:
 
 
 def test_pull_in_a_terminal(place: Place) -> None:
-    """In a terminal a bar shows how far the download is; NO_COLOR turns it into lines without an escape byte."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     with Terminal("models", "pull", DRAFT, columns=120, env=place.env()) as terminal:
         assert terminal.wait() == 0
@@ -173,7 +165,6 @@ def test_pull_in_a_terminal(place: Place) -> None:
 
 
 def test_quiet_pull(place: Place) -> None:
-    """With --quiet there are the paths and nothing else."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     pulled = place.run("models", "pull", DRAFT, "--quiet")
     assert (pulled.code, pulled.err) == (0, "")
@@ -181,18 +172,15 @@ def test_quiet_pull(place: Place) -> None:
 
 @pytest.mark.parametrize("name", ["scripted", "scripted:draft"])
 def test_nothing_to_pull(place: Place, name: str) -> None:
-    """Demo models have nothing to fetch and are here."""
     assert (place.run("models", "pull", name).code, place.run("models", "path", name).code) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["lama3", "missing.gguf"])
 def test_pull_of_no_name(place: Place, name: str) -> None:
-    """What is neither a pair nor a name on the Hub is refused with the names of the pairs."""
     assert_refused(place.run("models", "pull", name), USAGE, name, "llama3")
 
 
 def test_killed_pull(place: Place) -> None:
-    """After a pull was killed halfway the model is not here, and the next pull fetches it."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     place.hub.gate = threading.Event()
     with start("models", "pull", DRAFT, env=place.env()) as process:
@@ -209,7 +197,6 @@ def test_killed_pull(place: Place) -> None:
 
 
 def test_two_pulls_at_once(place: Place) -> None:
-    """Two processes that pull the same model download it once, and both find it whole."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     place.hub.gate = threading.Event()
     with start("models", "pull", DRAFT, env=place.env()) as first, start("models", "pull", DRAFT, env=place.env()) as second:
@@ -226,7 +213,6 @@ def test_two_pulls_at_once(place: Place) -> None:
 
 
 def test_interrupted_pull(place: Place) -> None:
-    """Ctrl-C ends a pull in one line with exit code 130."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     place.hub.gate = threading.Event()
     with start("models", "pull", DRAFT, "--quiet", env=place.env()) as process:
@@ -238,7 +224,6 @@ def test_interrupted_pull(place: Place) -> None:
 
 @pytest.mark.parametrize("command", [("models", "pull", DRAFT), ("solve", "1 + 1", "--policy", "draft", "--draft", DRAFT)])
 def test_offline(place: Place, command: tuple[str, ...]) -> None:
-    """--offline, its variable and HF_HUB_OFFLINE ask nobody, and say how to fetch what is not here."""
     results = [
         place.run(*command, "--offline"),
         place.run(*command, ARBITRAGE_OFFLINE="1"),
@@ -251,7 +236,6 @@ def test_offline(place: Place, command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["gated", "unauthorized", "too many", "echo", "wrong bytes"])
 def test_token_stays_secret(place: Place, kind: str) -> None:
-    """No failure shows the token, with a traceback or without."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     failures = {
         "gated": Failure(403, {"X-Error-Code": "GatedRepo"}),
@@ -271,7 +255,6 @@ def test_token_stays_secret(place: Place, kind: str) -> None:
 
 
 def test_info(tiny: Mapping[str, Path]) -> None:
-    """What a file says of its model, read from its header."""
     (record,) = run("models", "info", str(tiny["draft"]), "--json").records
     (model,) = record["models"]
     assert (model["architecture"], model["name"], model["has_template"]) == ("llama", "tiny draft", True)
@@ -283,7 +266,6 @@ def test_info(tiny: Mapping[str, Path]) -> None:
 
 
 def test_info_counts_parameters(tiny: Mapping[str, Path]) -> None:
-    """The number of parameters is that of all tensors' elements."""
     (record,) = run("models", "info", str(tiny["draft"]), "--json").records
     width, inner, vocabulary = 32, 64, 261
     layer = 2 * width * width + 2 * width * width // 2 + 3 * width * inner + 2 * width
@@ -291,7 +273,6 @@ def test_info_counts_parameters(tiny: Mapping[str, Path]) -> None:
 
 
 def test_info_of_a_pair(pair: Place) -> None:
-    """A pair's models are shown with the memory of both at the pair's context, and whether they share a vocabulary."""
     assert_refused(pair.run("models", "info", "mine"), MODEL, "not on this machine", f"arbitrage models pull {DRAFT}")
     pair.run("models", "pull", "mine")
     (record,) = pair.run("models", "info", "mine", "--json").records
@@ -303,7 +284,6 @@ def test_info_of_a_pair(pair: Place) -> None:
 
 
 def test_info_of_two_files(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    """Two files with the same tokens share a vocabulary."""
     other = tmp_path / "other.gguf"
     other.write_bytes(tiny["draft"].read_bytes())
     (record,) = run("models", "info", str(tiny["draft"]), str(other), "--json").records
@@ -311,7 +291,6 @@ def test_info_of_two_files(tiny: Mapping[str, Path], tmp_path: Path) -> None:
 
 
 def test_info_does_not_start_llama(tiny: Mapping[str, Path]) -> None:
-    """A header is enough: llama.cpp is not loaded, so a damaged or huge model does no harm."""
     code = "import sys; from arbitrage_cli.cli.main import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
     command = [sys.executable, "-c", code, "models", "info", str(tiny["draft"])]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")
@@ -319,14 +298,12 @@ def test_info_does_not_start_llama(tiny: Mapping[str, Path]) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"GGUF" + b"\xff" * 60])
 def test_info_of_no_model(tmp_path: Path, content: bytes) -> None:
-    """A file that is no model is one clear error."""
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     assert_refused(run("models", "info", str(path)), MODEL, str(path))
 
 
 def test_info_of_odd_paths(tmp_path: Path) -> None:
-    """A folder, a FIFO, a link to itself and nothing at all are refused and not waited for."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("", "fifo", "loop", "missing.gguf"):
@@ -334,7 +311,6 @@ def test_info_of_odd_paths(tmp_path: Path) -> None:
 
 
 def test_info_is_data(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    """A model whose name is an escape sequence cannot draw on the terminal."""
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny["draft"].read_bytes().replace(b"tiny draft", b"\x1b[2Jxdraft"))
     shown = run("models", "info", str(path))
@@ -346,7 +322,6 @@ def test_info_is_data(tiny: Mapping[str, Path], tmp_path: Path) -> None:
 
 
 def test_solve_with_models_of_the_hub(pair: Place) -> None:
-    """Models named as on the Hub are fetched, told of, and used; the next time the Hub is not asked."""
     command = ("solve", "Hello", "--json", "--draft", f"{DRAFT.lower().replace('draft-gguf', 'Draft-GGUF')}:q4_k_m")
     first = pair.run(*command, "--target", f"{TARGET}:q8_0", *SHORT)
     assert first.code == 0, first.err
@@ -358,7 +333,6 @@ def test_solve_with_models_of_the_hub(pair: Place) -> None:
 
 
 def test_solve_with_a_pair(pair: Place) -> None:
-    """--pair names both models; the result records them as they were named."""
     (record,) = pair.run("solve", "Hello", "--json", "--pair", "mine", *SHORT).records
     assert (record["draft"], record["target"]) == (DRAFT, f"{TARGET}:Q8_0")
     assert "context 512" in record["models"]["draft"]
@@ -380,7 +354,6 @@ def test_solve_with_a_pair(pair: Place) -> None:
 def test_pair_and_models_together(
     place: Place, flags: list[str], variables: dict[str, str], settings: str, drafted: str
 ) -> None:
-    """A model named by itself wins over the pair's, unless the pair was named nearer to the user."""
     place.write("pairs.toml", '[swapped]\ndraft = "scripted:target"\ntarget = "scripted:draft"\n')
     place.write("config.toml", settings)
     (record,) = place.run("solve", "1 + 2", "--json", *flags, **variables).records
@@ -388,30 +361,25 @@ def test_pair_and_models_together(
 
 
 def test_unknown_pair(place: Place) -> None:
-    """A pair that does not exist is refused with the names of those that do."""
     assert_refused(place.run("solve", "1 + 1", "--pair", "lama3"), USAGE, "lama3", "llama3")
 
 
 def test_malformed_pairs_file(place: Place) -> None:
-    """A pairs file that makes no sense is one line that names it."""
     place.write("pairs.toml", "[mine]\n")
     assert_refused(place.run("models", "list"), USAGE, "pairs.toml", "lacks its draft")
 
 
 def test_wrong_checksum_is_never_used(pair: Place) -> None:
-    """A model whose bytes are not those that the Hub published is not loaded."""
     pair.hub.corrupt = True
     assert_refused(pair.run("solve", "Hello", "--pair", "mine", "--policy", "target"), MODEL, "checksum", "removed")
 
 
 def test_settings_reach_the_commands_below(place: Place) -> None:
-    """A settings file's options hold for the commands below `models` too."""
     place.write("config.toml", "offline = true\n")
     assert_refused(place.run("models", "pull", DRAFT), MODEL, "--offline")
 
 
 def test_wheel_has_the_pairs(tmp_path: Path) -> None:
-    """An installed copy finds the pairs inside its package, without the checkout."""
     package = tmp_path / "arbitrage_cli"
     source = Path(HERE).parents[1]
     subprocess.run(["cp", "-r", source / "arbitrage_cli", package], check=True)

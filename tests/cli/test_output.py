@@ -50,7 +50,6 @@ def assert_no_defect(result: Result) -> None:
 
 @pytest.mark.parametrize("arguments", [*INFORMING, *SHOWING], ids=" ".join)
 def test_closed(here: Path, arguments: tuple[str, ...]) -> None:
-    """There is nowhere to write to, which is said in one line, and how to change it in another."""
     result = run_shell(">&-", *found(here, *arguments))
     assert_no_defect(result)
     assert result.code == USAGE
@@ -63,7 +62,6 @@ def test_closed(here: Path, arguments: tuple[str, ...]) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
 @pytest.mark.parametrize("arguments", [*INFORMING, *SHOWING], ids=" ".join)
 def test_full(here: Path, arguments: tuple[str, ...]) -> None:
-    """The system's reason is told."""
     result = run_shell(">/dev/full", *found(here, *arguments))
     assert_no_defect(result)
     assert result.code == FULL
@@ -72,7 +70,6 @@ def test_full(here: Path, arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("arguments", [*INFORMING, *SHOWING], ids=" ".join)
 def test_read_by_nobody(here: Path, arguments: tuple[str, ...]) -> None:
-    """The program ends without a word: it is what the user wanted."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:
@@ -81,7 +78,6 @@ def test_read_by_nobody(here: Path, arguments: tuple[str, ...]) -> None:
 
 
 def test_closed_before_anything_is_made(here: Path) -> None:
-    """A head is not trained, nor a page written, of which nothing could be told."""
     trained = run_shell(">&-", "train", *found(here, "states"), "-o", str(here / "head.safetensors"))
     shown = run_shell(">&-", "report", *found(here, "made"), "-o", str(here / "page.html"))
     assert (trained.code, shown.code) == (USAGE, USAGE)

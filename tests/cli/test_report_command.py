@@ -19,7 +19,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_report_shows_the_table(folder: Path) -> None:
-    """Without further wishes the figures are a table on standard output, without an escape byte, and nothing else."""
     shown = run("report", str(folder))
     assert (shown.code, shown.stderr) == (0, b"")
     assert shown.out.startswith("made-up: 6 problems\n")
@@ -28,7 +27,6 @@ def test_report_shows_the_table(folder: Path) -> None:
 
 
 def test_report_is_styled_in_a_terminal(folder: Path) -> None:
-    """In a terminal headings are bold, and nothing is cut or wrapped at 80 columns."""
     with Terminal("report", str(folder)) as terminal:
         assert terminal.wait() == 0
     assert b"\x1b[1m" in terminal.raw
@@ -37,7 +35,6 @@ def test_report_is_styled_in_a_terminal(folder: Path) -> None:
 
 
 def test_json_has_all_figures_in_one_line(folder: Path) -> None:
-    """--json is one line a run: exactly what the figures of its rows are."""
     shown = run("report", str(folder), str(folder), "--json", "--cost-ratio", "8")
     expected = json.loads(json.dumps(figures(MADE.run, MADE.rows, cost_ratio=8.0)))
     assert shown.code == 0
@@ -46,7 +43,6 @@ def test_json_has_all_figures_in_one_line(folder: Path) -> None:
 
 
 def test_page_is_written_and_named(folder: Path, tmp_path: Path) -> None:
-    """-o writes the page, with every trace of all runs in it, and leaves nothing else behind; standard output stays empty."""
     other = tmp_path / "other"
     write_run_folder(other, make_run(2))
     page = tmp_path / "report.html"
@@ -61,7 +57,6 @@ def test_page_is_written_and_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_step_of_ten_megabytes(tmp_path: Path) -> None:
-    """A run with a huge step is shown, and its page has all of it."""
     huge = "a long step " * 800_000
     rows = [{**one, "steps": [{**step, "text": huge} for step in one["steps"][:1]]} for one in MADE.rows[:1]]
     write_run_folder(tmp_path / "run", MadeUp(MADE.run, rows))
@@ -71,7 +66,6 @@ def test_step_of_ten_megabytes(tmp_path: Path) -> None:
 
 
 def test_folder_that_is_none_is_told(tmp_path: Path) -> None:
-    """Who only looks is not told where to write."""
     (tmp_path / "file").touch()
     for arguments in (("report", "file"), ("compare", "file", "file")):
         shown = run(*arguments[:1], *(str(tmp_path / name) for name in arguments[1:]))
@@ -81,7 +75,6 @@ def test_folder_that_is_none_is_told(tmp_path: Path) -> None:
 
 
 def test_page_that_cannot_be_written_is_an_error(folder: Path, tmp_path: Path) -> None:
-    """Where the page cannot be is told in a line, and nothing is left there."""
     for page in (tmp_path / "nowhere" / "report.html", tmp_path):
         shown = run("report", str(folder), "-o", str(page))
         assert (shown.code, shown.stdout) == (1, b"")
@@ -93,7 +86,6 @@ def test_page_that_cannot_be_written_is_an_error(folder: Path, tmp_path: Path) -
     "name", ["results.jsonl", "run.json", "lock", "results.jsonl.torn-1", "run.json.old-2", "./Results.jsonl"]
 )
 def test_page_does_not_take_the_place_of_the_run(folder: Path, tmp_path: Path, name: str) -> None:
-    """A file of a run is no place for a page, whichever of the runs it is of; beside them there is one."""
     write_run_folder(tmp_path / "other", MADE)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for runs in ((folder,), (tmp_path / "other", folder)):
@@ -105,7 +97,6 @@ def test_page_does_not_take_the_place_of_the_run(folder: Path, tmp_path: Path, n
 
 
 def test_error_that_was_retried_is_no_more_counted(tmp_path: Path) -> None:
-    """A row that replaces an error is the one that counts, in figures and traces."""
     write_run_folder(tmp_path / "run", MadeUp(MADE.run, [failed(MADE.rows[0]), *MADE.rows]))
     shown = run("report", str(tmp_path / "run"), "--json", "-o", str(tmp_path / "report.html"))
     assert shown.records[0]["policies"][0]["errors"] == 0
@@ -113,7 +104,6 @@ def test_error_that_was_retried_is_no_more_counted(tmp_path: Path) -> None:
 
 
 def test_no_run_is_a_usage_error(tmp_path: Path) -> None:
-    """A folder without a run is named, whoever is asked about it."""
     for arguments in (("report", str(tmp_path)), ("compare", str(tmp_path), str(tmp_path))):
         shown = run(*arguments)
         assert (shown.code, shown.stdout) == (2, b"")
@@ -121,7 +111,6 @@ def test_no_run_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_damaged_run_is_not_reported_on(folder: Path) -> None:
-    """A flipped bit is found before any figure is shown, and named with its line."""
     rows = (folder / "results.jsonl").read_bytes()
     (folder / "results.jsonl").write_bytes(rows.replace(b'"incorrect"', b'"correct"', 1))
     shown = run("report", str(folder))
@@ -131,12 +120,10 @@ def test_damaged_run_is_not_reported_on(folder: Path) -> None:
 
 @pytest.mark.parametrize("ratio", ["0", "-3", "nan", "inf"])
 def test_impossible_cost_ratio_is_a_usage_error(folder: Path, ratio: str) -> None:
-    """A cost ratio that no pair can have is refused."""
     assert run("report", str(folder), "--cost-ratio", ratio).code == 2
 
 
 def test_compare_shows_both_runs(folder: Path, tmp_path: Path) -> None:
-    """Two runs are compared as a table, and with --json as one line."""
     other = tmp_path / "other"
     write_run_folder(other, make_run(6, columns=[("entropy", 0.5)], drift=0.3))
     shown = run("compare", str(folder), str(other))
@@ -148,7 +135,6 @@ def test_compare_shows_both_runs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_compare_without_anything_in_common_is_a_usage_error(folder: Path, tmp_path: Path) -> None:
-    """Runs that cannot be compared are told apart by their policies."""
     write_run_folder(tmp_path / "other", make_run(3, columns=[("random", 0.3), ("random", 0.6)]))
     shown = run("compare", str(folder), str(tmp_path / "other"))
     assert (shown.code, shown.stdout) == (2, b"")

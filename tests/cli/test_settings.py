@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cli import MODELS, run
-from faults import Program, write_problems
+from faults import write_problems
 
 SOLVE = ("solve", "5 + 6", "--json", "-q", "--max-tokens", "1")
 BENCH = ("bench", "--dataset", "one.jsonl", "-o", "run", "-q", "--max-tokens", "1")
@@ -22,11 +22,11 @@ def solve(folder: Path, *flags: str, settings: str = "", env: Mapping[str, str] 
     return record
 
 
-def columns(program: Program, folder: Path, *flags: str, settings: str) -> dict[str, Any]:
+def columns(folder: Path, *flags: str, settings: str) -> dict[str, Any]:
     """The policies of a benchmark of one problem with these settings, and the tau of each."""
     (folder / "arbitrage.toml").write_text(settings)
     write_problems(folder / "one.jsonl", ["5 + 6"])
-    result = program.run(folder, *BENCH, *flags)
+    result = bench(folder, *flags)
     assert result.code == 0, result.err
     made = json.loads((folder / "run" / "run.json").read_text())["policies"]
     return {one["policy"]: one["tau"] for one in made}
@@ -43,14 +43,12 @@ def at_budget(tmp_path_factory: pytest.TempPathFactory) -> float:
 
 
 def test_a_flag_wins_over_a_setting_that_conflicts_with_it(tmp_path: Path, at_budget: float) -> None:
-    """A tau of the environment or a file gives way to a budget that is a flag, and the other way round."""
     assert solve(tmp_path, "--budget", "0.2", env={"ARBITRAGE_TAU": "fast"})["tau"] == at_budget
     assert solve(tmp_path, "--budget", "0.2", settings='tau = "fast"\n')["tau"] == at_budget
     assert solve(tmp_path, "--tau", "0.4", settings="budget = 0.2\n")["tau"] == 0.4
 
 
 def test_the_environment_wins_over_a_file_that_conflicts_with_it(tmp_path: Path, at_budget: float) -> None:
-    """And so does the nearer of two files."""
     budget = {"ARBITRAGE_BUDGET": "0.2"}
     assert solve(tmp_path, settings='tau = "fast"\n', env=budget)["tau"] == at_budget
     (tmp_path / "arbitrage").mkdir()
@@ -71,13 +69,11 @@ def test_the_environment_wins_over_a_file_that_conflicts_with_it(tmp_path: Path,
 def test_a_setting_that_does_not_go_with_a_flag_is_left_out(
     tmp_path: Path, settings: str, flags: list[str], policy: tuple[str, float]
 ) -> None:
-    """A tau that the policy has not, a budget; or the policy itself, where it has no such tau."""
     record = solve(tmp_path, *flags, settings=settings)
     assert (record["policy"], record["tau"]) == (policy[0], pytest.approx(policy[1], abs=1e-3))
 
 
 def test_explain_follows_the_flag_too(tmp_path: Path, at_budget: float) -> None:
-    """A tau that is a setting gives way to a budget."""
     (tmp_path / "arbitrage.toml").write_text('tau = "fast"\n')
     flags = ("--budget", "0.2", "--json", "-q", "--max-tokens", "1")
     result = run("explain", "5 + 6", *flags, cwd=tmp_path)
@@ -86,7 +82,6 @@ def test_explain_follows_the_flag_too(tmp_path: Path, at_budget: float) -> None:
 
 
 def test_flags_that_conflict_are_refused() -> None:
-    """Of two flags none is the stronger."""
     for flags, words in [
         (["--tau", "fast", "--budget", "0.2"], "both a tau and a budget are given"),
         (["--policy", "entropy", "--tau", "fast"], "'fast' for policy entropy"),
@@ -109,9 +104,8 @@ def test_flags_that_conflict_are_refused() -> None:
     ],
 )
 def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
-    program: Program, quick_path: Path, settings: str, flags: list[str], taus: dict[str, Any]
+    quick_path: Path, settings: str, flags: list[str], taus: dict[str, Any]
 ) -> None:
-    """In a benchmark: without any, for the default one. A flag holds for all."""
     found = columns(program, quick_path, *flags, settings=settings)
     assert found == {name: tau if tau is None else pytest.approx(tau, abs=1e-3) for name, tau in taus.items()}
 
@@ -134,7 +128,6 @@ def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
     ],
 )
 def test_an_error_in_a_settings_file_names_the_file(tmp_path: Path, settings: str, words: str) -> None:
-    """Not the option, or the variable, that nobody gave."""
     (tmp_path / "arbitrage.toml").write_text(settings)
     result = run("solve", *MODELS, "5 + 6", cwd=tmp_path)
     assert (result.code, result.stdout) == (2, b"")
@@ -142,8 +135,7 @@ def test_an_error_in_a_settings_file_names_the_file(tmp_path: Path, settings: st
     assert words in result.err
 
 
-def test_an_error_in_the_users_own_file_names_that(program: Program, quick_path: Path) -> None:
-    """What is wrong in a list of policies, or with a limit, is told with its file as well."""
+def test_an_error_in_the_users_own_file_names_that(quick_path: Path) -> None:
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
     (quick_path / "arbitrage").mkdir()
     own = quick_path / "arbitrage" / "config.toml"
@@ -154,14 +146,13 @@ def test_an_error_in_the_users_own_file_names_that(program: Program, quick_path:
         ('limit = 2\nids = "q"', "no problem has the id 'q'"),
     ]:
         own.write_text(f"{setting}\n")
-        result = program.run(quick_path, *BENCH, "--pair", "scripted", environment=home)
+        result = bench(quick_path, "--pair", "scripted", env=home)
         assert result.code == 2
         assert result.err.startswith(f"arbitrage: {own}: ")
         assert words in result.err
 
 
 def test_an_error_in_the_environment_names_the_variable_and_that_of_a_flag_neither(tmp_path: Path) -> None:
-    """A flag is as the user typed it, though a setting has the same value."""
     solving = ("solve", *MODELS, "5 + 6")
     assert "arbitrage: ARBITRAGE_POLICY: unknown policy 'best'" in run(*solving, env={"ARBITRAGE_POLICY": "best"}).err
     (tmp_path / "arbitrage.toml").write_text('policy = "best"\nconcurrency = "better"\n')
@@ -171,20 +162,18 @@ def test_an_error_in_the_environment_names_the_variable_and_that_of_a_flag_neith
 # --- a command's own table
 
 
-def test_a_table_that_is_called_as_a_command_holds_for_it_alone(program: Program, quick_path: Path) -> None:
-    """Before what is set for all commands; a list of policies for `bench` is none for `solve`."""
+def test_a_table_that_is_called_as_a_command_holds_for_it_alone(quick_path: Path) -> None:
     settings = 'pair = "scripted"\npolicy = "logprob"\n[bench]\npolicy = "target,draft"\noutput = "mine"\n'
     (quick_path / "arbitrage.toml").write_text(settings)
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    assert program.run(quick_path, "bench", "--dataset", "one.jsonl", "-q").code == 0
+    assert run("bench", "--dataset", "one.jsonl", "-q", cwd=quick_path).code == 0
     made = json.loads((quick_path / "mine" / "run.json").read_text())["policies"]
     assert [one["policy"] for one in made] == ["target", "draft"]
-    solved = program.run(quick_path, "solve", "5 + 6", "--json", "-q")
+    solved = run("solve", "5 + 6", "--json", "-q", cwd=quick_path)
     assert solved.records[0]["policy"] == "logprob"
 
 
 def test_the_nearer_file_wins_over_a_table_of_the_other(tmp_path: Path) -> None:
-    """A table is before the top level of its own file, not before that of a project."""
     (tmp_path / "arbitrage").mkdir()
     (tmp_path / "arbitrage" / "config.toml").write_text("[solve]\nseed = 1\nmax-steps = 1\n")
     (tmp_path / "arbitrage.toml").write_text("seed = 2\n")

@@ -25,7 +25,6 @@ def num_lines(path: Path) -> int:
 
 
 def test_interrupt_in_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
-    """Ctrl-C in the live view: exit code 130, a visible cursor, an echo, nothing of the region left, results kept."""
     output = tmp_path / "output"
     path = many_problems(tmp_path / "problems.txt", 3000)
     with Terminal("solve", *MODELS, "--input", str(path), stdout=output) as terminal:
@@ -44,7 +43,6 @@ def test_interrupt_in_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "TERM=dumb"])
 def test_interrupt_in_a_plain_terminal_writes_no_escape_byte(tmp_path: Path, variables: dict[str, str]) -> None:
-    """Where nothing is drawn there is no cursor to bring back."""
     output = tmp_path / "output"
     path = many_problems(tmp_path / "problems.txt", 3000)
     with Terminal("solve", *MODELS, "--input", str(path), stdout=output, env=variables) as terminal:
@@ -56,7 +54,6 @@ def test_interrupt_in_a_plain_terminal_writes_no_escape_byte(tmp_path: Path, var
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
 def test_signal_ends_a_run_with_its_exit_code(tmp_path: Path, number: int, code: int) -> None:
-    """SIGINT gives 130 and SIGTERM 143, with one line on stderr and whole records on stdout."""
     path = many_problems(tmp_path / "problems.txt", 3000)
     with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
         first = read_line(process)
@@ -69,7 +66,6 @@ def test_signal_ends_a_run_with_its_exit_code(tmp_path: Path, number: int, code:
 
 
 def test_interrupt_while_waiting_for_a_problem() -> None:
-    """A run that waits for its next line ends at once too."""
     with start("solve", *MODELS, "-q") as process:
         assert process.stdin is not None
         process.stdin.write(b"1 + 1\n")
@@ -81,7 +77,6 @@ def test_interrupt_while_waiting_for_a_problem() -> None:
 
 
 def test_signal_while_nobody_reads_the_results(tmp_path: Path) -> None:
-    """A reader that has stopped reading cannot keep the run alive: one more signal ends it, without a traceback."""
     path = many_problems(tmp_path / "problems.txt", 3000)
     with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
         try:
@@ -121,7 +116,6 @@ def unread(pipe: int) -> int:
     not Path("/proc/self/maps").exists(), reason="looks at what a process has loaded, which only Linux tells"
 )
 def test_interrupt_while_the_program_starts() -> None:
-    """Ctrl-C before the first problem gives no traceback either."""
     with start("solve", *MODELS, "1 + 1", stdin=subprocess.DEVNULL) as process:
         wait_until_numpy_is_loading(process)
         process.send_signal(signal.SIGINT)
@@ -152,7 +146,6 @@ runpy.run_module("arbitrage_cli", run_name="__main__")
 @pytest.mark.parametrize("code", [AS_SCRIPT, AS_MODULE], ids=["script", "module"])
 @pytest.mark.parametrize("module", ["arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer"])
 def test_interrupt_while_modules_are_imported(code: str, module: str) -> None:
-    """From the first module of its own on the program ends in one line, however it was started."""
     with start(module, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", code]) as process:
         written, told = process.communicate(timeout=10)
     assert (process.returncode, written, told) == (INTERRUPTED, b"", b"arbitrage: interrupted\n")

@@ -43,7 +43,6 @@ def trained(folder: Path) -> Result:
 
 
 def test_writes_a_head_that_can_be_used(folder: Path, trained: Result) -> None:
-    """The file is a head with a card and taus; it is named after the run, as its file says nothing, and knows its command."""
     assert trained.code == 0
     head = load(folder / "head.safetensors")
     assert head.card.name == "run"
@@ -52,7 +51,6 @@ def test_writes_a_head_that_can_be_used(folder: Path, trained: Result) -> None:
 
 
 def test_shows_how_good_it_is(trained: Result) -> None:
-    """Figures with intervals beside the baselines, and what each tau does, in 80 columns of plain text on stdout."""
     shown = flat(trained.out)
     for word in (
         "AUC",
@@ -81,7 +79,6 @@ def test_shows_how_good_it_is(trained: Result) -> None:
 
 
 def test_card_as_json(folder: Path) -> None:
-    """With --json one line, the card; with --quiet nothing beside it."""
     arguments = ("--inputs", "agnostic", "--json", "--quiet", "--name", "mine", "--margin", "0.5", "--by-advantage")
     found = train("run", "-o", "json.safetensors", *arguments, cwd=folder)
     (card,) = found.records
@@ -92,7 +89,6 @@ def test_card_as_json(folder: Path) -> None:
 
 
 def test_a_head_is_called_as_its_file_or_its_pair(folder: Path, tmp_path: Path) -> None:
-    """As the file if that says something, else as the pairs of its runs that have a name, and the other runs."""
     run_json = folder / "run" / "run.json"
     of_pair = json.loads(run_json.read_text())
     del of_pair["checksum"]
@@ -107,7 +103,6 @@ def test_a_head_is_called_as_its_file_or_its_pair(folder: Path, tmp_path: Path) 
 
 
 def test_names_are_data(folder: Path, trained: Result) -> None:
-    """Texts of a card come from files: they cannot speak to the terminal, and are no markup."""
     assert trained.code == 0
     card = load(folder / "head.safetensors").card.to_json()
     hostile = "\x1b]0;pwned\x07[/INST]\n\x1b[2K"
@@ -131,7 +126,6 @@ def test_names_are_data(folder: Path, trained: Result) -> None:
     ],
 )
 def test_what_cannot_be_used_is_said(folder: Path, arguments: list[str], code: int, reason: str) -> None:
-    """One line, exit code 2, and no file."""
     found = train("-o", "none.safetensors", *arguments, cwd=folder)
     assert found.code == code
     assert reason in flat(found.err)
@@ -140,7 +134,6 @@ def test_what_cannot_be_used_is_said(folder: Path, arguments: list[str], code: i
 
 
 def test_place_that_cannot_be_written_to(folder: Path) -> None:
-    """It is said before a head is trained for nothing."""
     found = run("train", "run", "-o", "nowhere/head.safetensors", cwd=folder)
     assert found.code == 1
     assert "nowhere/head.safetensors: cannot be written" in found.err
@@ -148,7 +141,6 @@ def test_place_that_cannot_be_written_to(folder: Path) -> None:
 
 
 def test_without_scikit_learn(folder: Path, tmp_path: Path) -> None:
-    """It says what to install; nothing else of the program needs it."""
     (tmp_path / "sklearn").mkdir()
     (tmp_path / "sklearn" / "__init__.py").write_text("raise ImportError('not here')\n")
     found = run("train", "run", "-o", "none.safetensors", cwd=folder, env={"PYTHONPATH": str(tmp_path)})

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from cli import Result, flat, run
-from faults import Program
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
@@ -29,7 +28,7 @@ THREADS = {"draft": 1, "target": 2}
 class Home:
     """A user's settings folder, and commands that find it."""
 
-    def __init__(self, program: Program, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._program = program
         self.folder = folder
         self.file = folder / "arbitrage" / "tuned.json"
@@ -50,13 +49,13 @@ def made_up(role: str, speeds: Speeds, threads: int) -> Tuned:
 
 
 @pytest.fixture
-def home(program: Program, tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> Home:
     (tmp_path / "arithmetic.jsonl").write_text(json.dumps({"question": "5 + 6", "answer": "11"}) + "\n")
     return Home(program, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def tuned(program: Program, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
     """A home in which the built-in models were measured, and what the command said."""
     home = Home(program, tmp_path_factory.mktemp("tuned"))
     return home, home.run("tune")
@@ -78,7 +77,6 @@ def threads_of(record: Mapping[str, Any]) -> list[int]:
 
 
 def test_it_shows_what_was_tried_and_what_is_chosen(tuned: tuple[Home, Result]) -> None:
-    """A row for each number of threads, one of them chosen, and flash attention both ways; less than 80 columns."""
     home, result = tuned
     assert result.code == 0
     lines = result.out.splitlines()
@@ -94,7 +92,6 @@ def test_it_shows_what_was_tried_and_what_is_chosen(tuned: tuple[Home, Result]) 
 
 
 def test_what_was_measured_is_kept(tuned: tuple[Home, Result]) -> None:
-    """Of each model its sha256, and what its tokens take, for this machine."""
     home, _ = tuned
     kept = read_tuned(home.file)
     shas = [hashlib.sha256(find_files(f"builtin:{role}")[0].read_bytes()).hexdigest() for role in ("draft", "target")]
@@ -104,7 +101,6 @@ def test_what_was_measured_is_kept(tuned: tuple[Home, Result]) -> None:
 
 
 def test_doctor_tells_whether_this_machine_is_tuned(tuned: tuple[Home, Result], home: Home) -> None:
-    """The models with their threads; before that, what to do; of a damaged file, that it is."""
     assert "arbitrage built-in draft (" in tuned[0].run("doctor").out
     assert "nothing; arbitrage tune measures" in home.run("doctor").out
     home.file.parent.mkdir()
@@ -114,7 +110,6 @@ def test_doctor_tells_whether_this_machine_is_tuned(tuned: tuple[Home, Result], 
 
 
 def test_one_model_as_json(home: Home) -> None:
-    """A model that is named alone is measured alone. With a number format that needs flash attention, that is not tried off."""
     result = home.run("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0", "--json", "-q")
     assert (result.code, result.err) == (0, "")
     (record,) = result.records
@@ -128,7 +123,6 @@ def test_one_model_as_json(home: Home) -> None:
 
 
 def test_demo_models_have_nothing_to_tune(home: Home) -> None:
-    """It is said, and nothing is kept."""
     result = home.run("tune", "--pair", "scripted")
     assert result.code == 2
     assert "scripted demo model" in result.err
@@ -139,7 +133,6 @@ ONE = ("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0"
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(home: Home, tmp_path: Path) -> None:
-    """Nothing is loaded; neither is it where the file that is there is damaged."""
     (tmp_path / "file").touch()
     result = home.run(*ONE, env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
     assert (result.code, result.out) == (1, "")
@@ -152,7 +145,6 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(home
 
 
 def test_what_was_measured_is_shown_though_it_cannot_be_kept(home: Home) -> None:
-    """A disk that is full in the end costs the file, not the table."""
     result = home.run(*ONE, fault={"number": 1, "action": "full", "calls": ["replace"]})
     assert result.code == 1
     assert "tuned.json: cannot be written (No space left on device)" in result.err
@@ -161,7 +153,6 @@ def test_what_was_measured_is_shown_though_it_cannot_be_kept(home: Home) -> None
 
 
 def test_a_busy_machine_is_told_of(home: Home) -> None:
-    """In one line, where others use more than half a core."""
     busy = home.run(*ONE, load=1.3)
     assert busy.code == 0
     assert busy.err.count("other processes use the processor (a load of 1.3)") == 1
@@ -173,7 +164,6 @@ def test_a_busy_machine_is_told_of(home: Home) -> None:
 
 
 def test_each_model_runs_with_its_own_threads(home: Home) -> None:
-    """As measured; a flag, the environment and a settings file win over that."""
     home.pretend(FAST_READER)
     assert threads_of(solve(home)) == [1, 2]
     assert threads_of(solve(home, "--threads", "2")) == [2, 2]
@@ -183,7 +173,6 @@ def test_each_model_runs_with_its_own_threads(home: Home) -> None:
 
 
 def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
-    """It is known by its content, and from then on by its time; where that cannot be kept, it is used all the same."""
     home.pretend(FAST_READER, {"draft": 2, "target": 2})
     kept = read_tuned(home.file)
     home.file.unlink()
@@ -198,7 +187,6 @@ def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
 
 
 def test_other_options_are_other_measurements(home: Home) -> None:
-    """What was measured with one number format says nothing of another."""
     home.pretend(FAST_READER)
     default = solve(home, "--kv-type", "q8_0")
     home.file.unlink()
@@ -206,7 +194,6 @@ def test_other_options_are_other_measurements(home: Home) -> None:
 
 
 def test_speeds_on_another_gpu_are_other_measurements(home: Home) -> None:
-    """What was measured with a GPU says nothing of a llama.cpp that has none."""
     home.pretend(FAST_READER)
     kept = read_tuned(home.file)
     home.file.unlink()
@@ -216,7 +203,6 @@ def test_speeds_on_another_gpu_are_other_measurements(home: Home) -> None:
 
 
 def test_demo_models_start_without_llama(home: Home) -> None:
-    """Whose GPU it would be is not asked for models that were never measured: llama.cpp takes its time to import."""
     home.pretend(FAST_READER)
     code = "import sys; from arbitrage_cli.cli.main import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
     result = run(
@@ -231,7 +217,6 @@ def test_demo_models_start_without_llama(home: Home) -> None:
 
 
 def test_a_damaged_file_is_said(home: Home) -> None:
-    """No number of threads is made up instead."""
     home.file.parent.mkdir()
     home.file.write_text("{}")
     result = home.run("solve", "5 + 6")
@@ -248,7 +233,6 @@ def run_json(home: Home) -> dict[str, Any]:
 
 
 def test_bench_records_the_threads_of_each_model(home: Home) -> None:
-    """A run goes on with them, one policy at a time as well, and is not gone on with by others."""
     home.pretend(FAST_READER)
     assert home.run(*BENCH, "--policy", "target,draft").code == 0
     made = run_json(home)
@@ -263,7 +247,6 @@ def test_bench_records_the_threads_of_each_model(home: Home) -> None:
 
 
 def test_several_problems_at_once_take_the_same_threads(home: Home) -> None:
-    """A throughput run records the threads of each model beside how many are solved at once; a flag wins here too."""
     home.pretend(FAST_READER)
     sums = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7)]
     (home.folder / "arithmetic.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
@@ -289,7 +272,6 @@ def head(home: Home) -> str:
 
 
 def test_named_taus_are_by_the_costs_of_this_machine(home: Home, head: str) -> None:
-    """Where verifying costs more than it saves, the least time is at another tau; the record says whose costs those are."""
     before = solve(home, "--head", head)
     assert (before["tau"], before["settings"]["tau_costs"]) == (0.3, "the head's card")
     home.pretend(SLOW_VERIFIER)
@@ -301,7 +283,6 @@ def test_named_taus_are_by_the_costs_of_this_machine(home: Home, head: str) -> N
 
 
 def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str) -> None:
-    """By the costs of this machine: a draft that is hardly faster gains nothing. Where there is a gain nothing is said."""
     told = "as long as the target alone: --policy target"
     routed = ("solve", "5 + 6", "--head", head, "--no-early-stop")
     assert told not in home.run(*routed).err
@@ -316,7 +297,6 @@ def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str
     "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9"), ("--early-stop",)], ids=str
 )
 def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple[str, ...]) -> None:
-    """Where the pair's own head gains nothing on this machine, the target alone writes: said, and only if nothing was asked for."""
     home.pretend(NO_GAIN)
     result = home.run("solve", "5 + 6", "--json", *asked)
     (record,) = result.records
@@ -326,7 +306,6 @@ def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple
 
 
 def test_the_target_speculates_where_that_pays_and_routing_does_not(home: Home) -> None:
-    """A draft that writes fast, and reads slowly what the target has written."""
     home.pretend({"draft": Speeds(0.3, 9.0, 9.0), "target": Speeds(1.0, 0.01, 0.05)})
     result = home.run("solve", "5 + 6", "--json")
     assert result.records[0]["policy"] == "speculative"
@@ -334,13 +313,11 @@ def test_the_target_speculates_where_that_pays_and_routing_does_not(home: Home) 
 
 
 def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
-    """Without a measurement the head decides, as its card is of another machine."""
     (record,) = home.run("solve", "5 + 6", "--json").records
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
 
 
 def test_drafts_are_stopped_early_where_they_spare_less_than_they_cost(home: Home) -> None:
-    """By the costs of this machine: a draft that is hardly faster is not worth finishing as a proposal. A flag wins."""
     routed = ("--policy", "arbitrage", "--tau", "0.02")
     assert solve(home, *routed)["settings"]["early_stop"] is False
     home.pretend(NO_GAIN)
@@ -352,7 +329,6 @@ def test_drafts_are_stopped_early_where_they_spare_less_than_they_cost(home: Hom
 
 
 def test_a_run_keeps_its_early_stops(home: Home) -> None:
-    """It goes on as it began, whatever was measured meanwhile, and is not gone on with otherwise."""
     routed = (*BENCH, "--policy", "arbitrage@0.02")
     assert home.run(*routed).code == 0
     assert run_json(home)["early_stop"] is False
@@ -367,13 +343,11 @@ def test_a_run_keeps_its_early_stops(home: Home) -> None:
 
 
 def test_explain_takes_the_same_tau(home: Home, head: str) -> None:
-    """It tells of the decisions that solve makes."""
     home.pretend(SLOW_VERIFIER)
     assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
 
 
 def test_costs_hold_for_the_threads_they_were_measured_with(home: Home, head: str) -> None:
-    """With other threads the card's own costs are taken, as they are without a measurement of both models."""
     home.pretend(SLOW_VERIFIER)
     assert solve(home, "--head", head, "--threads", "1")["tau"] == 0.3
     home.file.unlink()
@@ -382,7 +356,6 @@ def test_costs_hold_for_the_threads_they_were_measured_with(home: Home, head: st
 
 
 def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
-    """They mean the same on every machine."""
     home.pretend(SLOW_VERIFIER)
     for arguments, tau in ((("--tau", "0.3"), 0.3), (("--budget", "0.5"), 0.3)):
         record = solve(home, "--head", head, *arguments)
@@ -393,7 +366,6 @@ def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
     ("asked", "named"), [(("--policy", "arbitrage@0.5"), False), (("--tau", "0.5,fast"), True)], ids=str
 )
 def test_bench_tells_whose_costs_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
-    """Nobody's, where all taus are numbers."""
     home.pretend(SLOW_VERIFIER)
     result = home.run(*BENCH[:-1], "--verbose", "--head", head, "--policy", "arbitrage", *asked)
     assert result.code == 0
@@ -402,7 +374,6 @@ def test_bench_tells_whose_costs_named_its_taus(home: Home, head: str, asked: tu
 
 
 def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: str) -> None:
-    """Costs that are measured later make no new column; it is said that they would, and another name is taken as it was then."""
     routed = (*BENCH[:-1], "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@exact").code == 0
     made = run_json(home)
@@ -419,7 +390,6 @@ def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: st
 
 
 def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> None:
-    """The first name in it is by the costs that are known then; so is that of a run that is begun anew."""
     routed = (*BENCH, "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@0.5").code == 0
     assert run_json(home)["named_taus"] is None
@@ -435,7 +405,6 @@ def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> 
 
 
 def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
-    """The same command finds its columns again."""
     home.pretend(SLOW_VERIFIER)
     arguments = (*BENCH, "--policy", "target,arbitrage@exact", "--head", head)
     assert home.run(*arguments).code == 0
@@ -448,7 +417,6 @@ def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
 
 
 def test_threads_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for a model that fits in a processor's cache, as the built-in ones; as many as there are cores for a larger one."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr("arbitrage_cli.tuning.placement.default_threads", lambda: 8)
     large = tmp_path / "large.gguf"
