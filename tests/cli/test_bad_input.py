@@ -6,7 +6,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli import CLOSED, ESCAPE, MODELS, QUESTION, Result, assert_refused, many_problems, read_line, run, run_shell, solve, start
+from cli import (
+    CLOSED,
+    ESCAPE,
+    MODELS,
+    QUESTION,
+    Result,
+    assert_refused,
+    many_problems,
+    read_line,
+    run,
+    run_shell,
+    solve,
+    start,
+)
 
 RUN_FAILED, USAGE, MODEL, CLOSED_PIPE = 1, 2, 3, 141
 EMPTY_GGUF = b"GGUF\x03" + bytes(19)  # version 3, no tensors, no metadata

@@ -49,7 +49,11 @@ def test_interrupt_leaves_a_terminal_as_it_was(tmp_path: Path, problems: str, va
 
 @pytest.mark.parametrize(
     ("number", "code", "flags"),
-    [(signal.SIGINT, INTERRUPTED, ()), (signal.SIGTERM, TERMINATED, ()), (signal.SIGINT, INTERRUPTED, ("--concurrency", "4"))],
+    [
+        (signal.SIGINT, INTERRUPTED, ()),
+        (signal.SIGTERM, TERMINATED, ()),
+        (signal.SIGINT, INTERRUPTED, ("--concurrency", "4")),
+    ],
     ids=["SIGINT", "SIGTERM", "several at once"],
 )
 def test_signal_ends_a_run_after_a_whole_record(problems: str, number: int, code: int, flags: tuple[str, ...]) -> None:
@@ -142,7 +146,9 @@ REPORT = "    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)\n"
 def test_interrupt_while_modules_are_imported_ends_in_one_line(code: str) -> None:
     """From the first module of the program on: each fork is interrupted at another import."""
     modules = ("arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer")
-    with start(*modules, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", INTERRUPTED_AT + code + REPORT]) as process:
+    with start(
+        *modules, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", INTERRUPTED_AT + code + REPORT]
+    ) as process:
         out, err = process.communicate(timeout=30)
     assert out.decode().splitlines() == [str(INTERRUPTED)] * 3
     assert err == b"arbitrage: interrupted\n" * 3
