@@ -65,11 +65,16 @@ class Result:
 
 
 def assert_refused(result: Result, code: int, place: str = "", *words: str) -> None:
-    """Nothing on stdout, no traceback, one message that begins with the place of the error, and at most one hint."""
+    """Nothing on stdout, no traceback, one message that begins with the place of the error, and at most one hint.
+
+    Notes about the command may stand before the message.
+    """
     assert (result.code, result.stdout) == (code, b""), result.err
+    assert "Traceback" not in result.err
     lines = result.err.splitlines()
-    assert lines[0].startswith(f"arbitrage: {place}"), result.err
-    assert len(lines) <= 2, result.err
+    (message,) = [line for line in lines if line.startswith("arbitrage: ")]
+    assert message.startswith(f"arbitrage: {place}"), result.err
+    assert message in lines[-2:], result.err
     assert [word for word in words if word not in flat(result.err)] == [], result.err
 
 
