@@ -1,4 +1,4 @@
-"""`arbitrage bench` and `arbitrage grade` as commands: what they take, what comes out, how a run goes on, what is refused."""
+"""`arbitrage bench` and `arbitrage grade`: what they take, what comes out, how a run is resumed, what is refused."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Terminal, flat, run
+from cli import Result, Terminal, assert_refused, flat, run
 from collected import write_run
 from faults import results, rows_of, set_aside, write_problems
 
@@ -22,6 +22,10 @@ HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 BENCH = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "run")
 
 
+def bench(folder: Path, *arguments: str, **options: Any) -> Result:
+    return run(*BENCH, *arguments, cwd=folder, **options)
+
+
 @pytest.fixture
 def here(quick_path: Path) -> Path:
     """A folder with a data set of three problems, the first of which the draft gets wrong."""
@@ -31,7 +35,7 @@ def here(quick_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run of the default policies. Tests copy it, and leave it as it is."""
+    """A folder with a finished run of the default policies. Tests copy it and do not change it."""
     folder = tmp_path_factory.mktemp("finished")
     write_problems(folder / "arithmetic.jsonl", QUESTIONS)
     assert bench(folder, "-q").code == 0
@@ -50,6 +54,10 @@ def run_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+
+
 def policies(out: str) -> dict[str, Mapping[str, Any]]:
     """The policies of a line of figures, by label."""
     return {policy["label"]: policy for policy in json.loads(out.splitlines()[-1])["policies"]}
@@ -58,7 +66,7 @@ def policies(out: str) -> dict[str, Mapping[str, Any]]:
 # --- what comes out
 
 
-def test_table_comes_out(here: Path) -> None:
+def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> None:
     result = bench(here)
     assert result.code == 0
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
@@ -84,7 +92,7 @@ def test_json_is_one_line_of_figures(here: Path) -> None:
     assert figures["projection"]["cost_ratio"] == 8.0
 
 
-def test_run_json_tells_what_it_was_made_with(finished: Path) -> None:
+def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     made = run_json(finished)
     assert made["command"] == ["arbitrage", *BENCH, "-q"]
     assert (made["dataset"]["name"], made["dataset"]["count"], len(made["dataset"]["sha256"])) == ("arithmetic.jsonl", 3, 64)
@@ -101,7 +109,7 @@ def test_run_json_tells_what_it_was_made_with(finished: Path) -> None:
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
 
 
-def test_real_models_are_told_by_their_sha256(here: Path, tiny: Mapping[str, Path]) -> None:
+def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Path]) -> None:
     models = {role: shutil.copy(tiny[role], here / f"{role}.gguf") for role in ("draft", "target")}
     write_problems(here / "arithmetic.jsonl", QUESTIONS[:1])
     sizes = ("--threads", "1", "--ctx", "256", "--max-tokens", "8")
@@ -117,8 +125,7 @@ def test_real_models_are_told_by_their_sha256(here: Path, tiny: Mapping[str, Pat
     assert run_json(here)["context"]["n_batch"] > 0
     shutil.copy(tiny["spm"], models["draft"])
     refused = run(*arguments, cwd=here)
-    assert (refused.code, refused.out) == (2, "")
-    assert "another draft model" in refused.err
+    assert_refused(refused, 2, "", "another draft model")
 
 
 def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
@@ -134,7 +141,7 @@ def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
     assert len(list((here / "runs").iterdir())) == 2
 
 
-def test_default_folders_of_models_with_long_names_differ(here: Path, tiny: Mapping[str, Path]) -> None:
+def test_default_folders_of_long_names_differ(here: Path, tiny: Mapping[str, Path]) -> None:
     name = "a-very-long-model-name-as-many-have-0.5b-instruct"
     for model in ("draft-q4_k_m", "target-q4_k_m", "target-q8_0"):
         shutil.copy(tiny["target"], here / f"{name}-{model}.gguf")
@@ -166,7 +173,7 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
     assert [row["tau"] for row in rows_of(here / "run")] == [None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0]
 
 
-def test_policies_take_turns(here: Path) -> None:
+def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
     bench(here, "-q")
     order = [(row["id"], row["policy"]) for row in rows_of(here / "run")]
     assert order == [
@@ -177,39 +184,36 @@ def test_policies_take_turns(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "place", "word"),
     [
-        (["--policy", "target,magic"], "unknown policy 'magic'"),
-        (["--policy", "entropy@high"], "'high' for policy entropy"),
-        (["--policy", "entropy", "--tau", "nan"], "'nan' for policy entropy"),
-        (["--policy", "arbitrage"], "needs a trained head"),
-        (["--policy", "target@1"], "policy target has no tau"),
-        (["--policy", " , "], "no policy is named"),
-        (["--ids", "p1,p7,p8"], "no problem has the id 'p7, p8'"),
-        (["--dataset", "nothing.jsonl"], "neither a data set"),
-        (["--limit", "0"], "'0' limit"),
-        (["--limit", "3-2"], "'3-2' limit"),
-        (["--limit", "a few"], "'a few' limit"),
-        (["--limit", "4-9"], "selects no problems"),
-        (["--concurrency", "0"], "'0' is no number of problems"),
-        (["--concurrency", "most"], "'most' is no number of problems"),
-        (["--pair", "nobody"], "unknown pair 'nobody'"),
-        (["--map", "foo"], "invalid mapping"),
-        (["--cost-ratio", "0"], "cost-ratio"),
-        (["--cost-ratio", "inf"], "cost-ratio"),
-        (["--cost-ratio", "nan"], "cost-ratio"),
-        (["--cost-ratio", "1e308"], "cost-ratio"),
-        (["--timeout", "inf"], "timeout"),
-        (["--timeout", "nan"], "timeout"),
-        (["--timeout", "1e10"], "timeout"),
+        (["--policy", "target,magic"], "--policy: ", "magic"),
+        (["--policy", "target@1"], "--policy: ", "target"),
+        (["--policy", " , "], "--policy: ", "known"),
+        (["--policy", "entropy@high"], "", "high"),
+        (["--policy", "arbitrage"], "", "--head"),
+        (["--policy", "entropy", "--tau", "nan"], "--tau: ", "nan"),
+        (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
+        (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
+        (["--limit", "0"], "--limit: ", "0"),
+        (["--limit", "3-2"], "--limit: ", "3-2"),
+        (["--limit", "a few"], "--limit: ", "a few"),
+        (["--limit", "4-9"], "--limit: ", "4-9"),
+        (["--concurrency", "0"], "", "--concurrency"),
+        (["--concurrency", "most"], "", "--concurrency"),
+        (["--pair", "nobody"], "", "nobody"),
+        (["--map", "foo"], "", "foo"),
+        (["--cost-ratio", "0"], "--cost-ratio: ", ""),
+        (["--cost-ratio", "inf"], "--cost-ratio: ", ""),
+        (["--cost-ratio", "nan"], "--cost-ratio: ", ""),
+        (["--cost-ratio", "1e308"], "--cost-ratio: ", ""),
+        (["--timeout", "inf"], "--timeout: ", ""),
+        (["--timeout", "nan"], "--timeout: ", ""),
+        (["--timeout", "1e10"], "--timeout: ", ""),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_arguments_are_refused(here: Path, arguments: list[str], words: str) -> None:
-    result = bench(here, *arguments)
-    assert (result.code, result.out) == (2, "")
-    assert words in flat(result.err)
-    assert "Traceback" not in result.err
+def test_bad_arguments_are_refused_and_make_no_folder(here: Path, arguments: list[str], place: str, word: str) -> None:
+    assert_refused(bench(here, *arguments), 2, place, word)
     assert not (here / "run").exists()
 
 
@@ -224,7 +228,7 @@ def test_limit_takes_a_range(here: Path, limit: str, ids: list[str]) -> None:
 # --- several at once
 
 
-def test_throughput_run(here: Path) -> None:
+def test_several_at_once_make_the_same_rows_and_a_throughput(here: Path) -> None:
     bench(here, "-q")
     usual = results(rows_of(here / "run"))
     arguments = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "--concurrency", "auto")
@@ -241,7 +245,7 @@ def test_throughput_run(here: Path) -> None:
     assert len(rows_of(folder)) == 9
 
 
-def test_time_of_failed_attempts_stays_when_they_are_tried_again(here: Path) -> None:
+def test_throughput_counts_the_time_of_failed_attempts(here: Path) -> None:
     problems = here / "arithmetic.jsonl"
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
     arguments = (*BENCH, "--concurrency", "2", "--json", "-q")
@@ -252,25 +256,21 @@ def test_time_of_failed_attempts_stays_when_they_are_tried_again(here: Path) -> 
     seconds = pytest.approx(sum(row["throughput"]["seconds"] for row in rows), rel=1e-12)
     shown = [again, *(run(command, "run", "--json", cwd=here) for command in ("report", "grade"))]
     for result in shown:
-        told = policies(result.out)["target"]["ratios"]["problems_per_second"]
-        assert told == {"numerator": 3, "denominator": seconds}
+        throughput = policies(result.out)["target"]["ratios"]["problems_per_second"]
+        assert throughput == {"numerator": 3, "denominator": seconds}
 
 
-def test_run_has_one_concurrency(copy: Path) -> None:
-    refused = bench(copy, "--concurrency", "2")
-    assert (refused.code, refused.out) == (2, "")
-    assert "made with another concurrency: 1, not 2" in refused.err
+def test_throughput_run_has_one_concurrency(copy: Path) -> None:
     assert bench(copy, "--concurrency", "2", "--fresh", "-q").code == 0
     for arguments, number in (((), 1), (("--concurrency", "3"), 3)):
-        assert f"made with another concurrency: 2, not {number}" in bench(copy, *arguments).err
+        assert_refused(bench(copy, *arguments), 2, "", f"another concurrency: 2, not {number}")
     assert bench(copy, "--concurrency", "auto", "-q").code == 0
 
 
-def test_a_policy_needs_its_models(here: Path) -> None:
+def test_policy_needs_its_models_and_no_others(here: Path) -> None:
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "--draft", "scripted:draft", "-q")
     result = run(*arguments, cwd=here)
-    assert (result.code, result.out) == (2, "")
-    assert "needs a target model" in result.err
+    assert_refused(result, 2, "", "--target")
     assert run(*arguments, "--policy", "draft", cwd=here).code == 0
     assert list(run_json(here)["models"]) == ["draft"]
     later = run(*arguments, "--policy", "target", "--target", "scripted:target", cwd=here)
@@ -279,15 +279,15 @@ def test_a_policy_needs_its_models(here: Path) -> None:
     assert "measured later" in run_json(here)["warnings"][0]
 
 
-# --- going on
+# --- resuming
 
 
-def test_finished_run_is_shown_and_left_alone(copy: Path) -> None:
-    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
+def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:
+    files = files_of(copy / "run")
     result = bench(copy, "--json")
     assert (result.code, result.err) == (0, "")
     assert policies(result.out)["draft"]["correct"] == 2
-    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+    assert files_of(copy / "run") == files
 
 
 def test_limit_may_grow(here: Path, finished: Path) -> None:
@@ -304,7 +304,7 @@ def test_limit_may_grow(here: Path, finished: Path) -> None:
     assert (here / "run" / "results.jsonl").read_bytes() == whole
 
 
-def test_levels_are_those_of_all_planned_problems(here: Path) -> None:
+def test_levels_of_all_planned_problems_are_recorded(here: Path) -> None:
     bench(here, "--limit", "1", "-q")
     assert run_json(here)["levels"] == {"p0": 1}
     bench(here, "-q")
@@ -315,7 +315,7 @@ def test_levels_are_those_of_all_planned_problems(here: Path) -> None:
     assert {level: (made["n"], made["missing"]) for level, made in target["by_level"].items()} == {"1": (2, 1), "2": (1, 1)}
 
 
-def test_only_some_problems(here: Path, finished: Path) -> None:
+def test_selected_ids_come_in_the_order_of_the_data_set(here: Path, finished: Path) -> None:
     assert bench(here, "--ids", "p2,p0", "-q").code == 0
     assert list(dict.fromkeys(row["id"] for row in rows_of(here / "run"))) == ["p0", "p2"]
     assert run_json(here)["planned"] == 2
@@ -336,7 +336,7 @@ def test_samples_and_policies_may_be_added(copy: Path) -> None:
     assert made["warnings"] == ["measured later than the others, so the machine may have been faster or slower: random 0.5"]
 
 
-def test_a_policy_has_one_name(copy: Path) -> None:
+def test_policies_with_the_same_label_stay_apart(copy: Path) -> None:
     taus = "entropy@0.50000001,entropy@0.50000002"
     assert bench(copy, "--policy", "entropy@0.5", "--limit", "1", "-q").code == 0
     assert bench(copy, "--policy", taus, "--limit", "1", "-q").code == 0
@@ -351,7 +351,7 @@ def test_a_policy_has_one_name(copy: Path) -> None:
     assert [one["label"] for one in json.loads(graded.out)["policies"]].count("entropy 0.5") == 3
 
 
-def test_errors_are_tried_again_and_wrong_answers_are_not(here: Path) -> None:
+def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     problems = here / "arithmetic.jsonl"
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
     first = bench(here, "--limit", "2")
@@ -367,14 +367,7 @@ def test_errors_are_tried_again_and_wrong_answers_are_not(here: Path) -> None:
     assert bench(here, "--ids", "p0").code == 0
 
 
-def test_times_of_a_resumed_run_are_those_of_its_attempts(here: Path) -> None:
-    bench(here, "--limit", "1", "-q")
-    figures = policies(bench(here, "--json", "-q").out)
-    rows = [row["wall_seconds"] for row in rows_of(here / "run") if row["policy"] == "target"]
-    assert figures["target"]["ratios"]["seconds_mean"] == {"numerator": pytest.approx(sum(rows)), "denominator": 3}
-
-
-def test_fresh_begins_anew(copy: Path) -> None:
+def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
     old = (copy / "run" / "results.jsonl").read_bytes()
     result = bench(copy, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
     assert (result.code, json.loads(result.out)["n"]) == (0, 1)
@@ -389,27 +382,25 @@ def test_fresh_begins_anew(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        (["--temperature", "0.5"], "another temperature: 0.0, not 0.5"),
-        (["--seed", "1"], "another seed: 0, not 1"),
-        (["--top-p", "0.9"], "another top_p"),
-        (["--system", "Be brief."], "another system prompt"),
-        (["--chat-template-kwargs", '{"a": 1}'], 'another chat template kwargs: {}, not {"a": 1}'),
-        (["--draft", "scripted:target"], "another draft model: scripted:draft, not scripted:target"),
-        (["--max-tokens", "100"], "another max_tokens"),
-        (["--ctx", "512"], "another context size of the draft: 4096, not 512"),
-        (["--kv-type", "q8_0"], "another kv_type"),
-        (["--flash-attention"], "another flash_attention"),
-        (["--gpu-layers", "3"], "another gpu_layers"),
+        (["--temperature", "0.5"], "temperature: 0.0, not 0.5"),
+        (["--seed", "1"], "seed: 0, not 1"),
+        (["--top-p", "0.9"], "top_p"),
+        (["--system", "Be brief."], "system prompt"),
+        (["--chat-template-kwargs", '{"a": 1}'], 'chat template kwargs: {}, not {"a": 1}'),
+        (["--draft", "scripted:target"], "draft model: scripted:draft, not scripted:target"),
+        (["--max-tokens", "100"], "max_tokens"),
+        (["--ctx", "512"], "context size of the draft: 4096, not 512"),
+        (["--kv-type", "q8_0"], "kv_type"),
+        (["--flash-attention"], "flash_attention"),
+        (["--gpu-layers", "3"], "gpu_layers"),
+        (["--concurrency", "2"], "concurrency: 1, not 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_run_goes_on_only_as_it_began(copy: Path, arguments: list[str], field: str) -> None:
-    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
-    result = bench(copy, *arguments)
-    assert (result.code, result.out) == (2, "")
-    assert field in flat(result.err)
-    assert "--fresh" in result.err
-    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+def test_run_is_resumed_only_with_the_same_settings(copy: Path, arguments: list[str], field: str) -> None:
+    files = files_of(copy / "run")
+    assert_refused(bench(copy, *arguments), 2, "", f"another {field}", "--fresh")
+    assert files_of(copy / "run") == files
 
 
 def test_run_of_another_command_is_refused(copy: Path) -> None:
@@ -424,12 +415,11 @@ def test_run_of_another_command_is_refused(copy: Path) -> None:
         "run": [("collect", *PAIR, "--dataset", "arithmetic.jsonl", "--reward", "rollout", "-o", "run"), ("train", "run")],
     }
     for folder, each in commands.items():
-        files = {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"}
+        files = files_of(copy / folder)
         for arguments in each:
             result = run(*arguments, cwd=copy)
-            assert (result.code, result.out) == (2, "")
-            assert f"{folder}: this is a run of arbitrage " in result.err
-        assert {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"} == files
+            assert_refused(result, 2, f"{folder}: ", "a run of arbitrage ")
+        assert files_of(copy / folder) == files
 
 
 def test_edited_data_set_is_refused(copy: Path) -> None:
@@ -438,20 +428,17 @@ def test_edited_data_set_is_refused(copy: Path) -> None:
     for edited in (text.replace("349", "350"), text.replace("9 * 9", "9 * 8"), "\n".join(text.split("\n")[::-1])):
         path.write_text(edited)
         result = bench(copy)
-        assert (result.code, result.out) == (2, "")
-        assert "another data set: sha256 " in result.err
+        assert_refused(result, 2, "", "another data set: sha256 ")
 
 
 def test_duplicate_ids_are_refused(here: Path) -> None:
     path = here / "arithmetic.jsonl"
     path.write_text(path.read_text().replace('"p2"', '"p0"'))
     result = bench(here)
-    assert result.code == 2
-    assert "line 3: its id 'p0' is that of line 1 too" in result.err
+    assert_refused(result, 2, "", "line 3: ", "'p0'")
 
 
 def change_run_json(folder: Path, **changes: Any) -> None:
-    """Write run.json as another version of the program might have."""
     made = run_json(folder) | changes
     made.pop("checksum")
     (folder / "run" / "run.json").write_bytes(encode(made))
@@ -460,9 +447,7 @@ def change_run_json(folder: Path, **changes: Any) -> None:
 def test_another_grader_is_refused_until_the_run_is_graded_again(copy: Path) -> None:
     change_run_json(copy, grader="older")
     refused = bench(copy, "--samples", "2")
-    assert refused.code == 2
-    assert "another grader: older, not rules" in flat(refused.err)
-    assert "arbitrage grade run" in refused.err
+    assert_refused(refused, 2, "", "another grader: older", "arbitrage grade run")
     assert run("grade", "run", "-q", cwd=copy).code == 0
     assert bench(copy, "-q").code == 0
 
@@ -480,20 +465,20 @@ def test_other_rewards_are_refused(here: Path) -> None:
         (("--policy", "rsd", "--prm-style", "turns"), "another prm style: steps, not turns"),
     ):
         refused = run(*RATED, *arguments, cwd=here)
-        assert (refused.code, words in flat(refused.err)) == (2, True), refused.err
+        assert_refused(refused, 2, "", words)
     assert run(*RATED, "--policy", "draft", "--reward", "rollout", "--prm-style", "turns", cwd=here).code == 0
     assert run(*RATED, "--policy", "oracle,rsd", cwd=here).code == 0
     assert run_json(here)["fingerprint"] == made["fingerprint"]
     assert (run_json(here)["reward"], run_json(here)["prm_style"]) == ("prm", "steps")
 
 
-def test_rewards_may_come_later(here: Path) -> None:
+def test_run_without_rewards_takes_any(here: Path) -> None:
     assert run(*RATED, "--policy", "draft", "--reward", "rollout", cwd=here).code == 0
     assert run(*RATED, "--policy", "draft,oracle", cwd=here).code == 0
     assert run_json(here)["fingerprint"]["reward"] == "prm"
 
 
-def test_a_run_does_not_mix_whole_drafts_with_stopped_ones(here: Path) -> None:
+def test_run_never_mixes_whole_drafts_with_stopped_ones(here: Path) -> None:
     routed = (*BENCH, "-q", "--policy", "random@0")
     assert run(*routed, "--limit", "1", "--early-stop", cwd=here).code == 0
     assert run(*routed, "--limit", "2", cwd=here).code == 0
@@ -503,16 +488,16 @@ def test_a_run_does_not_mix_whole_drafts_with_stopped_ones(here: Path) -> None:
     assert (refused.code, "another early stop: true, not false" in refused.err) == (2, True)
 
 
-def test_another_version_of_the_program_is_told(copy: Path) -> None:
+def test_another_version_of_the_program_is_noted(copy: Path) -> None:
     change_run_json(copy, tool="0.0.1")
     assert bench(copy, "--samples", "2", "--limit", "1", "-q").code == 0
     assert "in part with arbitrage 0.0.1" in " ".join(run_json(copy)["warnings"])
 
 
-# --- grading anew
+# --- grading again
 
 
-def test_grade_without_models(copy: Path) -> None:
+def test_grade_replaces_grades_without_models(copy: Path) -> None:
     path = copy / "run" / "results.jsonl"
     rows = rows_of(copy / "run")
     before = results(rows)
@@ -531,14 +516,14 @@ def test_grade_without_models(copy: Path) -> None:
 
 
 def test_grading_again_changes_nothing(copy: Path) -> None:
-    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
+    files = files_of(copy / "run")
     result = run("grade", "run", cwd=copy)
     assert (result.code, result.err) == (0, "")
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
-    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+    assert files_of(copy / "run") == files
 
 
-def test_grade_leaves_errors_alone(here: Path) -> None:
+def test_grade_keeps_errors(here: Path) -> None:
     (here / "arithmetic.jsonl").write_text('{"id": "odd", "question": "who?", "answer": 1}\n')
     assert bench(here, "-q").code == 1
     before = results(rows_of(here / "run"))
@@ -549,8 +534,7 @@ def test_grade_leaves_errors_alone(here: Path) -> None:
 def test_grade_needs_a_run(here: Path) -> None:
     for name in (".", "nowhere"):
         result = run("grade", name, cwd=here)
-        assert (result.code, result.out) == (2, "")
-        assert "no run in this folder" in result.err
+        assert_refused(result, 2, f"{name}: ", "no run")
     assert not (here / "lock").exists()
     assert not (here / "nowhere").exists()
 
@@ -569,7 +553,7 @@ def test_progress_in_a_terminal(here: Path) -> None:
     assert not terminal.screen.cursor.hidden
 
 
-def test_a_terminal_that_knows_only_ascii(here: Path) -> None:
+def test_ascii_terminal_gets_only_ascii(here: Path) -> None:
     write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 111)])
     arguments = ("bench", *PAIR, "--dataset", str(here / "many.jsonl"), "-o", str(here / "run"))
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -581,36 +565,42 @@ def test_a_terminal_that_knows_only_ascii(here: Path) -> None:
     assert terminal.text.lstrip().startswith("many.jsonl: 10 problems")
 
 
-def test_interrupt_in_a_terminal(here: Path) -> None:
-    questions = [f"{number} * 12 - 95" for number in range(101, 400)]
-    problems = write_problems(here / "many.jsonl", questions)
-    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+def run_many(here: Path) -> tuple[str, ...]:
+    """A run that takes a while."""
+    problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
+    return ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+
+
+def has_rows(here: Path) -> bool:
+    return (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3
+
+
+def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path) -> None:
+    arguments = run_many(here)
     with Terminal(*arguments, columns=200, rows=30) as terminal:
         echoed_before = terminal.process.getecho()
-        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        terminal.wait_until(lambda: has_rows(here))
         before = len(terminal.raw)
         terminal.process.sendintr()
         assert terminal.wait() == 128 + signal.SIGINT
         assert terminal.process.getecho() == echoed_before
     num_rows = len(results(rows_of(here / "run")))
-    assert 3 <= num_rows < len(questions)
+    assert 3 <= num_rows < 299
     assert not terminal.screen.cursor.hidden
     after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
     assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
-    told = flat(terminal.text)
-    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in told
-    assert told.endswith("arbitrage: interrupted")
-    result = run(*arguments, "--json", "--limit", "20")
-    assert result.code == 0
+    shown = flat(terminal.text)
+    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
+    assert shown.endswith("arbitrage: interrupted")
+    assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20
 
 
-def test_two_interrupts_in_a_terminal(here: Path) -> None:
-    problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
-    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+def test_second_interrupt_restores_the_terminal_too(here: Path) -> None:
+    arguments = run_many(here)
     with Terminal(*arguments, columns=60, rows=15) as terminal:
         echoed_before = terminal.process.getecho()
-        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        terminal.wait_until(lambda: has_rows(here))
         terminal.process.sendintr()
         terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
         with contextlib.suppress(OSError):  # it may have ended meanwhile
@@ -619,6 +609,5 @@ def test_two_interrupts_in_a_terminal(here: Path) -> None:
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
     assert "Traceback" not in terminal.text
-    result = run(*arguments, "--json", "--limit", "20")
-    assert result.code == 0
+    assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20
