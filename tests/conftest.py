@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: tiny model files, a process that forks runs of the program, a folder in memory."""
+"""Fixtures that several test files share: tiny model files, and a folder in memory."""
 
 import os
 import signal
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from faults import Program
 from tiny_gguf import write_all
 
 
@@ -21,13 +20,6 @@ def pytest_configure() -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Paths of tiny GGUF files: draft, target, spm, base, nan, mamba, embedding."""
     return write_all(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def program() -> Iterator[Program]:
-    """Runs whole command lines in processes of their own, quickly."""
-    with Program() as running:
-        yield running
 
 
 @pytest.fixture

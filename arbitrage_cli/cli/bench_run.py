@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
+from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_problems
 from arbitrage_cli.cli.output import only_figures_on_stdout
 from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.data.rows import Dataset, Item
@@ -49,12 +49,12 @@ def plan_run(
     earlier = folder.run if folder.rows else None
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
-    work = Work(dataset, [item.problem.id for item in items], grader_version(), {"concurrency": concurrency})
-    manifest = about(session.manifest(), work)
+    chosen = ChosenProblems(dataset, [item.problem.id for item in items], grader_version(), {"concurrency": concurrency})
+    manifest = with_problems(session.manifest(), chosen)
     manifest["sampling"]["samples"] = samples
     if earlier:
         manifest = resume(earlier, manifest, folder.path)
-    attempts = plan(items, session.setup.columns, samples, concurrency)
+    attempts = plan(items, session.setup.policies, samples, concurrency)
     return BenchRun(session, dataset, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, manifest)
 
 

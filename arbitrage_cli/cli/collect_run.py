@@ -10,7 +10,7 @@ from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.cli.collect import CollectOptions, RollIn
-from arbitrage_cli.cli.manifest import Run, Work, about, add_loaded, resume
+from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_problems
 from arbitrage_cli.cli.output import offering_to_resume
 from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.cli.setup import Setup
@@ -30,7 +30,7 @@ from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.runs.folder import COLLECT, SCHEMA, RunFolder, latest
 from arbitrage_cli.runs.records import attempt_error
 from arbitrage_cli.runs.summary import Standing, tally
-from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Started, Trace
 
@@ -89,8 +89,8 @@ def _manifest(session: Session, plan: CollectPlan) -> Run:
         "roll_in": options.roll_in.value,
         "target_samples": options.target_samples,
     }
-    work = Work(plan.dataset, [item.problem.id for item in plan.items], grader_version(), details)
-    return about(session.manifest(), work)
+    chosen = ChosenProblems(plan.dataset, [item.problem.id for item in plan.items], grader_version(), details)
+    return with_problems(session.manifest(), chosen)
 
 
 def _temperature(options: CollectOptions) -> float:
@@ -124,8 +124,8 @@ class _CollectRun:
         golds = {item.problem.id: item.gold for item in self.plan.items}
         with Grader() as grader:
             rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]), samplers)
-            rater = session.rater(setup.column.policy, rollouts)
-            engines = {role: self._engine(role) for role in setup.column.policy.models}
+            rater = session.rater(setup.policy_at_tau.policy, rollouts)
+            engines = {role: self._engine(role) for role in setup.policy_at_tau.policy.models}
             costs = _known_costs(self.folder, manifest) or _measure_costs(engines, self.left, setup)
             self.folder.save_run({**add_loaded(manifest, session.backends), "costs": costs})
             target: Writer = engines["target"]

@@ -1,7 +1,7 @@
-"""From a function over option groups to a Typer command. Knows no option.
+"""Makes a Typer command of a function that takes option groups. Knows no option.
 
 An option group is a frozen dataclass whose fields are annotated as Typer options. A command names the groups it takes; Typer
-sees their fields as its own options.
+sees their fields as the command's options.
 """
 
 import functools
@@ -21,7 +21,7 @@ Command = Callable[..., int | None]
 
 
 def command(function: Command) -> Command:
-    """The same command with the fields of its option groups as options, and with the place of a setting in errors about it."""
+    """The same command with the fields of its option groups as options. An error about an option says where that was set."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint) and hint is not Invocation}
     takes_invocation = [name for name, hint in hints.items() if hint is Invocation]

@@ -72,7 +72,7 @@ def explain(
     names_models = models.pair or models.draft or models.target
     choice = choice_of_states(Path(what), models.head) if is_run and not names_models else choose_models(invocation, models)
     setup = explain_setup(RunOptions(invocation, models, generation, machine), routing, choice)
-    head, tau = need_head(setup.head), float(setup.column.tau or 0.0)
+    head, tau = need_head(setup.head), float(setup.policy_at_tau.tau or 0.0)
     if is_run:
         _explain_run(Path(what), head, tau, ids, top, as_json=json_lines)
         return
@@ -114,7 +114,7 @@ def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:
     from arbitrage_cli.routing.policies import POLICIES
     from arbitrage_cli.training.collect import as_routed, collect
 
-    keep = as_routed(need_head(setup.head).probability, float(setup.column.tau or 0.0))
+    keep = as_routed(need_head(setup.head).probability, float(setup.policy_at_tau.tau or 0.0))
 
     def rated(trace: Trace) -> Flow:
         return collect(trace, keep, lambda state: None)

@@ -1,7 +1,7 @@
 """The provenance of a run: what it was made with, as run.json has it, and what a run that is resumed must share.
 
-Every field is marked: fixed fields must stay the same, the others may grow. All of it is known before a model is loaded, so that
-a run that cannot be resumed is refused at once; what only a loaded model says is added afterwards.
+Listed fields are fixed or may grow; all others are those of the last command. All fixed fields are known before a model is loaded,
+so that a run that cannot be resumed is refused at once; what only a loaded model says is added afterwards.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole
 
 Run = dict[str, Any]
 """The content of run.json."""
-ReadingFile = Callable[[ModelRole, str, float], None]
+OnReading = Callable[[ModelRole, str, float], None]
 """Called while a model's file is read: its role, what is done, and the fraction that is done."""
-SHOWN = 80  # characters of a value that are shown as they are; a longer one as its sha256
+MAX_SHOWN = 80  # characters of a value that are shown as they are; a longer one as its sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def _added(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
 
 
 def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Both mappings; for each model what was known earlier is kept."""
+    """Both mappings, nested ones too: new values win, and entries that only the earlier one has are kept."""
     return {
         name: _joined(earlier[name], now[name])
         if name in earlier and name in now and isinstance(now[name], Mapping)
@@ -120,12 +120,12 @@ FIELDS = (
     Field("tau_costs", merge=lambda earlier, now: now),
     Field("sampling.samples", merge=max),
 )
-"""What is not listed is that of the last command."""
+"""All other fields are those of the last command. `router` is the head that decides, `tool` the version of this program."""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a run is about: a data set, which of its problems (their ids), and what the command adds of its own."""
+class ChosenProblems:
+    """A data set, the ids of the problems that are chosen from it, and what a command adds of its own."""
 
     dataset: Dataset
     ids: Sequence[str]
@@ -134,10 +134,10 @@ class Work:
 
 
 def make_manifest(
-    setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], reading: ReadingFile | None = None
+    setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], on_reading: OnReading | None = None
 ) -> Run:
-    """What solutions depend on. With `reading`, every model's files are read whole for their sha256. Errors: ModelFileError."""
-    models = {role: _model_facts(setup, role, files[role], threads[role], reading) for role in setup.sources}
+    """What solutions depend on. With `on_reading`, every model's files are read whole for their sha256. Errors: ModelFileError."""
+    models = {role: _model_facts(setup, role, files[role], threads[role], on_reading) for role in setup.sources}
     named = setup.named_taus
     return {
         "schema": SCHEMA,
@@ -151,7 +151,7 @@ def make_manifest(
                 "tau_name": one.tau_name,
                 "number": one.policy.number or None,
             }
-            for one in setup.columns
+            for one in setup.policies
         ],
         "models": models,
         "router": _head_facts(setup.deciding_head),
@@ -170,17 +170,17 @@ def make_manifest(
     }
 
 
-def about(run: Run, work: Work) -> Run:
+def with_problems(run: Run, chosen: ChosenProblems) -> Run:
     """The manifest of a run over a data set: with its problems, and a fingerprint of all fixed fields by their names."""
-    levels = {item.problem.id: item.level for item in work.dataset.items}
+    levels = {item.problem.id: item.level for item in chosen.dataset.items}
     dataset = {
-        "name": work.dataset.name,
-        "revision": work.dataset.revision,
-        "sha256": work.dataset.sha256,
-        "count": len(work.dataset.items),
+        "name": chosen.dataset.name,
+        "revision": chosen.dataset.revision,
+        "sha256": chosen.dataset.sha256,
+        "count": len(chosen.dataset.items),
     }
-    problems = {"dataset": dataset, "ids": list(work.ids), "levels": {name: levels[name] for name in work.ids}}
-    full = {**run, **problems, "planned": len(work.ids), "grader": work.grader, **work.details}
+    problems = {"dataset": dataset, "ids": list(chosen.ids), "levels": {name: levels[name] for name in chosen.ids}}
+    full = {**run, **problems, "planned": len(chosen.ids), "grader": chosen.grader, **chosen.details}
     return full | {"fingerprint": {name: _text(value) for name, _, value in _fixed(full) if value is not None}}
 
 
@@ -255,7 +255,7 @@ def _changed(folder: Path, name: str, before: str, after: str) -> UsageError:
 # --- the parts
 
 
-def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int, reading: ReadingFile | None) -> dict[str, Any]:
+def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int, on_reading: OnReading | None) -> dict[str, Any]:
     """What is known of a model before it is loaded; of a demo model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
     facts: dict[str, Any] = {
@@ -270,9 +270,9 @@ def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int, readin
         return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
     files = local_files(found)
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
-    if reading is None:
+    if on_reading is None:
         return facts
-    size, sha256 = digest(files, lambda fraction: reading(role, f"checking {files[0].name}", fraction))
+    size, sha256 = digest(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))
     return facts | {"identity": f"sha256 {sha256[:16]}", "size": size, "sha256": sha256}
 
 
@@ -334,6 +334,6 @@ def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     if re.fullmatch("[0-9a-f]{64}", text):
         return f"sha256 {text[:16]}"
-    if len(text) <= SHOWN and text.isprintable():
+    if len(text) <= MAX_SHOWN and text.isprintable():
         return text
     return f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

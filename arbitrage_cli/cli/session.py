@@ -1,6 +1,6 @@
 """The models of a `Setup` on this machine: fetched when the session opens, then loaded, and closed when it ends.
 
-Gives engines, the rater, the router, schedulers and the manifest. Knows no command.
+Gives engines, the rater, the router, schedulers and the manifest. Does not depend on any command.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from arbitrage_cli.types import ModelRole, Trace
 log = logging.getLogger("arbitrage.session")
 
 IsRight = Callable[[str, str], bool]
-"""Whether a whole solution, the second, reaches the known answer of the problem with that id."""
+"""Maps a problem's id and a solution to whether the solution reaches the known answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Session:
             self._display.note(note)
         costs_of = self.setup.named_taus.costs_of if self.setup.named_taus else self.setup.tau_costs
         if costs_of:
-            log.info("names of taus are resolved at the costs of %s", costs_of)
+            log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
         return self
 
@@ -126,7 +126,7 @@ class Session:
         return head.router()
 
     def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:
-        """What rates steps for this policy; None if it asks for no rewards. UsageError if nothing can.
+        """What rates steps for this policy; None if it asks for no rewards. UsageError if there is no source of rewards.
 
         A process reward model is asked once here, and refused if it rates no steps: ModelUnsupportedError. The first
         `concurrency` sequences of a model are those it writes with; rating uses others.
@@ -149,34 +149,34 @@ class Session:
 
     def scheduler(self, make_flow: Callable[[Trace], Flow] | None = None, rater: Rater | None = None) -> Scheduler:
         """Solves problems with the session's one policy, or with another flow for the same models."""
-        column, setup = self.setup.column, self.setup
-        engines = self.engines(column)
-        router = self.router(column.policy)
+        chosen, setup = self.setup.policy_at_tau, self.setup
+        engines = self.engines(chosen)
+        router = self.router(chosen.policy)
 
         def routed(trace: Trace) -> Flow:
-            return column.policy.flow(trace, column.tau, setup.sampler.seed, router, stops_early=bool(setup.stops_early))
+            return chosen.policy.flow(trace, chosen.tau, setup.sampler.seed, router, stops_early=bool(setup.stops_early))
 
         return Scheduler(
             engines,
             make_flow or routed,
             setup.limits,
             concurrency=self.concurrency,
-            rater=rater or self.rater(column.policy),
+            rater=rater or self.rater(chosen.policy),
             speculator=engines.get("draft"),
         )
 
     def run_info(self, *, num_problems: int | None) -> RunInfo:
         """What a run is made with, as its records and displays show it."""
-        manifest, column, sampler = self.manifest(with_digests=False), self.setup.column, self.setup.sampler
+        manifest, chosen, sampler = self.manifest(with_digests=False), self.setup.policy_at_tau, self.setup.sampler
         return RunInfo(
-            policy=column.policy.name,
-            number=column.policy.number or None,
-            tau=column.tau,
+            policy=chosen.policy.name,
+            number=chosen.policy.number or None,
+            tau=chosen.tau,
             temperature=sampler.temperature,
             seed=sampler.seed,
             settings=record_settings(manifest) | {"concurrency": self.concurrency},
             models=self.setup.sources,
-            descriptions={role: _describe(self.backends[role]) for role in column.policy.models},
+            descriptions={role: _describe(self.backends[role]) for role in chosen.policy.models},
             is_toy=any(map(is_toy, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
@@ -184,7 +184,7 @@ class Session:
 
     @property
     def _policies(self) -> list[Policy]:
-        return [column.policy for column in self.setup.columns]
+        return [column.policy for column in self.setup.policies]
 
     def _progress(self, role: ModelRole, source: str) -> Callable[[float], None]:
         return lambda fraction: self._display.loading(role, source, fraction)
@@ -198,7 +198,7 @@ class Session:
         return Rollout(engines, rollouts.is_right)
 
     def _warn_of_another_pair(self) -> None:
-        """A head's taus hold for the models it was trained on; a universal head is announced by itself."""
+        """A head's taus hold for the models it was trained on; a universal head has its own notice."""
         head = self.setup.deciding_head
         if head is None or self.setup.available_head.is_universal:
             return
@@ -211,7 +211,7 @@ class Session:
         templates = [backend.chat_template or "" for role, backend in self.backends.items() if role != "prm"]
         for name in self.setup.load.template_variables:
             if not any(name in template for template in templates):
-                log.warning("no chat template of these models uses '%s', of --chat-template-kwargs", name)
+                log.warning("--chat-template-kwargs sets '%s', which no chat template of these models uses", name)
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
@@ -236,7 +236,7 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
 def _sequences(
     policies: Iterable[Policy], reward: str | None, rollouts: int = 1, concurrency: int = 1
 ) -> dict[ModelRole, int]:
-    """How many sequences each model needs for so many problems at once: its own, and those for rating steps with it."""
+    """The sequences that each model needs for `concurrency` problems at once: its own, and those for rating steps with it."""
     kinds = {policy.reward for policy in policies}
     extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)
     return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}

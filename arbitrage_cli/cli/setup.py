@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arbitrage_cli.cli.cautions import cautions
-from arbitrage_cli.cli.columns import PolicyList, make_columns, read_policies
 from arbitrage_cli.cli.conflicts import refuse_ignored, resolve_conflicts
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.model_choice import (
@@ -27,6 +26,7 @@ from arbitrage_cli.cli.options import (
     ModelOptions,
     RoutingOptions,
 )
+from arbitrage_cli.cli.policy_lists import PolicyList, read_policies, resolve_policies
 from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
@@ -53,14 +53,14 @@ class Setup:
     """What a command does, resolved.
 
     `sources` are the models that are needed, as the user named them. `stops_early` is None if no policy can stop a draft early,
-    `reward` the source of rewards for a policy that leaves it open; `policies` is the list that a benchmark was given, and
-    `named_taus` what its names of taus stand for. `notes` are for the user.
+    `reward` the source of rewards for a policy that leaves it open, `tau_costs` whose costs named taus were chosen by. `policy_list`
+    is the list that a benchmark was given, `named_taus` what its names of taus stand for. `notes` are for the user.
     """
 
     invocation: Invocation
     choice: ModelChoice
     head: Head | None
-    columns: Sequence[PolicyAtTau]
+    policies: Sequence[PolicyAtTau]
     sources: Mapping[ModelRole, str]
     load: Options
     placement: Placement
@@ -72,23 +72,23 @@ class Setup:
     stops_early: bool | None = None
     reward: str | None = None
     tau_costs: str | None = None
-    policies: PolicyList | None = None
+    policy_list: PolicyList | None = None
     named_taus: NamedTaus | None = None
     notes: Sequence[str] = ()
 
     @property
-    def column(self) -> PolicyAtTau:
+    def policy_at_tau(self) -> PolicyAtTau:
         """The policy of a command that has only one."""
-        return self.columns[0]
+        return self.policies[0]
 
     @property
     def uses_head(self) -> bool:
         """Whether a head decides in one of the policies."""
-        return any(column.policy.needs_head for column in self.columns)
+        return any(one.policy.needs_head for one in self.policies)
 
     @property
     def available_head(self) -> AvailableHead:
-        """The head, with what tokens cost here."""
+        """The head, if there is one, with what tokens cost on this machine."""
         return AvailableHead(self.head, self.choice.head_source, self.placement.costs)
 
     @property
@@ -115,18 +115,18 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     policy, tau, warning = choose_routing(request, available)
     refuse_ignored(options.invocation, policy)
     early = stops_early(request.early_stop, [policy], available)
-    setup = _with_columns(base, [PolicyAtTau(policy, tau)], early_stop=early)
+    setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
     return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
 
 
 def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice) -> Setup:
-    """The setup of the head's policy for these models; if a reward model is here, steps are rated too. Errors as `solve_setup`."""
+    """The setup of the head's policy for these models; if a reward model is on this machine, steps are rated too. Errors as `solve_setup`."""
     base = _base(options, choice)
     wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, "arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
     early = stops_early(routing.early_stop, [policy], base.available_head)
-    setup = _with_columns(base, [PolicyAtTau(policy, tau)], early_stop=early)
+    setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     prm = choice.models["prm"]
     if not prm:
         return setup
@@ -141,26 +141,26 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: Mode
 def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     """The setup of all policies that are compared. Errors as `solve_setup`."""
     base = _base(options)
-    policies = read_policies(options.invocation, routing, base.head)
-    named = named_taus_here(base.available_head) if policies.names else None
-    columns = make_columns(policies, base.head, named)
-    early = stops_early(routing.early_stop, [column.policy for column in columns], base.available_head)
-    setup = _with_columns(base, columns, early_stop=early, reward=routing.reward)
-    return replace(setup, policies=policies, named_taus=named)
+    policy_list = read_policies(options.invocation, routing, base.head)
+    named = named_taus_here(base.available_head) if policy_list.names else None
+    policies = resolve_policies(policy_list, base.head, named)
+    early = stops_early(routing.early_stop, [one.policy for one in policies], base.available_head)
+    setup = _with_policies(base, policies, early_stop=early, reward=routing.reward)
+    return replace(setup, policy_list=policy_list, named_taus=named)
 
 
 def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
-    """The setup of a benchmark whose run is resumed: names of taus, and early stopping unless asked for, are as it began."""
-    if not run or setup.policies is None:
+    """The setup of a benchmark whose run is resumed: it keeps its named taus, and its early stopping unless that is asked for."""
+    if not run or setup.policy_list is None:
         return setup
     here, kept = setup.named_taus, named_taus_in(run)
     named = kept if here and kept else here
-    notes = _changed_names(setup.policies, here, named)
+    notes = _changed_names(setup.policy_list, here, named)
     began_with = run.get("early_stop")
     keeps_early = setup.stops_early is not None and early_stop is None and began_with is not None
     return replace(
         setup,
-        columns=make_columns(setup.policies, setup.head, named),
+        policies=resolve_policies(setup.policy_list, setup.head, named),
         named_taus=named,
         stops_early=began_with if keeps_early else setup.stops_early,
         notes=[*notes, *setup.notes],
@@ -170,7 +170,7 @@ def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bo
 def collect_setup(options: RunOptions, reward: str | None) -> Setup:
     """The setup in which both models write every step and both steps are rated. Errors as `solve_setup`."""
     base = replace(_base(options), concurrency=options.machine.concurrency or "8")
-    return _with_columns(base, [PolicyAtTau(POLICIES["oracle"], 0.0)], reward=reward)
+    return _with_policies(base, [PolicyAtTau(POLICIES["oracle"], 0.0)], reward=reward)
 
 
 def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
@@ -182,7 +182,7 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
         invocation,
         choice,
         load_head(choice.head_source),
-        columns=(),
+        policies=(),
         sources={},
         load=load,
         placement=place(choice.models, load),
@@ -195,19 +195,21 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
 
 
 def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) -> RoutingRequest:
-    """What holds of the routing options."""
+    """The routing options after conflicts are resolved."""
     settled = resolve_conflicts(options.invocation, routing, head)
-    names_head = options.models.head is not None
-    return RoutingRequest(settled.policy, settled.tau, settled.budget, settled.early_stop, names_head)
+    head_is_given = options.models.head is not None
+    return RoutingRequest(settled.policy, settled.tau, settled.budget, settled.early_stop, head_is_given)
 
 
-def _with_columns(
-    base: Setup, columns: Sequence[PolicyAtTau], *, early_stop: bool | None = None, reward: str | None = None
+def _with_policies(
+    base: Setup, policies_at_tau: Sequence[PolicyAtTau], *, early_stop: bool | None = None, reward: str | None = None
 ) -> Setup:
     """The setup with its policies, the models that they need, and what the user should know of these."""
-    policies = [column.policy for column in columns]
+    policies = [one.policy for one in policies_at_tau]
     sources = needed_models(policies, base.choice.models, reward)
-    setup = replace(base, columns=columns, sources=sources, stops_early=early_stop, reward=reward_source(policies, reward))
+    setup = replace(
+        base, policies=policies_at_tau, sources=sources, stops_early=early_stop, reward=reward_source(policies, reward)
+    )
     notes = cautions(base.choice, sources, uses_head=setup.uses_head, threads=base.load.threads)
     return replace(setup, notes=notes)
 

@@ -60,7 +60,7 @@ def solve(
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, input_file, stack)
         display = stack.enter_context(command_display(output))
-        # Before the models take their time: there may be none.
+        # Read ahead before models are loaded: there may be no problem.
         num_known = problems.look_ahead(display, 1 if setup.concurrency == "1" else MOST)
         if not num_known:
             return SOME_FAILED
@@ -69,7 +69,7 @@ def solve(
         session.load()
         run = session.run_info(num_problems=1 if problems.is_single else None)
         display.begin(run)
-        # Closed before the models are: a run that is broken off still has problems in their memory.
+        # Closed before the models are: an interrupted run still holds problems in their caches.
         events = stack.enter_context(contextlib.closing(session.scheduler().run(problems, problems.is_ready)))
         num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)
     return SOME_FAILED if num_failed or problems.num_unusable else 0
@@ -91,7 +91,7 @@ def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json:
 
 
 def _result(finished: Finished, run: RunInfo, *, as_json: bool) -> str | None:
-    """What standard output gets of a problem; None if nothing came of it."""
+    """What standard output gets of a problem; None if no step was written."""
     if as_json:
         return to_json(finished, run)
     return safe(answer(finished.trace) or finished.trace.text.strip()) if finished.trace.decisions else None

@@ -123,7 +123,8 @@ def plot(figures: Json) -> Plot | None:
         for one, x, y in zip(shown, times, accuracies, strict=True)
     ]
     y_ticks = [(place, f"{text}%") for place, text in y_scale.ticks]
-    return Plot(_x_title(policies, is_relative=is_relative), x_scale.ticks, y_ticks, marks, _lines(marks))
+    x_title = "time / time of the target alone" if is_relative else "mean seconds per problem"
+    return Plot(x_title, x_scale.ticks, y_ticks, marks, _lines(marks))
 
 
 def _times(policy: Json, *, is_relative: bool) -> list[float]:
@@ -139,13 +140,6 @@ def _title(policy: Json, time: float, *, is_relative: bool) -> str:
     return f"{policy['label']}: {accuracy} in " + (
         f"{time:.2f} of the target's time" if is_relative else rounding.seconds(time)
     )
-
-
-def _x_title(policies: Iterable[Json], *, is_relative: bool) -> str:
-    if not is_relative:
-        return "mean seconds per problem"
-    seconds = next((policy["seconds_mean"] for policy in policies if policy["policy"] == "target"), None)
-    return "time / time of the target alone" + (f" ({rounding.number(seconds)} s)" if seconds else "")
 
 
 def _lines(marks: Sequence[Mark]) -> list[Line]:

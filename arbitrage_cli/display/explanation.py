@@ -5,11 +5,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from arbitrage_cli.display.text import one_line
+from arbitrage_cli.display.text import WIDTH, one_line
 from arbitrage_cli.routing.explain import Explanation, group
 from arbitrage_cli.runs.records import tau_in_json
 
-WIDTH = 79
 MEANING = {
     "improved": "escalated, and the target's step is better",
     "missed": "accepted, though the target's step is better",

@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from arbitrage_cli.display import charts, report_tables, rounding
+from arbitrage_cli.display import charts, report_tables, rounding, table
 from arbitrage_cli.display.text import safe
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -88,8 +88,7 @@ def _environment() -> jinja2.Environment:
 def _clean(data: Any) -> Any:
     """The data with all texts made `safe`."""
     if isinstance(data, str):
-        is_plain = data.replace("\n", "").replace("\t", "").isprintable()  # most are: `safe` looks at every character
-        return data if is_plain else safe(data)
+        return safe(data)
     if isinstance(data, Mapping):
         return {_clean(key): _clean(value) for key, value in data.items()}
     return [_clean(value) for value in data] if isinstance(data, list | tuple) else data
@@ -120,7 +119,7 @@ def _view(source: Source, key: str) -> dict[str, Any]:
         "key": key,
         "name": source.name,
         "title": figures["dataset"],
-        "count": _count(figures),
+        "count": table.size_of(figures),
         "summary": list(_summary(figures)),
         "facts": list(_facts(source.run)),
         "notes": [*figures["notes"], *source.run["warnings"]],
@@ -136,12 +135,6 @@ def _view(source: Source, key: str) -> dict[str, Any]:
         "timed": timed,
         "time_parts": {part: name for part, name in TIME_PARTS.items() if any(policy["time"][part] for policy in timed)},
     }
-
-
-def _count(figures: Json) -> str:
-    samples = f", {figures['samples']} samples each" if figures["samples"] > 1 else ""
-    at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
-    return rounding.count(figures["n"], "problem") + samples + at_once
 
 
 def _summary(figures: Json) -> Iterable[str]:

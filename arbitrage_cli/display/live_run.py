@@ -1,6 +1,7 @@
 """The live view of a run: a table of the policies, and a line for the attempt that is being made. Only failures stay."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from rich.text import Text
 
@@ -8,7 +9,7 @@ from arbitrage_cli.display import rounding, wording
 from arbitrage_cli.display.live_solve import COLORS
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.display.region import View
-from arbitrage_cli.display.text import aligned, one_line
+from arbitrage_cli.display.text import aligned, one_line, shortened
 from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import Event, ModelRole, Writing, Wrote
 
@@ -69,7 +70,8 @@ class RunView(View):
     def _head(self, columns: int, now: float) -> Text:
         """Title, bar, counts and times. If there is little room the bar and then the title get shorter, never the rest."""
         progress = self._progress
-        rest = Text(f"  {progress.finished}/{progress.planned}  {_clock_time(now - self._began)}")
+        clock = str(timedelta(seconds=int(now - self._began))).removeprefix("0:")
+        rest = Text(f"  {progress.finished}/{progress.planned}  {clock}")
         if progress.seconds_left is not None and progress.finished < progress.planned:
             left = max(0.0, progress.seconds_left - (now - self._updated))
             rest.append(f", about {rounding.duration(left)} left", "bold")
@@ -94,7 +96,7 @@ def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[s
     }
     shown = {heading: column for heading, column in cells.items() if any(column)}
     room = columns - 2 - sum(2 + max(map(len, (heading, *column))) for heading, column in shown.items())
-    labels = [_cut(one_line(one.label), max(MIN_LABEL, room)) for one in standings]
+    labels = [shortened(one_line(one.label), max(MIN_LABEL, room)) for one in standings]
     head, *lines = aligned(["", *shown], zip(labels, *shown.values(), strict=True))
     styles = ["red" if one.tried > one.done else "" for one in standings]
     return [(f"  {head}", "dim"), *((f"  {line}", style) for line, style in zip(lines, styles, strict=True))]
@@ -105,13 +107,3 @@ def _pace(standing: Standing, *, at_once: bool) -> str:
     if not standing.done or standing.seconds is None:
         return ""
     return rounding.number(standing.done / standing.seconds if at_once else standing.seconds / standing.done)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

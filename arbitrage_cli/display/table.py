@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
+from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
+from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT
 
 MIN_LABEL = 8
 
@@ -28,9 +29,6 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
     "acceptance_rate": ("accepted", lambda of: rounding.percent(of["acceptance_rate"], 0)),
 }
 """Heading and cell of each figure that the table shows."""
-
-OF_LATENCY, OF_THROUGHPUT = ("seconds_mean", "speedup"), ("problems_per_second", "throughput_ratio")
-"""Columns that only one kind of run has."""
 
 
 def write_table(figures: Figures, stream: TextIO, *, styled: bool = False) -> None:
@@ -65,10 +63,10 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
 
 def _lines(figures: Figures) -> Iterator[Line]:
     policies = figures["policies"]
-    left_out = {*(OF_LATENCY if figures["concurrency"] > 1 else OF_THROUGHPUT)}
+    left_out = {*(LATENCY if figures["concurrency"] > 1 else THROUGHPUT)}
     left_out |= set() if any(policy["cut"] for policy in policies) else {"cut"}  # labels need the room
     columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
-    yield _title(figures), "bold"
+    yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
     yield "", ""
     cells = [[policy["label"], *(cell(policy) for _, cell in columns.values())] for policy in policies]
     yield from _table(["policy", *(heading for heading, _ in columns.values())], cells)
@@ -80,10 +78,11 @@ def _lines(figures: Figures) -> Iterator[Line]:
     yield from _legend((heading, DEFINITIONS[name]) for name, (heading, _) in columns.items())
 
 
-def _title(figures: Figures) -> str:
+def size_of(figures: Figures) -> str:
+    """How many problems, samples of each, and how many at once: `40 problems x 3 samples, 2 at once`."""
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
     at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
-    return f"{one_line(figures['dataset'])}: {rounding.count(figures['n'], 'problem')}{samples}{at_once}"
+    return rounding.count(figures["n"], "problem") + samples + at_once
 
 
 def _with_range(figures: Figures, name: str, factor: int, digits: int, range_digits: int) -> str:
@@ -111,7 +110,7 @@ def _short(label: str, room: int) -> str:
     label = one_line(label)
     if len(label) > room:
         label = label.rpartition(" (")[0] or label
-    return label if len(label) <= room else label[: room - 1] + "~"
+    return shortened(label, room)
 
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:

@@ -14,14 +14,15 @@ from arbitrage_cli.errors import OutputError, ReaderGoneError
 WIDTH = 79
 """Of tables: they fit in 80 columns."""
 
+_OBEYED = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def safe(text: str) -> str:
     """The text without control characters (line feed and tab stay), lone surrogates and writing-direction overrides."""
-    if text.isascii() and text.isprintable():
+    if text.replace("\n", "").replace("\t", "").isprintable():  # most are: this is faster than a look at every character
         return text
-    return "".join(character for character in text if character in "\n\t" or _is_visible(character))
+    return "".join(one for one in text if one in "\n\t" or (unicodedata.category(one) not in _OBEYED and one not in _BIDI))
 
 
 def one_line(text: str) -> str:
@@ -40,6 +41,11 @@ def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Ite
             for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         yield "  ".join(padded).rstrip()
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, or its beginning and a sign that something is missing."""
+    return text if len(text) <= width else f"{text[: width - 1]}~"
 
 
 def wrapped(text: str) -> list[str]:
@@ -63,7 +69,3 @@ def writing() -> Iterator[None]:
         raise ReaderGoneError from error
     except OSError as error:
         raise OutputError(f"results cannot be written ({error.strerror})", "free some space, or write elsewhere") from error
-
-
-def _is_visible(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI

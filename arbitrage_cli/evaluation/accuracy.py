@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.rows import PolicyResults, Result, paired, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, Result, paired, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
 
 LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}

@@ -10,7 +10,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
 from arbitrage_cli.runs.folder import Row
-from arbitrage_cli.runs.rows import PolicyResults, Result, paired, results_by_policy, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_sums
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arbitrage_cli.evaluation.speed import Pairs, speedup
-from arbitrage_cli.runs.rows import Result
+from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import Cost

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.runs.rows import PolicyResults, SampleKey, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, SampleKey, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, bootstrap_many
 
 POSITIONS = (0.25, 0.5, 0.75)

@@ -18,7 +18,7 @@ from arbitrage_cli.evaluation.costs import RunCosts, equivalents, run_costs
 from arbitrage_cli.evaluation.curve import curve
 from arbitrage_cli.evaluation.throughput import throughput, throughput_notes
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.runs.rows import Level, PolicyResults, paired_done, results_by_policy
+from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.rows import PolicyResults, Result, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, Result, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, ratio_of_sums
 
 MIN_PROBLEMS = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 from arbitrage_cli.evaluation.benchmark import Attempt, PolicyAtTau
 from arbitrage_cli.runs.records import seconds_of
-from arbitrage_cli.runs.rows import SampleKey
+from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.runs.summary import Standing
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.rows import PolicyResults, Result, SampleKey
+from arbitrage_cli.runs.results import PolicyResults, Result, SampleKey
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap
 
 MIN_BLOCKS = 5

@@ -6,11 +6,11 @@ to give it, without names and units. Pure functions on text; nothing is evaluate
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_LENGTH = 1000
-"""Characters of an answer that is compared; a longer one can only be the same text."""
+MAX_LENGTH = 1000  # characters; a longer answer can only be the same text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,9 @@ def compare(gold: str, answer: str, unit: str = "") -> Comparison:
 
 
 _CHARACTERS = str.maketrans(
-    "\u2212\u2013\u2018\u2019\u2032~\u00a0\u2009\u202f\t\r\n", "--'''       ", "\u200b\ufeff\0"
-) | str.maketrans(
-    {"\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u221a": "\\sqrt ", "\u03c0": "\\pi ", "\u221e": "\\infty "}
-    | {"\u00b0": "^{\\circ}", "\u00b2": "^{2}", "\u00b3": "^{3}", "\u00a2": " cents", "\u00b1": "\\pm "}
+    dict(zip("\u2212\u2013\u2018\u2019\u2032~\u00a0\u2009\u202f\t\r\n", "--'''       ", strict=True))
+    | {"\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u221a": "\\sqrt ", "\u03c0": "\\pi ", "\u221e": "\\infty ", "\0": ""}
+    | {"\u00b0": "^{\\circ}", "\u00b2": "^{2}", "\u00b3": "^{3}", "\u00a2": " cents", "\u00b1": "\\pm ", "\u200b": ""}
 )
 _SPELLINGS = (
     (r"(?<=[0-9])(?:,\\!|\\[,!;: ]|\{,\})(?=[0-9]{3}(?![0-9]))", ","),  # 10{,}000
@@ -60,24 +59,24 @@ _SPELLINGS = (
     (r"(?<!\\)\\[()\[\]!]|\*\*|(?<!\\)\$", ""),  # delimiters of mathematics
     (r"(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])", " "),
     (r"\\(?:text(?:bf|it|rm|normal)|math(?:rm|bf)|boldsymbol|mbox) *(?=\{)", r"\\text"),
-    (r"\\text\{ *([^{}]*?) *\}", r"\\text{\1}"),
     (r" ?\^ *(?:\{ *\\circ *\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^{\\circ}"),
     (r"\\(%|max|min)", r"\1"),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\frac *([0-9a-zA-Z]|\\pi)", r"\\frac{\1}"),
     (r"(\\frac *\{[^{}]*\}) *([0-9a-zA-Z]|\\pi)", r"\1{\2}"),
-    (r"([0-9]) ?(?:to|:|\\text\{(?:to|:)\}) ?(?=[0-9])", r"\1:"),  # 5 to 6
+    (r"([0-9]) ?(?:to|:|\\text\{ ?(?:to|:) ?\}) ?(?=[0-9])", r"\1:"),  # 5 to 6
     (r"^[ =*]+|[ .,;:*]+$", ""),
     (r" +", " "),
     (r"^(?:\\text)?\{([^{}]*[0-9][^{}]*)\}$", r"\1"),
-    (r"^(-?) ?\\\$ ?(.+?)(?: per [a-z ]+)?$", r"\1\2 \\text{dollar}"),
+    (r"^(-?) ?\\\$ ?(.+?)(?:(?: |\\text\{)+per [a-z ]+\}?)?$|^(.+?) ?\\\$$", r"\1\2\3 \\text{dollar}"),
     (r" ?\^\{\\circ\}$", r" \\text{degree}"),
     (r" ?%$", r" \\text{percent}"),
 )
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _ATOM = r"(?:\\text\{[^{}]*\}|\\?[A-Za-z]+)'*(?: ?_ ?(?:\{[^{}]*\}|[A-Za-z0-9]))?"
 _NAME = rf"(?:(?:\\angle )?{_ATOM}(?: {_ATOM}){{0,5}})?(?:\( ?{_ATOM}(?: ?, ?{_ATOM}){{0,5}} ?\))?"
-_NAMED = re.compile(rf"(^|[,;] ?|(?:and|or)\}}? ?)(?:{_NAME}|[-+*/0-9.,() ]+) ?(?:=|\\in(?![a-z])) ?")
+_ARITHMETIC = r"(?:[-+*/^0-9.,(){} ]|\\(?:times|cdot|div|frac))+"
+_NAMED = re.compile(rf"(^|[,;] ?|(?:and|or) ?\}}? ?)(?:{_NAME}|{_ARITHMETIC}) ?(?:=|\\(?:in|approx)(?![a-z])) ?")
 _RELATION = re.compile(r"=|\\(?:in|approx)(?![a-z])")
 
 
@@ -97,7 +96,7 @@ def _squeeze(text: str) -> str:
 
 def _without_names(text: str) -> str:
     """`5` of `x = 5`, `2 + 3 = 5` and `5 \\approx 4.99`; `1, -2` of `x = 1, x = -2`. Other equations stay as they are."""
-    text = re.sub(r"(?<=.) ?\\approx(?![a-z]).*", "", text)
+    text = re.sub(r"(?<=[0-9)}]) ?\\approx(?![a-z]).*", "", text)
     for _ in range(3):  # x = 12/3 = 8/2 = 4
         text = _NAMED.sub(r"\1", text)
     return text
@@ -123,7 +122,7 @@ class Unit:
     size: Fraction = Fraction(1)
 
 
-_MEASURES = {
+_MEASURES: Mapping[str, str] = {
     "length": "mm .001 millimeter .001 cm .01 centimeter .01 m 1 meter 1 km 1000 kilometer 1000 in .0254 inch .0254 "
     "inche .0254 ft .3048 foot .3048 feet .3048 yd .9144 yard .9144 mi 1609.344 mile 1609.344",
     "time": "s 1 sec 1 second 1 min 60 minute 60 h 3600 hr 3600 hour 3600 day 86400 week 604800",
@@ -133,16 +132,16 @@ _MEASURES = {
     "angle": "degree 1 radian 57.2957795",
     "percent": "percent .01 percentage .01",
 }
-_UNITS = {
+_UNITS: Mapping[str, Unit] = {
     name: Unit(dimension, Fraction(size))
     for dimension, listed in _MEASURES.items()
     for name, size in re.findall(r"(\S+) (\S+)", listed)
 }
 _NOT_A_UNIT = re.compile(
     r"(?:squared|cubed|half|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred)ths|and|or|not|if|to|for|when|plus|minus|over|"
-    r"mod|is|are|remainder|more|less|theta|alpha|beta)\b"
+    r"mod|is|are|remainder|more|less|theta|alpha|beta|sin|cos|tan|log|sqrt)\b"
 )
-_WORDS = r"[A-Za-z][A-Za-z .'/-]*"
+_WORDS = r" *[A-Za-z][A-Za-z .'/-]*"
 _UNIT = re.compile(
     rf"(?P<before>.+?)(?: ?\\text\{{\(?(?P<text>{_WORDS})\)?\}}|(?<=[0-9)}}])(?P<space> ?)(?P<bracket>\(?)(?P<bare>{_WORDS})\)?)"
     r"(?:\^\{?(?P<power>[23])\}?)?"
@@ -159,7 +158,7 @@ def split_unit(text: str) -> tuple[str, Unit]:
         return text, Unit()
     words = re.sub("[. ]+", " ", found["text"] or found["bare"]).strip().lower()
     measure = _measure(words, found["power"])
-    is_noun = found["text"] or (found["space"] and (found["bracket"] or re.search("[a-z]{4}", words)))
+    is_noun = found["text"] or (found["space"] and (found["bracket"] or re.search("[a-z]{3}", words)))
     is_unit = (is_noun or (measure.dimension and len(words) > 1)) and not _NOT_A_UNIT.match(words)
     return (found["before"], measure) if is_unit else (text, Unit())
 
@@ -168,10 +167,10 @@ def _measure(words: str, power: str | None) -> Unit:
     """The measure that words such as `sq inches` or `kilograms of sand` name."""
     *before, name = words.partition(" of ")[0].split()
     exponent = int(power or {"square": 2, "sq": 2, "cubic": 3}.get(" ".join(before), 1))
-    unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
-    if not unit or (before and exponent == 1):
-        return Unit()
-    return unit if exponent == 1 else Unit(f"{unit.dimension}^{exponent}", unit.size**exponent)
+    unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"), Unit())
+    if exponent == 1:
+        return Unit() if before else unit
+    return Unit(unit.dimension and f"{unit.dimension}^{exponent}", unit.size**exponent)
 
 
 def read_number(text: str) -> Fraction | None:
@@ -194,9 +193,8 @@ def _is_same_quantity(gold: Fraction, gold_unit: Unit, answer: Fraction, answer_
     25% is 1/4; it is also 25, but only above 1, where a bare number can only be a percentage.
     """
     are_equal = gold * gold_unit.size == answer * answer_unit.size
-    if gold_unit.dimension == answer_unit.dimension:
-        return are_equal
-    if gold_unit.dimension and answer_unit.dimension:
-        return False
-    is_percentage = "percent" in (gold_unit.dimension, answer_unit.dimension)
+    dimensions = gold_unit.dimension, answer_unit.dimension
+    if all(dimensions) or not any(dimensions):
+        return are_equal and dimensions[0] == dimensions[1]
+    is_percentage = "percent" in dimensions
     return (gold == answer and (abs(gold) > 1 or not is_percentage)) or (are_equal and is_percentage)

@@ -33,9 +33,6 @@ def boxed_answer(text: str) -> str | None:
     return next(filter(None, contents), None)
 
 
-# --- the final answer of a solution
-
-
 @dataclass(frozen=True, slots=True)
 class Extracted:
     """The final answer of a solution and, in words, where it was found; without an answer, what was looked for."""
@@ -43,12 +40,8 @@ class Extracted:
     answer: str | None
     how: str
 
-    @property
-    def is_boxed(self) -> bool:
-        return self.how == _BOX
 
-
-_BOX = "the last \\boxed{}"
+IN_BOX = "the last \\boxed{}"
 _PHRASE = re.compile(
     r"(?:\bthe (?:final |correct )?answer(?: is\b| ?:)|\bfinal answer(?: is\b| ?:)|^[ *#]*answer ?:|^####)[ *_:]*",
     re.IGNORECASE | re.MULTILINE,
@@ -66,7 +59,7 @@ _END_CHARACTERS = 50_000  # at the end of a text without a box; only these are s
 def final_answer(text: str) -> Extracted:
     """The last box that is not blank; else what follows the last "the answer is"; else the last number."""
     if (boxed := boxed_answer(text)) is not None:
-        return Extracted(boxed, _BOX)
+        return Extracted(boxed, IN_BOX)
     text = text[-_END_CHARACTERS:]
     for phrase in reversed(list(_PHRASE.finditer(text))):
         if said := _said_after(text, phrase.end()):
@@ -86,9 +79,6 @@ def _said_after(text: str, start: int) -> str:
     return line[: end.start() if end else None].strip(" *_`")
 
 
-# --- the gold answer of a row
-
-
 @dataclass(frozen=True, slots=True)
 class Gold:
     """The gold answer of a problem: its text (None if the data have none) and its unit, if the data give it separately.
@@ -100,23 +90,19 @@ class Gold:
     unit: str = ""
 
 
-_GOLD_FIELDS = ("final_answer", "answer")
-_WORKED_OUT = "####"  # GSM8K: the final answer follows the worked solution
-
-
 def gold_answer(row: Mapping[str, Any]) -> Gold:
     """The gold answer of a row, under `final_answer` or `answer`.
 
     It is text, a number, or a list of those: MATH's LaTeX, OlympiadBench's lists in dollar signs, GSM8K's `#### 18`.
     """
-    texts = next(filter(None, (_gold_texts(row.get(name)) for name in _GOLD_FIELDS)), [])
+    texts = next(filter(None, (_gold_texts(row.get(name)) for name in ("final_answer", "answer"))), [])
     unit = row.get("unit")
     return Gold(", ".join(texts) or None, unit.strip() if isinstance(unit, str) else "")
 
 
 def _gold_texts(value: object) -> list[str]:
     if isinstance(value, str):
-        text = value.rpartition(_WORKED_OUT)[2].strip()
+        text = value.rpartition("####")[2].strip()  # GSM8K's worked solution comes before it
         return [text] if text else []
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [repr(value).removesuffix(".0")]

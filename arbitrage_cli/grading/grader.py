@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self, cast
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.compare import compare
-from arbitrage_cli.grading.extract import Extracted, Gold, final_answer, gold_answer
+from arbitrage_cli.grading.extract import IN_BOX, Extracted, Gold, final_answer, gold_answer
 from arbitrage_cli.types import Score
 
 RULES_VERSION = 2
@@ -31,7 +31,7 @@ RULES_VERSION = 2
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _MAX_SHOWN = 60  # characters of an answer in an explanation
 _MAX_REPLY = 1000  # bytes of one line of the child
-_WALL_FACTOR = 3  # seconds by the wall clock per second of processor time
+_WALL_FACTOR = 5  # seconds by the wall clock per second of processor time; a busy machine is slow
 _GRACE_SECONDS = 1.0  # for a verdict to arrive
 _KILL_SECONDS = 5.0  # for a killed process to be gone
 _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # of the environment: no keys
@@ -49,20 +49,13 @@ _UNDECIDED: Mapping[str, str] = MappingProxyType(
 def grader_version() -> str:
     """What verdicts depend on: the version of our rules, and of the libraries that decide the rest."""
     names = ("math-verify", "latex2sympy2_extended", "sympy")
-    return ", ".join([f"rules {RULES_VERSION}", *(f"{name} {_version(name)}" for name in names)])
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "missing"
+    return ", ".join([f"rules {RULES_VERSION}", *(f"{name} {version(name)}" for name in names)])
 
 
 class Grader:
     """Grades answers. A context manager: no child outlives it.
 
-    `seconds` is the processor time of one comparison by math-verify, which also has three times that by the wall clock.
+    `seconds` is the processor time of one comparison by math-verify, which also has five times that by the wall clock.
     `start_seconds` bounds the start of the child; `memory` is the address space in bytes that a comparison may add to the
     child's (Linux only).
     """
@@ -119,7 +112,7 @@ class Grader:
             if word in _UNDECIDED:
                 return Score("unscored", extracted.answer, f"grader: {_UNDECIDED[word]}")
             is_equal = word == "equal"
-        found = "" if extracted.is_boxed else f"no \\boxed{{}}, {extracted.how}: "
+        found = "" if extracted.how == IN_BOX else f"no \\boxed{{}}, {extracted.how}: "
         sign = "=" if is_equal else "is not"
         explanation = f"{found}{_shown(extracted.answer)} {sign} {_shown(gold.answer)} ({comparison.rule})"
         return Score("correct" if is_equal else "incorrect", extracted.answer, explanation)

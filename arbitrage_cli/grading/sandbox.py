@@ -11,7 +11,6 @@ Usage: python sandbox.py PROCESSOR_SECONDS WALL_CLOCK_SECONDS BYTES
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -19,7 +18,6 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 WORDS = ("equal", "different", "gold unread", "no memory", "failed", "late")
@@ -47,7 +45,7 @@ def main() -> None:
         number, gold, answer = json.loads(line)
         child = os.fork()
         if child == 0:
-            _bounded(seconds, wall_seconds, memory, functools.partial(judge.verdict, gold, answer))
+            _end_with_verdict(judge, gold, answer, seconds, wall_seconds, memory)
         _write(verdicts, [number, _word(os.waitpid(child, 0)[1])])
 
 
@@ -62,7 +60,7 @@ def _address_space() -> int:
     return 0
 
 
-def _bounded(seconds: float, wall_seconds: float, memory: int, verdict: Callable[[], str]) -> NoReturn:
+def _end_with_verdict(judge: "Judge", gold: str, answer: str, seconds: float, wall_seconds: float, memory: int) -> NoReturn:
     """Ends this fork with the status that means the verdict, or by a timer."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -70,7 +68,7 @@ def _bounded(seconds: float, wall_seconds: float, memory: int, verdict: Callable
         with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         sys.addaudithook(_refuse)
-        os._exit(_FIRST_STATUS + WORDS.index(verdict()))
+        os._exit(_FIRST_STATUS + WORDS.index(judge.verdict(gold, answer)))
     finally:
         os._exit(1)
 
@@ -174,16 +172,16 @@ class Judge:
 
 
 def _is_misread(gold: str, answer: str) -> bool:
-    """Whether math-verify may take two expressions for equal that are not: numbers in a base, and a point or interval and a set."""
+    """Whether math-verify may find different expressions equal: numbers in a base; a set and a point or an interval."""
     both = gold, answer
     is_in_base = any(re.search("[0-9)] ?_", text) for text in both)
-    is_set = [bool(re.fullmatch(r"\\\{[^()]*\\\}", text)) for text in both]
-    is_point = [bool(re.fullmatch(r"[(\[][^()\[\]]*[)\]]", text)) for text in both]
-    return is_in_base or (any(is_set) and any(is_point))
+    is_set = any(re.fullmatch(r"\\\{[^()]*\\\}", text) for text in both)
+    is_point = any(re.fullmatch(r"[(\[][^()\[\]]*[)\]]", text) for text in both)
+    return is_in_base or (is_set and is_point)
 
 
 def _both_signs(text: str) -> str:
-    """`1 + x, 1 - x` for `1 \\pm x`, which math-verify reads at the end of an expression only."""
+    """`1 + x, 1 - x` for `1 \\pm x`, which math-verify reads only outside brackets."""
     return ", ".join(text.replace("\\pm", sign) for sign in "+-") if text.count("\\pm") == 1 else text
 
 

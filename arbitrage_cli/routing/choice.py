@@ -38,18 +38,18 @@ class AvailableHead:
 
 @dataclass(frozen=True, slots=True)
 class RoutingRequest:
-    """How to route, as far as it was asked for; None leaves it open. `names_head`: a head was named, not the pair's own."""
+    """How to route, as far as it was asked for; None leaves it open. `head_is_given`: a head was named, it is not the pair's own."""
 
     policy: str | None = None
     tau: str | None = None
     budget: float | None = None
     early_stop: bool | None = None
-    names_head: bool = False
+    head_is_given: bool = False
 
     @property
     def is_open(self) -> bool:
         """Whether nothing was asked for."""
-        return (self.policy, self.tau, self.budget, self.early_stop) == (None,) * 4 and not self.names_head
+        return (self.policy, self.tau, self.budget, self.early_stop) == (None,) * 4 and not self.head_is_given
 
 
 def load_head(source: str | None) -> Head | None:

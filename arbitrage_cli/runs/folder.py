@@ -343,6 +343,7 @@ def _lock(folder: Path) -> int:
 
 
 def _read_bytes(path: Path) -> bytes:
+    """What the file holds; nothing if it is missing. OSError, also if its folder is a file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

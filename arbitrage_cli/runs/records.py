@@ -174,10 +174,8 @@ def _written(step: Step) -> dict[str, Any]:
 
 def _timing(figures: Tally) -> dict[str, Any]:
     """Tokens and seconds of each model, and of the scoring of steps if there was any."""
-    timing = {"draft": _cost_record(figures.draft_cost), "target": _cost_record(figures.target_cost)}
-    reward = figures.reward_cost
-    return timing | ({"reward": {"seconds": reward.seconds, **_cost_record(reward)}} if reward != Cost() else {})
-
-
-def _cost_record(cost: Cost) -> dict[str, Any]:
-    return {**asdict(cost), "decode_tokens_per_second": cost.tokens_per_second}
+    costs = {"draft": figures.draft_cost, "target": figures.target_cost, "reward": figures.reward_cost}
+    timing = {role: {**asdict(cost), "decode_tokens_per_second": cost.tokens_per_second} for role, cost in costs.items()}
+    reward = timing.pop("reward")
+    has_reward = figures.reward_cost != Cost()
+    return timing | ({"reward": {"seconds": figures.reward_cost.seconds, **reward}} if has_reward else {})

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+from arbitrage_cli.stats.intervals import Floats
 
 PERCENTS = (10, 20, 30, 40, 50, 60)
 RATES = tuple(percent / 100 for percent in PERCENTS)
@@ -56,32 +56,32 @@ class Truth:
     `selection_score` weighs each state by its `weight`; without weights all count the same.
     """
 
-    advantage: Numbers
+    advantage: Floats
     is_better: NDArray[np.bool_]
     problem: NDArray[np.int64]
-    weight: Numbers | None = None
+    weight: Floats | None = None
 
 
-def measure(number: Numbers, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
+def measure(number: Floats, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
     """All of `MEASURES` of a number (n,) that escalates above the threshold. No intervals if there is one problem only."""
     measured = [_measure(number, truth, threshold, weights, is_probability) for weights in _resamples(truth.problem)]
     values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
 
-def selection_score(number: Numbers, truth: Truth) -> float:
+def selection_score(number: Floats, truth: Truth) -> float:
     """Chooses between heads: the mean of AUC and of the mean recall over the rates. NaN without both classes."""
     return float(_selection_scores(number, truth, np.ones((1, len(number))))[0])
 
 
-def selection_score_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
+def selection_score_gaps(better: Floats, worse: Floats, truth: Truth) -> Floats:
     """By how much the first number's selection score is higher, on each resample: (RESAMPLES,)."""
     batches = list(_resamples(truth.problem))
     gaps = [_selection_scores(better, truth, weights) - _selection_scores(worse, truth, weights) for weights in batches]
     return np.concatenate(gaps)[1:]
 
 
-def best_threshold(number: Numbers, is_better: NDArray[np.bool_]) -> float:
+def best_threshold(number: Floats, is_better: NDArray[np.bool_]) -> float:
     """The threshold with the highest mean of both accuracies, halfway between two numbers that occur."""
     order = np.argsort(-number, kind="stable")
     falling = number[order]
@@ -92,7 +92,7 @@ def best_threshold(number: Numbers, is_better: NDArray[np.bool_]) -> float:
     return float((falling[place] + falling[place + 1]) / 2) if place + 1 < len(falling) else float(falling[place]) - 1.0
 
 
-def _resamples(problem: NDArray[np.int64]) -> Iterator[Numbers]:
+def _resamples(problem: NDArray[np.int64]) -> Iterator[Floats]:
     """Weights of each state, in batches: first 1 each, then how often its problem was drawn."""
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
@@ -104,7 +104,7 @@ def _resamples(problem: NDArray[np.int64]) -> Iterator[Numbers]:
         yield generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)[:, index]
 
 
-def _figure(values: Numbers) -> Figure:
+def _figure(values: Floats) -> Figure:
     """The first value is the measured one, the others are of resamples, where up to a tenth may be undefined."""
     if not np.isfinite(values[0]):
         return Figure(None)
@@ -118,24 +118,24 @@ def _figure(values: Numbers) -> Figure:
 class _Ranking:
     """Sums of weights from the highest number down, at the ends of its ties: each (r, groups + 1), from 0."""
 
-    def __init__(self, number: Numbers, weights: Numbers) -> None:
+    def __init__(self, number: Floats, weights: Floats) -> None:
         self._order = np.argsort(-number, kind="stable")
         falling = number[self._order]
         self._starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))
         self._weights = weights[:, self._order]
         self.total = self.sums(np.ones(len(number)))
 
-    def sums(self, values: Numbers) -> Numbers:
+    def sums(self, values: Floats) -> Floats:
         """Running sums of weight times value."""
         grouped = np.add.reduceat(self._weights * values[self._order], self._starts, axis=1)
         return np.concatenate([np.zeros((len(grouped), 1)), grouped.cumsum(axis=1)], axis=1)
 
-    def at_rates(self, sums: Numbers) -> Numbers:
+    def at_rates(self, sums: Floats) -> Floats:
         """The running sums where each of `RATES` of all weight is reached: (r, rates)."""
         pairs = zip(self.total, sums, strict=True)
         return np.array([np.interp(np.multiply(RATES, total[-1]), total, running) for total, running in pairs])
 
-    def ranks(self) -> Numbers:
+    def ranks(self) -> Floats:
         """The mean rank of each state's ties, from the highest down, in the order of the states: (r, n)."""
         middles = (self.total[:, 1:] + self.total[:, :-1]) / 2
         lengths = np.diff(self._starts, append=len(self._order))
@@ -144,7 +144,7 @@ class _Ranking:
         return ranks
 
 
-def _measure(number: Numbers, truth: Truth, threshold: float, weights: Numbers, is_probability: bool) -> Numbers:
+def _measure(number: Floats, truth: Truth, threshold: float, weights: Floats, is_probability: bool) -> Floats:
     """All measures, for each resample: (r, measures)."""
     ranking = _Ranking(number, weights)
     oracle = _Ranking(truth.advantage, weights)
@@ -160,62 +160,56 @@ def _measure(number: Numbers, truth: Truth, threshold: float, weights: Numbers, 
     return np.concatenate(columns, axis=1)
 
 
-def _selection_scores(number: Numbers, truth: Truth, weights: Numbers) -> Numbers:
+def _selection_scores(number: Floats, truth: Truth, weights: Floats) -> Floats:
     ranking = _Ranking(number, weights if truth.weight is None else weights * truth.weight)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scores: Numbers = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
+        scores: Floats = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
     return scores
 
 
-def _auc(ranking: _Ranking, truth: Truth) -> Numbers:
+def _auc(ranking: _Ranking, truth: Truth) -> Floats:
     """The area under the curve of recall over false escalations: the Mann-Whitney statistic, ties counting half."""
-    better, others = ranking.sums(_ones(truth.is_better)), ranking.sums(_ones(~truth.is_better))
+    better, others = ranking.sums(truth.is_better.astype(np.float64)), ranking.sums((~truth.is_better).astype(np.float64))
     area = (np.diff(others, axis=1) * (better[:, 1:] + better[:, :-1]) / 2).sum(axis=1)
-    auc: Numbers = area / (better[:, -1] * others[:, -1])
+    auc: Floats = area / (better[:, -1] * others[:, -1])
     return auc
 
 
-def _recalls(ranking: _Ranking, truth: Truth) -> Numbers:
-    better = ranking.sums(_ones(truth.is_better))
-    recalls: Numbers = ranking.at_rates(better) / better[:, -1:]
+def _recalls(ranking: _Ranking, truth: Truth) -> Floats:
+    better = ranking.sums(truth.is_better.astype(np.float64))
+    recalls: Floats = ranking.at_rates(better) / better[:, -1:]
     return recalls
 
 
-def _gains(ranking: _Ranking, truth: Truth) -> Numbers:
+def _gains(ranking: _Ranking, truth: Truth) -> Floats:
     """Advantage gained at each rate, minus what random escalations gain."""
     gained = ranking.sums(truth.advantage)
-    gains: Numbers = ranking.at_rates(gained) - np.multiply.outer(gained[:, -1], RATES)
+    gains: Floats = ranking.at_rates(gained) - np.multiply.outer(gained[:, -1], RATES)
     return gains
 
 
-def _ones(members: NDArray[np.bool_]) -> Numbers:
-    return members.astype(np.float64)
-
-
-def _accuracies(escalates: NDArray[np.bool_], is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
+def _accuracies(escalates: NDArray[np.bool_], is_better: NDArray[np.bool_], weights: Floats) -> Floats:
     """Of the steps to accept, then of the steps to escalate."""
     parts: Sequence[NDArray[np.bool_]] = (~is_better & ~escalates, ~is_better, is_better & escalates, is_better)
     right_0, all_0, right_1, all_1 = (weights @ part for part in parts)
     return np.stack([right_0 / all_0, right_1 / all_1], axis=1)
 
 
-def _correlation(first: Numbers, second: Numbers, weights: Numbers) -> Numbers:
+def _correlation(first: Floats, second: Floats, weights: Floats) -> Floats:
     """Pearson's correlation of the rows, weighted; of ranks it is Spearman's."""
     total = weights.sum(axis=1, keepdims=True)
     a = first - (weights * first).sum(axis=1, keepdims=True) / total
     b = second - (weights * second).sum(axis=1, keepdims=True) / total
     spread = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
-    correlation: Numbers = (weights * a * b).sum(axis=1) / spread
+    correlation: Floats = (weights * a * b).sum(axis=1) / spread
     return np.where(spread > 0, correlation, np.nan)
 
 
-def _calibration_error(
-    probability: Numbers, is_better: NDArray[np.bool_], weights: Numbers, is_probability: bool
-) -> Numbers:
+def _calibration_error(probability: Floats, is_better: NDArray[np.bool_], weights: Floats, is_probability: bool) -> Floats:
     if not is_probability:
         return np.full(len(weights), np.nan)
     bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     members = bins[:, None] == np.arange(BINS)
     distance = weights @ (members * (probability - is_better)[:, None])
-    error: Numbers = np.abs(distance).sum(axis=1) / weights.sum(axis=1)
+    error: Floats = np.abs(distance).sum(axis=1) / weights.sum(axis=1)
     return error

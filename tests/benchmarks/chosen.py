@@ -2,9 +2,9 @@
 
 import argparse
 
-from arbitrage_cli.cli.columns import make_columns, read_policies
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions
+from arbitrage_cli.cli.policy_lists import read_policies, resolve_policies
 from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head
@@ -42,7 +42,7 @@ def chosen_columns(
     Ends the program if a policy needs rewards.
     """
     head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
-    columns = make_columns(read_policies(Invocation(), BenchRoutingOptions(policies), head), head, None)
+    columns = resolve_policies(read_policies(Invocation(), BenchRoutingOptions(policies), head), head, None)
     if any(column.policy.reward for column in columns):
         parser.error("policies that need rewards (rsd, judge, oracle) are not supported here")
     return columns, head

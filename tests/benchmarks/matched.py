@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from arbitrage_cli.runs.folder import latest, read_run_folder
-from arbitrage_cli.runs.rows import PolicyResults, results_by_policy, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, results_by_policy, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, bootstrap_many
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -1,4 +1,4 @@
-"""Input that cannot be used: one clear line on stderr, what to do about it, the right exit code, never a traceback."""
+"""Input that cannot be used: one clear message on stderr, the right exit code, never a traceback."""
 
 import os
 import re
@@ -6,31 +6,27 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli import ESCAPE, MODELS, QUESTION, Result, many_problems, read_line, run, run_shell, solve, start
+from cli import (
+    CLOSED,
+    ESCAPE,
+    MODELS,
+    QUESTION,
+    Result,
+    assert_refused,
+    many_problems,
+    read_line,
+    run,
+    run_shell,
+    solve,
+    start,
+)
 
-RUN_FAILED, USAGE, MODEL = 1, 2, 3
-CLOSED_PIPE = 141
+RUN_FAILED, USAGE, MODEL, CLOSED_PIPE = 1, 2, 3, 141
 EMPTY_GGUF = b"GGUF\x03" + bytes(19)  # version 3, no tensors, no metadata
 
 
-def assert_refused(result: Result, code: int, *words: str) -> None:
-    """The run ended with `code`, nothing on stdout, and one message that has all the words, with at most one hint."""
-    assert "Traceback" not in result.err
-    assert (result.code, result.stdout) == (code, b""), result.err
-    first, *hint = result.err.splitlines()
-    assert first.startswith("arbitrage: ")
-    assert len(hint) <= 1
-    for word in words:
-        assert word in result.err
-
-
-def assert_line_skipped(result: Result, number: int, *words: str) -> None:
-    """The bad line was named by its number on one line of stderr, and the run ended with exit code 1."""
-    assert "Traceback" not in result.err
-    assert result.code == RUN_FAILED, result.err
-    (message,) = [line for line in result.err.splitlines() if line.startswith(f"line {number}: ")]
-    for word in words:
-        assert word in message
+def draft_alone(model: str | bytes) -> Result:
+    return run("solve", QUESTION, "--policy", "draft", "--draft", model)
 
 
 def answers(result: Result) -> list[str]:
@@ -41,64 +37,42 @@ def answers(result: Result) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "word"),
     [
-        (b"", "only 0 bytes"),
+        (b"", "0 bytes"),
         (b"hello, this is not a model at all", "not a GGUF model"),
-        (b"<!DOCTYPE html><html><body>Not found</body></html>", "a web page"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-        (b"GGUF" + b"\xff" * 60, "damaged GGUF file"),
+        (b"GGUF" + b"\xff" * 60, "damaged"),
     ],
     ids=["empty", "text", "web page", "git-lfs pointer", "damaged"],
 )
-def test_file_that_is_no_model(tmp_path: Path, content: bytes, words: str) -> None:
-    """A file that is no GGUF model is refused by what it is."""
+def test_file_that_is_no_model_is_refused_by_what_it_is(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    assert_refused(run("solve", QUESTION, "--policy", "draft", "--draft", str(path)), MODEL, str(path), words)
+    assert_refused(draft_alone(str(path)), MODEL, f"{path}: ", word)
 
 
-def test_missing_model_file() -> None:
-    """A model file that is not there is named."""
-    assert_refused(run("solve", QUESTION, *MODELS[:2], "--target", "no/model.gguf"), MODEL, "no/model.gguf: no such file")
+def test_place_without_a_model_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name, word in [("fifo", "regular file"), ("", "folder"), ("missing.gguf", "no such file")]:
+        assert_refused(draft_alone(str(tmp_path / name)), MODEL, str(tmp_path / name).rstrip("/"), word)
+    assert_refused(draft_alone("~nobody-here/x.gguf"), MODEL, "~nobody-here/x.gguf: ")
 
 
-def test_folder_as_model(tmp_path: Path) -> None:
-    """A folder is not a model, and the message says to name the file in it."""
-    result = run("solve", QUESTION, "--policy", "target", "--target", str(tmp_path))
-    assert_refused(result, MODEL, "a folder, not a GGUF file", "name the .gguf file inside it")
-
-
-def test_fifo_as_model_is_not_opened(tmp_path: Path) -> None:
-    """A named pipe as a model is refused without waiting for its other end."""
-    path = tmp_path / "model.gguf"
-    os.mkfifo(path)
-    assert_refused(run("solve", QUESTION, "--policy", "draft", "--draft", str(path)), MODEL, "not a regular file")
-
-
-def test_model_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    """A model file may have any name the file system allows; this one is refused for what is in it."""
+def test_model_with_a_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xff.gguf")
     path.write_bytes(EMPTY_GGUF)
-    result = run("solve", QUESTION, "--policy", "draft", "--draft", os.fsencode(path))
-    assert_refused(result, MODEL, "cannot load it")
+    assert_refused(draft_alone(os.fsencode(path)), MODEL, "", "cannot load it")
 
 
-def test_unknown_scripted_model() -> None:
-    """A scripted model that does not exist is refused, and those that do are named."""
-    result = run("solve", QUESTION, "--policy", "draft", "--draft", "scripted:oracle")
-    assert_refused(result, USAGE, "scripted:oracle", "scripted:draft and scripted:target")
+def test_unknown_scripted_model_is_refused() -> None:
+    assert_refused(draft_alone("scripted:oracle"), USAGE, "", "scripted:oracle", "scripted:draft", "scripted:target")
 
 
 @pytest.mark.parametrize(("given", "missing"), [(MODELS[2:], "draft"), (MODELS[:2], "target")])
-def test_model_that_the_policy_needs_and_nobody_gave(given: list[str], missing: str) -> None:
-    """Without a model that the policy needs the message names the flag, and the demo."""
-    assert_refused(run("solve", QUESTION, *given), USAGE, f"needs a {missing} model", f"--{missing}", "--pair scripted")
-
-
-def test_home_folder_of_nobody_as_model() -> None:
-    """`~name` of a user who does not exist is a file that is not there, not a defect of the program."""
-    assert_refused(run("solve", QUESTION, "--policy", "draft", "--draft", "~nobody-here/x.gguf"), MODEL, "~nobody-here")
+def test_missing_model_is_named_with_its_flag_and_the_demo(given: list[str], missing: str) -> None:
+    assert_refused(run("solve", QUESTION, *given), USAGE, "policy entropy", f"--{missing}", "--pair scripted")
 
 
 # --- options
@@ -113,27 +87,17 @@ def test_home_folder_of_nobody_as_model() -> None:
         ("entropy", "--head=builtin:builtin"),
     ],
 )
-def test_flag_that_the_policy_does_not_go_by(policy: str, flag: str) -> None:
-    """It is refused rather than ignored; a variable may be meant for other policies."""
+def test_unused_flag_is_refused_and_an_unused_variable_is_not(policy: str, flag: str) -> None:
     name, value = flag.removeprefix("--").split("=")
-    arguments = ("--pair", "builtin", "--policy", policy, "--max-tokens", "1", "-q")
-    assert_refused(run("solve", QUESTION, *arguments, flag), USAGE, f"--{name}: policy {policy}")
-    assert run("solve", QUESTION, *arguments, env={f"ARBITRAGE_{name.upper()}": value}).code == 0
-
-
-def test_unknown_policy() -> None:
-    """An unknown policy is refused, and the known ones are listed."""
-    assert_refused(
-        solve(QUESTION, "--policy", "best"),
-        USAGE,
-        "unknown policy 'best'",
-        "arbitrage, entropy, logprob, logprob-min, random",
-    )
+    arguments = ("solve", QUESTION, "--pair", "builtin", "--policy", policy, "--max-tokens", "1", "-q")
+    assert_refused(run(*arguments, flag), USAGE, f"--{name}: ", policy)
+    assert run(*arguments, env={f"ARBITRAGE_{name.upper()}": value}).code == 0
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("--policy", "best"),
         ("--max-steps", "0"),
         ("--max-tokens", "-1"),
         ("--ctx", "1"),
@@ -145,66 +109,59 @@ def test_unknown_policy() -> None:
         ("--tau", "nan"),
     ],
 )
-def test_option_out_of_range(option: str, value: str) -> None:
-    """A value that an option cannot take is a usage error that names the option."""
-    result = solve(QUESTION, option, value)
-    assert (result.code, result.stdout) == (USAGE, b"")
-    assert option in result.err
-    assert "Traceback" not in result.err
+def test_value_that_an_option_cannot_take_names_the_option(option: str, value: str) -> None:
+    assert_refused(solve(QUESTION, option, value), USAGE, f"{option}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place", "word"),
+    [
+        (["solv", "1 + 1"], "", "'solve'"),
+        (["models", "pul"], "", "'pull'"),
+        (["solve", "1 + 1", "--polcy", "target"], "", "--policy"),
+        (["solve", "1 + 1", "--pair", "scripted", "--policy", "entrop"], "--policy: ", "did you mean 'entropy'"),
+        (["guide", "trainign"], "", "did you mean 'training'"),
+        pytest.param(
+            ["solve", "1 + 1", "--pair", "buildin"],
+            "--pair: ",
+            "did you mean 'builtin'",
+            marks=pytest.mark.xfail(reason="an unknown pair is shown without its option and without a guess"),
+        ),
+    ],
+    ids=["command", "command below", "option", "policy", "topic", "pair"],
+)
+def test_misspelt_name_gets_the_nearest_one(arguments: list[str], place: str, word: str) -> None:
+    assert_refused(run(*arguments), USAGE, place, word)
 
 
 # --- where problems come from
 
 
 @pytest.mark.parametrize("problem", ["", " \t\n "])
-def test_empty_problem(problem: str) -> None:
-    """A problem without a visible character is refused, with an example of one."""
-    assert_refused(solve(problem), USAGE, "the problem is empty", "for example")
+def test_empty_problem_is_refused(problem: str) -> None:
+    assert_refused(solve(problem), USAGE, "the problem is empty")
 
 
-def test_problem_and_input_file_together(tmp_path: Path) -> None:
-    """A problem and --input contradict each other."""
+@pytest.mark.parametrize("source", [QUESTION, "-"])
+def test_two_sources_of_problems_are_refused(tmp_path: Path, source: str) -> None:
     path = many_problems(tmp_path / "problems.txt", 1)
-    assert_refused(solve(QUESTION, "--input", str(path)), USAGE, "a problem and --input were both given")
+    assert_refused(solve(source, "--input", str(path), stdin=b"1 + 1\n"), USAGE, "", "--input")
 
 
-def test_dash_and_input_file_together(tmp_path: Path) -> None:
-    """Standard input and --input contradict each other just as much: neither is dropped in silence."""
-    path = many_problems(tmp_path / "problems.txt", 1)
-    assert_refused(solve("-", "--input", str(path), stdin=b"1 + 1\n"), USAGE, "--input")
-
-
-@pytest.mark.parametrize("name", ["no/such/file.txt", "."], ids=["missing", "folder"])
-def test_input_file_that_cannot_be_opened(name: str) -> None:
-    """An input file that cannot be opened is named, with the option that named it."""
-    assert_refused(solve("--input", name), USAGE, f"{name}: cannot be read", "--input")
-
-
-def test_input_file_in_the_home_folder_of_nobody() -> None:
-    """`~name` of a user who does not exist cannot be read, like any other missing file."""
-    assert_refused(solve("--input", "~nobody-here/x.txt"), USAGE, "~nobody-here")
-
-
-def test_input_file_that_fails_while_it_is_read() -> None:
-    """An input that opens but cannot be read is the input's fault, and is not reported as a defect."""
-    assert_refused(solve("--input", "/proc/self/mem", "-q"), USAGE, "/proc/self/mem")
+@pytest.mark.parametrize("name", ["no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem"])
+def test_input_that_cannot_be_read_is_named(name: str) -> None:
+    assert_refused(solve("-q", "--input", name), USAGE, f"{name}: ")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\r\n", b"\xef\xbb\xbf"], ids=["empty", "blank lines", "only a BOM"])
-def test_input_without_a_problem(content: bytes) -> None:
-    """Input without a problem is a usage error, not a success with nothing to show."""
-    assert_refused(solve("-q", stdin=content), USAGE, "there is no problem in the input")
-
-
-def test_input_without_a_problem_loads_no_model(tmp_path: Path) -> None:
-    """It is refused before the models take their time, so before a wrong model is."""
+def test_input_without_a_problem_is_refused_before_models_are_opened(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "input").write_bytes(content)
     missing = str(tmp_path / "missing.gguf")
-    result = run("solve", "--draft", missing, "--target", missing, stdin=b"")
-    assert_refused(result, USAGE, "there is no problem in the input")
+    result = run("solve", "--draft", missing, "--target", missing, "-q", stdin=tmp_path / "input")
+    assert_refused(result, USAGE, "there is no problem")
 
 
-def test_text_that_begins_with_a_set(tmp_path: Path) -> None:
-    """Braces of mathematics do not make a text file JSONL."""
+def test_text_that_begins_with_a_brace_is_plain(tmp_path: Path) -> None:
     path = tmp_path / "problems.txt"
     path.write_text("{1 + 1}\n2 + 2\n")
     assert answers(solve("-q", "--input", str(path))) == ["2", "4"]
@@ -217,28 +174,27 @@ BAD_JSON_LINES = [
     (b'{"problem": "2 + 2"', "not valid JSON"),
     (b"2 + 2", "not valid JSON"),
     (b'["2 + 2"]', "not a JSON object"),
-    (b'{"prompt": "2 + 2"}', '"problem" or "question"'),
+    (b'{"prompt": "2 + 2"}', '"problem"'),
     (b'{"problem": 4}', "no text"),
     (b'{"problem": NaN}', "no text"),
-    (b'{"problem": " "}', "the problem is empty"),
-    (b'{"problem": ' + b"[" * 100_000, "not valid JSON (nested too deep"),
+    (b'{"problem": " "}', "empty"),
+    (b'{"problem": ' + b"[" * 100_000, "nested too deep"),
     (b'{"problem": "2 + 2", "id": ' + b"9" * 5000 + b"}", "not valid JSON"),
     (b'{"problem": "2 + \\u0000 2"}', "NUL"),
     (b'{"problem": "\xff"}', "not UTF-8"),
 ]
-BAD_PLAIN_LINES = [(b"2 \xff 2", "not UTF-8 text (byte 3"), (b"2 + \0 2", "NUL")]
+BAD_PLAIN_LINES = [(b"2 \xff 2", "byte 3"), (b"2 + \0 2", "NUL")]
 
 
 @pytest.mark.parametrize(
     ("good", "bad"), [(b'{"problem": "1 + 1"}', BAD_JSON_LINES), (b"1 + 1", BAD_PLAIN_LINES)], ids=["JSON", "plain"]
 )
-def test_bad_lines_are_named_and_the_others_go_on(good: bytes, bad: list[tuple[bytes, str]]) -> None:
-    """Each bad line is named by its number and reason, the good ones are solved, and the exit code is 1."""
+def test_bad_lines_are_named_by_number_and_the_others_are_solved(good: bytes, bad: list[tuple[bytes, str]]) -> None:
     result = solve("-q", stdin=b"\n".join([good, *(line for line, _ in bad), good]))
-    assert answers(result) == ["2", "2"]
-    for number, (_, words) in enumerate(bad, start=2):
-        assert_line_skipped(result, number, words)
-    assert len(result.err.splitlines()) == len(bad)
+    assert (result.code, answers(result)) == (RUN_FAILED, ["2", "2"])
+    for number, (line, (_, word)) in enumerate(zip(result.err.splitlines(), bad, strict=True), start=2):
+        assert line.startswith(f"line {number}: ")
+        assert word in line
 
 
 @pytest.mark.parametrize(
@@ -246,46 +202,40 @@ def test_bad_lines_are_named_and_the_others_go_on(good: bytes, bad: list[tuple[b
     [b'[{"problem": "1 + 1"}]', b'[\n  {"problem": "1 + 1"}\n]\n', b'["1 + 1", "2 + 2"]'],
     ids=["line", "pretty", "texts"],
 )
-def test_json_list_instead_of_json_lines(content: bytes) -> None:
-    """A JSON list is not solved as if it were one odd problem: the message says what to give instead."""
+def test_json_list_is_not_one_odd_problem(content: bytes) -> None:
     result = solve("-q", stdin=content)
-    assert_line_skipped(result, 1, "JSON list", "one JSON object a line")
-    assert result.stdout == b""
+    assert (result.code, result.stdout) == (RUN_FAILED, b"")
+    assert result.err.startswith("line 1: ")
+    assert "JSON list" in result.err
 
 
 @pytest.mark.parametrize("line", [b"1 + 1", b'{"problem": "1 + 1"}'], ids=["plain", "JSON"])
-def test_byte_order_mark_and_windows_line_ends(line: bytes) -> None:
-    """A BOM and CRLF, as Windows writes them, are no part of the problem."""
+def test_byte_order_mark_and_windows_line_ends_are_no_part_of_a_problem(line: bytes) -> None:
     result = solve("-q", stdin=b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
     assert (result.code, result.err) == (0, "")
     assert [record["problem"] for record in result.records] == ["1 + 1", "1 + 1"]
 
 
-def test_duplicate_ids_are_all_solved() -> None:
-    """Each line is a problem of its own, whatever it is called."""
+def test_problems_with_the_same_id_are_all_solved() -> None:
     result = solve("-q", stdin=b'{"problem": "1 + 1", "id": "x"}\n{"problem": "2 + 2", "id": "x"}\n')
     assert [(record["id"], record["answer"]) for record in result.records] == [("x", "2"), ("x", "4")]
     assert result.code == 0
 
 
 @pytest.mark.parametrize("policy", ["entropy", "random"])
-def test_lone_surrogates_are_survived(policy: str) -> None:
-    """Half a character in a problem or an id harms neither the run nor the JSON."""
+def test_lone_surrogates_harm_neither_run_nor_json(policy: str) -> None:
     result = solve("-q", "--policy", policy, stdin=b'{"problem": "1 + 1 \\ud800", "id": "\\ud800"}\n{"problem": "2 + 2"}\n')
     assert result.code == 0, result.err
     assert answers(result) == ["2", "4"]
 
 
-def test_brackets_without_end_are_only_a_strange_problem() -> None:
-    """100,000 opening brackets are read in no time, and fail as a problem that the demo models do not know."""
+def test_endless_brackets_are_a_problem_that_fails() -> None:
     result = solve("-q", stdin=b"[" * 100_000 + b"\n1 + 1\n")
-    assert result.code == RUN_FAILED
-    assert answers(result) == [None, "2"]
-    assert "problem 1: " in result.err
+    assert (result.code, answers(result)) == (RUN_FAILED, [None, "2"])
+    assert result.err.startswith("problem 1: ")
 
 
 def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
-    """A huge line is named and skipped without being held in memory, and the next line is solved."""
     with start("solve", *MODELS, "-q") as process:
         assert process.stdin is not None
         assert process.stderr is not None
@@ -295,118 +245,89 @@ def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
         process.stdin.flush()
         assert b'"answer": "2"' in read_line(process)
         status = Path(f"/proc/{process.pid}/status")
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None  # Linux tells
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None  # only on Linux
         process.stdin.close()
         assert process.wait(10) == RUN_FAILED
-        assert b"line 1: the line is longer than 1,048,576 bytes" in process.stderr.read()
+        assert process.stderr.read().startswith(b"line 1: ")
     if peak is None:
-        pytest.skip("this system does not tell how much memory a process took")
+        pytest.skip("this system does not report how much memory a process took")
     assert int(peak.group(1)) < 100_000  # without the line it is about 50,000
 
 
 # --- problems that cannot be solved
 
 
-def test_problem_that_the_models_do_not_know() -> None:
-    """A problem that fails is named, gives a JSON record with its error, and does not stop the others."""
+def test_problem_that_fails_has_a_record_and_does_not_stop_the_others() -> None:
     result = solve("-q", stdin=b"Who wrote Faust?\n1 + 1\n")
     assert result.code == RUN_FAILED
     assert [(record["answer"], bool(record["error"])) for record in result.records] == [(None, True), ("2", False)]
     (message,) = result.err.splitlines()
     assert message.startswith("problem 1: ")
-    assert "--draft DRAFT.gguf" in message
 
 
-def test_failure_is_told_once() -> None:
-    """A problem that fails is told on one line of stderr, not on two."""
+def test_failure_is_reported_once() -> None:
     result = solve("Who wrote Faust?")
     assert (result.code, result.stdout) == (RUN_FAILED, b"")
-    assert result.err.count("only know one line of arithmetic, such as") == 1
+    assert result.err.count("scripted demo models only know") == 1
 
 
-def test_problem_too_long_for_the_context() -> None:
-    """A problem that does not fit in --ctx fails alone, and the message says how long it is and what to change."""
+def test_problem_too_long_for_the_context_fails_alone() -> None:
     result = solve("-q", "--ctx", "128", stdin=b"1 + 1 " * 100 + b"\n1 + 1\n")
-    assert result.code == RUN_FAILED
-    assert [record["answer"] for record in result.records] == [None, "2"]
+    assert (result.code, answers(result)) == (RUN_FAILED, [None, "2"])
     (message,) = result.err.splitlines()
     assert message.startswith("problem 1: ")
-    assert "holds 128" in message
-    assert "give a larger --ctx" in message
+    assert "--ctx" in message
 
 
-def test_context_too_small_for_any_problem() -> None:
-    """A context that does not even hold the instructions fails each problem, and says what to change."""
+def test_context_too_small_for_the_instructions_fails_each_problem() -> None:
     result = solve(QUESTION, "--ctx", "64", "-q")
     assert (result.code, result.stdout) == (RUN_FAILED, b"")
-    assert "holds 64; give a larger --ctx" in result.err
+    assert "--ctx" in result.err
 
 
 def test_steps_are_kept_when_the_context_fills_up() -> None:
-    """A solution that runs into the end of the context keeps its steps, and says that it is not whole."""
-    problem = "1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9"
-    result = solve(problem, "-q", "--json", "--ctx", "160")
+    result = solve("1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9", "-q", "--json", "--ctx", "160")
     (record,) = result.records
     assert (result.code, record["stop"]) == (RUN_FAILED, "context")
     assert record["text"].startswith("1 + 2 = 3.\n\n3 + 3 = 6.\n\n")
     assert record["steps"]
-    assert "the context was full after" in record["error"]
-    assert "give a larger --ctx" in result.err
+    assert record["error"]
+    assert "--ctx" in result.err
 
 
 # --- standard streams that are closed or broken
 
 
-def test_reader_that_takes_one_line_and_leaves(tmp_path: Path) -> None:
-    """With `| head -1` the program ends without a word, with the exit code of a closed pipe."""
+def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: Path) -> None:
     path = many_problems(tmp_path / "problems.txt", 500)
     with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
         read_line(process)
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        told = process.stderr.read()
+        assert process.stderr.read() == b""
         assert process.wait(10) == CLOSED_PIPE
-    assert told == b""
 
 
-def test_closed_stdout_is_an_error_not_a_defect() -> None:
-    """Without a stdout there is nowhere to put results, which is said in one line."""
-    result = run_shell(">&-", "solve", *MODELS, "-q", QUESTION)
-    assert result.code not in (0, 70)
-    assert "Traceback" not in result.err
-    assert "defect" not in result.err
-    assert "standard output" in result.err
-
-
-def test_full_disk_under_stdout_is_an_error_not_a_defect() -> None:
-    """Results that cannot be written are an error of the run with the system's reason, not a defect to report."""
-    result = run_shell(">/dev/full", "solve", *MODELS, "-q", QUESTION)
-    assert result.code == RUN_FAILED
-    assert "No space left on device" in result.err
-    assert "defect" not in result.err
-    assert "Exception ignored" not in result.err
-
-
-def test_closed_stderr_loses_no_result() -> None:
-    """Results come out although nobody can see the view of the steps."""
-    result = run_shell("2>&-", "solve", *MODELS, QUESTION)
-    assert (result.code, result.out) == (0, "349\n")
+@pytest.mark.parametrize(
+    ("redirection", "code", "out"),
+    [(">&-", USAGE, ""), (">/dev/full", RUN_FAILED, ""), ("2>&-", 0, "349\n"), ("<&-", 0, "349\n")],
+)
+def test_streams_of_a_shell(redirection: str, code: int, out: str) -> None:
+    result = run_shell(redirection, "solve", *MODELS, "-q", QUESTION)
+    assert (result.code, result.out) == (code, out)
+    assert not re.search("Traceback|defect|Exception ignored", result.err)
 
 
 def test_closed_stderr_keeps_the_exit_code() -> None:
-    """A usage error is told by its exit code alone if stderr is closed."""
-    assert run_shell("2>&-", "solve", QUESTION, "--policy", "best").code == USAGE
+    assert solve(QUESTION, "--policy", "best", stderr=CLOSED).code == USAGE
 
 
-def test_closed_stdin() -> None:
-    """A closed stdin is no source of problems, and no obstacle when there is one on the command line."""
-    assert_refused(run_shell("<&-", "solve", *MODELS), USAGE, "no problem given")
-    assert run_shell("<&-", "solve", *MODELS, QUESTION).out == "349\n"
+def test_closed_stdin_is_no_source_of_problems() -> None:
+    assert_refused(solve(stdin=CLOSED), USAGE, "no problem given")
 
 
-def test_stdout_that_cannot_show_a_character() -> None:
-    """An answer that the terminal's encoding cannot show is written with what it can show."""
+def test_character_that_stdout_cannot_encode_does_not_fail_the_run() -> None:
     result = solve("\u0663 + \u0664", "-q", "--max-steps", "1", env={"PYTHONIOENCODING": "ascii"})
     assert result.code == 0, result.err
     assert "= 7." in result.out
@@ -415,17 +336,15 @@ def test_stdout_that_cannot_show_a_character() -> None:
 # --- --debug
 
 
-def test_debug_shows_the_traceback() -> None:
-    """--debug adds the traceback to the message, for a report."""
+def test_debug_shows_the_traceback_before_the_message() -> None:
     result = solve(QUESTION, "--policy", "best", "--debug")
     assert result.code == USAGE
-    assert "Traceback" in result.err
-    assert "arbitrage: --policy: unknown policy 'best'" in result.err
+    assert result.err.startswith("Traceback")
+    assert "\narbitrage: --policy: " in result.err
 
 
 @pytest.mark.parametrize("flags", [[], ["--debug"]], ids=["usual", "debug"])
 def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
-    """Escape sequences in a file's name are not passed on to the terminal, with and without --debug."""
     result = run("solve", QUESTION, *flags, "--policy", "draft", "--draft", "x\x1b]0;pwned\x07.gguf")
     assert result.code == MODEL
     assert ESCAPE not in result.stderr

@@ -1,4 +1,4 @@
-"""`arbitrage bench` and `arbitrage grade` as commands: what they take, what comes out, how a run goes on, what is refused."""
+"""`arbitrage bench` and `arbitrage grade`: what they take, what comes out, how a run is resumed, what is refused."""
 
 import contextlib
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Terminal, flat, run
+from cli import Result, Terminal, assert_refused, flat, run
 from collected import write_run
-from faults import Program, results, rows_of, set_aside, write_problems
+from faults import results, rows_of, set_aside, write_problems
 
 from arbitrage_cli.runs.folder import encode
 
@@ -20,6 +20,10 @@ QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
 PAIR = ("--pair", "scripted")
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 BENCH = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "run")
+
+
+def bench(folder: Path, *arguments: str, **options: Any) -> Result:
+    return run(*BENCH, *arguments, cwd=folder, **options)
 
 
 @pytest.fixture
@@ -30,11 +34,11 @@ def here(quick_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run of the default policies. Tests copy it, and leave it as it is."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of the default policies. Tests copy it and do not change it."""
     folder = tmp_path_factory.mktemp("finished")
     write_problems(folder / "arithmetic.jsonl", QUESTIONS)
-    assert program.run(folder, *BENCH, "-q").code == 0
+    assert bench(folder, "-q").code == 0
     return folder
 
 
@@ -50,6 +54,10 @@ def run_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+
+
 def policies(out: str) -> dict[str, Mapping[str, Any]]:
     """The policies of a line of figures, by label."""
     return {policy["label"]: policy for policy in json.loads(out.splitlines()[-1])["policies"]}
@@ -58,9 +66,8 @@ def policies(out: str) -> dict[str, Mapping[str, Any]]:
 # --- what comes out
 
 
-def test_table_comes_out(program: Program, here: Path) -> None:
-    """The table is on stdout, one line an attempt on stderr, neither with an escape byte; the run's folder has it all."""
-    result = program.run(here, *BENCH)
+def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> None:
+    result = bench(here)
     assert result.code == 0
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
     assert re.search(r"^draft +6[67]", result.out, re.MULTILINE)
@@ -73,9 +80,8 @@ def test_table_comes_out(program: Program, here: Path) -> None:
     assert len(results(rows_of(here / "run"))) == 9
 
 
-def test_json_is_one_line_of_figures(program: Program, here: Path) -> None:
-    """--json gives one line on stdout, with the figures of each policy."""
-    result = program.run(here, *BENCH, "--json", "-q", "--cost-ratio", "8")
+def test_json_is_one_line_of_figures(here: Path) -> None:
+    result = bench(here, "--json", "-q", "--cost-ratio", "8")
     assert (result.code, result.err) == (0, "")
     (line,) = result.out.splitlines()
     figures = json.loads(line, parse_constant=pytest.fail)
@@ -86,8 +92,7 @@ def test_json_is_one_line_of_figures(program: Program, here: Path) -> None:
     assert figures["projection"]["cost_ratio"] == 8.0
 
 
-def test_run_json_tells_what_it_was_made_with(finished: Path) -> None:
-    """run.json has the command, the data, the models, and whatever else results depend on."""
+def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     made = run_json(finished)
     assert made["command"] == ["arbitrage", *BENCH, "-q"]
     assert (made["dataset"]["name"], made["dataset"]["count"], len(made["dataset"]["sha256"])) == ("arithmetic.jsonl", 3, 64)
@@ -104,13 +109,12 @@ def test_run_json_tells_what_it_was_made_with(finished: Path) -> None:
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
 
 
-def test_real_models_are_told_by_their_sha256(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
-    """Of a model's file run.json has path, size, sha256 and chat template; another file under the same name is refused."""
+def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Path]) -> None:
     models = {role: shutil.copy(tiny[role], here / f"{role}.gguf") for role in ("draft", "target")}
     write_problems(here / "arithmetic.jsonl", QUESTIONS[:1])
     sizes = ("--threads", "1", "--ctx", "256", "--max-tokens", "8")
     arguments = ("bench", "--draft", "draft.gguf", "--target", "target.gguf", *BENCH[3:], *sizes, "--json")
-    result = program.run(here, *arguments, noise="printed by a C library\n")
+    result = run(*arguments, cwd=here, noise="printed by a C library\n")
     assert result.code == 0
     assert len(result.out.splitlines()) == 1
     assert "printed by a C library" in result.err
@@ -120,34 +124,31 @@ def test_real_models_are_told_by_their_sha256(program: Program, here: Path, tiny
     assert made["n_ctx"] == 256
     assert run_json(here)["context"]["n_batch"] > 0
     shutil.copy(tiny["spm"], models["draft"])
-    refused = program.run(here, *arguments)
-    assert (refused.code, refused.out) == (2, "")
-    assert "another draft model" in refused.err
+    refused = run(*arguments, cwd=here)
+    assert_refused(refused, 2, "", "another draft model")
 
 
-def test_default_folder_is_named_after_data_and_models(program: Program, here: Path) -> None:
-    """Without --output the run lies below runs/, under a name that the same command finds again."""
+def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-q")
     for models, name in (
         (PAIR, "arithmetic--scripted"),
         (("--target", "scripted:target"), "arithmetic--scripted-target"),
     ):
-        assert program.run(here, *arguments, *models).code == 0
+        assert run(*arguments, *models, cwd=here).code == 0
         before = (here / "runs" / name / "results.jsonl").read_bytes()
-        assert program.run(here, *arguments, *models).code == 0
+        assert run(*arguments, *models, cwd=here).code == 0
         assert (here / "runs" / name / "results.jsonl").read_bytes() == before
     assert len(list((here / "runs").iterdir())) == 2
 
 
-def test_default_folders_of_models_with_long_names_differ(program: Program, here: Path, tiny: Mapping[str, Path]) -> None:
-    """A name that has to be cut still tells both models, and is not that of another pair."""
+def test_default_folders_of_long_names_differ(here: Path, tiny: Mapping[str, Path]) -> None:
     name = "a-very-long-model-name-as-many-have-0.5b-instruct"
     for model in ("draft-q4_k_m", "target-q4_k_m", "target-q8_0"):
         shutil.copy(tiny["target"], here / f"{name}-{model}.gguf")
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "--limit", "1", "--policy", "target", "-q", "--max-tokens", "4")
     models = ("--threads", "1", "--ctx", "256", "--draft", f"{name}-draft-q4_k_m.gguf")
     for target in ("target-q4_k_m", "target-q8_0"):
-        result = program.run(here, *arguments, *models, "--target", f"{name}-{target}.gguf")
+        result = run(*arguments, *models, "--target", f"{name}-{target}.gguf", cwd=here)
         assert result.code == 0, result.err
     folders = sorted(path.name for path in (here / "runs").iterdir())
     assert len(folders) == 2
@@ -157,10 +158,9 @@ def test_default_folders_of_models_with_long_names_differ(program: Program, here
 # --- what is compared
 
 
-def test_policies_and_taus_are_lists(program: Program, here: Path) -> None:
-    """--tau is for every policy that has a tau and names none of its own; what is named twice is one column."""
+def test_policies_and_taus_are_lists(here: Path) -> None:
     named = "target,entropy@0.3,entropy@inf,random,logprob,target,random"
-    assert program.run(here, *BENCH, "--policy", named, "--tau", "0.5, 1", "--limit", "1", "-q").code == 0
+    assert bench(here, "--policy", named, "--tau", "0.5, 1", "--limit", "1", "-q").code == 0
     assert [(one["policy"], one["tau"]) for one in run_json(here)["policies"]] == [
         ("target", None),
         ("entropy", 0.3),
@@ -173,9 +173,8 @@ def test_policies_and_taus_are_lists(program: Program, here: Path) -> None:
     assert [row["tau"] for row in rows_of(here / "run")] == [None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0]
 
 
-def test_policies_take_turns(program: Program, here: Path) -> None:
-    """Problem by problem, in an order that rotates."""
-    program.run(here, *BENCH, "-q")
+def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
+    bench(here, "-q")
     order = [(row["id"], row["policy"]) for row in rows_of(here / "run")]
     assert order == [
         ("p0", "target"), ("p0", "draft"), ("p0", "entropy"),
@@ -185,61 +184,55 @@ def test_policies_take_turns(program: Program, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "place", "word"),
     [
-        (["--policy", "target,magic"], "unknown policy 'magic'"),
-        (["--policy", "entropy@high"], "'high' for policy entropy"),
-        (["--policy", "entropy", "--tau", "nan"], "'nan' for policy entropy"),
-        (["--policy", "arbitrage"], "needs a trained head"),
-        (["--policy", "target@1"], "policy target has no tau"),
-        (["--policy", " , "], "no policy is named"),
-        (["--ids", "p1,p7,p8"], "no problem has the id 'p7, p8'"),
-        (["--dataset", "nothing.jsonl"], "neither a data set"),
-        (["--limit", "0"], "'0' limit"),
-        (["--limit", "3-2"], "'3-2' limit"),
-        (["--limit", "a few"], "'a few' limit"),
-        (["--limit", "4-9"], "selects no problems"),
-        (["--concurrency", "0"], "'0' is no number of problems"),
-        (["--concurrency", "most"], "'most' is no number of problems"),
-        (["--pair", "nobody"], "unknown pair 'nobody'"),
-        (["--map", "foo"], "invalid mapping"),
-        (["--cost-ratio", "0"], "cost-ratio"),
-        (["--cost-ratio", "inf"], "cost-ratio"),
-        (["--cost-ratio", "nan"], "cost-ratio"),
-        (["--cost-ratio", "1e308"], "cost-ratio"),
-        (["--timeout", "inf"], "timeout"),
-        (["--timeout", "nan"], "timeout"),
-        (["--timeout", "1e10"], "timeout"),
+        (["--policy", "target,magic"], "--policy: ", "magic"),
+        (["--policy", "target@1"], "--policy: ", "target"),
+        (["--policy", " , "], "--policy: ", "known"),
+        (["--policy", "entropy@high"], "", "high"),
+        (["--policy", "arbitrage"], "", "--head"),
+        (["--policy", "entropy", "--tau", "nan"], "--tau: ", "nan"),
+        (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
+        (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
+        (["--limit", "0"], "--limit: ", "0"),
+        (["--limit", "3-2"], "--limit: ", "3-2"),
+        (["--limit", "a few"], "--limit: ", "a few"),
+        (["--limit", "4-9"], "--limit: ", "4-9"),
+        (["--concurrency", "0"], "", "--concurrency"),
+        (["--concurrency", "most"], "", "--concurrency"),
+        (["--pair", "nobody"], "", "nobody"),
+        (["--map", "foo"], "", "foo"),
+        (["--cost-ratio", "0"], "--cost-ratio: ", ""),
+        (["--cost-ratio", "inf"], "--cost-ratio: ", ""),
+        (["--cost-ratio", "nan"], "--cost-ratio: ", ""),
+        (["--cost-ratio", "1e308"], "--cost-ratio: ", ""),
+        (["--timeout", "inf"], "--timeout: ", ""),
+        (["--timeout", "nan"], "--timeout: ", ""),
+        (["--timeout", "1e10"], "--timeout: ", ""),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_arguments_are_refused(program: Program, here: Path, arguments: list[str], words: str) -> None:
-    """What cannot be done is a usage error in a line and a hint, and leaves no folder behind."""
-    result = program.run(here, *BENCH, *arguments)
-    assert (result.code, result.out) == (2, "")
-    assert words in flat(result.err)
-    assert "Traceback" not in result.err
+def test_bad_arguments_are_refused_and_make_no_folder(here: Path, arguments: list[str], place: str, word: str) -> None:
+    assert_refused(bench(here, *arguments), 2, place, word)
     assert not (here / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("limit", "ids"), [("2", ["p0", "p1"]), ("2-3", ["p1", "p2"]), ("3-3", ["p2"]), ("2-99", ["p1", "p2"])]
 )
-def test_limit_takes_a_range(program: Program, here: Path, limit: str, ids: list[str]) -> None:
-    """--limit takes the first so many, or those from one to another."""
-    assert program.run(here, *BENCH, "--policy", "target", "--limit", limit, "-q").code == 0
+def test_limit_takes_a_range(here: Path, limit: str, ids: list[str]) -> None:
+    assert bench(here, "--policy", "target", "--limit", limit, "-q").code == 0
     assert [row["id"] for row in rows_of(here / "run")] == ids
 
 
 # --- several at once
 
 
-def test_throughput_run(program: Program, here: Path) -> None:
-    """With several at once the same rows are made, and problems a second are told instead of seconds a problem."""
-    program.run(here, *BENCH, "-q")
+def test_several_at_once_make_the_same_rows_and_a_throughput(here: Path) -> None:
+    bench(here, "-q")
     usual = results(rows_of(here / "run"))
     arguments = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "--concurrency", "auto")
-    result = program.run(here, *arguments)
+    result = run(*arguments, cwd=here)
     assert result.code == 0
     folder = here / "runs" / "arithmetic--scripted--throughput-auto"
     assert results(rows_of(folder)) == usual
@@ -247,105 +240,93 @@ def test_throughput_run(program: Program, here: Path) -> None:
     assert "problems/s" in result.out
     assert "speed-up [95%]" not in result.out
     assert "p0, target: correct (349); about" in result.err
-    again = program.run(here, *arguments, "--json")
+    again = run(*arguments, "--json", cwd=here)
     assert json.loads(again.out)["concurrency"] == 3
     assert len(rows_of(folder)) == 9
 
 
-def test_time_of_failed_attempts_stays_when_they_are_tried_again(program: Program, here: Path) -> None:
-    """Problems a second are over the time of all rows, whichever command tells them: also of errors that were tried again."""
+def test_throughput_counts_the_time_of_failed_attempts(here: Path) -> None:
     problems = here / "arithmetic.jsonl"
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
     arguments = (*BENCH, "--concurrency", "2", "--json", "-q")
-    program.run(here, *arguments)
-    again = program.run(here, *arguments)
+    run(*arguments, cwd=here)
+    again = run(*arguments, cwd=here)
     rows = [row for row in rows_of(here / "run") if row["policy"] == "target"]
     assert [row["id"] for row in rows].count("odd") == 2
     seconds = pytest.approx(sum(row["throughput"]["seconds"] for row in rows), rel=1e-12)
-    shown = [again, *(program.run(here, command, "run", "--json") for command in ("report", "grade"))]
+    shown = [again, *(run(command, "run", "--json", cwd=here) for command in ("report", "grade"))]
     for result in shown:
-        told = policies(result.out)["target"]["ratios"]["problems_per_second"]
-        assert told == {"numerator": 3, "denominator": seconds}
+        throughput = policies(result.out)["target"]["ratios"]["problems_per_second"]
+        assert throughput == {"numerator": 3, "denominator": seconds}
 
 
-def test_run_has_one_concurrency(program: Program, copy: Path) -> None:
-    """A latency run does not go on as a throughput run, nor one of those with another number, nor the other way round."""
-    refused = program.run(copy, *BENCH, "--concurrency", "2")
-    assert (refused.code, refused.out) == (2, "")
-    assert "made with another concurrency: 1, not 2" in refused.err
-    assert program.run(copy, *BENCH, "--concurrency", "2", "--fresh", "-q").code == 0
+def test_throughput_run_has_one_concurrency(copy: Path) -> None:
+    assert bench(copy, "--concurrency", "2", "--fresh", "-q").code == 0
     for arguments, number in (((), 1), (("--concurrency", "3"), 3)):
-        assert f"made with another concurrency: 2, not {number}" in program.run(copy, *BENCH, *arguments).err
-    assert program.run(copy, *BENCH, "--concurrency", "auto", "-q").code == 0
+        assert_refused(bench(copy, *arguments), 2, "", f"another concurrency: 2, not {number}")
+    assert bench(copy, "--concurrency", "auto", "-q").code == 0
 
 
-def test_a_policy_needs_its_models(program: Program, here: Path) -> None:
-    """A policy without its model is refused before anything is done; one that needs only one model takes one."""
+def test_policy_needs_its_models_and_no_others(here: Path) -> None:
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "--draft", "scripted:draft", "-q")
-    result = program.run(here, *arguments)
-    assert (result.code, result.out) == (2, "")
-    assert "needs a target model" in result.err
-    assert program.run(here, *arguments, "--policy", "draft").code == 0
+    result = run(*arguments, cwd=here)
+    assert_refused(result, 2, "", "--target")
+    assert run(*arguments, "--policy", "draft", cwd=here).code == 0
     assert list(run_json(here)["models"]) == ["draft"]
-    later = program.run(here, *arguments, "--policy", "target", "--target", "scripted:target")
+    later = run(*arguments, "--policy", "target", "--target", "scripted:target", cwd=here)
     assert later.code == 0
     assert list(run_json(here)["models"]) == ["draft", "target"]
     assert "measured later" in run_json(here)["warnings"][0]
 
 
-# --- going on
+# --- resuming
 
 
-def test_finished_run_is_shown_and_left_alone(program: Program, copy: Path) -> None:
-    """The same command again does nothing but show the figures: no file changes, no model is loaded."""
-    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
-    result = program.run(copy, *BENCH, "--json")
+def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:
+    files = files_of(copy / "run")
+    result = bench(copy, "--json")
     assert (result.code, result.err) == (0, "")
     assert policies(result.out)["draft"]["correct"] == 2
-    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+    assert files_of(copy / "run") == files
 
 
-def test_limit_may_grow(program: Program, here: Path, finished: Path) -> None:
-    """--limit 1 and then 3 makes two problems more, and ends with the same rows as 3 at once; 1 again takes nothing away."""
-    assert program.run(here, *BENCH, "--limit", "1", "-q").code == 0
+def test_limit_may_grow(here: Path, finished: Path) -> None:
+    assert bench(here, "--limit", "1", "-q").code == 0
     first = (here / "run" / "results.jsonl").read_bytes()
     assert first.count(b"\n") == 3
-    grown = program.run(here, *BENCH, "--limit", "3")
+    grown = bench(here, "--limit", "3")
     assert grown.err.startswith("bench arithmetic.jsonl: 9 attempts, 3 of them done\n4/9 ")
     whole = (here / "run" / "results.jsonl").read_bytes()
     assert whole.startswith(first)
     assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
-    again = program.run(here, *BENCH, "--limit", "1", "--json")
+    again = bench(here, "--limit", "1", "--json")
     assert (again.code, json.loads(again.out)["n"]) == (0, 3)
     assert (here / "run" / "results.jsonl").read_bytes() == whole
 
 
-def test_levels_are_those_of_all_planned_problems(program: Program, here: Path) -> None:
-    """run.json has the level of each problem that was asked for, so that a run that is not finished has all of them."""
-    program.run(here, *BENCH, "--limit", "1", "-q")
+def test_levels_of_all_planned_problems_are_recorded(here: Path) -> None:
+    bench(here, "--limit", "1", "-q")
     assert run_json(here)["levels"] == {"p0": 1}
-    program.run(here, *BENCH, "-q")
+    bench(here, "-q")
     assert run_json(here)["levels"] == {"p0": 1, "p1": 2, "p2": 1}
     path = here / "run" / "results.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    target = policies(program.run(here, "report", "run", "--json").out)["target"]
+    target = policies(run("report", "run", "--json", cwd=here).out)["target"]
     assert {level: (made["n"], made["missing"]) for level, made in target["by_level"].items()} == {"1": (2, 1), "2": (1, 1)}
 
 
-def test_only_some_problems(program: Program, here: Path, finished: Path) -> None:
-    """--ids takes these problems, in the order of the data set; the others can follow, and nothing depends on the order."""
-    assert program.run(here, *BENCH, "--ids", "p2,p0", "-q").code == 0
+def test_selected_ids_come_in_the_order_of_the_data_set(here: Path, finished: Path) -> None:
+    assert bench(here, "--ids", "p2,p0", "-q").code == 0
     assert list(dict.fromkeys(row["id"] for row in rows_of(here / "run"))) == ["p0", "p2"]
     assert run_json(here)["planned"] == 2
-    assert program.run(here, *BENCH, "-q").code == 0
+    assert bench(here, "-q").code == 0
     assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
 
 
-def test_samples_and_policies_may_be_added(program: Program, copy: Path) -> None:
-    """More samples and taus add rows to a run; what is there stays, and the run says that some were measured later."""
+def test_samples_and_policies_may_be_added(copy: Path) -> None:
     before = (copy / "run" / "results.jsonl").read_bytes()
     added = ("--policy", "target,random@0.5", "--samples", "2", "--limit", "1", "-q")
-    assert program.run(copy, *BENCH, *added).code == 0
+    assert bench(copy, *added).code == 0
     assert (copy / "run" / "results.jsonl").read_bytes().startswith(before)
     rows = rows_of(copy / "run")[9:]
     assert sorted((row["policy"], row["sample"]) for row in rows) == [("random", 0), ("random", 1), ("target", 1)]
@@ -355,51 +336,40 @@ def test_samples_and_policies_may_be_added(program: Program, copy: Path) -> None
     assert made["warnings"] == ["measured later than the others, so the machine may have been faster or slower: random 0.5"]
 
 
-def test_a_policy_has_one_name(program: Program, copy: Path) -> None:
-    """Warnings, changes of grades and figures call a policy the same; taus that are written the same are two policies still."""
+def test_policies_with_the_same_label_stay_apart(copy: Path) -> None:
     taus = "entropy@0.50000001,entropy@0.50000002"
-    assert program.run(copy, *BENCH, "--policy", "entropy@0.5", "--limit", "1", "-q").code == 0
-    assert program.run(copy, *BENCH, "--policy", taus, "--limit", "1", "-q").code == 0
+    assert bench(copy, "--policy", "entropy@0.5", "--limit", "1", "-q").code == 0
+    assert bench(copy, "--policy", taus, "--limit", "1", "-q").code == 0
     made = run_json(copy)
     assert [one["tau"] for one in made["policies"]] == [None, None, 1.0, 0.5, 0.50000001, 0.50000002]
     assert made["warnings"][-1].endswith(": entropy 0.5, entropy 0.5")
     path = copy / "run" / "results.jsonl"
     rows = [{**row, "score": {**row["score"], "explanation": "another"}} for row in rows_of(copy / "run")]
     path.write_bytes(b"".join(encode({name: row[name] for name in row if name != "checksum"}) for row in rows))
-    graded = program.run(copy, "grade", "run", "--json")
+    graded = run("grade", "run", "--json", cwd=copy)
     assert sum(line.startswith("p0, entropy 0.5: was") for line in graded.err.splitlines()) == 3
     assert [one["label"] for one in json.loads(graded.out)["policies"]].count("entropy 0.5") == 3
 
 
-def test_errors_are_tried_again_and_wrong_answers_are_not(program: Program, here: Path) -> None:
-    """A run with an error exits with 1 and tries that again, unless --keep-errors; a wrong answer is a result."""
+def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     problems = here / "arithmetic.jsonl"
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
-    first = program.run(here, *BENCH, "--limit", "2")
+    first = bench(here, "--limit", "2")
     assert first.code == 1
     assert "1/6 odd, target: error (the scripted demo models only know one line of arithmetic" in first.err
-    assert policies(program.run(here, *BENCH, "--limit", "2", "--keep-errors", "--json").out)["target"]["errors"] == 1
+    assert policies(bench(here, "--limit", "2", "--keep-errors", "--json").out)["target"]["errors"] == 1
     assert len(rows_of(here / "run")) == 6
-    again = program.run(here, *BENCH, "--limit", "3", "-q")
+    again = bench(here, "--limit", "3", "-q")
     assert again.code == 1
     ids = [row["id"] for row in rows_of(here / "run")][6:]
     assert ids == ["p1"] * 3 + ["odd"] * 3
     assert {row["id"] for row in rows_of(here / "run") if row["score"] and row["score"]["value"] == "incorrect"} == {"p0"}
-    assert program.run(here, *BENCH, "--ids", "p0").code == 0
+    assert bench(here, "--ids", "p0").code == 0
 
 
-def test_times_of_a_resumed_run_are_those_of_its_attempts(program: Program, here: Path) -> None:
-    """The seconds of a run are those of its rows, however much time lies between its parts."""
-    program.run(here, *BENCH, "--limit", "1", "-q")
-    figures = policies(program.run(here, *BENCH, "--json", "-q").out)
-    rows = [row["wall_seconds"] for row in rows_of(here / "run") if row["policy"] == "target"]
-    assert figures["target"]["ratios"]["seconds_mean"] == {"numerator": pytest.approx(sum(rows)), "denominator": 3}
-
-
-def test_fresh_begins_anew(program: Program, copy: Path) -> None:
-    """--fresh sets aside what was there, whatever it was made with."""
+def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
     old = (copy / "run" / "results.jsonl").read_bytes()
-    result = program.run(copy, *BENCH, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
+    result = bench(copy, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
     assert (result.code, json.loads(result.out)["n"]) == (0, 1)
     assert "set aside as results.jsonl.old-1" in result.err
     assert (copy / "run" / "results.jsonl.old-1").read_bytes() == old
@@ -412,32 +382,28 @@ def test_fresh_begins_anew(program: Program, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        (["--temperature", "0.5"], "another temperature: 0.0, not 0.5"),
-        (["--seed", "1"], "another seed: 0, not 1"),
-        (["--top-p", "0.9"], "another top_p"),
-        (["--system", "Be brief."], "another system prompt"),
-        (["--chat-template-kwargs", '{"a": 1}'], 'another chat template kwargs: {}, not {"a": 1}'),
-        (["--draft", "scripted:target"], "another draft model: scripted:draft, not scripted:target"),
-        (["--max-tokens", "100"], "another max_tokens"),
-        (["--ctx", "512"], "another context size of the draft: 4096, not 512"),
-        (["--kv-type", "q8_0"], "another kv_type"),
-        (["--flash-attention"], "another flash_attention"),
-        (["--gpu-layers", "3"], "another gpu_layers"),
+        (["--temperature", "0.5"], "temperature: 0.0, not 0.5"),
+        (["--seed", "1"], "seed: 0, not 1"),
+        (["--top-p", "0.9"], "top_p"),
+        (["--system", "Be brief."], "system prompt"),
+        (["--chat-template-kwargs", '{"a": 1}'], 'chat template kwargs: {}, not {"a": 1}'),
+        (["--draft", "scripted:target"], "draft model: scripted:draft, not scripted:target"),
+        (["--max-tokens", "100"], "max_tokens"),
+        (["--ctx", "512"], "context size of the draft: 4096, not 512"),
+        (["--kv-type", "q8_0"], "kv_type"),
+        (["--flash-attention"], "flash_attention"),
+        (["--gpu-layers", "3"], "gpu_layers"),
+        (["--concurrency", "2"], "concurrency: 1, not 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_run_goes_on_only_as_it_began(program: Program, copy: Path, arguments: list[str], field: str) -> None:
-    """Anything that results depend on may not change within a run: it is refused by name, and nothing is changed."""
-    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
-    result = program.run(copy, *BENCH, *arguments)
-    assert (result.code, result.out) == (2, "")
-    assert field in flat(result.err)
-    assert "--fresh" in result.err
-    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+def test_run_is_resumed_only_with_the_same_settings(copy: Path, arguments: list[str], field: str) -> None:
+    files = files_of(copy / "run")
+    assert_refused(bench(copy, *arguments), 2, "", f"another {field}", "--fresh")
+    assert files_of(copy / "run") == files
 
 
-def test_run_of_another_command_is_refused(program: Program, copy: Path) -> None:
-    """States that were collected are no benchmark, and a benchmark has no states: neither command touches the other's run."""
+def test_run_of_another_command_is_refused(copy: Path) -> None:
     write_run(copy / "states", ["1 + 1?"])
     commands = {
         "states": [
@@ -449,103 +415,89 @@ def test_run_of_another_command_is_refused(program: Program, copy: Path) -> None
         "run": [("collect", *PAIR, "--dataset", "arithmetic.jsonl", "--reward", "rollout", "-o", "run"), ("train", "run")],
     }
     for folder, each in commands.items():
-        files = {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"}
+        files = files_of(copy / folder)
         for arguments in each:
-            result = program.run(copy, *arguments)
-            assert (result.code, result.out) == (2, "")
-            assert f"{folder}: this is a run of arbitrage " in result.err
-        assert {path: path.read_bytes() for path in (copy / folder).iterdir() if path.name != "lock"} == files
+            result = run(*arguments, cwd=copy)
+            assert_refused(result, 2, f"{folder}: ", "a run of arbitrage ")
+        assert files_of(copy / folder) == files
 
 
-def test_edited_data_set_is_refused(program: Program, copy: Path) -> None:
-    """Another question, answer or order is another data set."""
+def test_edited_data_set_is_refused(copy: Path) -> None:
     path = copy / "arithmetic.jsonl"
     text = path.read_text()
     for edited in (text.replace("349", "350"), text.replace("9 * 9", "9 * 8"), "\n".join(text.split("\n")[::-1])):
         path.write_text(edited)
-        result = program.run(copy, *BENCH)
-        assert (result.code, result.out) == (2, "")
-        assert "another data set: sha256 " in result.err
+        result = bench(copy)
+        assert_refused(result, 2, "", "another data set: sha256 ")
 
 
-def test_duplicate_ids_are_refused(program: Program, here: Path) -> None:
-    """Two problems of one name cannot be told apart in a run: both lines are named."""
+def test_duplicate_ids_are_refused(here: Path) -> None:
     path = here / "arithmetic.jsonl"
     path.write_text(path.read_text().replace('"p2"', '"p0"'))
-    result = program.run(here, *BENCH)
-    assert result.code == 2
-    assert "line 3: its id 'p0' is that of line 1 too" in result.err
+    result = bench(here)
+    assert_refused(result, 2, "", "line 3: ", "'p0'")
 
 
 def change_run_json(folder: Path, **changes: Any) -> None:
-    """Write run.json as another version of the program might have."""
     made = run_json(folder) | changes
     made.pop("checksum")
     (folder / "run" / "run.json").write_bytes(encode(made))
 
 
-def test_another_grader_is_refused_until_the_run_is_graded_again(program: Program, copy: Path) -> None:
-    """A run whose answers an older grader has graded is not resumed; after arbitrage grade it is."""
+def test_another_grader_is_refused_until_the_run_is_graded_again(copy: Path) -> None:
     change_run_json(copy, grader="older")
-    refused = program.run(copy, *BENCH, "--samples", "2")
-    assert refused.code == 2
-    assert "another grader: older, not rules" in flat(refused.err)
-    assert "arbitrage grade run" in refused.err
-    assert program.run(copy, "grade", "run", "-q").code == 0
-    assert program.run(copy, *BENCH, "-q").code == 0
+    refused = bench(copy, "--samples", "2")
+    assert_refused(refused, 2, "", "another grader: older", "arbitrage grade run")
+    assert run("grade", "run", "-q", cwd=copy).code == 0
+    assert bench(copy, "-q").code == 0
 
 
 RATED = ("bench", *BENCH[3:], "--limit", "1", "--threads", "1", "--max-tokens", "8", "-q")
 """A benchmark of the built-in pair, which has a process reward model."""
 
 
-def test_other_rewards_are_refused(program: Program, here: Path) -> None:
-    """The source of rewards, and how it is asked, stays if a policy uses it. For other policies it makes no difference."""
-    assert program.run(here, *RATED, "--policy", "oracle").code == 0
+def test_other_rewards_are_refused(here: Path) -> None:
+    assert run(*RATED, "--policy", "oracle", cwd=here).code == 0
     made = run_json(here)
     assert (made["reward"], made["prm_style"]) == ("prm", "steps")
     for arguments, words in (
         (("--policy", "oracle", "--reward", "rollout"), "another reward: prm, not rollout"),
         (("--policy", "rsd", "--prm-style", "turns"), "another prm style: steps, not turns"),
     ):
-        refused = program.run(here, *RATED, *arguments)
-        assert (refused.code, words in flat(refused.err)) == (2, True), refused.err
-    assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout", "--prm-style", "turns").code == 0
-    assert program.run(here, *RATED, "--policy", "oracle,rsd").code == 0
+        refused = run(*RATED, *arguments, cwd=here)
+        assert_refused(refused, 2, "", words)
+    assert run(*RATED, "--policy", "draft", "--reward", "rollout", "--prm-style", "turns", cwd=here).code == 0
+    assert run(*RATED, "--policy", "oracle,rsd", cwd=here).code == 0
     assert run_json(here)["fingerprint"] == made["fingerprint"]
     assert (run_json(here)["reward"], run_json(here)["prm_style"]) == ("prm", "steps")
 
 
-def test_rewards_may_come_later(program: Program, here: Path) -> None:
-    """A run whose policies asked for none takes any."""
-    assert program.run(here, *RATED, "--policy", "draft", "--reward", "rollout").code == 0
-    assert program.run(here, *RATED, "--policy", "draft,oracle").code == 0
+def test_run_without_rewards_takes_any(here: Path) -> None:
+    assert run(*RATED, "--policy", "draft", "--reward", "rollout", cwd=here).code == 0
+    assert run(*RATED, "--policy", "draft,oracle", cwd=here).code == 0
     assert run_json(here)["fingerprint"]["reward"] == "prm"
 
 
-def test_a_run_does_not_mix_whole_drafts_with_stopped_ones(program: Program, here: Path) -> None:
-    """Without a flag it goes on as it began; with another one it is refused."""
+def test_run_never_mixes_whole_drafts_with_stopped_ones(here: Path) -> None:
     routed = (*BENCH, "-q", "--policy", "random@0")
-    assert program.run(here, *routed, "--limit", "1", "--early-stop").code == 0
-    assert program.run(here, *routed, "--limit", "2").code == 0
+    assert run(*routed, "--limit", "1", "--early-stop", cwd=here).code == 0
+    assert run(*routed, "--limit", "2", cwd=here).code == 0
     stops = {step["discarded"]["stop"] for row in rows_of(here / "run") for step in row["steps"] if step["discarded"]}
     assert stops == {"early"}
-    refused = program.run(here, *routed, "--no-early-stop")
+    refused = run(*routed, "--no-early-stop", cwd=here)
     assert (refused.code, "another early stop: true, not false" in refused.err) == (2, True)
 
 
-def test_another_version_of_the_program_is_told(program: Program, copy: Path) -> None:
-    """A run that another version goes on with says so."""
+def test_another_version_of_the_program_is_noted(copy: Path) -> None:
     change_run_json(copy, tool="0.0.1")
-    assert program.run(copy, *BENCH, "--samples", "2", "--limit", "1", "-q").code == 0
+    assert bench(copy, "--samples", "2", "--limit", "1", "-q").code == 0
     assert "in part with arbitrage 0.0.1" in " ".join(run_json(copy)["warnings"])
 
 
-# --- grading anew
+# --- grading again
 
 
-def test_grade_without_models(program: Program, copy: Path) -> None:
-    """arbitrage grade needs no model: it tells which grades change, replaces them, and shows the figures."""
+def test_grade_replaces_grades_without_models(copy: Path) -> None:
     path = copy / "run" / "results.jsonl"
     rows = rows_of(copy / "run")
     before = results(rows)
@@ -553,7 +505,7 @@ def test_grade_without_models(program: Program, copy: Path) -> None:
     for row in rows:
         row.pop("checksum")
     path.write_bytes(b"".join(encode(row | {"score": wrong} if row["id"] == "p0" else row) for row in rows))
-    result = program.run(copy, "grade", "run", "--json")
+    result = run("grade", "run", "--json", cwd=copy)
     assert result.code == 0
     lines = [line for line in result.err.splitlines() if "was unscored, is" in line]
     assert len(lines) == 3
@@ -563,30 +515,26 @@ def test_grade_without_models(program: Program, copy: Path) -> None:
     assert set_aside(copy / "run") == []
 
 
-def test_grading_again_changes_nothing(program: Program, copy: Path) -> None:
-    """Grades do not depend on when they are given."""
-    files = {path: path.read_bytes() for path in (copy / "run").iterdir()}
-    result = program.run(copy, "grade", "run")
+def test_grading_again_changes_nothing(copy: Path) -> None:
+    files = files_of(copy / "run")
+    result = run("grade", "run", cwd=copy)
     assert (result.code, result.err) == (0, "")
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
-    assert {path: path.read_bytes() for path in (copy / "run").iterdir()} == files
+    assert files_of(copy / "run") == files
 
 
-def test_grade_leaves_errors_alone(program: Program, here: Path) -> None:
-    """An attempt without a result stays one, and the exit code says that there is one."""
+def test_grade_keeps_errors(here: Path) -> None:
     (here / "arithmetic.jsonl").write_text('{"id": "odd", "question": "who?", "answer": 1}\n')
-    assert program.run(here, *BENCH, "-q").code == 1
+    assert bench(here, "-q").code == 1
     before = results(rows_of(here / "run"))
-    assert program.run(here, "grade", "run", "-q").code == 1
+    assert run("grade", "run", "-q", cwd=here).code == 1
     assert results(rows_of(here / "run")) == before
 
 
-def test_grade_needs_a_run(program: Program, here: Path) -> None:
-    """A folder that has no run in it is a usage error, and stays as it is."""
+def test_grade_needs_a_run(here: Path) -> None:
     for name in (".", "nowhere"):
-        result = program.run(here, "grade", name)
-        assert (result.code, result.out) == (2, "")
-        assert "no run in this folder" in result.err
+        result = run("grade", name, cwd=here)
+        assert_refused(result, 2, f"{name}: ", "no run")
     assert not (here / "lock").exists()
     assert not (here / "nowhere").exists()
 
@@ -595,7 +543,6 @@ def test_grade_needs_a_run(program: Program, here: Path) -> None:
 
 
 def test_progress_in_a_terminal(here: Path) -> None:
-    """One region shows how far it is and how each policy stands; at the end it is gone, and the table is there."""
     arguments = ("bench", *PAIR, "--dataset", str(here / "arithmetic.jsonl"), "-o", str(here / "run"))
     with Terminal(*arguments, columns=100, rows=30) as terminal:
         assert terminal.wait() == 0
@@ -606,8 +553,7 @@ def test_progress_in_a_terminal(here: Path) -> None:
     assert not terminal.screen.cursor.hidden
 
 
-def test_a_terminal_that_knows_only_ascii(here: Path) -> None:
-    """Everything is drawn with one character for another, and over what was there: nothing scrolls away."""
+def test_ascii_terminal_gets_only_ascii(here: Path) -> None:
     write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 111)])
     arguments = ("bench", *PAIR, "--dataset", str(here / "many.jsonl"), "-o", str(here / "run"))
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -619,38 +565,42 @@ def test_a_terminal_that_knows_only_ascii(here: Path) -> None:
     assert terminal.text.lstrip().startswith("many.jsonl: 10 problems")
 
 
-def test_interrupt_in_a_terminal(here: Path) -> None:
-    """Ctrl-C: what is done is safe, how to go on is told, the terminal is as it was; the same command ends the run."""
-    questions = [f"{number} * 12 - 95" for number in range(101, 400)]
-    problems = write_problems(here / "many.jsonl", questions)
-    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+def run_many(here: Path) -> tuple[str, ...]:
+    """A run that takes a while."""
+    problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
+    return ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+
+
+def has_rows(here: Path) -> bool:
+    return (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3
+
+
+def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path) -> None:
+    arguments = run_many(here)
     with Terminal(*arguments, columns=200, rows=30) as terminal:
         echoed_before = terminal.process.getecho()
-        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        terminal.wait_until(lambda: has_rows(here))
         before = len(terminal.raw)
         terminal.process.sendintr()
         assert terminal.wait() == 128 + signal.SIGINT
         assert terminal.process.getecho() == echoed_before
     num_rows = len(results(rows_of(here / "run")))
-    assert 3 <= num_rows < len(questions)
+    assert 3 <= num_rows < 299
     assert not terminal.screen.cursor.hidden
     after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
     assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
-    told = flat(terminal.text)
-    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in told
-    assert told.endswith("arbitrage: interrupted")
-    result = run(*arguments, "--json", "--limit", "20")
-    assert result.code == 0
+    shown = flat(terminal.text)
+    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
+    assert shown.endswith("arbitrage: interrupted")
+    assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20
 
 
-def test_two_interrupts_in_a_terminal(here: Path) -> None:
-    """Ctrl-C twice in a row ends the run at once, whatever it does; the terminal is as it was, and the run goes on."""
-    problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
-    arguments = ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
+def test_second_interrupt_restores_the_terminal_too(here: Path) -> None:
+    arguments = run_many(here)
     with Terminal(*arguments, columns=60, rows=15) as terminal:
         echoed_before = terminal.process.getecho()
-        terminal.wait_until(lambda: (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3)
+        terminal.wait_until(lambda: has_rows(here))
         terminal.process.sendintr()
         terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
         with contextlib.suppress(OSError):  # it may have ended meanwhile
@@ -659,6 +609,5 @@ def test_two_interrupts_in_a_terminal(here: Path) -> None:
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
     assert "Traceback" not in terminal.text
-    result = run(*arguments, "--json", "--limit", "20")
-    assert result.code == 0
+    assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20

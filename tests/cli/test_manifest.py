@@ -69,7 +69,6 @@ def manifest(**changes: Any) -> Run:
     ],
 )
 def test_a_fixed_field_must_stay(path: str, value: Any, name: str) -> None:
-    """Anything that results depend on: the error names the field and both values."""
     with pytest.raises(UsageError, match=f"another {name}: .*, not .*"):
         resume(manifest(), manifest(**{path: value}), HERE)
 
@@ -79,7 +78,6 @@ def test_a_fixed_field_must_stay(path: str, value: Any, name: str) -> None:
     [("early_stop", True), ("reward", "prm"), ("prm_style", "turns"), ("router", {"sha256": "aa", "name": "mine"})],
 )
 def test_a_field_that_did_not_apply_may_come_and_then_stays(path: str, value: Any) -> None:
-    """A head, the source of rewards, early stopping: with the first policy that uses it."""
     grown = resume(manifest(), manifest(**{path: value}), HERE)
     assert grown[path] == value
     assert resume(grown, manifest(), HERE)[path] == value
@@ -89,7 +87,6 @@ def test_a_field_that_did_not_apply_may_come_and_then_stays(path: str, value: An
 
 
 def test_problems_samples_policies_and_models_may_grow() -> None:
-    """What is added comes after what was there, and is counted; a policy that came later is noted."""
     entropy = {"policy": "entropy", "tau": 1.0, "number": "nats"}
     now = manifest(ids=["p1"], levels={"p1": 2}, policies=[entropy], sampling__samples=3)
     now["models"]["draft"] = {"source": "small.gguf", "identity": "sha256 cc", "n_ctx": 4096, "threads": 2}
@@ -104,16 +101,13 @@ def test_problems_samples_policies_and_models_may_grow() -> None:
 
 
 def test_what_a_loaded_model_said_stays() -> None:
-    """A run that is resumed and loads nothing keeps what was known of its models."""
     known = manifest(models__target__name="Large")
     assert resume(known, manifest(), HERE)["models"]["target"]["name"] == "Large"
 
 
 def test_another_version_is_noted() -> None:
-    """It may be the faster one."""
     assert len(resume(manifest(), manifest(tool="2"), HERE)["warnings"]) == 1
 
 
 def test_every_field_is_listed_once() -> None:
-    """Each is marked fixed or may grow, never both."""
     assert len({field.path for field in FIELDS}) == len(FIELDS)

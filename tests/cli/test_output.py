@@ -1,15 +1,14 @@
-"""Standard output that is closed, full, or read by nobody: for every command the same few words and exit codes."""
+"""Standard output that is closed, full, or without a reader: every command ends in the same few words and exit codes."""
 
-import os
 from pathlib import Path
 
 import pytest
-from cli import Result, run, run_shell
+from cli import BROKEN, CLOSED, Result, assert_refused, run
 from collected import questions, write_run
 from made_up_runs import make_run, write_run_folder
 
 FULL, USAGE, CLOSED_PIPE = 1, 2, 141
-INFORMING = (
+COMMANDS = (
     ("doctor",),
     ("models", "list"),
     ("models", "list", "--json"),
@@ -19,14 +18,13 @@ INFORMING = (
     ("bench", "--help"),
     ("--help",),
     ("--version",),
-)
-SHOWING = (
     ("report", "made"),
     ("compare", "made", "made", "--json"),
     ("compare", "made", "made"),
     ("explain", "states"),
     ("explain", "states", "--json"),
 )
+each_command = pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 
 
 @pytest.fixture(scope="module")
@@ -38,51 +36,33 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def found(here: Path, *arguments: str) -> list[str]:
-    return [str(here / part) if part in ("made", "states") else part for part in arguments]
-
-
 def assert_no_defect(result: Result) -> None:
-    assert "defect" not in result.err
-    assert "Traceback" not in result.err
-    assert "Exception ignored" not in result.err
+    assert not [word for word in ("defect", "Traceback", "Exception ignored") if word in result.err]
 
 
-@pytest.mark.parametrize("arguments", [*INFORMING, *SHOWING], ids=" ".join)
-def test_closed(here: Path, arguments: tuple[str, ...]) -> None:
-    """There is nowhere to write to, which is said in one line, and how to change it in another."""
-    result = run_shell(">&-", *found(here, *arguments))
+@each_command
+def test_closed_output_is_one_error_with_a_hint(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, cwd=here, stdout=CLOSED)
     assert_no_defect(result)
-    assert result.code == USAGE
-    assert result.err.splitlines() == [
-        "arbitrage: standard output is closed, so there is nowhere to write results",
-        "  send it somewhere: > FILE",
-    ]
+    assert_refused(result, USAGE, "standard output is closed", "> FILE")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
-@pytest.mark.parametrize("arguments", [*INFORMING, *SHOWING], ids=" ".join)
-def test_full(here: Path, arguments: tuple[str, ...]) -> None:
-    """The system's reason is told."""
-    result = run_shell(">/dev/full", *found(here, *arguments))
+@each_command
+def test_full_device_gives_the_systems_reason(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, cwd=here, stdout="/dev/full")
     assert_no_defect(result)
-    assert result.code == FULL
-    assert "arbitrage: results cannot be written (No space left on device)" in result.err
+    assert_refused(result, FULL, "", "No space left on device")
 
 
-@pytest.mark.parametrize("arguments", [*INFORMING, *SHOWING], ids=" ".join)
-def test_read_by_nobody(here: Path, arguments: tuple[str, ...]) -> None:
-    """The program ends without a word: it is what the user wanted."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "wb") as pipe:
-        result = run(*found(here, *arguments), stdout=pipe)
+@each_command
+def test_missing_reader_ends_a_command_silently(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, cwd=here, stdout=BROKEN)
     assert (result.code, result.err) == (CLOSED_PIPE, "")
 
 
-def test_closed_before_anything_is_made(here: Path) -> None:
-    """A head is not trained, nor a page written, of which nothing could be told."""
-    trained = run_shell(">&-", "train", *found(here, "states"), "-o", str(here / "head.safetensors"))
-    shown = run_shell(">&-", "report", *found(here, "made"), "-o", str(here / "page.html"))
+def test_closed_output_is_refused_before_anything_is_made(here: Path) -> None:
+    trained = run("train", "states", "-o", "head.safetensors", cwd=here, stdout=CLOSED)
+    shown = run("report", "made", "-o", "page.html", cwd=here, stdout=CLOSED)
     assert (trained.code, shown.code) == (USAGE, USAGE)
     assert sorted(path.name for path in here.iterdir()) == ["made", "states"]

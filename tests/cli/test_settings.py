@@ -1,4 +1,4 @@
-"""What holds where flags, environment and settings files do not agree, and whom an error blames."""
+"""Settings files: what holds if flags, environment and files disagree, and which place an error names."""
 
 import json
 from collections.abc import Mapping
@@ -6,188 +6,200 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import MODELS, run
-from faults import Program, write_problems
+from cli import MODELS, assert_refused, run
+from faults import write_problems
 
 SOLVE = ("solve", "5 + 6", "--json", "-q", "--max-tokens", "1")
 BENCH = ("bench", "--dataset", "one.jsonl", "-o", "run", "-q", "--max-tokens", "1")
 
 
-def solve(folder: Path, *flags: str, settings: str = "", env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The record of a problem that the built-in pair solves in that folder, with these settings."""
+def write_settings(folder: Path, settings: str, own: str = "") -> dict[str, str | None]:
+    """The project's file, and the user's own; returns the environment that finds the latter."""
     (folder / "arbitrage.toml").write_text(settings)
-    result = run(*SOLVE, *flags, cwd=folder, env=env)
+    (folder / "arbitrage").mkdir(exist_ok=True)
+    (folder / "arbitrage" / "config.toml").write_text(own)
+    return {"XDG_CONFIG_HOME": str(folder)}
+
+
+def solve(
+    folder: Path, *flags: str, settings: str = "", own: str = "", env: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
+    """The record of a problem that the built-in pair solves with these settings."""
+    result = run(*SOLVE, *flags, cwd=folder, env={**write_settings(folder, settings, own), **(env or {})})
     assert result.code == 0, result.err
     record: dict[str, Any] = result.records[0]
     return record
 
 
-def columns(program: Program, folder: Path, *flags: str, settings: str) -> dict[str, Any]:
-    """The policies of a benchmark of one problem with these settings, and the tau of each."""
-    (folder / "arbitrage.toml").write_text(settings)
-    write_problems(folder / "one.jsonl", ["5 + 6"])
-    result = program.run(folder, *BENCH, *flags)
-    assert result.code == 0, result.err
-    made = json.loads((folder / "run" / "run.json").read_text())["policies"]
-    return {one["policy"]: one["tau"] for one in made}
-
-
-# --- one wish against another
-
-
 @pytest.fixture(scope="module")
-def at_budget(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """The tau of a budget of 0.2."""
-    tau: float = solve(tmp_path_factory.mktemp("budget"), "--budget", "0.2")["tau"]
-    return tau
+def taus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What names of taus, and a budget of 0.2, resolve to."""
+    folder = tmp_path_factory.mktemp("taus")
+    flags = {"exact": ("--tau", "exact"), "fast": ("--tau", "fast"), "budget": ("--budget", "0.2")}
+    return {name: solve(folder, *given)["tau"] for name, given in flags.items()}
 
 
-def test_a_flag_wins_over_a_setting_that_conflicts_with_it(tmp_path: Path, at_budget: float) -> None:
-    """A tau of the environment or a file gives way to a budget that is a flag, and the other way round."""
-    assert solve(tmp_path, "--budget", "0.2", env={"ARBITRAGE_TAU": "fast"})["tau"] == at_budget
-    assert solve(tmp_path, "--budget", "0.2", settings='tau = "fast"\n')["tau"] == at_budget
+# --- where a value comes from
+
+
+def test_flag_wins_over_environment_over_project_over_own_file(tmp_path: Path) -> None:
+    files = {"settings": "seed = 2\nmax-steps = 2\n", "own": "seed = 1\nmax-steps = 1\ntemperature = 0.5\n"}
+    environment: dict[str, str | None] = {"ARBITRAGE_SEED": "3"}
+    for flags, env, seed in ([], None, 2), ([], environment, 3), (["--seed", "4"], environment, 4):
+        record = solve(tmp_path, *flags, **files, env=env)
+        assert (record["seed"], record["temperature"]) == (seed, 0.5)
+
+
+@pytest.mark.parametrize("name", ["max-tokens", "max_tokens"])
+@pytest.mark.parametrize("table", ["", "[solve]\n"], ids=["top level", "table"])
+def test_setting_is_spelt_with_dashes_or_underscores(tmp_path: Path, table: str, name: str) -> None:
+    env = write_settings(tmp_path, f"{table}{name} = 2\n")
+    (record,) = run("solve", *MODELS, "5 + 6", "--json", "-q", cwd=tmp_path, env=env).records
+    assert (record["stop"], record["steps"][0]["tokens"]) == ("max_tokens", 2)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "-h"], ["doctor"], ["guide", "settings"]])
+def test_help_works_with_a_broken_settings_file(tmp_path: Path, arguments: list[str]) -> None:
+    for settings in ("foo = 1\n", "nonsense = ["):
+        (tmp_path / "arbitrage.toml").write_text(settings)
+        assert run(*arguments, cwd=tmp_path).code == 0
+
+
+# --- settings that conflict
+
+
+def test_flag_wins_over_a_setting_that_conflicts_with_it(tmp_path: Path, taus: dict[str, Any]) -> None:
+    assert solve(tmp_path, "--budget", "0.2", env={"ARBITRAGE_TAU": "fast"})["tau"] == taus["budget"]
+    assert solve(tmp_path, "--budget", "0.2", settings='tau = "fast"\n')["tau"] == taus["budget"]
     assert solve(tmp_path, "--tau", "0.4", settings="budget = 0.2\n")["tau"] == 0.4
 
 
-def test_the_environment_wins_over_a_file_that_conflicts_with_it(tmp_path: Path, at_budget: float) -> None:
-    """And so does the nearer of two files."""
-    budget = {"ARBITRAGE_BUDGET": "0.2"}
-    assert solve(tmp_path, settings='tau = "fast"\n', env=budget)["tau"] == at_budget
-    (tmp_path / "arbitrage").mkdir()
-    (tmp_path / "arbitrage" / "config.toml").write_text('tau = "fast"\n')
-    assert solve(tmp_path, settings="budget = 0.2\n", env={"XDG_CONFIG_HOME": str(tmp_path)})["tau"] == at_budget
+def test_nearer_place_wins_over_one_that_conflicts_with_it(tmp_path: Path, taus: dict[str, Any]) -> None:
+    assert solve(tmp_path, settings='tau = "fast"\n', env={"ARBITRAGE_BUDGET": "0.2"})["tau"] == taus["budget"]
+    assert solve(tmp_path, settings="budget = 0.2\n", own='tau = "fast"\n')["tau"] == taus["budget"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "flags", "policy"),
+    ("settings", "flags", "policy", "tau"),
     [
-        ('tau = "fast"\n', ["--policy", "entropy"], ("entropy", 1.0)),
-        ("tau = 0.4\n", ["--policy", "entropy"], ("entropy", 0.4)),
-        ("budget = 0.2\n", ["--policy", "entropy"], ("entropy", 1.0)),
-        ('policy = "entropy"\n', ["--tau", "fast"], ("arbitrage", 0.347)),
-        ('policy = "target"\n', ["--tau", "0.4"], ("arbitrage", 0.4)),
+        ('tau = "fast"\n', ["--policy", "entropy"], "entropy", 1.0),
+        ("tau = 0.4\n", ["--policy", "entropy"], "entropy", 0.4),
+        ("budget = 0.2\n", ["--policy", "entropy"], "entropy", 1.0),
+        ('policy = "entropy"\n', ["--tau", "fast"], "arbitrage", "fast"),
+        ('policy = "target"\n', ["--tau", "0.4"], "arbitrage", 0.4),
     ],
 )
-def test_a_setting_that_does_not_go_with_a_flag_is_left_out(
-    tmp_path: Path, settings: str, flags: list[str], policy: tuple[str, float]
+def test_setting_that_conflicts_with_a_flag_is_ignored(
+    tmp_path: Path, taus: dict[str, Any], settings: str, flags: list[str], policy: str, tau: Any
 ) -> None:
-    """A tau that the policy has not, a budget; or the policy itself, where it has no such tau."""
     record = solve(tmp_path, *flags, settings=settings)
-    assert (record["policy"], record["tau"]) == (policy[0], pytest.approx(policy[1], abs=1e-3))
+    assert (record["policy"], record["tau"]) == (policy, taus.get(tau, tau))
 
 
-def test_explain_follows_the_flag_too(tmp_path: Path, at_budget: float) -> None:
-    """A tau that is a setting gives way to a budget."""
-    (tmp_path / "arbitrage.toml").write_text('tau = "fast"\n')
-    flags = ("--budget", "0.2", "--json", "-q", "--max-tokens", "1")
-    result = run("explain", "5 + 6", *flags, cwd=tmp_path)
+def test_explain_follows_the_flag_too(tmp_path: Path, taus: dict[str, Any]) -> None:
+    env = write_settings(tmp_path, 'tau = "fast"\n')
+    result = run("explain", "5 + 6", "--budget", "0.2", "--json", "-q", "--max-tokens", "1", cwd=tmp_path, env=env)
     assert result.code == 0, result.err
-    assert result.records[0]["tau"] == at_budget
-
-
-def test_flags_that_conflict_are_refused() -> None:
-    """Of two flags none is the stronger."""
-    for flags, words in [
-        (["--tau", "fast", "--budget", "0.2"], "both a tau and a budget are given"),
-        (["--policy", "entropy", "--tau", "fast"], "'fast' for policy entropy"),
-        (["--policy", "entropy", "--budget", "0.2"], "policy entropy has no budget"),
-    ]:
-        result = run(*SOLVE, *flags)
-        assert result.code == 2
-        assert words in result.err
+    assert result.records[0]["tau"] == taus["budget"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "flags", "taus"),
+    ("flags", "place"),
+    [
+        (["--tau", "fast", "--budget", "0.2"], ""),
+        (["--policy", "entropy", "--tau", "fast"], "--tau: "),
+        (["--policy", "entropy", "--budget", "0.2"], "--budget: "),
+    ],
+)
+def test_flags_that_conflict_are_refused(flags: list[str], place: str) -> None:
+    assert_refused(run(*SOLVE, *flags), 2, place, flags[-2].removeprefix("--"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "columns"),
     [
         ("tau = 0.4\n", ["--policy", "arbitrage,entropy,target"], {"arbitrage": 0.4, "entropy": 1.0, "target": None}),
-        ('tau = 0.4\npolicy = "entropy"\n', ["--policy", "arbitrage,entropy"], {"arbitrage": 0.0214, "entropy": 0.4}),
-        ('tau = "fast"\npolicy = "arbitrage,entropy"\n', [], {"arbitrage": 0.347, "entropy": 1.0}),
-        ('policy = "arbitrage,entropy"\n', ["--tau", "fast"], {"arbitrage": 0.347, "entropy": 1.0}),
+        ('tau = 0.4\npolicy = "entropy"\n', ["--policy", "arbitrage,entropy"], {"arbitrage": "exact", "entropy": 0.4}),
+        ('tau = "fast"\npolicy = "arbitrage,entropy"\n', [], {"arbitrage": "fast", "entropy": 1.0}),
+        ('policy = "arbitrage,entropy"\n', ["--tau", "fast"], {"arbitrage": "fast", "entropy": 1.0}),
         ("tau = 0.4\n", ["--policy", "arbitrage@0.3,logprob@2"], {"arbitrage": 0.3, "logprob": 2.0}),
         ("tau = 0.4\n", ["--tau", "0.3", "--policy", "arbitrage,entropy"], {"arbitrage": 0.3, "entropy": 0.3}),
     ],
 )
-def test_a_tau_that_is_a_setting_holds_for_the_policies_that_are_one(
-    program: Program, quick_path: Path, settings: str, flags: list[str], taus: dict[str, Any]
+def test_tau_of_a_file_holds_for_the_policies_of_that_file(
+    quick_path: Path, taus: dict[str, Any], settings: str, flags: list[str], columns: dict[str, Any]
 ) -> None:
-    """In a benchmark: without any, for the default one. A flag holds for all."""
-    found = columns(program, quick_path, *flags, settings=settings)
-    assert found == {name: tau if tau is None else pytest.approx(tau, abs=1e-3) for name, tau in taus.items()}
+    """Or for the default policy if the file names none. A flag holds for all policies."""
+    env = write_settings(quick_path, settings)
+    write_problems(quick_path / "one.jsonl", ["5 + 6"])
+    result = run(*BENCH, *flags, cwd=quick_path, env=env)
+    assert result.code == 0, result.err
+    made = json.loads((quick_path / "run" / "run.json").read_text())["policies"]
+    assert {one["policy"]: one["tau"] for one in made} == {name: taus.get(tau, tau) for name, tau in columns.items()}
 
 
-# --- whom an error blames
+# --- the place that an error names
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "place", "word"),
     [
-        ('max-tokens = "many"\n', "max-tokens: Input should be a valid integer"),
-        ("threads = 0\n", "threads: Input should be greater than or equal to 1"),
-        ('kv-type = "q9"\n', "'q9' is not one of 'auto'"),
-        ("policy = 3\n", "unknown policy '3'"),
-        ('tau = "high"\n', "'high' for policy entropy"),
-        ('chat-template-kwargs = "x"\n', "not a JSON object"),
-        ('[solve]\nmax-tokens = "many"\n', "max-tokens: Input should be a valid integer"),
-        ('[solve]\noutput = "x"\n', "[solve] unknown setting 'output'"),
-        ("solve = 1\n", "unknown setting 'solve'"),
+        ("taus = 1\n", "", "did you mean 'tau'"),
+        ("max_tokns = 1\n", "", "did you mean 'max-tokens'"),
+        ("tau = \n", "", "TOML"),
+        ("tau = [1]\n", "tau: ", "[1]"),
+        ('max-tokens = "many"\n', "max-tokens: ", "integer"),
+        ('max_tokens = "many"\n', "max-tokens: ", "integer"),
+        ("threads = 0\n", "threads: ", "1"),
+        ('kv-type = "q9"\n', "kv-type: ", "q9"),
+        ("policy = 3\n", "policy: ", "3"),
+        ('policy = "entrop"\n', "policy: ", "did you mean 'entropy'"),
+        ('tau = "high"\n', "tau: ", "high"),
+        ('chat-template-kwargs = "x"\n', "chat-template-kwargs: ", "JSON"),
+        ('[solve]\nmax-tokens = "many"\n', "max-tokens: ", "integer"),
+        ('[solve]\noutput = "x"\n', "[solve] ", "output"),
+        ("solve = 1\n", "", "solve"),
     ],
 )
-def test_an_error_in_a_settings_file_names_the_file(tmp_path: Path, settings: str, words: str) -> None:
-    """Not the option, or the variable, that nobody gave."""
+def test_error_in_a_settings_file_names_the_file_and_the_setting(
+    tmp_path: Path, settings: str, place: str, word: str
+) -> None:
     (tmp_path / "arbitrage.toml").write_text(settings)
-    result = run("solve", *MODELS, "5 + 6", cwd=tmp_path)
-    assert (result.code, result.stdout) == (2, b"")
-    assert result.err.startswith("arbitrage: arbitrage.toml: ")
-    assert words in result.err
+    assert_refused(run("solve", *MODELS, "5 + 6", cwd=tmp_path), 2, f"arbitrage.toml: {place}", word)
 
 
-def test_an_error_in_the_users_own_file_names_that(program: Program, quick_path: Path) -> None:
-    """What is wrong in a list of policies, or with a limit, is told with its file as well."""
+@pytest.mark.parametrize(
+    ("setting", "place"), [('policy = "target,best"', "policy"), ("limit = 0", "limit"), ('limit = 1\nids = "q"', "ids")]
+)
+def test_error_in_the_users_own_file_names_that_file(quick_path: Path, setting: str, place: str) -> None:
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    (quick_path / "arbitrage").mkdir()
-    own = quick_path / "arbitrage" / "config.toml"
-    home = {"XDG_CONFIG_HOME": str(quick_path)}
-    for setting, words in [
-        ('policy = "target,best"', "unknown policy 'best'"),
-        ("limit = 0", "invalid limit '0'"),
-        ('limit = 2\nids = "q"', "no problem has the id 'q'"),
-    ]:
-        own.write_text(f"{setting}\n")
-        result = program.run(quick_path, *BENCH, "--pair", "scripted", environment=home)
-        assert result.code == 2
-        assert result.err.startswith(f"arbitrage: {own}: ")
-        assert words in result.err
+    env = write_settings(quick_path, "", setting)
+    result = run(*BENCH, "--pair", "scripted", cwd=quick_path, env=env)
+    assert_refused(result, 2, f"{quick_path / 'arbitrage' / 'config.toml'}: {place}: ")
 
 
-def test_an_error_in_the_environment_names_the_variable_and_that_of_a_flag_neither(tmp_path: Path) -> None:
-    """A flag is as the user typed it, though a setting has the same value."""
+def test_error_names_a_variable_or_a_flag_if_it_comes_from_there(tmp_path: Path) -> None:
     solving = ("solve", *MODELS, "5 + 6")
-    assert "arbitrage: ARBITRAGE_POLICY: unknown policy 'best'" in run(*solving, env={"ARBITRAGE_POLICY": "best"}).err
+    assert_refused(run(*solving, env={"ARBITRAGE_POLICY": "best"}), 2, "ARBITRAGE_POLICY: ")
+    assert_refused(run(*solving, env={"ARBITRAGE_MAX_STEPS": "high"}), 2, "ARBITRAGE_MAX_STEPS: ")
     (tmp_path / "arbitrage.toml").write_text('policy = "best"\nconcurrency = "better"\n')
-    assert run(*solving, "--policy", "better", cwd=tmp_path).err.startswith("arbitrage: --policy: unknown policy 'better'")
+    assert_refused(run(*solving, "--policy", "better", cwd=tmp_path), 2, "--policy: ")
 
 
 # --- a command's own table
 
 
-def test_a_table_that_is_called_as_a_command_holds_for_it_alone(program: Program, quick_path: Path) -> None:
-    """Before what is set for all commands; a list of policies for `bench` is none for `solve`."""
+def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Path) -> None:
     settings = 'pair = "scripted"\npolicy = "logprob"\n[bench]\npolicy = "target,draft"\noutput = "mine"\n'
     (quick_path / "arbitrage.toml").write_text(settings)
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    assert program.run(quick_path, "bench", "--dataset", "one.jsonl", "-q").code == 0
+    assert run("bench", "--dataset", "one.jsonl", "-q", cwd=quick_path).code == 0
     made = json.loads((quick_path / "mine" / "run.json").read_text())["policies"]
     assert [one["policy"] for one in made] == ["target", "draft"]
-    solved = program.run(quick_path, "solve", "5 + 6", "--json", "-q")
-    assert solved.records[0]["policy"] == "logprob"
+    assert run("solve", "5 + 6", "--json", "-q", cwd=quick_path).records[0]["policy"] == "logprob"
 
 
-def test_the_nearer_file_wins_over_a_table_of_the_other(tmp_path: Path) -> None:
-    """A table is before the top level of its own file, not before that of a project."""
-    (tmp_path / "arbitrage").mkdir()
-    (tmp_path / "arbitrage" / "config.toml").write_text("[solve]\nseed = 1\nmax-steps = 1\n")
-    (tmp_path / "arbitrage.toml").write_text("seed = 2\n")
-    env = {"XDG_CONFIG_HOME": str(tmp_path)}
+def test_nearer_file_wins_over_a_table_of_the_other(tmp_path: Path) -> None:
+    env = write_settings(tmp_path, "seed = 2\n", "[solve]\nseed = 1\nmax-steps = 1\n")
     (record,) = run("solve", *MODELS, "37 * 12 - 95", "--json", "-q", cwd=tmp_path, env=env).records
     assert (record["seed"], record["stop"]) == (2, "max_steps")

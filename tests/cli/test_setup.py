@@ -41,26 +41,26 @@ def flags(*names: str) -> Invocation:
 
 
 def columns(setup: Setup) -> list[tuple[str, float | None]]:
-    return [(column.policy.name, column.tau) for column in setup.columns]
+    return [(column.policy.name, column.tau) for column in setup.policies]
 
 
 def test_nothing_given_is_the_built_in_pair_with_its_head() -> None:
-    """The default policy is the head's, at its exact tau."""
     setup = solve_setup(options(ModelOptions()), RoutingOptions())
     assert setup.sources == {"draft": "builtin:draft", "target": "builtin:target"}
     assert setup.deciding_head is not None
-    assert (setup.column.policy.name, setup.column.tau) == ("arbitrage", setup.available_head.table.resolve("exact"))
+    assert (setup.policy_at_tau.policy.name, setup.policy_at_tau.tau) == (
+        "arbitrage",
+        setup.available_head.table.resolve("exact"),
+    )
     assert setup.concurrency == "1"
 
 
 def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
-    """Without a pair nothing of one is used: no head but the universal one, no system prompt of its own."""
     setup = solve_setup(options(ModelOptions(draft="a.gguf", target="b.gguf")), RoutingOptions())
     assert (setup.choice.pair, setup.choice.head_source) == (None, "builtin:universal")
 
 
 def test_only_the_models_that_are_needed_are_sources() -> None:
-    """The target alone needs no draft, RSD a process reward model."""
     assert list(solve_setup(options(), RoutingOptions(policy="target")).sources) == ["target"]
     rsd = solve_setup(options(ModelOptions()), RoutingOptions(policy="rsd"))
     assert list(rsd.sources) == ["draft", "target", "prm"]
@@ -77,34 +77,30 @@ def test_only_the_models_that_are_needed_are_sources() -> None:
     ],
 )
 def test_an_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
-    """The command line shows where its value came from."""
     with pytest.raises(UsageError) as raised:
         solve_setup(options(invocation=flags("policy", "tau")), routing)
     assert raised.value.option == option
 
 
 def test_a_flag_that_the_policy_does_not_use_is_refused_and_a_setting_is_not() -> None:
-    """A setting may be there for other policies."""
     routing = RoutingOptions(policy="target", tau="0.3")
-    assert solve_setup(options(), routing).column.tau is None
+    assert solve_setup(options(), routing).policy_at_tau.tau is None
     with pytest.raises(UsageError) as raised:
         solve_setup(options(invocation=flags("policy", "tau")), routing)
     assert raised.value.option == "tau"
 
 
 def test_a_budget_and_a_tau(tmp_path: Path) -> None:
-    """Two flags contradict each other; of two settings the one with the higher origin holds."""
     models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
     both = RoutingOptions(tau="0.5", budget=0.2)
     with pytest.raises(UsageError):
         solve_setup(options(models, flags("tau", "budget")), both)
     origins = {"tau": Origin.file, "budget": Origin.environment}
-    assert solve_setup(options(models, Invocation(origins=origins)), both).column.tau != 0.5
-    assert solve_setup(options(models, flags("tau")), both).column.tau == 0.5
+    assert solve_setup(options(models, Invocation(origins=origins)), both).policy_at_tau.tau != 0.5
+    assert solve_setup(options(models, flags("tau")), both).policy_at_tau.tau == 0.5
 
 
 def test_a_benchmark_has_a_column_for_each_policy_and_tau() -> None:
-    """A policy's own tau, else each of the list, else its default; what is named twice counts once."""
     routing = BenchRoutingOptions("target,entropy,logprob@0.2,entropy", tau="0.5,1")
     setup = bench_setup(options(invocation=flags("policy", "tau")), routing)
     assert columns(setup) == [("target", None), ("entropy", 0.5), ("entropy", 1.0), ("logprob", 0.2)]
@@ -112,7 +108,6 @@ def test_a_benchmark_has_a_column_for_each_policy_and_tau() -> None:
 
 
 def test_a_resumed_run_keeps_what_names_of_taus_stood_for(tmp_path: Path) -> None:
-    """And whether drafts are stopped early, unless that is asked for."""
     models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
     setup = bench_setup(options(models), BenchRoutingOptions("arbitrage@fast,arbitrage@0.5"))
     assert setup.named_taus is not None
@@ -124,7 +119,6 @@ def test_a_resumed_run_keeps_what_names_of_taus_stood_for(tmp_path: Path) -> Non
 
 
 def test_collecting_needs_a_source_of_rewards() -> None:
-    """A process reward model, or rollouts; it solves several problems at once."""
     setup = collect_setup(options(), "rollout")
     assert (setup.reward, setup.concurrency, list(setup.sources)) == ("rollout", "8", ["draft", "target"])
     with pytest.raises(UsageError, match="process reward model"):
@@ -132,6 +126,5 @@ def test_collecting_needs_a_source_of_rewards() -> None:
 
 
 def test_generation_options_reach_the_setup() -> None:
-    """Limits and sampling as given."""
     setup = solve_setup(options(max_steps=3, temperature=0.5, seed=7), RoutingOptions(policy="target"))
     assert (setup.limits.max_steps, setup.sampler.temperature, setup.sampler.seed) == (3, 0.5, 7)

@@ -13,28 +13,33 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from cli import MODELS, Terminal, many_problems, read_line, start
+from cli import ESCAPE, MODELS, Terminal, many_problems, read_line, start
 
 INTERRUPTED, TERMINATED = 130, 143
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENTRY = EntryPoint("arbitrage", PROJECT["scripts"]["arbitrage"], "console_scripts")
 
 
+@pytest.fixture
+def problems(tmp_path: Path) -> str:
+    return str(many_problems(tmp_path / "problems.txt", 3000))
+
+
 def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_interrupt_in_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
-    """Ctrl-C in the live view: exit code 130, a visible cursor, an echo, nothing of the region left, results kept."""
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["live", "NO_COLOR", "TERM=dumb"])
+def test_interrupt_leaves_a_terminal_as_it_was(tmp_path: Path, problems: str, variables: dict[str, str]) -> None:
     output = tmp_path / "output"
-    path = many_problems(tmp_path / "problems.txt", 3000)
-    with Terminal("solve", *MODELS, "--input", str(path), stdout=output) as terminal:
+    with Terminal("solve", *MODELS, "--input", problems, stdout=output, env=variables) as terminal:
         echoed_before = terminal.process.getecho()
         terminal.wait_until(lambda: num_lines(output) >= 3)
         terminal.process.sendintr()
         assert terminal.wait() == INTERRUPTED
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
+    assert (ESCAPE in terminal.raw) == (not variables)
     assert b"Traceback" not in terminal.raw
     assert terminal.text.endswith("arbitrage: interrupted")
     records = [json.loads(line) for line in output.read_bytes().splitlines()]
@@ -42,34 +47,27 @@ def test_interrupt_in_a_terminal_leaves_it_as_it_was(tmp_path: Path) -> None:
     assert 3 <= len(records) < 3000
 
 
-@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "TERM=dumb"])
-def test_interrupt_in_a_plain_terminal_writes_no_escape_byte(tmp_path: Path, variables: dict[str, str]) -> None:
-    """Where nothing is drawn there is no cursor to bring back."""
-    output = tmp_path / "output"
-    path = many_problems(tmp_path / "problems.txt", 3000)
-    with Terminal("solve", *MODELS, "--input", str(path), stdout=output, env=variables) as terminal:
-        terminal.wait_until(lambda: num_lines(output) >= 3)
-        terminal.process.sendintr()
-        assert terminal.wait() == INTERRUPTED
-    assert b"\x1b" not in terminal.raw
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
-def test_signal_ends_a_run_with_its_exit_code(tmp_path: Path, number: int, code: int) -> None:
-    """SIGINT gives 130 and SIGTERM 143, with one line on stderr and whole records on stdout."""
-    path = many_problems(tmp_path / "problems.txt", 3000)
-    with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
-        first = read_line(process)
+@pytest.mark.parametrize(
+    ("number", "code", "flags"),
+    [
+        (signal.SIGINT, INTERRUPTED, ()),
+        (signal.SIGTERM, TERMINATED, ()),
+        (signal.SIGINT, INTERRUPTED, ("--concurrency", "4")),
+    ],
+    ids=["SIGINT", "SIGTERM", "several at once"],
+)
+def test_signal_ends_a_run_after_a_whole_record(problems: str, number: int, code: int, flags: tuple[str, ...]) -> None:
+    with start("solve", *MODELS, "-q", "--input", problems, *flags, stdin=subprocess.DEVNULL) as process:
+        first = b"".join(read_line(process) for _ in range(3))
         process.send_signal(number)
-        rest, told = process.communicate(timeout=10)
-    assert process.returncode == code
-    assert told == b"arbitrage: interrupted\n"
-    for line in (first + rest).splitlines():
-        json.loads(line)
+        rest, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (code, b"arbitrage: interrupted\n")
+    ids = [int(json.loads(line)["id"]) for line in (first + rest).splitlines()]
+    assert ids == sorted(set(ids))
+    assert 3 <= len(ids) < 3000
 
 
-def test_interrupt_while_waiting_for_a_problem() -> None:
-    """A run that waits for its next line ends at once too."""
+def test_interrupt_ends_a_run_that_waits_for_a_problem() -> None:
     with start("solve", *MODELS, "-q") as process:
         assert process.stdin is not None
         process.stdin.write(b"1 + 1\n")
@@ -80,10 +78,8 @@ def test_interrupt_while_waiting_for_a_problem() -> None:
         process.stdin.close()
 
 
-def test_signal_while_nobody_reads_the_results(tmp_path: Path) -> None:
-    """A reader that has stopped reading cannot keep the run alive: one more signal ends it, without a traceback."""
-    path = many_problems(tmp_path / "problems.txt", 3000)
-    with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
+def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> None:
+    with start("solve", *MODELS, "-q", "--input", problems, stdin=subprocess.DEVNULL) as process:
         try:
             wait_until_pipe_is_full(process)
             process.send_signal(signal.SIGINT)
@@ -95,38 +91,33 @@ def test_signal_while_nobody_reads_the_results(tmp_path: Path) -> None:
         finally:
             process.kill()
         assert process.stderr is not None
-        told = process.stderr.read().decode()
+        err = process.stderr.read().decode()
     assert code in (INTERRUPTED, -signal.SIGINT)
-    assert "Traceback" not in told
-    assert "Exception ignored" not in told
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
 
 
 def wait_until_pipe_is_full(process: "subprocess.Popen[bytes]") -> None:
-    """Wait until what lies unread in the process's stdout has not grown for half a second."""
+    """Wait until the unread bytes of the process's stdout have not grown for half a second."""
     assert process.stdout is not None
     seen, since = 0, time.monotonic()
     while not seen or time.monotonic() - since < 0.5:
         assert process.poll() is None
-        now = unread(process.stdout.fileno())
+        now = int.from_bytes(fcntl.ioctl(process.stdout.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
         if now != seen:
             seen, since = now, time.monotonic()
         os.sched_yield()
 
 
-def unread(pipe: int) -> int:
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-@pytest.mark.skipif(
-    not Path("/proc/self/maps").exists(), reason="looks at what a process has loaded, which only Linux tells"
-)
-def test_interrupt_while_the_program_starts() -> None:
-    """Ctrl-C before the first problem gives no traceback either."""
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads from /proc what a process has loaded")
+def test_interrupt_while_the_program_starts_shows_no_traceback() -> None:
     with start("solve", *MODELS, "1 + 1", stdin=subprocess.DEVNULL) as process:
-        wait_until_numpy_is_loading(process)
+        maps = Path(f"/proc/{process.pid}/maps")
+        while process.poll() is None and "_multiarray_umath" not in maps.read_text():  # numpy, the largest import
+            os.sched_yield()
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=10)
-    assert b"Traceback" not in told
+        _, err = process.communicate(timeout=10)
+    assert b"Traceback" not in err
     assert process.returncode in (0, INTERRUPTED, -signal.SIGINT)
 
 
@@ -134,32 +125,30 @@ INTERRUPTED_AT = """
 import os, runpy, signal, sys
 
 class Interrupting:
+    def __init__(self, module):
+        self.module = module
+
     def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[1]:
+        if name == self.module:
             os.kill(os.getpid(), signal.SIGINT)
 
-sys.meta_path.insert(0, Interrupting())
+for module in sys.argv[1:]:
+    if not os.fork():
+        sys.argv[1:] = []
+        sys.meta_path.insert(0, Interrupting(module))
 """
-AS_SCRIPT = f"""{INTERRUPTED_AT}
-from {ENTRY.module} import {ENTRY.attr}
-sys.exit({ENTRY.attr}())
-"""
-AS_MODULE = f"""{INTERRUPTED_AT}
-runpy.run_module("arbitrage_cli", run_name="__main__")
-"""
+AS_SCRIPT = f"        from {ENTRY.module} import {ENTRY.attr}\n        sys.exit({ENTRY.attr}())\n"
+AS_MODULE = '        runpy.run_module("arbitrage_cli", run_name="__main__")\n'
+REPORT = "    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)\n"
 
 
 @pytest.mark.parametrize("code", [AS_SCRIPT, AS_MODULE], ids=["script", "module"])
-@pytest.mark.parametrize("module", ["arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer"])
-def test_interrupt_while_modules_are_imported(code: str, module: str) -> None:
-    """From the first module of its own on the program ends in one line, however it was started."""
-    with start(module, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", code]) as process:
-        written, told = process.communicate(timeout=10)
-    assert (process.returncode, written, told) == (INTERRUPTED, b"", b"arbitrage: interrupted\n")
-
-
-def wait_until_numpy_is_loading(process: "subprocess.Popen[bytes]") -> None:
-    """Wait until the process has mapped numpy, its largest import, or has ended."""
-    maps = Path(f"/proc/{process.pid}/maps")
-    while process.poll() is None and "_multiarray_umath" not in maps.read_text():
-        os.sched_yield()
+def test_interrupt_while_modules_are_imported_ends_in_one_line(code: str) -> None:
+    """From the first module of the program on: each fork is interrupted at another import."""
+    modules = ("arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer")
+    with start(
+        *modules, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", INTERRUPTED_AT + code + REPORT]
+    ) as process:
+        out, err = process.communicate(timeout=30)
+    assert out.decode().splitlines() == [str(INTERRUPTED)] * 3
+    assert err == b"arbitrage: interrupted\n" * 3

@@ -1,17 +1,28 @@
-"""`arbitrage solve` as a process, with the scripted models: what goes in, what comes out, and where."""
+"""`arbitrage solve` with the scripted models: what goes in, what comes out, and where."""
 
-import json
 import os
 import re
-import signal
 import socket
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, MODELS, QUESTION, RIGHT, WRONG, Terminal, flat, many_problems, read_line, run, solve, start
+from cli import (
+    ESCAPE,
+    MODELS,
+    QUESTION,
+    RIGHT,
+    WRONG,
+    Terminal,
+    assert_refused,
+    flat,
+    read_line,
+    run,
+    run_process,
+    solve,
+    start,
+)
 from gguf import GGUFWriter
 
 from arbitrage_cli import __version__
@@ -46,37 +57,29 @@ def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
 
 
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
-    """A problem on the command line gives its answer alone on stdout, and the steps on stderr."""
     result = solve(QUESTION)
     assert (result.code, result.out) == (0, f"{RIGHT}\n")
     for shown in ("37 * 12 = 454.", "37 * 12 = 444.", "444 - 95 = 349.", "step 1: target escalate", "step 2: draft accept"):
         assert result.err.count(shown) == 1
+    assert "not language models" in result.err
+    assert "problems" not in result.err.splitlines()[-1]
 
 
-def test_demo_models_are_named_as_such() -> None:
-    """Whoever runs the scripted models is told that they are no language models."""
-    assert "scripted demo models, not language models" in solve(QUESTION).err
-
-
-def test_json_record_has_every_field() -> None:
-    """The JSON record has the documented fields, and each step says who wrote what, and what was thrown away."""
+def test_record_has_every_field_and_who_wrote_each_step() -> None:
     record = solve_one()
     assert {name: type(record[name]) for name in FIELDS} == FIELDS
     assert (record["id"], record["problem"], record["answer"]) == ("1", QUESTION, RIGHT)
     assert (record["policy"], record["tau"]) == ("entropy", POLICIES["entropy"].default_tau)
     assert (record["draft"], record["target"]) == ("scripted:draft", "scripted:target")
-    for step in record["steps"]:
-        assert step.keys() >= STEP_FIELDS
+    assert all(step.keys() >= STEP_FIELDS for step in record["steps"])
     escalated, accepted, _ = record["steps"]
     assert (escalated["model"], escalated["decision"]) == ("target", "escalate")
     assert (accepted["model"], accepted["decision"], accepted["discarded"]) == ("draft", "accept", None)
     assert escalated["probability"] > record["tau"] >= accepted["probability"]
-    assert escalated["discarded"]["model"] == "draft"
-    assert escalated["discarded"]["text"] == "37 * 12 = 454.\n\n"
+    assert (escalated["discarded"]["model"], escalated["discarded"]["text"]) == ("draft", "37 * 12 = 454.\n\n")
 
 
-def test_json_figures_follow_from_the_steps() -> None:
-    """Text, rates and seconds of a record are what its own steps add up to."""
+def test_figures_of_a_record_follow_from_its_steps() -> None:
     record = solve_one()
     steps = record["steps"]
     accepted = [step for step in steps if step["decision"] == "accept"]
@@ -88,9 +91,7 @@ def test_json_figures_follow_from_the_steps() -> None:
     assert record["seconds"] == pytest.approx(sum(step["seconds"] for step in written))
 
 
-def test_same_command_gives_the_same_record() -> None:
-    """Two runs differ in their times and in nothing else."""
-
+def test_same_command_gives_the_same_record_but_for_times() -> None:
     def without_times(record: dict[str, Any]) -> dict[str, Any]:
         timed = ("seconds", "timing", "target_alone_seconds_estimate")
         kept = {name: value for name, value in record.items() if name not in timed}
@@ -111,24 +112,19 @@ def test_same_command_gives_the_same_record() -> None:
         ("target", RIGHT, {"target"}),
     ],
 )
-def test_each_policy_shares_the_steps_in_its_way(policy: str, answer: str, writers: set[str]) -> None:
-    """The policy decides who writes, and the answer follows: the scripted draft is wrong where the target is right."""
+def test_policy_decides_who_writes(policy: str, answer: str, writers: set[str]) -> None:
     record = solve_one("--policy", policy)
     assert (record["policy"], record["answer"]) == (policy, answer)
     assert {step["model"] for step in record["steps"]} == writers
 
 
 @pytest.mark.parametrize("policy", ["logprob", "draft", "target"])
-def test_early_stop_is_refused_where_nothing_is_stopped(policy: str) -> None:
-    """Of these nothing is known before a step is finished; as a setting for other policies it does no harm."""
-    result = solve(QUESTION, *MODELS, "--policy", policy, "--early-stop")
-    assert result.code == 2
-    assert f"policy {policy} does not use it" in result.err
+def test_early_stop_is_refused_by_a_policy_that_needs_whole_steps(policy: str) -> None:
+    assert_refused(solve(QUESTION, "--policy", policy, "--early-stop"), 2, "--early-stop: ", policy)
     assert "early_stop" not in solve_one("--policy", policy, env={"ARBITRAGE_EARLY_STOP": "1"})["settings"]
 
 
 def test_early_stop_changes_no_text_of_policy_entropy() -> None:
-    """It knows with the first token; the record tells which drafts were stopped, and that they may be."""
     whole, stopped = (solve_one("--policy", "entropy", flag) for flag in ("--no-early-stop", "--early-stop"))
     assert whole["text"] == stopped["text"]
     assert [record["settings"]["early_stop"] for record in (whole, stopped)] == [False, True]
@@ -137,71 +133,58 @@ def test_early_stop_changes_no_text_of_policy_entropy() -> None:
 
 
 def test_policy_speculative_writes_the_targets_text() -> None:
-    """Both models are loaded, and the target writes every step; it is said who does what."""
     record, alone = solve_one("--policy", "speculative"), solve_one("--policy", "target")
     assert record["text"] == alone["text"]
     assert {step["model"] for step in record["steps"]} == {"target"}
     assert (set(record["models"]), record["tau"], record["acceptance_rate"]) == ({"draft", "target"}, None, None)
-    told = solve(QUESTION, *MODELS, "--policy", "speculative").err
-    assert "policy speculative: the target writes every step, and the draft says what may come next" in told
-    assert "one problem is solved at a time" not in told
-    several = run("solve", *MODELS, "--policy", "speculative", "--concurrency", "2", stdin=b"1 + 2\n3 + 4\n")
-    assert "policy speculative saves time with one problem at a time" in flat(several.err)
+    several = solve("--policy", "speculative", "--concurrency", "2", stdin=b"1 + 2\n3 + 4\n")
+    assert "one problem at a time" in flat(several.err)
+    assert "one problem at a time" not in flat(solve(QUESTION, "--policy", "speculative").err)
 
 
 def test_policy_random_follows_its_seed() -> None:
-    """The draws of policy random depend on the seed."""
     draws = [[s["probability"] for s in solve_one("--policy", "random", "--seed", seed)["steps"]] for seed in ("1", "2")]
     assert draws[0] != draws[1]
 
 
 @pytest.mark.parametrize("model", ["draft", "target"])
-def test_single_model_needs_no_other(model: str) -> None:
-    """The policies draft and target load one model, compare nothing, and have no tau."""
-    result = run("solve", QUESTION, "--policy", model, f"--{model}", f"scripted:{model}", "--json", "-q")
-    (record,) = result.records
+def test_single_model_needs_no_other_and_has_no_tau(model: str) -> None:
+    (record,) = run("solve", QUESTION, "--policy", model, f"--{model}", f"scripted:{model}", "--json", "-q").records
     assert {(step["model"], step["decision"], step["probability"]) for step in record["steps"]} == {(model, None, None)}
     assert record["tau"] is None
 
 
 @pytest.mark.parametrize(("tau", "written", "verdict"), [("inf", "inf", "accept"), ("-1", -1.0, "escalate")])
 def test_extreme_tau_is_one_model_alone(tau: str, written: object, verdict: str) -> None:
-    """An infinite tau keeps every draft, a negative one none; JSON has no infinity, so that is a string there."""
     record = solve_one("--tau", tau)
     assert {step["decision"] for step in record["steps"]} == {verdict}
-    assert record["tau"] == written
-    assert record["acceptance_rate"] == (1.0 if verdict == "accept" else 0.0)
+    assert (record["tau"], record["acceptance_rate"]) == (written, 1.0 if verdict == "accept" else 0.0)
 
 
 # --- limits
 
 
 @pytest.mark.parametrize(("option", "stop"), [("--max-steps", "max_steps"), ("--max-tokens", "max_tokens")])
-def test_limit_ends_a_solution_and_is_named(option: str, stop: str) -> None:
-    """A solution cut short by a limit is no failure: exit code 0, and stderr names the option."""
+def test_limit_that_ends_a_solution_is_named_and_no_failure(option: str, stop: str) -> None:
     result = solve(QUESTION, "--json", option, "1")
-    assert result.code == 0
-    assert result.records[0]["stop"] == stop
-    assert f"stopped at the limit {option}" in result.err
+    assert (result.code, result.records[0]["stop"]) == (0, stop)
+    assert option in result.err
 
 
-def test_text_is_printed_where_there_is_no_boxed_answer() -> None:
-    """Without a boxed answer stdout gets the text of the solution."""
+def test_text_is_printed_if_there_is_no_boxed_answer() -> None:
     assert solve(QUESTION, "--max-steps", "1").out == "37 * 12 = 444.\n"
 
 
 # --- where problems come from
 
 
-def test_piped_lines_give_one_record_each_in_order() -> None:
-    """Plain lines on stdin give one JSON line each, in input order, called after their line; blank lines are skipped."""
+def test_lines_give_one_record_each_in_order() -> None:
     result = solve("-q", stdin=b"1 + 1\n\n  2 + 2  \n3 + 3")
     assert result.code == 0
     assert [(record["id"], record["answer"]) for record in result.records] == [("1", "2"), ("3", "4"), ("4", "6")]
 
 
-def test_piped_jsonl_gives_one_record_each_in_order() -> None:
-    """JSON lines may name their problem `problem` or `question`, and themselves `id` or `unique_id`."""
+def test_json_lines_name_their_problem_and_id_in_two_ways() -> None:
     lines = [
         b'{"problem": "1 + 1", "id": "first"}',
         b'{"question": "2 + 2", "unique_id": "test/second"}',
@@ -215,67 +198,50 @@ def test_piped_jsonl_gives_one_record_each_in_order() -> None:
 
 @pytest.mark.parametrize("arguments", [["-"], ["--input", "-"], ["-i", "-"]])
 def test_dash_is_standard_input(arguments: list[str]) -> None:
-    """A dash reads standard input, as the problem or as the input file."""
     assert [record["answer"] for record in solve("-q", *arguments, stdin=b"1 + 1\n").records] == ["2"]
 
 
-def test_input_file_is_read(tmp_path: Path) -> None:
-    """--input reads problems from a file, and leaves standard input alone."""
+def test_input_file_wins_over_standard_input(tmp_path: Path) -> None:
     path = tmp_path / "problems.txt"
     path.write_text("1 + 1\n2 + 2\n")
     result = solve("-q", "--input", str(path), stdin=b"9 + 9\n")
     assert [record["answer"] for record in result.records] == ["2", "4"]
 
 
-def test_file_as_standard_input_is_read(tmp_path: Path) -> None:
-    """A regular file on standard input is read like a pipe."""
-    path = tmp_path / "problems.txt"
-    path.write_text("1 + 1\n")
-    with path.open("rb") as file:
-        assert solve("-q", stdin=file).records[0]["answer"] == "2"
-
-
-def test_problem_on_the_command_line_leaves_standard_input_alone() -> None:
-    """A problem that is given wins over a pipe that happens to be there, as in a shell's `while read` loop."""
-    read_end, write_end = os.pipe()
+def test_problem_on_the_command_line_leaves_a_pipe_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    pipe = os.open(tmp_path / "fifo", os.O_RDWR)
     try:
-        os.write(write_end, b"9 + 9\n")
-        result = solve(QUESTION, stdin=read_end)
+        os.write(pipe, b"9 + 9\n")
+        result = solve(QUESTION, stdin=tmp_path / "fifo")
         assert (result.code, result.out) == (0, f"{RIGHT}\n")
-        assert os.read(read_end, 100) == b"9 + 9\n"
+        assert os.read(pipe, 100) == b"9 + 9\n"
     finally:
-        os.close(read_end)
-        os.close(write_end)
+        os.close(pipe)
 
 
 def test_device_on_standard_input_is_not_read() -> None:
-    """/dev/null, which cron and CI give, is no source of problems: a usage error says how to give one."""
-    result = solve(stdin=subprocess.DEVNULL)
-    assert (result.code, result.stdout) == (2, b"")
-    assert "no problem given" in result.err
+    assert_refused(solve(), 2, "no problem given")
 
 
 def test_socket_on_standard_input_is_not_read() -> None:
-    """A socket might never end, so it is not read unless a dash asks for it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        result = solve(stdin=theirs.fileno())
-    assert result.code == 2
-    assert "no problem given" in result.err
+        assert_refused(run_process("solve", *MODELS, stdin=theirs.fileno()), 2, "no problem given")
 
 
 def test_terminal_on_standard_input_is_not_read() -> None:
-    """Without a problem the program does not wait for a user to type one."""
-    with Terminal("solve", *MODELS) as terminal:
+    with Terminal("solve", *MODELS, env={"NO_COLOR": "1"}) as terminal:
         assert terminal.wait() == 2
     assert "no problem given" in terminal.text
+    assert ESCAPE not in terminal.raw
 
 
-def test_records_are_written_one_by_one() -> None:
-    """A record is on stdout as soon as its problem is solved, while the pipe is still open for writing."""
-    with start("solve", *MODELS, "-q") as process:
+@pytest.mark.parametrize("concurrency", ["1", "4"])
+def test_each_record_is_written_while_the_pipe_is_open(concurrency: str) -> None:
+    with start("solve", *MODELS, "-q", "--concurrency", concurrency) as process:
         assert process.stdin is not None
-        for line, answer in ((b"1 + 1\n", b'"answer": "2"'), (b"2 + 2\n", b'"answer": "4"')):
+        for line, answer in ((b"1 + 1\n\n", b'"answer": "2"'), (b"2 + 2\n", b'"answer": "4"')):
             process.stdin.write(line)
             process.stdin.flush()
             assert answer in read_line(process)
@@ -288,7 +254,6 @@ def test_records_are_written_one_by_one() -> None:
 
 @pytest.mark.parametrize("concurrency", ["3", "auto"])
 def test_several_at_once_come_out_in_order(concurrency: str) -> None:
-    """With --concurrency the records are those of one at a time, in the order of the input, a failed one among them."""
     lines = b"37 * 12 - 95 + 4 * 4\n1 + 1\nwho?\n2 + 2\n\n3 + 3 * 7\n9 * 9\n"
     alone, together = (solve("-q", *flags, stdin=lines) for flags in ([], ["--concurrency", concurrency]))
     assert (alone.code, together.code) == (1, 1)
@@ -297,50 +262,30 @@ def test_several_at_once_come_out_in_order(concurrency: str) -> None:
     assert {record["target_alone_seconds_estimate"] for record in together.records} == {None}
 
 
-def test_several_at_once_do_not_wait_for_a_pipe() -> None:
-    """A problem is solved and written while the pipe is still open, and the places beside it are empty."""
-    with start("solve", *MODELS, "-q", "--concurrency", "4") as process:
-        assert process.stdin is not None
-        for line, answer in ((b"1 + 1\n\n", b'"answer": "2"'), (b"2 + 2\n", b'"answer": "4"')):
-            process.stdin.write(line)
-            process.stdin.flush()
-            assert answer in read_line(process)
-        process.stdin.close()
-        assert process.wait(10) == 0
-
-
 def test_steps_of_several_at_once_name_their_problem() -> None:
-    """In plain lines each step says which problem it belongs to, where another could be meant."""
-    told = solve("-v", "--concurrency", "2", stdin=b"37 * 12 - 95\n1 + 1\n").err
-    assert re.search(r"^problem 1, step 2: ", told, re.MULTILINE)
-    assert re.search(r"^problem 2, step 1: ", told, re.MULTILINE)
+    several = solve("-v", "--concurrency", "2", stdin=b"37 * 12 - 95\n1 + 1\n").err
+    assert re.search(r"^problem 1, step 2: ", several, re.MULTILINE)
+    assert re.search(r"^problem 2, step 1: ", several, re.MULTILINE)
     assert re.search(r"^step 1: ", solve("-v", "--concurrency", "2", "1 + 1").err, re.MULTILINE)
 
 
-def test_reader_of_several_at_once_loses_nothing_to_ctrl_c(tmp_path: Path) -> None:
-    """Broken off, every line of the output is whole, and in the order of the input."""
-    path = many_problems(tmp_path / "many.txt", 3000)
-    with start("solve", *MODELS, "-q", "--concurrency", "4", "--input", str(path)) as process:
-        first = b"".join(read_line(process) for _ in range(3))
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=10)
-    assert process.returncode == 130
-    numbers = [int(json.loads(line)["id"]) for line in (first + rest).splitlines()]
-    assert numbers == sorted(set(numbers))
-    assert 3 <= len(numbers) < 3000
+def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
+    sampled = ("-q", "--temperature", "2")
+    forwards, backwards = (solve(*sampled, stdin=lines).records for lines in (b"1 + 1\n2 * 3\n", b"2 * 3\n1 + 1\n"))
+    assert [record["text"] for record in forwards] == [record["text"] for record in reversed(backwards)]
 
 
-def test_what_does_not_fit_in_memory_is_refused(tiny: Mapping[str, Path]) -> None:
-    """More problems at once than memory is there for are refused with exit code 3, before a model is loaded."""
+LARGE = ("--ctx", "16777216", "--gpu-layers", "0")
+
+
+def test_more_problems_at_once_than_memory_holds_are_refused(tiny: Mapping[str, Path]) -> None:
     models = ("--draft", str(tiny["draft"]), "--target", str(tiny["target"]))
-    result = run("solve", *models, "--concurrency", "64", "--ctx", "16777216", "--gpu-layers", "0", stdin=b"1 + 1\n" * 64)
-    assert (result.code, result.out) == (3, "")
-    assert "problems at once need" in result.err
+    assert_refused(run("solve", "--policy", "entropy", *models, "--concurrency", "64", *LARGE, stdin=b"1 + 1\n" * 64), 3)
 
 
-@pytest.mark.parametrize("command", [("solve", "1 + 1", "--policy", "entropy"), ("tune",)], ids=["solve", "tune"])
-def test_models_that_are_too_large_are_refused_for_one_problem(command: tuple[str, ...], tmp_path: Path) -> None:
-    """Before any is loaded, with exit code 3: by the lengths of keys and values that their files tell."""
+@pytest.mark.parametrize("command", [("solve", "1 + 1"), ("tune",)], ids=["solve", "tune"])
+def test_models_that_are_too_large_are_refused_before_they_are_loaded(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Their files have a header only: the lengths of keys and values are enough."""
     path = tmp_path / "large.gguf"
     writer = GGUFWriter(path, "llama")
     writer.add_embedding_length(64)
@@ -351,30 +296,25 @@ def test_models_that_are_too_large_are_refused_for_one_problem(command: tuple[st
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    result = run(*command, "--draft", str(path), "--target", str(path), "--ctx", "16777216", "--gpu-layers", "0")
+    result = run(*command, "--draft", str(path), "--target", str(path), *LARGE)
     assert (result.code, result.out) == (3, "")
-    assert "the models need" in flat(result.err)
-    assert "and this machine has" in flat(result.err)
+    assert re.search("need .* has ", flat(result.err))
 
 
 # --- what is shown
 
 
 def test_many_problems_end_with_their_total() -> None:
-    """The last line of stderr has the figures of all problems: failed ones counted, nothing left out."""
     result = solve(stdin=b"37 * 12\nwho?\n1 + 1\n")
     assert result.err.splitlines()[-1].startswith("3 problems, 1 failed; accepted 3/4 steps (75%); tokens: drafted ")
-    assert "problems" not in solve(QUESTION).err.splitlines()[-1]
 
 
 def test_quiet_shows_results_only() -> None:
-    """-q leaves stderr empty when all goes well."""
     result = solve(QUESTION, "-q")
     assert (result.code, result.out, result.err) == (0, f"{RIGHT}\n", "")
 
 
-def test_many_problems_are_told_in_one_line_each_unless_verbose() -> None:
-    """Of many problems stderr tells one line each; with -v every step."""
+def test_many_problems_are_one_line_each_unless_verbose() -> None:
     usual, verbose = (solve(*flags, stdin=b"1 + 1\n2 + 2\n") for flags in ([], ["-v"]))
     assert [line for line in usual.err.splitlines() if line.startswith("step")] == []
     for number, answer in (("1", "2"), ("2", "4")):
@@ -382,38 +322,24 @@ def test_many_problems_are_told_in_one_line_each_unless_verbose() -> None:
     assert [line.split()[1] for line in verbose.err.splitlines() if line.startswith("step")] == ["1:", "2:"] * 2
 
 
-@pytest.mark.parametrize(
-    "arguments", [[*MODELS, QUESTION], [*MODELS, "-v", QUESTION], ["--help"], ["--max-steps", "0", "1"]]
-)
-def test_no_escape_bytes_without_a_terminal(arguments: list[str]) -> None:
-    """Pipes get no escape byte, on neither stream."""
-    result = run("solve", *arguments)
+@pytest.mark.parametrize("env", [{}, {"GITHUB_ACTIONS": "true"}], ids=["usual", "CI service"])
+@pytest.mark.parametrize("arguments", [[*MODELS, "-v", QUESTION], ["--help"], ["--max-steps", "0", "1"]])
+def test_no_escape_bytes_without_a_terminal(arguments: list[str], env: dict[str, str]) -> None:
+    result = run("solve", *arguments, env=env)
     assert ESCAPE not in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "TERM=dumb"])
-@pytest.mark.parametrize(
-    "arguments", [[*MODELS, QUESTION], ["--help"], ["--max-steps", "0", "1"]], ids=["run", "help", "usage"]
-)
-def test_no_escape_bytes_on_a_terminal_that_declines_them(variables: dict[str, str | None], arguments: list[str]) -> None:
-    """A terminal with NO_COLOR or TERM=dumb gets plain lines without an escape byte."""
-    with Terminal("solve", *arguments, env=variables) as terminal:
-        terminal.wait()
-    assert terminal.raw
+def test_help_has_no_escape_bytes_on_a_terminal_that_declines_them() -> None:
+    with Terminal("solve", "--help", env={"TERM": "dumb"}) as terminal:
+        assert terminal.wait() == 0
+    assert "Usage: arbitrage solve" in terminal.text
     assert ESCAPE not in terminal.raw
-
-
-def test_no_escape_bytes_in_a_pipe_of_a_ci_service() -> None:
-    """Typer colours its messages for GitHub's logs; a pipe there is a pipe all the same."""
-    result = run("solve", "--max-steps", "0", "1", env={"GITHUB_ACTIONS": "true"})
-    assert ESCAPE not in result.stdout + result.stderr
 
 
 # --- environment variables
 
 
-def test_environment_gives_options() -> None:
-    """Options may come from ARBITRAGE_* variables alone."""
+def test_environment_gives_options_and_a_flag_wins() -> None:
     variables = {
         "ARBITRAGE_DRAFT": "scripted:draft",
         "ARBITRAGE_TARGET": "scripted:target",
@@ -428,100 +354,48 @@ def test_environment_gives_options() -> None:
     (record,) = result.records
     assert (record["policy"], record["tau"], record["seed"], record["stop"]) == ("logprob", -1.0, 7, "max_steps")
     assert result.stderr == b""
-
-
-def test_flag_beats_environment() -> None:
-    """A flag wins over its variable."""
-    record = solve_one("--policy", "entropy", "--tau", "inf", env={"ARBITRAGE_POLICY": "target", "ARBITRAGE_TAU": "-1"})
+    (record,) = run("solve", QUESTION, "--policy", "entropy", "--tau", "inf", env=variables).records
     assert (record["policy"], record["tau"]) == ("entropy", "inf")
 
 
-def test_bad_value_in_the_environment_is_named() -> None:
-    """A variable that is no number gives a usage error that names it."""
-    result = solve(QUESTION, env={"ARBITRAGE_MAX_STEPS": "high", "COLUMNS": "200"})
-    assert result.code == 2
-    assert "ARBITRAGE_MAX_STEPS" in result.err
-
-
-def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
-    """The same lines the other way round give the same texts."""
-    sampled = ("-q", "--temperature", "2")
-    forwards, backwards = (solve(*sampled, stdin=lines).records for lines in (b"1 + 1\n2 * 3\n", b"2 * 3\n1 + 1\n"))
-    assert [record["text"] for record in forwards] == [record["text"] for record in reversed(backwards)]
-
-
-# --- settings files
-
-
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "--help"], ["solve", "-h"], ["doctor"]])
-def test_help_works_with_a_bad_settings_file(tmp_path: Path, arguments: list[str]) -> None:
-    """What helps to find the mistake does not fail because of it."""
-    (tmp_path / "arbitrage.toml").write_text("foo = 1\n")
-    assert run(*arguments, cwd=tmp_path).code == 0
-
-
-def test_project_file_gives_defaults(tmp_path: Path) -> None:
-    """arbitrage.toml in the folder gives defaults; environment and flags win over it."""
-    (tmp_path / "arbitrage.toml").write_text('draft = "scripted:draft"\ntarget = "scripted:target"\ntau = -1\nseed = 3\n')
-    result = run("solve", QUESTION, "--json", "-q", "--seed", "5", cwd=tmp_path)
-    (record,) = result.records
-    assert (record["tau"], record["seed"]) == (-1.0, 5)
-    (record,) = run("solve", QUESTION, "--json", "-q", cwd=tmp_path, env={"ARBITRAGE_TAU": "inf"}).records
-    assert (record["tau"], record["seed"]) == ("inf", 3)
-
-
-def test_project_file_wins_over_the_users_own(tmp_path: Path) -> None:
-    """The user's own config.toml counts where the project's file is silent."""
-    (tmp_path / "arbitrage").mkdir()
-    (tmp_path / "arbitrage" / "config.toml").write_text("seed = 1\ntau = -1\n")
-    (tmp_path / "arbitrage.toml").write_text("seed = 2\n")
-    record = solve_one(cwd=tmp_path, env={"XDG_CONFIG_HOME": str(tmp_path)})
-    assert (record["seed"], record["tau"]) == (2, -1.0)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [("taus = 1\n", "unknown setting 'taus'"), ("tau = \n", "cannot be read as TOML"), ("tau = [1]\n", "tau")],
-    ids=["unknown key", "broken", "wrong type"],
-)
-def test_bad_settings_file_is_refused(tmp_path: Path, content: str, words: str) -> None:
-    """A settings file that makes no sense is a usage error that says what is wrong in it."""
-    (tmp_path / "arbitrage.toml").write_text(content)
-    result = solve(QUESTION, cwd=tmp_path)
-    assert (result.code, result.stdout) == (2, b"")
-    assert words in result.err
-    assert "Traceback" not in result.err
-
-
-# --- help and version
+# --- help, version and completion
 
 
 def test_help_names_every_option_with_its_variable() -> None:
-    """The help lists each option once, with its environment variable; only the source of problems has none."""
     shown = run("solve", "--help", env={"COLUMNS": "200"}).out
     options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", shown, re.MULTILINE))
     assert {"--draft", "--target", "--policy", "--tau", "--json", "--ctx", "--temperature"} <= options
     variables = set(re.findall(r"ARBITRAGE_[A-Z_]+", shown))
-    named = {"ARBITRAGE_" + option[2:].upper().replace("-", "_") for option in options - {"--help", "--input"}}
-    assert variables == named
+    assert variables == {"ARBITRAGE_" + name[2:].upper().replace("-", "_") for name in options - {"--help", "--input"}}
 
 
 @pytest.mark.parametrize("command", [[], ["solve"], ["models"], ["models", "pull"]])
 def test_help_has_a_short_flag(command: list[str]) -> None:
-    """`-h` is `--help`, of each command and of those below it."""
     short, full = (run(*command, flag) for flag in ("-h", "--help"))
     assert (short.code, short.out) == (0, full.out)
     assert "Usage: arbitrage" in short.out
 
 
-def test_version() -> None:
-    """--version prints the program's name and version."""
+def test_version_is_printed() -> None:
     result = run("--version")
     assert (result.code, result.out) == (0, f"arbitrage {__version__}\n")
 
 
-def test_no_arguments_show_the_help() -> None:
-    """The bare command shows how it is used."""
+def test_bare_command_shows_the_help() -> None:
     result = run()
     assert "Usage: arbitrage" in result.out + result.err
-    assert "solve" in result.out + result.err
+
+
+def test_completion_script_is_shown() -> None:
+    result = run("--show-completion", "bash")
+    assert result.code == 0
+    assert "_ARBITRAGE_COMPLETE=complete_bash" in result.out
+
+
+def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None:
+    for name in ("numpy", "llama_cpp"):
+        (tmp_path / f"{name}.py").write_text(f"raise AssertionError('{name} is imported')\n")
+    env = {"_ARBITRAGE_COMPLETE": "complete_bash", "COMP_WORDS": "arbitrage so", "COMP_CWORD": "1"}
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    result = run_process(env={**env, "PYTHONPATH": path})
+    assert (result.out.split(), result.err) == (["solve"], "")

@@ -1,12 +1,11 @@
-"""`arbitrage train`: from run folders to a head that can be used, and what a user is told."""
+"""`arbitrage train`: from run folders to a head that can be used, and what is refused."""
 
 import io
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from cli import ESCAPE, Result, flat, run, start
+from cli import ESCAPE, Result, assert_refused, flat, run
 from collected import COSTS, World, questions, write_run
 
 from arbitrage_cli.cli.train import name_of_head
@@ -15,18 +14,7 @@ from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.runs.folder import encode
 
-PATIENCE = 300.0  # seconds: scikit-learn is slow to import where a machine is busy
 SIGNAL = World(bias=0.0, weights=(("logprob_min", -2.0), ("numbers", 1.0)))
-
-
-def train(*arguments: str, cwd: Path) -> Result:
-    """Run `arbitrage train` to its end."""
-    with start("train", *arguments, stdin=subprocess.DEVNULL, cwd=cwd) as process:
-        try:
-            written, told = process.communicate(timeout=PATIENCE)
-        finally:
-            process.kill()
-    return Result(process.returncode, written, told)
 
 
 @pytest.fixture(scope="module")
@@ -39,51 +27,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Result:
-    return train("run", "-o", "head.safetensors", "--inputs", "agnostic", cwd=folder)
+    return run("train", "run", "-o", "head.safetensors", "--inputs", "agnostic", cwd=folder)
 
 
-def test_writes_a_head_that_can_be_used(folder: Path, trained: Result) -> None:
-    """The file is a head with a card and taus; it is named after the run, as its file says nothing, and knows its command."""
-    assert trained.code == 0
+def test_head_has_a_name_its_command_and_taus(folder: Path, trained: Result) -> None:
+    assert trained.code == 0, trained.err
     head = load(folder / "head.safetensors")
     assert head.card.name == "run"
     assert head.card.command == ("arbitrage", "train", "run", "-o", "head.safetensors", "--inputs", "agnostic")
     assert TauTable.from_json(head.card.taus).costs is not None
 
 
-def test_shows_how_good_it_is(trained: Result) -> None:
-    """Figures with intervals beside the baselines, and what each tau does, in 80 columns of plain text on stdout."""
-    shown = flat(trained.out)
-    for word in (
-        "AUC",
-        "Spearman",
-        "calibration error",
-        "accept class",
-        "escalate class",
-        "entropy",
-        "lowest logprob",
-        "mean logprob",
-        "rsd",
-        "random",
-        "always",
-        "never",
-        "exact",
-        "balanced",
-        "fast",
-        "wasted",
-        "time",
-    ):
-        assert word in shown
+def test_figures_and_taus_are_shown_in_80_columns(trained: Result) -> None:
+    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "random", "always", "never")
+    for word in ("AUC", "Spearman", "calibration error", *baselines, "exact", "balanced", "fast", "wasted", "time"):
+        assert word in flat(trained.out)
     assert max(map(len, trained.out.splitlines())) < 80
     assert ESCAPE not in trained.stdout + trained.stderr
-    assert "learning" in trained.err
-    assert "wrote head.safetensors" in trained.err
+    assert "head.safetensors" in trained.err
 
 
-def test_card_as_json(folder: Path) -> None:
-    """With --json one line, the card; with --quiet nothing beside it."""
+def test_json_is_the_card_alone(folder: Path) -> None:
     arguments = ("--inputs", "agnostic", "--json", "--quiet", "--name", "mine", "--margin", "0.5")
-    found = train("run", "-o", "json.safetensors", *arguments, cwd=folder)
+    found = run("train", "run", "-o", "json.safetensors", *arguments, cwd=folder)
     (card,) = found.records
     assert (found.code, found.err) == (0, "")
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
@@ -91,10 +57,8 @@ def test_card_as_json(folder: Path) -> None:
     assert card["taus"]["costs"]["target_seconds_per_token"] == COSTS["target_seconds_per_token"]
 
 
-def test_a_head_is_called_as_its_file_or_its_pair(folder: Path, tmp_path: Path) -> None:
-    """As the file if that says something, else as the pairs of its runs that have a name, and the other runs."""
-    run_json = folder / "run" / "run.json"
-    of_pair = json.loads(run_json.read_text())
+def test_head_is_named_after_its_file_or_else_its_pairs_and_runs(folder: Path, tmp_path: Path) -> None:
+    of_pair = json.loads((folder / "run" / "run.json").read_text())
     del of_pair["checksum"]
     for role in ("draft", "target"):
         of_pair["models"][role]["source"] = f"builtin:{role}"
@@ -106,8 +70,7 @@ def test_a_head_is_called_as_its_file_or_its_pair(folder: Path, tmp_path: Path) 
     assert name_of_head(Path("head.safetensors"), runs) == "run+builtin"
 
 
-def test_names_are_data(folder: Path, trained: Result) -> None:
-    """Texts of a card come from files: they cannot speak to the terminal, and are no markup."""
+def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result) -> None:
     assert trained.code == 0
     card = load(folder / "head.safetensors").card.to_json()
     hostile = "\x1b]0;pwned\x07[/INST]\n\x1b[2K"
@@ -119,38 +82,28 @@ def test_names_are_data(folder: Path, trained: Result) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "reason"),
+    ("arguments", "word"),
     [
-        (["nowhere"], 2, "no run in this folder"),
-        (["run", "-o", "head.pkl"], 2, ".safetensors"),
-        (["run", "--inputs", "hidden"], 2, "hidden states"),
-        (["run", "--test", "run"], 2, "run is given twice"),
-        (["run", "nowhere/../run/."], 2, "is given twice"),
-        (["run", "--margin", "-1"], 2, "margin"),
-        ([], 2, "RUN"),
+        (["nowhere"], "no run in this folder"),
+        (["run", "-o", "head.pkl"], ".safetensors"),
+        (["run", "--inputs", "hidden"], "hidden states"),
+        (["run", "--test", "run"], "twice"),
+        (["run", "nowhere/../run/."], "twice"),
+        (["run", "--margin", "-1"], "margin"),
+        ([], "RUN"),
     ],
 )
-def test_what_cannot_be_used_is_said(folder: Path, arguments: list[str], code: int, reason: str) -> None:
-    """One line, exit code 2, and no file."""
-    found = train("-o", "none.safetensors", *arguments, cwd=folder)
-    assert found.code == code
-    assert reason in flat(found.err)
-    assert "Traceback" not in found.err
+def test_unusable_arguments_are_refused_and_no_file_is_made(folder: Path, arguments: list[str], word: str) -> None:
+    assert_refused(run("train", "-o", "none.safetensors", *arguments, cwd=folder), 2, "", word)
     assert not (folder / "none.safetensors").exists()
 
 
-def test_place_that_cannot_be_written_to(folder: Path) -> None:
-    """It is said before a head is trained for nothing."""
+def test_unwritable_place_is_refused_before_training(folder: Path) -> None:
     found = run("train", "run", "-o", "nowhere/head.safetensors", cwd=folder)
-    assert found.code == 1
-    assert "nowhere/head.safetensors: cannot be written" in found.err
+    assert_refused(found, 1, "nowhere/head.safetensors: ")
     assert "learning" not in found.err
 
 
-def test_without_scikit_learn(folder: Path, tmp_path: Path) -> None:
-    """It says what to install; nothing else of the program needs it."""
-    (tmp_path / "sklearn").mkdir()
-    (tmp_path / "sklearn" / "__init__.py").write_text("raise ImportError('not here')\n")
-    found = run("train", "run", "-o", "none.safetensors", cwd=folder, env={"PYTHONPATH": str(tmp_path)})
-    assert found.code == 2
-    assert 'pip install "scikit-learn>=1.7"' in found.err
+def test_missing_scikit_learn_is_an_error_that_says_what_to_install(folder: Path) -> None:
+    found = run("train", "run", "-o", "none.safetensors", cwd=folder, without=["sklearn"])
+    assert_refused(found, 2, "", "pip install", "scikit-learn")

@@ -1,16 +1,14 @@
-"""`arbitrage tune` as a command, and what the other commands make of what it measured."""
+"""`arbitrage tune`, and how the other commands use what it measured."""
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, flat, run
-from faults import Program
+from cli import Result, assert_refused, flat, run
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
@@ -22,25 +20,24 @@ from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
 FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
 SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
-NO_GAIN = {"draft": Speeds(0.9, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is hardly faster
+NO_GAIN = {"draft": Speeds(1.5, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is slower
 THREADS = {"draft": 1, "target": 2}
 
 
 class Home:
     """A user's settings folder, and commands that find it."""
 
-    def __init__(self, program: Program, folder: Path) -> None:
-        self._program = program
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "arbitrage" / "tuned.json"
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None, **order: Any) -> Result:
-        # Threads that wait for each other shall not keep the cores from whoever they wait for: tests share them.
+        # Threads that wait give up their cores: other tests need them.
         own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive"}
-        return self._program.run(self.folder, *arguments, environment={**own, **(env or {})}, **order)
+        return run(*arguments, cwd=self.folder, env={**own, **(env or {})}, **order)
 
     def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = THREADS) -> None:
-        """Keep made-up measurements of the built-in models, as if they had been made here."""
+        """Keep made-up measurements of the built-in models on this machine."""
         keep_tuned(self.file, [made_up(role, speeds[role], threads[role]) for role in ("draft", "target")])
 
 
@@ -50,15 +47,15 @@ def made_up(role: str, speeds: Speeds, threads: int) -> Tuned:
 
 
 @pytest.fixture
-def home(program: Program, tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> Home:
     (tmp_path / "arithmetic.jsonl").write_text(json.dumps({"question": "5 + 6", "answer": "11"}) + "\n")
-    return Home(program, tmp_path)
+    return Home(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def tuned(program: Program, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
-    """A home in which the built-in models were measured, and what the command said."""
-    home = Home(program, tmp_path_factory.mktemp("tuned"))
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
+    """A home in which the built-in models were measured, and the output."""
+    home = Home(tmp_path_factory.mktemp("tuned"))
     return home, home.run("tune")
 
 
@@ -70,15 +67,14 @@ def solve(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> 
 
 
 def threads_of(record: Mapping[str, Any]) -> list[int]:
-    """As the descriptions of the models tell them."""
+    """The numbers of threads in the descriptions of the models."""
     return [int(record["models"][role].split(" thread")[0].split()[-1]) for role in ("draft", "target")]
 
 
 # --- measuring
 
 
-def test_it_shows_what_was_tried_and_what_is_chosen(tuned: tuple[Home, Result]) -> None:
-    """A row for each number of threads, one of them chosen, and flash attention both ways; less than 80 columns."""
+def test_each_number_of_threads_is_shown_and_one_is_chosen(tuned: tuple[Home, Result]) -> None:
     home, result = tuned
     assert result.code == 0
     lines = result.out.splitlines()
@@ -93,8 +89,7 @@ def test_it_shows_what_was_tried_and_what_is_chosen(tuned: tuple[Home, Result]) 
     assert max(map(len, lines[:-1])) < 80
 
 
-def test_what_was_measured_is_kept(tuned: tuple[Home, Result]) -> None:
-    """Of each model its sha256, and what its tokens take, for this machine."""
+def test_measurements_are_kept_by_sha256_and_machine(tuned: tuple[Home, Result]) -> None:
     home, _ = tuned
     kept = read_tuned(home.file)
     shas = [hashlib.sha256(find_files(f"builtin:{role}")[0].read_bytes()).hexdigest() for role in ("draft", "target")]
@@ -103,8 +98,7 @@ def test_what_was_measured_is_kept(tuned: tuple[Home, Result]) -> None:
     assert all(0 < one.speeds.read < one.speeds.decode for one in kept)
 
 
-def test_doctor_tells_whether_this_machine_is_tuned(tuned: tuple[Home, Result], home: Home) -> None:
-    """The models with their threads; before that, what to do; of a damaged file, that it is."""
+def test_doctor_shows_measured_models_or_a_damaged_file(tuned: tuple[Home, Result], home: Home) -> None:
     assert "arbitrage built-in draft (" in tuned[0].run("doctor").out
     assert "nothing; arbitrage tune measures" in home.run("doctor").out
     home.file.parent.mkdir()
@@ -113,8 +107,7 @@ def test_doctor_tells_whether_this_machine_is_tuned(tuned: tuple[Home, Result], 
     assert (damaged.code, "tuned.json: cannot be read" in damaged.out) == (0, True)
 
 
-def test_one_model_as_json(home: Home) -> None:
-    """A model that is named alone is measured alone. With a number format that needs flash attention, that is not tried off."""
+def test_one_model_is_measured_alone_as_json(home: Home) -> None:
     result = home.run("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0", "--json", "-q")
     assert (result.code, result.err) == (0, "")
     (record,) = result.records
@@ -127,53 +120,43 @@ def test_one_model_as_json(home: Home) -> None:
     assert [one.loading.kv_type for one in read_tuned(home.file)] == ["q8_0"]
 
 
-def test_demo_models_have_nothing_to_tune(home: Home) -> None:
-    """It is said, and nothing is kept."""
-    result = home.run("tune", "--pair", "scripted")
-    assert result.code == 2
-    assert "scripted demo model" in result.err
+def test_demo_models_are_refused(home: Home) -> None:
+    assert_refused(home.run("tune", "--pair", "scripted"), 2, "", "scripted:draft")
     assert not home.file.exists()
 
 
 ONE = ("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0")
 
 
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(home: Home, tmp_path: Path) -> None:
-    """Nothing is loaded; neither is it where the file that is there is damaged."""
+def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = home.run(*ONE, env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
-    assert (result.code, result.out) == (1, "")
-    assert "tuned.json: cannot be written" in result.err
+    assert_refused(result, 1, "", "tuned.json")
     assert "checking" not in result.err
     home.file.parent.mkdir()
     home.file.write_text("{")
-    damaged = home.run(*ONE)
-    assert (damaged.code, damaged.out) == (2, "")
+    assert_refused(home.run(*ONE), 2, "", "tuned.json")
 
 
-def test_what_was_measured_is_shown_though_it_cannot_be_kept(home: Home) -> None:
-    """A disk that is full in the end costs the file, not the table."""
+def test_full_disk_costs_the_file_not_the_table(home: Home) -> None:
     result = home.run(*ONE, fault={"number": 1, "action": "full", "calls": ["replace"]})
     assert result.code == 1
-    assert "tuned.json: cannot be written (No space left on device)" in result.err
+    assert "No space left on device" in result.err
     assert " chosen\n" in result.out
     assert "kept in" not in result.out
 
 
-def test_a_busy_machine_is_told_of(home: Home) -> None:
-    """In one line, where others use more than half a core."""
+def test_busy_machine_is_noted(home: Home) -> None:
     busy = home.run(*ONE, load=1.3)
     assert busy.code == 0
-    assert busy.err.count("other processes use the processor (a load of 1.3)") == 1
-    assert "may not hold" in busy.err
+    assert busy.err.count("other processes") == 1
     assert "other processes" not in home.run(*ONE, load=0.4).err
 
 
 # --- threads
 
 
-def test_each_model_runs_with_its_own_threads(home: Home) -> None:
-    """As measured; a flag, the environment and a settings file win over that."""
+def test_each_model_runs_with_its_measured_threads_unless_a_setting_says_otherwise(home: Home) -> None:
     home.pretend(FAST_READER)
     assert threads_of(solve(home)) == [1, 2]
     assert threads_of(solve(home, "--threads", "2")) == [2, 2]
@@ -182,8 +165,7 @@ def test_each_model_runs_with_its_own_threads(home: Home) -> None:
     assert threads_of(solve(home)) == [2, 2]
 
 
-def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
-    """It is known by its content, and from then on by its time; where that cannot be kept, it is used all the same."""
+def test_touched_file_is_identified_by_its_content_once(home: Home) -> None:
     home.pretend(FAST_READER, {"draft": 2, "target": 2})
     kept = read_tuned(home.file)
     home.file.unlink()
@@ -197,16 +179,14 @@ def test_a_file_that_was_touched_is_read_once(home: Home) -> None:
     assert read_tuned(home.file) == kept
 
 
-def test_other_options_are_other_measurements(home: Home) -> None:
-    """What was measured with one number format says nothing of another."""
+def test_measurements_hold_for_one_kv_type(home: Home) -> None:
     home.pretend(FAST_READER)
     default = solve(home, "--kv-type", "q8_0")
     home.file.unlink()
     assert threads_of(default) == threads_of(solve(home))
 
 
-def test_speeds_on_another_gpu_are_other_measurements(home: Home) -> None:
-    """What was measured with a GPU says nothing of a llama.cpp that has none."""
+def test_measurements_hold_for_one_gpu(home: Home) -> None:
     home.pretend(FAST_READER)
     kept = read_tuned(home.file)
     home.file.unlink()
@@ -216,27 +196,14 @@ def test_speeds_on_another_gpu_are_other_measurements(home: Home) -> None:
 
 
 def test_demo_models_start_without_llama(home: Home) -> None:
-    """Whose GPU it would be is not asked for models that were never measured: llama.cpp takes its time to import."""
     home.pretend(FAST_READER)
-    code = "import sys; from arbitrage_cli.cli.main import main; main(sys.argv[1:]); print('llama_cpp' in sys.modules)"
-    result = run(
-        "solve",
-        "5 + 6",
-        "--pair",
-        "scripted",
-        env={"XDG_CONFIG_HOME": str(home.folder)},
-        program=(sys.executable, "-c", code),
-    )
-    assert result.out.splitlines()[-1] == "False"
+    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
 
 
-def test_a_damaged_file_is_said(home: Home) -> None:
-    """No number of threads is made up instead."""
+def test_damaged_file_is_refused(home: Home) -> None:
     home.file.parent.mkdir()
     home.file.write_text("{}")
-    result = home.run("solve", "5 + 6")
-    assert result.code == 2
-    assert "tuned.json: cannot be read" in result.err
+    assert_refused(home.run("solve", "5 + 6"), 2, "", "tuned.json")
 
 
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
@@ -247,8 +214,7 @@ def run_json(home: Home) -> dict[str, Any]:
     return content
 
 
-def test_bench_records_the_threads_of_each_model(home: Home) -> None:
-    """A run goes on with them, one policy at a time as well, and is not gone on with by others."""
+def test_bench_records_threads_and_is_not_resumed_with_others(home: Home) -> None:
     home.pretend(FAST_READER)
     assert home.run(*BENCH, "--policy", "target,draft").code == 0
     made = run_json(home)
@@ -258,12 +224,10 @@ def test_bench_records_the_threads_of_each_model(home: Home) -> None:
     assert {role: model["threads"] for role, model in run_json(home)["models"].items()} == {"draft": 1, "target": 2}
     home.pretend(FAST_READER, {"draft": 1, "target": 1})
     refused = home.run(*BENCH, "--policy", "target,draft")
-    assert refused.code == 2
-    assert "another number of threads of the target: 2, not 1" in flat(refused.err)
+    assert_refused(refused, 2, "", "another number of threads of the target: 2, not 1")
 
 
-def test_several_problems_at_once_take_the_same_threads(home: Home) -> None:
-    """A throughput run records the threads of each model beside how many are solved at once; a flag wins here too."""
+def test_several_problems_at_once_use_the_measured_threads(home: Home) -> None:
     home.pretend(FAST_READER)
     sums = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7)]
     (home.folder / "arithmetic.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
@@ -272,7 +236,7 @@ def test_several_problems_at_once_take_the_same_threads(home: Home) -> None:
     made = run_json(home)
     assert (made["concurrency"], [model["threads"] for model in made["models"].values()]) == (2, [1, 2])
     refused = home.run(*at_once, "--threads", "1")
-    assert (refused.code, "another number of threads of the target: 2, not 1" in flat(refused.err)) == (2, True)
+    assert_refused(refused, 2, "", "another number of threads of the target: 2, not 1")
     for flags, threads in (((), [1, 2]), (("--threads", "2"), [2, 2])):
         solved = home.run("solve", "--input", "arithmetic.jsonl", "--concurrency", "auto", *flags)
         assert solved.code == 0, solved.err
@@ -288,71 +252,60 @@ def head(home: Home) -> str:
     return str(write_head(home.folder / "small.safetensors"))
 
 
-def test_named_taus_are_by_the_costs_of_this_machine(home: Home, head: str) -> None:
-    """Where verifying costs more than it saves, the least time is at another tau; the record says whose costs those are."""
+def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, head: str) -> None:
     before = solve(home, "--head", head)
     assert (before["tau"], before["settings"]["tau_costs"]) == (0.3, "the head's card")
     home.pretend(SLOW_VERIFIER)
     after = solve(home, "--head", head)
     assert (after["tau"], after["settings"]["tau_costs"]) == (0.6, "this machine")
     assert solve(home, "--head", head, "--tau", "exact")["tau"] == 0.6
-    told = home.run("solve", "5 + 6", "--head", head, "--verbose")
-    assert "names of taus are resolved at the costs of this machine" in told.err
+    assert "costs of this machine" in home.run("solve", "5 + 6", "--head", head, "--verbose").err
 
 
-def test_routing_that_takes_longer_than_the_target_is_told(home: Home, head: str) -> None:
-    """By the costs of this machine: a draft that is hardly faster gains nothing. Where there is a gain nothing is said."""
-    told = "as long as the target alone: --policy target"
+def test_routing_that_takes_longer_than_the_target_is_noted(home: Home, head: str) -> None:
+    note = "as long as the target alone"
     routed = ("solve", "5 + 6", "--head", head, "--no-early-stop")
-    assert told not in home.run(*routed).err
+    assert note not in flat(home.run(*routed).err)
     home.pretend(NO_GAIN)
-    found = flat(home.run(*routed).err)
-    assert "at the costs of this machine routing takes about" in found
-    assert told in found
-    assert told not in home.run("solve", "5 + 6", "--policy", "target").err
+    assert note in flat(home.run(*routed).err)
+    assert note not in home.run("solve", "5 + 6", "--policy", "target").err
 
 
 @pytest.mark.parametrize(
     "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9"), ("--early-stop",)], ids=str
 )
-def test_nobody_waits_for_routing_that_nobody_asked_for(home: Home, asked: tuple[str, ...]) -> None:
-    """Where the pair's own head gains nothing on this machine, the target alone writes: said, and only if nothing was asked for."""
+def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(home: Home, asked: tuple[str, ...]) -> None:
     home.pretend(NO_GAIN)
     result = home.run("solve", "5 + 6", "--json", *asked)
     (record,) = result.records
     assert record["policy"] == ("arbitrage" if asked else "target")
-    assert ("so the target writes alone" in flat(result.err)) == (not asked)
+    assert ("the target writes alone" in flat(result.err)) == (not asked)
     assert ("head" in record["settings"]) == bool(asked)
 
 
-def test_the_target_speculates_where_that_pays_and_routing_does_not(home: Home) -> None:
-    """A draft that writes fast, and reads slowly what the target has written."""
+def test_target_speculates_if_that_pays_and_routing_does_not(home: Home) -> None:
     home.pretend({"draft": Speeds(0.3, 9.0, 9.0), "target": Speeds(1.0, 0.01, 0.05)})
     result = home.run("solve", "5 + 6", "--json")
     assert result.records[0]["policy"] == "speculative"
-    assert "so the target writes alone with token-level speculation" in flat(result.err)
+    assert "token-level speculation" in flat(result.err)
 
 
 def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
-    """Without a measurement the head decides, as its card is of another machine."""
     (record,) = home.run("solve", "5 + 6", "--json").records
     assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
 
 
-def test_drafts_are_stopped_early_where_they_spare_less_than_they_cost(home: Home) -> None:
-    """By the costs of this machine: a draft that is hardly faster is not worth finishing as a proposal. A flag wins."""
+def test_drafts_are_stopped_early_if_they_save_less_than_they_cost(home: Home) -> None:
     routed = ("--policy", "arbitrage", "--tau", "0.02")
     assert solve(home, *routed)["settings"]["early_stop"] is False
     home.pretend(NO_GAIN)
     assert solve(home, *routed)["settings"]["early_stop"] is True
     assert solve(home, *routed, "--no-early-stop")["settings"]["early_stop"] is False
     assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
-    told = flat(home.run("solve", "5 + 6", *routed).err)
-    assert "as long as the target alone (not counting what early stops save)" in told
+    assert "not counting what early stops save" in flat(home.run("solve", "5 + 6", *routed).err)
 
 
-def test_a_run_keeps_its_early_stops(home: Home) -> None:
-    """It goes on as it began, whatever was measured meanwhile, and is not gone on with otherwise."""
+def test_run_keeps_its_early_stops(home: Home) -> None:
     routed = (*BENCH, "--policy", "arbitrage@0.02")
     assert home.run(*routed).code == 0
     assert run_json(home)["early_stop"] is False
@@ -363,17 +316,15 @@ def test_a_run_keeps_its_early_stops(home: Home) -> None:
     assert home.run(*routed).code == 0
     assert run_json(home)["early_stop"] is True
     refused = home.run(*routed, "--no-early-stop")
-    assert (refused.code, "another early stop: true, not false" in flat(refused.err)) == (2, True)
+    assert_refused(refused, 2, "", "another early stop: true, not false")
 
 
-def test_explain_takes_the_same_tau(home: Home, head: str) -> None:
-    """It tells of the decisions that solve makes."""
+def test_explain_uses_the_same_tau(home: Home, head: str) -> None:
     home.pretend(SLOW_VERIFIER)
     assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
 
 
 def test_costs_hold_for_the_threads_they_were_measured_with(home: Home, head: str) -> None:
-    """With other threads the card's own costs are taken, as they are without a measurement of both models."""
     home.pretend(SLOW_VERIFIER)
     assert solve(home, "--head", head, "--threads", "1")["tau"] == 0.3
     home.file.unlink()
@@ -382,7 +333,6 @@ def test_costs_hold_for_the_threads_they_were_measured_with(home: Home, head: st
 
 
 def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
-    """They mean the same on every machine."""
     home.pretend(SLOW_VERIFIER)
     for arguments, tau in ((("--tau", "0.3"), 0.3), (("--budget", "0.5"), 0.3)):
         record = solve(home, "--head", head, *arguments)
@@ -392,17 +342,15 @@ def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "named"), [(("--policy", "arbitrage@0.5"), False), (("--tau", "0.5,fast"), True)], ids=str
 )
-def test_bench_tells_whose_costs_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
-    """Nobody's, where all taus are numbers."""
+def test_bench_records_the_costs_that_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
     home.pretend(SLOW_VERIFIER)
     result = home.run(*BENCH[:-1], "--verbose", "--head", head, "--policy", "arbitrage", *asked)
     assert result.code == 0
     assert run_json(home)["tau_costs"] == ("this machine" if named else None)
-    assert ("names of taus are resolved at the costs of" in result.err) == named
+    assert ("names of taus" in result.err) == named
 
 
-def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: str) -> None:
-    """Costs that are measured later make no new column; it is said that they would, and another name is taken as it was then."""
+def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, head: str) -> None:
     routed = (*BENCH[:-1], "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@exact").code == 0
     made = run_json(home)
@@ -412,14 +360,13 @@ def test_names_of_taus_stay_what_they_were_when_a_run_began(home: Home, head: st
     again = home.run(*routed, "arbitrage@exact")
     assert again.code == 0, again.err
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
-    assert "exact is tau 0.3 in this run, as when it began; by the costs of this machine it would be 0.6" in flat(again.err)
+    assert "exact is tau 0.3 in this run" in flat(again.err)
     assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
     assert [one["tau"] for one in run_json(home)["policies"]] == [0.3, 0.5]
     assert run_json(home)["tau_costs"] == "the head's card"
 
 
-def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> None:
-    """The first name in it is by the costs that are known then; so is that of a run that is begun anew."""
+def test_run_without_a_named_tau_has_no_names_to_keep(home: Home, head: str) -> None:
     routed = (*BENCH, "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@0.5").code == 0
     assert run_json(home)["named_taus"] is None
@@ -434,8 +381,7 @@ def test_a_run_that_named_no_tau_has_no_names_to_keep(home: Home, head: str) -> 
     assert [one["tau"] for one in run_json(home)["policies"]] == [0.3]
 
 
-def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
-    """The same command finds its columns again."""
+def test_resumed_bench_finds_its_columns_again(home: Home, head: str) -> None:
     home.pretend(SLOW_VERIFIER)
     arguments = (*BENCH, "--policy", "target,arbitrage@exact", "--head", head)
     assert home.run(*arguments).code == 0
@@ -447,8 +393,7 @@ def test_bench_goes_on_at_the_same_taus(home: Home, head: str) -> None:
     assert made["tau_costs"] == "this machine"
 
 
-def test_threads_that_nobody_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for a model that fits in a processor's cache, as the built-in ones; as many as there are cores for a larger one."""
+def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr("arbitrage_cli.tuning.placement.default_threads", lambda: 8)
     large = tmp_path / "large.gguf"

@@ -18,16 +18,6 @@ BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
 AT_ONCE = RunProgress(
     "bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5, concurrency=2),), seconds_left=90.0
 )
-OF_A_HEAD = RunProgress(
-    "bench set",
-    115,
-    200,
-    (
-        Standing("target", planned=100, tried=58, done=58, correct=58, seconds=2.9),
-        Standing("arbitrage 0.0214", planned=100, tried=57, done=57, correct=57, seconds=1.1, speedup=2.59),
-    ),
-    90.0,
-)
 
 
 class View:
@@ -61,7 +51,7 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     view.clock.now += 30.0
     view.display.handle(Wrote(trace, "draft", "x"))
     head, names, _, entropy, attempt, last = view.lines
-    assert head == "bench set  " + "█" * 16 + "░" * 8 + "  4/6  0:30, about 1 min left"
+    assert head == "bench set  " + "█" * 16 + "░" * 8 + "  4/6  00:30, about 1 min left"
     assert entropy == "  entropy 0.5   2/3    50%    3.00  1.50x       1"
     assert names.split() == ["done", "right", "s", "each", "speed", "failed"]
     assert attempt[1:] == " p7, entropy 0.5  step 1 draft  1 tokens"
@@ -73,10 +63,9 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
 @pytest.mark.parametrize(
     ("progress", "columns", "head", "row"),
     [
-        (BEGUN, 60, "bench set  █████████████░░░░░░  4/6", "  entropy 0.5   2/3    50%    3.00  1.50x       1"),
-        (BEGUN, 48, "bench set  █████░░  4/6", "  entropy …   2/3    50%    3.00  1.50x       1"),
-        (BEGUN, 36, "bench…  4/6", "  entropy…   2/3    50%    3.00  1…"),
-        (OF_A_HEAD, 50, "bench set  ███░░  115/200", "  arbitrage 0.0214  57/100   100%  0.0193  2.59x"),
+        (BEGUN, 60, "bench set  ████████████░░░░░░  4/6", "  entropy 0.5   2/3    50%    3.00  1.50x       1"),
+        (BEGUN, 48, "bench set  ████░░  4/6", "  entropy ~   2/3    50%    3.00  1.50x       1"),
+        (BEGUN, 36, "benc…  4/6", "  entropy~   2/3    50%    3.00  1…"),
         (AT_ONCE, 40, "bench set  2/3", "  target   2/3    50%        4.00"),
     ],
 )
@@ -85,7 +74,7 @@ def test_narrow_terminal_still_has_the_figures(
 ) -> None:
     """Where there is no room for all, the bar and the title give way first, then labels, then the end of the line."""
     lines = make_view(progress, columns).lines
-    assert (lines[0], lines[-1]) == (f"{head}  0:00, about 2 min left", row)
+    assert (lines[0], lines[-1]) == (f"{head}  00:00, about 2 min left", row)
 
 
 def test_tokens_are_those_of_the_step(make_view: MakeView) -> None:

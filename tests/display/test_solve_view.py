@@ -24,7 +24,6 @@ from screens import Clock, Screen, is_struck, make_screen
 
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
-from arbitrage_cli.display.live_solve import MAX_STREAM_LINES
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
@@ -108,7 +107,7 @@ def test_decision_says_who_wrote_and_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "tau", "told"),
+    ("number", "tau", "shown"),
     [
         (1.431, 1.0, "1.43 > 1"),
         (0.212, 1.0, "0.21 \u2264 1"),
@@ -118,22 +117,9 @@ def test_decision_says_who_wrote_and_why() -> None:
         (1.0000000001, 1.0, "1.0000000001 > 1"),
     ],
 )
-def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, told: str) -> None:
+def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, shown: str) -> None:
     """It has as many digits as it takes to see on which side of tau it is."""
-    assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == f"entropy {told}"
-
-
-def test_many_problems_scroll_by_without_loss(tmp_path: Path) -> None:
-    """Each of many problems is in the scrollback once, with its steps and its answer."""
-    path = many_problems(tmp_path / "problems.txt", 30)
-    with Terminal("solve", *MODELS, "--input", str(path), columns=60, rows=12, stdout=tmp_path / "output") as terminal:
-        assert terminal.wait() == 0
-    shown = flat(terminal.text)
-    for index, number in enumerate(range(101, 131), start=1):
-        assert shown.count(f"Problem {index} {number} * 12 - 95 ") == 1
-        assert shown.count(f"{number} * 12 = {number * 12}. ") == 1
-        assert shown.count(f"answer {number * 12 - 95} ") == 1
-    assert not terminal.screen.cursor.hidden
+    assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == f"entropy {shown}"
 
 
 def test_resize_during_a_run(tmp_path: Path) -> None:
@@ -161,43 +147,21 @@ def test_fixed_columns_in_the_environment_do_not_break_the_view() -> None:
 # --- the region
 
 
-def test_text_is_shown_while_it_is_written(make_view: MakeView) -> None:
-    """The region shows who writes which step, how many tokens so far, and the text as it comes."""
+def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
+    """The region shows who reads, writes or waits for rewards of which step, how many tokens so far, and the text as it comes."""
     view = make_view()
-    view.write(view.start(), "draft", "First ", "add ", "two.")
+    trace = view.start()
+    view.write(trace, "draft", num_unread=321)
+    assert "draft   reading 321 tokens" in view.screen.text
+    view.write(trace, "draft", "First ", "add ", "two.")
     assert view.screen.text.endswith("First add two.\n     no tokens yet")
     assert "  1  draft   3 tokens" in view.screen.text
     assert view.screen.screen.cursor.hidden
-
-
-def test_reading_is_shown_before_the_first_token(make_view: MakeView) -> None:
-    """Before it writes, a model reads: the region says how much."""
-    view = make_view()
-    view.write(view.start(), "draft", num_unread=321)
-    assert "draft   reading 321 tokens" in view.screen.text
-
-
-def test_rating_is_shown(make_view: MakeView) -> None:
-    """A step that is being rated says so, until somebody writes again."""
-    view = make_view()
-    trace = view.start()
-    view.write(trace, "draft", "2 + 2 = 5.")
     view.clock.now += REDRAW_SECONDS * 1.01
     view.display.handle(Rating(trace))
     assert "draft   being rated" in view.screen.text
     view.write(trace, "target", "2 + 2 = 4.")
     assert "being rated" not in view.screen.text
-
-
-def test_rejected_draft_stays_visible_while_the_target_reads(make_view: MakeView) -> None:
-    """A long text is read piece by piece, and each piece is told: the draft's text stays, and what is left is shown."""
-    view = make_view()
-    trace = view.start()
-    view.write(trace, "draft", "2 + 2 = 5.")
-    for num_unread in (300, 172, 44):
-        view.display.handle(Writing(trace, "target", num_unread))
-        assert f"target  reading {num_unread} tokens" in view.screen.text
-        assert is_struck(view.screen.screen, "2 + 2 = 5.")
 
 
 def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
@@ -212,11 +176,15 @@ def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
     assert 1 <= view.screen.num_writes - before <= 11
 
 
-def test_rejected_draft_stays_visible_while_the_target_writes(make_view: MakeView) -> None:
-    """While the target writes a step anew, the region shows the draft's text, struck, above it."""
+def test_rejected_draft_stays_visible_while_the_target_works(make_view: MakeView) -> None:
+    """While the target reads, piece by piece, and rewrites the step, the region shows the draft's text, struck, above it."""
     view = make_view()
     trace = view.start()
     view.write(trace, "draft", "2 + 2 = 5.")
+    for num_unread in (300, 172, 44):
+        view.display.handle(Writing(trace, "target", num_unread))
+        assert f"target  reading {num_unread} tokens" in view.screen.text
+        assert is_struck(view.screen.screen, "2 + 2 = 5.")
     view.write(trace, "target", "2 + 2 =")
     assert "target  1 tokens" in view.screen.text
     assert is_struck(view.screen.screen, "2 + 2 = 5.")
@@ -234,7 +202,8 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
     trace = view.start("2 + 2")
     view.decide(trace, escalate())
     finished = view.screen.text
-    view.write(trace, "draft", *(text[start : start + 97] for start in range(0, len(text), 97)))
+    view.write(trace, "draft", *(text[start : start + 97] for start in range(0, len(text), 97)), "$")
+    assert "$" in view.screen.text or rows < 4  # the last rows of a long text are shown
     view.write(trace, "target", text)
     assert view.screen.text.startswith(finished)
     assert any(re.match(r" +2  t", line) for line in view.screen.screen.display), view.screen.text
@@ -245,15 +214,6 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
     assert not view.screen.screen.cursor.hidden
 
 
-def test_end_of_a_long_text_is_what_is_shown(make_view: MakeView) -> None:
-    """Of a step longer than the region the last rows are shown."""
-    view = make_view(40, 24)
-    view.write(view.start(), "draft", "".join(f"number {n} " for n in range(100)))
-    shown = [line for line in view.screen.screen.display if line.startswith("     number")]
-    assert len(shown) == MAX_STREAM_LINES
-    assert "number 99" in shown[-1]
-
-
 @pytest.mark.parametrize(
     "text", ["plain words of one line " * 4, WIDE * 15, EMOJI * 20, "x" * 100], ids=["words", "CJK", "emoji", "x"]
 )
@@ -261,7 +221,7 @@ def test_end_of_a_long_text_is_what_is_shown(make_view: MakeView) -> None:
 def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     make_view: MakeView, before: int, columns: int, text: str
 ) -> None:
-    """A terminal that wraps the region's rows anew when its width changes gets all of them erased, and nothing else."""
+    """A terminal that wraps the region's rows again when its width changes gets all of them erased, and nothing else."""
     view = make_view(before, 24)
     trace = view.start()
     view.decide(trace, accept("The first step."))
@@ -283,16 +243,6 @@ def test_finished_rows_fit_their_terminal(make_view: MakeView) -> None:
         view.decide(view.start(), accept(" ".join(words)))
         shown = [line for line in view.screen.text.splitlines() if line.startswith("     word")]
         assert " ".join(shown).split() == words
-
-
-@pytest.mark.parametrize("text", [WIDE, EMOJI, f"{WIDE} = {EMOJI}", "caf\u00e9 \u03c0\u2248\u221a2"])
-def test_characters_of_any_width_stay_whole(make_view: MakeView, text: str) -> None:
-    """Wide characters and emoji come out as they are, once, and the region above and below them is drawn right."""
-    view = make_view(40, 10)
-    trace = view.start()
-    view.write(trace, "draft", *text)
-    view.decide(trace, accept(text))
-    assert "".join(view.screen.text.split()).count("".join(text.split())) == 1
 
 
 # --- results, notes, the end
@@ -329,23 +279,16 @@ def test_note_stays_above_the_region(make_view: MakeView) -> None:
     assert note < step
 
 
-def test_target_estimate_is_named_as_one(make_view: MakeView) -> None:
-    """The time the target alone would have taken is shown beside the real one, as an estimate."""
-    view = make_view()
+@pytest.mark.parametrize("is_toy", [False, True])
+def test_target_estimate_is_named_as_one(make_view: MakeView, is_toy: bool) -> None:
+    """The time the target alone would have taken is shown as an estimate; of scripted models, whose times mean nothing, not at all."""
+    view = make_view(run=replace(RUN, is_toy=is_toy))
     trace = view.start()
     view.decide(trace, accept(stop="end"))
     view.display.handle(finish(trace, alone=2.0))
-    assert "0.50 s; the target alone: about 2.00 s, 4.00x (estimate" in flat(view.screen.text)
-
-
-def test_no_estimate_for_the_demo_models(make_view: MakeView) -> None:
-    """Times of the scripted models mean nothing, so nothing is estimated from them."""
-    view = make_view(run=RunInfo("entropy", "entropy", 1.0, 0.0, 0, is_toy=True, num_problems=1))
-    trace = view.start()
-    view.decide(trace, accept(stop="end"))
-    view.display.handle(finish(trace, alone=2.0))
-    assert "the target alone" not in view.screen.text
-    assert "scripted demo models, not language models" in flat(view.screen.text)
+    shown = flat(view.screen.text)
+    assert ("0.50 s; the target alone: about 2.00 s, 4.00x (estimate" in shown) != is_toy
+    assert ("scripted demo models, not language models" in shown) == is_toy
 
 
 def test_failure_is_shown_in_place_of_an_answer(make_view: MakeView) -> None:
@@ -436,6 +379,8 @@ def test_many_at_once_in_a_terminal(tmp_path: Path) -> None:
     assert len(output.read_text().splitlines()) == 20
     assert "problems at once" not in terminal.text
     assert len(re.findall(r"^Problem \d+  answer", terminal.text, re.MULTILINE)) == 20
+    for number in range(101, 121):
+        assert flat(terminal.text).count(f"{number} * 12 = {number * 12}. ") == 1
 
 
 def test_a_terminal_that_knows_only_ascii() -> None:

@@ -12,22 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import make_engine
 
-from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep, by_least_likely_token, by_reward, by_token_stats
+from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ProblemError
+from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, PolicyAtTau, left, plan
 from arbitrage_cli.evaluation.engines import Engines
-from arbitrage_cli.inference.backend import Backend, Deadline, Options
+from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.scripted import open_scripted
-from arbitrage_cli.inference.speculation import Planner, Speculator
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Score, Started, Step, Trace
+from arbitrage_cli.types import Limits, ModelRole, Problem, Score, Started, Step, Trace
 
 TARGET, DRAFT = PolicyAtTau(POLICIES["target"], None), PolicyAtTau(POLICIES["draft"], None)
 ENTROPY, RANDOM = PolicyAtTau(POLICIES["entropy"], 2.0), PolicyAtTau(POLICIES["random"], 0.5)
@@ -45,11 +42,19 @@ def grade(text: str, gold: Mapping[str, Any]) -> Score:
     return Score("correct" if is_right else "incorrect", text[-5:] or None, "looked for it")
 
 
-def hash_bench(sampler: Sampler | None = None, **options: Any) -> Bench:
-    """A bench of two toy models; each solution depends on every token that is in a cache."""
-    backends: dict[ModelRole, Backend] = {"draft": HashBackend("draft"), "target": HashBackend("target", merges=("ab",))}
+def hash_engines(sampler: Sampler, concurrency: int = 1) -> Engines:
+    """Engines of two toy models; each solution depends on every token that is in a cache."""
+    backends: dict[ModelRole, Backend] = {
+        "draft": HashBackend("draft", num_sequences=concurrency),
+        "target": HashBackend("target", merges=("ab",), num_sequences=concurrency),
+    }
+    return Engines(backends, sampler, INSTRUCTIONS)
+
+
+def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: Any) -> Bench:
     chosen = sampler or Sampler()
-    return Bench(Engines(backends, chosen, INSTRUCTIONS), grade, SHORT, chosen.seed, **options)
+    engines = hash_engines(chosen, concurrency)
+    return Bench(engines, grade, SHORT, chosen.seed, concurrency=concurrency, **options)
 
 
 def scripted_bench(limits: Limits = SHORT, context: int | None = None, **options: Any) -> Bench:
@@ -74,7 +79,7 @@ def only_row(
 
 
 class Clock:
-    """A clock that goes on only when it is told to."""
+    """A clock that goes on only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -126,13 +131,6 @@ def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, 
         assert all([one.item for one in block] == [one.item for one in turn[0]] for block in turn)
 
 
-def test_no_policy_is_always_first() -> None:
-    """Over as many problems as there are policies, each of them has each place in the order once."""
-    attempts = plan([item(number) for number in range(4)], ALL, 1)
-    places = [[one.policy_at_tau for one in attempts[4 * number :][:4]].index(ENTROPY) for number in range(4)]
-    assert sorted(places) == [0, 1, 2, 3]
-
-
 def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
     """A result is never made again, right or wrong; an error is, after everything that was not tried yet."""
     attempts = plan([item(0), item(1)], (TARGET, DRAFT), 1)
@@ -170,14 +168,9 @@ def test_row_of_a_routed_attempt() -> None:
     assert row["timing"]["draft"]["decode_tokens"] > 0
     assert row["timing"]["target"]["decode_tokens"] + row["timing"]["target"]["verify_kept"] > 0
     assert not row.keys() & {"settings", "models", "draft", "target", "temperature", "seed", "probability_is", "checksum"}
-
-
-def test_one_model_alone_has_no_router_time() -> None:
-    """Where nothing is routed there is no tau and no time of a router."""
-    row = only_row(scripted_bench(), column=DRAFT)
-    assert (row["policy"], row["tau"]) == ("draft", None)
-    assert "router" not in row["timing"]
-    assert row["score"]["value"] == "incorrect"
+    alone = only_row(scripted_bench(), column=DRAFT)
+    assert (alone["policy"], alone["tau"], alone["score"]["value"]) == ("draft", None, "incorrect")
+    assert ("router" in row["timing"], "router" in alone["timing"]) == (True, False)
 
 
 def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
@@ -214,55 +207,17 @@ def test_full_context_is_a_result_unless_nothing_was_written() -> None:
     assert (too_long["status"], too_long["score"]) == ("error", None)
 
 
-def test_context_that_is_full_for_the_other_model_is_a_result_too() -> None:
-    """If the target cannot read what the draft wrote any more, the attempt ends there, and its text is graded."""
-
-    class Refusing(Engine):
-        def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-            if request.trace.decisions:
-                raise ContextFullError("no room")
-            return super().start(slot, request, speculator)
-
-    engines: dict[ModelRole, Engine] = {
-        "target": Refusing("target", Cache(open_scripted("scripted:target", Options())), Sampler())
-    }
-    row = only_row(Bench(lambda policy, sample: engines, grade, SHORT, 0), column=TARGET)
-    assert (row["status"], row["stop"], row["error"]) == ("done", "context", None)
-    assert len(row["steps"]) == 1
-
-
 def test_rewards_and_their_cost_are_in_the_row() -> None:
     """A policy that asks for rewards gets them from its rater, and what they cost stands in the row."""
+    row = only_row(scripted_bench(rater_for=lambda policy: make_rollout()), column=PolicyAtTau(POLICIES["oracle"], 0.0))
+    assert {step["advantage"] for step in row["steps"]} <= {-1.0, 0.0, 1.0}
+    assert row["timing"]["reward"]["decode_tokens"] > 0
 
-    class Rater:
-        waits_for_many = True
 
-        def __init__(self) -> None:
-            self._wishes: dict[int, ScoreSteps] = {}
-
-        @property
-        def busy(self) -> bool:
-            return bool(self._wishes)
-
-        def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-            """Nothing to prepare."""
-
-        def close(self, slot: int) -> None:
-            """Nothing to forget."""
-
-        def start(self, slot: int, request: ScoreSteps) -> None:
-            self._wishes[slot] = request
-
-        def tick(self) -> list[RewardUpdate]:
-            rewards = {slot: (0.25,) * len(request.steps) for slot, request in self._wishes.items()}
-            rated = [RewardUpdate(slot, StepRewards(values, Cost(7, 0.5))) for slot, values in rewards.items()]
-            self._wishes.clear()
-            return rated
-
-    policy = Policy("rated", ("draft", "target"), "badness", 0.5, lambda seed: by_reward())
-    row = only_row(scripted_bench(rater_for=lambda policy: Rater()), column=PolicyAtTau(policy, 0.5))
-    assert {step["probability"] for step in row["steps"]} == {0.75}
-    assert row["timing"]["reward"]["seconds"] == 0.5 * len(row["steps"])
+def make_rollout() -> Rollout:
+    """Rates a step by whether the target ends in the right answer from there."""
+    engine = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
+    return Rollout([engine], lambda identifier, text: "349" in text)
 
 
 def test_router_may_come_from_outside() -> None:
@@ -275,37 +230,23 @@ def test_router_may_come_from_outside() -> None:
 # --- what ends a run
 
 
-class Broken(Engine):
-    """Fails at its first token."""
+@pytest.mark.parametrize(
+    ("error", "row"),
+    [(ComputeError("llama.cpp failed"), ("p0", "error", "llama.cpp failed")), (InterruptedRunError("interrupted"), None)],
+)
+def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row: tuple[str, ...] | None) -> None:
+    """A failed computation ends the run after its error row; an interruption leaves none, and the attempt is made again."""
 
-    error: Exception = ComputeError("llama.cpp failed")
+    def fail(engine: Engine) -> None:
+        raise error
 
-    def tick(self) -> Any:
-        raise self.error
-
-
-def broken_bench(error: Exception) -> Bench:
-    backend = open_scripted("scripted:target", Options())
-    engine = type("BrokenNow", (Broken,), {"error": error})("target", Cache(backend), Sampler())
-    return Bench(lambda policy, sample: {"target": engine}, grade, SHORT, 0)
-
-
-def test_failed_computation_ends_the_run_after_its_row() -> None:
-    """What costs the model its state ends the run: the attempt has an error row, the next is not begun."""
+    monkeypatch.setattr(Engine, "tick", fail)
     seen: list[object] = []
-    with pytest.raises(ComputeError):
-        seen.extend(broken_bench(ComputeError("llama.cpp failed")).run(plan([item(0), item(1)], (TARGET,), 1)))
-    (ended,) = (one for one in seen if isinstance(one, Ended))
-    assert (ended.row["id"], ended.row["status"], ended.row["error"]) == ("p0", "error", "llama.cpp failed")
+    with pytest.raises(type(error)):
+        seen.extend(scripted_bench().run(plan([item(0), item(1)], (TARGET,), 1)))
+    ended = [(one.row["id"], one.row["status"], one.row["error"]) for one in seen if isinstance(one, Ended)]
+    assert ended == ([row] if row else [])
     assert sum(isinstance(one, Began) for one in seen) == 1
-
-
-def test_interruption_is_no_row() -> None:
-    """An attempt that the user broke off has no row: it is made again."""
-    seen: list[object] = []
-    with pytest.raises(InterruptedRunError):
-        seen.extend(broken_bench(InterruptedRunError("interrupted")).run([Attempt(item(), 0, TARGET)]))
-    assert not any(isinstance(one, Ended) for one in seen)
 
 
 # --- results depend on nothing but the problem
@@ -347,9 +288,7 @@ def test_samples_have_seeds_of_their_own() -> None:
 
 def test_bench_solves_as_solve_does() -> None:
     """An attempt gives the text that solving the problem gives."""
-    engines = Engines(
-        {"draft": HashBackend("draft"), "target": HashBackend("target", merges=("ab",))}, Sampler(), INSTRUCTIONS
-    )
+    engines = hash_engines(Sampler())
     for column in ALL:
         (row,) = rows(hash_bench(), [Attempt(item(), 0, column)])
         solved = solve(engines(column, 0), [item().problem], column.policy.name, column.tau)
@@ -375,23 +314,14 @@ def test_policies_learn_nothing_from_each_other() -> None:
 # --- several at once
 
 
-def shared_bench(concurrency: int, **options: Any) -> Bench:
-    backends: dict[ModelRole, Backend] = {
-        "draft": HashBackend("draft", num_sequences=concurrency),
-        "target": HashBackend("target", merges=("ab",), num_sequences=concurrency),
-    }
-    engines = Engines(backends, Sampler(), INSTRUCTIONS)
-    return Bench(engines, grade, SHORT, 0, concurrency=concurrency, **options)
-
-
 def test_several_at_once_give_the_same_rows() -> None:
     """What an attempt gives does not depend on how many are made at once, nor on which are left of a block."""
     items = [item(number) for number in range(9)]
-    alone = results(rows(shared_bench(1), plan(items, (TARGET, RANDOM), 1)))
+    alone = results(rows(hash_bench(), plan(items, (TARGET, RANDOM), 1)))
     attempts = plan(items, (TARGET, RANDOM), 1, 3)
-    together = rows(shared_bench(3), attempts)
+    together = rows(hash_bench(concurrency=3), attempts)
     assert results(together) == alone
-    rest = rows(shared_bench(3), left(attempts, together[:5], retry_errors=True))
+    rest = rows(hash_bench(concurrency=3), left(attempts, together[:5], retry_errors=True))
     assert results([*together[:5], *rest]) == alone
 
 
@@ -399,7 +329,7 @@ def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -
     """A row of a throughput run tells its block, with how many it was solved, and what it added to the block's time."""
     clock = Clock()
     ticks = slow_down(monkeypatch, clock, Engine)
-    made = rows(shared_bench(2, clock=clock), plan([item(number) for number in range(16)], (TARGET,), 1, 2))
+    made = rows(hash_bench(concurrency=2, clock=clock), plan([item(number) for number in range(16)], (TARGET,), 1, 2))
     assert [(row["throughput"]["block"], row["throughput"]["of"]) for row in made] == [(0, 8)] * 8 + [(1, 8)] * 8
     assert sum(row["throughput"]["seconds"] for row in made) == len(ticks)
     assert sum(row["wall_seconds"] for row in made) > len(ticks)
@@ -414,10 +344,10 @@ def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.Mo
     backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", load)}
     bench = Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
     made = rows(bench, plan([item(0, "37 * 12 - 95"), item(1, "1 + 3"), item(2, "who?"), item(3, "2 + 2")], (TARGET,), 1, 2))
-    told = {row["id"]: row["error"] or row["score"]["value"] for row in made}
-    assert told["p0"] == "not finished after 50 s"
-    assert "one line of arithmetic" in told["p2"]
-    assert (told["p1"], told["p3"]) == ("correct", "correct")
+    verdicts = {row["id"]: row["error"] or row["score"]["value"] for row in made}
+    assert verdicts["p0"] == "not finished after 50 s"
+    assert "one line of arithmetic" in verdicts["p2"]
+    assert (verdicts["p1"], verdicts["p3"]) == ("correct", "correct")
 
 
 # --- what is timed
@@ -436,7 +366,7 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
     bench.grade = slow_grade
     seen: list[object] = []
     for happening in bench.run([Attempt(item(0, "1 + 3"), 0, TARGET)]):
-        clock.now += 100.0  # whoever looks takes time
+        clock.now += 100.0  # looking takes time
         seen.append(happening)
     (ended,) = (one for one in seen if isinstance(one, Ended))
     assert ended.row["wall_seconds"] == len(ticks) > 0
@@ -470,17 +400,6 @@ def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
     assert {(step["tokens"], step["stop"]) for step in discarded} == {(4, "early")}
     assert row["timing"]["router"] == {"seconds": 3.0 * 5 * len(discarded)}  # after each of four tokens, and by the flow
     assert row["wall_seconds"] == row["timing"]["router"]["seconds"]
-
-
-def test_the_draft_is_asked_how_steps_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it decodes for that stands in the row, and the text is the same as without."""
-    column = PolicyAtTau(POLICIES["random"], 0.3)
-    usual = only_row(scripted_bench(stops_early=True), column=column)
-    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room: min(room, 5))
-    row = only_row(scripted_bench(stops_early=True), column=column)
-    assert row["text"] == usual["text"]
-    drafted = sum(step["tokens"] for step in (one["discarded"] or one for one in row["steps"]) if step["model"] == "draft")
-    assert row["timing"]["draft"]["decode_tokens"] > drafted
 
 
 def test_steps_are_stopped_on_request_only() -> None:
@@ -530,9 +449,7 @@ def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.Monke
     """A rollout may take longer than all steps: the attempt does not wait for its end."""
     clock = Clock()
     slow_down(monkeypatch, clock, Rollout)
-    ends = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
-    rater = Rollout([ends], lambda identifier, text: True)
-    bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: rater)
+    bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: make_rollout())
     late = only_row(bench, column=PolicyAtTau(POLICIES["oracle"], 0.0))
     assert (late["status"], late["error"]) == ("error", "not finished after 10 s")
     assert late["wall_seconds"] == 11.0

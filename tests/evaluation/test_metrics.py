@@ -11,13 +11,25 @@ from cli import accept, escalate, finish, make_step, make_trace
 from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, DRAFT_TOKEN, TARGET_TOKEN, MadeUp, describe, failed, make_row, make_run, run_of, unscored
+from made_up_runs import (
+    COLUMNS,
+    DRAFT_TOKEN,
+    TARGET_TOKEN,
+    MadeUp,
+    decisions,
+    describe,
+    failed,
+    make_row,
+    make_run,
+    run_of,
+    unscored,
+)
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
-from arbitrage_cli.runs.rows import tally_of_row
+from arbitrage_cli.runs.results import tally_of_row
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Problem, Score, Step
@@ -48,28 +60,6 @@ def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
 
 
 # --- law 6: what was written gives the figures of what happened
-
-costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500), st.floats(0, 50))), st.integers(0, 100))
-
-
-@st.composite
-def decisions(draw: st.DrawFn) -> Decision:
-    """Any decision that a flow can make."""
-    draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
-    stopped = replace(draft, stop="early")
-    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
-    return draw(
-        st.sampled_from(
-            [
-                Decision(draft, draft=draft),
-                Decision(target, target=target),
-                Decision(draft, draft=draft, probability=0.1),
-                Decision(target, draft=draft, target=target, probability=0.9),
-                Decision(target, draft=stopped, target=target, probability=0.9),
-                Decision(draft, draft=draft, target=target),
-            ]
-        )
-    )
 
 
 @given(st.lists(decisions()))
@@ -143,14 +133,9 @@ def test_every_attempt_counts_exactly_once() -> None:
     assert (counts["unscored"], counts["errors"], counts["missing"]) == (1, 1, 5)
     assert target["accuracy"] == counts["correct"] / 20
     assert target["accuracy_interval"] == wilson(counts["correct"], 20)
-
-
-def test_incomplete_run_says_so() -> None:
-    """A note counts what is missing; a complete run has no note."""
-    made = make_run(6, columns=ALONE)
-    assert made_figures(made)["notes"] == []
     (note,) = figures(made.run, made.rows[:-1])["notes"]
     assert "1 attempts are missing" in note
+    assert made_figures(made)["notes"] == []
 
 
 def test_attempts_cut_at_a_limit_are_counted() -> None:

@@ -116,7 +116,7 @@ LEFT_OPEN = [
     ("(1,2)", "1 < x < 2", ("(1,2)", "1 < x < 2")),
     ("x = 2y", "y = \\frac{x}{2}", ("x = 2y", "y = \\frac{x}{2}")),
     ("2", "2m", ("2", "2m")),
-    ("5", "5 \\text{ or more}", ("5", "5 \\text{or more}")),
+    ("5", "5 \\text{ or more}", ("5", "5 \\text{ or more}")),
 ]
 PIECES = (
     r"(|(1,|{|}|\|\{1,|\pm|\text{|\text{a} |\frac|\frac{1}|A |a|a(a,|x_|AB|'|=|x=|1,|1:|-|\in|\approx| and |.|2^|$| |*|\,1|1 000|"

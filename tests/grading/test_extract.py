@@ -1,4 +1,4 @@
-"""What is graded: the final answer of a solution, and the gold answer of a row."""
+"""The final answer of a solution, and the gold answer of a row."""
 
 import json
 import subprocess
@@ -52,14 +52,8 @@ def test_no_complete_box_is_no_answer(text: str) -> None:
 
 @given(balanced.filter(lambda text: bool(text.strip())), st.text("xyz {}\n", max_size=20))
 def test_any_balanced_content_comes_out_whole(content: str, before: str) -> None:
-    """Whatever stands before it, a box at the end gives exactly its content."""
+    """After any text, a box at the end gives exactly its content."""
     assert boxed_answer(f"{before}\\boxed{{{content}}}") == content.strip()
-
-
-@given(st.text())
-def test_text_without_a_box_has_no_answer(text: str) -> None:
-    """Text that never says \\boxed has no answer."""
-    assert boxed_answer(text.replace("\\boxed", "")) is None or "\\boxed" in text.replace("\\boxed", "")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +103,7 @@ def test_hostile_text_takes_time_in_proportion_to_its_length(text: str) -> None:
     ],
 )
 def test_final_answer_and_where_it_was_found(text: str, answer: str | None, how: str) -> None:
-    """A box counts first, then what is called the answer, then the last number; and which of them it was is told."""
+    """A box counts first, then what follows "the answer is", then the last number."""
     found = final_answer(text)
     assert (found.answer, found.how) == (answer, how)
 
@@ -126,7 +120,7 @@ def test_any_text_has_a_final_answer_or_none(text: str) -> None:
     ["the answer is ", "answer:\n", "$", "1,", "1,111", "9", "-", "####", "\\frac{1}", "\n", "\\(", "Mr. ", "\\frac{1}{2"],
 )
 def test_final_answer_of_megabytes_takes_little_time(piece: str) -> None:
-    """Where there is no box only the end of a text is looked at."""
+    """Only the end of a text without a box is searched."""
     text = piece * (2_000_000 // len(piece))
     began = time.process_time()
     final_answer(text)
@@ -160,13 +154,13 @@ def test_final_answer_of_megabytes_takes_little_time(piece: str) -> None:
     ],
 )
 def test_gold_answer_of_a_row(row: dict[str, Any], gold: Gold) -> None:
-    """Each data set's way to write its answers is read; what is no answer is none."""
+    """Each data set writes its answers in its own way."""
     assert gold_answer(row) == gold
     assert Gold(**json.loads(json.dumps(asdict(gold)))) == gold
 
 
 def test_reading_answers_needs_no_computer_algebra() -> None:
-    """What every command imports does not import what only grading needs."""
+    """Commands that do not grade do not import computer algebra."""
     slow = ("sympy", "math_verify", "subprocess", "arbitrage_cli.grading.grader")
     code = f"import sys, arbitrage_cli.grading.extract; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

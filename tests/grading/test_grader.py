@@ -1,4 +1,4 @@
-"""Verdicts on solutions, and that nothing a model writes can hang, crash, deceive or command the program that grades it."""
+"""Scores of solutions. Nothing that a model writes can hang, crash, deceive or command the program that grades it."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.types import Score
 
 ASKED = "\\boxed{2\\sqrt{2}}"
-"""A right answer that only math-verify can judge, and its gold answer."""
 ROOT = {"answer": "\\sqrt{8}"}
+"""An answer that only math-verify can compare, and its gold answer."""
 FOR_EVER = "\\boxed{9^{9^{9^9}}}"
 
 
@@ -32,7 +32,7 @@ def grader() -> Iterator[Grader]:
 
 @pytest.fixture
 def fresh() -> Iterator[Grader]:
-    """One with less patience, whose child the test may do things to."""
+    """A grader with less time, whose child the test may kill."""
     with Grader(seconds=1, start_seconds=60) as own:
         yield own
 
@@ -69,7 +69,7 @@ def fresh() -> Iterator[Grader]:
     ],
 )
 def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], score: Score) -> None:
-    """The value, the answer as it stands in the text, and one line that says what was compared and how."""
+    """The value, the answer as it stands in the text, and one line on what was compared by which rule."""
     assert grader.grade(text, row) == score
 
 
@@ -91,8 +91,8 @@ def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], 
         ("\\begin{pmatrix} 1/2 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 0.5 \\\\ 2 \\end{pmatrix}"),
     ],
 )
-def test_math_verify_finds_equal_what_is(grader: Grader, gold: str, answer: str) -> None:
-    """Expressions that only computer algebra can compare are found equal."""
+def test_equal_expressions(grader: Grader, gold: str, answer: str) -> None:
+    """Expressions that only computer algebra can compare."""
     assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "correct"
 
 
@@ -128,19 +128,19 @@ def test_math_verify_finds_equal_what_is(grader: Grader, gold: str, answer: str)
         ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty, 2] \\cup (3, \\infty)"),
     ],
 )
-def test_math_verify_finds_different_what_is(grader: Grader, gold: str, answer: str) -> None:
-    """Also what it takes for equal when it is asked with its defaults: capitals, tiny numbers, roundings, equations."""
+def test_different_expressions(grader: Grader, gold: str, answer: str) -> None:
+    """Also those that math-verify finds equal by default: capitals, tiny numbers, roundings, equations."""
     assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "incorrect"
 
 
 def test_gold_answer_that_cannot_be_read_is_unscored(grader: Grader) -> None:
-    """Against a gold answer that nobody can read nothing is right or wrong."""
+    """Nothing is right or wrong beside a gold answer that cannot be read."""
     score = grader.grade(ASKED, {"answer": "\\heartsuit\\dagger\\dagger ("})
     assert score == Score("unscored", "2\\sqrt{2}", "grader: math-verify cannot read the gold answer")
 
 
 def test_a_reward_is_right_or_wrong_or_an_error(grader: Grader) -> None:
-    """What cannot be judged is not wrong: whoever rates by answers is told so."""
+    """An answer that cannot be scored is not wrong."""
     assert grader.reaches("\\boxed{4}", {"answer": "4"})
     assert not grader.reaches("\\boxed{5}", {"answer": "4"})
     assert not grader.reaches("no answer", {"answer": "4"})
@@ -177,7 +177,7 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("gold", ["3", "\\sqrt{8}", "1,2,3"])
 def test_hostile_answers_are_never_correct_and_never_take_long(grader: Grader, text: str, gold: str) -> None:
-    """Whatever a model writes, the verdict comes soon, is not "correct", and its explanation is one line that can be written."""
+    """The verdict comes soon and is not "correct"; its explanation is one printable line."""
     began = time.monotonic()
     score = grader.grade(text, {"answer": gold})
     assert time.monotonic() - began < 30  # of which up to 20 are a child's start on a busy machine
@@ -218,8 +218,8 @@ def test_answer_is_never_run(grader: Grader, tmp_path: Path, code: str) -> None:
         "import os; os.fork()",
     ],
 )
-def test_the_fork_that_computes_may_do_nothing_else(tmp_path: Path, code: str) -> None:
-    """Even if text came to be run: evaluating, starting processes and writing files are refused where answers are computed."""
+def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
+    """The fork refuses to evaluate text, start processes and write files."""
     canary, module = tmp_path / "canary", tmp_path / "module.py"
     module.write_text(code.format(canary))
     program = (
@@ -233,7 +233,7 @@ def test_the_fork_that_computes_may_do_nothing_else(tmp_path: Path, code: str) -
 
 
 def test_nothing_is_printed(fresh: Grader, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever the libraries print, this program's output stays its own."""
+    """What the libraries print does not reach this program's output."""
     fresh.grade(ASKED, ROOT)
     fresh.grade(FOR_EVER, ROOT)
     fresh.close()
@@ -244,14 +244,14 @@ def test_nothing_is_printed(fresh: Grader, capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
-    """What our own rules decide needs no child; a child is used again, and gone at the end."""
+    """Our own rules need no child. A child is reused, and gone at the end."""
     fresh.grade("\\boxed{3}", {"answer": "3.0"})
     children = [fresh.child_id]
     for _ in range(2):
         fresh.grade(ASKED, ROOT)
         children.append(fresh.child_id)
-    nobody, child, again = children
-    assert nobody is None
+    before, child, again = children
+    assert before is None
     assert child is not None
     assert child == again
     fresh.close()
@@ -259,7 +259,7 @@ def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
 
 
 def test_answer_that_computes_for_ever_costs_no_child(fresh: Grader) -> None:
-    """Only the one comparison is given up; and no verdict depends on the answers before it."""
+    """Only that comparison is given up; no verdict depends on earlier answers."""
     fresh.grade(ASKED, ROOT)
     child = fresh.child_id
     score = fresh.grade(FOR_EVER, ROOT)
@@ -308,7 +308,7 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
 
 
 def test_failing_children_leave_nothing_open(fresh: Grader) -> None:
-    """However often a child dies, no pipe of it stays."""
+    """No pipe of a dead child stays open."""
     fresh.grade(ASKED, ROOT)
     fresh.close()
     before = len(list(Path("/dev/fd").iterdir()))
@@ -354,7 +354,7 @@ def test_child_that_breaks_the_protocol_gives_no_verdict(
     """Only the words of the protocol, in their place, are a verdict. After a second try anything else is an error, and soon."""
     impersonate(f"echo >> {tmp_path}/starts; {script}", tmp_path, monkeypatch)
     began = time.monotonic()
-    with Grader(seconds=0.2, start_seconds=0.5) as grader, pytest.raises(ProblemError, match="math-verify"):
+    with Grader(seconds=0.1, start_seconds=0.5) as grader, pytest.raises(ProblemError, match="math-verify"):
         grader.grade(ASKED, ROOT)
     assert time.monotonic() - began < 15
     assert (tmp_path / "starts").read_text() == "\n\n"
@@ -377,7 +377,7 @@ def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_child_ends_with_its_parent() -> None:
-    """A parent that is killed while its child computes leaves no process behind."""
+    """The child of a parent that is killed ends too, even while it computes."""
     code = (
         "from arbitrage_cli.grading.grader import Grader\n"
         "with Grader(seconds=1, start_seconds=60) as grader:\n"
@@ -418,8 +418,18 @@ def test_protocol(tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize(("seconds", "wall_seconds", "word"), [("0.3", "60", "late"), ("60", "0.5", "killed")])
+def test_clocks_of_a_comparison(seconds: str, wall_seconds: str, word: str) -> None:
+    """Too much processor time is the answer's fault; too much time by the wall clock may be the machine's."""
+    command = [sys.executable, "-P", sandbox.__file__, seconds, wall_seconds, str(300 << 20)]
+    done = subprocess.run(
+        command, input=b'[1, "\\\\sqrt{8}", "9^{9^{9^9}}"]\n', capture_output=True, check=True, timeout=100
+    )
+    assert done.stdout.decode().splitlines()[1] == f'[1, "{word}"]'
+
+
 def is_running(process_id: int) -> bool:
-    """Whether there is such a process that has not ended; one that nobody has waited for has."""
+    """Whether the process exists and has not ended; a zombie has ended."""
     with contextlib.suppress(subprocess.CalledProcessError):
         state = subprocess.run(
             ["ps", "-o", "stat=", "-p", str(process_id)], capture_output=True, text=True, check=True

@@ -126,7 +126,7 @@ def test_later_rows_count() -> None:
 
 
 def test_run_json_is_replaced_whole(quick_path: Path) -> None:
-    """run.json may be written anew at any time; what does not change is not written."""
+    """run.json may be written again at any time; what does not change is not written."""
     begin(quick_path / "run")
     with RunFolder(quick_path / "run") as folder:
         before = (quick_path / "run" / "run.json").stat().st_mtime_ns
@@ -174,7 +174,7 @@ def test_truncation_at_every_byte(quick_path: Path) -> None:
     ids=["brace", "half a character", "NULs", "no UTF-8", "null", "object", "a row without its line feed"],
 )
 def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
-    """Whatever comes after the last line feed is kept beside the rows, told, and not counted."""
+    """Whatever comes after the last line feed is kept beside the rows, noted, and not counted."""
     rows = begin(quick_path / "run")
     path = quick_path / "run" / "results.jsonl"
     for number in (1, 2):
@@ -184,14 +184,6 @@ def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
             assert folder.rows == rows
             assert f"results.jsonl.torn-{number}" in folder.notes[0]
         assert (quick_path / "run" / f"results.jsonl.torn-{number}").read_bytes() == tail
-
-
-def test_empty_results_are_a_beginning(quick_path: Path) -> None:
-    """A folder with an empty file of rows, and none at all, begin in the same way."""
-    (quick_path / "run").mkdir()
-    (quick_path / "run" / "results.jsonl").touch()
-    begin(quick_path / "run")
-    assert len(reopened(quick_path / "run")) == 3
 
 
 @pytest.mark.parametrize("tail", [b"", b"{"], ids=["whole", "torn"])
@@ -325,17 +317,15 @@ def test_damaged_run_json_is_named(quick_path: Path, content: bytes) -> None:
 
 
 def test_every_flipped_bit_of_run_json_is_found(quick_path: Path) -> None:
-    """Whichever bit of run.json changes, it is found, but for those that only change how the same is written."""
+    """Whichever bit of run.json changes, it is found."""
     begin(quick_path / "run", rows=1)
     path = quick_path / "run" / "run.json"
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole)
         flip(path, place, bit=place % 8)
-        try:
-            assert read_run_folder(quick_path / "run").run == RUN, f"byte {place}"
-        except DamagedRunError:
-            continue
+        with pytest.raises(DamagedRunError, match=r"run\.json: line 1"):
+            read_run_folder(quick_path / "run")
 
 
 def test_another_schema_is_refused(quick_path: Path) -> None:
@@ -350,7 +340,7 @@ def test_another_schema_is_refused(quick_path: Path) -> None:
 
 
 def test_second_writer_is_refused(quick_path: Path) -> None:
-    """While a run is written to, another writer is told so; who only reads is not kept out."""
+    """While a run is written to, another writer is refused; a reader is not."""
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN)
         with pytest.raises(UsageError, match="another process is writing"):
@@ -361,7 +351,7 @@ def test_second_writer_is_refused(quick_path: Path) -> None:
 
 
 def test_lock_goes_with_its_process(quick_path: Path) -> None:
-    """A writer that was killed leaves no lock behind."""
+    """The lock of a writer that was killed is free."""
     code = (
         "import os, signal; from pathlib import Path; from arbitrage_cli.runs.folder import RunFolder;"
         f"RunFolder(Path({str(quick_path / 'run')!r})).save_run({{'schema': 1}}); os.kill(os.getpid(), signal.SIGKILL)"
@@ -371,7 +361,7 @@ def test_lock_goes_with_its_process(quick_path: Path) -> None:
     assert reopened(quick_path / "run") == []
 
 
-# --- beginning anew, and not at all
+# --- beginning again, and not at all
 
 
 def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
@@ -445,17 +435,6 @@ def test_row_that_was_written_in_part_is_taken_back(quick_path: Path, failing: C
     assert set_aside(quick_path / "run") == []
 
 
-def test_row_may_be_written_in_several_calls(quick_path: Path, failing: Callable[..., None]) -> None:
-    """A system that takes a part of what it is given gets the rest."""
-    write = os.write
-    with RunFolder(quick_path / "run") as folder:
-        failing("write", lambda descriptor, data: write(descriptor, data[:50]))
-        folder.save_run(RUN)
-        folder.append(make_row())
-        failing("write", write)
-    assert reopened(quick_path / "run") == [make_row()]
-
-
 def test_failed_sync_is_final(quick_path: Path, failing: Callable[..., None]) -> None:
     """A row that could not be brought to the disk does not count, and the sync is not tried again."""
     rows = begin(quick_path / "run")
@@ -497,25 +476,6 @@ def test_nothing_is_added_where_the_file_cannot_be_opened_again(quick_path: Path
             folder.append(make_row(5))
     assert other.read_bytes() == b""
     assert reopened(quick_path / "run") == [make_row(4)]
-
-
-@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_run_json_stays_when_replacing_it_fails(quick_path: Path, failing: Callable[..., None], call: str) -> None:
-    """If run.json cannot be written anew, the old one is there, and no half of another beside it."""
-    begin(quick_path / "run")
-
-    def fail(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    real = getattr(os, call)
-    with RunFolder(quick_path / "run") as folder:
-        failing(call, fail)
-        with pytest.raises(OutputError, match="No space left"):
-            folder.save_run(RUN | {"planned": 9})
-        failing(call, real)
-        assert folder.run == RUN
-    assert read_run_folder(quick_path / "run").run == RUN
-    assert set_aside(quick_path / "run") == []
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

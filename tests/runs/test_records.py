@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from cli import accept, escalate, finish, make_step, make_trace
@@ -76,26 +77,8 @@ def test_record_of_a_routed_problem() -> None:
         "target": "big.gguf",
         "models": {"draft": "small", "target": "big"},
         "timing": {
-            "draft": {
-                "prefill_tokens": 0,
-                "prefill_seconds": 0.0,
-                "decode_tokens": 10,
-                "decode_seconds": 1.0,
-                "verify_tokens": 0,
-                "verify_seconds": 0.0,
-                "verify_kept": 0,
-                "decode_tokens_per_second": 10.0,
-            },
-            "target": {
-                "prefill_tokens": 0,
-                "prefill_seconds": 0.0,
-                "decode_tokens": 7,
-                "decode_seconds": 2.0,
-                "verify_tokens": 0,
-                "verify_seconds": 0.0,
-                "verify_kept": 0,
-                "decode_tokens_per_second": 3.5,
-            },
+            "draft": asdict(Cost(decode_tokens=10, decode_seconds=1.0)) | {"decode_tokens_per_second": 10.0},
+            "target": asdict(Cost(decode_tokens=7, decode_seconds=2.0)) | {"decode_tokens_per_second": 3.5},
         },
     }
 

@@ -1,34 +1,13 @@
 """Figures of solved problems: sums over decisions, and ratios with their denominators."""
 
-from dataclasses import replace
-
 import pytest
 from cli import accept, escalate, make_step
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_runs import costs, decisions
 
 from arbitrage_cli.runs.summary import Tally, tally
-from arbitrage_cli.types import Cost, Decision, Step
-
-counts = st.integers(0, 1000)
-costs = st.builds(Cost, counts, st.floats(0, 100), counts, st.floats(0, 100))
-
-
-@st.composite
-def decisions(draw: st.DrawFn) -> Decision:
-    """Any decision that a flow can make: one model alone, accepted, escalated, or both written and the draft kept."""
-    draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
-    stopped = replace(draft, stop="early")
-    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
-    kind = draw(st.sampled_from(["draft", "target", "accept", "escalate", "stop", "oracle"]))
-    return {
-        "draft": Decision(draft, draft=draft),
-        "target": Decision(target, target=target),
-        "accept": Decision(draft, draft=draft, probability=0.1),
-        "escalate": Decision(target, draft=draft, target=target, probability=0.9),
-        "stop": Decision(target, draft=stopped, target=target, probability=0.9),
-        "oracle": Decision(draft, draft=draft, target=target),
-    }[kind]
+from arbitrage_cli.types import Cost, Decision
 
 
 def test_nothing_has_no_rates() -> None:

@@ -1,12 +1,15 @@
-"""Helpers of the tests: `arbitrage` as a process, in a terminal, and made-up records for whoever shows or counts them."""
+"""`arbitrage` as a forked process, a real process or in a terminal, and made-up records for tests that show or count them."""
 
+import atexit
 import fcntl
+import functools
 import json
 import os
 import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +26,8 @@ from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, Model
 PROGRAM = (sys.executable, "-m", "arbitrage_cli")
 MODELS = ("--draft", "scripted:draft", "--target", "scripted:target")
 TIMEOUT = 30.0
-HERE = Path(__file__).parent  # where processes run unless told otherwise: a folder without an arbitrage.toml
+HERE = Path(__file__).parent  # the default working folder of runs: it has no arbitrage.toml
+CLOSED, BROKEN = "closed", "broken"  # a stream that is closed, and a pipe without a reader
 
 QUESTION = "What is 37 * 12 - 95?"
 RIGHT, WRONG = "349", "359"  # the scripted target's answer to QUESTION, and the draft's
@@ -31,14 +35,11 @@ ESCAPE = b"\x1b"
 
 
 def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """This process's environment without anything that changes what `arbitrage` does; None takes a variable away."""
+    """This process's environment without anything that changes what `arbitrage` does; None removes a variable."""
     unwanted = ("ARBITRAGE_", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLORTERM", "GITHUB_", "TTY_")
     merged: dict[str, str | None] = {name: text for name, text in os.environ.items() if not name.startswith(unwanted)}
     merged |= {"TERM": "xterm-256color", "PYTHONUTF8": "1", "XDG_CONFIG_HOME": "/nowhere"} | dict(changes or {})
     return {name: text for name, text in merged.items() if text is not None}
-
-
-# --- as a process
 
 
 @dataclass(frozen=True)
@@ -63,49 +64,128 @@ class Result:
         return [json.loads(line) for line in self.stdout.split(b"\n") if line]
 
 
+def assert_refused(result: Result, code: int, place: str = "", *words: str) -> None:
+    """Nothing on stdout, no traceback, one message that begins with the place of the error, and at most one hint.
+
+    Notes about the command may stand before the message.
+    """
+    assert (result.code, result.stdout) == (code, b""), result.err
+    assert "Traceback" not in result.err
+    lines = result.err.splitlines()
+    (message,) = [line for line in lines if line.startswith("arbitrage: ")]
+    assert message.startswith(f"arbitrage: {place}"), result.err
+    assert message in lines[-2:], result.err
+    assert [word for word in words if word not in flat(result.err)] == [], result.err
+
+
+# --- in a forked process
+
+
+class Program:
+    """Runs `arbitrage` in a new process each time, without the time that it takes to start one (see `fork_server`)."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._server = subprocess.Popen(
+            [sys.executable, str(HERE / "fork_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment({"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}),
+        )
+
+    def close(self) -> None:
+        self._server.communicate(timeout=10)
+        self._folder.cleanup()
+
+    def run(
+        self,
+        *arguments: str | bytes | Path,
+        cwd: Path = HERE,
+        stdin: bytes | Path | str = b"",
+        stdout: str | None = None,
+        stderr: str | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **order: Any,
+    ) -> Result:
+        """Run one command line to its end. A stream is a path, CLOSED or BROKEN; no bytes for `stdin` are /dev/null.
+
+        `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` or `fail_in` a
+        function (at its `call`-th call; by these `signals`); `hang_on` a question, or be `slow_on` one for some seconds;
+        modules that cannot be imported (`without`); the `load` of the machine.
+        """
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        folder = Path(self._folder.name)
+        if isinstance(stdin, bytes):
+            (folder / "stdin").write_bytes(stdin)
+            stdin = folder / "stdin" if stdin else "/dev/null"
+        written = (folder / "stdout", folder / "stderr")
+        for path in written:
+            path.write_bytes(b"")
+        request = {
+            "folder": str(cwd),
+            "arguments": [os.fsdecode(argument) for argument in arguments],
+            "environment": environment(env),
+            "streams": [str(stdin), stdout or str(written[0]), stderr or str(written[1])],
+            **order,
+        }
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        return Result(answer["code"], *(path.read_bytes() for path in written))
+
+
+@functools.cache
+def shared_program() -> Program:
+    """The one fork server of this test process, started when first needed."""
+    program = Program()
+    atexit.register(program.close)
+    return program
+
+
+def run(*arguments: str | bytes | Path, **options: Any) -> Result:
+    """Run one command line to its end, with the options of `Program.run`."""
+    return shared_program().run(*arguments, **options)
+
+
+def solve(*arguments: str | bytes, **options: Any) -> Result:
+    """Run `arbitrage solve` with the scripted models."""
+    return run("solve", *MODELS, *arguments, **options)
+
+
+# --- as a real process
+
+
 def start(
     *arguments: str | bytes,
     stdin: int | IO[bytes] = subprocess.PIPE,
-    stdout: int | IO[bytes] = subprocess.PIPE,
     env: Mapping[str, str | None] | None = None,
     cwd: Path = HERE,
     program: Iterable[str] = PROGRAM,
 ) -> subprocess.Popen[bytes]:
     """Start the program and let it run."""
-    command = [*program, *arguments]
-    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=environment(env), cwd=cwd)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*program, *arguments], stdin=stdin, stdout=pipe, stderr=pipe, env=environment(env), cwd=cwd)
 
 
-def run(
-    *arguments: str | bytes,
-    stdin: bytes | int | IO[bytes] = subprocess.DEVNULL,
-    stdout: int | IO[bytes] = subprocess.PIPE,
-    env: Mapping[str, str | None] | None = None,
-    cwd: Path = HERE,
-    program: Iterable[str] = PROGRAM,
-) -> Result:
-    """Run the program to its end. Bytes for `stdin` come through a pipe; anything else is what Popen takes."""
-    text, source = (stdin, subprocess.PIPE) if isinstance(stdin, bytes) else (None, stdin)
-    with start(*arguments, stdin=source, stdout=stdout, env=env, cwd=cwd, program=program) as process:
+def run_process(*arguments: str | bytes, stdin: int | IO[bytes] = subprocess.DEVNULL, **options: Any) -> Result:
+    """Run the program to its end in an interpreter of its own."""
+    with start(*arguments, stdin=stdin, **options) as process:
         try:
-            written, told = process.communicate(text, timeout=TIMEOUT)
+            out, err = process.communicate(timeout=TIMEOUT)
         finally:
             process.kill()
-    return Result(process.returncode, written or b"", told)
+    return Result(process.returncode, out, err)
 
 
 def run_shell(redirections: str, *arguments: str) -> Result:
-    """Run the program as a shell does that was given these redirections, such as `>&-`."""
-    return run(*arguments, program=["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *PROGRAM])
-
-
-def solve(*arguments: str | bytes, stdin: bytes | int | IO[bytes] = subprocess.DEVNULL, **options: Any) -> Result:
-    """Run `arbitrage solve` with the scripted models."""
-    return run("solve", *MODELS, *arguments, stdin=stdin, **options)
+    """Run the program as a shell with these redirections does, such as `>&-`."""
+    return run_process(*arguments, program=["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *PROGRAM])
 
 
 def read_line(process: subprocess.Popen[bytes]) -> bytes:
-    """The next line of a running process's stdout; fails, and does not hang, if none comes."""
+    """The next line of a running process's stdout; fails if none comes in time."""
     assert process.stdout is not None
     line, deadline = b"", time.monotonic() + TIMEOUT
     while not line.endswith(b"\n"):
@@ -223,7 +303,7 @@ def accept(text: str = "2 + 2 = 4.\n\n", *, stop: StepStop = "separator", number
 
 
 def escalate(drafted: str = "2 + 2 = 5.\n\n", written: str = "2 + 2 = 4.\n\n", *, stop: StepStop = "separator") -> Decision:
-    """A drafted step that the target wrote anew."""
+    """A drafted step that the target replaced."""
     draft, target = make_step("draft", drafted), make_step("target", written, tokens=7, seconds=2.0, stop=stop)
     return Decision(target, draft=draft, target=target, probability=1.5)
 
@@ -234,7 +314,7 @@ def make_trace(*decisions: Decision, question: str = "What is 2 + 2?", identifie
 
 
 def decide(trace: Trace, decision: Decision) -> Decided:
-    """Add a decision to a trace, as a flow does, and the event that tells of it."""
+    """Add a decision to a trace, as a flow does; returns its event."""
     trace.add(decision)
     return Decided(trace, decision)
 

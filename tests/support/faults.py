@@ -1,58 +1,12 @@
-"""Whole runs of the program, broken off anywhere, and what is left of them."""
+"""Run folders as tests write, read and compare them, without the program's help."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-from cli import HERE, Result, environment
+from typing import Any
 
 TIMES = frozenset(("seconds", "wall_seconds", "timing", "throughput", "target_alone_seconds_estimate", "checksum"))
 """Fields of a row that differ from run to run."""
-
-
-class Program:
-    """Runs `arbitrage` in a new process each time, without the time that it takes to start one (see `fork_server`)."""
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "fork_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment({"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.wait(10)
-        self._server.stdout.close()
-
-    def run(self, folder: Path, *arguments: str | Path, **order: Any) -> Result:
-        """Run one command line in a folder, to its end.
-
-        `order` says what shall go wrong: `fault`, `kill_after` (seconds), `limits`, `noise`, `interrupt_in` or `fail_in` a
-        function, `hang_on` a question, or be `slow_on` one for some seconds; which `load` there is, and what the
-        `environment` has.
-        """
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        streams = {name: folder / name for name in ("stdout", "stderr")}
-        request = {"folder": str(folder), "arguments": list(map(str, arguments)), **order}
-        request |= {name: order.get(name, str(path)) for name, path in streams.items()}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        answer = json.loads(self._server.stdout.readline())
-        out, err = (path.read_bytes() if path.exists() else b"" for path in streams.values())
-        return Result(answer["code"], out, err)
 
 
 def write_problems(path: Path, questions: Sequence[str]) -> Path:
@@ -66,7 +20,7 @@ def write_problems(path: Path, questions: Sequence[str]) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run, read without the program's help."""
+    """The rows of a run."""
     return [json.loads(line) for line in (folder / "results.jsonl").read_bytes().split(b"\n") if line]
 
 

@@ -1,12 +1,13 @@
-"""A process that has the program imported and forks for each run: hundreds of whole runs, broken off anywhere, in seconds.
+"""A process that has the program imported and forks for each run: hundreds of whole runs in seconds.
 
-Reads one JSON object a line from standard input and answers each with one: see `faults.Program`. What goes wrong in a run is
-put into its process from here, by replacing functions of `os`; the program knows nothing of it.
+Reads one JSON object a line from standard input and answers each with one: see `cli.Program`. Faults are put into a run's
+process from here, by replacing functions; the program does not know.
 """
 
 import errno
 import functools
 import io
+import itertools
 import json
 import os
 import pkgutil
@@ -27,7 +28,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scripted import Arithmetic, Continuation, ScriptedBackend
 
 FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
-TOO_LONG = 60.0  # seconds: a run that hangs is killed too
+TOO_LONG = 120.0  # seconds: a run that hangs is killed too
 CALLS = ("write", "fsync", "replace", "ftruncate")
 
 
@@ -37,7 +38,7 @@ def serve() -> None:
         order = json.loads(line)
         pid = os.fork()
         if not pid:
-            os._exit(run(order))
+            run_and_exit(order)
         timer = threading.Timer(order.get("kill_after") or TOO_LONG, os.kill, (pid, signal.SIGKILL))
         timer.daemon = True
         timer.start()
@@ -48,7 +49,7 @@ def serve() -> None:
 
 
 def warm_up() -> None:
-    """One run that nobody looks at: whatever is imported when it is first needed is then here, for all forks."""
+    """Run once: what is imported when first needed is then here for all forks."""
     answers, sys.stdout = sys.stdout, io.StringIO()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -59,39 +60,74 @@ def warm_up() -> None:
         sys.stdout = answers
 
 
+def run_and_exit(order: Mapping[str, Any]) -> None:
+    """In the child: never back into the server's loop."""
+    code: Any = 70
+    try:
+        code = run(order)
+    except SystemExit as end:
+        code = end.code
+        sys.stdout.flush()
+    finally:
+        os._exit(code or 0)
+
+
 def run(order: Mapping[str, Any]) -> int:
-    """In the child: make the world as it was ordered, and run the program in it."""
+    """In the child: prepare streams, environment and faults, and run the program."""
     os.chdir(order["folder"])
-    os.environ.update(order.get("environment") or {})
-    for descriptor, path in enumerate(("/dev/null", order["stdout"], order["stderr"])):
-        opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    open_streams(order["streams"])
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, also by children
+    prepare_faults(order)
+    for name in order.get("without", ()):
+        sys.modules[name] = None  # type: ignore[assignment]
+    for name, limit in (order.get("limits") or {}).items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    return main(order["arguments"])
+
+
+def open_streams(streams: Sequence[str]) -> None:
+    """Descriptors 0 to 2 and the objects of `sys`: a path, `closed`, or `broken` for a pipe without a reader."""
+    for descriptor, path in enumerate(streams):
+        if path == "closed":
+            os.close(descriptor)
+            continue
+        reader, opened = os.pipe() if path == "broken" else (-1, os.open(path, os.O_WRONLY if descriptor else os.O_RDONLY))
+        if reader >= 0:
+            os.close(reader)
         os.dup2(opened, descriptor)
-        os.close(opened)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - the standard streams of this process
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        if opened != descriptor:
+            os.close(opened)
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    for number, (name, path) in enumerate(zip(("stdin", "stdout", "stderr"), streams, strict=True)):
+        mode = "w" if number else "r"
+        stream = None if path == "closed" else open(number, mode, encoding=encoding, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+
+
+def prepare_faults(order: Mapping[str, Any]) -> None:
     pretend_load(order.get("load", 0.0))
     if order.get("noise"):
         make_noise(order["noise"])
     if order.get("interrupt_in"):
-        at_call(order["interrupt_in"], interrupt)
+        signals = order.get("signals", [signal.SIGINT])
+        at_call(order["interrupt_in"], order.get("call", 1), functools.partial(send, signals))
     if order.get("fail_in"):
-        at_call(order["fail_in"], fail)
+        at_call(order["fail_in"], order.get("call", 1), fail)
     if order.get("hang_on"):
         hang_on(order["hang_on"])
     if order.get("slow_on"):
         question, seconds = order["slow_on"]
         at_question(question, functools.partial(time.sleep, seconds))
     if order.get("fault"):
-        Fault(order["fault"], Path(order["folder"]))
-    for name, limit in (order.get("limits") or {}).items():
-        resource.setrlimit(getattr(resource, name), (limit, limit))
-    return main(order["arguments"])
+        Fault(order["fault"])
 
 
 class Fault:
     """The `number`-th of those calls that change files fails or ends the process. Writes to other than files do not count."""
 
-    def __init__(self, order: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, order: Mapping[str, Any]) -> None:
         self._calls = order.get("calls") or CALLS
         self._number, self._action = order["number"], order["action"]
         self._count = 0
@@ -118,7 +154,7 @@ class Fault:
 
 
 def make_noise(text: str) -> None:
-    """As a C library may: text on descriptor 1 at each tick of an engine."""
+    """Text on descriptor 1 at each tick of an engine, as a C library may write."""
     quiet = Engine.tick
 
     def tick(engine: Engine) -> Any:
@@ -129,37 +165,36 @@ def make_noise(text: str) -> None:
 
 
 def pretend_load(load: float) -> None:
-    """So many processors are busy, as the system counts, whatever else runs here."""
+    """The system counts so many busy processors."""
     setattr(os, "getloadavg", lambda: (load, load, load))  # noqa: B010 - mypy minds an assignment
 
 
-def at_call(name: str, happens: Callable[[], None]) -> None:
-    """Something happens when a function is called for the first time: `package.module.function`, or one of a class."""
+def at_call(name: str, number: int, happens: Callable[[], None]) -> None:
+    """Something happens at the `number`-th call of a function: `package.module.function`, or one of a class."""
     owner, _, function = name.rpartition(".")
     holder = pkgutil.resolve_name(owner)
     real = getattr(holder, function)
-    waiting = [happens]
+    calls = itertools.count(1)
 
     def call(*arguments: Any, **options: Any) -> Any:
-        while waiting:
-            waiting.pop()()
+        if next(calls) == number:
+            happens()
         return real(*arguments, **options)
 
     setattr(holder, function, call)
 
 
-def interrupt() -> None:
-    """Ctrl-C."""
-    os.kill(os.getpid(), signal.SIGINT)
+def send(signals: Sequence[int]) -> None:
+    for number in signals:
+        os.kill(os.getpid(), number)
 
 
 def fail() -> None:
-    """As where a model's file is damaged."""
     raise ComputeError("made to fail")
 
 
 def at_question(question: str, happens: Callable[[], object]) -> None:
-    """Something happens when the demo target is to say for the first time how it goes on with this question."""
+    """Something happens when the demo target is first asked to continue this question."""
     real = Arithmetic.__call__
     waiting = [happens]
 
@@ -172,7 +207,7 @@ def at_question(question: str, happens: Callable[[], object]) -> None:
 
 
 def hang_on(question: str) -> None:
-    """The demo target computes for ever when it is first asked to go on with this question, unless its deadline ends that."""
+    """The demo target computes until its deadline when it is first asked to continue this question."""
     real = ScriptedBackend.decode
     deadlines: list[Deadline | None] = [None]
 

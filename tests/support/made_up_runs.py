@@ -6,10 +6,12 @@ for each token. What a policy decides depends on a number that is higher where t
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from arbitrage_cli.types import Cost
+from hypothesis import strategies as st
+
+from arbitrage_cli.types import Cost, Decision, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
@@ -80,9 +82,8 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
             {"policy": policy, "tau": tau, "tau_name": None, "number": number.get(policy)} for policy, tau in columns
         ],
         "models": {
-            role: {"source": f"{name}.gguf", "file": f"{name}.gguf", "size": size, "sha256": "1" * 64, "name": name}
-            | {"description": f"{name} Q4_K_M", "chat_template_sha256": "2" * 64}
-            for role, name, size in (("draft", "made-up 0.5B", 398_000_000), ("target", "made-up 3B", 1_930_000_000))
+            role: {"source": f"{name}.gguf", "sha256": "1" * 64, "name": name, "description": f"{name} Q4_K_M"}
+            for role, name in (("draft", "made-up 0.5B"), ("target", "made-up 3B"))
         },
         "router": None,
         "grader": "1",
@@ -162,6 +163,27 @@ def write_run_folder(folder: Any, made: MadeUp) -> None:
         writer.save_run(made.run)
         for row in made.rows:
             writer.append(row)
+
+
+# --- decisions
+
+costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500), st.floats(0, 50))), st.integers(0, 100))
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> Decision:
+    """Any decision that a flow can make: one model alone, accepted, escalated, stopped early, or both written."""
+    draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
+    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
+    kinds = [
+        Decision(draft, draft=draft),
+        Decision(target, target=target),
+        Decision(draft, draft=draft, probability=0.1),
+        Decision(target, draft=draft, target=target, probability=0.9),
+        Decision(target, draft=replace(draft, stop="early"), target=target, probability=0.9),
+        Decision(draft, draft=draft, target=target),
+    ]
+    return draw(st.sampled_from(kinds))
 
 
 # --- steps

@@ -17,7 +17,7 @@ import llama_cpp.llama_cpp as c
 
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import MAX_DECODE, Options
-from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.system.held_signals import noted_signals
 
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
 

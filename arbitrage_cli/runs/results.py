@@ -20,8 +20,6 @@ Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]
 """Problem id and sample: the same in the results of all policies."""
 
-COST_FIELDS = tuple(one.name for one in fields(Cost))
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -162,7 +160,7 @@ def _counted(policy: str, results: Iterable[Result]) -> tuple[dict[SampleKey, Re
 
 
 def _cost(record: Mapping[str, Any]) -> Cost:
-    return Cost(**{name: record[name] for name in COST_FIELDS})
+    return Cost(**{name: record[name] for name in (one.name for one in fields(Cost))})
 
 
 def _read_result(row: Mapping[str, Any]) -> Result:

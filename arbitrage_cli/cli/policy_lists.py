@@ -50,7 +50,7 @@ def read_policies(invocation: Invocation, options: BenchRoutingOptions, head: He
     return PolicyList(entries)
 
 
-def make_columns(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[PolicyAtTau]:
+def resolve_policies(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[PolicyAtTau]:
     """The columns, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
 
     def column(policy: Policy, tau: str | None) -> PolicyAtTau:
