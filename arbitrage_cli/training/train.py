@@ -88,7 +88,7 @@ def train(
         chosen = learner.learn(chosen.recipe, chosen.inputs, MEMBERS)
     on_progress("calibrating")
     validation = learner.truth_of(VALIDATION)
-    method, knots = calibrate(chosen.log_odds, validation.is_better, validation.problem, validation.weight)
+    knots = calibrate(chosen.log_odds, validation.is_better, validation.weight)
     card = _card(collected, chosen, settings, name=name, command=command, created=created)
     head = Head(chosen.network, knots, card)
     on_progress("measuring on the test")
@@ -96,7 +96,7 @@ def train(
     members = MEMBERS if chosen.recipe.units else 1
     metrics = {
         **_metrics(probability, learner),
-        "calibration": method,
+        "calibration": "platt",
         "architecture": {"inputs": chosen.inputs, "recipe": asdict(chosen.recipe), "members": members},
         "candidates": [
             {"candidate": one.label, **asdict(one.recipe), "selection_score": one.selection_score} for one in candidates
