@@ -152,7 +152,6 @@ def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: i
 
 
 def _epochs(model: Any, training: Examples, validation: Examples) -> Iterator[tuple[float, Parameters]]:
-    """The validation loss after each epoch, and the parameters."""
     for _ in range(MAX_EPOCHS):
         model.partial_fit(training.inputs, training.labels, classes=[False, True], sample_weight=training.weights)
         (weights, output), (biases, output_bias) = model.coefs_, model.intercepts_

@@ -285,7 +285,6 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
 
 
 def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """Numbers to route by; a higher one speaks for escalating."""
     count = len(probability)
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}

@@ -148,7 +148,6 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _from_json(entry: Mapping[str, Any]) -> Tuned:
-    """One measurement. KeyError, TypeError or ValueError for anything else."""
     parts = {"machine": Machine, "file": ModelFile, "loading": Loading, "speeds": Speeds}
     made = Tuned(**{**entry, **{name: kind(**entry[name]) for name, kind in parts.items()}})
     seconds = [getattr(made.speeds, one.name) for one in fields(Speeds)]
