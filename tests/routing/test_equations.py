@@ -132,7 +132,6 @@ def test_signs_bind_as_in_python(flat: str) -> None:
     ],
 )
 def test_what_is_read(text: str, verdicts: list[bool]) -> None:
-    """Forms that solutions have."""
     assert [equation.is_right for equation in check_equations(text)] == verdicts
 
 
@@ -169,7 +168,6 @@ def test_what_is_read(text: str, verdicts: list[bool]) -> None:
     ],
 )
 def test_what_is_not_certain_is_left_out(text: str) -> None:
-    """Variables, powers, words that compute, conversions, other notations, and what is no equation."""
     assert check_equations(text) == ()
 
 
