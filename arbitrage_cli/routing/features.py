@@ -45,11 +45,7 @@ FEATURES: tuple[str, ...] = (
     "numbers",
     "longest_number",
     "unseen_numbers",  # neither in the problem nor in the steps before
-    "plus_signs",
-    "minus_signs",
-    "times_signs",
-    "division_signs",
-    "equal_signs",
+    *(f"{name}_signs" for name in ("plus", "minus", "times", "division", "equal")),
     "lines",
     # the arithmetic that it states
     "equations",
@@ -62,18 +58,11 @@ FEATURES: tuple[str, ...] = (
     "unused_numbers",  # given or computed, and not used yet
     "unused_numbers_at_end",
     # the problem, and where in its solution the step stands
-    "problem_length",
-    "problem_numbers",
-    "problem_longest_number",
+    *(f"problem_{name}" for name in ("length", "numbers", "longest_number")),
     "position",
     "tokens_before",
     # the steps before: the previous one, and those of the draft that were accepted
-    "previous_by_draft",
-    "previous_by_target",
-    "previous_tokens",
-    "previous_logprob_mean",
-    "previous_logprob_min",
-    "previous_entropy_max",
+    *(f"previous_{name}" for name in ("by_draft", "by_target", "tokens", "logprob_mean", "logprob_min", "entropy_max")),
     "accepted_logprob_min",
     "accepted_logprob_sum",
     "escalated_share",
@@ -120,7 +109,6 @@ def hidden_features(draft: Step) -> Floats:
 
 
 def _of_tokens(token_stats: TokenStats) -> Iterator[float]:
-    """Log-probabilities, entropies and margins of all tokens."""
     log_probabilities, entropies = _bounded(token_stats.log_probabilities, LEAST_LOGPROB, 0.0), token_stats.entropies
     margins, count = _bounded(token_stats.margins, 0.0, MAX_MARGIN), len(log_probabilities)
     total = sum(log_probabilities)
@@ -144,7 +132,6 @@ def _summary(values: Sequence[float], ordered: Sequence[float]) -> Iterator[floa
 
 
 def _of_kind(token_stats: TokenStats, kinds: Sequence[Kind], kind: Kind) -> tuple[float, ...]:
-    """The features of `_OF_KIND` for the tokens of one kind."""
     chosen = [index for index, one in enumerate(kinds) if one == kind]
     if not chosen:
         return _CERTAIN
@@ -170,7 +157,6 @@ def _kind(piece: str) -> Kind:
 
 
 def _bounded(values: Sequence[float], low: float, high: float) -> Sequence[float]:
-    """The values within bounds; as a rule, the same sequence."""
     if min(values) >= low and max(values) <= high:
         return values
     return [min(high, max(low, value)) for value in values]

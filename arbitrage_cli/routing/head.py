@@ -110,7 +110,6 @@ class Head:
 
     @property
     def reads_hidden(self) -> bool:
-        """Whether it reads the draft's hidden states."""
         return self.card.hidden_size > 0
 
     def router(self) -> Router:
@@ -123,9 +122,8 @@ class Head:
         return EarlyStop(self.probability, clearly_above, lambda num_tokens: num_tokens % LOOK_EVERY == 0)
 
     def probability(self, trace: Trace, draft: Step) -> float:
-        """The probability that the target's next step of `trace` is better than the drafted one, strictly between 0 and 1.
-
-        ValueError if the draft did not keep what the head reads; ComputeError if the result is not a number.
+        """P(the target's step is better than the drafted one), between 0 and 1. ValueError if the draft did not keep what the head
+        reads; ComputeError if the result is not a number.
         """
         log_odds = float(self.network.log_odds(self._inputs(trace, draft)))
         if not math.isfinite(log_odds):
@@ -146,14 +144,14 @@ class Head:
         return np.concatenate((chosen, hidden), axis=1, dtype=np.float32)
 
     def contributions(self, trace: Trace, draft: Step) -> list[tuple[str, float]]:
-        """What each feature adds to the uncalibrated log-odds, compared with its average, the strongest first.
-
-        All hidden states count as one. With a layer, it is the slope at this step times the distance.
-        """
+        """`contributions_of` the drafted step."""
         return self.contributions_of(self._inputs(trace, draft))
 
     def contributions_of(self, inputs: Floats) -> list[tuple[str, float]]:
-        """`contributions` of inputs (d,): the card's features, then the hidden states if it reads them."""
+        """What each of the inputs (d,) adds to the uncalibrated log-odds, compared with its average, the strongest first.
+
+        All hidden states count as one. With a layer, it is the slope at this step times the distance.
+        """
         parts = self.network.slopes(inputs) * self.network.standardised(inputs)
         names = self.card.features
         named = list(zip(names, map(float, parts[: len(names)]), strict=True))
@@ -188,11 +186,9 @@ class Head:
         return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
 
     def _inputs(self, trace: Trace, draft: Step) -> Floats:
-        if not self._columns:
-            return hidden_features(draft)
-        found = features(trace, draft)
-        chosen = found if self._is_whole else found[self._columns]
-        return np.concatenate((chosen, hidden_features(draft))) if self.reads_hidden else chosen
+        hidden = hidden_features(draft)[None] if self.reads_hidden else None
+        inputs: Floats = self.inputs(features(trace, draft)[None], hidden)[0]
+        return inputs
 
 
 class Curve:

@@ -121,7 +121,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _card(found: dict[str, Any]) -> Card:
-    """The card: all that the program relies on is checked."""
     other = found.keys() ^ {one.name for one in fields(Card)}
     if other:
         raise _RefusedError(f"its card has other fields: {', '.join(sorted(other))}")
@@ -150,7 +149,6 @@ def _check_pairs(pairs: list[Any], *, reads_hidden: bool) -> None:
 
 
 def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:
-    """The network of `size` inputs in the arrays."""
     units = arrays["unit_bias"].size if "unit_bias" in arrays else 0
     shapes: dict[str, tuple[int, ...]] = {"mean": (size,), "scale": (size,), "output": (units or size,), "output_bias": (1,)}
     if units:

@@ -34,8 +34,7 @@ RewardKind = Literal["prm", "judge", "any"]
 class Policy:
     """A named way of sharing the steps. Without a router the first of `models` writes them all, and a second one speculates.
 
-    `number` describes what is compared with tau; `make_router` takes the seed. A policy that `needs_head` gets its router from
-    outside. If it `reads_token_stats`, the draft has to keep them.
+    `number` describes what is compared with tau; `make_router` takes the seed. A policy that `needs_head` is given its router.
     """
 
     name: str

@@ -55,10 +55,7 @@ class Costs:
 
     @property
     def write(self) -> float:
-        """Mean seconds of a token of the target that is not in its draft: decoded, or speculated on, whichever is faster.
-
-        Speculation drafts and verifies some tokens at a time, of which `MATCH_RATE` are right.
-        """
+        """Mean seconds of a token of the target that is not in its draft: decoded, or speculated on, whichever is faster."""
         return min(
             (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
             / sum(MATCH_RATE**right for right in range(count + 1))
@@ -80,10 +77,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """n states as columns (n,), those of a solution together, in the order of its steps.
-
-    `solution` and `problem` are numbers; a problem may have several solutions.
-    """
+    """n states as columns (n,), those of a solution together, in the order of its steps. Solutions and problems are numbered."""
 
     solution: NDArray[np.int64]
     problem: NDArray[np.int64]
@@ -112,12 +106,11 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class TauRow:
-    """One tau. Rates are of steps; the rest is per solution.
+    """One tau. Rates are of steps, the rest is per solution; tokens are those of a run with this tau.
 
-    `wasted` is the share of escalated steps without an advantage, `recall` the share of steps with one that are escalated; None
-    of none. `change` is the reward against the target alone, in points (hundredths of a reward), `regret` against the oracle. The
-    interval is over problems; its low end is as if one more problem had lost everything, since no loss among n problems does not
-    prove that there is none (it is then -3/n, the rule of three). Tokens are those of a run with this tau.
+    `wasted` is the share of escalated steps without an advantage, `recall` that of steps with one that are escalated; None of none.
+    `change` is the reward minus the target's, in points (hundredths), `regret` that of the oracle minus this one. The interval is over
+    problems; its low end is as if one more problem had lost everything: with no loss among n it is -3/n (the rule of three).
     """
 
     tau: float
@@ -144,10 +137,9 @@ class NamedTaus:
 
 @dataclass(frozen=True, slots=True)
 class TauTable:
-    """The rows by rising tau, from always to never; what the target alone reads and writes; and the named taus.
+    """The rows by rising tau, from always to never; what the target alone reads and writes; the named taus, and their costs.
 
-    `named_on` is the table that the names were chosen on, None if it is this one. `is_certain`: it has enough problems to be 97.5%
-    certain of `exact`. `costs` are those that decided the names, None if none were measured.
+    `named_on` is the table that the names were chosen on, None if it is this one; `is_certain`: `exact` is certain to 97.5%.
     """
 
     rows: tuple[TauRow, ...]
@@ -177,10 +169,9 @@ class TauTable:
         return routed / alone if alone > 0 else None
 
     def early_stop_pays(self, costs: Costs | None = None) -> bool:
-        """Whether drafting one more token of a step that is escalated costs more than it saves the target; False without costs.
+        """Whether one more drafted token of an escalated step costs more than it saves the target; False without costs.
 
-        The target verifies a token that it shares with the draft instead of writing it. Shared tokens are counted over all steps
-        (`State.shared_tokens`); some of them are found in time.
+        The target verifies the tokens that it shares with the draft, as far as they are found in time, instead of writing them.
         """
         known = costs or self.costs
         if known is None:
@@ -263,11 +254,10 @@ def _with_names(table: TauTable) -> TauTable:
 
 
 def name_taus(table: TauTable) -> dict[str, float]:
-    """The tau of each of `NAMES`. Without costs, time is the escalation rate.
+    """The tau of each of `NAMES`; without costs, time is the escalation rate. No name takes longer than a stricter one.
 
-    `exact` tests the taus in order, from the strictest to the first that may lose too much: many taus are tried, and the luck of
-    one must not count. With too few problems to be sure of any, it stops at the first that did lose too much. None of the names
-    takes longer than a stricter one.
+    `exact` tests the taus in order, up to the first that may lose too much: the luck of one among many must not count. With too few
+    problems to be sure of any, it stops at the first that did lose too much.
     """
     lead = max(0.0, -table.rows[-1].change)
 

@@ -135,7 +135,6 @@ def _solution(folder: Path, row: Mapping[str, Any]) -> Solution:
 
 
 def _refuse_twice(runs: Sequence[CollectedRun]) -> None:
-    """UsageError for a problem that two runs solved in the same way."""
     seen: dict[tuple[str, str], Path] = {}
     for run in runs:
         made_with = json.dumps(run.facts.get("fingerprint"), sort_keys=True)
@@ -191,7 +190,6 @@ def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:
 
 
 def _hidden(states: Sequence[State], pairs: Sequence[Mapping[str, Any]]) -> NDArray[np.float16] | None:
-    """All hidden states, if every state has one, of the same draft."""
     rows = [state.hidden for state in states if state.hidden is not None]
     if len(_distinct(pair["draft"] for pair in pairs)) != 1 or len(rows) != len(states):
         return None

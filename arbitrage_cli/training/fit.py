@@ -4,27 +4,24 @@ Knows no state, no problem and no file. What is learned is a function of the arr
 """
 
 import importlib
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.features import Floats
-from arbitrage_cli.routing.head import Curve, Network
+from arbitrage_cli.routing.head import Network
 
 Numbers = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 
 Parameters = tuple[Floats, Floats, Floats, float]
 """Weights (d, h) and biases (h,) of the units, weights (h,) and bias of the output."""
-
-Method = Literal["platt", "isotonic"]
 
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # of the logistic regression: scikit-learn's C
 PENALTIES = (2.0, 8.0, 30.0)  # of a network with units: scikit-learn's alpha
@@ -34,11 +31,8 @@ MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
 MAX_ITERATIONS = 2000
 SEEDS = 2**32  # of scikit-learn
 
-CALIBRATION_FOLDS = 5
-MIN_FOR_ISOTONIC = 400  # states: with fewer, its steps follow the noise
-STATES_PER_STEP, MAX_STEPS = 50, 30  # of the isotonic curve, before those that fall are joined
-BEYOND = 10.0  # log-odds from the last knots: the curve has Platt's slope there
-LEAST_RISE = 1e-3  # log-odds between knots
+NO_PENALTY = 1e6  # as an inverse penalty
+LEAST_SLOPE = 1e-3  # of a calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,94 +95,19 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
 # --- calibration
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CalibrationData:
-    """n uncalibrated log-odds, their labels, and weights with a mean of 1."""
+def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> Numbers:
+    """Platt's line from log-odds to calibrated ones, as two knots (2, 2). UsageError if it does not rise.
 
-    log_odds: Numbers
-    labels: Labels
-    weights: Numbers
-
-    def take(self, chosen: NDArray[Any]) -> "CalibrationData":
-        return CalibrationData(self.log_odds[chosen], self.labels[chosen], self.weights[chosen])
-
-
-def calibrate(
-    log_odds: Numbers, labels: Labels, groups: NDArray[np.int64], weights: Numbers | None = None
-) -> tuple[Method, Numbers]:
-    """The knots (k, 2) of a curve from log-odds to calibrated ones, and the method.
-
-    Platt's line, or an isotonic curve if that predicts groups (problems) better that it was not fitted to. `weights` have a mean of
-    1; None: all are 1. UsageError if higher log-odds do not mean a higher share.
+    `weights` have a mean of 1; None: all are 1. J. Platt, Probabilistic outputs for support vector machines (1999).
     """
-    data = CalibrationData(log_odds, labels, np.ones(len(labels)) if weights is None else weights)
-    if _platt_line(data)[0] < LEAST_RISE:
+    examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)) if weights is None else weights)
+    (slope,), bias = _fit_line(examples, NO_PENALTY)
+    if slope < LEAST_SLOPE:
         raise UsageError(
             "nothing was learned: on problems of the validation part, the head's number says nothing about the advantage",
             "collect more states, or with another reward: arbitrage collect",
         )
-    methods: dict[Method, Callable[[CalibrationData], Numbers]] = {"platt": _platt}
-    if len(labels) >= MIN_FOR_ISOTONIC:
-        methods["isotonic"] = _isotonic
-    best = min(methods, key=lambda method: _held_out_loss(data, groups, methods[method])) if len(methods) > 1 else "platt"
-    return best, methods[best](data)
-
-
-def _platt(data: CalibrationData) -> Numbers:
-    """A line (J. Platt, Probabilistic outputs for support vector machines, 1999), as two knots."""
-    slope, bias = _platt_line(data)
-    slope = max(slope, LEAST_RISE)  # it may fall on a part of the states
     return np.array([[-1.0, bias - slope], [1.0, bias + slope]])
-
-
-def _platt_line(data: CalibrationData) -> tuple[float, float]:
-    examples = Examples(data.log_odds[:, None].astype(np.float32), data.labels, data.weights)
-    output, bias = _fit_line(examples, 1e6)
-    return float(output[0]), bias
-
-
-def _isotonic(data: CalibrationData) -> Numbers:
-    """Shares of groups of states by log-odds, falling ones joined (pool adjacent violators), as knots at the mean log-odds."""
-    order = np.argsort(data.log_odds, kind="stable")
-    parts = [data.take(part) for part in np.array_split(order, min(MAX_STEPS, max(2, len(order) // STATES_PER_STEP)))]
-    sizes = np.array([part.weights.sum() for part in parts])
-    places = np.array([np.average(part.log_odds, weights=part.weights) for part in parts])
-    shares = np.array([(part.weights[part.labels].sum() + 0.5) / (part.weights.sum() + 1) for part in parts])
-    rising = _sklearn("isotonic").IsotonicRegression().fit_transform(places, shares, sample_weight=sizes)
-    knots: list[tuple[float, float]] = []
-    for share in np.unique(rising):
-        members = rising == share
-        knots.append((float(np.average(places[members], weights=sizes[members])), math.log(share / (1 - share))))
-    slope, _ = _platt_line(data)
-    return np.array(list(_with_ends(knots, max(slope, LEAST_RISE))))
-
-
-def _with_ends(knots: Sequence[tuple[float, float]], slope: float) -> Iterator[tuple[float, float]]:
-    """The knots that rise by more than `LEAST_RISE`, and one more beyond each end, along a line of that slope."""
-    x, y = knots[0]
-    yield x - BEYOND, y - BEYOND * slope
-    yield x, y
-    for next_x, next_y in knots[1:]:
-        if next_x - x > LEAST_RISE and next_y - y > LEAST_RISE:
-            x, y = next_x, next_y
-            yield x, y
-    yield x + BEYOND, y + BEYOND * slope
-
-
-def _held_out_loss(
-    data: CalibrationData, groups: NDArray[np.int64], fit_knots: Callable[[CalibrationData], Numbers]
-) -> float:
-    """Weighted mean log loss on groups that the curve was not fitted to."""
-    fold = np.unique(groups, return_inverse=True)[1] % CALIBRATION_FOLDS
-    total = 0.0
-    for held_out in range(CALIBRATION_FOLDS):
-        inside, outside = data.take(fold == held_out), data.take(fold != held_out)
-        if not len(inside.labels) or len(np.unique(outside.labels)) < 2:
-            continue
-        curve = Curve(fit_knots(outside))
-        probability = np.array([curve(one) for one in inside.log_odds.tolist()])
-        total -= float((inside.weights * np.log(np.where(inside.labels, probability, 1 - probability))).sum())
-    return total / float(data.weights.sum())
 
 
 # --- scikit-learn
@@ -214,7 +133,6 @@ def _fit_line(examples: Examples, inverse_penalty: float) -> tuple[Numbers, floa
 
 
 def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: int) -> Parameters:
-    """The parameters of the epoch with the least validation loss."""
     model = _sklearn("neural_network").MLPClassifier(
         hidden_layer_sizes=(recipe.units,),
         alpha=recipe.penalty,
@@ -234,7 +152,6 @@ def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: i
 
 
 def _epochs(model: Any, training: Examples, validation: Examples) -> Iterator[tuple[float, Parameters]]:
-    """The validation loss after each epoch, and the parameters."""
     for _ in range(MAX_EPOCHS):
         model.partial_fit(training.inputs, training.labels, classes=[False, True], sample_weight=training.weights)
         (weights, output), (biases, output_bias) = model.coefs_, model.intercepts_
@@ -243,6 +160,5 @@ def _epochs(model: Any, training: Examples, validation: Examples) -> Iterator[tu
 
 
 def _loss(model: Any, examples: Examples) -> float:
-    """Weighted mean log loss."""
     probability = np.clip(model.predict_proba(examples.inputs)[:, 1].astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-np.average(np.log(np.where(examples.labels, probability, 1 - probability)), weights=examples.weights))

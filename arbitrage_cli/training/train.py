@@ -65,7 +65,6 @@ class Candidate:
 
     @property
     def size(self) -> int:
-        """How many numbers were learned."""
         layer = self.network.layer
         return self.network.output.size + (sum(array.size for array in layer) if layer else 0)
 
@@ -89,7 +88,7 @@ def train(
         chosen = learner.learn(chosen.recipe, chosen.inputs, MEMBERS)
     on_progress("calibrating")
     validation = learner.truth_of(VALIDATION)
-    method, knots = calibrate(chosen.log_odds, validation.is_better, validation.problem, validation.weight)
+    knots = calibrate(chosen.log_odds, validation.is_better, validation.weight)
     card = _card(collected, chosen, settings, name=name, command=command, created=created)
     head = Head(chosen.network, knots, card)
     on_progress("measuring on the test")
@@ -97,7 +96,7 @@ def train(
     members = MEMBERS if chosen.recipe.units else 1
     metrics = {
         **_metrics(probability, learner),
-        "calibration": method,
+        "calibration": "platt",
         "architecture": {"inputs": chosen.inputs, "recipe": asdict(chosen.recipe), "members": members},
         "candidates": [
             {"candidate": one.label, **asdict(one.recipe), "selection_score": one.selection_score} for one in candidates
@@ -286,7 +285,6 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
 
 
 def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """Numbers to route by; a higher one speaks for escalating."""
     count = len(probability)
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}

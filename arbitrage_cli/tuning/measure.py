@@ -112,7 +112,6 @@ def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
 
 
 def _tokens(backend: Backend, count: int) -> list[int]:
-    """Ids of a text of so many tokens."""
     once = backend.tokenizer.tokenize(TEXT, continues=False)
     return (once * (count // len(once) + 1))[:count]
 

@@ -137,7 +137,6 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
 
 
 def _what_fits(need: Need, memory: int) -> str:
-    """A hint if so many problems do not fit in the free memory."""
     fits = need.largest_within(memory)
     if fits:
         return f"up to {fits} will do: --concurrency {fits}; or give a smaller --ctx or --kv-type"

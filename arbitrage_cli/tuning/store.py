@@ -4,14 +4,13 @@ A measurement holds for one machine (processor, cores that this process may use,
 and the options that it was loaded with. One file may have measurements of several machines, since home folders are shared.
 """
 
-import fcntl
 import importlib.metadata
 import json
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -114,56 +113,41 @@ def read_tuned(path: Path) -> list[Tuned]:
     """The measurements in the file; none without a file. UsageError for a damaged one."""
     try:
         content = json.loads(path.read_bytes())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"it is not of schema {SCHEMA}")
+        return [_from_json(entry) for entry in content["tuned"]]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("tuned"), list):
-        raise _damaged(path, f"it is not of schema {SCHEMA}")
-    try:
-        return [_from_json(entry) for entry in content["tuned"]]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise _damaged(path, str(error)) from error
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        hint = "move it away, and measure again: arbitrage tune"
+        raise UsageError(f"{path}: cannot be read ({error})", hint) from error
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add measurements to the file, or replace them. OutputError if it cannot be written; UsageError if it is damaged."""
-    with _writing(path), _locked(path.parent):
-        kept = {one.key: one for one in (*read_tuned(path), *new)}
-        content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    kept = {one.key: one for one in (*read_tuned(path), *new)}
+    content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
+    with _writing(path):
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n", make_folder=True)
 
 
 def check_place(path: Path) -> None:
     """OutputError or UsageError if measurements cannot be kept in the file: better known before they are made."""
     read_tuned(path)
     with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """With a folder for the file. OutputError for what cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make its folder writable") from error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time. If the folder cannot be locked, at worst a measurement is lost."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-
-
 def _from_json(entry: Mapping[str, Any]) -> Tuned:
-    """One measurement. KeyError, TypeError or ValueError for anything else."""
     parts = {"machine": Machine, "file": ModelFile, "loading": Loading, "speeds": Speeds}
     made = Tuned(**{**entry, **{name: kind(**entry[name]) for name, kind in parts.items()}})
     seconds = [getattr(made.speeds, one.name) for one in fields(Speeds)]
@@ -172,7 +156,3 @@ def _from_json(entry: Mapping[str, Any]) -> Tuned:
     if not all(isinstance(one, float) and math.isfinite(one) and one >= 0 for one in seconds):
         raise ValueError("speeds are seconds, from 0 up")
     return made
-
-
-def _damaged(path: Path, reason: str) -> UsageError:
-    return UsageError(f"{path}: cannot be read ({reason})", "move it away, and measure again: arbitrage tune")

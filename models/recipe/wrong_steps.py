@@ -117,7 +117,7 @@ def _cut(row: Labelled) -> Labelled:
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LINE = re.compile(rf"(?:(?P<label>.+): )?(?P<left>{_NUMBER.pattern}) (?P<sign>[-+*/]) (?P<right>{_NUMBER.pattern}) = .+")
 _LABELS = ("Left", "Then", "In all", "Together", "Cost", "Total", "One part", "Per hour", "Change", "Difference", "Earned")
-_MAX_DIGITS = 9  # of a result that is calculated anew
+_MAX_DIGITS = 9  # of a result that is calculated again
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Line:
         return cls(match["label"] or "", match["left"], match["sign"], match["right"]) if match else None
 
     def write(self) -> str | None:
-        """The step with its result, calculated anew. None where that is nothing one would write."""
+        """The step with its result calculated again; None if nobody would write that."""
         working = Working()
         left, right = _number(self.left), _number(self.right)
         if self.sign != "/":

@@ -1,4 +1,4 @@
-"""Why steps were accepted or escalated: what is told of a decision, and what `arbitrage explain` shows."""
+"""Why steps were accepted or escalated: explanations, and what `arbitrage explain` shows."""
 
 import json
 from pathlib import Path

@@ -1,12 +1,7 @@
 """Which number of threads is chosen, on a clock that is set by hand, and what is kept of it."""
 
-import errno
-import fcntl
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli import HERE as CODE
-from cli import TIMEOUT, environment
 from made_up_tuning import HERE, make_tuned
 
 from arbitrage_cli.errors import OutputError, UsageError
@@ -206,41 +199,6 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(model: Path, tmp_
     keep_tuned(path, [make_tuned(model), elsewhere])
     keep_tuned(path, [make_tuned(model, threads=7)])
     assert {one.machine.cores: one.threads for one in read_tuned(path)} == {8: 7, 2: 3}
-
-
-NOTES = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from made_up_tuning import HERE, make_tuned
-from arbitrage_cli.tuning.store import keep_tuned
-model, path, cpu = sys.argv[1:]
-for cores in range(25):
-    keep_tuned(Path(path), [make_tuned(Path(model), machine=replace(HERE, cpu=cpu, cores=cores))])
-"""
-
-
-def test_two_that_keep_something_at_once(model: Path, tmp_path: Path) -> None:
-    """Nothing of either is lost, and nothing but the file is left in the folder."""
-    path = tmp_path / "folder" / "tuned.json"
-    program = [sys.executable, "-c", NOTES, str(model), str(path)]
-    both = [
-        subprocess.Popen([*program, cpu], cwd=CODE, env=environment({"PYTHONPATH": str(CODE.parents[1])})) for cpu in "ab"
-    ]
-    assert [one.wait(TIMEOUT) for one in both] == [0, 0]
-    assert len(read_tuned(path)) == 50
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_where_nothing_can_be_locked(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on some network drives: it is kept all the same."""
-
-    def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    keep_tuned(tmp_path / "tuned.json", [make_tuned(model)])
-    assert read_tuned(tmp_path / "tuned.json") == [make_tuned(model)]
 
 
 @pytest.mark.parametrize(
