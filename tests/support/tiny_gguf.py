@@ -7,6 +7,7 @@ the models to letters and spaces, with the end of a step and the end of the sequ
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +37,7 @@ def write_draft(path: Path) -> Path:
     biases = _writing(tokens, step_end=".ĊĊ", end="<|im_end|>")
     writer = _llama(path, "tiny draft", width=32, biases=biases, seed=13)
     _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|im_end|>"), template=CHATML)
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_merges(merges)
+    _set(writer, tokenizer_pre="qwen2", token_merges=merges)
     return _finish(writer)
 
 
@@ -49,8 +49,7 @@ def write_target(path: Path) -> Path:
     writer = _llama(path, "tiny target", width=48, biases=biases, seed=2)
     begin, stop = tokens.index("<|begin|>"), tokens.index("<|stop|>")
     _vocabulary(writer, "gpt2", tokens, types, end=stop, begin=begin, template=HEADERS)
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_merges(["t h", "i n", "e r", "Ġ t", "Ċ Ċ"])
+    _set(writer, tokenizer_pre="smollm", token_merges=["t h", "i n", "e r", "Ġ t", "Ċ Ċ"])
     return _finish(writer)
 
 
@@ -79,8 +78,7 @@ def write_base(path: Path) -> Path:
     biases = _writing(tokens, step_end=".ĊĊ", end="<|endoftext|>")
     writer = _llama(path, "tiny base", width=32, biases=biases, seed=4, context=256)
     _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_merges([". Ċ", ".Ċ Ċ"])
+    _set(writer, tokenizer_pre="qwen2", token_merges=[". Ċ", ".Ċ Ċ"])
     return _finish(writer)
 
 
@@ -89,8 +87,7 @@ def write_not_a_number(path: Path) -> Path:
     tokens, types = _byte_level(["ĊĊ"], ["<|endoftext|>"])
     writer = _llama(path, "tiny nan", width=32, biases=np.zeros(len(tokens), np.float32), seed=5, norm=np.nan)
     _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_merges(["Ċ Ċ"])
+    _set(writer, tokenizer_pre="qwen2", token_merges=["Ċ Ċ"])
     return _finish(writer)
 
 
@@ -99,17 +96,9 @@ def write_mamba(path: Path) -> Path:
     tokens, types = _byte_level(["ĊĊ"], ["<|endoftext|>"])
     rng, width, inner, state, rank, kernel = np.random.default_rng(6), 16, 32, 4, 2, 4
     writer = GGUFWriter(path, "mamba")
-    writer.add_name("tiny mamba")
-    writer.add_context_length(256)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(0)
-    writer.add_head_count(0)
-    writer.add_block_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_ssm_conv_kernel(kernel)
-    writer.add_ssm_inner_size(inner)
-    writer.add_ssm_state_size(state)
-    writer.add_ssm_time_step_rank(rank)
+    _set(writer, name="tiny mamba", context_length=256, embedding_length=width, feed_forward_length=0, head_count=0)
+    _set(writer, block_count=1, layer_norm_rms_eps=1e-5, ssm_conv_kernel=kernel, ssm_inner_size=inner)
+    _set(writer, ssm_state_size=state, ssm_time_step_rank=rank)
     shapes = {
         "token_embd.weight": (len(tokens), width),
         "output_norm.weight": (width,),
@@ -124,11 +113,9 @@ def write_mamba(path: Path) -> Path:
         "blk.0.ssm_d": (inner,),
         "blk.0.ssm_out.weight": (width, inner),
     }
-    for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
+    _random_tensors(writer, rng, shapes)
     _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_merges(["Ċ Ċ"])
+    _set(writer, tokenizer_pre="qwen2", token_merges=["Ċ Ċ"])
     return _finish(writer)
 
 
@@ -138,14 +125,8 @@ def write_bert(path: Path) -> Path:
     types = [TokenType.CONTROL] * 5 + [TokenType.NORMAL] * (len(tokens) - 5)
     rng, width, inner = np.random.default_rng(7), 16, 32
     writer = GGUFWriter(path, "bert")
-    writer.add_name("tiny bert")
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(2)
-    writer.add_block_count(1)
-    writer.add_layer_norm_eps(1e-5)
-    writer.add_causal_attention(False)
+    _set(writer, name="tiny bert", context_length=64, embedding_length=width, feed_forward_length=inner, head_count=2)
+    _set(writer, block_count=1, layer_norm_eps=1e-5, causal_attention=False)
     square, vector = (width, width), (width,)
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (len(tokens), width),
@@ -165,8 +146,7 @@ def write_bert(path: Path) -> Path:
         "blk.0.ffn_down.weight": (width, inner),
         "blk.0.ffn_down.bias": vector,
     }
-    for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
+    _random_tensors(writer, rng, shapes)
     _vocabulary(writer, "bert", tokens, types, end=3, begin=2)
     writer.add_token_type_count(2)
     return _finish(writer)
@@ -186,6 +166,16 @@ WRITERS = {
 def write_all(folder: Path) -> Mapping[str, Path]:
     """One file of every kind; their paths by name."""
     return {name: write(folder / f"tiny-{name}.gguf") for name, write in WRITERS.items()}
+
+
+def _set(writer: GGUFWriter, **values: Any) -> None:
+    for name, value in values.items():
+        getattr(writer, f"add_{name}")(value)
+
+
+def _random_tensors(writer: GGUFWriter, rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
 
 
 def _byte_level(
@@ -223,15 +213,8 @@ def _llama(
     """A Llama-architecture model of 2 layers and 4 heads: its settings and weights; the vocabulary is still missing."""
     rng, inner, layers = np.random.default_rng(seed), 2 * width, 2
     writer = GGUFWriter(path, "llama")
-    writer.add_name(name)
-    writer.add_context_length(context)
-    writer.add_embedding_length(width)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(width // 4)
-    writer.add_layer_norm_rms_eps(1e-5)
+    _set(writer, name=name, context_length=context, embedding_length=width, block_count=layers, feed_forward_length=inner)
+    _set(writer, head_count=4, head_count_kv=2, rope_dimension_count=width // 4, layer_norm_rms_eps=1e-5)
 
     def weights(rows: int, columns: int, scale: float) -> Array:
         return rng.normal(0, scale, (rows, columns)).astype(np.float32)
@@ -273,10 +256,7 @@ def _vocabulary(
     begin: int | None = None,
     template: str | None = None,
 ) -> None:
-    writer.add_tokenizer_model(kind)
-    writer.add_token_list(list(tokens))
-    writer.add_token_types(list(types))
-    writer.add_eos_token_id(end)
+    _set(writer, tokenizer_model=kind, token_list=list(tokens), token_types=list(types), eos_token_id=end)
     writer.add_add_bos_token(begin is not None)
     if begin is not None:
         writer.add_bos_token_id(begin)
