@@ -130,10 +130,7 @@ def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Pa
 
 def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-q")
-    for models, name in (
-        (PAIR, "arithmetic--scripted"),
-        (("--target", "scripted:target"), "arithmetic--scripted-target"),
-    ):
+    for models, name in ((PAIR, "arithmetic--scripted"), (("--target", "scripted:target"), "arithmetic--scripted-target")):
         assert run(*arguments, *models, cwd=here).code == 0
         before = (here / "runs" / name / "results.jsonl").read_bytes()
         assert run(*arguments, *models, cwd=here).code == 0
@@ -307,17 +304,6 @@ def test_samples_and_policies_may_be_added(copy: Path) -> None:
     assert sorted((row["policy"], row["sample"]) for row in rows) == [("random", 0), ("random", 1), ("target", 1)]
     assert run_json(copy)["sampling"]["samples"] == 2
     assert [policy for policy, _ in columns_of(copy)] == ["target", "draft", "entropy", "random"]
-
-
-def test_policies_with_the_same_label_stay_apart(copy: Path) -> None:
-    assert bench(copy, "--policy", "entropy@0.5,entropy@0.50000001,entropy@0.50000002", "--limit", "1", "-q").code == 0
-    assert [tau for _, tau in columns_of(copy)] == [None, None, 1.0, 0.5, 0.50000001, 0.50000002]
-    path = copy / "run" / "results.jsonl"
-    rows = [{**row, "score": {**row["score"], "explanation": "another"}} for row in rows_of(copy / "run")]
-    path.write_bytes(b"".join(encode({name: row[name] for name in row if name != "checksum"}) for row in rows))
-    graded = run("grade", "run", "--json", cwd=copy)
-    assert sum(line.startswith("p0, entropy 0.5: was") for line in graded.err.splitlines()) == 3
-    assert [one["label"] for one in json.loads(graded.out)["policies"]].count("entropy 0.5") == 3
 
 
 def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:

@@ -199,11 +199,7 @@ def events_of(
 
 
 def solve(
-    engines: Mapping[ModelRole, Engine],
-    problems: Iterable[Problem],
-    policy: str,
-    tau: float | None = None,
-    **options: Any,
+    engines: Mapping[ModelRole, Engine], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
 ) -> dict[str, Trace]:
     """The solutions by problem id, with the options of `events_of`. No problem may fail."""
     finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
