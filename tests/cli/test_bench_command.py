@@ -381,15 +381,9 @@ def test_edited_data_set_is_refused(copy: Path) -> None:
     text = path.read_text()
     for edited in (text.replace("349", "350"), text.replace("9 * 9", "9 * 8"), "\n".join(text.split("\n")[::-1])):
         path.write_text(edited)
-        result = bench(copy)
-        assert_refused(result, 2, "", "another data set: sha256 ")
-
-
-def test_duplicate_ids_are_refused(here: Path) -> None:
-    path = here / "arithmetic.jsonl"
-    path.write_text(path.read_text().replace('"p2"', '"p0"'))
-    result = bench(here)
-    assert_refused(result, 2, "", "line 3: ", "'p0'")
+        assert_refused(bench(copy), 2, "", "another data set: sha256 ")
+    path.write_text(text.replace('"p2"', '"p0"'))
+    assert_refused(bench(copy), 2, "", "line 3: ", "'p0'")
 
 
 def change_run_json(folder: Path, **changes: Any) -> None:
@@ -455,12 +449,10 @@ def test_grade_keeps_errors(here: Path) -> None:
     assert results(rows_of(here / "run")) == before
 
 
-def test_grade_needs_a_run(here: Path) -> None:
+def test_grade_of_a_folder_without_a_run_changes_nothing(here: Path) -> None:
     for name in (".", "nowhere"):
-        result = run("grade", name, cwd=here)
-        assert_refused(result, 2, f"{name}: ", "no run")
-    assert not (here / "lock").exists()
-    assert not (here / "nowhere").exists()
+        assert_refused(run("grade", name, cwd=here), 2, f"{name}: ", "no run")
+    assert [path.name for path in here.iterdir()] == ["arithmetic.jsonl"]
 
 
 # --- in a terminal
@@ -499,39 +491,29 @@ def has_rows(here: Path) -> bool:
     return (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3
 
 
-def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path) -> None:
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path, twice: bool) -> None:
     arguments = run_many(here)
-    with Terminal(*arguments, columns=200, rows=30) as terminal:
+    with Terminal(*arguments, columns=60 if twice else 200, rows=15) as terminal:
         echoed_before = terminal.process.getecho()
         terminal.wait_until(lambda: has_rows(here))
         before = len(terminal.raw)
         terminal.process.sendintr()
-        assert terminal.wait() == 128 + signal.SIGINT
-        assert terminal.process.getecho() == echoed_before
-    num_rows = len(results(rows_of(here / "run")))
-    assert 3 <= num_rows < 299
-    assert not terminal.screen.cursor.hidden
-    after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
-    assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
-    shown = flat(terminal.text)
-    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
-    assert shown.endswith("arbitrage: interrupted")
-    assert run(*arguments, "--json", "--limit", "20").code == 0
-    assert len(results(rows_of(here / "run"))) >= 20
-
-
-def test_second_interrupt_restores_the_terminal_too(here: Path) -> None:
-    arguments = run_many(here)
-    with Terminal(*arguments, columns=60, rows=15) as terminal:
-        echoed_before = terminal.process.getecho()
-        terminal.wait_until(lambda: has_rows(here))
-        terminal.process.sendintr()
-        terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
-        with contextlib.suppress(OSError):  # it may have ended meanwhile
-            terminal.process.sendintr()
+        if twice:
+            terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
+            with contextlib.suppress(OSError):  # it may have ended meanwhile
+                terminal.process.sendintr()
         assert terminal.wait() == 128 + signal.SIGINT
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
     assert "Traceback" not in terminal.text
+    if not twice:
+        num_rows = len(results(rows_of(here / "run")))
+        assert 3 <= num_rows < 299
+        after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
+        assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
+        shown = flat(terminal.text)
+        assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
+        assert shown.endswith("arbitrage: interrupted")
     assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20
