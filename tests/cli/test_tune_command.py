@@ -123,6 +123,7 @@ def test_one_model_is_measured_alone_as_json(home: Home) -> None:
 
 def test_demo_models_are_refused(home: Home) -> None:
     assert_refused(home.run("tune", "--pair", "scripted"), 2, "", "scripted:draft")
+    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
     assert not home.file.exists()
 
 
@@ -136,7 +137,8 @@ def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home
     assert "checking" not in result.err
     home.file.parent.mkdir()
     home.file.write_text("{")
-    assert_refused(home.run(*ONE), 2, "", "tuned.json")
+    for command in (ONE, ("solve", "5 + 6")):
+        assert_refused(home.run(*command), 2, "", "tuned.json")
 
 
 def test_full_disk_costs_the_file_not_the_table(home: Home) -> None:
@@ -188,17 +190,6 @@ def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:
     home.file.unlink()
     keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
     assert threads_of(solve(home)) == default
-
-
-def test_demo_models_start_without_llama(home: Home) -> None:
-    home.pretend(FAST_READER)
-    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
-
-
-def test_damaged_file_is_refused(home: Home) -> None:
-    home.file.parent.mkdir()
-    home.file.write_text("{}")
-    assert_refused(home.run("solve", "5 + 6"), 2, "", "tuned.json")
 
 
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")

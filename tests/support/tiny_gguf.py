@@ -32,13 +32,7 @@ LETTERS = " etaoinshrdlu"
 
 def write_draft(path: Path) -> Path:
     """A byte-level BPE vocabulary in which `.` and a blank line are one token; a ChatML template, no BOS."""
-    tokens, types = _byte_level([".Ċ", ".ĊĊ"], ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    merges = [". Ċ", ".Ċ Ċ"]
-    biases = _writing(tokens, step_end=".ĊĊ", end="<|im_end|>")
-    writer = _llama(path, "tiny draft", width=32, biases=biases, seed=13)
-    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|im_end|>"), template=CHATML)
-    _set(writer, tokenizer_pre="qwen2", token_merges=merges)
-    return _finish(writer)
+    return _write_plain(path, "tiny draft", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], seed=13, template=CHATML)
 
 
 def write_target(path: Path) -> Path:
@@ -74,20 +68,19 @@ def write_spm(path: Path) -> Path:
 
 def write_base(path: Path) -> Path:
     """A base model: the draft's kind of vocabulary, no chat template, a context of 256 tokens."""
-    tokens, types = _byte_level([".Ċ", ".ĊĊ"], ["<|endoftext|>"])
-    biases = _writing(tokens, step_end=".ĊĊ", end="<|endoftext|>")
-    writer = _llama(path, "tiny base", width=32, biases=biases, seed=4, context=256)
-    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
-    _set(writer, tokenizer_pre="qwen2", token_merges=[". Ċ", ".Ċ Ċ"])
-    return _finish(writer)
+    return _write_plain(path, "tiny base", ["<|endoftext|>"], seed=4, context=256)
 
 
 def write_not_a_number(path: Path) -> Path:
-    """A model of which one weight in the last norm is NaN, so that every logit is."""
-    tokens, types = _byte_level(["ĊĊ"], ["<|endoftext|>"])
-    writer = _llama(path, "tiny nan", width=32, biases=np.zeros(len(tokens), np.float32), seed=5, norm=np.nan)
-    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
-    _set(writer, tokenizer_pre="qwen2", token_merges=["Ċ Ċ"])
+    """A model whose last norm is NaN, so that every logit is."""
+    return _write_plain(path, "tiny nan", ["<|endoftext|>"], seed=5, norm=np.nan)
+
+
+def _write_plain(path: Path, name: str, controls: Sequence[str], *, template: str | None = None, **model: Any) -> Path:
+    tokens, types = _byte_level([".Ċ", ".ĊĊ"], controls)
+    writer = _llama(path, name, width=32, biases=_writing(tokens, step_end=".ĊĊ", end=controls[-1]), **model)
+    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index(controls[-1]), template=template)
+    _set(writer, tokenizer_pre="qwen2", token_merges=[". Ċ", ".Ċ Ċ"])
     return _finish(writer)
 
 
@@ -269,6 +262,5 @@ def _finish(writer: GGUFWriter) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    path = writer.path
-    assert path is not None
-    return Path(path)
+    assert writer.path is not None
+    return Path(writer.path)
