@@ -230,7 +230,7 @@ class Terminal:
         self.process.close(force=True)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Go on reading what the program writes until the condition holds."""
+        """Read what the program writes until the condition holds."""
         deadline = time.monotonic() + TIMEOUT
         while not condition():
             assert time.monotonic() < deadline, f"not within {TIMEOUT} s; the screen shows:\n{self.text}"
