@@ -1,4 +1,4 @@
-"""The house rules: what every file must have, and that the documents are true. import-linter checks the imports."""
+"""The house rules: what every file must have, and that the documents are true; import-linter checks the imports."""
 
 import ast
 import re
@@ -40,16 +40,8 @@ def tree_of(path: Path) -> ast.Module:
 every_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
-def test_command_line_starts_without_the_slow_libraries() -> None:
-    """Completion starts the program at each TAB: what is only needed to load a model or to draw is not imported before."""
-    slow = (
-        "llama_cpp",
-        "rich",
-        "jinja2",
-        "huggingface_hub",
-        "arbitrage_cli.inference.llama.backend",
-        "arbitrage_cli.display.live",
-    )
+def test_command_line_starts_without_slow_imports() -> None:
+    slow = ("llama_cpp", "numpy", "rich", "jinja2", "huggingface_hub", "arbitrage_cli.display.live")
     code = f"import sys, arbitrage_cli.cli; print([name for name in {slow} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
@@ -59,14 +51,12 @@ def test_command_line_starts_without_the_slow_libraries() -> None:
 
 
 @every_module
-def test_module_says_what_it_does(path: Path) -> None:
-    """Every module begins with a docstring."""
+def test_every_module_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(tree_of(path))
 
 
 @every_module
-def test_nothing_swallows_every_error(path: Path) -> None:
-    """`except Exception` stands in the one place that shows errors; a bare or wider one only passes on what it caught."""
+def test_every_error_is_caught_in_one_place_only(path: Path) -> None:
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.ExceptHandler):
             continue
@@ -78,22 +68,16 @@ def test_nothing_swallows_every_error(path: Path) -> None:
             assert node.body[-1].exc is None
 
 
-def test_the_paper_fits_on_a_few_pages() -> None:
-    """arbitrage.py has under 200 lines, and does no input or output."""
+def test_paper_has_under_200_lines_and_no_input_or_output() -> None:
     path = PACKAGE / "arbitrage.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) < 200
     called = {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
     assert not called & {"open", "print", "input"}
 
 
-def test_nothing_but_what_belongs_lies_at_the_top() -> None:
-    """The top level holds the files the design names, and the tools' own hidden ones."""
+def test_top_level_holds_only_the_files_of_the_design() -> None:
     wanted = {
-        "README.md",
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "pyproject.toml",
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"),
         "arbitrage_cli",
         "models",
         "tests",
@@ -113,20 +97,17 @@ def text_of(*paths: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["run", "test"])
-def test_readme_says_how_to_run_and_test(name: str) -> None:
-    """The README has the commands to try the program and to test it, where tools can find them."""
+def test_readme_has_the_commands_to_run_and_test(name: str) -> None:
     found = re.findall(rf"<!-- command: {name} -->\n+```\w*\n(.+?)\n```", text_of(README), re.DOTALL)
     assert len(found) == 1
     assert found[0].strip()
 
 
 def test_readme_is_short() -> None:
-    """A stranger reads it to its end; details are in the guides."""
     assert len(text_of(README).splitlines()) <= 220
 
 
 def test_documents_mention_only_options_that_exist() -> None:
-    """Each --flag is in the help of some command, or one of a program beside the package. Lines of pip are left out."""
     lines = text_of(*DOCUMENTS).replace("\\\n", "").splitlines()
     mentioned = set(
         re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(line for line in lines if "pip install" not in line))
@@ -146,8 +127,7 @@ def documented_commands() -> set[tuple[str, str]]:
     return {(command, flag) for command, rest in shown for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", rest)}
 
 
-def test_documents_give_each_command_its_own_options() -> None:
-    """What is shown can be typed: no flag of one command with another."""
+def test_documents_show_each_command_with_its_own_options_only() -> None:
     found = documented_commands()
     helps = {name: run(*name.split(), "--help", env={"COLUMNS": "200"}).out for name, _ in found}
     assert {("solve", "--pair"), ("bench", "--dataset"), ("collect", "--reward")} <= found
@@ -156,7 +136,6 @@ def test_documents_give_each_command_its_own_options() -> None:
 
 @pytest.mark.parametrize("path", [README, GUIDES / "output.md"], ids=["README", "guide"])
 def test_every_exit_code_is_documented(path: Path) -> None:
-    """Each exit code that an error can have is in the table."""
     table = re.findall(r"^\| ([\d, ]+) \|", text_of(path), re.MULTILINE)
     documented = {int(code) for codes in table for code in codes.split(",")}
     used = {int(code) for code in re.findall(r"exit_code(?:: int)? = (\d+)", text_of(PACKAGE / "errors.py"))}
@@ -165,13 +144,11 @@ def test_every_exit_code_is_documented(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [README, GUIDES / "routing.md"], ids=["README", "guide"])
 def test_every_policy_is_documented(path: Path) -> None:
-    """Each policy is named in the table."""
     rows = " ".join(line for line in text_of(path).splitlines() if line.startswith("| `"))
     assert {name for name in POLICIES if f"`{name}`" not in rows} == set()
 
 
 def test_every_field_of_a_record_is_documented() -> None:
-    """Each field of the JSON record is in the guide to the output."""
     tree = tree_of(PACKAGE / "runs" / "records.py")
     (record,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "record")
     (made,) = (node for node in ast.walk(record) if isinstance(node, ast.Return))

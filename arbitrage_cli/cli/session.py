@@ -228,7 +228,7 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
 
         files = find_files(source, offline=offline, on_progress=watch)
         if files and not files[0].exists():
-            raise ModelFileError(f"{files[0]}: there is no such file", f"check the path of the {role} model")
+            raise ModelFileError(f"{files[0]}: no such file", f"check the path of the {role} model")
         found[role] = str(files[0]) if files else source
     return found
 

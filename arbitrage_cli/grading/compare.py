@@ -15,7 +15,7 @@ MAX_LENGTH = 1000  # characters; a longer answer can only be the same text
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`is_equal` is None if only computer algebra can tell; `gold` and `answer` are then the LaTeX expressions to compare."""
+    """Whether two answers are equal, and by which rule; None if only computer algebra can tell, given these expressions."""
 
     is_equal: bool | None
     rule: str

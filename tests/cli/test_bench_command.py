@@ -54,6 +54,10 @@ def run_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+def columns_of(folder: Path) -> list[tuple[str, Any]]:
+    return [(one["policy"], one["tau"]) for one in run_json(folder)["policies"]]
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
@@ -71,11 +75,10 @@ def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> Non
     assert result.code == 0
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
     assert re.search(r"^draft +6[67]", result.out, re.MULTILINE)
-    lines = result.err.splitlines()
-    assert lines[0] == "bench arithmetic.jsonl: 9 attempts"
-    assert re.fullmatch(r"1/9 p0, target: correct \(349\), \d+\.\d\d s; about \d+ s left", lines[1])
-    assert re.fullmatch(r"2/9 p0, draft: incorrect \(359\), \d+\.\d\d s; about \d+ s left", lines[2])
-    assert len(lines) == 10
+    heading, first, second, *rest = result.err.splitlines()
+    assert first.startswith("1/9 p0, target: correct (349), ")
+    assert second.startswith("2/9 p0, draft: incorrect (359), ")
+    assert (heading, len(rest)) == ("bench arithmetic.jsonl: 9 attempts", 7)
     assert b"\x1b" not in result.stdout + result.stderr
     assert len(results(rows_of(here / "run"))) == 9
 
@@ -97,11 +100,8 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     assert made["command"] == ["arbitrage", *BENCH, "-q"]
     assert (made["dataset"]["name"], made["dataset"]["count"], len(made["dataset"]["sha256"])) == ("arithmetic.jsonl", 3, 64)
     assert (made["planned"], made["ids"], made["sampling"]["samples"]) == (3, ["p0", "p1", "p2"], 1)
-    assert [(one["policy"], one["tau"]) for one in made["policies"]] == [("target", None), ("draft", None), ("entropy", 1.0)]
-    assert {role: model["source"] for role, model in made["models"].items()} == {
-        "draft": "scripted:draft",
-        "target": "scripted:target",
-    }
+    assert columns_of(finished) == [("target", None), ("draft", None), ("entropy", 1.0)]
+    assert {role: one["source"] for role, one in made["models"].items()} == {r: f"scripted:{r}" for r in ("draft", "target")}
     assert all(len(model["chat_template_sha256"]) == 64 for model in made["models"].values())
     assert made["grader"]
     assert made["machine"]["cpu"]
@@ -124,16 +124,12 @@ def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Pa
     assert made["n_ctx"] == 256
     assert run_json(here)["context"]["n_batch"] > 0
     shutil.copy(tiny["spm"], models["draft"])
-    refused = run(*arguments, cwd=here)
-    assert_refused(refused, 2, "", "another draft model")
+    assert_refused(run(*arguments, cwd=here), 2, "", "another draft model")
 
 
 def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-q")
-    for models, name in (
-        (PAIR, "arithmetic--scripted"),
-        (("--target", "scripted:target"), "arithmetic--scripted-target"),
-    ):
+    for models, name in ((PAIR, "arithmetic--scripted"), (("--target", "scripted:target"), "arithmetic--scripted-target")):
         assert run(*arguments, *models, cwd=here).code == 0
         before = (here / "runs" / name / "results.jsonl").read_bytes()
         assert run(*arguments, *models, cwd=here).code == 0
@@ -150,9 +146,7 @@ def test_default_folders_of_long_names_differ(here: Path, tiny: Mapping[str, Pat
     for target in ("target-q4_k_m", "target-q8_0"):
         result = run(*arguments, *models, "--target", f"{name}-{target}.gguf", cwd=here)
         assert result.code == 0, result.err
-    folders = sorted(path.name for path in (here / "runs").iterdir())
-    assert len(folders) == 2
-    assert all(re.fullmatch(r"arithmetic--(a-very-long-model-name-a?s?-?){2}[0-9a-f]{8}", folder) for folder in folders)
+    assert len(list((here / "runs").iterdir())) == 2
 
 
 # --- what is compared
@@ -161,16 +155,9 @@ def test_default_folders_of_long_names_differ(here: Path, tiny: Mapping[str, Pat
 def test_policies_and_taus_are_lists(here: Path) -> None:
     named = "target,entropy@0.3,entropy@inf,random,logprob,target,random"
     assert bench(here, "--policy", named, "--tau", "0.5, 1", "--limit", "1", "-q").code == 0
-    assert [(one["policy"], one["tau"]) for one in run_json(here)["policies"]] == [
-        ("target", None),
-        ("entropy", 0.3),
-        ("entropy", "inf"),
-        ("random", 0.5),
-        ("random", 1.0),
-        ("logprob", 0.5),
-        ("logprob", 1.0),
-    ]
-    assert [row["tau"] for row in rows_of(here / "run")] == [None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0]
+    policies, taus = zip(*columns_of(here), strict=True)
+    assert policies == ("target", "entropy", "entropy", "random", "random", "logprob", "logprob")
+    assert taus == tuple(row["tau"] for row in rows_of(here / "run")) == (None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0)
 
 
 def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
@@ -196,17 +183,11 @@ def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
         (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
         (["--limit", "0"], "--limit: ", "0"),
         (["--limit", "3-2"], "--limit: ", "3-2"),
-        (["--limit", "a few"], "--limit: ", "a few"),
         (["--limit", "4-9"], "--limit: ", "4-9"),
         (["--concurrency", "0"], "", "--concurrency"),
-        (["--concurrency", "most"], "", "--concurrency"),
         (["--pair", "nobody"], "", "nobody"),
         (["--map", "foo"], "", "foo"),
         (["--cost-ratio", "0"], "--cost-ratio: ", ""),
-        (["--cost-ratio", "inf"], "--cost-ratio: ", ""),
-        (["--cost-ratio", "nan"], "--cost-ratio: ", ""),
-        (["--cost-ratio", "1e308"], "--cost-ratio: ", ""),
-        (["--timeout", "inf"], "--timeout: ", ""),
         (["--timeout", "nan"], "--timeout: ", ""),
         (["--timeout", "1e10"], "--timeout: ", ""),
     ],
@@ -236,10 +217,8 @@ def test_several_at_once_make_the_same_rows_and_a_throughput(here: Path) -> None
     assert result.code == 0
     folder = here / "runs" / "arithmetic--scripted--throughput-auto"
     assert results(rows_of(folder)) == usual
-    assert "arithmetic.jsonl: 3 problems, 3 at once" in result.out
     assert "problems/s" in result.out
     assert "speed-up [95%]" not in result.out
-    assert "p0, target: correct (349); about" in result.err
     again = run(*arguments, "--json", cwd=here)
     assert json.loads(again.out)["concurrency"] == 3
     assert len(rows_of(folder)) == 9
@@ -248,9 +227,7 @@ def test_several_at_once_make_the_same_rows_and_a_throughput(here: Path) -> None
 def test_throughput_counts_the_time_of_failed_attempts(here: Path) -> None:
     problems = here / "arithmetic.jsonl"
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
-    arguments = (*BENCH, "--concurrency", "2", "--json", "-q")
-    run(*arguments, cwd=here)
-    again = run(*arguments, cwd=here)
+    _, again = (bench(here, "--concurrency", "2", "--json", "-q") for _ in range(2))
     rows = [row for row in rows_of(here / "run") if row["policy"] == "target"]
     assert [row["id"] for row in rows].count("odd") == 2
     seconds = pytest.approx(sum(row["throughput"]["seconds"] for row in rows), rel=1e-12)
@@ -269,8 +246,7 @@ def test_throughput_run_has_one_concurrency(copy: Path) -> None:
 
 def test_policy_needs_its_models_and_no_others(here: Path) -> None:
     arguments = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "--draft", "scripted:draft", "-q")
-    result = run(*arguments, cwd=here)
-    assert_refused(result, 2, "", "--target")
+    assert_refused(run(*arguments, cwd=here), 2, "", "--target")
     assert run(*arguments, "--policy", "draft", cwd=here).code == 0
     assert list(run_json(here)["models"]) == ["draft"]
     later = run(*arguments, "--policy", "target", "--target", "scripted:target", cwd=here)
@@ -304,17 +280,6 @@ def test_limit_may_grow(here: Path, finished: Path) -> None:
     assert (here / "run" / "results.jsonl").read_bytes() == whole
 
 
-def test_levels_of_all_planned_problems_are_recorded(here: Path) -> None:
-    bench(here, "--limit", "1", "-q")
-    assert run_json(here)["levels"] == {"p0": 1}
-    bench(here, "-q")
-    assert run_json(here)["levels"] == {"p0": 1, "p1": 2, "p2": 1}
-    path = here / "run" / "results.jsonl"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    target = policies(run("report", "run", "--json", cwd=here).out)["target"]
-    assert {level: (made["n"], made["missing"]) for level, made in target["by_level"].items()} == {"1": (2, 1), "2": (1, 1)}
-
-
 def test_selected_ids_come_in_the_order_of_the_data_set(here: Path, finished: Path) -> None:
     assert bench(here, "--ids", "p2,p0", "-q").code == 0
     assert list(dict.fromkeys(row["id"] for row in rows_of(here / "run"))) == ["p0", "p2"]
@@ -330,25 +295,8 @@ def test_samples_and_policies_may_be_added(copy: Path) -> None:
     assert (copy / "run" / "results.jsonl").read_bytes().startswith(before)
     rows = rows_of(copy / "run")[9:]
     assert sorted((row["policy"], row["sample"]) for row in rows) == [("random", 0), ("random", 1), ("target", 1)]
-    made = run_json(copy)
-    assert made["sampling"]["samples"] == 2
-    assert [one["policy"] for one in made["policies"]] == ["target", "draft", "entropy", "random"]
-    assert made["warnings"] == ["measured later than the others, so the machine may have been faster or slower: random 0.5"]
-
-
-def test_policies_with_the_same_label_stay_apart(copy: Path) -> None:
-    taus = "entropy@0.50000001,entropy@0.50000002"
-    assert bench(copy, "--policy", "entropy@0.5", "--limit", "1", "-q").code == 0
-    assert bench(copy, "--policy", taus, "--limit", "1", "-q").code == 0
-    made = run_json(copy)
-    assert [one["tau"] for one in made["policies"]] == [None, None, 1.0, 0.5, 0.50000001, 0.50000002]
-    assert made["warnings"][-1].endswith(": entropy 0.5, entropy 0.5")
-    path = copy / "run" / "results.jsonl"
-    rows = [{**row, "score": {**row["score"], "explanation": "another"}} for row in rows_of(copy / "run")]
-    path.write_bytes(b"".join(encode({name: row[name] for name in row if name != "checksum"}) for row in rows))
-    graded = run("grade", "run", "--json", cwd=copy)
-    assert sum(line.startswith("p0, entropy 0.5: was") for line in graded.err.splitlines()) == 3
-    assert [one["label"] for one in json.loads(graded.out)["policies"]].count("entropy 0.5") == 3
+    assert run_json(copy)["sampling"]["samples"] == 2
+    assert [policy for policy, _ in columns_of(copy)] == ["target", "draft", "entropy", "random"]
 
 
 def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
@@ -383,16 +331,11 @@ def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
     ("arguments", "field"),
     [
         (["--temperature", "0.5"], "temperature: 0.0, not 0.5"),
-        (["--seed", "1"], "seed: 0, not 1"),
-        (["--top-p", "0.9"], "top_p"),
         (["--system", "Be brief."], "system prompt"),
         (["--chat-template-kwargs", '{"a": 1}'], 'chat template kwargs: {}, not {"a": 1}'),
         (["--draft", "scripted:target"], "draft model: scripted:draft, not scripted:target"),
-        (["--max-tokens", "100"], "max_tokens"),
         (["--ctx", "512"], "context size of the draft: 4096, not 512"),
         (["--kv-type", "q8_0"], "kv_type"),
-        (["--flash-attention"], "flash_attention"),
-        (["--gpu-layers", "3"], "gpu_layers"),
         (["--concurrency", "2"], "concurrency: 1, not 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -417,8 +360,7 @@ def test_run_of_another_command_is_refused(copy: Path) -> None:
     for folder, each in commands.items():
         files = files_of(copy / folder)
         for arguments in each:
-            result = run(*arguments, cwd=copy)
-            assert_refused(result, 2, f"{folder}: ", "a run of arbitrage ")
+            assert_refused(run(*arguments, cwd=copy), 2, f"{folder}: ", "a run of arbitrage ")
         assert files_of(copy / folder) == files
 
 
@@ -427,15 +369,9 @@ def test_edited_data_set_is_refused(copy: Path) -> None:
     text = path.read_text()
     for edited in (text.replace("349", "350"), text.replace("9 * 9", "9 * 8"), "\n".join(text.split("\n")[::-1])):
         path.write_text(edited)
-        result = bench(copy)
-        assert_refused(result, 2, "", "another data set: sha256 ")
-
-
-def test_duplicate_ids_are_refused(here: Path) -> None:
-    path = here / "arithmetic.jsonl"
-    path.write_text(path.read_text().replace('"p2"', '"p0"'))
-    result = bench(here)
-    assert_refused(result, 2, "", "line 3: ", "'p0'")
+        assert_refused(bench(copy), 2, "", "another data set: sha256 ")
+    path.write_text(text.replace('"p2"', '"p0"'))
+    assert_refused(bench(copy), 2, "", "line 3: ", "'p0'")
 
 
 def change_run_json(folder: Path, **changes: Any) -> None:
@@ -467,31 +403,7 @@ def test_other_rewards_are_refused(here: Path) -> None:
         refused = run(*RATED, *arguments, cwd=here)
         assert_refused(refused, 2, "", words)
     assert run(*RATED, "--policy", "draft", "--reward", "rollout", "--prm-style", "turns", cwd=here).code == 0
-    assert run(*RATED, "--policy", "oracle,rsd", cwd=here).code == 0
     assert run_json(here)["fingerprint"] == made["fingerprint"]
-    assert (run_json(here)["reward"], run_json(here)["prm_style"]) == ("prm", "steps")
-
-
-def test_run_without_rewards_takes_any(here: Path) -> None:
-    assert run(*RATED, "--policy", "draft", "--reward", "rollout", cwd=here).code == 0
-    assert run(*RATED, "--policy", "draft,oracle", cwd=here).code == 0
-    assert run_json(here)["fingerprint"]["reward"] == "prm"
-
-
-def test_run_never_mixes_whole_drafts_with_stopped_ones(here: Path) -> None:
-    routed = (*BENCH, "-q", "--policy", "random@0")
-    assert run(*routed, "--limit", "1", "--early-stop", cwd=here).code == 0
-    assert run(*routed, "--limit", "2", cwd=here).code == 0
-    stops = {step["discarded"]["stop"] for row in rows_of(here / "run") for step in row["steps"] if step["discarded"]}
-    assert stops == {"early"}
-    refused = run(*routed, "--no-early-stop", cwd=here)
-    assert (refused.code, "another early stop: true, not false" in refused.err) == (2, True)
-
-
-def test_another_version_of_the_program_is_noted(copy: Path) -> None:
-    change_run_json(copy, tool="0.0.1")
-    assert bench(copy, "--samples", "2", "--limit", "1", "-q").code == 0
-    assert "in part with arbitrage 0.0.1" in " ".join(run_json(copy)["warnings"])
 
 
 # --- grading again
@@ -507,19 +419,13 @@ def test_grade_replaces_grades_without_models(copy: Path) -> None:
     path.write_bytes(b"".join(encode(row | {"score": wrong} if row["id"] == "p0" else row) for row in rows))
     result = run("grade", "run", "--json", cwd=copy)
     assert result.code == 0
-    lines = [line for line in result.err.splitlines() if "was unscored, is" in line]
-    assert len(lines) == 3
-    assert lines[0].startswith("p0, target: was unscored, is correct: 349 = 349")
+    assert sum("was unscored, is" in line for line in result.err.splitlines()) == 3
     assert policies(result.out)["draft"]["correct"] == 2
     assert results(rows_of(copy / "run")) == before
     assert set_aside(copy / "run") == []
-
-
-def test_grading_again_changes_nothing(copy: Path) -> None:
     files = files_of(copy / "run")
-    result = run("grade", "run", cwd=copy)
-    assert (result.code, result.err) == (0, "")
-    assert re.search(r"^target +100\b", result.out, re.MULTILINE)
+    again = run("grade", "run", cwd=copy)
+    assert (again.code, again.err) == (0, "")
     assert files_of(copy / "run") == files
 
 
@@ -531,12 +437,10 @@ def test_grade_keeps_errors(here: Path) -> None:
     assert results(rows_of(here / "run")) == before
 
 
-def test_grade_needs_a_run(here: Path) -> None:
+def test_grade_of_a_folder_without_a_run_changes_nothing(here: Path) -> None:
     for name in (".", "nowhere"):
-        result = run("grade", name, cwd=here)
-        assert_refused(result, 2, f"{name}: ", "no run")
-    assert not (here / "lock").exists()
-    assert not (here / "nowhere").exists()
+        assert_refused(run("grade", name, cwd=here), 2, f"{name}: ", "no run")
+    assert [path.name for path in here.iterdir()] == ["arithmetic.jsonl"]
 
 
 # --- in a terminal
@@ -575,39 +479,29 @@ def has_rows(here: Path) -> bool:
     return (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3
 
 
-def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path) -> None:
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path, twice: bool) -> None:
     arguments = run_many(here)
-    with Terminal(*arguments, columns=200, rows=30) as terminal:
+    with Terminal(*arguments, columns=60 if twice else 200, rows=15) as terminal:
         echoed_before = terminal.process.getecho()
         terminal.wait_until(lambda: has_rows(here))
         before = len(terminal.raw)
         terminal.process.sendintr()
-        assert terminal.wait() == 128 + signal.SIGINT
-        assert terminal.process.getecho() == echoed_before
-    num_rows = len(results(rows_of(here / "run")))
-    assert 3 <= num_rows < 299
-    assert not terminal.screen.cursor.hidden
-    after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
-    assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
-    shown = flat(terminal.text)
-    assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
-    assert shown.endswith("arbitrage: interrupted")
-    assert run(*arguments, "--json", "--limit", "20").code == 0
-    assert len(results(rows_of(here / "run"))) >= 20
-
-
-def test_second_interrupt_restores_the_terminal_too(here: Path) -> None:
-    arguments = run_many(here)
-    with Terminal(*arguments, columns=60, rows=15) as terminal:
-        echoed_before = terminal.process.getecho()
-        terminal.wait_until(lambda: has_rows(here))
-        terminal.process.sendintr()
-        terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
-        with contextlib.suppress(OSError):  # it may have ended meanwhile
-            terminal.process.sendintr()
+        if twice:
+            terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
+            with contextlib.suppress(OSError):  # it may have ended meanwhile
+                terminal.process.sendintr()
         assert terminal.wait() == 128 + signal.SIGINT
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
     assert "Traceback" not in terminal.text
+    if not twice:
+        num_rows = len(results(rows_of(here / "run")))
+        assert 3 <= num_rows < 299
+        after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
+        assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
+        shown = flat(terminal.text)
+        assert f"{num_rows} of 299 attempts are safe in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
+        assert shown.endswith("arbitrage: interrupted")
     assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20

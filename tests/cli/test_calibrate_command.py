@@ -48,6 +48,8 @@ def test_table_becomes_that_of_the_run_and_the_network_stays(here: Path) -> None
     table = table_of(here / "new.safetensors")
     assert (table.steps, len(table.rows) > 10) == (5.0, True)
     assert table.named.keys() == NAMES.keys()
+    assert table.costs is not None
+    assert table.costs.target_seconds_per_token == COSTS["target_seconds_per_token"]  # no model is measured here
     assert new.card.data["taus_of"]["runs"][0]["name"] == "run"
     lines = result.out.splitlines()
     assert "60 solutions of run" in lines[0]
@@ -69,13 +71,6 @@ def test_every_name_is_shown_beside_its_tau() -> None:
     _, headings, *lines = stream.getvalue().splitlines()
     left = [line[: headings.index("calls")].split() for line in lines[:6]]
     assert left == [["0.0000"], ["0.3000", "exact"], ["balanced"], ["fast"], ["0.6000"], ["1.0000"]]
-
-
-def test_costs_of_absent_models_are_those_of_the_run(here: Path) -> None:
-    assert calibrate(here, "run").code == 0
-    table = table_of(here / "new.safetensors")
-    assert table.costs is not None
-    assert table.costs.target_seconds_per_token == COSTS["target_seconds_per_token"]
 
 
 def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:

@@ -31,13 +31,7 @@ def manifest(**changes: Any) -> Run:
         "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "samples": 1},
         "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512},
         "context": {"kv_type": "auto"},
-        "machine": {
-            "gpu": "none",
-            "gpu_layers": "auto",
-            "flash_attention": "auto",
-            "cpu": "abacus",
-            "llama_cpp_python": "0.3",
-        },
+        "machine": {"gpu": "none", "gpu_layers": 0, "flash_attention": "auto", "cpu": "abacus", "llama_cpp_python": "0.3"},
         "concurrency": 1,
         "warnings": [],
         "fingerprint": {},
@@ -68,7 +62,7 @@ def manifest(**changes: Any) -> Run:
         ("concurrency", 8, "concurrency"),
     ],
 )
-def test_a_fixed_field_must_stay(path: str, value: Any, name: str) -> None:
+def test_changed_fixed_field_is_refused(path: str, value: Any, name: str) -> None:
     with pytest.raises(UsageError, match=f"another {name}: .*, not .*"):
         resume(manifest(), manifest(**{path: value}), HERE)
 
@@ -77,7 +71,7 @@ def test_a_fixed_field_must_stay(path: str, value: Any, name: str) -> None:
     ("path", "value"),
     [("early_stop", True), ("reward", "prm"), ("prm_style", "turns"), ("router", {"sha256": "aa", "name": "mine"})],
 )
-def test_a_field_that_did_not_apply_may_come_and_then_stays(path: str, value: Any) -> None:
+def test_field_that_did_not_apply_may_be_added_and_then_stays(path: str, value: Any) -> None:
     grown = resume(manifest(), manifest(**{path: value}), HERE)
     assert grown[path] == value
     assert resume(grown, manifest(), HERE)[path] == value
@@ -100,7 +94,7 @@ def test_problems_samples_policies_and_models_may_grow() -> None:
     assert (fewer["planned"], fewer["sampling"]["samples"], len(fewer["policies"])) == (2, 3, 2)
 
 
-def test_what_a_loaded_model_said_stays() -> None:
+def test_facts_of_loaded_models_are_kept() -> None:
     known = manifest(models__target__name="Large")
     assert resume(known, manifest(), HERE)["models"]["target"]["name"] == "Large"
 

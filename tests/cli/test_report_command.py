@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cli import ESCAPE, Terminal, assert_refused, run
-from made_up_runs import MadeUp, failed, make_run, write_run_folder
+from made_up_runs import MadeUp, make_run, write_run_folder
 
 from arbitrage_cli.evaluation.metrics import figures
 
@@ -90,22 +90,10 @@ def test_page_does_not_replace_a_file_of_a_run(folder: Path, tmp_path: Path, nam
     assert run("report", folder, "-o", folder / "results.jsonl.html").code == 0
 
 
-def test_row_that_replaces_an_error_is_the_one_that_counts(tmp_path: Path) -> None:
-    write_run_folder(tmp_path / "run", MadeUp(MADE.run, [failed(MADE.rows[0]), *MADE.rows]))
-    shown = run("report", tmp_path / "run", "--json", "-o", tmp_path / "report.html")
-    assert shown.records[0]["policies"][0]["errors"] == 0
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('"explanation"') == len(MADE.rows)
-
-
 def test_damaged_run_is_not_reported_on(folder: Path) -> None:
     rows = (folder / "results.jsonl").read_bytes()
     (folder / "results.jsonl").write_bytes(rows.replace(b'"incorrect"', b'"correct"', 1))
     assert_refused(run("report", folder), 5, "", "results.jsonl: line")
-
-
-@pytest.mark.parametrize("ratio", ["0", "-3", "nan", "inf"])
-def test_impossible_cost_ratio_is_refused(folder: Path, ratio: str) -> None:
-    assert_refused(run("report", folder, "--cost-ratio", ratio), 2, "--cost-ratio: ")
 
 
 def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Path) -> None:

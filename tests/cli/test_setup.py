@@ -1,4 +1,4 @@
-"""What a command line stands for, resolved without loading a model."""
+"""`Setup`: a command line, resolved without loading a model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,7 @@ import pytest
 from small_heads import write_head
 
 from arbitrage_cli.cli.invocation import Invocation, Origin
-from arbitrage_cli.cli.options import (
-    BenchRoutingOptions,
-    GenerationOptions,
-    MachineOptions,
-    ModelOptions,
-    RoutingOptions,
-)
+from arbitrage_cli.cli.options import BenchRoutingOptions, GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
 from arbitrage_cli.cli.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
 
@@ -28,12 +22,7 @@ def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(models: ModelOptions = SCRIPTED, invocation: Invocation | None = None, **generation: Any) -> RunOptions:
-    return RunOptions(
-        invocation or Invocation(),
-        models,
-        replace(GenerationOptions(), **generation),
-        MachineOptions(),
-    )
+    return RunOptions(invocation or Invocation(), models, replace(GenerationOptions(), **generation), MachineOptions())
 
 
 def flags(*names: str) -> Invocation:
@@ -76,13 +65,13 @@ def test_only_the_models_that_are_needed_are_sources() -> None:
         (RoutingOptions(policy="entropy", tau="nan"), "tau"),
     ],
 )
-def test_an_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
+def test_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
     with pytest.raises(UsageError) as raised:
         solve_setup(options(invocation=flags("policy", "tau")), routing)
     assert raised.value.option == option
 
 
-def test_a_flag_that_the_policy_does_not_use_is_refused_and_a_setting_is_not() -> None:
+def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
     routing = RoutingOptions(policy="target", tau="0.3")
     assert solve_setup(options(), routing).policy_at_tau.tau is None
     with pytest.raises(UsageError) as raised:
@@ -90,7 +79,7 @@ def test_a_flag_that_the_policy_does_not_use_is_refused_and_a_setting_is_not() -
     assert raised.value.option == "tau"
 
 
-def test_a_budget_and_a_tau(tmp_path: Path) -> None:
+def test_budget_and_tau_of_two_flags_conflict_and_the_nearer_setting_wins(tmp_path: Path) -> None:
     models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
     both = RoutingOptions(tau="0.5", budget=0.2)
     with pytest.raises(UsageError):
@@ -100,14 +89,14 @@ def test_a_budget_and_a_tau(tmp_path: Path) -> None:
     assert solve_setup(options(models, flags("tau")), both).policy_at_tau.tau == 0.5
 
 
-def test_a_benchmark_has_a_column_for_each_policy_and_tau() -> None:
+def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     routing = BenchRoutingOptions("target,entropy,logprob@0.2,entropy", tau="0.5,1")
     setup = bench_setup(options(invocation=flags("policy", "tau")), routing)
     assert columns(setup) == [("target", None), ("entropy", 0.5), ("entropy", 1.0), ("logprob", 0.2)]
     assert columns(bench_setup(options(), BenchRoutingOptions())) == [("target", None), ("draft", None), ("entropy", 1.0)]
 
 
-def test_a_resumed_run_keeps_what_names_of_taus_stood_for(tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:
     models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
     setup = bench_setup(options(models), BenchRoutingOptions("arbitrage@fast,arbitrage@0.5"))
     assert setup.named_taus is not None

@@ -8,11 +8,9 @@ import pytest
 from cli import ESCAPE, Result, assert_refused, flat, run
 from collected import COSTS, World, questions, write_run
 
-from arbitrage_cli.cli.train import name_of_head
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.thresholds import TauTable
-from arbitrage_cli.runs.folder import encode
 
 SIGNAL = World(bias=0.0, weights=(("logprob_min", -2.0), ("numbers", 1.0)))
 
@@ -55,19 +53,6 @@ def test_json_is_the_card_alone(folder: Path) -> None:
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
     assert (card["name"], card["margin"]) == ("mine", 0.5)
     assert card["taus"]["costs"]["target_seconds_per_token"] == COSTS["target_seconds_per_token"]
-
-
-def test_head_is_named_after_its_file_or_else_its_pairs_and_runs(folder: Path, tmp_path: Path) -> None:
-    of_pair = json.loads((folder / "run" / "run.json").read_text())
-    del of_pair["checksum"]
-    for role in ("draft", "target"):
-        of_pair["models"][role]["source"] = f"builtin:{role}"
-    (tmp_path / "paired").mkdir()
-    (tmp_path / "paired" / "run.json").write_bytes(encode(of_pair))
-    runs = [folder / "run", tmp_path / "paired"]
-    assert name_of_head(Path("mine.safetensors"), runs) == "mine"
-    assert name_of_head(Path("head.safetensors"), runs[1:]) == "builtin"
-    assert name_of_head(Path("head.safetensors"), runs) == "run+builtin"
 
 
 def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result) -> None:

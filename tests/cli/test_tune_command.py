@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cli import Result, assert_refused, flat, run
+from faults import write_problems
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
@@ -122,6 +123,7 @@ def test_one_model_is_measured_alone_as_json(home: Home) -> None:
 
 def test_demo_models_are_refused(home: Home) -> None:
     assert_refused(home.run("tune", "--pair", "scripted"), 2, "", "scripted:draft")
+    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
     assert not home.file.exists()
 
 
@@ -135,7 +137,8 @@ def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home
     assert "checking" not in result.err
     home.file.parent.mkdir()
     home.file.write_text("{")
-    assert_refused(home.run(*ONE), 2, "", "tuned.json")
+    for command in (ONE, ("solve", "5 + 6")):
+        assert_refused(home.run(*command), 2, "", "tuned.json")
 
 
 def test_full_disk_costs_the_file_not_the_table(home: Home) -> None:
@@ -179,31 +182,14 @@ def test_touched_file_is_identified_by_its_content_once(home: Home) -> None:
     assert read_tuned(home.file) == kept
 
 
-def test_measurements_hold_for_one_kv_type(home: Home) -> None:
+def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:
+    default = threads_of(solve(home))
     home.pretend(FAST_READER)
-    default = solve(home, "--kv-type", "q8_0")
-    home.file.unlink()
-    assert threads_of(default) == threads_of(solve(home))
-
-
-def test_measurements_hold_for_one_gpu(home: Home) -> None:
-    home.pretend(FAST_READER)
+    assert threads_of(solve(home, "--kv-type", "q8_0")) == default
     kept = read_tuned(home.file)
     home.file.unlink()
-    default = threads_of(solve(home))
     keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
     assert threads_of(solve(home)) == default
-
-
-def test_demo_models_start_without_llama(home: Home) -> None:
-    home.pretend(FAST_READER)
-    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
-
-
-def test_damaged_file_is_refused(home: Home) -> None:
-    home.file.parent.mkdir()
-    home.file.write_text("{}")
-    assert_refused(home.run("solve", "5 + 6"), 2, "", "tuned.json")
 
 
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
@@ -214,33 +200,28 @@ def run_json(home: Home) -> dict[str, Any]:
     return content
 
 
-def test_bench_records_threads_and_is_not_resumed_with_others(home: Home) -> None:
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_bench_records_threads_and_is_not_resumed_with_others(home: Home, concurrency: str) -> None:
     home.pretend(FAST_READER)
-    assert home.run(*BENCH, "--policy", "target,draft").code == 0
-    made = run_json(home)
-    assert {role: model["threads"] for role, model in made["models"].items()} == {"draft": 1, "target": 2}
-    assert made["fingerprint"]["number of threads of the target"] == "2"
-    assert home.run(*BENCH, "--policy", "draft").code == 0
-    assert {role: model["threads"] for role, model in run_json(home)["models"].items()} == {"draft": 1, "target": 2}
+    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
+    bench = (*BENCH, "--policy", "target,draft", "--concurrency", concurrency)
+    for policies in ("target,draft", "draft"):
+        assert home.run(*bench, "--policy", policies).code == 0
+        made = run_json(home)
+        assert {role: model["threads"] for role, model in made["models"].items()} == THREADS
+        assert made["fingerprint"]["number of threads of the target"] == "2"
+    refusal = "another number of threads of the target: 2, not 1"
+    assert_refused(home.run(*bench, "--threads", "1"), 2, "", refusal)
     home.pretend(FAST_READER, {"draft": 1, "target": 1})
-    refused = home.run(*BENCH, "--policy", "target,draft")
-    assert_refused(refused, 2, "", "another number of threads of the target: 2, not 1")
+    assert_refused(home.run(*bench), 2, "", refusal)
 
 
-def test_several_problems_at_once_use_the_measured_threads(home: Home) -> None:
+@pytest.mark.parametrize(("flags", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
+def test_several_problems_at_once_use_the_measured_threads(home: Home, flags: tuple[str, ...], threads: list[int]) -> None:
     home.pretend(FAST_READER)
-    sums = [{"question": f"{number} + 6", "answer": str(number + 6)} for number in (5, 7)]
-    (home.folder / "arithmetic.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
-    at_once = (*BENCH, "--policy", "target,draft", "--concurrency", "2")
-    assert home.run(*at_once).code == 0
-    made = run_json(home)
-    assert (made["concurrency"], [model["threads"] for model in made["models"].values()]) == (2, [1, 2])
-    refused = home.run(*at_once, "--threads", "1")
-    assert_refused(refused, 2, "", "another number of threads of the target: 2, not 1")
-    for flags, threads in (((), [1, 2]), (("--threads", "2"), [2, 2])):
-        solved = home.run("solve", "--input", "arithmetic.jsonl", "--concurrency", "auto", *flags)
-        assert solved.code == 0, solved.err
-        assert [(one["settings"]["concurrency"], threads_of(one)) for one in solved.records] == [(2, threads)] * 2
+    solved = home.run("solve", "--concurrency", "auto", *flags, stdin=b"5 + 6\n7 + 6\n")
+    assert solved.code == 0, solved.err
+    assert [(one["settings"]["concurrency"], threads_of(one)) for one in solved.records] == [(2, threads)] * 2
 
 
 # --- taus
@@ -275,6 +256,7 @@ def test_routing_that_takes_longer_than_the_target_is_noted(home: Home, head: st
     "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9"), ("--early-stop",)], ids=str
 )
 def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(home: Home, asked: tuple[str, ...]) -> None:
+    assert solve(home)["policy"] == "arbitrage"  # nothing is measured
     home.pretend(NO_GAIN)
     result = home.run("solve", "5 + 6", "--json", *asked)
     (record,) = result.records
@@ -288,11 +270,6 @@ def test_target_speculates_if_that_pays_and_routing_does_not(home: Home) -> None
     result = home.run("solve", "5 + 6", "--json")
     assert result.records[0]["policy"] == "speculative"
     assert "token-level speculation" in flat(result.err)
-
-
-def test_costs_of_another_machine_do_not_decide_who_writes(home: Home) -> None:
-    (record,) = home.run("solve", "5 + 6", "--json").records
-    assert (record["policy"], record["settings"]["head"]) == ("arbitrage", "builtin")
 
 
 def test_drafts_are_stopped_early_if_they_save_less_than_they_cost(home: Home) -> None:
@@ -319,24 +296,16 @@ def test_run_keeps_its_early_stops(home: Home) -> None:
     assert_refused(refused, 2, "", "another early stop: true, not false")
 
 
-def test_explain_uses_the_same_tau(home: Home, head: str) -> None:
+def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home: Home, head: str) -> None:
     home.pretend(SLOW_VERIFIER)
     assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
-
-
-def test_costs_hold_for_the_threads_they_were_measured_with(home: Home, head: str) -> None:
-    home.pretend(SLOW_VERIFIER)
     assert solve(home, "--head", head, "--threads", "1")["tau"] == 0.3
+    for arguments in (("--tau", "0.3"), ("--budget", "0.5")):
+        record = solve(home, "--head", head, *arguments)
+        assert (record["tau"], record["settings"]["tau_costs"]) == (0.3, None)
     home.file.unlink()
     keep_tuned(home.file, [made_up("target", SLOW_VERIFIER["target"], 2)])
     assert solve(home, "--head", head)["tau"] == 0.3
-
-
-def test_numbers_and_budgets_need_no_costs(home: Home, head: str) -> None:
-    home.pretend(SLOW_VERIFIER)
-    for arguments, tau in ((("--tau", "0.3"), 0.3), (("--budget", "0.5"), 0.3)):
-        record = solve(home, "--head", head, *arguments)
-        assert (record["tau"], record["settings"]["tau_costs"]) == (tau, None)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +316,7 @@ def test_bench_records_the_costs_that_named_its_taus(home: Home, head: str, aske
     result = home.run(*BENCH[:-1], "--verbose", "--head", head, "--policy", "arbitrage", *asked)
     assert result.code == 0
     assert run_json(home)["tau_costs"] == ("this machine" if named else None)
-    assert ("names of taus" in result.err) == named
+    assert ("named taus" in result.err) == named
 
 
 def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, head: str) -> None:
@@ -366,31 +335,16 @@ def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, head: str) ->
     assert run_json(home)["tau_costs"] == "the head's card"
 
 
-def test_run_without_a_named_tau_has_no_names_to_keep(home: Home, head: str) -> None:
+def test_first_name_of_a_tau_in_a_run_has_the_costs_known_then(home: Home, head: str) -> None:
     routed = (*BENCH, "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@0.5").code == 0
     assert run_json(home)["named_taus"] is None
     home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, 1))
     assert home.run(*routed, "arbitrage").code == 0
-    assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
     home.file.unlink()
-    assert home.run(*routed, "arbitrage@0.5").code == 0
-    assert home.run(*routed, "arbitrage").code == 0
-    assert [one["tau"] for one in run_json(home)["policies"]] == [0.5, 0.6]
-    assert home.run(*routed, "arbitrage", "--fresh").code == 0
-    assert [one["tau"] for one in run_json(home)["policies"]] == [0.3]
-
-
-def test_resumed_bench_finds_its_columns_again(home: Home, head: str) -> None:
-    home.pretend(SLOW_VERIFIER)
-    arguments = (*BENCH, "--policy", "target,arbitrage@exact", "--head", head)
-    assert home.run(*arguments).code == 0
-    rows = (home.folder / "run" / "results.jsonl").read_bytes()
-    assert home.run(*arguments).code == 0
-    made = run_json(home)
-    assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
-    assert [one["tau"] for one in made["policies"]] == [None, 0.6]
-    assert made["tau_costs"] == "this machine"
+    for flags, taus in ((), [0.5, 0.6]), (("--fresh",), [0.3]):
+        assert home.run(*routed, "arbitrage", *flags).code == 0
+        assert [one["tau"] for one in run_json(home)["policies"]] == taus
 
 
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from faults import Program, write_problems
+from cli import run
+from faults import write_problems
 
 BENCH = ("bench", "--dataset", "one.jsonl", "-q", "--max-tokens", "1", "--threads", "1")
 
@@ -25,17 +26,17 @@ def here(quick_path: Path) -> Path:
     ],
     ids=["bench", "bench --prm", "collect", "solve", "tune"],
 )
-def test_a_typo_in_the_path_of_a_model_is_named(program: Program, here: Path, arguments: tuple[str, ...]) -> None:
+def test_a_typo_in_the_path_of_a_model_is_named(here: Path, arguments: tuple[str, ...]) -> None:
     """Exit code 3, with the path; never a defect."""
-    result = program.run(here, *arguments)
+    result = run(*arguments, cwd=here)
     assert (result.code, "no.gguf" in result.err) == (3, True), result.err
 
 
-def test_a_page_does_not_replace_a_file_of_any_run(program: Program, here: Path) -> None:
+def test_a_page_does_not_replace_a_file_of_any_run(here: Path) -> None:
     """Neither of the runs it shows, nor of another one."""
     for name in ("a", "b"):
-        assert program.run(here, *BENCH, "--pair", "scripted", "--policy", "target", "-o", name).code == 0
+        assert run(*BENCH, "--pair", "scripted", "--policy", "target", "-o", name, cwd=here).code == 0
     rows = (here / "b" / "results.jsonl").read_bytes()
     for name in ("a/run.json", "b/results.jsonl"):
-        assert program.run(here, "report", "a", "-o", name).code == 2
+        assert run("report", "a", "-o", name, cwd=here).code == 2
     assert (here / "b" / "results.jsonl").read_bytes() == rows

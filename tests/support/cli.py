@@ -1,21 +1,17 @@
 """`arbitrage` as a forked process, a real process or in a terminal, and made-up records for tests that show or count them."""
 
 import atexit
-import fcntl
 import functools
 import json
 import os
 import select
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import pexpect
@@ -230,11 +226,11 @@ class Terminal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.close(force=True)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Go on reading what the program writes until the condition holds."""
+        """Read what the program writes until the condition holds."""
         deadline = time.monotonic() + TIMEOUT
         while not condition():
             assert time.monotonic() < deadline, f"not within {TIMEOUT} s; the screen shows:\n{self.text}"
@@ -250,7 +246,7 @@ class Terminal:
         return 128 + self.process.signalstatus if code is None else code
 
     def resize(self, columns: int, rows: int) -> None:
-        fcntl.ioctl(self.process.child_fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process.setwinsize(rows, columns)
         self.screen.resize(rows, columns)
 
     @property

@@ -1,7 +1,7 @@
-"""Made-up runs: rows as a benchmark writes them, of models that are a few numbers and a generator of random ones.
+"""Made-up runs: rows as a benchmark writes them, of models that are a few numbers and random draws.
 
-Nothing here was measured. Every problem has a difficulty; the target gets more of them right than the draft, and costs more
-for each token. What a policy decides depends on a number that is higher where the draft is about to be wrong.
+Every problem has a difficulty. The target solves more of them than the draft and costs more for each token. A policy
+decides by a number that is higher before the draft makes a mistake.
 """
 
 import random
@@ -17,19 +17,14 @@ DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
 
 INSIGHT = {"logprob": 0.7, "random": 0.0}
-"""How much a policy's number has to do with whether the draft is right; 1 for the others."""
+"""How far a policy's number depends on whether the draft is right; 1 for the others."""
 
 Column = tuple[str, float | str | None]
 """A policy and its tau, as a row has it."""
 
 COLUMNS: Sequence[Column] = (
-    ("target", None),
-    ("draft", None),
-    ("entropy", 0.3),
-    ("entropy", 0.5),
-    ("entropy", 0.8),
-    ("random", 0.3),
-    ("random", 0.6),
+    *(("target", None), ("draft", None)),
+    *(("entropy", 0.3), ("entropy", 0.5), ("entropy", 0.8), ("random", 0.3), ("random", 0.6)),
 )
 
 
@@ -196,14 +191,14 @@ def _step(
     draft_tokens, target_tokens = dice.randint(18, 60), dice.randint(18, 60)
     draft_is_right = dice.random() > 0.34 * difficulty
     target_is_right = dice.random() > 0.06 * difficulty
-    surprise, chance = dice.random() * (0.55 if draft_is_right else 1.3), dice.random()
+    uncertainty, chance = dice.random() * (0.55 if draft_is_right else 1.3), dice.random()
     draft = _written("draft", f"{first} boxes hold {first} * {second} bolts in all.\n\n", draft_tokens, DRAFT_TOKEN)
     target = _written("target", f"Each of the {first} boxes holds {second} bolts.\n\n", target_tokens, TARGET_TOKEN)
     if policy in ("draft", "target"):
         kept = {"draft": draft, "target": target}[policy]
         return kept | _decided(None, None, None, is_right=draft_is_right if policy == "draft" else target_is_right)
     insight = INSIGHT.get(policy, 1.0)
-    number = insight * surprise + (1 - insight) * chance
+    number = insight * uncertainty + (1 - insight) * chance
     if number > float(tau if tau is not None else "inf"):
         return target | _decided("escalate", number, draft, is_right=target_is_right)
     return draft | _decided("accept", number, None, is_right=draft_is_right)

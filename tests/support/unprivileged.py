@@ -1,4 +1,4 @@
-"""What a file without permission is to whoever is not root: the tests may run as root, who may read everything."""
+"""Tests of files without permission, for a test process that runs as root and may read everything."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ NOBODY = 65534
 
 @contextmanager
 def unprivileged(path: Path) -> Iterator[None]:
-    """Be nobody, if this is root, with the way to this file open; whatever is imported must have been imported before."""
+    """Be nobody if this is root, with the folders above this file open. Import what you need before."""
     if os.geteuid():
         yield
         return
