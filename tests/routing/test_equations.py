@@ -9,6 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from arbitrage_cli.routing.equations import MAX_CHARACTERS, check_equations, numbers_in
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.types import Cost, Limits, Problem, Step, StepStop, TokenStats, Trace
 
 LATEX = {"*": "\\times", "/": "\\div"}
 UNICODE = {"*": "\u00d7", "/": "\u00f7", "-": "\u2212"}
@@ -132,7 +134,6 @@ def test_signs_bind_as_in_python(flat: str) -> None:
     ],
 )
 def test_what_is_read(text: str, verdicts: list[bool]) -> None:
-    """Forms that solutions have."""
     assert [equation.is_right for equation in check_equations(text)] == verdicts
 
 
@@ -169,7 +170,6 @@ def test_what_is_read(text: str, verdicts: list[bool]) -> None:
     ],
 )
 def test_what_is_not_certain_is_left_out(text: str) -> None:
-    """Variables, powers, words that compute, conversions, other notations, and what is no equation."""
     assert check_equations(text) == ()
 
 
@@ -230,3 +230,17 @@ def test_any_text_is_read_in_little_time(unit: str) -> None:
 def test_any_text_is_read(text: str) -> None:
     check_equations(f"1 + 1 = {text}")
     numbers_in(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "number"), [("5 + 3 = 8", "end", 0.5), ("5 + 3 = 9", "end", 100.5), ("5 + 3 = 9", "early", 0.5)]
+)
+def test_policy_equations_goes_by_log_probability_unless_one_is_wrong(text: str, stop: StepStop, number: float) -> None:
+    """What a step has not finished stating is not wrong."""
+    trace = Trace(Problem("p", "5 + 3?"), Limits())
+    draft = Step("draft", text, 2, Cost(), stop, TokenStats((-0.25, -0.75), (0.1, 0.1), (1.0, 1.0)))
+    router = POLICIES["equations"].make_router
+    assert router is not None
+    with pytest.raises(StopIteration) as stopped:
+        next(router(0).number(trace, draft))
+    assert stopped.value.value == pytest.approx(number)

@@ -46,7 +46,6 @@ def test_oracle_judges(probability: float, advantage: float | None, judgement: s
 
 
 def test_groups_add_up() -> None:
-    """How many decisions each judgement has, their regret in sum, and what features added on average."""
     ones = [make(0.9, 1.0), make(0.9, -0.5), make(0.9, -0.25), make(0.1, None)]
     found = {one.judgement: one for one in group(ones)}
     assert {name: one.count for name, one in found.items()} == {"improved": 1, "missed": 0, "wasted": 2, "spared": 0}
@@ -71,7 +70,6 @@ def test_solution_is_explained_as_it_was_decided() -> None:
 
 
 def test_states_are_explained_by_their_features() -> None:
-    """Recorded states, with hidden ones, give what the head gives."""
     head = make_head(hidden_size=HIDDEN_SIZE)
     states = make_states(MadeUp(), 1, hidden=True)
     found = explain_states(head, QUESTION, states, 0.5)
@@ -118,14 +116,12 @@ def test_command_explains_a_run(tmp_path: Path, head_file: Path) -> None:
 
 
 def test_command_asks_the_head_of_the_models_of_the_run(tmp_path: Path) -> None:
-    """The universal one, for models that have none."""
     found = run("explain", str(make_run(tmp_path)))
     assert found.code == 0
     assert "head universal" in found.out
 
 
 def test_command_gives_json(tmp_path: Path, head_file: Path) -> None:
-    """One object a step, whose decisions are those of tau."""
     folder = make_run(tmp_path)
     found = run("explain", str(folder), "--head", str(head_file), "--tau", "0.4", "--json")
     assert len(found.records) == 100
@@ -192,7 +188,6 @@ def test_a_folder_without_a_run_is_no_problem(tmp_path: Path, named: str) -> Non
 def test_what_cannot_be_explained_is_said(
     tmp_path: Path, head_file: Path, arguments: list[str], code: int, reason: str
 ) -> None:
-    """One line, with an exit code."""
     found = run("explain", str(make_run(tmp_path)), "--head", str(head_file), *arguments)
     assert found.code == code
     assert reason in flat(found.err)

@@ -47,7 +47,6 @@ def replaced(drafted: Step, written: Step) -> Decision:
 
 
 def named(step: Step, *before: Decision, question: str = QUESTION) -> dict[str, float]:
-    """The features of a step by name."""
     trace = Trace(Problem("1", question), Limits(), list(before))
     return dict(zip(FEATURES, features(trace, step).tolist(), strict=True))
 
@@ -62,7 +61,6 @@ def approx(value: float) -> object:
 
 
 def test_names_are_distinct() -> None:
-    """A head is saved with names: each means one number."""
     assert len(set(FEATURES)) == len(FEATURES)
 
 
@@ -79,7 +77,6 @@ def test_log_probabilities_are_summed_up_as_log_odds() -> None:
 
 
 def test_entropies_and_margins_have_their_worst_end() -> None:
-    """The highest entropy, as a logarithm, and the lowest margin."""
     found = named(make(shown=token_stats()))
     assert found["entropy_max"] == approx(math.log(0.9 + 1e-4))
     assert found["entropy_first"] == approx(math.log(0.5 + 1e-4))
@@ -87,7 +84,6 @@ def test_entropies_and_margins_have_their_worst_end() -> None:
 
 
 def test_digits_and_operators_are_seen_apart() -> None:
-    """Tokens with a digit, and tokens with an operator."""
     found = named(make(shown=token_stats()))
     assert (found["digit_share"], found["operator_share"]) == (approx(3 / 6), approx(2 / 6))
     assert found["digit_logprob_min"] == approx(log_odds(-3.0))
@@ -121,7 +117,6 @@ def test_text_is_counted() -> None:
 
 
 def test_stated_arithmetic_is_checked() -> None:
-    """Equations of the step, the wrong ones among them, and those of the steps before."""
     found = named(make(text="12 + 30 = 42, so 42 * 2 = 84. Shared: 84 / 2 = 21.\n\n", shown=token_stats()))
     assert (found["equations"], found["wrong_equations"], found["last_equation_wrong"]) == (3, 1, 1)
     assert (found["equation_error"], found["wrong_equations_before"]) == (0.5, 0)
@@ -160,7 +155,6 @@ def test_a_beginning_is_not_blamed_for_what_it_has_not_written() -> None:
     ("stop", "expected"), [("separator", (0, 0)), ("end", (1, 0)), ("budget", (0, 1)), ("context", (0, 1))]
 )
 def test_how_the_step_ended(stop: StepStop, expected: tuple[int, int]) -> None:
-    """By itself, with the solution, or because it was cut off."""
     found = named(make(shown=token_stats(), stop=stop))
     assert (found["ends_solution"], found["cut_off"]) == expected
 
@@ -219,7 +213,6 @@ def test_always_finite(tokens: list[tuple[float, float, float, str]]) -> None:
 
 
 def test_hidden_features_are_the_end_and_the_mean() -> None:
-    """Of the step's hidden states the last, then the mean of all."""
     hidden = np.array([[1, 2], [3, 6]], np.float32)
     found = hidden_features(make(shown=TokenStats((-1.0, -1.0), (1.0, 1.0), (1.0, 1.0), hidden)))
     assert found.dtype == np.float32
@@ -227,15 +220,14 @@ def test_hidden_features_are_the_end_and_the_mean() -> None:
 
 
 def test_what_was_not_kept_is_asked_for() -> None:
-    """Without evidence, or without hidden states, there is no number to make up."""
     with pytest.raises(ValueError, match="not kept"):
         features(Trace(Problem("1", "?"), Limits()), make_step())
     with pytest.raises(ValueError, match="hidden"):
         hidden_features(make(shown=token_stats()))
 
 
-def test_engine_tells_the_text_of_each_token() -> None:
-    """The pieces of a step's evidence are its text, one for each token; the one that ends the sequence has none."""
+def test_the_engine_keeps_the_text_of_each_token() -> None:
+    """The pieces are the step's text, one for each token; the one that ends the sequence is empty."""
     engine = make_engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
     trace = Trace(Problem("1", "What is 37 * 12 - 95?"), Limits())
     engine.open(0, trace.problem)

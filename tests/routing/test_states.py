@@ -29,7 +29,6 @@ STATE = State(
 
 
 def test_round_trip_keeps_every_bit() -> None:
-    """What is read back is what was written, through a line of JSON."""
     found = state_from_json(json.loads(json.dumps(state_to_json(STATE), allow_nan=False)))
     assert [list(getattr(found.draft.known_token_stats, name)) for name in STATS] == [
         [-0.5, -math.inf],
@@ -40,10 +39,10 @@ def test_round_trip_keeps_every_bit() -> None:
     assert found.hidden is not None
     assert found.hidden.tolist() == [1.5, -2.25]
     assert state_to_json(found) == state_to_json(STATE)
+    assert state_from_json(state_to_json(replace(STATE, hidden=None))).hidden is None
 
 
 def test_advantage_is_over_the_mean_of_the_target() -> None:
-    """Several steps of the target count by their mean."""
     assert STATE.advantage == 0.5
     assert state_to_json(STATE)["advantage"] == 0.5
 
@@ -64,11 +63,6 @@ def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share
     """Its beginning, and what comes after the text is back: in parts of the target's tokens."""
     state = replace(STATE, draft=replace(STATE.draft, text=drafted), target_texts=(written,), target_tokens=1000)
     assert state.shared_tokens == int(1000 * share)
-
-
-def test_without_hidden_states() -> None:
-    """They are optional."""
-    assert state_from_json(state_to_json(replace(STATE, hidden=None))).hidden is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,6 @@ def test_without_hidden_states() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
-    """A ValueError that says what is wrong: no number is made up."""
     with pytest.raises(ValueError):  # noqa: PT011 - from many places
         state_from_json(state_to_json(STATE) | changes)
 
@@ -118,7 +111,6 @@ def test_numbers_that_are_not_finite_are_not_written() -> None:
 
 
 def test_features_are_those_of_the_solution_as_it_went_on() -> None:
-    """Each state's are computed from the steps that were kept before it."""
     token_stats = replace(TOKEN_STATS, log_probabilities=(-0.5, -1.0))
     draft = replace(STATE.draft, token_stats=token_stats)
     states = [replace(STATE, position=position, draft=draft, kept=kept) for position, kept in enumerate(KEPT)]
@@ -132,6 +124,5 @@ def test_features_are_those_of_the_solution_as_it_went_on() -> None:
 
 
 def test_half_precision_has_no_infinity() -> None:
-    """A large activation stays large."""
     found = half(np.array([1e6, -1e6, 1.0], np.float32))
     assert found.tolist() == [65504.0, -65504.0, 1.0]

@@ -31,7 +31,6 @@ COSTS = Costs(
 
 
 def row_at(table: TauTable, tau: float) -> TauRow:
-    """The row of the nearest tau."""
     return min(table.rows, key=lambda row: abs(row.tau - tau))
 
 
@@ -125,7 +124,6 @@ def test_a_token_is_decoded_or_speculated_on() -> None:
 
 
 def test_time_on_another_machine() -> None:
-    """The same rows at other costs; without any there is no time."""
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.5], None)
     assert table.time(row_at(table, 0.5)) is None
@@ -146,7 +144,6 @@ def test_ends_of_the_table() -> None:
 
 
 def upper_half(row: TauRow) -> float:
-    """How far the interval goes above the change."""
     assert row.change_interval is not None
     return row.change_interval[1] - row.change
 
@@ -204,7 +201,6 @@ def test_names_never_get_slower() -> None:
 
 
 def test_draft_as_good_as_the_target_needs_none() -> None:
-    """Then every name is the draft alone."""
     table = make_rows(make_row(ALWAYS, 1.0, 0.0, 0.0), make_row(NEVER, 0.0, 0.5, 0.1))
     assert set(name_taus(table).values()) == {NEVER}
 
@@ -294,7 +290,6 @@ def test_early_stop_pays_where_a_drafted_token_spares_less_than_it_costs(
 
 
 def test_resolve_takes_names_and_numbers() -> None:
-    """Names as they stand in the table, and any number, infinite ones included."""
     table = replace(make_rows(make_row(ALWAYS, 1, 0, 0), make_row(NEVER, 0, 0, 0)), named={"exact": 0.25})
     assert (table.resolve("exact"), table.resolve("0.7"), table.resolve("-1")) == (0.25, 0.7, -1)
     assert table.resolve("inf") == float("inf")
@@ -304,7 +299,6 @@ def test_resolve_takes_names_and_numbers() -> None:
 
 
 def test_a_budget_is_a_tau_as_well() -> None:
-    """As a percentage, wherever a tau is given."""
     table = make_rows(make_row(ALWAYS, 1, 0, 0), make_row(0.5, 0.3, 0, 0), make_row(NEVER, 0, 0, 0))
     assert (table.resolve("30%"), table.resolve("12.5%")) == (table.at_budget(0.3), table.at_budget(0.125))
     assert table.resolve("30%") == 0.5
@@ -326,7 +320,6 @@ def test_budget_is_a_share_of_the_steps() -> None:
 
 
 def test_table_comes_back_from_a_card() -> None:
-    """Through JSON, to the last bit."""
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.3], COSTS)
     for one in (table, tabulate(table, probability, outcomes)):

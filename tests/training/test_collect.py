@@ -89,7 +89,6 @@ def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
 
 
 def test_the_same_step_is_rated_once() -> None:
-    """There is nothing to compare."""
     _, (state,), requests = run(better, [draft_step("12", "end"), target_step("12", "end"), (0.3,)])
     assert [len(request.steps) for request in requests if isinstance(request, ScoreSteps)] == [1]
     assert (state.draft_reward, state.target_rewards, state.kept) == (0.3, (0.3,), "draft")

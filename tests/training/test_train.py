@@ -61,7 +61,6 @@ def test_head_is_near_the_best_possible(collected: Collected, head: Head) -> Non
 
 
 def test_figures_are_those_of_the_head(collected: Collected, head: Head) -> None:
-    """What the card says of the test is what the head itself gives there."""
     testing = collected.part == TEST
     probability = head.probabilities(collected.features[testing], None)
     again = measure(probability, truth_of(collected, TEST), head.card.metrics["threshold"], is_probability=True)
@@ -172,21 +171,6 @@ def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
     assert len(np.unique(found.outcomes.solution)) == 600
 
 
-def test_runs_of_other_settings_may_share_problems(tmp_path: Path) -> None:
-    """They learn, choose or test together, on one side of the split, however they were collected."""
-    kinds = [{"fingerprint": {"roll_in": roll_in}} for roll_in in ("better", "draft")]
-    runs = [
-        write_run(tmp_path / str(number), questions(100), hidden=bool(number), changes=changes)
-        for number, changes in enumerate(kinds)
-    ]
-    found = read_states(runs)
-    assert len(np.unique(found.outcomes.solution)) == 200
-    for problem in range(100):
-        mine = found.outcomes.problem == problem
-        assert len(np.unique(found.outcomes.solution[mine])) == 2
-        assert len(np.unique(found.part[mine])) == 1
-
-
 def test_no_solution_counts_twice(tmp_path: Path) -> None:
     """Neither if a folder is given twice, under any name, nor if the same command was run again."""
     made = {"fingerprint": {"seed": "0"}}
@@ -235,7 +219,6 @@ def test_several_drafts_share_no_hidden_states(tmp_path: Path) -> None:
 
 
 def test_costs_are_means_by_states(tmp_path: Path) -> None:
-    """Of two runs; without costs in one of them there are none."""
     fast = {"draft_seconds_per_token": 1, "target_seconds_per_token": 10, "target_prefill_seconds_per_token": 1}
     slow = {name: 4 * value for name, value in fast.items()}
     one = write_run(tmp_path / "one", questions(20), changes={"costs": fast})
@@ -257,14 +240,12 @@ def test_costs_are_means_by_states(tmp_path: Path) -> None:
     ],
 )
 def test_run_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
-    """It says which run, and what about it."""
     run = write_run(tmp_path / "run", questions(3), changes=changes)
     with pytest.raises(UsageError, match=reason):
         read_states([run])
 
 
 def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) -> None:
-    """No states, too few states, states without an advantage, or no hidden states to read."""
     with pytest.raises(UsageError, match="no states"):
         read_states([write_run(tmp_path / "empty", [])])
     with pytest.raises(UsageError, match="too few"):
@@ -285,7 +266,6 @@ def test_what_nothing_can_be_learned_from_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, -(10**30)])
 def test_any_whole_number_is_a_seed(seed: int) -> None:
-    """As for `solve`; the same seed gives the same network."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(40, 3)).astype(np.float32)
     examples = Examples(inputs, inputs[:, 0] > 0, np.ones(40))

@@ -37,7 +37,6 @@ def never() -> Need:
     ("text", "most", "earlier"), [("1", MOST, None), ("auto", 1, None), ("8", 1, None), ("auto", MOST, 1)]
 )
 def test_one_is_one(text: str, most: int, earlier: int | None) -> None:
-    """Whether one problem fits is checked elsewhere, before loading."""
     assert choose_concurrency(text, never, most=most, earlier=earlier) == 1
 
 
@@ -60,7 +59,6 @@ def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int)
 
 
 def test_auto_resumes_as_the_run_began() -> None:
-    """A run that is resumed keeps its number, as long as that fits."""
     assert choose_concurrency("auto", lambda: Need(100, 100), most=64, earlier=7) == 7
     assert choose_concurrency("auto", lambda: Need(100, 100), most=2, earlier=7) == 7
     with pytest.raises(ModelMemoryError):
@@ -86,7 +84,6 @@ def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hi
 
 
 def test_sequences_are_bounded() -> None:
-    """More than llama.cpp has are refused, even if there is memory for them."""
     need = Need(100, 1, sequences=17)
     assert choose_concurrency("15", lambda: need, most=64) == 15
     with pytest.raises(UsageError) as caught:
@@ -118,7 +115,6 @@ def test_what_lies_on_a_gpu_needs_no_memory_of_the_machine() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "65", "1.5", "many", "", "\u0664"])
 def test_other_words_are_refused(text: str) -> None:
-    """Anything but a number in bounds and auto."""
     with pytest.raises(UsageError) as caught:
         choose_concurrency(text, never, most=MOST)
     assert caught.value.option == "concurrency"

@@ -65,7 +65,6 @@ def tune(decode: Seconds, read: Seconds, cores: int = 8) -> tuple[int, Slow]:
     ("cores", "counts"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (14, [1, 2, 3, 4, 6, 8, 12, 14])]
 )
 def test_counts_to_try(cores: int, counts: list[int]) -> None:
-    """One thread, all of them, and steps in between that get larger."""
     assert thread_counts(cores) == counts
 
 
@@ -100,7 +99,6 @@ def test_a_turn_that_was_disturbed_does_not_count() -> None:
 
 
 def test_speeds_are_seconds_per_token() -> None:
-    """Of decoding, reading and verifying; even where a context has room for little."""
     backend = Slow(lambda n: 0.2, lambda n: 0.03, context_size=64)
     backend.use_threads(1)
     found = measure(backend, clock=backend.clock)
@@ -172,7 +170,6 @@ def test_a_file_that_was_moved_is_known_by_its_content(model: Path) -> None:
     ],
 )
 def test_other_machines_and_options_are_not_known(model: Path, machine: Machine, loading: Loading) -> None:
-    """A measurement holds for what it was made with."""
     assert find_tuned([make_tuned(model)], machine, [model], loading, never) is None
 
 
@@ -186,14 +183,12 @@ def test_llama_tells_what_it_computes_with() -> None:
 
 
 def test_files_that_are_not_here_are_not_known(model: Path) -> None:
-    """A file that is gone, or a model without any."""
     known = [make_tuned(model)]
     model.unlink()
     assert [find_tuned(known, HERE, files, Loading(), never) for files in ([model], [])] == [None, None]
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(model: Path, tmp_path: Path) -> None:
-    """Of the same file, machine and options; others stay."""
     path = tmp_path / "tuned.json"
     elsewhere = make_tuned(model, machine=replace(HERE, cores=2))
     keep_tuned(path, [make_tuned(model), elsewhere])
@@ -228,7 +223,6 @@ def test_a_damaged_file_is_refused(model: Path, tmp_path: Path, content: str) ->
 
 
 def test_a_place_that_cannot_be_written_to(model: Path) -> None:
-    """A folder below a file."""
     assert read_tuned(model / "tuned.json") == []
     with pytest.raises(OutputError, match="cannot be written"):
         keep_tuned(model / "tuned.json", [make_tuned(model)])
