@@ -17,7 +17,6 @@ COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--re
 
 
 def write_problems(path: Path, number: int) -> None:
-    """Sums of products: eight steps each."""
     with path.open("w") as stream:
         for index in range(11, 11 + number):
             products = " + ".join(f"{index} * {factor}" for factor in (12, 23, 34, 45))

@@ -17,7 +17,6 @@ SCRIPTED = ModelOptions(pair="scripted")
 
 @pytest.fixture(autouse=True)
 def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the user's pairs nor measurements of this machine."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 

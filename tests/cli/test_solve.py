@@ -37,7 +37,6 @@ STEP_FIELDS = {"model", "text", "tokens", "seconds", "decision", "probability", 
 
 
 def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
-    """The one record of a run that went well."""
     result = solve(QUESTION, "--json", "-q", *arguments, **options)
     assert result.code == 0, result.err
     (record,) = result.records

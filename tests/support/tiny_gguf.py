@@ -72,7 +72,6 @@ def write_base(path: Path) -> Path:
 
 
 def write_not_a_number(path: Path) -> Path:
-    """A model whose last norm is NaN, so that every logit is."""
     return _write_plain(path, "tiny nan", ["<|endoftext|>"], seed=5, norm=np.nan)
 
 
@@ -157,7 +156,6 @@ WRITERS = {
 
 
 def write_all(folder: Path) -> Mapping[str, Path]:
-    """One file of every kind; their paths by name."""
     return {name: write(folder / f"tiny-{name}.gguf") for name, write in WRITERS.items()}
 
 
