@@ -67,24 +67,6 @@ def test_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
     assert raised.value.option == option
 
 
-def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
-    routing = RoutingOptions(policy="target", tau="0.3")
-    assert solve_setup(options(), routing).column.tau is None
-    with pytest.raises(UsageError) as raised:
-        solve_setup(options(invocation=flags("policy", "tau")), routing)
-    assert raised.value.option == "tau"
-
-
-def test_budget_and_tau_of_two_flags_conflict_and_the_nearer_setting_wins(tmp_path: Path) -> None:
-    models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
-    both = RoutingOptions(tau="0.5", budget=0.2)
-    with pytest.raises(UsageError):
-        solve_setup(options(models, flags("tau", "budget")), both)
-    origins = {"tau": Origin.file, "budget": Origin.environment}
-    assert solve_setup(options(models, Invocation(origins=origins)), both).column.tau != 0.5
-    assert solve_setup(options(models, flags("tau")), both).column.tau == 0.5
-
-
 def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     routing = BenchRoutingOptions("target,entropy,logprob@0.2,entropy", tau="0.5,1")
     setup = bench_setup(options(invocation=flags("policy", "tau")), routing)
@@ -108,8 +90,3 @@ def test_collecting_needs_a_source_of_rewards() -> None:
     assert (setup.reward, setup.concurrency, list(setup.sources)) == ("rollout", "8", ["draft", "target"])
     with pytest.raises(UsageError, match="process reward model"):
         collect_setup(options(), None)
-
-
-def test_generation_options_reach_the_setup() -> None:
-    setup = solve_setup(options(max_steps=3, temperature=0.5, seed=7), RoutingOptions(policy="target"))
-    assert (setup.limits.max_steps, setup.sampler.temperature, setup.sampler.seed) == (3, 0.5, 7)
