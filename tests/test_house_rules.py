@@ -76,9 +76,16 @@ def test_paper_has_under_200_lines_and_no_input_or_output() -> None:
 
 
 def test_top_level_holds_only_the_files_of_the_design() -> None:
-    wanted = set(
-        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "arbitrage_cli", "models", "tests"]
-    )
+    wanted = {
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "pyproject.toml",
+        "arbitrage_cli",
+        "models",
+        "tests",
+    }
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")
