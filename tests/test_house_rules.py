@@ -77,7 +77,11 @@ def test_paper_has_under_200_lines_and_no_input_or_output() -> None:
 
 def test_top_level_holds_only_the_files_of_the_design() -> None:
     wanted = {
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"),
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "pyproject.toml",
         "arbitrage_cli",
         "models",
         "tests",

@@ -44,7 +44,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(finished: Path, quick_path: Path) -> Path:
-    """A copy of the finished run, to be changed."""
     shutil.copytree(finished, quick_path, dirs_exist_ok=True)
     return quick_path
 
@@ -63,7 +62,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def policies(out: str) -> dict[str, Mapping[str, Any]]:
-    """The policies of a line of figures, by label."""
     return {policy["label"]: policy for policy in json.loads(out.splitlines()[-1])["policies"]}
 
 
@@ -470,7 +468,6 @@ def test_ascii_terminal_gets_only_ascii(here: Path) -> None:
 
 
 def run_many(here: Path) -> tuple[str, ...]:
-    """A run that takes a while."""
     problems = write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 400)])
     return ("bench", *PAIR, "--dataset", str(problems), "-o", str(here / "run"), "--policy", "target")
 

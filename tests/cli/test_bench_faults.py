@@ -31,14 +31,12 @@ def bench(folder: Path, *arguments: str, **options: Any) -> Result:
 
 @pytest.fixture
 def here(quick_path: Path) -> Path:
-    """A folder with a data set of two problems."""
     write_problems(quick_path / "arithmetic.jsonl", QUESTIONS)
     return quick_path
 
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    """The rows of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("golden")
     write_problems(folder / "arithmetic.jsonl", QUESTIONS)
     assert bench(folder).code == 0

@@ -31,7 +31,6 @@ def here(quick_path: Path) -> Path:
 
 
 def calibrate(here: Path, *arguments: str) -> Result:
-    """Run it with that head, and settings of its own."""
     command = ("calibrate", "--head", "small.safetensors", "-o", "new.safetensors", *arguments)
     return run(*command, cwd=here, env={"XDG_CONFIG_HOME": str(here)})
 

@@ -17,7 +17,6 @@ COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--re
 
 
 def write_problems(path: Path, number: int) -> None:
-    """Sums of products: eight steps each."""
     with path.open("w") as stream:
         for index in range(11, 11 + number):
             products = " + ".join(f"{index} * {factor}" for factor in (12, 23, 34, 45))
@@ -31,14 +30,14 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) -> None:
     """After SIGTERM in the fourth row; the command that is shown resumes the run, without --fresh."""
-    write_problems(tmp_path / "problems.jsonl", 80)
+    write_problems(tmp_path / "problems.jsonl", 24)
     ended = run(*COLLECT, "--fresh", cwd=tmp_path, interrupt_in=ROW, call=4, signals=[signal.SIGTERM])
     assert (ended.code, ended.out) == (TERMINATED, "")
     assert ended.err.splitlines()[-2].endswith(f"to resume: arbitrage {' '.join(COLLECT)}")
     rows = rows_of(tmp_path / "run")
     broken = [row for row in rows if row["status"] == "error"]
     assert 0 < len(broken) <= 8
-    assert len(rows) < 80
+    assert len(rows) < 24
     partial = [row for row in broken if row["states"]]
     assert partial
     assert len(read_states([tmp_path / "run"]).features) == sum(len(row["states"]) for row in rows)
@@ -46,7 +45,7 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
 
     assert run(*COLLECT, cwd=tmp_path).code == 0
     done = {row["id"]: row for row in rows_of(tmp_path / "run")}
-    assert len(done) == 80
+    assert len(done) == 24
     assert {row["status"] for row in done.values()} == {"done"}
     for row in partial:
         kept, whole = ([state["draft_text"] for state in one["states"]] for one in (row, done[row["id"]]))

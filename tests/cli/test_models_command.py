@@ -46,7 +46,6 @@ class Place:
         return run(*arguments, env=self.env(**changes))
 
     def write(self, name: str, text: str) -> None:
-        """A file in the user's settings folder."""
         path = self.folder / "config" / "arbitrage" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -65,7 +64,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def pair(place: Place, tiny: Mapping[str, Path]) -> Place:
-    """A pair `mine` in the user's file, whose models the Hub has."""
     place.offers(DRAFT, **{"Draft-Q4_K_M": tiny["draft"]})
     place.offers(TARGET, **{"target.q8_0": tiny["target"]})
     place.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nnotes = "two tiny ones"\nctx = 512\n')

@@ -17,7 +17,6 @@ SCRIPTED = ModelOptions(pair="scripted")
 
 @pytest.fixture(autouse=True)
 def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the user's pairs nor measurements of this machine."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 
@@ -112,8 +111,3 @@ def test_collecting_needs_a_source_of_rewards() -> None:
     assert (setup.reward, setup.concurrency, list(setup.sources)) == ("rollout", "8", ["draft", "target"])
     with pytest.raises(UsageError, match="process reward model"):
         collect_setup(options(), None)
-
-
-def test_generation_options_reach_the_setup() -> None:
-    setup = solve_setup(options(max_steps=3, temperature=0.5, seed=7), RoutingOptions(policy="target"))
-    assert (setup.limits.max_steps, setup.sampler.temperature, setup.sampler.seed) == (3, 0.5, 7)

@@ -37,7 +37,6 @@ STEP_FIELDS = {"model", "text", "tokens", "seconds", "decision", "probability", 
 
 
 def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
-    """The one record of a run that went well."""
     result = solve(QUESTION, "--json", "-q", *arguments, **options)
     assert result.code == 0, result.err
     (record,) = result.records
@@ -367,4 +366,4 @@ def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None
     env = {"_ARBITRAGE_COMPLETE": "complete_bash", "COMP_WORDS": "arbitrage so", "COMP_CWORD": "1"}
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     result = run_process(env={**env, "PYTHONPATH": path})
-    assert (result.out.split(), result.err) == (["solve"], "")
+    assert (result.code, result.out.split(), result.err) == (0, ["solve"], "")

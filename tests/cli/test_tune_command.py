@@ -68,7 +68,6 @@ def solve(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> 
 
 
 def threads_of(record: Mapping[str, Any]) -> list[int]:
-    """The numbers of threads in the descriptions of the models."""
     return [int(record["models"][role].split(" thread")[0].split()[-1]) for role in ("draft", "target")]
 
 

@@ -56,7 +56,6 @@ class Result:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The JSON objects on stdout, one a line."""
         return [json.loads(line) for line in self.stdout.split(b"\n") if line]
 
 
@@ -146,7 +145,6 @@ def run(*arguments: str | bytes | Path, **options: Any) -> Result:
 
 
 def solve(*arguments: str | bytes, **options: Any) -> Result:
-    """Run `arbitrage solve` with the scripted models."""
     return run("solve", *MODELS, *arguments, **options)
 
 
@@ -160,13 +158,11 @@ def start(
     cwd: Path = HERE,
     program: Iterable[str] = PROGRAM,
 ) -> subprocess.Popen[bytes]:
-    """Start the program and let it run."""
     pipe = subprocess.PIPE
     return subprocess.Popen([*program, *arguments], stdin=stdin, stdout=pipe, stderr=pipe, env=environment(env), cwd=cwd)
 
 
 def run_process(*arguments: str | bytes, stdin: int | IO[bytes] = subprocess.DEVNULL, **options: Any) -> Result:
-    """Run the program to its end in an interpreter of its own."""
     with start(*arguments, stdin=stdin, **options) as process:
         try:
             out, err = process.communicate(timeout=TIMEOUT)
@@ -230,7 +226,6 @@ class Terminal:
         self.process.close(force=True)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Read what the program writes until the condition holds."""
         deadline = time.monotonic() + TIMEOUT
         while not condition():
             assert time.monotonic() < deadline, f"not within {TIMEOUT} s; the screen shows:\n{self.text}"
@@ -254,7 +249,6 @@ class Terminal:
         return scrollback(self.screen)
 
     def _read(self, seconds: float) -> bool:
-        """Show what was written meanwhile; False at the end."""
         try:
             data: bytes = self.process.read_nonblocking(65536, timeout=seconds)
         except pexpect.TIMEOUT:
@@ -288,33 +282,27 @@ def make_step(
     seconds: float = 0.5,
     stop: StepStop = "separator",
 ) -> Step:
-    """A step whose time is all decoding."""
     return Step(model, text, tokens, Cost(decode_tokens=tokens, decode_seconds=seconds), stop)
 
 
 def accept(text: str = "2 + 2 = 4.\n\n", *, stop: StepStop = "separator", number: float = 0.2) -> Decision:
-    """A drafted step that was kept."""
     draft = make_step("draft", text, stop=stop)
     return Decision(draft, draft=draft, probability=number)
 
 
 def escalate(drafted: str = "2 + 2 = 5.\n\n", written: str = "2 + 2 = 4.\n\n", *, stop: StepStop = "separator") -> Decision:
-    """A drafted step that the target replaced."""
     draft, target = make_step("draft", drafted), make_step("target", written, tokens=7, seconds=2.0, stop=stop)
     return Decision(target, draft=draft, target=target, probability=1.5)
 
 
 def make_trace(*decisions: Decision, question: str = "What is 2 + 2?", identifier: str = "1") -> Trace:
-    """A trace with these decisions, and the usual limits."""
     return Trace(Problem(identifier, question), Limits(), list(decisions))
 
 
 def decide(trace: Trace, decision: Decision) -> Decided:
-    """Add a decision to a trace, as a flow does; returns its event."""
     trace.add(decision)
     return Decided(trace, decision)
 
 
 def finish(trace: Trace, error: Exception | None = None, alone: float | None = None) -> Finished:
-    """The event that ends a trace."""
     return Finished(trace, error, alone)

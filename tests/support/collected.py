@@ -49,7 +49,6 @@ class World:
 
 
 def make_states(world: World, seed: int, *, hidden: bool = False) -> list[State]:
-    """The states of one solution."""
     rng = np.random.default_rng(seed)
     states = []
     for position in range(world.steps):
@@ -131,5 +130,4 @@ def write_run(
 
 
 def questions(count: int, start: int = 0) -> list[str]:
-    """Problems that are all different."""
     return [f"What is {number} + 1?" for number in range(start, start + count)]

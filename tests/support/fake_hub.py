@@ -86,7 +86,6 @@ class FakeHub:
 
 
 def git_id(data: bytes) -> str:
-    """What git calls a file with these bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324
 
 
@@ -104,7 +103,6 @@ def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @contextmanager
 def running() -> Iterator[FakeHub]:
-    """A Hub that answers until the body ends."""
     hub = FakeHub()
 
     class Handler(_Handler):

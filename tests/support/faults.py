@@ -20,7 +20,6 @@ def write_problems(path: Path, questions: Sequence[str]) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run."""
     return [json.loads(line) for line in (folder / "results.jsonl").read_bytes().split(b"\n") if line]
 
 
@@ -44,5 +43,4 @@ def results(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], Any]:
 
 
 def set_aside(folder: Path) -> list[str]:
-    """Names of what lies in a run folder beside what belongs there."""
     return sorted({path.name for path in folder.iterdir()} - {"run.json", "results.jsonl", "lock"})

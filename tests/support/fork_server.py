@@ -165,7 +165,6 @@ def make_noise(text: str) -> None:
 
 
 def pretend_load(load: float) -> None:
-    """The system counts so many busy processors."""
     setattr(os, "getloadavg", lambda: (load, load, load))  # noqa: B010 - mypy minds an assignment
 
 

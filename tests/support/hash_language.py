@@ -208,7 +208,6 @@ def solve(
 
 
 def texts(traces: Mapping[str, Trace]) -> dict[str, list[tuple[str, str]]]:
-    """Who wrote what, step by step."""
     return {
         name: [(decision.kept.model, decision.kept.text) for decision in trace.decisions]
         for name, trace in sorted(traces.items())

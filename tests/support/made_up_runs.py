@@ -146,12 +146,10 @@ def failed(row: Mapping[str, Any], reason: str = "the context was full") -> dict
 
 
 def unscored(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of an attempt whose answer could not be graded."""
     return {**row, "score": {"value": "unscored", "answer": None, "explanation": "no answer was found"}}
 
 
 def write_run_folder(folder: Any, made: MadeUp) -> None:
-    """Put the run on disk, as a benchmark would."""
     from arbitrage_cli.runs.folder import RunFolder
 
     with RunFolder(folder) as writer:

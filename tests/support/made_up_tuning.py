@@ -11,7 +11,6 @@ SPEEDS = Speeds(decode=0.1, read=0.01, verify=0.02)
 def make_tuned(
     path: Path, machine: Machine = HERE, sha256: str = "a" * 64, threads: int = 3, speeds: Speeds = SPEEDS
 ) -> Tuned:
-    """A measurement of the file as it is, whatever is in it."""
     found = path.stat()
     file = ModelFile(str(path.resolve()), found.st_size, found.st_mtime_ns, sha256)
     return Tuned(machine, file, Loading(), "tiny", threads, speeds, "2026-11-01T00:00:00+00:00")

@@ -19,12 +19,10 @@ OTHER = "zzz zz.\n\n"  # the toy language never writes a z
 
 
 def recite(text: str) -> Script:
-    """A script that says one text, and then ends."""
     return lambda question, solution: Continuation(text[len(solution) :], 0.9)
 
 
 def repeat(text: str) -> Script:
-    """A script that says one text for ever."""
     return lambda question, solution: Continuation(text, 0.9)
 
 
@@ -66,7 +64,6 @@ def make_engine(
     keep_beginning: bool = False,
     **options: Any,
 ) -> Engine:
-    """An engine with a cache of its own."""
     return Engine(role, Cache(backend, instructions, keep_beginning=keep_beginning), sampler, **options)
 
 
