@@ -1,6 +1,9 @@
 """Fixtures that several test files share: tiny model files, and a folder in memory."""
 
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: test processes share the cores
+
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping

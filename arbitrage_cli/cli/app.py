@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,8 +25,8 @@ from arbitrage_cli.cli import (
     tune,
 )
 from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.cli.settings import CallObject, Settings, read_settings
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.cli.settings import CallObject, Settings, place_of, read_settings
+from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
 COMMANDS = MappingProxyType(
@@ -79,23 +79,30 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return 1
     except typer.TyperException as error:
-        raise _usage_error(error) from error
+        return _show_help(error) if type(error).__name__ == "NoArgsIsHelpError" else _refuse(error)
     return code if isinstance(code, int) else os.EX_OK
 
 
-def _usage_error(error: Any) -> UsageError:
-    """Typer's own error as one of this program's: the option or variable, what is wrong with it, and where help is."""
-    from arbitrage_cli.cli.settings import place_of
+def _show_help(error: Any) -> int:
+    """A group without a command shows its help, as an error."""
+    sys.stderr.write(error.ctx.get_help() + "\n")
+    return UsageError.exit_code
 
+
+def _refuse(error: Any) -> NoReturn:
+    """Typer's own error as one of this program's: the option or variable, what is wrong with it, and where help is."""
     context = getattr(error, "ctx", None)
     hint = f"see {context.command_path} --help" if context else "see arbitrage --help"
-    parameter, message = (
-        getattr(error, "param", None),
-        str(error.message or error.format_message()).removeprefix("Value error, "),
-    )
-    options = [name.removeprefix("--") for name in getattr(parameter, "opts", ()) if name.startswith("--")]
+    if context and hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        known = [name for one in context.command.params for name in one.opts if name.startswith("--")]
+        found = unknown("option", error.option_name, known)
+        raise UsageError(found.message, f"{found.hint.partition('known: ')[0]}{hint}") from error
+    options = [
+        name.removeprefix("--") for name in getattr(getattr(error, "param", None), "opts", ()) if name.startswith("--")
+    ]
     place = place_of(context, options[0]) if context and options and error.message else None
-    return UsageError(f"{place}: {message}" if place else error.format_message(), hint)
+    message = str(error.message).removeprefix("Value error, ")
+    raise UsageError(f"{place}: {message}" if place else error.format_message(), hint) from error
 
 
 def _show_version(wanted: bool) -> None:

@@ -81,20 +81,23 @@ def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
-    tables = {name: _dashed(value) for name, value in content.items() if name in commands and isinstance(value, dict)}
-    general = _dashed({name: value for name, value in content.items() if name not in tables})
+    tables = {name: _dashed(path, value) for name, value in content.items() if name in commands and isinstance(value, dict)}
+    general = _dashed(path, {name: value for name, value in content.items() if name not in tables})
     _check_names(path, general, set(_all_options(commands)))
     for name, table in tables.items():
         _check_names(path, table, set(_all_options({name: commands[name]})), f"[{name}] ")
     return general | tables
 
 
-def _dashed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Names as options have them, and tables as JSON, as they are on a command line."""
-    return {
-        name.replace("_", "-"): json.dumps(value, default=str) if isinstance(value, dict) else value
-        for name, value in settings.items()
-    }
+def _dashed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Names as options have them, and tables as JSON, as they are on a command line. UsageError for a name in both spellings."""
+    dashed: dict[str, Any] = {}
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if option in dashed:
+            raise UsageError(f"{path}: '{option}' is set twice, with dashes and with underscores", "keep one of them")
+        dashed[option] = json.dumps(value, default=str) if isinstance(value, dict) else value
+    return dashed
 
 
 def _check_names(path: Path, settings: Mapping[str, Any], known: set[str], table: str = "") -> None:

@@ -98,7 +98,7 @@ def _existing(name: str) -> Path:
         if path.is_file():
             return path
     hint = f"data sets: {', '.join(known_datasets())}; or the path of a JSONL or parquet file"
-    raise UsageError(f"'{name}' is neither a data set nor a regular file", hint)
+    raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 
 def _read(

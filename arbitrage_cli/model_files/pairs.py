@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
 
@@ -59,7 +59,7 @@ def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
 def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
     """The pair of that name. UsageError, with all names, if there is none."""
     if name not in pairs:
-        raise UsageError(f"unknown pair '{name}'", "pairs: " + ", ".join(pairs))
+        raise unknown("pair", name, pairs, option="pair")
     return pairs[name]
 
 
