@@ -16,6 +16,9 @@ from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
+MAX_BAD_LINES = 20
+"""If none of so many first lines can be used, it is no file of problems."""
+
 
 class Problems:
     """Where the problems come from: the command line, a file, or standard input. Counts those that could not be used.
@@ -75,6 +78,8 @@ class Problems:
             if isinstance(row, BadLine):
                 self.num_unusable += 1
                 display.note(f"line {row.number}: {row.reason}; skipped")
+                if self.num_unusable == num_rows == MAX_BAD_LINES:
+                    raise UsageError(f"{self._name}: none of the first {num_rows} lines can be used", "give text or JSONL")
             else:
                 yield row
         self.ended = True
@@ -98,6 +103,9 @@ class Problems:
 
 
 def _from_argument(problem: str) -> Problem:
+    with contextlib.suppress(OSError, ValueError):  # most problems are no path at all
+        if Path(problem).is_file():
+            raise UsageError(f"'{problem}' is a file, not a problem", f"did you mean --input {problem}?")
     try:
         return make_problem(problem, "1")
     except ValueError as error:

@@ -316,3 +316,16 @@ def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
     assert result.code == MODEL
     assert ESCAPE not in result.stderr
     assert b"\x07" not in result.stderr
+
+
+def test_file_given_as_the_problem_is_pointed_to_input(tmp_path: Path) -> None:
+    (tmp_path / "problems.txt").write_text("5 + 6\n")
+    assert_refused(solve("problems.txt", cwd=tmp_path), USAGE, "", "--input")
+
+
+def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
+    """One bad line is skipped; a binary file is not reported line by line."""
+    (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\n" * 5000)
+    result = solve("--input", "model.bin", cwd=tmp_path)
+    assert (result.code, result.out) == (USAGE, "")
+    assert len(result.err.splitlines()) < 50
