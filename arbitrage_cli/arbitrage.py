@@ -9,7 +9,7 @@
         x <- x + z
 
 A policy is a generator, a *flow*. It yields a request (`WriteStep`, `ScoreSteps`), is sent the finished step or the rewards,
-and decides. It knows no model, cache, clock or terminal: the scheduler runs flows, for one problem or for a thousand.
+and decides. A flow knows no model, cache, clock or terminal: the scheduler runs flows, for one problem or for a thousand.
 """
 
 import random
@@ -28,14 +28,15 @@ NumberOf = Callable[[Trace, Step], float]
 class EarlyStop:
     """Stops a drafted step before its end, once the number of its beginning exceeds `tau`.
 
-    The number is computed after n tokens if `is_due(n)`. A stopped step is always escalated, so `tau` is at least the policy's.
+    The number is computed after n tokens if `is_due(n)`. A stopped step is always escalated, so `tau` must not be
+    below the policy's.
     """
 
     number_of: NumberOf
     tau: float
     is_due: Callable[[int], bool]
 
-    def applies(self, trace: Trace, beginning: Step) -> bool:
+    def should_stop(self, trace: Trace, beginning: Step) -> bool:
         """Whether to stop the step that has this beginning."""
         return self.number_of(trace, beginning) > self.tau
 
@@ -45,7 +46,7 @@ class WriteStep:
     """A request: `model` writes the next step of `trace`. With an `early_stop`, perhaps only its beginning.
 
     `proposal` is a step that the model may be about to write. With one, or if it `speculates`, the draft may also be asked for a
-    continuation; both change the time and never the text. `sample` numbers different random draws from the same text.
+    continuation; either changes only the time. `sample` is the number of the random draw from the same text.
     """
 
     model: ModelRole
@@ -96,9 +97,10 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
 
 
 def oracle(trace: Trace, tau: float) -> Flow:
-    """Both models write every step; the target's is kept if its true advantage, the difference in reward, exceeds tau.
+    """Both models write every step; the target's is kept if its advantage, by the rater's rewards, exceeds tau.
 
-    Routers are trained to predict this choice. It is the best choice for each step, and slower than the target alone.
+    Routers are trained to predict this choice. At tau 0 it is the best choice for each step by
+    those rewards. It is slower than the target alone.
     """
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
@@ -141,7 +143,7 @@ def by_least_likely_token(number_of: NumberOf) -> Router:
 
 
 def by_reward() -> Router:
-    """A router by 1 - the reward of the drafted step, regardless of what the target would write.
+    """A router whose number is 1 minus the reward of the drafted step, whatever the target would write.
 
     With a process reward model this is RSD (arXiv 2501.19324), with the target as judge SpecReason (arXiv 2504.07891).
     Their "accept if the reward is at least t" is a tau of 1 - t.

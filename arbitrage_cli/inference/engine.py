@@ -196,7 +196,7 @@ class Engine:
             return False
         token_stats = self._token_stats(step)
         beginning = Step(self._role, step.text.so_far, len(step.tokens), step.cost, "early", token_stats)
-        return step.early_stop.applies(step.trace, beginning)
+        return step.early_stop.should_stop(step.trace, beginning)
 
     def _token_stats(self, step: StepInProgress) -> TokenStats | None:
         """The statistics of the tokens so far; computing them is part of decoding."""

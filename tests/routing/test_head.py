@@ -135,7 +135,7 @@ def test_a_step_is_stopped_at_clearly_more_than_tau(tau: float, stopping: float)
     early_stop = (head.router().early_stop or pytest.fail("it never stops"))(tau)
     assert early_stop.tau == pytest.approx(stopping)
     assert [number for number in range(1, 8) if early_stop.is_due(number)] == [2, 4, 6]
-    assert early_stop.applies(new_trace(), draft) == (head.probability(new_trace(), draft) > stopping)
+    assert early_stop.should_stop(new_trace(), draft) == (head.probability(new_trace(), draft) > stopping)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
