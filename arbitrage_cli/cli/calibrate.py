@@ -127,7 +127,7 @@ def _collect(
     selected = ProblemOptions(problems.mapping, problems.limit, problems.ids, dataset=str(problems.dataset))
     how = CollectOptions(options.reward, options.rollouts, options.rollout_temperature, RollIn.head)
     with command_display(output) as display:
-        dataset, items = read_problems(selected, offline=setup.offline)
+        dataset, items = read_problems(selected, offline=setup.offline, needs_answers=False)
         path = options.collected or default_folder(dataset.name, setup.choice, prefix="calibrate-")
         return path, run_collection(setup, CollectPlan(dataset, items, path, how), display).has_errors
 

@@ -43,8 +43,8 @@ class RewardOptions:
         option(
             _PANEL,
             "--reward",
-            help="How good a step is: a process reward model, or whether the target reaches the known answer from there. "
-            "Default: the process reward model.",
+            help="How good a step is: a process reward model, or whether the target reaches the right answer from there: the "
+            "known one, or its own if none is known. Default: the process reward model.",
         ),
     ] = None
     rollouts: Annotated[
@@ -114,7 +114,7 @@ def collect(
         )
     setup = collect_setup(RunOptions(invocation, models, generation, machine), collect.reward)
     with command_display(output) as display:
-        dataset, items = read_problems(problems, offline=models.offline)
+        dataset, items = read_problems(problems, offline=models.offline, needs_answers=False)
         path = output_folder or default_folder(dataset.name, setup.choice, prefix="collect-")
         plan = CollectPlan(dataset, items, path, collect, fresh=fresh)
         collected = run_collection(setup, plan, display)

@@ -17,6 +17,7 @@ from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.data.rows import Dataset, Item
 from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
+from arbitrage_cli.grading.extract import final_answer
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
@@ -82,7 +83,9 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collect
 
 def _manifest(session: Session, plan: CollectPlan) -> Run:
     options = plan.options
-    sampled = {"rollouts": options.rollouts, "temperature": _temperature(options)}
+    sampled: dict[str, Any] = {"rollouts": options.rollouts, "temperature": _temperature(options)}
+    if not all(item.gold for item in plan.items):
+        sampled["answers"] = "target"
     details = {
         "kind": COLLECT,
         "reward": {"kind": session.setup.reward, **(sampled if session.setup.reward == "rollout" else {})},
@@ -126,6 +129,7 @@ class _CollectRun:
             rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]), samplers)
             rater = session.rater(setup.policy_at_tau.policy, rollouts)
             engines = {role: self._engine(role) for role in setup.policy_at_tau.policy.models}
+            golds |= self._target_answers(engines["target"])
             costs = _known_costs(self.folder, manifest) or _measure_costs(engines, self.left, setup)
             self.folder.save_run({**add_loaded(manifest, session.backends), "costs": costs})
             target: Writer = engines["target"]
@@ -144,6 +148,21 @@ class _CollectRun:
     def _engine(self, role: ModelRole) -> Engine:
         setup, backend = self.session.setup, self.session.backends[role]
         return Engine(role, Cache(backend, setup.system), setup.sampler, keep_token_stats=role == "draft")
+
+    def _target_answers(self, target: Engine) -> dict[str, Any]:
+        """The answers to reach of problems without a known one: those that the target itself gives."""
+        unanswered = [item.problem for item in self.left if not item.gold]
+        if self.session.setup.reward != "rollout" or not unanswered:
+            return {}
+        self.display.note(
+            f"{len(unanswered)} problems have no known answer: the target solves them first, and its answers are right"
+        )
+        flow = partial(single, model="target")
+        scheduler = Scheduler({"target": target}, flow, self.session.setup.limits, concurrency=self.session.concurrency)
+        with contextlib.closing(scheduler.run(unanswered)) as events:
+            ended = [event.trace for event in events if isinstance(event, Finished)]
+        answers = {trace.problem.id: final_answer(trace.text).answer for trace in ended}
+        return {name: {"answer": answer} for name, answer in answers.items() if answer}
 
     def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
         """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""

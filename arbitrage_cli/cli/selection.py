@@ -15,10 +15,10 @@ MAX_NAME = 60  # characters of each half of a folder's name
 DIGEST = 8  # of them, if something was cut
 
 
-def read_problems(options: ProblemOptions, *, offline: bool) -> tuple[Dataset, list[Item]]:
+def read_problems(options: ProblemOptions, *, offline: bool, needs_answers: bool = True) -> tuple[Dataset, list[Item]]:
     """A data set, and which of its problems are to be solved. Errors: UsageError, HubError."""
     mapping = parse_mapping(options.mapping) if options.mapping else {}
-    dataset = load_dataset(options.dataset, offline=offline, mapping=mapping)
+    dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers)
     return dataset, select_problems(dataset.items, options)
 
 

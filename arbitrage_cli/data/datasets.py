@@ -65,10 +65,11 @@ def load_dataset(
     offline: bool,
     mapping: Mapping[str, str] = MappingProxyType({}),
     on_progress: hub.OnProgress = hub.no_progress,
+    needs_answers: bool = True,
 ) -> Dataset:
     """The data set of that name, fetched from the Hub unless it is cached; else the JSONL or parquet file of that path.
 
-    `mapping` names the fields of a file, as for `make_dataset`. Errors: UsageError, HubError, ModelFileError.
+    `mapping` names the fields of a file, and `needs_answers` is for one, as for `make_dataset`. Errors: UsageError, HubError, ModelFileError.
     """
     if mapping and name_or_path in known_datasets():
         raise UsageError(f"--map is for files, and {name_or_path} is a data set by name", "leave out --map")
@@ -79,7 +80,8 @@ def load_dataset(
         if not path.is_file():
             raise UsageError(f"{name_or_path} is not part of this installation ({path})", "install the program again")
         return _read(path, name_or_path)
-    return _read(_existing(name_or_path), Path(name_or_path).name, mapping=mapping)
+    path = _existing(name_or_path)
+    return _read(path, Path(name_or_path).name, mapping=mapping, needs_answers=needs_answers)
 
 
 def _load_published(name: str, *, offline: bool, on_progress: hub.OnProgress) -> Dataset:
@@ -101,15 +103,14 @@ def _existing(name: str) -> Path:
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 
-def _read(
-    path: Path, name: str, *, mapping: Mapping[str, str] = MappingProxyType({}), revision: str | None = None
-) -> Dataset:
+def _read(path: Path, name: str, **options: Any) -> Dataset:
+    """The data set of a file; the options are those of `make_dataset`."""
     try:
         with path.open("rb") as stream:
             unit: Literal["line", "row"] = "row" if stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC else "line"
             stream.seek(0)
             rows = _parquet_rows(path, name) if unit == "row" else read_json_rows(stream)
-            return make_dataset(name, rows, mapping=mapping, revision=revision, unit=unit)
+            return make_dataset(name, rows, unit=unit, **options)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror or error})", "check the file and its permissions"

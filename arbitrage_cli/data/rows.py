@@ -28,9 +28,9 @@ MAX_SHOWN = 60  # characters of a text from a file in a message
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A problem with its right answer.
+    """A problem with its right answer, if that is known.
 
-    `gold` holds the row's answer under `answer` (a text, a number, or a list of them) and those of ANSWER_DETAILS that have
+    `gold` is empty if it is not, else it holds the row's answer under `answer` (a text, a number, or a list of them) and those of ANSWER_DETAILS that have
     a value. `extra` is the rest of the row.
     """
 
@@ -69,18 +69,19 @@ def make_dataset(
     mapping: Mapping[str, str] = MappingProxyType({}),
     revision: str | None = None,
     unit: Literal["line", "row"] = "line",
+    needs_answers: bool = True,
 ) -> Dataset:
     """A data set of numbered rows. `mapping` names the only field to read for some of FIELDS.
 
-    The default id of a problem is its row's number. UsageError, naming the first bad row, if a row has no question or no
-    answer, if an id comes twice, or if there is no row.
+    The default id of a problem is its row's number. UsageError, naming the first bad row, if a row has no question, or no answer
+    though the data set `needs_answers`, if an id comes twice, or if there is no row.
     """
     items: dict[str, tuple[int, Item]] = {}
     bad: list[BadLine] = []
     for row in rows:
         number = row.number if isinstance(row, BadLine) else row[0]
         try:
-            item = _item(row, mapping)
+            item = _item(row, mapping, needs_answers=needs_answers)
             first, _ = items.setdefault(item.problem.id, (number, item))
             if first != number:
                 raise UnusableError(f"its id '{_short(item.problem.id)}' is that of {unit} {first} too")
@@ -96,7 +97,7 @@ def make_dataset(
     return Dataset(name, found, revision, _sha256(found))
 
 
-def _item(numbered_row: tuple[int, Mapping[str, Any]] | BadLine, mapping: Mapping[str, str]) -> Item:
+def _item(numbered_row: tuple[int, Mapping[str, Any]] | BadLine, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
     """The row's problem, answer and rest. UnusableError, with the reason, if it lacks one of them."""
     if isinstance(numbered_row, BadLine):
         raise UnusableError(numbered_row.reason)
@@ -110,13 +111,13 @@ def _item(numbered_row: tuple[int, Mapping[str, Any]] | BadLine, mapping: Mappin
     level = next((name for name in names["level"] if _has_value(row.get(name))), None)
     if question is None:
         raise UnusableError(f"no text under {_either(names['question'])}; it has {_names(row)}")
-    if answer is None:
+    if answer is None and needs_answers:
         raise UnusableError(f"no answer under {_either(names['answer'])}; it has {_names(row)}")
     details = {name: _plain(row[name], name) for name in ANSWER_DETAILS if _has_value(row.get(name))}
     used = {question, answer, level, *names["id"], *ANSWER_DETAILS}
     return Item(
         make_problem(row[question], find_id(row, names["id"], number)),
-        {"answer": _answer(row[answer]), **details},
+        {} if answer is None else {"answer": _answer(row[answer]), **details},
         None if level is None else _level(row[level]),
         {name: value for name, value in row.items() if name not in used},
     )

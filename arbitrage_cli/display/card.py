@@ -57,11 +57,17 @@ def _about(card: Card) -> Iterator[str]:
     yield from wrapped(f"{one_line(card['name'])}: {form}; inputs: {made['inputs']}; calibration: {metrics['calibration']}")
     for pair in card["pairs"]:
         draft, target = (one_line(str(pair[role]["name"])) for role in ("draft", "target"))
-        yield from wrapped(f"draft {draft}, target {target}; reward: {one_line(str(card['reward'].get('kind')))}")
+        yield from wrapped(f"draft {draft}, target {target}; reward: {_reward(card['reward'])}")
     for name, part in card["data"]["parts"].items():
         share = rounding.percent(part["improvable"] / part["states"])
         counts = f"{rounding.count(part['problems'], 'problem')}, {rounding.count(part['states'], 'state')}"
         yield f"{name}: {counts}, {share} worth escalating"
+
+
+def _reward(reward: Mapping[str, Any]) -> str:
+    """Its kind, and if no answers were known that the target's own were right."""
+    answers = " (to the target's own answers)" if reward.get("answers") == "target" else ""
+    return f"{one_line(str(reward.get('kind')))}{answers}"
 
 
 def _at_rates(test: Mapping[str, Card], measure: str) -> Iterator[str]:

@@ -116,3 +116,22 @@ def test_exit_code_is_of_the_selected_problems_only(tmp_path: Path) -> None:
     result = run(*COLLECT, "--ids", solved[0], cwd=tmp_path)
     assert result.code == 0, result.err
     assert {row["id"] for row in rows_of(tmp_path / "run") if row["status"] == "error"} == set(failed)
+
+
+def test_questions_alone_are_enough(tmp_path: Path) -> None:
+    """Without a known answer the target's own is the one to reach: the scripted target is right, so the states are the same."""
+    write_problems(tmp_path / "answered.jsonl", 3)
+    rows = [json.loads(line) for line in (tmp_path / "answered.jsonl").read_text().splitlines()]
+    questions = [json.dumps({name: row[name] for name in ("id", "question")}) for row in rows]
+    (tmp_path / "questions.jsonl").write_text("\n".join(questions))
+    for name in ("questions", "answered"):
+        command = ("collect", "--pair", "scripted", "--reward", "rollout", "-q", "--dataset", f"{name}.jsonl", "-o", name)
+        assert run(*command, cwd=tmp_path).code == 0
+    states = {
+        name: [[(one["draft_reward"], one["target_rewards"]) for one in row["states"]] for row in rows_of(tmp_path / name)]
+        for name in ("questions", "answered")
+    }
+    assert states["questions"] == states["answered"] != []
+    rewards = {name: json.loads((tmp_path / name / "run.json").read_text())["reward"] for name in states}
+    assert (rewards["questions"].get("answers"), rewards["answered"].get("answers")) == ("target", None)
+    assert run("bench", "--pair", "scripted", "--dataset", "questions.jsonl", cwd=tmp_path).code == 2
