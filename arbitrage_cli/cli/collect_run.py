@@ -155,7 +155,7 @@ class _CollectRun:
         if self.session.setup.reward != "rollout" or not unanswered:
             return {}
         self.display.note(
-            f"{len(unanswered)} problems have no known answer: the target solves them first, and its answers are right"
+            f"{len(unanswered)} problems have no known answer: the target solves them first, and its own answers are the ones to reach"
         )
         flow = partial(single, model="target")
         scheduler = Scheduler({"target": target}, flow, self.session.setup.limits, concurrency=self.session.concurrency)
