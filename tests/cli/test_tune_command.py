@@ -21,7 +21,7 @@ from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
 FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
 SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
-NO_GAIN = {"draft": Speeds(1.5, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is slower
+NO_GAIN = {"draft": Speeds(1.5, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is hardly faster
 THREADS = {"draft": 1, "target": 2}
 
 
