@@ -1,6 +1,7 @@
 """`arbitrage report`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
 
 import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ from arbitrage_cli.system.files import write_atomically
 if TYPE_CHECKING:
     from arbitrage_cli.runs.folder import Contents
 
+ENDINGS = (".html", ".htm")
+
 
 @command
 def report(
@@ -26,11 +29,15 @@ def report(
         Path | None,
         option("Output", "--html", "-o", metavar="FILE", help="Write a page with every trace."),
     ] = None,
+    opens: Annotated[
+        bool,
+        option("Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the first run."),
+    ] = False,
     cost_ratio: CostRatio = None,
     json_lines: JsonFigures = False,
     debug: Debug = False,
 ) -> None:
-    """Show the figures of runs: a table, or with -o FILE.html a page with curves and every trace, step by step.
+    """Show the figures of runs: a table, or with -o FILE.html a page with charts and every trace, step by step.
 
     The page is one file, and needs no network. With --json, one line for each run.
 
@@ -38,14 +45,20 @@ def report(
     Examples:
       arbitrage report runs/builtin--builtin
       arbitrage report runs/before runs/after -o report.html
+      arbitrage report runs/builtin--builtin --open
     """
-    from arbitrage_cli.runs.folder import RUN, is_file_of, read_run_folder
+    from arbitrage_cli.runs.folder import read_run_folder
 
-    if page is not None and ((page.parent / RUN).exists() and is_file_of(page.parent, page)):
-        raise UsageError(f"{page} is a file of the run: the page would take its place", "give another file: -o FILE.html")
+    if page is None and opens:
+        page = runs[0] / "report.html"
+    if page is not None and page.suffix.lower() not in ENDINGS:
+        hint = "give -o FILE.html; --json has the figures for other programs"
+        raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:
         _write_page(page, contents, cost_ratio)
+        if opens and not webbrowser.open(page.resolve().as_uri()):
+            typer.echo(f"there is no browser on this machine: open {page} in one", err=True)
     if page is None or json_lines:
         _show(list(contents.values()), cost_ratio, as_json=json_lines)
 

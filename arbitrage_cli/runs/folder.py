@@ -15,7 +15,6 @@ row gets an error that names file and line. Knows JSON objects; no model, no pro
 import fcntl
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -35,7 +34,6 @@ BENCH, COLLECT = "bench", "collect"
 """The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
 
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-_ASIDE = re.compile(r"\.(torn|damaged|old)-\d+$")
 _SEAL = b',"checksum":"%08x"}'
 _SEAL_LENGTH = len(_SEAL % 0)
 _START_AGAIN = "restore it from a copy, or give --fresh to the command that made the run: it sets the old files aside"
@@ -83,12 +81,6 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
             "restore it from a copy, or repeat the command that made the run: it sets damaged rows aside and does them again",
         )
     return Contents(run, rows)
-
-
-def is_file_of(folder: Path, path: Path) -> bool:
-    """Whether a run keeps a file of this path in its folder, now or later. Capitals do not count: some systems ignore them."""
-    name = _ASIDE.sub("", path.name.casefold())
-    return name in (RUN, RESULTS, LOCK) and path.parent.resolve() == folder.resolve()
 
 
 def encode(content: Row) -> bytes:

@@ -73,21 +73,32 @@ def test_place_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
-    for page in (tmp_path / "nowhere" / "report.html", tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    for page in (tmp_path / "nowhere" / "report.html", tmp_path / "folder.html"):
         assert_refused(run("report", folder, "-o", page), 1, "", str(page), "cannot be written")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "run"]
 
 
-@pytest.mark.parametrize(
-    "name", ["results.jsonl", "run.json", "lock", "results.jsonl.torn-1", "run.json.old-2", "./Results.jsonl"]
-)
-def test_page_does_not_replace_a_file_of_a_run(folder: Path, tmp_path: Path, name: str) -> None:
-    write_run_folder(tmp_path / "other", MADE)
+@pytest.mark.parametrize("name", ["results.jsonl", "run.json", "lock", "report.pdf", "report", "results.html.jsonl"])
+def test_file_that_is_no_page_is_refused(folder: Path, name: str) -> None:
+    """So a page never takes the place of a file of a run."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for runs in ((folder,), (tmp_path / "other", folder)):
-        assert_refused(run("report", *runs, "-o", f"{tmp_path}/other/../run/{name}"), 2, "", "is a file of the run")
+    assert_refused(run("report", folder, "-o", folder / name), 2, f"{folder / name}: ", ".html")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert run("report", folder, "-o", folder / "results.jsonl.html").code == 0
+
+
+def test_page_is_opened_in_the_browser(folder: Path, tmp_path: Path) -> None:
+    """Without a place it is put into the folder of the run; without a browser a note says where it is."""
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    shown = run("report", folder, "--open", env={"BROWSER": f"{browser} %s"})
+    assert (shown.code, shown.stdout) == (0, b"")
+    assert (tmp_path / "opened").read_text() == f"file://{folder}/report.html\n"
+    assert (folder / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+    shown = run("report", folder, "--open", "-o", tmp_path / "page.html", env={"BROWSER": f"{tmp_path}/none", "PATH": ""})
+    assert shown.code == 0
+    assert f"open {tmp_path}/page.html" in shown.err
 
 
 def test_damaged_run_is_not_reported_on(folder: Path) -> None:
