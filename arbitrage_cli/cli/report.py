@@ -31,7 +31,9 @@ def report(
     ] = None,
     opens: Annotated[
         bool,
-        option("Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the first run."),
+        option(
+            "Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the first run."
+        ),
     ] = False,
     cost_ratio: CostRatio = None,
     json_lines: JsonFigures = False,
