@@ -20,7 +20,7 @@ from arbitrage_cli.cli.options import (
     RunFolderPath,
     option,
 )
-from arbitrage_cli.cli.output import command_display, offering_to_resume, show_figures
+from arbitrage_cli.cli.output import command_display, offering_to_resume, say, show_figures
 
 _PANEL = "Benchmark"
 
@@ -78,17 +78,18 @@ def bench(
     setup = bench_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        dataset, items = read_problems(problems, offline=models.offline)
-        path = bench.output_folder or default_folder(dataset.name, setup.choice, concurrency=setup.concurrency)
+        selected = read_problems(problems, seed=generation.seed, offline=models.offline)
+        path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=bench.fresh))
         for note in folder.notes:
             display.note(note)
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=routing.early_stop)
         session = stack.enter_context(Session(setup, display))
-        run = plan_run(session, dataset, items, folder, samples=bench.samples, retry_errors=bench.retry_errors)
+        run = plan_run(session, selected, folder, samples=bench.samples, retry_errors=bench.retry_errors)
         with offering_to_resume(display, lambda: run.how_to_resume):
             if run.left:
                 measure(run, display, bench.timeout)
             display.close()
-            show_figures(folder.run or {}, folder.rows, cost_ratio=bench.cost_ratio, as_json=bench.json_line)
+            show_figures(*run.asked, cost_ratio=bench.cost_ratio, as_json=bench.json_line)
+        say(run.conclusion, output)
     return SOME_FAILED if run.has_errors else 0

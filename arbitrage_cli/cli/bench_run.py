@@ -1,19 +1,21 @@
 """Makes the attempts of a benchmark: loads the models, follows what happens, writes each row as soon as it is there."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_problems
 from arbitrage_cli.cli.output import only_figures_on_stdout
+from arbitrage_cli.cli.selection import Selection
 from arbitrage_cli.cli.session import Rollouts, Session
-from arbitrage_cli.data.rows import Dataset, Item
+from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
 from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.grading.grader import Grader, grader_version
-from arbitrage_cli.runs.folder import RunFolder, key_of, latest
+from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest
 from arbitrage_cli.tuning.memory import AUTO, MOST
 
 
@@ -22,7 +24,7 @@ class BenchRun:
     """All attempts that were asked for, those that are left to make, and where their rows go. `manifest` becomes run.json."""
 
     session: Session
-    dataset: Dataset
+    title: str
     attempts: Sequence[Attempt]
     left: Sequence[Attempt]
     folder: RunFolder
@@ -36,26 +38,46 @@ class BenchRun:
         return f"{safe}; to resume: {self.session.setup.invocation.resuming}" if num_safe else ""
 
     @property
+    def asked(self) -> tuple[Run, list[Row]]:
+        """What was asked for of run.json and its rows: the folder may have other problems as well."""
+        run, ids = self.folder.run or {}, {attempt.item.problem.id for attempt in self.attempts}
+        levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
+        return {**run, "levels": levels}, [row for row in self.folder.rows if row["id"] in ids]
+
+    @property
+    def conclusion(self) -> str:
+        """Where the results are, and what to do with them."""
+        folder = shlex.quote(str(self.folder.path))
+        done = (
+            f"{folder} has all {len(self.attempts)} attempts" if self.left else f"nothing to do: {folder} has all attempts"
+        )
+        others = len((self.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in self.attempts})
+        more = f", and those at {rounding.count(others, 'other problem')}" if others else ""
+        return f"{done}{more}; a page with every trace: arbitrage report {folder} -o report.html"
+
+    @property
     def has_errors(self) -> bool:
         """Whether an attempt that was asked for ended in an error."""
         asked = {attempt.key for attempt in self.attempts}
         return any(row["status"] == "error" and key_of(row) in asked for row in latest(self.folder.rows))
 
 
-def plan_run(
-    session: Session, dataset: Dataset, items: Sequence[Item], folder: RunFolder, *, samples: int, retry_errors: bool
-) -> BenchRun:
+def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int, retry_errors: bool) -> BenchRun:
     """What there is to do. UsageError if the folder holds a run that was made with something else."""
-    earlier = folder.run if folder.rows else None
+    earlier, items = folder.run if folder.rows else None, selected.items
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
-    chosen = ChosenProblems(dataset, [item.problem.id for item in items], grader_version(), {"concurrency": concurrency})
+    chosen = ChosenProblems(
+        selected.dataset, [item.problem.id for item in items], grader_version(), {"concurrency": concurrency}
+    )
     manifest = with_problems(session.manifest(), chosen)
     manifest["sampling"]["samples"] = samples
     if earlier:
         manifest = resume(earlier, manifest, folder.path)
     attempts = plan(items, session.setup.policies, samples, concurrency)
-    return BenchRun(session, dataset, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, manifest)
+    return BenchRun(
+        session, selected.title, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, manifest
+    )
 
 
 def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
@@ -104,7 +126,7 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
 
     def progress() -> RunProgress:
         finished, left = len(run.attempts) - waiting.total(), standings.seconds_left(waiting)
-        return RunProgress(f"bench {run.dataset.name}", finished, len(run.attempts), standings.now(), left)
+        return RunProgress(f"bench {run.title}", finished, len(run.attempts), standings.now(), left)
 
     display.begin(progress())
     with contextlib.closing(bench.run(run.left)) as happenings:

@@ -127,9 +127,9 @@ def _collect(
     selected = ProblemOptions(problems.mapping, problems.limit, problems.ids, dataset=str(problems.dataset))
     how = CollectOptions(options.reward, options.rollouts, options.rollout_temperature, RollIn.head)
     with command_display(output) as display:
-        dataset, items = read_problems(selected, offline=setup.offline, needs_answers=False)
-        path = options.collected or default_folder(dataset.name, setup.choice, prefix="calibrate-")
-        return path, run_collection(setup, CollectPlan(dataset, items, path, how), display).has_errors
+        chosen = read_problems(selected, seed=setup.sampler.seed, offline=setup.offline, needs_answers=False)
+        path = options.collected or default_folder(chosen.dataset.name, setup.choice, prefix="calibrate-")
+        return path, run_collection(setup, CollectPlan(chosen, path, how), display).has_errors
 
 
 def _show(head: "Head", folders: Sequence[Path], whose: str, *, as_json: bool) -> None:

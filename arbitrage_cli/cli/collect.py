@@ -1,10 +1,9 @@
 """`arbitrage collect`: states to train a head on, from a data set and a pair of models."""
 
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
-
-import typer
 
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.invocation import Invocation
@@ -20,7 +19,7 @@ from arbitrage_cli.cli.options import (
     RunFolderPath,
     option,
 )
-from arbitrage_cli.cli.output import command_display
+from arbitrage_cli.cli.output import command_display, say
 from arbitrage_cli.errors import UsageError
 
 _PANEL = "Collect"
@@ -114,10 +113,13 @@ def collect(
         )
     setup = collect_setup(RunOptions(invocation, models, generation, machine), collect.reward)
     with command_display(output) as display:
-        dataset, items = read_problems(problems, offline=models.offline, needs_answers=False)
-        path = output_folder or default_folder(dataset.name, setup.choice, prefix="collect-")
-        plan = CollectPlan(dataset, items, path, collect, fresh=fresh)
+        selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
+        path = output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
+        plan = CollectPlan(selected, path, collect, fresh=fresh)
         collected = run_collection(setup, plan, display)
         display.close()
-    typer.echo(f"{path}: {collected.num_states} states of {collected.num_problems} problems", err=True)
+    folder = shlex.quote(str(path))
+    begins = f"{folder} has" if collected.has_grown else f"nothing to do: {folder} has"
+    found = f"{collected.num_states} states of {collected.num_problems} problems"
+    say(f"{begins} {found}; to train on them: arbitrage train {folder} -o head.safetensors", output)
     return SOME_FAILED if collected.has_errors else 0

@@ -12,9 +12,10 @@ from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.cli.collect import CollectOptions, RollIn
 from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_problems
 from arbitrage_cli.cli.output import offering_to_resume
+from arbitrage_cli.cli.selection import Selection
 from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.data.rows import Dataset, Item
+from arbitrage_cli.data.rows import Item
 from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.grading.extract import final_answer
@@ -45,11 +46,15 @@ MEASURED_SECONDS = 10.0
 class CollectPlan:
     """What to collect, and where it goes."""
 
-    dataset: Dataset
-    items: Sequence[Item]
+    selected: Selection
     path: Path
     options: CollectOptions
     fresh: bool = False
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """The problems."""
+        return self.selected.items
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Collected:
 
     num_states: int
     num_problems: int
+    has_grown: bool
     has_errors: bool
 
 
@@ -78,7 +84,7 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collect
                 run.collect(manifest)
         rows = latest(folder.rows)
     failed = any(row["status"] == "error" and row["id"] in ids for row in rows)
-    return Collected(sum(len(row["states"]) for row in rows), len(rows), failed)
+    return Collected(sum(len(row["states"]) for row in rows), len(rows), bool(left), failed)
 
 
 def _manifest(session: Session, plan: CollectPlan) -> Run:
@@ -92,7 +98,7 @@ def _manifest(session: Session, plan: CollectPlan) -> Run:
         "roll_in": options.roll_in.value,
         "target_samples": options.target_samples,
     }
-    chosen = ChosenProblems(plan.dataset, [item.problem.id for item in plan.items], grader_version(), details)
+    chosen = ChosenProblems(plan.selected.dataset, [item.problem.id for item in plan.items], grader_version(), details)
     return with_problems(session.manifest(), chosen)
 
 
@@ -167,7 +173,7 @@ class _CollectRun:
     def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
         """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
         writer = _RowWriter(self.folder, states, {item.problem.id: item.level for item in self.plan.items})
-        progress = _Progress(f"collect {self.plan.dataset.name}", len(self.plan.items), len(self.left))
+        progress = _Progress(f"collect {self.plan.selected.title}", len(self.plan.items), len(self.left))
         self.display.begin(progress.now(writer.num_states))
         with contextlib.closing(scheduler.run(item.problem for item in self.left)) as events:
             try:

@@ -256,7 +256,11 @@ class SelectionOptions:
     ] = None
     limit: Annotated[
         str | None,
-        _problems("--limit", metavar="N|FIRST-LAST", help="The first N problems, or 10-20: the 10th to the 20th."),
+        _problems(
+            "--limit",
+            metavar="N|FIRST-LAST",
+            help="N problems, drawn by --seed and evenly over the levels; or 10-20: the 10th to the 20th.",
+        ),
     ] = None
     ids: Annotated[str | None, _problems("--ids", metavar="ID,...", help="Only the problems with these ids.")] = None
 

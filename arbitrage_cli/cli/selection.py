@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from arbitrage_cli.cli.model_choice import ModelChoice
@@ -15,20 +17,48 @@ MAX_NAME = 60  # characters of each half of a folder's name
 DIGEST = 8  # of them, if something was cut
 
 
-def read_problems(options: ProblemOptions, *, offline: bool, needs_answers: bool = True) -> tuple[Dataset, list[Item]]:
-    """A data set, and which of its problems are to be solved. Errors: UsageError, HubError."""
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A data set, and which of its problems are to be solved: all, some that were named, or a sample."""
+
+    dataset: Dataset
+    items: Sequence[Item]
+    is_sample: bool = False
+
+    @property
+    def title(self) -> str:
+        """The data set, and how much of it: `builtin`, `builtin, a sample of 30 of 500`."""
+        if len(self.items) == len(self.dataset.items):
+            return self.dataset.name
+        return f"{self.dataset.name}, {'a sample of ' * self.is_sample}{len(self.items)} of {len(self.dataset.items)}"
+
+
+def read_problems(options: ProblemOptions, *, seed: int, offline: bool, needs_answers: bool = True) -> Selection:
+    """The problems that were asked for. Errors: UsageError, HubError."""
     mapping = parse_mapping(options.mapping) if options.mapping else {}
     dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers)
-    return dataset, select_problems(dataset.items, options)
+    return Selection(dataset, _select(dataset.items, options, seed), _is_sample(options.limit))
 
 
-def select_problems(items: Sequence[Item], options: SelectionOptions) -> list[Item]:
+def _select(items: Sequence[Item], options: SelectionOptions, seed: int) -> list[Item]:
     """The problems to solve, in the order of the data set. UsageError for an unknown id or a limit that selects none."""
     chosen = _with_ids(items, options.ids)
-    selected = chosen[_slice(options.limit)] if options.limit is not None else chosen
+    if options.limit is None:
+        return chosen
+    places = range_of(options.limit)
+    selected = _sample(chosen, places.stop, seed) if _is_sample(options.limit) else chosen[places]
     if chosen and not selected:
         raise UsageError(f"'{options.limit}' selects no problems", f"there are {len(chosen)}", option="limit")
     return selected
+
+
+def range_of(limit: str) -> slice:
+    """`10`: the first ten. `10-20`: the tenth to the twentieth. UsageError for anything else."""
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})", limit.strip())
+    first, last = (int(found[1] or 1), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UsageError(f"invalid limit '{limit}'", "10 for ten problems, 10-20 for the 10th to the 20th", option="limit")
+    return slice(first - 1, last)
 
 
 def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concurrency: str = "1") -> Path:
@@ -41,13 +71,24 @@ def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concu
     return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
 
 
-def _slice(limit: str) -> slice:
-    """`10`: the first ten. `10-20`: the tenth to the twentieth."""
-    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})", limit.strip())
-    first, last = (int(found[1] or 1), int(found[2])) if found else (0, 0)
-    if not 1 <= first <= last:
-        raise UsageError(f"invalid limit '{limit}'", "10 for the first ten, 10-20 for the 10th to the 20th", option="limit")
-    return slice(first - 1, last)
+def _is_sample(limit: str | None) -> bool:
+    """Whether a limit is a number of problems, not a range."""
+    return limit is not None and "-" not in limit
+
+
+def _sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """So many problems, drawn by the seed and evenly over the levels. A larger sample contains a smaller one.
+
+    Problems in the order of a digest, each level spread evenly over the whole: every beginning is a sample.
+    """
+    drawn = sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.problem.id}".encode()).digest())
+    sizes, taken = Counter(item.level for item in items), Counter[str | int | None]()
+    places: dict[str, float] = {}
+    for item in drawn:
+        places[item.problem.id] = (taken[item.level] + 0.5) / sizes[item.level]
+        taken[item.level] += 1
+    chosen = {item.problem.id for item in sorted(drawn, key=lambda item: places[item.problem.id])[:count]}
+    return [item for item in items if item.problem.id in chosen]
 
 
 def _with_ids(items: Sequence[Item], ids: str | None) -> list[Item]:

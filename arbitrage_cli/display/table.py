@@ -79,10 +79,12 @@ def _lines(figures: Figures) -> Iterator[Line]:
 
 
 def size_of(figures: Figures) -> str:
-    """How many problems, samples of each, and how many at once: `40 problems x 3 samples, 2 at once`."""
+    """How many problems, samples of each, and how many at once: `40 of 500 problems x 3 samples, 2 at once`."""
+    whole = figures["dataset_size"]
+    problems = rounding.count(whole, "problem") if figures["n"] == whole else f"{figures['n']} of {whole} problems"
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
     at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
-    return rounding.count(figures["n"], "problem") + samples + at_once
+    return problems + samples + at_once
 
 
 def _with_range(figures: Figures, name: str, factor: int, digits: int, range_digits: int) -> str:

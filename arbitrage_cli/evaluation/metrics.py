@@ -65,6 +65,7 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
         "schema": SCHEMA,
         "dataset": run["dataset"]["name"],
         "dataset_sha256": run["dataset"]["sha256"],
+        "dataset_size": run["dataset"]["count"],
         "n": len(scope.levels),
         "samples": scope.samples,
         "concurrency": scope.concurrency,

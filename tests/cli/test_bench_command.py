@@ -73,7 +73,8 @@ def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> Non
     assert result.code == 0
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
     assert re.search(r"^draft +6[67]", result.out, re.MULTILINE)
-    heading, first, second, *rest = result.err.splitlines()
+    heading, first, second, *rest, conclusion = result.err.splitlines()
+    assert "arbitrage report run" in conclusion
     assert first.startswith("1/9 p0, target: correct (349), ")
     assert second.startswith("2/9 p0, draft: incorrect (359), ")
     assert (heading, len(rest)) == ("bench arithmetic.jsonl: 9 attempts", 7)
@@ -197,11 +198,31 @@ def test_bad_arguments_are_refused_and_make_no_folder(here: Path, arguments: lis
 
 
 @pytest.mark.parametrize(
-    ("limit", "ids"), [("2", ["p0", "p1"]), ("2-3", ["p1", "p2"]), ("3-3", ["p2"]), ("2-99", ["p1", "p2"])]
+    ("limit", "ids"), [("1-2", ["p0", "p1"]), ("2-3", ["p1", "p2"]), ("3-3", ["p2"]), ("2-99", ["p1", "p2"])]
 )
 def test_limit_takes_a_range(here: Path, limit: str, ids: list[str]) -> None:
     assert bench(here, "--policy", "target", "--limit", limit, "-q").code == 0
     assert [row["id"] for row in rows_of(here / "run")] == ids
+
+
+def test_limit_is_a_sample_by_seed_and_level(here: Path) -> None:
+    lines = [{"id": f"q{number}", "question": "1 + 1", "answer": 2, "level": number // 8} for number in range(12)]
+    (here / "levels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def sample(limit: str, *arguments: str) -> Mapping[str, int]:
+        result = run(
+            "bench", *PAIR, "--dataset", "levels.jsonl", "--policy", "draft", "--limit", limit, *arguments, cwd=here
+        )
+        assert f"a sample of {limit} of 12: " in result.err
+        found: Mapping[str, int] = json.loads((here / "runs" / "levels--scripted" / "run.json").read_text())["levels"]
+        return found
+
+    three = sample("3")
+    assert sorted(three.values()) == [0, 0, 1]
+    six = sample("6")
+    assert sorted(six.values()) == [0, 0, 0, 0, 1, 1]
+    assert six.keys() > three.keys()
+    assert sample("6", "--seed", "1", "--fresh").keys() != six.keys()
 
 
 # --- several at once
@@ -259,7 +280,7 @@ def test_policy_needs_its_models_and_no_others(here: Path) -> None:
 def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:
     files = files_of(copy / "run")
     result = bench(copy, "--json")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, "nothing to do" in result.err) == (0, True)
     assert policies(result.out)["draft"]["correct"] == 2
     assert files_of(copy / "run") == files
 
@@ -274,7 +295,8 @@ def test_limit_may_grow(here: Path, finished: Path) -> None:
     assert whole.startswith(first)
     assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
     again = bench(here, "--limit", "1", "--json")
-    assert (again.code, json.loads(again.out)["n"]) == (0, 3)
+    assert (again.code, json.loads(again.out)["n"]) == (0, 1)
+    assert policies(again.out)["target"]["n"] == 1
     assert (here / "run" / "results.jsonl").read_bytes() == whole
 
 
@@ -300,12 +322,12 @@ def test_samples_and_policies_may_be_added(copy: Path) -> None:
 def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     problems = here / "arithmetic.jsonl"
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
-    first = bench(here, "--limit", "2")
+    first = bench(here, "--limit", "1-2")
     assert first.code == 1
     assert "1/6 odd, target: error (the scripted demo models only know one line of arithmetic" in first.err
-    assert policies(bench(here, "--limit", "2", "--keep-errors", "--json").out)["target"]["errors"] == 1
+    assert policies(bench(here, "--limit", "1-2", "--keep-errors", "--json").out)["target"]["errors"] == 1
     assert len(rows_of(here / "run")) == 6
-    again = bench(here, "--limit", "3", "-q")
+    again = bench(here, "--limit", "1-3", "-q")
     assert again.code == 1
     ids = [row["id"] for row in rows_of(here / "run")][6:]
     assert ids == ["p1"] * 3 + ["odd"] * 3
