@@ -49,6 +49,11 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
         "time": "Where the wall-clock seconds of the finished attempts went; rest = wall - all the others.",
         "by_level": "The same figures over the planned problems of one level of the data set.",
+        "acceptance_by_position": "Drafted steps that were kept / drafted steps, of the first steps of all solutions, of the second "
+        "ones and so on; the tenth and later ones together. Interval: 95%, Wilson.",
+        "probability_counts": "Drafted steps by the probability that the head gave them, in ten bins of equal width.",
+        "calibration": "Steps whose target's step had an advantage / steps, by the probability that the head gave them: of the "
+        "drafted steps that policy oracle saw as well, after the same text. Interval: 95%, Wilson.",
         "curve_time": "Seconds of a policy / seconds of the target alone over the attempts that all points of the curve "
         "finished; the target alone is at 1.",
         "area": "Mean accuracy over time between the draft alone and the target alone, along straight lines through the taus of "

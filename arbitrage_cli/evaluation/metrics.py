@@ -16,6 +16,7 @@ from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, cut_by_limit
 from arbitrage_cli.evaluation.costs import RunCosts, equivalents, run_costs
 from arbitrage_cli.evaluation.curve import curve
+from arbitrage_cli.evaluation.drafted import drafted_steps
 from arbitrage_cli.evaluation.throughput import throughput, throughput_notes
 from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
@@ -42,6 +43,7 @@ class Scope:
     costs: RunCosts
     cost_ratio: float | None
     target: PolicyResults | None
+    oracle: PolicyResults | None
     concurrency: int
 
     @property
@@ -83,6 +85,7 @@ def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], cost_ratio
         costs=run_costs(result for policy in policies for result in policy.results.values()),
         cost_ratio=cost_ratio,
         target=_find(policies, "target"),
+        oracle=_find(policies, "oracle"),
         concurrency=run.get("concurrency") or 1,
     )
 
@@ -118,6 +121,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
     return {
         "policy": policy.policy,
         "tau": tau_in_json(policy.tau),
+        "tau_name": policy.tau_name,
         "label": policy.label,
         "number": policy.number,
         **_with_ratios(
@@ -129,6 +133,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
         ),
         "time": speed.time_parts(policy),
         "by_level": _by_level(policy, scope),
+        **drafted_steps(policy, scope.oracle),
     }
 
 

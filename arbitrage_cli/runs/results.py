@@ -3,7 +3,8 @@
 A result is one attempt: one problem, solved once with one policy at one tau. Knows the fields of a row; no file, no figure.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -19,6 +20,19 @@ Level = str | int | None
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]
 """Problem id and sample: the same in the results of all policies."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedStep:
+    """A drafted step as a router saw it: the number that was compared with tau, and the advantage, if they are known.
+
+    `state` stands for the text up to its end. It is equal in two attempts at a problem if both drafted the same there.
+    """
+
+    is_accepted: bool
+    number: float | None
+    advantage: float | None
+    state: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,7 @@ class Result:
     kept_target_tokens: int
     router_seconds: float
     reward_seconds: float
+    drafted: Sequence[DraftedStep] = ()
     share: BlockShare | None = None
 
     @property
@@ -115,6 +130,20 @@ def tally_of_row(row: Mapping[str, Any]) -> Tally:
     )
 
 
+def drafted_steps_of(row: Mapping[str, Any]) -> Iterator[DraftedStep]:
+    """The drafted steps of a row, in their order."""
+    before = 0
+    for step in row["steps"]:
+        draft = step if step["model"] == "draft" else step["discarded"]
+        if draft and draft["model"] == "draft":
+            yield DraftedStep(draft is step, step["probability"], step["advantage"], _after(before, draft["text"]))
+        before = _after(before, step["text"])
+
+
+def _after(before: int, text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"), before)
+
+
 def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
     """The results of attempts that both have, in the order of problem and sample."""
     keys = sorted(first.results.keys() & second.results.keys())
@@ -178,5 +207,6 @@ def _read_result(row: Mapping[str, Any]) -> Result:
         kept_target_tokens=sum(step["tokens"] for step in row["steps"] if step["model"] == "target"),
         router_seconds=timing["router"]["seconds"] if "router" in timing else 0.0,
         reward_seconds=timing["reward"]["seconds"] if "reward" in timing else 0.0,
+        drafted=tuple(drafted_steps_of(row)),
         share=BlockShare(**row["throughput"]) if "throughput" in row else None,
     )

@@ -135,7 +135,7 @@ def hostile_run(text: str) -> MadeUp:
         }
         | {"text": text, "error": text, "stop": text, "policy": one["policy"].replace("entropy", f"policy {text}")}
         | {"score": {"value": "incorrect", "answer": text, "explanation": text}}
-        | {"steps": [step | {"decision": text, "probability": 0.7, "discarded": step}]}
+        | {"steps": [step | {"decision": text, "probability": 0.7, "advantage": None, "discarded": step}]}
         for one in made.rows
     ]
     return MadeUp(made.run, [rows[0], {**rows[1], "status": "error"}, *rows[2:]])

@@ -306,6 +306,36 @@ def test_distribution_of_single_problems_counts_each_once() -> None:
         assert spread["slower"] == below
 
 
+# --- drafted steps
+
+
+def test_acceptance_by_position_adds_up_to_all_drafted_steps() -> None:
+    made = by_label(made_figures(make_run(12, columns=[*ALONE, ("entropy", 0.5)])))
+    assert made["draft"]["acceptance_by_position"] is None
+    places = made["entropy 0.5"]["acceptance_by_position"]
+    assert places[0]["drafted"] == 12
+    overall = made["entropy 0.5"]["ratios"]["acceptance_rate"]
+    assert sum(place["accepted"] for place in places) == overall["numerator"]
+    assert sum(place["drafted"] for place in places) == overall["denominator"]
+    assert made["entropy 0.5"]["probability_counts"] is None
+
+
+def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
+    """A step counts where the oracle drafted the same after the same text; without an oracle there is no calibration."""
+    both = make_run(15, columns=[("arbitrage", 0.5), ("oracle", 0.0)])
+    routed = by_label(made_figures(both))["arbitrage 0.5"]
+    steps = [step for one in both.rows if one["policy"] == "arbitrage" for step in one["steps"]]
+    assert sum(routed["probability_counts"]) == len(steps)
+    calibration = routed["calibration"]
+    assert 15 <= sum(one["n"] for one in calibration) < len(steps)  # the first step of each problem, at least
+    assert all(one["interval"][0] <= one["share"] == one["better"] / one["n"] <= one["interval"][1] for one in calibration)
+    shares = [one["share"] for one in calibration]
+    assert shares[0] < shares[-1]  # made-up probabilities tell something
+    alone = by_label(figures(both.run, [one for one in both.rows if one["policy"] == "arbitrage"]))["arbitrage 0.5"]
+    assert alone["calibration"] is None
+    assert alone["probability_counts"] == routed["probability_counts"]
+
+
 # --- cost, measured and projected
 
 
@@ -526,7 +556,20 @@ def test_infinite_tau_is_written_as_text() -> None:
 
 def test_every_figure_is_defined() -> None:
     """Each figure has a definition beside its name; counts, names and parts of others need none."""
-    plain = {"policy", "tau", "label", "number", "ratios", "n", "correct", "incorrect", "unscored", "errors", "missing"}
+    plain = {
+        "policy",
+        "tau",
+        "tau_name",
+        "label",
+        "number",
+        "ratios",
+        "n",
+        "correct",
+        "incorrect",
+        "unscored",
+        "errors",
+        "missing",
+    }
     plain |= {"projection_terms", "points", "reason"}
     made = made_figures(make_run(3))
     for entry in (*made["policies"], *made["curves"]):

@@ -195,11 +195,23 @@ def _step(
     if policy in ("draft", "target"):
         kept = {"draft": draft, "target": target}[policy]
         return kept | _decided(None, None, None, is_right=draft_is_right if policy == "draft" else target_is_right)
+    if policy == "oracle":
+        return _chosen_by_oracle(draft, target, draft_is_right=draft_is_right, target_is_right=target_is_right)
     insight = INSIGHT.get(policy, 1.0)
     number = insight * uncertainty + (1 - insight) * chance
     if number > float(tau if tau is not None else "inf"):
         return target | _decided("escalate", number, draft, is_right=target_is_right)
     return draft | _decided("accept", number, None, is_right=draft_is_right)
+
+
+def _chosen_by_oracle(
+    draft: dict[str, Any], target: dict[str, Any], *, draft_is_right: bool, target_is_right: bool
+) -> dict[str, Any]:
+    advantage = float(target_is_right) - float(draft_is_right)
+    kept, discarded = (target, draft) if advantage > 0 else (draft, target)
+    decision = "escalate" if advantage > 0 else "accept"
+    is_right = draft_is_right or target_is_right
+    return kept | _decided(decision, None, discarded, is_right=is_right) | {"advantage": advantage}
 
 
 def _written(model: str, text: str, tokens: int, seconds_per_token: float) -> dict[str, Any]:
@@ -209,7 +221,8 @@ def _written(model: str, text: str, tokens: int, seconds_per_token: float) -> di
 def _decided(
     decision: str | None, number: float | None, discarded: Mapping[str, Any] | None, *, is_right: bool
 ) -> dict[str, Any]:
-    return {"decision": decision, "probability": number, "discarded": discarded, "is_right": is_right}
+    decided = {"decision": decision, "probability": number, "advantage": None, "discarded": discarded}
+    return decided | {"is_right": is_right}
 
 
 def _timing(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
