@@ -15,6 +15,7 @@ Does not know where errors are shown: `cli.main` is the one place that prints th
     ├── ProblemError .......... 1  one problem cannot be solved; the others go on
     │   ├── ContextFullError       its text does not fit in the context
     │   ├── TimedOutError          it took longer than its time limit
+    │   ├── ConversationError      the model's chat template does not show the conversation before it
     │   └── ScriptEndedError       a scripted demo model cannot continue it
     ├── OutputError ........... 1  results cannot be written
     │   └── ReaderGoneError .. 141  the reader closed the pipe
@@ -98,6 +99,10 @@ class ContextFullError(ProblemError):
 
 class TimedOutError(ProblemError):
     """The problem took longer than its time limit."""
+
+
+class ConversationError(ProblemError):
+    """The model's chat template does not show this conversation, or not this system prompt."""
 
 
 class ScriptEndedError(ProblemError):

@@ -27,12 +27,28 @@ CACHED_BYTES = 32 << 20
 """Bytes of weights that usually stay in a processor's cache."""
 
 
+MessageRole = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: MessageRole
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question. Results refer to it by `id`."""
+    """One question. Results refer to it by `id`.
+
+    `turns` are the messages before the question, if it continues a conversation. `system` replaces the system prompt; None keeps it.
+    """
 
     id: str
     question: str
+    turns: tuple[Message, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -18,7 +18,10 @@ class Engines:
     Engines of one model may follow each other, not take turns within a problem.
     """
 
-    def __init__(self, backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str) -> None:
+    def __init__(
+        self, backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str, keep: Keep = "beginning"
+    ) -> None:
+        self._keep = keep
         self._backends = backends
         self._sampler = sampler
         self._instructions = instructions
@@ -37,9 +40,9 @@ class Engines:
         return self._made[key]
 
     def _cache(self, role: ModelRole) -> Cache:
-        """The model's cache, which its engines share: the beginning of all prompts is read once."""
+        """The model's cache, which its engines share: what it keeps for the next problem is read once."""
         if role not in self._caches:
-            self._caches[role] = Cache(self._backends[role], self._instructions, keep_beginning=True)
+            self._caches[role] = Cache(self._backends[role], self._instructions, keep=self._keep)
         return self._caches[role]
 
     def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:

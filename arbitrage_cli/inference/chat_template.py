@@ -1,6 +1,7 @@
 """From a problem to a prompt, by the model's own chat template; no text of a user can become a control token.
 
-The template is rendered once per model, with placeholders for the system prompt and the problem. Control tokens are recognised
+The template is rendered once per model, with placeholders for the system prompt and the problem; and once for each shape of a
+conversation, with placeholders for all its messages. Control tokens are recognised
 only in the template's own text; what replaces the placeholders is data. A template that depends on the words of the system prompt
 gets them, with placeholders for all that looks like a control token. Templates come from model files, so they are rendered in a
 sandbox, with bounds on time and size. Knows no vocabulary: `kv_cache` turns segments into token ids.
@@ -14,12 +15,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache, partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, NoReturn
 
 from arbitrage_cli.errors import TemplateError
+from arbitrage_cli.types import Message, MessageRole
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."
 """The paper's system prompt."""
@@ -27,6 +30,8 @@ INSTRUCTIONS = "Please reason step by step, and put your final answer within \\b
 MAX_RENDERED_CHARS = 100_000
 MAX_RENDER_SECONDS = 5
 MAX_RENDER_BYTES = 256 << 20
+MAX_LAYOUTS = 32
+"""Shapes of conversations whose layouts are kept."""
 
 PROMPT_DATE = date(2024, 7, 26)
 """The date for templates that ask for today's: a prompt must not change from one day to the next."""
@@ -47,18 +52,22 @@ class Plain:
 
 
 Segment = Control | Plain
+Messages = list[dict[str, str]]
+ASKED: tuple[MessageRole, ...] = ("user",)
+ANSWERED: tuple[MessageRole, ...] = ("user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A rendered template, and the data for its placeholders. The placeholder of the question is in `text` only."""
+    """A rendered template. `slots` are the placeholders of the messages in order; `data` is what replaces the other placeholders."""
 
     text: str
+    slots: Sequence[str]
     data: Mapping[str, str]
 
 
 class ChatPrompt:
-    """The prompt of one model: `segments(question)` up to where the assistant begins to write.
+    """The prompt of one model: `segments(question)` up to where the assistant begins to write. TemplateError.
 
     Without a template (a base model) it is a plain question-and-answer layout. If the template does not show a system message, the
     instructions come before the question. A tokenizer never finds `control_tokens` in plain text, but it finds `marker_tokens`
@@ -76,17 +85,22 @@ class ChatPrompt:
         self._instructions = instructions.strip()
         self._template, self._variables = template, variables
         self._conversation: tuple[str, tuple[str, str, str]] | None = None
-        self._question = _placeholder()
-        self._layout = self._lay_out([*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)])
+        self._special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
+        self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
+        own_text = self._layout(ASKED).text + self._text_between_turns()
         self._controls = _alternatives(control_tokens)
-        markers = (marker for marker in marker_tokens if marker in self._layout.text and len(marker) > 1)
-        self._markers = _alternatives(markers, overlapping=True)
+        self._markers = _alternatives((one for one in marker_tokens if one in own_text and len(one) > 1), overlapping=True)
 
-    def segments(self, question: str) -> list[Segment]:
-        """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined."""
-        texts = {**self._layout.data, self._question: question.strip()}
+    def segments(self, question: str, turns: Sequence[Message] = ()) -> list[Segment]:
+        """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined.
+
+        `turns` are the messages before the question. TemplateError if the template does not show them.
+        """
+        layout = self._layout((*(turn.role for turn in turns), *ASKED))
+        messages = [*(turn.text for turn in turns), question]
+        texts = {**layout.data, **dict(zip(layout.slots, map(str.strip, messages), strict=True))}
         segments: list[Segment] = []
-        for piece in _split(_alternatives(texts), self._layout.text):
+        for piece in _split(_alternatives(texts), layout.text):
             if piece in texts:
                 self._append_data(segments, texts[piece])
             else:
@@ -129,53 +143,73 @@ class ChatPrompt:
             else:
                 _append_plain(segments, piece)
 
-    def _lay_out(self, special: Collection[str]) -> _Layout:
-        """The template with all messages. `special` texts stay text even in the instructions."""
-        slot = _placeholder()
+    def _text_between_turns(self) -> str:
+        """The template's text in a conversation; empty if it shows none."""
+        try:
+            return self._layout((*ANSWERED, *ASKED)).text
+        except TemplateError:
+            return ""
+
+    def _lay_out(self, roles: Sequence[MessageRole]) -> _Layout:
+        """The template with messages of these roles, after the instructions."""
+        slots, slot = [_placeholder() for _ in roles], _placeholder()
         data = {slot: self._instructions} if self._instructions else {}
         if self._template is None:
-            return _Layout((f"{slot}\n\n" if data else "") + f"Problem: {self._question}\n\nSolution:", data)
-        reason = "it does not show the user's message exactly once"
-        for make in (_system_and_user, _user_alone) if data else (_user_alone,):
-            messages = make(slot if data else "", self._question)
+            return _Layout((f"{slot}\n\n" if data else "") + _without_template(roles, slots), slots, data)
+        messages = [{"role": role, "content": text} for role, text in zip(roles, slots, strict=True)]
+        reason = "it does not show every message exactly once"
+        for make in (_system_first, _within_first) if data else (_within_first,):
             try:
-                layout = _render(self._template, messages, self._variables)
+                text = self._render(make(slot if data else "", messages))
             except _RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
-            if all(layout.count(placeholder) == 1 for placeholder in (*data, self._question)):
-                return self._as_read(make, special, _Layout(layout, data)) if data else _Layout(layout, data)
+            if _shows_once(text, data, slots):
+                layout = _Layout(text, slots, data)
+                return self._as_read(partial(make, messages=messages), layout) if data else layout
         raise _broken(reason)
 
-    def _as_read(self, make: "_Messages", special: Collection[str], blind: _Layout) -> _Layout:
+    def _as_read(self, messages_with: Callable[[str], Messages], blind: _Layout) -> _Layout:
         """The layout with the words of the instructions, if the template depends on them and that is safe; else `blind`.
 
-        It is safe if the layout has the same special texts as one whose instructions cannot produce any.
+        It is safe if the layout has the same special texts as one whose instructions cannot produce any. Special texts stay text.
         """
-        text, data = _with_placeholders(self._instructions, special)
+        text, data = _with_placeholders(self._instructions, self._special)
         (slot,) = blind.data
         try:
-            layout, harmless = (
-                _render(self._template or "", make(instructions, self._question), self._variables)
-                for instructions in (text, _without_ends(text, special))
-            )
+            layout, harmless = (self._render(messages_with(words)) for words in (text, _without_ends(text, self._special)))
         except (_RoleRefusedError, TemplateError):
             return blind
-        is_whole = all(layout.count(placeholder) == 1 for placeholder in (*data, self._question))
-        found = _alternatives(special)
+        found = _alternatives(self._special)
         is_safe = found is None or found.findall(layout) == found.findall(harmless)
-        return _Layout(layout, data) if is_whole and is_safe and layout != blind.text.replace(slot, text) else blind
+        is_whole = _shows_once(layout, data, blind.slots)
+        differs = layout != blind.text.replace(slot, text)
+        return _Layout(layout, blind.slots, data) if is_whole and is_safe and differs else blind
+
+    def _render(self, messages: Messages) -> str:
+        return _render(self._template or "", messages, self._variables)
 
 
-_Messages = Callable[[str, str], list[dict[str, str]]]
+def _system_first(instructions: str, messages: Messages) -> Messages:
+    return [{"role": "system", "content": instructions}, *messages]
 
 
-def _system_and_user(instructions: str, question: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
+def _within_first(instructions: str, messages: Messages) -> Messages:
+    """The instructions before the first question."""
+    first = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    content = "\n\n".join(filter(None, (instructions, messages[first]["content"])))
+    return [*messages[:first], {"role": "user", "content": content}, *messages[first + 1 :]]
 
 
-def _user_alone(instructions: str, question: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{instructions}\n\n{question}" if instructions else question}]
+def _without_template(roles: Sequence[MessageRole], texts: Sequence[str]) -> str:
+    """A plain layout, up to where the last answer begins."""
+    layout = {"user": "Problem: {}\n\nSolution:", "assistant": " {}\n\n"}
+    return "".join(layout[role].format(text) for role, text in zip(roles, texts, strict=True))
+
+
+def _shows_once(text: str, data: Iterable[str], slots: Sequence[str]) -> bool:
+    """Whether each placeholder is there exactly once, those of the messages in their order."""
+    return all(text.count(one) == 1 for one in (*data, *slots)) and sorted(slots, key=text.index) == [*slots]
 
 
 def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[str, str]]:
@@ -250,7 +284,7 @@ def _append_plain(segments: list[Segment], text: str) -> None:
     segments.append(Plain(text))
 
 
-def _render(template: str, messages: list[dict[str, str]], variables: Mapping[str, Any]) -> str:
+def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
     """Render a chat template. TemplateError if it is broken or exceeds a bound; `_RoleRefusedError` if it refuses the messages."""
     import jinja2  # slow to import, and not needed before a model is loaded
 

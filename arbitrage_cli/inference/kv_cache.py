@@ -5,14 +5,16 @@ accepting, escalating and catching up with other models' steps are one and the s
 with their step; only text from elsewhere is tokenized.
 
 The beginning that all prompts share (template and instructions) can stay in the cache for the next problem in the slot. It is
-always read by itself, so that what follows is computed in the same way whether it was there or not. Knows no policy, no logits
-and no other model.
+always read by itself, so that what follows is computed in the same way whether it was there or not. A whole conversation can stay
+for its next question. Knows no policy, no logits and no other model.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Literal
 
-from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
+from arbitrage_cli.errors import ContextFullError, ConversationError, ModelUnsupportedError, TemplateError
 from arbitrage_cli.inference.backend import Backend, Deadline, Output, earlier
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
 from arbitrage_cli.inference.step_text import StepText
@@ -20,6 +22,10 @@ from arbitrage_cli.types import Problem, Step, Trace
 
 READ_TOKENS = 128  # at once: someone who waits for text sees that it goes on
 MIN_SHARED = 16  # tokens that are worth reading by themselves
+MAX_SYSTEM_PROMPTS = 16  # whose layouts are kept
+
+Keep = Literal["nothing", "beginning", "conversation"]
+"""What stays in the cache of a slot after a problem: the beginning of all prompts, or all of it, for a prompt that continues it."""
 
 Batch = Sequence[tuple[int, list[int]]]
 """Slots, with the tokens that each decodes."""
@@ -29,7 +35,8 @@ Batch = Sequence[tuple[int, list[int]]]
 class _Sequence:
     """One problem: the ids of its prompt and its steps, and the ids that the cache holds.
 
-    All prompts share the first `num_shared` ids of this one; the cache held `num_reused` of them before the problem began.
+    All prompts share the first `num_shared` ids of this one; the cache held `num_reused` of them before the problem began. A prompt
+    with the first `num_needed` ids of the cache continues the conversation that it holds.
     """
 
     problem: Problem
@@ -37,49 +44,63 @@ class _Sequence:
     prompt: list[int]
     num_shared: int
     num_reused: int
+    num_needed: int
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
     written: tuple[Step, list[int]] | None = None  # this model's latest step, kept or not
     held: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _LeftOver:
+    """The ids that the cache holds for a slot without a problem. A prompt with the first `num_needed` of them goes on from there."""
+
+    ids: list[int]
+    num_needed: int
+
+
 class Cache:
     """The sequences of one model. `slot` numbers the problems in flight, from 0.
 
-    A slot is a sequence of the backend, counted from `first_sequence`, so two caches may share a backend. With `keep_beginning`
-    each slot reads the shared beginning only once; then no other cache may use its sequences, not even in between.
+    A slot is a sequence of the backend, counted from `first_sequence`, so two caches may share a backend. If a slot keeps anything
+    for its next problem, no other cache may use its sequences, not even in between.
     """
 
     def __init__(
-        self, backend: Backend, instructions: str = INSTRUCTIONS, *, keep_beginning: bool = False, first_sequence: int = 0
+        self, backend: Backend, instructions: str = INSTRUCTIONS, *, keep: Keep = "nothing", first_sequence: int = 0
     ) -> None:
         self.backend = backend
         self._first = first_sequence
         self._context_size = backend.card.context_size
-        self._prompt = chat_prompt(backend, instructions)
-        self._keep_beginning = keep_beginning
-        self._shared = self._shared_ids()
-        self._left_over: dict[int, list[int]] = {}  # by slot without a problem: the shared ids that the cache holds
+        self._prompts = Prompts(backend, instructions)
+        self._keep = keep
+        self._shared, self._num_last = self._shared_ids()
+        self._left_over: dict[int, _LeftOver] = {}  # by slot without a problem
         self._sequences: dict[int, _Sequence] = {}
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        """Take a problem. ContextFullError if the prompt fills the context."""
-        prompt = self.prompt_ids(problem.question)
+        """Take a problem. ContextFullError if the prompt fills the context; ConversationError if there is no prompt for it."""
+        prompt = self.prompt_ids(problem)
         if len(prompt) >= self._context_size:
             raise ContextFullError(
                 f"the problem's prompt has {len(prompt)} tokens; the context of {self.backend.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
-        held = self._left_over.pop(slot, [])
-        num_shared, num_reused = _common_prefix(prompt, self._shared), _common_prefix(prompt, held)
-        self._sequences[slot] = _Sequence(problem, deadline, prompt, num_shared, num_reused, held=held)
+        left, num_shared = self._left_over.pop(slot, _LeftOver([], 0)), _common_prefix(prompt, self._shared)
+        common = _common_prefix(prompt, left.ids)
+        goes_on = common >= left.num_needed
+        num_reused = common if goes_on else min(common, num_shared)
+        held, num_needed = (left.ids, left.num_needed) if goes_on else (left.ids[:num_reused], 0)
+        self._sequences[slot] = _Sequence(problem, deadline, prompt, num_shared, num_reused, num_needed, held=held)
+        if not goes_on:
+            self.trim(slot)
 
     def close(self, slot: int) -> None:
         """Forget a problem."""
         sequence = self._sequences.pop(slot, None)
         if sequence is not None:
-            kept = _common_prefix(self._shared, sequence.held) if self._keep_beginning else 0
+            kept = self._num_kept(sequence.held)
             self.backend.drop(self._first + slot, kept)
-            self._left_over[slot] = sequence.held[:kept]
+            self._left_over[slot] = _LeftOver(sequence.held[:kept], min(kept, sequence.num_needed))
 
     def forget(self, slot: int) -> None:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
@@ -123,6 +144,7 @@ class Cache:
                 f"the solution so far has {len(wanted)} tokens; the context of {self.backend.card.name} holds {self._context_size}",
                 "give a larger --ctx, or a smaller --max-tokens",
             )
+        sequence.num_needed = len(sequence.prompt) - self._num_last
         common = min(_common_prefix(wanted, sequence.held), len(wanted) - 1)
         if common < len(sequence.held):
             del sequence.held[common:]
@@ -165,14 +187,14 @@ class Cache:
 
     # --- token ids
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """Ids of a problem's prompt. ModelUnsupportedError if it has none."""
-        return prompt_ids(self.backend, self._prompt.segments(question))
+    def prompt_ids(self, problem: Problem) -> list[int]:
+        """Ids of a problem's prompt. ModelUnsupportedError if it has none; ConversationError."""
+        return prompt_ids(self.backend, self._prompts.segments(problem))
 
     def step_ids(self, text: str) -> list[int]:
         """Ids of a step, or of a part of one, that came as text."""
         tokenize = self.backend.tokenizer.tokenize
-        return [token for fragment in self._prompt.fragments(text) for token in tokenize(fragment, continues=True)]
+        return [token for fragment in self._prompts.fragments(text) for token in tokenize(fragment, continues=True)]
 
     def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
         """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""
@@ -183,11 +205,17 @@ class Cache:
                 return ids[:index]
         return ids
 
-    def _shared_ids(self) -> list[int]:
-        """The ids that all prompts begin with; none if they are few."""
-        prompt = self.prompt_ids("a")
-        count = _common_prefix(prompt, self.prompt_ids("1"))
-        return prompt[:count] if count >= MIN_SHARED else []
+    def _num_kept(self, held: list[int]) -> int:
+        """How many of these ids stay for the next problem."""
+        if self._keep == "conversation":
+            return len(held)
+        return _common_prefix(self._shared, held) if self._keep == "beginning" else 0
+
+    def _shared_ids(self) -> tuple[list[int], int]:
+        """The ids that all prompts begin with, none if they are few; and how many they share at their end, after the question."""
+        one, other = (self.prompt_ids(Problem("", question)) for question in ("a", "1"))
+        num_first, num_last = _common_prefix(one, other), _common_prefix(one[::-1], other[::-1])
+        return one[:num_first] if num_first >= MIN_SHARED else [], num_last
 
     def _ids_of(self, sequence: _Sequence, trace: Trace) -> list[int]:
         """The ids of prompt and kept steps: those that this model drew if it wrote the step, else those of the text."""
@@ -200,6 +228,28 @@ class Cache:
             ids = sequence.written[1] if own and sequence.written else self.step_ids(kept.text)
             sequence.steps[index:] = [(kept, ids)]
         return [*sequence.prompt, *(token for _, ids in sequence.steps for token in ids)]
+
+
+class Prompts:
+    """The prompts of one model: after its usual instructions, or after a problem's own system prompt."""
+
+    def __init__(self, backend: Backend, instructions: str) -> None:
+        self._usual = chat_prompt(backend, instructions)
+        self._with = lru_cache(MAX_SYSTEM_PROMPTS)(partial(chat_prompt, backend))
+
+    def segments(self, problem: Problem) -> list[Segment]:
+        """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
+        if problem.system is None and not problem.turns:
+            return self._usual.segments(problem.question)
+        try:
+            prompt = self._usual if problem.system is None else self._with(problem.system)
+            return prompt.segments(problem.question, problem.turns)
+        except TemplateError as error:
+            raise ConversationError(error.message, "begin a new conversation, or leave out the system prompt") from error
+
+    def fragments(self, text: str) -> list[str]:
+        """Data, cut inside every marker: see `ChatPrompt.fragments`."""
+        return self._usual.fragments(text)
 
 
 def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:

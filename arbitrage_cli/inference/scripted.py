@@ -145,12 +145,12 @@ class ScriptedBackend:
     def _split(self, cells: list[int]) -> tuple[str, str, int]:
         """Question, solution so far, and how many bytes of the solution's next character are written already.
 
-        Only control tokens separate the roles.
+        Only control tokens separate the roles; of a conversation the last question counts.
         """
         controls, roles, current = self.tokenizer.control_tokens, dict[int, list[int]](), list[int]()
         for token in cells:
             if token in controls.values():
-                current = roles.setdefault(token, [])
+                current = roles[token] = []
             else:
                 current.append(token)
         question, _ = self._text(roles.get(controls["<|user|>"], []))

@@ -16,6 +16,7 @@ from tiny_gguf import CHATML, HEADERS, INST
 from arbitrage_cli.errors import TemplateError
 from arbitrage_cli.inference import chat_template as prompts
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Plain, Segment
+from arbitrage_cli.types import Message
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 USER_ONLY = "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}</u>{% endif %}{% endfor %}"
@@ -256,6 +257,66 @@ def test_a_broken_template_is_one_clear_error(broken: str) -> None:
         ChatPrompt(SHOWS_USER + broken, [])
     assert "\n" not in caught.value.message
     assert caught.value.hint
+
+
+# --- conversations
+
+TURNS = (Message("user", "1 + 1"), Message("assistant", "2"))
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, "system\nBe brief.\nuser\n1 + 1\nassistant\n2\nuser\n2 + 2\nassistant\n"),
+        (SHOWS_USER, "Be brief.1 + 122 + 2"),
+        (
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}[{{ m.content }}]{% endfor %}",
+            "[Be brief.\n\n1 + 1][2][2 + 2]",
+        ),
+        (None, "Be brief.\n\nProblem: 1 + 1\n\nSolution: 2\n\nProblem: 2 + 2\n\nSolution:"),
+    ],
+    ids=["system", "joined", "refuses", "none"],
+)
+def test_a_conversation(template: str | None, expected: str) -> None:
+    """All messages in their order; instructions where a single question has them."""
+    segments = ChatPrompt(template, CHATML_TOKENS, instructions="Be brief.").segments("2 + 2", TURNS)
+    assert "".join(segment.text for segment in segments if isinstance(segment, Plain)) == expected
+
+
+def test_instructions_may_stand_before_the_last_question() -> None:
+    """As templates of Mistral's have it."""
+    template = (
+        "{% for m in messages[1:-1] %}[{{ m.content }}]{% endfor %}[{{ messages[0].content }} {{ messages[-1].content }}]"
+    )
+    segments = ChatPrompt(template, [], instructions="Be brief.").segments("2 + 2", TURNS)
+    assert text(segments) == "[1 + 1][2][Be brief. 2 + 2]"
+
+
+@given(st.lists(st.sampled_from([*CHATML_TOKENS, "<m>", "a", "slot"]).map(lambda one: f"x{one}y"), min_size=3, max_size=3))
+def test_no_message_adds_a_control_token(texts: list[str]) -> None:
+    """Nor a marker, even one that the template uses in conversations only."""
+    template = CHATML + "{% if messages | length > 2 %}<m>{% endif %}"
+    prompt = ChatPrompt(template, CHATML_TOKENS, ["<m>"])
+    hostile = prompt.segments(texts[2], [Message("user", texts[0]), Message("assistant", texts[1])])
+    assert controls(hostile) == controls(prompt.segments("2 + 2", TURNS))
+    assert all(one in text(hostile) for one in texts)
+    assert sum("<m>" in segment.text for segment in hostile) == 1
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content }}{{ messages[-1].content }}",
+        "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+        "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + SHOWS_USER,
+    ],
+    ids=["left out", "out of order", "refused"],
+)
+def test_a_template_must_show_every_message(template: str) -> None:
+    prompt = ChatPrompt(template, [])
+    assert "2 + 2" in text(prompt.segments("2 + 2"))
+    with pytest.raises(TemplateError):
+        prompt.segments("2 + 2", TURNS)
 
 
 # --- hostile templates

@@ -9,7 +9,7 @@ from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Options, Output
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
@@ -61,10 +61,10 @@ def make_engine(
     sampler: Sampler,
     *,
     instructions: str = INSTRUCTIONS,
-    keep_beginning: bool = False,
+    keep: Keep = "nothing",
     **options: Any,
 ) -> Engine:
-    return Engine(role, Cache(backend, instructions, keep_beginning=keep_beginning), sampler, **options)
+    return Engine(role, Cache(backend, instructions, keep=keep), sampler, **options)
 
 
 def new_engine(backend: Backend, *, keep_token_stats: bool = False) -> Engine:
