@@ -73,11 +73,10 @@ class StepInProgress:
 class Decoder:
     """Computes with one model for several problems at once. `slot` numbers the problems in flight."""
 
-    def __init__(self, backend: Backend, cache: Cache, sampler: Sampler, acceptance: Acceptance, clock: Clock) -> None:
+    def __init__(self, backend: Backend, cache: Cache, acceptance: Acceptance, clock: Clock) -> None:
         self._name = backend.card.name
         self._tokenizer = backend.tokenizer
         self._cache = cache
-        self._sampler = sampler
         self._acceptance = acceptance
         self._clock = clock
         self._reported: set[int] = set()  # control tokens that were written and warned about
@@ -107,7 +106,9 @@ class Decoder:
                 self._cache.trim(slot)
         return drawn
 
-    def write_on(self, slot: int, unread: list[int], max_tokens: int, goes_on: Callable[[Floats, int], bool]) -> Cost:
+    def write_on(
+        self, slot: int, unread: list[int], max_tokens: int, sampler: Sampler, goes_on: Callable[[Floats, int], bool]
+    ) -> Cost:
         """Read and decode up to `max_tokens` tokens outside of a step, until `goes_on(logits, token)` is false."""
         *before, token = unread
         num_read, num_decoded = len(before), 0
@@ -120,7 +121,7 @@ class Decoder:
             logits = self._cache.decode([(slot, [token])]).logits[0]
             self._cache.keep(slot, token)
             num_decoded += 1
-            token = self._sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
+            token = sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
             is_going_on = goes_on(logits, token)
         return Cost(num_read, read - began, num_decoded, self._clock() - read)
 

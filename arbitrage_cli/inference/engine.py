@@ -70,7 +70,8 @@ class Engine:
         self._planner = Planner()
         self._token_costs = TokenCosts()
         self._cache = cache
-        self._decoder = Decoder(self._backend, cache, sampler, self._planner.acceptance, clock)
+        self._decoder = Decoder(self._backend, cache, self._planner.acceptance, clock)
+        self._samplers: dict[int, Sampler] = {}
         self._steps: dict[int, StepInProgress] = {}
 
     @property
@@ -87,13 +88,15 @@ class Engine:
         """The recent time of one token decoded alone; 0 if there was none."""
         return self._planner.costs.decode_seconds
 
-    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Take a problem, which must be solved by its deadline. ContextFullError if the prompt fills the context."""
         self._cache.open(slot, problem, deadline)
+        self._samplers[slot] = sampler or self._sampler
 
     def close(self, slot: int) -> None:
         """Forget a problem, and the step being written for it."""
         self._steps.pop(slot, None)
+        self._samplers.pop(slot, None)
         self._cache.close(slot)
 
     def forget(self, slot: int) -> None:
@@ -110,14 +113,15 @@ class Engine:
         trace, proposal = request.trace, request.proposal
         unread, room = self._cache.prepare(slot, trace)
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
+        sampler = self._samplers[slot].sample(request.sample)
         self._steps[slot] = StepInProgress(
             trace=trace,
             unread=unread,
             max_tokens=budget,
-            recorder=Recorder(self.card.vocabulary_size, greedy=self._sampler.is_greedy) if self._keep_token_stats else None,
+            recorder=Recorder(self.card.vocabulary_size, greedy=sampler.is_greedy) if self._keep_token_stats else None,
             proposal=Proposal(self._cache.proposed_ids(proposal.text) if proposal and self._use_proposals else ()),
             max_proposed=min(budget, room) - 1,  # the token after them ends the step anyway
-            sampler=self._sampler.sample(request.sample),
+            sampler=sampler,
             early_stop=request.early_stop,
             speculator=speculator if self._use_proposals else None,
         )
@@ -225,7 +229,7 @@ class Engine:
             text.add(tokenizer.piece(token))
             return not text.ended
 
-        cost = self._decoder.write_on(slot, unread, min(max_tokens, room), goes_on)
+        cost = self._decoder.write_on(slot, unread, min(max_tokens, room), self._samplers[slot], goes_on)
         if cost.decode_tokens:
             self._planner.record_decode(cost.decode_seconds / cost.decode_tokens)
         return Speculation(text.so_far[len(beginning) :], cost)
@@ -271,7 +275,8 @@ class Engine:
             is_soon = len(times) < MIN_MEASURED or times[-1] - times[0] < MEASURED_SECONDS
             return is_soon and not self._backend.tokenizer.is_end(token)
 
-        measured = self._decoder.write_on(0, unread, min(room, MAX_MEASURED), goes_on) if room > MIN_MEASURED else Cost()
+        num_tokens = min(room, MAX_MEASURED) if room > MIN_MEASURED else 0
+        measured = self._decoder.write_on(0, unread, num_tokens, self._sampler, goes_on) if num_tokens else Cost()
         self._cache.close(0)
         self._cache.clear_first_slot()
         self.use_measured(measured)

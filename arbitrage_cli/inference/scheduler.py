@@ -14,6 +14,7 @@ from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep
 from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import SlotUpdate
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import (
     Cost,
@@ -55,7 +56,9 @@ class Writer(Protocol):
     @property
     def busy(self) -> bool: ...
 
-    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
+    def open(
+        self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
+    ) -> None: ...
 
     def close(self, slot: int) -> None: ...
 
@@ -89,6 +92,17 @@ class Rater(Protocol):
         """Go one batch further. Returns the requests that are now answered, or have failed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem, and how it is solved. Without a `sampler` tokens are drawn as its writers usually do."""
+
+    problem: Problem
+    make_flow: Callable[[Trace], Flow]
+    limits: Limits
+    deadline: Deadline | None = None
+    sampler: Sampler | None = None
+
+
 @dataclass(slots=True, eq=False)
 class _InFlight:
     """One problem being solved: `num_reported` of its decisions were yielded as events."""
@@ -103,7 +117,7 @@ class _InFlight:
 
 
 class Scheduler:
-    """Solves problems with one policy. `concurrency` problems are in flight at once; each takes a slot of every engine.
+    """Solves problems: all with one policy (`run`), or each in its own way (`run_tasks`). `concurrency` problems are in flight at once; each takes a slot of every engine.
 
     `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it.
     `new_deadline` gives each problem a deadline when it begins; past it the problem ends with TimedOutError.
@@ -131,23 +145,28 @@ class Scheduler:
         self._in_flight: dict[int, _InFlight] = {}
 
     def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Solve all problems. The next one is taken from the iterable when a slot is free.
+        """Solve all problems with the scheduler's own flow and limits: see `run_tasks`."""
+        tasks = (Task(problem, self._make_flow, self._limits, self._new_deadline()) for problem in problems)
+        return self.run_tasks(tasks, is_ready)
+
+    def run_tasks(self, tasks: Iterable[Task], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
+        """Do all tasks. The next one is taken from the iterable when a slot is free.
 
         While `is_ready` says that taking it would block, the problems in flight go on. A ProblemError ends its problem, as the
         `error` of `Finished`. Any other error ends the run; before it, all problems in flight are finished with that error, so
         that their steps are not lost.
         """
-        waiting = iter(problems)
+        waiting = iter(tasks)
         exhausted = False
         try:
             while True:
                 yield from self._end_late()
                 while self._free and not exhausted and (not self._in_flight or is_ready()):
-                    problem = next(waiting, None)
-                    if problem is None:
+                    task = next(waiting, None)
+                    if task is None:
                         exhausted = True
                     else:
-                        yield from self._admit(problem)
+                        yield from self._admit(task)
                 if not self._in_flight:
                     return
                 yield from self._tick()
@@ -165,15 +184,16 @@ class Scheduler:
             if flight.deadline and flight.deadline.has_passed:
                 yield self._finish(flight, flight.deadline.error)
 
-    def _admit(self, problem: Problem) -> Iterator[Event]:
-        trace = Trace(problem, self._limits)
-        deadline = self._new_deadline()
-        flight = _InFlight(self._free.pop(), trace, self._make_flow(trace), deadline)
+    def _admit(self, task: Task) -> Iterator[Event]:
+        trace = Trace(task.problem, task.limits)
+        flight = _InFlight(self._free.pop(), trace, task.make_flow(trace), task.deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
-            for solver in self._solvers():
-                solver.open(flight.slot, problem, deadline)
+            for engine in self._engines.values():
+                engine.open(flight.slot, task.problem, task.deadline, task.sampler)
+            if self._rater:
+                self._rater.open(flight.slot, task.problem, task.deadline)
         except ProblemError as error:
             yield self._finish(flight, error)
             return

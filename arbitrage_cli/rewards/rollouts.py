@@ -10,6 +10,7 @@ from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import Engine, SlotUpdate
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
@@ -153,8 +154,8 @@ class Recalling:
     def busy(self) -> bool:
         return bool(self._recalled) or self._engine.busy
 
-    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        self._engine.open(slot, problem, deadline)
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
+        self._engine.open(slot, problem, deadline, sampler)
 
     def close(self, slot: int) -> None:
         self._recalled.pop(slot, None)

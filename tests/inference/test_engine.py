@@ -1,12 +1,13 @@
 """One model that writes steps: what it reads again and what it does not, where steps end, and what they cost."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hash_language import CONTROLS, HashBackend, Recording, events_of, ticking_clock
+from hash_language import CONTROLS, HashBackend, Recording, events_of, hash_engines, ticking_clock
 from writing import (
     OTHER,
     PROBLEM,
@@ -30,10 +31,10 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options, 
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scheduler import Scheduler, Task
 from arbitrage_cli.inference.scripted import ByteTokenizer, Continuation, Script
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.types import Cost, Decision, Event, Finished, Limits, Message, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decision, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 # --- what is read
 
@@ -565,6 +566,34 @@ def test_a_prompt_without_tokens_is_an_error_of_the_model() -> None:
     backend.tokenizer, backend.chat_template = Empty((), CONTROLS), None
     with pytest.raises(ModelUnsupportedError, match="no tokens"):
         make_engine("draft", backend, Sampler())
+
+
+# --- problems that are solved in their own way
+
+
+def test_tasks_have_their_own_flow_limits_and_sampler() -> None:
+    """In one batch, and each as it would be alone."""
+    ways: list[tuple[ModelRole, int]] = [("draft", 1), ("target", 3), ("draft", 3), ("draft", 3)]
+    tasks = [
+        Task(
+            Problem(f"{model} {seed} {sampler.temperature}", "question 0"),
+            partial(single, model=model),
+            Limits(most),
+            sampler=sampler,
+        )
+        for seed, (model, most) in enumerate(ways)
+        for sampler in (Sampler(), Sampler(temperature=1.0, seed=seed))
+    ]
+    shared = Scheduler(hash_engines(num_sequences=3), partial(single, model="draft"), Limits(), concurrency=3)
+    found = {
+        event.trace.problem.id: event.trace for event in shared.run_tasks(tasks, lambda: True) if isinstance(event, Finished)
+    }
+    for task in tasks:
+        alone = Scheduler(hash_engines(task.sampler), task.make_flow, task.limits).run([task.problem])
+        (expected,) = (event.trace for event in alone if isinstance(event, Finished))
+        trace = found[task.problem.id]
+        assert (trace.text, trace.stop, trace.limits) == (expected.text, expected.stop, task.limits)
+    assert len({trace.text for trace in found.values()}) > 3
 
 
 # --- prompts as ids
