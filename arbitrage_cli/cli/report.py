@@ -1,10 +1,11 @@
 """`arbitrage report`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
 
+import contextlib
 import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
+    from arbitrage_cli.display.html import Source
     from arbitrage_cli.runs.folder import Contents
 
 ENDINGS = (".html", ".htm")
@@ -72,6 +74,17 @@ def _show(contents: "Sequence[Contents]", cost_ratio: float | None, *, as_json: 
         show_figures(one.run or {}, one.rows, cost_ratio=cost_ratio, as_json=as_json)
 
 
+def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:
+    """Of two runs, if they have something in common."""
+    from arbitrage_cli.evaluation.comparison import compare
+
+    if len(sources) != 2:
+        return None
+    with contextlib.suppress(UsageError):
+        return compare(sources[0].run, sources[0].rows, sources[1].run, sources[1].rows)
+    return None
+
+
 def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float | None) -> None:
     """Write the whole page, or leave what was there."""
     from arbitrage_cli.display.html import Source, render
@@ -82,7 +95,7 @@ def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float |
     for name, one in contents.items():
         run = one.run or {}
         sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio)))
-    page = render(sources).encode()
+    page = render(sources, _comparison(sources)).encode()
     try:
         write_atomically(path, page)
     except OSError as error:

@@ -1,14 +1,13 @@
 """A report of one or more runs: one HTML file that needs nothing else, and is safe to open although its texts are hostile.
 
-The template draws charts and tables; a script of the page turns the traces, which are data, into text when they are looked
-at. The page's own policy allows that one script and that one style sheet, by their hashes, and no network. Texts of models,
-problems and files are escaped by the template engine, or by `embedded` for the script, which only ever sets them as text.
-Everything but the traces comes from the JSON of `figures`.
+The template draws charts and tables, in which runs stand side by side; a script of the page turns the traces, which are data,
+into text when they are looked at. The page's own policy allows that one script and that one style sheet, by their hashes, and
+no network. Texts of models, problems and files are escaped by the template engine, or packed for the script, which only ever
+sets them as text. Everything but the traces comes from the JSON of `figures`.
 """
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any
 
 import jinja2
 
-from arbitrage_cli.display import charts, report_tables, rounding, table
+from arbitrage_cli.display import bars, plots, report_facts, report_tables, report_traces, rounding, table
+from arbitrage_cli.display.charts import Entry, all_entries
 from arbitrage_cli.display.text import safe
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,9 +47,15 @@ class Source:
     figures: Json
 
 
-def render(sources: Sequence[Source]) -> str:
-    """The page, as text to be stored in UTF-8."""
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+def render(sources: Sequence[Source], comparison: Json | None = None) -> str:
+    """The page, as text to be stored in UTF-8. `comparison` is that of two runs."""
+    style = _template_text("report.css")
+    script = "\n".join(map(_template_text, ("temml.min.js", "report.js")))  # Temml 0.13.5, from npm: LaTeX to MathML
+    names = _short_names([source.name for source in sources])
+    traces = [
+        report_traces.packed_run(name, source.rows, source.figures["policies"])
+        for name, source in zip(names, sources, strict=True)
+    ]
     return (
         _environment()
         .get_template("report.html")
@@ -58,17 +64,26 @@ def render(sources: Sequence[Source]) -> str:
             script=script,
             style_hash=_hash(style),
             script_hash=_hash(script),
-            runs=[_view(source, f"run-{number}") for number, source in enumerate(sources, start=1)],
             definitions=report_tables.definitions(),
-            data=embedded({"runs": [_traces(source) for source in sources]}),
+            data=embedded({"runs": traces}),
+            **_view(sources, names, comparison),
         )
     )
 
 
 def embedded(data: Any) -> str:
     """JSON for a script element: ASCII, and without any character that could end the element or begin a comment."""
-    text = json.dumps(_clean(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return report_traces.encoded(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _template_text(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The last part of each folder's name, if that tells them apart."""
+    short = [Path(name).name for name in names]
+    return short if len(set(short)) == len(names) and all(short) else [f"{n}. {name}" for n, name in enumerate(names, 1)]
 
 
 def _environment() -> jinja2.Environment:
@@ -80,18 +95,9 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: safe(value) if type(value) is str else value,  # what is marked as safe has another type
     )
-    shown = (rounding.number, rounding.percent, rounding.times, rounding.times_range, rounding.count)
+    shown = (rounding.number, rounding.percent)
     environment.filters |= {"typeset": _typeset, **{show.__name__: show for show in shown}}
     return environment
-
-
-def _clean(data: Any) -> Any:
-    """The data with all texts made `safe`."""
-    if isinstance(data, str):
-        return safe(data)
-    if isinstance(data, Mapping):
-        return {_clean(key): _clean(value) for key, value in data.items()}
-    return [_clean(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _typeset(text: str) -> str:
@@ -107,112 +113,60 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-# --- one run
+# --- what the template draws
 
 
-def _view(source: Source, key: str) -> dict[str, Any]:
-    """What the template draws of a run."""
-    figures = source.figures
-    series = charts.all_series(figures["policies"])
-    timed = [policy for policy in figures["policies"] if policy["seconds_mean"]]
+def _view(sources: Sequence[Source], names: Sequence[str], comparison: Json | None) -> dict[str, Any]:
+    runs = [source.figures for source in sources]
+    entries = all_entries([(name, figures["policies"]) for name, figures in zip(names, runs, strict=True)])
+    main, other = report_facts.facts([(name, source.run) for name, source in zip(names, sources, strict=True)])
     return {
-        "key": key,
-        "name": source.name,
-        "title": figures["dataset"],
-        "count": table.size_of(figures),
-        "summary": list(_summary(figures)),
-        "facts": list(_facts(source.run)),
-        "notes": [*figures["notes"], *source.run["warnings"]],
-        "is_throughput": figures["concurrency"] > 1,
-        "plot": charts.plot(figures),
-        "series": series,
-        "tables": report_tables.main_tables(figures, series),
-        "levels": report_tables.level_table(figures, series),
-        "projection": report_tables.projection_table(figures, series),
-        "cost_ratio": rounding.number(figures["measured_cost_ratio"]),
-        "compared": [policy for policy in figures["policies"] if policy["problem_speedups"]],
-        "bins": figures["speedup_bins"],
+        "title": ", ".join(dict.fromkeys(figures["dataset"] for figures in runs)),
+        "count": ", ".join(dict.fromkeys(map(table.size_of, runs))),
+        "runs": names,
+        "headlines": list(_headlines(runs, names, comparison)),
+        "summaries": _said_by_run(names, [[" ".join(report_facts.summary(figures))] for figures in runs]),
+        "facts": main,
+        "other_facts": other,
+        "notes": _said_by_run(names, [[*source.figures["notes"], *source.run["warnings"]] for source in sources])
+        + list((comparison or {"notes": []})["notes"]),
+        "is_throughput": any(figures["concurrency"] > 1 for figures in runs),
+        "comparison": comparison and report_tables.comparison_table(comparison, names),
+        "level_table": report_tables.level_table(entries),
+        "tables": report_tables.main_tables(runs, names, entries),
+        "projection": report_tables.projection_table(runs, entries),
+        "cost_ratios": [figures["measured_cost_ratio"] for figures in runs],
+        **_charts(entries, runs[0]["speedup_bins"]),
+    }
+
+
+def _charts(entries: Sequence[Entry], bins: Sequence[float]) -> dict[str, Any]:
+    timed = [entry for entry in entries if entry.figures["seconds_mean"]]
+    heads = {entry.run: entry for entry in reversed(entries) if entry.figures["calibration"]}  # the first of its taus
+    return {
+        "plot": plots.accuracy_plot(entries),
+        "series": list(dict.fromkeys(entry.series for entry in entries)),
+        "speedups": bars.speedup_chart(entries, bins),
+        "levels": bars.level_chart(entries),
+        "positions": bars.position_chart(entries),
+        "probabilities": bars.probability_chart(entries),
+        "calibrations": [plots.calibration_plot(heads[run]) for run in sorted(heads)],
         "timed": timed,
-        "time_parts": {part: name for part, name in TIME_PARTS.items() if any(policy["time"][part] for policy in timed)},
-    }
-
-
-def _summary(figures: Json) -> Iterable[str]:
-    """What the two models do alone: everything else lies between. And how many attempts were cut."""
-    for policy in figures["policies"]:
-        if policy["policy"] in charts.ALONE and (pace := _pace(policy)):
-            yield f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {pace}."
-    cut = sum(policy["cut"] for policy in figures["policies"])
-    if cut:
-        made = sum(policy["n"] - policy["missing"] for policy in figures["policies"])
-        yield f"{cut} of {made} attempts were cut at a limit."
-
-
-def _pace(policy: Json) -> str:
-    """How fast a policy is; empty if unknown."""
-    if policy["problems_per_second"] is not None:
-        return f"at {rounding.number(policy['problems_per_second'])} problems a second"
-    return "" if policy["seconds_mean"] is None else f"in {rounding.number(policy['seconds_mean'])} s a problem"
-
-
-def _facts(run: Json) -> Iterable[tuple[str, str]]:
-    """What the run was made with."""
-    for role, model in run["models"].items():
-        named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
-        yield role, ", ".join([*named, *_digest(model)])
-    for name in ("sampling", "limits", "context", "machine"):
-        known = {key: value for key, value in run[name].items() if isinstance(value, str | int | float)}
-        yield name, ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in known.items())
-    for name, part in (("head", run["router"]), ("data set", run["dataset"])):
-        if part:
-            yield name, ", ".join([part["name"], *_digest(part)])
-    yield from ((name, run[name]) for name in ("grader", "tool", "created"))
-    yield "command", " ".join(run["command"])
-
-
-def _digest(part: Json) -> list[str]:
-    return [f"sha256 {part['sha256'][:12]}"] if part["sha256"] else []
-
-
-# --- traces
-
-
-def _traces(source: Source) -> dict[str, Any]:
-    """The rows of a run for the script: problems once, then attempts, each with how it compares with the target alone."""
-    policies = source.figures["policies"]
-    places = {(policy["policy"], policy["tau"]): index for index, policy in enumerate(policies)}
-    alone = {(row["id"], row["sample"]): row for row in source.rows if row["policy"] == "target"}
-    return {
-        "name": source.name,
-        "policies": [{"label": policy["label"], "number": policy["number"]} for policy in policies],
-        "problems": {
-            row["id"]: {"question": row["problem"], "gold": row["gold"], "level": row["level"]} for row in source.rows
+        "time_parts": {
+            part: name for part, name in TIME_PARTS.items() if any(entry.figures["time"][part] for entry in timed)
         },
-        "attempts": [
-            _attempt(row, places[row["policy"], row["tau"]], alone.get((row["id"], row["sample"]))) for row in source.rows
-        ],
     }
 
 
-def _attempt(row: Json, policy: int, alone: Json | None) -> dict[str, Any]:
-    score = row["score"] or {"answer": None, "explanation": None}
-    target = alone if alone is not row else None
-    return {
-        **{name: row[name] for name in ("id", "sample", "tau", "error", "stop", "steps")},
-        "policy": policy,
-        "verdict": _verdict(row),
-        "target": _verdict(target) if target else None,
-        "answer": row["answer"] if score["answer"] is None else score["answer"],
-        "explanation": score["explanation"],
-        "seconds": _seconds(row),
-        "target_seconds": _seconds(target) if target else None,
-    }
+def _headlines(runs: Sequence[Json], names: Sequence[str], comparison: Json | None) -> Iterable[str]:
+    """One sentence a run, and one for the difference of two."""
+    if comparison and (change := report_facts.change(comparison, runs[0]["policies"], names)):
+        yield change
+    yield from _said_by_run(names, [[report_facts.headline(figures)] for figures in runs])
 
 
-def _seconds(row: Json) -> float | None:
-    """An attempt's own time; None if others were made beside it."""
-    return row["wall_seconds"] if row["status"] == "done" and "throughput" not in row else None
-
-
-def _verdict(row: Json) -> str:
-    return str(row["score"]["value"]) if row["status"] == "done" else "error"
+def _said_by_run(names: Sequence[str], texts: Sequence[Sequence[str]]) -> list[str]:
+    """What was said of each run, without what is empty; of several runs each with the name of its run."""
+    if len(names) == 1:
+        return [text for text in texts[0] if text]
+    return [f"{name}: {text}" for name, own in zip(names, texts, strict=True) for text in own if text]

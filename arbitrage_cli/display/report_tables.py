@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.charts import Series
-from arbitrage_cli.evaluation.definitions import DEFINITIONS
+from arbitrage_cli.display.charts import Entry, Series, all_entries, series_of
+from arbitrage_cli.evaluation.curve import POSITIONS
+from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 
 PROJECTED_RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0)
 OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
@@ -51,7 +52,8 @@ def definitions() -> list[tuple[str, str, str]]:
     """Name, heading and text of each definition."""
     headings = {column.definition: column.heading for column in (*COST, *ROUTING, *THROUGHPUT, *MAIN, *CURVES)}
     headings["accuracy"] = "accuracy"
-    return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in DEFINITIONS.items()]
+    texts = {**DEFINITIONS, **COMPARED}
+    return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in texts.items()]
 
 
 # --- columns
@@ -61,10 +63,13 @@ def _value(heading: str, name: str) -> FigureColumn:
     return FigureColumn(heading, name, lambda figures: (rounding.number(figures[name]), ""))
 
 
-def _ranged(heading: str, name: str, show: tuple[Callable[[Any], str], Callable[[Any], str]]) -> FigureColumn:
-    """A figure with its interval."""
+def _ranged(
+    heading: str, definition: str, show: tuple[Callable[[Any], str], Callable[[Any], str]], of: str = ""
+) -> FigureColumn:
+    """A figure with its interval; it is named as its definition, or `of`."""
     value, interval = show
-    return FigureColumn(heading, name, lambda figures: (value(figures[name]), interval(figures[f"{name}_interval"])))
+    name = of or definition
+    return FigureColumn(heading, definition, lambda figures: (value(figures[name]), interval(figures[f"{name}_interval"])))
 
 
 def _with_parts(heading: str, name: str, show: Callable[[Any], str] = rounding.percent) -> FigureColumn:
@@ -126,53 +131,76 @@ CURVES: Sequence[FigureColumn] = (
 )
 
 
+COMPARISON: Sequence[FigureColumn] = (
+    FigureColumn("attempts", "compared_accuracy", lambda of: (str(of["n"]), "")),
+    FigureColumn("correct", "compared_accuracy", lambda of: ("{} \N{RIGHTWARDS ARROW} {}".format(*of["correct"]), "")),
+    _ranged("difference, points", "compared_accuracy", POINTS, of="accuracy_difference"),
+    FigureColumn(
+        "p", "mcnemar_p", lambda of: (rounding.UNKNOWN if of["mcnemar_p"] is None else f"{of['mcnemar_p']:.3f}", "")
+    ),
+    _ranged("times as fast", "seconds_ratio", TIMES),
+)
+
+
 # --- tables
 
 
-def main_tables(figures: Json, series: Mapping[str, Series]) -> list[Table]:
-    """All tables but levels and projection, without those that would have no row."""
-    policies, curves = figures["policies"], [curve for curve in figures["curves"] if curve["area"] is not None]
-    main, cost = (THROUGHPUT, SPEEDS) if figures["concurrency"] > 1 else (MAIN, COST)
+def main_tables(runs: Sequence[Json], names: Sequence[str], entries: Sequence[Entry]) -> list[Table]:
+    """All tables but levels and projection, without those that would have no row. `runs` are the figures of each."""
+    is_throughput = any(figures["concurrency"] > 1 for figures in runs)
+    main, cost = (THROUGHPUT, SPEEDS) if is_throughput else (MAIN, COST)
+    curves = all_entries([(name, _curves(figures)) for name, figures in zip(names, runs, strict=True)])
     at = [
-        FigureColumn(f"at {one['time']:.2f} of the target's time", "accuracy_at", partial(_accuracy_at, index))
-        for index, one in enumerate(curves[0]["accuracy_at"] if curves else ())
+        FigureColumn(f"at {share:.0%} of the way", "accuracy_at", partial(_accuracy_at, index))
+        for index, share in enumerate(POSITIONS)
     ]
     made = [
-        _table("Accuracy and time", main, policies, series),
-        _table("Who wrote what", ROUTING, policies, series),
-        _table("What it cost", cost, policies, series),
-        _table("Over the taus of one policy", [*CURVES, *at], curves, series),
+        _table("Accuracy and time", main, entries),
+        _table("Who wrote what", ROUTING, entries),
+        _table("What it cost", cost, entries),
+        _table("Over the taus of one policy", [*CURVES, *at], curves),
     ]
     return [table for table in made if table.rows]
 
 
-def level_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
+def _curves(figures: Json) -> list[Json]:
+    return [curve for curve in figures["curves"] if curve["area"] is not None]
+
+
+def level_table(entries: Sequence[Entry]) -> Table:
     """Accuracy of each policy at each level, with its counts."""
-    policies = figures["policies"]
-    if not policies or not policies[0]["by_level"]:
-        return None
-    columns = [FigureColumn(f"level {level}", "by_level", partial(_at_level, level)) for level in policies[0]["by_level"]]
-    return _table("Accuracy by level", columns, policies, series)
+    shown = [entry for entry in entries if entry.figures["by_level"]]
+    levels = dict.fromkeys(level for entry in shown for level in entry.figures["by_level"])
+    columns = [FigureColumn(f"level {level}", "by_level", partial(_at_level, level)) for level in levels]
+    return _table("Accuracy by level", columns, shown)
 
 
-def projection_table(figures: Json, series: Mapping[str, Series]) -> Table | None:
+def projection_table(runs: Sequence[Json], entries: Sequence[Entry]) -> Table:
     """Speed-ups under other cost ratios: the one that was asked for, and some round ones."""
-    policies = [policy for policy in figures["policies"] if policy["projection_terms"] and policy["policy"] != "target"]
-    if not policies:
-        return None
-    asked = figures["projection"]["cost_ratio"] if figures["projection"] else None
+    shown = [entry for entry in entries if entry.figures["projection_terms"] and entry.series.policy != "target"]
+    asked = {figures["projection"]["cost_ratio"] for figures in runs if figures["projection"]}
     columns = [
-        FigureColumn(f"{ratio:g}", "projected_speedup", partial(_projected, ratio, ratio == asked))
-        for ratio in sorted({*PROJECTED_RATIOS, *([asked] if asked else [])})
+        FigureColumn(f"{ratio:g}", "projected_speedup", partial(_projected, ratio, ratio in asked))
+        for ratio in sorted({*PROJECTED_RATIOS, *asked})
     ]
-    return _table("Projected speed-up, by what a target token costs in draft tokens", columns, policies, series)
+    return _table("Projected speed-up, by what a target token costs in draft tokens", columns, shown)
 
 
-def _table(caption: str, columns: Sequence[FigureColumn], policies: Iterable[Json], series: Mapping[str, Series]) -> Table:
+def comparison_table(comparison: Json, names: Sequence[str]) -> Table:
+    """The second run against the first."""
     rows = [
-        (series[policy["policy"]], policy.get("label", policy["policy"]), [column.cell(policy) for column in columns])
-        for policy in policies
+        (series_of(entry["first"].partition(" ")[0]), " / ".join(dict.fromkeys((entry["first"], entry["second"]))), entry)
+        for entry in comparison["policies"]
     ]
+    return Table(
+        f"{names[1]} against {names[0]}",
+        [(column.heading, column.definition) for column in COMPARISON],
+        [(series, label, [column.cell(entry) for column in COMPARISON]) for series, label, entry in rows],
+    )
+
+
+def _table(caption: str, columns: Sequence[FigureColumn], entries: Iterable[Entry]) -> Table:
+    rows = [(entry.series, entry.label, [column.cell(entry.figures) for column in columns]) for entry in entries]
     return Table(caption, [(column.heading, column.definition) for column in columns], rows)
 
 
@@ -182,8 +210,8 @@ def _accuracy_at(index: int, curve: Json) -> Cell:
 
 
 def _at_level(level: str, policy: Json) -> Cell:
-    figures = policy["by_level"][level]
-    return rounding.percent(figures["accuracy"], 0), f"{figures['correct']}/{figures['n']}"
+    figures = policy["by_level"].get(level)
+    return (rounding.percent(figures["accuracy"], 0), f"{figures['correct']}/{figures['n']}") if figures else ("", "")
 
 
 def _projected(cost_ratio: float, was_asked: bool, policy: Json) -> Cell:

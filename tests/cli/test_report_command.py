@@ -1,7 +1,11 @@
 """`arbitrage report` and `arbitrage compare`: what goes where, and what is refused."""
 
+import base64
 import json
+import re
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import ESCAPE, Terminal, assert_refused, run
@@ -10,6 +14,13 @@ from made_up_runs import MadeUp, make_run, write_run_folder
 from arbitrage_cli.evaluation.metrics import figures
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
+
+
+def traces(page: Path) -> list[list[Any]]:
+    """The problems of each run that a page carries, as its script unpacks them."""
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    blocks = [[zlib.decompress(base64.b64decode(block)) for _, block in run["blocks"]] for run in json.loads(data)["runs"]]
+    return [[problem for block in own for problem in json.loads(block)] for own in blocks]
 
 
 @pytest.fixture
@@ -50,17 +61,19 @@ def test_page_replaces_an_older_one_and_has_every_trace(folder: Path, tmp_path: 
     assert str(page) in shown.err
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
-    assert text.count('"explanation"') == len(MADE.rows) + 14
+    assert "other against run: entropy 0.5" in text
+    assert [len(problems) for problems in traces(page)] == [6, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "report.html", "run"]
 
 
 def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
-    huge = "a long step " * 800_000
+    huge = "a long step, " * 800_000
     rows = [{**one, "steps": [{**step, "text": huge} for step in one["steps"][:1]]} for one in MADE.rows[:1]]
     write_run_folder(tmp_path / "run", MadeUp(MADE.run, rows))
     shown = run("report", tmp_path / "run", "-o", tmp_path / "report.html")
     assert (shown.code, shown.stdout) == (0, b"")
-    assert huge in (tmp_path / "report.html").read_text(encoding="utf-8")
+    ((((_, _, (attempt,)),)),) = traces(tmp_path / "report.html")
+    assert attempt["steps"][0]["text"] == huge
 
 
 def test_place_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import zlib
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.display.charts import Scale, plot
+from arbitrage_cli.display.charts import Scale, all_entries
 from arbitrage_cli.display.html import TEMPLATES, Source, render
+from arbitrage_cli.display.plots import HEIGHT, WIDTHS, Plot, accuracy_plot, label_box, overlap, place_labels
+from arbitrage_cli.evaluation.comparison import compare
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
 
@@ -82,6 +85,15 @@ class Page(HTMLParser):
         return json.loads(text)
 
     @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The traces of each run as the script sees them: problems and attempts from the index, and from the blocks."""
+        return [
+            {"name": run["name"], "policies": run["policies"], **unpacked(run["index"])}
+            | {"blocks": [problem for _, block in run["blocks"] for problem in unpacked(block)]}
+            for run in self.data["runs"]
+        ]
+
+    @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
 
@@ -89,12 +101,27 @@ class Page(HTMLParser):
         return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
+def unpacked(text: str) -> Any:
+    return json.loads(zlib.decompress(base64.b64decode(text)))
+
+
 def source(made: MadeUp, name: str = "runs/made-up", **options: Any) -> Source:
     return Source(name, made.run, made.rows, figures(made.run, made.rows, **options))
 
 
 def page(*made: MadeUp, **options: Any) -> Page:
-    return Page(render([source(one, f"runs/{number}", **options) for number, one in enumerate(made)]))
+    sources = [source(one, f"runs/{number}", **options) for number, one in enumerate(made)]
+    return Page(render(sources, compare(*parts(made[0]), *parts(made[1])) if len(made) == 2 else None))
+
+
+def parts(made: MadeUp) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return made.run, made.rows
+
+
+def plot_of(*made: MadeUp) -> Plot | None:
+    return accuracy_plot(
+        all_entries([(str(number), figures(one.run, one.rows)["policies"]) for number, one in enumerate(made)])
+    )
 
 
 RUN = make_run(8)
@@ -108,7 +135,9 @@ RUNS = {
     "samples": [make_run(4, columns=COLUMNS[:4], samples=3)],
     "one problem": [make_run(1)],
     "no row": [MadeUp(describe(dict.fromkeys("abc", 1)), [])],
+    "with an oracle": [make_run(6, columns=[("target", None), ("arbitrage", 0.5), ("oracle", 0.0)])],
     "two runs": [RUN, make_run(3)],
+    "three runs": [RUN, make_run(3, columns=[("random", 0.4)]), make_run(2)],
 }
 
 
@@ -185,6 +214,35 @@ def test_ends_of_a_histogram_have_all_beyond_them(factor: float, bar: str) -> No
     assert "≥8\N{MULTIPLICATION SIGN}" in made.text
 
 
+def test_headline_is_the_routed_result_against_the_target() -> None:
+    """In one sentence, with its intervals; then what each model does alone, and how many attempts were cut."""
+    rows = [one | {"stop": "max_tokens"} if one["policy"] == "random" else one for one in RUN.rows]
+    made = MadeUp(RUN.run, rows)
+    text = page(made).text
+    routed = next(policy for policy in figures(made.run, rows)["policies"] if policy["policy"] == "entropy")
+    said = f"entropy 0.3 solves {100 * routed['accuracy']:.1f}% of 8 problems: "
+    (sentence,) = re.findall(re.escape(said) + r"[^:]*? times as fast \[[^]]*\]\.", text)
+    assert f"{routed['speedup']:.2f} times as fast" in sentence
+    assert "points [" in sentence
+    assert "The target alone solves" in text
+    assert "16 of 56 attempts (28.6%) ended at a limit" in text
+
+
+def test_two_runs_share_every_chart() -> None:
+    """One plot has the marks of both, a row of bars stands for both, and a table compares them."""
+    other = make_run(8, columns=COLUMNS[:3], drift=0.3)
+    both = page(RUN, other)
+    ids = both.attributes("id")
+    assert {"comparison", "curve", "speedups", "levels", "positions"} <= set(ids)
+    assert "1 against 0" in both.text
+    chart = plot_of(RUN, other)
+    assert chart is not None
+    assert [mark.run for mark in chart.marks].count(1) == 3
+    assert both.text.count("entropy 0.3 · 1") >= 2  # in tables
+    rows = [value for value in both.attributes("class") if value.startswith("bar-row entropy")]
+    assert len(rows) == 3 * 3  # three taus: by level, by position, speed-ups
+
+
 def test_models_are_told_to_the_file() -> None:
     """Of each model the page says what it is, how it was named, and which file that was."""
     made = make_run(2)
@@ -208,14 +266,19 @@ def test_policy_allows_the_one_script_and_the_one_style() -> None:
         assert not [name for name in attributes if name == "style" or name.startswith("on")]
 
 
-def test_script_never_parses_text_as_markup() -> None:
-    """The script of the page has no call that makes markup, code or an address of a text."""
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["report.js", "temml.min.js"])
+def test_script_never_parses_text_as_markup(name: str) -> None:
+    """The scripts of the page have no call that makes markup or code of a text."""
+    script = (TEMPLATES / name).read_text(encoding="utf-8")
     forbidden = (
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|Function\("
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|\bFunction\("
     )
     assert not re.search(forbidden, script)
-    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|location|\.href|\.src\b|setTimeout\(['\"]", script)
+
+
+def test_script_asks_for_nothing() -> None:
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|\blocation\b|setTimeout\(['\"]", script)
 
 
 @pytest.mark.parametrize("text", [*BREAKOUTS, *HOSTILE.values(), *MARKUP])
@@ -230,7 +293,7 @@ def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
     ]
     assert made.comments == []
     assert not OBEYED.search(made.text)
-    assert not OBEYED.search(json.dumps(made.data, ensure_ascii=False))
+    assert not OBEYED.search(json.dumps(made.runs, ensure_ascii=False))
 
 
 @pytest.mark.parametrize("text", BREAKOUTS)
@@ -238,12 +301,13 @@ def test_text_of_others_is_shown_as_it_is(text: str) -> None:
     """Apart from what could be obeyed, text arrives unchanged: in the page, and in the data of the traces."""
     made = page(hostile_run(text))
     assert " ".join(text.split()) in made.text
-    (run,) = made.data["runs"]
-    problem = run["problems"][f"made-up-0000 {text}"]
-    assert problem["question"] == text
-    assert problem["gold"] == {"answer": text, text: [text]}
-    assert {step["text"] for attempt in run["attempts"] for step in attempt["steps"]} == {text}
-    assert {attempt["explanation"] for attempt in run["attempts"]} == {text}
+    (run,) = made.runs
+    assert run["problems"][0] == [f"made-up-0000 {text}", text]
+    for question, gold, attempts in run["blocks"]:
+        assert question == text
+        assert gold == {"answer": text, text: [text]}
+        assert {step["text"] for attempt in attempts for step in attempt["steps"]} == {text}
+        assert {attempt["explanation"] for attempt in attempts} == {text}
 
 
 def test_data_cannot_end_its_element() -> None:
@@ -288,22 +352,38 @@ def test_what_stands_in_the_way_is_told_first() -> None:
 
 def test_traces_have_what_explains_a_surprise() -> None:
     """Each attempt carries its steps with number and tau, what was thrown away, the verdict, and the target's own."""
-    (run,) = page(RUN).data["runs"]
-    assert len(run["attempts"]) == len(RUN.rows)
-    for attempt, row in zip(run["attempts"], RUN.rows, strict=True):
-        assert run["policies"][attempt["policy"]]["label"].startswith(row["policy"])
-        assert (attempt["id"], attempt["tau"], attempt["verdict"]) == (row["id"], row["tau"], row["score"]["value"])
-        assert attempt["steps"] == row["steps"]
-        alone = next(one for one in RUN.rows if one["id"] == row["id"] and one["policy"] == "target")
-        expected = (None, None) if row is alone else (alone["score"]["value"], alone["wall_seconds"])
-        assert (attempt["target"], attempt["target_seconds"]) == expected
+    (run,) = page(RUN).runs
+    attempts = [(question, attempt) for question, _, own in run["blocks"] for attempt in own]
+    assert len(attempts) == len(run["attempts"]) == len(RUN.rows)
+    for entry, (question, attempt), row in zip(run["attempts"], attempts, RUN.rows, strict=True):
+        problem, sample, policy, verdict, seconds, _, calls = entry
+        assert run["policies"][policy]["label"].startswith(row["policy"])
+        assert run["policies"][policy]["tau"] == row["tau"]
+        assert (run["problems"][problem], sample, question) == ([row["id"], row["level"]], row["sample"], row["problem"])
+        assert verdict == row["score"]["value"]
+        assert seconds == pytest.approx(row["wall_seconds"], rel=1e-3)
+        assert calls == sum(step["model"] == "target" for step in row["steps"])
+        for step, written in zip(attempt["steps"], row["steps"], strict=True):
+            assert {**step, "seconds": 0, "probability": 0} == {**written, "seconds": 0, "probability": 0} | {
+                "discarded": step["discarded"]
+            }
+            assert step["seconds"] == pytest.approx(written["seconds"], rel=1e-3)
+            assert (step["discarded"] or {}).get("text") == (written["discarded"] or {}).get("text")
+
+
+def test_hundred_thousand_traces_have_room_in_a_page() -> None:
+    """A trace takes few bytes: less than 200, so that a hundred thousand are less than 20 MB."""
+    made = make_run(150)
+    small, large = (len(render([source(MadeUp(made.run, rows))])) for rows in (made.rows[:1], made.rows))
+    assert (large - small) / len(made.rows) < 200
 
 
 def test_errors_have_no_time_and_their_reason() -> None:
     """A failed attempt is shown as one."""
-    (run,) = page(ODD).data["runs"]
-    failures = [attempt for attempt in run["attempts"] if attempt["verdict"] == "error"]
-    assert [(one["error"], one["seconds"]) for one in failures] == [("the context was full", None)]
+    (run,) = page(ODD).runs
+    attempts = [attempt for _, _, own in run["blocks"] for attempt in own]
+    failures = [(entry, one) for entry, one in zip(run["attempts"], attempts, strict=True) if entry[3] == "error"]
+    assert [(one["error"], entry[4]) for entry, one in failures] == [("the context was full", None)]
 
 
 # --- the accuracy/time chart
@@ -312,17 +392,46 @@ def test_errors_have_no_time_and_their_reason() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_chart_holds_all_that_it_shows(name: str) -> None:
     """Every mark and every end of an interval lies within the axes; ticks are even, and say what they stand for."""
-    for made in RUNS[name]:
-        chart = plot(figures(made.run, made.rows))
-        if chart is None:
-            assert not made.rows
-            continue
-        for mark in chart.marks:
-            assert all(0 <= place <= 100 for place in (*mark.x, *mark.y))
-        for ticks in (chart.x_ticks, chart.y_ticks):
-            places, values = zip(*((place, float(text.rstrip("%"))) for place, text in ticks), strict=True)
-            slope = (values[-1] - values[0]) / (places[-1] - places[0])
-            assert values == pytest.approx([values[0] + slope * (place - places[0]) for place in places], abs=1e-3)
+    chart = plot_of(*RUNS[name])
+    if chart is None:
+        assert not any(made.rows for made in RUNS[name])
+        return
+    for mark in chart.marks:
+        assert all(0 <= place <= 100 for place in (*mark.x, *mark.y))
+    for ticks in (chart.x_ticks, chart.y_ticks):
+        places, values = zip(*((place, float(text.rstrip("%"))) for place, text in ticks), strict=True)
+        slope = (values[-1] - values[0]) / (places[-1] - places[0])
+        assert values == pytest.approx([values[0] + slope * (place - places[0]) for place in places], abs=1e-3)
+
+
+places = st.tuples(st.floats(0, 100), st.floats(0, 100))
+
+
+@given(st.lists(st.tuples(places, st.sampled_from(["target", "draft", "entropy 0.5", "arbitrage balanced"])), max_size=12))
+def test_labels_do_not_collide(marks: list[tuple[tuple[float, float], str]]) -> None:
+    """At the widths that they are made for, no label covers another one, a mark or a border."""
+    where = [place for place, _ in marks]
+    labels = place_labels(where, [text for _, text in marks])
+    shown = [(label, place) for label, place in zip(labels, where, strict=True) if label is not None]
+    for width in WIDTHS:
+        boxes = [label_box(label, place, width) for label, place in shown]
+        for index, box in enumerate(boxes):
+            assert 0 <= box[0] <= box[2] <= width
+            assert 0 <= box[1] <= box[3] <= HEIGHT
+            assert not any(overlap(box, other) for other in boxes[:index])
+            assert not any(overlap(box, (x * width / 100, y * HEIGHT / 100) * 2) for x, y in where)
+
+
+def test_front_leads_from_the_fastest_to_the_best_over_what_nothing_beats() -> None:
+    chart = plot_of(RUN)
+    assert chart is not None
+    corners = [(start, end) for style, start, end in chart.lines if style == "front"]
+    assert corners
+    marks = {(mark.x[0], mark.y[0]) for mark in chart.marks}
+    front = {corners[0][0], *(end for _, end in corners[1::2])}
+    for x, y in marks:
+        is_beaten = any(ox <= x and oy <= y for ox, oy in marks - {(x, y)})
+        assert ((x, y) in front) == (not is_beaten)
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=5))
@@ -343,16 +452,14 @@ def test_marks_have_their_figures_and_one_colour_a_policy() -> None:
     made = page(RUN)
     for policy in figures(RUN.run, RUN.rows)["policies"]:
         assert f"{policy['label']}: {100 * policy['accuracy']:.1f}% [" in made.text
-    chart = plot(figures(RUN.run, RUN.rows))
-    assert chart is not None
-    styles = {(mark.series.policy, mark.series.style) for mark in chart.marks}
-    assert dict(styles) == {"target": "target", "draft": "draft", "entropy": "hue-1", "random": "hue-2"}
-    assert len(styles) == 4
+    classes = [name for value in made.attributes("class") for name in value.split()]
+    for policy in ("target", "draft", "entropy", "random"):
+        assert classes.count(policy) >= 5  # legend, marks, tables and bars
 
 
 def test_time_is_seconds_where_there_is_no_target() -> None:
     """Without the target alone the axis has seconds, and says so."""
     made = make_run(4, columns=[("draft", None), ("entropy", 0.5)])
-    chart = plot(figures(made.run, made.rows))
+    chart = plot_of(made)
     assert chart is not None
     assert chart.x_title == "mean seconds per problem"

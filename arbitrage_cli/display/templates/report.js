@@ -3,16 +3,26 @@
 (() => {
   const PAGE = 40; // traces that are added at once
   const LONG = 20000; // characters of a text that are shown at once
+  const KEPT = 16; // unpacked blocks
   const NAMES = { correct: "correct", incorrect: "wrong", unscored: "unscored", error: "failed" };
   const SVG = "http://www.w3.org/2000/svg";
+  const MATH = [
+    /\$\$([^$]{1,2000}?)\$\$/, /\\\[([\s\S]{1,2000}?)\\\]/, // displayed
+    /\\\(([\s\S]{1,2000}?)\\\)/, /\$(?=[^\s$])((?:[^$\\\n]|\\.){1,500}?)(?<=\S)\$(?!\d)/, // within a line; not: $5 and $6
+    /(\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\}){0,500}\})/,
+  ];
+  const FORMULA = new RegExp(MATH.map((one) => one.source).join("|"), "g");
 
-  const { runs } = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("filters");
   const list = document.getElementById("list");
   const more = document.getElementById("more");
   const shown = document.getElementById("shown");
+  const { runs } = JSON.parse(document.getElementById("data").textContent);
+  const traces = [];
+  const blocks = new Map();
   let found = [];
   let count = 0;
+  let turn = 0; // of the searches: a later one ends an earlier one
 
   function element(name, className, ...children) {
     const made = document.createElement(name);
@@ -21,14 +31,15 @@
     return made;
   }
 
-  function drawn(name, attributes) {
+  function drawn(name, attributes, ...children) {
     const made = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
     return made;
   }
 
   function number(value) {
-    if (value === null || value === undefined) return "-";
+    if (value === null || value === undefined) return "–";
     if (value === 0) return "0";
     return value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))));
   }
@@ -41,19 +52,51 @@
     return typeof value === "string" ? value : JSON.stringify(value);
   }
 
-  function goldOf(trace) {
-    const gold = problemOf(trace).gold;
-    const answer = gold !== null && typeof gold === "object" && !Array.isArray(gold) && "answer" in gold ? gold.answer : gold;
-    return answer === null || answer === undefined ? "-" : plain(answer);
+  // --- the data
+
+  async function unpack(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
   }
 
-  function runOf(trace) { return runs[trace.run]; }
-  function problemOf(trace) { return runOf(trace).problems[trace.id]; }
-  function policyOf(trace) { return runOf(trace).policies[trace.policy]; }
-  function speedup(trace) { return trace.seconds && trace.target_seconds ? trace.target_seconds / trace.seconds : null; }
-  function targetSteps(trace) { return trace.steps.filter((step) => step.model === "target").length; }
+  async function load() {
+    const spans = new Map(); // the longest attempt at each problem, in seconds
+    const order = new Map(); // of problems, over all runs
+    for (const run of runs) {
+      const { problems, attempts } = await unpack(run.index);
+      const alone = new Map();
+      const own = attempts.map(([problem, sample, policy, verdict, seconds, written, calls], place) => {
+        const [id, level] = problems[problem];
+        if (!order.has(id)) order.set(id, order.size);
+        spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, written ?? 0));
+        const key = `${problem}/${sample}`;
+        const trace = { run, place, key, id, level, sample, rank: policy, policy: run.policies[policy], verdict, seconds, calls, order: order.get(id) };
+        if (trace.policy.is_target) alone.set(key, trace);
+        return trace;
+      });
+      for (const trace of own) traces.push(Object.assign(trace, { target: trace.policy.is_target ? null : alone.get(trace.key) ?? null }));
+    }
+    for (const trace of traces) trace.span = spans.get(trace.id);
+  }
 
-  const traces = runs.flatMap((run, index) => run.attempts.map((attempt, place) => ({ ...attempt, run: index, place })));
+  async function detailsOf(trace) { // question, right answer, and the attempt with its steps
+    const index = trace.run.blocks.findLastIndex(([first]) => first <= trace.place);
+    const [first, text] = trace.run.blocks[index];
+    if (!blocks.has(text)) {
+      if (blocks.size >= KEPT) blocks.delete(blocks.keys().next().value);
+      const attempts = unpack(text).then((problems) =>
+        problems.flatMap(([question, gold, made]) => made.map((attempt) => ({ question, gold, ...attempt }))));
+      blocks.set(text, attempts);
+    }
+    return (await blocks.get(text))[trace.place - first];
+  }
+
+  function speedup(trace) { return trace.seconds && trace.target?.seconds ? trace.target.seconds / trace.seconds : null; }
+
+  function goldOf({ gold }) {
+    const answer = gold !== null && typeof gold === "object" && !Array.isArray(gold) && "answer" in gold ? gold.answer : gold;
+    return answer === null || answer === undefined ? "–" : plain(answer);
+  }
 
   // --- what is looked for
 
@@ -65,7 +108,7 @@
 
   function fillFilters() {
     const labels = new Set(runs.flatMap((run) => run.policies.map((policy) => policy.label)));
-    const levels = new Set(traces.map((trace) => problemOf(trace).level).filter((level) => level !== null && level !== undefined));
+    const levels = new Set(traces.map((trace) => trace.level).filter((level) => level !== null && level !== undefined));
     const names = form.elements;
     for (const select of [names.run, names.policy, names.level]) option(select, "", "all");
     runs.forEach((run, index) => option(names.run, String(index), run.name));
@@ -78,47 +121,61 @@
     document.getElementById("strip-key").hidden = false;
   }
 
-  function wanted() {
-    const { run, policy, verdict, against, level, find } = form.elements;
-    const words = find.value.trim().toLowerCase();
-    return (trace) =>
-      (run.value === "" || String(trace.run) === run.value) &&
-      (policy.value === "" || policyOf(trace).label === policy.value) &&
+  function isWanted(trace) {
+    const { run, policy, verdict, against, level } = form.elements;
+    return (run.value === "" || trace.run === runs[run.value]) &&
+      (policy.value === "" || trace.policy.label === policy.value) &&
       (verdict.value === "" || trace.verdict === verdict.value) &&
-      (level.value === "" || String(problemOf(trace).level) === level.value) &&
-      (against.value === "" || compares(trace, against.value)) &&
-      (words === "" || holds(trace, words));
+      (level.value === "" || String(trace.level) === level.value) &&
+      (against.value === "" || compares(trace, against.value));
   }
 
   function compares(trace, how) {
     if (trace.target === null) return false;
     if (how === "slower") return speedup(trace) !== null && speedup(trace) < 1;
-    const [right, wrong] = how === "lost" ? [trace.target, trace.verdict] : [trace.verdict, trace.target];
-    return right === "correct" && wrong !== "correct";
+    const [right, wrong] = how === "lost" ? [trace.target, trace] : [trace, trace.target];
+    return right.verdict === "correct" && wrong.verdict !== "correct";
   }
 
-  function holds(trace, words) {
-    const texts = [trace.id, problemOf(trace).question, trace.answer, ...trace.steps.map((step) => step.text)];
+  async function holds(trace, words) {
+    if (trace.id.toLowerCase().includes(words)) return true;
+    const { question, answer, steps } = await detailsOf(trace);
+    const texts = [question, answer, ...steps.map((step) => step.text)];
     return texts.some((text) => text !== null && text !== undefined && plain(text).toLowerCase().includes(words));
   }
 
   const ORDERS = {
-    problem: (a, b) => a.run - b.run || a.id.localeCompare(b.id, "en", { numeric: true }) || a.sample - b.sample || a.policy - b.policy,
+    problem: (a, b) => a.order - b.order || a.sample - b.sample || a.rank - b.rank,
     slowest: (a, b) => (b.seconds ?? -1) - (a.seconds ?? -1),
     least: (a, b) => (speedup(a) ?? Infinity) - (speedup(b) ?? Infinity) || 0,
-    calls: (a, b) => targetSteps(b) - targetSteps(a),
+    calls: (a, b) => b.calls - a.calls,
   };
 
-  function search() {
-    found = traces.filter(wanted()).sort(ORDERS[form.elements.order.value]);
+  async function search() {
+    const own = ++turn;
+    const words = form.elements.find.value.trim().toLowerCase();
+    let wanted = traces.filter(isWanted);
+    if (words) {
+      const kept = [];
+      for (const trace of wanted) {
+        if (await holds(trace, words)) kept.push(trace);
+        if (own !== turn) return;
+      }
+      wanted = kept;
+    }
+    found = wanted.sort(ORDERS[form.elements.order.value]);
     list.replaceChildren();
     count = 0;
-    addPage();
+    await addPage();
   }
 
-  function addPage() {
+  async function addPage() {
+    const own = turn;
     const next = found.slice(count, count + PAGE);
-    list.append(...next.map(row));
+    const details = [];
+    for (const trace of next) details.push(await detailsOf(trace));
+    if (own !== turn) return;
+    list.append(...next.map((trace, index) => row(trace, details[index])));
     count += next.length;
     shown.textContent = found.length === count ? amount(found.length, "trace") : `${count} of ${amount(found.length, "trace")}`;
     more.hidden = count >= found.length;
@@ -126,46 +183,65 @@
 
   // --- one trace
 
-  function row(trace) {
+  function row(trace, details) {
     const samples = trace.sample ? ` #${trace.sample + 1}` : "";
     const factor = speedup(trace);
+    const answer = details.answer === null || details.answer === undefined ? "no answer" : plain(details.answer).slice(0, LONG);
     const summary = element("summary", "",
       element("span", `verdict ${trace.verdict}`, NAMES[trace.verdict] ?? trace.verdict),
       element("span", "id", `${trace.id}${samples}`),
-      element("span", "by", policyOf(trace).label),
-      element("span", "said-answer", trace.error ?? `${trace.answer === null || trace.answer === undefined ? "no answer" : plain(trace.answer)} (right: ${goldOf(trace)})`),
-      strip(trace),
+      element("span", "by", runs.length > 1 ? `${trace.policy.label} · ${trace.run.name}` : trace.policy.label),
+      element("span", "said-answer", details.error ?? `${answer} (right: ${goldOf(details)})`),
+      lanes(details.steps, trace.span, "strip"),
       element("span", "took", trace.seconds === null ? "" : `${number(trace.seconds)} s${factor === null ? "" : `, ${factor.toFixed(2)}×`}`),
     );
     const made = element("details", "trace", summary);
-    made.addEventListener("toggle", () => { if (made.open && made.children.length === 1) made.append(body(trace)); });
+    made.addEventListener("toggle", () => { if (made.open && made.children.length === 1) made.append(body(trace, details)); });
     return made;
   }
 
-  function strip(trace) { // who wrote how much, and what was thrown away, from the first token to the last
-    const parts = trace.steps.flatMap((step) => [
-      ...(step.discarded ? [[step.discarded.tokens, "thrown"]] : []),
-      [step.tokens, `${step.model === "target" ? "target" : "draft"}-step`],
-    ]);
-    const total = parts.reduce((sum, [tokens]) => sum + tokens, 0);
-    const svg = drawn("svg", { class: "strip", viewBox: `0 0 ${Math.max(total, 1)} 12`, preserveAspectRatio: "none", role: "img" });
-    svg.setAttribute("aria-label", `${amount(trace.steps.length, "step")}, ${targetSteps(trace)} by the target`);
+  function parts(steps) { // what each model wrote, one after the other: the draft first
     let start = 0;
-    for (const [tokens, kind] of parts) {
-      const gap = Math.min(total / 160, tokens / 3);
-      svg.append(drawn("rect", { class: kind, x: start, y: kind === "thrown" ? 8 : 0, width: Math.max(tokens - gap, 0), height: kind === "thrown" ? 4 : 12 }));
-      start += tokens;
-    }
-    return svg;
+    return steps.flatMap((step, index) => {
+      const written = step.discarded ? [step, step.discarded] : [step];
+      return written.sort((one) => (one.model === "draft" ? -1 : 1)).map((one) => {
+        const part = { ...one, start, index, thrown: one !== step };
+        start += one.seconds;
+        return part;
+      });
+    });
   }
 
-  function body(trace) {
-    const made = element("div", "body",
-      element("div", "question", text(problemOf(trace).question ?? "")),
-      policyOf(trace).number ? element("p", "hint", `What is compared with tau: ${policyOf(trace).number}.`) : null,
-      element("ol", "steps", ...trace.steps.map((step, index) => stepRow(trace, step, index))),
-      result(trace),
-    );
+  function lanes(steps, span, className) { // a time axis to scale: the draft above, the target below
+    const percent = (seconds) => `${(100 * seconds / (span || 1)).toFixed(3)}%`;
+    const made = drawn("svg", { class: className, role: "img", "aria-label": amount(steps.length, "step") });
+    for (const part of parts(steps)) {
+      const who = `step ${part.index + 1}: ${part.model}, ${size(part)}${part.thrown ? ", thrown away" : ""}`;
+      made.append(drawn("rect", {
+        class: `${part.model}${part.thrown ? " thrown" : ""}`, x: percent(part.start), width: percent(part.seconds),
+        y: part.model === "draft" ? "0" : "54%", height: "46%",
+      }, drawn("title", {}, who)));
+    }
+    return made;
+  }
+
+  function timeline(steps, span) {
+    const raw = span / 5;
+    const power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= raw * 0.999);
+    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    const ticks = drawn("svg", { class: "ticks" });
+    for (let index = 0; index * step <= span; index += 1) {
+      const x = `${100 * index * step / span}%`;
+      ticks.append(drawn("line", { x1: x, x2: x, y1: "0", y2: "4" }),
+        drawn("text", { x, y: "16", "text-anchor": index ? "middle" : "start" }, `${(index * step).toFixed(digits)} s`));
+    }
+    return element("div", "timeline", lanes(steps, span, "lanes"), ticks);
+  }
+
+  function body(trace, details) {
+    const written = parts(details.steps).reduce((sum, part) => sum + part.seconds, 0);
+    const span = Math.max(written, trace.seconds ?? 0);
     const others = element("button", "", "This problem with every policy");
     others.type = "button";
     others.addEventListener("click", () => {
@@ -174,19 +250,27 @@
       search();
       document.getElementById("traces").focus();
     });
-    made.append(others);
-    return made;
+    return element("div", "body",
+      element("div", "question", text(details.question ?? "")),
+      span > 0 ? timeline(details.steps, span) : null,
+      trace.policy.number ? element("p", "hint", `What is compared with tau: ${trace.policy.number}.`) : null,
+      element("ol", "steps", ...details.steps.map((step, index) => stepRow(trace.policy.tau, step, index))),
+      result(trace, details),
+      others,
+    );
   }
 
   function text(content) { // a long one piece by piece: browsers take minutes to lay out megabytes
-    const made = element("p", "text", content.slice(0, LONG));
-    if (content.length <= LONG) return made;
+    const made = element("p", "text", typeset(content.slice(0, LONG)));
+    let end = LONG;
+    if (content.length <= end) return made;
     const next = element("button", "");
-    const left = () => { next.textContent = `Show more (${content.length - made.textContent.length} characters left)`; };
+    const left = () => { next.textContent = `Show more (${content.length - end} characters left)`; };
     next.type = "button";
     next.addEventListener("click", () => {
-      made.append(content.slice(made.textContent.length, made.textContent.length + LONG));
-      if (made.textContent.length < content.length) left();
+      made.append(typeset(content.slice(end, end + LONG)));
+      end += LONG;
+      if (end < content.length) left();
       else next.remove();
     });
     left();
@@ -195,10 +279,32 @@
     return both;
   }
 
-  function stepRow(trace, step, index) {
+  function typeset(content) { // with its formulas as MathML, beside what was written
+    const made = document.createDocumentFragment();
+    let end = 0;
+    for (const match of content.matchAll(FORMULA)) {
+      made.append(content.slice(end, match.index), formula(match));
+      end = match.index + match[0].length;
+    }
+    made.append(content.slice(end));
+    return made;
+  }
+
+  function formula([written, ...groups]) {
+    const displayMode = (groups[0] ?? groups[1]) !== undefined;
+    const made = element("span", displayMode ? "displayed" : "");
+    try {
+      temml.render(groups.find((one) => one !== undefined), made, { displayMode, throwOnError: true, maxSize: [5, 60], maxExpand: 100 });
+    } catch (error) { // no LaTeX, or nested without end
+      return written;
+    }
+    return element("span", "formula", made, element("span", "as-written", written));
+  }
+
+  function stepRow(tau, step, index) {
     const head = element("div", "head", who(step));
     if (step.decision) head.append(element("span", "", step.decision === "escalate" ? "escalated" : "accepted"));
-    if (step.probability !== null && step.probability !== undefined) head.append(element("span", "", compared(trace, step)));
+    if (step.probability !== null && step.probability !== undefined) head.append(element("span", "", compared(tau, step.probability)));
     if (step.advantage !== null && step.advantage !== undefined) head.append(element("span", "", `advantage ${number(step.advantage)}`));
     head.append(element("span", "", size(step)));
     const kept = element("div", `version ${step.model}`, text(trimmed(step.text)));
@@ -219,27 +325,40 @@
   function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : ""}`; }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
-  function compared(trace, step) { // the number that decided, against tau
-    const tau = trace.tau === null || trace.tau === undefined ? "" : ` ${step.probability > Number(String(trace.tau).replace("inf", "Infinity")) ? ">" : "≤"} tau ${trace.tau}`;
-    return `${number(step.probability)}${tau}`;
+  function compared(tau, value) { // the number that decided, against tau
+    if (tau === null || tau === undefined) return number(value);
+    return `${number(value)} ${value > Number(String(tau).replace("inf", "Infinity")) ? ">" : "≤"} tau ${typeof tau === "number" ? Number(tau.toPrecision(3)) : tau}`;
   }
 
-  function result(trace) {
+  function result(trace, details) {
     const made = element("dl", "result");
     const add = (name, value) => { if (value !== null && value !== undefined && value !== "") made.append(element("dt", "", name), element("dd", "", value)); };
-    add("verdict", element("span", `verdict ${trace.verdict}`, NAMES[trace.verdict] ?? trace.verdict));
-    add("answer", trace.answer === null || trace.answer === undefined ? "none" : text(plain(trace.answer)));
-    add("right answer", text(goldOf(trace)));
-    add("why", trace.explanation);
-    add("error", trace.error);
-    add("ended", trace.stop === "end" || !trace.stop ? null : trace.stop);
-    add("target alone", trace.target === null ? null : `${NAMES[trace.target] ?? trace.target}${trace.target_seconds === null ? "" : `, ${number(trace.target_seconds)} s`}`);
+    const named = ({ verdict }) => NAMES[verdict] ?? verdict;
+    add("verdict", element("span", `verdict ${trace.verdict}`, named(trace)));
+    add("answer", details.answer === null || details.answer === undefined ? "none" : text(plain(details.answer)));
+    add("right answer", text(goldOf(details)));
+    add("why", details.explanation);
+    add("error", details.error);
+    add("ended", details.stop === "end" || !details.stop ? null : details.stop);
+    add("target alone", trace.target && `${named(trace.target)}${trace.target.seconds === null ? "" : `, ${number(trace.target.seconds)} s`}`);
     return made;
   }
 
-  fillFilters();
-  form.addEventListener("input", search);
+  // --- tables that are wider than the screen say so
+
+  function watchTables() {
+    const watcher = new ResizeObserver((changes) => {
+      for (const { target } of changes) target.nextElementSibling.hidden = target.scrollWidth <= target.clientWidth;
+    });
+    for (const table of document.querySelectorAll(".scroll")) watcher.observe(table);
+  }
+
+  watchTables();
+  form.addEventListener("input", (event) => {
+    if (event.target.name === "written") list.classList.toggle("written", event.target.checked);
+    else search();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", addPage);
-  search();
+  load().then(fillFilters).then(search);
 })();

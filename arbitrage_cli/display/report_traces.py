@@ -1,0 +1,116 @@
+"""The traces of a report: packed, so that a page holds a hundred thousand, and unpacked by its script as they are looked at.
+
+A run has an index with what traces are found and ordered by, and blocks of whole problems with their texts.
+"""
+
+import base64
+import itertools
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from arbitrage_cli.display.text import safe
+
+BLOCK = 1 << 18  # characters of JSON, and as many more as its last problem needs
+DIGITS = 4  # of seconds and numbers: more than are shown
+
+Json = Mapping[str, Any]
+
+
+def packed_run(name: str, rows: Iterable[Json], policies: Sequence[Json]) -> dict[str, Any]:
+    """The rows of a run for the script: `blocks` are pairs of their first attempt's place and their content."""
+    places = {(policy["policy"], policy["tau"]): index for index, policy in enumerate(policies)}
+    by_problem: dict[str, list[Json]] = {}
+    for row in rows:
+        by_problem.setdefault(row["id"], []).append(row)
+    ordered = list(itertools.chain(*by_problem.values()))
+    numbers = {problem: number for number, problem in enumerate(by_problem)}
+    return {
+        "name": name,
+        "policies": [
+            {"label": one["label"], "number": one["number"], "tau": one["tau"], "is_target": one["policy"] == "target"}
+            for one in policies
+        ],
+        "index": packed(
+            {
+                "problems": [[problem, own[0]["level"]] for problem, own in by_problem.items()],
+                "attempts": [_entry(row, numbers[row["id"]], places[row["policy"], row["tau"]]) for row in ordered],
+            }
+        ),
+        "blocks": list(_blocks(by_problem.values())),
+    }
+
+
+def packed(data: Any) -> str:
+    """JSON whose texts are all `safe`, deflated, in base 64."""
+    return _deflated(encoded(data))
+
+
+def encoded(data: Any) -> str:
+    """JSON in ASCII whose texts are all `safe`."""
+    return json.dumps(_clean(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _deflated(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _clean(data: Any) -> Any:
+    if isinstance(data, str):
+        return safe(data)
+    if isinstance(data, Mapping):
+        return {_clean(key): _clean(value) for key, value in data.items()}
+    return [_clean(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _blocks(problems: Iterable[Sequence[Json]]) -> Iterator[tuple[int, str]]:
+    first = size = 0
+    texts: list[str] = []
+    count = 0
+    for rows in problems:
+        text = encoded([rows[0]["problem"], rows[0]["gold"], [_attempt(row) for row in rows]])
+        texts.append(text)
+        size += len(text)
+        count += len(rows)
+        if size >= BLOCK:
+            yield first, _deflated(f"[{','.join(texts)}]")
+            first, size, texts = count, 0, []
+    if texts:
+        yield first, _deflated(f"[{','.join(texts)}]")
+
+
+def _entry(row: Json, problem: int, policy: int) -> list[Any]:
+    """An attempt in the index: problem, sample, policy, verdict, its own seconds, seconds of its steps, steps by the target."""
+    written = [step["seconds"] + (step["discarded"]["seconds"] if step["discarded"] else 0) for step in row["steps"]]
+    calls = sum(step["model"] == "target" for step in row["steps"])
+    return [problem, row["sample"], policy, _verdict(row), _rounded(_seconds(row)), _rounded(sum(written)), calls]
+
+
+def _attempt(row: Json) -> dict[str, Any]:
+    score = row["score"] or {"answer": None, "explanation": None}
+    return {
+        "answer": row["answer"] if score["answer"] is None else score["answer"],
+        "explanation": score["explanation"],
+        "error": row["error"],
+        "stop": row["stop"],
+        "steps": [_step(step) for step in row["steps"]],
+    }
+
+
+def _step(step: Json) -> dict[str, Any]:
+    rounded = {name: _rounded(step[name]) for name in ("seconds", "probability", "advantage") if name in step}
+    return {**step, **rounded} | ({"discarded": _step(step["discarded"])} if step.get("discarded") else {})
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _seconds(row: Json) -> float | None:
+    """An attempt's own time; None if others were made beside it."""
+    return row["wall_seconds"] if row["status"] == "done" and "throughput" not in row else None
+
+
+def _verdict(row: Json) -> str:
+    return str(row["score"]["value"]) if row["status"] == "done" else "error"
