@@ -9,6 +9,7 @@ Does not know where errors are shown: `cli.main` is the one place that prints th
     │   ├── ModelUnsupportedError  llama.cpp runs it, this program cannot
     │   ├── ModelMemoryError       the model or its context does not fit in memory
     │   ├── HubError               the model cannot be fetched from the Hugging Face Hub
+    │   ├── ServerError            the model's server cannot be used
     │   ├── RouterError            a router's head is damaged, of an unknown kind, or made for another draft
     │   └── TemplateError          the model's chat template is broken or hostile
     ├── ComputeError .......... 4  llama.cpp failed while it computed
@@ -16,6 +17,7 @@ Does not know where errors are shown: `cli.main` is the one place that prints th
     │   ├── ContextFullError       its text does not fit in the context
     │   ├── TimedOutError          it took longer than its time limit
     │   ├── ConversationError      the model's chat template does not show the conversation before it
+    │   ├── ServerRequestError     the model's server does not answer it
     │   └── ScriptEndedError       a scripted demo model cannot continue it
     ├── OutputError ........... 1  results cannot be written
     │   └── ReaderGoneError .. 141  the reader closed the pipe
@@ -75,6 +77,10 @@ class HubError(ModelError):
     """The model cannot be fetched from the Hugging Face Hub."""
 
 
+class ServerError(ModelError):
+    """The model's server cannot be used: it is gone, refuses the key, or lacks what is needed."""
+
+
 class RouterError(ModelError):
     """A router's head is damaged, of an unknown kind, or made for another draft."""
 
@@ -103,6 +109,10 @@ class TimedOutError(ProblemError):
 
 class ConversationError(ProblemError):
     """The model's chat template does not show this conversation, or not this system prompt."""
+
+
+class ServerRequestError(ProblemError):
+    """The model's server does not answer one problem's request."""
 
 
 class ScriptEndedError(ProblemError):

@@ -18,10 +18,10 @@ from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
+from arbitrage_cli.evaluation.engines import make_writer
 from arbitrage_cli.grading.extract import final_answer
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -134,10 +134,13 @@ class _CollectRun:
         with Grader() as grader:
             rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]), samplers)
             rater = session.rater(setup.policy_at_tau.policy, rollouts)
-            engines = {role: self._engine(role) for role in setup.policy_at_tau.policy.models}
+            engines = {
+                role: make_writer(role, session.models[role], setup.sampler, setup.system)
+                for role in setup.policy_at_tau.policy.models
+            }
             golds |= self._target_answers(engines["target"])
             costs = _known_costs(self.folder, manifest) or _measure_costs(engines, self.left, setup)
-            self.folder.save_run({**add_loaded(manifest, session.backends), "costs": costs})
+            self.folder.save_run({**add_loaded(manifest, session.models), "costs": costs})
             target: Writer = engines["target"]
             if isinstance(rater, Rollout) and samplers[0] == setup.sampler:
                 target = Recalling(engines["target"], rater)
@@ -151,11 +154,7 @@ class _CollectRun:
             scheduler = Scheduler(writers, make_flow, setup.limits, concurrency=session.concurrency, rater=rater)
             self._follow(scheduler, states)
 
-    def _engine(self, role: ModelRole) -> Engine:
-        setup, backend = self.session.setup, self.session.backends[role]
-        return Engine(role, Cache(backend, setup.system), setup.sampler, keep_token_stats=role == "draft")
-
-    def _target_answers(self, target: Engine) -> dict[str, Any]:
+    def _target_answers(self, target: Writer) -> dict[str, Any]:
         """The answers to reach of problems without a known one: those that the target itself gives."""
         unanswered = [item.problem for item in self.left if not item.gold]
         if self.session.setup.reward != "rollout" or not unanswered:
@@ -258,12 +257,13 @@ def _known_costs(folder: RunFolder, manifest: Run) -> Any:
     return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
 
 
-def _measure_costs(engines: Mapping[ModelRole, Engine], items: Sequence[Item], setup: Setup) -> dict[str, float]:
+def _measure_costs(engines: Mapping[ModelRole, Writer], items: Sequence[Item], setup: Setup) -> dict[str, float]:
     """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""
     problems: list[Problem] = [item.problem for item in items[:MEASURED_PROBLEMS]]
     costs: dict[str, float] = {}
     for role, engine in engines.items():
-        engine.measure()
+        if isinstance(engine, Engine):
+            engine.measure()
         scheduler = Scheduler({role: engine}, partial(single, model=role), setup.limits)
         with contextlib.closing(scheduler.run(problems)) as events:
             figures = tally(decided_within(MEASURED_SECONDS, events))

@@ -22,9 +22,10 @@ from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_file, is_served, is_toy, local_files
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.runs.folder import SCHEMA
 from arbitrage_cli.runs.records import label, tau_in_json
@@ -137,7 +138,7 @@ def make_manifest(
     setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], on_reading: OnReading | None = None
 ) -> Run:
     """What solutions depend on. With `on_reading`, every model's files are read whole for their sha256. Errors: ModelFileError."""
-    models = {role: _model_facts(setup, role, files[role], threads[role], on_reading) for role in setup.sources}
+    models = {role: _model_facts(setup, role, files[role], threads.get(role), on_reading) for role in setup.sources}
     named = setup.named_taus
     return {
         "schema": SCHEMA,
@@ -197,7 +198,7 @@ def record_settings(run: Run) -> dict[str, Any]:
     return settings
 
 
-def add_loaded(run: Run, backends: Mapping[ModelRole, Backend]) -> Run:
+def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) -> Run:
     """The manifest with what the loaded models say of themselves."""
     full = deepcopy(run)
     for role, backend in backends.items():
@@ -208,7 +209,7 @@ def add_loaded(run: Run, backends: Mapping[ModelRole, Backend]) -> Run:
             "kv_cache": card.kv_cache,
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
-    if not all(is_toy(facts["source"]) for facts in full["models"].values()):
+    if any(is_file(facts["source"]) for facts in full["models"].values()):
         llama = load_llama()
         full["machine"]["flags"] = str(llama.system_info())
         full["context"]["n_batch"] = llama.BATCH_SIZE
@@ -255,7 +256,9 @@ def _changed(folder: Path, name: str, before: str, after: str) -> UsageError:
 # --- the parts
 
 
-def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int, on_reading: OnReading | None) -> dict[str, Any]:
+def _model_facts(
+    setup: Setup, role: ModelRole, found: str, threads: int | None, on_reading: OnReading | None
+) -> dict[str, Any]:
     """What is known of a model before it is loaded; of a demo model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
     facts: dict[str, Any] = {
@@ -268,6 +271,8 @@ def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int, on_rea
     }
     if is_toy(source):
         return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
+    if is_served(source):
+        return facts | {"n_ctx": context_size, "threads": None}
     files = local_files(found)
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
     if on_reading is None:
@@ -282,7 +287,7 @@ def _head_facts(head: Head | None) -> dict[str, Any] | None:
 
 
 def _machine_facts(setup: Setup) -> dict[str, Any]:
-    computes = not all(map(is_toy, setup.sources.values()))
+    computes = any(map(is_file, setup.sources.values()))
     load = setup.load
     return {
         "gpu": (load_llama().gpu_names() or "none") if computes else None,

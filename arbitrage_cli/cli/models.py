@@ -1,6 +1,8 @@
 """`arbitrage models`: which pairs there are, fetching their files, finding them, and what is in them. Runs no model."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
-from arbitrage_cli.model_files.pairs import Pair, head_file, hub_name, is_toy, local_files, read_pairs
+from arbitrage_cli.model_files.pairs import Pair, head_file, hub_name, is_served, is_toy, local_files, read_pairs
 from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.system.paths import user_folder
 
@@ -104,7 +106,13 @@ def path(name: Name, *, debug: Debug = False) -> int:
 
 @command
 def info(name: Name, other: Other = None, *, as_json: Json = False, debug: Debug = False) -> None:
-    """Show what a model is and needs, from its file alone; of a pair or two models, whether they share a vocabulary."""
+    """Show what a model is and needs, from its file alone; of a pair or two models, whether they share a vocabulary.
+
+    Of a model on a server (http://host:port/v1#model): what it can do, as one short step shows.
+    """
+    if is_served(name):
+        _show_served(name, as_json=as_json)
+        return
     pair = _pairs().get(name)
     facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
     shares = share_vocabulary(*list(facts.values())[:2]) if len(facts) > 1 else None
@@ -117,6 +125,33 @@ def info(name: Name, other: Other = None, *, as_json: Json = False, debug: Debug
     for source, one in facts.items():
         _print(one_line(source), _lines(one))
     _print("together" if len(facts) > 1 else "this machine", _comparison(shares, needed, is_pair=len(facts) > 1))
+
+
+def _show_served(source: str, *, as_json: bool) -> None:
+    from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
+    from arbitrage_cli.inference.servers.connection import Connection  # slow to import
+    from arbitrage_cli.inference.servers.model import facts_about, open_served
+
+    address = Address.parse(source)
+    wanted = Wanted(address, find_keys({"target": address}, {}, os.environ).get("target"))
+    with contextlib.closing(Connection()) as connection:
+        facts = facts_about(open_served(connection, wanted, needs_template=False))
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    _print(
+        one_line(str(facts["model"])),
+        {
+            "server": f"{facts['server']} at {facts['host']}",
+            "context": f"{facts['context_size']} tokens",
+            "continues": str(facts["continues"]),
+            "log-probs": f"{facts['log_probabilities']} a token"
+            if facts["log_probabilities"]
+            else "none: no draft for heads",
+            "tokens": "counted by the server" if facts["counts_tokens"] else "counted here",
+            "chat template": "known" if facts["has_template"] else "not shown: --draft-template, --target-template",
+        },
+    )
 
 
 def _pairs() -> dict[str, Pair]:

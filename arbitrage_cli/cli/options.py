@@ -66,6 +66,10 @@ _models, _routing, _generation = _of("Models"), _of("Routing"), _of("Generation"
 _machine, _problems, _output = _of("Machine"), _of("Problems"), _of("Output")
 
 
+def _template_help(role: str) -> str:
+    return f"Chat template of a {role} on a server that does not show it: a Jinja file, or a GGUF file that has it."
+
+
 @dataclass(frozen=True, slots=True)
 class PairOptions:
     """Which draft and target."""
@@ -73,7 +77,9 @@ class PairOptions:
     draft: Annotated[
         str | None,
         _models(
-            "--draft", metavar="MODEL", help="Fast model: a GGUF file, user/repo[:quant] on the Hub, or scripted:draft."
+            "--draft",
+            metavar="MODEL",
+            help="Fast model: a GGUF file, user/repo[:quant] on the Hub, http://host:port/v1[#model], or scripted:draft.",
         ),
     ] = None
     target: Annotated[
@@ -105,6 +111,10 @@ class ModelOptions(PairOptions):
     head: Annotated[
         str | None, _models("--head", metavar="FILE", help="Trained head. Default: the pair's own, else the universal one.")
     ] = None
+    draft_template: Annotated[str | None, _models("--draft-template", metavar="FILE", help=_template_help("draft"))] = None
+    target_template: Annotated[str | None, _models("--target-template", metavar="FILE", help=_template_help("target"))] = (
+        None
+    )
 
 
 _TAU_HELP = (

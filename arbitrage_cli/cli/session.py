@@ -15,19 +15,20 @@ from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.errors import ModelFileError, UsageError
-from arbitrage_cli.evaluation.engines import Engines
+from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
+from arbitrage_cli.evaluation.engines import Engines, make_writer
 from arbitrage_cli.inference.backend import Backend
-from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.servers.model import ServedModel, describe
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
 from arbitrage_cli.rewards.judge import Judge
-from arbitrage_cli.rewards.prm import ProcessReward
+from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
+from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
 from arbitrage_cli.routing.choice import need_head, reads_hidden
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.records import RunInfo
@@ -57,10 +58,10 @@ class Session:
         self.setup = setup
         self.concurrency = 1
         self.files: Mapping[ModelRole, str] = {}
-        self.backends: dict[ModelRole, Backend] = {}
+        self.models: dict[ModelRole, Backend | ServedModel] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
-        self.engines = Engines(self.backends, setup.sampler, setup.system)
+        self.engines = Engines(self.models, setup.sampler, setup.system, shares_prompts=len(setup.policies) == 1)
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:
@@ -94,12 +95,34 @@ class Session:
 
     def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
         """Load the models, with sequences for these policies (default: all). Errors: ModelError, UsageError."""
-        setup, threads = self.setup, self.threads
+        setup = self.setup
         policies = list(self._policies if policies is None else policies)
         num_sequences = _sequences(policies, setup.reward, rollouts, self.concurrency)
         check_memory(memory_needed(self.files, setup.load, num_sequences))
-        hidden = reads_hidden(policies, setup.head)
+        self._reach_servers(policies)
+        self._load_files(num_sequences, hidden=reads_hidden(policies, setup.head))
+        self._warn_of_unused_variables()
+        self._warn_of_another_pair()
+
+    def _reach_servers(self, policies: Iterable[Policy]) -> None:
+        """Find the models that are on servers, before others take their time to load. ServerError."""
+        served = {role: self.setup.served[role] for role in self.setup.sources if role in self.setup.served}
+        if not served:
+            return
+        from arbitrage_cli.inference.servers.connection import Connection  # slow to import
+        from arbitrage_cli.inference.servers.model import open_served
+
+        connection = self._stack.enter_context(contextlib.closing(Connection()))
+        for role, wanted in served.items():
+            self._display.loading(role, f"asking {wanted.address.host}", 0.0)
+            self.models[role] = open_served(connection, wanted)
+        self._refuse_missing_logprobs(policies)
+
+    def _load_files(self, num_sequences: Mapping[ModelRole, int], *, hidden: bool) -> None:
+        setup, threads = self.setup, self.threads
         for role, source in setup.sources.items():
+            if role in self.models:
+                continue
             options = replace(
                 setup.load,
                 threads=threads[role],
@@ -109,9 +132,17 @@ class Session:
             )
             progress = self._progress(role, source)
             backend = open_model(self.files[role], options, progress)
-            self.backends[role] = self._stack.enter_context(contextlib.closing(backend))
-        self._warn_of_unused_variables()
-        self._warn_of_another_pair()
+            self.models[role] = self._stack.enter_context(contextlib.closing(backend))
+
+    def _refuse_missing_logprobs(self, policies: Iterable[Policy]) -> None:
+        """ServerError if a policy reads log-probabilities that the draft's server does not send."""
+        draft = self.models.get("draft")
+        needing = [policy.name for policy in policies if policy.reads_token_stats]
+        if needing and isinstance(draft, ServedModel) and not draft.num_alternatives:
+            raise ServerError(
+                f"policy {needing[0]} reads log-probabilities, and {draft.server.name} sends none",
+                "switch them on there, or use a policy without: random, judge, rsd, draft, target",
+            )
 
     def router(self, policy: Policy) -> Router | None:
         """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
@@ -119,7 +150,7 @@ class Session:
             return None
         head = need_head(self.setup.head)
         if head.reads_hidden:
-            card = self.backends["draft"].card
+            card = self.models["draft"].card
             files = local_files(self.files["draft"])
             sha256 = sha256_of(files) if files else None
             head.check({"name": card.name, "sha256": sha256}, 2 * card.hidden_size)
@@ -135,17 +166,26 @@ class Session:
         if policy.reward is None:
             return None
         if kind == "judge":
-            return Judge(self.backends["target"], self.concurrency)
-        if kind == "prm" and "prm" in self.backends:
-            model = ProcessReward(self.backends["prm"], "steps" if self.setup.choice.prm_style == "steps" else "turns")
-            model.check()
-            return model
+            return self._judge(self.models["target"])
+        if kind == "prm" and "prm" in self.models:
+            return self._process_reward(self.models["prm"])
         if kind == "rollout" and rollouts is not None:
             return self._rollout(rollouts)
         options = "--prm MODEL" + ("; or --reward rollout" if rollouts else "")
         raise UsageError(
             f"policy {policy.name} needs rewards, and nothing gives any", f"give a process reward model: {options}"
         )
+
+    def _judge(self, target: Backend | ServedModel) -> Rater:
+        return ServedJudge(target) if isinstance(target, ServedModel) else Judge(target, self.concurrency)
+
+    def _process_reward(self, prm: Backend | ServedModel) -> Rater:
+        style: PrmStyle = "steps" if self.setup.choice.prm_style == "steps" else "turns"
+        if isinstance(prm, ServedModel):
+            return ServedProcessReward(prm, style)
+        model = ProcessReward(prm, style)
+        model.check()
+        return model
 
     def scheduler(self, make_flow: Callable[[Trace], Flow] | None = None, rater: Rater | None = None) -> Scheduler:
         """Solves problems with the session's one policy, or with another flow for the same models."""
@@ -162,7 +202,7 @@ class Session:
             setup.limits,
             concurrency=self.concurrency,
             rater=rater or self.rater(chosen.policy),
-            speculator=engines.get("draft"),
+            speculator=as_speculator(engines.get("draft")),
         )
 
     def run_info(self, *, num_problems: int | None) -> RunInfo:
@@ -176,7 +216,7 @@ class Session:
             seed=sampler.seed,
             settings=record_settings(manifest) | {"concurrency": self.concurrency},
             models=self.setup.sources,
-            descriptions={role: _describe(self.backends[role]) for role in chosen.policy.models},
+            descriptions={role: _describe(self.models[role]) for role in chosen.policy.models},
             is_toy=any(map(is_toy, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
@@ -192,7 +232,7 @@ class Session:
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
         engines = [
-            Engine("target", Cache(self.backends["target"], self.setup.system, first_sequence=first), sampler)
+            make_writer("target", self.models["target"], sampler, self.setup.system, first_sequence=first)
             for sampler, first in zip(rollouts.samplers, firsts, strict=True)
         ]
         return Rollout(engines, rollouts.is_right)
@@ -202,13 +242,15 @@ class Session:
         head = self.setup.deciding_head
         if head is None or self.setup.available_head.is_universal:
             return
-        loaded = {role: self.backends[role].card.name for role in ("draft", "target") if role in self.backends}
+        loaded = {role: self.models[role].card.name for role in ("draft", "target") if role in self.models}
         if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in head.card.pairs):
             trained_on = " and ".join(model["name"] for model in head.card.pairs[0].values())
             log.warning("head %s was trained on %s: for these models its taus may not hold", head.card.name, trained_on)
 
     def _warn_of_unused_variables(self) -> None:
-        templates = [backend.chat_template or "" for role, backend in self.backends.items() if role != "prm"]
+        templates = [model.chat_template or "" for role, model in self.models.items() if role != "prm"]
+        if any(role != "prm" and role in self.setup.served for role in self.models):
+            return  # a server does not say what its template uses
         for name in self.setup.load.template_variables:
             if not any(name in template for template in templates):
                 log.warning("--chat-template-kwargs sets '%s', which no chat template of these models uses", name)
@@ -253,8 +295,10 @@ def _notes_on_concurrency(policies: Iterable[Policy], concurrency: int) -> list[
     ]
 
 
-def _describe(backend: Backend) -> str:
-    """One line about a loaded model: name, size, quantization, and how it runs."""
+def _describe(backend: Backend | ServedModel) -> str:
+    """One line about a loaded model: name, size, quantization, and how it runs; or what its server can do."""
+    if isinstance(backend, ServedModel):
+        return describe(backend)
     card = backend.card
     layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
     threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"

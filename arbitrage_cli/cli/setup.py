@@ -3,8 +3,9 @@
 Slow to import, as NumPy is: a command imports it only when there is work to do.
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arbitrage_cli.cli.cautions import cautions
@@ -27,9 +28,11 @@ from arbitrage_cli.cli.options import (
     RoutingOptions,
 )
 from arbitrage_cli.cli.policy_lists import PolicyList, read_policies, resolve_policies
+from arbitrage_cli.cli.served import exposed, refuse_on_servers, served_models, stops_early_on_server
 from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.routing.choice import (
     AvailableHead,
@@ -42,7 +45,7 @@ from arbitrage_cli.routing.choice import (
     stops_early,
 )
 from arbitrage_cli.routing.head import Head
-from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.thresholds import NamedTaus
 from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import Limits, ModelRole
@@ -52,7 +55,7 @@ from arbitrage_cli.types import Limits, ModelRole
 class Setup:
     """What a command does, resolved.
 
-    `sources` are the models that are needed, as the user named them. `stops_early` is None if no policy can stop a draft early,
+    `sources` are the models that are needed, as the user named them; `served` says how to reach those that are on servers. `stops_early` is None if no policy can stop a draft early,
     `reward` the source of rewards for a policy that leaves it open, `tau_costs` whose costs named taus were chosen by. `policy_list`
     is the list that a benchmark was given, `named_taus` what its names of taus stand for. `notes` are for the user.
     """
@@ -67,6 +70,7 @@ class Setup:
     sampler: Sampler
     limits: Limits
     system: str
+    served: Mapping[ModelRole, Wanted] = field(default_factory=dict)
     offline: bool = False
     concurrency: str = "1"
     stops_early: bool | None = None
@@ -114,7 +118,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     request = _request(options, routing, base.head)
     policy, tau, warning = choose_routing(request, available)
     refuse_ignored(options.invocation, policy)
-    early = stops_early(request.early_stop, [policy], available)
+    early = _stops_early(base, request.early_stop, [policy])
     setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
     return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
@@ -125,7 +129,7 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: Mode
     base = _base(options, choice)
     wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, "arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
-    early = stops_early(routing.early_stop, [policy], base.available_head)
+    early = _stops_early(base, routing.early_stop, [policy])
     setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     prm = choice.models["prm"]
     if not prm:
@@ -144,7 +148,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     policy_list = read_policies(options.invocation, routing, base.head)
     named = named_taus_here(base.available_head) if policy_list.names else None
     policies = resolve_policies(policy_list, base.head, named)
-    early = stops_early(routing.early_stop, [one.policy for one in policies], base.available_head)
+    early = _stops_early(base, routing.early_stop, [one.policy for one in policies])
     setup = _with_policies(base, policies, early_stop=early, reward=routing.reward)
     return replace(setup, policy_list=policy_list, named_taus=named)
 
@@ -189,6 +193,7 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
         sampler=Sampler(generation.temperature, generation.top_p, generation.seed),
         limits=Limits(generation.max_steps, generation.max_tokens, generation.max_step_tokens),
         system=system_prompt(generation.system, choice.pair),
+        served=served_models(choice, models, load, os.environ),
         offline=models.offline,
         concurrency=machine.concurrency or "1",
     )
@@ -201,17 +206,26 @@ def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) ->
     return RoutingRequest(settled.policy, settled.tau, settled.budget, settled.early_stop, head_is_given)
 
 
+def _stops_early(base: Setup, asked: bool | None, policies: Sequence[Policy]) -> bool | None:
+    """Whether drafted steps are stopped before their end; None if no policy can. UsageError."""
+    return stops_early_on_server(asked, stops_early(asked, policies, base.available_head), base.choice.models["draft"])
+
+
 def _with_policies(
     base: Setup, policies_at_tau: Sequence[PolicyAtTau], *, early_stop: bool | None = None, reward: str | None = None
 ) -> Setup:
-    """The setup with its policies, the models that they need, and what the user should know of these."""
+    """The setup with its policies, the models that they need, and what the user should know of these.
+
+    `early_stop` is None if no policy can, else whether that was asked for or pays.
+    """
     policies = [one.policy for one in policies_at_tau]
     sources = needed_models(policies, base.choice.models, reward)
+    refuse_on_servers(policies, sources, base.head)
     setup = replace(
         base, policies=policies_at_tau, sources=sources, stops_early=early_stop, reward=reward_source(policies, reward)
     )
     notes = cautions(base.choice, sources, uses_head=setup.uses_head, threads=base.load.threads)
-    return replace(setup, notes=notes)
+    return replace(setup, notes=[*exposed([base.served[role] for role in sources if role in base.served]), *notes])
 
 
 def _changed_names(listed: PolicyList, here: NamedTaus | None, kept: NamedTaus | None) -> list[str]:

@@ -17,7 +17,7 @@ from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.pairs import is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.system.machine import cores_in_use
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def tune(
 
     choice = choose_models(invocation, models)
     sources: dict[ModelRole, str] = {role: source for role, source in choice.models.items() if source and role != "prm"}
-    for source in filter(is_toy, sources.values()):
-        raise UsageError(f"{source} is a scripted demo model, as fast with any number of threads", "name a real model")
+    for source in sources.values():
+        if not is_file(source):
+            raise UsageError(f"{source} is not a model that llama.cpp runs here", "name a GGUF file, or a model on the Hub")
     load = load_options(choice.pair, loading)
     check_place(tuned_file())
     found: dict[ModelRole, TunedModel] = {}

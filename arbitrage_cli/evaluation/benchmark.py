@@ -17,8 +17,8 @@ from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.engine import as_speculator
+from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Key, key_of, latest
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, label, row, tau_in_json
@@ -31,7 +31,7 @@ ROUNDS = 4
 Grade = Callable[[str, Mapping[str, Any]], Score]
 """Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
-EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Engine]]
+EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Writer]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
 
 
@@ -150,7 +150,7 @@ class Bench:
             self.limits,
             concurrency=self.concurrency,
             rater=self.rater_for(chosen.policy),
-            speculator=engines.get("draft"),
+            speculator=as_speculator(engines.get("draft")),
             new_deadline=lambda: Deadline.after(self.timeout, self.clock) if self.timeout else None,
         )
         with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:

@@ -1,4 +1,4 @@
-"""Engines for every policy and sample of a run, over models that are loaded once. Knows no file and no terminal."""
+"""Writers for every policy and sample of a run, over models that are loaded once. Knows no file and no terminal."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,54 +8,78 @@ from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Writer
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.types import Cost, ModelRole
 
 
 class Engines:
-    """Each column has its own engines, since an engine learns from what it writes: what one policy costs does not depend on
-    which others run beside it. Each is made, and knows its model's speed, before it is timed.
+    """Each column has its own writers, since an engine learns from what it writes: what one policy costs does not depend on
+    which others run beside it. Each is made, and knows its model's speed, before it is timed. With `shares_prompts` false, the
+    columns do not find each other's prompts in a server's cache either.
 
     Engines of one model may follow each other, not take turns within a problem.
     """
 
     def __init__(
-        self, backends: Mapping[ModelRole, Backend], sampler: Sampler, instructions: str, keep: Keep = "beginning"
+        self,
+        models: Mapping[ModelRole, Backend | ServedModel],
+        sampler: Sampler,
+        instructions: str,
+        keep: Keep = "beginning",
+        *,
+        shares_prompts: bool = True,
     ) -> None:
-        self._keep = keep
-        self._backends = backends
+        self._models = models
         self._sampler = sampler
         self._instructions = instructions
+        self._keep = keep
+        self._shares_prompts = shares_prompts
         self._caches: dict[ModelRole, Cache] = {}
-        self._made: dict[tuple[ModelRole, int, PolicyAtTau], Engine] = {}
+        self._made: dict[tuple[ModelRole, int, PolicyAtTau], Writer] = {}
         self._measured: dict[ModelRole, Cost] = {}
 
-    def __call__(self, column: PolicyAtTau, sample: int = 0) -> dict[ModelRole, Engine]:
-        """The column's engines. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
-        return {role: self._engine(role, column, sample) for role in column.policy.models}
+    def __call__(self, column: PolicyAtTau, sample: int = 0) -> dict[ModelRole, Writer]:
+        """The column's writers. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
+        return {role: self._writer(role, column, sample) for role in column.policy.models}
 
-    def _engine(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
+    def _writer(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Writer:
         key = (role, sample, column)
         if key not in self._made:
             self._made[key] = self._make(role, column, sample)
         return self._made[key]
 
-    def _cache(self, role: ModelRole) -> Cache:
+    def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Writer:
+        model, sampler = self._models[role], replace(self._sampler, seed=self._sampler.seed + sample)
+        keep = role == "draft" and column.policy.reads_token_stats
+        if isinstance(model, ServedModel):
+            shares = self._shares_prompts
+            return ServedWriter(role, model, sampler, self._instructions, keep_token_stats=keep, shares_prompts=shares)
+        engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep)
+        if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
+            self._tell_speed(role, engine)
+        return engine
+
+    def _cache(self, role: ModelRole, backend: Backend) -> Cache:
         """The model's cache, which its engines share: what it keeps for the next problem is read once."""
         if role not in self._caches:
-            self._caches[role] = Cache(self._backends[role], self._instructions, keep=self._keep)
+            self._caches[role] = Cache(backend, self._instructions, keep=self._keep)
         return self._caches[role]
 
-    def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Engine:
-        engine = Engine(
-            role,
-            self._cache(role),
-            replace(self._sampler, seed=self._sampler.seed + sample),
-            keep_token_stats=role == "draft" and column.policy.reads_token_stats,
-        )
-        if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
-            # For the estimate of the target's time alone, and for what the draft's guesses cost.
-            if role in self._measured:
-                engine.use_measured(self._measured[role])
-            else:
-                self._measured[role] = engine.measure()
-        return engine
+    def _tell_speed(self, role: ModelRole, engine: Engine) -> None:
+        """For the estimate of the target's time alone, and for what the draft's guesses cost."""
+        if role in self._measured:
+            engine.use_measured(self._measured[role])
+        else:
+            self._measured[role] = engine.measure()
+
+
+def make_writer(
+    role: ModelRole, model: Backend | ServedModel, sampler: Sampler, instructions: str, *, first_sequence: int = 0
+) -> Engine | ServedWriter:
+    """A writer that shares nothing with others. That of the draft keeps token statistics."""
+    keep = role == "draft"
+    if isinstance(model, ServedModel):
+        return ServedWriter(role, model, sampler, instructions, keep_token_stats=keep)
+    return Engine(role, Cache(model, instructions, first_sequence=first_sequence), sampler, keep_token_stats=keep)

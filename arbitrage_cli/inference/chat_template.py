@@ -39,7 +39,7 @@ PROMPT_DATE = date(2024, 7, 26)
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control token, by its text. It can only come from the template."""
+    """A control token, by its text. It can only come from the template. If they are not known: all of the template's own text."""
 
     text: str
 
@@ -53,6 +53,12 @@ class Plain:
 
 Segment = Control | Plain
 Messages = list[dict[str, str]]
+Render = Callable[[Messages], str]
+"""Renders messages, up to where the assistant writes. TemplateError; RoleRefusedError if it refuses them."""
+
+LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|\n]{1,64}\|>|<\uff5c[^\uff5c\n]{1,64}\uff5c>|<[^<>\s]{1,64}>|\[/?[A-Z_]{1,32}\]")
+"""What control tokens look like in the vocabularies of chat models."""
+
 ASKED: tuple[MessageRole, ...] = ("user",)
 ANSWERED: tuple[MessageRole, ...] = ("user", "assistant")
 
@@ -72,12 +78,14 @@ class ChatPrompt:
     Without a template (a base model) it is a plain question-and-answer layout. If the template does not show a system message, the
     instructions come before the question. A tokenizer never finds `control_tokens` in plain text, but it finds `marker_tokens`
     (user-defined tokens): those that the template uses are cut apart in data.
+
+    A template may also be rendered elsewhere, by a server whose control tokens are not known (None).
     """
 
     def __init__(
         self,
-        template: str | None,
-        control_tokens: Collection[str],
+        template: str | Render | None,
+        control_tokens: Collection[str] | None,
         marker_tokens: Collection[str] = (),
         instructions: str = INSTRUCTIONS,
         variables: Mapping[str, Any] = MappingProxyType({}),
@@ -85,6 +93,9 @@ class ChatPrompt:
         self._instructions = instructions.strip()
         self._template, self._variables = template, variables
         self._conversation: tuple[str, tuple[str, str, str]] | None = None
+        self._knows_controls = control_tokens is not None
+        if control_tokens is None:
+            control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
         self._special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
         self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
         own_text = self._layout(ASKED).text + self._text_between_turns()
@@ -123,7 +134,7 @@ class ChatPrompt:
     def _turns(self, reply: str) -> tuple[str, str, str]:
         """The template's text before the user's first turn, between it and the second, and after that; rendered once."""
         if self._conversation is None or self._conversation[0] != reply:
-            self._conversation = reply, _lay_out_turns(self._template, self._variables, reply)
+            self._conversation = reply, self._lay_out_turns(reply)
         return self._conversation[1]
 
     def fragments(self, text: str) -> list[str]:
@@ -137,6 +148,9 @@ class ChatPrompt:
         segments.extend(Plain(other) for other in others)
 
     def _append_template_text(self, segments: list[Segment], text: str) -> None:
+        if not self._knows_controls:
+            segments.append(Control(text))
+            return
         for index, piece in enumerate(_split(self._controls, text)):
             if index % 2:  # re.split returns the matches at odd indices
                 segments.append(Control(piece))
@@ -161,7 +175,7 @@ class ChatPrompt:
         for make in (_system_first, _within_first) if data else (_within_first,):
             try:
                 text = self._render(make(slot if data else "", messages))
-            except _RoleRefusedError as refusal:
+            except RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
             if _shows_once(text, data, slots):
@@ -178,7 +192,7 @@ class ChatPrompt:
         (slot,) = blind.data
         try:
             layout, harmless = (self._render(messages_with(words)) for words in (text, _without_ends(text, self._special)))
-        except (_RoleRefusedError, TemplateError):
+        except (RoleRefusedError, TemplateError):
             return blind
         found = _alternatives(self._special)
         is_safe = found is None or found.findall(layout) == found.findall(harmless)
@@ -186,7 +200,28 @@ class ChatPrompt:
         differs = layout != blind.text.replace(slot, text)
         return _Layout(layout, blind.slots, data) if is_whole and is_safe and differs else blind
 
+    def _lay_out_turns(self, reply: str) -> tuple[str, str, str]:
+        if self._template is None:
+            raise _broken("there is none, and this model needs a conversation")
+        first, second = _placeholder(), _placeholder()
+        messages = [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": second},
+        ]
+        try:
+            layout = self._render(messages)
+        except RoleRefusedError as refusal:
+            raise _broken(f"it refuses the messages ({refusal})") from refusal
+        if not _shows_once(layout, (), (first, second)):
+            raise _broken("it does not show two messages of the user in their order")
+        before, rest = layout.split(first)
+        between, after = rest.split(second)
+        return before, between, after
+
     def _render(self, messages: Messages) -> str:
+        if callable(self._template):
+            return self._template(messages)
         return _render(self._template or "", messages, self._variables)
 
 
@@ -232,27 +267,7 @@ def _without_ends(text: str, special: Collection[str]) -> str:
     return re.sub(f"[{re.escape(ends)}]", "*" if "*" not in ends else "", text) if ends else text
 
 
-def _lay_out_turns(template: str | None, variables: Mapping[str, Any], reply: str) -> tuple[str, str, str]:
-    if template is None:
-        raise _broken("there is none, and this model needs a conversation")
-    first, second = _placeholder(), _placeholder()
-    messages = [
-        {"role": "user", "content": first},
-        {"role": "assistant", "content": reply},
-        {"role": "user", "content": second},
-    ]
-    try:
-        layout = _render(template, messages, variables)
-    except _RoleRefusedError as refusal:
-        raise _broken(f"it refuses the messages ({refusal})") from refusal
-    if layout.count(first) != 1 or layout.count(second) != 1 or layout.index(first) > layout.index(second):
-        raise _broken("it does not show two messages of the user in their order")
-    before, rest = layout.split(first)
-    between, after = rest.split(second)
-    return before, between, after
-
-
-class _RoleRefusedError(Exception):
+class RoleRefusedError(Exception):
     """The template called `raise_exception`, as many do for a system message."""
 
 
@@ -285,7 +300,7 @@ def _append_plain(segments: list[Segment], text: str) -> None:
 
 
 def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
-    """Render a chat template. TemplateError if it is broken or exceeds a bound; `_RoleRefusedError` if it refuses the messages."""
+    """Render a chat template. TemplateError if it is broken or exceeds a bound; `RoleRefusedError` if it refuses the messages."""
     import jinja2  # slow to import, and not needed before a model is loaded
 
     try:
@@ -344,7 +359,7 @@ def _sandbox() -> Any:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def raise_exception(message: str) -> NoReturn:
-        raise _RoleRefusedError(message)
+        raise RoleRefusedError(message)
 
     def strftime_now(form: str) -> str:
         return PROMPT_DATE.strftime(form)

@@ -51,6 +51,9 @@ class Engine:
     Engines of one model may share a cache if they solve one problem after another, never two at the same time.
     """
 
+    wait = None
+    """It computes here: there is nothing to wait for."""
+
     def __init__(
         self,
         role: ModelRole,
@@ -288,3 +291,8 @@ class Engine:
         self._planner.costs.add_read(cost.prefill_tokens, cost.prefill_seconds)
         if cost.decode_tokens:
             self._planner.record_decode(cost.decode_seconds / cost.decode_tokens)
+
+
+def as_speculator(draft: object) -> Speculator | None:
+    """The draft, if it is an engine: a server continues no text that another model has begun."""
+    return draft if isinstance(draft, Engine) else None

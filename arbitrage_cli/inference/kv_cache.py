@@ -9,7 +9,7 @@ always read by itself, so that what follows is computed in the same way whether 
 for its next question. Knows no policy, no logits and no other model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Literal
@@ -71,7 +71,7 @@ class Cache:
         self.backend = backend
         self._first = first_sequence
         self._context_size = backend.card.context_size
-        self._prompts = Prompts(backend, instructions)
+        self._prompts = Prompts(partial(chat_prompt, backend), instructions)
         self._keep = keep
         self._shared, self._num_last = self._shared_ids()
         self._left_over: dict[int, _LeftOver] = {}  # by slot without a problem
@@ -233,9 +233,10 @@ class Cache:
 class Prompts:
     """The prompts of one model: after its usual instructions, or after a problem's own system prompt."""
 
-    def __init__(self, backend: Backend, instructions: str) -> None:
-        self._usual = chat_prompt(backend, instructions)
-        self._with = lru_cache(MAX_SYSTEM_PROMPTS)(partial(chat_prompt, backend))
+    def __init__(self, make: Callable[[str], ChatPrompt], instructions: str) -> None:
+        """`make`: from a system prompt to the model's prompt."""
+        self._usual = make(instructions)
+        self._with = lru_cache(MAX_SYSTEM_PROMPTS)(make)
 
     def segments(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""

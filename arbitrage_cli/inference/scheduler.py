@@ -51,10 +51,14 @@ class RewardUpdate:
 
 
 class Writer(Protocol):
-    """Writes the steps of one model: an `Engine`, whose methods these are."""
+    """Writes the steps of one model: an `Engine`, whose methods these are, or a model on a server."""
 
     @property
     def busy(self) -> bool: ...
+
+    @property
+    def wait(self) -> Callable[[], None] | None:
+        """Waits a moment for an answer of a server; None if it computes here, so that a tick always goes on."""
 
     def open(
         self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
@@ -77,8 +81,12 @@ class Rater(Protocol):
         """Whether any request is unanswered."""
 
     @property
+    def wait(self) -> Callable[[], None] | None:
+        """As a writer's."""
+
+    @property
     def waits_for_many(self) -> bool:
-        """Whether to run it only when no engine has work, because it is faster with many requests at once."""
+        """Whether to run it only when no engine computes, because it is faster with many requests at once."""
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
@@ -200,12 +208,21 @@ class Scheduler:
         yield from self._resume(flight, None)
 
     def _tick(self) -> Iterator[Event]:
+        self._wait()
         for role, engine in self._engines.items():
             for update in engine.tick() if engine.busy else ():
                 yield from self._take_update(role, update)
         rater = self._rater
-        if rater and rater.busy and not (rater.waits_for_many and any(engine.busy for engine in self._engines.values())):
+        computes = any(engine.busy and not engine.wait for engine in self._engines.values())
+        if rater and rater.busy and not (rater.waits_for_many and computes):
             yield from self._take_rewards(rater.tick())
+
+    def _wait(self) -> None:
+        """If nothing computes here, wait for a server."""
+        busy = [solver for solver in self._solvers() if solver.busy]
+        waits = [solver.wait for solver in busy if solver.wait]
+        if waits and len(waits) == len(busy):
+            waits[0]()
 
     def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
         flight = self._in_flight[update.slot]

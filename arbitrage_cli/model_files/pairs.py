@@ -1,4 +1,4 @@
-"""Finds pairs by name, and models by path, name on the Hub, or name of a built-in or scripted one.
+"""Finds pairs by name, and models by path, name on the Hub, or name of a built-in or scripted one. Others are on a server.
 
 Pairs come from `models/pairs.toml`, which ships with the program, and from the user's own file. Knows no policy, no terminal.
 """
@@ -33,7 +33,8 @@ class Pair:
     """A draft and a target that go together, and their options; None for the default.
 
     `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
-    trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates.
+    trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on servers:
+    the environment variable of each API key, and the chat template's file if the server does not show it.
     """
 
     name: str
@@ -46,6 +47,11 @@ class Pair:
     head: str | None = None
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    draft_api_key_env: str | None = None
+    target_api_key_env: str | None = None
+    prm_api_key_env: str | None = None
+    draft_template: str | None = None
+    target_template: str | None = None
 
 
 def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
@@ -79,6 +85,16 @@ def is_toy(source: str) -> bool:
     return source.startswith(SCRIPTED)
 
 
+def is_served(source: str) -> bool:
+    """Whether the model is on a server: `http://host:port/v1#model`."""
+    return source.startswith(("http://", "https://"))
+
+
+def is_file(source: str) -> bool:
+    """Whether the model is a file for llama.cpp, here or on the Hub."""
+    return not is_toy(source) and not is_served(source)
+
+
 def is_built_in(source: str) -> bool:
     """Whether the model or head ships with the program."""
     return source.startswith(BUILT_IN)
@@ -94,7 +110,7 @@ def local_files(source: str) -> tuple[Path, ...]:
     name = hub_name(source)
     if name:
         return hub.locate(name)
-    if is_toy(source) or not _exists(source):
+    if not is_file(source) or not _exists(source):
         return ()
     path = _path(source)
     whole = tuple(path.with_name(part) for part in parts(path.name)) if path.name else ()
@@ -104,17 +120,17 @@ def local_files(source: str) -> tuple[Path, ...]:
 def find_files(source: str, *, offline: bool = False, on_progress: hub.OnProgress = hub.no_progress) -> tuple[Path, ...]:
     """The model's files, fetched from the Hub if necessary, and checked. HubError, ModelFileError, UsageError.
 
-    Empty for a scripted model. A path is returned as it is, whether the file exists or not.
+    Empty for a scripted model and for one on a server. A path is returned as it is, whether the file exists or not.
     """
     name = hub_name(source)
     if name:
         return hub.find(name, offline=offline, on_progress=on_progress)
-    return () if is_toy(source) else (_path(source),)
+    return (_path(source),) if is_file(source) else ()
 
 
 def hub_name(source: str) -> HubName | None:
-    """The model's name on the Hub; None for a scripted or built-in model, a path, and anything that exists as a path."""
-    return None if is_toy(source) or is_built_in(source) or _exists(source) else parse_name(source)
+    """The model's name on the Hub; None for a scripted, built-in or served model, a path, and anything that exists as a path."""
+    return None if not is_file(source) or is_built_in(source) or _exists(source) else parse_name(source)
 
 
 def _path(source: str, built_in_suffix: str = ".gguf") -> Path:

@@ -56,6 +56,7 @@ class BatchRater(ABC):
     """
 
     waits_for_many = True
+    wait = None
 
     def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
         self._backend = backend

@@ -3,11 +3,12 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 
 from arbitrage_cli.inference.backend import Backend, Floats
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.rewards.batched import MIN_SHARE, AnswerShare, BatchRater, Clock, single_token
-from arbitrage_cli.types import Step, Trace
+from arbitrage_cli.types import Problem, Step, Trace
 
 log = logging.getLogger("arbitrage.rewards")
 
@@ -34,9 +35,7 @@ class Judge(BatchRater):
 
     def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
         """The step comes last, so that the text before it is read only once."""
-        question, solution = self._problems[slot].question.strip(), trace.text.strip()
-        text = f"Problem: {question}\n\nSolution so far:\n\n{solution}\n\nNext step:\n\n{step.text.strip()}"
-        return prompt_ids(self._backend, self._prompt.segments(text))
+        return prompt_ids(self._backend, self._prompt.segments(question_for_judge(self._problems[slot], trace, step)))
 
     def _rewards(self, logits: Floats) -> list[float]:
         self._share.add(logits)
@@ -50,5 +49,15 @@ class Judge(BatchRater):
             )
         digits = logits[:, self._digits].astype(float)
         weights = [[math.exp(digit - max(row)) for digit in row] for row in digits.tolist()]
-        means = [sum(mark * weight for mark, weight in enumerate(row)) / sum(row) for row in weights]
-        return [mean / (len(SCALE) - 1) for mean in means]
+        return [mark(row) for row in weights]
+
+
+def question_for_judge(problem: Problem, trace: Trace, step: Step) -> str:
+    """What the judge is asked about a step."""
+    question, solution = problem.question.strip(), trace.text.strip()
+    return f"Problem: {question}\n\nSolution so far:\n\n{solution}\n\nNext step:\n\n{step.text.strip()}"
+
+
+def mark(weights: Sequence[float]) -> float:
+    """The mean digit, as a share of 9, from the weight of each digit."""
+    return sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights) / (len(SCALE) - 1)

@@ -22,6 +22,8 @@ unsure, gives each no more probability than any other of its 512 tokens."""
 NOT_A_PRM = 0.001
 """Below this mean probability of the two first answers, in either style, a model is no process reward model."""
 
+SIGNS = ("+", "-")
+
 FIRST_QUESTION = Problem("", "What is 2 + 3?")
 FIRST_STEPS = ("2 + 3 = 5.", "2 + 3 = 7.")
 """Steps that any process reward model can score."""
@@ -40,7 +42,7 @@ class ProcessReward(BatchRater):
         super().__init__(backend, 0, clock)
         self._style = style
         self._prompt = chat_prompt(backend, "")
-        self._signs = [single_token(backend, sign) for sign in "+-"]
+        self._signs = [single_token(backend, sign) for sign in SIGNS]
         self._share = AnswerShare(self._signs, MIN_SHARE_IN_STEPS if style == "steps" else MIN_SHARE)
 
     def check(self) -> None:
@@ -61,14 +63,13 @@ class ProcessReward(BatchRater):
 
     def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
         if self._style == "steps":
-            solution = (trace.text + step.text).rstrip() + SEPARATOR
+            solution = solution_for_prm(trace, step)
             prompt = prompt_ids(self._backend, self._prompt.segments(self._problems[slot].question))
             tokenize = self._backend.tokenizer.tokenize
             parts = (tokenize(part, continues=True) for part in self._prompt.fragments(solution))
             return [*prompt, *chain.from_iterable(parts)]
-        texts = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
-        texts[0] = f"{self._problems[slot].question.strip()} {texts[0]}"
-        return prompt_ids(self._backend, self._prompt.conversation(texts, "+"))
+        turns = turns_for_prm(self._problems[slot], trace, step)
+        return prompt_ids(self._backend, self._prompt.conversation(turns, SIGNS[0]))
 
     def _rewards(self, logits: Floats) -> list[float]:
         self._share.add(logits)
@@ -83,3 +84,15 @@ class ProcessReward(BatchRater):
             f"{self._backend.card.name} does not score steps: it says + or - with a probability of {share:.2g}",
             f"give a process reward model: --prm MODEL; or, if it is one, try its other style: --prm-style {other}",
         )
+
+
+def turns_for_prm(problem: Problem, trace: Trace, step: Step) -> list[str]:
+    """The user's turns in style `turns`."""
+    texts = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
+    texts[0] = f"{problem.question.strip()} {texts[0]}"
+    return texts
+
+
+def solution_for_prm(trace: Trace, step: Step) -> str:
+    """The solution up to the verdict on the step, in style `steps`."""
+    return (trace.text + step.text).rstrip() + SEPARATOR

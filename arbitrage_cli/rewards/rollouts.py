@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.engine import Engine, SlotUpdate
+from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards, Writer
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
 
@@ -45,7 +45,7 @@ class Rollout:
 
     waits_for_many = False
 
-    def __init__(self, engines: Sequence[Engine], is_right: Callable[[str, str], bool]) -> None:
+    def __init__(self, engines: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
         self._engines = engines
         self._is_right = is_right
         self._outcomes: dict[tuple[int, int], dict[str, bool]] = {}  # by slot and engine: text, and whether it ends right
@@ -56,6 +56,10 @@ class Rollout:
     @property
     def busy(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def wait(self) -> Callable[[], None] | None:
+        return None if any(engine.busy and not engine.wait for engine in self._engines) else self._engines[0].wait
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
         self._steps[slot] = {}
@@ -145,7 +149,7 @@ class Recalling:
     The rollout's first engine must draw as this one does. Recalled steps cost nothing.
     """
 
-    def __init__(self, engine: Engine, rollout: Rollout) -> None:
+    def __init__(self, engine: Writer, rollout: Rollout) -> None:
         self._engine = engine
         self._rollout = rollout
         self._recalled: dict[int, Step] = {}
@@ -153,6 +157,10 @@ class Recalling:
     @property
     def busy(self) -> bool:
         return bool(self._recalled) or self._engine.busy
+
+    @property
+    def wait(self) -> Callable[[], None] | None:
+        return None if self._recalled else self._engine.wait
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         self._engine.open(slot, problem, deadline, sampler)
@@ -171,7 +179,7 @@ class Recalling:
     def tick(self) -> list[SlotUpdate]:
         updates = [SlotUpdate(slot, step.text, step=step) for slot, step in self._recalled.items()]
         self._recalled.clear()
-        return updates + (self._engine.tick() if self._engine.busy else [])
+        return updates + (list(self._engine.tick()) if self._engine.busy else [])
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         return self._engine.seconds_alone(slot, trace)

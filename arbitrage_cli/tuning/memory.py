@@ -14,7 +14,7 @@ from arbitrage_cli.errors import ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import MAX_SEQUENCES, Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.facts import Facts, read_facts
-from arbitrage_cli.model_files.pairs import is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import CACHED_BYTES, KV_BYTES, ModelRole
 
@@ -73,7 +73,7 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
     """The need of these models, with so many sequences for each problem at once. ModelFileError."""
     need = Need(0, 0)
     for role, source in found.items():
-        if is_toy(source):
+        if not is_file(source):
             continue
         facts = read_facts(local_files(source) or (Path(source),), load.context_size)
         each = num_sequences[role] * (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"]

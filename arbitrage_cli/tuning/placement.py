@@ -12,7 +12,7 @@ from pathlib import Path
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.pairs import is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_served, is_toy, local_files
 from arbitrage_cli.routing.thresholds import Costs
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import default_threads
@@ -47,8 +47,8 @@ def loading_of(load: Options) -> Loading:
 
 
 def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
-    """How these models run, as far as their files are on this machine. UsageError for a damaged file of measurements."""
-    sources = {role: source for role, source in models.items() if source}
+    """How these models run, as far as their files are on this machine; of models on servers nothing is said. UsageError for a damaged file of measurements."""
+    sources = {role: source for role, source in models.items() if source and not is_served(source)}
     tuned = _find(sources, loading_of(load))
     threads = {
         role: tuned[role].threads if role in tuned and not load.threads else _threads(source, load)

@@ -17,10 +17,10 @@ import numpy as np
 from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Output, Tokenizer
-from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.routing.policies import POLICIES
@@ -173,7 +173,7 @@ def ticking_clock() -> Callable[[], float]:
 
 
 def events_of(
-    engines: Mapping[ModelRole, Engine],
+    engines: Mapping[ModelRole, Writer],
     problems: Iterable[Problem],
     policy: str,
     tau: float | None = None,
@@ -193,13 +193,13 @@ def events_of(
     def make_flow(trace: Trace) -> Flow:
         return chosen.flow(trace, tau, seed, router, stops_early=stops_early)
 
-    speculator = used.get("draft") if speculates else None
+    speculator = as_speculator(used.get("draft")) if speculates else None
     scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency, speculator=speculator)
     return list(scheduler.run(problems))
 
 
 def solve(
-    engines: Mapping[ModelRole, Engine], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
+    engines: Mapping[ModelRole, Writer], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
 ) -> dict[str, Trace]:
     """The solutions by problem id, with the options of `events_of`. No problem may fail."""
     finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]

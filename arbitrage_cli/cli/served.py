@@ -1,0 +1,97 @@
+"""The models of a command that are on servers: address, key and chat template of each, and what they cannot do. Asks no server."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from arbitrage_cli.cli.model_choice import ModelChoice
+from arbitrage_cli.cli.options import ModelOptions
+from arbitrage_cli.errors import ArbitrageError, RouterError, UsageError
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
+from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.pairs import is_served
+from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.types import ModelRole
+
+MAX_TEMPLATE_BYTES = 1 << 20
+
+
+def served_models(
+    choice: ModelChoice, options: ModelOptions, load: Options, environment: Mapping[str, str]
+) -> dict[ModelRole, Wanted]:
+    """What is wanted of each model that is on a server. UsageError, ModelFileError."""
+    addresses = {role: _address(role, source) for role, source in choice.models.items() if source and is_served(source)}
+    pair = choice.pair if choice.is_pairs_own else None
+    keys = find_keys(addresses, {role: getattr(pair, f"{role}_api_key_env", None) for role in addresses}, environment)
+    files: dict[ModelRole, str | None] = {"draft": options.draft_template, "target": options.target_template}
+    return {
+        role: Wanted(
+            address,
+            keys.get(role),
+            _read_template(role, files.get(role) or getattr(pair, f"{role}_template", None)),
+            {} if role == "prm" else load.template_variables,
+            load.context_size,
+        )
+        for role, address in addresses.items()
+    }
+
+
+def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, str], head: Head | None) -> None:
+    """UsageError or RouterError if a policy needs what no server can do."""
+    served = [role for role, source in sources.items() if is_served(source)]
+    for policy in policies:
+        if policy.name == "speculative" and served:
+            raise UsageError(
+                f"policy speculative needs both models here, and the {served[0]} is on a server",
+                "that server can speculate by itself (vLLM: --speculative-config; llama-server: --spec-type): use --policy target",
+                option="policy",
+            )
+        if policy.needs_head and head and head.reads_hidden and "draft" in served:
+            raise RouterError(
+                f"head {head.card.name} reads the draft's hidden states, which a server does not send",
+                "use the universal head (--head builtin:universal), or train one on states collected with this server",
+            )
+
+
+def stops_early_on_server(asked: bool | None, stops_early: bool | None, draft: str | None) -> bool | None:
+    """Whether a drafted step is stopped before its end: never on a server, which would lose what it has in its cache."""
+    if not draft or not is_served(draft) or stops_early is None:
+        return stops_early
+    if asked:
+        raise UsageError("the draft is on a server, which finishes every step", "leave it out", option="early-stop")
+    return False
+
+
+def exposed(models: Sequence[Wanted]) -> list[str]:
+    """A note for each server that is reached over an open network without encryption."""
+    hosts = dict.fromkeys(one.address.host for one in models if one.address.is_exposed)
+    return [f"{host}: problems{_and_key(models, host)} are sent unencrypted (http); use https" for host in hosts]
+
+
+def _and_key(models: Sequence[Wanted], host: str) -> str:
+    return " and the API key" if any(one.key for one in models if one.address.host == host) else ""
+
+
+def _address(role: ModelRole, source: str) -> Address:
+    try:
+        return Address.parse(source)
+    except UsageError as error:
+        raise UsageError(error.message, error.hint, option=role) from error
+
+
+def _read_template(role: ModelRole, file: str | None) -> str | None:
+    """The chat template in a Jinja file or a GGUF file. UsageError."""
+    if file is None:
+        return None
+    path, option = Path(file).expanduser(), f"{role}-template"
+    try:
+        if path.suffix == ".gguf":
+            template = read_header(path).metadata.get("tokenizer.chat_template")
+        else:
+            template = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_TEMPLATE_BYTES else None
+    except (OSError, ValueError, ArbitrageError) as error:
+        raise UsageError(f"{file}: cannot be read ({error})", "a Jinja file, or a GGUF file", option=option) from error
+    if not isinstance(template, str) or not template.strip():
+        raise UsageError(f"{file}: has no chat template", "a Jinja file, or a GGUF file that has one", option=option)
+    return template

@@ -1,0 +1,314 @@
+"""Sends requests to servers, many at once, from one thread of its own. Knows HTTP, time limits and retries; no model, no step.
+
+A request is sent again after 408, 429 and 5xx, and where a connection breaks: with exponential back-off and jitter, or when the
+server asks for it. The caller that waits for many answers calls `wait`. An API key is in one header and nowhere else: redirects are not
+followed, and no error or message holds a request.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
+
+if TYPE_CHECKING:  # slow to import, and not needed without a server
+    import httpx2
+
+Answer = dict[str, Any]
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+CHUNK_SECONDS = 120.0  # between two chunks of a stream: long prompts are read in this time
+ANSWER_SECONDS = 600.0  # of an answer that is not streamed
+KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five
+MAX_ANSWER_BYTES = 1 << 26
+MAX_TRIES = 8  # of one request, while the server answers others
+FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
+GONE_SECONDS = 300.0  # without any answer, after which a server is given up
+TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+WAIT_SECONDS = 0.05
+TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")
+"""What vLLM's router and SGLang's gateway choose a replica by."""
+
+log = logging.getLogger("arbitrage.servers")
+
+
+@dataclass(slots=True)
+class Server:
+    """One server as this program sees it: its address for messages, headers of every request, and when it last answered."""
+
+    name: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    answered_at: float = field(default_factory=time.monotonic)
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One POST (GET without a body). `is_streamed` answers come as server-sent events. An `is_trial` is sent only once.
+
+    `topic` is the same for all requests of a problem: routers send them to the replica that has its beginning in the cache.
+    """
+
+    url: str
+    body: Mapping[str, Any] | None = None
+    is_streamed: bool = False
+    is_trial: bool = False
+    topic: str = ""
+
+
+class Connection:
+    """The thread, its event loop and its pool of connections. Close it when done."""
+
+    def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None) -> None:
+        """`transport`: of a test; by default the network."""
+        self._arrived = threading.Event()
+        self._notices: deque[tuple[int, str]] = deque()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
+        self._thread.start()
+        self._client = self.ask(self._make_client(transport))
+
+    def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the thread, and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run a coroutine in the thread. Cancelling the future cancels its requests."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def notify(self) -> None:
+        """Say that something has arrived: `wait` returns."""
+        self._arrived.set()
+
+    def wait(self, seconds: float = WAIT_SECONDS) -> None:
+        """Wait until something arrives, at most so long. Logs what became of servers meanwhile."""
+        self._arrived.wait(seconds)
+        self._arrived.clear()
+        while self._notices:
+            log.log(*self._notices.popleft())
+
+    def close(self) -> None:
+        """End all requests and the thread."""
+        if self._thread.is_alive():
+            self.ask(self._end())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def fetch(self, server: Server, request: Request) -> Answer:
+        """An answer that is one object. Errors as `stream`."""
+        (answer,) = [answer async for answer in self.stream(server, request)]
+        return answer
+
+    async def stream(
+        self, server: Server, request: Request, on_restart: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[Answer, None]:
+        """The objects of an answer as they come. After `on_restart` it comes again from its beginning.
+
+        Errors: ContextFullError and ServerRequestError (of this request), ServerError (of any request to the server).
+        """
+        num_tries = 0
+        while True:
+            has_begun = False
+            try:
+                async for answer in self._receive(server, request):
+                    has_begun = True
+                    yield answer
+            except _TryAgainError as failure:
+                num_tries += 1
+                await asyncio.sleep(self._delay(server, request, failure, num_tries))
+                if has_begun:
+                    on_restart()
+            else:
+                return
+
+    async def _receive(self, server: Server, request: Request) -> AsyncIterator[Answer]:
+        """The objects of an answer. `_TryAgainError` if it is worth to send the request again."""
+        import httpx2
+
+        try:
+            async with self._open(server, request) as response:
+                await _check(server, response)
+                chunks = _events(response) if request.is_streamed else _whole(response)
+                async for chunk in chunks:
+                    if "error" in chunk and "choices" not in chunk:
+                        raise _error_in_answer(server, chunk["error"])
+                    self._note_answer(server)
+                    yield chunk
+        except httpx2.TimeoutException as error:
+            raise _TryAgainError(f"does not answer in time ({type(error).__name__})") from None
+        except httpx2.TransportError as error:
+            raise _TryAgainError(f"cannot be reached ({str(error) or type(error).__name__})", is_down=True) from None
+
+    def _open(self, server: Server, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
+        import httpx2
+
+        read = CHUNK_SECONDS if request.is_streamed or request.body is None else ANSWER_SECONDS
+        timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
+        method = "GET" if request.body is None else "POST"
+        headers = {**server.headers, **dict.fromkeys(TOPIC_HEADERS, request.topic)} if request.topic else server.headers
+        return self._client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
+
+    def _note_answer(self, server: Server) -> None:
+        server.answered_at = time.monotonic()
+        if server.is_gone:
+            server.is_gone = False
+            self._notices.append((logging.WARNING, f"{server.name} answers again"))
+
+    def _delay(self, server: Server, request: Request, failure: "_TryAgainError", num_tries: int) -> float:
+        """Seconds until the next try. ServerError if the server is given up, ServerRequestError if only this request is."""
+        if request.is_trial:
+            raise ServerRequestError(f"{server.name} {failure}", "check the address, and whether the server is running")
+        silent = time.monotonic() - server.answered_at
+        if silent > GONE_SECONDS:
+            raise ServerError(
+                f"{server.name} {failure}, for {silent:.0f} seconds now", "start it again; the same command resumes a run"
+            )
+        if not failure.is_down and num_tries >= MAX_TRIES:
+            raise ServerRequestError(
+                f"{server.name} {failure}, {num_tries} times", "give the server more time, or less to do"
+            )
+        if failure.is_down and not server.is_gone and num_tries > 1:
+            server.is_gone = True
+            text = f"{server.name} {failure}: trying again for {GONE_SECONDS / 60:.0f} minutes (Ctrl-C ends the run)"
+            self._notices.append((logging.WARNING, text))
+        backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
+        return float(max(failure.seconds, backoff))
+
+    async def _make_client(self, transport: "httpx2.AsyncBaseTransport | None") -> "httpx2.AsyncClient":
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS)
+        return httpx2.AsyncClient(transport=transport, limits=limits)
+
+    async def _end(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
+
+class _TryAgainError(Exception):
+    """The request may succeed later. `seconds`: the wait that the server asks for; `is_down`: it could not be reached at all."""
+
+    def __init__(self, reason: str, *, seconds: float = 0.0, is_down: bool = False) -> None:
+        super().__init__(reason)
+        self.seconds, self.is_down = seconds, is_down
+
+
+async def _check(server: Server, response: "httpx2.Response") -> None:
+    """Raise the error of an answer that is not a success."""
+    status = response.status_code
+    if response.is_success:
+        return
+    if status in TRY_AGAIN:
+        asked = response.headers.get("Retry-After", "")
+        seconds = min(float(asked), GONE_SECONDS) if asked.replace(".", "", 1).isdigit() else 0.0
+        raise _TryAgainError(f"answers with HTTP {status}", seconds=seconds)
+    if response.is_redirect:
+        raise ServerError(f"{server.name} redirects to another address", "give the address that it redirects to")
+    text = await _text_of_error(response)
+    if status in (400, 413, 422) and _is_about_context(text):
+        raise ContextFullError(
+            f"{server.name}: the text does not fit in the model's context ({text})", "use a shorter problem"
+        )
+    raise _refused(server, f"{server.name} answers with HTTP {status}: {text}", status)
+
+
+def _refused(server: Server, message: str, status: int) -> ServerError | ServerRequestError:
+    """The error for an answer that will not change: of this request, or of all."""
+    if status in (401, 403):
+        return ServerError(
+            message, "set its API key: ARBITRAGE_API_KEY, or ARBITRAGE_DRAFT_API_KEY, ARBITRAGE_TARGET_API_KEY"
+        )
+    if status in (400, 413, 422):
+        return ServerRequestError(message)
+    return ServerError(message, "check the address: it mostly ends in /v1; is the server running?")
+
+
+def _is_about_context(text: str) -> bool:
+    """Whether an error says that the text is too long: vLLM and OpenAI, llama-server, SGLang."""
+    words = (
+        "context length",
+        "context_length",
+        "exceed_context_size",
+        "context size",
+        "maximum context",
+        "longer than the model",
+    )
+    return any(word in text.lower() for word in words)
+
+
+async def _text_of_error(response: "httpx2.Response") -> str:
+    """What an error says, on one line."""
+    try:
+        body = (await _read(response)).decode("utf-8", "replace")
+        error = json.loads(body)
+        error = error.get("error", error) if isinstance(error, dict) else error
+        body = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    except (ValueError, RecursionError):
+        pass
+    return " ".join(body.split())[:300]
+
+
+def _error_in_answer(server: Server, error: object) -> Exception:
+    """The error that an answer reports after it has begun."""
+    text = " ".join(str(error.get("message", error) if isinstance(error, dict) else error).split())[:300]
+    if _is_about_context(text):
+        return ContextFullError(f"{server.name}: {text}", "use a shorter problem")
+    return _TryAgainError(f"breaks an answer off ({text})")
+
+
+async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
+    import httpx2
+
+    ended = False
+    async for event in httpx2.EventSource(response):
+        if event.data == "[DONE]":
+            return
+        chunk = _object(event.data)
+        ended = ended or _has_ended(chunk)
+        yield chunk
+    if not ended:
+        raise _TryAgainError("breaks an answer off")
+
+
+def _has_ended(chunk: Answer) -> bool:
+    """Whether a chunk says that nothing follows: llama-server's own endpoint has no [DONE]."""
+    choices = chunk.get("choices") or [{}]
+    return bool(chunk.get("stop")) or bool(isinstance(choices[0], dict) and choices[0].get("finish_reason"))
+
+
+async def _whole(response: "httpx2.Response") -> AsyncIterator[Answer]:
+    yield _object((await _read(response)).decode("utf-8", "replace"))
+
+
+async def _read(response: "httpx2.Response") -> bytes:
+    """The body of an answer, up to a bound."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MAX_ANSWER_BYTES:
+            raise _TryAgainError("sends an endless answer")
+    return bytes(body)
+
+
+def _object(text: str) -> Answer:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise _TryAgainError("sends an answer that is no JSON object")
+    return value

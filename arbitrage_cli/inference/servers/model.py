@@ -1,0 +1,210 @@
+"""One model on a server: where it is, how it is asked, and what it can do, as one real step at the start shows.
+
+Servers ignore fields that they do not know, so nothing is believed that was not seen. Knows no policy and no terminal.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
+from arbitrage_cli.inference.backend import ModelCard
+from arbitrage_cli.inference.chat_template import ChatPrompt, Messages, RoleRefusedError, Segment
+from arbitrage_cli.inference.servers.address import Wanted
+from arbitrage_cli.inference.servers.connection import Answer, Connection, Request, Server
+from arbitrage_cli.inference.servers.dialects import Ask, Completions, Piece, dialect_of
+from arbitrage_cli.inference.servers.evidence import MIN_ALTERNATIVES, VOCABULARY_SIZE
+from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text
+from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
+
+TRIAL_QUESTION = "What is 2 + 3?"
+TRIAL_TOKENS = 32
+
+log = logging.getLogger("arbitrage.servers")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model on a server. `num_alternatives` is how many log-probabilities come with each token, 0 if none do."""
+
+    connection: Connection
+    server: Server
+    wanted: Wanted
+    dialect: Completions
+    card: ModelCard
+    num_alternatives: int = 0
+    reports_usage: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def knows_template(self) -> bool:
+        """Whether the chat template is known, here or to the server."""
+        return self.wanted.template is not None or self.dialect.shows_template
+
+    @property
+    def chat_template(self) -> str | None:
+        """As the user gave it; None if it is the server's."""
+        return self.wanted.template
+
+    def prompt(self, instructions: str) -> ChatPrompt:
+        """The prompt of this model. TemplateError if its template cannot be used."""
+        template = self.wanted.template or (self._render_there if self.dialect.shows_template else None)
+        return ChatPrompt(template, None, instructions=instructions, variables=self.wanted.template_variables)
+
+    async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
+        """Token ids of a text. Errors as `ask`."""
+        answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins))
+        with _reading(self.server):
+            ids = [int(token) for token in answer["tokens"]]
+        return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # the server's and the template's own first token
+
+    async def ask(
+        self, ask: Ask, on_restart: Callable[[], None] = lambda: None, *, is_trial: bool = False, topic: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """The parts of an answer. Errors: ContextFullError, ServerRequestError, ServerError."""
+        url = self.dialect.url(self.wanted.address.base, self.wanted.address.root)
+        request = Request(url, self.dialect.body(ask), ask.is_streamed, is_trial, topic)
+        async with contextlib.aclosing(self.connection.stream(self.server, request, on_restart)) as answers:
+            async for answer in answers:
+                with _reading(self.server):
+                    piece = self.dialect.read(answer)
+                yield piece
+
+    def _render_there(self, messages: Messages) -> str:
+        """Messages in the server's own template. RoleRefusedError if it refuses them."""
+        return self.connection.ask(self._rendered(messages))
+
+    async def _rendered(self, messages: Messages) -> str:
+        try:
+            answer = await self._post(*self.dialect.rendering(self.name, messages, self.wanted.template_variables))
+            with _reading(self.server):
+                if "prompt" in answer:
+                    return str(answer["prompt"])
+                ids = [int(token) for token in answer["tokens"]]
+            text = await self._post("detokenize", {"model": self.name, "tokens": ids})
+            with _reading(self.server):
+                return str(text["prompt"] if "prompt" in text else text["text"])
+        except ProblemError as error:
+            raise RoleRefusedError(error.message) from error
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Answer:
+        return await self.connection.fetch(self.server, Request(f"{self.wanted.address.root}/{path}", body))
+
+
+def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool = True) -> ServedModel:
+    """Find the model, and try one step with it. Errors: ServerError, TemplateError."""
+    server = Server(wanted.address.host, {"Authorization": f"Bearer {wanted.key}"} if wanted.key else {})
+    try:
+        model = connection.ask(_find(connection, server, wanted))
+        if needs_template and not model.knows_template:
+            raise ServerError(
+                f"{server.name} ({model.dialect.name}) does not show the chat template of {model.name}",
+                "give it: --draft-template or --target-template, a Jinja file or a GGUF file of the same model",
+            )
+        segments = model.prompt("").segments(TRIAL_QUESTION)
+        model = connection.ask(_tried(model, segments))
+    except ProblemError as error:
+        raise ServerError(error.message, error.hint) from error
+    log.info("%s", describe(model))
+    return model
+
+
+def facts_about(model: ServedModel) -> dict[str, Any]:
+    """The model, its server, and what a real step showed that it can do."""
+    return {
+        "model": model.name,
+        "server": model.card.description,
+        "host": model.server.name,
+        "context_size": model.card.context_size,
+        "continues": "token ids" if model.dialect.takes_ids else "text",
+        "log_probabilities": model.num_alternatives,
+        "counts_tokens": model.reports_usage,
+        "has_template": model.knows_template,
+    }
+
+
+def describe(model: ServedModel) -> str:
+    """The same in one line."""
+    logprobs = f"{model.num_alternatives} log-probabilities a token" if model.num_alternatives else "no log-probabilities"
+    facts = facts_about(model)
+    return (
+        f"{model.name} ({facts['server']} at {facts['host']}; context {facts['context_size']}, "
+        f"continues {facts['continues']}, {logprobs})"
+    )
+
+
+async def _find(connection: Connection, server: Server, wanted: Wanted) -> ServedModel:
+    """The model among those of the server. ServerError, ServerRequestError."""
+
+    async def get(url: str) -> Answer:
+        return await connection.fetch(server, Request(url, is_trial=True))
+
+    listed = await get(f"{wanted.address.base}/models")
+    with _reading(server):
+        entry = _choose(server, listed, wanted.address.model)
+        dialect, meta = dialect_of(listed), entry.get("meta") or {}
+    facts_path = dialect.facts_path
+    facts = await get(f"{wanted.address.root}/{facts_path}") if facts_path else {}
+    with _reading(server):
+        version, context = dialect.read_facts(facts)
+        limits = [int(limit) for limit in (entry.get("max_model_len"), context, wanted.context_size) if limit]
+        card = ModelCard(
+            source=wanted.address.base,
+            name=str(entry["id"]),
+            description=f"{dialect.name} {version}".strip(),
+            context_size=min(limits, default=DEFAULT_CONTEXT_SIZE),
+            trained_context_size=int(meta.get("n_ctx_train") or 0),
+            vocabulary_size=int(meta.get("n_vocab") or VOCABULARY_SIZE),
+            hidden_size=0,
+            threads=0,
+            gpu_layers=0,
+        )
+    return ServedModel(connection, server, wanted, dialect, card)
+
+
+def _choose(server: Server, listed: Answer, wanted: str | None) -> Answer:
+    """The entry of the wanted model, or of the only one. ServerError."""
+    entries: list[Answer] = listed["data"]
+    names = [str(entry["id"]) for entry in entries]
+    if wanted is None and len(entries) == 1:
+        return entries[0]
+    if wanted not in names:
+        problem = f"has no model '{wanted}'" if wanted else f"has {len(names) or 'no'} models"
+        raise ServerError(f"{server.name} {problem}", f"name one after a #: {', '.join(names[:20]) or 'there is none'}")
+    return entries[names.index(wanted)]
+
+
+async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
+    """The model with what a real step shows: asked for log-probabilities, then for fewer, then for none."""
+    prompt = await prompt_ids(model.tokenize, segments) if model.dialect.takes_ids else prompt_text(segments)
+    most = model.dialect.max_alternatives
+    for wanted in dict.fromkeys((most, min(most, 5))):
+        with contextlib.suppress(ServerRequestError):
+            return await _try(model, Ask(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True))
+    return await _try(model, Ask(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
+
+
+async def _try(model: ServedModel, ask: Ask) -> ServedModel:
+    pieces = [piece async for piece in model.ask(ask, is_trial=True)]
+    if not any(piece.text for piece in pieces):
+        raise ServerError(
+            f"{model.server.name}: {model.name} writes nothing", "is it a chat model, and the template its own?"
+        )
+    given = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
+    usage = any(piece.usage for piece in pieces)
+    return replace(model, num_alternatives=given if given >= MIN_ALTERNATIVES else 0, reports_usage=usage)
+
+
+@contextlib.contextmanager
+def _reading(server: Server) -> Iterator[None]:
+    """ServerRequestError for an answer of another form than it should have."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ServerRequestError(f"{server.name} sends an answer that cannot be read ({reason})") from error

@@ -1,0 +1,287 @@
+"""Writes steps with a model on a server, many at once: what an `Engine` is for a model on this machine.
+
+Steps come and go as text. For each problem it keeps the ids that the server drew, and tokenizes only text from elsewhere. A step
+ends where an engine's would: at the blank line after something visible, at the end of the sequence, or at a limit.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from arbitrage_cli.arbitrage import WriteStep
+from arbitrage_cli.errors import ArbitrageError, ContextFullError, ProblemError, ServerRequestError
+from arbitrage_cli.inference.backend import Deadline
+from arbitrage_cli.inference.chat_template import Segment
+from arbitrage_cli.inference.costs import TokenCosts
+from arbitrage_cli.inference.engine import SlotUpdate
+from arbitrage_cli.inference.kv_cache import Prompts
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.dialects import Ask, Piece, Token, Usage
+from arbitrage_cli.inference.servers.evidence import token_stats
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text, step_ids
+from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.step_text import StepText
+from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
+
+MAX_BLANK_ANSWERS = 4  # of nothing but blank lines, one after the other
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One problem: its prompt, and the ids of its steps as far as they are known."""
+
+    problem: Problem
+    segments: list[Segment]
+    sampler: Sampler
+    prompt: list[int] | None = None
+    steps: list[tuple[Step, list[int]]] = field(default_factory=list)
+    written: tuple[Step, list[int]] | None = None  # this model's latest step, kept or not
+    future: "Future[None] | None" = None
+    topic: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A step while it is written."""
+
+    began: float
+    text: StepText = field(default_factory=StepText)
+    ids: list[int] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
+    first_at: float | None = None
+    num_pieces: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written, as the server counts them, else as they came."""
+        counted = sum(usage.written for usage in self.usages)
+        return max(counted, len(self.ids), len(self.tokens)) or self.num_pieces
+
+    def add(self, piece: Piece, now: float) -> str:
+        """Take a part of an answer. Returns its characters."""
+        self.ids += piece.ids
+        self.tokens += piece.tokens
+        self.usages += [piece.usage] if piece.usage else []
+        if not piece.text:
+            return ""
+        self.num_pieces += 1
+        self.first_at = self.first_at or now
+        return self.text.add(piece.text.encode("utf-8", "replace"))
+
+
+class ServedWriter:
+    """A `Writer`. `slot` numbers the problems in flight. Steps are written in the connection's thread; `tick` hands them over.
+
+    While it has only one problem, a step comes token by token. With `shares_prompts` false, no problem finds in the server's cache
+    what was sent for another one.
+    """
+
+    def __init__(
+        self,
+        role: ModelRole,
+        model: ServedModel,
+        sampler: Sampler,
+        instructions: str,
+        *,
+        keep_token_stats: bool = False,
+        shares_prompts: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._role = role
+        self._model = model
+        self._sampler = sampler
+        self._prompts = Prompts(model.prompt, instructions)
+        self._keep_token_stats = keep_token_stats
+        self._shares_prompts = shares_prompts
+        self._clock = clock
+        self._costs = TokenCosts()
+        self._slots: dict[int, _Slot] = {}
+        self._writing: set[int] = set()
+        self._arrived: deque[tuple[_Slot, SlotUpdate | ArbitrageError]] = deque()
+        self.wait: Callable[[], None] | None = model.connection.wait
+
+    @property
+    def busy(self) -> bool:
+        """Whether any step is being written."""
+        return bool(self._writing)
+
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
+        """Take a problem; the scheduler ends it at its deadline. ConversationError if there is no prompt for it."""
+        self._slots[slot] = _Slot(problem, self._prompts.segments(problem), sampler or self._sampler)
+
+    def close(self, slot: int) -> None:
+        """Forget a problem, and hang up on the step being written for it."""
+        self._writing.discard(slot)
+        opened = self._slots.pop(slot, None)
+        if opened and opened.future:
+            opened.future.cancel()
+
+    def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
+        """Begin the requested step. How much the server has to read is not known, so 0. A proposal is of no use to a server."""
+        opened = self._slots[slot]
+        self._writing.add(slot)
+        opened.future = self._model.connection.begin(self._answer(slot, opened, request))
+        return 0
+
+    def tick(self) -> list[SlotUpdate]:
+        """What has arrived since the last tick. ServerError if the server cannot be used any more."""
+        updates = []
+        while self._arrived:
+            opened, arrived = self._arrived.popleft()
+            if isinstance(arrived, ArbitrageError):
+                raise arrived
+            if self._slots.get(arrived.slot) is opened:  # else it was closed meanwhile
+                updates.append(arrived)
+                if arrived.step or arrived.error:
+                    self._writing.discard(arrived.slot)
+        return updates
+
+    def seconds_alone(self, slot: int, trace: Trace) -> float | None:
+        """An estimate of this model's time, alone, for the whole text of `trace`; None if it wrote nothing yet."""
+        own = sum((one.target.cost for one in trace.decisions if one.target), Cost())
+        num_tokens = sum(decision.kept.num_tokens for decision in trace.decisions)
+        return self._costs.seconds_alone(own, own.prefill_tokens, num_tokens)
+
+    # --- in the connection's thread
+
+    async def _answer(self, slot: int, opened: _Slot, request: WriteStep) -> None:
+        """Write a step, and hand it or the error over."""
+        try:
+            step, ids = await self._write(slot, opened, request)
+            self._costs.add(step.cost)
+            opened.written = (step, ids)
+            self._hand_over(opened, SlotUpdate(slot, step=step))
+        except asyncio.CancelledError:
+            raise
+        except ProblemError as error:
+            self._hand_over(opened, SlotUpdate(slot, error=error))
+        except ArbitrageError as error:
+            self._hand_over(opened, error)
+
+    def _hand_over(self, opened: _Slot, arrived: SlotUpdate | ArbitrageError) -> None:
+        self._arrived.append((opened, arrived))
+        self._model.connection.notify()
+
+    async def _write(self, slot: int, opened: _Slot, request: WriteStep) -> tuple[Step, list[int]]:
+        """Write a step, and again if only blank lines came. Returns it with its ids. ContextFullError, ServerRequestError."""
+        trace = request.trace
+        budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
+        prompt = await self._prompt_of(opened, trace)
+        room = self._room(prompt)
+        writing, stop = _Writing(self._clock()), None
+        for _ in range(MAX_BLANK_ANSWERS):
+            left = min(budget, room) - writing.num_tokens
+            ask = self._ask(opened, prompt, writing, left, request)
+            stop = await self._read(slot, opened, writing, ask)
+            if stop:
+                break
+        if stop is None:
+            raise ServerRequestError(f"{self._model.name} writes nothing but blank lines")
+        if stop == "budget" and writing.num_tokens >= room:
+            stop = "context"
+        return self._finish(writing, stop), writing.ids
+
+    async def _read(self, slot: int, opened: _Slot, writing: _Writing, ask: Ask) -> StepStop | None:
+        """Read one answer into the step. Returns why the step ended; None if only blank lines came."""
+        before = (writing.text.so_far, list(writing.ids), list(writing.tokens), list(writing.usages), writing.num_pieces)
+
+        def restart() -> None:
+            text, writing.ids, writing.tokens, writing.usages, writing.num_pieces = before
+            writing.text = StepText(text)
+            self._hand_over(opened, SlotUpdate(slot, num_unread=1))
+
+        async with aclosing(self._model.ask(ask, restart, topic=opened.topic)) as pieces:
+            async for piece in pieces:
+                text = writing.add(piece, self._clock())
+                if text:
+                    self._hand_over(opened, SlotUpdate(slot, text))
+                if writing.text.ended and not self._model.dialect.says_why_it_stopped:
+                    return "separator"  # and hang up
+                if piece.ending in ("end", "length"):
+                    return "end" if piece.ending == "end" else "budget"
+        return "separator" if writing.text.ended else None
+
+    def _ask(self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep) -> Ask:
+        """The next request of a step: its prompt, and what was written of it already."""
+        dialect, sampler = self._model.dialect, opened.sampler.sample(request.sample)
+        so_far = prompt + writing.text.so_far if isinstance(prompt, str) else prompt + writing.ids
+        k = self._model.num_alternatives if self._keep_token_stats else 0
+        streams = (
+            len(self._slots) == 1 or not dialect.says_why_it_stopped or bool(k and dialect.needs_stream_for_alternatives)
+        )
+        return Ask(
+            self._model.name,
+            so_far,
+            max_tokens,
+            sampler.temperature,
+            sampler.top_p,
+            _seed(sampler.seed, opened.problem.question, len(so_far)),
+            k,
+            streams,
+            cache_key="" if self._shares_prompts else opened.topic,
+            is_first=not request.trace.decisions and not writing.num_tokens,
+        )
+
+    async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:
+        """The prompt and the kept steps: the ids that this model drew if it wrote a step, else those of its text."""
+        if not self._model.dialect.takes_ids:
+            return prompt_text(opened.segments, [decision.kept.text for decision in trace.decisions])
+        if opened.prompt is None:
+            opened.prompt = await prompt_ids(self._model.tokenize, opened.segments)
+        del opened.steps[len(trace.decisions) :]
+        for index, decision in enumerate(trace.decisions):
+            kept, known = decision.kept, opened.steps[index : index + 1]
+            if known and known[0][0] is kept:
+                continue
+            own = opened.written[1] if opened.written and opened.written[0] is kept else []
+            opened.steps[index:] = [(kept, own or await step_ids(self._model.tokenize, kept.text))]
+        return [*opened.prompt, *(token for _, ids in opened.steps for token in ids)]
+
+    def _room(self, prompt: list[int] | str) -> int:
+        """Tokens that fit in the context after the prompt; if its length in tokens is not known, the server says if it is too long."""
+        size = self._model.card.context_size
+        if isinstance(prompt, str):
+            return size
+        if len(prompt) >= size:
+            raise ContextFullError(
+                f"the solution so far has {len(prompt)} tokens; the context of {self._model.name} holds {size}",
+                "use a shorter problem, or a smaller --max-tokens",
+            )
+        return size - len(prompt)
+
+    def _finish(self, writing: _Writing, stop: StepStop) -> Step:
+        """The step, with its statistics and costs. ServerRequestError if the statistics did not come."""
+        try:
+            stats = token_stats(writing.tokens, self._model.card.vocabulary_size) if self._keep_token_stats else None
+        except ValueError as error:
+            raise ServerRequestError(f"{self._model.server.name}: {error}") from error
+        text, count = writing.text.finish(), writing.num_tokens
+        return Step(self._role, text, count, self._cost(writing), stop, stats)
+
+    def _cost(self, writing: _Writing) -> Cost:
+        """Tokens as the server reports them, seconds as they passed here; those until the first text are of reading the prompt."""
+        now = self._clock()
+        cached = sum(usage.cached for usage in writing.usages)
+        num_read = sum(usage.prompt for usage in writing.usages) - cached
+        first = writing.first_at if writing.first_at is not None and writing.num_pieces > 1 else writing.began
+        return Cost(
+            prefill_tokens=num_read,
+            prefill_seconds=first - writing.began,
+            decode_tokens=writing.num_tokens,
+            decode_seconds=now - first,
+            cached_tokens=cached,
+        )
+
+
+def _seed(seed: int, question: str, position: int) -> int:
+    """A seed for one request: a draw depends on seed, question and place in the solution, as an engine's does."""
+    key = f"{seed}/{question}/{position}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) >> 1

@@ -1,0 +1,165 @@
+"""Rewards by a process reward model or a judge on a server: the log-probabilities of its possible answers' first tokens.
+
+A server sends only the likeliest tokens. An answer that is not among them counts as impossible, which changes a reward by less than
+`MAX_UNKNOWN`; otherwise there is an error. Knows no policy and no terminal.
+"""
+
+import asyncio
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.errors import ArbitrageError, ModelUnsupportedError, ProblemError, ServerRequestError
+from arbitrage_cli.inference.backend import Deadline
+from arbitrage_cli.inference.chat_template import Plain, Segment
+from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.inference.servers.dialects import Ask, Token
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text
+from arbitrage_cli.rewards.judge import INSTRUCTIONS, SCALE, mark, question_for_judge
+from arbitrage_cli.rewards.prm import SIGNS, PrmStyle, solution_for_prm, turns_for_prm
+from arbitrage_cli.types import Cost, Problem, Step, Trace
+
+MAX_UNKNOWN = 0.01
+"""Of the weight of all answers, the part of those that may have been left out."""
+
+
+class ServedRater(ABC):
+    """A `Rater` that asks a server about the steps of each request, all at once."""
+
+    waits_for_many = False
+    hint = ""
+    """What to do if the model does not answer."""
+
+    def __init__(self, model: ServedModel, answers: Sequence[str], clock: Callable[[], float] = time.perf_counter) -> None:
+        """ModelUnsupportedError if the server sends no log-probabilities."""
+        if not model.num_alternatives:
+            raise ModelUnsupportedError(
+                f"{model.server.name} sends no log-probabilities, which rate steps",
+                "switch them on there, or use another server",
+            )
+        self._model = model
+        self._answers = answers
+        self._clock = clock
+        self._problems: dict[int, Problem] = {}
+        self._futures: dict[int, Future[None]] = {}
+        self._arrived: deque[tuple[Problem, RewardUpdate | ArbitrageError]] = deque()
+        self.wait: Callable[[], None] | None = model.connection.wait
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._futures)
+
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
+        self._problems[slot] = problem
+
+    def close(self, slot: int) -> None:
+        self._problems.pop(slot, None)
+        if future := self._futures.pop(slot, None):
+            future.cancel()
+
+    def start(self, slot: int, request: ScoreSteps) -> None:
+        work = self._answer(slot, self._problems[slot], request)
+        self._futures[slot] = self._model.connection.begin(work)
+
+    def tick(self) -> list[RewardUpdate]:
+        updates = []
+        while self._arrived:
+            problem, arrived = self._arrived.popleft()
+            if isinstance(arrived, ArbitrageError):
+                raise arrived
+            if self._problems.get(arrived.slot) is problem:  # else it was closed meanwhile
+                del self._futures[arrived.slot]
+                updates.append(arrived)
+        return updates
+
+    @abstractmethod
+    def _segments(self, problem: Problem, trace: Trace, step: Step) -> list[Segment]:
+        """What the model reads; its answer follows."""
+
+    @abstractmethod
+    def _reward(self, weights: Sequence[float]) -> float:
+        """The reward of a step, from the probabilities of the answers."""
+
+    async def _answer(self, slot: int, problem: Problem, request: ScoreSteps) -> None:
+        arrived: RewardUpdate | ArbitrageError
+        began = self._clock()
+        try:
+            asked = [self._rate(self._segments(problem, request.trace, step)) for step in request.steps]
+            rated = await asyncio.gather(*asked)
+            cost = Cost(
+                prefill_tokens=sum(read for _, read in rated),
+                prefill_seconds=self._clock() - began,
+                decode_tokens=len(rated),
+            )
+            arrived = RewardUpdate(slot, StepRewards(tuple(reward for reward, _ in rated), cost))
+        except ProblemError as error:
+            arrived = RewardUpdate(slot, error=error)
+        except ArbitrageError as error:
+            arrived = error
+        self._arrived.append((problem, arrived))
+        self._model.connection.notify()
+
+    async def _rate(self, segments: Sequence[Segment]) -> tuple[float, int]:
+        """One step's reward, and the tokens that were read for it."""
+        model = self._model
+        prompt = await prompt_ids(model.tokenize, segments) if model.dialect.takes_ids else prompt_text(segments)
+        ask = Ask(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
+        pieces = [piece async for piece in model.ask(ask)]
+        tokens = [token for piece in pieces for token in piece.tokens]
+        if not tokens:
+            raise ServerRequestError(f"{model.server.name} sends no log-probabilities this time")
+        num_read = sum(piece.usage.prompt - piece.usage.cached for piece in pieces if piece.usage)
+        return self._reward(self._weights(tokens[0])), num_read
+
+    def _weights(self, token: Token) -> list[float]:
+        """The probability of each answer. ServerRequestError if too much of them may have been left out."""
+        given = {text.strip(): math.exp(value) for text, value in reversed(token.alternatives)}
+        weights = [given.get(answer, 0.0) for answer in self._answers]
+        unknown = weights.count(0.0) * min(given.values())
+        if unknown > MAX_UNKNOWN * sum(weights):
+            raise ServerRequestError(
+                f"{self._model.name} does not rate this step: {', '.join(self._answers)} have a probability of {sum(weights):.2g} together",
+                self.hint,
+            )
+        return weights
+
+
+class ServedJudge(ServedRater):
+    """The target as judge, as `Judge` here."""
+
+    hint = "if it thinks first: --chat-template-kwargs '{\"enable_thinking\": false}'; or use another policy"
+
+    def __init__(self, model: ServedModel) -> None:
+        super().__init__(model, SCALE)
+        self._prompt = model.prompt(INSTRUCTIONS)
+
+    def _segments(self, problem: Problem, trace: Trace, step: Step) -> list[Segment]:
+        return self._prompt.segments(question_for_judge(problem, trace, step))
+
+    def _reward(self, weights: Sequence[float]) -> float:
+        return mark(weights)
+
+
+class ServedProcessReward(ServedRater):
+    """A causal process reward model, as `ProcessReward` here."""
+
+    hint = "is it a process reward model? its other style: --prm-style"
+
+    def __init__(self, model: ServedModel, style: PrmStyle) -> None:
+        super().__init__(model, SIGNS)
+        self._style = style
+        self._prompt = model.prompt("")
+
+    def _segments(self, problem: Problem, trace: Trace, step: Step) -> list[Segment]:
+        if self._style == "turns":
+            return self._prompt.conversation(turns_for_prm(problem, trace, step), SIGNS[0])
+        return [*self._prompt.segments(problem.question), Plain(solution_for_prm(trace, step))]
+
+    def _reward(self, weights: Sequence[float]) -> float:
+        plus, minus = weights
+        return plus / (plus + minus)

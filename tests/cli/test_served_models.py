@@ -1,0 +1,130 @@
+"""Models on servers, from the command line: how they are named, what is refused, what is recorded, and that no key leaks."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cli import assert_refused, run
+from fake_server import Answer, HashServer, Kind, on_loopback, storm
+from faults import write_problems
+from hash_language import TEMPLATE, HashBackend
+
+KEY = "sk-secret-0123"
+
+
+@contextmanager
+def serving(kind: Kind = "vllm", *, key: str | None = None) -> Iterator[tuple[HashServer, str]]:
+    server = HashServer(kind, HashBackend("target"), key=key)
+    with on_loopback(server) as address:
+        yield server, address
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llamacpp"])
+def test_a_local_draft_with_a_target_on_a_server(kind: Kind) -> None:
+    with serving(kind) as (_, address):
+        result = run("solve", "--draft", "scripted:draft", "--target", address, "--tau", "0", "--json", "What is 1 + 1?")
+    assert result.code == 0, result.err
+    (record,) = result.records
+    assert (record["error"], record["draft"], record["target"]) == (None, "scripted:draft", address)
+    assert {step["model"] for step in record["steps"]} <= {"draft", "target"}
+    assert record["timing"]["target"]["decode_tokens"] > 0
+
+
+def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:
+    with serving(key=KEY) as (_, target), serving("llamacpp", key="sk-other") as (_, draft):
+        settings = tmp_path / "arbitrage"
+        settings.mkdir()
+        (settings / "pairs.toml").write_text(
+            f'[far]\ndraft = "{draft}"\ntarget = "{target}#toy"\ntarget_api_key_env = "MY_KEY"\n'
+        )
+        env = {"XDG_CONFIG_HOME": str(tmp_path), "MY_KEY": KEY, "ARBITRAGE_DRAFT_API_KEY": "sk-other"}
+        arguments = ("solve", "--pair", "far", "--policy", "logprob", "--json", "What is 1 + 1?")
+        result = run(*arguments, env=env)
+        assert result.code == 0, result.err
+        assert result.records[0]["steps"]
+        assert_refused(run(*arguments, env=env | {"MY_KEY": None}), 2, "", "MY_KEY")
+        assert_refused(run(*arguments, env=env | {"ARBITRAGE_DRAFT_API_KEY": "sk-wrong"}), 3, "", "ARBITRAGE_DRAFT_API_KEY")
+
+
+def test_no_key_is_in_any_file_or_output(quick_path: Path) -> None:
+    write_problems(quick_path / "arithmetic.jsonl", ("1 + 1", "2 + 2"))
+    arguments = ("--dataset", "arithmetic.jsonl", "--policy", "target,draft,entropy", "-o", "run", "-v", "--debug")
+    with serving(key=KEY) as (_, address):
+        models = ("--draft", "scripted:draft", "--target", address)
+        result = run("bench", *models, *arguments, cwd=quick_path, env={"ARBITRAGE_TARGET_API_KEY": KEY})
+    assert result.code == 0, result.err
+    written = [path.read_bytes() for path in quick_path.rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in text for text in [*written, result.stdout, result.stderr])
+    facts = json.loads((quick_path / "run" / "run.json").read_text())["models"]["target"]
+    assert (facts["name"], facts["file"], facts["threads"]) == ("toy", None, None)
+
+
+def test_a_benchmark_through_a_storm_is_resumed_and_does_nothing_twice(quick_path: Path) -> None:
+    write_problems(quick_path / "arithmetic.jsonl", [f"{number} + 1" for number in range(12)])
+    with serving() as (server, address):
+        server.faults = storm(0.2)
+        arguments = ("bench", "--draft", "scripted:draft", "--target", address, "--dataset", "arithmetic.jsonl")
+        arguments += ("--policy", "target,entropy@0.1", "--concurrency", "4", "-o", "run")
+        killed = run(*arguments, cwd=quick_path, kill_after=1.0)
+        assert killed.code != 0
+        result = run(*arguments, cwd=quick_path)
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (quick_path / "run" / "results.jsonl").read_text().splitlines()]
+    keys = [(row["id"], row["policy"]) for row in rows]
+    assert (len(keys), len(set(keys))) == (24, 24)
+
+
+def test_what_a_server_lacks_is_refused_before_anything_is_spent(quick_path: Path) -> None:
+    (quick_path / "template.jinja").write_text(TEMPLATE)
+    with serving("plain") as (server, address):
+        plain = ("solve", "--target", "scripted:target", "--draft", address, "--policy", "logprob", "1 + 1")
+        assert_refused(run(*plain), 3, "", "--draft-template")
+        assert run(*plain, "--draft-template", "template.jinja", cwd=quick_path).code == 0
+        server.max_alternatives = 0
+        refused = run(*plain, "--draft-template", "template.jinja", cwd=quick_path)
+        assert_refused(refused, 3, "", "log-probabilities")
+        asked = sum(server.counts.values())
+        assert_refused(run("solve", "--target", address, "--draft", "builtin:draft", "--policy", "speculative", "1"), 2)
+        assert_refused(run(*plain[:-2], "logprob-min", "--early-stop", "1 + 1"), 2, "--early-stop")
+        assert sum(server.counts.values()) == asked
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http://user:secret@host/v1", "http://host:99999/v1", "https://host/v1?key=secret"]
+)
+def test_an_address_that_cannot_be_used_is_refused(address: str) -> None:
+    result = run("solve", "--draft", "scripted:draft", "--target", address, "1 + 1")
+    assert_refused(result, 2, "--target")
+    assert "secret" not in result.err
+
+
+def test_a_server_that_is_not_there() -> None:
+    with serving() as (_, address):
+        pass
+    assert_refused(run("solve", "--draft", "scripted:draft", "--target", address, "1 + 1"), 3, "", "running")
+
+
+def test_models_info_shows_what_a_server_can_do() -> None:
+    with serving("llamacpp") as (_, address):
+        result = run("models", "info", address, "--json")
+    facts = json.loads(result.out)
+    assert (facts["model"], facts["context_size"], facts["log_probabilities"]) == ("toy", 2048, 20)
+    assert facts["continues"] == "token ids"
+
+
+def test_a_key_for_one_server_is_not_sent_to_two() -> None:
+    with serving() as (one, first), serving() as (other, second):
+        result = run("solve", "--draft", first, "--target", second, "1 + 1", env={"ARBITRAGE_API_KEY": KEY})
+    assert_refused(result, 2, "", "ARBITRAGE_DRAFT_API_KEY")
+    assert not one.headers
+    assert not other.headers
+
+
+def test_an_endless_or_hostile_answer_is_an_error() -> None:
+    with serving() as (server, address):
+        server.faults = lambda: Answer([{"choices": [{"text": "\x1b[2J", "finish_reason": "sure"}]}], is_streamed=True)
+        result = run("solve", "--draft", "scripted:draft", "--target", address, "--policy", "target", "1 + 1")
+    assert result.code == 3
+    assert "\x1b" not in result.err

@@ -1,0 +1,352 @@
+"""An OpenAI-compatible server of toy models, in four kinds: what it answers is computed as an engine here would compute it.
+
+`HashServer.handle` maps a request to an answer; it serves an `httpx2.MockTransport`, and real connections on loopback. Faults come on
+request. Answers have the form of those that vLLM 0.32, SGLang 0.5, llama-server b11434 and llama_cpp.server gave.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import random
+import re
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import httpx2
+import numpy as np
+from hash_language import TEMPLATE, HashBackend
+
+from arbitrage_cli.inference.chat_template import _render
+
+Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
+KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")
+Body = dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """A status and JSON objects: several if it is streamed. `cut`: the connection breaks after so many of them."""
+
+    objects: list[Body]
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    is_streamed: bool = False
+    cut: int | None = None
+
+
+class HashServer:
+    """One model of the toy language behind HTTP. What it does wrong is set from outside."""
+
+    def __init__(self, kind: Kind, backend: HashBackend | None = None, *, key: str | None = None) -> None:
+        self.kind, self.key = kind, key
+        self.backend = backend or HashBackend("draft")
+        self.names = ["toy"]
+        self.max_alternatives = {"plain": 5}.get(kind, 20)
+        self.faults: Callable[[], Answer | None] = lambda: None
+        self.seconds = 0.0
+        self.counts: Counter[str] = Counter()
+        self.bodies: list[Body] = []
+        self.headers: list[Mapping[str, str]] = []
+        self._lock = threading.Lock()
+
+    # --- what it answers
+
+    def handle(self, path: str, body: Body | None, headers: Mapping[str, str]) -> Answer:
+        """The answer to a request, whose headers have names in lower case."""
+        with self._lock:
+            self.counts[path] += 1
+            self.headers.append(dict(headers))
+            if body is not None:
+                self.bodies.append(body)
+            if self.key and headers.get("authorization") != f"Bearer {self.key}":
+                return Answer([{"error": "Unauthorized"}], 401)
+            writes = path.endswith(("/completions", "/completion"))
+            if writes and (fault := self.faults()):
+                return fault
+            route = self._routes().get(path)
+            return route(body or {}) if route else Answer([{"error": {"message": "Not Found"}}], 404)
+
+    def _routes(self) -> dict[str, Callable[[Body], Answer]]:
+        common = {"/v1/models": self._models, "/v1/completions": self._completions}
+        own: dict[Kind, dict[str, Callable[[Body], Answer]]] = {
+            "vllm": {
+                "/version": lambda body: Answer([{"version": "0.32.0"}]),
+                "/tokenize": self._tokenize,
+                "/detokenize": self._detokenize,
+            },
+            "sglang": {
+                "/get_server_info": lambda body: Answer([{"version": "0.5.23"}]),
+                "/tokenize": self._tokenize,
+                "/detokenize": self._detokenize,
+            },
+            "llamacpp": {
+                "/props": self._props,
+                "/tokenize": self._tokenize_llama,
+                "/apply-template": self._apply_template,
+                "/completion": self._completion,
+            },
+            "plain": {},
+        }
+        return common | own[self.kind]
+
+    def _models(self, body: Body) -> Answer:
+        owner = {"plain": "me"}.get(self.kind, self.kind)
+        size = {"max_model_len": self.backend.card.context_size} if self.kind == "vllm" else {}
+        return Answer([{"object": "list", "data": [{"id": name, "owned_by": owner, **size} for name in self.names]}])
+
+    def _props(self, body: Body) -> Answer:
+        size = self.backend.card.context_size
+        return Answer([{"default_generation_settings": {"n_ctx": size}, "total_slots": 4, "build_info": "b11434-toy"}])
+
+    def _tokenize(self, body: Body) -> Answer:
+        text = self._rendered(body["messages"]) if "messages" in body else body["prompt"]
+        ids = self._ids(text, with_controls=True)
+        return Answer([{"tokens": ids, "count": len(ids), "max_model_len": self.backend.card.context_size}])
+
+    def _detokenize(self, body: Body) -> Answer:
+        return Answer([{"prompt": self._text_of(body["tokens"])}])
+
+    def _tokenize_llama(self, body: Body) -> Answer:
+        return Answer([{"tokens": self._ids(body["content"], with_controls=body.get("parse_special", True))}])
+
+    def _apply_template(self, body: Body) -> Answer:
+        return Answer([{"prompt": self._rendered(body["messages"])}])
+
+    def _completions(self, body: Body) -> Answer:
+        prompt = body["prompt"]
+        ids = self._ids(prompt, with_controls=True) if isinstance(prompt, str) else list(prompt)
+        if body.get("logprobs", 0) > self.max_alternatives:
+            return Answer([{"error": {"message": f"logprobs must be at most {self.max_alternatives}"}}], 400)
+        most = len(ids) if self.kind == "plain" else len(ids) + body["max_tokens"]
+        if most > self.backend.card.context_size:
+            text = f"This model's maximum context length is {self.backend.card.context_size} tokens"
+            return Answer([{"error": {"message": text, "code": 400}}], 400)
+        keeps = body.get("include_stop_str_in_output") or body.get("no_stop_trim")
+        room = self.backend.card.context_size - len(ids)
+        written = self._write(ids, min(body["max_tokens"], room), body.get("stop"), keeps=bool(keeps))
+        usage: Body = {"prompt_tokens": len(ids), "completion_tokens": len(written), "total_tokens": len(ids) + len(written)}
+        parts = [[one] for one in written] if body.get("stream") else [written]
+        chunks: list[Body] = [{"id": "c", "model": "toy", "choices": [self._choice(part, body)]} for part in parts]
+        if body.get("stream"):
+            chunks.append({"id": "c", "model": "toy", "choices": [], "usage": usage})
+        else:
+            chunks[0]["usage"] = usage
+        return Answer(chunks, is_streamed=bool(body.get("stream")))
+
+    def _choice(self, part: "list[_Token]", body: Body) -> Body:
+        last = part[-1]
+        reason = None if last.ending is None else "length" if last.ending == "limit" else "stop"
+        stop = "\n\n" if last.ending == "word" else None
+        choice: Body = {"index": 0, "text": "".join(one.text for one in part), "finish_reason": reason}
+        if self.kind == "vllm":
+            choice |= {"stop_reason": stop}
+        if self.kind == "sglang":
+            choice |= {"matched_stop": stop or (1 if reason == "stop" else None)}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [one.id for one in part]
+        if k := body.get("logprobs"):
+            choice["logprobs"] = {
+                "tokens": [one.piece for one in part],
+                "token_logprobs": [one.logprob for one in part],
+                "top_logprobs": [dict(one.top(k)) for one in part],
+                "text_offset": [0] * len(part),
+            }
+        return choice
+
+    def _completion(self, body: Body) -> Answer:
+        """llama-server's own endpoint: the stop word is cut off."""
+        prompt, k = body["prompt"], body.get("n_probs", 0)
+        ids = self._ids(prompt, with_controls=True) if isinstance(prompt, str) else list(prompt)
+        size = self.backend.card.context_size
+        if len(ids) >= size:
+            error = {
+                "code": 400,
+                "message": "the request exceeds the available context size",
+                "type": "exceed_context_size_error",
+            }
+            return Answer([{"error": error}], 400)
+        written = self._write(ids, min(body["n_predict"], size - len(ids)), body.get("stop"), keeps=False)
+        last = {
+            "stop": True,
+            "stop_type": {"word": "word", "eos": "eos", "limit": "limit"}[str(written[-1].ending)],
+            "stopping_word": "\n\n" if written[-1].ending == "word" else "",
+            "timings": {
+                "cache_n": 0,
+                "prompt_n": len(ids),
+                "prompt_ms": 1.0,
+                "predicted_n": len(written),
+                "predicted_ms": 2.0,
+            },
+        }
+        entries = [self._entry(one, k) for one in written]
+        if not body.get("stream"):
+            whole = {"content": "".join(one.text for one in written), "tokens": [one.id for one in written], **last}
+            return Answer([whole | ({"completion_probabilities": entries[:-1]} if k else {})])
+        chunks: list[Body] = [
+            {"content": one.text, "tokens": [one.id], "stop": False} | ({"completion_probabilities": [entry]} if k else {})
+            for one, entry in zip(written, entries, strict=True)
+        ]
+        return Answer([*chunks, {"content": "", "tokens": [], **last}], is_streamed=True)
+
+    def _entry(self, token: "_Token", k: int) -> Body:
+        top = [{"id": 0, "token": text, "logprob": value} for text, value in token.top(k)]
+        return {"id": token.id, "token": token.piece, "logprob": token.logprob, "top_logprobs": top}
+
+    # --- the model
+
+    def _write(self, ids: list[int], most: int, stop: list[str] | None, *, keeps: bool) -> "list[_Token]":
+        """Greedy tokens after these, until the end of the sequence, a stop word, or so many."""
+        tokenizer, written, text = self.backend.tokenizer, list[_Token](), ""
+        while True:
+            self.backend.cells = [ids + [one.id for one in written]]
+            logits, _ = self.backend._compute(0)
+            shifted = logits - logits.max()
+            logprobs = shifted - math.log(float(np.exp(shifted).sum()))
+            token = int(logits.argmax())
+            piece = tokenizer.piece(token).decode("utf-8", "replace")
+            one = _Token(
+                token, piece, "" if tokenizer.is_end(token) else piece, float(logprobs[token]), self._named(logprobs)
+            )
+            written.append(one)
+            text += one.text
+            if tokenizer.is_end(token):
+                one.ending = "eos"
+            elif stop and stop[0] in text:
+                one.ending = "word"
+                if not keeps:
+                    one.text = one.text[: len(one.text) - (len(text) - text.index(stop[0]))]
+            elif len(written) >= most:
+                one.ending = "limit"
+            if one.ending:
+                return written
+
+    def _named(self, logprobs: Any) -> list[tuple[str, float]]:
+        order = np.argsort(-logprobs)
+        return [
+            (f"{self.backend.tokenizer.piece(int(i)).decode('utf-8', 'replace')}\u200b{i}", float(logprobs[i]))
+            for i in order
+        ]
+
+    def _rendered(self, messages: list[dict[str, str]]) -> str:
+        return _render(TEMPLATE, messages, {})
+
+    def _ids(self, text: str, *, with_controls: bool) -> list[int]:
+        tokenizer = self.backend.tokenizer
+        controls = tokenizer.control_tokens if with_controls else {}
+        pattern = "(" + "|".join(map(re.escape, controls)) + ")" if controls else "(?!)"
+        ids: list[int] = []
+        for piece in re.split(pattern, text):
+            ids += [controls[piece]] if piece in controls else tokenizer.tokenize(piece, continues=bool(ids))
+        return ids
+
+    def _text_of(self, ids: list[int]) -> str:
+        names = {token: text for text, token in self.backend.tokenizer.control_tokens.items()}
+        return b"".join(names[one].encode() if one in names else self.backend.tokenizer.piece(one) for one in ids).decode()
+
+
+@dataclass
+class _Token:
+    id: int
+    piece: str
+    text: str
+    logprob: float
+    named: list[tuple[str, float]]
+    ending: str | None = None
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        return self.named[:k]
+
+
+# --- behind a connection
+
+
+def transport(server: HashServer) -> httpx2.MockTransport:
+    """The server without a network."""
+
+    async def respond(request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.content) if request.content else None
+        if server.seconds and request.url.path.endswith(("completions", "completion")):
+            await asyncio.sleep(server.seconds)
+        answer = server.handle(request.url.path, body, dict(request.headers))
+        if answer.status == 0:
+            raise httpx2.ConnectError("refused")
+        if not answer.is_streamed:
+            return httpx2.Response(answer.status, json=answer.objects[0], headers=answer.headers)
+        headers = {"content-type": "text/event-stream"}
+        return httpx2.Response(answer.status, content=_events(answer), headers=headers)
+
+    return httpx2.MockTransport(respond)
+
+
+async def _events(answer: Answer) -> AsyncIterator[bytes]:
+    for data in _lines(answer):
+        yield data
+    if answer.cut is not None:
+        raise httpx2.ReadError("broken")
+
+
+def _lines(answer: Answer) -> Iterator[bytes]:
+    for chunk in answer.objects[: answer.cut]:
+        yield f"data: {json.dumps(chunk)}\n\n".encode()
+    if answer.cut is None:
+        yield b"data: [DONE]\n\n"
+
+
+def storm(rate: float, seed: int = 0) -> Callable[[], Answer | None]:
+    """Faults at random: 429, 500, a body that breaks off, one that is no JSON."""
+    rng = random.Random(seed)
+    faults = (
+        Answer([{"error": {"message": "slow down"}}], 429, {"Retry-After": "0.01"}),
+        Answer([{"error": {"message": "oops"}}], 500),
+        Answer([{"choices": [{"index": 0, "text": "zz", "finish_reason": None}], "content": "zz"}], is_streamed=True, cut=1),
+        Answer([], 0),
+    )
+    return lambda: rng.choice(faults) if rng.random() < rate else None
+
+
+@contextlib.contextmanager
+def on_loopback(server: HashServer) -> Iterator[str]:
+    """The server on a port of this machine; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(None)
+
+        def do_POST(self) -> None:
+            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def _answer(self, body: Body | None) -> None:
+            answer = server.handle(self.path, body, {name.lower(): value for name, value in self.headers.items()})
+            if answer.status == 0:
+                self.close_connection = True
+                return
+            lines = [*_lines(answer)] if answer.is_streamed else [json.dumps(answer.objects[0]).encode()]
+            self.send_response(answer.status)
+            kind = "text/event-stream" if answer.is_streamed else "application/json"
+            for name, value in {"Content-Type": kind, **answer.headers}.items():
+                self.send_header(name, value)
+            size = sum(map(len, lines)) + (10 if answer.cut is not None else 0)
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+            self.wfile.write(b"".join(lines))
+            self.close_connection = self.close_connection or answer.cut is not None
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}/v1"
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
