@@ -15,7 +15,7 @@ from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.runs.records import RunInfo, to_json
+from arbitrage_cli.runs.records import RunInfo, record, to_json
 from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import Decision, Started, Writing, Wrote
 
@@ -141,7 +141,7 @@ def test_sequence_in_pieces_is_none(pieces: tuple[str, ...]) -> None:
 def test_json_is_ascii_and_keeps_the_text(text: str) -> None:
     """The JSON record has hostile text in full, escaped: one line of ASCII without a control character."""
     trace = make_trace(accept(f"\\boxed{{{text}}}", stop="end"), question=text, identifier=text)
-    line = to_json(finish(trace), make_run(text))
+    line = to_json(record(finish(trace), make_run(text)))
     assert line.isascii()
     assert line.isprintable()
     read = json.loads(line)
@@ -232,4 +232,4 @@ def test_box_in_a_rejected_draft_is_no_answer() -> None:
     """What was thrown away does not answer."""
     draft, target = make_step("draft", "\\boxed{42}", stop="end"), make_step("target", "I do not know.", stop="end")
     trace = make_trace(Decision(target, draft=draft, target=target, probability=2.0))
-    assert json.loads(to_json(finish(trace), make_run()))["answer"] is None
+    assert json.loads(to_json(record(finish(trace), make_run())))["answer"] is None

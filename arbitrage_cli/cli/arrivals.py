@@ -3,11 +3,26 @@
 Knows nothing of what a line contains. Reads the descriptor directly: a buffered stream does not show what it holds.
 """
 
+import mmap
 import os
 import select
+import stat
 from typing import BinaryIO
 
 CHUNK = 1 << 16  # bytes
+
+
+def count_lines(stream: BinaryIO) -> int | None:
+    """Lines from here on that are not blank; None if it is no regular file. Reads nothing of the stream. OSError."""
+    descriptor = stream.fileno()
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    if not status.st_size:
+        return 0
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+        data.seek(os.lseek(descriptor, 0, os.SEEK_CUR))
+        return sum(bool(line.strip()) for line in iter(data.readline, b""))
 
 
 class Arrivals:

@@ -135,9 +135,9 @@ class ChosenProblems:
 
 
 def make_manifest(
-    setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], on_reading: OnReading | None = None
+    setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], on_reading: OnReading
 ) -> Run:
-    """What solutions depend on. With `on_reading`, every model's files are read whole for their sha256. Errors: ModelFileError."""
+    """What solutions depend on. Every model's files are read whole for their sha256. Errors: ModelFileError."""
     models = {role: _model_facts(setup, role, files[role], threads.get(role), on_reading) for role in setup.sources}
     named = setup.named_taus
     return {
@@ -185,16 +185,16 @@ def with_problems(run: Run, chosen: ChosenProblems) -> Run:
     return full | {"fingerprint": {name: _text(value) for name, _, value in _fixed(full) if value is not None}}
 
 
-def record_settings(run: Run) -> dict[str, Any]:
+def record_settings(setup: Setup) -> dict[str, Any]:
     """What else the text of a solution depends on, as the record of each problem has it."""
-    settings: dict[str, Any] = {"top_p": run["sampling"]["top_p"], **run["limits"]}
-    settings |= {"system": run["prompt"]["system"], "kv_type": run["context"]["kv_type"]}
-    if run["prompt"]["chat_template_kwargs"]:
-        settings["chat_template_kwargs"] = run["prompt"]["chat_template_kwargs"]
-    if run["router"]:
-        settings |= {"head": run["router"]["name"], "head_sha256": run["router"]["sha256"], "tau_costs": run["tau_costs"]}
-    if run["early_stop"] is not None:
-        settings["early_stop"] = run["early_stop"]
+    settings: dict[str, Any] = {"top_p": setup.sampler.top_p, **asdict(setup.limits)}
+    settings |= {"system": setup.system, "kv_type": setup.load.kv_type}
+    if setup.load.template_variables:
+        settings["chat_template_kwargs"] = dict(setup.load.template_variables)
+    if head := setup.deciding_head:
+        settings |= {"head": head.card.name, "head_sha256": head.sha256, "tau_costs": setup.tau_costs}
+    if setup.stops_early is not None:
+        settings["early_stop"] = setup.stops_early
     return settings
 
 
@@ -256,9 +256,7 @@ def _changed(folder: Path, name: str, before: str, after: str) -> UsageError:
 # --- the parts
 
 
-def _model_facts(
-    setup: Setup, role: ModelRole, found: str, threads: int | None, on_reading: OnReading | None
-) -> dict[str, Any]:
+def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int | None, on_reading: OnReading) -> dict[str, Any]:
     """What is known of a model before it is loaded; of a demo model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
     facts: dict[str, Any] = {
@@ -275,8 +273,6 @@ def _model_facts(
         return facts | {"n_ctx": context_size, "threads": None}
     files = local_files(found)
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
-    if on_reading is None:
-        return facts
     size, sha256 = digest(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))
     return facts | {"identity": f"sha256 {sha256[:16]}", "size": size, "sha256": sha256}
 

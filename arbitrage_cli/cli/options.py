@@ -32,6 +32,14 @@ class RewardSource(StrEnum):
     rollout = "rollout"
 
 
+class ResultFormat(StrEnum):
+    """What standard output gets of a solved problem."""
+
+    text = "text"
+    json = "json"
+    tsv = "tsv"
+
+
 class KvType(StrEnum):
     """Number formats of the KV cache."""
 
@@ -313,8 +321,32 @@ class OutputOptions(QuietOptions):
 
 
 Debug = Annotated[bool, _output("--debug", help="Show tracebacks.")]
-JsonRecords = Annotated[bool, _output("--json", help="One JSON object a problem on standard output.")]
+JsonRecords = Annotated[bool, _output("--json", help="The same as --format json.")]
 JsonFigures = Annotated[bool, _output("--json", help="The figures as one line of JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultOptions:
+    """Where the results of solved problems go, and in which form."""
+
+    output_file: Annotated[
+        Path | None,
+        typer.Option(
+            *("--output", "-o"),
+            metavar="FILE",
+            help="Records go to this file, one a line of the input; the same command goes on where it stopped.",
+            rich_help_panel="Output",
+        ),
+    ] = None
+    form: Annotated[
+        ResultFormat | None,
+        _output(
+            "--format",
+            help="Standard output: answers (text), records (json), or id, answer and error (tsv). Default: text for one problem and "
+            "in a terminal, else json; nothing with --output.",
+        ),
+    ] = None
+    json_lines: JsonRecords = False
 
 
 def _not_nan(value: float | None) -> float | None:

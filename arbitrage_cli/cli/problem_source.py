@@ -3,14 +3,16 @@
 import contextlib
 import itertools
 import os
+import re
 import stat
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from arbitrage_cli.cli.arrivals import Arrivals
+from arbitrage_cli.cli.arrivals import Arrivals, count_lines
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import UsageError
@@ -19,47 +21,63 @@ from arbitrage_cli.types import Problem
 MAX_BAD_LINES = 20
 """If none of so many first lines can be used, it is no file of problems."""
 
+Row = Problem | BadLine
+
 
 class Problems:
-    """Where the problems come from: the command line, a file, or standard input. Counts those that could not be used.
+    """Where the problems come from: the command line, a file, or standard input. Counts the lines that could not be used.
 
-    `is_single`: it is the one of the command line. `ended`: there are no more.
+    `is_single`: it is the one of the command line. `ended`: there are no more. `total`: how many rows there are, if it is known.
     """
 
-    def __init__(self, problem: str | None, input_file: str | None, stack: contextlib.ExitStack) -> None:
-        """Open the source. UsageError if there is none, or two, or it cannot be read."""
+    def __init__(
+        self, problem: str | None, input_file: str | None, limit: str | None, display: Display, stack: contextlib.ExitStack
+    ) -> None:
+        """Open the source. `display` shows lines that cannot be used. UsageError if there is no source, or two."""
         if problem is not None and input_file is not None:
             raise UsageError("a problem and --input were both given", "give one of them")
         self.num_unusable = 0
         self.ended = False
-        self._ahead: deque[Problem] = deque()
-        self._usable: Iterator[Problem] = iter(())
+        self.total: int | None = 1
         self.is_single = problem not in (None, "-")
+        self._display = display
+        self._ahead: deque[Row] = deque()
+        self._ids: set[str] = set()
         self._arrivals: Arrivals | None = None
-        self._rows: Iterator[Problem | BadLine]
         if problem is not None and self.is_single:
-            self._rows = iter([_from_argument(problem)])
-        else:
-            self._name = input_file or "standard input"
-            self._arrivals = Arrivals(_open_input(input_file if problem is None else "-", stack))
-            self._rows = read_problems(self._arrivals)
+            self._rows = self._checked(iter([_from_argument(problem)]))
+            return
+        self._name = input_file or "standard input"
+        stream = _open_input(input_file if problem is None else "-", stack)
+        places = range_of(limit) if limit else slice(None)
+        lines = count_lines(stream)
+        self.total = None if lines is None else len(range(lines)[places])
+        self._arrivals = Arrivals(stream)
+        self._rows = self._checked(itertools.islice(read_problems(self._arrivals), places.start, places.stop))
 
-    def look_ahead(self, display: Display, most: int) -> int:
+    def rows(self) -> Iterator[Row]:
+        """The rows that are left: problems, and lines that are none, which were reported."""
+        return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
+
+    def usable(self, on_bad_line: Callable[[BadLine], None]) -> Iterator[Problem]:
+        """The problems that are left; a line that is none is passed to the caller when its turn comes."""
+        for row in self.rows():
+            if isinstance(row, Problem):
+                yield row
+            else:
+                on_bad_line(row)
+
+    def look_ahead(self, most: int) -> int:
         """Read the first problem, and those after it that need not be waited for, `most` at most; returns how many.
 
-        `display` shows lines that cannot be used. UsageError if there is nothing at all.
+        UsageError if there is nothing at all.
         """
-        self._usable = self._use(display)
-        self._ahead += itertools.islice(self._usable, 1)
-        while self._ahead and len(self._ahead) < most and not self.ended and self._has_arrived():
-            self._ahead += itertools.islice(self._usable, 1)
-        return len(self._ahead)
-
-    def __iter__(self) -> Iterator[Problem]:
-        """The problems that can be used, those that were read ahead first."""
-        while self._ahead:
-            yield self._ahead.popleft()
-        yield from self._usable
+        known = 0
+        while known < most and not self.ended and (not known or self._has_arrived()):
+            for row in itertools.islice(self._rows, 1):
+                self._ahead.append(row)
+                known += isinstance(row, Problem)
+        return known
 
     def is_ready(self) -> bool:
         """Whether the next one is there, or the end: if not, getting the next problem means waiting for it."""
@@ -70,29 +88,40 @@ class Problems:
         """Whether somebody types them in: they come one by one."""
         return self._arrivals is not None and self._arrivals.is_typed
 
-    def _use(self, display: Display) -> Iterator[Problem]:
-        """The problems that can be used; a bad line is reported and skipped."""
+    def _checked(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows, each problem with an id of its own; a bad line is reported."""
         num_rows = 0
-        for row in self._readable():
+        for row in self._readable(rows):
             num_rows += 1
-            if isinstance(row, BadLine):
-                self.num_unusable += 1
-                display.note(f"line {row.number}: {row.reason}; skipped")
-                if self.num_unusable == num_rows == MAX_BAD_LINES:
-                    raise UsageError(f"{self._name}: none of the first {num_rows} lines can be used", "give text or JSONL")
-            else:
-                yield row
+            if isinstance(row, Problem):
+                yield self._with_own_id(row)
+                continue
+            self.num_unusable += 1
+            self._display.note(f"line {row.number}: {row.reason}; skipped")
+            if self.num_unusable == num_rows == MAX_BAD_LINES:
+                raise UsageError(f"{self._name}: none of the first {num_rows} lines can be used", "give text or JSONL")
+            yield row
         self.ended = True
         if not num_rows:
             raise UsageError("there is no problem in the input", "give one problem a line, or JSONL")
+
+    def _with_own_id(self, problem: Problem) -> Problem:
+        """The problem; an id that an earlier one has gets a number: results are told apart by it."""
+        own = problem.id
+        for number in itertools.count(2):
+            if own not in self._ids:
+                break
+            own = f"{problem.id}-{number}"
+        self._ids.add(own)
+        return replace(problem, id=own)
 
     def _has_arrived(self) -> bool:
         with self._explained():
             return self._arrivals is None or self._arrivals.is_ready
 
-    def _readable(self) -> Iterator[Problem | BadLine]:
+    def _readable(self, rows: Iterator[Row]) -> Iterator[Row]:
         with self._explained():
-            yield from self._rows
+            yield from rows
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -100,6 +129,15 @@ class Problems:
             yield
         except OSError as error:
             raise UsageError(f"{self._name}: cannot be read ({error.strerror})", "check where the problems are") from error
+
+
+def range_of(limit: str) -> slice:
+    """`10`: the first ten. `10-20`: the tenth to the twentieth. UsageError for anything else."""
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})", limit.strip())
+    first, last = (int(found[1] or 1), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UsageError(f"invalid limit '{limit}'", "10 for ten problems, 10-20 for the 10th to the 20th", option="limit")
+    return slice(first - 1, last)
 
 
 def _from_argument(problem: str) -> Problem:

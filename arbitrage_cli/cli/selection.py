@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from arbitrage_cli.cli.model_choice import ModelChoice
 from arbitrage_cli.cli.options import ProblemOptions, SelectionOptions
+from arbitrage_cli.cli.problem_source import range_of
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.errors import UsageError
@@ -50,15 +51,6 @@ def _select(items: Sequence[Item], options: SelectionOptions, seed: int) -> list
     if chosen and not selected:
         raise UsageError(f"'{options.limit}' selects no problems", f"there are {len(chosen)}", option="limit")
     return selected
-
-
-def range_of(limit: str) -> slice:
-    """`10`: the first ten. `10-20`: the tenth to the twentieth. UsageError for anything else."""
-    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})", limit.strip())
-    first, last = (int(found[1] or 1), int(found[2])) if found else (0, 0)
-    if not 1 <= first <= last:
-        raise UsageError(f"invalid limit '{limit}'", "10 for ten problems, 10-20 for the 10th to the 20th", option="limit")
-    return slice(first - 1, last)
 
 
 def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concurrency: str = "1") -> Path:

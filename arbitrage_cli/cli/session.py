@@ -89,9 +89,9 @@ class Session:
             self._display.note(note)
         return self.concurrency
 
-    def manifest(self, *, with_digests: bool = True) -> Run:
-        """What solutions depend on. With digests, the models' files are read whole. ModelFileError."""
-        return make_manifest(self.setup, self.files, self.threads, self._display.loading if with_digests else None)
+    def manifest(self) -> Run:
+        """What solutions depend on. The models' files are read whole. ModelFileError."""
+        return make_manifest(self.setup, self.files, self.threads, self._display.loading)
 
     def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
         """Load the models, with sequences for these policies (default: all). Errors: ModelError, UsageError."""
@@ -207,14 +207,14 @@ class Session:
 
     def run_info(self, *, num_problems: int | None) -> RunInfo:
         """What a run is made with, as its records and displays show it."""
-        manifest, chosen, sampler = self.manifest(with_digests=False), self.setup.policy_at_tau, self.setup.sampler
+        chosen, sampler = self.setup.policy_at_tau, self.setup.sampler
         return RunInfo(
             policy=chosen.policy.name,
             number=chosen.policy.number or None,
             tau=chosen.tau,
             temperature=sampler.temperature,
             seed=sampler.seed,
-            settings=record_settings(manifest) | {"concurrency": self.concurrency},
+            settings=record_settings(self.setup) | {"concurrency": self.concurrency},
             models=self.setup.sources,
             descriptions={role: _describe(self.models[role]) for role in chosen.policy.models},
             is_toy=any(map(is_toy, self.setup.sources.values())),

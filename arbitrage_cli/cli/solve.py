@@ -1,8 +1,11 @@
 """`arbitrage solve`: one problem, or many, shared between a draft and a target."""
 
 import contextlib
+import sys
+from collections import deque
 from collections.abc import Iterable
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,18 +14,23 @@ from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import (
     SOME_FAILED,
     GenerationOptions,
-    JsonRecords,
     MachineOptions,
     ModelOptions,
     OutputOptions,
+    ResultFormat,
+    ResultOptions,
     RoutingOptions,
+    option,
 )
-from arbitrage_cli.cli.output import InOrder, command_display
+from arbitrage_cli.cli.output import command_display, offering_to_resume, say
 from arbitrage_cli.cli.problem_source import Problems
 from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.display.text import safe
-from arbitrage_cli.runs.records import RunInfo, answer, problem_error, to_json
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Event, Finished, Started
+
+if TYPE_CHECKING:
+    from arbitrage_cli.cli.solutions import Solutions
 
 
 @command
@@ -34,64 +42,90 @@ def solve(
         str | None,
         typer.Option("--input", "-i", metavar="FILE", help="Problems: one a line, or JSONL. - is standard input."),
     ] = None,
+    limit: Annotated[
+        str | None,
+        option("Problems", "--limit", metavar="N|FIRST-LAST", help="The first N lines, or 10-20: the 10th to the 20th."),
+    ] = None,
     models: ModelOptions,
     routing: RoutingOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,
-    json_lines: JsonRecords = False,
+    results: ResultOptions,
 ) -> int:
     """Solve a problem step by step with two models.
 
     The answer goes to standard output, the view of every step to standard error. Problems from a pipe or a file give one JSON
-    object a line, in their order, each as soon as it and all before it are finished.
+    object a line, in their order, each as soon as it and all before it are finished. With -o FILE.jsonl they go to the file,
+    and the same command goes on behind the last one.
 
     \b
     Examples:
       arbitrage solve "What is 23 * 47 - 88?"
       arbitrage solve --draft small.gguf --target large.gguf "..."
-      cat problems.txt | arbitrage solve --pair qwen2.5-coder > solutions.jsonl
+      arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
+      cat problems.txt | arbitrage solve --format text > answers.txt
     """
     from arbitrage_cli.cli.session import Session
     from arbitrage_cli.cli.setup import RunOptions, solve_setup
+    from arbitrage_cli.cli.solution_file import SolutionFile
+    from arbitrage_cli.cli.solutions import Solutions
     from arbitrage_cli.tuning.memory import MOST
 
+    form = _format(results, invocation, is_single=problem not in (None, "-"))
     setup = solve_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
-        problems = Problems(problem, input_file, stack)
         display = stack.enter_context(command_display(output))
+        problems = Problems(problem, input_file, limit, display, stack)
+        file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
+        solutions = stack.enter_context(Solutions(display, form, file, is_single=problems.is_single))
+        num_earlier = solutions.take_earlier(problems, setup)
+        usable = problems.usable(solutions.unusable)
         # Read ahead before models are loaded: there may be no problem.
-        num_known = problems.look_ahead(display, 1 if setup.concurrency == "1" else MOST)
-        if not num_known:
-            return SOME_FAILED
-        session = stack.enter_context(Session(setup, display))
-        session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
-        session.load()
-        run = session.run_info(num_problems=1 if problems.is_single else None)
-        display.begin(run)
-        # Closed before the models are: an interrupted run still holds problems in their caches.
-        events = stack.enter_context(contextlib.closing(session.scheduler().run(problems, problems.is_ready)))
-        num_failed = _follow(events, run, display, as_json=json_lines or not problems.is_single)
-    return SOME_FAILED if num_failed or problems.num_unusable else 0
+        num_known = problems.look_ahead(1 if setup.concurrency == "1" else MOST)
+        if num_known:
+            session = stack.enter_context(Session(setup, display))
+            session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
+            session.load()
+            run = replace(session.run_info(num_problems=problems.total), num_done=num_earlier)
+            stack.enter_context(
+                offering_to_resume(display, lambda: f"{solutions.where}; to resume: {invocation.resuming}" if file else "")
+            )
+            # Closed before the models are: an interrupted run still holds problems in their caches.
+            events = stack.enter_context(contextlib.closing(session.scheduler().run(usable, problems.is_ready)))
+            _follow(events, run, solutions, display)
+        else:
+            deque(usable, maxlen=0)  # lines that are no problems have results as well
+    if file:
+        begins = "" if solutions.num_done > num_earlier else "nothing to do: "
+        say(f"{begins}{solutions.where}; for the answers alone: the same command with --format text", output)
+    return SOME_FAILED if solutions.num_failed or problems.num_unusable else 0
 
 
-def _follow(events: Iterable[Event], run: RunInfo, display: Display, *, as_json: bool) -> int:
-    """Show everything that happens, and write each result when it is its turn. Returns how many problems failed."""
-    num_failed = 0
-    with InOrder(display.result) as results:
-        for event in events:
-            display.handle(event)
-            if isinstance(event, Started):
-                results.started(event.trace)
-            elif isinstance(event, Finished):
-                num_failed += problem_error(event) is not None
-                results.finished(event.trace, _result(event, run, as_json=as_json))
+def _format(results: ResultOptions, invocation: Invocation, *, is_single: bool) -> ResultFormat | None:
+    """What standard output gets; None for nothing, as the results go to a file. UsageError.
+
+    A terminal gets answers: records would bury the view.
+    """
+    if results.json_lines and results.form not in (None, ResultFormat.json):
+        lead = invocation.origin("json_lines") - invocation.origin("form")
+        if lead == 0:
+            raise UsageError("both --json and another --format are given", "give one of them")
+        return ResultFormat.json if lead > 0 else results.form
+    if results.json_lines or results.form:
+        return results.form or ResultFormat.json
+    if results.output_file:
+        return None
+    return ResultFormat.text if is_single or sys.stdout.isatty() else ResultFormat.json
+
+
+def _follow(events: Iterable[Event], run: RunInfo, solutions: "Solutions", display: Display) -> None:
+    """Show everything that happens, and pass results on."""
+    display.begin(run)
+    for event in events:
+        display.handle(event)
+        if isinstance(event, Started):
+            solutions.started(event.trace)
+        elif isinstance(event, Finished):
+            solutions.finished(event, run)
     display.end()
-    return num_failed
-
-
-def _result(finished: Finished, run: RunInfo, *, as_json: bool) -> str | None:
-    """What standard output gets of a problem; None if no step was written."""
-    if as_json:
-        return to_json(finished, run)
-    return safe(answer(finished.trace) or finished.trace.text.strip()) if finished.trace.decisions else None

@@ -3,7 +3,7 @@
 Of several problems at once, finished steps name their problem, and the region has one row for each problem.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,10 +14,11 @@ from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo, answer
-from arbitrage_cli.runs.summary import Tally, tally
-from arbitrage_cli.types import Decided, Decision, Event, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
 
 MAX_STREAM_LINES = 6
+FOOTER_ROWS = 2
 MAX_PROBLEMS = 8  # in flight that have a row each
 INDENT = 5
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
@@ -30,7 +31,6 @@ class _Solution:
     identifier: str
     place: int
     step_number: int = 1
-    figures: Tally = field(default_factory=Tally)
     writer: ModelRole | None = None
     text: str = ""
     draft_text: str = ""  # while the target rewrites it
@@ -55,9 +55,8 @@ class _Solution:
             self.is_rated, self.began = False, now
         self.num_unread = event.num_unread
 
-    def finish_step(self, decision: Decision, number: int) -> None:
+    def finish_step(self, number: int) -> None:
         """The step is kept."""
-        self.figures = self.figures.add(decision)
         self.step_number = number + 1
         self.writer, self.draft_text, self.text, self.is_rated = None, "", "", False
 
@@ -70,6 +69,7 @@ class SolveView(View):
         self._solutions: dict[Trace, _Solution] = {}
         self._totals = wording.Totals()
         self._is_shared = run.concurrency > 1  # by several problems
+        self._began: float | None = None
 
     def begin(self) -> list[Text]:
         lines = [Text(line, "dim") for line in wording.opening(self._run)]
@@ -79,6 +79,7 @@ class SolveView(View):
         if isinstance(event, AttemptStarted | AttemptEnded):
             return []
         self._totals.add(event)
+        self._began = now if self._began is None else self._began
         if isinstance(event, Started):
             return self._start_problem(event)
         if isinstance(event, Finished):
@@ -90,9 +91,13 @@ class SolveView(View):
         return self._is_shared or isinstance(event, Wrote | Rating)
 
     def region(self, columns: int, rows: int, now: float) -> list[Text]:
+        seconds = now - (now if self._began is None else self._began)
         if self._is_shared:
-            return self._shared_lines(columns, rows)
-        return next((_writing_lines(solution, columns, rows, now) for solution in self._solutions.values()), [])
+            return self._shared_lines(columns, rows, seconds)
+        footer = wording.tally(self._totals.figures)
+        if self._run.num_problems != 1:
+            footer = f"{wording.progress(self._totals, self._run, seconds)}; {footer}"
+        return next((_writing_lines(one, footer, columns, rows, now) for one in self._solutions.values()), [])
 
     def end(self) -> list[Text]:
         return [] if self._run.num_problems == 1 else [Text(""), Text(self._totals.text, "bold")]
@@ -126,7 +131,7 @@ class SolveView(View):
         elif isinstance(event, Rating):
             solution.is_rated = True
         else:
-            solution.finish_step(event.decision, len(event.trace.decisions))
+            solution.finish_step(len(event.trace.decisions))
             return self._decision_lines(solution.identifier, event, columns)
         return []
 
@@ -166,7 +171,7 @@ class SolveView(View):
 
     # --- the region
 
-    def _shared_lines(self, columns: int, rows: int) -> list[Text]:
+    def _shared_lines(self, columns: int, rows: int, seconds: float) -> list[Text]:
         """One row for each problem in flight, always in the same place, and the tally of all problems so far."""
         if not self._solutions:
             return []
@@ -175,12 +180,12 @@ class SolveView(View):
         width = max(cell_len(solution.identifier) for solution in by_place.values())
         lines = [_problem_line(by_place.get(place), width, columns) for place in range(shown)]
         head = f"{len(by_place)} problems at once" + (f", {shown} of them shown" if len(by_place) > shown else "")
-        finished = Text(f"{head}; {self._totals.finished} finished", "bold")
+        finished = Text(f"{head}; {wording.progress(self._totals, self._run, seconds)}", "bold")
         return [finished, *lines, Text(wording.tally(self._totals.figures), "dim")]
 
 
-def _writing_lines(solution: _Solution, columns: int, rows: int, now: float) -> list[Text]:
-    """Who writes which step, the end of its text, the tally of the problem so far."""
+def _writing_lines(solution: _Solution, footer: str, columns: int, rows: int, now: float) -> list[Text]:
+    """Who writes which step, the end of its text, and a footer of two rows at most."""
     if solution.writer is None:
         return []
     head = Text.assemble((f"{solution.step_number:>3}  ", "bold"), (f"{solution.writer:<6}", COLORS[solution.writer]))
@@ -189,7 +194,7 @@ def _writing_lines(solution: _Solution, columns: int, rows: int, now: float) -> 
     stream_room = min(MAX_STREAM_LINES, room)
     body = _last_rows(solution.draft_text, columns, stream_room // 2 if solution.draft_text else 0, "dim strike")
     body += _last_rows(solution.text, columns, stream_room - len(body), "")
-    return [head, *body, *_rows(wording.tally(solution.figures), columns, "dim")[: room - len(body)]]
+    return [head, *body, *_rows(footer, columns, "dim")[: min(FOOTER_ROWS, room - len(body))]]
 
 
 def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:

@@ -30,6 +30,7 @@ class PlainDisplay:
         self._clock = clock
         self._last_loading = clock()
         self._run: RunInfo | None = None
+        self._began = 0.0
         self._totals = wording.Totals()
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
@@ -46,7 +47,7 @@ class PlainDisplay:
             done = f", {run.finished} of them done" if run.finished else ""
             self._say(f"{one_line(run.title)}: {run.planned} attempts{done}")
             return
-        self._run = run
+        self._run, self._began = run, self._clock()
         for line in [*wording.opening(run), *([wording.TOY_NOTICE] if run.is_toy else [])]:
             self._say(line)
 
@@ -99,6 +100,8 @@ class PlainDisplay:
             wording.tally(figures),
             wording.time(finished, figures, run),
         ]
+        if run.num_problems not in (None, 1):
+            facts.append(wording.progress(self._totals, run, self._clock() - self._began))
         self._say(one_line(f"problem {finished.trace.problem.id}: " + "; ".join(filter(None, facts))))
 
     def _say_text(self, text: str, margin: str) -> None:

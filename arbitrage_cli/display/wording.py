@@ -42,6 +42,15 @@ class Totals:
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
 
+def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
+    """How far a run of several problems is after so many seconds: `12/50, about 40 s left`."""
+    done = run.num_done + totals.finished
+    if run.num_problems is None:
+        return f"{done} finished"
+    left = (run.num_problems - done) * seconds / totals.finished if totals.finished else 0.0
+    return f"{done}/{run.num_problems}" + (f", about {rounding.duration(left)} left" if left else "")
+
+
 def opening(run: RunInfo) -> list[str]:
     """One line for each model, and one for the policy."""
     return [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]

@@ -32,6 +32,7 @@ class RunInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)  # everything else that the text depends on
     is_toy: bool = False  # the scripted demo models
     num_problems: int | None = None  # None: not known beforehand
+    num_done: int = 0  # of them, by an earlier command
     concurrency: int = 1  # problems that are solved at once
 
 
@@ -65,13 +66,16 @@ def tau_in_json(tau: float | None) -> float | str | None:
     return tau if tau is None or math.isfinite(tau) else str(tau)
 
 
-def to_json(finished: Finished, run: RunInfo) -> str:
-    """One problem's record as a line of JSON: ASCII only, no NaN, an infinite tau as the string "inf" or "-inf"."""
-    return json.dumps(record(finished, run), ensure_ascii=True, allow_nan=False)
+def to_json(made: Mapping[str, Any]) -> str:
+    """A record as a line of JSON: ASCII only, no NaN."""
+    return json.dumps(made, ensure_ascii=True, allow_nan=False)
 
 
 def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
-    """One problem's record. `seconds` are model time; `target_alone_seconds_estimate` is an estimate."""
+    """One problem's record. `seconds` are model time; `target_alone_seconds_estimate` is an estimate.
+
+    An infinite tau is the string "inf" or "-inf".
+    """
     trace = finished.trace
     figures = tally(trace.decisions).rated(finished.reward_cost)
     error = problem_error(finished)
@@ -98,6 +102,12 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "models": dict(run.descriptions),
         "timing": _timing(figures),
     }
+
+
+def unusable_record(number: int, reason: str) -> dict[str, Any]:
+    """The record of a line of the input that is no problem: lines of results stay aligned with those of problems."""
+    error = f"line {number}: {reason}"
+    return {"id": str(number), "problem": None, "text": "", "answer": None, "stop": None, "error": error, "steps": []}
 
 
 def row(finished: Finished, run: RunInfo, attempt: AttemptInfo) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def test_loading_is_shown_and_gone_when_done(make_view: MakeView) -> None:
 
 # --- several problems at once
 
-SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, concurrency=3)
+SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=7, concurrency=3)
 
 
 def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
@@ -337,7 +337,7 @@ def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
         view.display.handle(Started(trace))
         view.write(trace, "draft", f"text of {trace.problem.id}")
     rows = view.screen.text.splitlines()[-5:]
-    assert rows[0] == "3 problems at once; 0 finished"
+    assert rows[0] == "3 problems at once; 0/7"
     assert [row.split() for row in rows[1:4]] == [
         [f"p{number}", "1", "draft", "1", "tokens", "text", "of", f"p{number}"] for number in range(3)
     ]
@@ -346,7 +346,7 @@ def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
     view.write(traces[2], "target", "x")
     shown = view.screen.text.splitlines()
     assert "Problem p1    1  draft   accept" in view.screen.text
-    assert shown[-5] == "2 problems at once; 1 finished"
+    assert shown[-5] == "2 problems at once; 1/7, about 2 s left"
     assert shown[-3] == ""
     view.display.handle(Started(make_trace(identifier="p3")))
     view.write(traces[2], "target", "y")

@@ -149,7 +149,7 @@ def test_record_of_a_problem_that_failed_at_once() -> None:
 )
 def test_tau_is_valid_json(tau: float | None, written: object) -> None:
     """An infinite tau is a string in JSON, which has no infinity; every other one is a number."""
-    line = to_json(finish(make_trace(accept(stop="end"))), with_tau(tau))
+    line = to_json(record(finish(make_trace(accept(stop="end"))), with_tau(tau)))
     assert json.loads(line, parse_constant=pytest.fail)["tau"] == written
 
 
@@ -157,7 +157,7 @@ def test_tau_is_valid_json(tau: float | None, written: object) -> None:
 def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier: str, text: str) -> None:
     """Whatever the texts, lone surrogates and line separators included, the record is one line and says them in full."""
     trace = make_trace(accept(text, stop="end"), question=question, identifier=identifier)
-    line = to_json(finish(trace), RUN)
+    line = to_json(record(finish(trace), RUN))
     assert line.isascii()
     assert len(line.splitlines()) == 1
     read = json.loads(line)

@@ -1,0 +1,72 @@
+"""The file of `solve -o`: one record a line for each line of the input, in its order. The same command goes on behind the last.
+
+A record that `append` has returned for survives a killed process and a power cut. Knows records as JSON; no problem, no model.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
+from arbitrage_cli.system.files import write_all
+
+Record = Mapping[str, Any]
+FIELDS = {"id", "problem", "text", "answer", "error", "steps"}
+ANOTHER = "give another file: --output FILE.jsonl"
+
+
+class SolutionFile(AbstractContextManager["SolutionFile"]):
+    """The records that were written, and those that follow. This process is the file's only writer, until it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it, and lock it. UsageError if it cannot be written to, or another process does so."""
+        self.path = path
+        self._is_new = not path.exists()
+        with contextlib.ExitStack() as stack:
+            with self._raising(UsageError, "cannot be written", ANOTHER):
+                self._file: BinaryIO = stack.enter_context(path.open("a+b"))
+            with self._raising(UsageError, "another process is writing to this file", ANOTHER):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._stack = stack.pop_all()
+
+    def __exit__(self, *error: object) -> None:
+        """One that was made for nothing is removed."""
+        if self._is_new and not os.fstat(self._file.fileno()).st_size:
+            self.path.unlink(missing_ok=True)
+        self._stack.close()
+
+    def records(self) -> Iterator[Record]:
+        """What was written, record by record; a line that was never finished is cut off. UsageError for a file of another kind."""
+        self._file.seek(0)
+        length = 0
+        for number, line in enumerate(iter(self._file.readline, b""), start=1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(length)
+                return
+            length += len(line)
+            yield self._read(line, number)
+
+    def append(self, record: str) -> None:
+        """Add a record; it is on the disk when this returns. OutputError."""
+        with self._raising(OutputError, "cannot be written", "when there is room, the same command goes on from there"):
+            write_all(self._file.fileno(), record.encode() + b"\n")
+            os.fsync(self._file.fileno())
+
+    def _read(self, line: bytes, number: int) -> Record:
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and record.keys() >= FIELDS:
+                return record
+        raise UsageError(f"{self.path}: line {number} is no record of arbitrage solve", ANOTHER)
+
+    @contextlib.contextmanager
+    def _raising(self, kind: type[ArbitrageError], what: str, hint: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise kind(f"{self.path}: {what} ({error.strerror or error})", hint) from error

@@ -1,0 +1,127 @@
+"""Where the results of `solve` go: to standard output, to a file that the same command goes on with, or to both."""
+
+import itertools
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from arbitrage_cli.cli.manifest import record_settings
+from arbitrage_cli.cli.options import ResultFormat
+from arbitrage_cli.cli.output import InOrder
+from arbitrage_cli.cli.problem_source import Problems, Row
+from arbitrage_cli.cli.setup import Setup
+from arbitrage_cli.cli.solution_file import ANOTHER, Record, SolutionFile
+from arbitrage_cli.data.problems import BadLine
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.display.text import one_line, safe, shortened
+from arbitrage_cli.errors import ProblemError, UsageError
+from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record
+from arbitrage_cli.types import Finished, Trace
+
+MAX_SHOWN = 60  # characters of a value in a message
+
+
+class Solutions:
+    """Passes each result on when all before it have been. Of the `num_done` results, `num_failed` are no whole solutions."""
+
+    def __init__(self, display: Display, form: ResultFormat | None, file: SolutionFile | None, *, is_single: bool) -> None:
+        """`form` is that of standard output, None for nothing there. `is_single`: the answer may have several lines."""
+        self.num_done = self.num_failed = 0
+        self._display, self._form, self._file, self._is_single = display, form, file, is_single
+        self._in_order = InOrder[Record](self._pass_on, passes_rest=file is None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._in_order.__exit__(kind, error, trace)
+
+    @property
+    def where(self) -> str:
+        """The file, and how much it has."""
+        return f"{self._file and self._file.path} has {rounding.count(self.num_done, 'result')}"
+
+    def started(self, trace: Trace) -> None:
+        """A problem was taken up."""
+        self._in_order.started(trace)
+
+    def finished(self, event: Finished, run: RunInfo) -> None:
+        """A problem is done. One that was broken off is no result in a file: the next command solves it."""
+        if self._file is None or event.error is None or isinstance(event.error, ProblemError):
+            self._in_order.finished(event.trace, record(event, run))
+
+    def unusable(self, line: BadLine) -> None:
+        """A line of the input is no problem."""
+        self._in_order.add(unusable_record(line.number, line.reason))
+
+    def take_earlier(self, problems: Problems, setup: Setup) -> int:
+        """Take the results that the file has, and pass over their problems; returns how many.
+
+        UsageError if they are of other problems, or were made with something else.
+        """
+        if self._file is None:
+            return 0
+        count, made_with = 0, _made_with(setup)
+        for earlier, row in zip(self._file.records(), problems.rows(), strict=False):
+            count += 1
+            place = f"{self._file.path}: line {count}"
+            if not _is_of(earlier, row):
+                raise UsageError(f"{place}: the result of another problem, '{_short(earlier['id'])}'", ANOTHER)
+            _check_settings(earlier, made_with, place)
+        for earlier in itertools.islice(self._file.records(), count):
+            self._show(earlier)
+        return count
+
+    def _pass_on(self, result: Record) -> None:
+        if self._file:
+            self._file.append(to_json(result))
+        self._show(result)
+
+    def _show(self, result: Record) -> None:
+        self.num_done += 1
+        self.num_failed += result["error"] is not None and result["problem"] is not None
+        line = _line(result, self._form, is_single=self._is_single) if self._form else None
+        if line is not None:
+            self._display.result(line)
+
+
+def _line(result: Record, form: ResultFormat, *, is_single: bool) -> str | None:
+    """What standard output gets of a result; None if it is the only one and no step was written."""
+    if form is ResultFormat.json:
+        return to_json(result)
+    answer = result["answer"] or result["text"].strip()
+    if form is ResultFormat.tsv:
+        return "\t".join(one_line(text or "") for text in (result["id"], answer, result["error"]))
+    if is_single:
+        return safe(answer) if result["steps"] else None
+    return one_line(answer)
+
+
+def _is_of(result: Record, row: Row) -> bool:
+    if isinstance(row, BadLine):
+        return result["problem"] is None and result["id"] == str(row.number)
+    return (result["id"], result["problem"]) == (row.id, row.question)
+
+
+def _made_with(setup: Setup) -> Mapping[str, Any]:
+    """What solutions depend on, by the names of a record's fields and settings."""
+    chosen, sampler = setup.policy_at_tau, setup.sampler
+    models = {role: setup.sources.get(role) for role in ("draft", "target")}
+    routing = {"policy": chosen.policy.name, "tau": tau_in_json(chosen.tau)}
+    return {**routing, **models, "temperature": sampler.temperature, "seed": sampler.seed, **record_settings(setup)}
+
+
+def _check_settings(result: Record, made_with: Mapping[str, Any], place: str) -> None:
+    """UsageError naming what differs. Results do not depend on the concurrency."""
+    settings = result.get("settings", {})
+    before = {**result, **settings}
+    for name in (*made_with, *settings) if settings else ():
+        if name != "concurrency" and before.get(name) != made_with.get(name):
+            values = f"{_short(before.get(name))}, not {_short(made_with.get(name))}"
+            hint = f"{ANOTHER}; or use what it was made with"
+            raise UsageError(f"{place}: made with another {name.replace('_', ' ')}: {values}", hint)
+
+
+def _short(value: object) -> str:
+    return shortened(one_line(str(value)), MAX_SHOWN)

@@ -1,0 +1,141 @@
+"""`arbitrage solve` of many problems: results in a file that the same command goes on with, and their formats."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import Result, assert_refused, many_problems, solve
+from faults import essence
+
+INPUT = '{"problem": "1 + 1", "id": "a"}\n{bad\n\n{"problem": "37 * 12 - 95", "id": "a"}\n{"problem": "who?"}\n'
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with four lines of problems: one is no JSON, one has the id of another, one cannot be solved."""
+    (tmp_path / "in.jsonl").write_text(INPUT)
+    return tmp_path
+
+
+def solve_file(folder: Path, *arguments: str, **options: Any) -> Result:
+    return solve("--input", "in.jsonl", *arguments, cwd=folder, **options)
+
+
+def records_of(path: Path) -> list[Mapping[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- one result a line of the input
+
+
+@pytest.mark.parametrize("concurrency", ["1", "3"])
+def test_every_line_has_a_result_in_its_place(here: Path, concurrency: str) -> None:
+    result = solve_file(here, "-q", "--concurrency", concurrency)
+    assert result.code == 1
+    assert [(one["id"], one["answer"], bool(one["error"])) for one in result.records] == [
+        ("a", "2", False),
+        ("2", None, True),
+        ("a-2", "349", False),
+        ("5", None, True),
+    ]
+    assert result.records[1]["error"].startswith("line 2: ")
+
+
+def test_lines_without_a_problem_are_results_too() -> None:
+    result = solve("-q", stdin=b'{"bad": 1}\n{"worse": 2}\n')
+    assert (result.code, [record["problem"] for record in result.records]) == (1, [None, None])
+
+
+@pytest.mark.parametrize(
+    ("form", "lines"),
+    [
+        ("text", ["2", "", "349", ""]),
+        ("tsv", ["a\t2\t", "2\t\tline 2: not valid JSON (Expecting", "a-2\t349\t", "5\t\tthe scripted demo models"]),
+    ],
+)
+def test_results_as_lines_of_text(here: Path, form: str, lines: list[str]) -> None:
+    shown = solve_file(here, "-q", "--format", form).out.split("\n")
+    assert len(shown) == len(lines) + 1
+    assert all(line.startswith(begin) for line, begin in zip(shown, lines, strict=False))
+    assert solve("1 + 1", "--format", "json", "-q").records[0]["answer"] == "2"
+
+
+def test_formats_that_contradict_each_other(here: Path) -> None:
+    assert_refused(solve_file(here, "--json", "--format", "tsv"), 2, "", "--json")
+    assert solve("1 + 1", "--format", "text", env={"ARBITRAGE_JSON": "1"}).out == "2\n"
+
+
+@pytest.mark.parametrize(("limit", "ids"), [("1", ["a"]), ("3-9", ["a", "5"])])
+def test_limit_takes_lines(here: Path, limit: str, ids: list[str]) -> None:
+    assert [record["id"] for record in solve_file(here, "-q", "--limit", limit).records] == ids
+
+
+# --- a file of results
+
+
+def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None:
+    straight = solve_file(here, "-q")
+    result = solve_file(here, "-o", "out.jsonl")
+    assert (result.code, result.out) == (1, "")
+    assert essence(records_of(here / "out.jsonl")) == essence(straight.records)
+    before = (here / "out.jsonl").read_bytes()
+    again = solve_file(here, "-o", "out.jsonl", "--format", "text")
+    assert (again.code, again.out.splitlines()) == (1, ["2", "", "349", ""])
+    assert "nothing to do" in again.err
+    assert (here / "out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0, 1, 200])
+def test_same_command_goes_on_behind_the_last_whole_line(here: Path, cut: int) -> None:
+    """After a kill, also within a line."""
+    many_problems(here / "in.jsonl", 12)
+    assert solve_file(here, "-o", "whole.jsonl", "-q").code == 0
+    whole = (here / "whole.jsonl").read_bytes()
+    begun = b"".join(whole.splitlines(keepends=True)[:5]) + whole.splitlines(keepends=True)[5][:cut]
+    (here / "out.jsonl").write_bytes(begun)
+    result = solve_file(here, "-o", "out.jsonl", "--concurrency", "3")
+    assert (result.code, result.err.count("answer")) == (0, 7 + 1)
+    assert (here / "out.jsonl").read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:5]))
+    assert [one["text"] for one in records_of(here / "out.jsonl")] == [
+        one["text"] for one in records_of(here / "whole.jsonl")
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault", [{"interrupt_in": "arbitrage_cli.inference.engine.Engine.tick", "call": 900}, {"kill_after": 0.4}]
+)
+def test_interrupted_run_resumes(here: Path, fault: Mapping[str, Any]) -> None:
+    many_problems(here / "in.jsonl", 60)
+    command = ("-o", "out.jsonl", "--concurrency", "4")
+    broken = solve_file(here, *command, slow_on=("150 * 12 - 95", 0.5), **fault)
+    assert broken.code in (130, -9)
+    assert broken.code == -9 or "to resume: arbitrage solve " in broken.err
+    assert solve_file(here, *command).code == 0
+    assert [one["answer"] for one in records_of(here / "out.jsonl")] == [str(n * 12 - 95) for n in range(101, 161)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--tau", "3"], "another tau: 1.0, not 3.0"),
+        (["--seed", "3"], "another seed"),
+        (["--policy", "target"], "another policy"),
+        (["--system", "Be brief."], "another system"),
+        (["--limit", "2-9"], "another problem"),
+    ],
+)
+def test_file_of_something_else_is_refused(here: Path, arguments: list[str], word: str) -> None:
+    assert solve_file(here, "-o", "out.jsonl", "--limit", "1", "-q").code == 0
+    before = (here / "out.jsonl").read_bytes()
+    assert_refused(solve_file(here, "-o", "out.jsonl", *arguments), 2, "out.jsonl: line 1: ", word)
+    assert (here / "out.jsonl").read_bytes() == before
+
+
+def test_only_a_file_of_results_is_written_to(here: Path) -> None:
+    assert_refused(solve_file(here, "-o", "in.jsonl"), 2, "in.jsonl: line 1 ", "arbitrage solve")
+    assert_refused(solve_file(here, "-o", "."), 2, ".: ")
+    assert_refused(solve("--input", "none", "-o", "out.jsonl", cwd=here), 2, "none: ")
+    assert (here / "in.jsonl").read_text() == INPUT
+    assert not (here / "out.jsonl").exists()
