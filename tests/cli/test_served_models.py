@@ -65,8 +65,8 @@ def test_a_benchmark_through_a_storm_is_resumed_and_does_nothing_twice(quick_pat
     write_problems(quick_path / "arithmetic.jsonl", [f"{number} + 1" for number in range(12)])
     with serving() as (server, address):
         server.faults = storm(0.2)
-        arguments = ("bench", "--draft", "scripted:draft", "--target", address, "--dataset", "arithmetic.jsonl")
-        arguments += ("--policy", "target,entropy@0.1", "--concurrency", "4", "-o", "run")
+        models = ("--draft", "scripted:draft", "--target", address, "--concurrency", "4")
+        arguments = ("bench", *models, "--dataset", "arithmetic.jsonl", "--policy", "target,entropy@0.1", "-o", "run")
         killed = run(*arguments, cwd=quick_path, kill_after=1.0)
         assert killed.code != 0
         result = run(*arguments, cwd=quick_path)
