@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and Ctrl-Z: the first signal ends a run so that it is saved, a second one ends it at once."""
+"""Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z: the first signal ends a run so that it is saved, a second one ends it at once."""
 
 import contextlib
 import os
@@ -9,8 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from arbitrage_cli.cli.output import is_drawable
-
-ENDING = (signal.SIGINT, signal.SIGTERM)
+from arbitrage_cli.system.held_signals import ENDING, handle_once
 
 
 class Interruption(BaseException):
@@ -23,7 +22,7 @@ class Interruption(BaseException):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise an `Interruption`, so that the terminal is restored; Ctrl-Z shows the cursor before it stops."""
+    """Signals that ask the run to end raise an `Interruption`, so that the terminal is restored; Ctrl-Z shows the cursor before it stops."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
@@ -36,13 +35,15 @@ def interruptible() -> Iterator[None]:
         signal.raise_signal(number)
         signal.signal(number, suspend)
 
-    handlers = dict.fromkeys(ENDING, interrupt) | ({signal.SIGTSTP: suspend} if hasattr(signal, "SIGTSTP") else {})
-    previous = {number: signal.getsignal(number) for number in handlers}
+    previous = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGTSTP)}
     # What was ignored from the start stays so, as Ctrl-C is for the background jobs of a script.
     handled = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
     try:
         for number in handled:
-            signal.signal(number, handlers[number])
+            if number == signal.SIGTSTP:
+                signal.signal(number, suspend)
+            else:
+                handle_once(number, interrupt)
     except ValueError:  # not the main thread: the host program has the signals
         handled = []
     try:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Self, TextIO, TypeVar
 from arbitrage_cli.cli.options import OutputOptions, QuietOptions
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.display.text import one_line, write, writing
+from arbitrage_cli.display.text import one_line, show, write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.types import Trace
 
@@ -94,7 +94,7 @@ def _is_verbose(options: QuietOptions) -> bool:
 def say(text: str, options: QuietOptions) -> None:
     """A line on standard error, after a display is closed."""
     if not options.quiet:
-        write(sys.stderr, one_line(text) + "\n")
+        show(sys.stderr, one_line(text) + "\n")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
-from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.open import load_llama, try_model
 from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.system.machine import cores_in_use
 
@@ -160,6 +160,7 @@ def _opened(role: "ModelRole", path: str, options: "Options", display: Display) 
     def progress(fraction: float) -> None:
         display.loading(role, path, fraction)
 
+    try_model(path, options)
     with load_llama().LlamaBackend(local_files(path)[0], options, progress=progress) as backend:
         yield backend
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from arbitrage_cli.display import rounding, wording
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
-from arbitrage_cli.display.text import one_line, safe, write
+from arbitrage_cli.display.text import one_line, safe, show, write
 from arbitrage_cli.runs.records import RunInfo, answer
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Started
@@ -114,7 +114,7 @@ class PlainDisplay:
             self._write(line)
 
     def _write(self, line: str) -> None:
-        write(self._stream, safe(line).replace("\t", " ") + "\n")
+        show(self._stream, safe(line).replace("\t", " ") + "\n")
 
 
 def _attempt_facts(ended: AttemptEnded) -> list[str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
-from arbitrage_cli.display.text import write
+from arbitrage_cli.display.text import show
 from arbitrage_cli.types import Event
 
 PLAIN = str.maketrans(
@@ -70,8 +70,8 @@ class Region:
                 self._console.print(text)
             for index, line in enumerate(shown):
                 self._console.print(line, end="\n" if index < len(shown) - 1 else "")
-        hide, show = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
-        write(self._stream, hide + self._erase(columns) + self._encodable(capture.get()) + show)
+        before, after = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
+        show(self._stream, before + self._erase(columns) + self._encodable(capture.get()) + after)
         self._drawn = [self._encodable(line.plain) for line in shown]
 
     def _encodable(self, text: str) -> str:

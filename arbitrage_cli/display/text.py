@@ -6,7 +6,7 @@ Text from a model, a problem or a file is data: `safe` removes every control cha
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
@@ -56,6 +56,13 @@ def wrapped(text: str) -> list[str]:
 def write(stream: TextIO, text: str) -> None:
     """Write and flush. ReaderGoneError if a pipe was closed at its other end, OutputError if it fails otherwise."""
     with writing():
+        stream.write(text)
+        stream.flush()
+
+
+def show(stream: TextIO, text: str) -> None:
+    """Write and flush a part of the view. What cannot be shown is dropped: only results must be written."""
+    with suppress(OSError):
         stream.write(text)
         stream.flush()
 

@@ -4,31 +4,29 @@ The template is rendered once per model, with placeholders for the system prompt
 conversation, with placeholders for all its messages. Control tokens are recognised
 only in the template's own text; what replaces the placeholders is data. A template that depends on the words of the system prompt
 gets them, with placeholders for all that looks like a control token. Templates come from model files, so they are rendered in a
-sandbox, with bounds on time and size. Knows no vocabulary: `kv_cache` turns segments into token ids.
+sandbox, in a child with little time and memory. Knows no vocabulary: `kv_cache` turns segments into token ids.
 """
 
+import json
 import re
 import secrets
-import signal
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
 from itertools import chain, pairwise, zip_longest
-from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from arbitrage_cli.errors import TemplateError
+from arbitrage_cli.system.confined import ConfinedError, confined
 from arbitrage_cli.types import Message, MessageRole
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."
 """The paper's system prompt."""
 
 MAX_RENDERED_CHARS = 100_000
-MAX_RENDER_SECONDS = 5
+MAX_RENDER_SECONDS = 2.0
 MAX_RENDER_BYTES = 256 << 20
 MAX_LAYOUTS = 32
 """Shapes of conversations whose layouts are kept."""
@@ -271,10 +269,6 @@ class RoleRefusedError(Exception):
     """The template called `raise_exception`, as many do for a system message."""
 
 
-class _TimeIsUp(BaseException):
-    """Rendering took too long. Jinja catches Exception while it compiles, so this is none."""
-
-
 def _placeholder() -> str:
     """Letters only, so that no trimming, quoting or escaping changes it; random, so that it is unique."""
     return "slot" + "".join(secrets.choice("abcdefghijklmnop") for _ in range(24))
@@ -301,22 +295,34 @@ def _append_plain(segments: list[Segment], text: str) -> None:
 
 def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
     """Render a chat template. TemplateError if it is broken or exceeds a bound; `RoleRefusedError` if it refuses the messages."""
-    import jinja2  # slow to import, and not needed before a model is loaded
+    import jinja2.sandbox  # noqa: F401 - slow to import, and not needed before a model is loaded; here rather than in each child
+
+    render = partial(_outcome, template, messages, variables)
+    try:
+        kind, text = json.loads(confined(render, seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES))
+    except ConfinedError as error:
+        raise _broken(str(error)) from error
+    if kind == "refused":
+        raise RoleRefusedError(text)
+    if kind == "broken":
+        raise _broken(text)
+    return str(text)
+
+
+def _outcome(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
+    """What a template makes of the messages, as JSON: [rendered, refused or broken, its text or the reason]."""
+    import jinja2
 
     try:
-        with _time_limit(), _memory_limit():
-            compiled = _sandbox().from_string(template)
-            parts, size = [], 0
-            for part in compiled.generate(messages=messages, add_generation_prompt=True, **variables):
-                size += len(part)
-                if size > MAX_RENDERED_CHARS:
-                    raise OverflowError(f"more than {MAX_RENDERED_CHARS:,} characters")
-                parts.append(part)
-            return "".join(parts)
-    except _TimeIsUp as error:
-        raise _broken(f"not finished after {MAX_RENDER_SECONDS} s") from error
-    except MemoryError as error:
-        raise _broken(f"it needs more than {MAX_RENDER_BYTES >> 20} MB") from error
+        parts, size = [], 0
+        for part in _sandbox().from_string(template).generate(messages=messages, add_generation_prompt=True, **variables):
+            size += len(part)
+            if size > MAX_RENDERED_CHARS:
+                raise OverflowError(f"more than {MAX_RENDERED_CHARS:,} characters")
+            parts.append(part)
+        return json.dumps(["rendered", "".join(parts)])
+    except RoleRefusedError as refusal:
+        return json.dumps(["refused", str(refusal)])
     except (
         jinja2.TemplateError,
         ArithmeticError,
@@ -326,7 +332,7 @@ def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> 
         ValueError,
         RecursionError,
     ) as error:
-        raise _broken((str(error) or type(error).__name__).splitlines()[0][:200]) from error
+        return json.dumps(["broken", (str(error) or type(error).__name__).splitlines()[0][:200]])
 
 
 def _broken(reason: str) -> TemplateError:
@@ -334,20 +340,9 @@ def _broken(reason: str) -> TemplateError:
 
 
 def _sandbox() -> Any:
-    """A Jinja environment without private attributes or huge numbers, and with the functions that chat templates use."""
-    from jinja2.exceptions import SecurityError
+    """A Jinja environment without private attributes, and with the functions that chat templates use."""
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        # No timer can interrupt the multiplication of huge integers; interception also stops constant folding.
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            whole = isinstance(left, int) and isinstance(right, int)
-            if whole and (max(abs(left), abs(right)) >= 2**63 or (operator == "**" and abs(right) > 64)):
-                raise SecurityError("huge numbers are not allowed")
-            return super().call_binop(context, operator, left, right)
 
     class Generation(Extension):
         """`{% generation %}` marks for training what the assistant writes; here it is just its content."""
@@ -364,44 +359,6 @@ def _sandbox() -> Any:
     def strftime_now(form: str) -> str:
         return PROMPT_DATE.strftime(form)
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """Raises `_TimeIsUp` in the body after MAX_RENDER_SECONDS. No effect off the main thread or without SIGALRM."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def alarm(number: int, frame: FrameType | None) -> None:
-        raise _TimeIsUp
-
-    previous = signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, MAX_RENDER_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-@contextmanager
-def _memory_limit() -> Iterator[None]:
-    """Raises MemoryError in the body if it needs MAX_RENDER_BYTES more. No effect if the system cannot limit memory."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        yield
-        return
-    import resource
-
-    in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = in_use + MAX_RENDER_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

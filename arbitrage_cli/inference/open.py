@@ -5,7 +5,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.errors import ModelUnsupportedError
-from arbitrage_cli.model_files.pairs import find_files, is_toy
+from arbitrage_cli.inference.trial import try_files
+from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files, models_folder
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.inference.backend import Backend, Options
@@ -21,8 +22,16 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
 
         return open_scripted(source, options)
     path = find_files(source)[0]
+    try_model(source, options)
     backend: Backend = load_llama().LlamaBackend(path, options, progress=progress)
     return backend
+
+
+def try_model(source: str, options: "Options") -> None:
+    """Have a model that is new on this machine, and not built in, loaded by another process first. ModelError."""
+    files = local_files(source)
+    if files and not files[0].resolve().is_relative_to(models_folder().resolve()):
+        try_files(files, options.gpu_layers)
 
 
 def load_llama() -> ModuleType:

@@ -1,4 +1,4 @@
-"""Compares files with their published checksums, and remembers which files were right.
+"""Checksums of files: compares them with published ones, and remembers them while a file stays the same.
 
 A published checksum is a sha256, or the git id of a small file. Knows no network.
 """
@@ -8,14 +8,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.system.files import read_chunks, write_atomically
+from arbitrage_cli.system.files import read_chunks, sha256_of, write_atomically
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GIT_ID = re.compile(r"[0-9a-f]{40}")
+VERIFIED, SEEN = "verified", "seen"
+"""What is remembered of a file: its published checksum, which it had; its sha256, whatever that should be."""
 
 
 def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool:
@@ -24,11 +26,10 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
     A file that was right is not read again while its size, mtime and inode stay the same: hashing gigabytes takes longer
     than loading them.
     """
-    status = path.stat()
-    record = {"checksum": checksum, "size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
+    record = {"checksum": checksum, **_state(path)}
     if read_record(path) == record:
         return True
-    digest = hashlib.sha256() if SHA256.fullmatch(checksum) else _git_digest(status.st_size)
+    digest = hashlib.sha256() if SHA256.fullmatch(checksum) else _git_digest(path.stat().st_size)
     done = 0
     for chunk in read_chunks(path):
         digest.update(chunk)
@@ -36,24 +37,50 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
         on_bytes(done)
     if digest.hexdigest() != checksum:
         return False
-    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not safety
-        write_atomically(_record_file(path), json.dumps(record).encode(), make_folder=True)
+    write_note(VERIFIED, [str(path.absolute())], record)
     return True
+
+
+def sha256_seen(path: Path) -> str:
+    """The file's sha256. It is read only if its size, mtime or inode changed since the last time. ModelFileError, OSError."""
+    known, state = read_record(path, SEEN), _state(path)
+    if known == {"checksum": known.get("checksum"), **state}:
+        return str(known["checksum"])
+    checksum = sha256_of([path])
+    write_note(SEEN, [str(path.absolute())], {"checksum": checksum, **state})
+    return checksum
+
+
+def read_record(path: Path, kind: str = VERIFIED) -> dict[str, Any]:
+    """The checksum, size, mtime and inode that the file had when it was last found right, or seen; empty if it never was."""
+    record = read_note(kind, [str(path.absolute())])
+    return record if isinstance(record, dict) else {}
+
+
+def read_note(kind: str, names: Iterable[str]) -> Any:
+    """What was kept under these names; None if nothing was."""
+    try:
+        return json.loads(_note_file(kind, names).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def write_note(kind: str, names: Iterable[str], value: Any) -> None:
+    """Keep something in the user's cache. A folder that cannot be written costs time, not safety."""
+    with contextlib.suppress(OSError):
+        write_atomically(_note_file(kind, names), json.dumps(value).encode(), make_folder=True)
+
+
+def _note_file(kind: str, names: Iterable[str]) -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    name = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(root).expanduser() / "arbitrage" / kind / f"{name}.json"
+
+
+def _state(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def _git_digest(size: int) -> "hashlib._Hash":
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-
-def _record_file(path: Path) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "arbitrage" / "verified" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The checksum, size, mtime and inode that the file had when it was last found right; empty if it never was."""
-    try:
-        record = json.loads(_record_file(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}

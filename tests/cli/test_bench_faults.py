@@ -230,7 +230,7 @@ def test_no_home_is_needed(here: Path, golden: Golden, home: str | None) -> None
     [
         ([signal.SIGINT], 130),
         ([signal.SIGTERM], 143),
-        ([signal.SIGHUP], -signal.SIGHUP),
+        ([signal.SIGHUP], 129),
         ([signal.SIGINT, signal.SIGINT], -signal.SIGINT),
     ],
     ids=["SIGINT", "SIGTERM", "SIGHUP", "SIGINT twice"],
@@ -292,11 +292,18 @@ def test_slow_step_ends_only_its_attempt(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("streams", "code"),
-    [({"stdin": CLOSED}, 0), ({"stderr": CLOSED}, 0), ({"stdout": BROKEN}, 141), ({"stdout": CLOSED}, 2)],
-    ids=["no stdin", "no stderr", "no reader", "no stdout"],
+    [
+        ({"stdin": CLOSED}, 0),
+        ({"stderr": CLOSED}, 0),
+        ({"stderr": "/dev/full"}, 0),
+        ({"stderr": BROKEN}, 0),
+        ({"stdout": BROKEN}, 141),
+        ({"stdout": CLOSED}, 2),
+    ],
+    ids=["no stdin", "no stderr", "no room for stderr", "no reader of stderr", "no reader", "no stdout"],
 )
 def test_run_is_complete_or_never_begun_if_a_stream_is_missing(here: Path, streams: dict[str, str], code: int) -> None:
-    result = bench(here, **streams)
+    result = run(*BENCH[:-1], cwd=here, **streams)
     assert result.code == code
     assert "Traceback" not in result.err
     if code == 2:

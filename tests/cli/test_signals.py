@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM: the run ends, the terminal is as it was, and what was finished is on stdout."""
+"""Ctrl-C, SIGTERM and SIGHUP: the run ends, the terminal is as it was, and what was finished is on stdout."""
 
+import ctypes
 import fcntl
 import json
 import os
@@ -95,6 +96,32 @@ def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> N
     assert code in (INTERRUPTED, -signal.SIGINT)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+DEAF = """
+import ctypes
+from arbitrage_cli.cli.interrupts import interruptible
+from arbitrage_cli.system.held_signals import noted_signals
+with interruptible():
+    with noted_signals():
+        pass
+    print(flush=True)
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "sysv_signal"), reason="needs glibc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_second_signal_ends_a_process_that_python_cannot_interrupt(number: int) -> None:
+    with start(program=[sys.executable, "-c", DEAF], stdin=subprocess.DEVNULL) as process:
+        read_line(process)
+        while "State:\tS" not in Path(f"/proc/{process.pid}/status").read_text():
+            os.sched_yield()
+        process.send_signal(number)
+        while process.poll() is None:  # a signal that is still pending is not sent again
+            process.send_signal(number)
+            os.sched_yield()
+        assert process.wait(10) == -number
 
 
 def wait_until_pipe_is_full(process: "subprocess.Popen[bytes]") -> None:

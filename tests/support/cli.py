@@ -30,11 +30,24 @@ RIGHT, WRONG = "349", "359"  # the scripted target's answer to QUESTION, and the
 ESCAPE = b"\x1b"
 
 
+@functools.cache
+def cache_folder() -> str:
+    """Where runs remember which model files were tried: a folder of this test process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """This process's environment without anything that changes what `arbitrage` does; None removes a variable."""
     unwanted = ("ARBITRAGE_", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLORTERM", "GITHUB_", "TTY_")
     merged: dict[str, str | None] = {name: text for name, text in os.environ.items() if not name.startswith(unwanted)}
-    merged |= {"TERM": "xterm-256color", "PYTHONUTF8": "1", "XDG_CONFIG_HOME": "/nowhere"} | dict(changes or {})
+    merged |= {
+        "TERM": "xterm-256color",
+        "PYTHONUTF8": "1",
+        "XDG_CONFIG_HOME": "/nowhere",
+        "XDG_CACHE_HOME": cache_folder(),
+    } | dict(changes or {})
     return {name: text for name, text in merged.items() if text is not None}
 
 

@@ -56,6 +56,7 @@ def start_llama() -> object:
     Returns the log callback. llama.cpp keeps its address, so it must stay referenced: the cache of this function does that.
     """
     check_binding()
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else an abort starts a debugger, which writes to standard output
     levels = {3: logging.INFO, 4: logging.INFO}  # GGML_LOG_LEVEL_WARN, _ERROR: failures also come back as codes
 
     def forward(level: int, text: bytes, data: object) -> None:

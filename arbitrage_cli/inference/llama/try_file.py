@@ -1,0 +1,65 @@
+"""The process that a model file is tried in: loads it, tokenizes, computes four tokens, and may die of any of it.
+
+Writes [error's class or null, message, hint] as JSON to standard output. What llama.cpp writes goes to standard error.
+Usage: python -m arbitrage_cli.inference.llama.try_file PATH PROCESSOR_SECONDS BYTES GPU_LAYERS
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from arbitrage_cli.errors import ArbitrageError, TemplateError
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
+from arbitrage_cli.inference.llama.backend import LlamaBackend, gpu_names
+from arbitrage_cli.system.confined import limit_memory
+
+CONTEXT = 512
+NUM_READ, NUM_TOKENS = 8, 4
+MAX_NOISE = 1 << 20  # bytes
+ODD = "1 + 1 = \u20ac \u6f22\u5b57 \U0001f600 \u0007 e\u0301\n\n"
+"""Characters that few vocabularies have: one without bytes for them ends the process."""
+
+
+def main() -> None:
+    """Answers with the outcome, or dies."""
+    path, seconds, memory, layers = sys.argv[1:]
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
+    if not gpu_names():  # their drivers reserve address space as they like
+        limit_memory(int(memory))
+    try:
+        use(Path(path), Options(CONTEXT, 1, int(layers) if layers else None))
+        outcome = ["", "", ""]
+    except ArbitrageError as error:
+        outcome = [type(error).__name__, error.message, error.hint]
+    os.write(answers, json.dumps(outcome).encode())
+
+
+def use(path: Path, options: Options) -> None:
+    """Do with the model what a solution does, in small. Errors: ModelError, ComputeError."""
+    with LlamaBackend(path, options) as backend:
+        tokens = backend.tokenizer.tokenize(ODD, continues=False)
+        tokens += backend.tokenizer.tokenize(ODD, continues=True)
+        with suppress(TemplateError):  # it matters where the template is used
+            tokens += prompt_ids(backend, chat_prompt(backend, "").segments(ODD))
+        held = len(tokens[:NUM_READ])
+        backend.read(0, 0, tokens[:held])
+        token = backend.tokenizer.any_token
+        for position in range(held, held + NUM_TOKENS):
+            token = int(np.argmax(backend.decode([0], [position], [token]).logits[0]))
+            backend.tokenizer.piece(token)
+
+
+if __name__ == "__main__":
+    main()

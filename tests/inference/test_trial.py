@@ -1,0 +1,93 @@
+"""A model file that is new on the machine is first tried by another process, which may die of it."""
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from altered_gguf import Entry, alter, entries
+from cli import assert_refused, run
+from gguf import GGUFValueType as Kind
+
+from arbitrage_cli.errors import ModelError, ModelFileError
+from arbitrage_cli.inference import trial
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.open import try_model
+
+DRAFT = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "--draft")
+TOKENS, MODEL, SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.model", "tokenizer.ggml.scores"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return str(tmp_path / "cache")
+
+
+def is_tried(caplog: pytest.LogCaptureFixture, path: Path) -> bool:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "arbitrage.models"):
+        try_model(str(path), Options())
+    return bool(caplog.records)
+
+
+def sentencepiece(path: Path) -> Mapping[str, Entry]:
+    """The vocabulary read as SentencePiece, which wants a token for each byte."""
+    _, (_, tokens) = entries(path)[TOKENS]
+    return {MODEL: (Kind.STRING, "llama"), SCORES: (Kind.ARRAY, (Kind.FLOAT32, [0.0] * len(tokens)))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"llama.attention.layer_norm_rms_epsilon": (Kind.FLOAT32, math.nan)}, "GGML_ASSERT"),
+        ({"llama.expert_count": (Kind.UINT32, 2**31)}, "GGML_ASSERT"),
+        ({"llama.attention.head_count_kv": (Kind.ARRAY, (Kind.INT32, [2, 0]))}, "GGML_ASSERT"),
+        (None, "unordered_map"),
+    ],
+    ids=["epsilon", "experts", "layer without heads", "no bytes"],
+)
+def test_file_that_ends_a_process_is_an_error(
+    changes: dict[str, Entry] | None, reason: str, tiny: Mapping[str, Path], tmp_path: Path, cache: str
+) -> None:
+    path = alter(tiny["draft"], tmp_path / "bad.gguf", changes or sentencepiece(tiny["draft"]))
+    result = run(*DRAFT, path, "1 + 1", env={"XDG_CACHE_HOME": cache})
+    assert_refused(result, 3, str(path), "SIGABRT", reason)
+
+
+def test_file_is_tried_once_whatever_its_name(
+    tiny: Mapping[str, Path], tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copy(tiny["draft"], tmp_path / "one.gguf"))
+    copy = Path(shutil.copy(path, tmp_path / "two.gguf"))
+    assert [is_tried(caplog, one) for one in (path, path, copy)] == [True, False, False]
+    alter(path, path, {"general.name": (Kind.STRING, "another")})
+    assert [is_tried(caplog, one) for one in (path, copy)] == [True, False]
+
+
+def test_refused_file_is_tried_again(tiny: Mapping[str, Path], cache: str, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with pytest.raises(ModelError, match="recurrent"):
+            is_tried(caplog, tiny["mamba"])
+        assert caplog.records
+
+
+@pytest.mark.parametrize("model", ["builtin:draft", "scripted:draft"])
+def test_what_ships_with_the_program_is_not_tried(model: str, caplog: pytest.LogCaptureFixture, cache: str) -> None:
+    assert not is_tried(caplog, Path(model))
+
+
+@pytest.mark.parametrize(("module", "reason"), [("hangs", "did not end within"), ("antigravity.nowhere", "exit status")])
+def test_child_that_gives_no_verdict_is_an_error(
+    module: str, reason: str, tiny: Mapping[str, Path], cache: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hangs.py").write_text("import time\nprint('started', flush=True)\nwhile True: time.sleep(1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    replacements: dict[str, Any] = {"MODULE": module, "MAX_SECONDS": 0.1}
+    for name, value in replacements.items():
+        monkeypatch.setattr(trial, name, value)
+    with pytest.raises(ModelFileError, match=reason):
+        try_model(str(tiny["draft"]), Options())
