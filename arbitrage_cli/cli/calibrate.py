@@ -24,7 +24,7 @@ from arbitrage_cli.cli.options import (
     option,
 )
 from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
-from arbitrage_cli.cli.train import HeadName, check_destination, name_of_head
+from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import ModelRole
@@ -45,6 +45,7 @@ class CalibrateOptions(RewardOptions):
 
     output_file: Annotated[Path, option("Output", "--output", "-o", metavar="FILE", help="The new head: FILE.safetensors.")]
     name: HeadName = None
+    force: Force = False
     collected: Annotated[
         Path | None,
         option("Collect", "--collected", metavar="FOLDER", help="Folder of the collected states. Default: one below runs/."),
@@ -83,7 +84,7 @@ def calibrate(
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import with_taus
 
-    check_destination(calibrate.output_file)
+    check_destination(calibrate.output_file, force=calibrate.force)
     runs = runs or []
     _check_source(invocation, runs, problems.dataset)
     names_models = models.pair or models.draft or models.target

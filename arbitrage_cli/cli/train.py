@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import typer
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import QuietOptions, option
-from arbitrage_cli.display.text import write
+from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.system.files import sha256_of
 
 SUFFIX = ".safetensors"
+DIGEST = 12  # characters of a digest that are shown
 UNTOLD = "head"  # a file name that says nothing about the head
 
 _PANEL = "Training"
@@ -26,6 +29,9 @@ HeadName = Annotated[
     str | None,
     option("Output", "--name", help="Name of the head. Default: its file's; for head.safetensors the pair's or the run's."),
 ]
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.", rich_help_panel="Output")]
 
 
 class InputKind(StrEnum):
@@ -66,6 +72,7 @@ def train(
         Path, option("Output", "--output", "-o", metavar="FILE", help="The head: FILE.safetensors.")
     ] = Path(f"head{SUFFIX}"),
     name: HeadName = None,
+    force: Force = False,
     json_line: Annotated[bool, option("Output", "--json", help="The card as one line of JSON.")] = False,
     output: QuietOptions,
 ) -> None:
@@ -86,7 +93,7 @@ def train(
     from arbitrage_cli.training.train import ALL_INPUTS, Settings
     from arbitrage_cli.training.train import train as train_head
 
-    check_destination(output_file)
+    check_destination(output_file, force=force)
 
     def report(text: str) -> None:
         if not output.quiet:
@@ -108,7 +115,23 @@ def train(
         write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
     else:
         write_card(card, {row.tau: table.time(row) for row in table.rows}, sys.stdout)
-    report(f"wrote {output_file}")
+    digest = sha256_of([output_file])[:DIGEST]
+    report(
+        f"wrote {output_file}: head {one_line(head.card.name)}, sha256 {digest}; to measure it: {_next(runs[0], output_file)}"
+    )
+
+
+def _next(run: Path, head: Path) -> str:
+    """The command that measures the head on other problems."""
+    from arbitrage_cli.cli.model_choice import choice_of_states
+
+    choice = choice_of_states(run, None)
+    sources = {role: source for role, source in choice.models.items() if source and role != "prm"}
+    named = (
+        ["--pair", choice.pair.name] if choice.pair else [part for role in sources for part in (f"--{role}", sources[role])]
+    )
+    policies = ["--policy", "target,draft,arbitrage,logprob"]
+    return shlex.join(["arbitrage", "bench", *named, "--dataset", "OTHERS.jsonl", "--head", str(head), *policies])
 
 
 def name_of_head(output: Path, runs: Sequence[Path]) -> str:
@@ -121,11 +144,16 @@ def name_of_head(output: Path, runs: Sequence[Path]) -> str:
     return "+".join(dict.fromkeys(pair.name if pair else run.resolve().name for run, pair in pairs.items()))
 
 
-def check_destination(output: Path) -> None:
-    """Check before training that a head can be written there. UsageError, OutputError."""
+def check_destination(output: Path, *, force: bool) -> None:
+    """Check before training that a head can be written there, and takes no other's place unless by `force`.
+
+    UsageError, OutputError.
+    """
     if output.suffix != SUFFIX:
         raise UsageError(
             f"{output}: a head is a {SUFFIX} file", f"for example -o {output.stem or 'head'}{SUFFIX}", option="output"
         )
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists", "--force replaces it; or give another file: --output")
     if not os.access(output.parent, os.W_OK):
         raise OutputError(f"{output}: cannot be written: no such folder, or not yours", "give another path: --output")

@@ -47,6 +47,8 @@ def _lines(card: Card, times: Times) -> Iterator[str]:
     yield from _at_rates(test, "oracle_share")
     yield ""
     yield from _taus(card["taus"], times, "the same problems", "the machine that collected")
+    yield ""
+    yield from wrapped(_verdict(card["metrics"]["leads"], card["data"]["parts"]["test"]["problems"]))
 
 
 def _about(card: Card) -> Iterator[str]:
@@ -68,6 +70,16 @@ def _reward(reward: Mapping[str, Any]) -> str:
     """Its kind, and if no answers were known that the target's own were right."""
     answers = " (to the target's own answers)" if reward.get("answers") == "target" else ""
     return f"{one_line(str(reward.get('kind')))}{answers}"
+
+
+def _verdict(leads: Mapping[str, Sequence[float | None]], problems: int) -> str:
+    """Whether the head is better than each baseline, level with it or worse, by the interval of the difference."""
+    said: dict[str, list[str]] = {}
+    for baseline, (_, low, high) in leads.items():
+        better, worse = low is not None and low > 0, high is not None and high < 0
+        said.setdefault("better than" if better else "worse than" if worse else "level with", []).append(baseline)
+    found = "; ".join(f"{how} {', '.join(names)}" for how, names in said.items())
+    return f"verdict, on {rounding.count(problems, 'problem')} it never saw: the head ranks steps {found}"
 
 
 def _at_rates(test: Mapping[str, Card], measure: str) -> Iterator[str]:

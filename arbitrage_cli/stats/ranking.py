@@ -81,6 +81,13 @@ def selection_score_gaps(better: Floats, worse: Floats, truth: Truth) -> Floats:
     return np.concatenate(gaps)[1:]
 
 
+def selection_lead(better: Floats, worse: Floats, truth: Truth) -> Figure:
+    """By how much the first number's selection score is higher, with a paired interval over problems if there are several."""
+    lead = selection_score(better, truth) - selection_score(worse, truth)
+    gaps = selection_score_gaps(better, worse, truth) if len(np.unique(truth.problem)) > 1 else ()
+    return _figure(np.array([lead, *gaps]))
+
+
 def best_threshold(number: Floats, is_better: NDArray[np.bool_]) -> float:
     """The threshold with the highest mean of both accuracies, halfway between two numbers that occur."""
     order = np.argsort(-number, kind="stable")

@@ -18,7 +18,7 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
-from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_score, selection_score_gaps
+from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import COLLECT_AGAIN, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 
@@ -35,6 +35,9 @@ BASELINES: Mapping[str, Mapping[str, float]] = {
     "entropy": {"entropy_first": 1},
 }
 """Numbers that route without a head: weighted sums of features."""
+
+COMPARED = (*BASELINES, "random")
+"""What a head must be better than to be worth training."""
 
 MIN_CLASS = 10  # states of each class in each part
 COLLECT_TO_THE_END = "run the command that collected them again: it resumes"
@@ -276,12 +279,16 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
     choosing, testing = (learner.collected.part == part for part in (VALIDATION, TEST))
     tested, is_better = learner.truth_of(TEST), learner.truth_of(VALIDATION).is_better
     measured: dict[str, Any] = {}
+    leads: dict[str, Any] = {}
     for number, values in _numbers(probability, learner.collected).items():
         fixed = number in ("always", "never")
         threshold = 0.5 if fixed else best_threshold(values[choosing], is_better)
         figures = measure(values[testing], tested, threshold, is_probability=fixed or number == "arbitrage")
         measured[number] = {name: [one.value, one.low, one.high] for name, one in figures.items()}
-    return {"test": measured, "threshold": best_threshold(probability[choosing], is_better)}
+        if number in COMPARED:
+            lead = selection_lead(probability[testing], values[testing], tested)
+            leads[number] = [lead.value, lead.low, lead.high]
+    return {"test": measured, "leads": leads, "threshold": best_threshold(probability[choosing], is_better)}
 
 
 def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:

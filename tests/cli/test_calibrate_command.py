@@ -31,7 +31,7 @@ def here(quick_path: Path) -> Path:
 
 
 def calibrate(here: Path, *arguments: str) -> Result:
-    command = ("calibrate", "--head", "small.safetensors", "-o", "new.safetensors", *arguments)
+    command = ("calibrate", "--head", "small.safetensors", "-o", "new.safetensors", "--force", *arguments)
     return run(*command, cwd=here, env={"XDG_CONFIG_HOME": str(here)})
 
 

@@ -36,6 +36,26 @@ def test_head_has_a_name_its_command_and_taus(folder: Path, trained: Result) -> 
     assert TauTable.from_json(head.card.taus).costs is not None
 
 
+def test_a_head_is_replaced_by_force_only(folder: Path, trained: Result) -> None:
+    before = (folder / "head.safetensors").read_bytes()
+    assert_refused(run("train", "run", "-o", "head.safetensors", cwd=folder), 2, "head.safetensors ", "--force")
+    assert (folder / "head.safetensors").read_bytes() == before
+    (folder / "old.safetensors").write_bytes(b"old")
+    assert run("train", "run", "-o", "old.safetensors", "--force", "--inputs", "agnostic", "-q", cwd=folder).code == 0
+    assert load(folder / "old.safetensors").card.name == "old"
+
+
+def test_verdict_says_what_the_head_is_better_than(folder: Path, trained: Result) -> None:
+    leads = load(folder / "head.safetensors").card.metrics["leads"]
+    assert leads.keys() == {"lowest logprob", "mean logprob", "equations", "entropy", "random"}
+    value, low, high = leads["random"]
+    assert 0 < low < value < high
+    verdict = flat(trained.out).partition("verdict, ")[2]
+    (better,) = [part for part in verdict.split("; ") if "better than" in part]
+    assert "random" in better
+    assert "arbitrage bench " in trained.err
+
+
 def test_figures_and_taus_are_shown_in_80_columns(trained: Result) -> None:
     baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "random", "always", "never")
     for word in ("AUC", "Spearman", "calibration error", *baselines, "exact", "balanced", "fast", "wasted", "time"):
