@@ -65,15 +65,10 @@ def render(sources: Sequence[Source], comparison: Json | None = None) -> str:
             style_hash=_hash(style),
             script_hash=_hash(script),
             definitions=report_tables.definitions(),
-            data=embedded({"runs": traces}),
+            data=report_traces.embedded({"runs": traces}),
             **_view(sources, names, comparison),
         )
     )
-
-
-def embedded(data: Any) -> str:
-    """JSON for a script element: ASCII, and without any character that could end the element or begin a comment."""
-    return report_traces.encoded(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _template_text(name: str) -> str:

@@ -32,28 +32,30 @@ def packed_run(name: str, rows: Iterable[Json], policies: Sequence[Json]) -> dic
             {"label": one["label"], "number": one["number"], "tau": one["tau"], "is_target": one["policy"] == "target"}
             for one in policies
         ],
-        "index": packed(
-            {
-                "problems": [[problem, own[0]["level"]] for problem, own in by_problem.items()],
-                "attempts": [_entry(row, numbers[row["id"]], places[row["policy"], row["tau"]]) for row in ordered],
-            }
+        "index": _packed(
+            _encoded(
+                {
+                    "problems": [[problem, own[0]["level"]] for problem, own in by_problem.items()],
+                    "attempts": [_entry(row, numbers[row["id"]], places[row["policy"], row["tau"]]) for row in ordered],
+                }
+            )
         ),
         "blocks": list(_blocks(by_problem.values())),
     }
 
 
-def packed(data: Any) -> str:
-    """JSON whose texts are all `safe`, deflated, in base 64."""
-    return _deflated(encoded(data))
+def embedded(data: Any) -> str:
+    """JSON for a script element: ASCII, and without any character that could end the element or begin a comment."""
+    text = json.dumps(_clean(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def encoded(data: Any) -> str:
-    """JSON in ASCII whose texts are all `safe`."""
-    return json.dumps(_clean(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-
-
-def _deflated(text: str) -> str:
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+def _encoded(data: Any) -> str:
+    """JSON whose texts are all `safe`: as most are, they are looked at one by one only if one is not."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if text.isprintable() and "\\u" not in text:
+        return text
+    return json.dumps(_clean(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _clean(data: Any) -> Any:
@@ -64,20 +66,23 @@ def _clean(data: Any) -> Any:
     return [_clean(value) for value in data] if isinstance(data, list | tuple) else data
 
 
+def _packed(text: str) -> str:
+    """Deflated, in base 64."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
 def _blocks(problems: Iterable[Sequence[Json]]) -> Iterator[tuple[int, str]]:
-    first = size = 0
+    first = end = size = 0
     texts: list[str] = []
-    count = 0
     for rows in problems:
-        text = encoded([rows[0]["problem"], rows[0]["gold"], [_attempt(row) for row in rows]])
-        texts.append(text)
-        size += len(text)
-        count += len(rows)
+        texts.append(_encoded([rows[0]["problem"], rows[0]["gold"], [_attempt(row) for row in rows]]))
+        size += len(texts[-1])
+        end += len(rows)
         if size >= BLOCK:
-            yield first, _deflated(f"[{','.join(texts)}]")
-            first, size, texts = count, 0, []
+            yield first, _packed(f"[{','.join(texts)}]")
+            first, size, texts = end, 0, []
     if texts:
-        yield first, _deflated(f"[{','.join(texts)}]")
+        yield first, _packed(f"[{','.join(texts)}]")
 
 
 def _entry(row: Json, problem: int, policy: int) -> list[Any]:
