@@ -1,15 +1,16 @@
 """The charts of a report that are rows of bars: one row a policy at one tau, with the bars of all runs side by side."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.charts import Entry, Json, Series, Tick
-from arbitrage_cli.evaluation.drafted import MAX_POSITION
+from arbitrage_cli.evaluation.drafted import MAX_POSITION, NUM_BINS
 
 SHORT = 4  # characters of a tick that always has room
 MIN_SLOTS = 5  # so that few bars are not wide
+LEAST = 0.03  # height of a bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,18 @@ class BarChart:
     legend: Sequence[tuple[str, str]] = ()
 
 
-Value = tuple[float, Sequence[float] | None, str, str] | None
-"""Height and interval as shares of the highest, the text above the bar, and its figures in words; None for no bar."""
-Values = Callable[[Json], Sequence[Value]]
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a bar shows: height and interval as shares of the highest, the text above it, and its figures in words."""
+
+    height: float
+    interval: Sequence[float] | None
+    text: str
+    title: str
+
+
+Values = Callable[[Json], Sequence[Value | None]]
+"""From figures to a value for each slot; None for no bar."""
 Said = Callable[[Json], tuple[str, str]]
 
 
@@ -66,17 +76,15 @@ def bar_chart(entries: Sequence[Entry], names: Sequence[str], values: Values, sa
     return BarChart(rows, ticks, [] if is_short else list(zip(shown, names, strict=True)))
 
 
-def _bars(entry: Entry, values: Sequence[Value], slot: float, runs: Sequence[int], gap: float) -> Iterable[Bar]:
+def _bars(entry: Entry, values: Sequence[Value | None], slot: float, runs: Sequence[int], gap: float) -> Iterator[Bar]:
     """The bars of one run: its part of each slot."""
     width = slot * (1 - gap) / len(runs)
     for index, value in enumerate(values):
         if value is not None:
-            height, interval, text, title = value
             x = slot * (index + gap / 2) + width * runs.index(entry.run)
-            ends = [round(100 * end, 1) for end in interval or ()]
-            yield Bar(
-                entry.run, round(x, 3), round(width, 3), round(100 * height, 1), ends, text if len(runs) == 1 else "", title
-            )
+            ends = [round(100 * end, 1) for end in value.interval or ()]
+            text = value.text if len(runs) == 1 else ""
+            yield Bar(entry.run, round(x, 3), round(width, 3), round(100 * value.height, 1), ends, text, value.title)
 
 
 def speedup_chart(entries: Sequence[Entry], bins: Sequence[float]) -> BarChart | None:
@@ -85,12 +93,8 @@ def speedup_chart(entries: Sequence[Entry], bins: Sequence[float]) -> BarChart |
     edges = [rounding.times(edge) for edge in bins]
     names = [f"up to {edges[1]}", *map(" to ".join, itertools.pairwise(edges[1:-1])), f"{edges[-2]} and more"]
 
-    def values(figures: Json) -> list[Value]:
-        counts = figures["problem_speedups"]["counts"]
-        titles = [f"{name}: {rounding.count(count, 'problem')}" for name, count in zip(names, counts, strict=True)]
-        return [
-            (count / max(counts), None, "", title) if count else None for count, title in zip(counts, titles, strict=True)
-        ]
+    def values(figures: Json) -> list[Value | None]:
+        return _counts(figures["problem_speedups"]["counts"], names, "problem")
 
     def said(figures: Json) -> tuple[str, str]:
         spread = figures["problem_speedups"]
@@ -110,7 +114,7 @@ def level_chart(entries: Sequence[Entry]) -> BarChart | None:
     shown = [entry for entry in entries if entry.figures["by_level"]]
     names = list(dict.fromkeys(level for entry in shown for level in entry.figures["by_level"]))
 
-    def values(figures: Json) -> list[Value]:
+    def values(figures: Json) -> list[Value | None]:
         return [_rate(f"level {name}", figures["by_level"].get(name), "accuracy", "correct", "n") for name in names]
 
     return bar_chart(shown, names, values, lambda of: (rounding.percent(of["accuracy"]), "overall"), gap=0.3)
@@ -123,7 +127,7 @@ def position_chart(entries: Sequence[Entry]) -> BarChart | None:
     names = [str(position) for position in range(1, count + 1)]
     names[MAX_POSITION - 1 :] = [f"{MAX_POSITION}+"] if count == MAX_POSITION else []
 
-    def values(figures: Json) -> list[Value]:
+    def values(figures: Json) -> list[Value | None]:
         places = zip(names, figures["acceptance_by_position"], strict=False)
         return [_rate(f"step {name}", place, "rate", "accepted", "drafted") for name, place in places]
 
@@ -133,18 +137,29 @@ def position_chart(entries: Sequence[Entry]) -> BarChart | None:
 def probability_chart(entries: Sequence[Entry]) -> BarChart | None:
     """How the probabilities of drafted steps are distributed."""
     shown = [entry for entry in entries if any(entry.figures["probability_counts"] or ())]
-    names = [f".{tenth}" for tenth in range(10)]
+    names = [f"{10 * tenth}% to {10 * tenth + 10}%" for tenth in range(NUM_BINS)]
 
-    def values(figures: Json) -> list[Value]:
-        counts = figures["probability_counts"]
-        titles = [f"{10 * tenth}% to {10 * tenth + 10}%: {rounding.count(one, 'step')}" for tenth, one in enumerate(counts)]
-        return [(one / max(counts), None, f"{one:,}", title) for one, title in zip(counts, titles, strict=True)]
+    def values(figures: Json) -> list[Value | None]:
+        counts = _counts(figures["probability_counts"], names, "step")
+        return [
+            value and replace(value, text=f"{count:,}")
+            for value, count in zip(counts, figures["probability_counts"], strict=True)
+        ]
 
     chart = bar_chart(shown, names, values, lambda of: (f"{sum(of['probability_counts']):,}", "steps"), gap=0.1)
-    return chart and replace(chart, ticks=[(20.0 * index, f"{20 * index}%") for index in range(6)])
+    return chart and replace(chart, legend=(), ticks=[(20.0 * index, f"{20 * index}%") for index in range(6)])
 
 
-def _rate(name: str, figures: Json | None, rate: str, count: str, total: str) -> Value:
+def _counts(counts: Sequence[int], names: Sequence[str], noun: str) -> list[Value | None]:
+    """The highest one fills the row; the lowest can still be seen."""
+    top = max(counts)
+    return [
+        Value(max(count / top, LEAST), None, "", f"{name}: {rounding.count(count, noun)}") if count else None
+        for count, name in zip(counts, names, strict=True)
+    ]
+
+
+def _rate(name: str, figures: Json | None, rate: str, count: str, total: str) -> Value | None:
     """A share with its interval and its counts."""
     if figures is None or figures[rate] is None:
         return None
@@ -152,4 +167,4 @@ def _rate(name: str, figures: Json | None, rate: str, count: str, total: str) ->
     title = (
         f"{name}: {rounding.percent(figures[rate])} {rounding.percent_range(interval)}, {figures[count]}/{figures[total]}"
     )
-    return figures[rate], interval, rounding.percent(figures[rate], 0), title
+    return Value(figures[rate], interval, rounding.percent(figures[rate], 0), title)

@@ -157,7 +157,7 @@ def _headlines(runs: Sequence[Json], names: Sequence[str], comparison: Json | No
     """One sentence a run, and one for the difference of two."""
     if comparison and (change := report_facts.change(comparison, runs[0]["policies"], names)):
         yield change
-    yield from _said_by_run(names, [[report_facts.headline(figures)] for figures in runs])
+    yield from _said_by_run(names, [[" ".join(report_facts.headline(figures))] for figures in runs])
 
 
 def _said_by_run(names: Sequence[str], texts: Sequence[Sequence[str]]) -> list[str]:

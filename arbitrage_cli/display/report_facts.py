@@ -15,13 +15,18 @@ Fact = tuple[str, Sequence[str]]
 # --- sentences
 
 
-def headline(figures: Json) -> str:
-    """The routed result against the target alone; empty if there is none."""
+def headline(figures: Json) -> Iterable[str]:
+    """The routed result against the target alone, and the share of attempts that were cut, if there are any."""
     policy = routed(figures["policies"])
-    if policy is None or policy["accuracy"] is None:
-        return ""
-    result = f"{policy['label']} solves {rounding.percent(policy['accuracy'])} of {rounding.count(figures['n'], 'problem')}"
-    return f"{result}{_against_target(policy)}."
+    if policy is not None and policy["accuracy"] is not None:
+        result = (
+            f"{policy['label']} solves {rounding.percent(policy['accuracy'])} of {rounding.count(figures['n'], 'problem')}"
+        )
+        yield f"{result}{_against_target(policy)}."
+    cut = sum(one["cut"] for one in figures["policies"])
+    if cut:
+        made = sum(one["n"] - one["missing"] for one in figures["policies"])
+        yield f"{cut} of {made} attempts ({rounding.percent(cut / made)}) ended at a limit, unfinished."
 
 
 def routed(policies: Sequence[Json]) -> Json | None:
@@ -57,14 +62,10 @@ def change(comparison: Json, policies: Sequence[Json], names: Sequence[str]) -> 
 
 
 def summary(figures: Json) -> Iterable[str]:
-    """What the two models do alone: everything else lies between. And the share of attempts that were cut."""
+    """What the two models do alone: everything else lies between."""
     for policy in figures["policies"]:
         if policy["policy"] in ALONE and (pace := _pace(policy)):
             yield f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {pace}."
-    cut = sum(policy["cut"] for policy in figures["policies"])
-    if cut:
-        made = sum(policy["n"] - policy["missing"] for policy in figures["policies"])
-        yield f"{cut} of {made} attempts ({rounding.percent(cut / made)}) ended at a limit, unfinished."
 
 
 def _pace(policy: Json) -> str:
@@ -101,7 +102,8 @@ def _main_facts(run: Json) -> Iterable[tuple[str, str]]:
         yield {"prm": "PRM"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
     if run["router"]:
         yield "head", ", ".join([run["router"]["name"], *_digest(run["router"])])
-    yield "machine", _listed({name: value for name, value in run["machine"].items() if name != "flags"})
+    machine = {name: value for name, value in run["machine"].items() if name != "flags"}
+    yield "machine", _listed(dict(sorted(machine.items(), key=lambda fact: fact[0] != "cpu")))
     yield "settings", _listed({**run["sampling"], **run["limits"], **run["context"]})
 
 
