@@ -259,7 +259,8 @@ class MachineOptions(LoadingOptions):
         _machine(
             "--concurrency",
             metavar="N|auto",
-            help="Problems solved at once, up to 64: more problems an hour, each of them later. Default: 1 (collect: 8).",
+            help="Problems solved at once, up to 64 (on servers 1024): more problems an hour, each of them later. "
+            "Default: 1 (collect: 8).",
         ),
     ] = None
 

@@ -14,14 +14,16 @@ from arbitrage_cli.errors import ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import MAX_SEQUENCES, Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.facts import Facts, read_facts
-from arbitrage_cli.model_files.pairs import is_file, local_files
+from arbitrage_cli.model_files.pairs import is_file, is_served, local_files
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import CACHED_BYTES, KV_BYTES, ModelRole
 
 AUTO = "auto"
-MOST = 64  # more gain nothing, and each takes sequences of every model
+MOST = 1024  # of models on servers only
+MOST_HERE = 64  # more gain nothing, and each takes sequences of every model
 MOST_AUTO = 16  # on a processor more gain little, and each problem takes longer
 MOST_AUTO_SMALL = 4  # of models that stay in its cache: sharing one pass over the weights gains less
+MOST_AUTO_SERVED = 64  # servers decode many at once
 SHARE_AUTO = 0.5  # of the free memory: other programs need some too
 GIB = 2**30
 SMALLER = "give a smaller --ctx or --kv-type, or smaller models"
@@ -34,7 +36,7 @@ class Need:
     """Bytes of memory for the weights of all models, and for `each` problem at once, as far as the files say (`is_known`: all do).
 
     `gpu_weights` and `gpu_each` are the part of both that lies in a GPU's own memory. `sequences` is how many a problem takes of a
-    model, at most.
+    model, at most; 0 if all models are on servers. `cap` bounds what is worth it.
     """
 
     weights: int
@@ -43,11 +45,12 @@ class Need:
     gpu_each: int = 0
     sequences: int = 1
     is_known: bool = True
+    cap: int = MOST_HERE
 
     @property
     def most(self) -> int:
         """The number of problems that llama.cpp has sequences for."""
-        return min(MOST, MAX_SEQUENCES // self.sequences)
+        return min(self.cap, MAX_SEQUENCES // self.sequences) if self.sequences else self.cap
 
     @property
     def host_weights(self) -> int:
@@ -71,7 +74,7 @@ class Need:
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
     """The need of these models, with so many sequences for each problem at once. ModelFileError."""
-    need = Need(0, 0)
+    need = Need(0, 0, sequences=0, cap=MOST if any(map(is_served, found.values())) else MOST_HERE)
     for role, source in found.items():
         if not is_file(source):
             continue
@@ -85,6 +88,7 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
             need.gpu_each + int(share * int(each)),
             max(need.sequences, num_sequences[role]),
             need.is_known and facts.kv_bytes is not None,
+            need.cap,
         )
     return need
 
@@ -113,17 +117,18 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
     never above `most`. `needed` is called only for more than one problem: see `check_memory` for one.
     """
     is_auto = text == AUTO
-    count = earlier if is_auto and earlier else min(most, MOST_AUTO if is_auto else _number(text))
+    count = earlier if is_auto and earlier else min(most, MOST_AUTO_SERVED if is_auto else _number(text))
     if count == 1:
         return 1
     need, memory = needed(), available_memory()
     if is_auto and not earlier:
         worth_it = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
+        worth_it = worth_it if need.sequences else MOST_AUTO_SERVED
         everything = replace(need, gpu_weights=0, gpu_each=0)  # a GPU seldom has more memory than its machine
         return max(1, min(count, worth_it, everything.largest_within(SHARE_AUTO * (memory or 0))))
     if count > need.most:
         raise UsageError(
-            f"{count} problems at once need {count * need.sequences} sequences of a model, and llama.cpp has {MAX_SEQUENCES}",
+            f"{count} problems at once are too many for models on this machine, with {need.sequences} sequences for each",
             f"a smaller --concurrency, up to {need.most}; or fewer --rollouts",
             option="concurrency",
         )

@@ -91,6 +91,15 @@ def test_sequences_are_bounded() -> None:
     assert (caught.value.option, "up to 15" in caught.value.hint) == ("concurrency", True)
 
 
+def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelRole, Path]) -> None:
+    served: dict[ModelRole, str] = {"draft": "http://a/v1", "target": "http://b/v1"}
+    need = memory_needed(served, Options(), {"draft": 1, "target": 1})
+    assert choose_concurrency("1024", lambda: need, most=MOST) == 1024
+    assert choose_concurrency("auto", lambda: need, most=MOST) == 64
+    mixed = memory_needed(served | {"draft": str(tiny["draft"])}, Options(256), {"draft": 1, "target": 1})
+    assert (mixed.most, mixed.sequences) == (256, 1)
+
+
 def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
     """Weights and caches of all models together; what only exceeds the free memory is a warning."""
     check_memory(Need(900, 100))
@@ -113,7 +122,7 @@ def test_what_lies_on_a_gpu_needs_no_memory_of_the_machine() -> None:
         choose_concurrency("3", lambda: half, most=64)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "65", "1.5", "many", "", "\u0664"])
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "1.5", "many", "", "\u0664"])
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         choose_concurrency(text, never, most=MOST)
@@ -130,7 +139,7 @@ def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
     assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).each == 2 * alone.each
     assert memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1}).each == 2 * alone.each
     assert (alone.sequences, full.sequences) == (1, 2)
-    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0)
+    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0, sequences=0)
     with pytest.raises(ModelFileError):
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
 
