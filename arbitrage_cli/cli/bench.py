@@ -16,6 +16,7 @@ from arbitrage_cli.cli.options import (
     MachineOptions,
     ModelOptions,
     OutputOptions,
+    PriceList,
     ProblemOptions,
     RunFolderPath,
     option,
@@ -42,6 +43,7 @@ class BenchOptions:
     output_folder: RunFolderPath = None
     fresh: Fresh = False
     cost_ratio: CostRatio = None
+    price: PriceList = None
     json_line: JsonFigures = False
 
 
@@ -73,8 +75,11 @@ def bench(
     from arbitrage_cli.cli.selection import default_folder, read_problems
     from arbitrage_cli.cli.session import Session
     from arbitrage_cli.cli.setup import RunOptions, bench_setup, resumed_setup
+    from arbitrage_cli.evaluation.prices import parse_prices
     from arbitrage_cli.runs.folder import RunFolder
 
+    if bench.price:
+        parse_prices(bench.price)
     setup = bench_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
@@ -90,6 +95,6 @@ def bench(
             if run.left:
                 measure(run, display, bench.timeout)
             display.close()
-            show_figures(*run.asked, cost_ratio=bench.cost_ratio, as_json=bench.json_line)
+            show_figures(*run.asked, cost_ratio=bench.cost_ratio, price=bench.price, as_json=bench.json_line)
         say(run.conclusion, output)
     return SOME_FAILED if run.has_errors else 0

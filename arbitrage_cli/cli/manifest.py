@@ -22,7 +22,7 @@ from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.model import ServedModel, facts_about
 from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_served, is_toy, local_files
@@ -207,6 +207,7 @@ def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) ->
             "name": card.name,
             "description": card.description,
             "kv_cache": card.kv_cache,
+            "served": facts_about(backend) if isinstance(backend, ServedModel) else None,
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
     if any(is_file(facts["source"]) for facts in full["models"].values()):

@@ -367,6 +367,15 @@ CostRatio = Annotated[
         help="Also project the speed-up for a target whose tokens cost this many times the draft's.",
     ),
 ]
+PriceList = Annotated[
+    str | None,
+    _output(
+        "--price",
+        metavar="ROLE=IN/OUT,...",
+        help="Also show prices: for a million tokens read and written, as in draft=0.02/0.10,target=0.60/2.40. "
+        "Three figures: read, read from the server's cache, written.",
+    ),
+]
 RunFolderPath = Annotated[
     Path | None,
     _output(

@@ -113,13 +113,19 @@ def only_figures_on_stdout() -> Iterator[None]:
 
 
 def show_figures(
-    run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None, as_json: bool
+    run: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    cost_ratio: float | None,
+    price: str | None = None,
+    as_json: bool,
 ) -> None:
-    """The figures of a run, of all its rows, on standard output: a table, or one line of JSON."""
+    """The figures of a run, of all its rows, on standard output: a table, or one line of JSON. UsageError for a wrong price."""
     from arbitrage_cli.display.table import write_table
     from arbitrage_cli.evaluation.metrics import figures  # with NumPy
+    from arbitrage_cli.evaluation.prices import parse_prices
 
-    made = figures(run, rows, cost_ratio=cost_ratio)
+    made = figures(run, rows, cost_ratio=cost_ratio, prices=parse_prices(price) if price else None)
     if as_json:
         write(sys.stdout, json.dumps(made, ensure_ascii=True, allow_nan=False) + "\n")
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import CostRatio, Debug, JsonFigures, option
+from arbitrage_cli.cli.options import CostRatio, Debug, JsonFigures, PriceList, option
 from arbitrage_cli.cli.output import show_figures
 from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
@@ -38,6 +38,7 @@ def report(
         ),
     ] = False,
     cost_ratio: CostRatio = None,
+    price: PriceList = None,
     json_lines: JsonFigures = False,
     debug: Debug = False,
 ) -> None:
@@ -60,18 +61,18 @@ def report(
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:
-        _write_page(page, contents, cost_ratio)
+        _write_page(page, contents, cost_ratio, price)
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"there is no browser on this machine: open {page} in one", err=True)
     if page is None or json_lines:
-        _show(list(contents.values()), cost_ratio, as_json=json_lines)
+        _show(list(contents.values()), cost_ratio, price, as_json=json_lines)
 
 
-def _show(contents: "Sequence[Contents]", cost_ratio: float | None, *, as_json: bool) -> None:
+def _show(contents: "Sequence[Contents]", cost_ratio: float | None, price: str | None, *, as_json: bool) -> None:
     for number, one in enumerate(contents):
         if number and not as_json:
             write(sys.stdout, "\n")
-        show_figures(one.run or {}, one.rows, cost_ratio=cost_ratio, as_json=as_json)
+        show_figures(one.run or {}, one.rows, cost_ratio=cost_ratio, price=price, as_json=as_json)
 
 
 def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:
@@ -85,16 +86,18 @@ def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:
     return None
 
 
-def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float | None) -> None:
+def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float | None, price: str | None) -> None:
     """Write the whole page, or leave what was there."""
     from arbitrage_cli.display.html import Source, render
     from arbitrage_cli.evaluation.metrics import figures  # NumPy and Jinja are slow to import: not for --help
+    from arbitrage_cli.evaluation.prices import parse_prices
     from arbitrage_cli.runs.folder import latest
 
     sources = []
+    prices = parse_prices(price) if price else None
     for name, one in contents.items():
         run = one.run or {}
-        sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio)))
+        sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio, prices=prices)))
     page = render(sources, _comparison(sources)).encode()
     try:
         write_atomically(path, page)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
-from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT
+from arbitrage_cli.evaluation.metrics import LATENCY, PRICES, THROUGHPUT
 
 MIN_LABEL = 8
 
@@ -26,6 +26,8 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
     "speedup": ("speed-up", lambda of: _with_range(of, "speedup", 1, 2, 2)),
     "problems_per_second": ("problems/s", lambda of: rounding.number(of["problems_per_second"])),
     "throughput_ratio": ("ratio", lambda of: _with_range(of, "throughput_ratio", 1, 2, 2)),
+    "price": ("price/1000", lambda of: rounding.number(None if of["price"] is None else 1000 * of["price"])),
+    "saving": ("saved %", lambda of: _with_range(of, "saving", 100, 1, 0)),
     "acceptance_rate": ("accepted", lambda of: rounding.percent(of["acceptance_rate"], 0)),
 }
 """Heading and cell of each figure that the table shows."""
@@ -65,6 +67,7 @@ def _lines(figures: Figures) -> Iterator[Line]:
     policies = figures["policies"]
     left_out = {*(LATENCY if figures["concurrency"] > 1 else THROUGHPUT)}
     left_out |= set() if any(policy["cut"] for policy in policies) else {"cut"}  # labels need the room
+    left_out |= {"seconds_mean"} if any(policy["price"] is not None for policy in policies) else {*PRICES}
     columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
     yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
     yield "", ""

@@ -47,6 +47,11 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "projected_speedup": "A PROJECTION, not a measurement: equivalent_speedup as it would be if a token cost the target "
         "cost_ratio times as much as the draft; token counts and each model's prefill : decode proportion are those measured.",
         "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
+        "price": "Price of the tokens that both models and the process reward model read and wrote, by the prices given / finished "
+        "attempts; in tables of 1,000 attempts.",
+        "saving": "1 - price of this policy / price of the target alone, each summed over the attempts that both finished. "
+        "Interval: 95%, paired bootstrap over problems.",
+        "tokens": "Tokens that each model read, found in its server's cache and wrote, summed over the finished attempts.",
         "time": "Where the wall-clock seconds of the finished attempts went; rest = wall - all the others.",
         "by_level": "The same figures over the planned problems of one level of the data set.",
         "acceptance_by_position": "Drafted steps that were kept / drafted steps, of the first steps of all solutions, of the second "

@@ -17,6 +17,7 @@ from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, cut
 from arbitrage_cli.evaluation.costs import RunCosts, equivalents, run_costs
 from arbitrage_cli.evaluation.curve import curve
 from arbitrage_cli.evaluation.drafted import drafted_steps
+from arbitrage_cli.evaluation.prices import Prices, counts_tokens, price_figures, tokens_of_models
 from arbitrage_cli.evaluation.throughput import throughput, throughput_notes
 from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
@@ -33,6 +34,9 @@ LATENCY = (
 )
 """Figures of a policy that only one kind of run has: of problems a second, or of seconds a problem."""
 
+PRICES = ("price", "saving", "saving_interval")
+"""Figures of a policy that need prices."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -42,6 +46,8 @@ class Scope:
     samples: int
     costs: RunCosts
     cost_ratio: float | None
+    prices: Prices | None
+    prices_missing: bool
     target: PolicyResults | None
     oracle: PolicyResults | None
     concurrency: int
@@ -52,16 +58,22 @@ class Scope:
         return self.concurrency > 1
 
 
-def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_ratio: float | None = None) -> dict[str, Any]:
+def figures(
+    run: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    cost_ratio: float | None = None,
+    prices: Prices | None = None,
+) -> dict[str, Any]:
     """All figures of a run, as JSON. The order of the rows does not matter.
 
     `cost_ratio` adds the projection to a pair whose target costs so many times as much a token as its draft.
-    UsageError if it is not above 0, or for rows of several runs; DamagedRunError.
+    `prices` add what an attempt costs. UsageError if the ratio is not above 0, or for rows of several runs; DamagedRunError.
     """
     if cost_ratio is not None and not 0 < cost_ratio < math.inf:
         raise UsageError(f"invalid cost ratio {cost_ratio:g}", "give a number above 0: --cost-ratio 8")
     policies = results_by_policy(run, rows)
-    scope = _scope(run, policies, cost_ratio)
+    scope = _scope(run, policies, cost_ratio, prices)
     made = [_policy_figures(policy, scope) for policy in policies]
     return {
         "schema": SCHEMA,
@@ -78,12 +90,16 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, cost_r
     }
 
 
-def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], cost_ratio: float | None) -> Scope:
+def _scope(
+    run: Mapping[str, Any], policies: Sequence[PolicyResults], cost_ratio: float | None, prices: Prices | None
+) -> Scope:
     return Scope(
         levels=run["levels"],
         samples=run["sampling"]["samples"],
         costs=run_costs(result for policy in policies for result in policy.results.values()),
         cost_ratio=cost_ratio,
+        prices=prices if counts_tokens(run) else None,
+        prices_missing=prices is not None and not counts_tokens(run),
         target=_find(policies, "target"),
         oracle=_find(policies, "oracle"),
         concurrency=run.get("concurrency") or 1,
@@ -130,7 +146,9 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
             | dict.fromkeys((*THROUGHPUT, *LATENCY))
             | (throughput(policy, scope.target) if scope.is_throughput else _latency(policy, scope))
             | _routing(policy)
+            | _prices(policy, scope)
         ),
+        "tokens": tokens_of_models(policy.done),
         "time": speed.time_parts(policy),
         "by_level": _by_level(policy, scope),
         **drafted_steps(policy, scope.oracle),
@@ -168,6 +186,12 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
         "draft_tokens_per_second": _rate(draft.decode_tokens, draft.decode_seconds),
         "target_tokens_per_second": _rate(target.decode_tokens, target.decode_seconds),
     }
+
+
+def _prices(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
+    if scope.prices is None:
+        return dict.fromkeys(PRICES)
+    return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.prices)
 
 
 def _rate(tokens: int, seconds: float) -> Ratio | None:
@@ -208,6 +232,8 @@ def _level_order(level: str | int) -> tuple[bool, float, str]:
 
 def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = list(_cut_notes(policies))
+    if scope.prices_missing:
+        notes.append("A server in this run does not count tokens, so there are no prices.")
     if scope.is_throughput:
         notes += throughput_notes(scope.concurrency, policies, made)
     if scope.target is None:
