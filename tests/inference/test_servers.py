@@ -184,3 +184,13 @@ def test_a_server_that_is_not_there_is_reported_at_once() -> None:
     server.handle = lambda *arguments: Answer([], 0)  # type: ignore[method-assign]
     with pytest.raises(ServerError), opened(server):
         pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_counted_once(kind: Kind) -> None:
+    expected = solve(here(), PROBLEMS, "target")
+    with opened(HashServer(kind, HashBackend("target"))) as model:
+        found = solve({"target": served("target", model)}, PROBLEMS, "target")
+    assert {name: trace.num_tokens for name, trace in found.items()} == {
+        name: trace.num_tokens for name, trace in expected.items()
+    }

@@ -191,6 +191,7 @@ class HashServer:
             {"content": one.text, "tokens": [one.id], "stop": False} | ({"completion_probabilities": [entry]} if k else {})
             for one, entry in zip(written, entries, strict=True)
         ]
+        chunks[-1]["timings"] = last["timings"]
         return Answer([*chunks, {"content": "", "tokens": [], **last}], is_streamed=True)
 
     def _entry(self, token: "_Token", k: int) -> Body:

@@ -265,7 +265,10 @@ class LlamaServer(Completions):
             text += SEPARATOR
         tokens = tuple(_token(entry) for entry in answer.get("completion_probabilities") or ())
         ids = tuple(int(token) for token in answer.get("tokens") or ())
-        return Piece(text, ids, tokens, ending, _timings(answer["timings"]) if answer.get("timings") else None)
+        usage = (
+            _timings(answer["timings"]) if ending and answer.get("timings") else None
+        )  # the stop text's chunk has them too
+        return Piece(text, ids, tokens, ending, usage)
 
     def _ending(self, choice: Json) -> Ending | None:
         if not choice.get("stop"):

@@ -22,7 +22,7 @@ from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.dialects import Ask, Piece, Token, Usage
+from arbitrage_cli.inference.servers.dialects import Ask, Ending, Piece, Token, Usage
 from arbitrage_cli.inference.servers.evidence import token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text, step_ids
@@ -198,6 +198,7 @@ class ServedWriter:
             writing.text = StepText(text)
             self._hand_over(opened, SlotUpdate(slot, num_unread=1))
 
+        ending: Ending | None = None
         async with aclosing(self._model.ask(ask, restart, topic=opened.topic)) as pieces:
             async for piece in pieces:
                 text = writing.add(piece, self._clock())
@@ -205,8 +206,9 @@ class ServedWriter:
                     self._hand_over(opened, SlotUpdate(slot, text))
                 if writing.text.ended and not self._model.dialect.says_why_it_stopped:
                     return "separator"  # and hang up
-                if piece.ending in ("end", "length"):
-                    return "end" if piece.ending == "end" else "budget"
+                ending = piece.ending or ending
+        if ending in ("end", "length"):
+            return "end" if ending == "end" else "budget"
         return "separator" if writing.text.ended else None
 
     def _ask(self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep) -> Ask:
