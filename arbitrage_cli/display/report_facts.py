@@ -1,6 +1,6 @@
 """The sentences at the top of a report, and what its runs were made with. Knows no markup."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from arbitrage_cli.display import rounding
@@ -83,7 +83,7 @@ def facts(runs: Sequence[tuple[str, Json]]) -> tuple[list[Fact], list[Fact]]:
     return _merged(runs, _main_facts), _merged(runs, _other_facts)
 
 
-def _merged(runs: Sequence[tuple[str, Json]], facts_of: Any) -> list[Fact]:
+def _merged(runs: Sequence[tuple[str, Json]], facts_of: Callable[[Json], Iterable[tuple[str, str]]]) -> list[Fact]:
     found = [(name, dict(facts_of(run))) for name, run in runs]
     names = dict.fromkeys(name for _, own in found for name in own)
     return [(name, _texts([(run, own.get(name, "none")) for run, own in found])) for name in names]
@@ -98,7 +98,7 @@ def _texts(texts: Sequence[tuple[str, str]]) -> list[str]:
 def _main_facts(run: Json) -> Iterable[tuple[str, str]]:
     for role, model in run["models"].items():
         named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
-        threads = [rounding.count(model["threads"], "thread")] if "threads" in model else []
+        threads = [rounding.count(model["threads"], "thread")] if model.get("threads") else []
         yield {"prm": "PRM"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
     if run["router"]:
         yield "head", ", ".join([run["router"]["name"], *_digest(run["router"])])

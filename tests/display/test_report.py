@@ -246,11 +246,16 @@ def test_two_runs_share_every_chart() -> None:
 def test_models_are_told_to_the_file() -> None:
     """Of each model the page says what it is, how it was named, and which file that was."""
     made = make_run(2)
-    made.run["models"]["draft"] = {"description": "llama 0.5B Q8_0", "source": "small.gguf", "sha256": "ab" * 32}
-    made.run["models"]["target"] = {"source": "scripted:target", "sha256": None}
+    made.run["models"] = {
+        "draft": {"description": "llama 0.5B Q8_0", "source": "small.gguf", "sha256": "ab" * 32, "threads": 2},
+        "target": {"source": "http://127.0.0.1:8000", "sha256": None, "threads": None},
+        "prm": {"source": "prm.gguf", "sha256": None},
+    }
+    made.run["router"] = {"name": "mine", "sha256": "cd" * 32}
     text = page(made).text
-    assert "draft llama 0.5B Q8_0, small.gguf, sha256 abababababab " in text
-    assert "target scripted:target " in text
+    assert "draft llama 0.5B Q8_0, small.gguf, sha256 abababababab, 2 threads " in text
+    assert "target http://127.0.0.1:8000 " in text
+    assert "PRM prm.gguf head mine, sha256 cdcdcdcdcdcd " in text
 
 
 def test_policy_allows_the_one_script_and_the_one_style() -> None:
