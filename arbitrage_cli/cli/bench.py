@@ -97,4 +97,4 @@ def bench(
             display.close()
             show_figures(*run.asked, cost_ratio=bench.cost_ratio, price=bench.price, as_json=bench.json_line)
         say(run.conclusion, output)
-    return SOME_FAILED if run.has_errors else 0
+    return SOME_FAILED if run.num_errors else 0

@@ -53,13 +53,14 @@ class BenchRun:
         )
         others = len((self.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in self.attempts})
         more = f", and those at {rounding.count(others, 'other problem')}" if others else ""
-        return f"{done}{more}; a page with every trace: arbitrage report {folder} -o report.html"
+        errors = f"; errors: {self.num_errors} (the same command tries these again)" if self.num_errors else ""
+        return f"{done}{more}{errors}; a page with every trace: arbitrage report {folder} -o report.html"
 
     @property
-    def has_errors(self) -> bool:
-        """Whether an attempt that was asked for ended in an error."""
+    def num_errors(self) -> int:
+        """How many of the attempts that were asked for ended in an error."""
         asked = {attempt.key for attempt in self.attempts}
-        return any(row["status"] == "error" and key_of(row) in asked for row in latest(self.folder.rows))
+        return sum(row["status"] == "error" and key_of(row) in asked for row in latest(self.folder.rows))
 
 
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int, retry_errors: bool) -> BenchRun:
@@ -75,9 +76,8 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     if earlier:
         manifest = resume(earlier, manifest, folder.path)
     attempts = plan(items, session.setup.policies, samples, concurrency)
-    return BenchRun(
-        session, selected.title, attempts, left(attempts, folder.rows, retry_errors=retry_errors), folder, manifest
-    )
+    todo = left(attempts, folder.rows, retry_errors=retry_errors, deaths=folder.deaths)
+    return BenchRun(session, selected.title, attempts, todo, folder, manifest)
 
 
 def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
@@ -132,6 +132,7 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
     with contextlib.closing(bench.run(run.left)) as happenings:
         for happening in happenings:
             if isinstance(happening, Began):
+                run.folder.begin(happening.attempt.item.problem.id)
                 display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.policy_at_tau.label))
             elif isinstance(happening, Ended):
                 run.folder.append(happening.row)

@@ -1,7 +1,8 @@
 """Collects states: loads the models, measures what their tokens cost, writes the states of each problem."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,12 @@ from arbitrage_cli.routing.states import State as RecordedState
 from arbitrage_cli.routing.states import state_to_json
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.runs.folder import COLLECT, SCHEMA, RunFolder, latest
-from arbitrage_cli.runs.records import attempt_error
+from arbitrage_cli.runs.records import attempt_error, died
+from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import Standing, tally
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
-from arbitrage_cli.types import Cost, Decided, Decision, Finished, ModelRole, Problem, Started, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
 
 MEASURED_PROBLEMS = 5
 """Problems that each model first solves alone, at most: what a token costs with one problem at a time."""
@@ -139,7 +141,7 @@ class _CollectRun:
                 for role in setup.policy_at_tau.policy.models
             }
             golds |= self._target_answers(engines["target"])
-            costs = _known_costs(self.folder, manifest) or _measure_costs(engines, self.left, setup)
+            costs = _known_costs(self.folder, manifest) or self._measure_costs(engines)
             self.folder.save_run({**add_loaded(manifest, session.models), "costs": costs})
             target: Writer = engines["target"]
             if isinstance(rater, Rollout) and samplers[0] == setup.sampler:
@@ -156,7 +158,7 @@ class _CollectRun:
 
     def _target_answers(self, target: Writer) -> dict[str, Any]:
         """The answers to reach of problems without a known one: those that the target itself gives."""
-        unanswered = [item.problem for item in self.left if not item.gold]
+        unanswered = [item.problem for item in self.solvable if not item.gold]
         if self.session.setup.reward != "rollout" or not unanswered:
             return {}
         self.display.note(
@@ -164,17 +166,60 @@ class _CollectRun:
         )
         flow = partial(single, model="target")
         scheduler = Scheduler({"target": target}, flow, self.session.setup.limits, concurrency=self.session.concurrency)
-        with contextlib.closing(scheduler.run(unanswered)) as events:
+        with contextlib.closing(self._solve(scheduler, unanswered)) as events:
             ended = [event.trace for event in events if isinstance(event, Finished)]
         answers = {trace.problem.id: final_answer(trace.text).answer for trace in ended}
         return {name: {"answer": answer} for name, answer in answers.items() if answer}
+
+    def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:
+        """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""
+        problems = [item.problem for item in self.solvable[:MEASURED_PROBLEMS]]
+        costs: dict[str, float] = {}
+        for role, engine in engines.items():
+            if isinstance(engine, Engine):
+                engine.measure()
+            scheduler = Scheduler({role: engine}, partial(single, model=role), self.session.setup.limits)
+            with contextlib.closing(self._solve(scheduler, problems)) as events:
+                figures = tally(decided_within(MEASURED_SECONDS, events))
+            costs |= _per_token(role, figures.draft_cost if role == "draft" else figures.target_cost)
+        return costs
+
+    @property
+    def solvable(self) -> list[Item]:
+        """What is left without the problems that are given up; last those at which a process died."""
+        deaths = self.folder.deaths
+        found = [item for item in self.left if deaths.get(item.problem.id, 0) < GIVEN_UP]
+        return sorted(found, key=lambda item: item.problem.id in deaths)
+
+    def _give_up(self) -> Iterator[Event]:
+        """Do not try what has ended other processes."""
+        deaths = dict(self.folder.deaths)
+        for problem in [item.problem for item in self.left if deaths.get(item.problem.id, 0) >= GIVEN_UP]:
+            trace = Trace(problem, self.session.setup.limits)
+            yield Started(trace)
+            yield Finished(trace, died(deaths[problem.id]))
+            self.folder.end(problem.id)
+
+    def _solve(self, scheduler: Scheduler, problems: Sequence[Problem]) -> Generator[Event, None, None]:
+        """Solve problems, each with a mark meanwhile; those at which a process died one at a time."""
+        harmless = {problem.id for problem in problems} - self.folder.deaths.keys()
+        with contextlib.closing(scheduler.run(problems, lambda: bool(harmless))) as events:
+            for event in events:
+                if isinstance(event, Started):
+                    harmless.discard(event.trace.problem.id)
+                    self.folder.begin(event.trace.problem.id)
+                yield event
+                if isinstance(event, Finished):
+                    self.folder.end(event.trace.problem.id)
 
     def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
         """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
         writer = _RowWriter(self.folder, states, {item.problem.id: item.level for item in self.plan.items})
         progress = _Progress(f"collect {self.plan.selected.title}", len(self.plan.items), len(self.left))
         self.display.begin(progress.now(writer.num_states))
-        with contextlib.closing(scheduler.run(item.problem for item in self.left)) as events:
+        solving = self._solve(scheduler, [item.problem for item in self.solvable])
+        with contextlib.closing(solving):
+            events = itertools.chain(self._give_up(), solving)
             try:
                 for event in events:
                     if isinstance(event, Started):
@@ -207,7 +252,7 @@ class _RowWriter:
         """Write the row of a problem; of one that failed only if no earlier attempt has more states, which go on to count."""
         name = event.trace.problem.id
         with noted_signals():  # a problem is in flight, or has its row
-            row = _row(event, self._states.pop(name), self._levels[name])
+            row = _row(event, self._states.pop(name, []), self._levels[name])
             del self.in_flight[name]
             if row["status"] == "done" or len(row["states"]) >= self._held.get(name, 0):
                 self._folder.append(row)
@@ -255,20 +300,6 @@ def _known_costs(folder: RunFolder, manifest: Run) -> Any:
     """The costs in the folder; None if it has none, or those of another run that never came to a row."""
     earlier = folder.run or {}
     return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
-
-
-def _measure_costs(engines: Mapping[ModelRole, Writer], items: Sequence[Item], setup: Setup) -> dict[str, float]:
-    """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""
-    problems: list[Problem] = [item.problem for item in items[:MEASURED_PROBLEMS]]
-    costs: dict[str, float] = {}
-    for role, engine in engines.items():
-        if isinstance(engine, Engine):
-            engine.measure()
-        scheduler = Scheduler({role: engine}, partial(single, model=role), setup.limits)
-        with contextlib.closing(scheduler.run(problems)) as events:
-            figures = tally(decided_within(MEASURED_SECONDS, events))
-        costs |= _per_token(role, figures.draft_cost if role == "draft" else figures.target_cost)
-    return costs
 
 
 def decided_within(

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
@@ -21,7 +22,8 @@ from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Key, key_of, latest
-from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, label, row, tau_in_json
+from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, label, row, tau_in_json
+from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
 
@@ -53,13 +55,15 @@ class PolicyAtTau:
 class Attempt:
     """One problem, to be solved once with one policy. Sample k (from 0) has the seed of the run + k.
 
-    Consecutive attempts of one block, sample and policy are solved together.
+    Consecutive attempts of one block, sample and policy are solved together. `deaths` counts the processes that died while they
+    solved the problem.
     """
 
     item: Item
     sample: int
     policy_at_tau: PolicyAtTau
     block: int = 0
+    deaths: int = 0
 
     @property
     def key(self) -> Key:
@@ -101,13 +105,30 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-def left(attempts: Iterable[Attempt], rows: Iterable[Mapping[str, Any]], *, retry_errors: bool) -> list[Attempt]:
-    """The attempts that have no result among these rows. Those that ended in an error come last: they may do so again."""
+def left(
+    attempts: Sequence[Attempt],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    retry_errors: bool,
+    deaths: Mapping[str, int] = MappingProxyType({}),
+) -> list[Attempt]:
+    """The attempts that have no result among these rows. Those that ended in an error come last: they may do so again.
+
+    After them come those at whose problem a process died (`deaths`, by the problem's id), each in a block of its own: they may
+    end this process too.
+    """
     status = {key_of(made): made["status"] for made in latest(rows)}
     by_status: dict[str | None, list[Attempt]] = {"done": [], "error": [], None: []}
     for attempt in attempts:
         by_status[status.get(attempt.key)].append(attempt)
-    return by_status[None] + (by_status["error"] if retry_errors else [])
+    found = by_status[None] + (by_status["error"] if retry_errors else [])
+    risky = [
+        replace(one, block=len(attempts) + index, deaths=deaths[one.item.problem.id])
+        for index, one in enumerate(found)
+        if one.item.problem.id in deaths
+    ]
+    harmless = [one for one in found if one.item.problem.id not in deaths]
+    return harmless + sorted(risky, key=lambda one: one.deaths < GIVEN_UP)
 
 
 @dataclass(slots=True)
@@ -132,7 +153,13 @@ class Bench:
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
         for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.policy_at_tau)):
-            yield from self._solve_block(list(block))
+            together = list(block)
+            yield from self._give_up(together[0]) if together[0].deaths >= GIVEN_UP else self._solve_block(together)
+
+    def _give_up(self, attempt: Attempt) -> Iterator[Ended]:
+        """Do not try what has ended other processes."""
+        lost = Finished(Trace(attempt.item.problem, self.limits), died(attempt.deaths))
+        yield Ended(attempt, self._row(attempt, lost, {"wall_seconds": 0.0, "router_seconds": 0.0}))
 
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         """Make attempts that differ in their problem only."""

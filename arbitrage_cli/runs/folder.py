@@ -9,6 +9,7 @@ row gets an error that names file and line. Knows JSON objects; no model, no pro
     results.jsonl.torn-N       the beginning of a row that was never finished
     results.jsonl.damaged-N    rows that are not what was written
     *.old-N                    what a fresh start replaced
+    started.jsonl              problems that are being solved, or were when a process died
     lock                       locked by the process that writes here, and freed by the system when it ends
 """
 
@@ -24,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
+from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import sync_folder, write_all, write_atomically
 
 SCHEMA = 1
 """Of rows and run.json: a folder of another schema is refused."""
 
-RUN, RESULTS, LOCK = "run.json", "results.jsonl", "lock"
+RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "lock"
 BENCH, COLLECT = "bench", "collect"
 """The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
 
@@ -104,6 +106,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._kind = kind
         self._results = folder / RESULTS
         self._descriptor: int | None = None
+        self._started = StartedMarks(folder / STARTED)
         self._again = "the same command without --fresh" if fresh else "the same command"
         self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
@@ -126,6 +129,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._close_results()
         if self._lock is None:
             return
+        with suppress(OSError):
+            self._started.close()
         if self._is_new and self.run is None and not self.rows:
             with suppress(OSError):
                 self._results.unlink(missing_ok=True)
@@ -149,6 +154,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"{self._again} goes on from there")
         line = encode(row)
+        self.end(row["id"])  # before: a mark that outlives its row would count a death
         start = os.fstat(self._descriptor).st_size
         try:
             with self._writing(self._results):
@@ -162,6 +168,21 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             raise
         self.rows.append(dict(row))
 
+    def begin(self, problem: str) -> None:
+        """Mark that a problem is being solved. OutputError."""
+        with self._writing(self.path / STARTED):
+            self._started.begin(problem)
+
+    def end(self, problem: str) -> None:
+        """Take the mark back. A row does that by itself. OutputError."""
+        with self._writing(self.path / STARTED):
+            self._started.end(problem)
+
+    @property
+    def deaths(self) -> Mapping[str, int]:
+        """How many processes have died while they solved a problem, by its id; none that is 0."""
+        return self._started.deaths
+
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Replace all rows at once."""
         with self._writing(self._results):
@@ -172,12 +193,16 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     # --- opening
 
     def _open(self, *, fresh: bool) -> None:
-        for path in (self._results, self.path / RUN):
+        for path in (self._results, self.path / RUN, self.path / STARTED):
             if path.is_symlink():
                 raise UsageError(f"{path} is a symbolic link", "a run writes to files of its own: --output FOLDER")
         if fresh:
             self._set_all_aside()
         self._read()
+        self._started.load()
+        if self.deaths:
+            count = f"{len(self.deaths)} problem{'s were' if len(self.deaths) > 1 else ' was'}"
+            self.notes.append(f"{count} being solved when a process died; what is left of that is tried last, one at a time")
         self._open_results()
 
     def _set_all_aside(self) -> None:
@@ -187,6 +212,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 aside = _free_name(path, "old")
                 path.replace(aside)
                 self.notes.append(f"{path} was set aside as {aside.name}")
+        (self.path / STARTED).unlink(missing_ok=True)
         sync_folder(self.path)
 
     def _read(self) -> None:

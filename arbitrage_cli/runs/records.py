@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
@@ -137,6 +137,12 @@ def row(finished: Finished, run: RunInfo, attempt: AttemptInfo) -> dict[str, Any
 def seconds_of(made: Mapping[str, Any]) -> float:
     """What an attempt adds to the time of a run, by its row: its share of the block if others were solved beside it."""
     return float(made["throughput"]["seconds"] if "throughput" in made else made["wall_seconds"])
+
+
+def died(deaths: int) -> ProblemError:
+    """Why an attempt was given up at whose problem other processes have died."""
+    causes = "killed, out of memory, or a fault in llama.cpp"
+    return ProblemError(f"given up: {deaths} times the process died while it solved this problem ({causes})")
 
 
 def attempt_error(finished: Finished) -> str | None:

@@ -15,7 +15,7 @@ import pytest
 from cli import BROKEN, CLOSED, Result, assert_refused, run, run_shell
 from faults import results, rows_of, set_aside, write_problems
 
-from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.folder import RunFolder, latest
 
 QUESTIONS = ("12 * 34", "1 + 1")
 BENCH = ("bench", "--pair", "scripted", "--dataset", "arithmetic.jsonl", "-o", "run", "--policy", "target,entropy", "-q")
@@ -262,6 +262,26 @@ def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path,
     assert (result.code, result.out) == (130, "")
     assert bench(here).code == 0
     assert results(rows_of(here / "run")) == golden
+
+
+# --- a problem that ends the process
+
+
+@pytest.mark.parametrize("flags", [(), ("--concurrency", "2")], ids=["one at a time", "two at once"])
+def test_problem_that_ends_the_process_ends_as_an_error(here: Path, golden: Golden, flags: tuple[str, ...]) -> None:
+    """After two deaths it is given up, the rest of the run is done, and later commands try it again."""
+    deadly = {"die_on": "12 * 34"}
+    codes = [bench(here, *flags, **deadly).code for _ in range(3)]
+    assert codes == [-signal.SIGABRT, -signal.SIGABRT, 1]
+    rows = {(row["id"], row["policy"]): row for row in rows_of(here / "run")}
+    assert len(rows) == NUM_ROWS
+    lost = {identifier for (identifier, _), row in rows.items() if row["status"] == "error"}
+    assert lost == {"p0"}
+    assert "2 times the process died" in rows["p0", "target"]["error"]
+    assert [bench(here, *flags, **deadly).code for _ in range(2)] == [-signal.SIGABRT, 1]
+    assert bench(here, *flags).code == 0
+    assert results(latest(rows_of(here / "run"))) == golden
+    assert set_aside(here / "run") == []
 
 
 # --- F16: a step that hangs

@@ -119,7 +119,7 @@ class Program:
         """Run one command line to its end. A stream is a path, CLOSED or BROKEN; no bytes for `stdin` are /dev/null.
 
         `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` or `fail_in` a
-        function (at its `call`-th call; by these `signals`); `hang_on` a question, or be `slow_on` one for some seconds;
+        function (at its `call`-th call; by these `signals`); `hang_on` a question, `die_on` it, or be `slow_on` one for some seconds;
         modules that cannot be imported (`without`); the `load` of the machine.
         """
         assert self._server.stdin is not None

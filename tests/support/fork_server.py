@@ -118,6 +118,8 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
         at_call(order["fail_in"], order.get("call", 1), fail)
     if order.get("hang_on"):
         hang_on(order["hang_on"])
+    if order.get("die_on"):
+        at_question(order["die_on"], functools.partial(os.kill, os.getpid(), signal.SIGABRT))
     if order.get("slow_on"):
         question, seconds = order["slow_on"]
         at_question(question, functools.partial(time.sleep, seconds))
