@@ -50,7 +50,7 @@ class Table:
 
 def definitions() -> list[tuple[str, str, str]]:
     """Name, heading and text of each definition."""
-    headings = {column.definition: column.heading for column in (*COST, *ROUTING, *THROUGHPUT, *MAIN, *CURVES)}
+    headings = {column.definition: column.heading for column in (*COST, *PRICE, *ROUTING, *THROUGHPUT, *MAIN, *CURVES)}
     headings["accuracy"] = "accuracy"
     texts = {**DEFINITIONS, **COMPARED}
     return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in texts.items()]
@@ -125,6 +125,12 @@ COST: Sequence[FigureColumn] = (
     _value("cost, target-token equivalents", "target_token_equivalents"),
     _ranged("saving in equivalents", "equivalent_speedup", TIMES),
 )
+PRICE: Sequence[FigureColumn] = (
+    FigureColumn(
+        "price of 1000", "price", lambda of: (rounding.number(None if of["price"] is None else 1000 * of["price"]), "")
+    ),
+    _ranged("saved", "saving", PERCENT),
+)
 CURVES: Sequence[FigureColumn] = (
     _ranged("mean accuracy over time", "area", PERCENT),
     _ranged("above a random mix, points", "area_gain", POINTS),
@@ -149,6 +155,7 @@ def main_tables(runs: Sequence[Json], names: Sequence[str], entries: Sequence[En
     """All tables but levels and projection, without those that would have no row. `runs` are the figures of each."""
     is_throughput = any(figures["concurrency"] > 1 for figures in runs)
     main, cost = (THROUGHPUT, SPEEDS) if is_throughput else (MAIN, COST)
+    price = PRICE if any(entry.figures["price"] is not None for entry in entries) else ()
     curves = all_entries([(name, _curves(figures)) for name, figures in zip(names, runs, strict=True)])
     at = [
         FigureColumn(f"at {share:.0%} of the way", "accuracy_at", partial(_accuracy_at, index))
@@ -157,7 +164,7 @@ def main_tables(runs: Sequence[Json], names: Sequence[str], entries: Sequence[En
     made = [
         _table("Accuracy and time", main, entries),
         _table("Who wrote what", ROUTING, entries),
-        _table("What it cost", cost, entries),
+        _table("What it cost", [*cost, *price], entries),
         _table("Over the taus of one policy", [*CURVES, *at], curves),
     ]
     return [table for table in made if table.rows]

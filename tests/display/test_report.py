@@ -20,6 +20,7 @@ from arbitrage_cli.display.plots import HEIGHT, WIDTHS, Plot, accuracy_plot, lab
 from arbitrage_cli.evaluation.comparison import compare
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.prices import parse_prices
 
 BREAKOUTS = [
     "</script><script>alert(1)</script>",
@@ -345,6 +346,13 @@ def test_figures_of_the_page_are_those_of_the_json() -> None:
     low, high = entropy["speedup_interval"]
     assert f"{100 * entropy['accuracy']:.1f}%" in made.text
     assert f"{entropy['speedup']:.2f}\N{MULTIPLICATION SIGN} [{low:.2f}\N{EN DASH}{high:.2f}]" in made.text
+
+
+def test_prices_are_in_the_page_of_a_priced_report() -> None:
+    headings = [
+        page(RUN, prices=prices).text.count("price of 1000") for prices in (None, parse_prices("draft=0.1/0.4,target=0.5/2"))
+    ]
+    assert headings == [1, 2]  # the definition, and a column
 
 
 def test_what_stands_in_the_way_is_told_first() -> None:
