@@ -135,6 +135,7 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
                 run.folder.begin(happening.attempt.item.problem.id)
                 display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.policy_at_tau.label))
             elif isinstance(happening, Ended):
+                run.session.check_files()
                 run.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
                 waiting[happening.attempt.policy_at_tau] -= 1

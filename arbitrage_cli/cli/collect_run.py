@@ -214,7 +214,8 @@ class _CollectRun:
 
     def _follow(self, scheduler: Scheduler, states: dict[str, list[RecordedState]]) -> None:
         """Write each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
-        writer = _RowWriter(self.folder, states, {item.problem.id: item.level for item in self.plan.items})
+        levels = {item.problem.id: item.level for item in self.plan.items}
+        writer = _RowWriter(self.folder, self.session.check_files, states, levels)
         progress = _Progress(f"collect {self.plan.selected.title}", len(self.plan.items), len(self.left))
         self.display.begin(progress.now(writer.num_states))
         solving = self._solve(scheduler, [item.problem for item in self.solvable])
@@ -238,9 +239,13 @@ class _RowWriter:
     """Writes the row of each problem."""
 
     def __init__(
-        self, folder: RunFolder, states: dict[str, list[RecordedState]], levels: Mapping[str, str | int | None]
+        self,
+        folder: RunFolder,
+        check_files: Callable[[], None],
+        states: dict[str, list[RecordedState]],
+        levels: Mapping[str, str | int | None],
     ) -> None:
-        self._folder, self._states, self._levels = folder, states, levels
+        self._folder, self._check_files, self._states, self._levels = folder, check_files, states, levels
         self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
         self.in_flight: dict[str, Trace] = {}
 
@@ -251,6 +256,7 @@ class _RowWriter:
     def write(self, event: Finished) -> dict[str, Any]:
         """Write the row of a problem; of one that failed only if no earlier attempt has more states, which go on to count."""
         name = event.trace.problem.id
+        self._check_files()
         with noted_signals():  # a problem is in flight, or has its row
             row = _row(event, self._states.pop(name, []), self._levels[name])
             del self.in_flight[name]

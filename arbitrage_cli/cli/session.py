@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +33,7 @@ from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
 from arbitrage_cli.routing.choice import need_head, reads_hidden
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.system.files import sha256_of
+from arbitrage_cli.system.files import sha256_of, state_of
 from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
 from arbitrage_cli.tuning.placement import place
 from arbitrage_cli.types import ModelRole, Trace
@@ -58,6 +59,7 @@ class Session:
         self.setup = setup
         self.concurrency = 1
         self.files: Mapping[ModelRole, str] = {}
+        self._states: Mapping[Path, Mapping[str, int]] = {}
         self.models: dict[ModelRole, Backend | ServedModel] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
@@ -70,10 +72,18 @@ class Session:
         if costs_of:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
+        self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+
+    def check_files(self) -> None:
+        """ModelFileError if a model's file is not what it was when the session began: llama.cpp reads it all the time."""
+        for path, state in self._states.items():
+            if not path.exists() or state_of(path) != state:
+                hint = "results up to here are of the model as it was: put that back, and repeat the command"
+                raise ModelFileError(f"{path}: this file was changed while it was used", hint)
 
     @property
     def threads(self) -> Mapping[ModelRole, int]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.system.files import read_chunks, sha256_of, write_atomically
+from arbitrage_cli.system.files import read_chunks, sha256_of, state_of, write_atomically
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GIT_ID = re.compile(r"[0-9a-f]{40}")
@@ -26,7 +26,7 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
     A file that was right is not read again while its size, mtime and inode stay the same: hashing gigabytes takes longer
     than loading them.
     """
-    record = {"checksum": checksum, **_state(path)}
+    record = {"checksum": checksum, **state_of(path)}
     if read_record(path) == record:
         return True
     digest = hashlib.sha256() if SHA256.fullmatch(checksum) else _git_digest(path.stat().st_size)
@@ -43,7 +43,7 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
 
 def sha256_seen(path: Path) -> str:
     """The file's sha256. It is read only if its size, mtime or inode changed since the last time. ModelFileError, OSError."""
-    known, state = read_record(path, SEEN), _state(path)
+    known, state = read_record(path, SEEN), state_of(path)
     if known == {"checksum": known.get("checksum"), **state}:
         return str(known["checksum"])
     checksum = sha256_of([path])
@@ -68,18 +68,13 @@ def read_note(kind: str, names: Iterable[str]) -> Any:
 def write_note(kind: str, names: Iterable[str], value: Any) -> None:
     """Keep something in the user's cache. A folder that cannot be written costs time, not safety."""
     with contextlib.suppress(OSError):
-        write_atomically(_note_file(kind, names), json.dumps(value).encode(), make_folder=True)
+        write_atomically(_note_file(kind, names), json.dumps(value).encode(), new_folder=True)
 
 
 def _note_file(kind: str, names: Iterable[str]) -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     name = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     return Path(root).expanduser() / "arbitrage" / kind / f"{name}.json"
-
-
-def _state(path: Path) -> dict[str, int]:
-    status = path.stat()
-    return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def _git_digest(size: int) -> "hashlib._Hash":

@@ -89,7 +89,7 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
                 _download(name, file, commit, on_progress)
             _check(name, path, file.checksum, on_progress)
         if name.revision != commit:
-            write_atomically(_cache(name) / "refs" / name.revision, commit.encode(), make_folder=True)
+            write_atomically(_cache(name) / "refs" / name.revision, commit.encode(), new_folder=True)
     return paths
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.started import StartedMarks
-from arbitrage_cli.system.files import sync_folder, write_all, write_atomically
+from arbitrage_cli.system.files import make_folder, sync_folder, write_all, write_atomically
 
 SCHEMA = 1
 """Of rows and run.json: a folder of another schema is refused."""
@@ -113,7 +113,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.rows: list[dict[str, Any]] = []
         with _raising(UsageError, f"{folder}: this folder cannot be used for a run", "give another one: --output FOLDER"):
             self._is_new = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._lock: int | None = _lock(folder)
             try:
                 self._open(fresh=fresh)

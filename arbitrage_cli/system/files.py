@@ -37,12 +37,18 @@ def digest(files: Sequence[Path], on_progress: Callable[[float], None]) -> tuple
     return done, digest.hexdigest()
 
 
+def state_of(path: Path) -> dict[str, int]:
+    """Size, time of change and inode: if these stay the same, so does the content, as a rule. OSError."""
+    status = path.stat()
+    return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
+
+
 def sha256_of(files: Sequence[Path]) -> str:
     """The sha256 of a model's files, one after the other. ModelFileError."""
     return digest(files, lambda fraction: None)[1]
 
 
-def write_atomically(path: Path, data: bytes, *, make_folder: bool = False) -> None:
+def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> None:
     """Give a file new content, on the disk on return; at any moment a reader sees all of the old or of the new. OSError.
 
     A symlink is followed. A pipe or device is written to, not replaced.
@@ -51,8 +57,8 @@ def write_atomically(path: Path, data: bytes, *, make_folder: bool = False) -> N
         path.write_bytes(data)
         return
     path = Path(os.path.realpath(path))
-    if make_folder:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if new_folder:
+        make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -72,6 +78,14 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write the data, as a rule in one call. OSError."""
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, on the disk on return. OSError."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync_folder(one.parent)
 
 
 def sync_folder(folder: Path) -> None:

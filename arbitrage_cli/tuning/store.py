@@ -128,7 +128,7 @@ def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     kept = {one.key: one for one in (*read_tuned(path), *new)}
     content = {"schema": SCHEMA, "tuned": [asdict(one) for one in kept.values()]}
     with _writing(path):
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n", make_folder=True)
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n", new_folder=True)
 
 
 def check_place(path: Path) -> None:

@@ -264,6 +264,25 @@ def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path,
     assert results(rows_of(here / "run")) == golden
 
 
+# --- a model that changes
+
+
+@pytest.mark.parametrize("command", [("bench", "--policy", "draft,target"), ("collect", "--reward", "rollout")])
+def test_model_that_is_changed_while_it_is_used_ends_the_run(
+    here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
+) -> None:
+    """No row is written of what the changed model may have computed."""
+    model = here / "model.gguf"
+    shutil.copy(tiny["draft"], model)
+    arguments = (*command, "--draft", str(model), "--target", str(model), "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
+    how = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
+    altered = {"alter": str(model), "alter_in": "arbitrage_cli.grading.grader.Grader.grade", "call": 2}
+    result = run(*arguments, *how, cwd=here, **altered)
+    assert_refused(result, 3, str(model), "changed while it was used")
+    assert len(rows_of(here / "run")) < NUM_ROWS
+    assert run(*arguments, *how, cwd=here).code == 2
+
+
 # --- a problem that ends the process
 
 

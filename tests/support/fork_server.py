@@ -118,6 +118,8 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
         at_call(order["fail_in"], order.get("call", 1), fail)
     if order.get("hang_on"):
         hang_on(order["hang_on"])
+    if order.get("alter"):
+        at_call(order["alter_in"], order.get("call", 1), functools.partial(alter, Path(order["alter"])))
     if order.get("die_on"):
         at_question(order["die_on"], functools.partial(os.kill, os.getpid(), signal.SIGABRT))
     if order.get("slow_on"):
@@ -189,6 +191,13 @@ def at_call(name: str, number: int, happens: Callable[[], None]) -> None:
 def send(signals: Sequence[int]) -> None:
     for number in signals:
         os.kill(os.getpid(), number)
+
+
+def alter(path: Path) -> None:
+    """Change one byte at the end of a file."""
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"!")
 
 
 def fail() -> None:
