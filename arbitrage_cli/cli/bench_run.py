@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_problems
+from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.cli.output import only_figures_on_stdout
 from arbitrage_cli.cli.selection import Selection
 from arbitrage_cli.cli.session import Rollouts, Session
@@ -74,7 +74,7 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     manifest = with_problems(session.manifest(), chosen)
     manifest["sampling"]["samples"] = samples
     if earlier:
-        manifest = resume(earlier, manifest, folder.path)
+        manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
     attempts = plan(items, session.setup.policies, samples, concurrency)
     todo = left(attempts, folder.rows, retry_errors=retry_errors, deaths=folder.deaths)
     return BenchRun(session, selected.title, attempts, todo, folder, manifest)

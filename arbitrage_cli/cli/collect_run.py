@@ -11,7 +11,7 @@ from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.cli.collect import CollectOptions, RollIn
-from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_problems
+from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.cli.output import offering_to_resume
 from arbitrage_cli.cli.selection import Selection
 from arbitrage_cli.cli.session import Rollouts, Session
@@ -77,7 +77,7 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collect
             display.note(note)
         manifest = _manifest(session, plan)
         if folder.rows and folder.run:
-            manifest = resume(folder.run, manifest, plan.path)
+            manifest = resume(with_grown(folder.run, plan.selected.dataset), manifest, plan.path)
         done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}
         left = [item for item in plan.items if item.problem.id not in done]
         if left:

@@ -19,11 +19,12 @@ from typing import Any
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.data.rows import Dataset
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.servers.model import ServedModel, facts_about
 from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.model_files.checksums import published_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_served, is_toy, local_files
 from arbitrage_cli.routing.head import Head
@@ -174,13 +175,11 @@ def make_manifest(
 def with_problems(run: Run, chosen: ChosenProblems) -> Run:
     """The manifest of a run over a data set: with its problems, and a fingerprint of all fixed fields by their names."""
     levels = {item.problem.id: item.level for item in chosen.dataset.items}
-    dataset = {
-        "name": chosen.dataset.name,
-        "revision": chosen.dataset.revision,
-        "sha256": chosen.dataset.sha256,
-        "count": len(chosen.dataset.items),
+    problems = {
+        "dataset": _dataset_facts(chosen.dataset),
+        "ids": list(chosen.ids),
+        "levels": {name: levels[name] for name in chosen.ids},
     }
-    problems = {"dataset": dataset, "ids": list(chosen.ids), "levels": {name: levels[name] for name in chosen.ids}}
     full = {**run, **problems, "planned": len(chosen.ids), "grader": chosen.grader, **chosen.details}
     return full | {"fingerprint": {name: _text(value) for name, _, value in _fixed(full) if value is not None}}
 
@@ -242,6 +241,13 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
     }
 
 
+def with_grown(earlier: Run, dataset: Dataset) -> Run:
+    """The manifest of a run whose data set has got more problems since: after those that it had."""
+    known = earlier["dataset"]
+    is_same = known["sha256"] == dataset.sha256_of_first(known["count"])
+    return {**earlier, "dataset": _dataset_facts(dataset)} if is_same else earlier
+
+
 def with_grader(run: Run, version: str) -> Run:
     """The manifest after the rows were graded by another grader."""
     return {**run, "grader": version, "fingerprint": {**run["fingerprint"], "grader": _text(version)}}
@@ -275,7 +281,22 @@ def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int | None,
     files = local_files(found)
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
     size, sha256 = digest(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))
+    published = published_sha256(files[0]) if len(files) == 1 else None
+    if published not in (None, sha256):
+        raise ModelFileError(
+            f"{files[0]}: it is not what the Hub publishes (sha256)",
+            f"fetch it again: remove it, then arbitrage models pull {source}",
+        )
     return facts | {"identity": f"sha256 {sha256[:16]}", "size": size, "sha256": sha256}
+
+
+def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "revision": dataset.revision,
+        "sha256": dataset.sha256,
+        "count": len(dataset.items),
+    }
 
 
 def _head_facts(head: Head | None) -> dict[str, Any] | None:

@@ -49,6 +49,10 @@ class Dataset:
     revision: str | None
     sha256: str
 
+    def sha256_of_first(self, count: int) -> str:
+        """The sha256 of a data set of the first problems alone."""
+        return _sha256(self.items[:count])
+
 
 def parse_mapping(text: str) -> dict[str, str]:
     """`question=prompt,answer=gold`: the field to read each of FIELDS from. UsageError if the text is anything else."""

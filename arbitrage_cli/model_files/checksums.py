@@ -51,6 +51,12 @@ def sha256_seen(path: Path) -> str:
     return checksum
 
 
+def published_sha256(path: Path) -> str | None:
+    """The sha256 that the Hub publishes for a file of its cache: the name of the blob, or what it was found right with."""
+    known = (path.readlink().name if path.is_symlink() else None, read_record(path).get("checksum"))
+    return next((text for text in known if isinstance(text, str) and SHA256.fullmatch(text)), None)
+
+
 def read_record(path: Path, kind: str = VERIFIED) -> dict[str, Any]:
     """The checksum, size, mtime and inode that the file had when it was last found right, or seen; empty if it never was."""
     record = read_note(kind, [str(path.absolute())])

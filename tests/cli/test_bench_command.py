@@ -384,6 +384,17 @@ def test_run_of_another_command_is_refused(copy: Path) -> None:
         assert files_of(copy / folder) == files
 
 
+def test_data_set_may_get_more_problems_at_its_end(copy: Path) -> None:
+    path, before = copy / "arithmetic.jsonl", len(run_json(copy)["ids"])
+    with path.open("a") as stream:
+        stream.write(json.dumps({"id": "added", "question": "1 + 1", "answer": "2"}) + "\n")
+    assert bench(copy).code == 0
+    assert len(run_json(copy)["ids"]) == before + 1
+    assert len(rows_of(copy / "run")) == 3 * (before + 1)
+    path.write_text(path.read_text().split("\n", 1)[1])
+    assert_refused(bench(copy), 2, "", "another data set: sha256 ")
+
+
 def test_edited_data_set_is_refused(copy: Path) -> None:
     path = copy / "arithmetic.jsonl"
     text = path.read_text()

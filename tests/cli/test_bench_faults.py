@@ -3,6 +3,7 @@
 The golden run is one that nothing happened to. After any fault the same command must end with the same rows, each once.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -281,6 +282,17 @@ def test_model_that_is_changed_while_it_is_used_ends_the_run(
     assert_refused(result, 3, str(model), "changed while it was used")
     assert len(rows_of(here / "run")) < NUM_ROWS
     assert run(*arguments, *how, cwd=here).code == 2
+
+
+def test_blob_of_the_hub_whose_name_is_not_its_sha256_is_not_measured(here: Path, tiny: Mapping[str, Path]) -> None:
+    """A bit that flips on the disk changes no time: other commands do not read the whole file again."""
+    data = tiny["draft"].read_bytes()
+    blob, link = here / hashlib.sha256(data).hexdigest(), here / "model.gguf"
+    link.symlink_to(blob.name)
+    arguments = ("bench", "--policy", "draft", "--draft", "model.gguf", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
+    for content, code in ((data, 0), (data[:-1] + b"!", 3)):
+        blob.write_bytes(content)
+        assert run(*arguments, "--max-tokens", "4", "--threads", "1", cwd=here).code == code
 
 
 # --- a problem that ends the process
