@@ -9,14 +9,12 @@ from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import (
     SOME_FAILED,
     BenchRoutingOptions,
-    CostRatio,
+    FigureOptions,
     Fresh,
     GenerationOptions,
-    JsonFigures,
     MachineOptions,
     ModelOptions,
     OutputOptions,
-    PriceList,
     ProblemOptions,
     RunFolderPath,
     option,
@@ -42,9 +40,6 @@ class BenchOptions:
     ] = True
     output_folder: RunFolderPath = None
     fresh: Fresh = False
-    cost_ratio: CostRatio = None
-    price: PriceList = None
-    json_line: JsonFigures = False
 
 
 @command
@@ -54,6 +49,7 @@ def bench(
     problems: ProblemOptions,
     routing: BenchRoutingOptions,
     bench: BenchOptions,
+    figures: FigureOptions,
     models: ModelOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
@@ -78,8 +74,8 @@ def bench(
     from arbitrage_cli.evaluation.prices import parse_prices
     from arbitrage_cli.runs.folder import RunFolder
 
-    if bench.price:
-        parse_prices(bench.price)
+    if figures.price:
+        parse_prices(figures.price)
     setup = bench_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
@@ -95,6 +91,6 @@ def bench(
             if run.left:
                 measure(run, display, bench.timeout)
             display.close()
-            show_figures(*run.asked, cost_ratio=bench.cost_ratio, price=bench.price, as_json=bench.json_line)
+            show_figures(*run.asked, figures)
         say(run.conclusion, output)
     return SOME_FAILED if run.num_errors else 0

@@ -10,12 +10,13 @@ import typer
 
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.downloads import size_words
 from arbitrage_cli.cli.settings import settings_files
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.system.machine import default_threads, total_memory
+from arbitrage_cli.system.machine import default_threads, processor_name, total_memory
 from arbitrage_cli.system.paths import user_folder
 from arbitrage_cli.tuning.store import read_tuned
 
@@ -35,9 +36,10 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "system", platform.platform()
     for package in PACKAGES:
         yield package, importlib.metadata.version(package)
-    yield "llama.cpp", _llama()
+    yield from _llama()
     memory = total_memory()
-    yield "memory", f"{memory / 2**30:.1f} GiB" if memory else "unknown"
+    yield "processor", processor_name()
+    yield "memory", size_words(memory) if memory else "unknown"
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "tuned here", _tuned()
     yield "settings files", ", ".join(map(str, settings_files())) or "none"
@@ -59,10 +61,12 @@ def _tuned() -> str:
     return ", ".join(names) or "nothing; arbitrage tune measures models"
 
 
-def _llama() -> str:
+def _llama() -> Iterator[tuple[str, str]]:
     from arbitrage_cli.inference.open import load_llama  # slow to import
 
     try:
-        return str(load_llama().system_info())
+        llama = load_llama()
+        yield "llama.cpp", str(llama.system_info())
+        yield "GPU", llama.gpu_names() or "none"
     except ModelError as error:
-        return error.message
+        yield "llama.cpp", error.message

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import SOME_FAILED, CostRatio, JsonFigures, QuietOptions
+from arbitrage_cli.cli.options import SOME_FAILED, FigureOptions, QuietOptions
 from arbitrage_cli.cli.output import command_display, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
@@ -20,8 +20,7 @@ from arbitrage_cli.runs.records import label
 def grade(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     *,
-    cost_ratio: CostRatio = None,
-    json_line: JsonFigures = False,
+    figures: FigureOptions,
     output: QuietOptions,
 ) -> int:
     """Grade the answers of a benchmark again, without a model: after the grader has changed.
@@ -57,7 +56,7 @@ def grade(
         folder.save_run(with_grader(folder.run or {}, grader_version()))
         rows = latest(folder.rows)
         display.close()
-        show_figures(folder.run or {}, folder.rows, cost_ratio=cost_ratio, as_json=json_line)
+        show_figures(folder.run or {}, folder.rows, figures)
     return SOME_FAILED if any(row["status"] == "error" for row in rows) else 0
 
 

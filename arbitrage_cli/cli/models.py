@@ -11,7 +11,8 @@ import typer
 
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.downloads import shown, size_words
-from arbitrage_cli.cli.options import Debug, QuietOptions, option
+from arbitrage_cli.cli.options import Debug, QuietOptions, TableOptions, option
+from arbitrage_cli.cli.output import confirmed, write_table_as
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.model_files import hub
@@ -31,27 +32,70 @@ Offline = Annotated[bool, option("Models", "--offline", help="Never ask the Hub.
 def make_group() -> typer.Typer:
     """The commands below `arbitrage models`."""
     group = typer.Typer(no_args_is_help=True, help="List, fetch and inspect models.")
-    commands: dict[str, Callable[..., int | None]] = {"list": list_pairs, "pull": pull, "path": path, "info": info}
+    commands: dict[str, Callable[..., int | None]] = {
+        "list": list_pairs,
+        "pull": pull,
+        "path": path,
+        "info": info,
+        "rm": remove,
+    }
     for name, made in commands.items():
         group.command(name)(made)
     return group
 
 
 @command
-def list_pairs(*, as_json: Json = False, debug: Debug = False) -> None:
+def list_pairs(*, form: TableOptions, debug: Debug = False) -> None:
     """Show the pairs, and whether their models are on this machine."""
-    for pair in _pairs().values():
-        sources = {"draft": pair.draft, "target": pair.target, **({"prm": pair.prm} if pair.prm else {})}
-        here = {role: is_toy(source) or bool(local_files(source)) for role, source in sources.items()}
-        if pair.head:
-            sources["head"], here["head"] = pair.head, head_file(pair.head).is_file()
-        if as_json:
-            models = {role: {"model": source, "here": here[role]} for role, source in sources.items()}
+    is_for_people = form.is_for_people
+    records = [record for pair in _pairs().values() for record in _pair_records(pair)]
+    if form.json_line:
+        for pair in _pairs().values():
+            models = {one["role"]: {"model": one["model"], "here": one["here"]} for one in _pair_records(pair)}
             typer.echo(json.dumps({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **models}))
-            continue
+    elif not is_for_people:
+        write_table_as(form, None, records, (list(records[0]), [[str(cell) for cell in one.values()] for one in records]))
+    for pair in _pairs().values() if is_for_people else ():
         typer.echo(f"{one_line(pair.name)}: {one_line(pair.notes)}" if pair.notes else one_line(pair.name))
-        for role, source in sources.items():
-            typer.echo(f"  {role:<6}  {'here' if here[role] else 'not here':<8}  {one_line(source)}")
+        for one in _pair_records(pair):
+            typer.echo(f"  {one['role']:<6}  {'here' if one['here'] else 'not here':<8}  {one_line(one['model'])}")
+
+
+def _pair_records(pair: Pair) -> list[dict[str, Any]]:
+    """The models of a pair and its head, and whether each is on this machine."""
+    sources = {"draft": pair.draft, "target": pair.target, **({"prm": pair.prm} if pair.prm else {})}
+    here = {role: is_toy(source) or bool(local_files(source)) for role, source in sources.items()}
+    if pair.head:
+        sources["head"], here["head"] = pair.head, head_file(pair.head).is_file()
+    return [{"pair": pair.name, "role": role, "model": source, "here": here[role]} for role, source in sources.items()]
+
+
+@command
+def remove(
+    name: Name,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Remove the files of a pair or a model from the Hugging Face cache, which other programs use too. Asks first.
+
+    
+    Examples:
+      arbitrage models rm qwen2.5-coder
+      arbitrage models rm user/repo --yes
+    """
+    pair = _pairs().get(name)
+    sources = [*_sources(name), *([pair.prm] if pair and pair.prm else [])]
+    found = hub.removal(wanted for source in sources if (wanted := hub_name(source)))
+    if not found.repos:
+        typer.echo(f"nothing of {one_line(name)} is in the cache", err=True)
+        return NOT_HERE
+    what = f"everything of {', '.join(map(one_line, found.repos))} ({size_words(found.size)})"
+    if not yes and not confirmed(f"Remove {what} from {hub.cache_folder()}?"):
+        return NOT_HERE
+    found.carry_out()
+    typer.echo(f"removed {what}", err=True)
+    return 0
 
 
 @command

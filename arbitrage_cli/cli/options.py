@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
@@ -326,6 +327,67 @@ JsonRecords = Annotated[bool, _output("--json", help="The same as --format json.
 JsonFigures = Annotated[bool, _output("--json", help="The figures as one line of JSON.")]
 
 
+def _not_nan(value: float | None) -> float | None:
+    """NaN compares with nothing."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
+CostRatio = Annotated[
+    float | None,
+    _output(
+        "--cost-ratio",
+        min=0.001,
+        max=1e6,
+        callback=_not_nan,
+        help="Also project the speed-up for a target whose tokens cost this many times the draft's.",
+    ),
+]
+
+
+PriceList = Annotated[
+    str | None,
+    _output(
+        "--price",
+        metavar="ROLE=IN/OUT,...",
+        help="Also show prices: for a million tokens read and written, as in draft=0.02/0.10,target=0.60/2.40. "
+        "Three figures: read, read from the server's cache, written.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """How a table is written."""
+
+    json_line: JsonFigures = False
+    csv: Annotated[bool, _output("--csv", help="The figures as CSV.")] = False
+    markdown: Annotated[bool, _output("--md", help="The table in Markdown.")] = False
+
+    @property
+    def is_for_people(self) -> bool:
+        """Whether nothing else was asked for. UsageError for two forms at once."""
+        if self.json_line + self.csv + self.markdown > 1:
+            raise UsageError("two forms of the table are asked for", "give one of --json, --csv and --md")
+        return not (self.json_line or self.csv or self.markdown)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonOptions(TableOptions):
+    """The same for figures."""
+
+    explain: Annotated[bool, _output("--explain", help="Say below the table what each figure is.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class FigureOptions(ComparisonOptions):
+    """The same for figures of a run."""
+
+    cost_ratio: CostRatio = None
+    price: PriceList = None
+
+
 @dataclass(frozen=True, slots=True)
 class ResultOptions:
     """Where the results of solved problems go, and in which form."""
@@ -350,32 +412,6 @@ class ResultOptions:
     json_lines: JsonRecords = False
 
 
-def _not_nan(value: float | None) -> float | None:
-    """NaN compares with nothing."""
-    if value is not None and math.isnan(value):
-        raise typer.BadParameter("nan is not a number")
-    return value
-
-
-CostRatio = Annotated[
-    float | None,
-    _output(
-        "--cost-ratio",
-        min=0.001,
-        max=1e6,
-        callback=_not_nan,
-        help="Also project the speed-up for a target whose tokens cost this many times the draft's.",
-    ),
-]
-PriceList = Annotated[
-    str | None,
-    _output(
-        "--price",
-        metavar="ROLE=IN/OUT,...",
-        help="Also show prices: for a million tokens read and written, as in draft=0.02/0.10,target=0.60/2.40. "
-        "Three figures: read, read from the server's cache, written.",
-    ),
-]
 RunFolderPath = Annotated[
     Path | None,
     _output(

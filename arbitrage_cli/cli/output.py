@@ -7,11 +7,11 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TextIO, TypeVar
 
-from arbitrage_cli.cli.options import OutputOptions, QuietOptions
+from arbitrage_cli.cli.options import FigureOptions, OutputOptions, QuietOptions, TableOptions
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, show, write, writing
@@ -19,6 +19,8 @@ from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.types import Trace
 
 T = TypeVar("T")
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Headings and rows."""
 
 
 class InOrder(Generic[T]):
@@ -97,6 +99,14 @@ def say(text: str, options: QuietOptions) -> None:
         show(sys.stderr, one_line(text) + "\n")
 
 
+def confirmed(question: str) -> bool:
+    """Whether the user agrees. UsageError if nobody can be asked."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"{one_line(question)} Nobody can answer here", "--yes agrees")
+    write(sys.stderr, f"{one_line(question)} [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @contextlib.contextmanager
 def only_figures_on_stdout() -> Iterator[None]:
     """What C code writes to standard output meanwhile goes to standard error: the other is for figures alone."""
@@ -112,24 +122,30 @@ def only_figures_on_stdout() -> Iterator[None]:
         os.close(kept)
 
 
-def show_figures(
-    run: Mapping[str, Any],
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    cost_ratio: float | None,
-    price: str | None = None,
-    as_json: bool,
-) -> None:
-    """The figures of a run, of all its rows, on standard output: a table, or one line of JSON. UsageError for a wrong price."""
-    from arbitrage_cli.display.table import write_table
+def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:
+    """The figures of a run, of all its rows, on standard output. UsageError for a wrong price."""
+    from arbitrage_cli.display import table
+    from arbitrage_cli.display.report_facts import model_facts
     from arbitrage_cli.evaluation.metrics import figures  # with NumPy
     from arbitrage_cli.evaluation.prices import parse_prices
 
-    made = figures(run, rows, cost_ratio=cost_ratio, prices=parse_prices(price) if price else None)
-    if as_json:
-        write(sys.stdout, json.dumps(made, ensure_ascii=True, allow_nan=False) + "\n")
+    is_for_people = options.is_for_people
+    made = figures(run, rows, cost_ratio=options.cost_ratio, prices=parse_prices(options.price) if options.price else None)
+    if is_for_people:
+        facts = [*model_facts(run), ("machine", run["machine"]["cpu"])]
+        table.write_table(made, facts, sys.stdout, explain=options.explain, styled=is_drawable(sys.stdout))
     else:
-        write_table(made, sys.stdout, styled=is_drawable(sys.stdout))
+        write_table_as(options, made, made["policies"], table.main_table(made))
+
+
+def write_table_as(options: TableOptions, whole: Any, records: Sequence[Mapping[str, Any]], table: Table) -> None:
+    """A table for other programs: `whole` as JSON, its records as CSV, or its cells in Markdown."""
+    from arbitrage_cli.display.interchange import comma_separated, markdown
+
+    if options.json_line:
+        write(sys.stdout, json.dumps(whole, ensure_ascii=True, allow_nan=False) + "\n")
+    else:
+        write(sys.stdout, markdown(*table) if options.markdown else comma_separated(records))
 
 
 class Output(io.TextIOWrapper):

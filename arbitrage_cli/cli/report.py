@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import CostRatio, Debug, JsonFigures, PriceList, option
+from arbitrage_cli.cli.options import Debug, FigureOptions, option
 from arbitrage_cli.cli.output import show_figures
 from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
@@ -37,9 +37,7 @@ def report(
             "Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the first run."
         ),
     ] = False,
-    cost_ratio: CostRatio = None,
-    price: PriceList = None,
-    json_lines: JsonFigures = False,
+    figures: FigureOptions,
     debug: Debug = False,
 ) -> None:
     """Show the figures of runs: a table, or with -o FILE.html a page with charts and every trace, step by step.
@@ -61,18 +59,18 @@ def report(
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:
-        _write_page(page, contents, cost_ratio, price)
+        _write_page(page, contents, figures.cost_ratio, figures.price)
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"there is no browser on this machine: open {page} in one", err=True)
-    if page is None or json_lines:
-        _show(list(contents.values()), cost_ratio, price, as_json=json_lines)
+    if page is None or not figures.is_for_people:
+        _show(list(contents.values()), figures)
 
 
-def _show(contents: "Sequence[Contents]", cost_ratio: float | None, price: str | None, *, as_json: bool) -> None:
+def _show(contents: "Sequence[Contents]", figures: FigureOptions) -> None:
     for number, one in enumerate(contents):
-        if number and not as_json:
+        if number and not figures.json_line:
             write(sys.stdout, "\n")
-        show_figures(one.run or {}, one.rows, cost_ratio=cost_ratio, price=price, as_json=as_json)
+        show_figures(one.run or {}, one.rows, figures)
 
 
 def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from arbitrage_cli.system.paths import user_folder
 PROJECT_FILE = "arbitrage.toml"
 EXCLUSIVE = frozenset(("tau", "budget"))
 """Settings that contradict each other: the stronger file's setting removes the weaker file's."""
-FLAGS_ONLY = frozenset(("help", "input", "debug", "fresh", "version"))
+FLAGS_ONLY = ("--debug",)  # and those that have no variable
 """Options that no file can set."""
 
 
@@ -130,5 +130,5 @@ def _options(command: Any) -> Iterator[tuple[str, Any]]:
     """Long names of a command's options, without dashes, and their parameters."""
     for parameter in command.params:
         for option in parameter.opts:
-            if option.startswith("--") and option.removeprefix("--") not in FLAGS_ONLY:
+            if option.startswith("--") and parameter.envvar and option not in FLAGS_ONLY:
                 yield option.removeprefix("--"), parameter

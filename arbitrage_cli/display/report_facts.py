@@ -96,15 +96,21 @@ def _texts(texts: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _main_facts(run: Json) -> Iterable[tuple[str, str]]:
+    """What a reader asks first of a run: models, head, machine and settings."""
+    yield from model_facts(run)
+    machine = {name: value for name, value in run["machine"].items() if name != "flags"}
+    yield "machine", _listed(dict(sorted(machine.items(), key=lambda fact: fact[0] != "cpu")))
+    yield "settings", _listed({**run["sampling"], **run["limits"], **run["context"]})
+
+
+def model_facts(run: Json) -> Iterable[tuple[str, str]]:
+    """Models and head, each with what tells it apart."""
     for role, model in run["models"].items():
         named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
         threads = [rounding.count(model["threads"], "thread")] if model.get("threads") else []
         yield {"prm": "PRM"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
     if run["router"]:
         yield "head", ", ".join([run["router"]["name"], *_digest(run["router"])])
-    machine = {name: value for name, value in run["machine"].items() if name != "flags"}
-    yield "machine", _listed(dict(sorted(machine.items(), key=lambda fact: fact[0] != "cpu")))
-    yield "settings", _listed({**run["sampling"], **run["limits"], **run["context"]})
 
 
 def _other_facts(run: Json) -> Iterable[tuple[str, str]]:

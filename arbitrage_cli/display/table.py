@@ -1,4 +1,4 @@
-"""The main figures of a run, or the comparison of two, for a terminal: at most 80 columns, with a definition of each column.
+"""The main figures of a run, or the comparison of two, for a terminal: at most 80 columns, if asked for with a definition of each column.
 
 Plain text; in a terminal that obeys escape codes headings are bold and explanations dim. Everything comes from the JSON of
 `figures`, of which `--json` shows all.
@@ -33,17 +33,19 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
 """Heading and cell of each figure that the table shows."""
 
 
-def write_table(figures: Figures, stream: TextIO, *, styled: bool = False) -> None:
-    """Write the table, the notes, and the definition of each column.
+def write_table(
+    figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False, styled: bool = False
+) -> None:
+    """Write what the run was made with, the table, the notes, and if asked for the definition of each column.
 
     `styled` is for a terminal that obeys escape codes. ReaderGoneError, OutputError as `write`.
     """
-    _write(_lines(figures), stream, styled=styled)
+    _write(_lines(figures, facts, explain=explain), stream, styled=styled)
 
 
-def write_comparison(comparison: Figures, stream: TextIO, *, styled: bool = False) -> None:
+def write_comparison(comparison: Figures, stream: TextIO, *, explain: bool = False, styled: bool = False) -> None:
     """The same for the comparison of two runs."""
-    _write(_comparison_lines(comparison), stream, styled=styled)
+    _write(_comparison_lines(comparison, explain=explain), stream, styled=styled)
 
 
 def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
@@ -63,22 +65,35 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
 # --- one run
 
 
-def _lines(figures: Figures) -> Iterator[Line]:
-    policies = figures["policies"]
+def main_table(figures: Figures) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the main figures."""
+    columns = _columns(figures).values()
+    cells = [[policy["label"], *(cell(policy) for _, cell in columns)] for policy in figures["policies"]]
+    return ["policy", *(heading for heading, _ in columns)], cells
+
+
+def _columns(figures: Figures) -> dict[str, tuple[str, Callable[[Figures], str]]]:
     left_out = {*(LATENCY if figures["concurrency"] > 1 else THROUGHPUT)}
-    left_out |= set() if any(policy["cut"] for policy in policies) else {"cut"}  # labels need the room
-    left_out |= {"seconds_mean"} if any(policy["price"] is not None for policy in policies) else {*PRICES}
-    columns = {name: column for name, column in COLUMNS.items() if name not in left_out}
+    left_out |= set() if any(policy["cut"] for policy in figures["policies"]) else {"cut"}  # labels need the room
+    priced = any(policy["price"] is not None for policy in figures["policies"])
+    left_out |= {"seconds_mean"} if priced else {*PRICES}
+    return {name: column for name, column in COLUMNS.items() if name not in left_out}
+
+
+def _lines(figures: Figures, facts: Iterable[tuple[str, str]], *, explain: bool) -> Iterator[Line]:
     yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
+    for name, text in facts:
+        yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}"))
     yield "", ""
-    cells = [[policy["label"], *(cell(policy) for _, cell in columns.values())] for policy in policies]
-    yield from _table(["policy", *(heading for heading, _ in columns.values())], cells)
-    yield "", ""
-    yield from _plain(_not_scored(policies))
-    yield from _plain(map(_curve, figures["curves"]))
-    yield from _projection(figures)
-    yield from _plain(figures["notes"])
-    yield from _legend((heading, DEFINITIONS[name]) for name, (heading, _) in columns.items())
+    yield from _table(*main_table(figures))
+    notes = [
+        *_plain(_not_scored(figures["policies"])),
+        *_plain(map(_curve, figures["curves"])),
+        *_projection(figures, explain=explain),
+        *_plain(figures["notes"]),
+        *_legend((heading, DEFINITIONS[name]) for name, (heading, _) in _columns(figures).items() if explain),
+    ]
+    yield from [("", ""), *notes] if notes else ()
 
 
 def size_of(figures: Figures) -> str:
@@ -134,7 +149,7 @@ def _curve(curve: Figures) -> str:
     return f"{curve['policy']} over its taus: mean accuracy % {area}, {gain} over a mix of draft and target"
 
 
-def _projection(figures: Figures) -> Iterator[Line]:
+def _projection(figures: Figures, *, explain: bool) -> Iterator[Line]:
     if figures["projection"] is None:
         return
     ratios = (figures["projection"]["cost_ratio"], figures["measured_cost_ratio"])
@@ -143,8 +158,7 @@ def _projection(figures: Figures) -> Iterator[Line]:
     shown = [policy for policy in figures["policies"] if policy["projected_speedup"] is not None]
     cells = [[policy["label"], _with_range(policy, "projected_speedup", 1, 2, 2)] for policy in shown]
     yield from _table(["policy", "projected speed-up"], cells)
-    yield from _legend([("", DEFINITIONS["projected_speedup"])])
-    yield "", ""
+    yield from _legend([("", DEFINITIONS["projected_speedup"])] if explain else [])
 
 
 def _plain(texts: Iterable[str]) -> Iterator[Line]:
@@ -160,20 +174,26 @@ def _legend(meanings: Iterable[tuple[str, str]]) -> Iterator[Line]:
 # --- two runs
 
 
-def _comparison_lines(comparison: Figures) -> Iterator[Line]:
+def comparison_table(comparison: Figures) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the comparison of two runs."""
+    headings = ["policy", "n", "correct", "difference", "p", "time ratio"]
+    return headings, [_compared(entry) for entry in comparison["policies"]]
+
+
+def _comparison_lines(comparison: Figures, *, explain: bool) -> Iterator[Line]:
     names = dict.fromkeys(comparison["dataset"])
     first, second = comparison["runs"]
     yield from ((line, "bold") for line in wrapped(one_line(f"{' against '.join(names)}: first {first}, second {second}")))
     yield "", ""
-    headings = ["policy", "n", "correct", "difference", "p", "time ratio"]
-    yield from _table(headings, [_compared(entry) for entry in comparison["policies"]])
+    headings, rows = comparison_table(comparison)
+    yield from _table(headings, rows)
     yield "", ""
     for entry in comparison["policies"]:
         if entry["only_first"] or entry["only_second"]:
             left = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
             yield from _plain([f"{entry['first']}: {left}, not compared"])
     yield from _plain(comparison["notes"])
-    yield from _legend(zip(headings[3:], COMPARED.values(), strict=True))
+    yield from _legend(zip(headings[3:], COMPARED.values(), strict=True) if explain else [])
 
 
 def _compared(entry: Figures) -> list[str]:

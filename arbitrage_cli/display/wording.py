@@ -10,8 +10,9 @@ from arbitrage_cli.display.protocol import AttemptEnded
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.runs.records import RunInfo, problem_error
 from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.types import Decided, Decision, Event, Finished, Step
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Step
 
+FEW = 16  # tokens: too few to measure a speed by
 TOY_NOTICE = (
     "These are scripted demo models, not language models: they only know one line of arithmetic. "
     "For real ones: --draft DRAFT.gguf --target TARGET.gguf"
@@ -95,9 +96,15 @@ def tally(figures: Tally) -> str:
         tokens.append(f"by target {figures.target_tokens}")
     if not tokens:
         return "no tokens yet"
-    speeds = {"draft": figures.draft_cost.tokens_per_second, "target": figures.target_cost.tokens_per_second}
-    known = ", ".join(f"{role} {speed:.1f} tokens/s" for role, speed in speeds.items() if speed is not None)
-    return "; ".join(filter(None, (steps, f"tokens: {', '.join(tokens)}", known)))
+    speeds = ", ".join(filter(None, (_speed("draft", figures.draft_cost), _speed("target", figures.target_cost))))
+    return "; ".join(filter(None, (steps, f"tokens: {', '.join(tokens)}", speeds)))
+
+
+def _speed(role: ModelRole, cost: Cost) -> str:
+    """How fast a model decodes, `about` if it is known from a few tokens only; empty if it decoded nothing."""
+    if cost.tokens_per_second is None:
+        return ""
+    return f"{role} {'about ' * (cost.decode_tokens < FEW)}{cost.tokens_per_second:.1f} tokens/s"
 
 
 def time(finished: Finished, figures: Tally, run: RunInfo) -> str:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +91,29 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
         if name.revision != commit:
             write_atomically(_cache(name) / "refs" / name.revision, commit.encode(), new_folder=True)
     return paths
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Repositories whose files can be removed from the cache, in all their versions, and the bytes that this frees."""
+
+    repos: tuple[str, ...]
+    size: int
+    carry_out: Callable[[], None]
+
+
+def removal(names: Iterable[HubName]) -> Removal:
+    """What the cache has of the repositories of these models. Removes nothing yet."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    wanted = {name.repo for name in names}
+    try:
+        cache = scan_cache_dir(cache_folder())
+    except CacheNotFound:
+        return Removal((), 0, lambda: None)
+    found = sorted((repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id in wanted), key=str)
+    strategy = cache.delete_revisions(*(revision.commit_hash for repo in found for revision in repo.revisions))
+    return Removal(tuple(repo.repo_id for repo in found), strategy.expected_freed_size, strategy.execute)
 
 
 def commit_of(name: HubName, path: Path) -> str:

@@ -93,6 +93,29 @@ def test_list_as_json_has_models_reward_model_and_head(pair: Place) -> None:
     assert "head" not in pairs["llama3"]
 
 
+def test_list_for_other_programs(pair: Place) -> None:
+    lines = pair.run("models", "list", "--csv").out.splitlines()
+    assert lines[0] == "pair,role,model,here"
+    assert f"mine,draft,{DRAFT},False" in lines
+    assert f"| mine | draft | {DRAFT} | False |" in pair.run("models", "list", "--md").out.splitlines()
+
+
+def test_rm_asks_and_removes_what_the_cache_has(pair: Place) -> None:
+    missing = pair.run("models", "rm", "mine", "--yes")
+    assert (missing.code, "nothing of mine" in missing.err) == (RUN_FAILED, True)
+    assert pair.run("models", "pull", "mine", "-q").code == 0
+    assert_refused(pair.run("models", "rm", "mine"), USAGE, "Remove everything of ", "--yes")
+    asked = {name: text for name, text in pair.env().items() if text}
+    for answer, is_here in (("n", True), ("y", False)):
+        with Terminal("models", "rm", DRAFT, env=asked) as terminal:
+            terminal.wait_until(lambda: b"[y/N]" in terminal.raw)
+            terminal.process.sendline(answer)
+            assert (terminal.wait() == 0) is not is_here
+        assert (pair.run("models", "path", DRAFT).code == 0) is is_here
+    assert pair.run("models", "rm", "mine", "--yes").code == 0
+    assert pair.run("models", "path", "mine").out == ""
+
+
 def test_pull_fetches_a_pair_once_and_path_finds_it(pair: Place) -> None:
     before = pair.run("models", "path", "mine")
     assert (before.code, before.out) == (RUN_FAILED, "")

@@ -13,16 +13,16 @@ from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
 
 
-def table(made: MadeUp, *, styled: bool = False, **options: Any) -> str:
+def table(made: MadeUp, *, styled: bool = False, explain: bool = True, **options: Any) -> str:
     stream = io.StringIO()
-    write_table(figures(made.run, made.rows, **options), stream, styled=styled)
+    write_table(figures(made.run, made.rows, **options), [], stream, explain=explain, styled=styled)
     return stream.getvalue()
 
 
 def comparison(first: MadeUp, second: MadeUp) -> str:
     stream = io.StringIO()
     compared = compare(first.run, first.rows, second.run, second.rows)
-    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream)
+    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream, explain=True)
     return stream.getvalue()
 
 
@@ -46,6 +46,14 @@ def test_table_fits_in_80_columns(made: MadeUp, cost_ratio: float | None) -> Non
     lines = table(made, cost_ratio=cost_ratio).splitlines()
     assert max(map(len, lines)) < 80
     assert not any(line != line.rstrip() for line in lines)
+
+
+def test_definitions_are_for_who_asks() -> None:
+    """Without --explain the table ends with its notes."""
+    made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
+    brief, explained = (table(made, explain=explain) for explain in (False, True))
+    assert explained.startswith(brief)
+    assert flat(DEFINITIONS["speedup"]) not in flat(brief)
 
 
 def test_table_has_a_line_for_each_policy_with_its_figures() -> None:

@@ -102,7 +102,7 @@ def test_table_of_a_throughput_run() -> None:
     """The table has problems a second and their ratio, says how many at once, fits in 80 columns, and tells no seconds."""
     made = made_up()
     stream = io.StringIO()
-    write_table(figures_of(made), stream)
+    write_table(figures_of(made), [], stream, explain=True)
     text = stream.getvalue()
     assert text.startswith("made-up: 40 problems, 2 at once\n")
     (line,) = [line for line in text.splitlines() if line.startswith("draft ")]
