@@ -267,13 +267,15 @@ class Finished:
     """A problem is done. If it could not be solved, `error` says why, and the trace has the steps kept until then.
 
     `target_alone_seconds` estimates, from measured speeds, the time of the target alone for the same text. None if the target
-    was not loaded, or solved other problems at the same time. `reward_cost` is that of scoring steps.
+    was not loaded, or solved other problems at the same time. `reward_cost` is that of scoring steps. `prompt_tokens` are those of
+    the prompt, as the first model that counts them does.
     """
 
     trace: Trace
     error: Exception | None = None
     target_alone_seconds: float | None = None
     reward_cost: Cost = Cost()
+    prompt_tokens: int | None = None
 
 
 Event = Started | Writing | Rating | Wrote | Decided | Finished

@@ -20,6 +20,7 @@ from arbitrage_cli.cli import (
     guide,
     models,
     report,
+    serve,
     solve,
     train,
     tune,
@@ -32,6 +33,7 @@ HELP = ["-h", "--help"]
 COMMANDS = MappingProxyType(
     {
         "solve": solve.solve,
+        "serve": serve.serve,
         "bench": bench.bench,
         "report": report.report,
         "compare": compare.compare,

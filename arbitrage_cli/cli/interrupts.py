@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -51,6 +52,35 @@ def interruptible() -> Iterator[None]:
     finally:
         for number in handled:
             signal.signal(number, previous[number])
+
+
+@contextlib.contextmanager
+def draining(drain: Callable[[], None]) -> Iterator[None]:
+    """The first signal that asks the run to end calls `drain`, so that what was begun is finished; the next ones work as usual.
+
+    A thread of its own waits for it: a signal that reached this one would end a computation in C.
+    """
+    is_draining, is_over = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        signal.sigwait(ENDING)
+        if not is_over.is_set():
+            is_draining.set()
+            drain()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # they reach the main thread through this one
+            is_over.wait()
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    waiting = threading.Thread(target=wait, name="signals", daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if not is_draining.is_set():
+            signal.pthread_kill(waiting.ident or 0, signal.SIGTERM)  # it waits for one
+        waiting.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _show_cursor() -> None:

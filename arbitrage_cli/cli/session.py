@@ -17,9 +17,11 @@ from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.evaluation.engines import Engines, make_writer
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import as_speculator
+from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
@@ -53,9 +55,12 @@ class Rollouts:
 
 
 class Session:
-    """The models of a setup. Entering it fetches and checks them; `load` loads them; leaving it closes them."""
+    """The models of a setup. Entering it fetches and checks them; `load` loads them; leaving it closes them.
 
-    def __init__(self, setup: Setup, display: Display) -> None:
+    `keep` is what stays in their caches from one problem to the next.
+    """
+
+    def __init__(self, setup: Setup, display: Display, *, keep: Keep = "beginning") -> None:
         self.setup = setup
         self.concurrency = 1
         self.files: Mapping[ModelRole, str] = {}
@@ -63,7 +68,8 @@ class Session:
         self.models: dict[ModelRole, Backend | ServedModel] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
-        self.engines = Engines(self.models, setup.sampler, setup.system, shares_prompts=len(setup.policies) == 1)
+        shares = len(setup.policies) == 1 or keep == "conversation"
+        self.engines = Engines(self.models, setup.sampler, setup.system, keep, shares_prompts=shares)
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:
@@ -197,9 +203,14 @@ class Session:
         model.check()
         return model
 
-    def scheduler(self, make_flow: Callable[[Trace], Flow] | None = None, rater: Rater | None = None) -> Scheduler:
-        """Solves problems with the session's one policy, or with another flow for the same models."""
-        chosen, setup = self.setup.policy_at_tau, self.setup
+    def scheduler(
+        self,
+        make_flow: Callable[[Trace], Flow] | None = None,
+        rater: Rater | None = None,
+        column: PolicyAtTau | None = None,
+    ) -> Scheduler:
+        """Solves problems with the session's first policy, or with another flow for the same models; or with another policy."""
+        setup, chosen = self.setup, column or self.setup.policy_at_tau
         engines = self.engines(chosen)
         router = self.router(chosen.policy)
 

@@ -47,6 +47,7 @@ from arbitrage_cli.routing.choice import (
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.thresholds import NamedTaus
+from arbitrage_cli.serving.menu import ANY, Menu
 from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import Limits, ModelRole
 
@@ -122,6 +123,19 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
     return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
+
+
+def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> tuple[Setup, Menu]:
+    """The setup of `solve_setup` with both models, and what a request, or a turn of a chat, may ask for. Errors as `solve_setup`."""
+    setup = solve_setup(options, routing)
+    usual, available = setup.policy_at_tau, setup.available_head
+    menu = Menu(usual.policy, usual.tau, available, early_stop=routing.early_stop)
+    routed = [PolicyAtTau(POLICIES["arbitrage"], None)] if available.head else []
+    both = _with_policies(setup, [usual, PolicyAtTau(ANY, None), *routed], early_stop=setup.stops_early)
+    notes = list(dict.fromkeys([*setup.notes, *both.notes]))
+    return replace(
+        both, tau_costs=setup.tau_costs, concurrency=options.machine.concurrency or concurrency, notes=notes
+    ), menu
 
 
 def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice) -> Setup:

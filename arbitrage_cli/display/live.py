@@ -1,6 +1,6 @@
 """The live display of a terminal: what is finished scrolls up and stays, a small region below it is drawn over.
 
-The lines come from a view: of problems (`live_solve`), or of the attempts of a run (`live_run`).
+The lines come from a view: of problems (`live_solve`), of the attempts of a run (`live_run`), or of requests (`live_serve`).
 """
 
 import time
@@ -10,12 +10,13 @@ from typing import TextIO
 from rich.text import Text
 
 from arbitrage_cli.display.live_run import RunView
+from arbitrage_cli.display.live_serve import ServeView
 from arbitrage_cli.display.live_solve import SolveView
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.display.protocol import RunProgress, ServerInfo, Shown
 from arbitrage_cli.display.region import Region, View
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Event, ModelRole
+from arbitrage_cli.types import ModelRole
 
 REDRAW_SECONDS = 0.08
 
@@ -39,12 +40,12 @@ class LiveDisplay:
         self._stays.append(Text(one_line(text), "yellow"))
         self._draw_view()
 
-    def begin(self, run: RunInfo | RunProgress) -> None:
-        self._view = RunView(run, self._clock()) if isinstance(run, RunProgress) else SolveView(run)
+    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
+        self._view = self._view_of(run)
         self._stays += self._view.begin()
         self._draw_view()
 
-    def handle(self, event: Event | AttemptStarted | AttemptEnded) -> None:
+    def handle(self, event: Shown) -> None:
         if self._view is not None:
             self._stays += self._view.handle(event, self._region.size[0], self._clock())
             if self._is_due or not self._view.may_wait(event):
@@ -64,6 +65,11 @@ class LiveDisplay:
             self._stays += self._view.close(self._region.size[0])
             self._view = None
         self._draw([])
+
+    def _view_of(self, run: RunInfo | RunProgress | ServerInfo) -> View:
+        if isinstance(run, ServerInfo):
+            return ServeView(run)
+        return RunView(run, self._clock()) if isinstance(run, RunProgress) else SolveView(run)
 
     @property
     def _is_due(self) -> bool:

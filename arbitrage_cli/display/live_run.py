@@ -7,11 +7,11 @@ from rich.text import Text
 
 from arbitrage_cli.display import rounding, wording
 from arbitrage_cli.display.live_solve import COLORS
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import aligned, one_line, shortened
 from arbitrage_cli.runs.summary import Standing
-from arbitrage_cli.types import Event, ModelRole, Writing, Wrote
+from arbitrage_cli.types import ModelRole, Writing, Wrote
 
 BAR = 24  # characters; fewer where the line is too short for them
 SPINNER = "-\\|/"
@@ -30,7 +30,7 @@ class RunView(View):
         self._num_tokens = 0
         self._last = ""
 
-    def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]:
+    def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
         if isinstance(event, AttemptStarted):
             self._in_flight[event.problem] = event.label
             self._step, self._writer, self._num_tokens = 0, None, 0
@@ -46,7 +46,7 @@ class RunView(View):
                 self._writer, self._step, self._num_tokens = event.model, step, 0
         return []
 
-    def may_wait(self, event: Event | AttemptStarted | AttemptEnded) -> bool:
+    def may_wait(self, event: Shown) -> bool:
         return not isinstance(event, AttemptStarted | AttemptEnded | Writing)
 
     def region(self, columns: int, rows: int, now: float) -> list[Text]:

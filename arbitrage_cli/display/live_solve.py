@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo, answer
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.serving.events import RequestBegun, RequestEnded
+from arbitrage_cli.types import Decided, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
 
 MAX_STREAM_LINES = 6
 FOOTER_ROWS = 2
@@ -75,8 +76,8 @@ class SolveView(View):
         lines = [Text(line, "dim") for line in wording.opening(self._run)]
         return [*lines, Text(wording.TOY_NOTICE, "yellow")] if self._run.is_toy else lines
 
-    def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]:
-        if isinstance(event, AttemptStarted | AttemptEnded):
+    def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
+        if isinstance(event, AttemptStarted | AttemptEnded | RequestBegun | RequestEnded):
             return []
         self._totals.add(event)
         self._began = now if self._began is None else self._began
@@ -87,7 +88,7 @@ class SolveView(View):
             return self._finished_lines(event)
         return self._update(event, self._solutions[event.trace], columns, now)
 
-    def may_wait(self, event: Event | AttemptStarted | AttemptEnded) -> bool:
+    def may_wait(self, event: Shown) -> bool:
         return self._is_shared or isinstance(event, Wrote | Rating)
 
     def region(self, columns: int, rows: int, now: float) -> list[Text]:

@@ -1,6 +1,6 @@
 """Plain lines for pipes, logs and dumb terminals: no escape byte, no line ever rewritten.
 
-One problem is shown step by step. Of many problems, and of the attempts of a run, each is one line.
+One problem is shown step by step. Of many problems, of the attempts of a run and of the requests of a server, each is one line.
 """
 
 import time
@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TextIO
 
 from arbitrage_cli.display import rounding, wording
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
 from arbitrage_cli.display.text import one_line, safe, show, write
 from arbitrage_cli.runs.records import RunInfo, answer
 from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.serving.events import RequestBegun, RequestEnded
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Started
 
 LOADING_SECONDS = 5.0
@@ -42,7 +43,11 @@ class PlainDisplay:
     def note(self, text: str) -> None:
         self._write(one_line(text))
 
-    def begin(self, run: RunInfo | RunProgress) -> None:
+    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
+        if isinstance(run, ServerInfo):
+            for line in wording.serving(run):
+                self._say(line)
+            return
         if isinstance(run, RunProgress):
             done = f", {run.finished} of them done" if run.finished else ""
             self._say(f"{one_line(run.title)}: {run.planned} attempts{done}")
@@ -51,10 +56,12 @@ class PlainDisplay:
         for line in [*wording.opening(run), *([wording.TOY_NOTICE] if run.is_toy else [])]:
             self._say(line)
 
-    def handle(self, event: Event | AttemptStarted | AttemptEnded) -> None:
+    def handle(self, event: Shown) -> None:
         if isinstance(event, AttemptEnded):
             self._say("; ".join(_attempt_facts(event)))
-        elif self._run and not isinstance(event, AttemptStarted):
+        elif isinstance(event, RequestEnded):
+            self._say(wording.request(event))
+        elif self._run and not isinstance(event, AttemptStarted | RequestBegun):
             self._totals.add(event)
             self._show(event, self._run)
 

@@ -1,7 +1,7 @@
 """The one protocol of everything that shows a command while it works, and the records it is shown.
 
 A command chooses one `Display`, by flag and terminal: `plain` writes lines, `live` draws a region at the bottom of the
-terminal. Each shows one problem, many problems, or the attempts of a run, and writes to standard error; only results go to
+terminal. Each shows one problem, many problems, the attempts of a run, or the requests of a server, and writes to standard error; only results go to
 standard output. A display sees records and events, never a model or a file.
 """
 
@@ -11,7 +11,8 @@ from typing import Protocol
 
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import Standing
-from arbitrage_cli.types import Event, ModelRole
+from arbitrage_cli.serving.events import ServingEvent
+from arbitrage_cli.types import ModelRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,19 @@ class AttemptEnded:
     progress: RunProgress
 
 
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server that answers requests at `url`, for models of these `names`."""
+
+    url: str
+    names: Sequence[str]
+    run: RunInfo
+
+
+Shown = ServingEvent | AttemptStarted | AttemptEnded
+"""What happens while a command works."""
+
+
 class Display(Protocol):
     """Shows one command. `close` leaves the terminal as it was, and may be called twice."""
 
@@ -60,11 +74,11 @@ class Display(Protocol):
         """A line to the user: a warning, an error about one problem."""
         ...
 
-    def begin(self, run: RunInfo | RunProgress) -> None:
-        """Models are loaded. Problems follow, or the attempts of a run."""
+    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
+        """Models are loaded. Problems follow, or the attempts of a run, or requests."""
         ...
 
-    def handle(self, event: Event | AttemptStarted | AttemptEnded) -> None: ...
+    def handle(self, event: Shown) -> None: ...
 
     def end(self) -> None:
         """All problems are done: sum them up."""

@@ -12,9 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted
+from arbitrage_cli.display.protocol import Shown
 from arbitrage_cli.display.text import show
-from arbitrage_cli.types import Event
 
 PLAIN = str.maketrans(
     {"\N{FULL BLOCK}": "#", "\N{LIGHT SHADE}": ".", "\N{HORIZONTAL ELLIPSIS}": "~", "\N{LESS-THAN OR EQUAL TO}": "<="}
@@ -28,9 +27,9 @@ class View(Protocol):
     def begin(self) -> list[Text]:
         return []
 
-    def handle(self, event: Event | AttemptStarted | AttemptEnded, columns: int, now: float) -> list[Text]: ...
+    def handle(self, event: Shown, columns: int, now: float) -> list[Text]: ...
 
-    def may_wait(self, event: Event | AttemptStarted | AttemptEnded) -> bool:
+    def may_wait(self, event: Shown) -> bool:
         """Whether the event comes so often that it is shown with the next redraw only."""
         ...
 

@@ -6,10 +6,12 @@ Knows no terminal: records in, plain text out.
 from dataclasses import dataclass, field
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.protocol import AttemptEnded
+from arbitrage_cli.display.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.runs.records import RunInfo, problem_error
 from arbitrage_cli.runs.summary import Tally
+from arbitrage_cli.runs.summary import tally as figures_of
+from arbitrage_cli.serving.events import RequestEnded
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Step
 
 FEW = 16  # tokens: too few to measure a speed by
@@ -65,6 +67,20 @@ def _rule(run: RunInfo) -> str:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
     head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
     return f"policy {run.policy}{head}: the target rewrites a step when the {run.number} is above tau = {run.tau:g}"
+
+
+def serving(server: ServerInfo) -> list[str]:
+    """The models of a server, where it is, and which names it answers to."""
+    notice = [TOY_NOTICE] if server.run.is_toy else []
+    return [*opening(server.run), *notice, f"listening at {server.url}; models: {', '.join(server.names)}"]
+
+
+def request(ended: RequestEnded) -> str:
+    """One line about a request: `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); tokens: ...; 3.21 s`."""
+    trace, error = ended.finished.trace, ended.finished.error
+    end = "cancelled" if ended.is_cancelled else str(error) if error else ""
+    facts = [f"{trace.problem.id}, {ended.model}: {tally(figures_of(trace.decisions))}", end, f"{ended.seconds:.2f} s"]
+    return one_line("; ".join(filter(None, facts)))
 
 
 def comparison(decision: Decision, run: RunInfo) -> str:

@@ -256,6 +256,10 @@ class Engine:
 
     # --- measuring
 
+    def num_prompt_tokens(self, slot: int) -> int | None:
+        """Tokens of a problem's prompt."""
+        return self._cache.num_prompt(slot)
+
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         """An estimate of this model's time, alone, for the whole text of `trace`: see `TokenCosts.seconds_alone`."""
         written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]

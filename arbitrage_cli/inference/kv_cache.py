@@ -120,6 +120,9 @@ class Cache:
     def num_held(self, slot: int) -> int:
         return len(self._sequences[slot].held)
 
+    def num_prompt(self, slot: int) -> int:
+        return len(self._sequences[slot].prompt)
+
     def num_prompt_read(self, slot: int) -> int:
         """Tokens of the prompt that had to be read."""
         sequence = self._sequences[slot]

@@ -70,6 +70,8 @@ class Writer(Protocol):
 
     def tick(self) -> Sequence[SlotUpdate]: ...
 
+    def num_prompt_tokens(self, slot: int) -> int | None: ...
+
     def seconds_alone(self, slot: int, trace: Trace) -> float | None: ...
 
 
@@ -125,7 +127,9 @@ class _InFlight:
 
 
 class Scheduler:
-    """Solves problems: all with one policy (`run`), or each in its own way (`run_tasks`). `concurrency` problems are in flight at once; each takes a slot of every engine.
+    """Solves problems: all with one policy (`run`), or each in its own way (`run_tasks`).
+
+    `concurrency` problems are in flight at once; each takes a slot of every engine.
 
     `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it.
     `new_deadline` gives each problem a deadline when it begins; past it the problem ends with TimedOutError.
@@ -277,8 +281,11 @@ class Scheduler:
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         target = self._engines.get("target") if self._concurrency == 1 else None  # else it shares its batches
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
+        writers = self._engines.values() if error is None else ()
+        prompts = (writer.num_prompt_tokens(flight.slot) for writer in writers)
+        num_prompt = next((number for number in prompts if number is not None), None)
         self._release(flight)
-        return Finished(flight.trace, error, alone, flight.reward_cost)
+        return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt)
 
     def _release(self, flight: _InFlight) -> None:
         flight.flow.close()

@@ -181,5 +181,8 @@ class Recalling:
         self._recalled.clear()
         return updates + (list(self._engine.tick()) if self._engine.busy else [])
 
+    def num_prompt_tokens(self, slot: int) -> int | None:
+        return self._engine.num_prompt_tokens(slot)
+
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         return self._engine.seconds_alone(slot, trace)

@@ -86,7 +86,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "answer": answer(trace),
         "stop": trace.stop,
         "error": error[0] if error else None,
-        "steps": [_step_record(decision) for decision in trace.decisions],
+        "steps": [step_record(decision) for decision in trace.decisions],
         "acceptance_rate": figures.acceptance_rate,
         "token_acceptance_rate": figures.token_acceptance_rate,
         "seconds": figures.seconds,
@@ -167,7 +167,8 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
     return None
 
 
-def _step_record(decision: Decision) -> dict[str, Any]:
+def step_record(decision: Decision) -> dict[str, Any]:
+    """One step as a record has it."""
     discarded = decision.discarded
     return {
         **_written(decision.kept),

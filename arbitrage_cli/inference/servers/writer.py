@@ -144,6 +144,11 @@ class ServedWriter:
                     self._writing.discard(arrived.slot)
         return updates
 
+    def num_prompt_tokens(self, slot: int) -> int | None:
+        """Tokens of a problem's prompt; None if it was not sent as token ids."""
+        prompt = self._slots[slot].prompt
+        return None if prompt is None else len(prompt)
+
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         """An estimate of this model's time, alone, for the whole text of `trace`; None if it wrote nothing yet."""
         own = sum((one.target.cost for one in trace.decisions if one.target), Cost())

@@ -1,0 +1,136 @@
+"""`arbitrage serve`: an OpenAI-compatible server in front of a pair."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from socket import socket
+from typing import Annotated
+
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.interrupts import draining
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import (
+    GenerationOptions,
+    MachineOptions,
+    ModelOptions,
+    OutputOptions,
+    RoutingOptions,
+    option,
+)
+from arbitrage_cli.cli.output import command_display
+from arbitrage_cli.display.protocol import ServerInfo
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.routing.policies import POLICIES
+
+KEY_VARIABLE = "ARBITRAGE_SERVE_API_KEY"
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+PANEL = "Server"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where the server listens, who may ask, and how much."""
+
+    host: Annotated[str, option(PANEL, "--host", help="Address to listen at.")] = "127.0.0.1"
+    port: Annotated[int, option(PANEL, "--port", min=0, max=65535, help="Port to listen at; 0 is any free one.")] = 8080
+    api_key_file: Annotated[
+        Path | None,
+        option(PANEL, "--api-key-file", metavar="FILE", help=f"File with the key that clients need. Or: {KEY_VARIABLE}."),
+    ] = None
+    no_api_key: Annotated[
+        bool, option(PANEL, "--no-api-key", help="Let anybody ask, also if other machines reach the server.")
+    ] = False
+    queue: Annotated[int, option(PANEL, "--queue", min=0, max=10_000, help="Requests that may wait for others to end.")] = 64
+    timeout: Annotated[float, option(PANEL, "--timeout", min=1, max=86_400, help="Most seconds of a request.")] = 600.0
+
+
+@command
+def serve(
+    invocation: Invocation,
+    *,
+    server: ServerOptions,
+    models: ModelOptions,
+    routing: RoutingOptions,
+    generation: GenerationOptions,
+    machine: MachineOptions,
+    output: OutputOptions,
+) -> None:
+    """Serve a pair to other programs, as OpenAI's API does.
+
+    Requests are answered in one batch. The name of a model says how to route: arbitrage, arbitrage@fast, arbitrage@0.2, target,
+    draft, entropy@1 ... Standard output gets the address. Ctrl-C or SIGTERM lets requests end; a second one does not.
+
+    \b
+    Examples:
+      arbitrage serve --pair qwen2.5-coder
+      arbitrage serve --port 9000 --concurrency 16 --tau balanced
+    """
+    from arbitrage_cli.cli.session import Session
+    from arbitrage_cli.cli.setup import RunOptions, serve_setup
+    from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+
+    _need_libraries()
+    from arbitrage_cli.serving.app import Access, Bounds
+    from arbitrage_cli.serving.http import bind
+    from arbitrage_cli.serving.menu import ANY
+    from arbitrage_cli.serving.requests import Defaults
+    from arbitrage_cli.serving.server import Server
+
+    key = _api_key(server.api_key_file)
+    setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="8")
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(contextlib.closing(bind(server.host, server.port)))
+        access = Access(key, _names(bound, server, key))
+        display = stack.enter_context(command_display(output))
+        session = stack.enter_context(Session(setup, display, keep="conversation"))
+        session.choose_concurrency()
+        session.load()
+        bounds = Bounds(session.concurrency + server.queue, server.timeout)
+        process = Server(Defaults(menu, setup.limits, setup.sampler), bounds, access)
+        router = session.router(POLICIES["arbitrage"]) if setup.head else None
+        url = f"http://{_place(bound)}/v1"
+        display.begin(ServerInfo(url, menu.names, session.run_info(num_problems=None)))
+        bound.listen()
+        display.result(url)
+        with draining(process.drain):
+            process.run(bound, session.scheduler(column=PolicyAtTau(ANY, None)), router, display.handle)
+        display.end()
+
+
+def _need_libraries() -> None:
+    """UsageError if what the server is made of is not installed."""
+    try:
+        from arbitrage_cli.serving import server  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"arbitrage serve needs libraries that are not installed ({error})", 'pip install "arbitrage-cli[serve]"'
+        ) from error
+
+
+def _api_key(file: Path | None) -> str | None:
+    """The key that clients need, from its file or its variable; None without one. UsageError."""
+    try:
+        key = os.environ.get(KEY_VARIABLE, "") if file is None else file.expanduser().read_text(encoding="utf-8")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read as a key", "one line of text", option="api-key-file") from error
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()) or (file and not key):
+        raise UsageError("the key must be one line of ASCII characters", "for example: openssl rand -hex 32")
+    return key or None
+
+
+def _names(bound: socket, options: ServerOptions, key: str | None) -> frozenset[str]:
+    """The names that clients on this machine know the server by; none if it is known elsewhere. UsageError without a key then."""
+    if ip_address(bound.getsockname()[0]).is_loopback:
+        return frozenset((*LOOPBACK, options.host.lower()))
+    if key is None and not options.no_api_key:
+        hint = f"set {KEY_VARIABLE}, give --api-key-file, or --no-api-key"
+        raise UsageError("other machines can reach this address, and there is no key", hint, option="host")
+    return frozenset()
+
+
+def _place(bound: socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,183 @@
+"""The answer to a request in OpenAI's shapes: whole, or as the chunks of a stream. Pure: knows no HTTP and no model.
+
+A stream has one chunk for each decided step: no token is sent that may still be thrown away.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from arbitrage_cli.errors import ContextFullError, ConversationError, ScriptEndedError, TimedOutError
+from arbitrage_cli.runs.records import step_record
+from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.serving.requests import CompletionRequest, RefusedError
+from arbitrage_cli.types import Decision, Finished
+
+Json = dict[str, Any]
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class UntilStop:
+    """A text that arrives in parts, up to the stop text that is complete first. What may begin one is held back."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.is_stopped = False
+
+    def add(self, part: str) -> str:
+        """What can be shown of the text now."""
+        if self.is_stopped:
+            return ""
+        text = self._held + part
+        found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
+        self.is_stopped = bool(found)
+        end = min(found)[1] if found else len(text) - max((_num_begun(text, stop) for stop in self._stops), default=0)
+        self._held = "" if found else text[end:]
+        return text[:end]
+
+    def finish(self) -> str:
+        """What was held back, if no stop text came of it."""
+        held, self._held = self._held, ""
+        return held
+
+
+class Answer:
+    """The answer to one request while its steps are decided."""
+
+    def __init__(self, request: CompletionRequest, created: int) -> None:
+        self._request = request
+        self._created = created
+        self._until_stop = UntilStop(request.stops)
+        self._text: list[str] = []
+        self._decisions: list[Decision] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text was found: nothing after it is wanted."""
+        return self._until_stop.is_stopped
+
+    def add(self, decision: Decision) -> Json:
+        """Take a step. Returns its chunk of a stream."""
+        self._decisions.append(decision)
+        return self._piece(self._until_stop.add(decision.kept.text), [decision])
+
+    def first(self) -> Json:
+        """The chunk that begins a stream."""
+        return self._piece("", [])
+
+    def last(self, finished: Finished | None) -> list[Json]:
+        """The chunks that end a stream. `finished` is None if a stop text ended it."""
+        rest = self._until_stop.finish()
+        chunks = [self._piece(rest, [])] if rest else []
+        chunks.append(self._chunk({**self._delta(""), "finish_reason": self._reason(finished)}))
+        if self._request.shows_usage:
+            chunks.append({**self._chunk({}), "choices": [], "usage": self._usage(finished)})
+        return chunks
+
+    def whole(self, finished: Finished | None) -> Json:
+        """The answer in one piece."""
+        self._text.append(self._until_stop.finish())
+        text, is_chat = "".join(self._text), self._request.kind == "chat"
+        content: Json = {"message": {"role": "assistant", "content": text, "refusal": None}} if is_chat else {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self._reason(finished)}
+        return {
+            **self._head("chat.completion" if is_chat else "text_completion"),
+            "choices": [choice],
+            "usage": self._usage(finished),
+            **self._decided(self._decisions),
+        }
+
+    def _piece(self, text: str, decisions: list[Decision]) -> Json:
+        self._text.append(text)
+        return {**self._chunk({**self._delta(text), "finish_reason": None}), **self._decided(decisions)}
+
+    def _delta(self, text: str) -> Json:
+        if self._request.kind == "text":
+            return {"text": text}
+        is_first = len(self._text) == 1
+        return {"delta": {**({"role": "assistant"} if is_first else {}), **({"content": text} if text or is_first else {})}}
+
+    def _chunk(self, choice: Json) -> Json:
+        name = "chat.completion.chunk" if self._request.kind == "chat" else "text_completion"
+        return {**self._head(name), "choices": [{"index": 0, "logprobs": None, **choice}]}
+
+    def _head(self, name: str) -> Json:
+        problem, route = self._request.problem, self._request.route
+        return {"id": problem.id, "object": name, "created": self._created, "model": route.name}
+
+    def _decided(self, decisions: list[Decision]) -> Json:
+        return {"arbitrage": {"steps": list(map(step_record, decisions))}} if self._request.shows_decisions else {}
+
+    def _reason(self, finished: Finished | None) -> str:
+        return "stop" if finished is None or finished.trace.stop == "end" else "length"
+
+    def _usage(self, finished: Finished | None) -> Json:
+        """Tokens of the kept text, and beside them what each model did for it."""
+        figures, verdicts = tally(self._decisions), [decision.verdict for decision in self._decisions]
+        prompt = (finished and finished.prompt_tokens) or num_prompt_tokens(self._decisions)
+        kept = sum(one.kept.num_tokens for one in self._decisions)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": kept,
+            "total_tokens": prompt + kept,
+            "accepted_steps": verdicts.count("accept"),
+            "escalated_steps": verdicts.count("escalate"),
+            "draft_tokens": figures.drafted_tokens,
+            "target_tokens": figures.target_tokens,
+        }
+
+
+def num_prompt_tokens(decisions: list[Decision]) -> int:
+    """Tokens of the prompt that the first model read before it wrote, or had read for an earlier request of a server."""
+    written = [step for decision in decisions[:1] for step in (decision.draft, decision.target) if step]
+    return written[0].cost.prefill_tokens + written[0].cost.cached_tokens if written else 0
+
+
+def refusal_of(finished: Finished) -> RefusedError | None:
+    """Why there is no answer; None if there is one. A solution that filled the context is an answer, if a step of it was written."""
+    error = finished.error
+    if error is None or (isinstance(error, ContextFullError) and finished.trace.decisions):
+        return None
+    message, hint = str(error), getattr(error, "hint", "")
+    if isinstance(error, ContextFullError):
+        return RefusedError(message, hint, code="context_length_exceeded", parameter="messages")
+    if isinstance(error, ConversationError | ScriptEndedError):
+        return RefusedError(message, hint, parameter="messages")
+    if isinstance(error, TimedOutError):
+        return too_late()
+    return RefusedError(message, hint, status=500, kind="server_error")
+
+
+def too_late() -> RefusedError:
+    """The refusal of a request that took too long."""
+    return RefusedError(
+        "the answer was not finished in time",
+        "ask for fewer tokens, or later",
+        status=503,
+        kind="server_error",
+        code="timeout",
+    )
+
+
+def error_body(error: RefusedError) -> Json:
+    """An error as OpenAI shapes it."""
+    message = f"{error.message}: {error.hint}" if error.hint else error.message
+    return {"error": {"message": message, "type": error.kind, "param": error.parameter, "code": error.code}}
+
+
+def event(data: Mapping[str, Any]) -> bytes:
+    """One event of a stream."""
+    return b"data: " + to_json(data) + b"\n\n"
+
+
+def to_json(data: Mapping[str, Any]) -> bytes:
+    """As a line of JSON, in ASCII."""
+    return json.dumps(data, ensure_ascii=True, allow_nan=False).encode()
+
+
+def _num_begun(text: str, stop: str) -> int:
+    """How many characters at the end of the text may be the beginning of the stop text."""
+    return next((length for length in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:length])), 0)

@@ -1,0 +1,322 @@
+"""The endpoints as an ASGI application: checks who asks, reads bodies within bounds, and sends answers. Knows no model."""
+
+import asyncio
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from arbitrage_cli.serving import answers
+from arbitrage_cli.serving.answers import Answer, Json
+from arbitrage_cli.serving.intake import Intake, Report, Ticket
+from arbitrage_cli.serving.metrics import Metrics
+from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, read_request
+from arbitrage_cli.types import Decision, Finished
+
+Result = TypeVar("Result")
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+STATUS_OF_HUNG_UP = 499
+"""As nginx has it, for a client that did not wait for its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What requests may take. At most `open_requests` wait or run; a body has `body_seconds` to arrive."""
+
+    open_requests: int
+    seconds: float = 600.0
+    body_bytes: int = 1 << 20
+    body_seconds: float = 10.0
+    keep_alive_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask: with this key, if there is one; under these names of the server, if there are any."""
+
+    api_key: str | None = None
+    hosts: frozenset[str] = frozenset()
+
+
+def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bounds, access: Access) -> ASGIApp:
+    """The application. It puts what it is asked into `intake`."""
+    endpoints = Endpoints(defaults, intake, metrics, bounds)
+    handlers = [endpoints.chat, endpoints.text, endpoints.models, endpoints.health, endpoints.figures]
+    routes = [
+        Route(path, handler, methods=["POST" if "completions" in path else "GET"])
+        for path, handler in zip(PATHS, handlers, strict=True)
+    ]
+    app = Starlette(
+        routes=[*routes, Route("/v1/models/{name:path}", endpoints.model)],
+        exception_handlers={
+            RefusedError: _show_refusal,
+            HTTPException: _show_http_error,
+            ClientDisconnect: _show_nothing,
+        },
+    )
+    return Guard(app, access, metrics)
+
+
+class Guard:
+    """Refuses the pages of other sites, and who has no key. Counts responses."""
+
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
+        self._app = app
+        self._access = access
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope["path"] if scope["path"] in PATHS else "other"
+
+        async def counting(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.responded(path, message["status"])
+            await send(message)
+
+        refusal = self._refusal(Request(scope))
+        await (_refusal_response(refusal) if refusal else self._app)(scope, receive, counting)
+
+    def _refusal(self, request: Request) -> RefusedError | None:
+        """Names are checked against pages that reach this machine under a name of their own (DNS rebinding)."""
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if self._access.hosts and re.sub(r":\d*$", "", host.lower()) not in self._access.hosts:
+            return _forbidden("this server does not answer to that name", "invalid_host")
+        if origin is not None and origin.partition("://")[2] != host:
+            return _forbidden("this server does not answer the pages of other sites", "invalid_origin")
+        key = self._access.api_key
+        if key is None or request.url.path == "/health":
+            return None
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), key.encode()):
+            return None
+        message = "the API key is missing or wrong"
+        return RefusedError(message, status=401, kind="authentication_error", code="invalid_api_key")
+
+
+class Endpoints:
+    """What each address answers."""
+
+    def __init__(self, defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bounds) -> None:
+        self._defaults = defaults
+        self._intake = intake
+        self._metrics = metrics
+        self._bounds = bounds
+        self._started = int(time.time())
+        self._open: set[Call] = set()  # they wait or run
+
+    async def health(self, request: Request) -> Response:
+        if self._intake.is_closed:
+            return _json_response({"status": "stopping"}, 503)
+        return _json_response({"status": "ok"})
+
+    async def figures(self, request: Request) -> Response:
+        return Response(self._metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def models(self, request: Request) -> Response:
+        return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.menu.names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._defaults.menu.names:
+            raise RefusedError("there is no such model", status=404, code="model_not_found", parameter="model")
+        return _json_response(self._model(name))
+
+    async def chat(self, request: Request) -> Response:
+        return await self._complete("chat", request)
+
+    async def text(self, request: Request) -> Response:
+        return await self._complete("text", request)
+
+    def _model(self, name: str) -> Json:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "arbitrage"}
+
+    async def _complete(self, kind: Kind, request: Request) -> Response:
+        body = await _read_body(request, self._bounds)
+        identifier = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
+        wanted = read_request(kind, body, identifier, self._defaults)
+        with contextlib.ExitStack() as stack:
+            call = self._begin(wanted)
+            stack.callback(self._end, call)
+            if not wanted.streams:
+                return _json_response(await _unless_hung_up(request, call.whole()))
+            first = await _unless_hung_up(request, call.first())
+            return EventStream(call.stream(first), stack.pop_all())
+
+    def _begin(self, wanted: CompletionRequest) -> "Call":
+        """Let a request wait for its slot. RefusedError."""
+        if len(self._open) >= self._bounds.open_requests:
+            message = f"{len(self._open)} requests wait or run already"
+            raise RefusedError(message, "ask again later", status=429, kind="rate_limit_error", code="queue_full")
+        call = Call(wanted, self._bounds, on_end=self._open.discard)
+        if not self._intake.put(call.ticket):
+            raise _stopping()
+        self._open.add(call)
+        return call
+
+    def _end(self, call: "Call") -> None:
+        self._open.discard(call)
+        self._intake.withdraw(call.ticket)
+
+
+class Call:
+    """A request and what becomes of it, in the event loop. `on_end` is called when nobody works on it any more."""
+
+    def __init__(self, wanted: CompletionRequest, bounds: Bounds, on_end: Callable[["Call"], None]) -> None:
+        self._bounds = bounds
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._answer = Answer(wanted, int(time.time()))
+        self.ticket = Ticket(wanted, bounds.seconds, self._deliver)
+
+    async def whole(self) -> Json:
+        """The answer in one piece. RefusedError."""
+        try:
+            async with asyncio.timeout(self._bounds.seconds):
+                while not self._answer.is_stopped:
+                    report = await self._next()
+                    if isinstance(report, Finished):
+                        return self._answer.whole(report)
+                    self._answer.add(report)
+        except TimeoutError as error:
+            raise answers.too_late() from error
+        return self._answer.whole(None)
+
+    async def first(self) -> Decision | Finished | None:
+        """What becomes of it first, or None if that takes long. So a refusal can still have its own status. RefusedError."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._bounds.keep_alive_seconds):
+                return await self._next()
+        return None
+
+    async def stream(self, report: Decision | Finished | None) -> AsyncIterator[bytes]:
+        """The events of the answer, and comments while there are none. Begins with a report that is there already."""
+        yield answers.event(self._answer.first())
+        try:
+            while not self._answer.is_stopped and not isinstance(report, Finished):
+                yield answers.event(self._answer.add(report)) if report else answers.KEEP_ALIVE
+                if self.ticket.deadline.has_passed:
+                    raise answers.too_late()
+                report = None if self._answer.is_stopped else await self.first()
+            for chunk in self._answer.last(report if isinstance(report, Finished) else None):
+                yield answers.event(chunk)
+        except RefusedError as error:
+            yield answers.event(answers.error_body(error))
+        yield answers.DONE
+
+    async def _next(self) -> Decision | Finished:
+        report = await self._reports.get()
+        if report is None:
+            raise _stopping()
+        if isinstance(report, Finished) and (refusal := answers.refusal_of(report)):
+            raise refusal
+        return report
+
+    def _deliver(self, report: Report) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._take, report)
+
+    def _take(self, report: Report) -> None:
+        self._reports.put_nowait(report)
+        if not isinstance(report, Decision):
+            self._on_end(self)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. `at_end` is closed at their end, however they end."""
+
+    def __init__(self, events: AsyncIterator[bytes], at_end: contextlib.ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._at_end:
+            await super().__call__(scope, receive, send)
+
+
+async def _read_body(request: Request, bounds: Bounds) -> bytes:
+    """The body of a request. RefusedError if it is no JSON, too large or too slow."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RefusedError("the body must be JSON", "Content-Type: application/json", status=415)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(bounds.body_seconds):
+            if int(request.headers.get("content-length", "0")) > bounds.body_bytes:
+                raise _too_large(bounds)
+            async for part in request.stream():
+                body += part
+                if len(body) > bounds.body_bytes:
+                    raise _too_large(bounds)
+    except TimeoutError as error:
+        raise RefusedError(f"the body did not arrive within {bounds.body_seconds:g} s", status=408) from error
+    return bytes(body)
+
+
+async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of the work. ClientDisconnect, without it, if the client hangs up first."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- refusals
+
+
+def _forbidden(message: str, code: str) -> RefusedError:
+    return RefusedError(message, status=403, kind="permission_error", code=code)
+
+
+def _too_large(bounds: Bounds) -> RefusedError:
+    return RefusedError(f"the body has more than {bounds.body_bytes:,} bytes", status=413)
+
+
+def _stopping() -> RefusedError:
+    return RefusedError("the server is stopping", "ask another one, or later", status=503, kind="server_error")
+
+
+def _json_response(data: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(answers.to_json(data), status, headers, media_type="application/json")
+
+
+def _refusal_response(error: RefusedError) -> Response:
+    headers = {429: {"retry-after": "1"}, 503: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}
+    return _json_response(answers.error_body(error), error.status, headers.get(error.status))
+
+
+async def _show_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)  # noqa: S101 - registered for no other
+    return _refusal_response(error)
+
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - the same
+    return _refusal_response(RefusedError(error.detail.lower(), status=error.status_code))
+
+
+async def _show_nothing(request: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=STATUS_OF_HUNG_UP)

@@ -1,0 +1,75 @@
+"""The names of models that requests may ask for: each stands for a policy at a tau. Loads nothing.
+
+`arbitrage`, `arbitrage@fast`, `arbitrage@0.2`, `arbitrage@30%`, `target`, `draft`, `entropy@1` ...
+"""
+
+from dataclasses import dataclass
+
+from arbitrage_cli.arbitrage import Flow, Router
+from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.routing.choice import AvailableHead, resolve_tau, stops_early
+from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.thresholds import NAMES
+from arbitrage_cli.types import Trace
+
+ANY = Policy("any", ("draft", "target"), reads_token_stats=True)
+"""What models are prepared for if every problem brings its own policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A policy at a tau, by the name it was asked for with."""
+
+    name: str
+    policy: Policy
+    tau: float | None
+    stops_early: bool = False
+
+    def flow(self, trace: Trace, seed: int, router: Router | None) -> Flow:
+        """The flow that solves `trace`. `router` is the head's; None without a head."""
+        return self.policy.flow(trace, self.tau, seed, router, stops_early=self.stops_early)
+
+
+class Menu:
+    """What can be asked for. `usual` is what a policy without a tau stands for, if it is the policy that the command line chose."""
+
+    def __init__(
+        self, policy: Policy, tau: float | None, available: AvailableHead, *, early_stop: bool | None = None
+    ) -> None:
+        """`early_stop` is what the command line says about it. UsageError if the policy cannot be served."""
+        self._available = available
+        self._early_stop = early_stop
+        self._policies = {one.name: one for one in served_policies(available)}
+        if policy.name not in self._policies:
+            raise UsageError(
+                f"policy {policy.name} needs the rewards of steps, and a conversation has none",
+                f"give one of: {', '.join(self._policies)}",
+                option="policy",
+            )
+        self.usual = self._route(policy.name, policy, tau)
+
+    @property
+    def names(self) -> list[str]:
+        """The usual one first; of taus only those with a name."""
+        taus = [f"{name}@{tau}" for name, policy in self._policies.items() if policy.needs_head for tau in NAMES]
+        return list(dict.fromkeys([self.usual.name, *self._policies, *taus]))
+
+    def find(self, name: str) -> Route:
+        """What a name stands for. UsageError."""
+        policy_name, at, tau = name.partition("@")
+        if policy_name not in self._policies:
+            raise unknown("model", name, self.names)
+        policy = self._policies[policy_name]
+        if at and not policy.number:
+            raise UsageError(f"policy {policy.name} has no tau", f"ask for {policy.name}")
+        if not at and policy is self.usual.policy:
+            return self.usual
+        return self._route(name, policy, resolve_tau(policy, tau if at else None, None, self._available))
+
+    def _route(self, name: str, policy: Policy, tau: float | None) -> Route:
+        return Route(name, policy, tau, bool(stops_early(self._early_stop, [policy], self._available)))
+
+
+def served_policies(available: AvailableHead) -> list[Policy]:
+    """The policies that need no rewards, and no head if there is none."""
+    return [one for one in POLICIES.values() if one.reward is None and not (one.needs_head and available.head is None)]

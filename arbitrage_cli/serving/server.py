@@ -1,0 +1,40 @@
+"""The whole server: HTTP in one thread, the models in the caller's. Knows no command line and no terminal."""
+
+import socket
+
+from arbitrage_cli.arbitrage import Router
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.serving.app import Access, Bounds, make_app
+from arbitrage_cli.serving.events import ServingEvent
+from arbitrage_cli.serving.http import answering
+from arbitrage_cli.serving.intake import Intake
+from arbitrage_cli.serving.metrics import Metrics
+from arbitrage_cli.serving.requests import Defaults
+from arbitrage_cli.serving.worker import Observe, Worker
+
+
+class Server:
+    """Answers requests with one scheduler. `drain` lets those that are open end, and takes no others."""
+
+    def __init__(self, defaults: Defaults, bounds: Bounds, access: Access) -> None:
+        self._defaults = defaults
+        self._bounds = bounds
+        self._access = access
+        self._intake = Intake()
+
+    def drain(self) -> None:
+        """May be called by a signal handler."""
+        self._intake.close()
+
+    def run(self, bound: socket.socket, scheduler: Scheduler, router: Router | None, observe: Observe) -> None:
+        """Answer requests that come to a socket, until all is drained. `router` is the head's. Errors as `Worker.run`."""
+        worker = Worker(scheduler, self._intake, router)
+        metrics = Metrics(lambda: len(self._intake), lambda: worker.num_running)
+
+        def count_and_observe(event: ServingEvent) -> None:
+            metrics.observe(event)
+            observe(event)
+
+        app = make_app(self._defaults, self._intake, metrics, self._bounds, self._access)
+        with answering(app, bound):
+            worker.run(count_and_observe)

@@ -1,0 +1,101 @@
+"""`arbitrage serve` as a process: where it listens, who may ask, how it ends, and what a terminal shows."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from cli import MODELS, QUESTION, RIGHT, WRONG, Terminal, assert_refused, read_line, run, start
+
+ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
+
+
+@contextmanager
+def served(
+    *arguments: str, env: Mapping[str, str | None] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx2.Client]]:
+    with start("serve", *MODELS, "--port", "0", *arguments, stdin=subprocess.DEVNULL, env=env) as process:
+        try:
+            with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=30) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+def test_it_answers_and_ends_when_it_is_told_to() -> None:
+    """The address is on stdout; each request is a line on stderr. After SIGTERM the code is 0."""
+    with served() as (process, client):
+        for model, answer in (("draft", WRONG), ("target", RIGHT)):
+            text = client.post("/chat/completions", json={**ASKED, "model": model}).json()["choices"][0]["message"][
+                "content"
+            ]
+            assert f"boxed{{{answer}}}" in text
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (0, b"")
+    lines = [line for line in err.decode().splitlines() if line.startswith("chatcmpl-")]
+    assert [line.split(", ")[1].partition(":")[0] for line in lines] == ["draft", "target"]
+
+
+def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    """And is neither shown nor left in the process's arguments."""
+    (tmp_path / "key").write_text("secret-2\n")
+    for key, flags, variables in (
+        ("secret-1", (), {"ARBITRAGE_SERVE_API_KEY": "secret-1"}),
+        ("secret-2", ("--api-key-file", str(tmp_path / "key"), "--host", "0.0.0.0"), {}),  # noqa: S104 - with a key
+    ):
+        with served(*flags, env=variables) as (process, client):
+            assert client.get("/models").status_code == 401
+            assert client.get("/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert key.encode() not in out + err
+
+
+def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for flags, place in (
+            (("--host", "0.0.0.0"), "--host"),  # noqa: S104 - refused
+            (("--port", str(taken.getsockname()[1])), "127.0.0.1"),
+            (("--policy", "judge"), "--policy"),
+            (("--api-key-file", str(tmp_path / "empty")), ""),
+            (("--api-key-file", str(tmp_path / "none")), "--api-key-file"),
+        ):
+            assert_refused(run("serve", *MODELS, "--port", "0", *flags), 2, place)
+    missing = run("serve", *MODELS, without=["uvicorn"])
+    assert_refused(missing, 2, "", 'pip install "arbitrage-cli[serve]"')
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    """The first lets open requests end, and takes no others."""
+    with served() as (process, client):
+        body = b'{"prompt": "' + b"x" * 100
+        host, port = client.base_url.host, client.base_url.port
+        with socket.create_connection((host, port or 0), timeout=10) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n" + body)
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(20)
+    assert code in (0, 130)
+
+
+def test_a_table_in_a_terminal(tmp_path: Path) -> None:
+    """A line for each request that has ended stays, above a head with counts."""
+    output = tmp_path / "url"
+    with Terminal("serve", *MODELS, "--port", "0", stdout=output, columns=100) as terminal:
+        terminal.wait_until(lambda: output.exists() and output.read_bytes().endswith(b"\n"))
+        url = output.read_text().strip()
+        for _ in range(2):
+            assert httpx2.post(f"{url}/chat/completions", json=ASKED, timeout=30).status_code == 200
+        terminal.wait_until(lambda: "0 running, 2 ended" in terminal.text)
+        assert len(re.findall(r"^chatcmpl-", terminal.text, re.MULTILINE)) == 2
+        os.kill(terminal.process.pid, signal.SIGTERM)
+        assert terminal.wait() in (0, 143)
+    assert not terminal.screen.cursor.hidden

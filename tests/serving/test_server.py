@@ -1,0 +1,349 @@
+"""The server over HTTP: answers, streams, names of models, refusals, and clients that hang up."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hash_language import SHORT, hash_engines, solve
+from serving import CONCURRENCY, Gate, Served, chunks, refusal, serving, text_of
+
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.serving.app import Access, Bounds
+from arbitrage_cli.serving.events import RequestBegun, RequestEnded
+from arbitrage_cli.types import Message, Problem
+
+KEY = "a key"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Served]:
+    with serving() as served:
+        yield served
+
+
+def expected(problem: Problem, policy: str = "entropy", tau: float | None = 1.5, **options: Any) -> str:
+    """The text of the same problem, solved alone."""
+    sampler = options.pop("sampler", None)
+    return solve(hash_engines(sampler), [problem], policy, tau, **options)[problem.id].text
+
+
+def wait_until(client: Served, condition: Callable[[float, float], bool]) -> None:
+    """Until this holds for the numbers of requests that run and that wait."""
+    figures: dict[str, float] = {}
+    for _ in range(1000):
+        figures = client.metrics()
+        if condition(figures["arbitrage_running"], figures["arbitrage_waiting"]):
+            return
+    raise AssertionError(figures)
+
+
+# --- answers
+
+
+def test_an_answer(client: Served) -> None:
+    """Its text is that of the solution; its usage counts what was kept, and what each model did."""
+    problem = Problem("1", "question 0")
+    trace = solve(hash_engines(), [problem], "entropy", 1.5)["1"]
+    answer = client.ask(arbitrage=True).json()
+    (choice,) = answer["choices"]
+    assert (answer["object"], answer["model"], choice["index"]) == ("chat.completion", "entropy", 0)
+    assert choice["message"] == {"role": "assistant", "content": trace.text, "refusal": None}
+    assert choice["finish_reason"] == ("stop" if trace.stop == "end" else "length")
+    usage, verdicts = answer["usage"], [decision.verdict for decision in trace.decisions]
+    assert usage["prompt_tokens"] == len(f"u{INSTRUCTIONS}u{problem.question}a")
+    assert usage["completion_tokens"] == trace.num_tokens == usage["total_tokens"] - usage["prompt_tokens"]
+    assert (usage["accepted_steps"], usage["escalated_steps"]) == (verdicts.count("accept"), verdicts.count("escalate"))
+    assert usage["draft_tokens"] == sum(decision.draft.num_tokens for decision in trace.decisions if decision.draft)
+    assert [step["decision"] for step in answer["arbitrage"]["steps"]] == verdicts
+
+
+@pytest.mark.parametrize("fields", [{}, {"arbitrage": True}, {"stop": ["zz", "qq"]}, {"max_tokens": 20}])
+def test_a_stream_is_the_answer_in_parts(client: Served, fields: dict[str, Any]) -> None:
+    """One chunk a step, between one with the role and one with the reason to stop; usage in the end if asked for."""
+    whole = client.ask(**fields).json()
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    request = {"messages": [{"role": "user", "content": "question 0"}], **fields, **options}
+    with client.stream("POST", "/v1/chat/completions", json=request) as response:
+        found = chunks(response.iter_lines())
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *parts, last = found
+    deltas = [part["choices"][0]["delta"] for part in parts]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == text_of(client.ask(**fields))
+    assert [part["choices"][0]["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + [
+        whole["choices"][0]["finish_reason"]
+    ]
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], whole["usage"]["completion_tokens"])
+    assert len({(part["id"], part["object"], part["created"]) for part in found}) == 1
+    steps = [step for part in parts for step in part.get("arbitrage", {}).get("steps", [])]
+    assert len(steps) == (len(parts) - 2 if fields.get("arbitrage") else 0)
+
+
+def test_a_text_completion(client: Served) -> None:
+    answer = client.post("/v1/completions", json={"prompt": "question 0", "model": "draft"}).json()
+    assert answer["object"] == "text_completion"
+    assert answer["choices"][0]["text"] == expected(Problem("1", "question 0"), "draft", None)
+    with client.stream("POST", "/v1/completions", json={"prompt": ["question 0"], "stream": True}) as response:
+        found = "".join(chunk["choices"][0].get("text", "") for chunk in chunks(response.iter_lines()))
+    assert found == expected(Problem("1", "question 0"))
+
+
+def test_a_conversation(client: Served) -> None:
+    """Earlier turns and the client's system prompt are part of the prompt; messages of one role in a row are joined."""
+    said = [("system", "Be"), ("developer", "brief."), ("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")]
+    answer = client.post(
+        "/v1/chat/completions",
+        json={"messages": [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]},
+    )
+    problem = Problem("1", "d", (Message("user", "a\n\nb"), Message("assistant", "c")), "Be\n\nbrief.")
+    assert text_of(answer) == expected(problem) != expected(Problem("1", "d"))
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "tau"),
+    [("draft", "draft", None), ("target", "target", None), ("logprob@1.2", "logprob", 1.2), ("entropy@inf", "draft", None)],
+)
+def test_the_model_says_how_to_route(client: Served, model: str, policy: str, tau: float | None) -> None:
+    answer = client.ask(model=model)
+    assert (answer.json()["model"], text_of(answer)) == (model, expected(Problem("1", "question 0"), policy, tau))
+
+
+def test_how_tokens_are_drawn(client: Served) -> None:
+    """A request brings its own temperature and seed, and its limit; that of the server cannot be exceeded."""
+    sampler = Sampler(temperature=1.0, top_p=0.9, seed=7)
+    answer = client.ask(temperature=1, top_p=0.9, seed=7)
+    assert text_of(answer) == expected(Problem("1", "question 0"), sampler=sampler)
+    short = client.ask(max_completion_tokens=5).json()
+    assert (short["usage"]["completion_tokens"], short["choices"][0]["finish_reason"]) == (5, "length")
+    assert client.ask(max_tokens=10**9).json()["usage"]["completion_tokens"] <= SHORT.max_tokens + SHORT.max_step_tokens
+
+
+def test_a_stop_text_ends_the_answer(client: Served) -> None:
+    """Before its first letter, also if steps divide it."""
+    whole = text_of(client.ask())
+    stop = whole[whole.index("\n\n") - 2 :][:6]
+    answer = client.ask(stop=stop).json()["choices"][0]
+    assert (answer["message"]["content"], answer["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+
+
+def test_many_clients_get_the_texts_of_one(client: Served) -> None:
+    """Law 1 through HTTP."""
+    problems = [Problem(str(number), f"question {number}") for number in range(64)]
+    with ThreadPoolExecutor(64) as pool:
+        found = list(pool.map(lambda problem: text_of(client.ask(problem.question)), problems))
+    assert found == [trace.text for trace in solve(hash_engines(), problems, "entropy", 1.5).values()]
+
+
+def test_what_models_there_are(client: Served) -> None:
+    names = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    assert names[0] == "entropy"
+    assert {"draft", "target", "random"} < set(names)
+    assert not {"arbitrage", "judge", "rsd", "oracle"} & set(names)
+    assert client.get("/v1/models/target").json()["id"] == "target"
+    assert refusal(client.get("/v1/models/gpt-7"))["code"] == "model_not_found"
+
+
+def test_metrics(client: Served) -> None:
+    before = client.metrics()
+    usage = client.ask(model="random@0.5").json()["usage"]
+    after = client.metrics()
+    grown = {name: after[name] - before.get(name, 0.0) for name in after}
+    assert grown['arbitrage_responses_total{path="/v1/chat/completions",status="200"}'] == 1
+    assert grown['arbitrage_requests_total{end="finished",policy="random"}'] == 1
+    assert grown['arbitrage_steps_total{verdict="accept"}'] == usage["accepted_steps"]
+    assert grown['arbitrage_steps_total{verdict="escalate"}'] == usage["escalated_steps"]
+    assert grown['arbitrage_tokens_total{role="draft"}'] == usage["draft_tokens"]
+    assert grown['arbitrage_model_seconds_total{role="target"}'] > 0
+    assert grown["arbitrage_request_seconds_count"] == 1
+    assert (after["arbitrage_running"], after["arbitrage_waiting"]) == (0, 0)
+
+
+# --- refusals
+
+USER = [{"role": "user", "content": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"top_k": 5}, "top_k"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"model": 1}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": USER * 600}, "messages"),
+        ({"messages": [1]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "1"}]}, "messages"),
+        ({"messages": [{"role": ["user"], "content": "1"}]}, "messages"),
+        ({"messages": [*USER, {"role": "assistant", "content": "2"}]}, "messages"),
+        ({"messages": [*USER, {"role": "system", "content": "2"}, *USER]}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "\0"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "long " * 2000}]}, "messages"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(client: Served, fields: dict[str, Any], parameter: str) -> None:
+    """Streamed or not, with a status and the field that is at fault."""
+    for stream in ({}, {"stream": True}):
+        response = client.post("/v1/chat/completions", json={"messages": USER, **stream, **fields})
+        error = refusal(response)
+        assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", parameter)
+
+
+@pytest.mark.parametrize("model", ["gpt-7", "arbitrage", "target@1", "entropy@", "entropy@fast", "judge", "\ud800"])
+def test_unknown_models(client: Served, model: str) -> None:
+    response = client.ask(model=model)
+    assert (response.status_code, refusal(response)["code"]) == (404, "model_not_found")
+
+
+def test_fields_that_ask_for_nothing(client: Served) -> None:
+    """As clients send them without need; null is as good as nothing."""
+    fields: dict[str, Any] = {
+        "n": 1,
+        "tools": [],
+        "logprobs": False,
+        "response_format": {"type": "text"},
+        "presence_penalty": 0.0,
+    }
+    answer = client.ask(user="me", stop=None, top_logprobs=None, temperature=None, **fields)
+    assert text_of(answer) == text_of(client.ask())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"temperature": NaN}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+    ],
+    ids=["empty", "cut", "list", "not UTF-8", "deep list", "deep object", "NaN", "long number"],
+)
+def test_bodies_that_are_no_request(client: Served, body: bytes) -> None:
+    response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, refusal(response)["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("status", "request_of"),
+    [
+        (404, {"method": "GET", "url": "/v2"}),
+        (405, {"method": "GET", "url": "/v1/chat/completions"}),
+        (403, {"method": "GET", "url": "/health", "headers": {"host": "evil.example"}}),
+        (403, {"method": "GET", "url": "/v1/models", "headers": {"origin": "https://evil.example"}}),
+        (415, {"method": "POST", "url": "/v1/completions", "content": b"{}", "headers": {"content-type": "text/plain"}}),
+        (413, {"method": "POST", "url": "/v1/completions", "json": {"prompt": "x" * (1 << 20)}}),
+    ],
+)
+def test_other_refusals(client: Served, status: int, request_of: dict[str, Any]) -> None:
+    response = client.request(**request_of)
+    assert response.status_code == status
+    refusal(response)
+
+
+def test_the_key() -> None:
+    """For all but /health. The key stands in no answer."""
+    with serving(access=Access(KEY)) as client:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):
+            response = client.get("/v1/models", headers=headers)
+            assert (response.status_code, refusal(response)["code"]) == (401, "invalid_api_key")
+            assert KEY not in response.text
+        assert client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+        assert client.get("/health", headers={"host": "anything"}).json() == {"status": "ok"}
+
+
+def test_bodies_and_heads_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body has its time; a head too, whatever is sent of it."""
+    monkeypatch.setattr("arbitrage_cli.serving.http.HEAD_SECONDS", 0.2)
+    with serving(bounds=Bounds(8, body_seconds=0.1)) as client:
+        with socket.create_connection(client.address, timeout=10) as slow:
+            slow.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+        with socket.create_connection(client.address, timeout=10) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\n")
+            assert slow.recv(1000) == b""
+        assert text_of(client.ask())
+
+
+# --- many requests, and clients that do not wait
+
+
+def test_a_full_queue_and_a_request_that_takes_too_long() -> None:
+    """The last one is refused; those that wait are refused when their time is up; then there is room again."""
+    gate = Gate()
+    gate.close()
+    with serving(gate=gate, bounds=Bounds(3, seconds=0.5), concurrency=1) as client, ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(client.ask) for _ in range(3)]
+        wait_until(client, lambda running, waiting: running + waiting == 3)
+        full = client.ask()
+        assert (full.status_code, refusal(full)["type"]) == (429, "rate_limit_error")
+        assert full.headers["retry-after"]
+        for one in waiting:
+            late = one.result()
+            assert (late.status_code, refusal(late)["code"]) == (503, "timeout")
+        gate.open()
+        wait_until(client, lambda running, waiting: running == 0)
+        assert text_of(client.ask())
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_clients_that_hang_up_leave_nothing(stream: bool) -> None:
+    """Those that waited are forgotten at once, those that ran after the batch that is computed."""
+    gate = Gate()
+    with serving(gate=gate, bounds=Bounds(100, keep_alive_seconds=0.01 if stream else 5)) as client:
+        expected_text = text_of(client.ask())
+        gate.close()
+        body = json.dumps({"messages": USER, "stream": stream}).encode()
+        head = HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
+        sent = [socket.create_connection(client.address, timeout=10) for _ in range(20)]
+        for one in sent:
+            one.sendall(head + body)
+        wait_until(client, lambda running, waiting: running + waiting == 20)
+        for one in sent:
+            one.close()
+        wait_until(client, lambda running, waiting: waiting == 0)
+        gate.open()
+        wait_until(client, lambda running, waiting: running == 0)
+        begun = [event for event in client.events if isinstance(event, RequestBegun)]
+        ended = [event for event in client.events if isinstance(event, RequestEnded)]
+        assert len(begun) == len(ended) <= 1 + CONCURRENCY
+        assert [event.is_cancelled for event in ended] == [False] + [True] * (len(ended) - 1)
+        assert text_of(client.ask()) == expected_text
+
+
+def test_a_stream_says_that_it_is_alive() -> None:
+    gate = Gate()
+    gate.close()
+    with (
+        serving(gate=gate, bounds=Bounds(4, keep_alive_seconds=0.01)) as client,
+        client.stream("POST", "/v1/chat/completions", json={"messages": USER, "stream": True}) as response,
+    ):
+        lines = response.iter_lines()
+        assert next(line for line in lines if line.startswith(":")) == ": keep-alive"
+        gate.open()
+        assert chunks(lines)

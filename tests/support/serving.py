@@ -1,0 +1,125 @@
+"""A server in this process, over the toy language, with a real socket on loopback."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
+
+import httpx2
+from hash_language import SHORT, HashBackend, hash_engines
+
+from arbitrage_cli.inference.backend import Output
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.routing.choice import AvailableHead
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.serving.app import Access, Bounds
+from arbitrage_cli.serving.events import ServingEvent
+from arbitrage_cli.serving.http import bind
+from arbitrage_cli.serving.menu import Menu
+from arbitrage_cli.serving.requests import Defaults
+from arbitrage_cli.serving.server import Server
+
+CONCURRENCY = 4
+MENU = Menu(POLICIES["entropy"], 1.5, AvailableHead(None, None))
+DEFAULTS = Defaults(MENU, SHORT, Sampler())
+NAMES = frozenset(("127.0.0.1", "localhost"))
+
+
+class Gate:
+    """Holds back what a model computes until it is opened; is open at first."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self._opened.set()
+        self.open, self.close = self._opened.set, self._opened.clear
+
+    def backend(self, *arguments: Any, **options: Any) -> HashBackend:
+        """A backend that decodes only while the gate is open."""
+        opened = self._opened
+
+        class Gated(HashBackend):
+            def decode(self, *arguments: Any, **options: Any) -> Output:
+                assert opened.wait(30)
+                return super().decode(*arguments, **options)
+
+        return Gated(*arguments, **options)
+
+
+class Served(httpx2.Client):
+    """A client of the server, which knows a few requests."""
+
+    events: list[ServingEvent]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Of the server."""
+        return self.base_url.host, self.base_url.port or 0
+
+    def ask(self, question: str = "question 0", /, **fields: Any) -> httpx2.Response:
+        """One question."""
+        body = json.dumps({"messages": [{"role": "user", "content": question}], **fields})
+        return self.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by their names, labels included."""
+        lines = [line.rpartition(" ") for line in self.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {name: float(number) for name, _, number in lines}
+
+
+def text_of(response: httpx2.Response) -> str:
+    """The text of a whole answer."""
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def chunks(lines: Iterator[str]) -> list[dict[str, Any]]:
+    """The chunks of a stream, which is complete."""
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    return [json.loads(one) for one in data[:-1]]
+
+
+@contextmanager
+def serving(
+    *, gate: Gate | None = None, bounds: Bounds | None = None, access: Access | None = None, concurrency: int = CONCURRENCY
+) -> Iterator[Served]:
+    """A running server. Its thread has ended without an error when this has."""
+    make = gate.backend if gate else HashBackend
+    engines = hash_engines(make=make, num_sequences=concurrency)
+    scheduler = Scheduler(engines, lambda trace: POLICIES["draft"].flow(trace, None, 0), SHORT, concurrency=concurrency)
+    server = Server(DEFAULTS, bounds or Bounds(concurrency + 64), access or Access(None, NAMES))
+    failures: list[BaseException] = []
+    events: list[ServingEvent] = []
+    with closing(bind("127.0.0.1", 0)) as bound:
+        bound.listen()
+
+        def run() -> None:
+            try:
+                server.run(bound, scheduler, None, events.append)
+            except BaseException as failure:
+                failures.append(failure)
+                raise
+
+        host, port = bound.getsockname()
+        thread = threading.Thread(target=run)
+        thread.start()
+        with Served(base_url=f"http://{host}:{port}", timeout=30) as client:
+            client.events = events
+            try:
+                yield client
+            finally:
+                if gate:
+                    gate.open()
+                server.drain()
+                thread.join(30)
+    assert not thread.is_alive()
+    assert failures == []
+
+
+def refusal(response: httpx2.Response) -> Mapping[str, Any]:
+    """The error of a response that is one."""
+    error: Mapping[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
