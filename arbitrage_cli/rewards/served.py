@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from arbitrage_cli.arbitrage import ScoreSteps
-from arbitrage_cli.errors import ArbitrageError, ModelUnsupportedError, ProblemError, ServerRequestError
+from arbitrage_cli.errors import ModelUnsupportedError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, Segment
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.inference.servers.connection import raise_failure
 from arbitrage_cli.inference.servers.dialects import Ask, Token
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text
@@ -47,7 +48,7 @@ class ServedRater(ABC):
         self._clock = clock
         self._problems: dict[int, Problem] = {}
         self._futures: dict[int, Future[None]] = {}
-        self._arrived: deque[tuple[Problem, RewardUpdate | ArbitrageError]] = deque()
+        self._arrived: deque[tuple[Problem, RewardUpdate]] = deque()
         self.wait: Callable[[], None] | None = model.connection.wait
 
     @property
@@ -63,18 +64,18 @@ class ServedRater(ABC):
             future.cancel()
 
     def start(self, slot: int, request: ScoreSteps) -> None:
-        work = self._answer(slot, self._problems[slot], request)
-        self._futures[slot] = self._model.connection.begin(work)
+        problem = self._problems[slot]
+        texts = [self._segments(problem, request.trace, step) for step in request.steps]  # the server may render them
+        self._futures[slot] = self._model.connection.begin(self._answer(slot, problem, texts))
 
     def tick(self) -> list[RewardUpdate]:
         updates = []
         while self._arrived:
             problem, arrived = self._arrived.popleft()
-            if isinstance(arrived, ArbitrageError):
-                raise arrived
             if self._problems.get(arrived.slot) is problem:  # else it was closed meanwhile
                 del self._futures[arrived.slot]
                 updates.append(arrived)
+        raise_failure(self._futures.values())
         return updates
 
     @abstractmethod
@@ -85,12 +86,10 @@ class ServedRater(ABC):
     def _reward(self, weights: Sequence[float]) -> float:
         """The reward of a step, from the probabilities of the answers."""
 
-    async def _answer(self, slot: int, problem: Problem, request: ScoreSteps) -> None:
-        arrived: RewardUpdate | ArbitrageError
+    async def _answer(self, slot: int, problem: Problem, texts: Sequence[list[Segment]]) -> None:
         began = self._clock()
         try:
-            asked = [self._rate(self._segments(problem, request.trace, step)) for step in request.steps]
-            rated = await asyncio.gather(*asked)
+            rated = await asyncio.gather(*map(self._rate, texts))
             cost = Cost(
                 prefill_tokens=sum(read for _, read in rated),
                 prefill_seconds=self._clock() - began,
@@ -99,8 +98,6 @@ class ServedRater(ABC):
             arrived = RewardUpdate(slot, StepRewards(tuple(reward for reward, _ in rated), cost))
         except ProblemError as error:
             arrived = RewardUpdate(slot, error=error)
-        except ArbitrageError as error:
-            arrived = error
         self._arrived.append((problem, arrived))
         self._model.connection.notify()
 

@@ -194,3 +194,47 @@ def test_tokens_are_counted_once(kind: Kind) -> None:
     assert {name: trace.num_tokens for name, trace in found.items()} == {
         name: trace.num_tokens for name, trace in expected.items()
     }
+
+
+def test_a_server_that_is_gone_for_a_while_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server, refused = HashServer("vllm", HashBackend("target")), iter(range(12))
+    with opened(server) as model:
+        server.faults = lambda: None if next(refused, None) is None else Answer([], 0)
+        found = solve({"target": served("target", model)}, PROBLEMS, "target", concurrency=2)
+    assert texts(found) == texts(solve(here(), PROBLEMS, "target"))
+    assert len(caplog.records) == 2  # it is gone, it is back
+
+
+def test_a_server_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("FIRST_DELAY", 0.001), ("MAX_DELAY", 0.01), ("GONE_SECONDS", 0.1)):
+        monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
+    server = HashServer("vllm", HashBackend("target"))
+    with opened(server) as model:
+        server.faults = lambda: Answer([], 0)
+        with pytest.raises(ServerError):
+            events_of({"target": served("target", model)}, PROBLEMS, "target", concurrency=2)
+
+
+def test_requests_of_a_problem_name_it_to_routers() -> None:
+    """Each problem has its own name in the headers that vLLM's router and SGLang's gateway go by."""
+    server = HashServer("vllm", HashBackend("target"))
+    with opened(server) as model:
+        solve({"target": served("target", model)}, PROBLEMS[:3], "target")
+    names = [headers.get("x-session-id") for headers in server.headers]
+    assert len(set(names)) == 1 + 3
+    assert names == [headers.get("x-smg-routing-key") for headers in server.headers]
+
+
+def test_policies_of_a_benchmark_do_not_warm_each_others_prompts() -> None:
+    for kind in ("vllm", "llamacpp"):
+        server = HashServer(kind, HashBackend("target"))
+        with opened(server) as model:
+            solve({"target": served("target", model, shares_prompts=False)}, PROBLEMS[:2], "target")
+        written = [body for body in server.bodies if "max_tokens" in body or "n_predict" in body][1:]
+        if kind == "vllm":
+            assert len({body["cache_salt"] for body in written}) == 2
+        else:
+            assert [body["cache_prompt"] for body in written].count(False) == 2

@@ -227,11 +227,12 @@ class HashServer:
                 return written
 
     def _named(self, logprobs: Any) -> list[tuple[str, float]]:
-        order = np.argsort(-logprobs)
-        return [
-            (f"{self.backend.tokenizer.piece(int(i)).decode('utf-8', 'replace')}\u200b{i}", float(logprobs[i]))
-            for i in order
-        ]
+        """Texts of all tokens, the likeliest first: no two are the same."""
+        named: dict[str, float] = {}
+        for token in map(int, np.argsort(-logprobs)):
+            text = self.backend.tokenizer.piece(token).decode("utf-8", "replace")
+            named[f"{text}#{token}" if text in named else text] = float(logprobs[token])
+        return [*named.items()]
 
     def _rendered(self, messages: list[dict[str, str]]) -> str:
         return _render(TEMPLATE, messages, {})

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five
 MAX_ANSWER_BYTES = 1 << 26
 MAX_TRIES = 8  # of one request, while the server answers others
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
-GONE_SECONDS = 300.0  # without any answer, after which a server is given up
+GONE_SECONDS = 300.0  # of failures without an answer between them, after which a server is given up
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 WAIT_SECONDS = 0.05
 POOLS = 16
@@ -47,11 +47,11 @@ log = logging.getLogger("arbitrage.servers")
 
 @dataclass(slots=True)
 class Server:
-    """One server as this program sees it: its address for messages, headers of every request, and when it last answered."""
+    """One server as this program sees it: its address for messages, headers of every request, and since when it fails."""
 
     name: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    answered_at: float = field(default_factory=time.monotonic)
+    failing_since: float | None = None
     is_gone: bool = False
 
 
@@ -84,7 +84,7 @@ class Connection:
         self.ask(self._make_clients(transport))
 
     def ask(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread, and wait for its result."""
+        """Run a coroutine in the thread, and wait for its result. Not for coroutines: they would wait for themselves."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
@@ -166,7 +166,7 @@ class Connection:
         return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
 
     def _note_answer(self, server: Server) -> None:
-        server.answered_at = time.monotonic()
+        server.failing_since = None
         if server.is_gone:
             server.is_gone = False
             self._notices.append((logging.WARNING, f"{server.name} answers again"))
@@ -175,7 +175,9 @@ class Connection:
         """Seconds until the next try. ServerError if the server is given up, ServerRequestError if only this request is."""
         if request.is_trial:
             raise ServerRequestError(f"{server.name} {failure}", "check the address, and whether the server is running")
-        silent = time.monotonic() - server.answered_at
+        now = time.monotonic()
+        server.failing_since = server.failing_since or now
+        silent = now - server.failing_since
         if silent > GONE_SECONDS:
             raise ServerError(
                 f"{server.name} {failure}, for {silent:.0f} seconds now", "start it again; the same command resumes a run"
@@ -206,6 +208,13 @@ class Connection:
         await asyncio.gather(*tasks, return_exceptions=True)
         for client in self._clients:
             await client.aclose()
+
+
+def raise_failure(futures: Iterable["Future[None] | None"]) -> None:
+    """Raise the error of the first of these that has failed."""
+    for future in futures:
+        if future and future.done() and not future.cancelled() and (error := future.exception()):
+            raise error
 
 
 class _TryAgainError(Exception):

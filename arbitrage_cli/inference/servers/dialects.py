@@ -265,10 +265,8 @@ class LlamaServer(Completions):
             text += SEPARATOR
         tokens = tuple(_token(entry) for entry in answer.get("completion_probabilities") or ())
         ids = tuple(int(token) for token in answer.get("tokens") or ())
-        usage = (
-            _timings(answer["timings"]) if ending and answer.get("timings") else None
-        )  # the stop text's chunk has them too
-        return Piece(text, ids, tokens, ending, usage)
+        timings = answer.get("timings") if ending else None  # the chunk of the stop text has them too
+        return Piece(text, ids, tokens, ending, _timings(timings) if timings else None)
 
     def _ending(self, choice: Json) -> Ending | None:
         if not choice.get("stop"):

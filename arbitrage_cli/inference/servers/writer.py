@@ -4,7 +4,6 @@ Steps come and go as text. For each problem it keeps the ids that the server dre
 ends where an engine's would: at the blank line after something visible, at the end of the sequence, or at a limit.
 """
 
-import asyncio
 import hashlib
 import secrets
 import time
@@ -15,13 +14,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.errors import ArbitrageError, ContextFullError, ProblemError, ServerRequestError
+from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Segment
 from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.connection import raise_failure
 from arbitrage_cli.inference.servers.dialects import Ask, Ending, Piece, Token, Usage
 from arbitrage_cli.inference.servers.evidence import token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
@@ -105,7 +105,7 @@ class ServedWriter:
         self._costs = TokenCosts()
         self._slots: dict[int, _Slot] = {}
         self._writing: set[int] = set()
-        self._arrived: deque[tuple[_Slot, SlotUpdate | ArbitrageError]] = deque()
+        self._arrived: deque[tuple[_Slot, SlotUpdate]] = deque()
         self.wait: Callable[[], None] | None = model.connection.wait
 
     @property
@@ -136,12 +136,11 @@ class ServedWriter:
         updates = []
         while self._arrived:
             opened, arrived = self._arrived.popleft()
-            if isinstance(arrived, ArbitrageError):
-                raise arrived
             if self._slots.get(arrived.slot) is opened:  # else it was closed meanwhile
                 updates.append(arrived)
                 if arrived.step or arrived.error:
                     self._writing.discard(arrived.slot)
+        raise_failure(self._slots[slot].future for slot in self._writing)
         return updates
 
     def num_prompt_tokens(self, slot: int) -> int | None:
@@ -158,20 +157,16 @@ class ServedWriter:
     # --- in the connection's thread
 
     async def _answer(self, slot: int, opened: _Slot, request: WriteStep) -> None:
-        """Write a step, and hand it or the error over."""
+        """Write a step, and hand it over, or the error if it is of this problem only."""
         try:
             step, ids = await self._write(slot, opened, request)
             self._costs.add(step.cost)
             opened.written = (step, ids)
             self._hand_over(opened, SlotUpdate(slot, step=step))
-        except asyncio.CancelledError:
-            raise
         except ProblemError as error:
             self._hand_over(opened, SlotUpdate(slot, error=error))
-        except ArbitrageError as error:
-            self._hand_over(opened, error)
 
-    def _hand_over(self, opened: _Slot, arrived: SlotUpdate | ArbitrageError) -> None:
+    def _hand_over(self, opened: _Slot, arrived: SlotUpdate) -> None:
         self._arrived.append((opened, arrived))
         self._model.connection.notify()
 
