@@ -24,6 +24,7 @@ from arbitrage_cli.cli import (
     solve,
     train,
     tune,
+    verify,
 )
 from arbitrage_cli.cli.output import is_drawable
 from arbitrage_cli.cli.settings import CallObject, Settings, place_of, read_settings
@@ -43,6 +44,7 @@ COMMANDS = MappingProxyType(
         "calibrate": calibrate.calibrate,
         "explain": explain.explain,
         "tune": tune.tune,
+        "verify": verify.verify,
         "guide": guide.guide,
         "doctor": doctor.doctor,
     }

@@ -43,12 +43,18 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
 
 def sha256_seen(path: Path) -> str:
     """The file's sha256. It is read only if its size, mtime or inode changed since the last time. ModelFileError, OSError."""
-    known, state = read_record(path, SEEN), state_of(path)
-    if known == {"checksum": known.get("checksum"), **state}:
-        return str(known["checksum"])
+    known, state = unchanged_sha256(path), state_of(path)
+    if known is not None:
+        return known
     checksum = sha256_of([path])
     write_note(SEEN, [str(path.absolute())], {"checksum": checksum, **state})
     return checksum
+
+
+def unchanged_sha256(path: Path) -> str | None:
+    """The sha256 that the file had when it was seen, if its size, mtime and inode are still the same. OSError."""
+    known = read_record(path, SEEN)
+    return str(known["checksum"]) if known == {"checksum": known.get("checksum"), **state_of(path)} else None
 
 
 def published_sha256(path: Path) -> str | None:

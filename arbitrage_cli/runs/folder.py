@@ -65,24 +65,38 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list({key_of(row): row for row in rows}.values())
 
 
-def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
-    """The contents of a folder, for a reader: changes nothing, also while a run writes to it.
+@dataclass(frozen=True, slots=True)
+class Examined(Contents):
+    """The contents that can be read, the lines that cannot, and the beginning of a row that was never finished."""
 
-    UsageError if it holds no run of this kind, DamagedRunError if it was damaged.
+    damages: Damages
+    tail: bytes
+
+
+def examine(folder: Path, kind: str | None = None) -> Examined:
+    """What is in a folder, damage included. Changes nothing, also while a run writes to it.
+
+    UsageError if it holds no run, or one of another `kind`; DamagedRunError if run.json is damaged.
     """
-    hint = f"name the folder of a run, as arbitrage {kind} makes them below runs/"
+    hint = f"name the folder of a run, as arbitrage {kind or BENCH} makes them below runs/"
     with _raising(UsageError, f"{folder}: cannot be read", hint):
         data = _read_bytes(folder / RESULTS)
         if not data and not (folder / RUN).exists():
             raise UsageError(f"{folder}: there is no run in this folder", hint)
         run = _read_run(folder, kind)
-    rows, damages = _parse(_lines(data)[0])
-    if damages:
+    lines, tail = _lines(data)
+    return Examined(run, *_parse(lines), tail)
+
+
+def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
+    """The contents of a folder, for a reader. Errors as for `examine`, and DamagedRunError if a row is damaged."""
+    found = examine(folder, kind)
+    if found.damages:
         raise DamagedRunError(
-            f"{folder / RESULTS}: {_listed(damages)}",
+            f"{folder / RESULTS}: {_listed(found.damages)}",
             "restore it from a copy, or repeat the command that made the run: it sets damaged rows aside and does them again",
         )
-    return Contents(run, rows)
+    return found
 
 
 def encode(content: Row) -> bytes:
@@ -323,7 +337,7 @@ def _listed(damages: Damages) -> str:
     return "; ".join([*first, *([f"{len(damages) - 3} more damaged rows"] if len(damages) > 3 else [])])
 
 
-def _read_run(folder: Path, kind: str) -> dict[str, Any]:
+def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
     path = folder / RUN
     try:
         run = _unsealed(path.read_bytes().removesuffix(b"\n"))
@@ -337,7 +351,7 @@ def _read_run(folder: Path, kind: str) -> dict[str, Any]:
             f"{path}: schema {run.get('schema')}; this version of arbitrage knows schema {SCHEMA}",
             "read it with the version that wrote it",
         )
-    if run.get("kind", BENCH) != kind:
+    if kind and run.get("kind", BENCH) != kind:
         kinds = f"a run of arbitrage {run.get('kind', BENCH)}, not of arbitrage {kind}"
         raise UsageError(f"{folder}: this is {kinds}", f"give one that arbitrage {kind} made")
     return run
