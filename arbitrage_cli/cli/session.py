@@ -15,6 +15,7 @@ from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.cli.downloads import Pace
 from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.cli.setup import Setup
+from arbitrage_cli.cli.slow_models import Load, SlowModels
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.evaluation.benchmark import PolicyAtTau
@@ -159,6 +160,11 @@ class Session:
                 f"policy {needing[0]} reads log-probabilities, and {draft.server.name} sends none",
                 "switch them on there, or use a policy without: random, judge, rsd, draft, target",
             )
+
+    def slow_models(self) -> SlowModels:
+        """Notices loaded models that are far too slow for their size; those on servers have none here."""
+        sizes = {role: sum(path.stat().st_size for path in local_files(self.files[role])) for role in self.models}
+        return SlowModels({role: Load(size, self.threads[role]) for role, size in sizes.items() if size})
 
     def router(self, policy: Policy) -> Router | None:
         """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
