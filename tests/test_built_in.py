@@ -20,6 +20,7 @@ from small_heads import write_head
 from writing import make_engine
 
 from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -320,6 +321,16 @@ def test_a_head_that_reads_hidden_states_gets_them(quick_path: Path) -> None:
     folder = str(quick_path / "run")
     measured = run("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage", "--head", head, "-o", folder)
     assert measured.code == 0, measured.err
+
+
+def test_a_benchmark_on_what_the_head_was_trained_on_says_so(quick_path: Path) -> None:
+    """In the run's figures, for whoever reads them."""
+    runs = [{"dataset_sha256": load_dataset("builtin", offline=True).sha256, "is_test": False}]
+    head = str(write_head(quick_path / "seen.safetensors", data={"runs": runs}))
+    bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage,draft", "-q", "--json")
+    seen = run(*bench, "--head", head, "-o", str(quick_path / "seen"))
+    usual = run(*bench, "-o", str(quick_path / "usual"))
+    assert ["trained on this data set" in str(result.records[0]["notes"]) for result in (seen, usual)] == [True, False]
 
 
 def test_bad_drafts_are_stopped_on_request() -> None:

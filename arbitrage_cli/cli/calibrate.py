@@ -146,8 +146,7 @@ def _show(head: "Head", folders: Sequence[Path], whose: str, *, as_json: bool) -
 
 
 def _report_head(made: "Head", head: "Head", states: "Collected", wrote: str, whose: str) -> None:
-    learned = {run["dataset_sha256"] for run in head.card.data.get("runs", ()) if not run["is_test"]} - {None}
-    for name in sorted({str(run["dataset"]) for run in states.runs if run["dataset_sha256"] in learned}):
+    for name in sorted({str(run["dataset"]) for run in states.runs if run["dataset_sha256"] in head.card.learned_from}):
         typer.echo(
             f"the head was trained on {one_line(name)} too: on problems it has seen its taus look better than they are",
             err=True,

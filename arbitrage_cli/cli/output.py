@@ -131,6 +131,7 @@ def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], opti
 
     is_for_people = options.is_for_people
     made = figures(run, rows, cost_ratio=options.cost_ratio, prices=parse_prices(options.price) if options.price else None)
+    made["notes"] += run["warnings"]
     if is_for_people:
         facts = [*model_facts(run), ("machine", run["machine"]["cpu"])]
         table.write_table(made, facts, sys.stdout, explain=options.explain, styled=is_drawable(sys.stdout))

@@ -93,6 +93,12 @@ class Card:
     version: str
     created: str
 
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """The sha256 of each data set that it was trained on: what it does there says little about other problems."""
+        runs = [run for run in self.data.get("runs", ()) if not run["is_test"]]
+        return frozenset(run["dataset_sha256"] for run in runs if run["dataset_sha256"])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
