@@ -12,6 +12,7 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli import (
     bench,
     calibrate,
+    chat,
     collect,
     compare,
     doctor,
@@ -34,6 +35,7 @@ HELP = ["-h", "--help"]
 COMMANDS = MappingProxyType(
     {
         "solve": solve.solve,
+        "chat": chat.chat,
         "serve": serve.serve,
         "bench": bench.bench,
         "report": report.report,

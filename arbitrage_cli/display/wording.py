@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display.text import one_line
-from arbitrage_cli.runs.records import RunInfo, problem_error
+from arbitrage_cli.runs.records import RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
 from arbitrage_cli.serving.events import RequestEnded
@@ -81,6 +81,14 @@ def request(ended: RequestEnded) -> str:
     end = "cancelled" if ended.is_cancelled else str(error) if error else ""
     facts = [f"{trace.problem.id}, {ended.model}: {tally(figures_of(trace.decisions))}", end, f"{ended.seconds:.2f} s"]
     return one_line("; ".join(filter(None, facts)))
+
+
+def compared(routed: Finished, alone: Finished) -> str:
+    """An answer beside that of the target alone, with the seconds in the models."""
+    texts = [answer(one.trace) or one.trace.text.strip() for one in (routed, alone)]
+    verdict = f"the same answer: {texts[0]}" if texts[0] == texts[1] else f"{texts[0]}; the target alone: {texts[1]}"
+    seconds = [figures_of(one.trace.decisions).seconds for one in (routed, alone)]
+    return one_line(f"{verdict} ({seconds[0]:.2f} s, the target alone {seconds[1]:.2f} s)")
 
 
 def comparison(decision: Decision, run: RunInfo) -> str:

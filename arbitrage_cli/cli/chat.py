@@ -1,0 +1,79 @@
+"""`arbitrage chat`: a conversation with a pair in the terminal."""
+
+import contextlib
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.interrupts import Interruption, interruptible
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import GenerationOptions, MachineOptions, ModelOptions, OutputOptions, RoutingOptions
+from arbitrage_cli.cli.output import command_display
+from arbitrage_cli.display.protocol import Display
+from arbitrage_cli.errors import ProblemError, UsageError
+from arbitrage_cli.system.paths import user_folder
+
+if TYPE_CHECKING:
+    from arbitrage_cli.cli.conversation import Conversation
+    from arbitrage_cli.cli.typed_lines import TypedLines
+
+QUIT = "/quit"
+
+
+@command
+def chat(
+    invocation: Invocation,
+    *,
+    models: ModelOptions,
+    routing: RoutingOptions,
+    generation: GenerationOptions,
+    machine: MachineOptions,
+    output: OutputOptions,
+) -> None:
+    """Talk with a pair, and see who writes each step.
+
+    Each line is a question; the conversation before it is remembered. /help lists the commands: another policy or tau, the target
+    alone to compare, an explanation. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    \b
+    Examples:
+      arbitrage chat --pair qwen2.5-coder
+      arbitrage chat --tau fast
+    """
+    from arbitrage_cli.cli.conversation import Conversation
+    from arbitrage_cli.cli.session import Session
+    from arbitrage_cli.cli.setup import RunOptions, serve_setup
+    from arbitrage_cli.cli.typed_lines import edited_lines
+
+    setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="1")
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(command_display(output))
+        session = stack.enter_context(Session(setup, display, keep="conversation"))
+        session.load()
+        shows_answers = output.quiet or not sys.stdout.isatty()
+        conversation = Conversation(session, menu, display, shows_answers=shows_answers)
+        words = [*conversation.commands, QUIT, *menu.names]
+        lines = stack.enter_context(edited_lines(words, user_folder() / "chat_history"))
+        conversation.show_route()
+        while _follow_line(lines, conversation, display):
+            pass
+
+
+def _follow_line(lines: "TypedLines", conversation: "Conversation", display: Display) -> bool:
+    """Read a line and follow it. Returns whether to go on. Ctrl-C stops what is done for this line, and no more."""
+    try:
+        with interruptible():
+            line = lines.read(f"{conversation.route.name}> ")
+            if line is None or line == QUIT:
+                return False
+            if line:
+                conversation.follow(line)
+    except Interruption as interruption:
+        if interruption.number != signal.SIGINT:
+            raise
+        conversation.close_view()
+        display.note("stopped; /quit or Ctrl-D leaves")
+    except (ProblemError, UsageError) as error:
+        display.note(": ".join(filter(None, (error.message, error.hint))))
+    return True

@@ -1,0 +1,74 @@
+"""`arbitrage chat`: turns, commands, what is remembered, and Ctrl-C."""
+
+from pathlib import Path
+
+import pytest
+from cli import MODELS, QUESTION, RIGHT, WRONG, Result, Terminal, flat, run
+
+LONG = "+".join(["1"] * 90)  # a step for each sign
+
+
+def chat(*lines: str, flags: tuple[str, ...] = ()) -> Result:
+    result = run("chat", *MODELS, *flags, stdin="".join(f"{line}\n" for line in lines).encode())
+    assert result.code == 0, result.err
+    return result
+
+
+def test_each_line_is_answered_as_its_policy_says() -> None:
+    """Answers are on stdout; blank lines are none; the chat ends with its input or with /quit."""
+    result = chat(QUESTION, "", "/policy target", QUESTION, "/policy draft", QUESTION, "/quit", QUESTION)
+    assert result.out.split() == [RIGHT, RIGHT, WRONG]
+    result = chat("/policy entropy@inf", QUESTION, "/tau 0.5", QUESTION)
+    assert result.out.split() == [WRONG, RIGHT]
+
+
+def test_the_target_alone_is_compared() -> None:
+    """Its answer is shown, and is no part of the conversation."""
+    result = chat("/policy draft", QUESTION, "/target")
+    assert result.out.split() == [WRONG, RIGHT]
+    assert f"{WRONG}; the target alone: {RIGHT}" in result.err
+
+
+def test_an_explanation() -> None:
+    """By the head of the pair, also of a turn that was routed otherwise."""
+    pair = ("--pair", "builtin", "--draft", "", "--target", "")
+    result = chat("/policy random@0.5", "What is 23 * 47 - 88?", "/explain", flags=pair)
+    assert len([line for line in result.out.splitlines() if "  P 0." in line]) >= 2
+
+
+@pytest.mark.parametrize("lines", [["/polcy"], ["/tau 3", "/policy nobody"], ["/target"], ["/explain"], ["\0"]])
+def test_a_line_that_cannot_be_followed_does_not_end_the_chat(lines: list[str]) -> None:
+    result = chat("/policy target", *lines, QUESTION)
+    assert result.out.split() == [RIGHT]
+    assert "Traceback" not in result.err
+
+
+def test_what_is_remembered() -> None:
+    """Everything until /new, or until the context is full: that turn fails, and is forgotten."""
+    flags, numbers = ("--ctx", "300"), range(31, 37)
+    turns = [f"{number} * 12 - 95" for number in numbers]
+    remembered = chat(*turns, flags=flags).out.split()
+    assert 2 <= len(remembered) < len(turns)
+    renewed = [line for turn in turns for line in (turn, "/new")]
+    assert chat(*renewed, flags=flags).out.split() == [str(number * 12 - 95) for number in numbers]
+
+
+def test_ctrl_c_stops_a_turn_and_keeps_the_chat(tmp_path: Path) -> None:
+    """The line before it is in the history; at the prompt Ctrl-C forgets what was typed."""
+    with Terminal("chat", *MODELS, env={"XDG_CONFIG_HOME": str(tmp_path)}) as terminal:
+        terminal.wait_until(lambda: terminal.text.endswith("entropy>"))
+        terminal.process.sendline(LONG)
+        terminal.wait_until(lambda: "2 + 1 = 3" in terminal.text)
+        terminal.process.sendintr()
+        terminal.wait_until(lambda: terminal.text.endswith("entropy>"))
+        assert "answer" not in flat(terminal.text).partition("> ")[2]
+        terminal.process.send("nonsense")
+        terminal.process.sendintr()
+        terminal.process.sendline(QUESTION)
+        terminal.wait_until(lambda: f"answer {RIGHT}" in terminal.text and terminal.text.endswith("entropy>"))
+        terminal.process.sendeof()
+        assert terminal.wait() == 0
+    assert not terminal.screen.cursor.hidden
+    history = tmp_path / "arbitrage" / "chat_history"
+    assert history.stat().st_mode & 0o077 == 0
+    assert history.read_text().splitlines()[-2:] == [LONG, QUESTION]
