@@ -198,10 +198,16 @@ def record_settings(setup: Setup) -> dict[str, Any]:
 
 
 def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) -> Run:
-    """The manifest with what the loaded models say of themselves."""
+    """The manifest with what the loaded models say of themselves. UsageError if a server has another model than when it began."""
     full = deepcopy(run)
     for role, backend in backends.items():
         card, template = backend.card, backend.chat_template
+        before = (full["models"][role].get("served") or {}).get("model", card.name)
+        if before != card.name:
+            raise UsageError(
+                f"the {role}'s server had {before} when this run began, and has {card.name} now",
+                "serve the same model, or give another folder (--output)",
+            )
         full["models"][role] |= {
             "name": card.name,
             "description": card.description,

@@ -76,6 +76,15 @@ def test_a_benchmark_through_a_storm_is_resumed_and_does_nothing_twice(quick_pat
     assert (len(keys), len(set(keys))) == (24, 24)
 
 
+def test_a_run_is_not_resumed_with_another_model_at_the_same_address(quick_path: Path) -> None:
+    write_problems(quick_path / "arithmetic.jsonl", ("1 + 1", "2 + 2"))
+    with serving() as (server, address):
+        arguments = ("bench", "--draft", "scripted:draft", "--target", address, "--dataset", "arithmetic.jsonl", "-o", "run")
+        assert run(*arguments, "--policy", "target", cwd=quick_path).code == 0
+        server.names = ["other"]
+        assert_refused(run(*arguments, "--policy", "target,draft,entropy", cwd=quick_path), 2, "", "other")
+
+
 def test_what_a_server_lacks_is_refused_before_anything_is_spent(quick_path: Path) -> None:
     (quick_path / "template.jinja").write_text(TEMPLATE)
     with serving("plain") as (server, address):
