@@ -21,6 +21,7 @@ from arbitrage_cli.cli import (
     guide,
     models,
     report,
+    run_list,
     serve,
     solve,
     train,
@@ -68,6 +69,7 @@ def make_app() -> typer.Typer:
         first = (command.__doc__ or "").partition("\n\n")[0]
         app.command(name, short_help=" ".join(first.split()))(command)
     app.add_typer(models.make_group(), name="models")
+    app.add_typer(run_list.make_group(), name="runs")
     return app
 
 

@@ -16,6 +16,7 @@ row gets an error that names file and line. Knows JSON objects; no model, no pro
 import fcntl
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -97,6 +98,16 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
             "restore it from a copy, or repeat the command that made the run: it sets damaged rows aside and does them again",
         )
     return found
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a folder with everything in it. UsageError if another process writes to it, OutputError if it cannot be removed."""
+    with _raising(OutputError, f"{folder}: cannot be removed", "check who owns it"):
+        descriptor = _lock(folder)
+        try:
+            shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
 
 
 def encode(content: Row) -> bytes:

@@ -1,0 +1,42 @@
+"""`arbitrage runs`: what is listed, and what is removed only after a question."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli import Terminal, assert_refused, run
+from made_up_runs import make_run, write_run_folder
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with a benchmark, collected states, and a damaged run."""
+    write_run_folder(tmp_path / "runs" / "one", make_run(3, columns=[("target", None), ("entropy", 0.5)]))
+    write_run_folder(tmp_path / "runs" / "bad", make_run(1))
+    (tmp_path / "runs" / "bad" / "run.json").write_text("{}")
+    (tmp_path / "runs" / "no run").mkdir()
+    return tmp_path
+
+
+def test_runs_are_listed(here: Path) -> None:
+    shown = run("runs", cwd=here)
+    assert (shown.code, shown.err) == (0, "")
+    assert "runs/one  6/6 done, 0 s ago\n  made-up: target, entropy 0.5; " in shown.out
+    assert "runs/bad, 0 s ago\n  runs/bad/run.json: line 1: " in shown.out
+    assert "no run" not in shown.out
+    records = {record["folder"]: record for record in json.loads(run("runs", "list", "--json", cwd=here).out)}
+    assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
+    assert run("runs", "list", "--csv", cwd=here).out.startswith("folder,age_seconds,")
+    assert "no runs" in run("runs", "list", "elsewhere", cwd=here).err
+
+
+def test_a_run_is_removed_after_a_question(here: Path) -> None:
+    assert_refused(run("runs", "rm", "runs/no run", cwd=here), 2, "runs/no run: ")
+    assert_refused(run("runs", "rm", "runs/one", cwd=here), 2, "Remove runs/one", "--yes")
+    with Terminal("runs", "rm", str(here / "runs" / "one")) as terminal:
+        terminal.wait_until(lambda: b"[y/N]" in terminal.raw)
+        terminal.process.sendline("")
+        assert terminal.wait() == 1
+    assert (here / "runs" / "one" / "run.json").exists()
+    assert run("runs", "rm", "runs/one", "--yes", cwd=here).code == 0
+    assert not (here / "runs" / "one").exists()
