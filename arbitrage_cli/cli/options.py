@@ -386,6 +386,10 @@ class FigureOptions(ComparisonOptions):
 
     cost_ratio: CostRatio = None
     price: PriceList = None
+    without_outliers: Annotated[
+        bool,
+        _output("--without-outliers", help="Leave out times far beyond those of their tokens, as of a machine that slept."),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

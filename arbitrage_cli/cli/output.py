@@ -122,15 +122,22 @@ def only_figures_on_stdout() -> Iterator[None]:
         os.close(kept)
 
 
+def figures_as_asked(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
+    """The figures of a run. UsageError for a wrong price."""
+    from arbitrage_cli.evaluation.metrics import figures  # with NumPy
+    from arbitrage_cli.evaluation.prices import parse_prices
+
+    prices = parse_prices(options.price) if options.price else None
+    return figures(run, rows, cost_ratio=options.cost_ratio, prices=prices, without_outliers=options.without_outliers)
+
+
 def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:
     """The figures of a run, of all its rows, on standard output. UsageError for a wrong price."""
     from arbitrage_cli.display import table
     from arbitrage_cli.display.report_facts import model_facts
-    from arbitrage_cli.evaluation.metrics import figures  # with NumPy
-    from arbitrage_cli.evaluation.prices import parse_prices
 
     is_for_people = options.is_for_people
-    made = figures(run, rows, cost_ratio=options.cost_ratio, prices=parse_prices(options.price) if options.price else None)
+    made = figures_as_asked(run, rows, options)
     made["notes"] += run["warnings"]
     if is_for_people:
         facts = [*model_facts(run), ("machine", run["machine"]["cpu"])]

@@ -11,7 +11,7 @@ import typer
 
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Debug, FigureOptions, option
-from arbitrage_cli.cli.output import show_figures
+from arbitrage_cli.cli.output import figures_as_asked, show_figures
 from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
@@ -59,7 +59,7 @@ def report(
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:
-        _write_page(page, contents, figures.cost_ratio, figures.price)
+        _write_page(page, contents, figures)
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"there is no browser on this machine: open {page} in one", err=True)
     if page is None or not figures.is_for_people:
@@ -84,18 +84,15 @@ def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:
     return None
 
 
-def _write_page(path: Path, contents: "dict[str, Contents]", cost_ratio: float | None, price: str | None) -> None:
+def _write_page(path: Path, contents: "dict[str, Contents]", options: FigureOptions) -> None:
     """Write the whole page, or leave what was there."""
-    from arbitrage_cli.display.html import Source, render
-    from arbitrage_cli.evaluation.metrics import figures  # NumPy and Jinja are slow to import: not for --help
-    from arbitrage_cli.evaluation.prices import parse_prices
+    from arbitrage_cli.display.html import Source, render  # Jinja is slow to import: not for --help
     from arbitrage_cli.runs.folder import latest
 
     sources = []
-    prices = parse_prices(price) if price else None
     for name, one in contents.items():
         run = one.run or {}
-        sources.append(Source(name, run, latest(one.rows), figures(run, one.rows, cost_ratio=cost_ratio, prices=prices)))
+        sources.append(Source(name, run, latest(one.rows), figures_as_asked(run, one.rows, options)))
     page = render(sources, _comparison(sources)).encode()
     try:
         write_atomically(path, page)

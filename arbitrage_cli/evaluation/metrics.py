@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation import speed
+from arbitrage_cli.evaluation import outliers, speed
 from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, cut_by_limit
 from arbitrage_cli.evaluation.costs import RunCosts, equivalents, run_costs
 from arbitrage_cli.evaluation.curve import curve
@@ -64,15 +64,19 @@ def figures(
     *,
     cost_ratio: float | None = None,
     prices: Prices | None = None,
+    without_outliers: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as JSON. The order of the rows does not matter.
 
     `cost_ratio` adds the projection to a pair whose target costs so many times as much a token as its draft.
-    `prices` add what an attempt costs. UsageError if the ratio is not above 0, or for rows of several runs; DamagedRunError.
+    `prices` add what an attempt costs; `without_outliers` leaves out times that cannot be those of their tokens. UsageError if the ratio is not above 0, or for rows of several runs; DamagedRunError.
     """
     if cost_ratio is not None and not 0 < cost_ratio < math.inf:
         raise UsageError(f"invalid cost ratio {cost_ratio:g}", "give a number above 0: --cost-ratio 8")
     policies = results_by_policy(run, rows)
+    found = [set() if (run.get("concurrency") or 1) > 1 else outliers.outliers(policy) for policy in policies]
+    if without_outliers:
+        policies = [outliers.without_times(policy, keys) for policy, keys in zip(policies, found, strict=True)]
     scope = _scope(run, policies, cost_ratio, prices)
     made = [_policy_figures(policy, scope) for policy in policies]
     return {
@@ -86,7 +90,7 @@ def figures(
         "policies": made,
         **_figures_of_all(policies, scope),
         "speedup_bins": list(speed.SPEEDUP_BINS),
-        "notes": _notes(scope, policies, made),
+        "notes": [*outliers.note(found, are_left_out=without_outliers), *_notes(scope, policies, made)],
     }
 
 

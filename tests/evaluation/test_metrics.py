@@ -51,6 +51,20 @@ def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {policy["label"]: policy for policy in made["policies"]}
 
 
+def test_time_of_a_machine_that_slept_is_noted_and_left_out_on_request() -> None:
+    """Its answer counts all the same."""
+    made = make_run(8, columns=ALONE, drift=0.0)
+    usual = by_label(made_figures(made))
+    rows = [{**row, "wall_seconds": row["wall_seconds"] + 3600.0 * (index == 5)} for index, row in enumerate(made.rows)]
+    slept = MadeUp(made.run, rows)
+    with_it, without = made_figures(slept), made_figures(slept, without_outliers=True)
+    name = rows[5]["id"]
+    assert [sum(name in note for note in one["notes"]) for one in (made_figures(made), with_it, without)] == [0, 1, 1]
+    assert by_label(with_it)["draft"]["speedup"] < 1 < by_label(without)["draft"]["speedup"]
+    assert by_label(without)["draft"]["ratios"]["seconds_mean"]["denominator"] == 7
+    assert by_label(without)["draft"]["accuracy"] == usual["draft"]["accuracy"]
+
+
 def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
     """The row that a benchmark writes, as it is read back."""
     run = RunInfo("entropy", "entropy (nats)", 1.0, 0.0, 0)

@@ -1,0 +1,331 @@
+"""Whatever a file, a model or a server holds, it is read, or it is one of the program's own errors, in bounded time.
+
+The default run has a few seconds of this. `ARBITRAGE_FUZZ=600 python -m pytest tests/fuzz` spends so many seconds in all. What was
+ever found is among the examples that come first, or has a test of its own beside the code it was found in.
+"""
+
+import io
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import run
+from damage import DAMAGES, TEMPLATES
+from faults import write_problems
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arbitrage_cli.data.problems import read_json_rows, read_problems
+from arbitrage_cli.data.rows import make_dataset
+from arbitrage_cli.errors import DamagedRunError, DefectError, ModelError, RouterError, TemplateError, UsageError
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.grading.compare import compare
+from arbitrage_cli.grading.extract import final_answer, gold_answer
+from arbitrage_cli.grading.grader import Grader
+from arbitrage_cli.inference.chat_template import ChatPrompt
+from arbitrage_cli.inference.servers.dialects import Completions, LlamaServer, Sglang, Vllm
+from arbitrage_cli.model_files import hub
+from arbitrage_cli.model_files.checksums import GIT_ID
+from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.names import parse_name
+from arbitrage_cli.model_files.pairs import models_folder, read_pairs
+from arbitrage_cli.routing.equations import check_equations
+from arbitrage_cli.routing.head_file import load
+from arbitrage_cli.runs.folder import examine
+
+SECONDS = float(os.environ.get("ARBITRAGE_FUZZ", "0"))
+NUM_TARGETS = 10
+SLOW = 30.0  # seconds that no example may take
+UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+"""What a dialect raises for a field of the wrong type; its caller turns that into an error of the server."""
+
+Check = Callable[[Any], None]
+
+
+def fuzz(strategy: st.SearchStrategy[Any], check: Check, *, corpus: Sequence[Any] = (), examples: int = 20) -> None:
+    """The corpus, then examples: once over, or again and again until this target's time is up."""
+    end = time.monotonic() + SECONDS / NUM_TARGETS
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def one_round(example: Any) -> None:
+        timed(check, example)
+
+    for example in corpus:
+        timed(check, example)
+    one_round()
+    while time.monotonic() < end:
+        one_round()
+
+
+def timed(check: Check, example: Any) -> None:
+    began = time.monotonic()
+    check(example)
+    assert time.monotonic() - began < SLOW
+
+
+def changed(data: bytes) -> st.SearchStrategy[bytes]:
+    """The data with some bytes replaced, added or missing."""
+    place = st.integers(0, len(data))
+    edits = st.tuples(
+        place, st.integers(0, 9), st.one_of(st.binary(max_size=8), st.sampled_from([b"\n", b'"', b"1e999", b"[" * 999]))
+    )
+
+    def apply(changes: list[tuple[int, int, bytes]]) -> bytes:
+        made = bytearray(data)
+        for start, length, new in changes:
+            made[start : start + length] = new
+        return bytes(made)
+
+    return st.lists(edits, min_size=1, max_size=4).map(apply)
+
+
+def words(*parts: str) -> st.SearchStrategy[str]:
+    """Text of these parts and of anything else."""
+    return st.lists(st.sampled_from(parts) | st.text(max_size=3) | st.integers().map(str), max_size=30).map("".join)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=9,
+)
+
+
+def altered(answer: Any) -> st.SearchStrategy[Any]:
+    """The JSON with some of its values replaced or missing."""
+    if isinstance(answer, dict):
+        inner = {name: altered(value) for name, value in answer.items()}
+        return st.one_of(st.fixed_dictionaries({}, optional=inner), *[st.fixed_dictionaries(inner)] * 4, json_values)
+    if isinstance(answer, list):
+        return st.one_of(st.lists(altered(answer[0]), max_size=3), json_values) if answer else json_values
+    return st.one_of(st.just(answer), json_values)
+
+
+# --- files
+
+
+def test_model_files(tiny: Mapping[str, Path], quick_path: Path) -> None:
+    """Whole runs: the program never dies of a file, and says what is wrong with it in an error of its own."""
+    cache = {"XDG_CACHE_HOME": str(quick_path / "cache")}
+    command = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "-q", "--draft")
+
+    def check(case: tuple[str, str, int]) -> None:
+        source, kind, seed = case
+        path = quick_path / "damaged.gguf"
+        DAMAGES[kind](random.Random(seed), tiny[source], path)
+        with suppress(ModelError):
+            read_facts([path])
+        result = run(*command, path, "1 + 1 = \u20ac", cwd=quick_path, env=cache)
+        assert 0 <= result.code < DefectError.exit_code, result.err
+        assert [one.name for one in quick_path.iterdir() if one.name == "CANARY"] == []
+
+    cases = st.tuples(st.sampled_from(["draft", "target", "spm"]), st.sampled_from(sorted(DAMAGES)), st.integers(0, 2**32))
+    fuzz(cases, check, examples=3)
+
+
+def test_templates() -> None:
+    def check(template: str) -> None:
+        with suppress(TemplateError):
+            ChatPrompt(template, ["<|im_start|>"]).segments("q")
+
+    parts = (
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        " for m in messages ",
+        " endfor ",
+        "m.content",
+        "messages",
+        "|",
+        " sum(start=[]) ",
+        "*",
+        "[[1]]",
+    )
+    hostile = TEMPLATES if SECONDS else TEMPLATES[:1]
+    fuzz(words(*parts, " raise_exception('x') ", "('A' * 99999999)", " set x = ", "range(99999)"), check, corpus=hostile)
+
+
+def test_heads(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        with suppress(RouterError):
+            load(path)
+
+    fuzz(changed((models_folder() / "universal.safetensors").read_bytes()), check)
+
+
+@pytest.fixture
+def finished_run(quick_path: Path) -> Path:
+    write_problems(quick_path / "problems.jsonl", ["1 + 1", "2 + 2"])
+    command = ("bench", "--pair", "scripted", "--dataset", "problems.jsonl", "-o", "run", "-q")
+    assert run(*command, cwd=quick_path).code == 0
+    return quick_path / "run"
+
+
+def test_rows_of_runs(finished_run: Path) -> None:
+    """Changed bytes are damage; a row with a right checksum and other values is one of this run, or an error."""
+    results = finished_run / "results.jsonl"
+    good = results.read_bytes()
+
+    def check(data: bytes) -> None:
+        results.write_bytes(data)
+        found = examine(finished_run)
+        assert found.damages or found.tail or set(data.split(b"\n")) <= set(good.split(b"\n"))
+
+    fuzz(changed(good), check)
+    results.write_bytes(good)
+    whole = examine(finished_run)
+
+    def check_row(row: Any) -> None:
+        with suppress(UsageError, DamagedRunError):
+            figures(whole.run, [row, *whole.rows[1:]])
+
+    fuzz(altered(whole.rows[0]).filter(lambda row: isinstance(row, dict)), check_row)
+
+
+def test_settings_and_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "arbitrage.toml"
+
+    def check(text: str) -> None:
+        path.write_text(text, encoding="utf-8", errors="replace")
+        with suppress(UsageError):
+            read_pairs(path)
+        result = run("models", "list", cwd=tmp_path)
+        assert result.code in (0, 2), result.err
+
+    corpus = ["a = " + "[" * 500 + "]" * 500, "a = " + "9" * 5000, "[models]\nlist = 1"]
+    parts = (
+        "[mine]",
+        "\n",
+        " = ",
+        "draft",
+        "target",
+        '"x"',
+        "ctx",
+        "[",
+        "]",
+        "pair",
+        "max-tokens",
+        "true",
+        "{",
+        "}",
+        "1e999",
+    )
+    fuzz(words(*parts), check, corpus=corpus, examples=5)
+
+
+def test_problems_and_data_sets() -> None:
+    def check(data: bytes) -> None:
+        list(read_problems(io.BytesIO(data)))
+        with suppress(UsageError):
+            make_dataset("fuzzed", read_json_rows(io.BytesIO(data)))
+
+    good = b'{"id": "a", "question": "1 + 1", "answer": "2", "level": 1}\n{"question": "2 + 2", "answer": [4, 0.5]}\n'
+    fuzz(
+        changed(good),
+        check,
+        corpus=[b"\xef\xbb\xbf" + good, b"[" * 100_000, b"\xff\n", b"\0\n", good.replace(b"2", b"9" * 5000)],
+    )
+
+
+# --- answers of others
+
+
+def test_answers_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = parse_name("user/repo:Q4_0")
+    assert name is not None
+    file = {"rfilename": "model-Q4_0.gguf", "size": 1, "lfs": {"size": 1, "sha256": "a" * 64}}
+    answer = {"sha": "b" * 40, "siblings": [file]}
+
+    def check(made: Any) -> None:
+        monkeypatch.setattr(hub, "_ask_api", lambda name: json.dumps(made).encode())
+        with suppress(ModelError, UsageError):
+            commit, files = hub._published(name)
+            assert GIT_ID.fullmatch(commit)
+            assert all(0 <= one.size < 2**63 for one in files)
+
+    fuzz(altered(answer), check, corpus=[answer])
+
+
+def test_answers_of_servers() -> None:
+    choice = {"text": "x\n\n", "finish_reason": "stop", "stop_reason": None, "token_ids": [1], "logprobs": None}
+    logprobs = {"tokens": ["x"], "token_logprobs": [-0.1], "top_logprobs": [{"x": -0.1}], "text_offset": [0]}
+    timings = {"prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0, "cache_n": 0}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 1}}
+    llama = {"content": "x", "stop": True, "stop_type": "word", "tokens": [1], "timings": timings}
+    answer = {"choices": [{**choice, "logprobs": logprobs}], "usage": usage, **llama}
+
+    def check(made: Any) -> None:
+        for dialect in (Completions(), Vllm(), Sglang(), LlamaServer()):
+            with suppress(*UNREADABLE):
+                dialect.read(made)
+            with suppress(*UNREADABLE):
+                dialect.read_facts(made)
+
+    fuzz(altered(answer), check, corpus=[answer])
+
+
+# --- what models write
+
+MATHS = (
+    "\\boxed{",
+    "}",
+    "\\frac{",
+    "{",
+    "^",
+    "9^{9^{9^9}}",
+    "(10^8)!",
+    "\\sqrt{",
+    "=",
+    " + ",
+    "*",
+    "/",
+    "(",
+    ")",
+    ",",
+    ".",
+    "\\pi",
+    "x",
+)
+
+
+@pytest.fixture
+def grader() -> Iterator[Grader]:
+    with Grader(seconds=0.5) as grader:
+        yield grader
+
+
+def test_answers_to_grade(grader: Grader) -> None:
+    """Our own comparison never fails; math-verify may, in its child, and then says so."""
+
+    def check(texts: tuple[str, str]) -> None:
+        gold = gold_answer({"answer": texts[0]})
+        answer = final_answer(f"\\boxed{{{texts[1]}}}")
+        if gold.answer is not None and answer.answer is not None:
+            compare(gold.answer, answer.answer, gold.unit)
+        assert grader.grade_answer(answer, gold).value in ("correct", "incorrect", "unscored")
+
+    corpus = [
+        ("1", "9^{9^{9^9}}"),
+        ("x", "(10^8)!"),
+        ("2", "\\boxed{__import__('os').system('touch CANARY')}"),
+        ("1", "1" * 9999),
+    ]
+    fuzz(st.tuples(words(*MATHS), words(*MATHS)), check, corpus=corpus if SECONDS else corpus[2:], examples=8)
+
+
+def test_equations() -> None:
+    def check(text: str) -> None:
+        check_equations(text)
+
+    fuzz(words(*MATHS, "=", "%", "$", "\u00d7", "1e999", "3 1/2", "10^99"), check)
