@@ -64,7 +64,7 @@ class HashServer:
             if body is not None:
                 self.bodies.append(body)
             if self.key and headers.get("authorization") != f"Bearer {self.key}":
-                return Answer([{"error": "Unauthorized"}], 401)
+                return Answer([{"error": {"message": f"wrong key: {headers.get('authorization')}"}}], 401)
             writes = path.endswith(("/completions", "/completion"))
             if writes and (fault := self.faults()):
                 return fault

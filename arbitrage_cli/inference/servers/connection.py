@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,10 +47,10 @@ log = logging.getLogger("arbitrage.servers")
 
 @dataclass(slots=True)
 class Server:
-    """One server as this program sees it: its address for messages, headers of every request, and since when it fails."""
+    """One server as this program sees it: its address for messages, the key, and since when it fails."""
 
     name: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    key: str | None = field(default=None, repr=False)
     failing_since: float | None = None
     is_gone: bool = False
 
@@ -126,9 +126,10 @@ class Connection:
         while True:
             has_begun = False
             try:
-                async for answer in self._receive(server, request):
-                    has_begun = True
-                    yield answer
+                async with aclosing(self._receive(server, request)) as answers:  # who hangs up closes the connection
+                    async for answer in answers:
+                        has_begun = True
+                        yield answer
             except _TryAgainError as failure:
                 num_tries += 1
                 await asyncio.sleep(self._delay(server, request, failure, num_tries))
@@ -137,7 +138,7 @@ class Connection:
             else:
                 return
 
-    async def _receive(self, server: Server, request: Request) -> AsyncIterator[Answer]:
+    async def _receive(self, server: Server, request: Request) -> AsyncGenerator[Answer, None]:
         """The objects of an answer. `_TryAgainError` if it is worth to send the request again."""
         import httpx2
 
@@ -161,7 +162,9 @@ class Connection:
         read = CHUNK_SECONDS if request.is_streamed or request.body is None else ANSWER_SECONDS
         timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
         method = "GET" if request.body is None else "POST"
-        headers = {**server.headers, **dict.fromkeys(TOPIC_HEADERS, request.topic)} if request.topic else server.headers
+        headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
+        if server.key:
+            headers["Authorization"] = f"Bearer {server.key}"
         client = self._clients[next(self._turns) % len(self._clients)]
         return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
 
@@ -236,7 +239,7 @@ async def _check(server: Server, response: "httpx2.Response") -> None:
         raise _TryAgainError(f"answers with HTTP {status}", seconds=seconds)
     if response.is_redirect:
         raise ServerError(f"{server.name} redirects to another address", "give the address that it redirects to")
-    text = await _text_of_error(response)
+    text = await _text_of_error(server, response)
     if status in (400, 413, 422) and _is_about_context(text):
         raise ContextFullError(
             f"{server.name}: the text does not fit in the model's context ({text})", "use a shorter problem"
@@ -268,8 +271,8 @@ def _is_about_context(text: str) -> bool:
     return any(word in text.lower() for word in words)
 
 
-async def _text_of_error(response: "httpx2.Response") -> str:
-    """What an error says, on one line."""
+async def _text_of_error(server: Server, response: "httpx2.Response") -> str:
+    """What an error says, on one line; without the key, which some servers repeat."""
     try:
         body = (await _read(response)).decode("utf-8", "replace")
         error = json.loads(body)
@@ -277,6 +280,7 @@ async def _text_of_error(response: "httpx2.Response") -> str:
         body = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError):
         pass
+    body = body.replace(server.key, "***") if server.key else body
     return " ".join(body.split())[:300]
 
 
@@ -304,8 +308,9 @@ async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
 
 def _has_ended(chunk: Answer) -> bool:
     """Whether a chunk says that nothing follows: llama-server's own endpoint has no [DONE]."""
-    choices = chunk.get("choices") or [{}]
-    return bool(chunk.get("stop")) or bool(isinstance(choices[0], dict) and choices[0].get("finish_reason"))
+    choices = chunk.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    return bool(chunk.get("stop") or (isinstance(first, dict) and first.get("finish_reason")))
 
 
 async def _whole(response: "httpx2.Response") -> AsyncIterator[Answer]:

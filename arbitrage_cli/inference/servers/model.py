@@ -98,7 +98,7 @@ class ServedModel:
 
 def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool = True) -> ServedModel:
     """Find the model, and try one step with it. Errors: ServerError, TemplateError."""
-    server = Server(wanted.address.host, {"Authorization": f"Bearer {wanted.key}"} if wanted.key else {})
+    server = Server(wanted.address.host, wanted.key)
     try:
         model = connection.ask(_find(connection, server, wanted))
         if needs_template and not model.knows_template:
