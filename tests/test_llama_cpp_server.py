@@ -1,0 +1,62 @@
+"""The built-in target behind llama-cpp-python's own server, over a real connection, writes what it writes here."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from cli import run
+
+MODELS = Path(__file__).parents[1] / "models"
+READY_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of the server, in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"model": MODELS / "target.gguf", "port": port, "n_ctx": 512, "n_threads": 1, "logits_all": "true"}
+    command = [sys.executable, "-m", "llama_cpp.server", *(f"--{name}={value}" for name, value in options.items())]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            base, deadline = f"http://127.0.0.1:{port}/v1", time.monotonic() + READY_SECONDS
+            while not _answers(base):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+            yield base
+        finally:
+            process.kill()
+
+
+def _answers(base: str) -> bool:
+    try:
+        return httpx2.get(f"{base}/models", timeout=1).is_success
+    except httpx2.TransportError:
+        return False
+
+
+def records(*arguments: str, problems: Path) -> list[dict[str, object]]:
+    result = run("solve", "--system", "", "--kv-type", "f16", "--input", str(problems), *arguments)
+    assert result.code == 0, result.err
+    return result.records
+
+
+@pytest.mark.parametrize("policy", ["target", "logprob"])
+def test_a_served_target_gives_the_local_solutions(address: str, policy: str, tmp_path: Path) -> None:
+    """Over a builtin draft; texts may differ only at near ties, which these problems do not have."""
+    lines = (MODELS / "builtin-dev.jsonl").read_text().splitlines()[:6]
+    problems = tmp_path / "problems.txt"
+    problems.write_text("".join(f"{json.loads(line)['problem']}\n" for line in lines))
+    common = ("--draft", "builtin:draft", "--policy", policy, *(() if policy == "target" else ("--tau", "0.01")))
+    here = records(*common, "--target", "builtin:target", problems=problems)
+    template = ("--target-template", str(MODELS / "target.gguf"))
+    there = records(*common, "--target", address, *template, problems=problems)
+    assert [record["text"] for record in there] == [record["text"] for record in here]
+    assert [record["acceptance_rate"] for record in there] == [record["acceptance_rate"] for record in here]
