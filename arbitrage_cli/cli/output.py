@@ -66,10 +66,8 @@ class InOrder(Generic[T]):
 
 
 def is_drawable(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal that escape codes may be sent to."""
-    if stream is None or not stream.isatty():
-        return False
-    return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    """Whether a stream is a terminal that escape codes may be sent to. NO_COLOR removes colours, which Rich sees to."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager

@@ -239,6 +239,7 @@ class Session:
             policy=chosen.policy.name,
             number=chosen.policy.number or None,
             tau=chosen.tau,
+            tau_name=chosen.tau_name,
             temperature=sampler.temperature,
             seed=sampler.seed,
             settings=record_settings(self.setup) | {"concurrency": self.concurrency},

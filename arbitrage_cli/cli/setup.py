@@ -39,6 +39,7 @@ from arbitrage_cli.routing.choice import (
     RoutingRequest,
     choose_routing,
     load_head,
+    name_of_tau,
     named_taus_here,
     named_taus_in,
     source_of_costs,
@@ -120,7 +121,8 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     policy, tau, warning = choose_routing(request, available)
     refuse_ignored(options.invocation, policy)
     early = _stops_early(base, request.early_stop, [policy])
-    setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
+    name = None if request.budget is not None else name_of_tau(policy, request.tau)
+    setup = _with_policies(base, [PolicyAtTau(policy, tau, name)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
     return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
 

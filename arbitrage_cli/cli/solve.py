@@ -88,7 +88,9 @@ def solve(
             session = stack.enter_context(Session(setup, display))
             session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
             session.load()
-            run = replace(session.run_info(num_problems=problems.total), num_done=num_earlier)
+            follows = form is ResultFormat.text and sys.stdout.isatty()
+            run = session.run_info(num_problems=problems.total)
+            run = replace(run, num_done=num_earlier, answers_follow=follows)
             stack.enter_context(
                 offering_to_resume(display, lambda: f"{solutions.where}; to resume: {invocation.resuming}" if file else "")
             )

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from arbitrage_cli.display import wording
+from arbitrage_cli.display.differences import differences
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo, answer
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded
-from arbitrage_cli.types import Decided, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import Decided, Decision, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
 
 MAX_STREAM_LINES = 6
 FOOTER_ROWS = 2
@@ -95,13 +96,16 @@ class SolveView(View):
         seconds = now - (now if self._began is None else self._began)
         if self._is_shared:
             return self._shared_lines(columns, rows, seconds)
-        footer = wording.tally(self._totals.figures)
-        if self._run.num_problems != 1:
-            footer = f"{wording.progress(self._totals, self._run, seconds)}; {footer}"
-        return next((_writing_lines(one, footer, columns, rows, now) for one in self._solutions.values()), [])
+        for trace, solution in self._solutions.items():
+            return _writing_lines(solution, self._footer(trace, seconds), columns, rows, now)
+        return []
 
     def end(self) -> list[Text]:
-        return [] if self._run.num_problems == 1 else [Text(""), Text(self._totals.text, "bold")]
+        return (
+            []
+            if self._run.num_problems == 1
+            else [Text(""), Text(self._totals.text + self._totals.against_target(self._run), "bold")]
+        )
 
     def close(self, columns: int) -> list[Text]:
         lines: list[Text] = []
@@ -139,17 +143,31 @@ class SolveView(View):
     def _decision_lines(self, identifier: str, event: Decided, columns: int) -> list[Text]:
         decision = event.decision
         kept, discarded = decision.kept, decision.discarded
-        number = f"{self._of(identifier)}{len(event.trace.decisions):>3}  "
-        head = Text.assemble((number, "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
-        if decision.verdict:
-            head.append(f"  {decision.verdict:<8}", "green" if decision.verdict == "accept" else "yellow")
-        head.append(f"  {wording.comparison(decision, self._run)}".rstrip())
-        head.append(f"  {wording.size(kept)}", "dim")
+        head = self._head(f"{self._of(identifier)}{len(event.trace.decisions):>3}  ", decision, columns)
         if discarded is None:
             return [head, *_rows(kept.text, columns, "")]
-        head.append(f"  (discarded: {wording.size(discarded)})", "dim")
+        if wording.is_same(decision):
+            return [head, *_rows(kept.text, columns, "", "=")]
         # The marks tell the two apart where a strike cannot be seen.
-        return [head, *_rows(discarded.text, columns, "dim strike", "-"), *_rows(kept.text, columns, "", "+")]
+        before, after = differences(discarded.text, kept.text)
+        return [head, *_rows(before, columns, "", "-"), *_rows(after, columns, "", "+")]
+
+    def _head(self, number: str, decision: Decision, columns: int) -> Text:
+        """Who wrote the step and why; then how long it took, a bar, and what was discarded, as far as there is room."""
+        kept, discarded = decision.kept, decision.discarded
+        color = "green" if decision.verdict == "accept" else "yellow"
+        writer = Text.assemble((number, "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
+        writer.append(f"  {decision.verdict:<8}" if decision.verdict else "", color)
+        numbers = Text(f"  {wording.comparison(decision, self._run)}".rstrip() + "  same text" * wording.is_same(decision))
+        size = Text(f"  {wording.size(kept)}", "dim")
+        bar = Text(f"  {wording.bar(decision, self._run)}".rstrip(), color)
+        draft = Text(f", draft {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else "", "dim")
+        room = columns - 1 - writer.cell_len - numbers.cell_len
+        for part in (size, bar, draft):
+            if part.cell_len > room:
+                part.truncate(0)
+            room -= part.cell_len
+        return Text.assemble(writer, bar, numbers, size, draft)
 
     def _finished_lines(self, event: Finished) -> list[Text]:
         failure = wording.failure(event)
@@ -157,8 +175,9 @@ class SolveView(View):
         if not event.trace.decisions:
             return [headline]
         figures = tally(event.trace.decisions).rated(event.reward_cost)
-        facts = [wording.tally(figures), wording.time(event, figures, self._run)]
-        return [headline, *(Text(line, "dim") for line in facts)]
+        fact = Text(f"{figures.seconds:.2f} s; {wording.tally(figures)}", "dim")
+        has_answer = not failure and answer(event.trace) and not wording.ending(event)
+        return [fact] if has_answer and self._run.answers_follow and not self._is_shared else [headline, fact]
 
     def _answer_line(self, event: Finished) -> Text:
         found, ending = answer(event.trace), wording.ending(event)
@@ -171,6 +190,11 @@ class SolveView(View):
         return f"Problem {identifier}  " if self._is_shared else ""
 
     # --- the region
+
+    def _footer(self, trace: Trace, seconds: float) -> str:
+        if self._run.num_problems == 1:
+            return f"{seconds:.0f} s; {wording.tally(tally(trace.decisions))}"
+        return f"{wording.progress(self._totals, self._run, seconds)}; {wording.tally(self._totals.figures)}"
 
     def _shared_lines(self, columns: int, rows: int, seconds: float) -> list[Text]:
         """One row for each problem in flight, always in the same place, and the tally of all problems so far."""
@@ -213,12 +237,13 @@ def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
     return line.append("  ").append_text(text) if room > 0 else line
 
 
-def _rows(text: str, columns: int, style: str, mark: str = " ") -> list[Text]:
+def _rows(text: str | Text, columns: int, style: str, mark: str = " ") -> list[Text]:
     """A step's text as indented rows, wrapped between words, without blank lines. `mark` is a character of the indentation."""
     width = max(columns - INDENT - 1, 4)
     console = Console(width=width, highlight=False, markup=False)
-    lines = [line for line in safe(text).expandtabs(4).split("\n") if line.strip()]
-    return [Text.assemble(f"   {mark} ", row) for line in lines for row in Text(line, style).wrap(console, width)]
+    whole = Text(safe(text).expandtabs(4), style) if isinstance(text, str) else text
+    lines = [line for line in whole.split("\n") if line.plain.strip()]
+    return [Text.assemble(f"   {mark} ", row) for line in lines for row in line.wrap(console, width)]
 
 
 def _last_rows(text: str, columns: int, rows: int, style: str) -> list[Text]:

@@ -67,7 +67,7 @@ class PlainDisplay:
 
     def end(self) -> None:
         if self._run and self._run.num_problems != 1:
-            self._say(self._totals.text)
+            self._say(self._totals.text + self._totals.against_target(self._run))
 
     def result(self, text: str) -> None:
         write(self._results, text + "\n")
@@ -89,14 +89,16 @@ class PlainDisplay:
     def _show_decision(self, event: Decided, run: RunInfo) -> None:
         decision = event.decision
         kept, discarded = decision.kept, decision.discarded
-        facts = [kept.model, decision.verdict or "", wording.comparison(decision, run), wording.size(kept)]
+        numbers = wording.comparison(decision, run)
+        facts = [kept.model, decision.verdict or "", numbers and f"{run.policy} {numbers}", wording.size(kept)]
+        is_same = wording.is_same(decision)
         if discarded:
-            facts.append(f"(discarded: {discarded.model}, {wording.size(discarded)})")
+            facts.append(f"({'the same text' if is_same else 'discarded'}: {discarded.model}, {wording.size(discarded)})")
         of = f"problem {one_line(event.trace.problem.id)}, " if run.concurrency > 1 else ""
         self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(filter(None, facts)))
-        if discarded:
+        if discarded and not is_same:
             self._say_text(discarded.text, "  - ")
-        self._say_text(kept.text, "  + " if discarded else "    ")
+        self._say_text(kept.text, "  = " if is_same else "  + " if discarded else "    ")
 
     def _show_finished(self, finished: Finished, run: RunInfo) -> None:
         figures = tally(finished.trace.decisions).rated(finished.reward_cost)
@@ -105,7 +107,7 @@ class PlainDisplay:
             f"answer {found}" if found else "no boxed answer",
             wording.ending(finished),
             wording.tally(figures),
-            wording.time(finished, figures, run),
+            f"{figures.seconds:.2f} s",
         ]
         if run.num_problems not in (None, 1):
             facts.append(wording.progress(self._totals, run, self._clock() - self._began))

@@ -3,7 +3,9 @@
 Knows no terminal: records in, plain text out.
 """
 
+import math
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import AttemptEnded, ServerInfo
@@ -14,6 +16,9 @@ from arbitrage_cli.runs.summary import tally as figures_of
 from arbitrage_cli.serving.events import RequestEnded
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Step
 
+BAR = 4  # characters
+MAX_DECIMALS = 16
+MIN_ESTIMATES = 5  # problems
 FEW = 16  # tokens: too few to measure a speed by
 TOY_NOTICE = (
     "These are scripted demo models, not language models: they only know one line of arithmetic. "
@@ -28,6 +33,9 @@ class Totals:
     figures: Tally = field(default_factory=Tally)
     finished: int = 0
     failed: int = 0
+    estimates: int = 0
+    seconds: float = 0.0  # in the models, of problems with an estimate for the target alone
+    alone: float = 0.0
 
     def add(self, event: Event) -> None:
         """Count what is new in an event."""
@@ -37,12 +45,23 @@ class Totals:
             self.figures = self.figures.rated(event.reward_cost)
             self.finished += 1
             self.failed += problem_error(event) is not None
+            if event.target_alone_seconds is not None:
+                self.estimates += 1
+                self.seconds += figures_of(event.trace.decisions).rated(event.reward_cost).seconds
+                self.alone += event.target_alone_seconds
 
     @property
     def text(self) -> str:
         """One line about all problems."""
         counts = f"{self.finished} problems" + (f", {self.failed} failed" if self.failed else "")
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
+
+    def against_target(self, run: RunInfo) -> str:
+        """An estimate for the target alone; empty if it is of too few problems: it varies from one to the next."""
+        if self.estimates < MIN_ESTIMATES or run.number is None or run.is_toy or self.seconds <= 0:
+            return ""
+        ratio = self.alone / self.seconds
+        return f"; the target alone: about {self.alone:.2f} s, {ratio:.1f}x (estimate: same texts at its speed)"
 
 
 def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
@@ -65,8 +84,9 @@ def _rule(run: RunInfo) -> str:
         return f"policy {run.policy}: the target writes every step, and the draft says what may come next"
     if run.number is None:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
+    shown = f"{run.tau_name} ({run.tau:.3g})" if run.tau_name else f"{run.tau:g}"
     head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
-    return f"policy {run.policy}{head}: the target rewrites a step when the {run.number} is above tau = {run.tau:g}"
+    return f"policy {run.policy}{head}: the target rewrites a step when the {run.number} is above tau = {shown}"
 
 
 def serving(server: ServerInfo) -> list[str]:
@@ -92,17 +112,36 @@ def compared(routed: Finished, alone: Finished) -> str:
 
 
 def comparison(decision: Decision, run: RunInfo) -> str:
-    """The number beside tau, e.g. `entropy 1.43 > 1`; empty if nothing was compared."""
+    """The number beside tau, e.g. `1.43 > 1.00`; empty if nothing was compared."""
     if decision.probability is None or run.tau is None:
         return ""
     sign = ">" if decision.probability > run.tau else "≤"
-    return f"{run.policy} {_rounded(decision.probability, run.tau)} {sign} {run.tau:g}"
+    return f" {sign} ".join(_alike(decision.probability, run.tau))
 
 
-def _rounded(number: float, tau: float) -> str:
-    """With as few digits as still show on which side of tau it is."""
-    forms = (f"{number:{form}}" for form in (".2f", ".3g", ".6g"))
-    return next((text for text in forms if (float(text) > tau) == (number > tau)), repr(number))
+def _alike(number: float, tau: float) -> tuple[str, str]:
+    """Both with as many decimals as tau has in three digits, or more if it takes them to show which is greater."""
+    if not math.isfinite(tau):
+        return f"{number:.2f}", f"{tau:g}"
+    exponent = Decimal(f"{tau:.3g}").as_tuple().exponent
+    for decimals in range(max(2, -exponent if isinstance(exponent, int) else 2), MAX_DECIMALS):
+        texts = f"{number:.{decimals}f}", f"{tau:.{decimals}f}"
+        if (float(texts[0]) > float(texts[1])) == (number > tau):
+            return texts
+    return repr(number), repr(tau)
+
+
+def bar(decision: Decision, run: RunInfo) -> str:
+    """The number as a bar of which tau is the half; empty if nothing was compared, or tau has no half."""
+    if decision.probability is None or run.tau is None or not 0 < run.tau < math.inf:
+        return ""
+    full = round(BAR * min(1.0, max(0.0, decision.probability / (2 * run.tau))))
+    return "█" * full + "░" * (BAR - full)
+
+
+def is_same(decision: Decision) -> bool:
+    """Whether the target wrote what it replaced."""
+    return decision.discarded is not None and decision.discarded.text.strip() == decision.kept.text.strip()
 
 
 def size(step: Step) -> str:
@@ -129,16 +168,6 @@ def _speed(role: ModelRole, cost: Cost) -> str:
     if cost.tokens_per_second is None:
         return ""
     return f"{role} {'about ' * (cost.decode_tokens < FEW)}{cost.tokens_per_second:.1f} tokens/s"
-
-
-def time(finished: Finished, figures: Tally, run: RunInfo) -> str:
-    """Seconds in the models, beside the estimate for the target alone, which is named as an estimate."""
-    took = f"{figures.seconds:.2f} s"
-    alone = finished.target_alone_seconds
-    if alone is None or run.number is None or run.is_toy or figures.seconds <= 0:
-        return took
-    ratio = alone / figures.seconds
-    return f"{took}; the target alone: about {alone:.2f} s, {ratio:.2f}x (estimate: same text at its speed)"
 
 
 def failure(finished: Finished) -> str:

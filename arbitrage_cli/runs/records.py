@@ -33,6 +33,8 @@ class RunInfo:
     is_toy: bool = False  # the scripted demo models
     num_problems: int | None = None  # None: not known beforehand
     num_done: int = 0  # of them, by an earlier command
+    tau_name: str | None = None
+    answers_follow: bool = False  # on the terminal of the view
     concurrency: int = 1  # problems that are solved at once
 
 
@@ -93,6 +95,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "target_alone_seconds_estimate": finished.target_alone_seconds,
         "policy": run.policy,
         "tau": tau_in_json(run.tau),
+        "tau_name": run.tau_name,
         "probability_is": run.number,
         "temperature": run.temperature,
         "seed": run.seed,

@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from cli import ESCAPE, MODELS, Terminal, many_problems, read_line, start
 
 INTERRUPTED, TERMINATED = 130, 143
+COLOR = re.compile(rb"\x1b\[(\d+;)*3\dm")
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENTRY = EntryPoint("arbitrage", PROJECT["scripts"]["arbitrage"], "console_scripts")
 
@@ -40,7 +42,8 @@ def test_interrupt_leaves_a_terminal_as_it_was(tmp_path: Path, problems: str, va
         assert terminal.wait() == INTERRUPTED
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
-    assert (ESCAPE in terminal.raw) == (not variables)
+    assert (ESCAPE in terminal.raw) == ("TERM" not in variables)
+    assert (COLOR.search(terminal.raw) is not None) == (not variables)
     assert b"Traceback" not in terminal.raw
     assert terminal.text.endswith("arbitrage: interrupted")
     records = [json.loads(line) for line in output.read_bytes().splitlines()]

@@ -69,6 +69,7 @@ def test_record_of_a_routed_problem() -> None:
         "target_alone_seconds_estimate": 3.0,
         "policy": "entropy",
         "tau": 1.0,
+        "tau_name": None,
         "probability_is": "entropy (nats)",
         "temperature": 0.0,
         "seed": 7,
