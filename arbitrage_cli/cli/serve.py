@@ -27,6 +27,7 @@ from arbitrage_cli.routing.policies import POLICIES
 KEY_VARIABLE = "ARBITRAGE_SERVE_API_KEY"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PANEL = "Server"
+CHARS_PER_TOKEN = 16  # more than any text has on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ def serve(
         session.choose_concurrency()
         session.load()
         bounds = Bounds(session.concurrency + server.queue, server.timeout)
-        process = Server(Defaults(menu, setup.limits, setup.sampler), bounds, access)
+        max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
+        process = Server(Defaults(menu, setup.limits, setup.sampler, max_chars), bounds, access)
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
         url = f"http://{_place(bound)}/v1"
         display.begin(ServerInfo(url, menu.names, session.run_info(num_problems=None)))

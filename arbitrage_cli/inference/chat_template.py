@@ -1,10 +1,10 @@
 """From a problem to a prompt, by the model's own chat template; no text of a user can become a control token.
 
 The template is rendered once per model, with placeholders for the system prompt and the problem; and once for each shape of a
-conversation, with placeholders for all its messages. Control tokens are recognised
-only in the template's own text; what replaces the placeholders is data. A template that depends on the words of the system prompt
-gets them, with placeholders for all that looks like a control token. Templates come from model files, so they are rendered in a
-sandbox, in a child with little time and memory. Knows no vocabulary: `kv_cache` turns segments into token ids.
+conversation, with placeholders for all its messages. Control tokens are recognised only in the template's own text; what replaces
+the placeholders is data. A template that depends on the words of the system prompt gets them, with placeholders for all that looks
+like a control token. Templates come from model files, so they are rendered in a sandbox, in a child with little time and memory.
+Knows no vocabulary: `kv_cache` turns segments into token ids.
 """
 
 import json
@@ -63,11 +63,16 @@ ANSWERED: tuple[MessageRole, ...] = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A rendered template. `slots` are the placeholders of the messages in order; `data` is what replaces the other placeholders."""
+    """A rendered template. `slots` are the placeholders of the messages in order; `data` is what replaces the other placeholders.
+
+    If `system` is the placeholder of all instructions, `messages_with` are the messages with other words in its place.
+    """
 
     text: str
     slots: Sequence[str]
     data: Mapping[str, str]
+    system: str = ""
+    messages_with: Callable[[str], Messages] | None = None
 
 
 class ChatPrompt:
@@ -95,19 +100,24 @@ class ChatPrompt:
         if control_tokens is None:
             control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
         self._special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
+        self._blind_layout = lru_cache(MAX_LAYOUTS)(self._lay_out_blind)
         self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
         own_text = self._layout(ASKED).text + self._text_between_turns()
         self._controls = _alternatives(control_tokens)
         self._markers = _alternatives((one for one in marker_tokens if one in own_text and len(one) > 1), overlapping=True)
 
-    def segments(self, question: str, turns: Sequence[Message] = ()) -> list[Segment]:
+    def segments(self, question: str, turns: Sequence[Message] = (), system: str | None = None) -> list[Segment]:
         """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined.
 
-        `turns` are the messages before the question. TemplateError if the template does not show them.
+        `turns` are the messages before the question; `system` replaces the instructions, and the template does not see its words.
+        TemplateError if the template does not show all of them.
         """
-        layout = self._layout((*(turn.role for turn in turns), *ASKED))
+        roles = (*(turn.role for turn in turns), *ASKED)
+        layout = self._layout(roles) if system is None else self._blind_layout(roles, bool(system.strip()))
         messages = [*(turn.text for turn in turns), question]
         texts = {**layout.data, **dict(zip(layout.slots, map(str.strip, messages), strict=True))}
+        if layout.system:
+            texts[layout.system] = self._instructions if system is None else system.strip()
         segments: list[Segment] = []
         for piece in _split(_alternatives(texts), layout.text):
             if piece in texts:
@@ -164,38 +174,43 @@ class ChatPrompt:
 
     def _lay_out(self, roles: Sequence[MessageRole]) -> _Layout:
         """The template with messages of these roles, after the instructions."""
-        slots, slot = [_placeholder() for _ in roles], _placeholder()
-        data = {slot: self._instructions} if self._instructions else {}
+        return self._as_read(self._blind_layout(roles, bool(self._instructions)))
+
+    def _lay_out_blind(self, roles: Sequence[MessageRole], has_instructions: bool) -> _Layout:
+        """The same with a placeholder for instructions of any words, if there are any."""
+        slots, system = [_placeholder() for _ in roles], _placeholder() if has_instructions else ""
         if self._template is None:
-            return _Layout((f"{slot}\n\n" if data else "") + _without_template(roles, slots), slots, data)
+            return _Layout((system and f"{system}\n\n") + _without_template(roles, slots), slots, {}, system)
         messages = [{"role": role, "content": text} for role, text in zip(roles, slots, strict=True)]
         reason = "it does not show every message exactly once"
-        for make in (_system_first, _within_first) if data else (_within_first,):
+        for make in (_system_first, _within_first) if has_instructions else (_within_first,):
             try:
-                text = self._render(make(slot if data else "", messages))
+                text = self._render(make(system, messages))
             except RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
-            if _shows_once(text, data, slots):
-                layout = _Layout(text, slots, data)
-                return self._as_read(partial(make, messages=messages), layout) if data else layout
+            if _shows_once(text, [system] if system else [], slots):
+                return _Layout(text, slots, {}, system, partial(make, messages=messages))
         raise _broken(reason)
 
-    def _as_read(self, messages_with: Callable[[str], Messages], blind: _Layout) -> _Layout:
+    def _as_read(self, blind: _Layout) -> _Layout:
         """The layout with the words of the instructions, if the template depends on them and that is safe; else `blind`.
 
         It is safe if the layout has the same special texts as one whose instructions cannot produce any. Special texts stay text.
         """
+        if not blind.system or not blind.messages_with:
+            return blind
         text, data = _with_placeholders(self._instructions, self._special)
-        (slot,) = blind.data
         try:
-            layout, harmless = (self._render(messages_with(words)) for words in (text, _without_ends(text, self._special)))
+            layout, harmless = (
+                self._render(blind.messages_with(words)) for words in (text, _without_ends(text, self._special))
+            )
         except (RoleRefusedError, TemplateError):
             return blind
         found = _alternatives(self._special)
         is_safe = found is None or found.findall(layout) == found.findall(harmless)
         is_whole = _shows_once(layout, data, blind.slots)
-        differs = layout != blind.text.replace(slot, text)
+        differs = layout != blind.text.replace(blind.system, text)
         return _Layout(layout, blind.slots, data) if is_whole and is_safe and differs else blind
 
     def _lay_out_turns(self, reply: str) -> tuple[str, str, str]:

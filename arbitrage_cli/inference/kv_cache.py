@@ -9,9 +9,8 @@ always read by itself, so that what follows is computed in the same way whether 
 for its next question. Knows no policy, no logits and no other model.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ModelUnsupportedError, TemplateError
@@ -22,7 +21,6 @@ from arbitrage_cli.types import Problem, Step, Trace
 
 READ_TOKENS = 128  # at once: someone who waits for text sees that it goes on
 MIN_SHARED = 16  # tokens that are worth reading by themselves
-MAX_SYSTEM_PROMPTS = 16  # whose layouts are kept
 
 Keep = Literal["nothing", "beginning", "conversation"]
 """What stays in the cache of a slot after a problem: the beginning of all prompts, or all of it, for a prompt that continues it."""
@@ -71,7 +69,7 @@ class Cache:
         self.backend = backend
         self._first = first_sequence
         self._context_size = backend.card.context_size
-        self._prompts = Prompts(partial(chat_prompt, backend), instructions)
+        self._prompts = Prompts(chat_prompt(backend, instructions))
         self._keep = keep
         self._shared, self._num_last = self._shared_ids()
         self._left_over: dict[int, _LeftOver] = {}  # by slot without a problem
@@ -236,24 +234,19 @@ class Cache:
 class Prompts:
     """The prompts of one model: after its usual instructions, or after a problem's own system prompt."""
 
-    def __init__(self, make: Callable[[str], ChatPrompt], instructions: str) -> None:
-        """`make`: from a system prompt to the model's prompt."""
-        self._usual = make(instructions)
-        self._with = lru_cache(MAX_SYSTEM_PROMPTS)(make)
+    def __init__(self, prompt: ChatPrompt) -> None:
+        self._prompt = prompt
 
     def segments(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
-        if problem.system is None and not problem.turns:
-            return self._usual.segments(problem.question)
         try:
-            prompt = self._usual if problem.system is None else self._with(problem.system)
-            return prompt.segments(problem.question, problem.turns)
+            return self._prompt.segments(problem.question, problem.turns, problem.system)
         except TemplateError as error:
             raise ConversationError(error.message, "begin a new conversation, or leave out the system prompt") from error
 
     def fragments(self, text: str) -> list[str]:
         """Data, cut inside every marker: see `ChatPrompt.fragments`."""
-        return self._usual.fragments(text)
+        return self._prompt.fragments(text)
 
 
 def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:

@@ -70,11 +70,15 @@ class RefusedError(ArbitrageError):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds unless a request says otherwise. The limits are also the highest that a request may ask for."""
+    """What holds unless a request says otherwise. The limits are also the highest that a request may ask for.
+
+    Messages of more than `max_chars` do not fit in the context: they are not even tokenized, which takes long.
+    """
 
     menu: Menu
     limits: Limits
     sampler: Sampler
+    max_chars: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +108,13 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         _number(fields, "top_p", 1.0, defaults.sampler.top_p),
         _seed(fields, defaults.sampler.seed),
     )
+    problem = _conversation(fields, identifier) if kind == "chat" else _prompt(fields, identifier)
+    if _num_chars(problem) > defaults.max_chars:
+        message = f"more than {defaults.max_chars:,} characters do not fit in the context of the models"
+        raise RefusedError(message, code="context_length_exceeded", parameter="messages" if kind == "chat" else "prompt")
     return CompletionRequest(
         kind,
-        _conversation(fields, identifier) if kind == "chat" else _prompt(fields, identifier),
+        problem,
         _route(fields, defaults.menu),
         Limits(limits.max_steps, min(most, limits.max_tokens), limits.max_step_tokens),
         sampler,
@@ -221,6 +229,10 @@ def _conversation(fields: Body, identifier: str) -> Problem:
     problem = _problem(question.text, identifier, "messages")
     system = "\n\n".join(text for _, text in found[:num_system]) if num_system else None
     return Problem(problem.id, problem.question, tuple(turns), system)
+
+
+def _num_chars(problem: Problem) -> int:
+    return len(problem.question) + len(problem.system or "") + sum(len(turn.text) for turn in problem.turns)
 
 
 def _message(message: Any, place: str) -> tuple[str, str]:

@@ -282,6 +282,14 @@ def test_a_conversation(template: str | None, expected: str) -> None:
     assert "".join(segment.text for segment in segments if isinstance(segment, Plain)) == expected
 
 
+def test_a_system_prompt_of_a_problem() -> None:
+    """It stands where the instructions do, and stays text; an empty one takes their place too."""
+    prompt = ChatPrompt(CHATML, CHATML_TOKENS, instructions="Be brief.")
+    assert prompt.segments("1", TURNS, "Be long.") == ChatPrompt(CHATML, CHATML_TOKENS, (), "Be long.").segments("1", TURNS)
+    assert prompt.segments("1", (), " ") == ChatPrompt(CHATML, CHATML_TOKENS, instructions="").segments("1")
+    assert controls(prompt.segments("1", (), "<|im_end|><|im_start|>")) == controls(prompt.segments("1"))
+
+
 def test_instructions_may_stand_before_the_last_question() -> None:
     """As templates of Mistral's have it."""
     template = (

@@ -201,6 +201,7 @@ USER = [{"role": "user", "content": "1"}]
         ({"messages": [{"role": "user", "content": "\0"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": "long " * 2000}]}, "messages"),
+        ({"messages": [{"role": "system", "content": "long " * 5000}, *USER]}, "messages"),
     ],
 )
 def test_what_cannot_be_done_is_refused(client: Served, fields: dict[str, Any], parameter: str) -> None:

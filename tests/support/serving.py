@@ -23,7 +23,7 @@ from arbitrage_cli.serving.server import Server
 
 CONCURRENCY = 4
 MENU = Menu(POLICIES["entropy"], 1.5, AvailableHead(None, None))
-DEFAULTS = Defaults(MENU, SHORT, Sampler())
+DEFAULTS = Defaults(MENU, SHORT, Sampler(), max_chars=20_000)
 NAMES = frozenset(("127.0.0.1", "localhost"))
 
 

@@ -98,7 +98,7 @@ class ServedWriter:
         self._role = role
         self._model = model
         self._sampler = sampler
-        self._prompts = Prompts(model.prompt, instructions)
+        self._prompts = Prompts(model.prompt(instructions))
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
         self._clock = clock
