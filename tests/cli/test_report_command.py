@@ -1,16 +1,15 @@
 """`arbitrage report` and `arbitrage compare`: what goes where, and what is refused."""
 
-import base64
 import csv
 import json
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import ESCAPE, Terminal, assert_refused, run
 from made_up_runs import MadeUp, make_run, write_run_folder
+from packed import unpacked
 
 from arbitrage_cli.evaluation.metrics import figures
 
@@ -20,8 +19,7 @@ MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)]
 def traces(page: Path) -> list[list[Any]]:
     """The problems of each run that a page carries, as its script unpacks them."""
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
-    blocks = [[zlib.decompress(base64.b64decode(block)) for _, block in run["blocks"]] for run in json.loads(data)["runs"]]
-    return [[problem for block in own for problem in json.loads(block)] for own in blocks]
+    return [[problem for _, block in run["blocks"] for problem in unpacked(block)] for run in json.loads(data)["runs"]]
 
 
 @pytest.fixture

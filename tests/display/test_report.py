@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import zlib
 from html.parser import HTMLParser
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
+from packed import unpacked
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.charts import Scale, all_entries
@@ -100,10 +100,6 @@ class Page(HTMLParser):
 
     def attributes(self, name: str) -> list[str]:
         return [attributes[name] for _, attributes in self.elements if name in attributes]
-
-
-def unpacked(text: str) -> Any:
-    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 def source(made: MadeUp, name: str = "runs/made-up", **options: Any) -> Source:

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from made_up_runs import MadeUp, failed, make_run
+from packed import unpacked
 
 from arbitrage_cli.display.html import Source, render
+from arbitrage_cli.display.report_traces import packed_run
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.evaluation.comparison import compare
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
@@ -118,8 +120,10 @@ def test_report_of_a_throughput_run() -> None:
     page = render([Source("run", made.run, made.rows, figures_of(made))])
     assert "4.00 problems a second" in page
     assert "2 at once" in page
-    assert '<h2 id="run-1-speedups">' not in page
-    assert '"seconds":null' in page
+    assert '<h2 id="curve">' in page
+    assert '<h2 id="speedups">' not in page
+    traces = packed_run("run", made.rows, figures_of(made)["policies"])
+    assert {seconds for *_, seconds, _, _ in unpacked(traces["index"])["attempts"]} == {None}
 
 
 @pytest.mark.parametrize("order", [1, -1])
