@@ -1,6 +1,5 @@
 """`arbitrage report`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
 
-import contextlib
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -74,14 +73,16 @@ def _show(contents: "Sequence[Contents]", figures: FigureOptions) -> None:
 
 
 def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:
-    """Of two runs, if they have something in common."""
+    """Of two runs; without a policy, and with the reason as a note, if they have nothing in common."""
     from arbitrage_cli.evaluation.comparison import compare
 
     if len(sources) != 2:
         return None
-    with contextlib.suppress(UsageError):
-        return compare(sources[0].run, sources[0].rows, sources[1].run, sources[1].rows)
-    return None
+    first, second = sources
+    try:
+        return compare(first.run, first.rows, second.run, second.rows)
+    except UsageError as error:
+        return {"policies": [], "notes": [f"Not compared: {error}."]}
 
 
 def _write_page(path: Path, contents: "dict[str, Contents]", options: FigureOptions) -> None:

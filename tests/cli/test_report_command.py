@@ -78,6 +78,15 @@ def test_page_replaces_an_older_one_and_has_every_trace(folder: Path, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "report.html", "run"]
 
 
+def test_page_of_two_runs_says_why_they_are_not_compared(folder: Path, tmp_path: Path) -> None:
+    write_run_folder(tmp_path / "other", make_run(2, columns=[("random", 0.4)]))
+    page = tmp_path / "report.html"
+    assert run("report", folder, tmp_path / "other", "-o", page).code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Not compared: the two runs have no policy in common." in text
+    assert 'id="comparison"' not in text
+
+
 def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
     huge = "a long step, " * 800_000
     rows = [{**one, "steps": [{**step, "text": huge} for step in one["steps"][:1]]} for one in MADE.rows[:1]]
