@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
@@ -15,7 +15,7 @@ from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
 from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.grading.grader import Grader, grader_version
-from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest
+from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest, statuses
 from arbitrage_cli.tuning.memory import AUTO, MOST
 
 
@@ -33,16 +33,16 @@ class BenchRun:
     @property
     def how_to_resume(self) -> str:
         """What is safe, and the command that resumes the run; "" if nothing is safe yet."""
-        num_safe = len({attempt.key for attempt in self.attempts} & {key_of(row) for row in self.folder.rows})
+        num_safe = len({attempt.key for attempt in self.attempts} & statuses(self.folder.rows).keys())
         safe = f"{num_safe} of {len(self.attempts)} attempts are safe in {self.folder.path}"
         return f"{safe}; to resume: {self.session.setup.invocation.resuming}" if num_safe else ""
 
     @property
-    def asked(self) -> tuple[Run, list[Row]]:
+    def asked(self) -> tuple[Run, Iterator[Row]]:
         """What was asked for of run.json and its rows: the folder may have other problems as well."""
         run, ids = self.folder.run or {}, {attempt.item.problem.id for attempt in self.attempts}
         levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
-        return {**run, "levels": levels}, [row for row in self.folder.rows if row["id"] in ids]
+        return {**run, "levels": levels}, (row for row in self.folder.rows if row["id"] in ids)
 
     @property
     def conclusion(self) -> str:
@@ -53,14 +53,14 @@ class BenchRun:
         )
         others = len((self.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in self.attempts})
         more = f", and those at {rounding.count(others, 'other problem')}" if others else ""
-        errors = f"; errors: {self.num_errors} (the same command tries these again)" if self.num_errors else ""
+        errors = f"; errors: {count} (the same command tries these again)" if (count := self.num_errors) else ""
         return f"{done}{more}{errors}; a page with every trace: arbitrage report {folder} -o report.html"
 
     @property
     def num_errors(self) -> int:
         """How many of the attempts that were asked for ended in an error."""
-        asked = {attempt.key for attempt in self.attempts}
-        return sum(row["status"] == "error" and key_of(row) in asked for row in latest(self.folder.rows))
+        status = statuses(self.folder.rows)
+        return sum(status.get(attempt.key) == "error" for attempt in self.attempts)
 
 
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int, retry_errors: bool) -> BenchRun:

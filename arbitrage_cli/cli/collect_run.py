@@ -84,7 +84,7 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collect
             run = _CollectRun(session, plan, left, folder, display)
             with offering_to_resume(display, lambda: run.how_to_resume):
                 run.collect(manifest)
-        rows = latest(folder.rows)
+        rows = list(latest(folder.rows))
     failed = any(row["status"] == "error" and row["id"] in ids for row in rows)
     return Collected(sum(len(row["states"]) for row in rows), len(rows), bool(left), failed)
 

@@ -93,7 +93,7 @@ def _write_page(path: Path, contents: "dict[str, Contents]", options: FigureOpti
     sources = []
     for name, one in contents.items():
         run = one.run or {}
-        sources.append(Source(name, run, latest(one.rows), figures_as_asked(run, one.rows, options)))
+        sources.append(Source(name, run, list(latest(one.rows)), figures_as_asked(run, one.rows, options)))
     page = render(sources, _comparison(sources)).encode()
     try:
         write_atomically(path, page)

@@ -21,7 +21,7 @@ from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.runs.folder import Key, key_of, latest
+from arbitrage_cli.runs.folder import Key, statuses
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, label, row, tau_in_json
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import BlockShare
@@ -117,7 +117,7 @@ def left(
     After them come those at whose problem a process died (`deaths`, by the problem's id), each in a block of its own: they may
     end this process too.
     """
-    status = {key_of(made): made["status"] for made in latest(rows)}
+    status = statuses(rows)
     by_status: dict[str | None, list[Attempt]] = {"done": [], "error": [], None: []}
     for attempt in attempts:
         by_status[status.get(attempt.key)].append(attempt)

@@ -14,6 +14,7 @@ divided by those of a token that the target decoded. Knows no accuracy and no po
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from arbitrage_cli.evaluation.speed import Pairs, speedup
@@ -109,18 +110,18 @@ def _projection_terms(pairs: Pairs, costs: RunCosts) -> dict[str, float] | None:
 
 def _decoded(cost: Cost, of_run: Cost) -> float:
     """All tokens of a cost as tokens that the model decodes: each kind weighed by its mean cost in the run."""
+    decode, prefill, verify = _weights(of_run)
+    return decode * cost.decode_tokens + prefill * cost.prefill_tokens + verify * cost.verify_tokens
+
+
+@lru_cache(maxsize=4)  # of the two models of a run: asked for with every attempt
+def _weights(of_run: Cost) -> tuple[float, ...]:
+    """What a token of each of `KINDS` costs, in decoded ones; only these count if they took no time."""
     decode = _per_token(of_run, "decode")
-    if decode is None:
-        return cost.decode_tokens
-    weights = {kind: (_per_token(of_run, kind) or 0.0) / decode for kind in KINDS}
-    return sum(_tokens_and_seconds(cost, kind)[0] * weight for kind, weight in weights.items())
+    return (1.0, 0.0, 0.0) if decode is None else tuple((_per_token(of_run, kind) or 0.0) / decode for kind in KINDS)
 
 
 def _per_token(cost: Cost, kind: str) -> float | None:
     """Mean seconds of a token of this kind; None if there was none, or it took no time."""
-    tokens, seconds = _tokens_and_seconds(cost, kind)
+    tokens, seconds = getattr(cost, f"{kind}_tokens"), getattr(cost, f"{kind}_seconds")
     return seconds / tokens if tokens and seconds > 0 else None
-
-
-def _tokens_and_seconds(cost: Cost, kind: str) -> tuple[int, float]:
-    return getattr(cost, f"{kind}_tokens"), getattr(cost, f"{kind}_seconds")

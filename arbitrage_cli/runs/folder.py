@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.started import StartedMarks
@@ -42,10 +42,37 @@ _SEAL_LENGTH = len(_SEAL % 0)
 _START_AGAIN = "restore it from a copy, or give --fresh to the command that made the run: it sets the old files aside"
 
 Row = Mapping[str, Any]
+T = TypeVar("T", bound=Row)
 Key = tuple[str, int, str, float | str | None]
 """What a row is about: the problem's id, the number of the sample, policy and tau."""
 Damages = Mapping[int, str]
 """Why a line of results.jsonl, counted from 1, is not what was written."""
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """Rows as the lines that they were read from. Each is parsed when it is asked for: that takes a tenth of the memory."""
+
+    def __init__(self, lines: Iterable[bytes] = ()) -> None:
+        self._lines = list(lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [_content(line) for line in self._lines[index]]
+        return _content(self._lines[index])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(_content, self._lines)
+
+    def add(self, line: bytes) -> None:
+        """Add a row by its line."""
+        self._lines.append(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +80,7 @@ class Contents:
     """run.json, and all rows in the order in which they were written."""
 
     run: dict[str, Any]
-    rows: list[dict[str, Any]]
+    rows: Rows
 
 
 def key_of(row: Row) -> Key:
@@ -61,9 +88,15 @@ def key_of(row: Row) -> Key:
     return row["id"], row["sample"], row["policy"], row["tau"]
 
 
-def latest(rows: Iterable[Row]) -> list[Row]:
+def latest(rows: Sequence[T]) -> Iterator[T]:
     """The row that counts for each key, in the order in which the keys first came."""
-    return list({key_of(row): row for row in rows}.values())
+    places = {key_of(row): place for place, row in enumerate(rows)}
+    return (rows[place] for place in places.values())
+
+
+def statuses(rows: Iterable[Row]) -> dict[Key, str]:
+    """The status of the row that counts for each key: done or error."""
+    return {key_of(row): row["status"] for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +168,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._again = "the same command without --fresh" if fresh else "the same command"
         self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
-        self.rows: list[dict[str, Any]] = []
+        self.rows = Rows()
         with _raising(UsageError, f"{folder}: this folder cannot be used for a run", "give another one: --output FOLDER"):
             self._is_new = not folder.exists()
             make_folder(folder)
@@ -191,7 +224,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 os.ftruncate(self._descriptor, start)
             self._close_results()
             raise
-        self.rows.append(dict(row))
+        self.rows.add(line.removesuffix(b"\n"))
 
     def begin(self, problem: str) -> None:
         """Mark that a problem is being solved. OutputError."""
@@ -210,10 +243,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Replace all rows at once."""
+        lines = list(map(encode, rows))
         with self._writing(self._results):
-            write_atomically(self._results, b"".join(map(encode, rows)))
+            write_atomically(self._results, b"".join(lines))
             self._open_results()
-        self.rows = [dict(row) for row in rows]
+        self.rows = Rows(line.removesuffix(b"\n") for line in lines)
 
     # --- opening
 
@@ -302,6 +336,10 @@ def _unsealed(data: bytes) -> dict[str, Any]:
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     if seal != _SEAL % zlib.crc32(body):
         raise ValueError("its checksum does not match: it was changed after it was written")
+    return _content(data)
+
+
+def _content(data: bytes) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(data)
     del content["checksum"]
     return content
@@ -313,21 +351,20 @@ def _lines(data: bytes) -> tuple[list[bytes], bytes]:
     return lines, tail
 
 
-def _parse(lines: Sequence[bytes]) -> tuple[list[dict[str, Any]], Damages]:
+def _parse(lines: Sequence[bytes]) -> tuple[Rows, Damages]:
     """The rows, and the lines that are no rows."""
-    rows: list[dict[str, Any]] = []
+    rows = Rows()
     damages: dict[int, str] = {}
     done: dict[Key, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = _unsealed(line)
-            _check_row(row, number, done)
+            _check_row(_unsealed(line), number, done)
         except KeyError as error:
             damages[number] = f"it has no {error}"
         except (ValueError, TypeError, RecursionError) as error:
             damages[number] = str(error)
         else:
-            rows.append(row)
+            rows.add(line)
     return rows, damages
 
 

@@ -159,8 +159,10 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
     """Sums over the samples of each problem, in the order of the ids: (problems, width). A row is what is resampled."""
     sums: dict[str, list[float]] = {}
     for problem, numbers in values:
-        before = sums.setdefault(problem, [0.0] * width)
-        sums[problem] = [one + other for one, other in zip(before, numbers, strict=True)]
+        before = sums.get(problem)
+        sums[problem] = (
+            list(numbers) if before is None else [one + other for one, other in zip(before, numbers, strict=True)]
+        )
     return np.array([sums[problem] for problem in sorted(sums)], dtype=np.float64).reshape(len(sums), width)
 
 
@@ -188,8 +190,11 @@ def _counted(policy: str, results: Iterable[Result]) -> tuple[dict[SampleKey, Re
     return {key: counted[key] for key in sorted(counted)}, superseded
 
 
+_COST_FIELDS = tuple(one.name for one in fields(Cost))
+
+
 def _cost(record: Mapping[str, Any]) -> Cost:
-    return Cost(**{name: record[name] for name in (one.name for one in fields(Cost))})
+    return Cost(*(record[name] for name in _COST_FIELDS))
 
 
 def _read_result(row: Mapping[str, Any]) -> Result:

@@ -42,7 +42,7 @@ def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
 
 def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
     with RunFolder(path, **options) as folder:
-        return folder.rows
+        return list(folder.rows)
 
 
 def flip(path: Path, place: int, bit: int = 0) -> None:
@@ -61,9 +61,9 @@ def test_what_was_appended_is_there_again(quick_path: Path) -> None:
         folder.save_run(RUN)
         for row in rows:
             folder.append(row)
-        assert (folder.run, folder.rows) == (RUN, rows)
+        assert (folder.run, list(folder.rows)) == (RUN, rows)
     contents = read_run_folder(quick_path / "run")
-    assert (contents.run, contents.rows) == (RUN, rows)
+    assert (contents.run, list(contents.rows)) == (RUN, rows)
     assert set_aside(quick_path / "run") == []
 
 
@@ -121,7 +121,7 @@ def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monke
 def test_later_rows_count() -> None:
     """Of an attempt that failed and was made again the later row counts, in the place of the first."""
     rows = [make_row(0, "error"), make_row(1), make_row(0)]
-    assert latest(rows) == [make_row(0), make_row(1)]
+    assert list(latest(rows)) == [make_row(0), make_row(1)]
     assert key_of(make_row(2, tau="inf", sample=3)) == ("p2", 3, "target", "inf")
 
 
@@ -159,7 +159,7 @@ def test_truncation_at_every_byte(quick_path: Path) -> None:
         kept = whole[:length].count(b"\n")
         tail = whole[:length].rpartition(b"\n")[2]
         with RunFolder(quick_path / "run") as folder:
-            assert folder.rows == rows[:kept]
+            assert list(folder.rows) == rows[:kept]
             for row in rows[kept:]:
                 folder.append(row)
         assert path.read_bytes() == whole
@@ -179,9 +179,9 @@ def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
     path = quick_path / "run" / "results.jsonl"
     for number in (1, 2):
         path.write_bytes(path.read_bytes() + tail)
-        assert read_run_folder(quick_path / "run").rows == rows
+        assert list(read_run_folder(quick_path / "run").rows) == rows
         with RunFolder(quick_path / "run") as folder:
-            assert folder.rows == rows
+            assert list(folder.rows) == rows
             assert f"results.jsonl.torn-{number}" in folder.notes[0]
         assert (quick_path / "run" / f"results.jsonl.torn-{number}").read_bytes() == tail
 
@@ -238,7 +238,7 @@ def test_writer_sets_damaged_rows_aside(quick_path: Path) -> None:
     damaged = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(path.read_bytes() + b"torn")
     with RunFolder(quick_path / "run") as folder:
-        assert folder.rows == [rows[0], rows[2]]
+        assert list(folder.rows) == [rows[0], rows[2]]
         (note,) = [note for note in folder.notes if "damaged" in note]
         assert all(part in note for part in (str(path), "line 2: ", "line 4: ", "results.jsonl.damaged-1"))
         folder.append(rows[1])
@@ -346,7 +346,7 @@ def test_second_writer_is_refused(quick_path: Path) -> None:
         with pytest.raises(UsageError, match="another process is writing"):
             RunFolder(quick_path / "run")
         folder.append(make_row())
-        assert read_run_folder(quick_path / "run").rows == [make_row()]
+        assert list(read_run_folder(quick_path / "run").rows) == [make_row()]
     assert reopened(quick_path / "run") == [make_row()]
 
 
@@ -368,7 +368,7 @@ def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
     """A fresh start keeps the old rows and run.json beside the new ones."""
     rows = begin(quick_path / "run")
     with RunFolder(quick_path / "run", fresh=True) as folder:
-        assert (folder.run, folder.rows) == (None, [])
+        assert (folder.run, list(folder.rows)) == (None, [])
         assert len(folder.notes) == 2
         folder.save_run(RUN)
     assert set_aside(quick_path / "run") == ["results.jsonl.old-1", "run.json.old-1"]
@@ -491,7 +491,7 @@ def test_any_order_of_adding_tearing_and_reopening(quick_path: Path, acts: list[
                 stream.write(encode(make_row(99))[:20])
         else:
             with RunFolder(path) as folder:
-                assert folder.rows == rows
+                assert list(folder.rows) == rows
                 if act == "add":
                     rows.append(make_row(len(rows)))
                     folder.append(rows[-1])
