@@ -11,7 +11,7 @@ from pathlib import Path
 from arbitrage_cli.cli.interrupts import Interruption, interruptible
 from arbitrage_cli.cli.output import Output, refuse_closed_output
 from arbitrage_cli.display.text import one_line, safe
-from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError, OutputError
+from arbitrage_cli.errors import ArbitrageError, DefectError, InterruptedRunError, ModelMemoryError, OutputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _show(InterruptedRunError("interrupted", exit_code=128 + interruption.number), debug=False)
         except ArbitrageError as error:
             return _show(error, debug=_is_debugging(arguments))
+        except MemoryError:
+            hint = "close other programs, or give a smaller --ctx or --concurrency, or a higher limit (ulimit -v)"
+            return _show(ModelMemoryError("there is not enough memory", hint), debug=_is_debugging(arguments))
         except Exception as error:  # noqa: BLE001 - a defect of this program: still one line, and how to see more
             wrapped = DefectError(
                 f"unexpected {type(error).__name__}: {error}",

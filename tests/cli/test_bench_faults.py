@@ -386,6 +386,10 @@ def test_many_problems_need_few_open_files(here: Path) -> None:
     assert len(results(rows_of(here / "run"))) == 500
 
 
+def test_too_little_memory_is_no_defect(here: Path) -> None:
+    assert_refused(run("solve", "1 + 1", "-q", cwd=here, limits={"RLIMIT_AS": 1 << 26}), 3, "", "memory")
+
+
 def test_noise_of_a_c_library_does_not_reach_stdout(here: Path) -> None:
     result = bench(here, "--json", noise="ggml: hello\n")
     assert result.code == 0
