@@ -55,20 +55,24 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def draining(drain: Callable[[], None]) -> Iterator[None]:
+def draining(drain: Callable[[], bool]) -> Iterator[None]:
     """The first signal that asks the run to end calls `drain`, so that what was begun is finished; the next ones work as usual.
 
-    A thread of its own waits for it: a signal that reached this one would end a computation in C.
+    So does the first if `drain` returns that nothing was begun. A thread waits for it: if it reached another one, it would end a
+    computation in C, or nobody would hear of it. So this must begin before any other thread does.
     """
     is_draining, is_over = threading.Event(), threading.Event()
 
     def wait() -> None:
-        signal.sigwait(ENDING)
-        if not is_over.is_set():
-            is_draining.set()
-            drain()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # they reach the main thread through this one
-            is_over.wait()
+        number = signal.sigwait(ENDING)
+        if is_over.is_set():
+            return
+        is_draining.set()
+        was_begun = drain()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # they reach the main thread through this one
+        if not was_begun:
+            os.kill(os.getpid(), number)
+        is_over.wait()
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     waiting = threading.Thread(target=wait, name="signals", daemon=True)

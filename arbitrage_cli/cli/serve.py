@@ -84,20 +84,21 @@ def serve(
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(server.host, server.port)))
         access = Access(key, _names(bound, server, key))
+        process = Server(access)
+        stack.enter_context(draining(process.drain))
         display = stack.enter_context(command_display(output))
         session = stack.enter_context(Session(setup, display, keep="conversation"))
-        session.choose_concurrency()
+        bounds = Bounds(session.choose_concurrency(), server.queue, server.timeout)
         session.load()
-        bounds = Bounds(session.concurrency + server.queue, server.timeout)
         max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
-        process = Server(Defaults(menu, setup.limits, setup.sampler, max_chars), bounds, access)
+        defaults = Defaults(menu, setup.limits, setup.sampler, max_chars)
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
+        scheduler = session.scheduler(column=PolicyAtTau(ANY, None))
         url = f"http://{_place(bound)}/v1"
         display.begin(ServerInfo(url, menu.names, session.run_info(num_problems=None)))
         bound.listen()
         display.result(url)
-        with draining(process.drain):
-            process.run(bound, session.scheduler(column=PolicyAtTau(ANY, None)), router, display.handle)
+        process.run(bound, scheduler, router, defaults, bounds, display.handle)
         display.end()
 
 

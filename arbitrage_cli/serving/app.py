@@ -32,9 +32,10 @@ STATUS_OF_HUNG_UP = 499
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What requests may take. At most `open_requests` wait or run; a body has `body_seconds` to arrive."""
+    """What requests may take. At most `waiting` wait for the `running` ones; a body has `body_seconds` to arrive."""
 
-    open_requests: int
+    running: int
+    waiting: int = 64
     seconds: float = 600.0
     body_bytes: int = 1 << 20
     body_seconds: float = 10.0
@@ -157,7 +158,7 @@ class Endpoints:
 
     def _begin(self, wanted: CompletionRequest) -> "Call":
         """Let a request wait for its slot. RefusedError."""
-        if len(self._open) >= self._bounds.open_requests:
+        if len(self._open) >= self._bounds.running + self._bounds.waiting:
             message = f"{len(self._open)} requests wait or run already"
             raise RefusedError(message, "ask again later", status=429, kind="rate_limit_error", code="queue_full")
         call = Call(wanted, self._bounds, on_end=self._open.discard)

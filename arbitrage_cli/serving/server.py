@@ -16,17 +16,25 @@ from arbitrage_cli.serving.worker import Observe, Worker
 class Server:
     """Answers requests with one scheduler. `drain` lets those that are open end, and takes no others."""
 
-    def __init__(self, defaults: Defaults, bounds: Bounds, access: Access) -> None:
-        self._defaults = defaults
-        self._bounds = bounds
+    def __init__(self, access: Access) -> None:
         self._access = access
         self._intake = Intake()
+        self._is_running = False
 
-    def drain(self) -> None:
-        """May be called by a signal handler."""
+    def drain(self) -> bool:
+        """Returns whether requests are being answered. May be called in any thread."""
         self._intake.close()
+        return self._is_running
 
-    def run(self, bound: socket.socket, scheduler: Scheduler, router: Router | None, observe: Observe) -> None:
+    def run(
+        self,
+        bound: socket.socket,
+        scheduler: Scheduler,
+        router: Router | None,
+        defaults: Defaults,
+        bounds: Bounds,
+        observe: Observe,
+    ) -> None:
         """Answer requests that come to a socket, until all is drained. `router` is the head's. Errors as `Worker.run`."""
         worker = Worker(scheduler, self._intake, router)
         metrics = Metrics(lambda: len(self._intake), lambda: worker.num_running)
@@ -35,6 +43,7 @@ class Server:
             metrics.observe(event)
             observe(event)
 
-        app = make_app(self._defaults, self._intake, metrics, self._bounds, self._access)
+        app = make_app(defaults, self._intake, metrics, bounds, self._access)
+        self._is_running = True
         with answering(app, bound):
             worker.run(count_and_observe)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +18,9 @@ ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
 
 @contextmanager
 def served(
-    *arguments: str, env: Mapping[str, str | None] | None = None
+    *arguments: str, models: tuple[str, ...] = MODELS, env: Mapping[str, str | None] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], httpx2.Client]]:
-    with start("serve", *MODELS, "--port", "0", *arguments, stdin=subprocess.DEVNULL, env=env) as process:
+    with start("serve", *models, "--port", "0", *arguments, stdin=subprocess.DEVNULL, env=env) as process:
         try:
             with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=30) as client:
                 yield process, client
@@ -40,6 +41,21 @@ def test_it_answers_and_ends_when_it_is_told_to() -> None:
     assert (process.returncode, out) == (0, b"")
     lines = [line for line in err.decode().splitlines() if line.startswith("chatcmpl-")]
     assert [line.split(", ")[1].partition(":")[0] for line in lines] == ["draft", "target"]
+
+
+def test_a_signal_ends_no_computation() -> None:
+    """Models that compute with several threads of their own let open requests end, too."""
+    with served("--threads", "2", models=("--pair", "builtin")) as (process, client), ThreadPoolExecutor(16) as pool:
+        asked = [
+            pool.submit(
+                client.post, "/chat/completions", json={"messages": [{"role": "user", "content": f"Evaluate {n}*11."}]}
+            )
+            for n in range(16)
+        ]
+        assert next(as_completed(asked)).result().status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert {one.result().status_code for one in asked} <= {200, 503}
+        assert process.wait(20) == 0
 
 
 def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:

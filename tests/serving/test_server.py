@@ -298,7 +298,7 @@ def test_a_full_queue_and_a_request_that_takes_too_long() -> None:
     """The last one is refused; those that wait are refused when their time is up; then there is room again."""
     gate = Gate()
     gate.close()
-    with serving(gate=gate, bounds=Bounds(3, seconds=0.5), concurrency=1) as client, ThreadPoolExecutor(4) as pool:
+    with serving(gate=gate, bounds=Bounds(1, 2, seconds=0.5), concurrency=1) as client, ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(client.ask) for _ in range(3)]
         wait_until(client, lambda running, waiting: running + waiting == 3)
         full = client.ask()

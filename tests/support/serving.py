@@ -89,7 +89,7 @@ def serving(
     make = gate.backend if gate else HashBackend
     engines = hash_engines(make=make, num_sequences=concurrency)
     scheduler = Scheduler(engines, lambda trace: POLICIES["draft"].flow(trace, None, 0), SHORT, concurrency=concurrency)
-    server = Server(DEFAULTS, bounds or Bounds(concurrency + 64), access or Access(None, NAMES))
+    server = Server(access or Access(None, NAMES))
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
     with closing(bind("127.0.0.1", 0)) as bound:
@@ -97,7 +97,7 @@ def serving(
 
         def run() -> None:
             try:
-                server.run(bound, scheduler, None, events.append)
+                server.run(bound, scheduler, None, DEFAULTS, bounds or Bounds(concurrency), events.append)
             except BaseException as failure:
                 failures.append(failure)
                 raise
