@@ -71,6 +71,8 @@ def _answer_and_exit(function: Callable[[], str], writer: int, seconds: float, m
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (1, 2):
             os.dup2(nowhere, stream)
+        os.closerange(3, writer)  # the lock of a run folder among them: if this process is killed, it is free at once
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         for number in (*ENDING, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, seconds)
