@@ -61,6 +61,6 @@ def grade(
 
 
 def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    policy = label(before["policy"], before["tau"])
+    policy = label(before["policy"], before["tau"], before["tau_name"])
     what = f"{before['id']}, {policy}: was {before['score']['value']}, is {now['score']['value']}"
     return f"{what}: {now['score']['explanation']}"

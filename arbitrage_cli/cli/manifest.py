@@ -236,7 +236,7 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
                 raise _changed(folder, name, _text(before), _text(after))
     added = _added(earlier["policies"], now["policies"])
     if added:
-        names = ", ".join(label(one["policy"], one["tau"]) for one in added)
+        names = ", ".join(label(one["policy"], one["tau"], one["tau_name"]) for one in added)
         merged["warnings"].append(f"measured later than the others, so the machine may have been faster or slower: {names}")
     if earlier["tool"] != now["tool"]:
         merged["warnings"].append(f"made in part with arbitrage {earlier['tool']}, in part with {now['tool']}")

@@ -90,12 +90,13 @@ def _line(result: Record, form: ResultFormat, *, is_single: bool) -> str | None:
     """What standard output gets of a result; None if it is the only one and no step was written."""
     if form is ResultFormat.json:
         return to_json(result)
-    answer = result["answer"] or result["text"].strip()
-    if form is ResultFormat.tsv:
-        return "\t".join(one_line(text or "") for text in (result["id"], answer, result["error"]))
-    if is_single:
-        return safe(answer) if result["steps"] else None
-    return one_line(answer)
+    text = result["text"].strip()
+    if is_single and form is ResultFormat.text:
+        return safe(result["answer"] or text) if result["steps"] else None
+    answer = one_line(result["answer"] or text.rpartition("\n")[2])  # without a box: the last line
+    return (
+        answer if form is ResultFormat.text else "\t".join((one_line(result["id"]), answer, one_line(result["error"] or "")))
+    )
 
 
 def _is_of(result: Record, row: Row) -> bool:

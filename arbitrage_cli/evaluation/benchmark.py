@@ -212,9 +212,8 @@ class Bench:
                 score = self.grade(finished.trace.text, item.gold)
             except ProblemError as error:
                 finished = replace(finished, error=error)
-        run = RunInfo(
-            chosen.policy.name, chosen.policy.number or None, chosen.tau, temperature=0.0, seed=0
-        )  # no row has these
+        number, name = chosen.policy.number or None, chosen.tau_name
+        run = RunInfo(chosen.policy.name, number, chosen.tau, temperature=0.0, seed=0, tau_name=name)  # no row has the zeros
         return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
