@@ -79,8 +79,10 @@ class Router:
     early_stop: Callable[[float], EarlyStop] | None = None
 
 
-def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
+def arbitrage(trace: Trace, router: Router, tau: float, alternatives: int = 1) -> Flow:
     """The routing loop: the draft writes every step, and the target those whose number exceeds tau.
+
+    With `alternatives` the draft may first try again: it writes up to so many steps, until one is accepted.
 
     A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every number the target alone. The target
     computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept.
@@ -89,11 +91,16 @@ def arbitrage(trace: Trace, router: Router, tau: float) -> Flow:
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         number = yield from router.number(trace, draft)
+        tried: list[Step] = []
+        while (number > tau or draft.stop == "early") and len(tried) + 1 < alternatives:
+            tried.append(draft)
+            draft = yield WriteStep("draft", trace, sample=len(tried))
+            number = yield from router.number(trace, draft)
         if number > tau or draft.stop == "early":  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
-            trace.add(Decision(kept=target, draft=draft, target=target, probability=number))
+            trace.add(Decision(kept=target, draft=draft, target=target, probability=number, tried=tuple(tried)))
         else:  # accept
-            trace.add(Decision(kept=draft, draft=draft, probability=number))
+            trace.add(Decision(kept=draft, draft=draft, probability=number, tried=tuple(tried)))
 
 
 def oracle(trace: Trace, tau: float) -> Flow:

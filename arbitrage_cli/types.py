@@ -149,7 +149,8 @@ class Decision:
 
     `probability` is the number that was compared with tau: the probability that the target's step is better, or for a router
     without a head its own number (an entropy, a mean negative log-probability, a uniform draw). `advantage` is the reward of the
-    target's step minus that of the drafted one; None unless both were scored.
+    target's step minus that of the drafted one; None unless both were scored. `tried` are steps that the draft wrote before
+    `draft`, and that would have been escalated.
     """
 
     kept: Step
@@ -157,6 +158,7 @@ class Decision:
     target: Step | None = None
     probability: float | None = None
     advantage: float | None = None
+    tried: tuple[Step, ...] = ()
 
     @property
     def discarded(self) -> Step | None:

@@ -115,6 +115,7 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
         stops_early=bool(setup.stops_early),
+        alternatives=setup.alternatives,
     )
 
 

@@ -133,6 +133,19 @@ _TAU_HELP = (
 _EARLY_STOP_HELP = "Stop a drafted step that begins badly and call the target at once. Default: if that saves time."
 
 
+Alternatives = Annotated[
+    int,
+    _routing(
+        "--alternatives",
+        min=1,
+        max=16,
+        metavar="N",
+        help="Steps that the draft may write before the target is called: it tries again, at temperature 0.7 if it is greedy, until "
+        "one is accepted. Fewer calls of the target, more work for the draft.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class HeadRoutingOptions:
     """Which steps the target writes, for a command whose policy is always arbitrage."""
@@ -145,6 +158,7 @@ class HeadRoutingOptions:
         ),
     ] = None
     early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
+    alternatives: Alternatives = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +193,7 @@ class BenchRoutingOptions:
         str | None, _routing("--tau", metavar="TAU,...", help="Taus of every policy that has one and names none.")
     ] = None
     early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
+    alternatives: Alternatives = 1
     reward: Annotated[
         RewardSource | None,
         _routing(

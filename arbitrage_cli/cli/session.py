@@ -221,7 +221,14 @@ class Session:
         router = self.router(chosen.policy)
 
         def routed(trace: Trace) -> Flow:
-            return chosen.policy.flow(trace, chosen.tau, setup.sampler.seed, router, stops_early=bool(setup.stops_early))
+            return chosen.policy.flow(
+                trace,
+                chosen.tau,
+                setup.sampler.seed,
+                router,
+                stops_early=bool(setup.stops_early),
+                alternatives=setup.alternatives,
+            )
 
         return Scheduler(
             engines,

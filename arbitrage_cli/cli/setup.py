@@ -76,6 +76,7 @@ class Setup:
     offline: bool = False
     concurrency: str = "1"
     stops_early: bool | None = None
+    alternatives: int = 1
     reward: str | None = None
     tau_costs: str | None = None
     policy_list: PolicyList | None = None
@@ -124,14 +125,15 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     name = None if request.budget is not None else name_of_tau(policy, request.tau)
     setup = _with_policies(base, [PolicyAtTau(policy, tau, name)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
-    return replace(setup, tau_costs=tau_costs, notes=[*setup.notes, *([warning] if warning else [])])
+    notes = [*setup.notes, *([warning] if warning else [])]
+    return replace(setup, tau_costs=tau_costs, alternatives=routing.alternatives, notes=notes)
 
 
 def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> tuple[Setup, Menu]:
     """The setup of `solve_setup` with both models, and what a request, or a turn of a chat, may ask for. Errors as `solve_setup`."""
     setup = solve_setup(options, routing)
     usual, available = setup.policy_at_tau, setup.available_head
-    menu = Menu(usual.policy, usual.tau, available, early_stop=routing.early_stop)
+    menu = Menu(usual.policy, usual.tau, available, early_stop=routing.early_stop, alternatives=routing.alternatives)
     routed = [PolicyAtTau(POLICIES["arbitrage"], None)] if available.head else []
     both = _with_policies(setup, [usual, PolicyAtTau(ANY, None), *routed], early_stop=setup.stops_early)
     notes = list(dict.fromkeys([*setup.notes, *both.notes]))
@@ -143,10 +145,11 @@ def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: st
 def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice) -> Setup:
     """The setup of the head's policy for these models; if a reward model is on this machine, steps are rated too. Errors as `solve_setup`."""
     base = _base(options, choice)
-    wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, "arbitrage")
+    wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, policy="arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
     early = _stops_early(base, routing.early_stop, [policy])
     setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
+    setup = replace(setup, alternatives=routing.alternatives)
     prm = choice.models["prm"]
     if not prm:
         return setup
@@ -166,6 +169,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     policies = resolve_policies(policy_list, base.head, named)
     early = _stops_early(base, routing.early_stop, [one.policy for one in policies])
     setup = _with_policies(base, policies, early_stop=early, reward=routing.reward)
+    setup = replace(setup, alternatives=routing.alternatives)
     return replace(setup, policy_list=policy_list, named_taus=named)
 
 

@@ -87,7 +87,7 @@ def _blocks(problems: Iterable[Sequence[Json]]) -> Iterator[tuple[int, str]]:
 
 def _entry(row: Json, problem: int, policy: int) -> list[Any]:
     """An attempt in the index: problem, sample, policy, verdict, its own seconds, seconds of its steps, steps by the target."""
-    written = [step["seconds"] + (step["discarded"]["seconds"] if step["discarded"] else 0) for step in row["steps"]]
+    written = [one["seconds"] for step in row["steps"] for one in (step, step["discarded"], *step.get("tried", ())) if one]
     calls = sum(step["model"] == "target" for step in row["steps"])
     return [problem, row["sample"], policy, _verdict(row), _rounded(_seconds(row)), _rounded(sum(written)), calls]
 
@@ -105,7 +105,12 @@ def _attempt(row: Json) -> dict[str, Any]:
 
 def _step(step: Json) -> dict[str, Any]:
     rounded = {name: _rounded(step[name]) for name in ("seconds", "probability", "advantage") if name in step}
-    return {**step, **rounded} | ({"discarded": _step(step["discarded"])} if step.get("discarded") else {})
+    return {
+        **step,
+        **rounded,
+        **({"discarded": _step(step["discarded"])} if step.get("discarded") else {}),
+        **({"tried": [_step(other) for other in step["tried"]]} if step.get("tried") else {}),
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -136,7 +136,7 @@ class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
 
     `router_for` gives the router of a policy that does not make its own, `rater_for` the rater of one that asks for rewards.
-    If it `stops_early`, policies that can stop a step before it is finished do so.
+    If it `stops_early`, policies that can stop a step before it is finished do so. `alternatives`: see `arbitrage`.
     """
 
     engines_for: EnginesFor
@@ -148,6 +148,7 @@ class Bench:
     rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     stops_early: bool = False
+    alternatives: int = 1
     clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
@@ -168,7 +169,8 @@ class Bench:
         in_flight = {attempt.item.problem.id: _InFlight(attempt, _DecisionTimer(self.clock)) for attempt in block}
 
         def make_flow(trace: Trace) -> Flow:
-            flow = chosen.policy.flow(trace, chosen.tau, self.seed + sample, router, stops_early=self.stops_early)
+            early, count = self.stops_early, self.alternatives
+            flow = chosen.policy.flow(trace, chosen.tau, self.seed + sample, router, stops_early=early, alternatives=count)
             return in_flight[trace.problem.id].timer.follow(flow)
 
         scheduler = Scheduler(

@@ -16,6 +16,7 @@ from arbitrage_cli.errors import ComputeError
 Logits = npt.NDArray[np.float32]
 
 MAX_EXPONENT = 80.0  # exp of more overflows float32 soon
+SAMPLE_TEMPERATURE = 0.7
 TAIL = 20.0
 """Tokens less likely than e^-20 times the likeliest are never drawn: 200,000 of them have less than 0.05% of the mass."""
 
@@ -34,8 +35,11 @@ class Sampler:
         return self.temperature <= 0
 
     def sample(self, number: int) -> "Sampler":
-        """The same sampler with other draws; number 0 is this one."""
-        return replace(self, seed=self.seed + number) if number else self
+        """The same sampler with other draws; number 0 is this one. Of a greedy one others are drawn at `SAMPLE_TEMPERATURE`."""
+        if not number:
+            return self
+        temperature = SAMPLE_TEMPERATURE if self.is_greedy else self.temperature
+        return replace(self, temperature=temperature, seed=self.seed + number)
 
     def choose(self, logits: Logits, question: str, position: int) -> int:
         """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of a question's solution.

@@ -52,7 +52,14 @@ class Policy:
         return self.needs_head or (self.make_router is not None and self.make_router(0).early_stop is not None)
 
     def flow(
-        self, trace: Trace, tau: float | None, seed: int, router: Router | None = None, *, stops_early: bool = False
+        self,
+        trace: Trace,
+        tau: float | None,
+        seed: int,
+        router: Router | None = None,
+        *,
+        stops_early: bool = False,
+        alternatives: int = 1,
     ) -> Flow:
         """The flow that solves `trace`. A policy with a number needs a tau, one with a head the head's `router`.
 
@@ -67,7 +74,7 @@ class Policy:
         chosen = self.make_router(seed) if self.make_router else router
         if chosen is None:
             raise ValueError(f"policy {self.name} needs a router")
-        return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau)
+        return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau, alternatives)
 
 
 WRONG_EQUATION = 100.0

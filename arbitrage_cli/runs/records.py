@@ -179,6 +179,7 @@ def step_record(decision: Decision) -> dict[str, Any]:
         "probability": decision.probability,
         "advantage": decision.advantage,
         "discarded": _written(discarded) if discarded else None,
+        **({"tried": [_written(step) for step in decision.tried]} if decision.tried else {}),
     }
 
 

@@ -24,21 +24,29 @@ class Route:
     policy: Policy
     tau: float | None
     stops_early: bool = False
+    alternatives: int = 1
 
     def flow(self, trace: Trace, seed: int, router: Router | None) -> Flow:
         """The flow that solves `trace`. `router` is the head's; None without a head."""
-        return self.policy.flow(trace, self.tau, seed, router, stops_early=self.stops_early)
+        early, count = self.stops_early, self.alternatives
+        return self.policy.flow(trace, self.tau, seed, router, stops_early=early, alternatives=count)
 
 
 class Menu:
     """What can be asked for. `usual` is what a policy without a tau stands for, if it is the policy that the command line chose."""
 
     def __init__(
-        self, policy: Policy, tau: float | None, available: AvailableHead, *, early_stop: bool | None = None
+        self,
+        policy: Policy,
+        tau: float | None,
+        available: AvailableHead,
+        *,
+        early_stop: bool | None = None,
+        alternatives: int = 1,
     ) -> None:
-        """`early_stop` is what the command line says about it. UsageError if the policy cannot be served."""
+        """`early_stop` and `alternatives` are what the command line says. UsageError if the policy cannot be served."""
         self._available = available
-        self._early_stop = early_stop
+        self._early_stop, self._alternatives = early_stop, alternatives
         self._policies = {one.name: one for one in served_policies(available)}
         if policy.name not in self._policies:
             raise UsageError(
@@ -67,7 +75,8 @@ class Menu:
         return self._route(name, policy, resolve_tau(policy, tau if at else None, None, self._available))
 
     def _route(self, name: str, policy: Policy, tau: float | None) -> Route:
-        return Route(name, policy, tau, bool(stops_early(self._early_stop, [policy], self._available)))
+        early = bool(stops_early(self._early_stop, [policy], self._available))
+        return Route(name, policy, tau, early, self._alternatives)
 
 
 def served_policies(available: AvailableHead) -> list[Policy]:
