@@ -20,7 +20,7 @@ from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json
 from arbitrage_cli.serving.intake import Intake, Report, Ticket
 from arbitrage_cli.serving.metrics import Metrics
-from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, read_request
+from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, find_route, read_request
 from arbitrage_cli.types import Decision, Finished
 
 Result = TypeVar("Result")
@@ -130,10 +130,8 @@ class Endpoints:
         return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.menu.names]})
 
     async def model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in self._defaults.menu.names:
-            raise RefusedError("there is no such model", status=404, code="model_not_found", parameter="model")
-        return _json_response(self._model(name))
+        route = find_route(request.path_params["name"], self._defaults.menu)
+        return _json_response(self._model(route.name))
 
     async def chat(self, request: Request) -> Response:
         return await self._complete("chat", request)

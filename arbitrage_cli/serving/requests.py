@@ -115,7 +115,7 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
     return CompletionRequest(
         kind,
         problem,
-        _route(fields, defaults.menu),
+        find_route(_typed(fields, "model", str, defaults.menu.usual.name), defaults.menu),
         Limits(limits.max_steps, min(most, limits.max_tokens), limits.max_step_tokens),
         sampler,
         _stops(fields),
@@ -149,9 +149,10 @@ def _refuse_other_fields(fields: Body) -> None:
             refuse(f"this server knows no field '{encodable(name)[:80]}'", encodable(name)[:80])
 
 
-def _route(fields: Body, menu: Menu) -> Route:
+def find_route(name: str, menu: Menu) -> Route:
+    """What a model's name stands for. RefusedError if it is not served."""
     try:
-        return menu.find(_typed(fields, "model", str, menu.usual.name))
+        return menu.find(name)
     except UsageError as error:
         message = encodable(error.message)
         raise RefusedError(message, error.hint, status=404, code="model_not_found", parameter="model") from error

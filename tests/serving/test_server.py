@@ -144,7 +144,8 @@ def test_what_models_there_are(client: Served) -> None:
     assert names[0] == "entropy"
     assert {"draft", "target", "random"} < set(names)
     assert not {"arbitrage", "judge", "rsd", "oracle"} & set(names)
-    assert client.get("/v1/models/target").json()["id"] == "target"
+    for name in ("target", "entropy@0.2"):
+        assert client.get(f"/v1/models/{name}").json()["id"] == name
     assert refusal(client.get("/v1/models/gpt-7"))["code"] == "model_not_found"
 
 
