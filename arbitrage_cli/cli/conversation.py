@@ -156,5 +156,5 @@ def _flow(trace: Trace, *, route: Route, seed: int, router: Router | None) -> Fl
 def _run_info(run: RunInfo, route: Route) -> RunInfo:
     """What the display shows of how a turn is routed."""
     settings = {name: value for name, value in run.settings.items() if route.policy.needs_head or name != "head"}
-    policy = route.policy
-    return replace(run, policy=policy.name, number=policy.number or None, tau=route.tau, settings=settings)
+    number = route.policy.number or None
+    return replace(run, policy=route.policy.name, number=number, tau=route.tau, tau_name=route.tau_name, settings=settings)

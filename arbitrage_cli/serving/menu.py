@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.errors import UsageError, unknown
-from arbitrage_cli.routing.choice import AvailableHead, resolve_tau, stops_early
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+from arbitrage_cli.routing.choice import AvailableHead, name_of_tau, resolve_tau, stops_early
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.thresholds import NAMES
 from arbitrage_cli.types import Trace
@@ -18,11 +19,12 @@ ANY = Policy("any", ("draft", "target"), reads_token_stats=True)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A policy at a tau, by the name it was asked for with."""
+    """A policy at a tau, by the name it was asked for with. `tau_name` is the tau's own name, such as `fast`."""
 
     name: str
     policy: Policy
     tau: float | None
+    tau_name: str | None = None
     stops_early: bool = False
     alternatives: int = 1
 
@@ -33,12 +35,11 @@ class Route:
 
 
 class Menu:
-    """What can be asked for. `usual` is what a policy without a tau stands for, if it is the policy that the command line chose."""
+    """What can be asked for. `usual` is what the command line chose: also what its policy stands for if it is named without a tau."""
 
     def __init__(
         self,
-        policy: Policy,
-        tau: float | None,
+        chosen: PolicyAtTau,
         available: AvailableHead,
         *,
         early_stop: bool | None = None,
@@ -48,13 +49,13 @@ class Menu:
         self._available = available
         self._early_stop, self._alternatives = early_stop, alternatives
         self._policies = {one.name: one for one in served_policies(available)}
-        if policy.name not in self._policies:
+        if chosen.policy.name not in self._policies:
             raise UsageError(
-                f"policy {policy.name} needs the rewards of steps, and a conversation has none",
+                f"policy {chosen.policy.name} needs the rewards of steps, and a conversation has none",
                 f"give one of: {', '.join(self._policies)}",
                 option="policy",
             )
-        self.usual = self._route(policy.name, policy, tau)
+        self.usual = self._route(chosen.policy.name, chosen)
 
     @property
     def names(self) -> list[str]:
@@ -72,11 +73,13 @@ class Menu:
             raise UsageError(f"policy {policy.name} has no tau", f"ask for {policy.name}")
         if not at and policy is self.usual.policy:
             return self.usual
-        return self._route(name, policy, resolve_tau(policy, tau if at else None, None, self._available))
+        given = tau if at else None
+        resolved = resolve_tau(policy, given, None, self._available)
+        return self._route(name, PolicyAtTau(policy, resolved, name_of_tau(policy, given)))
 
-    def _route(self, name: str, policy: Policy, tau: float | None) -> Route:
-        early = bool(stops_early(self._early_stop, [policy], self._available))
-        return Route(name, policy, tau, early, self._alternatives)
+    def _route(self, name: str, chosen: PolicyAtTau) -> Route:
+        early = bool(stops_early(self._early_stop, [chosen.policy], self._available))
+        return Route(name, chosen.policy, chosen.tau, chosen.tau_name, early, self._alternatives)
 
 
 def served_policies(available: AvailableHead) -> list[Policy]:

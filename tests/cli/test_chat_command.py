@@ -32,7 +32,8 @@ def test_the_target_alone_is_compared() -> None:
 def test_an_explanation() -> None:
     """By the head of the pair, also of a turn that was routed otherwise."""
     pair = ("--pair", "builtin", "--draft", "", "--target", "")
-    result = chat("/policy random@0.5", "What is 23 * 47 - 88?", "/explain", flags=pair)
+    result = chat("/policy random@0.5", "What is 23 * 47 - 88?", "/explain", "/policy arbitrage@fast", flags=pair)
+    assert "fast (" in result.err.splitlines()[-1]
     assert len([line for line in result.out.splitlines() if "  P 0." in line]) >= 2
 
 

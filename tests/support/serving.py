@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 from hash_language import SHORT, HashBackend, hash_engines
 
+from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Output
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -22,7 +23,7 @@ from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Server
 
 CONCURRENCY = 4
-MENU = Menu(POLICIES["entropy"], 1.5, AvailableHead(None, None))
+MENU = Menu(PolicyAtTau(POLICIES["entropy"], 1.5), AvailableHead(None, None))
 DEFAULTS = Defaults(MENU, SHORT, Sampler(), max_chars=20_000)
 NAMES = frozenset(("127.0.0.1", "localhost"))
 
