@@ -155,7 +155,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False) -> None:
-        """Make the folder if need be, lock it, read it, and set aside what is damaged; if `fresh`, everything.
+        """Make the folder if need be, lock it, read it, and set aside what is damaged; if `fresh`, everything, by `save_run`.
 
         UsageError if it cannot be written to, another process writes to it, or it holds a run of another kind;
         DamagedRunError if run.json is damaged.
@@ -165,6 +165,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._results = folder / RESULTS
         self._descriptor: int | None = None
         self._started = StartedMarks(folder / STARTED)
+        self._is_fresh = fresh
         self._again = "the same command without --fresh" if fresh else "the same command"
         self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
@@ -204,6 +205,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return
         text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False)
         with self._writing(self.path / RUN):
+            if (
+                self._is_fresh and self.run is None
+            ):  # not before: what was there is safe until there is something to put there
+                self._set_all_aside()
+                self._open_results()
             write_atomically(self.path / RUN, _sealed(text) + b"\n")
         self.run = content
 
@@ -256,7 +262,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             if path.is_symlink():
                 raise UsageError(f"{path} is a symbolic link", "a run writes to files of its own: --output FOLDER")
         if fresh:
-            self._set_all_aside()
+            self.notes += [f"{old} is set aside as {aside.name}" for old, aside in self._replaced()]
+            return
         self._read()
         self._started.load()
         if self.deaths:
@@ -266,13 +273,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _set_all_aside(self) -> None:
         """The rows first: without them, run.json alone is only a run that never got far."""
-        for path in (self._results, self.path / RUN):
-            if path.exists():
-                aside = _free_name(path, "old")
-                path.replace(aside)
-                self.notes.append(f"{path} was set aside as {aside.name}")
+        for old, aside in self._replaced():
+            old.replace(aside)
         (self.path / STARTED).unlink(missing_ok=True)
         sync_folder(self.path)
+
+    def _replaced(self) -> list[tuple[Path, Path]]:
+        """What a fresh start replaces, and where that goes."""
+        return [(path, _free_name(path, "old")) for path in (self._results, self.path / RUN) if path.exists()]
 
     def _read(self) -> None:
         data = _read_bytes(self._results)

@@ -335,11 +335,17 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     assert bench(here, "--ids", "p0").code == 0
 
 
+def test_fresh_start_that_cannot_begin_leaves_the_run(copy: Path) -> None:
+    files = files_of(copy / "run")
+    assert bench(copy, "--fresh", "--target", "nowhere.gguf").code == 3
+    assert files_of(copy / "run") == files
+
+
 def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
     old = (copy / "run" / "results.jsonl").read_bytes()
     result = bench(copy, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
     assert (result.code, json.loads(result.out)["n"]) == (0, 1)
-    assert "set aside as results.jsonl.old-1" in result.err
+    assert "is set aside as results.jsonl.old-1" in result.err
     assert (copy / "run" / "results.jsonl.old-1").read_bytes() == old
     assert len(rows_of(copy / "run")) == 3
 
