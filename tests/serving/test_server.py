@@ -281,8 +281,8 @@ def test_the_key() -> None:
 
 def test_bodies_and_heads_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body has its time; a head too, whatever is sent of it."""
-    monkeypatch.setattr("arbitrage_cli.serving.http.HEAD_SECONDS", 0.2)
-    with serving(bounds=Bounds(8, body_seconds=0.1)) as client:
+    monkeypatch.setattr("arbitrage_cli.serving.http.HEAD_SECONDS", 0.5)
+    with serving(bounds=Bounds(8, body_seconds=0.5)) as client:
         with socket.create_connection(client.address, timeout=10) as slow:
             slow.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
             assert slow.recv(1000).startswith(b"HTTP/1.1 408")
@@ -295,22 +295,32 @@ def test_bodies_and_heads_that_never_end(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- many requests, and clients that do not wait
 
 
-def test_a_full_queue_and_a_request_that_takes_too_long() -> None:
-    """The last one is refused; those that wait are refused when their time is up; then there is room again."""
+def test_a_full_queue() -> None:
+    """One more is refused; those that wait are answered when it is their turn."""
     gate = Gate()
     gate.close()
-    with serving(gate=gate, bounds=Bounds(1, 2, seconds=0.5), concurrency=1) as client, ThreadPoolExecutor(4) as pool:
+    with serving(gate=gate, bounds=Bounds(1, 2), concurrency=1) as client, ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(client.ask) for _ in range(3)]
         wait_until(client, lambda running, waiting: running + waiting == 3)
         full = client.ask()
         assert (full.status_code, refusal(full)["type"]) == (429, "rate_limit_error")
         assert full.headers["retry-after"]
-        for one in waiting:
-            late = one.result()
+        gate.open()
+        assert len({text_of(one.result()) for one in waiting}) == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 2], ids=["waits", "runs"])
+def test_a_request_that_takes_too_long(concurrency: int) -> None:
+    """It is refused, and its place is free again, whether it had a slot or not."""
+    gate = Gate()
+    gate.close()
+    bounds = Bounds(concurrency, seconds=0.3)
+    with serving(gate=gate, bounds=bounds, concurrency=concurrency) as client, ThreadPoolExecutor(2) as pool:
+        for asked in [pool.submit(client.ask) for _ in range(2)]:
+            late = asked.result()
             assert (late.status_code, refusal(late)["code"]) == (503, "timeout")
         gate.open()
-        wait_until(client, lambda running, waiting: running == 0)
-        assert text_of(client.ask())
+        wait_until(client, lambda running, waiting: running + waiting == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
