@@ -1,11 +1,15 @@
 """`arbitrage runs`: what is listed, and what is removed only after a question."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 from cli import Terminal, assert_refused, run
 from made_up_runs import make_run, write_run_folder
+
+AGE = 3.2 * 24 * 3600  # seconds
 
 
 @pytest.fixture
@@ -15,14 +19,16 @@ def here(tmp_path: Path) -> Path:
     write_run_folder(tmp_path / "runs" / "bad", make_run(1))
     (tmp_path / "runs" / "bad" / "run.json").write_text("{}")
     (tmp_path / "runs" / "no run").mkdir()
+    for path in (tmp_path / "runs").rglob("*"):
+        os.utime(path, (time.time() - AGE,) * 2)
     return tmp_path
 
 
 def test_runs_are_listed(here: Path) -> None:
     shown = run("runs", cwd=here)
     assert (shown.code, shown.err) == (0, "")
-    assert "runs/one  6/6 done, 0 s ago\n  made-up: target, entropy 0.5; " in shown.out
-    assert "runs/bad, 0 s ago\n  runs/bad/run.json: line 1: " in shown.out
+    assert "runs/one  6/6 done, 3 days ago\n  made-up: target, entropy 0.5; " in shown.out
+    assert "runs/bad, 3 days ago\n  runs/bad/run.json: line 1: " in shown.out
     assert "no run" not in shown.out
     records = {record["folder"]: record for record in json.loads(run("runs", "list", "--json", cwd=here).out)}
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
