@@ -120,7 +120,16 @@ def test_documents_mention_only_options_that_exist() -> None:
     helps = [run(*command, "--help", env={"COLUMNS": "200"}).out for command in [[], *([name] for name in commands)]]
     existing = set(re.findall(r"--[a-z][a-z-]*[a-z]", " ".join(helps)))
     existing |= set(re.findall(r'"(--[a-z-]+)"', text_of(*PROGRAMS)))
-    of_servers = {"--api-key", "--model", "--model-path", "--port", "--spec-type", "--speculative-config", "--worker-urls"}
+    of_servers = {
+        "--api-key",
+        "--interrupt",
+        "--model",
+        "--model-path",
+        "--port",
+        "--spec-type",
+        "--speculative-config",
+        "--worker-urls",
+    }
     assert mentioned
     assert mentioned - existing - of_servers == set()
 

@@ -133,7 +133,8 @@ def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: st
     """The setup of `solve_setup` with both models, and what a request, or a turn of a chat, may ask for. Errors as `solve_setup`."""
     setup = solve_setup(options, routing)
     usual, available = setup.policy_at_tau, setup.available_head
-    menu = Menu(usual, available, early_stop=routing.early_stop, alternatives=routing.alternatives)
+    early, count = routing.early_stop, routing.alternatives
+    menu = Menu(usual, available, early_stop=early, alternatives=count, speculates=not setup.served)
     routed = [PolicyAtTau(POLICIES["arbitrage"], None)] if available.head else []
     both = _with_policies(setup, [usual, PolicyAtTau(ANY, None), *routed], early_stop=setup.stops_early)
     notes = list(dict.fromkeys([*setup.notes, *both.notes]))

@@ -44,11 +44,16 @@ class Menu:
         *,
         early_stop: bool | None = None,
         alternatives: int = 1,
+        speculates: bool = True,
     ) -> None:
-        """`early_stop` and `alternatives` are what the command line says. UsageError if the policy cannot be served."""
+        """`early_stop` and `alternatives` are what the command line says. UsageError if the policy cannot be served.
+
+        `speculates`: both models are here, so policy speculative can be asked for.
+        """
         self._available = available
         self._early_stop, self._alternatives = early_stop, alternatives
-        self._policies = {one.name: one for one in served_policies(available)}
+        policies = [one for one in served_policies(available) if speculates or one.name != "speculative"]
+        self._policies = {one.name: one for one in policies}
         if chosen.policy.name not in self._policies:
             raise UsageError(
                 f"policy {chosen.policy.name} needs the rewards of steps, and a conversation has none",

@@ -302,10 +302,12 @@ def _lines(answer: Answer) -> Iterator[bytes]:
 def storm(rate: float, seed: int = 0) -> Callable[[], Answer | None]:
     """Faults at random: 429, 500, a body that breaks off, one that is no JSON."""
     rng = random.Random(seed)
+    unfinished = {"choices": [{"index": 0, "text": "zz", "finish_reason": None}], "content": "zz"}
     faults = (
+        Answer([unfinished], is_streamed=True),  # as llama_cpp.server ends a stream if another request comes
         Answer([{"error": {"message": "slow down"}}], 429, {"Retry-After": "0.01"}),
         Answer([{"error": {"message": "oops"}}], 500),
-        Answer([{"choices": [{"index": 0, "text": "zz", "finish_reason": None}], "content": "zz"}], is_streamed=True, cut=1),
+        Answer([unfinished], is_streamed=True, cut=1),
         Answer([], 0),
     )
     return lambda: rng.choice(faults) if rng.random() < rate else None

@@ -298,7 +298,7 @@ async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
     ended = False
     async for event in httpx2.EventSource(response):
         if event.data == "[DONE]":
-            return
+            break
         chunk = _object(event.data)
         ended = ended or _has_ended(chunk)
         yield chunk
