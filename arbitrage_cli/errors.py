@@ -112,7 +112,11 @@ class ConversationError(ProblemError):
 
 
 class ServerRequestError(ProblemError):
-    """The model's server does not answer one problem's request."""
+    """The model's server does not answer one problem's request. `status` is that of its HTTP answer; 0 if there is none."""
+
+    def __init__(self, message: str, hint: str = "", *, status: int = 0) -> None:
+        super().__init__(message, hint)
+        self.status = status
 
 
 class ScriptEndedError(ProblemError):

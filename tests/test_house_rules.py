@@ -122,6 +122,7 @@ def test_documents_mention_only_options_that_exist() -> None:
     existing |= set(re.findall(r'"(--[a-z-]+)"', text_of(*PROGRAMS)))
     of_servers = {
         "--api-key",
+        "--enable-prompt-tokens-details",
         "--interrupt",
         "--model",
         "--model-path",

@@ -52,5 +52,5 @@ def accepted_options(policy: Policy) -> Mapping[str, bool]:
         "budget": policy.needs_head,
         "head": policy.needs_head,
         "early_stop": policy.can_stop_early,
-        "alternatives": bool(policy.number) and policy.name != "oracle",
+        "alternatives": policy.can_try_again,
     }

@@ -196,6 +196,8 @@ def record_settings(setup: Setup) -> dict[str, Any]:
         settings |= {"head": head.card.name, "head_sha256": head.sha256, "tau_costs": setup.tau_costs}
     if setup.stops_early is not None:
         settings["early_stop"] = setup.stops_early
+    if setup.alternatives > 1:
+        settings["alternatives"] = setup.alternatives
     return settings
 
 
@@ -204,12 +206,7 @@ def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) ->
     full = deepcopy(run)
     for role, backend in backends.items():
         card, template = backend.card, backend.chat_template
-        before = (full["models"][role].get("served") or {}).get("model", card.name)
-        if before != card.name:
-            raise UsageError(
-                f"the {role}'s server had {before} when this run began, and has {card.name} now",
-                "serve the same model, or give another folder (--output)",
-            )
+        _check_served(role, full["models"][role].get("served"), backend)
         full["models"][role] |= {
             "name": card.name,
             "description": card.description,
@@ -222,6 +219,19 @@ def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) ->
         full["machine"]["flags"] = str(llama.system_info())
         full["context"]["n_batch"] = llama.BATCH_SIZE
     return full
+
+
+def _check_served(role: ModelRole, before: Mapping[str, Any] | None, model: Backend | ServedModel) -> None:
+    """UsageError if a model on a server is another one, or sends other evidence, than when the run began."""
+    if before is None or not isinstance(model, ServedModel):
+        return
+    now = facts_about(model)
+    for name in ("model", "log_probabilities", "context_size"):
+        if before[name] != now[name]:
+            raise UsageError(
+                f"the {role}'s server had {name} {before[name]} when this run began, and has {now[name]} now",
+                "serve the same model in the same way, or give another folder (--output)",
+            )
 
 
 def resume(earlier: Run, now: Run, folder: Path) -> Run:

@@ -4,13 +4,14 @@ A server sends only the likeliest tokens. An answer that is not among them count
 `MAX_UNKNOWN`; otherwise there is an error. Knows no policy and no terminal.
 """
 
-import asyncio
 import math
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import ScoreSteps
 from arbitrage_cli.errors import ModelUnsupportedError, ProblemError, ServerRequestError
@@ -18,9 +19,8 @@ from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, Segment
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import Ask, Token
+from arbitrage_cli.inference.servers.dialects import Ask, Token, Usage
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text
 from arbitrage_cli.rewards.judge import INSTRUCTIONS, SCALE, mark, question_for_judge
 from arbitrage_cli.rewards.prm import SIGNS, PrmStyle, solution_for_prm, turns_for_prm
 from arbitrage_cli.types import Cost, Problem, Step, Trace
@@ -29,8 +29,16 @@ MAX_UNKNOWN = 0.01
 """Of the weight of all answers, the part of those that may have been left out."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """A problem in a slot. Its requests carry the topic."""
+
+    problem: Problem
+    topic: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
 class ServedRater(ABC):
-    """A `Rater` that asks a server about the steps of each request, all at once."""
+    """A `Rater` that asks a server about the steps of all requests at once."""
 
     waits_for_many = False
     hint = ""
@@ -46,9 +54,9 @@ class ServedRater(ABC):
         self._model = model
         self._answers = answers
         self._clock = clock
-        self._problems: dict[int, Problem] = {}
+        self._opened: dict[int, _Opened] = {}
         self._futures: dict[int, Future[None]] = {}
-        self._arrived: deque[tuple[Problem, RewardUpdate]] = deque()
+        self._arrived: deque[tuple[_Opened, RewardUpdate]] = deque()
         self.wait: Callable[[], None] | None = model.connection.wait
 
     @property
@@ -56,23 +64,23 @@ class ServedRater(ABC):
         return bool(self._futures)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        self._problems[slot] = problem
+        self._opened[slot] = _Opened(problem)
 
     def close(self, slot: int) -> None:
-        self._problems.pop(slot, None)
+        self._opened.pop(slot, None)
         if future := self._futures.pop(slot, None):
             future.cancel()
 
     def start(self, slot: int, request: ScoreSteps) -> None:
-        problem = self._problems[slot]
-        texts = [self._segments(problem, request.trace, step) for step in request.steps]  # the server may render them
-        self._futures[slot] = self._model.connection.begin(self._answer(slot, problem, texts))
+        opened = self._opened[slot]
+        texts = [self._segments(opened.problem, request.trace, step) for step in request.steps]  # the server may render them
+        self._futures[slot] = self._model.connection.begin(self._answer(slot, opened, texts))
 
     def tick(self) -> list[RewardUpdate]:
         updates = []
         while self._arrived:
-            problem, arrived = self._arrived.popleft()
-            if self._problems.get(arrived.slot) is problem:  # else it was closed meanwhile
+            opened, arrived = self._arrived.popleft()
+            if self._opened.get(arrived.slot) is opened:  # else it was closed meanwhile
                 del self._futures[arrived.slot]
                 updates.append(arrived)
         raise_failure(self._futures.values())
@@ -86,39 +94,36 @@ class ServedRater(ABC):
     def _reward(self, weights: Sequence[float]) -> float:
         """The reward of a step, from the probabilities of the answers."""
 
-    async def _answer(self, slot: int, problem: Problem, texts: Sequence[list[Segment]]) -> None:
+    async def _answer(self, slot: int, opened: "_Opened", texts: Sequence[list[Segment]]) -> None:
         began = self._clock()
         try:
-            rated = await asyncio.gather(*map(self._rate, texts))
-            cost = Cost(
-                prefill_tokens=sum(read for _, read in rated),
-                prefill_seconds=self._clock() - began,
-                decode_tokens=len(rated),
-            )
+            rated = [await self._rate(text, opened.topic) for text in texts]  # they share their beginning
+            cost = sum((cost for _, cost in rated), Cost(prefill_seconds=self._clock() - began))
             arrived = RewardUpdate(slot, StepRewards(tuple(reward for reward, _ in rated), cost))
         except ProblemError as error:
             arrived = RewardUpdate(slot, error=error)
-        self._arrived.append((problem, arrived))
+        self._arrived.append((opened, arrived))
         self._model.connection.notify()
 
-    async def _rate(self, segments: Sequence[Segment]) -> tuple[float, int]:
-        """One step's reward, and the tokens that were read for it."""
+    async def _rate(self, segments: Sequence[Segment], topic: str) -> tuple[float, Cost]:
+        """One step's reward, and its tokens."""
         model = self._model
-        prompt = await prompt_ids(model.tokenize, segments) if model.dialect.takes_ids else prompt_text(segments)
+        prompt = await model.prompt_of(segments)
         ask = Ask(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
-        pieces = [piece async for piece in model.ask(ask)]
+        pieces = [piece async for piece in model.ask(ask, topic=topic)]
         tokens = [token for piece in pieces for token in piece.tokens]
-        if not tokens:
+        if not tokens or not tokens[0].alternatives:
             raise ServerRequestError(f"{model.server.name} sends no log-probabilities this time")
-        num_read = sum(piece.usage.prompt - piece.usage.cached for piece in pieces if piece.usage)
-        return self._reward(self._weights(tokens[0])), num_read
+        usage = next((piece.usage for piece in reversed(pieces) if piece.usage), Usage(0))
+        cost = Cost(prefill_tokens=usage.prompt - usage.cached, decode_tokens=1, cached_tokens=usage.cached)
+        return self._reward(self._weights(tokens[0])), cost
 
     def _weights(self, token: Token) -> list[float]:
         """The probability of each answer. ServerRequestError if too much of them may have been left out."""
         given = {text.strip(): math.exp(value) for text, value in reversed(token.alternatives)}
         weights = [given.get(answer, 0.0) for answer in self._answers]
         unknown = weights.count(0.0) * min(given.values())
-        if unknown > MAX_UNKNOWN * sum(weights):
+        if not sum(weights) or unknown > MAX_UNKNOWN * sum(weights):
             raise ServerRequestError(
                 f"{self._model.name} does not rate this step: {', '.join(self._answers)} have a probability of {sum(weights):.2g} together",
                 self.hint,

@@ -51,6 +51,11 @@ class Policy:
         """Whether it can escalate a drafted step before that is finished."""
         return self.needs_head or (self.make_router is not None and self.make_router(0).early_stop is not None)
 
+    @property
+    def can_try_again(self) -> bool:
+        """Whether its number depends on what the draft wrote, so that another step may be accepted."""
+        return self.name != "oracle" and (self.reads_token_stats or self.reward is not None)
+
     def flow(
         self,
         trace: Trace,
@@ -74,7 +79,8 @@ class Policy:
         chosen = self.make_router(seed) if self.make_router else router
         if chosen is None:
             raise ValueError(f"policy {self.name} needs a router")
-        return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau, alternatives)
+        tries = alternatives if self.can_try_again else 1
+        return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau, tries)
 
 
 WRONG_EQUATION = 100.0

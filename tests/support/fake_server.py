@@ -302,7 +302,10 @@ def _lines(answer: Answer) -> Iterator[bytes]:
 def storm(rate: float, seed: int = 0) -> Callable[[], Answer | None]:
     """Faults at random: 429, 500, a body that breaks off, one that is no JSON."""
     rng = random.Random(seed)
-    unfinished = {"choices": [{"index": 0, "text": "zz", "finish_reason": None}], "content": "zz"}
+    top = {"tokens": ["z"], "token_logprobs": [-1.0], "top_logprobs": [{"z": -1.0, "y": -2.0}]}
+    choice = {"index": 0, "text": "z", "finish_reason": None, "token_ids": [122], "logprobs": top}
+    entry = {"id": 122, "token": "z", "logprob": -1.0, "top_logprobs": [{"token": "z", "logprob": -1.0}]}
+    unfinished = {"choices": [choice], "content": "z", "tokens": [122], "completion_probabilities": [entry]}
     faults = (
         Answer([unfinished], is_streamed=True),  # as llama_cpp.server ends a stream if another request comes
         Answer([{"error": {"message": "slow down"}}], 429, {"Retry-After": "0.01"}),

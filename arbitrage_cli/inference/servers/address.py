@@ -31,7 +31,7 @@ class Address:
         except ValueError:  # a port out of range, a broken IPv6 address
             is_address = False
         if not is_address or not base.isprintable() or " " in base:
-            raise UsageError(f"'{source.partition('@')[2] or source}' is no address of a server", EXAMPLE)
+            raise UsageError(f"'{base.partition('?')[0].rpartition('@')[2]}' is no address of a server", EXAMPLE)
         if parts.username is not None or parts.password is not None or parts.query:
             raise UsageError(
                 f"{parts.hostname}: an address has no user, password or query", f"set {KEY_VARIABLE} in the environment"

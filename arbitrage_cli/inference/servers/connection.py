@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -28,14 +29,15 @@ Answer = dict[str, Any]
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
+TRIAL_SECONDS = 30.0  # of an answer that should come at once
 CHUNK_SECONDS = 120.0  # between two chunks of a stream: long prompts are read in this time
 ANSWER_SECONDS = 600.0  # of an answer that is not streamed
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five
 MAX_ANSWER_BYTES = 1 << 26
-MAX_TRIES = 8  # of one request, while the server answers others
+MAX_TRIES, MAX_TRIALS = 8, 3  # of one request, while the server answers others
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
 GONE_SECONDS = 300.0  # of failures without an answer between them, after which a server is given up
-TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+TRY_AGAIN = frozenset({408, 425, 429})  # and all from 500 on
 WAIT_SECONDS = 0.05
 POOLS = 16
 """Clients that take turns: for each request httpcore looks through all connections of a pool, which made 256 at once three times as slow."""
@@ -52,12 +54,17 @@ class Server:
     name: str
     key: str | None = field(default=None, repr=False)
     failing_since: float | None = None
+    failed_at: float = 0.0
     is_gone: bool = False
+
+    def redacted(self, text: str) -> str:
+        """A text of the server on one line, without the key, which some servers repeat."""
+        return " ".join((text.replace(self.key, "***") if self.key else text).split())[:300]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One POST (GET without a body). `is_streamed` answers come as server-sent events. An `is_trial` is sent only once.
+    """One POST (GET without a body). `is_streamed` answers come as server-sent events. An `is_trial` is given up soon.
 
     `topic` is the same for all requests of a problem: routers send them to the replica that has its beginning in the cache.
     """
@@ -151,15 +158,19 @@ class Connection:
                         raise _error_in_answer(server, chunk["error"])
                     self._note_answer(server)
                     yield chunk
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise _TryAgainError(f"cannot be reached ({str(error) or type(error).__name__})", is_down=True) from None
         except httpx2.TimeoutException as error:
             raise _TryAgainError(f"does not answer in time ({type(error).__name__})") from None
-        except httpx2.TransportError as error:
-            raise _TryAgainError(f"cannot be reached ({str(error) or type(error).__name__})", is_down=True) from None
+        except httpx2.RequestError as error:
+            raise _TryAgainError(f"breaks an answer off ({str(error) or type(error).__name__})") from None
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise ServerError(f"{server.name} is no address ({error})", "check it") from None
 
     def _open(self, server: Server, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
         import httpx2
 
-        read = CHUNK_SECONDS if request.is_streamed or request.body is None else ANSWER_SECONDS
+        read = TRIAL_SECONDS if request.is_trial else CHUNK_SECONDS if request.is_streamed else ANSWER_SECONDS
         timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
         method = "GET" if request.body is None else "POST"
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
@@ -176,19 +187,21 @@ class Connection:
 
     def _delay(self, server: Server, request: Request, failure: "_TryAgainError", num_tries: int) -> float:
         """Seconds until the next try. ServerError if the server is given up, ServerRequestError if only this request is."""
-        if request.is_trial:
-            raise ServerRequestError(f"{server.name} {failure}", "check the address, and whether the server is running")
+        if request.is_trial and (failure.is_down or num_tries >= MAX_TRIALS):
+            hint = "check the address, and whether the server is running"
+            raise ServerRequestError(f"{server.name} {failure}", hint, status=failure.status)
         now = time.monotonic()
-        server.failing_since = server.failing_since or now
+        if server.failing_since is None or now - server.failed_at > 2 * MAX_DELAY:  # nobody asked in between
+            server.failing_since = now
+        server.failed_at = now
         silent = now - server.failing_since
         if silent > GONE_SECONDS:
             raise ServerError(
                 f"{server.name} {failure}, for {silent:.0f} seconds now", "start it again; the same command resumes a run"
             )
         if not failure.is_down and num_tries >= MAX_TRIES:
-            raise ServerRequestError(
-                f"{server.name} {failure}, {num_tries} times", "give the server more time, or less to do"
-            )
+            hint = "give the server more time, or less to do"
+            raise ServerRequestError(f"{server.name} {failure}, {num_tries} times", hint, status=failure.status)
         if failure.is_down and not server.is_gone and num_tries > 1:
             server.is_gone = True
             text = f"{server.name} {failure}: trying again for {GONE_SECONDS / 60:.0f} minutes (Ctrl-C ends the run)"
@@ -223,9 +236,9 @@ def raise_failure(futures: Iterable["Future[None] | None"]) -> None:
 class _TryAgainError(Exception):
     """The request may succeed later. `seconds`: the wait that the server asks for; `is_down`: it could not be reached at all."""
 
-    def __init__(self, reason: str, *, seconds: float = 0.0, is_down: bool = False) -> None:
+    def __init__(self, reason: str, *, seconds: float = 0.0, is_down: bool = False, status: int = 0) -> None:
         super().__init__(reason)
-        self.seconds, self.is_down = seconds, is_down
+        self.seconds, self.is_down, self.status = seconds, is_down, status
 
 
 async def _check(server: Server, response: "httpx2.Response") -> None:
@@ -233,10 +246,11 @@ async def _check(server: Server, response: "httpx2.Response") -> None:
     status = response.status_code
     if response.is_success:
         return
-    if status in TRY_AGAIN:
+    if status in TRY_AGAIN or status >= 500:
         asked = response.headers.get("Retry-After", "")
-        seconds = min(float(asked), GONE_SECONDS) if asked.replace(".", "", 1).isdigit() else 0.0
-        raise _TryAgainError(f"answers with HTTP {status}", seconds=seconds)
+        seconds = min(float(asked), GONE_SECONDS) if re.fullmatch("[0-9]{1,6}", asked) else 0.0
+        raise _TryAgainError(f"answers with HTTP {status}", seconds=seconds, status=status)
+    server.failing_since = None
     if response.is_redirect:
         raise ServerError(f"{server.name} redirects to another address", "give the address that it redirects to")
     text = await _text_of_error(server, response)
@@ -254,7 +268,7 @@ def _refused(server: Server, message: str, status: int) -> ServerError | ServerR
             message, "set its API key: ARBITRAGE_API_KEY, or ARBITRAGE_DRAFT_API_KEY, ARBITRAGE_TARGET_API_KEY"
         )
     if status in (400, 413, 422):
-        return ServerRequestError(message)
+        return ServerRequestError(message, status=status)
     return ServerError(message, "check the address: it mostly ends in /v1; is the server running?")
 
 
@@ -272,7 +286,7 @@ def _is_about_context(text: str) -> bool:
 
 
 async def _text_of_error(server: Server, response: "httpx2.Response") -> str:
-    """What an error says, on one line; without the key, which some servers repeat."""
+    """What an error says."""
     try:
         body = (await _read(response)).decode("utf-8", "replace")
         error = json.loads(body)
@@ -280,13 +294,12 @@ async def _text_of_error(server: Server, response: "httpx2.Response") -> str:
         body = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError):
         pass
-    body = body.replace(server.key, "***") if server.key else body
-    return " ".join(body.split())[:300]
+    return server.redacted(body)
 
 
 def _error_in_answer(server: Server, error: object) -> Exception:
     """The error that an answer reports after it has begun."""
-    text = " ".join(str(error.get("message", error) if isinstance(error, dict) else error).split())[:300]
+    text = server.redacted(str(error.get("message", error) if isinstance(error, dict) else error))
     if _is_about_context(text):
         return ContextFullError(f"{server.name}: {text}", "use a shorter problem")
     return _TryAgainError(f"breaks an answer off ({text})")
@@ -295,8 +308,11 @@ def _error_in_answer(server: Server, error: object) -> Exception:
 async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
     import httpx2
 
-    ended = False
+    ended, size = False, 0
     async for event in httpx2.EventSource(response):
+        size += len(event.data)
+        if size > MAX_ANSWER_BYTES:
+            raise _TryAgainError("sends an endless answer")
         if event.data == "[DONE]":
             break
         chunk = _object(event.data)

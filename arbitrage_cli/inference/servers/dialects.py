@@ -12,6 +12,9 @@ from arbitrage_cli.inference.step_text import SEPARATOR
 
 Json = Mapping[str, Any]
 
+MAX_COUNT = 1 << 40  # tokens
+MAX_LOGPROB, RULED_OUT = 0.01, -1000.0  # nats; rounding may give a little more than 0
+
 Ending = Literal["separator", "end", "length"]
 """Why a server stopped writing: at the blank line, at the end of the sequence, or at `max_tokens`."""
 
@@ -80,6 +83,8 @@ class Completions:
     max_alternatives: int = 5
     needs_stream_for_alternatives: bool = False
     shows_template: bool = False
+    reads_data_plainly: bool = False
+    """Whether it can be told to find no control tokens in a text."""
     facts_path: str = ""
     own_fields: Json = field(default_factory=dict)
     """Fields of this kind of server. Among them: settings that switch off what it samples by on its own."""
@@ -118,8 +123,8 @@ class Completions:
         if ask.is_streamed:
             body["stream_options"] = {"include_usage": True}
         if self.says_why_it_stopped:
-            body |= {"stop": [SEPARATOR], **self._keeping_the_stop()}
-        return {**body, **self._keeping_apart(ask)}
+            body |= {"stop": [SEPARATOR], **self._stop_fields()}
+        return {**body, **self._cache_fields(ask)}
 
     def read(self, answer: Json) -> Piece:
         """An answer, or a part of a streamed one."""
@@ -130,10 +135,10 @@ class Completions:
         ids = tuple(int(token) for token in choice.get("token_ids") or ())
         return Piece(_text(choice["text"]), ids, _tokens(choice.get("logprobs")), self._ending(choice), usage)
 
-    def _keeping_the_stop(self) -> Json:
+    def _stop_fields(self) -> Json:
         return {}
 
-    def _keeping_apart(self, ask: Ask) -> Json:
+    def _cache_fields(self, ask: Ask) -> Json:
         return {}
 
     def _ending(self, choice: Json) -> Ending | None:
@@ -170,10 +175,10 @@ class Vllm(Completions):
         }
     )
 
-    def _keeping_the_stop(self) -> Json:
+    def _stop_fields(self) -> Json:
         return {"include_stop_str_in_output": True}
 
-    def _keeping_apart(self, ask: Ask) -> Json:
+    def _cache_fields(self, ask: Ask) -> Json:
         return {"cache_salt": ask.cache_key} if ask.cache_key else {}
 
     def _was_separator(self, choice: Json) -> bool:
@@ -194,7 +199,7 @@ class Sglang(Completions):
         default_factory=lambda: {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
     )
 
-    def _keeping_the_stop(self) -> Json:
+    def _stop_fields(self) -> Json:
         return {"no_stop_trim": True}
 
     def _was_separator(self, choice: Json) -> bool:
@@ -214,6 +219,7 @@ class LlamaServer(Completions):
     max_alternatives: int = 20
     needs_stream_for_alternatives: bool = True
     shows_template: bool = True
+    reads_data_plainly: bool = True
     facts_path: str = "props"
     own_fields: Json = field(
         default_factory=lambda: {
@@ -282,7 +288,7 @@ OWNERS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llam
 def dialect_of(models: Json) -> Completions:
     """The dialect of the server that gave this list of models."""
     owners = [entry.get("owned_by") for entry in models["data"]]
-    return OWNERS.get(str(owners[0]) if owners else "", Completions)()
+    return next((OWNERS[owner] for owner in owners if owner in OWNERS), Completions)()
 
 
 # --- parts of answers
@@ -294,19 +300,34 @@ def _text(value: object) -> str:
     return value
 
 
+def _count(value: Any) -> int:
+    count = int(value)
+    if not 0 <= count < MAX_COUNT:
+        raise ValueError("a number of tokens is none")
+    return count
+
+
+def _logprob(value: Any) -> float:
+    """A log-probability; of a token that is ruled out, a very low one."""
+    number = float(value)
+    if not number <= MAX_LOGPROB:  # or not a number
+        raise ValueError("a log-probability is none")
+    return max(number, RULED_OUT)
+
+
 def _usage(usage: Json) -> Usage:
     details = usage.get("prompt_tokens_details") or {}
-    written = int(usage.get("completion_tokens") or 0)
-    return Usage(int(usage["prompt_tokens"]), int(details.get("cached_tokens") or 0), written)
+    written = _count(usage.get("completion_tokens") or 0)
+    return Usage(_count(usage["prompt_tokens"]), _count(details.get("cached_tokens") or 0), written)
 
 
 def _timings(timings: Json) -> Usage:
     """llama-server's: `prompt_n` are the tokens that were not in the cache."""
-    cached = int(timings.get("cache_n") or 0)
+    cached = _count(timings.get("cache_n") or 0)
     return Usage(
-        int(timings["prompt_n"]) + cached,
+        _count(timings["prompt_n"]) + cached,
         cached,
-        int(timings["predicted_n"]),
+        _count(timings["predicted_n"]),
         float(timings["prompt_ms"]) / 1000,
         float(timings["predicted_ms"]) / 1000,
     )
@@ -319,14 +340,14 @@ def _tokens(logprobs: Json | None) -> tuple[Token, ...]:
     if logprobs.get("content") is not None:
         return tuple(_token(entry) for entry in logprobs["content"])
     rows = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs.get("top_logprobs") or [], strict=True)
-    return tuple(Token(_text(text), float(own), _ranked(others.items())) for text, own, others in rows)
+    return tuple(Token(_text(text), _logprob(own), _ranked(others.items())) for text, own, others in rows)
 
 
 def _token(entry: Json) -> Token:
     others = ((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or ())
-    return Token(_text(entry["token"]), float(entry["logprob"]), _ranked(others))
+    return Token(_text(entry["token"]), _logprob(entry["logprob"]), _ranked(others))
 
 
 def _ranked(alternatives: Any) -> tuple[tuple[str, float], ...]:
     """Alternatives, the likeliest first."""
-    return tuple(sorted(((_text(text), float(value)) for text, value in alternatives), key=lambda one: -one[1]))
+    return tuple(sorted(((_text(text), _logprob(value)) for text, value in alternatives), key=lambda one: -one[1]))

@@ -19,11 +19,11 @@ MIN_ALTERNATIVES = 2
 """A margin is the distance of two."""
 
 
-def token_stats(tokens: Sequence[Token], vocabulary_size: int = VOCABULARY_SIZE) -> TokenStats:
-    """The statistics of a step's tokens. ValueError if a token came with fewer than two alternatives."""
+def token_stats(tokens: Sequence[Token], k: int, vocabulary_size: int = VOCABULARY_SIZE) -> TokenStats:
+    """The statistics of a step's tokens, from the k likeliest of each. ValueError if a token came with fewer than two."""
     if not tokens or min(len(token.alternatives) for token in tokens) < MIN_ALTERNATIVES:
         raise ValueError("the log-probabilities of the likeliest tokens are missing")
-    ranked = [[value for _, value in token.alternatives] for token in tokens]
+    ranked = [[value for _, value in token.alternatives[:k]] for token in tokens]  # a drawn token may come on top of the k
     return TokenStats(
         tuple(token.log_probability for token in tokens),
         tuple(entropy(values, vocabulary_size) for values in ranked),

@@ -16,11 +16,13 @@ from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.inference.servers.connection import Answer, Connection, Request, Server
 from arbitrage_cli.inference.servers.dialects import Ask, Completions, Piece, dialect_of
 from arbitrage_cli.inference.servers.evidence import MIN_ALTERNATIVES, VOCABULARY_SIZE
-from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text
+from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 TRIAL_QUESTION = "What is 2 + 3?"
 TRIAL_TOKENS = 32
+TEMPLATE_REFUSED = frozenset({400, 422, 500})
+"""Status of the answer if a chat template raises an error."""
 
 log = logging.getLogger("arbitrage.servers")
 
@@ -63,6 +65,19 @@ class ServedModel:
             ids = [int(token) for token in answer["tokens"]]
         return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # the server's and the template's own first token
 
+    def controls(self, segments: Sequence[Segment]) -> Controls:
+        """What the server would read as control tokens in the data of this prompt."""
+        return Controls(segments, reads_data_plainly=self.dialect.reads_data_plainly)
+
+    async def prompt_of(self, segments: Sequence[Segment]) -> list[int] | str:
+        """A prompt as the server takes it."""
+        controls = self.controls(segments)
+        return (
+            await prompt_ids(self.tokenize, segments, controls)
+            if self.dialect.takes_ids
+            else prompt_text(segments, controls)
+        )
+
     async def ask(
         self, ask: Ask, on_restart: Callable[[], None] = lambda: None, *, is_trial: bool = False, topic: str = ""
     ) -> AsyncGenerator[Piece, None]:
@@ -89,11 +104,14 @@ class ServedModel:
             text = await self._post("detokenize", {"model": self.name, "tokens": ids})
             with _reading(self.server):
                 return str(text["prompt"] if "prompt" in text else text["text"])
-        except ProblemError as error:
+        except ServerRequestError as error:
+            if error.status not in TEMPLATE_REFUSED:
+                raise
             raise RoleRefusedError(error.message) from error
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Answer:
-        return await self.connection.fetch(self.server, Request(f"{self.wanted.address.root}/{path}", body))
+        request = Request(f"{self.wanted.address.root}/{path}", body, is_trial=True)
+        return await self.connection.fetch(self.server, request)
 
 
 def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool = True) -> ServedModel:
@@ -104,7 +122,7 @@ def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool 
         if needs_template and not model.knows_template:
             raise ServerError(
                 f"{server.name} ({model.dialect.name}) does not show the chat template of {model.name}",
-                "give it: --draft-template or --target-template, a Jinja file or a GGUF file of the same model",
+                "give it: --draft-template or --target-template, a Jinja file or a GGUF file of the same model (none for --prm)",
             )
         segments = model.prompt("").segments(TRIAL_QUESTION)
         model = connection.ask(_tried(model, segments))
@@ -181,7 +199,7 @@ def _choose(server: Server, listed: Answer, wanted: str | None) -> Answer:
 
 async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
     """The model with what a real step shows: asked for log-probabilities, then for fewer, then for none."""
-    prompt = await prompt_ids(model.tokenize, segments) if model.dialect.takes_ids else prompt_text(segments)
+    prompt = await model.prompt_of(segments)
     most = model.dialect.max_alternatives
     for wanted in dict.fromkeys((most, min(most, 5))):
         with contextlib.suppress(ServerRequestError):
@@ -196,7 +214,9 @@ async def _try(model: ServedModel, ask: Ask) -> ServedModel:
             f"{model.server.name}: {model.name} writes nothing", "is it a chat model, and the template its own?"
         )
     given = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
-    usage = any(piece.usage for piece in pieces)
+    usage = model.dialect.says_why_it_stopped and any(
+        piece.usage for piece in pieces
+    )  # else streams are closed before it comes
     return replace(model, num_alternatives=given if given >= MIN_ALTERNATIVES else 0, reports_usage=usage)
 
 
@@ -206,5 +226,5 @@ def _reading(server: Server) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = server.redacted(f"{type(error).__name__}: {error}")
         raise ServerRequestError(f"{server.name} sends an answer that cannot be read ({reason})") from error

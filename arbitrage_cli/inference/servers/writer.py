@@ -25,11 +25,12 @@ from arbitrage_cli.inference.servers.connection import raise_failure
 from arbitrage_cli.inference.servers.dialects import Ask, Ending, Piece, Token, Usage
 from arbitrage_cli.inference.servers.evidence import token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.tokens import prompt_ids, prompt_text, step_ids
+from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
 
+SPARE_PIECES = 64  # of a stream, beyond the tokens asked for
 MAX_BLANK_ANSWERS = 4  # of nothing but blank lines, one after the other
 
 
@@ -39,11 +40,13 @@ class _Slot:
 
     problem: Problem
     segments: list[Segment]
+    controls: Controls
     sampler: Sampler
     prompt: list[int] | None = None
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
     written: tuple[Step, list[int]] | None = None  # this model's latest step, kept or not
     future: "Future[None] | None" = None
+    has_asked: bool = False
     topic: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -69,7 +72,6 @@ class _Writing:
         """Take a part of an answer. Returns its characters."""
         self.ids += piece.ids
         self.tokens += piece.tokens
-        self.usages += [piece.usage] if piece.usage else []
         if not piece.text:
             return ""
         self.num_pieces += 1
@@ -115,7 +117,8 @@ class ServedWriter:
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Take a problem; the scheduler ends it at its deadline. ConversationError if there is no prompt for it."""
-        self._slots[slot] = _Slot(problem, self._prompts.segments(problem), sampler or self._sampler)
+        segments = self._prompts.segments(problem)
+        self._slots[slot] = _Slot(problem, segments, self._model.controls(segments), sampler or self._sampler)
 
     def close(self, slot: int) -> None:
         """Forget a problem, and hang up on the step being written for it."""
@@ -176,9 +179,13 @@ class ServedWriter:
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
         prompt = await self._prompt_of(opened, trace)
         room = self._room(prompt)
-        writing, stop = _Writing(self._clock()), None
+        writing = _Writing(self._clock())
+        stop: StepStop | None = None
         for _ in range(MAX_BLANK_ANSWERS):
             left = min(budget, room) - writing.num_tokens
+            if left <= 0:
+                stop = "budget"
+                break
             ask = self._ask(opened, prompt, writing, left, request)
             stop = await self._read(slot, opened, writing, ask)
             if stop:
@@ -191,29 +198,37 @@ class ServedWriter:
 
     async def _read(self, slot: int, opened: _Slot, writing: _Writing, ask: Ask) -> StepStop | None:
         """Read one answer into the step. Returns why the step ended; None if only blank lines came."""
-        before = (writing.text.so_far, list(writing.ids), list(writing.tokens), list(writing.usages), writing.num_pieces)
+        text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
 
         def restart() -> None:
-            text, writing.ids, writing.tokens, writing.usages, writing.num_pieces = before
-            writing.text = StepText(text)
+            writing.text, writing.ids, writing.tokens = StepText(text), [*ids], [*tokens]
+            writing.num_pieces, writing.first_at = num_pieces, None
             self._hand_over(opened, SlotUpdate(slot, num_unread=1))
 
         ending: Ending | None = None
+        usage: Usage | None = None
         async with aclosing(self._model.ask(ask, restart, topic=opened.topic)) as pieces:
             async for piece in pieces:
-                text = writing.add(piece, self._clock())
-                if text:
-                    self._hand_over(opened, SlotUpdate(slot, text))
+                if new := writing.add(piece, self._clock()):
+                    self._hand_over(opened, SlotUpdate(slot, new))
+                if writing.num_pieces - num_pieces > 2 * ask.max_tokens + SPARE_PIECES:
+                    raise ServerRequestError(f"{self._model.server.name} writes more than it was asked for")
                 if writing.text.ended and not self._model.dialect.says_why_it_stopped:
                     return "separator"  # and hang up
-                ending = piece.ending or ending
-        if ending in ("end", "length"):
+                ending, usage = piece.ending or ending, piece.usage or usage
+        writing.usages += [usage] if usage else []
+        if ending is None:
+            raise ServerRequestError(f"{self._model.server.name} does not say why it stopped")
+        if ending != "separator":
             return "end" if ending == "end" else "budget"
+        if writing.text.so_far.strip() and not writing.text.ended:
+            raise ServerRequestError(f"{self._model.server.name} leaves out the blank line at which it stopped")
         return "separator" if writing.text.ended else None
 
     def _ask(self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep) -> Ask:
         """The next request of a step: its prompt, and what was written of it already."""
         dialect, sampler = self._model.dialect, opened.sampler.sample(request.sample)
+        is_first, opened.has_asked = not opened.has_asked, True
         so_far = prompt + writing.text.so_far if isinstance(prompt, str) else prompt + writing.ids
         k = self._model.num_alternatives if self._keep_token_stats else 0
         streams = (
@@ -229,22 +244,22 @@ class ServedWriter:
             k,
             streams,
             cache_key="" if self._shares_prompts else opened.topic,
-            is_first=not request.trace.decisions and not writing.num_tokens,
+            is_first=is_first,
         )
 
     async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:
         """The prompt and the kept steps: the ids that this model drew if it wrote a step, else those of its text."""
         if not self._model.dialect.takes_ids:
-            return prompt_text(opened.segments, [decision.kept.text for decision in trace.decisions])
+            return prompt_text(opened.segments, opened.controls, [decision.kept.text for decision in trace.decisions])
         if opened.prompt is None:
-            opened.prompt = await prompt_ids(self._model.tokenize, opened.segments)
+            opened.prompt = await prompt_ids(self._model.tokenize, opened.segments, opened.controls)
         del opened.steps[len(trace.decisions) :]
         for index, decision in enumerate(trace.decisions):
             kept, known = decision.kept, opened.steps[index : index + 1]
             if known and known[0][0] is kept:
                 continue
             own = opened.written[1] if opened.written and opened.written[0] is kept else []
-            opened.steps[index:] = [(kept, own or await step_ids(self._model.tokenize, kept.text))]
+            opened.steps[index:] = [(kept, own or await step_ids(self._model.tokenize, kept.text, opened.controls))]
         return [*opened.prompt, *(token for _, ids in opened.steps for token in ids)]
 
     def _room(self, prompt: list[int] | str) -> int:
@@ -262,7 +277,8 @@ class ServedWriter:
     def _finish(self, writing: _Writing, stop: StepStop) -> Step:
         """The step, with its statistics and costs. ServerRequestError if the statistics did not come."""
         try:
-            stats = token_stats(writing.tokens, self._model.card.vocabulary_size) if self._keep_token_stats else None
+            k, size = self._model.num_alternatives, self._model.card.vocabulary_size
+            stats = token_stats(writing.tokens, k, size) if self._keep_token_stats else None
         except ValueError as error:
             raise ServerRequestError(f"{self._model.server.name}: {error}") from error
         text, count = writing.text.finish(), writing.num_tokens
