@@ -88,9 +88,9 @@ class Connection:
         self._thread.start()
         self._clients: list[httpx2.AsyncClient] = []
         self._turns = itertools.count()
-        self.ask(self._make_clients(transport))
+        self.run(self._make_clients(transport))
 
-    def ask(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread, and wait for its result. Not for coroutines: they would wait for themselves."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -112,7 +112,7 @@ class Connection:
     def close(self) -> None:
         """End all requests and the thread."""
         if self._thread.is_alive():
-            self.ask(self._end())
+            self.run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

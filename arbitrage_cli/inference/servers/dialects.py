@@ -20,7 +20,7 @@ Ending = Literal["separator", "end", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CompletionRequest:
     """A text to continue: token ids, or a string for a server that takes no ids. `num_alternatives` are wanted for each token.
 
     Texts with different `cache_key`s should find nothing of each other in the server's cache. `is_first`: the first with this key.
@@ -106,25 +106,25 @@ class Completions:
         """Version of the server and context of the model, from its own endpoint."""
         return str(facts.get("version") or ""), None
 
-    def body(self, ask: Ask) -> dict[str, Any]:
+    def body(self, request: CompletionRequest) -> dict[str, Any]:
         """The request."""
         body: dict[str, Any] = {
-            "model": ask.model,
-            "prompt": ask.prompt,
-            "max_tokens": ask.max_tokens,
-            "temperature": ask.temperature,
-            "top_p": ask.top_p,
-            "seed": ask.seed,
-            "stream": ask.is_streamed,
+            "model": request.model,
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "stream": request.is_streamed,
             **self.own_fields,
         }
-        if ask.num_alternatives:
-            body["logprobs"] = ask.num_alternatives
-        if ask.is_streamed:
+        if request.num_alternatives:
+            body["logprobs"] = request.num_alternatives
+        if request.is_streamed:
             body["stream_options"] = {"include_usage": True}
         if self.says_why_it_stopped:
             body |= {"stop": [SEPARATOR], **self._stop_fields()}
-        return {**body, **self._cache_fields(ask)}
+        return {**body, **self._cache_fields(request)}
 
     def read(self, answer: Json) -> Piece:
         """An answer, or a part of a streamed one."""
@@ -138,7 +138,7 @@ class Completions:
     def _stop_fields(self) -> Json:
         return {}
 
-    def _cache_fields(self, ask: Ask) -> Json:
+    def _cache_fields(self, request: CompletionRequest) -> Json:
         return {}
 
     def _ending(self, choice: Json) -> Ending | None:
@@ -178,8 +178,8 @@ class Vllm(Completions):
     def _stop_fields(self) -> Json:
         return {"include_stop_str_in_output": True}
 
-    def _cache_fields(self, ask: Ask) -> Json:
-        return {"cache_salt": ask.cache_key} if ask.cache_key else {}
+    def _cache_fields(self, request: CompletionRequest) -> Json:
+        return {"cache_salt": request.cache_key} if request.cache_key else {}
 
     def _was_separator(self, choice: Json) -> bool:
         return choice.get("stop_reason") == SEPARATOR
@@ -245,22 +245,22 @@ class LlamaServer(Completions):
         """The context is that of one slot."""
         return str(facts.get("build_info") or ""), facts["default_generation_settings"]["n_ctx"]
 
-    def body(self, ask: Ask) -> dict[str, Any]:
+    def body(self, request: CompletionRequest) -> dict[str, Any]:
         """The request."""
         body: dict[str, Any] = {
-            "model": ask.model,
-            "prompt": ask.prompt,
-            "n_predict": ask.max_tokens,
-            "temperature": ask.temperature,
-            "top_p": ask.top_p,
-            "seed": ask.seed,
-            "stream": ask.is_streamed,
+            "model": request.model,
+            "prompt": request.prompt,
+            "n_predict": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "stream": request.is_streamed,
             "stop": [SEPARATOR],
             **self.own_fields,
         }
-        if ask.num_alternatives:
-            body["n_probs"] = ask.num_alternatives
-        if ask.cache_key and ask.is_first:
+        if request.num_alternatives:
+            body["n_probs"] = request.num_alternatives
+        if request.cache_key and request.is_first:
             body["cache_prompt"] = False
         return body
 

@@ -14,7 +14,7 @@ from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import ChatPrompt, Messages, RoleRefusedError, Segment
 from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.inference.servers.connection import Answer, Connection, Request, Server
-from arbitrage_cli.inference.servers.dialects import Ask, Completions, Piece, dialect_of
+from arbitrage_cli.inference.servers.dialects import CompletionRequest, Completions, Piece, dialect_of
 from arbitrage_cli.inference.servers.evidence import MIN_ALTERNATIVES, VOCABULARY_SIZE
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
@@ -59,7 +59,7 @@ class ServedModel:
         return ChatPrompt(template, None, instructions=instructions, variables=self.wanted.template_variables)
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
-        """Token ids of a text. Errors as `ask`."""
+        """Token ids of a text. Errors as `write`."""
         answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins))
         with _reading(self.server):
             ids = [int(token) for token in answer["tokens"]]
@@ -78,12 +78,17 @@ class ServedModel:
             else prompt_text(segments, controls)
         )
 
-    async def ask(
-        self, ask: Ask, on_restart: Callable[[], None] = lambda: None, *, is_trial: bool = False, topic: str = ""
+    async def write(
+        self,
+        wanted: CompletionRequest,
+        on_restart: Callable[[], None] = lambda: None,
+        *,
+        is_trial: bool = False,
+        topic: str = "",
     ) -> AsyncGenerator[Piece, None]:
         """The parts of an answer. Errors: ContextFullError, ServerRequestError, ServerError."""
         url = self.dialect.url(self.wanted.address.base, self.wanted.address.root)
-        request = Request(url, self.dialect.body(ask), ask.is_streamed, is_trial, topic)
+        request = Request(url, self.dialect.body(wanted), wanted.is_streamed, is_trial, topic)
         async with contextlib.aclosing(self.connection.stream(self.server, request, on_restart)) as answers:
             async for answer in answers:
                 with _reading(self.server):
@@ -92,7 +97,7 @@ class ServedModel:
 
     def _render_there(self, messages: Messages) -> str:
         """Messages in the server's own template. RoleRefusedError if it refuses them."""
-        return self.connection.ask(self._rendered(messages))
+        return self.connection.run(self._rendered(messages))
 
     async def _rendered(self, messages: Messages) -> str:
         try:
@@ -118,14 +123,14 @@ def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool 
     """Find the model, and try one step with it. Errors: ServerError, TemplateError."""
     server = Server(wanted.address.host, wanted.key)
     try:
-        model = connection.ask(_find(connection, server, wanted))
+        model = connection.run(_find(connection, server, wanted))
         if needs_template and not model.knows_template:
             raise ServerError(
                 f"{server.name} ({model.dialect.name}) does not show the chat template of {model.name}",
                 "give it: --draft-template or --target-template, a Jinja file or a GGUF file of the same model (none for --prm)",
             )
         segments = model.prompt("").segments(TRIAL_QUESTION)
-        model = connection.ask(_tried(model, segments))
+        model = connection.run(_tried(model, segments))
     except ProblemError as error:
         raise ServerError(error.message, error.hint) from error
     log.info("%s", describe(model))
@@ -203,12 +208,14 @@ async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel
     most = model.dialect.max_alternatives
     for wanted in dict.fromkeys((most, min(most, 5))):
         with contextlib.suppress(ServerRequestError):
-            return await _try(model, Ask(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True))
-    return await _try(model, Ask(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
+            return await _try(
+                model, CompletionRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True)
+            )
+    return await _try(model, CompletionRequest(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
 
 
-async def _try(model: ServedModel, ask: Ask) -> ServedModel:
-    pieces = [piece async for piece in model.ask(ask, is_trial=True)]
+async def _try(model: ServedModel, request: CompletionRequest) -> ServedModel:
+    pieces = [piece async for piece in model.write(request, is_trial=True)]
     if not any(piece.text for piece in pieces):
         raise ServerError(
             f"{model.server.name}: {model.name} writes nothing", "is it a chat model, and the template its own?"

@@ -22,7 +22,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import Ask, Ending, Piece, Token, Usage
+from arbitrage_cli.inference.servers.dialects import CompletionRequest, Ending, Piece, Token, Usage
 from arbitrage_cli.inference.servers.evidence import token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
@@ -186,8 +186,8 @@ class ServedWriter:
             if left <= 0:
                 stop = "budget"
                 break
-            ask = self._ask(opened, prompt, writing, left, request)
-            stop = await self._read(slot, opened, writing, ask)
+            wanted = self._completion(opened, prompt, writing, left, request)
+            stop = await self._read(slot, opened, writing, wanted)
             if stop:
                 break
         if stop is None:
@@ -196,7 +196,7 @@ class ServedWriter:
             stop = "context"
         return self._finish(writing, stop), writing.ids
 
-    async def _read(self, slot: int, opened: _Slot, writing: _Writing, ask: Ask) -> StepStop | None:
+    async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: CompletionRequest) -> StepStop | None:
         """Read one answer into the step. Returns why the step ended; None if only blank lines came."""
         text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
 
@@ -207,11 +207,11 @@ class ServedWriter:
 
         ending: Ending | None = None
         usage: Usage | None = None
-        async with aclosing(self._model.ask(ask, restart, topic=opened.topic)) as pieces:
+        async with aclosing(self._model.write(wanted, restart, topic=opened.topic)) as pieces:
             async for piece in pieces:
                 if new := writing.add(piece, self._clock()):
                     self._hand_over(opened, SlotUpdate(slot, new))
-                if writing.num_pieces - num_pieces > 2 * ask.max_tokens + SPARE_PIECES:
+                if writing.num_pieces - num_pieces > 2 * wanted.max_tokens + SPARE_PIECES:
                     raise ServerRequestError(f"{self._model.server.name} writes more than it was asked for")
                 if writing.text.ended and not self._model.dialect.says_why_it_stopped:
                     return "separator"  # and hang up
@@ -225,7 +225,9 @@ class ServedWriter:
             raise ServerRequestError(f"{self._model.server.name} leaves out the blank line at which it stopped")
         return "separator" if writing.text.ended else None
 
-    def _ask(self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep) -> Ask:
+    def _completion(
+        self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep
+    ) -> CompletionRequest:
         """The next request of a step: its prompt, and what was written of it already."""
         dialect, sampler = self._model.dialect, opened.sampler.sample(request.sample)
         is_first, opened.has_asked = not opened.has_asked, True
@@ -234,7 +236,7 @@ class ServedWriter:
         streams = (
             len(self._slots) == 1 or not dialect.says_why_it_stopped or bool(k and dialect.needs_stream_for_alternatives)
         )
-        return Ask(
+        return CompletionRequest(
             self._model.name,
             so_far,
             max_tokens,
