@@ -16,6 +16,7 @@ from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, lef
 from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest, statuses
+from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.tuning.memory import AUTO, MOST
 
 
@@ -141,7 +142,8 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
                 display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.policy_at_tau.label))
             elif isinstance(happening, Ended):
                 run.session.check_files()
-                run.folder.append(happening.row)
+                with noted_signals():  # it is safe, and counted as safe
+                    run.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
                 waiting[happening.attempt.policy_at_tau] -= 1
                 display.handle(_ended(happening, progress()))

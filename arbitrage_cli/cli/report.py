@@ -60,7 +60,7 @@ def report(
     if page is not None:
         _write_page(page, contents, figures)
         if opens and not webbrowser.open(page.resolve().as_uri()):
-            typer.echo(f"there is no browser on this machine: open {page} in one", err=True)
+            typer.echo(f"no browser could be opened: open {page} in one", err=True)
     if page is None or not figures.is_for_people:
         _show(list(contents.values()), figures)
 

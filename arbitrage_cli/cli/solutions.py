@@ -17,6 +17,7 @@ from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record
+from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Finished, Trace
 
 MAX_SHOWN = 60  # characters of a value in a message
@@ -70,17 +71,22 @@ class Solutions:
                 raise UsageError(f"{place}: the result of another problem, '{_short(earlier['id'])}'", ANOTHER)
             _check_settings(earlier, made_with, place)
         for earlier in itertools.islice(self._file.records(), count):
+            self._count(earlier)
             self._show(earlier)
         return count
 
     def _pass_on(self, result: Record) -> None:
-        if self._file:
-            self._file.append(to_json(result))
+        with noted_signals():  # what is on the disk is counted
+            if self._file:
+                self._file.append(to_json(result))
+            self._count(result)
         self._show(result)
 
-    def _show(self, result: Record) -> None:
+    def _count(self, result: Record) -> None:
         self.num_done += 1
         self.num_failed += result["error"] is not None and result["problem"] is not None
+
+    def _show(self, result: Record) -> None:
         line = _line(result, self._form, is_single=self._is_single) if self._form else None
         if line is not None:
             self._display.result(line)
