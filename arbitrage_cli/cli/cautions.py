@@ -9,7 +9,8 @@ from arbitrage_cli.system.machine import logical_processors
 from arbitrage_cli.types import ModelRole
 
 BUILT_IN = (
-    "the built-in models are small and know only the kinds of exercises that they were made with (--dataset builtin); for real ones: "
+    "the built-in models are small, and know only the kinds of exercises that they were made with (--dataset builtin), one question at "
+    "a time; for real ones: "
     "arbitrage models pull qwen2.5-coder, then --pair qwen2.5-coder"
 )
 UNIVERSAL = (

@@ -276,7 +276,7 @@ class MachineOptions(LoadingOptions):
             "--concurrency",
             metavar="N|auto",
             help="Problems solved at once, up to 64 (on servers 1024): more problems an hour, each of them later. "
-            "Default: 1 (collect: 8).",
+            "Default: 1 (collect, serve: 8).",
         ),
     ] = None
 
@@ -303,7 +303,7 @@ class SelectionOptions:
 _DATASET = _problems(
     "--dataset",
     metavar="NAME|FILE",
-    help="Problems with answers: math500, gsm8k, olympiadbench, aime24, aime25, amc23, builtin, builtin-dev; or a JSONL or "
+    help="Problems with answers (collect and calibrate: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, builtin, builtin-dev; or a JSONL or "
     "parquet file.",
 )
 

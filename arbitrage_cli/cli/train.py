@@ -18,7 +18,6 @@ from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import QuietOptions, option
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.system.files import sha256_of
 
 SUFFIX = ".safetensors"
 DIGEST = 12  # characters of a digest that are shown
@@ -115,7 +114,7 @@ def train(
         write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
     else:
         write_card(card, {row.tau: table.time(row) for row in table.rows}, sys.stdout)
-    digest = sha256_of([output_file])[:DIGEST]
+    digest = head.sha256[:DIGEST]  # as the tables of runs show it
     report(
         f"wrote {output_file}: head {one_line(head.card.name)}, sha256 {digest}; to measure it: {_next(runs[0], output_file)}"
     )

@@ -79,7 +79,7 @@ def _findings(name: str) -> Iterator[Finding]:
             yield from _head(pair.head)
     elif any((Path(name) / file).exists() for file in (RUN, RESULTS)):
         yield from _run(Path(name))
-    elif head_file(name).suffix == ".safetensors" and not local_files(name):
+    elif name.endswith(".safetensors") or (head_file(name).exists() and not local_files(name)):
         yield from _head(name)
     else:
         yield from _model(name)

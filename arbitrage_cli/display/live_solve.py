@@ -147,7 +147,7 @@ class SolveView(View):
         if discarded is None:
             return [head, *_rows(kept.text, columns, "")]
         if wording.is_same(decision):
-            return [head, *_rows(kept.text, columns, "", "=")]
+            return [head, *_rows(kept.text, columns, "")]
         # The marks tell the two apart where a strike cannot be seen.
         before, after = differences(discarded.text, kept.text)
         return [head, *_rows(before, columns, "", "-"), *_rows(after, columns, "", "+")]

@@ -100,7 +100,7 @@ class PlainDisplay:
         self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(filter(None, facts)))
         if discarded and not is_same:
             self._say_text(discarded.text, "  - ")
-        self._say_text(kept.text, "  = " if is_same else "  + " if discarded else "    ")
+        self._say_text(kept.text, "  + " if discarded and not is_same else "    ")
 
     def _show_finished(self, finished: Finished, run: RunInfo) -> None:
         figures = tally(finished.trace.decisions).rated(finished.reward_cost)

@@ -15,7 +15,7 @@ from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_su
 
 
 def compare(first_run: Row, first_rows: Sequence[Row], second_run: Row, second_rows: Sequence[Row]) -> dict[str, Any]:
-    """The comparison as JSON. Policies are paired by name and tau; if each run has only one, these are compared.
+    """The comparison as JSON. Policies are paired by name and tau, or the name of a tau; if each run has only one, these are compared.
 
     UsageError if no policy, or no problem, is in both.
     """
@@ -23,14 +23,15 @@ def compare(first_run: Row, first_rows: Sequence[Row], second_run: Row, second_r
     first = results_by_policy(first_run, (row for row in first_rows if row["id"] not in changed))
     second = results_by_policy(second_run, (row for row in second_rows if row["id"] not in changed))
     is_timed = _concurrency(first_run) == _concurrency(second_run) == 1
-    compared = [_compare(one, other, is_timed=is_timed) for one, other in _pairs(first, second)]
+    pairs = _pairs(first, second)
+    compared = [_compare(one, other, is_timed=is_timed) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
         "dataset": [run["dataset"]["name"] for run in (first_run, second_run)],
         "policies": compared,
         "changed_questions": sorted(changed),
-        "notes": list(_notes(first_run, second_run, changed)),
+        "notes": [*_left_out([*first, *second], pairs), *_notes(first_run, second_run, changed)],
     }
 
 
@@ -43,12 +44,23 @@ def _changed_questions(first: Iterable[Row], second: Iterable[Row]) -> set[str]:
 def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> list[tuple[PolicyResults, PolicyResults]]:
     if len(first) == len(second) == 1:
         return [(first[0], second[0])]
-    others = {(one.policy, one.tau): one for one in second}
-    pairs = [(one, others[one.policy, one.tau]) for one in first if (one.policy, one.tau) in others]
+    by_tau = {(one.policy, one.tau): one for one in second}
+    by_name: dict[tuple[str, str | None], PolicyResults] = {
+        (one.policy, one.tau_name): one for one in second if one.tau_name
+    }
+    found = [(one, by_tau.get((one.policy, one.tau)) or by_name.get((one.policy, one.tau_name))) for one in first]
+    pairs = [(one, other) for one, other in found if other]
     if not pairs:
         names = ["; ".join(one.label for one in policies) for policies in (first, second)]
         raise UsageError("the two runs have no policy in common", f"the first has {names[0]}, the second {names[1]}")
     return pairs
+
+
+def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyResults, PolicyResults]]) -> Iterator[str]:
+    compared = {id(one) for pair in pairs for one in pair}
+    names = dict.fromkeys(one.label for one in policies if id(one) not in compared)
+    if names:
+        yield f"In one of the runs only, so not compared: {', '.join(names)}."
 
 
 def _concurrency(run: Row) -> int:

@@ -104,3 +104,12 @@ def test_bit_that_flips_without_a_trace_is_found(here: Path, tiny: Mapping[str, 
 @pytest.mark.parametrize("name", ["nowhere.gguf", "user/repo:Q4_0", ".", "problems.jsonl", "nowhere.safetensors"])
 def test_what_is_no_run_and_no_model_is_wrong(here: Path, name: str) -> None:
     assert verify(here, name)[0] == FOUND
+
+
+def test_a_head_is_verified_by_its_file(quick_path: Path) -> None:
+    head = Path(__file__).parents[2] / "models" / "builtin.safetensors"
+    shutil.copy(head, quick_path / "mine.safetensors")
+    assert verify(quick_path, "mine.safetensors", "builtin:universal") == (0, [])
+    (quick_path / "mine.safetensors").write_bytes(head.read_bytes()[:-1])
+    code, findings = verify(quick_path, "mine.safetensors")
+    assert (code, [one["verdict"] for one in findings]) == (FOUND, ["wrong"])

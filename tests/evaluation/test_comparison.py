@@ -118,3 +118,17 @@ def test_samples_without_a_difference_are_not_sure_of_it() -> None:
     (entry,) = compared(made, made)["policies"]
     low, high = entry["accuracy_difference_interval"]
     assert low < entry["accuracy_difference"] == 0 < high
+
+
+def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
+    """`exact` of two heads is another number each; what only one run has is in a note."""
+    first = make_run(6, columns=(("target", None), ("entropy", 0.3)))
+    second = make_run(6, columns=(("target", None), ("entropy", 0.5), ("random", 0.3)))
+    for made in (first, second):
+        made.run["policies"][1]["tau_name"] = "exact"
+    found = compared(first, second)
+    assert [(entry["first"], entry["second"]) for entry in found["policies"]][1] == (
+        "entropy exact (0.3)",
+        "entropy exact (0.5)",
+    )
+    assert any("random 0.3" in note for note in found["notes"])
