@@ -110,6 +110,6 @@ def test_a_head_is_verified_by_its_file(quick_path: Path) -> None:
     head = Path(__file__).parents[2] / "models" / "builtin.safetensors"
     shutil.copy(head, quick_path / "mine.safetensors")
     assert verify(quick_path, "mine.safetensors", "builtin:universal") == (0, [])
-    (quick_path / "mine.safetensors").write_bytes(head.read_bytes()[:-1])
+    (quick_path / "mine.safetensors").write_bytes(head.read_bytes()[:-1] + b"\0")
     code, findings = verify(quick_path, "mine.safetensors")
     assert (code, [one["verdict"] for one in findings]) == (FOUND, ["wrong"])
