@@ -14,9 +14,11 @@ from tiny_gguf import write_all
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C end what the tests start: a shell that starts them in the background has it ignored, also by their children."""
+    """Have signals end what the tests start: a shell that starts them in the background, or nohup, has them ignored by children too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
