@@ -64,7 +64,9 @@ def test_ctrl_c_stops_a_turn_and_keeps_the_chat(tmp_path: Path) -> None:
         terminal.wait_until(lambda: terminal.text.endswith("entropy>"))
         assert "answer" not in flat(terminal.text).partition("> ")[2]
         terminal.process.send("nonsense")
+        terminal.wait_until(lambda: terminal.text.endswith("nonsense"))  # readline listens
         terminal.process.sendintr()
+        terminal.wait_until(lambda: terminal.text.count("stopped;") == 2 and terminal.text.endswith("entropy>"))
         terminal.process.sendline(QUESTION)
         terminal.wait_until(lambda: f"answer {RIGHT}" in terminal.text and terminal.text.endswith("entropy>"))
         terminal.process.sendeof()
