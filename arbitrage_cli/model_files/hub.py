@@ -12,7 +12,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -112,7 +112,8 @@ def removal(names: Iterable[HubName]) -> Removal:
     except CacheNotFound:
         return Removal((), 0, lambda: None)
     found = sorted((repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id in wanted), key=str)
-    strategy = cache.delete_revisions(*(revision.commit_hash for repo in found for revision in repo.revisions))
+    only = replace(cache, repos=frozenset(found))  # revisions go by their commit, whatever repository has it
+    strategy = only.delete_revisions(*(revision.commit_hash for repo in found for revision in repo.revisions))
     return Removal(tuple(repo.repo_id for repo in found), strategy.expected_freed_size, strategy.execute)
 
 
