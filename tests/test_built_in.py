@@ -324,7 +324,7 @@ def test_a_head_that_reads_hidden_states_gets_them(quick_path: Path) -> None:
 
 
 def test_a_benchmark_on_what_the_head_was_trained_on_says_so(quick_path: Path) -> None:
-    """In the run's figures, for whoever reads them."""
+    """In the notes of the run's figures."""
     runs = [{"dataset_sha256": load_dataset("builtin", offline=True).sha256, "is_test": False}]
     head = str(write_head(quick_path / "seen.safetensors", data={"runs": runs}))
     bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage,draft", "-q", "--json")

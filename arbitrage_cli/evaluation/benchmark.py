@@ -19,7 +19,7 @@ from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
-from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Rater, Scheduler, Task, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Key, statuses
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, label, row, tau_in_json
@@ -180,12 +180,16 @@ class Bench:
             concurrency=self.concurrency,
             rater=self.rater_for(chosen.policy),
             speculator=as_speculator(engines.get("draft")),
-            new_deadline=lambda: Deadline.after(self.timeout, self.clock) if self.timeout else None,
         )
-        with contextlib.closing(scheduler.run(attempt.item.problem for attempt in block)) as events:
+        tasks = (Task(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
+        with contextlib.closing(scheduler.run_tasks(tasks)) as events:
             yield from self._follow(events, in_flight)
         if in_flight:
             raise DefectError("the scheduler lost a problem")
+
+    def _deadline(self) -> Deadline | None:
+        """That of an attempt that begins now."""
+        return Deadline.after(self.timeout, self.clock) if self.timeout else None
 
     def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[Began | Event | Ended]:
         """Pass the events on, between the beginning and the end of their attempts."""

@@ -132,7 +132,6 @@ class Scheduler:
     `concurrency` problems are in flight at once; each takes a slot of every engine.
 
     `rater` is needed if the flows request rewards. `speculator` continues steps that have no proposal or have left it.
-    `new_deadline` gives each problem a deadline when it begins; past it the problem ends with TimedOutError.
     """
 
     def __init__(
@@ -144,25 +143,23 @@ class Scheduler:
         concurrency: int = 1,
         rater: Rater | None = None,
         speculator: Speculator | None = None,
-        new_deadline: Callable[[], Deadline | None] = lambda: None,
     ) -> None:
         self._engines = engines
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
         self._speculator = speculator
-        self._new_deadline = new_deadline
         self._concurrency = concurrency
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
 
     def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
         """Solve all problems with the scheduler's own flow and limits: see `run_tasks`."""
-        tasks = (Task(problem, self._make_flow, self._limits, self._new_deadline()) for problem in problems)
+        tasks = (Task(problem, self._make_flow, self._limits) for problem in problems)
         return self.run_tasks(tasks, is_ready)
 
     def run_tasks(self, tasks: Iterable[Task], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Do all tasks. The next one is taken from the iterable when a slot is free.
+        """Do all tasks. The next one is taken from the iterable when a slot is free. Past its deadline one ends with TimedOutError.
 
         While `is_ready` says that taking it would block, the problems in flight go on. A ProblemError ends its problem, as the
         `error` of `Finished`. Any other error ends the run; before it, all problems in flight are finished with that error, so

@@ -506,10 +506,10 @@ def test_a_late_problem_does_not_end_the_next() -> None:
 
     engine, flow = make_engine("draft", scripted(script), Sampler(), instructions=""), POLICIES["draft"].flow
     limits = Limits(max_steps=2)
-    scheduler = Scheduler(
-        {"draft": engine}, lambda trace: flow(trace, None, 0), limits, new_deadline=lambda: Deadline.after(50.0, clock)
-    )
-    late, other = (e for e in scheduler.run([Problem(name, name) for name in ("slow", "fast")]) if isinstance(e, Finished))
+    scheduler = Scheduler({"draft": engine}, partial(single, model="draft"), limits)
+    problems = [Problem(name, name) for name in ("slow", "fast")]
+    tasks = (Task(one, lambda trace: flow(trace, None, 0), limits, Deadline.after(50.0, clock)) for one in problems)
+    late, other = (event for event in scheduler.run_tasks(tasks) if isinstance(event, Finished))
     assert isinstance(late.error, TimedOutError)
     assert "50 s" in late.error.message
     assert (other.error, len(other.trace.decisions)) == (None, 2)

@@ -1,7 +1,7 @@
 """From segments of a prompt, and steps of other models, to what a server is sent: token ids, or a string if it takes no ids.
 
-Text of users and models never becomes a control token. A server may read what looks like one as one, whoever wrote it; so such text is
-cut apart and its parts are tokenized one by one. Where only a string can be sent, it is refused. Knows no server.
+Text of users and models never becomes a control token. A server may read what looks like one as one. So such text is cut apart,
+and its parts are tokenized one by one. Where only a string can be sent, it is refused. Knows no server.
 """
 
 import asyncio
@@ -76,6 +76,6 @@ async def _joined(parts: Sequence[Coroutine[Any, Any, list[int]]]) -> list[int]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in parts]
-    except ExceptionGroup as errors:
+    except ExceptionGroup as errors:  # the group wraps what a part raised; callers know the errors themselves
         raise errors.exceptions[0] from None
     return list(chain.from_iterable(task.result() for task in tasks))

@@ -95,7 +95,6 @@ class ServedWriter:
         *,
         keep_token_stats: bool = False,
         shares_prompts: bool = True,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._role = role
         self._model = model
@@ -103,7 +102,6 @@ class ServedWriter:
         self._prompts = Prompts(model.prompt(instructions))
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
-        self._clock = clock
         self._costs = TokenCosts()
         self._slots: dict[int, _Slot] = {}
         self._writing: set[int] = set()
@@ -179,7 +177,7 @@ class ServedWriter:
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
         prompt = await self._prompt_of(opened, trace)
         room = self._room(prompt)
-        writing = _Writing(self._clock())
+        writing = _Writing(time.perf_counter())
         stop: StepStop | None = None
         for _ in range(MAX_BLANK_ANSWERS):
             left = min(budget, room) - writing.num_tokens
@@ -209,7 +207,7 @@ class ServedWriter:
         usage: Usage | None = None
         async with aclosing(self._model.write(wanted, restart, topic=opened.topic)) as pieces:
             async for piece in pieces:
-                if new := writing.add(piece, self._clock()):
+                if new := writing.add(piece, time.perf_counter()):
                     self._hand_over(opened, SlotUpdate(slot, new))
                 if writing.num_pieces - num_pieces > 2 * wanted.max_tokens + SPARE_PIECES:
                     raise ServerRequestError(f"{self._model.server.name} writes more than it was asked for")
@@ -288,7 +286,7 @@ class ServedWriter:
 
     def _cost(self, writing: _Writing) -> Cost:
         """Tokens as the server reports them, seconds as they passed here; those until the first text are of reading the prompt."""
-        now = self._clock()
+        now = time.perf_counter()
         cached = sum(usage.cached for usage in writing.usages)
         num_read = sum(usage.prompt for usage in writing.usages) - cached
         first = writing.first_at if writing.first_at is not None and writing.num_pieces > 1 else writing.began
