@@ -16,7 +16,7 @@ from arbitrage_cli.cli.output import confirmed, write_table_as
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, wrapped
 from arbitrage_cli.errors import ArbitrageError
-from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, latest, remove_run
+from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, files_of_run, latest, remove_run
 from arbitrage_cli.runs.records import label
 
 NOT_REMOVED = 1
@@ -67,7 +67,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     debug: Debug = False,
 ) -> int:
-    """Remove run folders, with everything in them. Asks first.
+    """Remove runs, and their folders if nothing else is in them. Asks first.
 
     \b
     Examples:
@@ -75,12 +75,13 @@ def remove(
     """
     for folder in folders:
         examine(folder)
-    size = sum(path.lstat().st_size for folder in folders for path in folder.rglob("*"))
+    size = sum(path.lstat().st_size for folder in folders for path in files_of_run(folder))
     what = f"{', '.join(shlex.quote(str(folder)) for folder in folders)} ({size_words(size)})"
     if not yes and not confirmed(f"Remove {what}?"):
         return NOT_REMOVED
     for folder in folders:
-        remove_run(folder)
+        if not remove_run(folder):
+            typer.echo(f"{one_line(str(folder))} is kept: not everything in it is the run's", err=True)
     typer.echo(f"removed {what}", err=True)
     return 0
 

@@ -17,6 +17,7 @@ from arbitrage_cli.system.files import write_all
 
 Record = Mapping[str, Any]
 FIELDS = {"id", "problem", "text", "answer", "error", "steps"}
+_BEGINNING = b'{"id": "'
 ANOTHER = "give another file: --output FILE.jsonl"
 
 
@@ -45,7 +46,7 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
         self._file.seek(0)
         length = 0
         for number, line in enumerate(iter(self._file.readline, b""), start=1):
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and _is_begun(line):
                 self._file.truncate(length)
                 return
             length += len(line)
@@ -70,3 +71,12 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
             yield
         except OSError as error:
             raise kind(f"{self.path}: {what} ({error.strerror or error})", hint) from error
+
+
+def _is_begun(line: bytes) -> bool:
+    """Whether a last line without its end is a record that a killed process began: anything else is somebody's own text."""
+    begun = line.rstrip(b"\0")  # of a power cut
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(begun)
+        return isinstance(record, dict) and record.keys() >= FIELDS
+    return begun[: len(_BEGINNING)] == _BEGINNING[: len(begun)]

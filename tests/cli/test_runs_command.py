@@ -46,3 +46,15 @@ def test_a_run_is_removed_after_a_question(here: Path) -> None:
     assert (here / "runs" / "one" / "run.json").exists()
     assert run("runs", "rm", "runs/one", "--yes", cwd=here).code == 0
     assert not (here / "runs" / "one").exists()
+
+
+def test_what_is_not_the_runs_is_kept(here: Path) -> None:
+    folder = here / "runs" / "one"
+    others = [folder / "thesis.tex", folder / "data" / "results.jsonl", folder / "run.json.bak"]
+    (folder / "data").mkdir()
+    for path in others:
+        path.write_text("mine")
+    (folder / "results.jsonl.torn-1").write_text("{")
+    (folder / ".run.json.0a1b2c3d.new").write_text("{")
+    assert run("runs", "rm", "runs/one", "--yes", cwd=here).code == 0
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(others)

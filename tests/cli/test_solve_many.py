@@ -139,3 +139,10 @@ def test_only_a_file_of_results_is_written_to(here: Path) -> None:
     assert_refused(solve("--input", "none", "-o", "out.jsonl", cwd=here), 2, "none: ")
     assert (here / "in.jsonl").read_text() == INPUT
     assert not (here / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["my notes", '{"id": 1}', '{"id": "a", "steps": []}'])
+def test_file_without_a_line_end_is_not_cut(here: Path, text: str) -> None:
+    (here / "mine").write_text(text)
+    assert_refused(solve_file(here, "-o", "mine"), 2, "mine: line 1 ", "arbitrage solve")
+    assert (here / "mine").read_text() == text
