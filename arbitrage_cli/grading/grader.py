@@ -23,13 +23,13 @@ from typing import IO, Any, Self, cast
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.compare import compare
 from arbitrage_cli.grading.extract import IN_BOX, Extracted, Gold, final_answer, gold_answer
+from arbitrage_cli.grading.shown import shown
 from arbitrage_cli.types import Score
 
 RULES_VERSION = 2
 """Increases with every change of our own comparison that can change a verdict."""
 
 _SANDBOX = Path(__file__).with_name("sandbox.py")
-_MAX_SHOWN = 60  # characters of an answer in an explanation
 _MAX_REPLY = 1000  # bytes of one line of the child
 _WALL_FACTOR = 5  # seconds by the wall clock per second of processor time; a busy machine is slow
 _GRACE_SECONDS = 1.0  # for a verdict to arrive
@@ -114,7 +114,7 @@ class Grader:
             is_equal = word == "equal"
         found = "" if extracted.how == IN_BOX else f"no \\boxed{{}}, {extracted.how}: "
         sign = "=" if is_equal else "is not"
-        explanation = f"{found}{_shown(extracted.answer)} {sign} {_shown(gold.answer)} ({comparison.rule})"
+        explanation = f"{found}{shown(extracted.answer)} {sign} {shown(gold.answer)} ({comparison.rule})"
         return Score("correct" if is_equal else "incorrect", extracted.answer, explanation)
 
     def _ask(self, gold: str, answer: str) -> str:
@@ -229,10 +229,3 @@ class _Child:
         self._kill()  # its pipe is closed: it has ended or will say no more
         code = self.process.returncode
         return f"math-verify was killed (signal {-code})" if code and code < 0 else f"math-verify ended (exit status {code})"
-
-
-def _shown(text: str) -> str:
-    """A text as part of one short line: no control characters, nothing that cannot be written."""
-    start = " ".join(text[: 4 * _MAX_SHOWN].split())
-    safe = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in start)
-    return safe if len(safe) <= _MAX_SHOWN and len(text) <= 4 * _MAX_SHOWN else f"{safe[:_MAX_SHOWN]}…"

@@ -1,0 +1,180 @@
+"""What keeps a program apart from the machine: as much as this system allows. Knows neither programs nor tests.
+
+`prepare` is called once, in the process that forks the others. Each of these calls `Confinement.enter`, which cannot be undone.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from arbitrage_cli.grading.programs import namespaces
+from arbitrage_cli.grading.programs.landlock import restrict_files
+from arbitrage_cli.grading.programs.seccomp import filter_system_calls
+from arbitrage_cli.grading.programs.system_calls import (
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    drop_capabilities,
+    prctl,
+)
+
+NOBODY = 65534
+_WORK = "/tmp"  # noqa: S108 - of the own root
+_FILE_BYTES, _OPEN_FILES = 16 << 20, 64
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store")
+_FOREVER = 600  # seconds, for the removal of a folder
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """How programs are kept apart on this machine. `work` is the only folder that they can write to."""
+
+    work: str
+    readable: tuple[str, ...]
+    mapped: int
+    is_root: bool
+    has_namespaces: bool
+    has_landlock: bool
+    has_filter: bool
+
+    @property
+    def protections(self) -> list[str]:
+        """What is active, in words."""
+        linux = sys.platform == "linux"
+        words = {
+            "resource limits": True,
+            "another user": self.is_root,
+            "no new privileges": linux,
+            "own namespaces (files, network, processes)": self.has_namespaces,
+            "Landlock": self.has_landlock,
+            "system call filter": self.has_filter,
+        }
+        return [word for word, is_active in words.items() if is_active]
+
+    def fork(self) -> int:
+        """Fork a child, as the first process of a namespace if possible."""
+        return namespaces.fork_apart() if self.has_namespaces else os.fork()
+
+    @contextlib.contextmanager
+    def empty_folder(self) -> Iterator[None]:
+        """An empty work folder, which is gone afterwards with all it has."""
+        user = NOBODY if self.is_root else os.geteuid()
+        if self.has_namespaces:
+            with namespaces.empty_folder(self.work, user):
+                yield
+            return
+        os.mkdir(self.work, 0o700)  # noqa: PTH102
+        os.chown(self.work, user, -1)
+        try:
+            yield
+        finally:
+            _remove(self.work)
+
+    def enter(self, seconds: int, memory: int) -> None:
+        """Confine this process, which may compute for so many seconds and map so many bytes more. OSError."""
+        os.setsid()
+        os.chdir(self.work)
+        _limit(seconds, self.mapped + memory)
+        if self.has_landlock:
+            restrict_files(self.readable, self.work)
+        if self.is_root:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        if sys.platform == "linux":
+            drop_capabilities()
+            prctl(PR_SET_DUMPABLE, 0)
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self.has_filter:
+            filter_system_calls()
+
+
+def prepare(folder: str) -> Confinement:
+    """Find out what works here, and enter the namespaces if they do. `folder` exists and is this process's own."""
+    linux = sys.platform == "linux"
+    os.umask(0o022)
+    os.chmod(folder, 0o711)  # noqa: PTH101, S103 - another user enters it
+    readable, is_root, mapped = _readable_folders(), not os.geteuid(), _mapped_bytes()
+    if linux:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+    has_namespaces = linux and _works(lambda: _try_namespaces(folder, readable))
+    if has_namespaces:
+        namespaces.enter(folder, readable, _WORK)
+    if linux:
+        prctl(PR_SET_DUMPABLE, 0)  # no other process may look into this one
+    return Confinement(
+        _WORK if has_namespaces else f"{folder}/work",
+        readable,
+        mapped,
+        is_root,
+        has_namespaces=has_namespaces,
+        has_landlock=linux and _works(lambda: restrict_files(readable, "/")),
+        has_filter=linux and _works(filter_system_calls),
+    )
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    """Whether it can be done, tried in a child."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            attempt()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _try_namespaces(folder: str, readable: tuple[str, ...]) -> None:
+    namespaces.enter(folder, readable, _WORK)
+    with namespaces.empty_folder(_WORK, os.geteuid()):
+        child = namespaces.fork_apart()
+        if not child:
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise OSError("no process can be started apart")
+
+
+def _readable_folders() -> tuple[str, ...]:
+    """Python's own library, and those of the system; none of them below another."""
+    base = f"{sys.base_prefix}/lib"
+    wanted = [*_LIBRARIES, sysconfig.get_path("stdlib"), *([base] if os.path.isdir(base) else [])]  # noqa: PTH112
+    found = sorted({folder for folder in wanted if os.path.isdir(folder)})  # noqa: PTH112
+    return tuple(one for one in found if not any(one.startswith(f"{other}/") for other in found))
+
+
+def _mapped_bytes() -> int:
+    """The address space of this process; 0 where the system does not say."""
+    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[0]) * resource.getpagesize()
+    return 0
+
+
+def _limit(seconds: int, address_space: int) -> None:
+    limits = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: _FILE_BYTES,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    if sys.platform == "linux":  # macOS has the limit and does not keep it
+        limits[resource.RLIMIT_AS] = address_space
+    for limit, value in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (bound, bound))
+
+
+def _remove(folder: str) -> None:
+    """Remove it, whatever a program made in it: folders that nobody may enter, paths too long to name."""
+    for command in (["chmod", "-R", "u+rwx", folder], ["rm", "-rf", folder]):
+        subprocess.run(command, check=False, timeout=_FOREVER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603

@@ -1,0 +1,93 @@
+"""The process whose forks run programs and tests: so that none of them waits for Python to start.
+
+It reads neither: each fork reads what it needs from its own descriptor, and no fork inherits anything of an earlier one. The
+runner sends a byte that starts two forks, then one that ends them, and gets how they ended. The first message lists what protects
+this machine. Usage: main(descriptor of the runner, folder of its own).
+"""
+
+import array
+import cmath
+import copy
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import statistics
+import string
+import time
+import typing
+from collections.abc import Callable
+from typing import NoReturn
+
+from arbitrage_cli.grading.programs.candidate import serve
+from arbitrage_cli.grading.programs.codec import write_message
+from arbitrage_cli.grading.programs.confinement import Confinement, prepare
+from arbitrage_cli.grading.programs.judge import judge
+
+PRELOADED = (array, cmath, copy, dataclasses, datetime, hashlib, json, random, re, statistics, string, time, typing)
+"""What programs often import."""
+_FIRST = 3  # descriptor of a fork, after the standard streams
+_FAILED = 1  # exit status of a fork that could not be confined
+
+
+def main(runner: int, folder: str) -> None:
+    """Serve the runner until it closes its end."""
+    confinement = prepare(folder)
+    with socket.socket(fileno=runner) as connection:
+        write_message(connection, confinement.protections)
+        while _run(connection, confinement):
+            pass
+
+
+def _run(connection: socket.socket, confinement: Confinement) -> bool:
+    """Start the two processes of one program and end them when told to. False if the runner is gone."""
+    start, descriptors, _, _ = socket.recv_fds(connection, 64, 3)
+    if not start:
+        return False
+    seconds, judge_seconds, memory = map(int, start.split())
+    control, judge_link, candidate_link = descriptors
+    with confinement.empty_folder():
+        candidate = _fork(confinement, (candidate_link,), serve, seconds, memory)
+        judging = _fork(confinement, (control, judge_link), judge, judge_seconds, memory)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        is_told = bool(connection.recv(1))
+        ended = [_end(judging), _end(candidate)]
+    if is_told:
+        write_message(connection, ended)
+    return is_told
+
+
+def _fork(confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int) -> int:
+    child = confinement.fork()
+    if not child:
+        _work(confinement, descriptors, task, seconds, memory)
+    return child
+
+
+def _work(confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int) -> NoReturn:
+    """In a fork: the task, with these descriptors and no others."""
+    status = _FAILED
+    try:
+        kept = [os.dup(descriptor) for descriptor in descriptors]  # above all of them
+        for place, descriptor in enumerate(kept, _FIRST):
+            os.dup2(descriptor, place)
+        os.closerange(_FIRST + len(kept), os.sysconf("SC_OPEN_MAX"))
+        random.seed(0)  # the same in every run
+        confinement.enter(seconds, memory)
+        task(*(socket.socket(fileno=place) for place, _ in enumerate(kept, _FIRST)))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _end(child: int) -> tuple[int, float]:
+    """Kill a fork; its exit code, negative if a signal ended it, and its processor time in seconds."""
+    os.kill(child, signal.SIGKILL)
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
