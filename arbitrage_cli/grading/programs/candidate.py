@@ -7,7 +7,7 @@ data, and graded elsewhere. Knows what it is asked, and nothing of the answer th
 import socket
 import sys
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from arbitrage_cli.grading.programs.codec import BadMessageError, decode, encode, read_message, write_message
 
@@ -80,7 +80,7 @@ class _Caught:
 
     error: BaseException | None = None
 
-    def __enter__(self) -> "_Caught":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:

@@ -8,7 +8,7 @@ import json
 import operator
 import socket
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -45,7 +45,7 @@ def _first_items(values: Iterator[object]) -> list[object]:
 
 
 _KINDS = (
-    _Kind(int, "int", lambda value: [hex(value)], lambda items: int(*items, 16)),
+    _Kind(int, "int", lambda value: [hex(value)], lambda items: int(str(*items), 16)),
     _Kind(list, "list", iter, list),
     _Kind(tuple, "tuple", iter, tuple),
     _Kind(Counter, "Counter", dict.items, lambda items: Counter(dict(items))),
@@ -70,7 +70,9 @@ _KINDS = (
     _Kind(ValuesView, "values", iter, lambda items: dict(enumerate(items)).values()),
     _Kind(Iterator, "iterator", _first_items, iter),
 )
-_TYPES = {kind.__name__: kind for kind in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset)}
+_TYPES: Mapping[str, type] = {
+    kind.__name__: kind for kind in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset)
+}
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 
 
@@ -80,7 +82,7 @@ def encode(value: object, number: Callable[[object], int], depth: int = 0) -> ob
         raise BadMessageError(f"a value that is nested more than {MAX_DEPTH} deep")
     if value is None or isinstance(value, str | float | bool) or (isinstance(value, int) and -_PLAIN < value < _PLAIN):
         return value
-    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
+    if isinstance(value, type) and value is _TYPES.get(value.__name__):
         return ["type", value.__name__]
     for kind in _KINDS:
         if isinstance(value, kind.of):

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from arbitrage_cli.grading.programs import namespaces
 from arbitrage_cli.grading.programs.landlock import restrict_files
@@ -69,7 +70,7 @@ class Confinement:
             with namespaces.empty_folder(self.work, user):
                 yield
             return
-        os.mkdir(self.work, 0o700)  # noqa: PTH102
+        Path(self.work).mkdir(0o700)
         os.chown(self.work, user, -1)
         try:
             yield
@@ -99,7 +100,7 @@ def prepare(folder: str) -> Confinement:
     """Find out what works here, and enter the namespaces if they do. `folder` exists and is this process's own."""
     linux = sys.platform == "linux"
     os.umask(0o022)
-    os.chmod(folder, 0o711)  # noqa: PTH101, S103 - another user enters it
+    Path(folder).chmod(0o711)  # another user enters it
     readable, is_root, mapped = _readable_folders(), not os.geteuid(), _mapped_bytes()
     if linux:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -144,16 +145,15 @@ def _try_namespaces(folder: str, readable: tuple[str, ...]) -> None:
 
 def _readable_folders() -> tuple[str, ...]:
     """Python's own library, and those of the system; none of them below another."""
-    base = f"{sys.base_prefix}/lib"
-    wanted = [*_LIBRARIES, sysconfig.get_path("stdlib"), *([base] if os.path.isdir(base) else [])]  # noqa: PTH112
-    found = sorted({folder for folder in wanted if os.path.isdir(folder)})  # noqa: PTH112
+    wanted = [*_LIBRARIES, sysconfig.get_path("stdlib"), f"{sys.base_prefix}/lib"]
+    found = sorted({folder for folder in wanted if Path(folder).is_dir()})
     return tuple(one for one in found if not any(one.startswith(f"{other}/") for other in found))
 
 
 def _mapped_bytes() -> int:
     """The address space of this process; 0 where the system does not say."""
-    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[0]) * resource.getpagesize()
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     return 0
 
 

@@ -10,7 +10,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from arbitrage_cli.grading.programs.codec import BadMessageError, decode, encode, read_message, write_message
 
@@ -46,7 +46,7 @@ class _Verdict:
     reason = "all tests pass"
     program: "_Program | None" = None
 
-    def __enter__(self) -> "_Verdict":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
@@ -161,7 +161,9 @@ class ProgramError(Exception):
 
 def _error(names: list[object], message: str) -> Exception:
     known = (getattr(builtins, name, None) for name in names if isinstance(name, str))
-    kind: Callable[[str], Exception] = next((one for one in known if isinstance(one, type) and issubclass(one, Exception)), ProgramError)
+    kind: Callable[[str], Exception] = next(
+        (one for one in known if isinstance(one, type) and issubclass(one, Exception)), ProgramError
+    )
     shown = f"{names[0]}: {message}" if names and kind is ProgramError else message
     try:
         return kind(shown)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from arbitrage_cli.grading.programs.system_calls import (
     CLONE_NEWIPC,
@@ -38,14 +39,13 @@ def enter(root: str, readable: Iterable[str], work: str) -> None:
     if user:
         call("unshare", CLONE_NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
-                file.write(line)
+            Path("/proc/self", name).write_text(line, encoding="ascii")
     call("unshare", CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", _PLAIN, "mode=755,size=1m")
     for folder in readable:
-        _show(folder, root + folder)
-    os.mkdir(root + work)  # noqa: PTH102
+        _show(Path(folder), Path(root + folder))
+    Path(root + work).mkdir()
     os.chdir(root)
     call("pivot_root", b".", b".")  # the old root lies on top of the new one
     call("umount2", b".", MNT_DETACH)
@@ -53,15 +53,15 @@ def enter(root: str, readable: Iterable[str], work: str) -> None:
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | _PLAIN)
 
 
-def _show(folder: str, place: str) -> None:
+def _show(folder: Path, place: Path) -> None:
     """The folder read-only at another place; a link as it is."""
-    if os.path.islink(folder):  # noqa: PTH114
-        os.symlink(os.readlink(folder), place)  # noqa: PTH115
+    if folder.is_symlink():
+        place.symlink_to(folder.readlink())
         return
-    os.makedirs(place)  # noqa: PTH103
-    mount(folder, place, None, MS_BIND | MS_REC)
+    place.mkdir(parents=True)
+    mount(str(folder), str(place), None, MS_BIND | MS_REC)
     kept = os.statvfs(place).f_flag & (_PLAIN | MS_NOEXEC)  # they may be locked
-    mount("none", place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | _PLAIN | kept)
+    mount("none", str(place), None, MS_REMOUNT | MS_BIND | MS_RDONLY | _PLAIN | kept)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ _START = (
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # all that is passed on: Python may need it to start
 _START_SECONDS = 20.0
 _END_SECONDS = 5.0
-_WALL_FACTOR = 3  # seconds by the wall clock per second of processor time; a busy machine is slow
+_WALL_FACTOR = 5  # seconds by the wall clock per second of processor time; a busy machine is slow
 _JUDGE_FACTOR = 2  # seconds for the tests themselves per second for the program
 _CLOCK = 0.2  # seconds by which measured processor time may be short
 _MAX_REASON = 300  # characters
@@ -40,7 +40,7 @@ _MAX_REASON = 300  # characters
 class ProgramRunner:
     """Runs programs. A context manager: no process and no file outlives it. Use one per thread.
 
-    `seconds` is the processor time of a program with all its tests, which also has three times that by the wall clock. `memory` is
+    `seconds` is the processor time of a program with all its tests, which also has five times that by the wall clock. `memory` is
     the address space in bytes that it may add to Python's own (Linux only).
     """
 

@@ -24,7 +24,15 @@ _REFUSED: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType(
                 *(41, 53),  # socket, socketpair
                 *(62, 200, 234, 129, 297),  # kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo
                 *(101, 310, 311),  # ptrace, process_vm_readv, process_vm_writev
-                *(272, 308, 165, 166, 155, 161, 304),  # unshare, setns, mount, umount2, pivot_root, chroot, open_by_handle_at
+                *(
+                    272,
+                    308,
+                    165,
+                    166,
+                    155,
+                    161,
+                    304,
+                ),  # unshare, setns, mount, umount2, pivot_root, chroot, open_by_handle_at
                 *(321, 298, 323, 319),  # bpf, perf_event_open, userfaultfd, memfd_create
                 *(250, 248, 249),  # keyctl, add_key, request_key
                 *(302, 160, 141, 203, 144, 109, 112),  # prlimit64, setrlimit, setpriority, sched_set..., setpgid, setsid

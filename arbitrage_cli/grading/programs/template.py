@@ -1,27 +1,16 @@
 """The process whose forks run programs and tests: so that none of them waits for Python to start.
 
 It reads neither: each fork reads what it needs from its own descriptor, and no fork inherits anything of an earlier one. The
-runner sends a byte that starts two forks, then one that ends them, and gets how they ended. The first message lists what protects
+runner sends limits, which starts two forks, then a byte, which ends them, and gets how they ended. The first message lists what protects
 this machine. Usage: main(descriptor of the runner, folder of its own).
 """
 
-import array
-import cmath
-import copy
-import dataclasses
-import datetime
-import hashlib
-import json
 import os
 import random
-import re
 import signal
 import socket
-import statistics
-import string
-import time
-import typing
 from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 from arbitrage_cli.grading.programs.candidate import serve
@@ -29,7 +18,19 @@ from arbitrage_cli.grading.programs.codec import write_message
 from arbitrage_cli.grading.programs.confinement import Confinement, prepare
 from arbitrage_cli.grading.programs.judge import judge
 
-PRELOADED = (array, cmath, copy, dataclasses, datetime, hashlib, json, random, re, statistics, string, time, typing)
+_PRELOADED = (
+    "array",
+    "bisect",
+    "cmath",
+    "copy",
+    "datetime",
+    "hashlib",
+    "heapq",
+    "itertools",
+    "statistics",
+    "string",
+    "typing",
+)
 """What programs often import."""
 _FIRST = 3  # descriptor of a fork, after the standard streams
 _FAILED = 1  # exit status of a fork that could not be confined
@@ -37,6 +38,8 @@ _FAILED = 1  # exit status of a fork that could not be confined
 
 def main(runner: int, folder: str) -> None:
     """Serve the runner until it closes its end."""
+    for name in _PRELOADED:
+        import_module(name)
     confinement = prepare(folder)
     with socket.socket(fileno=runner) as connection:
         write_message(connection, confinement.protections)
@@ -63,14 +66,18 @@ def _run(connection: socket.socket, confinement: Confinement) -> bool:
     return is_told
 
 
-def _fork(confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int) -> int:
+def _fork(
+    confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int
+) -> int:
     child = confinement.fork()
     if not child:
         _work(confinement, descriptors, task, seconds, memory)
     return child
 
 
-def _work(confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int) -> NoReturn:
+def _work(
+    confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int
+) -> NoReturn:
     """In a fork: the task, with these descriptors and no others."""
     status = _FAILED
     try:

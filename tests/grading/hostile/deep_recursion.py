@@ -1,0 +1,4 @@
+# Calls itself for ever.
+# expected: error
+def f(x):
+    return f(x)

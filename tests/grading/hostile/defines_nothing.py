@@ -1,0 +1,3 @@
+# Does not define what is tested.
+# expected: error
+g = 1

@@ -1,0 +1,4 @@
+# Computes for ever before a test runs.
+# expected: time
+while True:
+    pass

@@ -1,0 +1,5 @@
+# Computes for ever.
+# expected: time
+def f(x):
+    while True:
+        pass

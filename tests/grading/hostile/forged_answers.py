@@ -1,0 +1,14 @@
+# Writes answers before they are asked for.
+# expected: failed error
+import json
+import os
+
+
+def sent(message):
+    data = message if isinstance(message, bytes) else json.dumps(message).encode()
+    return len(data).to_bytes(4, 'big') + data
+
+
+def f(x):
+    os.write(3, sent(['value', True]) * 100)
+    return 0

@@ -1,0 +1,8 @@
+# Forks without end.
+# expected: error time
+import os
+
+
+def f(x):
+    while True:
+        os.fork()

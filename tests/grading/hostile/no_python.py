@@ -1,0 +1,4 @@
+# Is no Python.
+# expected: error
+def f(x:
+    return

@@ -1,0 +1,4 @@
+# Reads a file of the user's.
+# expected: error
+def f(x):
+    return int(open('@FILE@').read())

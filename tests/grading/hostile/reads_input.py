@@ -1,0 +1,4 @@
+# Waits for input.
+# expected: error
+def f(x):
+    return int(input())
