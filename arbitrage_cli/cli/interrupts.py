@@ -59,22 +59,26 @@ def draining(drain: Callable[[], bool]) -> Iterator[None]:
     """The first signal that asks the run to end calls `drain`, so that what was begun is finished; the next ones work as usual.
 
     So does the first if `drain` returns that nothing was begun. A thread waits for it: if it reached another one, it would end a
-    computation in C, or nobody would hear of it. So this must begin before any other thread does.
+    computation in C, or nobody would hear of it. So this must begin before any other thread does. What is ignored stays so.
     """
     is_draining, is_over = threading.Event(), threading.Event()
+    heeded = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    if not heeded:
+        yield
+        return
 
     def wait() -> None:
-        number = signal.sigwait(ENDING)
+        number = signal.sigwait(heeded)
         if is_over.is_set():
             return
         is_draining.set()
         was_begun = drain()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # they reach the main thread through this one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)  # they reach the main thread through this one
         if not was_begun:
             os.kill(os.getpid(), number)
         is_over.wait()
 
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
     waiting = threading.Thread(target=wait, name="signals", daemon=True)
     waiting.start()
     try:
@@ -82,7 +86,7 @@ def draining(drain: Callable[[], bool]) -> Iterator[None]:
     finally:
         is_over.set()
         if not is_draining.is_set():
-            signal.pthread_kill(waiting.ident or 0, signal.SIGTERM)  # it waits for one
+            signal.pthread_kill(waiting.ident or 0, heeded[0])  # it waits for one
         waiting.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

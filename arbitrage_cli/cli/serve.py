@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -68,24 +69,25 @@ def serve(
       arbitrage serve --pair qwen2.5-coder
       arbitrage serve --port 9000 --concurrency 16 --tau balanced
     """
-    from arbitrage_cli.cli.session import Session
-    from arbitrage_cli.cli.setup import RunOptions, serve_setup
-    from arbitrage_cli.evaluation.benchmark import PolicyAtTau
-
-    _need_libraries()
-    from arbitrage_cli.serving.app import Access, Bounds
-    from arbitrage_cli.serving.http import bind
-    from arbitrage_cli.serving.menu import ANY
-    from arbitrage_cli.serving.requests import Defaults
-    from arbitrage_cli.serving.server import Server
-
-    key = _api_key(server.api_key_file)
-    setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="8")
+    drains: list[Callable[[], bool]] = []  # empty until there is a server
     with contextlib.ExitStack() as stack:
+        # First: numpy, which is imported below, starts a thread that would take signals.
+        stack.enter_context(draining(lambda: any(drain() for drain in drains)))
+        _need_libraries()
+        from arbitrage_cli.cli.session import Session
+        from arbitrage_cli.cli.setup import RunOptions, serve_setup
+        from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+        from arbitrage_cli.serving.app import Access, Bounds
+        from arbitrage_cli.serving.http import bind, listen
+        from arbitrage_cli.serving.menu import ANY
+        from arbitrage_cli.serving.requests import Defaults
+        from arbitrage_cli.serving.server import Server
+
+        key = _api_key(server.api_key_file)
+        setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="8")
         bound = stack.enter_context(contextlib.closing(bind(server.host, server.port)))
-        access = Access(key, _names(bound, server, key))
-        process = Server(access)
-        stack.enter_context(draining(process.drain))
+        process = Server(Access(key, _names(bound, server, key)))
+        drains.append(process.drain)
         display = stack.enter_context(command_display(output))
         session = stack.enter_context(Session(setup, display, keep="conversation"))
         bounds = Bounds(session.choose_concurrency(), server.queue, server.timeout)
@@ -96,7 +98,7 @@ def serve(
         scheduler = session.scheduler(column=PolicyAtTau(ANY, None))
         url = f"http://{_place(bound)}/v1"
         display.begin(ServerInfo(url, menu.names, session.run_info(num_problems=None)))
-        bound.listen()
+        listen(bound)
         display.result(url)
         process.run(bound, scheduler, router, defaults, bounds, display.handle)
         display.end()

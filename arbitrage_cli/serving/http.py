@@ -53,15 +53,28 @@ class Protocol(H11Protocol):
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket with this address, which does not listen yet; port 0 takes any that is free. UsageError."""
-    try:
+    with _explained(f"{host} port {port}"):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Let clients connect. UsageError if another process, which bound the same address, was first."""
+    host, port = bound.getsockname()[:2]
+    with _explained(f"{host} port {port}"):
+        bound.listen()
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{host} port {port}: cannot listen there ({reason})", "give another --port or --host") from error
-    return bound
+        raise UsageError(f"{place}: cannot listen there ({reason})", "give another --port or --host") from error
 
 
 @contextmanager

@@ -5,22 +5,24 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
-from cli import MODELS, QUESTION, RIGHT, WRONG, Terminal, assert_refused, read_line, run, start
+import pytest
+from cli import MODELS, PROGRAM, QUESTION, RIGHT, WRONG, Terminal, assert_refused, read_line, run, start
 
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
 
 
 @contextmanager
 def served(
-    *arguments: str, models: tuple[str, ...] = MODELS, env: Mapping[str, str | None] | None = None
+    *arguments: str, models: tuple[str, ...] = MODELS, **options: Any
 ) -> Iterator[tuple[subprocess.Popen[bytes], httpx2.Client]]:
-    with start("serve", *models, "--port", "0", *arguments, stdin=subprocess.DEVNULL, env=env) as process:
+    with start("serve", *models, "--port", "0", *arguments, stdin=subprocess.DEVNULL, **options) as process:
         try:
             with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=30) as client:
                 yield process, client
@@ -101,6 +103,21 @@ def test_a_second_signal_does_not_wait() -> None:
                 process.send_signal(signal.SIGINT)
                 os.sched_yield()
     assert code in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system shows no threads")
+def test_one_thread_takes_signals() -> None:
+    """Others, such as numpy's, would end a computation, or nobody would hear of it. What is ignored stays so, as under nohup."""
+    nohup = ("/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *PROGRAM)
+    with served(program=nohup) as (process, _):
+        assert len(threads_taking(process, signal.SIGTERM)) == 1
+        assert len(threads_taking(process, signal.SIGHUP)) > 1
+
+
+def threads_taking(process: subprocess.Popen[bytes], number: int) -> list[str]:
+    """The threads that do not block a signal."""
+    status = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
+    return [one for one in status if not int(one.partition("SigBlk:")[2].split()[0], 16) >> (number - 1) & 1]
 
 
 def test_a_table_in_a_terminal(tmp_path: Path) -> None:
