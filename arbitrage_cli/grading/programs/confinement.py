@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from arbitrage_cli.grading.programs import namespaces
+from arbitrage_cli.grading.programs.audit import refuse_by_hook
 from arbitrage_cli.grading.programs.landlock import restrict_files
 from arbitrage_cli.grading.programs.seccomp import filter_system_calls
 from arbitrage_cli.grading.programs.system_calls import (
@@ -26,17 +28,17 @@ from arbitrage_cli.grading.programs.system_calls import (
 )
 
 NOBODY = 65534
-_WORK = "/tmp"  # noqa: S108 - of the own root
-_FILE_BYTES, _OPEN_FILES = 16 << 20, 64
+_WORK = "/program"  # of the own root
+_FILE_BYTES, _OPEN_FILES = 1 << 20, 64
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store")
-_FOREVER = 600  # seconds, for the removal of a folder
+_REMOVAL_SECONDS = 2.0  # for one of the two commands
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """How programs are kept apart on this machine. `work` is the only folder that they can write to."""
+    """How programs are kept apart on this machine. `root` has the folders that they can write to."""
 
-    work: str
+    root: Path
     readable: tuple[str, ...]
     mapped: int
     is_root: bool
@@ -55,35 +57,47 @@ class Confinement:
             "own namespaces (files, network, processes)": self.has_namespaces,
             "Landlock": self.has_landlock,
             "system call filter": self.has_filter,
+            "audit hook": not self.has_files_apart,
         }
         return [word for word, is_active in words.items() if is_active]
+
+    @property
+    def unprotected(self) -> list[str]:
+        """What a hostile program can reach here."""
+        words = {"files": not self.has_files_apart, "network": not (self.has_namespaces or self.has_filter)}
+        return [word for word, is_open in words.items() if is_open]
+
+    @property
+    def has_files_apart(self) -> bool:
+        """Whether the system itself keeps programs from all other files."""
+        return self.has_namespaces or self.has_landlock
 
     def fork(self) -> int:
         """Fork a child, as the first process of a namespace if possible."""
         return namespaces.fork_apart() if self.has_namespaces else os.fork()
 
     @contextlib.contextmanager
-    def empty_folder(self) -> Iterator[None]:
-        """An empty work folder, which is gone afterwards with all it has."""
+    def empty_folder(self) -> Iterator[str]:
+        """An empty folder for one program, which is gone afterwards with all it has."""
         user = NOBODY if self.is_root else os.geteuid()
         if self.has_namespaces:
-            with namespaces.empty_folder(self.work, user):
-                yield
+            with namespaces.empty_folder(_WORK, user):
+                yield _WORK
             return
-        Path(self.work).mkdir(0o700)
-        os.chown(self.work, user, -1)
+        folder = tempfile.mkdtemp(dir=self.root)
+        os.chown(folder, user, -1)
         try:
-            yield
+            yield folder
         finally:
-            _remove(self.work)
+            remove(folder)
 
-    def enter(self, seconds: int, memory: int) -> None:
-        """Confine this process, which may compute for so many seconds and map so many bytes more. OSError."""
+    def enter(self, folder: str, seconds: int, memory: int) -> None:
+        """Confine this process, which may compute for so many seconds, map so many bytes more and write here. OSError."""
         os.setsid()
-        os.chdir(self.work)
+        os.chdir(folder)
         _limit(seconds, self.mapped + memory)
         if self.has_landlock:
-            restrict_files(self.readable, self.work)
+            restrict_files(self.readable, folder)
         if self.is_root:
             os.setgroups([])
             os.setgid(NOBODY)
@@ -94,6 +108,8 @@ class Confinement:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if self.has_filter:
             filter_system_calls()
+        if not self.has_files_apart:
+            refuse_by_hook(self.readable, folder)
 
 
 def prepare(folder: str) -> Confinement:
@@ -110,7 +126,7 @@ def prepare(folder: str) -> Confinement:
     if linux:
         prctl(PR_SET_DUMPABLE, 0)  # no other process may look into this one
     return Confinement(
-        _WORK if has_namespaces else f"{folder}/work",
+        Path(folder),
         readable,
         mapped,
         is_root,
@@ -174,7 +190,10 @@ def _limit(seconds: int, address_space: int) -> None:
         resource.setrlimit(limit, (bound, bound))
 
 
-def _remove(folder: str) -> None:
-    """Remove it, whatever a program made in it: folders that nobody may enter, paths too long to name."""
+def remove(folder: str) -> None:
+    """Remove it, whatever a program made in it, if that does not take long: closed folders, paths too long to name."""
     for command in (["chmod", "-R", "u+rwx", folder], ["rm", "-rf", folder]):
-        subprocess.run(command, check=False, timeout=_FOREVER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(  # noqa: S603
+                command, check=False, timeout=_REMOVAL_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from arbitrage_cli.grading.programs.system_calls import (
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    PR_SET_PDEATHSIG,
     call,
     mount,
+    prctl,
 )
 
 _PLAIN = MS_NOSUID | MS_NODEV
@@ -30,7 +33,7 @@ _FILES, _FOLDER_BYTES = 1000, "16m"
 
 
 def enter(root: str, readable: Iterable[str], work: str) -> None:
-    """Give this process a network without devices, and an own root that has these folders, read-only, and an empty `work`.
+    """Go on in a process with a network without devices, and an own root with these folders, read-only, and an empty `work`.
 
     `root` is an existing folder, whose content is hidden. Whoever is not root becomes it in a namespace of users, with rights over
     nothing else. OSError if this system does not allow it.
@@ -40,7 +43,7 @@ def enter(root: str, readable: Iterable[str], work: str) -> None:
         call("unshare", CLONE_NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             Path("/proc/self", name).write_text(line, encoding="ascii")
-    call("unshare", CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
+    call("unshare", CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWPID)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", _PLAIN, "mode=755,size=1m")
     for folder in readable:
@@ -51,6 +54,15 @@ def enter(root: str, readable: Iterable[str], work: str) -> None:
     call("umount2", b".", MNT_DETACH)
     os.chdir("/")
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | _PLAIN)
+    _go_on_in_child()
+
+
+def _go_on_in_child() -> None:
+    """Become the first process of the new namespace, with which all others there die. This one waits for it, and ends like it."""
+    child = os.fork()
+    if child:
+        os._exit(os.waitpid(child, 0)[1] != 0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _show(folder: Path, place: Path) -> None:

@@ -42,6 +42,18 @@ class Verdict:
         return self.value == "passed"
 
 
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What keeps programs apart from this machine, in words; and what a hostile one can reach all the same."""
+
+    protections: tuple[str, ...]
+    unprotected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        reach = f"; not protected: {', '.join(self.unprotected)}" if self.unprotected else ""
+        return f"{', '.join(self.protections)}{reach}"
+
+
 def humaneval_tests(row: Mapping[str, Any]) -> Tests:
     """The tests of a row of HumanEval: `prompt`, `entry_point`, and `test`, which defines `check`. UsageError."""
     name = row["entry_point"]

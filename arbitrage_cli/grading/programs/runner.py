@@ -19,8 +19,9 @@ from typing import Any, Self, cast, get_args
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.programs.codec import BadMessageError, read_message, write_message
+from arbitrage_cli.grading.programs.confinement import remove
 from arbitrage_cli.grading.programs.judge import MAX_TESTS
-from arbitrage_cli.grading.programs.records import Tests, Verdict, VerdictValue
+from arbitrage_cli.grading.programs.records import Isolation, Tests, Verdict, VerdictValue
 from arbitrage_cli.grading.shown import shown
 
 _PACKAGES = Path(__file__).parents[3]
@@ -62,10 +63,10 @@ class ProgramRunner:
             self._template = None
 
     @property
-    def protections(self) -> tuple[str, ...]:
-        """What keeps programs apart from this machine, in words. ProblemError if programs cannot be run."""
+    def isolation(self) -> Isolation:
+        """How programs are kept apart from this machine. ProblemError if they cannot be run."""
         try:
-            return self._started().protections
+            return self._started().isolation
         except _TemplateError as error:
             raise _cannot_run(error) from error
 
@@ -116,9 +117,9 @@ class _Template:
     """The process that forks the others, and the folder that is its own. After any error it must be ended."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="arbitrage-", ignore_cleanup_errors=True)
+        self._folder = tempfile.mkdtemp(prefix="arbitrage-")
         self._connection, there = socket.socketpair()
-        arguments = [str(there.fileno()), self._folder.name, str(_PACKAGES)]
+        arguments = [str(there.fileno()), self._folder, str(_PACKAGES)]
         try:
             with there:
                 self._process = subprocess.Popen(  # noqa: S603
@@ -131,7 +132,7 @@ class _Template:
                     cwd="/",
                     env=_environment(),
                 )
-            self.protections: tuple[str, ...] = tuple(self._reply(_START_SECONDS))
+            self.isolation = Isolation(*map(tuple, self._reply(_START_SECONDS)))
         except OSError as error:
             raise _TemplateError(f"no process can be started ({error.strerror})") from error
         except BaseException:
@@ -145,7 +146,7 @@ class _Template:
             self._process.wait(_END_SECONDS)
         self._process.kill()
         self._process.wait()
-        self._folder.cleanup()
+        remove(self._folder)
 
     def run(self, request: Sequence[object], limits: _Limits) -> Verdict:
         """The verdict on a program."""

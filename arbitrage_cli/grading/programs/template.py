@@ -2,7 +2,7 @@
 
 It reads neither: each fork reads what it needs from its own descriptor, and no fork inherits anything of an earlier one. The
 runner sends limits, which starts two forks, then a byte, which ends them, and gets how they ended. The first message lists what protects
-this machine. Usage: main(descriptor of the runner, folder of its own).
+this machine, and what nothing does. Usage: main(descriptor of the runner, folder of its own).
 """
 
 import os
@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
@@ -42,7 +43,7 @@ def main(runner: int, folder: str) -> None:
         import_module(name)
     confinement = prepare(folder)
     with socket.socket(fileno=runner) as connection:
-        write_message(connection, confinement.protections)
+        write_message(connection, [confinement.protections, confinement.unprotected])
         while _run(connection, confinement):
             pass
 
@@ -54,9 +55,13 @@ def _run(connection: socket.socket, confinement: Confinement) -> bool:
         return False
     seconds, judge_seconds, memory = map(int, start.split())
     control, judge_link, candidate_link = descriptors
-    with confinement.empty_folder():
-        candidate = _fork(confinement, (candidate_link,), serve, seconds, memory)
-        judging = _fork(confinement, (control, judge_link), judge, judge_seconds, memory)
+    with confinement.empty_folder() as folder:
+        candidate = confinement.fork()
+        if not candidate:
+            _work(partial(confinement.enter, folder, seconds, memory), serve, [candidate_link])
+        judging = confinement.fork()
+        if not judging:
+            _work(partial(confinement.enter, folder, judge_seconds, memory), judge, [control, judge_link])
         for descriptor in descriptors:
             os.close(descriptor)
         is_told = bool(connection.recv(1))
@@ -66,18 +71,7 @@ def _run(connection: socket.socket, confinement: Confinement) -> bool:
     return is_told
 
 
-def _fork(
-    confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int
-) -> int:
-    child = confinement.fork()
-    if not child:
-        _work(confinement, descriptors, task, seconds, memory)
-    return child
-
-
-def _work(
-    confinement: Confinement, descriptors: tuple[int, ...], task: Callable[..., None], seconds: int, memory: int
-) -> NoReturn:
+def _work(confine: Callable[[], None], task: Callable[..., None], descriptors: list[int]) -> NoReturn:
     """In a fork: the task, with these descriptors and no others."""
     status = _FAILED
     try:
@@ -86,7 +80,7 @@ def _work(
             os.dup2(descriptor, place)
         os.closerange(_FIRST + len(kept), os.sysconf("SC_OPEN_MAX"))
         random.seed(0)  # the same in every run
-        confinement.enter(seconds, memory)
+        confine()
         task(*(socket.socket(fileno=place) for place, _ in enumerate(kept, _FIRST)))
         status = 0
     finally:
