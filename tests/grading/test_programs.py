@@ -156,6 +156,11 @@ def test_errors_that_tests_want(runner: ProgramRunner) -> None:
     assert runner.run(program, Tests(("f",), script)).passed
 
 
+def test_no_error_cuts_an_iteration_of_the_tests_short(runner: ProgramRunner) -> None:
+    program = "def f(x):\n    raise StopIteration"
+    assert not runner.run(program, Tests(("f",), "assert all(map(lambda x: f(x) == x + 1, [1, 2]))")).passed
+
+
 def test_tests_that_go_wrong_are_no_pass(runner: ProgramRunner) -> None:
     for script in (
         "while True: pass",

@@ -160,10 +160,10 @@ class ProgramError(Exception):
 
 
 def _error(names: list[object], message: str) -> Exception:
+    """The error as one of a built-in class. None that ends a loop: a test with `all(map(...))` would hold for nothing."""
     known = (getattr(builtins, name, None) for name in names if isinstance(name, str))
-    kind: Callable[[str], Exception] = next(
-        (one for one in known if isinstance(one, type) and issubclass(one, Exception)), ProgramError
-    )
+    errors = (one for one in known if isinstance(one, type) and issubclass(one, Exception))
+    kind: Callable[[str], Exception] = next((one for one in errors if one is not StopIteration), ProgramError)
     shown = f"{names[0]}: {message}" if names and kind is ProgramError else message
     try:
         return kind(shown)
