@@ -1,5 +1,5 @@
 # Makes folders in folders, deeper than a path can name, and closes them.
-# expected: failed
+# expected: failed error
 import os
 
 
