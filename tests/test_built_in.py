@@ -29,6 +29,7 @@ from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
 from arbitrage_cli.rewards.prm import ProcessReward
+from arbitrage_cli.routing.head import digest_of_problem
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
@@ -324,13 +325,15 @@ def test_a_head_that_reads_hidden_states_gets_them(quick_path: Path) -> None:
 
 
 def test_a_benchmark_on_what_the_head_was_trained_on_says_so(quick_path: Path) -> None:
-    """In the notes of the run's figures."""
-    runs = [{"dataset_sha256": load_dataset("builtin", offline=True).sha256, "is_test": False}]
-    head = str(write_head(quick_path / "seen.safetensors", data={"runs": runs}))
-    bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage,draft", "-q", "--json")
+    """In the notes of the run's figures: how many of the problems, whatever their ids and the name of their file."""
+    first, other = (item.problem.question for item in load_dataset("builtin", offline=True).items[:2])
+    head = str(write_head(quick_path / "seen.safetensors", data={"learned": digest_of_problem(first)}))
+    rows = ({"question": one, "answer": "1"} for one in (first, other))
+    (quick_path / "two.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    bench = ("bench", "--dataset", str(quick_path / "two.jsonl"), "--policy", "arbitrage,draft", "-q", "--json")
     seen = run(*bench, "--head", head, "-o", str(quick_path / "seen"))
     usual = run(*bench, "-o", str(quick_path / "usual"))
-    assert ["trained on this data set" in str(result.records[0]["notes"]) for result in (seen, usual)] == [True, False]
+    assert ["on 1 of these 2 problems" in str(result.records[0]["notes"]) for result in (seen, usual)] == [True, False]
 
 
 def test_bad_drafts_are_stopped_on_request() -> None:

@@ -75,8 +75,9 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     manifest = with_problems(session.manifest(), chosen)
     manifest["sampling"]["samples"] = samples
     head = session.setup.deciding_head
-    if head and selected.dataset.sha256 in head.card.learned_from:
-        manifest["warnings"].append(f"head {head.card.name} was trained on this data set: it looks better here than it is")
+    if head and (known := head.card.count_known(item.problem.question for item in items)):
+        which = f"{known} of these {rounding.count(len(items), 'problem')}"
+        manifest["warnings"].append(f"head {head.card.name} was trained on {which}: it looks better here than it is")
     if earlier:
         manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
     attempts = plan(items, session.setup.policies, samples, concurrency)

@@ -25,6 +25,7 @@ from arbitrage_cli.cli.options import (
 )
 from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
 from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
+from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import ModelRole
@@ -135,22 +136,19 @@ def _collect(
 
 def _show(head: "Head", folders: Sequence[Path], whose: str, *, as_json: bool) -> None:
     from arbitrage_cli.display.card import write_taus
-    from arbitrage_cli.routing.thresholds import TauTable
+    from arbitrage_cli.routing.thresholds import expected_times
 
     if as_json:
         write(sys.stdout, json.dumps(head.card.to_json(), ensure_ascii=True, allow_nan=False) + "\n")
         return
-    table = TauTable.from_json(head.card.taus)
-    times = {row.tau: table.time(row) for row in table.rows}
+    times = expected_times(head.card.taus)
     write_taus(head.card.taus, times, sys.stdout, on=", ".join(folder.name for folder in folders), costs_of=whose)
 
 
 def _report_head(made: "Head", head: "Head", states: "Collected", wrote: str, whose: str) -> None:
-    for name in sorted({str(run["dataset"]) for run in states.runs if run["dataset_sha256"] in head.card.learned_from}):
-        typer.echo(
-            f"the head was trained on {one_line(name)} too: on problems it has seen its taus look better than they are",
-            err=True,
-        )
+    if known := head.card.count_known(states.questions):
+        which = f"{known} of these {rounding.count(len(states.questions), 'problem')}"
+        typer.echo(f"the head was trained on {which}: on them its taus look better than they are", err=True)
     names = f"head {one_line(made.card.name)}, made from {one_line(head.card.name)}"
     typer.echo(f"{wrote}: {names}, with the costs of {whose}", err=True)
 

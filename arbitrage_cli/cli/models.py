@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +15,29 @@ from arbitrage_cli.cli.downloads import shown, size_words
 from arbitrage_cli.cli.options import Debug, QuietOptions, TableOptions, option
 from arbitrage_cli.cli.output import confirmed, write_table_as
 from arbitrage_cli.display.text import one_line
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
-from arbitrage_cli.model_files.pairs import Pair, head_file, hub_name, is_served, is_toy, local_files, read_pairs
+from arbitrage_cli.model_files.pairs import (
+    BUILT_IN,
+    Pair,
+    head_file,
+    hub_name,
+    is_served,
+    is_toy,
+    local_files,
+    read_pairs,
+    shipped_heads,
+)
 from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.system.paths import user_folder
 
 NOT_HERE = 1
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A pair, or a model: user/repo[:quant] or a GGUF file.")]
+ModelOrHead = Annotated[
+    str, typer.Argument(metavar="NAME", help="A pair, a model, or a head: a .safetensors file, or builtin:universal.")
+]
 Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model, to compare vocabularies.")]
 Json = Annotated[bool, option("Output", "--json", help="JSON on standard output.")]
 Offline = Annotated[bool, option("Models", "--offline", help="Never ask the Hub.")]
@@ -149,13 +163,34 @@ def path(name: Name, *, debug: Debug = False) -> int:
 
 
 @command
-def info(name: Name, other: Other = None, *, as_json: Json = False, debug: Debug = False) -> None:
+def info(
+    name: ModelOrHead,
+    other: Other = None,
+    *,
+    explain: Annotated[bool, option("Output", "--explain", help="Of a head: with every measure, and what it is.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show what a model is and needs, from its file alone; of a pair or two models, whether they share a vocabulary.
 
-    Of a model on a server (http://host:port/v1#model): what it can do, as one short step shows.
+    Of a head: its card, which says what it was trained on and how good it is. Of a model on a server (http://host:port/v1#model):
+    what it can do, as one short step shows.
+
+    \b
+    Examples:
+      arbitrage models info qwen2.5-coder
+      arbitrage models info small.gguf large.gguf
+      arbitrage models info head.safetensors
     """
     if is_served(name):
         _show_served(name, as_json=as_json)
+        return
+    heads = [head for one in (name, other) if one and (head := _head(one))]
+    if heads and other and len(heads) < 2:
+        raise UsageError("a head and a model are given", "give one of them, or two heads")
+    for head in heads:
+        _show_head(head, explain=explain, as_json=as_json)
+    if heads:
         return
     pair = _pairs().get(name)
     facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
@@ -168,7 +203,36 @@ def info(name: Name, other: Other = None, *, as_json: Json = False, debug: Debug
         return
     for source, one in facts.items():
         _print(one_line(source), _lines(one))
-    _print("together" if len(facts) > 1 else "this machine", _comparison(shares, needed, is_pair=len(facts) > 1))
+    together = _comparison(shares, needed, is_pair=len(facts) > 1)
+    if pair and pair.head:
+        together["head"] = f"{pair.head}: its card: arbitrage models info {pair.head}"
+    _print("together" if len(facts) > 1 else "this machine", together)
+
+
+def _head(name: str) -> str | None:
+    """The head of that name, as --head takes it; None if it is anything else."""
+    shipped = f"{BUILT_IN}{name}"
+    if name.endswith(".safetensors") or name in shipped_heads():
+        return name
+    return shipped if shipped in shipped_heads() and name not in _pairs() else None
+
+
+def _show_head(source: str, *, explain: bool, as_json: bool) -> None:
+    from arbitrage_cli.display.card import write_card
+    from arbitrage_cli.routing.head_file import load  # with NumPy
+    from arbitrage_cli.routing.thresholds import expected_times
+
+    head = load(head_file(source))
+    card = head.card.to_json()
+    if as_json:
+        typer.echo(json.dumps({"sha256": head.sha256, **card}))
+        return
+    times = expected_times(card["taus"])
+    try:
+        write_card(card, times, sys.stdout, sha256=head.sha256, explain=explain)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # a file may say anything
+        hint = "--json shows what it has; or train the head again: arbitrage train"
+        raise RouterError(f"{source}: its card lacks what arbitrage train writes ({error})", hint) from error
 
 
 def _show_served(source: str, *, as_json: bool) -> None:
@@ -258,7 +322,7 @@ def _lines(facts: Facts) -> Mapping[str, str]:
     }
 
 
-def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> Mapping[str, str]:
+def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> dict[str, str]:
     lines = {}
     if is_pair:
         lines["vocabulary"] = {True: "the same", False: "different: steps cross as text", None: "unknown"}[shares]

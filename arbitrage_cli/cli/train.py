@@ -20,7 +20,6 @@ from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import OutputError, UsageError
 
 SUFFIX = ".safetensors"
-DIGEST = 12  # characters of a digest that are shown
 UNTOLD = "head"  # a file name that says nothing about the head
 
 _PANEL = "Training"
@@ -72,6 +71,7 @@ def train(
     ] = Path(f"head{SUFFIX}"),
     name: HeadName = None,
     force: Force = False,
+    explain: Annotated[bool, option("Output", "--explain", help="Show the whole card.")] = False,
     json_line: Annotated[bool, option("Output", "--json", help="The card as one line of JSON.")] = False,
     output: QuietOptions,
 ) -> None:
@@ -85,9 +85,9 @@ def train(
       arbitrage train runs/states -o head.safetensors
       arbitrage train runs/one runs/two --name both -o both.safetensors
     """
-    from arbitrage_cli.display.card import write_card
+    from arbitrage_cli.display.card import write_card, write_summary
     from arbitrage_cli.routing.head_file import save
-    from arbitrage_cli.routing.thresholds import TauTable
+    from arbitrage_cli.routing.thresholds import expected_times
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import ALL_INPUTS, Settings
     from arbitrage_cli.training.train import train as train_head
@@ -109,15 +109,15 @@ def train(
     )
     save(head, output_file)
     card = head.card.to_json()
-    table = TauTable.from_json(card["taus"])
+    times = expected_times(card["taus"])
     if json_line:
         write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
+    elif explain:
+        write_card(card, times, sys.stdout, sha256=head.sha256, explain=True)
     else:
-        write_card(card, {row.tau: table.time(row) for row in table.rows}, sys.stdout)
-    digest = head.sha256[:DIGEST]  # as the tables of runs show it
-    report(
-        f"wrote {output_file}: head {one_line(head.card.name)}, sha256 {digest}; to measure it: {_next(runs[0], output_file)}"
-    )
+        write_summary(card, times, sys.stdout)
+    report(f"wrote {output_file}: head {one_line(head.card.name)}, its card: arbitrage models info {output_file}")
+    report(f"to measure it: {_next(runs[0], output_file)}")
 
 
 def _next(run: Path, head: Path) -> str:

@@ -3,67 +3,114 @@
 Made from the card's JSON and nothing else; a card comes from a file, so its texts are data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.text import aligned, one_line, wrapped, write
+from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 
+DIGEST = 12  # characters of a digest that are shown
+SURE_SOLUTIONS = 600  # that `exact` needs, if it loses none of them: by the rule of three, 3/600 is half a point
 FIXED = ("always", "never")  # they have no order: nothing to show at a rate
 SHOWN_RATES = (20, 30, 40, 60)  # of those that are on the card
 SHOWN_TAUS = 9  # beside those with a name
+
+RATES = {
+    "recall": "of the steps worth escalating, % caught when so many % are escalated",
+    "oracle_share": "of the oracle's gain over random, % kept when so many % are escalated",
+}
+LEGEND = (
+    "calls: steps that are escalated; wasted: calls that gain nothing",
+    "caught: of the steps worth a call; regret: reward of the oracle minus this one",
+)
 
 Card = Mapping[str, Any]
 Times = Mapping[float, float | None]
 """The expected time of each tau of a table, as a share of the target's alone."""
 
 
-def write_card(card: Card, times: Times, stream: TextIO) -> None:
-    """Write the card. ReaderGoneError, OutputError as `write`."""
-    write(stream, "".join(f"{line}\n" for line in _lines(card, times)))
+def write_summary(card: Card, times: Times, stream: TextIO) -> None:
+    """Write what decides whether to use the head: the verdict, and what its named taus do. Errors as `write`."""
+    _write(stream, [*_verdict(card), "", *_taus(card, times, named_only=True)])
+
+
+def write_card(card: Card, times: Times, stream: TextIO, *, sha256: str, explain: bool = False) -> None:
+    """Write the card; with the measures at several rates, and what each column is, if it shall `explain`. Errors as `write`."""
+    _write(stream, _lines(card, times, sha256, explain=explain))
 
 
 def write_taus(taus: Card, times: Times, stream: TextIO, *, on: str, costs_of: str) -> None:
     """Write only the table of taus: `on` names the states they were tried on, `costs_of` whose costs the times use."""
-    write(stream, "".join(f"{line}\n" for line in _taus(taus, times, one_line(on), costs_of)))
+    solutions = taus.get("num_solutions") or 0
+    heading = f"what a tau does, on {rounding.count(solutions, 'solution')} of {one_line(on)}"
+    _write(stream, [*wrapped(heading), *_tau_table(taus, times), *LEGEND, *_notes(taus, costs_of, solutions)])
 
 
-def _lines(card: Card, times: Times) -> Iterator[str]:
+def _write(stream: TextIO, lines: Iterable[str]) -> None:
+    write(stream, "".join(f"{line}\n" for line in lines))
+
+
+def _lines(card: Card, times: Times, sha256: str, *, explain: bool) -> Iterator[str]:
     test = card["metrics"]["test"]
-    yield from _about(card)
+    yield one_line(card["name"])
+    for name, value in _about(card, sha256):
+        yield from textwrap.wrap(f"{name:<12}{one_line(value)}", WIDTH, subsequent_indent=" " * 12)
     yield ""
     yield "on the test problems [95% over problems]"
     yield from _measures(
         "", test, {"auc": ("AUC", 1, 3), "spearman": ("Spearman", 1, 2), "ece": ("calibration error", 1, 3)}
     )
+    for paragraph in _at_rates(test) if explain else ():
+        yield ""
+        yield from paragraph
     yield ""
-    classes = {"accept_accuracy": ("accept class %", 100, 0), "escalate_accuracy": ("escalate class %", 100, 0)}
-    yield from _measures("right on", test, classes)
-    yield ""
-    yield "of the steps worth escalating, % caught when so many % are escalated"
-    yield from _at_rates(test, "recall")
-    yield ""
-    yield "of the oracle's gain over random, % kept when so many % are escalated"
-    yield from _at_rates(test, "oracle_share")
-    yield ""
-    yield from _taus(card["taus"], times, "the same problems", "the machine that collected")
-    yield ""
-    yield from wrapped(_verdict(card["metrics"]["leads"], card["data"]["parts"]["test"]["problems"]))
+    yield from _taus(card, times, explain=explain)
+    yield from _verdict(card)
 
 
-def _about(card: Card) -> Iterator[str]:
-    metrics = card["metrics"]
+def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
+    """What the head is, and what it was trained on."""
+    data, metrics = card["data"], card["metrics"]
     made = metrics["architecture"]
     units = made["recipe"]["units"]
     form = f"{made['members']} networks of {units} units, averaged" if units else "logistic regression"
-    yield from wrapped(f"{one_line(card['name'])}: {form}; inputs: {made['inputs']}; calibration: {metrics['calibration']}")
+    yield "head", f"{form}; inputs: {made['inputs']}; calibration: {metrics['calibration']}"
+    yield "sha256", sha256
+    yield "made", f"{card['created']}, with arbitrage {card['version']}"
     for pair in card["pairs"]:
-        draft, target = (one_line(str(pair[role]["name"])) for role in ("draft", "target"))
-        yield from wrapped(f"draft {draft}, target {target}; reward: {_reward(card['reward'])}")
-    for name, part in card["data"]["parts"].items():
+        yield from ((role, _model(pair[role])) for role in ("draft", "target"))
+    yield "reward", _reward(card["reward"])
+    for run in data["runs"]:
+        problems = f"{rounding.count(run['problems'], 'problem')}, " if "problems" in run else ""
+        states = rounding.count(run["states"], "state")
+        yield "test data" if run["is_test"] else "data", f"{run['dataset']}: {problems}{states}"
+    for name, part in data["parts"].items():
         share = rounding.percent(part["improvable"] / part["states"])
         counts = f"{rounding.count(part['problems'], 'problem')}, {rounding.count(part['states'], 'state')}"
-        yield f"{name}: {counts}, {share} worth escalating"
+        yield name, f"{counts}, {share} worth escalating"
+    yield "limits", _limits(card)
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    return f"{model['name']}, sha256 {str(model['sha256'])[:DIGEST]}" if model["sha256"] else str(model["name"])
+
+
+def _limits(card: Card) -> str:
+    """Where the figures do not hold."""
+    draft = (
+        "its draft only: it reads hidden states"
+        if card["hidden_size"]
+        else "any draft; its figures are those of these models"
+    )
+    others = (
+        "another data set"
+        if any(run["is_test"] for run in card["data"]["runs"])
+        else "the same data, so others may be harder"
+    )
+    return f"for {draft}; tested on {others}"
 
 
 def _reward(reward: Mapping[str, Any]) -> str:
@@ -72,19 +119,25 @@ def _reward(reward: Mapping[str, Any]) -> str:
     return f"{one_line(str(reward.get('kind')))}{answers}"
 
 
-def _verdict(leads: Mapping[str, Sequence[float | None]], problems: int) -> str:
-    """Whether the head is better than each baseline, level with it or worse, by the interval of the difference."""
+def _verdict(card: Card) -> list[str]:
+    """Whether the head is better than each baseline, level with it or worse, by the interval of the difference, if it was measured."""
     said: dict[str, list[str]] = {}
-    for baseline, (_, low, high) in leads.items():
+    for baseline, (_, low, high) in card["metrics"].get("leads", {}).items():
         better, worse = low is not None and low > 0, high is not None and high < 0
         said.setdefault("better than" if better else "worse than" if worse else "level with", []).append(baseline)
     found = "; ".join(f"{how} {', '.join(names)}" for how, names in said.items())
-    return f"verdict, on {rounding.count(problems, 'problem')} it never saw: the head ranks steps {found}"
+    problems = rounding.count(card["data"]["parts"]["test"]["problems"], "problem")
+    return wrapped(f"verdict, on {problems} it never saw: the head ranks steps {found}") if found else []
 
 
-def _at_rates(test: Mapping[str, Card], measure: str) -> Iterator[str]:
+def _at_rates(test: Mapping[str, Card]) -> Iterator[Iterator[str]]:
+    """How often it is right on each class, and what it catches and keeps at several rates of escalation."""
+    classes = {"accept_accuracy": ("accept class %", 100, 0), "escalate_accuracy": ("escalate class %", 100, 0)}
+    yield _measures("right on", test, classes)
     ordered = {number: figures for number, figures in test.items() if number not in FIXED}
-    yield from _measures("", ordered, {f"{measure}_{rate}": (f"at {rate}%", 100, 0) for rate in SHOWN_RATES})
+    for measure, heading in RATES.items():
+        shown = {f"{measure}_{rate}": (f"at {rate}%", 100, 0) for rate in SHOWN_RATES}
+        yield itertools.chain([heading], _measures("", ordered, shown))
 
 
 def _measures(corner: str, test: Mapping[str, Card], shown: Mapping[str, tuple[str, int, int]]) -> Iterator[str]:
@@ -111,24 +164,41 @@ def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no negative zero
 
 
-def _taus(taus: Card, times: Times, on: str, costs_of: str) -> Iterator[str]:
+def _taus(card: Card, times: Times, *, named_only: bool = False, explain: bool = False) -> Iterator[str]:
+    taus, data = card["taus"], card["data"]
+    other = data.get("taus_of")  # what they were calibrated on
+    on = ", ".join(one_line(run["name"]) for run in other["runs"]) if other else "the test"
+    costs_of = "the machine that calibrated" if other and other["costs"] != "the runs" else "the machine that collected"
+    solutions = taus["num_solutions"]
+    yield from wrapped(f"what a tau does, on {rounding.count(solutions, 'solution')} of {on}")
+    yield from _tau_table(taus, times, named_only=named_only)
+    yield from LEGEND if explain else ()
+    yield from _notes(taus, costs_of, solutions if other else sum(part["problems"] for part in data["parts"].values()))
+
+
+def _tau_table(taus: Card, times: Times, *, named_only: bool = False) -> Iterator[str]:
+    """Some taus, evenly chosen, and those with a name; or only these, and the draft alone."""
     names: dict[float, list[str]] = {}
     for name, tau in taus["named"].items():
         names.setdefault(tau, []).append(name)
     rows = taus["rows"]
     evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
-    shown = [row for row in rows if row["tau"] in evenly or row["tau"] in names]
-    solutions = f"{rounding.count(taus['num_solutions'], 'solution')} of " if taus.get("num_solutions") else ""
-    yield from wrapped(f"what a tau does, on {solutions}{on}")
+    others = {rows[-1]["tau"]} if named_only else evenly
+    shown = [row for row in rows if row["tau"] in others or row["tau"] in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "regret", "time"]
     yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []), times)])
-    yield from wrapped("calls: steps that are escalated; wasted: calls that gain nothing; caught: of the steps worth a call")
-    yield from wrapped("reward, and regret against the oracle: points per solution; what is lost is lost once")
-    if not taus.get("is_certain"):
-        count = (taus.get("named_on") or taus).get("num_solutions")
-        on = f" on {rounding.count(count, 'solution')}" if count else ""
-        yield from wrapped(f"exact: as measured when it was named{on}, too few to be sure of half a point")
-    yield from wrapped(f"time: of the target alone, at the costs of {costs_of}")
+
+
+def _notes(taus: Card, costs_of: str, problems: int) -> Iterator[str]:
+    """Whose costs the times use; and if `exact` is not certain, how many more than these problems might make it so."""
+    yield from wrapped(f"reward: points per solution; time: of the target alone, at the costs of {costs_of}")
+    count = (taus.get("named_on") or taus).get("num_solutions")
+    if not count or taus["is_certain"]:
+        return
+    more = math.ceil(problems * (SURE_SOLUTIONS / count - 1) / 100) * 100
+    advice = f"collect about {more:,} more problems, or use --tau balanced" if more > 0 else "use --tau balanced"
+    on = rounding.count(count, "solution")
+    yield from wrapped(f"exact is as measured on {on}, not sure to half a point: {advice}")
 
 
 def _tau_lines(row: Card, names: Sequence[str], times: Times) -> Iterator[list[str]]:

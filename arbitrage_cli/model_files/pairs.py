@@ -105,6 +105,11 @@ def head_file(source: str) -> Path:
     return _path(source, ".safetensors")
 
 
+def shipped_heads() -> list[str]:
+    """The heads that ship with the program, by their names."""
+    return [f"{BUILT_IN}{file.stem}" for file in sorted(models_folder().glob("*.safetensors"))]
+
+
 def local_files(source: str) -> tuple[Path, ...]:
     """The model's files, the one to open first; empty unless they are on this machine. Nothing is fetched."""
     name = hub_name(source)

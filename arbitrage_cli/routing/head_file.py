@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import OutputError, RouterError, UsageError
-from arbitrage_cli.model_files.pairs import models_folder
+from arbitrage_cli.model_files.pairs import shipped_heads
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of, text_of
 from arbitrage_cli.system.files import write_atomically
@@ -62,10 +62,8 @@ def _read(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not waiting for a writer, if it is a pipe
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        shipped = ", ".join(f"builtin:{one.stem}" for one in sorted(models_folder().glob("*.safetensors")))
-        raise UsageError(
-            f"{path}: cannot be read ({reason})", f"a file, or one that ships: {shipped}", option="head"
-        ) from error
+        hint = f"a file, or one that ships: {', '.join(shipped_heads())}"
+        raise UsageError(f"{path}: cannot be read ({reason})", hint, option="head") from error
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)

@@ -226,6 +226,12 @@ class TauTable:
         return table
 
 
+def expected_times(taus: Mapping[str, Any]) -> dict[float, float | None]:
+    """The time of each tau of a card's table, as a share of the target's alone. RouterError."""
+    table = TauTable.from_json(taus)
+    return {row.tau: table.time(row) for row in table.rows}
+
+
 def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], costs: Costs | None) -> TauTable:
     """The table of these taus, always and never included, on these states, with names chosen on it."""
     starts, chosen = outcomes.starts, sorted({ALWAYS, NEVER, *map(float, taus)})

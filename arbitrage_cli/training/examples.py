@@ -36,7 +36,7 @@ class Collected:
 
     `hidden` is None if the runs have no hidden states, or those of different drafts. `part` (n,) is the split, `pair` (n,) the
     index of each state's models in `pairs`. `is_whole` (n,): its solution was collected to its end. Heads learn from the other
-    states as well, but what a tau does is measured on whole solutions.
+    states as well, but what a tau does is measured on whole solutions. `questions` are the problems by their numbers.
     """
 
     features: Floats
@@ -49,6 +49,7 @@ class Collected:
     pairs: tuple[Mapping[str, Any], ...]
     rewards: tuple[Mapping[str, Any], ...]
     costs: Costs | None
+    questions: tuple[str, ...]
 
     @property
     def weight(self) -> NDArray[np.float64]:
@@ -171,6 +172,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         pairs,
         _distinct(dict(run.facts["reward"]) for run in runs),
         _mean_costs(runs),
+        tuple(numbers),
     )
 
 
@@ -210,6 +212,7 @@ def _about(run: CollectedRun) -> dict[str, Any]:
         "name": run.path.name,
         "dataset": dataset.get("name"),
         "dataset_sha256": dataset.get("sha256"),
+        "problems": len({solution.problem.question for solution in run.solutions}),
         "states": run.num_states,
         "is_test": run.is_test,
     }

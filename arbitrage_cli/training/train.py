@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import Card, Head, Network
+from arbitrage_cli.routing.head import Card, Head, Network, digest_of_problem
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
@@ -257,13 +257,19 @@ def _card(
         pairs=collected.pairs,
         reward=reward,
         margin=settings.margin,
-        data={"runs": list(collected.runs), "seed": settings.seed},
+        data={"runs": list(collected.runs), "seed": settings.seed, "learned": _learned(collected)},
         metrics={},
         taus={},
         command=tuple(command),
         version=__version__,
         created=created,
     )
+
+
+def _learned(collected: Collected) -> str:
+    """The digests of all problems but those of the test."""
+    numbers = np.unique(collected.outcomes.problem[collected.part != TEST])
+    return " ".join(sorted(digest_of_problem(collected.questions[number]) for number in numbers))
 
 
 def _taus(probability: Numbers, collected: Collected) -> TauTable:

@@ -12,7 +12,7 @@ from made_up_tuning import make_tuned
 from small_heads import make_table, write_head
 
 from arbitrage_cli.display.card import write_taus
-from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.head import Head, digest_of_problem
 from arbitrage_cli.routing.head_file import load, save
 from arbitrage_cli.routing.thresholds import NAMES, TauTable
 from arbitrage_cli.tuning.placement import machine_here
@@ -132,11 +132,11 @@ def test_head_of_another_draft_is_refused(here: Path) -> None:
 
 def test_states_that_the_head_was_trained_on_are_noted(here: Path) -> None:
     old = load(here / "small.safetensors")
-    runs = [{"name": "run", "dataset": "made up", "dataset_sha256": "f" * 64, "states": 300, "is_test": False}]
-    save(Head(old.network, old.knots, replace(old.card, data={"runs": runs})), here / "small.safetensors")
+    learned = " ".join(map(digest_of_problem, questions(7)))
+    save(Head(old.network, old.knots, replace(old.card, data={"learned": learned})), here / "small.safetensors")
     result = calibrate(here, "run")
     assert result.code == 0, result.err
-    assert "trained on made up too" in flat(result.err)
+    assert "trained on 7 of these 60 problems" in flat(result.err)
 
 
 def test_default_head_is_that_of_the_models_of_the_run(here: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cli import ESCAPE, Result, assert_refused, flat, run
 from collected import COSTS, World, questions, write_run
+from small_heads import write_head
 
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.routing.head_file import load
@@ -56,13 +57,41 @@ def test_verdict_says_what_the_head_is_better_than(folder: Path, trained: Result
     assert "arbitrage bench " in trained.err
 
 
-def test_figures_and_taus_are_shown_in_80_columns(trained: Result) -> None:
-    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "random", "always", "never")
-    for word in ("AUC", "Spearman", "calibration error", *baselines, "exact", "balanced", "fast", "wasted", "time"):
+def test_train_ends_with_the_named_taus_and_what_to_do(trained: Result) -> None:
+    """Few problems are not sure of `exact`: how many more would be."""
+    lines = trained.out.splitlines()
+    assert len(lines) <= 16
+    assert max(map(len, lines)) < 80
+    for word in ("exact", "balanced", "fast", "time", "more problems, or use --tau balanced"):
         assert word in flat(trained.out)
-    assert max(map(len, trained.out.splitlines())) < 80
     assert ESCAPE not in trained.stdout + trained.stderr
-    assert "head.safetensors" in trained.err
+    assert "arbitrage models info head.safetensors" in trained.err
+
+
+def test_card_of_a_head_has_models_data_and_figures(folder: Path, trained: Result) -> None:
+    assert trained.code == 0
+    card = run("models", "info", "head.safetensors", cwd=folder)
+    whole = run("models", "info", "head.safetensors", "--explain", cwd=folder)
+    for result in (card, whole):
+        assert (result.code, result.err) == (0, "")
+        assert max(map(len, result.out.splitlines())) < 80
+    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "random", "always", "never")
+    models = (f"Tiny draft, sha256 {'d' * 12}", f"Tiny target, sha256 {'e' * 12}", "made up: 120 problems, 600 states")
+    for word in ("AUC", "calibration error", *baselines, *models, "exact", "balanced", "fast", "wasted"):
+        assert word in flat(card.out)
+    assert "caught when so many" in flat(whole.out)
+    assert len(whole.out.splitlines()) > len(card.out.splitlines()) > len(trained.out.splitlines())
+
+
+def test_shipped_heads_and_several_show_their_cards(folder: Path, trained: Result) -> None:
+    assert trained.code == 0
+    for name in ("universal", "builtin:universal", "builtin:builtin", "builtin:qwen2.5-coder"):
+        assert run("models", "info", name).out.startswith(f"{name.removeprefix('builtin:')}\n")
+    both = run("models", "info", "head.safetensors", "universal", "--json", cwd=folder)
+    assert [record["name"] for record in both.records] == ["run", "universal"]
+    assert_refused(run("models", "info", "head.safetensors", "builtin:draft", cwd=folder), 2, "")
+    write_head(folder / "bare.safetensors")  # its card has no figures
+    assert_refused(run("models", "info", "bare.safetensors", cwd=folder), 3, "bare.safetensors: ")
 
 
 def test_json_is_the_card_alone(folder: Path) -> None:
@@ -79,9 +108,9 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
     assert trained.code == 0
     card = load(folder / "head.safetensors").card.to_json()
     hostile = "\x1b]0;pwned\x07[/INST]\n\x1b[2K"
-    models = {"draft": {"name": hostile}, "target": {"name": hostile}}
+    models = {role: {"name": hostile, "sha256": None} for role in ("draft", "target")}
     stream = io.StringIO()
-    write_card(card | {"name": hostile, "pairs": [models], "reward": {"kind": hostile}}, {}, stream)
+    write_card(card | {"name": hostile, "pairs": [models], "reward": {"kind": hostile}}, {}, stream, sha256="")
     assert ESCAPE.decode() not in stream.getvalue()
     assert "[/INST]" in stream.getvalue()
 

@@ -118,6 +118,10 @@ def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None
     assert sum(part["problems"] for part in parts.values()) == 600
     for index, name in enumerate(SPLIT):
         assert parts[name]["improvable"] == int(truth_of(collected, index).is_better.sum())
+    assert card.data["runs"][0]["problems"] == 600
+    placed = [part_of(question) for question in collected.questions]
+    assert card.count_known(collected.questions) == len(placed) - placed.count(TEST)
+    assert card.count_known(questions(100, start=600)) == 0
     assert (card.command, card.created) == (("arbitrage", "train"), "now")
     json.dumps(card.to_json(), allow_nan=False)
 
