@@ -20,8 +20,14 @@ from arbitrage_cli.cli.options import (
     option,
 )
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say, show_figures
+from arbitrage_cli.errors import UsageError
 
 _PANEL = "Benchmark"
+ONCE = {
+    "--head": "measure each in a folder of its own (--output), then: arbitrage compare FIRST SECOND",
+    "--policy": "separate them by commas: --policy target,draft",
+}
+"""Options that are easily given twice to compare two, and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,9 @@ def bench(
     from arbitrage_cli.evaluation.prices import parse_prices
     from arbitrage_cli.runs.folder import RunFolder
 
+    for flag, hint in ONCE.items():
+        if invocation.count(flag) > 1:
+            raise UsageError(f"{flag} is given {invocation.count(flag)} times", hint)
     if figures.price:
         parse_prices(figures.price)
     setup = bench_setup(RunOptions(invocation, models, generation, machine), routing)

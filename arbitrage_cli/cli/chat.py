@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.interrupts import Interruption, interruptible
 from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import GenerationOptions, MachineOptions, ModelOptions, OutputOptions, RoutingOptions
+from arbitrage_cli.cli.options import (
+    ConversationRoutingOptions,
+    GenerationOptions,
+    HeadOptions,
+    MachineOptions,
+    OutputOptions,
+)
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import ProblemError, UsageError
@@ -25,8 +31,8 @@ QUIT = "/quit"
 def chat(
     invocation: Invocation,
     *,
-    models: ModelOptions,
-    routing: RoutingOptions,
+    models: HeadOptions,
+    routing: ConversationRoutingOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,

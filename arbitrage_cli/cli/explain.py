@@ -54,8 +54,8 @@ def explain(
 ) -> None:
     """Explain why each step was accepted or escalated: the probability, tau, and the features that counted most.
 
-    What a feature adds is in log-odds, against a step that is average in it. With a process reward model, and for a collected
-    run, also what the oracle would have done.
+    What a feature adds is in log-odds, against a step that is average in it. With --prm, and for a collected run, also what the
+    oracle would have done.
 
     \b
     Examples:
@@ -71,7 +71,8 @@ def explain(
     is_run = _is_run(what)
     names_models = models.pair or models.draft or models.target
     choice = choice_of_states(Path(what), models.head) if is_run and not names_models else choose_models(invocation, models)
-    setup = explain_setup(RunOptions(invocation, models, generation, machine), routing, choice)
+    options = RunOptions(invocation, models, generation, machine)
+    setup = explain_setup(options, routing, choice, rates=models.prm is not None and not is_run)
     head, tau = need_head(setup.head), float(setup.policy_at_tau.tau or 0.0)
     if is_run:
         _explain_run(Path(what), head, tau, ids, top, as_json=json_lines)

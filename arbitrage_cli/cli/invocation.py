@@ -46,6 +46,10 @@ class Invocation:
         """Whether the value was given on the command line."""
         return self.origin(parameter) is Origin.flag
 
+    def count(self, flag: str) -> int:
+        """How often a flag with a value was given."""
+        return sum(part.partition("=")[0] == flag for part in self.arguments)
+
     @property
     def command(self) -> list[str]:
         """The command line as a list."""

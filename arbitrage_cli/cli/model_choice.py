@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import GenerationOptions, LoadingOptions, ModelOptions, PairOptions
+from arbitrage_cli.cli.options import GenerationOptions, HeadOptions, LoadingOptions, ModelOptions, PairOptions
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
@@ -78,11 +78,10 @@ def choose_models(invocation: Invocation, options: PairOptions) -> ModelChoice:
             role: source if source and invocation.origin(role) >= pair_origin else own[role]
             for role, source in given.items()
         }
-    if not isinstance(options, ModelOptions):
-        return ModelChoice(pair, models)
+    head_source = (options.head or default_head(pair, models)) if isinstance(options, HeadOptions) else None
     own_style = pair.prm_style if pair and models["prm"] == pair.prm else None
-    head_source = options.head or default_head(pair, models)
-    return ModelChoice(pair, models, head_source, options.prm_style or own_style or "turns")
+    given_style = options.prm_style if isinstance(options, ModelOptions) else None
+    return ModelChoice(pair, models, head_source, given_style or own_style or "turns")
 
 
 def choice_of_states(folder: Path, head: str | None) -> ModelChoice:

@@ -4,7 +4,7 @@ Every option has an environment variable `ARBITRAGE_...`, and can be set in a se
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -103,8 +103,21 @@ class PairOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelOptions(PairOptions):
-    """The same with a process reward model and a trained head."""
+class HeadOptions(PairOptions):
+    """The same with a trained head, and what models on servers lack."""
+
+    head: Annotated[
+        str | None, _models("--head", metavar="FILE", help="Trained head. Default: the pair's own, else the universal one.")
+    ] = None
+    draft_template: Annotated[str | None, _models("--draft-template", metavar="FILE", help=_template_help("draft"))] = None
+    target_template: Annotated[str | None, _models("--target-template", metavar="FILE", help=_template_help("target"))] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions(HeadOptions):
+    """The same with a process reward model."""
 
     prm: Annotated[
         str | None,
@@ -117,13 +130,6 @@ class ModelOptions(PairOptions):
             help="How the process reward model sees steps: one turn a step (as RLHFlow's), or as plain text. Default: the pair's.",
         ),
     ] = None
-    head: Annotated[
-        str | None, _models("--head", metavar="FILE", help="Trained head. Default: the pair's own, else the universal one.")
-    ] = None
-    draft_template: Annotated[str | None, _models("--draft-template", metavar="FILE", help=_template_help("draft"))] = None
-    target_template: Annotated[str | None, _models("--target-template", metavar="FILE", help=_template_help("target"))] = (
-        None
-    )
 
 
 _TAU_HELP = (
@@ -161,19 +167,27 @@ class HeadRoutingOptions:
     alternatives: Alternatives = 1
 
 
+def _policy(names: Iterable[str]) -> Any:
+    return _routing(
+        "--policy",
+        metavar="|".join(names),
+        help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
+        "speculation. Default: arbitrage (entropy for demo models).",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingOptions(HeadRoutingOptions):
     """The same with a policy."""
 
-    policy: Annotated[
-        str | None,
-        _routing(
-            "--policy",
-            metavar="|".join(POLICIES),
-            help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
-            "speculation. Default: arbitrage (entropy for demo models).",
-        ),
-    ] = None
+    policy: Annotated[str | None, _policy(POLICIES)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationRoutingOptions(RoutingOptions):
+    """The same for conversations, whose steps have no rewards."""
+
+    policy: Annotated[str | None, _policy(name for name, one in POLICIES.items() if one.reward is None)] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.interrupts import draining
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import (
+    ConversationRoutingOptions,
     GenerationOptions,
+    HeadOptions,
     MachineOptions,
-    ModelOptions,
     OutputOptions,
-    RoutingOptions,
     option,
 )
 from arbitrage_cli.cli.output import command_display
@@ -53,8 +53,8 @@ def serve(
     invocation: Invocation,
     *,
     server: ServerOptions,
-    models: ModelOptions,
-    routing: RoutingOptions,
+    models: HeadOptions,
+    routing: ConversationRoutingOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,
@@ -109,9 +109,8 @@ def _need_libraries() -> None:
     try:
         from arbitrage_cli.serving import server  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            f"arbitrage serve needs libraries that are not installed ({error})", 'pip install "arbitrage-cli[serve]"'
-        ) from error
+        hint = 'pip install "starlette>=1" "uvicorn>=0.40" "prometheus-client>=0.21"'
+        raise UsageError(f"arbitrage serve needs libraries that are not installed ({error})", hint) from error
 
 
 def _api_key(file: Path | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from arbitrage_cli.cli.model_choice import ModelChoice
-from arbitrage_cli.cli.options import ModelOptions
+from arbitrage_cli.cli.options import HeadOptions
 from arbitrage_cli.errors import ArbitrageError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
@@ -18,7 +18,7 @@ MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def served_models(
-    choice: ModelChoice, options: ModelOptions, load: Options, environment: Mapping[str, str]
+    choice: ModelChoice, options: HeadOptions, load: Options, environment: Mapping[str, str]
 ) -> dict[ModelRole, Wanted]:
     """What is wanted of each model that is on a server. UsageError, ModelFileError."""
     addresses = {role: _address(role, source) for role, source in choice.models.items() if source and is_served(source)}

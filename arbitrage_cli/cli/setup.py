@@ -22,9 +22,9 @@ from arbitrage_cli.cli.model_choice import (
 from arbitrage_cli.cli.options import (
     BenchRoutingOptions,
     GenerationOptions,
+    HeadOptions,
     HeadRoutingOptions,
     MachineOptions,
-    ModelOptions,
     RoutingOptions,
 )
 from arbitrage_cli.cli.policy_lists import PolicyList, read_policies, resolve_policies
@@ -33,7 +33,6 @@ from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Wanted
-from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.routing.choice import (
     AvailableHead,
     RoutingRequest,
@@ -109,7 +108,7 @@ class RunOptions:
     """The options that every command with models has, and how it was called."""
 
     invocation: Invocation
-    models: ModelOptions
+    models: HeadOptions
     generation: GenerationOptions
     machine: MachineOptions
 
@@ -143,20 +142,16 @@ def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: st
     ), menu
 
 
-def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice) -> Setup:
-    """The setup of the head's policy for these models; if a reward model is on this machine, steps are rated too. Errors as `solve_setup`."""
+def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice, *, rates: bool) -> Setup:
+    """The setup of the head's policy for these models, in which steps are rated as well if it `rates`. Errors as `solve_setup`."""
     base = _base(options, choice)
     wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, policy="arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
     early = _stops_early(base, routing.early_stop, [policy])
     setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     setup = replace(setup, alternatives=routing.alternatives)
-    prm = choice.models["prm"]
-    if not prm:
+    if not rates:
         return setup
-    if not options.models.prm and not local_files(prm):
-        note = "this pair's process reward model is not on this machine, so the oracle is not shown; --prm fetches it"
-        return replace(setup, notes=[*setup.notes, note])
     note = "if steps are rated, both models finish every step: --early-stop changes nothing"
     notes = [*setup.notes, *([note] if routing.early_stop else [])]
     return replace(setup, sources=needed_models([POLICIES["oracle"]], choice.models), reward="prm", notes=notes)
@@ -180,7 +175,9 @@ def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bo
         return setup
     here, kept = setup.named_taus, named_taus_in(run)
     named = kept if here and kept else here
-    notes = _changed_names(setup.policy_list, here, named)
+    head = setup.deciding_head
+    is_same_head = (run.get("router") or {}).get("sha256") == (head.sha256 if head else None)
+    notes = _changed_names(setup.policy_list, here, named) if is_same_head else []  # another one is refused
     began_with = run.get("early_stop")
     keeps_early = setup.stops_early is not None and early_stop is None and began_with is not None
     return replace(

@@ -40,8 +40,8 @@ class Solutions:
 
     @property
     def where(self) -> str:
-        """The file, and how much it has."""
-        return f"{self._file and self._file.path} has {rounding.count(self.num_done, 'result')}"
+        """The file, and how much it has; "" without a file."""
+        return f"{self._file.path} has {rounding.count(self.num_done, 'result')}" if self._file else ""
 
     def started(self, trace: Trace) -> None:
         """A problem was taken up."""

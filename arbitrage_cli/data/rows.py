@@ -23,6 +23,7 @@ FIELDS: Mapping[str, Sequence[str]] = MappingProxyType(
 ANSWER_DETAILS = ("answer_type", "unit", "error", "is_multiple_answer")
 """Fields of OlympiadBench that say how to compare an answer."""
 
+FORMAT = 'a data set is JSONL, with an object such as {"question": "2 + 3?", "answer": "5"} on each line, or parquet'
 MAX_SHOWN = 60  # characters of a text from a file in a message
 
 
@@ -82,8 +83,10 @@ def make_dataset(
     """
     items: dict[str, tuple[int, Item]] = {}
     bad: list[BadLine] = []
+    is_readable = False
     for row in rows:
         number = row.number if isinstance(row, BadLine) else row[0]
+        is_readable |= not isinstance(row, BadLine)
         try:
             item = _item(row, mapping, needs_answers=needs_answers)
             first, _ = items.setdefault(item.problem.id, (number, item))
@@ -93,10 +96,10 @@ def make_dataset(
             bad.append(BadLine(number, str(error)))
     if bad:
         more = f" ({len(bad) - 1} more like this)" if len(bad) > 1 else ""
-        hint = "correct the file, or name the fields to read: --map question=NAME,answer=NAME"
+        hint = "correct the file, or name the fields to read: --map question=NAME,answer=NAME" if is_readable else FORMAT
         raise UsageError(f"{name}: {unit} {bad[0].number}: {bad[0].reason}{more}", hint)
     if not items:
-        raise UsageError(f"{name}: no problems in the file", "a data set is JSONL (one JSON object a line) or parquet")
+        raise UsageError(f"{name}: no problems in the file", FORMAT)
     found = tuple(item for _, item in items.values())
     return Dataset(name, found, revision, _sha256(found))
 

@@ -177,6 +177,8 @@ def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
         (["--policy", " , "], "--policy: ", "known"),
         (["--policy", "entropy@high"], "", "high"),
         (["--policy", "arbitrage"], "", "--head"),
+        (["--head", "one.safetensors", "--head=other.safetensors"], "--head is given 2 times", "arbitrage compare"),
+        (["--policy", "draft", "--policy", "target"], "--policy is given 2 times", "commas"),
         (["--policy", "entropy", "--tau", "nan"], "--tau: ", "nan"),
         (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
         (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fake_hub
 import pytest
-from cli import ESCAPE, HERE, PROGRAM, Result, Terminal, assert_refused, environment, flat, run, start
+from cli import ESCAPE, HERE, PROGRAM, Result, Terminal, assert_refused, environment, run, start
 from fake_hub import Failure, FakeHub
 from small_heads import write_head
 
@@ -289,7 +289,6 @@ def test_explain_fetches_no_reward_model_unless_a_flag_names_it(pair: Place, tmp
     arguments = ("explain", "5 + 6", "--pair", "mine", "--head", head, "--max-tokens", "8")
     found = pair.run(*arguments, "--early-stop")
     assert found.code == 0, found.err
-    assert "reward model is not on this machine" in flat(found.err)
     assert pair.run(*arguments, "--prm", "someone/Reward:Q8_0").code == 3
 
 

@@ -103,9 +103,13 @@ def test_bad_row(row: bytes | dict[str, Any], reason: str) -> None:
     ],
 )
 def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
-    """An id that comes twice (a row's number is its default id), no rows, and a list are errors; further bad rows are counted."""
-    with pytest.raises(UsageError, match=message):
+    """An id that comes twice (a row's number is its default id), no rows, and a list are errors; further bad rows are counted.
+
+    Names of fields are no help if no row can be read.
+    """
+    with pytest.raises(UsageError, match=message) as caught:
         dataset(*rows)
+    assert ("--map" in caught.value.hint) == ("line" in message and "JSON list" not in message)
 
 
 def test_byte_order_mark_and_line_separators() -> None:

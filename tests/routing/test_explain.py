@@ -154,18 +154,21 @@ def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
 
 def test_where_steps_are_rated_none_is_stopped_early() -> None:
     """Both models finish each, and that is said."""
-    found = run("explain", "5 + 6", "--tau", "0.0", "--early-stop")
+    found = run("explain", "5 + 6", "--tau", "0.0", "--early-stop", "--prm", "builtin:prm")
     assert found.code == 0
     assert "--early-stop changes nothing" in flat(found.err)
     assert "stopped early" not in found.out
 
 
 def test_command_asks_the_reward_model_as_the_pair_says() -> None:
-    """The built-in one in its own style; in another its rewards are other numbers."""
-    found, as_told, otherwise = (
-        [record["advantage"] for record in run("explain", "What is 487 * 629 - 95 * 38?", "--json", "-q", *style).records]
-        for style in ([], ["--prm-style", "steps"], ["--prm-style", "turns"])
+    """The built-in one in its own style; in another its rewards are other numbers. Without --prm none is asked."""
+    asked = ("explain", "What is 487 * 629 - 95 * 38?", "--json", "-q")
+    prm = ("--prm", "builtin:prm")
+    unrated, found, as_told, otherwise = (
+        [record["advantage"] for record in run(*asked, *flags).records]
+        for flags in ((), prm, (*prm, "--prm-style", "steps"), (*prm, "--prm-style", "turns"))
     )
+    assert set(unrated) == {None}
     assert found == as_told != otherwise
 
 
