@@ -26,7 +26,7 @@ from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
 from arbitrage_cli.rewards.prm import ProcessReward
 from arbitrage_cli.routing.head import digest_of_problem
@@ -362,7 +362,7 @@ def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
     pair = read_pairs()["builtin"]
     assert pair.prm
     row = rows("builtin-dev")[250]
-    steps = [step + SEPARATOR for step in row["solution"].split(SEPARATOR)]
+    steps = [step + BLANK_LINE.separator for step in row["solution"].split(BLANK_LINE.separator)]
     digit = max(index for index, character in enumerate(steps[0]) if character.isdigit())
     slip = steps[0][:digit] + str((int(steps[0][digit]) + 1) % 10) + steps[0][digit + 1 :]
     with LlamaBackend(find_files(pair.prm)[0], Options(threads=1)) as backend:

@@ -74,6 +74,7 @@ def bench(
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
     from arbitrage_cli.cli.bench_run import measure, plan_run
+    from arbitrage_cli.cli.running_code import refuse_running_code
     from arbitrage_cli.cli.selection import default_folder, read_problems
     from arbitrage_cli.cli.session import Session
     from arbitrage_cli.cli.setup import RunOptions, bench_setup, resumed_setup
@@ -85,10 +86,11 @@ def bench(
             raise UsageError(f"{flag} is given {invocation.count(flag)} times", hint)
     if figures.price:
         parse_prices(figures.price)
-    setup = bench_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)
+        setup = bench_setup(RunOptions(invocation, models, generation, machine, selected.dataset.task), routing)
+        refuse_running_code(setup.task, is_allowed=problems.run_code)
         path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=bench.fresh))
         for note in folder.notes:

@@ -14,9 +14,9 @@ from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
 from arbitrage_cli.evaluation.standings import Standings
-from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest, statuses
 from arbitrage_cli.system.held_signals import noted_signals
+from arbitrage_cli.tasks.task import Grader, reaches
 from arbitrage_cli.tuning.memory import AUTO, MOST
 
 
@@ -70,7 +70,10 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
     chosen = ChosenProblems(
-        selected.dataset, [item.problem.id for item in items], grader_version(), {"concurrency": concurrency}
+        selected.dataset,
+        [item.problem.id for item in items],
+        session.setup.task.grader_version(),
+        {"concurrency": concurrency},
     )
     manifest = with_problems(session.manifest(), chosen)
     manifest["sampling"]["samples"] = samples
@@ -90,7 +93,7 @@ def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
     session = run.session
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_figures_on_stdout())
-        grader = stack.enter_context(Grader())
+        grader = stack.enter_context(session.setup.task.open_grader())
         session.load({attempt.policy_at_tau.policy for attempt in run.left})
         bench = _make_bench(run, grader, timeout)
         for attempt in run.left:
@@ -104,7 +107,7 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
     session, setup = run.session, run.session.setup
     policies = {attempt.policy_at_tau.policy.name: attempt.policy_at_tau.policy for attempt in run.left}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.left}
-    rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]))
+    rollouts = Rollouts(lambda problem, text: reaches(grader, text, golds[problem]))
     routers = {name: session.router(policy) for name, policy in policies.items()}
     raters = {name: session.rater(policy, rollouts) for name, policy in policies.items()}
     return Bench(
@@ -118,6 +121,7 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
         concurrency=session.concurrency,
         stops_early=bool(setup.stops_early),
         alternatives=setup.alternatives,
+        find_answer=setup.task.find_answer,
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +89,11 @@ def calibrate(
     runs = runs or []
     _check_source(invocation, runs, problems.dataset)
     names_models = models.pair or models.draft or models.target
-    choice = choice_of_states(runs[0], models.head) if runs and not names_models else choose_models(invocation, models)
+    choice = (
+        choice_of_states(runs[0], models.head)
+        if runs and not names_models
+        else choose_models(invocation, models, generation.task)
+    )
     head = need_head(load_head(choice.head_source))
     some_failed = False
     if not runs:
@@ -122,14 +126,16 @@ def _collect(
 ) -> tuple[Path, bool]:
     """Collect states with the head deciding. Returns their folder, and whether some problems failed."""
     from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
+    from arbitrage_cli.cli.running_code import refuse_running_code
     from arbitrage_cli.cli.selection import default_folder, read_problems
     from arbitrage_cli.cli.setup import collect_setup
 
-    setup = collect_setup(run, options.reward)
     selected = ProblemOptions(problems.mapping, problems.limit, problems.ids, dataset=str(problems.dataset))
     how = CollectOptions(options.reward, options.rollouts, options.rollout_temperature, RollIn.head)
     with command_display(output) as display:
-        chosen = read_problems(selected, seed=setup.sampler.seed, offline=setup.offline, needs_answers=False)
+        chosen = read_problems(selected, seed=run.generation.seed, offline=run.models.offline, needs_answers=False)
+        setup = collect_setup(replace(run, task=chosen.dataset.task), options.reward)
+        refuse_running_code(setup.task, is_allowed=problems.run_code)
         path = options.collected or default_folder(chosen.dataset.name, setup.choice, prefix="calibrate-")
         return path, run_collection(setup, CollectPlan(chosen, path, how), display).has_errors
 

@@ -102,6 +102,7 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
+    from arbitrage_cli.cli.running_code import refuse_running_code
     from arbitrage_cli.cli.selection import default_folder, read_problems
     from arbitrage_cli.cli.setup import RunOptions, collect_setup
 
@@ -111,9 +112,11 @@ def collect(
             "give a --temperature, or leave it out",
             option="target-samples",
         )
-    setup = collect_setup(RunOptions(invocation, models, generation, machine), collect.reward)
     with command_display(output) as display:
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
+        task = selected.dataset.task
+        setup = collect_setup(RunOptions(invocation, models, generation, machine, task), collect.reward)
+        refuse_running_code(setup.task, is_allowed=problems.run_code)
         path = output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         plan = CollectPlan(selected, path, collect, fresh=fresh)
         collected = run_collection(setup, plan, display)

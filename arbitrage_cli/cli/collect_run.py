@@ -20,8 +20,6 @@ from arbitrage_cli.data.rows import Item
 from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.evaluation.engines import make_writer
-from arbitrage_cli.grading.extract import final_answer
-from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
@@ -35,6 +33,7 @@ from arbitrage_cli.runs.records import attempt_error, died
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import Standing, tally
 from arbitrage_cli.system.held_signals import noted_signals
+from arbitrage_cli.tasks.task import Grader, reaches
 from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
 
@@ -100,7 +99,9 @@ def _manifest(session: Session, plan: CollectPlan) -> Run:
         "roll_in": options.roll_in.value,
         "target_samples": options.target_samples,
     }
-    chosen = ChosenProblems(plan.selected.dataset, [item.problem.id for item in plan.items], grader_version(), details)
+    chosen = ChosenProblems(
+        plan.selected.dataset, [item.problem.id for item in plan.items], session.setup.task.grader_version(), details
+    )
     return with_problems(session.manifest(), chosen)
 
 
@@ -133,14 +134,14 @@ class _CollectRun:
         session.load(rollouts=options.rollouts)
         samplers = [Sampler(_temperature(options), 1.0, setup.sampler.seed + number) for number in range(options.rollouts)]
         golds = {item.problem.id: item.gold for item in self.plan.items}
-        with Grader() as grader:
-            rollouts = Rollouts(lambda problem, text: grader.reaches(text, golds[problem]), samplers)
+        with setup.task.open_grader() as grader:
+            rollouts = Rollouts(lambda problem, text: reaches(grader, text, golds[problem]), samplers)
             rater = session.rater(setup.policy_at_tau.policy, rollouts)
             engines = {
-                role: make_writer(role, session.models[role], setup.sampler, setup.system)
+                role: make_writer(role, session.models[role], setup.sampler, setup.system, setup.task.step_end)
                 for role in setup.policy_at_tau.policy.models
             }
-            golds |= self._target_answers(engines["target"])
+            golds |= self._target_answers(engines["target"], grader)
             costs = _known_costs(self.folder, manifest) or self._measure_costs(engines)
             self.folder.save_run({**add_loaded(manifest, session.models), "costs": costs})
             target: Writer = engines["target"]
@@ -156,7 +157,7 @@ class _CollectRun:
             scheduler = Scheduler(writers, make_flow, setup.limits, concurrency=session.concurrency, rater=rater)
             self._follow(scheduler, states)
 
-    def _target_answers(self, target: Writer) -> dict[str, Any]:
+    def _target_answers(self, target: Writer, grader: Grader) -> dict[str, Any]:
         """The answers to reach of problems without a known one: those that the target itself gives."""
         unanswered = [item.problem for item in self.solvable if not item.gold]
         if self.session.setup.reward != "rollout" or not unanswered:
@@ -168,7 +169,7 @@ class _CollectRun:
         scheduler = Scheduler({"target": target}, flow, self.session.setup.limits, concurrency=self.session.concurrency)
         with contextlib.closing(self._solve(scheduler, unanswered)) as events:
             ended = [event.trace for event in events if isinstance(event, Finished)]
-        answers = {trace.problem.id: final_answer(trace.text).answer for trace in ended}
+        answers = {trace.problem.id: grader.grade(trace.text, {}).answer for trace in ended}
         return {name: {"answer": answer} for name, answer in answers.items() if answer}
 
     def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import safe, write
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.evaluation.benchmark import PolicyAtTau
-from arbitrage_cli.inference.scheduler import Task
+from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.routing.choice import need_head
 from arbitrage_cli.routing.explain import explain_solution
 from arbitrage_cli.routing.policies import POLICIES
@@ -97,7 +97,7 @@ class Conversation:
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
         make_flow = partial(_flow, route=route, seed=self._setup.sampler.seed, router=self._router)
-        with contextlib.closing(self._scheduler.run_tasks([Task(problem, make_flow, self._setup.limits)])) as events:
+        with contextlib.closing(self._scheduler.run_jobs([Job(problem, make_flow, self._setup.limits)])) as events:
             for event in events:
                 self._display.handle(event)
                 if isinstance(event, Finished):

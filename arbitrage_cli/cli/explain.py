@@ -70,8 +70,12 @@ def explain(
 
     is_run = _is_run(what)
     names_models = models.pair or models.draft or models.target
-    choice = choice_of_states(Path(what), models.head) if is_run and not names_models else choose_models(invocation, models)
-    options = RunOptions(invocation, models, generation, machine)
+    choice = (
+        choice_of_states(Path(what), models.head)
+        if is_run and not names_models
+        else choose_models(invocation, models, generation.task)
+    )
+    options = RunOptions(invocation, models, generation, machine, choice.task)
     setup = explain_setup(options, routing, choice, rates=models.prm is not None and not is_run)
     head, tau = need_head(setup.head), float(setup.policy_at_tau.tau or 0.0)
     if is_run:

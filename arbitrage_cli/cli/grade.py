@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import SOME_FAILED, FigureOptions, QuietOptions
+from arbitrage_cli.cli.options import SOME_FAILED, FigureOptions, QuietOptions, RunCode
 from arbitrage_cli.cli.output import command_display, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
@@ -21,6 +21,7 @@ def grade(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     *,
     figures: FigureOptions,
+    run_code: RunCode = False,
     output: QuietOptions,
 ) -> int:
     """Grade the answers of a benchmark again, without a model: after the grader has changed.
@@ -32,7 +33,8 @@ def grade(
       arbitrage grade runs/builtin--builtin
     """
     from arbitrage_cli.cli.manifest import with_grader
-    from arbitrage_cli.grading.grader import Grader, grader_version
+    from arbitrage_cli.cli.running_code import refuse_running_code
+    from arbitrage_cli.tasks.registry import find_task
 
     if not (run / RUN).exists():
         raise UsageError(f"{run}: there is no run in this folder", "arbitrage bench makes runs, below runs/")
@@ -41,7 +43,9 @@ def grade(
         folder = stack.enter_context(RunFolder(run))
         for note in folder.notes:
             display.note(note)
-        grader = stack.enter_context(Grader())
+        task = find_task((folder.run or {}).get("task"))
+        refuse_running_code(task, is_allowed=run_code)
+        grader = stack.enter_context(task.open_grader())
 
         def graded_again(row: Mapping[str, Any]) -> dict[str, Any]:
             if row["status"] != "done":
@@ -53,7 +57,7 @@ def grade(
             if before["score"] != now["score"] and not output.quiet:
                 display.note(_change(before, now))
         folder.rewrite(graded)
-        folder.save_run(with_grader(folder.run or {}, grader_version()))
+        folder.save_run(with_grader(folder.run or {}, task.grader_version()))
         rows = latest(folder.rows)
         display.close()
         show_figures(folder.run or {}, folder.rows, figures)

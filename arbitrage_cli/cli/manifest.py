@@ -23,7 +23,6 @@ from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.servers.model import ServedModel, facts_about
-from arbitrage_cli.inference.step_text import SEPARATOR
 from arbitrage_cli.model_files.checksums import published_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_served, is_toy, local_files
@@ -86,10 +85,12 @@ FIELDS = (
     Field("models.*.identity", "* model"),
     Field("models.*.n_ctx", "context size of the *"),
     Field("models.*.threads", "number of threads of the *"),
+    Field("task"),
     Field("grader"),
     Field("prompt.system", "system prompt"),
     Field("prompt.chat_template_kwargs", "chat template kwargs"),
     Field("step_separator", "step separator"),
+    Field("step_least", "least length of a step"),
     Field("sampling.temperature"),
     Field("sampling.top_p"),
     Field("sampling.seed"),
@@ -167,7 +168,9 @@ def make_manifest(
         "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
         "sampling": {**asdict(setup.sampler), "samples": 1},
         "limits": asdict(setup.limits),
-        "step_separator": SEPARATOR,
+        "task": setup.task.name,
+        "step_separator": setup.task.step_end.separator,
+        "step_least": setup.task.step_end.least,
         "context": {"kv_type": setup.load.kv_type},
         "machine": _machine_facts(setup),
         "warnings": [],

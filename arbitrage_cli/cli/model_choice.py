@@ -10,7 +10,6 @@ from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import GenerationOptions, HeadOptions, LoadingOptions, ModelOptions, PairOptions
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_HEAD,
@@ -31,12 +30,16 @@ Models = Mapping[ModelRole, str | None]
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """The models of a command, and what goes with them. `pair` is None if the models were named one by one."""
+    """The models of a command, and what goes with them. `pair` is None if the models were named one by one.
+
+    `task` is that of the states that they come from; None if they come from none.
+    """
 
     pair: Pair | None
     models: Models
     head_source: str | None = None
     prm_style: str = "turns"
+    task: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -65,8 +68,8 @@ def choose_pair(invocation: Invocation, options: PairOptions) -> Pair | None:
     return find_pair(options.pair or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
 
 
-def choose_models(invocation: Invocation, options: PairOptions) -> ModelChoice:
-    """The models of a command, with the head and the reward model if the command has options for them. UsageError."""
+def choose_models(invocation: Invocation, options: PairOptions, task: str | None = None) -> ModelChoice:
+    """The models of a command, with the task's head and the reward model if the command has options for them. UsageError."""
     pair = choose_pair(invocation, options)
     given: dict[ModelRole, str | None] = {"draft": options.draft, "target": options.target}
     given["prm"] = options.prm if isinstance(options, ModelOptions) else None
@@ -78,7 +81,7 @@ def choose_models(invocation: Invocation, options: PairOptions) -> ModelChoice:
             role: source if source and invocation.origin(role) >= pair_origin else own[role]
             for role, source in given.items()
         }
-    head_source = (options.head or default_head(pair, models)) if isinstance(options, HeadOptions) else None
+    head_source = (options.head or default_head(pair, models, task)) if isinstance(options, HeadOptions) else None
     own_style = pair.prm_style if pair and models["prm"] == pair.prm else None
     given_style = options.prm_style if isinstance(options, ModelOptions) else None
     return ModelChoice(pair, models, head_source, given_style or own_style or "turns")
@@ -86,15 +89,19 @@ def choose_models(invocation: Invocation, options: PairOptions) -> ModelChoice:
 
 def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
     """The models that states were collected with, and their pair if they are one. UsageError."""
-    recorded = (read_run_folder(folder, COLLECT).run or {}).get("models", {})
+    run = read_run_folder(folder, COLLECT).run or {}
+    recorded = run.get("models", {})
     models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
     pairs = read_pairs(user_folder() / "pairs.toml").values()
     pair = next((one for one in pairs if _is_pair(one, models)), None)
-    return ModelChoice(pair, models, head or default_head(pair, models))
+    task = run.get("task")
+    return ModelChoice(pair, models, head or default_head(pair, models, task), task=task)
 
 
-def default_head(pair: Pair | None, models: Models) -> str | None:
-    """The pair's own head if these are its models, else the universal one; None for demo models, which compute nothing."""
+def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:
+    """The pair's own head for the task if these are its models, else the universal one; None for demo models, which compute nothing."""
+    if task == "code":
+        return pair.code_head if pair and _is_pair(pair, models) else None
     if pair and pair.head and _is_pair(pair, models):
         return pair.head
     return None if any(source and is_toy(source) for source in models.values()) else UNIVERSAL_HEAD
@@ -121,11 +128,11 @@ def reward_source(policies: Iterable[Policy], given: str | None) -> str | None:
     return str(given or "prm") if any(policy.reward == "any" for policy in policies) else None
 
 
-def system_prompt(given: str | None, pair: Pair | None) -> str:
-    """The system prompt: as given, else the pair's own, else the paper's."""
+def system_prompt(given: str | None, pair: Pair | None, instructions: str) -> str:
+    """The system prompt: as given, else the pair's own, else the task's instructions."""
     if given is not None:
         return given
-    return INSTRUCTIONS if pair is None or pair.system is None else pair.system
+    return instructions if pair is None or pair.system is None else pair.system
 
 
 def load_options(

@@ -220,8 +220,16 @@ class BenchRoutingOptions:
 class GenerationOptions:
     """How steps are written."""
 
+    task: Annotated[
+        str | None,
+        _generation(
+            "--task",
+            metavar="math|code|choice|free",
+            help="What kind of problems: prompt, where a step ends, how answers are graded. Default: the data set's, else math.",
+        ),
+    ] = None
     system: Annotated[
-        str | None, _generation("--system", metavar="TEXT", help="System prompt. Default: the pair's own, else the paper's.")
+        str | None, _generation("--system", metavar="TEXT", help="System prompt. Default: the pair's own, else the task's.")
     ] = None
     chat_template_kwargs: Annotated[
         str | None,
@@ -295,6 +303,15 @@ class MachineOptions(LoadingOptions):
     ] = None
 
 
+RunCode = Annotated[
+    bool,
+    _problems(
+        "--run-code",
+        help="Allow programs that models wrote to run, in confined processes: task code is graded by tests. See arbitrage guide code.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class SelectionOptions:
     """Which problems of a data set."""
@@ -312,6 +329,7 @@ class SelectionOptions:
         ),
     ] = None
     ids: Annotated[str | None, _problems("--ids", metavar="ID,...", help="Only the problems with these ids.")] = None
+    run_code: RunCode = False
 
 
 _DATASET = _problems(

@@ -13,6 +13,7 @@ from arbitrage_cli.cli.problem_source import range_of
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.tasks.registry import FORMS
 
 MAX_NAME = 60  # characters of each half of a folder's name
 DIGEST = 8  # of them, if something was cut
@@ -37,7 +38,7 @@ class Selection:
 def read_problems(options: ProblemOptions, *, seed: int, offline: bool, needs_answers: bool = True) -> Selection:
     """The problems that were asked for. Errors: UsageError, HubError."""
     mapping = parse_mapping(options.mapping) if options.mapping else {}
-    dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers)
+    dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers, forms=FORMS)
     return Selection(dataset, _select(dataset.items, options, seed), _is_sample(options.limit))
 
 

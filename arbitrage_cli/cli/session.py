@@ -70,7 +70,9 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.policies) == 1 or keep == "conversation"
-        self.engines = Engines(self.models, setup.sampler, setup.system, keep, shares_prompts=shares)
+        self.engines = Engines(
+            self.models, setup.sampler, setup.system, keep, step_end=setup.task.step_end, shares_prompts=shares
+        )
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:
@@ -255,6 +257,7 @@ class Session:
             is_toy=any(map(is_toy, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
+            find_answer=self.setup.task.find_answer,
         )
 
     @property
@@ -267,7 +270,9 @@ class Session:
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
         engines = [
-            make_writer("target", self.models["target"], sampler, self.setup.system, first_sequence=first)
+            make_writer(
+                "target", self.models["target"], sampler, self.setup.system, self.setup.task.step_end, first_sequence=first
+            )
             for sampler, first in zip(rollouts.samplers, firsts, strict=True)
         ]
         return Rollout(engines, rollouts.is_right)

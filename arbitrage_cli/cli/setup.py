@@ -48,6 +48,8 @@ from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.thresholds import NamedTaus
 from arbitrage_cli.serving.menu import ANY, Menu
+from arbitrage_cli.tasks.registry import find_task
+from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import Limits, ModelRole
 
@@ -70,6 +72,7 @@ class Setup:
     placement: Placement
     sampler: Sampler
     limits: Limits
+    task: Task
     system: str
     served: Mapping[ModelRole, Wanted] = field(default_factory=dict)
     offline: bool = False
@@ -105,12 +108,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The options that every command with models has, and how it was called."""
+    """The options that every command with models has, how it was called, and the task of its data set, if that has one."""
 
     invocation: Invocation
     models: HeadOptions
     generation: GenerationOptions
     machine: MachineOptions
+    task: str | None = None
 
 
 def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
@@ -198,19 +202,24 @@ def collect_setup(options: RunOptions, reward: str | None) -> Setup:
 def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
     """What does not depend on the policies."""
     invocation, models, generation, machine = options.invocation, options.models, options.generation, options.machine
-    choice = choice or choose_models(invocation, models)
+    task = find_task(generation.task or options.task)
+    choice = choice or choose_models(invocation, models, task.name)
     load = load_options(choice.pair, machine, generation, machine.threads)
+    head = load_head(choice.head_source)
+    if head:
+        head.check_steps(task.step_end)
     return Setup(
         invocation,
         choice,
-        load_head(choice.head_source),
+        head,
         policies=(),
         sources={},
         load=load,
         placement=place(choice.models, load),
         sampler=Sampler(generation.temperature, generation.top_p, generation.seed),
         limits=Limits(generation.max_steps, generation.max_tokens, generation.max_step_tokens),
-        system=system_prompt(generation.system, choice.pair),
+        task=task,
+        system=system_prompt(generation.system, choice.pair, task.instructions),
         served=served_models(choice, models, load, os.environ),
         offline=models.offline,
         concurrency=machine.concurrency or "1",

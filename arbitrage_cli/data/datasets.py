@@ -4,7 +4,7 @@ Knows where rows come from and how files hold them, not what is in a row: the fi
 `rows` looks for.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from arbitrage_cli.data.problems import read_json_rows
-from arbitrage_cli.data.rows import Dataset, make_dataset
+from arbitrage_cli.data.rows import Dataset, Form, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
@@ -66,31 +66,33 @@ def load_dataset(
     mapping: Mapping[str, str] = MappingProxyType({}),
     on_progress: hub.OnProgress = hub.no_progress,
     needs_answers: bool = True,
+    forms: Sequence[Form] = (),
 ) -> Dataset:
     """The data set of that name, fetched from the Hub unless it is cached; else the JSONL or parquet file of that path.
 
-    `mapping` names the fields of a file, and `needs_answers` is for one, as for `make_dataset`. Errors: UsageError, HubError, ModelFileError.
+    `mapping` names the fields of a file, and `needs_answers` is for one; these and `forms` are as for `make_dataset`. Errors: UsageError,
+    HubError, ModelFileError.
     """
     if mapping and name_or_path in known_datasets():
         raise UsageError(f"--map is for files, and {name_or_path} is a data set by name", "leave out --map")
     if name_or_path in PUBLISHED:
-        return _load_published(name_or_path, offline=offline, on_progress=on_progress)
+        return _load_published(name_or_path, forms, offline=offline, on_progress=on_progress)
     if name_or_path in SHIPPED:
         path = models_folder() / f"{name_or_path}.jsonl"
         if not path.is_file():
             raise UsageError(f"{name_or_path} is not part of this installation ({path})", "install the program again")
         return _read(path, name_or_path)
     path = _existing(name_or_path)
-    return _read(path, Path(name_or_path).name, mapping=mapping, needs_answers=needs_answers)
+    return _read(path, Path(name_or_path).name, mapping=mapping, needs_answers=needs_answers, forms=forms)
 
 
-def _load_published(name: str, *, offline: bool, on_progress: hub.OnProgress) -> Dataset:
+def _load_published(name: str, forms: Sequence[Form], *, offline: bool, on_progress: hub.OnProgress) -> Dataset:
     published = PUBLISHED[name]
     if published.file.endswith(".parquet"):
         _load_pyarrow(name)  # before anything is downloaded
     wanted = HubName(published.repo, published.file, kind="dataset")
     (path,) = hub.find(wanted, offline=offline, on_progress=on_progress)
-    return _read(path, name, revision=hub.commit_of(wanted, path))
+    return _read(path, name, revision=hub.commit_of(wanted, path), forms=forms)
 
 
 def _existing(name: str) -> Path:

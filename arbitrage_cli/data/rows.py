@@ -6,7 +6,7 @@ Knows which fields a row has, not where it comes from, nor what an answer means.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -26,13 +26,28 @@ ANSWER_DETAILS = ("answer_type", "unit", "error", "is_multiple_answer")
 FORMAT = 'a data set is JSONL, with an object such as {"question": "2 + 3?", "answer": "5"} on each line, or parquet'
 MAX_SHOWN = 60  # characters of a text from a file in a message
 
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of rows that is known by its `fields`. `read` makes the question and the gold of one, or raises UnusableError.
+
+    A data set of such rows has the task of that name.
+    """
+
+    task: str
+    fields: frozenset[str]
+    read: Callable[[Row], tuple[str, dict[str, Any]]]
+    id: str = "id"
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """A problem with its right answer, if that is known.
 
-    `gold` is empty if it is not, else it holds the row's answer under `answer` (a text, a number, or a list of them) and those of ANSWER_DETAILS that have
-    a value. `extra` is the rest of the row.
+    `gold` is empty if it is not, else it holds the row's answer under `answer` (a text, a number, or a list of them) and those of
+    ANSWER_DETAILS that have a value; or what the row's `Form` reads. `extra` is the rest of the row.
     """
 
     problem: Problem
@@ -43,12 +58,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Problems to measure with, in order. `revision` is the Hub's commit; `sha256` covers ids, questions and golds."""
+    """Problems to measure with, in order. `revision` is the Hub's commit; `sha256` covers ids, questions and golds.
+
+    `task` is the name of the task that its rows show; None if they show none.
+    """
 
     name: str
     items: tuple[Item, ...]
     revision: str | None
     sha256: str
+    task: str | None = None
 
     def sha256_of_first(self, count: int) -> str:
         """The sha256 of a data set of the first problems alone."""
@@ -69,26 +88,30 @@ def parse_mapping(text: str) -> dict[str, str]:
 
 def make_dataset(
     name: str,
-    rows: Iterable[tuple[int, Mapping[str, Any]] | BadLine],
+    rows: Iterable[tuple[int, Row] | BadLine],
     *,
     mapping: Mapping[str, str] = MappingProxyType({}),
     revision: str | None = None,
     unit: Literal["line", "row"] = "line",
     needs_answers: bool = True,
+    forms: Sequence[Form] = (),
 ) -> Dataset:
     """A data set of numbered rows. `mapping` names the only field to read for some of FIELDS.
 
-    The default id of a problem is its row's number. UsageError, naming the first bad row, if a row has no question, or no answer
+    If the first row has the fields of one of `forms`, and nothing is mapped, all rows are read by that. The default id of a problem is its row's number. UsageError, naming the first bad row, if a row has no question, or no answer
     though the data set `needs_answers`, if an id comes twice, or if there is no row.
     """
     items: dict[str, tuple[int, Item]] = {}
     bad: list[BadLine] = []
     is_readable = False
+    form: Form | None = None
     for row in rows:
         number = row.number if isinstance(row, BadLine) else row[0]
         is_readable |= not isinstance(row, BadLine)
         try:
-            item = _item(row, mapping, needs_answers=needs_answers)
+            if not items and not mapping:
+                form = _form_of(row, forms)
+            item = _formed(row, form) if form else _item(row, mapping, needs_answers=needs_answers)
             first, _ = items.setdefault(item.problem.id, (number, item))
             if first != number:
                 raise UnusableError(f"its id '{_short(item.problem.id)}' is that of {unit} {first} too")
@@ -101,10 +124,29 @@ def make_dataset(
     if not items:
         raise UsageError(f"{name}: no problems in the file", FORMAT)
     found = tuple(item for _, item in items.values())
-    return Dataset(name, found, revision, _sha256(found))
+    return Dataset(name, found, revision, _sha256(found), form.task if form else None)
 
 
-def _item(numbered_row: tuple[int, Mapping[str, Any]] | BadLine, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
+def _form_of(numbered_row: tuple[int, Row] | BadLine, forms: Sequence[Form]) -> Form | None:
+    """The form whose fields the row has."""
+    if isinstance(numbered_row, BadLine):
+        return None
+    return next((form for form in forms if form.fields <= numbered_row[1].keys()), None)
+
+
+def _formed(numbered_row: tuple[int, Row] | BadLine, form: Form) -> Item:
+    """The row's problem and gold, by its form. UnusableError, with the reason, if it has another."""
+    if isinstance(numbered_row, BadLine):
+        raise UnusableError(numbered_row.reason)
+    number, row = numbered_row
+    absent = sorted(form.fields - row.keys())
+    if absent:
+        raise UnusableError(f"no field '{absent[0]}'; it has {_names(row)}")
+    question, gold = form.read(row)
+    return Item(make_problem(question, find_id(row, (form.id,), number)), gold)
+
+
+def _item(numbered_row: tuple[int, Row] | BadLine, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
     """The row's problem, answer and rest. UnusableError, with the reason, if it lacks one of them."""
     if isinstance(numbered_row, BadLine):
         raise UnusableError(numbered_row.reason)

@@ -14,7 +14,7 @@ from arbitrage_cli.display.differences import differences
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
-from arbitrage_cli.runs.records import RunInfo, answer
+from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded
 from arbitrage_cli.types import Decided, Decision, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
@@ -177,13 +177,13 @@ class SolveView(View):
             return [headline]
         figures = tally(event.trace.decisions).rated(event.reward_cost)
         fact = Text(f"{figures.seconds:.2f} s; {wording.tally(figures)}", "dim")
-        has_answer = not failure and answer(event.trace) and not wording.ending(event)
+        has_answer = not failure and self._run.answer(event.trace) and not wording.ending(event)
         return [fact] if has_answer and self._run.answers_follow and not self._is_shared else [headline, fact]
 
     def _answer_line(self, event: Finished) -> Text:
-        found, ending = answer(event.trace), wording.ending(event)
+        found, ending = self._run.answer(event.trace), wording.ending(event)
         line = Text.assemble((f"{self._of(one_line(event.trace.problem.id))}answer ", "bold"))
-        line.append(one_line(found) if found else "none in a box", "bold green")
+        line.append(wording.in_one_line(found) if found else "none found", "bold green")
         return line.append(f"  ({ending})", "yellow") if ending else line
 
     def _of(self, identifier: str) -> str:

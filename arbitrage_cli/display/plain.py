@@ -10,7 +10,7 @@ from typing import TextIO
 from arbitrage_cli.display import rounding, wording
 from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
 from arbitrage_cli.display.text import one_line, safe, show, write
-from arbitrage_cli.runs.records import RunInfo, answer
+from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Started
@@ -104,9 +104,9 @@ class PlainDisplay:
 
     def _show_finished(self, finished: Finished, run: RunInfo) -> None:
         figures = tally(finished.trace.decisions).rated(finished.reward_cost)
-        found = answer(finished.trace)
+        found = run.answer(finished.trace)
         facts = [
-            f"answer {found}" if found else "no boxed answer",
+            f"answer {wording.in_one_line(found)}" if found else "no answer found",
             wording.ending(finished),
             wording.tally(figures),
             f"{figures.seconds:.2f} s",

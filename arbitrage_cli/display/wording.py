@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import AttemptEnded, ServerInfo
-from arbitrage_cli.display.text import one_line
+from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
@@ -18,6 +18,7 @@ from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelR
 
 BAR = 4  # characters
 MAX_DECIMALS = 16
+MAX_ANSWER = 80  # characters
 MIN_ESTIMATES = 5  # problems
 FEW = 16  # tokens: too few to measure a speed by
 TOY_NOTICE = (
@@ -190,8 +191,13 @@ def ending(finished: Finished) -> str:
     return f"stopped at the limit {option}" if option else ""
 
 
+def in_one_line(answer: str) -> str:
+    """An answer in one line; a program by its beginning."""
+    return shortened(one_line(answer), MAX_ANSWER)
+
+
 def attempt(ended: AttemptEnded) -> str:
     """One line about an attempt: `gsm8k/12, entropy 0.5: incorrect (18), 12.3 s`."""
-    detail = f" ({ended.detail})" if ended.detail else ""
+    detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
     took = "" if ended.seconds is None else f", {rounding.seconds(ended.seconds)}"
     return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")

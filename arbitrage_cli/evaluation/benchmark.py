@@ -17,9 +17,10 @@ from typing import Any
 from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
-from arbitrage_cli.inference.scheduler import Rater, Scheduler, Task, Writer
+from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Key, statuses
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, label, row, tau_in_json
@@ -149,6 +150,7 @@ class Bench:
     concurrency: int = 1
     stops_early: bool = False
     alternatives: int = 1
+    find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
@@ -181,8 +183,8 @@ class Bench:
             rater=self.rater_for(chosen.policy),
             speculator=as_speculator(engines.get("draft")),
         )
-        tasks = (Task(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
-        with contextlib.closing(scheduler.run_tasks(tasks)) as events:
+        jobs = (Job(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
+        with contextlib.closing(scheduler.run_jobs(jobs)) as events:
             yield from self._follow(events, in_flight)
         if in_flight:
             raise DefectError("the scheduler lost a problem")
@@ -219,7 +221,9 @@ class Bench:
             except ProblemError as error:
                 finished = replace(finished, error=error)
         number, name = chosen.policy.number or None, chosen.tau_name
-        run = RunInfo(chosen.policy.name, number, chosen.tau, temperature=0.0, seed=0, tau_name=name)  # no row has the zeros
+        run = RunInfo(
+            chosen.policy.name, number, chosen.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
+        )  # no row has the zeros
         return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:

@@ -11,6 +11,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Writer
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.writer import ServedWriter
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.types import Cost, ModelRole
 
 
@@ -29,12 +30,14 @@ class Engines:
         instructions: str,
         keep: Keep = "beginning",
         *,
+        step_end: StepEnd = BLANK_LINE,
         shares_prompts: bool = True,
     ) -> None:
         self._models = models
         self._sampler = sampler
         self._instructions = instructions
         self._keep = keep
+        self._step_end = step_end
         self._shares_prompts = shares_prompts
         self._caches: dict[ModelRole, Cache] = {}
         self._made: dict[tuple[ModelRole, int, PolicyAtTau], Writer] = {}
@@ -55,7 +58,9 @@ class Engines:
         keep = role == "draft" and column.policy.reads_token_stats
         if isinstance(model, ServedModel):
             shares = self._shares_prompts
-            return ServedWriter(role, model, sampler, self._instructions, keep_token_stats=keep, shares_prompts=shares)
+            return ServedWriter(
+                role, model, sampler, self._instructions, self._step_end, keep_token_stats=keep, shares_prompts=shares
+            )
         engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep)
         if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
             self._tell_speed(role, engine)
@@ -64,7 +69,7 @@ class Engines:
     def _cache(self, role: ModelRole, backend: Backend) -> Cache:
         """The model's cache, which its engines share: what it keeps for the next problem is read once."""
         if role not in self._caches:
-            self._caches[role] = Cache(backend, self._instructions, keep=self._keep)
+            self._caches[role] = Cache(backend, self._instructions, step_end=self._step_end, keep=self._keep)
         return self._caches[role]
 
     def _tell_speed(self, role: ModelRole, engine: Engine) -> None:
@@ -76,10 +81,17 @@ class Engines:
 
 
 def make_writer(
-    role: ModelRole, model: Backend | ServedModel, sampler: Sampler, instructions: str, *, first_sequence: int = 0
+    role: ModelRole,
+    model: Backend | ServedModel,
+    sampler: Sampler,
+    instructions: str,
+    step_end: StepEnd = BLANK_LINE,
+    *,
+    first_sequence: int = 0,
 ) -> Engine | ServedWriter:
     """A writer that shares nothing with others. That of the draft keeps token statistics."""
     keep = role == "draft"
     if isinstance(model, ServedModel):
-        return ServedWriter(role, model, sampler, instructions, keep_token_stats=keep)
-    return Engine(role, Cache(model, instructions, first_sequence=first_sequence), sampler, keep_token_stats=keep)
+        return ServedWriter(role, model, sampler, instructions, step_end, keep_token_stats=keep)
+    cache = Cache(model, instructions, step_end=step_end, first_sequence=first_sequence)
+    return Engine(role, cache, sampler, keep_token_stats=keep)

@@ -90,15 +90,6 @@ class Grader:
         """
         return self.grade_answer(final_answer(text), gold_answer(row))
 
-    def reaches(self, text: str, row: Mapping[str, Any]) -> bool:
-        """Whether a solution reaches the gold answer. ProblemError if it cannot be scored: that is no reward of 0."""
-        score = self.grade(text, row)
-        if score.value == "unscored":
-            raise ProblemError(
-                f"a solution cannot be rated by its answer: {score.explanation}", "check the problem's answer"
-            )
-        return score.value == "correct"
-
     def grade_answer(self, extracted: Extracted, gold: Gold) -> Score:
         """Grades a final answer that was already extracted from its solution; errors as in `grade`."""
         if gold.answer is None:

@@ -38,9 +38,9 @@ class StepInProgress:
     proposal: Proposal
     max_proposed: int
     sampler: Sampler
+    text: StepText
     early_stop: EarlyStop | None = None
     speculator: Speculator | None = None
-    text: StepText = field(default_factory=StepText)
     tokens: list[int] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)  # without decoding
     decode_seconds: float = 0.0

@@ -21,7 +21,6 @@ from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Planner, Speculation, Speculator
-from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, TokenStats, Trace
 
@@ -125,6 +124,7 @@ class Engine:
             proposal=Proposal(self._cache.proposed_ids(proposal.text) if proposal and self._use_proposals else ()),
             max_proposed=min(budget, room) - 1,  # the token after them ends the step anyway
             sampler=sampler,
+            text=self._cache.step_text(),
             early_stop=request.early_stop,
             speculator=speculator if self._use_proposals else None,
         )
@@ -222,7 +222,7 @@ class Engine:
         if slot in self._steps:
             raise ValueError("it is writing a step of its own there")
         unread, room = self._cache.prepare(slot, trace, beginning)
-        tokenizer, text, chance = self._backend.tokenizer, StepText(beginning), 1.0
+        tokenizer, text, chance = self._backend.tokenizer, self._cache.step_text(beginning), 1.0
 
         def goes_on(logits: Floats, token: int) -> bool:
             nonlocal chance

@@ -16,7 +16,7 @@ from typing import Literal
 from arbitrage_cli.errors import ContextFullError, ConversationError, ModelUnsupportedError, TemplateError
 from arbitrage_cli.inference.backend import Backend, Deadline, Output, earlier
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
-from arbitrage_cli.inference.step_text import StepText
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
 from arbitrage_cli.types import Problem, Step, Trace
 
 READ_TOKENS = 128  # at once: someone who waits for text sees that it goes on
@@ -64,9 +64,16 @@ class Cache:
     """
 
     def __init__(
-        self, backend: Backend, instructions: str = INSTRUCTIONS, *, keep: Keep = "nothing", first_sequence: int = 0
+        self,
+        backend: Backend,
+        instructions: str = INSTRUCTIONS,
+        *,
+        step_end: StepEnd = BLANK_LINE,
+        keep: Keep = "nothing",
+        first_sequence: int = 0,
     ) -> None:
         self.backend = backend
+        self._step_end = step_end
         self._first = first_sequence
         self._context_size = backend.card.context_size
         self._prompts = Prompts(chat_prompt(backend, instructions))
@@ -197,9 +204,13 @@ class Cache:
         tokenize = self.backend.tokenizer.tokenize
         return [token for fragment in self._prompts.fragments(text) for token in tokenize(fragment, continues=True)]
 
+    def step_text(self, beginning: str = "") -> StepText:
+        """The text of a step, to be written."""
+        return StepText(beginning, self._step_end)
+
     def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
         """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""
-        ids, step = self.step_ids(text), StepText(beginning)
+        ids, step = self.step_ids(text), self.step_text(beginning)
         for index, token in enumerate(ids):
             step.add(self.backend.tokenizer.piece(token))
             if step.ended:

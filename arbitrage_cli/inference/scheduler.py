@@ -103,7 +103,7 @@ class Rater(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Job:
     """A problem, and how it is solved. Without a `sampler` tokens are drawn as its writers usually do."""
 
     problem: Problem
@@ -127,7 +127,7 @@ class _InFlight:
 
 
 class Scheduler:
-    """Solves problems: all with one policy (`run`), or each in its own way (`run_tasks`).
+    """Solves problems: all with one policy (`run`), or each in its own way (`run_jobs`).
 
     `concurrency` problems are in flight at once; each takes a slot of every engine.
 
@@ -154,28 +154,28 @@ class Scheduler:
         self._in_flight: dict[int, _InFlight] = {}
 
     def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Solve all problems with the scheduler's own flow and limits: see `run_tasks`."""
-        tasks = (Task(problem, self._make_flow, self._limits) for problem in problems)
-        return self.run_tasks(tasks, is_ready)
+        """Solve all problems with the scheduler's own flow and limits: see `run_jobs`."""
+        jobs = (Job(problem, self._make_flow, self._limits) for problem in problems)
+        return self.run_jobs(jobs, is_ready)
 
-    def run_tasks(self, tasks: Iterable[Task], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Do all tasks. The next one is taken from the iterable when a slot is free. Past its deadline one ends with TimedOutError.
+    def run_jobs(self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
+        """Do all jobs. The next one is taken from the iterable when a slot is free. Past its deadline one ends with TimedOutError.
 
         While `is_ready` says that taking it would block, the problems in flight go on. A ProblemError ends its problem, as the
         `error` of `Finished`. Any other error ends the run; before it, all problems in flight are finished with that error, so
         that their steps are not lost.
         """
-        waiting = iter(tasks)
+        waiting = iter(jobs)
         exhausted = False
         try:
             while True:
                 yield from self._end_late()
                 while self._free and not exhausted and (not self._in_flight or is_ready()):
-                    task = next(waiting, None)
-                    if task is None:
+                    job = next(waiting, None)
+                    if job is None:
                         exhausted = True
                     else:
-                        yield from self._admit(task)
+                        yield from self._admit(job)
                 if not self._in_flight:
                     return
                 yield from self._tick()
@@ -193,16 +193,16 @@ class Scheduler:
             if flight.deadline and flight.deadline.has_passed:
                 yield self._finish(flight, flight.deadline.error)
 
-    def _admit(self, task: Task) -> Iterator[Event]:
-        trace = Trace(task.problem, task.limits)
-        flight = _InFlight(self._free.pop(), trace, task.make_flow(trace), task.deadline)
+    def _admit(self, job: Job) -> Iterator[Event]:
+        trace = Trace(job.problem, job.limits)
+        flight = _InFlight(self._free.pop(), trace, job.make_flow(trace), job.deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
             for engine in self._engines.values():
-                engine.open(flight.slot, task.problem, task.deadline, task.sampler)
+                engine.open(flight.slot, job.problem, job.deadline, job.sampler)
             if self._rater:
-                self._rater.open(flight.slot, task.problem, task.deadline)
+                self._rater.open(flight.slot, job.problem, job.deadline)
         except ProblemError as error:
             yield self._finish(flight, error)
             return

@@ -1,14 +1,31 @@
-"""Where a reasoning step ends.
+"""Where a step ends.
 
-A step is what a model writes until a blank line (`\\n\\n`) or the end of its sequence (arXiv 2512.05033, section 3). The blank
-line is found in the text, because many vocabularies merge it with the characters before it (".\\n\\n" is one token). Knows no
-vocabulary and no model: bytes in, characters out.
+A reasoning step is what a model writes until a blank line (`\\n\\n`) or the end of its sequence (arXiv 2512.05033, section 3). The
+separator is found in the text, because many vocabularies merge it with the characters before it (".\\n\\n" is one token). Knows no
+vocabulary, no model and no task: bytes in, characters out.
 """
 
 import codecs
+from dataclasses import dataclass
 
-SEPARATOR = "\n\n"
 MAX_CHARACTER_BYTES = 4  # in UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """A step ends at the first `separator` that begins after `least` characters, counted from the first visible one."""
+
+    separator: str
+    least: int = 1
+
+    def __str__(self) -> str:
+        """As messages have it."""
+        name = {"\n": "a line feed", "\n\n": "a blank line"}.get(self.separator, repr(self.separator))
+        return name if self.least == 1 else f"{name} after {self.least} characters"
+
+
+BLANK_LINE = StepEnd("\n\n")
+"""The paper's."""
 
 
 class StepText:
@@ -19,12 +36,13 @@ class StepText:
     completes the separator ends the step; its characters after the separator stay in the step.
     """
 
-    def __init__(self, beginning: str = "") -> None:
+    def __init__(self, beginning: str = "", end: StepEnd = BLANK_LINE) -> None:
         """`beginning`: what is already written of the step."""
+        self._end = end
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts = [beginning]
-        self._tail = ""  # the last len(SEPARATOR) - 1 characters, once something visible was written
-        self._visible = False
+        self._tail = ""  # the last characters in which a separator may have begun
+        self._length = 0  # characters from the first visible one on
         self.ended = False
         self._look_for_separator(beginning)
 
@@ -54,9 +72,8 @@ class StepText:
         return self.so_far
 
     def _look_for_separator(self, text: str) -> None:
-        if not self._visible:
-            text = text.lstrip()
-            self._visible = bool(text)
-        seen = self._tail + text
-        self.ended = self.ended or SEPARATOR in seen
-        self._tail = seen[-(len(SEPARATOR) - 1) :] if self._visible else ""
+        seen = self._tail + (text if self._length else text.lstrip())
+        before = self._length - len(self._tail)
+        separator, self._length = self._end.separator, before + len(seen)
+        self.ended = self.ended or seen.find(separator, max(0, self._end.least - before)) >= 0
+        self._tail = seen[max(0, len(seen) - len(separator) + 1) :]

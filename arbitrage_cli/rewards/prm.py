@@ -9,7 +9,7 @@ from typing import Literal
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Backend, Floats
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
-from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.rewards.batched import MIN_SHARE, AnswerShare, BatchRater, Clock, single_token
 from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
 
@@ -95,4 +95,4 @@ def turns_for_prm(problem: Problem, trace: Trace, step: Step) -> list[str]:
 
 def solution_for_prm(trace: Trace, step: Step) -> str:
     """The solution up to the verdict on the step, in style `steps`."""
-    return (trace.text + step.text).rstrip() + SEPARATOR
+    return (trace.text + step.text).rstrip() + BLANK_LINE.separator

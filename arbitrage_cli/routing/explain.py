@@ -83,7 +83,7 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
 
 def explain_states(head: Head, question: str, states: Sequence[State], tau: float) -> list[Explanation]:
     """The recorded states of a solution. ValueError if the head reads hidden states that they do not have."""
-    rows, hidden = features_of(question, states), _hidden(states) if head.reads_hidden else None
+    rows, hidden = features_of(question, states, of_code=head.reads_code), _hidden(states) if head.reads_hidden else None
     inputs, probabilities = head.inputs(rows, hidden), head.probabilities(rows, hidden).tolist()
     return [
         Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft.text, state.advantage)

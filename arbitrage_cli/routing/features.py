@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.routing.code_features import CODE_FEATURES, code_features
 from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Step, TokenStats, Trace
 
@@ -70,6 +71,9 @@ FEATURES: tuple[str, ...] = (
 )
 """Their names. A head file names the features that it reads, so a name never gets another meaning: it is replaced."""
 
+ALL_FEATURES: tuple[str, ...] = (*FEATURES, *CODE_FEATURES)
+"""The same with those of code."""
+
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats; entropies are given as logarithms
@@ -84,13 +88,14 @@ _OPERATORS = frozenset(f"+-*/=^%<>{_MINUS}{_TIMES}{_OVER}")
 _CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), MAX_MARGIN)  # `_OF_KIND` of no tokens
 
 
-def features(trace: Trace, draft: Step) -> Floats:
-    """The next step of `trace` as finite numbers in the order of `FEATURES`. ValueError without token statistics."""
+def features(trace: Trace, draft: Step, *, of_code: bool = False) -> Floats:
+    """The next step of `trace` as finite numbers in the order of `FEATURES`, or `ALL_FEATURES`. ValueError without token statistics."""
     token_stats = draft.known_token_stats
     kinds = [_kind(piece) for piece in token_stats.pieces or ()]
     values = [*_of_tokens(token_stats), *_of_kind(token_stats, kinds, "digit"), *_of_kind(token_stats, kinds, "operator")]
     values += _of_text(trace, draft)
     values += _of_history(trace)
+    values += code_features(trace, draft) if of_code else ()
     return np.array(values, np.float32)
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.arbitrage import EarlyStop, Router, by_token_stats
 from arbitrage_cli.errors import ComputeError, RouterError
-from arbitrage_cli.routing.features import FEATURES, Floats, features, hidden_features
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features, hidden_features
 from arbitrage_cli.types import Step, Trace
 
 MAX_INPUT = 8.0  # standard deviations from the mean: nothing was learned further out
@@ -98,6 +99,11 @@ class Card:
         known = set(str(self.data.get("learned", "")).split())
         return sum(digest_of_problem(question) in known for question in questions)
 
+    @property
+    def step_end(self) -> StepEnd:
+        """Where the steps end that it was trained on. A card that does not say so is of paragraphs."""
+        return StepEnd(**self.data["step_end"]) if "step_end" in self.data else BLANK_LINE
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -110,8 +116,9 @@ class Head:
         self.knots = knots.astype(np.float32).astype(np.float64)  # the precision of a file
         self._curve = Curve(self.knots)
         self.card = card
-        self._columns = [FEATURES.index(name) for name in card.features]
-        self._is_whole = card.features == FEATURES
+        self._columns = [ALL_FEATURES.index(name) for name in card.features]
+        self.reads_code = not set(FEATURES).issuperset(card.features)
+        self._is_whole = card.features == (ALL_FEATURES if self.reads_code else FEATURES)
 
     @property
     def reads_hidden(self) -> bool:
@@ -136,7 +143,7 @@ class Head:
         return self._curve(log_odds)
 
     def probabilities(self, rows: Floats, hidden: NDArray[Any] | None) -> NDArray[np.float64]:
-        """The same for n states at once: `rows` (n, n_features) has all `FEATURES`, `hidden` is (n, hidden_size)."""
+        """The same for n states at once: `rows` (n, n_features) has all `FEATURES`, or `ALL_FEATURES` if it reads code; `hidden` is (n, hidden_size)."""
         return np.array([self._curve(one) for one in self.network.log_odds(self.inputs(rows, hidden)).tolist()])
 
     def inputs(self, rows: Floats, hidden: NDArray[Any] | None) -> Floats:
@@ -163,6 +170,14 @@ class Head:
         if self.reads_hidden:
             named.append(("hidden state", float(parts[len(names) :].sum())))
         return sorted(named, key=lambda part: -abs(part[1]))
+
+    def check_steps(self, step_end: StepEnd) -> None:
+        """RouterError if the head was trained on steps that end elsewhere."""
+        if self.card.step_end != step_end:
+            raise RouterError(
+                f"head '{self.card.name}' was trained on steps that end at {self.card.step_end}; here they end at {step_end}",
+                "use a head of this task (arbitrage collect and arbitrage train make one), or another --task",
+            )
 
     def check(self, draft: Model, hidden_size: int) -> None:
         """RouterError if the head reads hidden states, and not those of this draft. `hidden_size` is twice its n_embd."""
@@ -192,7 +207,7 @@ class Head:
 
     def _inputs(self, trace: Trace, draft: Step) -> Floats:
         hidden = hidden_features(draft)[None] if self.reads_hidden else None
-        inputs: Floats = self.inputs(features(trace, draft)[None], hidden)[0]
+        inputs: Floats = self.inputs(features(trace, draft, of_code=self.reads_code)[None], hidden)[0]
         return inputs
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import OutputError, RouterError, UsageError
 from arbitrage_cli.model_files.pairs import shipped_heads
-from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.features import ALL_FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of, text_of
 from arbitrage_cli.system.files import write_atomically
 
@@ -129,7 +129,7 @@ def _card(found: dict[str, Any]) -> Card:
     for name, kind in JSON_TYPES.items():
         if not isinstance(found[name], kind):
             raise _RefusedError(f"the {name} of its card is {type(found[name]).__name__}")
-    unknown = [name for name in found["features"] if name not in FEATURES]
+    unknown = [name for name in found["features"] if name not in ALL_FEATURES]
     if unknown:
         raise _RefusedError(f"it reads the feature {unknown[0]!r}, which this version of arbitrage does not have")
     if len(set(found["features"])) != len(found["features"]):

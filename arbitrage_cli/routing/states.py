@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.inference.acceptance import Proposal
-from arbitrage_cli.routing.features import FEATURES, Floats, features
+from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 
@@ -80,11 +80,12 @@ class State:
         return self.target_tokens * shared // max(1, len(self.target_texts[0]))
 
 
-def features_of(question: str, states: Sequence[State]) -> Floats:
+def features_of(question: str, states: Sequence[State], *, of_code: bool = False) -> Floats:
     """The features of all states of a solution, in the order of its steps: (n, n_features)."""
-    trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, len(FEATURES)), np.float32)]
+    size = len(ALL_FEATURES if of_code else FEATURES)
+    trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, size), np.float32)]
     for state in states:
-        rows.append(features(trace, state.draft)[None])
+        rows.append(features(trace, state.draft, of_code=of_code)[None])
         trace.add(state.decision)
     return np.concatenate(rows)
 

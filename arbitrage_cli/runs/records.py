@@ -5,7 +5,7 @@ The objects are the interface to other programs: fields are added, not renamed. 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,6 +36,11 @@ class RunInfo:
     tau_name: str | None = None
     answers_follow: bool = False  # on the terminal of the view
     concurrency: int = 1  # problems that are solved at once
+    find_answer: Callable[[str], str | None] = boxed_answer  # in the text of a solution
+
+    def answer(self, trace: Trace) -> str | None:
+        """The final answer of a solution, in the models' own text."""
+        return self.find_answer(trace.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "id": trace.problem.id,
         "problem": trace.problem.question,
         "text": trace.text,
-        "answer": answer(trace),
+        "answer": run.answer(trace),
         "stop": trace.stop,
         "error": error[0] if error else None,
         "steps": [step_record(decision) for decision in trace.decisions],

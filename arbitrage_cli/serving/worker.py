@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from arbitrage_cli.arbitrage import Flow, Router
-from arbitrage_cli.inference.scheduler import Scheduler, Task
+from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded, ServingEvent
 from arbitrage_cli.serving.intake import Intake, Ticket
 from arbitrage_cli.serving.requests import CompletionRequest
@@ -35,7 +35,7 @@ class Worker:
     def run(self, observe: Observe) -> None:
         """Answer requests until the intake is closed and empty. An error that loses the models' state ends it: ArbitrageError."""
         try:
-            with contextlib.closing(self._scheduler.run_tasks(self._tasks(), self._intake.is_ready)) as events:
+            with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self._intake.is_ready)) as events:
                 for event in events:
                     self._follow(event, observe)
         finally:
@@ -43,12 +43,12 @@ class Worker:
             for ticket in [*self._tickets.values(), *self._intake]:
                 ticket.deliver(None)
 
-    def _tasks(self) -> Iterator[Task]:
+    def _jobs(self) -> Iterator[Job]:
         for ticket in self._intake:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
             make_flow = partial(_flow, request=request, router=self._router)
-            yield Task(request.problem, make_flow, request.limits, ticket.deadline, request.sampler)
+            yield Job(request.problem, make_flow, request.limits, ticket.deadline, request.sampler)
 
     def _follow(self, event: Event, observe: Observe) -> None:
         ticket = self._tickets[event.trace.problem.id]

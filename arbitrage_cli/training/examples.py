@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.features import Floats
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats
 from arbitrage_cli.routing.states import State, features_of, state_from_json
 from arbitrage_cli.routing.thresholds import Costs, Outcomes
 from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
@@ -50,6 +51,12 @@ class Collected:
     rewards: tuple[Mapping[str, Any], ...]
     costs: Costs | None
     questions: tuple[str, ...]
+    step_end: StepEnd = BLANK_LINE
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Those of the columns of `features`."""
+        return FEATURES if self.features.shape[1] == len(FEATURES) else ALL_FEATURES
 
     @property
     def weight(self) -> NDArray[np.float64]:
@@ -84,6 +91,13 @@ class CollectedRun:
         return sum(len(solution.states) for solution in self.solutions)
 
     @property
+    def step_end(self) -> StepEnd:
+        """Where its steps end."""
+        return StepEnd(
+            self.facts.get("step_separator", BLANK_LINE.separator), self.facts.get("step_least", BLANK_LINE.least)
+        )
+
+    @property
     def pair(self) -> dict[str, Any]:
         """The models as cards name them: without the places of their files."""
         models = {role: self.facts["models"][role] for role in ("draft", "target")}
@@ -104,6 +118,7 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
             raise UsageError(f"{folder} is given twice", "its solutions would count twice: give each run once")
     runs = [read_run(folder) for folder in folders] + [read_run(folder, is_test=True) for folder in test_folders]
     _refuse_twice(runs)
+    _refuse_other_steps(runs)
     if not any(run.num_states for run in runs):
         raise UsageError("there are no states in these runs", "collect some: arbitrage collect")
     if test_folders and not any(run.num_states for run in runs if run.is_test):
@@ -148,6 +163,13 @@ def _refuse_twice(runs: Sequence[CollectedRun]) -> None:
                 )
 
 
+def _refuse_other_steps(runs: Sequence[CollectedRun]) -> None:
+    for run in runs:
+        if run.step_end != runs[0].step_end:
+            reason = f"its steps end at {run.step_end}, and those of {runs[0].path} at {runs[0].step_end}"
+            raise UsageError(f"{run.path}: {reason}", "train on runs of one kind of steps")
+
+
 def _join(runs: Sequence[CollectedRun]) -> Collected:
     solutions = [(run, solution) for run in runs for solution in run.solutions]
     states = [state for _, solution in solutions for state in solution.states]
@@ -156,13 +178,16 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     problems = [numbers.setdefault(solution.problem.question, len(numbers)) for _, solution in solutions]
     tested = frozenset(solution.problem.question for run, solution in solutions if run.is_test)
     pairs = _distinct(run.pair for run in runs)
+    of_code = any(run.facts.get("task") == "code" for run in runs)
     outcomes = Outcomes(
         np.repeat(np.arange(len(solutions)), lengths),
         np.repeat(problems, lengths),
         *(np.array([getattr(state, name) for state in states], np.float64) for name in COLUMNS),
     )
     return Collected(
-        np.concatenate([features_of(solution.problem.question, solution.states) for _, solution in solutions]),
+        np.concatenate(
+            [features_of(solution.problem.question, solution.states, of_code=of_code) for _, solution in solutions]
+        ),
         _hidden(states, pairs),
         outcomes,
         np.array([part_of(question, tested) for question in numbers])[outcomes.problem],
@@ -173,6 +198,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         _distinct(dict(run.facts["reward"]) for run in runs),
         _mean_costs(runs),
         tuple(numbers),
+        runs[0].step_end,
     )
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of_problem
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
@@ -115,6 +114,7 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
     card = head.card
     if card.hidden_size and collected.hidden is None:
         raise UsageError("these runs do not have the hidden states that the head reads", COLLECT_AGAIN)
+    head.check_steps(collected.step_end)
     for pair in collected.pairs:
         head.check(pair["draft"], 0 if collected.hidden is None else collected.hidden.shape[1])
     whole = collected.is_whole
@@ -252,12 +252,17 @@ def _card(
     )
     return Card(
         name=name,
-        features=FEATURES if chosen.inputs != "hidden" else (),
+        features=collected.feature_names if chosen.inputs != "hidden" else (),
         hidden_size=0 if chosen.inputs == "agnostic" or collected.hidden is None else collected.hidden.shape[1],
         pairs=collected.pairs,
         reward=reward,
         margin=settings.margin,
-        data={"runs": list(collected.runs), "seed": settings.seed, "learned": _learned(collected)},
+        data={
+            "runs": list(collected.runs),
+            "seed": settings.seed,
+            "learned": _learned(collected),
+            "step_end": asdict(collected.step_end),
+        },
         metrics={},
         taus={},
         command=tuple(command),
@@ -299,7 +304,7 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
 
 def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
     count = len(probability)
-    columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
+    columns = dict(zip(collected.feature_names, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {
         "arbitrage": probability,

@@ -16,6 +16,7 @@ import pytest
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading import sandbox
 from arbitrage_cli.grading.grader import Grader, grader_version
+from arbitrage_cli.tasks.task import reaches
 from arbitrage_cli.types import Score
 
 ASKED = "\\boxed{2\\sqrt{2}}"
@@ -141,11 +142,11 @@ def test_gold_answer_that_cannot_be_read_is_unscored(grader: Grader) -> None:
 
 def test_a_reward_is_right_or_wrong_or_an_error(grader: Grader) -> None:
     """An answer that cannot be scored is not wrong."""
-    assert grader.reaches("\\boxed{4}", {"answer": "4"})
-    assert not grader.reaches("\\boxed{5}", {"answer": "4"})
-    assert not grader.reaches("no answer", {"answer": "4"})
+    assert reaches(grader, "\\boxed{4}", {"answer": "4"})
+    assert not reaches(grader, "\\boxed{5}", {"answer": "4"})
+    assert not reaches(grader, "no answer", {"answer": "4"})
     with pytest.raises(ProblemError, match="cannot be rated by its answer: the data have no gold answer"):
-        grader.reaches("\\boxed{4}", {})
+        reaches(grader, "\\boxed{4}", {})
 
 
 def test_version_names_what_verdicts_depend_on() -> None:

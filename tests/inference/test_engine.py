@@ -31,7 +31,7 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options, 
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler, Task
+from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.scripted import ByteTokenizer, Continuation, Script
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decision, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
@@ -508,8 +508,8 @@ def test_a_late_problem_does_not_end_the_next() -> None:
     limits = Limits(max_steps=2)
     scheduler = Scheduler({"draft": engine}, partial(single, model="draft"), limits)
     problems = [Problem(name, name) for name in ("slow", "fast")]
-    tasks = (Task(one, lambda trace: flow(trace, None, 0), limits, Deadline.after(50.0, clock)) for one in problems)
-    late, other = (event for event in scheduler.run_tasks(tasks) if isinstance(event, Finished))
+    jobs = (Job(one, lambda trace: flow(trace, None, 0), limits, Deadline.after(50.0, clock)) for one in problems)
+    late, other = (event for event in scheduler.run_jobs(jobs) if isinstance(event, Finished))
     assert isinstance(late.error, TimedOutError)
     assert "50 s" in late.error.message
     assert (other.error, len(other.trace.decisions)) == (None, 2)
@@ -574,8 +574,8 @@ def test_a_prompt_without_tokens_is_an_error_of_the_model() -> None:
 def test_tasks_have_their_own_flow_limits_and_sampler() -> None:
     """In one batch, and each as it would be alone."""
     ways: list[tuple[ModelRole, int]] = [("draft", 1), ("target", 3), ("draft", 3), ("draft", 3)]
-    tasks = [
-        Task(
+    jobs = [
+        Job(
             Problem(f"{model} {seed} {sampler.temperature}", "question 0"),
             partial(single, model=model),
             Limits(most),
@@ -586,13 +586,13 @@ def test_tasks_have_their_own_flow_limits_and_sampler() -> None:
     ]
     shared = Scheduler(hash_engines(num_sequences=3), partial(single, model="draft"), Limits(), concurrency=3)
     found = {
-        event.trace.problem.id: event.trace for event in shared.run_tasks(tasks, lambda: True) if isinstance(event, Finished)
+        event.trace.problem.id: event.trace for event in shared.run_jobs(jobs, lambda: True) if isinstance(event, Finished)
     }
-    for task in tasks:
-        alone = Scheduler(hash_engines(task.sampler), task.make_flow, task.limits).run([task.problem])
+    for job in jobs:
+        alone = Scheduler(hash_engines(job.sampler), job.make_flow, job.limits).run([job.problem])
         (expected,) = (event.trace for event in alone if isinstance(event, Finished))
-        trace = found[task.problem.id]
-        assert (trace.text, trace.stop, trace.limits) == (expected.text, expected.stop, task.limits)
+        trace = found[job.problem.id]
+        assert (trace.text, trace.stop, trace.limits) == (expected.text, expected.stop, job.limits)
     assert len({trace.text for trace in found.values()}) > 3
 
 

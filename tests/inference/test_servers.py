@@ -18,6 +18,7 @@ from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
+from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.types import Finished, ModelRole, Problem
 
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -34,12 +35,14 @@ def served(role: ModelRole, model: ServedModel, **options: Any) -> ServedWriter:
     return ServedWriter(role, model, Sampler(), INSTRUCTIONS, keep_token_stats=role == "draft", **options)
 
 
-def here(concurrency: int = 1) -> dict[ModelRole, Engine]:
+def here(concurrency: int = 1, **more: Any) -> dict[ModelRole, Engine]:
     backends: dict[ModelRole, HashBackend] = {
         "draft": HashBackend("draft", num_sequences=concurrency),
         "target": HashBackend("target", num_sequences=concurrency),
     }
-    return {role: make_engine(role, made, Sampler(), keep_token_stats=role == "draft") for role, made in backends.items()}
+    return {
+        role: make_engine(role, made, Sampler(), keep_token_stats=role == "draft", **more) for role, made in backends.items()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,6 +54,19 @@ def test_a_served_target_writes_what_an_engine_writes(kind: Kind, concurrency: i
         found = solve(writers, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
     assert texts(found) == texts(expected)
     assert {decision.kept.model for trace in found.values() for decision in trace.decisions} == {"draft", "target"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_served_step_goes_on_behind_a_separator_that_comes_too_early(kind: Kind) -> None:
+    """A server stops at each; the step ends where an engine's does."""
+    words = StepEnd(" ", 20)
+    expected = solve(here(step_end=words), PROBLEMS, "entropy", 1.0)
+    with opened(HashServer(kind, HashBackend("target"))) as model:
+        target = served("target", model, step_end=words)
+        found = solve({**here(step_end=words), "target": target}, PROBLEMS, "entropy", 1.0)
+    assert texts(found) == texts(expected)
+    kept = [decision.kept for trace in found.values() for decision in trace.decisions]
+    assert any(step.model == "target" and step.stop == "separator" and step.text.count(" ") > 1 for step in kept)
 
 
 @pytest.mark.parametrize("kind", KINDS)

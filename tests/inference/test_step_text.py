@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.inference.step_text import StepText
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
+
+LINES = StepEnd("\n", 10)
 
 
-def write(*pieces: bytes) -> tuple[str, int | None]:
+def write(*pieces: bytes, end: StepEnd = BLANK_LINE) -> tuple[str, int | None]:
     """The step's text, and after how many pieces it ended; None if it did not. Nothing is added after its end."""
-    step = StepText()
+    step = StepText(end=end)
     for number, piece in enumerate(pieces, start=1):
         step.add(piece)
         if step.ended:
@@ -81,14 +83,32 @@ def test_other_line_separators_are_text() -> None:
     assert write("a\u2028\u2028b\x85\x85c\x0b\x0bd".encode())[1] is None
 
 
+@pytest.mark.parametrize(
+    ("pieces", "text", "ended_after"),
+    [
+        ([b"import re\n", b"x = 1\n", b"y"], "import re\nx = 1\n", 2),
+        ([b"0123456789", b"\n"], "0123456789\n", 2),
+        ([b"012345678", b"\n", b"9"], "012345678\n9", None),
+        ([b"\n   ", b"    0123456789", b":\n"], "\n       0123456789:\n", 3),
+        ([b"0123\n\n", b"5678\n"], "0123\n\n5678\n", 2),
+    ],
+    ids=["the first long enough", "just long enough", "too short", "from the first visible character", "blank lines inside"],
+)
+def test_a_group_of_lines_ends_at_the_first_line_feed_after_enough_text(
+    pieces: list[bytes], text: str, ended_after: int | None
+) -> None:
+    assert write(*pieces, end=LINES) == (text, ended_after)
+
+
+@pytest.mark.parametrize("rule", [BLANK_LINE, LINES, StepEnd("\n")])
 @given(st.text(alphabet="ab \n.é", max_size=30), st.data())
-def test_cutting_into_tokens_does_not_move_the_end(text: str, data: st.DataObject) -> None:
+def test_cutting_into_tokens_does_not_move_the_end(rule: StepEnd, text: str, data: st.DataObject) -> None:
     """Byte by byte or in larger pieces: the step ends in the piece that holds the byte at which it ends."""
     encoded = text.encode()
-    by_byte, end = write(*(bytes([byte]) for byte in encoded))
+    by_byte, end = write(*(bytes([byte]) for byte in encoded), end=rule)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(encoded)))) | {0, len(encoded)})
     pieces = [encoded[start:stop] for start, stop in pairwise(cuts)]
-    written, ended_after = write(*pieces)
+    written, ended_after = write(*pieces, end=rule)
     assert (ended_after is None) == (end is None)
     assert written.startswith(by_byte)
     if end is not None and ended_after is not None:

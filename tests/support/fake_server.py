@@ -141,7 +141,7 @@ class HashServer:
     def _choice(self, part: "list[_Token]", body: Body) -> Body:
         last = part[-1]
         reason = None if last.ending is None else "length" if last.ending == "limit" else "stop"
-        stop = "\n\n" if last.ending == "word" else None
+        stop = body["stop"][0] if last.ending == "word" else None
         choice: Body = {"index": 0, "text": "".join(one.text for one in part), "finish_reason": reason}
         if self.kind == "vllm":
             choice |= {"stop_reason": stop}
@@ -174,7 +174,7 @@ class HashServer:
         last = {
             "stop": True,
             "stop_type": {"word": "word", "eos": "eos", "limit": "limit"}[str(written[-1].ending)],
-            "stopping_word": "\n\n" if written[-1].ending == "word" else "",
+            "stopping_word": body["stop"][0] if written[-1].ending == "word" else "",
             "timings": {
                 "cache_n": 0,
                 "prompt_n": len(ids),

@@ -12,6 +12,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "question 0")
@@ -62,9 +63,10 @@ def make_engine(
     *,
     instructions: str = INSTRUCTIONS,
     keep: Keep = "nothing",
+    step_end: StepEnd = BLANK_LINE,
     **options: Any,
 ) -> Engine:
-    return Engine(role, Cache(backend, instructions, keep=keep), sampler, **options)
+    return Engine(role, Cache(backend, instructions, step_end=step_end, keep=keep), sampler, **options)
 
 
 def new_engine(backend: Backend, *, keep_token_stats: bool = False) -> Engine:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from arbitrage_cli.inference.step_text import SEPARATOR
+from arbitrage_cli.inference.step_text import BLANK_LINE
 
 Json = Mapping[str, Any]
 
@@ -36,6 +36,7 @@ class CompletionRequest:
     is_streamed: bool = False
     cache_key: str = ""
     is_first: bool = False
+    stop: str = BLANK_LINE.separator
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Completions:
         if request.is_streamed:
             body["stream_options"] = {"include_usage": True}
         if self.says_why_it_stopped:
-            body |= {"stop": [SEPARATOR], **self._stop_fields()}
+            body |= {"stop": [request.stop], **self._stop_fields()}
         return {**body, **self._cache_fields(request)}
 
     def read(self, answer: Json) -> Piece:
@@ -182,7 +183,7 @@ class Vllm(Completions):
         return {"cache_salt": request.cache_key} if request.cache_key else {}
 
     def _was_separator(self, choice: Json) -> bool:
-        return choice.get("stop_reason") == SEPARATOR
+        return isinstance(choice.get("stop_reason"), str)  # else the id of a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ class Sglang(Completions):
         return {"no_stop_trim": True}
 
     def _was_separator(self, choice: Json) -> bool:
-        return choice.get("matched_stop") == SEPARATOR
+        return isinstance(choice.get("matched_stop"), str)  # else the id of a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ class LlamaServer(Completions):
             "top_p": request.top_p,
             "seed": request.seed,
             "stream": request.is_streamed,
-            "stop": [SEPARATOR],
+            "stop": [request.stop],
             **self.own_fields,
         }
         if request.num_alternatives:
@@ -268,7 +269,7 @@ class LlamaServer(Completions):
         """An answer, or a part of a streamed one."""
         ending, text = self._ending(answer), _text(answer["content"])
         if ending == "separator":
-            text += SEPARATOR
+            text += _text(answer["stopping_word"])
         tokens = tuple(_token(entry) for entry in answer.get("completion_probabilities") or ())
         ids = tuple(int(token) for token in answer.get("tokens") or ())
         timings = answer.get("timings") if ending else None  # the chunk of the stop text has them too

@@ -1,7 +1,8 @@
 """Writes steps with a model on a server, many at once: what an `Engine` is for a model on this machine.
 
 Steps come and go as text. For each problem it keeps the ids that the server drew, and tokenizes only text from elsewhere. A step
-ends where an engine's would: at the blank line after something visible, at the end of the sequence, or at a limit.
+ends where an engine's would: at its separator, at the end of the sequence, or at a limit. A server stops at every separator; one
+that is too early for the step's end is one more request.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from arbitrage_cli.inference.servers.evidence import token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import StepText
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the tokens asked for
@@ -55,7 +56,7 @@ class _Writing:
     """A step while it is written."""
 
     began: float
-    text: StepText = field(default_factory=StepText)
+    text: StepText
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
@@ -92,6 +93,7 @@ class ServedWriter:
         model: ServedModel,
         sampler: Sampler,
         instructions: str,
+        step_end: StepEnd = BLANK_LINE,
         *,
         keep_token_stats: bool = False,
         shares_prompts: bool = True,
@@ -100,6 +102,7 @@ class ServedWriter:
         self._model = model
         self._sampler = sampler
         self._prompts = Prompts(model.prompt(instructions))
+        self._step_end = step_end
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
         self._costs = TokenCosts()
@@ -172,22 +175,22 @@ class ServedWriter:
         self._model.connection.notify()
 
     async def _write(self, slot: int, opened: _Slot, request: WriteStep) -> tuple[Step, list[int]]:
-        """Write a step, and again if only blank lines came. Returns it with its ids. ContextFullError, ServerRequestError."""
+        """Write a step; ask again while it ended too soon. Returns it with its ids. ContextFullError, ServerRequestError."""
         trace = request.trace
         budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
         prompt = await self._prompt_of(opened, trace)
         room = self._room(prompt)
-        writing = _Writing(time.perf_counter())
+        writing = _Writing(time.perf_counter(), StepText(end=self._step_end))
         stop: StepStop | None = None
-        for _ in range(MAX_BLANK_ANSWERS):
+        num_blank = 0
+        while stop is None and num_blank < MAX_BLANK_ANSWERS:
             left = min(budget, room) - writing.num_tokens
             if left <= 0:
                 stop = "budget"
                 break
-            wanted = self._completion(opened, prompt, writing, left, request)
+            wanted, before = self._completion(opened, prompt, writing, left, request), writing.text.so_far.strip()
             stop = await self._read(slot, opened, writing, wanted)
-            if stop:
-                break
+            num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
         if stop is None:
             raise ServerRequestError(f"{self._model.name} writes nothing but blank lines")
         if stop == "budget" and writing.num_tokens >= room:
@@ -195,11 +198,11 @@ class ServedWriter:
         return self._finish(writing, stop), writing.ids
 
     async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: CompletionRequest) -> StepStop | None:
-        """Read one answer into the step. Returns why the step ended; None if only blank lines came."""
+        """Read one answer into the step. Returns why the step ended; None if the server stopped before its end."""
         text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
 
         def restart() -> None:
-            writing.text, writing.ids, writing.tokens = StepText(text), [*ids], [*tokens]
+            writing.text, writing.ids, writing.tokens = StepText(text, self._step_end), [*ids], [*tokens]
             writing.num_pieces, writing.first_at = num_pieces, None
             self._hand_over(opened, SlotUpdate(slot, num_unread=1))
 
@@ -219,8 +222,8 @@ class ServedWriter:
             raise ServerRequestError(f"{self._model.server.name} does not say why it stopped")
         if ending != "separator":
             return "end" if ending == "end" else "budget"
-        if writing.text.so_far.strip() and not writing.text.ended:
-            raise ServerRequestError(f"{self._model.server.name} leaves out the blank line at which it stopped")
+        if writing.text.so_far.strip() and not writing.text.so_far.endswith(wanted.stop) and not writing.text.ended:
+            raise ServerRequestError(f"{self._model.server.name} leaves out the {self._step_end} at which it stopped")
         return "separator" if writing.text.ended else None
 
     def _completion(
@@ -245,6 +248,7 @@ class ServedWriter:
             streams,
             cache_key="" if self._shares_prompts else opened.topic,
             is_first=is_first,
+            stop=self._step_end.separator,
         )
 
     async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:

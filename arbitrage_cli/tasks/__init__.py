@@ -1,0 +1,1 @@
+"""What kinds of problems there are: one file each."""

@@ -1,0 +1,108 @@
+"""Programming: a function in Python, graded by running its tests.
+
+A step is a group of lines: most functions have no blank line, and a single line is seldom worth a call of the target.
+"""
+
+import ast
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from arbitrage_cli.data.problems import UnusableError
+from arbitrage_cli.data.rows import Form, Row
+from arbitrage_cli.grading.programs.records import Tests, humaneval_tests, mbpp_tests
+from arbitrage_cli.grading.programs.runner import ProgramRunner
+from arbitrage_cli.inference.step_text import StepEnd
+from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.types import Score
+
+INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."
+
+_BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def find_program(text: str) -> str | None:
+    """The first block of code that is not blank, closed or not; without a block the whole text."""
+    blocks = _BLOCK.findall(text) or [text]
+    return next((block for block in blocks if block.strip()), None)
+
+
+class _Grader:
+    """Runs the tests of a problem on a program."""
+
+    def __init__(self, runner: ProgramRunner) -> None:
+        self._runner = runner
+
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
+        program = find_program(text)
+        if not gold:
+            return Score("unscored", program, "the data have no tests")
+        if program is None:
+            return Score("incorrect", None, "no program found")
+        if "answer" in gold:  # the target's own program
+            is_same = _is_same(program, gold["answer"])
+            return Score(
+                "correct" if is_same else "incorrect", program, f"{'the' if is_same else 'not the'} program to reach"
+            )
+        verdict = self._runner.run(program, Tests(**gold))
+        return Score("correct" if verdict.passed else "incorrect", program, verdict.reason)
+
+
+def _is_same(first: str, second: str) -> bool:
+    """Whether two programs differ in layout and comments only."""
+    try:
+        return ast.dump(ast.parse(first)) == ast.dump(ast.parse(second))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return first.split() == second.split()
+
+
+@contextmanager
+def _open_grader() -> Iterator[_Grader]:
+    with ProgramRunner() as runner:
+        yield _Grader(runner)
+
+
+def _grader_version() -> str:
+    return f"programs 1, Python {platform.python_version()}"
+
+
+def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
+    """A function to complete; the tests come with what is before it."""
+    _check_texts(row, "prompt", "entry_point", "test")
+    return f"Complete this function:\n\n```python\n{row['prompt'].strip()}\n```", asdict(humaneval_tests(row))
+
+
+def _mbpp(row: Row) -> tuple[str, dict[str, Any]]:
+    """A description; its first test shows the function's name and signature, as is usual."""
+    described = "text" if "text" in row else "prompt"
+    _check_texts(row, described)
+    tests = row["test_list"]
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise UnusableError("its test_list is no list of texts")
+    question = f"{row[described].strip()}\nYour code should pass this test:\n\n```python\n{tests[0].strip()}\n```"
+    return question, asdict(mbpp_tests(row))
+
+
+def _check_texts(row: Row, *names: str) -> None:
+    for name in names:
+        if not isinstance(row[name], str):
+            raise UnusableError(f"its {name} is no text")
+
+
+CODE = Task(
+    "code",
+    INSTRUCTIONS,
+    find_program,
+    _open_grader,
+    _grader_version,
+    step_end=StepEnd("\n", 40),
+    runs_code=True,
+    forms=(
+        Form("code", frozenset(("prompt", "entry_point", "test")), _humaneval, id="task_id"),
+        Form("code", frozenset(("text", "test_list")), _mbpp, id="task_id"),
+        Form("code", frozenset(("prompt", "test_list")), _mbpp, id="task_id"),
+    ),
+)

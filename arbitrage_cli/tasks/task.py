@@ -1,0 +1,45 @@
+"""A task: what a kind of problem needs, from its prompt to its grade. Knows no model, no policy and no command."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from arbitrage_cli.data.rows import Form
+from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.types import Score
+
+
+class Grader(Protocol):
+    """Grades solutions."""
+
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
+        """Compare a solution with the gold of an `Item`; without one the score has only the answer. ProblemError if it fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a kind of problem needs.
+
+    `instructions` are the system prompt, `forms` the rows that show the task, and how each becomes a question with its gold.
+    `find_answer` gives the answer in a solution, as records have it, or None. `grader_version` names what grades depend on. If it `runs_code`, grading
+    runs programs that models wrote.
+    """
+
+    name: str
+    instructions: str
+    find_answer: Callable[[str], str | None]
+    open_grader: Callable[[], AbstractContextManager[Grader]]
+    grader_version: Callable[[], str]
+    step_end: StepEnd = BLANK_LINE
+    runs_code: bool = False
+    forms: tuple[Form, ...] = ()
+
+
+def reaches(grader: Grader, text: str, gold: Mapping[str, Any]) -> bool:
+    """Whether a solution is right. ProblemError if it cannot be scored: that is no reward of 0."""
+    score = grader.grade(text, gold)
+    if score.value == "unscored":
+        raise ProblemError(f"a solution cannot be rated by its answer: {score.explanation}", "check the problem's answer")
+    return score.value == "correct"

@@ -1,0 +1,74 @@
+"""The task of a command: from its data set or `--task`, in its run, and what goes with it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import QUESTION, RIGHT, assert_refused, run
+from small_heads import write_head
+
+from arbitrage_cli.cli.invocation import Invocation
+from arbitrage_cli.cli.options import GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
+from arbitrage_cli.cli.setup import RunOptions, solve_setup
+from arbitrage_cli.errors import RouterError
+from arbitrage_cli.tasks.code import CODE, INSTRUCTIONS
+
+REFUSED = 2
+BENCH = ("bench", "--pair", "scripted", "--policy", "draft", "--dataset", "rows.jsonl", "-o", "run", "-q")
+MBPP = {"task_id": 7, "text": QUESTION, "code": "def f():\n    return 1", "test_list": ["assert f() == 1"]}
+
+
+def write_rows(folder: Path, *rows: dict[str, Any]) -> None:
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def options(task: str | None, **models: Any) -> RunOptions:
+    return RunOptions(
+        Invocation(), replace(ModelOptions(), **models), replace(GenerationOptions(), task=task), MachineOptions()
+    )
+
+
+def manifest(folder: Path) -> Any:
+    return json.loads((folder / "run" / "run.json").read_text())
+
+
+def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> None:
+    write_rows(tmp_path, MBPP)
+    assert_refused(run(*BENCH, cwd=tmp_path), REFUSED, "", "--run-code")
+    assert run(*BENCH, "--run-code", cwd=tmp_path).code == 0
+    made = manifest(tmp_path)
+    assert (made["task"], made["step_separator"], made["step_least"]) == (
+        "code",
+        CODE.step_end.separator,
+        CODE.step_end.least,
+    )
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert row["score"]["value"] == "incorrect"  # arithmetic is no function f
+    assert_refused(run("grade", "run", cwd=tmp_path), REFUSED, "", "--run-code")
+    assert run("grade", "run", "--run-code", "-q", cwd=tmp_path).code == 0
+
+
+def test_a_run_is_not_resumed_with_another_task(tmp_path: Path) -> None:
+    write_rows(tmp_path, {"question": QUESTION, "answer": RIGHT})
+    assert run(*BENCH, cwd=tmp_path).code == 0
+    assert (manifest(tmp_path)["task"], manifest(tmp_path)["step_separator"]) == ("math", "\n\n")
+    assert_refused(run(*BENCH, "--task", "free", cwd=tmp_path), REFUSED, "", "made with another")
+    assert_refused(run(*BENCH, "--task", "music", cwd=tmp_path), REFUSED, "", "unknown task")
+
+
+def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    models = {"draft": "a.gguf", "target": "b.gguf"}
+    setup = solve_setup(options("code", **models), RoutingOptions())
+    assert (setup.task, setup.system) == (CODE, INSTRUCTIONS)
+    assert (setup.head, setup.policy_at_tau.policy.name) == (None, "entropy")  # heads for paragraphs are of no use
+    assert solve_setup(options(None, **models), RoutingOptions()).head is not None
+
+
+def test_a_head_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    head = str(write_head(tmp_path / "head.safetensors"))
+    with pytest.raises(RouterError, match="a blank line"):
+        solve_setup(options("code", draft="a.gguf", target="b.gguf", head=head), RoutingOptions())

@@ -1,0 +1,159 @@
+"""What a task makes of a row, and of a solution."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from arbitrage_cli.data.problems import read_json_rows
+from arbitrage_cli.data.rows import Dataset, make_dataset
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.tasks.choice import CHOICE, find_letter
+from arbitrage_cli.tasks.code import CODE, find_program
+from arbitrage_cli.tasks.free import FREE
+from arbitrage_cli.tasks.math import MATH
+from arbitrage_cli.tasks.registry import FORMS, find_task
+from arbitrage_cli.tasks.task import Task
+
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": 'import math\n\n\ndef half(n: int) -> int:\n    """Half of n, rounded down."""\n',
+    "entry_point": "half",
+    "canonical_solution": "    return n // 2\n",
+    "test": "def check(candidate):\n    assert candidate(5) == 2\n    assert candidate(8) == 4\n",
+}
+MBPP = {
+    "task_id": 7,
+    "text": "Halve a number.",
+    "code": "def half(n):\n    return n // 2",
+    "test_list": ["assert half(5) == 2"],
+}
+RIGHT = "Here it is:\n```python\ndef half(n):\n    return n // 2\n```\nIt halves."
+WRONG = RIGHT.replace("//", "/")
+
+
+def dataset(*rows: dict[str, Any], **options: Any) -> Dataset:
+    lines = b"\n".join(json.dumps(row).encode() for row in rows)
+    return make_dataset("some.jsonl", read_json_rows(io.BytesIO(lines)), forms=FORMS, **options)
+
+
+def grade(task: Task, text: str, gold: dict[str, Any]) -> str:
+    with task.open_grader() as grader:
+        return grader.grade(text, gold).value
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "identifier", "asked"),
+    [
+        (HUMANEVAL, "code", "HumanEval/0", "Half of n, rounded down."),
+        (MBPP, "code", "7", "assert half(5) == 2"),
+        ({**MBPP, "text": None, "prompt": "Halve a number."} | {"text": "Halve."}, "code", "7", "Halve."),
+        ({"question": "Which?", "choices": ["x", "y"], "answer": 1}, "choice", "1", "Which?\n\nA. x\nB. y"),
+        (
+            {"id": "q", "question": "Which?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"},
+            "choice",
+            "q",
+            "B. y",
+        ),
+        ({"question": "1 + 1?", "answer": "2"}, None, "1", "1 + 1?"),
+    ],
+    ids=["HumanEval", "MBPP", "description", "choices", "ARC", "mathematics"],
+)
+def test_a_data_set_has_the_task_that_its_rows_show(
+    row: dict[str, Any], task: str | None, identifier: str, asked: str
+) -> None:
+    found = dataset(row)
+    (item,) = found.items
+    assert (found.task, item.problem.id) == (task, identifier)
+    assert asked in item.problem.question
+    assert item.gold
+
+
+def test_rows_of_another_form_are_refused() -> None:
+    with pytest.raises(UsageError, match="line 2: no field 'test_list'"):
+        dataset(MBPP, {"question": "1 + 1?", "answer": "2"})
+
+
+def test_named_fields_are_those_of_no_form() -> None:
+    row = {"prompt": "?", "entry_point": "f", "test": "x", "gold": "4"}
+    assert dataset(row, mapping={"question": "prompt", "answer": "gold"}).task is None
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {**HUMANEVAL, "test": 1},
+        {**MBPP, "test_list": []},
+        {**MBPP, "test_list": "assert"},
+        {"question": "?", "choices": ["x"], "answer": 0},
+        {"question": "?", "choices": ["x", "y"], "answer": 2},
+        {"question": "?", "choices": {"label": ["A"]}, "answerKey": "A"},
+    ],
+)
+def test_rows_that_cannot_be_read_are_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"some\.jsonl: line 1"):
+        dataset(broken)
+
+
+@pytest.mark.parametrize("row", [HUMANEVAL, MBPP], ids=["HumanEval", "MBPP"])
+def test_programs_are_graded_by_their_tests(row: dict[str, Any]) -> None:
+    gold = json.loads(json.dumps(dataset(row).items[0].gold))  # as a row of a run has it
+    assert grade(CODE, RIGHT, gold) == "correct"
+    assert grade(CODE, WRONG, gold) == "incorrect"
+    assert grade(CODE, "", gold) == "incorrect"
+
+
+def test_without_tests_the_program_to_reach_is_another_one() -> None:
+    """Layout and comments do not matter."""
+    assert grade(CODE, RIGHT, {}) == "unscored"
+    assert grade(CODE, RIGHT, {"answer": "def half(n):  # half\n    return (n // 2)"}) == "correct"
+    assert grade(CODE, RIGHT, {"answer": "def half(n):\n    return n / 2"}) == "incorrect"
+    assert grade(CODE, "```\nno: python\n```", {"answer": "no:   python"}) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        (RIGHT, "def half(n):\n    return n // 2\n"),
+        ("```python\nx = 1", "x = 1"),
+        ("```\n\n```\n```py\nx = 1\n```", "x = 1\n"),
+        ("x = 1", "x = 1"),
+        (" \n", None),
+    ],
+    ids=["in a block", "not closed", "after an empty block", "without a block", "nothing"],
+)
+def test_a_program_is_found_in_the_first_block_that_has_any(text: str, program: str | None) -> None:
+    assert find_program(text) == program
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("\\boxed{B}", "B"),
+        ("\\boxed{\\text{C}}", "C"),
+        ("The answer is (D).", "D"),
+        ("The answer is A. Paris", "A"),
+        ("\\boxed{Because}", None),
+        ("I do not know", None),
+    ],
+)
+def test_letters(text: str, letter: str | None) -> None:
+    assert find_letter(text) == letter
+
+
+def test_choices_are_graded_by_their_letters() -> None:
+    assert grade(CHOICE, "\\boxed{B}", {"answer": "B"}) == "correct"
+    assert grade(CHOICE, "\\boxed{A}", {"answer": "B"}) == "incorrect"
+    assert grade(CHOICE, "\\boxed{B}", {}) == "unscored"
+
+
+def test_free_text_is_not_graded() -> None:
+    assert grade(FREE, "anything", {"answer": "4"}) == "unscored"
+
+
+def test_tasks_by_name() -> None:
+    assert find_task(None) is MATH
+    assert find_task("code") is CODE
+    with pytest.raises(UsageError, match="unknown task 'coda'"):
+        find_task("coda")
