@@ -161,6 +161,12 @@ def test_no_error_cuts_an_iteration_of_the_tests_short(runner: ProgramRunner) ->
     assert not runner.run(program, Tests(("f",), "assert all(map(lambda x: f(x) == x + 1, [1, 2]))")).passed
 
 
+def test_ended_process_is_no_error_that_tests_may_want(runner: ProgramRunner) -> None:
+    script = "try:\n    f(3)\nexcept:\n    pass\n"
+    assert runner.run("import os\ndef f(x):\n    os._exit(0)", Tests(("f",), script)).value == "ended"
+    assert runner.run("import os\ndef f(x):\n    os.write(3, b'garbage')", Tests(("f",), script)).value == "error"
+
+
 def test_tests_that_go_wrong_are_no_pass(runner: ProgramRunner) -> None:
     for script in (
         "while True: pass",

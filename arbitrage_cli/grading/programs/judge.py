@@ -8,7 +8,7 @@ import builtins
 import linecache
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ def judge(control: socket.socket, link: socket.socket) -> None:
         candidate.load(preamble, program)
         namespace |= candidate.names(names)
         exec(tests, namespace)  # noqa: S102
+        candidate.check()
     write_message(control, [verdict.value, verdict.reason])
 
 
@@ -77,7 +78,7 @@ def _failed_line(error: BaseException) -> str:
 
 
 class _ProgramGoneError(BaseException):
-    """The program's process has ended. No test can catch it by accident."""
+    """The program's process has ended. A test that catches errors does not catch it."""
 
 
 class _BadAnswerError(BaseException):
@@ -112,8 +113,14 @@ class _Program:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._handles: dict[int, Handle] = {}
+        self._broken: BaseException | None = None
         self.last_error: Exception | None = None
         """What its last call raised."""
+
+    def check(self) -> None:
+        """Raise what made the program useless, if that has happened: a test may have caught it."""
+        if self._broken:
+            raise self._broken
 
     def load(self, *codes: str) -> None:
         self.ask("load", *codes)
@@ -127,21 +134,28 @@ class _Program:
         return {name: found[name] for name in wanted}
 
     def ask(self, *request: object) -> Any:
-        """The answer to a request; the error that it raised, if there is a built-in class for it."""
+        """The answer to a request. The error that it raised, if there is a built-in class for it, else ProgramError."""
+        value, error = self._exchange(request)
+        if error:
+            self.last_error = error
+            raise error
+        return value
+
+    def _exchange(self, request: Sequence[object]) -> tuple[Any, Exception | None]:
+        """The value that answers a request, or the error."""
         try:
             write_message(self._link, request)
             match read_message(self._link):
                 case ["value", value]:
-                    return decode(value, self._handle)
+                    return decode(value, self._handle), None
                 case ["error", [*names], str(message)]:
-                    self.last_error = _error(names, message)
-                case _:
-                    raise BadMessageError("no answer")
-        except EOFError as error:
-            raise _ProgramGoneError from error
+                    return None, _error(names, message)
+            raise BadMessageError("no answer")
+        except EOFError:
+            self._broken = _ProgramGoneError()
         except BadMessageError as error:
-            raise _BadAnswerError(f"the program's answer is {error}") from error
-        raise self.last_error
+            self._broken = _BadAnswerError(f"the program's answer is {error}")
+        raise self._broken
 
     def sent(self, value: object) -> object:
         return encode(value, self._number)

@@ -80,8 +80,9 @@ def _work(confine: Callable[[], None], task: Callable[..., None], descriptors: l
             os.dup2(descriptor, place)
         os.closerange(_FIRST + len(kept), os.sysconf("SC_OPEN_MAX"))
         random.seed(0)  # the same in every run
+        connections = [socket.socket(fileno=place) for place, _ in enumerate(kept, _FIRST)]
         confine()
-        task(*(socket.socket(fileno=place) for place, _ in enumerate(kept, _FIRST)))
+        task(*connections)
         status = 0
     finally:
         os._exit(status)

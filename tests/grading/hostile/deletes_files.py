@@ -1,5 +1,5 @@
 # Deletes all that it can reach.
-# expected: failed
+# expected: failed error
 import os
 import shutil
 

@@ -1,5 +1,5 @@
 # Reads the environment.
-# expected: failed
+# expected: failed error
 import ctypes
 import os
 

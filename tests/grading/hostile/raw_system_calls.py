@@ -1,5 +1,5 @@
 # Makes system calls past the C library: sockets, rings, anonymous programs, other namespaces.
-# expected: failed
+# expected: failed error
 import ctypes
 import platform
 

@@ -1,5 +1,5 @@
 # Searches all folders for a file of the user's.
-# expected: failed
+# expected: failed error
 import os
 
 

@@ -1,5 +1,5 @@
 # Attaches to other processes as a debugger.
-# expected: failed
+# expected: failed error
 import ctypes
 import os
 
