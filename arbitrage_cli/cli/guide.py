@@ -19,7 +19,7 @@ MAX_COLUMNS = 100  # longer lines are hard to read
 
 @command
 def guide(topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all.")] = None) -> None:
-    """Read about routing, benchmarks, training, servers, output and settings.
+    """Read about routing, benchmarks, code, training, servers, output and settings.
 
     In a terminal the guide opens in your pager; elsewhere it is plain Markdown.
 
