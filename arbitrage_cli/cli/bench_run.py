@@ -98,7 +98,7 @@ def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
         bench = _make_bench(run, grader, timeout)
         for attempt in run.left:
             session.engines(attempt.policy_at_tau, attempt.sample)
-        run.folder.save_run(add_loaded(run.manifest, session.models))
+        run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         _follow(bench, run, display)
 
 

@@ -143,7 +143,8 @@ class _CollectRun:
             }
             golds |= self._target_answers(engines["target"], grader)
             costs = _known_costs(self.folder, manifest) or self._measure_costs(engines)
-            self.folder.save_run({**add_loaded(manifest, session.models), "costs": costs})
+            loaded = add_loaded(manifest, session.models)
+            self.folder.save_run({**loaded, "costs": costs, "protections": list(grader.protections)})
             target: Writer = engines["target"]
             if isinstance(rater, Rollout) and samplers[0] == setup.sampler:
                 target = Recalling(engines["target"], rater)

@@ -26,6 +26,8 @@ def find_letter(text: str) -> str | None:
 class _Grader:
     """Compares letters."""
 
+    protections = ()
+
     def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
         letter, right = find_letter(text), gold.get("answer")
         if right is None:

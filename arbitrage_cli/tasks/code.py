@@ -35,6 +35,7 @@ class _Grader:
 
     def __init__(self, runner: ProgramRunner) -> None:
         self._runner = runner
+        self.protections = runner.isolation.protections
 
     def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
         program = find_program(text)

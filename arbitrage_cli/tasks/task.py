@@ -1,6 +1,6 @@
 """A task: what a kind of problem needs, from its prompt to its grade. Knows no model, no policy and no command."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +12,10 @@ from arbitrage_cli.types import Score
 
 
 class Grader(Protocol):
-    """Grades solutions."""
+    """Grades solutions. `protections` keep the programs that it runs apart from this machine."""
+
+    @property
+    def protections(self) -> Sequence[str]: ...
 
     def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
         """Compare a solution with the gold of an `Item`; without one the score has only the answer. ProblemError if it fails."""
