@@ -335,7 +335,7 @@ class SelectionOptions:
 _DATASET = _problems(
     "--dataset",
     metavar="NAME|FILE",
-    help="Problems with answers (collect and calibrate: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, builtin, builtin-dev; or a JSONL or "
+    help="Problems with answers (collect and calibrate: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, humaneval, mbpp, arc, builtin, builtin-dev; or a JSONL or "
     "parquet file.",
 )
 

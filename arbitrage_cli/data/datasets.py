@@ -43,6 +43,21 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         "aime24": Published("HuggingFaceH4/aime_2024", "data/train-00000-of-00001.parquet", "the 30 problems of AIME 2024"),
         "aime25": Published("math-ai/aime25", "test.jsonl", "the 30 problems of AIME 2025"),
         "amc23": Published("math-ai/amc23", "test-00000-of-00001.parquet", "40 problems of AMC 12, 2023"),
+        "humaneval": Published(
+            "openai/openai_humaneval",
+            "openai_humaneval/test-00000-of-00001.parquet",
+            "164 Python functions to complete, with tests",
+        ),
+        "mbpp": Published(
+            "google-research-datasets/mbpp",
+            "sanitized/test-00000-of-00001.parquet",
+            "257 short Python programs, verified by hand, with tests",
+        ),
+        "arc": Published(
+            "allenai/ai2_arc",
+            "ARC-Challenge/test-00000-of-00001.parquet",
+            "1,172 multiple-choice questions of grade-school science",
+        ),
     }
 )
 

@@ -98,8 +98,9 @@ def make_dataset(
 ) -> Dataset:
     """A data set of numbered rows. `mapping` names the only field to read for some of FIELDS.
 
-    If the first row has the fields of one of `forms`, and nothing is mapped, all rows are read by that. The default id of a problem is its row's number. UsageError, naming the first bad row, if a row has no question, or no answer
-    though the data set `needs_answers`, if an id comes twice, or if there is no row.
+    If the first row has the fields of one of `forms`, and nothing is mapped, all rows are read by that. The default id of a problem
+    is its row's number. UsageError, naming the first bad row, if a row has no question, or no answer though the data set
+    `needs_answers`, if an id comes twice, or if there is no row.
     """
     items: dict[str, tuple[int, Item]] = {}
     bad: list[BadLine] = []

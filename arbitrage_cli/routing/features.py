@@ -74,6 +74,12 @@ FEATURES: tuple[str, ...] = (
 ALL_FEATURES: tuple[str, ...] = (*FEATURES, *CODE_FEATURES)
 """The same with those of code."""
 
+_OF_ARITHMETIC = re.compile(
+    r"(digit|operator)_|problem_(numbers|longest)|(.*_)?(signs|equations?|operands|numbers?)(_|$)|has_box"
+)
+CODE_INPUTS: tuple[str, ...] = tuple(name for name in ALL_FEATURES if not _OF_ARITHMETIC.match(name))
+"""What a head for code reads."""
+
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats; entropies are given as logarithms

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats
+from arbitrage_cli.routing.features import ALL_FEATURES, CODE_INPUTS, FEATURES, Floats
 from arbitrage_cli.routing.states import State, features_of, state_from_json
 from arbitrage_cli.routing.thresholds import Costs, Outcomes
 from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
@@ -57,6 +57,16 @@ class Collected:
     def feature_names(self) -> tuple[str, ...]:
         """Those of the columns of `features`."""
         return FEATURES if self.features.shape[1] == len(FEATURES) else ALL_FEATURES
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Those that a head reads."""
+        return FEATURES if self.feature_names == FEATURES else CODE_INPUTS
+
+    @property
+    def inputs(self) -> Floats:
+        """The features that a head reads (n, n_inputs)."""
+        return self.features[:, [self.feature_names.index(name) for name in self.input_names]]
 
     @property
     def weight(self) -> NDArray[np.float64]:

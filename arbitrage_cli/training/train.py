@@ -215,7 +215,7 @@ class _Learner:
         chosen, truth = self.collected.part == part, self.truth_of(part)
         columns: list[NDArray[Any]] = []
         if inputs != "hidden":
-            columns.append(self.collected.features[chosen])
+            columns.append(self.collected.inputs[chosen])
         if inputs != "agnostic" and self.collected.hidden is not None:
             columns.append(self.collected.hidden[chosen])
         weights = balanced(truth.is_better, self.collected.pair[chosen])
@@ -252,7 +252,7 @@ def _card(
     )
     return Card(
         name=name,
-        features=collected.feature_names if chosen.inputs != "hidden" else (),
+        features=collected.input_names if chosen.inputs != "hidden" else (),
         hidden_size=0 if chosen.inputs == "agnostic" or collected.hidden is None else collected.hidden.shape[1],
         pairs=collected.pairs,
         reward=reward,

@@ -12,8 +12,11 @@ from small_heads import write_head
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
 from arbitrage_cli.cli.setup import RunOptions, solve_setup
-from arbitrage_cli.errors import RouterError
+from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.routing.features import CODE_INPUTS, FEATURES
 from arbitrage_cli.tasks.code import CODE, INSTRUCTIONS
+from arbitrage_cli.training.examples import read_states
 
 REFUSED = 2
 BENCH = ("bench", "--pair", "scripted", "--policy", "draft", "--dataset", "rows.jsonl", "-o", "run", "-q")
@@ -48,6 +51,22 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert row["score"]["value"] == "incorrect"  # arithmetic is no function f
     assert_refused(run("grade", "run", cwd=tmp_path), REFUSED, "", "--run-code")
     assert run("grade", "run", "--run-code", "-q", cwd=tmp_path).code == 0
+
+
+def test_states_of_code_are_those_of_a_head_for_code(tmp_path: Path) -> None:
+    """A head reads no arithmetic of them, and learns from one kind of steps."""
+    write_rows(tmp_path, MBPP, {**MBPP, "task_id": 8, "text": "What is 12 * 34 - 5?"})
+    collect = ("collect", "--pair", "scripted", "--reward", "rollout", "--dataset", "rows.jsonl", "--limit", "1", "-q")
+    assert_refused(run(*collect, "-o", "code", cwd=tmp_path), REFUSED, "", "--run-code")
+    assert run(*collect, "-o", "code", "--run-code", cwd=tmp_path).code == 0
+    write_rows(tmp_path, {"question": QUESTION, "answer": RIGHT})
+    assert run(*collect, "-o", "math", cwd=tmp_path).code == 0
+    code, mathematics = read_states([tmp_path / "code"]), read_states([tmp_path / "math"])
+    assert (code.step_end, code.input_names) == (CODE.step_end, CODE_INPUTS)
+    assert (mathematics.step_end, mathematics.input_names) == (BLANK_LINE, FEATURES)
+    assert code.inputs.shape == (len(code.part), len(CODE_INPUTS))
+    with pytest.raises(UsageError, match="its steps end at a blank line"):
+        read_states([tmp_path / "code", tmp_path / "math"])
 
 
 def test_a_run_is_not_resumed_with_another_task(tmp_path: Path) -> None:

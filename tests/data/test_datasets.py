@@ -17,6 +17,7 @@ from arbitrage_cli.data import datasets
 from arbitrage_cli.data.datasets import PUBLISHED, SHIPPED, known_datasets, load_dataset
 from arbitrage_cli.errors import HubError, ModelFileError, UsageError
 from arbitrage_cli.model_files.hub import FileProgress
+from arbitrage_cli.tasks.registry import FORMS
 
 GSM8K = {"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"}
 MATH = {"problem": "Convert.", "answer": "\\frac{1}{2}", "subject": "Algebra", "level": 2, "unique_id": "a/1"}
@@ -31,6 +32,27 @@ ROWS: dict[str, dict[str, Any]] = {
     "aime24": {"id": 60, "problem": "Every morning", "solution": "So", "answer": "204", "url": "u", "year": "2024"},
     "aime25": {"problem": "Find the sum", "answer": "70", "id": "0"},
     "amc23": {"id": 0, "question": "Cities A and B", "answer": "27", "url": "u"},
+    "humaneval": {
+        "task_id": "HumanEval/0",
+        "prompt": 'def one():\n    """The number 1."""\n',
+        "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+        "entry_point": "one",
+    },
+    "mbpp": {
+        "source_file": "f",
+        "task_id": 11,
+        "prompt": "Write one.",
+        "code": "def one():\n    return 1",
+        "test_imports": ["import math"],
+        "test_list": ["assert one() == 1"],
+    },
+    "arc": {
+        "id": "Mercury_1",
+        "question": "Which?",
+        "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+        "answerKey": "B",
+    },
 }
 """A row of each published data set, in the fields that it has on the Hub."""
 
@@ -73,7 +95,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 # --- from the Hub
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", GOLDS)
 def test_published_data_set(served: FakeHub, name: str) -> None:
     """A name stands for one file of one repository, whose fields need no mapping; its commit is known."""
     offer(served, name, ROWS[name])
@@ -85,6 +107,13 @@ def test_published_data_set(served: FakeHub, name: str) -> None:
     assert item.problem.id == str(row.get("id", row.get("unique_id", 1)))
     assert item.gold == GOLDS[name]
     assert item.level == row.get("level")
+
+
+@pytest.mark.parametrize(("name", "task"), [("humaneval", "code"), ("mbpp", "code"), ("arc", "choice")])
+def test_published_data_set_of_another_task(served: FakeHub, name: str, task: str) -> None:
+    offer(served, name, ROWS[name])
+    found = load_dataset(name, offline=False, forms=FORMS)
+    assert (found.task, found.items[0].problem.id) == (task, str(ROWS[name].get("task_id", "Mercury_1")))
 
 
 @pytest.mark.parametrize("name", ["math500", "gsm8k"])
@@ -188,7 +217,7 @@ def test_every_name_has_a_note() -> None:
 # --- files
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", GOLDS)
 def test_jsonl_and_parquet_files(tmp_path: Path, name: str) -> None:
     """Rows of a published data set are read from both kinds of files as they are by name."""
     for file, data in {"rows.jsonl": jsonl(ROWS[name]), "rows.parquet": parquet(ROWS[name])}.items():
