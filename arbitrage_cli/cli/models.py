@@ -14,7 +14,7 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.downloads import shown, size_words
 from arbitrage_cli.cli.options import Debug, QuietOptions, TableOptions, option
 from arbitrage_cli.cli.output import confirmed, write_table_as
-from arbitrage_cli.display.text import one_line
+from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
@@ -70,7 +70,8 @@ def list_pairs(*, form: TableOptions, debug: Debug = False) -> None:
     elif not is_for_people:
         write_table_as(form, None, records, (list(records[0]), [[str(cell) for cell in one.values()] for one in records]))
     for pair in _pairs().values() if is_for_people else ():
-        typer.echo(f"{one_line(pair.name)}: {one_line(pair.notes)}" if pair.notes else one_line(pair.name))
+        title = f"{one_line(pair.name)}: {one_line(pair.notes)}" if pair.notes else one_line(pair.name)
+        typer.echo("\n".join(wrapped(title, width_of(sys.stdout))))
         for one in _pair_records(pair):
             typer.echo(f"  {one['role']:<6}  {'here' if one['here'] else 'not here':<8}  {one_line(one['model'])}")
 

@@ -1,6 +1,7 @@
 """`arbitrage runs`: the run folders below a folder, and removing them. Runs no model."""
 
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -14,7 +15,7 @@ from arbitrage_cli.cli.downloads import size_words
 from arbitrage_cli.cli.options import Debug, TableOptions
 from arbitrage_cli.cli.output import confirmed, write_table_as
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.text import one_line, wrapped
+from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, files_of_run, latest, remove_run
 from arbitrage_cli.runs.records import label
@@ -54,7 +55,8 @@ def list_runs(
         write_table_as(form, records, records, table)
     for one in records if is_for_people else ():
         typer.echo(_title(one))
-        for line in wrapped(one.get("error") or f"{one['dataset']}: {one['policies']}; {one['models']}"):
+        about = one.get("error") or f"{one['dataset']}: {one['policies']}; {one['models']}"
+        for line in wrapped(about, width_of(sys.stdout) - 2):
             typer.echo(f"  {one_line(line)}")
     if is_for_people and not records:
         typer.echo(f"there are no runs in {folder}; arbitrage bench makes them", err=True)

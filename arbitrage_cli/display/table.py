@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, wrapped, write
+from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, width_of, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import LATENCY, PRICES, THROUGHPUT
 
@@ -40,12 +40,12 @@ def write_table(
 
     `styled` is for a terminal that obeys escape codes. ReaderGoneError, OutputError as `write`.
     """
-    _write(_lines(figures, facts, explain=explain), stream, styled=styled)
+    _write(_lines(figures, facts, width_of(stream), explain=explain), stream, styled=styled)
 
 
 def write_comparison(comparison: Figures, stream: TextIO, *, explain: bool = False, styled: bool = False) -> None:
     """The same for the comparison of two runs."""
-    _write(_comparison_lines(comparison, explain=explain), stream, styled=styled)
+    _write(_comparison_lines(comparison, width_of(stream), explain=explain), stream, styled=styled)
 
 
 def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
@@ -80,18 +80,19 @@ def _columns(figures: Figures) -> dict[str, tuple[str, Callable[[Figures], str]]
     return {name: column for name, column in COLUMNS.items() if name not in left_out}
 
 
-def _lines(figures: Figures, facts: Iterable[tuple[str, str]], *, explain: bool) -> Iterator[Line]:
+def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, explain: bool) -> Iterator[Line]:
     yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
     for name, text in facts:
-        yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}"))
+        yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}", width))
     yield "", ""
-    yield from _table(*main_table(figures))
+    yield from _table(*main_table(figures), width)
+    meanings = ((heading, DEFINITIONS[name]) for name, (heading, _) in _columns(figures).items() if explain)
     notes = [
-        *_plain(_not_scored(figures["policies"])),
-        *_plain(map(_curve, figures["curves"])),
-        *_projection(figures, explain=explain),
-        *_plain(figures["notes"]),
-        *_legend((heading, DEFINITIONS[name]) for name, (heading, _) in _columns(figures).items() if explain),
+        *_plain(_not_scored(figures["policies"]), width),
+        *_plain(map(_curve, figures["curves"]), width),
+        *_projection(figures, width, explain=explain),
+        *_plain(figures["notes"], width),
+        *_legend(meanings, width),
     ]
     yield from [("", ""), *notes] if notes else ()
 
@@ -114,15 +115,29 @@ def _with_range(figures: Figures, name: str, factor: int, digits: int, range_dig
     return f"{shown} [{'-'.join(f'{factor * end:.{range_digits}f}' for end in interval)}]" if interval else shown
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Line]:
-    """Labels get the room that the figures leave. Figures with an interval begin at the same place."""
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Line]:
+    """Labels get the room that the figures leave. Figures with an interval begin at the same place.
+
+    In a terminal that is too narrow, the figures of a row stand below each other.
+    """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    room = max(MIN_LABEL, WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+    needed = sum(widths[1:]) + 2 * len(widths[1:])
+    if width < WIDTH and width < needed + MIN_LABEL:
+        yield from _stacked(headings, rows)
+        return
+    room = max(MIN_LABEL, width - needed)
     left = [0, *(index for index in range(1, len(headings)) if any("[" in row[index] for row in rows))]
     first, *others = aligned(headings, [[_short(label, room), *cells] for label, *cells in rows], left=left)
     yield first, "bold"
     for line in others:
         yield line, ""
+
+
+def _stacked(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Line]:
+    indent = max(map(len, headings))
+    for label, *cells in rows:
+        yield one_line(label), "bold"
+        yield from ((f"  {heading:<{indent}}  {cell}", "") for heading, cell in zip(headings[1:], cells, strict=True))
 
 
 def _short(label: str, room: int) -> str:
@@ -149,7 +164,7 @@ def _curve(curve: Figures) -> str:
     return f"{curve['policy']} over its taus: mean accuracy % {area}, {gain} over a mix of draft and target"
 
 
-def _projection(figures: Figures, *, explain: bool) -> Iterator[Line]:
+def _projection(figures: Figures, width: int, *, explain: bool) -> Iterator[Line]:
     if figures["projection"] is None:
         return
     ratios = (figures["projection"]["cost_ratio"], figures["measured_cost_ratio"])
@@ -157,18 +172,18 @@ def _projection(figures: Figures, *, explain: bool) -> Iterator[Line]:
     yield f"PROJECTION, not measured: a target token costs {asked} draft tokens (here {measured})", "bold"
     shown = [policy for policy in figures["policies"] if policy["projected_speedup"] is not None]
     cells = [[policy["label"], _with_range(policy, "projected_speedup", 1, 2, 2)] for policy in shown]
-    yield from _table(["policy", "projected speed-up"], cells)
-    yield from _legend([("", DEFINITIONS["projected_speedup"])] if explain else [])
+    yield from _table(["policy", "projected speed-up"], cells, width)
+    yield from _legend([("", DEFINITIONS["projected_speedup"])] if explain else [], width)
 
 
-def _plain(texts: Iterable[str]) -> Iterator[Line]:
+def _plain(texts: Iterable[str], width: int) -> Iterator[Line]:
     for text in texts:
-        yield from ((line, "") for line in wrapped(one_line(text)))
+        yield from ((line, "") for line in wrapped(one_line(text), width))
 
 
-def _legend(meanings: Iterable[tuple[str, str]]) -> Iterator[Line]:
+def _legend(meanings: Iterable[tuple[str, str]], width: int) -> Iterator[Line]:
     for heading, meaning in meanings:
-        yield from ((line, "dim") for line in wrapped(f"{heading}: {meaning}" if heading else meaning))
+        yield from ((line, "dim") for line in wrapped(f"{heading}: {meaning}" if heading else meaning, width))
 
 
 # --- two runs
@@ -180,20 +195,21 @@ def comparison_table(comparison: Figures) -> tuple[list[str], list[list[str]]]:
     return headings, [_compared(entry) for entry in comparison["policies"]]
 
 
-def _comparison_lines(comparison: Figures, *, explain: bool) -> Iterator[Line]:
+def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iterator[Line]:
     names = dict.fromkeys(comparison["dataset"])
     first, second = comparison["runs"]
-    yield from ((line, "bold") for line in wrapped(one_line(f"{' against '.join(names)}: first {first}, second {second}")))
+    title = one_line(f"{' against '.join(names)}: first {first}, second {second}")
+    yield from ((line, "bold") for line in wrapped(title, width))
     yield "", ""
     headings, rows = comparison_table(comparison)
-    yield from _table(headings, rows)
+    yield from _table(headings, rows, width)
     yield "", ""
     for entry in comparison["policies"]:
         if entry["only_first"] or entry["only_second"]:
             left = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
-            yield from _plain([f"{entry['first']}: {left}, not compared"])
-    yield from _plain(comparison["notes"])
-    yield from _legend(zip(headings[3:], COMPARED.values(), strict=True) if explain else [])
+            yield from _plain([f"{entry['first']}: {left}, not compared"], width)
+    yield from _plain(comparison["notes"], width)
+    yield from _legend(zip(headings[3:], COMPARED.values(), strict=True) if explain else [], width)
 
 
 def _compared(entry: Figures) -> list[str]:

@@ -3,6 +3,7 @@
 Text from a model, a problem or a file is data: `safe` removes every control character from it.
 """
 
+import os
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from arbitrage_cli.errors import OutputError, ReaderGoneError
 
 WIDTH = 79
 """Of tables: they fit in 80 columns."""
+NARROWEST = 20
+"""Columns of the narrowest terminal that text is laid out for."""
 
 _OBEYED = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -48,9 +51,18 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}~"
 
 
-def wrapped(text: str) -> list[str]:
-    """A paragraph in lines of at most `WIDTH` columns."""
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """A paragraph in lines of at most so many columns."""
+    return textwrap.wrap(text, width, subsequent_indent="  ")
+
+
+def width_of(stream: TextIO) -> int:
+    """The columns of a table there: `WIDTH`, or fewer in a narrow terminal."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+        return min(WIDTH, max(NARROWEST, columns - 1)) if columns else WIDTH
+    except (OSError, ValueError):  # no terminal, or no file at all
+        return WIDTH
 
 
 def write(stream: TextIO, text: str) -> None:

@@ -1,6 +1,10 @@
 """The table of figures in a terminal: 80 columns, definitions below it, and text of others as text."""
 
+import fcntl
 import io
+import os
+import struct
+import termios
 from typing import Any
 
 import pytest
@@ -46,6 +50,19 @@ def test_table_fits_in_80_columns(made: MadeUp, cost_ratio: float | None) -> Non
     lines = table(made, cost_ratio=cost_ratio).splitlines()
     assert max(map(len, lines)) < 80
     assert not any(line != line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("columns", [1, 44, 60, 200])
+def test_table_fits_in_a_narrow_terminal(columns: int) -> None:
+    """The figures of a policy stand below its name where there is no room beside it."""
+    made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    with os.fdopen(ours, "rb", 0) as reader, os.fdopen(theirs, "w") as stream:
+        write_table(figures(made.run, made.rows), [("head", "x " * 60)], stream)
+        lines = reader.read(1 << 16).decode().splitlines()
+    assert max(map(len, lines)) < min(max(columns, 32), 80)
+    assert ("target" in lines) == (columns <= 60)
 
 
 def test_definitions_are_for_who_asks() -> None:
