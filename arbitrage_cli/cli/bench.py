@@ -98,7 +98,7 @@ def bench(
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=routing.early_stop)
         session = stack.enter_context(Session(setup, display))
         run = plan_run(session, selected, folder, samples=bench.samples, retry_errors=bench.retry_errors)
-        with offering_to_resume(display, lambda: run.how_to_resume):
+        with offering_to_resume(display, lambda error: run.how_to_resume):
             if run.left:
                 measure(run, display, bench.timeout)
             display.close()

@@ -81,7 +81,7 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collect
         left = [item for item in plan.items if item.problem.id not in done]
         if left:
             run = _CollectRun(session, plan, left, folder, display)
-            with offering_to_resume(display, lambda: run.how_to_resume):
+            with offering_to_resume(display, lambda error: run.how_to_resume):
                 run.collect(manifest)
         rows = list(latest(folder.rows))
     failed = any(row["status"] == "error" and row["id"] in ids for row in rows)

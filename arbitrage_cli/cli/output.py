@@ -191,14 +191,14 @@ def refuse_closed_output() -> None:
 
 
 @contextlib.contextmanager
-def offering_to_resume(display: Display, how: Callable[[], str]) -> Iterator[None]:
+def offering_to_resume(display: Display, how: Callable[[BaseException], str]) -> Iterator[None]:
     """If the run is broken off, for any reason: say what is safe and how to resume it, if there is something to say."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(ArbitrageError):  # of a stream that nobody reads: the reason is shown elsewhere
             display.close()  # nothing is drawn any more: a second Ctrl-C would leave the cursor hidden
-            if note := how():
+            if note := how(error):
                 display.note(note)
         raise
 

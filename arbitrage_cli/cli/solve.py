@@ -26,7 +26,7 @@ from arbitrage_cli.cli.output import command_display, offering_to_resume, say
 from arbitrage_cli.cli.problem_source import Problems
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Event, Finished, Started
 
@@ -92,7 +92,9 @@ def solve(
             follows = form is ResultFormat.text and sys.stdout.isatty()
             run = session.run_info(num_problems=problems.total)
             run = replace(run, num_done=num_earlier, answers_follow=follows)
-            stack.enter_context(offering_to_resume(display, lambda: _how_to_resume(solutions, invocation, problems)))
+            stack.enter_context(
+                offering_to_resume(display, lambda error: _how_to_resume(error, solutions, invocation, problems))
+            )
             # Closed before the models are: an interrupted run still holds problems in their caches.
             events = stack.enter_context(contextlib.closing(session.scheduler().run(usable, problems.is_ready)))
             _follow(events, run, solutions, display, session.slow_models())
@@ -104,11 +106,11 @@ def solve(
     return SOME_FAILED if solutions.num_failed or problems.num_unusable else 0
 
 
-def _how_to_resume(solutions: "Solutions", invocation: Invocation, problems: Problems) -> str:
-    """What is safe and how to go on; "" if there is nothing to go on with."""
+def _how_to_resume(error: BaseException, solutions: "Solutions", invocation: Invocation, problems: Problems) -> str:
+    """What is safe and how to go on; "" if there is nothing to go on with, or nobody reads any more."""
     if solutions.where:
         return f"{solutions.where}; to resume: {invocation.resuming}"
-    if problems.is_single or problems.is_typed or not solutions.num_done:
+    if problems.is_single or problems.is_typed or not solutions.num_done or isinstance(error, OutputError):
         return ""
     done = rounding.count(solutions.num_done, "result")
     return f"{done} went to standard output; with -o FILE.jsonl the same command would resume"

@@ -120,8 +120,10 @@ def make_dataset(
             bad.append(BadLine(number, str(error)))
     if bad:
         more = f" ({len(bad) - 1} more like this)" if len(bad) > 1 else ""
-        hint = "correct the file, or name the fields to read: --map question=NAME,answer=NAME" if is_readable else FORMAT
-        raise UsageError(f"{name}: {unit} {bad[0].number}: {bad[0].reason}{more}", hint)
+        hint = "correct the file, or name the fields to read: --map question=NAME,answer=NAME"
+        if needs_answers:
+            hint += "; if answers are not known: arbitrage guide benchmarks"
+        raise UsageError(f"{name}: {unit} {bad[0].number}: {bad[0].reason}{more}", hint if is_readable else FORMAT)
     if not items:
         raise UsageError(f"{name}: no problems in the file", FORMAT)
     found = tuple(item for _, item in items.values())
