@@ -41,7 +41,7 @@ class Confinement:
     root: Path
     readable: tuple[str, ...]
     mapped: int
-    is_root: bool
+    changes_user: bool
     has_namespaces: bool
     has_landlock: bool
     has_filter: bool
@@ -52,7 +52,7 @@ class Confinement:
         linux = sys.platform == "linux"
         words = {
             "resource limits": True,
-            "another user": self.is_root,
+            "another user": self.changes_user,
             "no new privileges": linux,
             "own namespaces (files, network, processes)": self.has_namespaces,
             "Landlock": self.has_landlock,
@@ -79,7 +79,7 @@ class Confinement:
     @contextlib.contextmanager
     def empty_folder(self) -> Iterator[str]:
         """An empty folder for one program, which is gone afterwards with all it has."""
-        user = NOBODY if self.is_root else os.geteuid()
+        user = NOBODY if self.changes_user else os.geteuid()
         if self.has_namespaces:
             with namespaces.empty_folder(_WORK, user):
                 yield _WORK
@@ -98,10 +98,8 @@ class Confinement:
         _limit(seconds, self.mapped + memory)
         if self.has_landlock:
             restrict_files(self.readable, folder)
-        if self.is_root:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+        if self.changes_user:
+            _become_nobody()
         if sys.platform == "linux":
             drop_capabilities()
             prctl(PR_SET_DUMPABLE, 0)
@@ -117,7 +115,7 @@ def prepare(folder: str) -> Confinement:
     linux = sys.platform == "linux"
     os.umask(0o022)
     Path(folder).chmod(0o711)  # another user enters it
-    readable, is_root, mapped = _readable_folders(), not os.geteuid(), _mapped_bytes()
+    readable, mapped = _readable_folders(), _mapped_bytes()
     if linux:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     has_namespaces = linux and _works(lambda: _try_namespaces(folder, readable))
@@ -129,11 +127,18 @@ def prepare(folder: str) -> Confinement:
         Path(folder),
         readable,
         mapped,
-        is_root,
+        changes_user=not os.geteuid() and _works(_become_nobody),
         has_namespaces=has_namespaces,
         has_landlock=linux and _works(lambda: restrict_files(readable, "/")),
         has_filter=linux and _works(filter_system_calls),
     )
+
+
+def _become_nobody() -> None:
+    """As root: give that up. OSError if this system has no such user, as some containers."""
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
 
 
 def _works(attempt: Callable[[], object]) -> bool:
