@@ -30,7 +30,7 @@ def serve(link: socket.socket) -> None:
             return
         with _Caught() as caught:
             write_message(link, ["value", encode(candidate.answer(*request), candidate.number)])
-        if caught.error:
+        if caught.error is not None:
             write_message(link, ["error", *_described(caught.error)])
 
 

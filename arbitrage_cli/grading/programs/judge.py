@@ -51,7 +51,7 @@ class _Verdict:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if error:
+        if error is not None:
             self.value, self.reason = self._judged(error)
         return True
 
@@ -136,7 +136,7 @@ class _Program:
     def ask(self, *request: object) -> Any:
         """The answer to a request. The error that it raised, if there is a built-in class for it, else ProgramError."""
         value, error = self._exchange(request)
-        if error:
+        if error is not None:
             self.last_error = error
             raise error
         return value
