@@ -58,6 +58,14 @@ def test_file_that_ends_a_process_is_an_error(
     assert_refused(result, 3, str(path), "SIGABRT", reason)
 
 
+@pytest.mark.parametrize("byte", ["<0x70>", "<0xE2>"])
+def test_every_byte_is_tried(byte: str, tiny: Mapping[str, Path], tmp_path: Path, cache: str) -> None:
+    kind, (inner, tokens) = entries(tiny["spm"])[TOKENS]
+    others = [token if token != byte else "another" for token in tokens]
+    path = alter(tiny["spm"], tmp_path / "bad.gguf", {TOKENS: (kind, (inner, others))})
+    assert_refused(run(*DRAFT, path, "1 + 1", env={"XDG_CACHE_HOME": cache}), 3, str(path), "SIGABRT", "unordered_map")
+
+
 def test_file_is_tried_once_whatever_its_name(
     tiny: Mapping[str, Path], tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,8 +23,10 @@ from arbitrage_cli.system.confined import limit_memory
 CONTEXT = 512
 NUM_READ, NUM_TOKENS = 8, 4
 MAX_NOISE = 1 << 20  # bytes
-ODD = "1 + 1 = \u20ac \u6f22\u5b57 \U0001f600 \u0007 e\u0301\n\n"
-"""Characters that few vocabularies have: one without bytes for them ends the process."""
+_SOME = (range(1, 0x800), range(0x800, 0xD800, 0x800), range(0xE000, 0x10000, 0x1000), range(0x10000, 0x110000, 0x10000))
+_ALL_BYTES = [chr(code) for codes in _SOME for code in codes]
+ODD = "".join(_ALL_BYTES) + " ".join(_ALL_BYTES)
+"""Characters with every byte that UTF-8 has, alone too: a vocabulary that lacks one ends the process that meets it."""
 
 
 def main() -> None:
