@@ -12,7 +12,7 @@ divided by those of a token that the target decoded. Knows no accuracy and no po
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -41,6 +41,10 @@ class Units:
         return self.target + self.fixed + self.draft / cost_ratio if cost_ratio else None
 
 
+UnitsOf = Mapping[int, Units | None]
+"""The units of attempts, by the `id` of their results."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunCosts:
     """Tokens and seconds of each model over a whole run: of all attempts that are done, of all policies together."""
@@ -62,11 +66,6 @@ class RunCosts:
         target, draft = _decoded(result.tally.target_cost, self.target), _decoded(result.tally.draft_cost, self.draft)
         return Units(target, draft, (result.router_seconds + result.reward_seconds) / seconds)
 
-    def equivalents(self, result: Result, cost_ratio: float | None) -> float | None:
-        """Target-token equivalents of an attempt; None if unknown."""
-        units = self.units(result)
-        return units.equivalents(cost_ratio) if units else None
-
 
 def run_costs(results: Iterable[Result]) -> RunCosts:
     """The costs of a run, from all its results."""
@@ -76,28 +75,34 @@ def run_costs(results: Iterable[Result]) -> RunCosts:
 
 def equivalents(done: Sequence[Result], pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> dict[str, Any]:
     """A policy's cost in target tokens: as measured, against the target alone, and projected to `cost_ratio`."""
-    known = [cost for one in done if (cost := costs.equivalents(one, costs.cost_ratio)) is not None]
-    measured, interval = _speedup(pairs, costs, costs.cost_ratio)
-    projected, projected_interval = _speedup(pairs, costs, cost_ratio) if cost_ratio else (None, None)
+    units = {id(one): costs.units(one) for group in (done, *pairs) for one in group}  # once: there may be 100,000
+    known = [cost for one in done if (cost := _equivalents(units[id(one)], costs.cost_ratio)) is not None]
+    measured, interval = _speedup(pairs, units, costs.cost_ratio)
+    projected, projected_interval = _speedup(pairs, units, cost_ratio) if cost_ratio else (None, None)
     return {
         "target_token_equivalents": Ratio(math.fsum(known), len(known)),
         "equivalent_speedup": measured,
         "equivalent_speedup_interval": interval,
         "projected_speedup": projected,
         "projected_speedup_interval": projected_interval,
-        "projection_terms": _projection_terms(pairs, costs),
+        "projection_terms": _projection_terms(pairs, units),
     }
 
 
-def _speedup(pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> Any:
+def _equivalents(units: Units | None, cost_ratio: float | None) -> float | None:
+    """Target-token equivalents of an attempt; None if unknown."""
+    return units.equivalents(cost_ratio) if units else None
+
+
+def _speedup(pairs: Pairs, units: UnitsOf, cost_ratio: float | None) -> Any:
     """Ratio and interval; None twice if the cost of an attempt is unknown."""
-    known = {id(one): costs.equivalents(one, cost_ratio) for pair in pairs for one in pair}
+    known = {id(one): _equivalents(units[id(one)], cost_ratio) for pair in pairs for one in pair}
     return (None, None) if None in known.values() else speedup(pairs, lambda one: known[id(one)] or 0.0)
 
 
-def _projection_terms(pairs: Pairs, costs: RunCosts) -> dict[str, float] | None:
+def _projection_terms(pairs: Pairs, units: UnitsOf) -> dict[str, float] | None:
     """The terms of a projection to cost ratio R: speed-up = alone / (target + draft / R + fixed)."""
-    own, alone = ([units for pair in pairs if (units := costs.units(pair[side]))] for side in (0, 1))
+    own, alone = ([found for pair in pairs if (found := units[id(pair[side])])] for side in (0, 1))
     if not own:
         return None
     return {
