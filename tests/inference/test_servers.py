@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_server import KINDS, Answer, HashServer, Kind, storm, transport
-from hash_language import TEMPLATE, HashBackend, events_of, solve, texts
+from hash_language import SHORT, TEMPLATE, HashBackend, events_of, solve, texts
 from writing import make_engine
 
+from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
@@ -19,7 +20,7 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.types import Finished, ModelRole, Problem
+from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Trace
 
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
 
@@ -160,6 +161,41 @@ def test_retries_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
     assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError]
     assert server.counts["/v1/completions"] - asked == 8
+
+
+STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
+
+
+def test_an_answer_that_never_ends_is_an_error_of_its_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.WHOLE_SECONDS", 0.1)
+    server = HashServer("vllm", HashBackend("target"))
+    with opened(server) as model:
+        server.faults = lambda: STALLED
+        events = events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
+        assert server.num_stalling == 0
+    assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError] * 2
+
+
+def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:
+    """And the next problem in its slot gets nothing of it."""
+    server = HashServer("vllm", HashBackend("target"))
+    with opened(server) as model:
+        expected = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
+        writer, faults = served("target", model), iter([STALLED])
+        server.faults = lambda: next(faults, None)
+        trace = Trace(PROBLEMS[1], SHORT)
+        writer.open(0, PROBLEMS[1])
+        writer.start(0, WriteStep("target", trace))
+        while not any(update.text for update in writer.tick()):
+            model.connection.wait()
+        writer.close(0)
+        found = events_of({"target": writer}, PROBLEMS[:1], "target")
+        assert (server.num_stalling, writer.busy) == (0, False)
+    assert texts_of(found) == texts_of(expected)
+
+
+def texts_of(events: list[Event]) -> list[str]:
+    return [event.trace.text for event in events if isinstance(event, Finished)]
 
 
 def with_logprobs(tokens: Any, values: Any, top: Any) -> dict[str, Any]:

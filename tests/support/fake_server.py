@@ -30,13 +30,17 @@ Body = dict[str, Any]
 
 @dataclass
 class Answer:
-    """A status and JSON objects: several if it is streamed. `cut`: the connection breaks after so many of them."""
+    """A status and JSON objects: several if it is streamed. `cut`: the connection breaks after so many of them.
+
+    `stalls`: after them come comments, for ever.
+    """
 
     objects: list[Body]
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     is_streamed: bool = False
     cut: int | None = None
+    stalls: bool = False
 
 
 class HashServer:
@@ -49,6 +53,7 @@ class HashServer:
         self.max_alternatives = {"plain": 5}.get(kind, 20)
         self.faults: Callable[[], Answer | None] = lambda: None
         self.seconds = 0.0
+        self.num_stalling = 0
         self.counts: Counter[str] = Counter()
         self.bodies: list[Body] = []
         self.headers: list[Mapping[str, str]] = []
@@ -280,9 +285,22 @@ def transport(server: HashServer) -> httpx2.MockTransport:
         if not answer.is_streamed:
             return httpx2.Response(answer.status, json=answer.objects[0], headers=answer.headers)
         headers = {"content-type": "text/event-stream"}
-        return httpx2.Response(answer.status, content=_events(answer), headers=headers)
+        content = _comments(answer, server) if answer.stalls else _events(answer)
+        return httpx2.Response(answer.status, content=content, headers=headers)
 
     return httpx2.MockTransport(respond)
+
+
+async def _comments(answer: Answer, server: HashServer) -> AsyncIterator[bytes]:
+    server.num_stalling += 1
+    try:
+        for chunk in answer.objects:
+            yield f"data: {json.dumps(chunk)}\n\n".encode()
+        while True:
+            yield b": keep-alive\n\n"
+            await asyncio.sleep(0.005)
+    finally:
+        server.num_stalling -= 1
 
 
 async def _events(answer: Answer) -> AsyncIterator[bytes]:

@@ -32,6 +32,7 @@ CONNECT_SECONDS = 5.0
 TRIAL_SECONDS = 30.0  # of an answer that should come at once
 CHUNK_SECONDS = 120.0  # between two chunks of a stream: long prompts are read in this time
 ANSWER_SECONDS = 600.0  # of an answer that is not streamed
+WHOLE_SECONDS = 1800.0  # of an answer, however often a bit of it comes
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five
 MAX_ANSWER_BYTES = 1 << 26
 MAX_TRIES, MAX_TRIALS = 8, 3  # of one request, while the server answers others
@@ -153,7 +154,7 @@ class Connection:
             async with self._open(server, request) as response:
                 await _check(server, response)
                 chunks = _events(response) if request.is_streamed else _whole(response)
-                async for chunk in chunks:
+                async for chunk in _in_time(server, chunks, TRIAL_SECONDS if request.is_trial else WHOLE_SECONDS):
                     if "error" in chunk and "choices" not in chunk:
                         raise _error_in_answer(server, chunk["error"])
                     self._note_answer(server)
@@ -303,6 +304,21 @@ def _error_in_answer(server: Server, error: object) -> Exception:
     if _is_about_context(text):
         return ContextFullError(f"{server.name}: {text}", "use a shorter problem")
     return _TryAgainError(f"breaks an answer off ({text})")
+
+
+async def _in_time(server: Server, chunks: AsyncIterator[Answer], seconds: float) -> AsyncIterator[Answer]:
+    """The chunks. ServerRequestError if they do not end in time: a server may send comments, or a byte now and then, for ever."""
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            message = f"{server.name} does not finish an answer within {seconds:g} s"
+            raise ServerRequestError(message, "give the server less to do at once, or a smaller --max-step-tokens") from None
+        yield chunk
 
 
 async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
