@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.grading.programs.records import Tests, humaneval_tests, mbpp_tests
 from arbitrage_cli.grading.programs.runner import ProgramRunner
 
@@ -273,4 +273,12 @@ def test_nothing_is_left_when_the_runner_is_closed(tmp_path: Path, monkeypatch: 
     with ProgramRunner() as one:
         assert one.run("open('x', 'w').write('y')\n" + GOOD, Tests(("f",), "assert f(1) == 2")).passed
         assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_runner_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with ProgramRunner() as one, pytest.raises(ProblemError):
+        one.run(GOOD, Tests(("f",), "assert f(1) == 2"))
     assert not list(tmp_path.iterdir())

@@ -119,33 +119,39 @@ class _Template:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="arbitrage-")
         self._connection, there = socket.socketpair()
-        arguments = [str(there.fileno()), self._folder, str(_PACKAGES)]
+        self._process: subprocess.Popen[bytes] | None = None
         try:
             with there:
-                self._process = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-s", "-S", "-P", "-B", "-c", _START, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[there.fileno()],
-                    start_new_session=True,  # a Ctrl-C is for this process
-                    cwd="/",
-                    env=_environment(),
-                )
+                self._process = self._start(there.fileno())
             self.isolation = Isolation(*map(tuple, self._reply(_START_SECONDS)))
-        except OSError as error:
-            raise _TemplateError(f"no process can be started ({error.strerror})") from error
         except BaseException:
             self.end()
             raise
 
+    def _start(self, descriptor: int) -> "subprocess.Popen[bytes]":
+        arguments = [str(descriptor), self._folder, str(_PACKAGES)]
+        try:
+            return subprocess.Popen(  # noqa: S603
+                [sys.executable, "-s", "-S", "-P", "-B", "-c", _START, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                start_new_session=True,  # a Ctrl-C is for this process
+                cwd="/",
+                env=_environment(),
+            )
+        except OSError as error:
+            raise _TemplateError(f"no process can be started ({error.strerror})") from error
+
     def end(self) -> None:
         """Let it end its forks, or kill it, and remove its folder."""
         self._connection.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
-        self._process.kill()
-        self._process.wait()
+        if self._process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
+            self._process.kill()
+            self._process.wait()
         remove(self._folder)
 
     def run(self, request: Sequence[object], limits: _Limits) -> Verdict:
