@@ -121,6 +121,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     """The setup of one policy at one tau. Errors: UsageError, RouterError, ModelFileError."""
     base = _base(options)
     available = base.available_head
+    routing = replace(routing, policy=routing.policy or _policy_without_head(base))
     request = _request(options, routing, base.head)
     policy, tau, warning = choose_routing(request, available)
     refuse_ignored(options.invocation, policy)
@@ -164,6 +165,8 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: Mode
 def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     """The setup of all policies that are compared. Errors as `solve_setup`."""
     base = _base(options)
+    if routing.policy is None and (policy := _policy_without_head(base)):
+        routing = replace(routing, policy=f"target,draft,{policy}")
     policy_list = read_policies(options.invocation, routing, base.head)
     named = named_taus_here(base.available_head) if policy_list.names else None
     policies = resolve_policies(policy_list, base.head, named)
@@ -224,6 +227,11 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
         offline=models.offline,
         concurrency=machine.concurrency or "1",
     )
+
+
+def _policy_without_head(base: Setup) -> str | None:
+    """The task's own policy; None if there is a head."""
+    return None if base.head else base.task.policy
 
 
 def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) -> RoutingRequest:

@@ -27,7 +27,7 @@ class Task:
 
     `instructions` are the system prompt, `forms` the rows that show the task, and how each becomes a question with its gold.
     `find_answer` gives the answer in a solution, as records have it, or None. `grader_version` names what grades depend on. If it `runs_code`, grading
-    runs programs that models wrote.
+    runs programs that models wrote. `policy` routes if there is no head and none is named.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Task:
     grader_version: Callable[[], str]
     step_end: StepEnd = BLANK_LINE
     runs_code: bool = False
+    policy: str = "entropy"
     forms: tuple[Form, ...] = ()
 
 

@@ -10,8 +10,8 @@ from cli import QUESTION, RIGHT, assert_refused, run
 from small_heads import write_head
 
 from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
-from arbitrage_cli.cli.setup import RunOptions, solve_setup
+from arbitrage_cli.cli.options import BenchRoutingOptions, GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
+from arbitrage_cli.cli.setup import RunOptions, bench_setup, solve_setup
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import CODE_INPUTS, FEATURES
@@ -82,7 +82,9 @@ def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path
     models = {"draft": "a.gguf", "target": "b.gguf"}
     setup = solve_setup(options("code", **models), RoutingOptions())
     assert (setup.task, setup.system) == (CODE, INSTRUCTIONS)
-    assert (setup.head, setup.policy_at_tau.policy.name) == (None, "entropy")  # heads for paragraphs are of no use
+    assert (setup.head, setup.policy_at_tau.policy.name) == (None, "logprob-min")  # heads for paragraphs are of no use
+    compared = bench_setup(options("code", **models), BenchRoutingOptions()).policies
+    assert [one.policy.name for one in compared] == ["target", "draft", "logprob-min"]
     assert solve_setup(options(None, **models), RoutingOptions()).head is not None
 
 
