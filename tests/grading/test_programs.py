@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.grading.programs.records import Tests, humaneval_tests, mbpp_tests
+from arbitrage_cli.grading.programs import runner as runner_module
+from arbitrage_cli.grading.programs.records import Isolation, Tests, humaneval_tests, mbpp_tests
 from arbitrage_cli.grading.programs.runner import ProgramRunner
 
 ANSWER = 2718281
@@ -282,3 +283,23 @@ def test_runner_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path: Path,
     with ProgramRunner() as one, pytest.raises(ProblemError):
         one.run(GOOD, Tests(("f",), "assert f(1) == 2"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProgramRunner]:
+    """A runner on a system that has nothing but resource limits and the hook."""
+    start, begin = runner_module._START, "main(int"
+    without = "from arbitrage_cli.grading.programs import confinement; confinement._works = lambda attempt: False; "
+    monkeypatch.setattr(runner_module, "_START", start.replace(begin, without + begin).replace("del sys.path[0]; ", ""))
+    with ProgramRunner(seconds=1, memory=128 << 20) as one:
+        yield one
+
+
+@pytest.mark.parametrize("name", ["reads_file", "writes_file", "connects_to_loopback", "starts_programs", "exit_at_load"])
+def test_system_without_namespaces(bare: ProgramRunner, bait: Bait, name: str) -> None:
+    """Programs run, and what they do without art is stopped."""
+    assert bare.isolation == Isolation(bare.isolation.protections, ("files", "network"))
+    text = (HOSTILE[0].parent / f"{name}.py").read_text(encoding="utf-8")
+    assert not bare.run(bait.aimed(text), WANTS_ANSWER).passed
+    assert bait.file.read_text() == str(ANSWER)
+    assert bare.run(GOOD, Tests(("f",), "assert f(1) == 2")).passed
