@@ -102,6 +102,8 @@ def _record(folder: Path) -> dict[str, Any]:
         return about | _facts(found.run, [row for row in latest(found.rows) if row["status"] == "done"])
     except ArbitrageError as error:
         return about | {"error": error.message}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # its checksum is right: another program wrote it
+        return about | {"error": f"run.json does not describe a run ({type(error).__name__}: {error})"}
 
 
 def _facts(run: dict[str, Any], done: list[Any]) -> dict[str, Any]:

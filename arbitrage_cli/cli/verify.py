@@ -89,13 +89,21 @@ def _findings(name: str) -> Iterator[Finding]:
 
 
 def _run(folder: Path) -> Iterator[Finding]:
-    from arbitrage_cli.runs.folder import RESULTS, RUN, examine
+    from arbitrage_cli.runs.folder import RUN, examine
 
     try:
         found = examine(folder)
+        yield from _contents(folder, found)
     except (DamagedRunError, UsageError) as error:
         yield Finding("wrong", str(folder / RUN), error.message, error.hint)
-        return
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # its checksum is right: another program wrote it
+        reason = f"it does not describe a run ({type(error).__name__}: {error})"
+        yield Finding("wrong", str(folder / RUN), reason, "restore it from a copy")
+
+
+def _contents(folder: Path, found: "Examined") -> Iterator[Finding]:
+    from arbitrage_cli.runs.folder import RESULTS, RUN
+
     again = f"repeat the command that made the run, which does it again: {shlex.join(found.run.get('command', []))}"
     yield Finding("ok", str(folder / RUN), f"its checksum, and schema {found.run['schema']}")
     for number, reason in found.damages.items():
@@ -133,7 +141,7 @@ def _as_recorded(role: str, model: Mapping[str, Any]) -> Finding:
     path = Path(model["file"])
     subject = f"{role} {path}"
     again = "figures do not depend on it; to resume the run, put the file back"
-    if not path.exists():
+    if not path.is_file():
         return Finding("wrong", subject, "it is missing", again)
     try:
         if sha256_of(local_files(str(path))) != model["sha256"]:

@@ -9,6 +9,8 @@ import pytest
 from cli import Terminal, assert_refused, run
 from made_up_runs import make_run, write_run_folder
 
+from arbitrage_cli.runs.folder import encode
+
 AGE = 3.2 * 24 * 3600  # seconds
 
 
@@ -34,6 +36,15 @@ def test_runs_are_listed(here: Path) -> None:
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
     assert run("runs", "list", "--csv", cwd=here).out.startswith("folder,age_seconds,")
     assert "no runs" in run("runs", "list", "elsewhere", cwd=here).err
+
+
+@pytest.mark.parametrize("run_json", [{"schema": 1}, {"schema": 1, "ids": [], "models": "x", "policies": None}])
+def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], here: Path) -> None:
+    """Its checksum is right."""
+    (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
+    shown = run("runs", cwd=here)
+    assert (shown.code, "runs/one  6/6 done" in shown.out, "runs/bad, " in shown.out) == (0, True, True)
+    assert run("verify", "runs/bad", cwd=here).code == 6
 
 
 def test_a_run_is_removed_after_a_question(here: Path) -> None:
