@@ -302,6 +302,16 @@ def test_proposals_across_vocabularies() -> None:
     assert cost_of_target(expected).verify_tokens == 0
 
 
+@quick
+@given(problems(1, 5), samplers, st.integers(1, 3), st.integers(0, 99))
+def test_copying_is_invisible(some: list[Problem], sampler: Sampler, concurrency: int, seed: int) -> None:
+    """Laws 1 and 5: what followed the same tokens before is proposed, and changes no text."""
+    expected = solve(hash_engines(sampler, use_proposals=False), some, "target")
+    for clock in (ticking_clock(), unsteady_clock(seed)):
+        engines = hash_engines(sampler, clock=clock, num_sequences=concurrency)
+        assert texts(solve(engines, some, "target", concurrency=concurrency)) == texts(expected)
+
+
 # --- early stops, in the toy language
 
 HASTY = by_token_stats(
@@ -515,7 +525,7 @@ def test_speculating_is_invisible_in_llama(
 ) -> None:
     """Law 5, through llama.cpp: for steps of which one token was drafted, whatever the draft's continuations."""
     monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
-    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room: max(0, min(room, 4)))
+    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, place: max(0, min(room, 4)))
     with llama_engines(tiny[draft], tiny[target], sampler=sampler, use_proposals=False) as engines:
         without = events_of(engines, PROBLEMS, "random", 0.3)
     with llama_engines(tiny[draft], tiny[target], sampler=sampler, clock=ticking_clock()) as engines:

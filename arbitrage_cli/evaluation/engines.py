@@ -61,7 +61,7 @@ class Engines:
             return ServedWriter(
                 role, model, sampler, self._instructions, self._step_end, keep_token_stats=keep, shares_prompts=shares
             )
-        engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep)
+        engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep, copies=role == "target")
         if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
             self._tell_speed(role, engine)
         return engine
@@ -94,4 +94,4 @@ def make_writer(
     if isinstance(model, ServedModel):
         return ServedWriter(role, model, sampler, instructions, step_end, keep_token_stats=keep)
     cache = Cache(model, instructions, step_end=step_end, first_sequence=first_sequence)
-    return Engine(role, cache, sampler, keep_token_stats=keep)
+    return Engine(role, cache, sampler, keep_token_stats=keep, copies=role == "target")

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import EarlyStop
-from arbitrage_cli.inference.acceptance import Acceptance, Place, Proposal
+from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.backend import Backend, Floats, Output
 from arbitrage_cli.inference.kv_cache import Batch, Cache
+from arbitrage_cli.inference.proposals import Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText
@@ -51,10 +52,6 @@ class StepInProgress:
     def place(self) -> Place:
         """Where the text is in its proposal."""
         return self.proposal.place(self.max_proposed - len(self.tokens))
-
-    def next_tokens(self, num_proposed: int) -> list[int]:
-        """The unread token, and some of those proposed after it."""
-        return self.unread + self.proposal.upcoming(num_proposed) if num_proposed else self.unread
 
     @property
     def total_cost(self) -> Cost:

@@ -125,8 +125,9 @@ class Cache:
     def num_held(self, slot: int) -> int:
         return len(self._sequences[slot].held)
 
-    def num_prompt(self, slot: int) -> int:
-        return len(self._sequences[slot].prompt)
+    def prompt(self, slot: int) -> Sequence[int]:
+        """The ids of a problem's prompt."""
+        return self._sequences[slot].prompt
 
     def num_prompt_read(self, slot: int) -> int:
         """Tokens of the prompt that had to be read."""
@@ -210,12 +211,11 @@ class Cache:
 
     def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
         """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""
-        ids, step = self.step_ids(text), self.step_text(beginning)
-        for index, token in enumerate(ids):
-            step.add(self.backend.tokenizer.piece(token))
-            if step.ended:
-                return ids[:index]
-        return ids
+        return self.before_end(self.step_ids(text), self.step_text(beginning))
+
+    def before_end(self, tokens: list[int], text: StepText) -> list[int]:
+        """Those of `tokens` that come before the one which ends a step with this `text` so far."""
+        return tokens[: text.num_before_end(map(self.backend.tokenizer.piece, tokens))] if tokens else tokens
 
     def _num_kept(self, held: list[int]) -> int:
         """How many of these ids stay for the next problem."""

@@ -7,10 +7,12 @@ decoding gives. Knows no model, text or clock, and a wrong figure costs time, ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
-from arbitrage_cli.inference.acceptance import KINDS, Acceptance, Kind, Place
+from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.costs import BatchCosts
+from arbitrage_cli.inference.proposals import KINDS, Kind, Place
 from arbitrage_cli.types import Cost, Trace
 
 GAIN = 1.05  # times as many tokens a second as without, at least: less is lost in the noise of measuring
@@ -20,6 +22,11 @@ MAX_LOSS = 5.0  # and one batch at most: a machine may have been busy with somet
 EARNED = 0.01  # added for each decode: the most that trying proposals costs in the long run
 
 MAX_SPECULATED = 16  # tokens at once
+
+FADES_AFTER = {"drafted": (0,), "speculated": (0,), "copied": (8, 16, 32, 64)}
+"""By source: the tokens that matched when costs fade. Once for each proposal; for copies, of which many are short, while they go on."""
+
+NOWHERE = Place(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,8 @@ class Planner:
         if num_rows == len(places):
             self.record_decode(seconds, len(places))
         else:
-            kind: Kind = "speculated" if all(place.kind == "speculated" for place in places) else "drafted"
+            kinds = {place.kind for place in places if place.num_left}
+            kind = kinds.pop() if len(kinds) == 1 else "drafted"
             self.record_verification(seconds, num_rows, num_drawn, len(places), kind=kind)
 
     def record_decode(self, seconds: float, num_problems: int = 1) -> None:
@@ -69,7 +77,7 @@ class Planner:
     ) -> None:
         """Record the time of a batch with proposed tokens, and how many tokens were drawn from its rows.
 
-        `kind` is that of the proposals; drafted if there were both.
+        `kind` is that of the proposals; drafted if there were several.
         """
         cost = self.costs.add_batch(num_rows, seconds)
         if cost is None:
@@ -91,41 +99,48 @@ class Planner:
         counts, num_problems = [0] * len(waiting), len(waiting)
         if not any(place.num_left for place in waiting) or not self.costs.are_known:
             return counts
-        chances = (
-            (chance, index)
-            for index, place in enumerate(waiting)
-            if self._credit[place.kind] >= 0
-            for chance in self.acceptance.chances(place)
-        )
-        likeliest = sorted(chances, reverse=True)[: max(0, self.costs.max_rows - num_problems)]
-        if any(place.num_left and place.num_matched == 0 and place.source != "again" for place in waiting):
+        room = max(0, self.costs.max_rows - num_problems)
+        chances = ((chance, index) for index, place in enumerate(waiting) for chance in self._chances(place, room))
+        likeliest = sorted(chances, reverse=True)[:room]
+        if any(place.num_left and place.num_matched in FADES_AFTER.get(place.source, ()) for place in waiting):
             self.costs.fade()
         costs = self.costs.of_up_to(num_problems, num_problems + len(likeliest))
-        taken = _fastest(num_problems, [chance for chance, _ in likeliest], costs)
+        taken, _ = _fastest(num_problems, [chance for chance, _ in likeliest], costs)
         for _, index in likeliest[:taken]:
             counts[index] += 1
         return counts
 
-    def plan_speculation(self, seconds_per_token: float, room: int) -> int:
-        """How many tokens the draft should continue a text that has no proposal; 0 if that is not worth its time.
+    def plan_speculation(self, seconds_per_token: float, room: int, place: Place = NOWHERE) -> int:
+        """How many tokens the draft should continue a text; 0 if that is not worth its time, or less than what is proposed at `place`.
 
         The draft takes `seconds_per_token`, and there is room for `room` tokens.
         """
-        if not self.costs.are_known or self._credit["speculated"] < 0 or not seconds_per_token:
+        if not self.costs.are_known or not seconds_per_token:
             return 0
-        max_tokens = min(room, self.costs.max_rows - 1, MAX_SPECULATED)
-        chances = list(self.acceptance.chances(Place(max_tokens, 0, "speculated"))) if max_tokens > 0 else []
         price = seconds_per_token / self.costs.decode_seconds
+        most = min(room, self.costs.max_rows - 1, MAX_SPECULATED)
+        count, speed = self._fastest_alone(Place(max(0, most), 0, "speculated"), price)
+        return count if speed > self._fastest_alone(place)[1] else 0
+
+    def _fastest_alone(self, place: Place, price: float = 0.0) -> tuple[int, float]:
+        """As `_fastest`, for one problem whose proposed tokens cost `price` each before they are read."""
+        chances = self._chances(place, self.costs.max_rows - 1)
         costs = [cost + number * price for number, cost in enumerate(self.costs.of_up_to(1, 1 + len(chances)))]
         return _fastest(1, chances, costs)
+
+    def _chances(self, place: Place, room: int) -> list[float]:
+        """For up to `room` tokens proposed at `place`, the probabilities of reaching them; none if they were wrong too often."""
+        return list(islice(self.acceptance.chances(place), room)) if self._credit[place.kind] >= 0 else []
 
     def _earn(self, kind: Kind, gain: float) -> None:
         """Add to a credit, within its bounds: one batch on a busy machine does not end proposals."""
         self._credit[kind] = max(-MAX_CREDIT, min(MAX_CREDIT, self._credit[kind] + max(-MAX_LOSS, gain)))
 
 
-def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> int:
-    """How many of the proposed tokens, likeliest first, give the most tokens a second; 0 if the gain is below `GAIN`.
+def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> tuple[int, float]:
+    """How many of the proposed tokens, likeliest first, give the most tokens a second, and how many these are.
+
+    None if the gain is below `GAIN`.
 
     `num_certain` tokens come in any case; `costs[n]` is the cost with n proposed tokens.
     """
@@ -134,4 +149,4 @@ def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float])
         expected += chance
         if expected / costs[number] > best:
             best, taken = expected / costs[number], number
-    return taken
+    return taken, best

@@ -6,6 +6,8 @@ vocabulary, no model and no task: bytes in, characters out.
 """
 
 import codecs
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_CHARACTER_BYTES = 4  # in UTF-8
@@ -53,6 +55,16 @@ class StepText:
             self._parts.append(text)
             self._look_for_separator(text)
         return text
+
+    def num_before_end(self, pieces: Iterable[bytes]) -> int:
+        """How many of these pieces may follow before one ends the step."""
+        trial, number = copy.deepcopy(self), 0
+        for piece in pieces:
+            trial.add(piece)
+            if trial.ended:
+                break
+            number += 1
+        return number
 
     @property
     def is_inside_character(self) -> bool:

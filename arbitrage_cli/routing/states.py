@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.inference.acceptance import Proposal
+from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace

@@ -1,21 +1,23 @@
 """What one part of the program saves: the same problems with and without it, in turns.
 
-Usage: python tests/benchmarks/with_and_without.py proposals|speculation|early-stop [--dataset builtin-dev] [--limit N]
+Usage: python tests/benchmarks/with_and_without.py proposals|speculation|copying|early-stop [--dataset builtin-dev] [--limit N]
        [--pair NAME] [--draft MODEL] [--target MODEL] [--head FILE] [--policy arbitrage@exact] [--threads N] [--max-tokens N]
-       [--early-stop]
+       [--system TEXT] [--early-stop] [--processor-time]
 
 - proposals: the target verifies the rejected draft.
 - speculation: where the target leaves that draft, the draft proposes how the step might go on.
-- early-stop: a draft that begins badly is not finished. The other two are on; --early-stop turns it on when they are compared.
+- copying: the target verifies what followed the same words in prompt or solution. Proposals and speculation are on.
+- early-stop: a draft that begins badly is not finished. The others are on; --early-stop turns it on when they are compared.
 
 Each problem is solved in both ways before the next one, in alternating order. The table has right answers, seconds a problem,
 tokens that the draft decoded, steps, steps by the target, and its tokens: decoded one by one, verified in batches, kept of those.
-Then come the ratio of the times with its interval over problems, and the number of texts that differ. Proposals and speculation
+Then come the ratio of the times with its interval over problems, and the number of texts that differ. Proposals of any kind
 change no text except at near-ties, which a batch may decide differently. Early stop may: a stopped step might have been accepted.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -29,12 +31,12 @@ from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
-from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.decoding import Clock
+from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.model_files.pairs import Pair
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats.intervals import bootstrap, ratio_of_sums
@@ -50,6 +52,7 @@ class Parts:
 
     proposals: bool
     speculation: bool
+    copying: bool
     early_stop: bool
 
 
@@ -58,7 +61,8 @@ def parts_of(what: str, way: str, *, early_stop: bool) -> Parts:
     is_on = way == "with"
     return Parts(
         proposals=is_on or what != "proposals",
-        speculation=is_on if what == "speculation" else what == "early-stop",
+        speculation=is_on if what == "speculation" else what != "proposals",
+        copying=is_on if what == "copying" else what == "early-stop",
         early_stop=is_on if what == "early-stop" else early_stop,
     )
 
@@ -71,27 +75,34 @@ def solve(scheduler: Scheduler, problem: Problem) -> Trace:
 
 
 def make_scheduler(
-    pair: Pair,
     backends: Mapping[ModelRole, Backend],
     column: PolicyAtTau,
     head: Head | None,
     limits: Limits,
     parts: Parts,
+    system: str,
+    clock: Clock,
 ) -> Scheduler:
     router = head.router() if head else None
-    system = INSTRUCTIONS if pair.system is None else pair.system
     engines = {
         role: Engine(
-            role, Cache(backend, system), Sampler(), keep_token_stats=role == "draft", use_proposals=parts.proposals
+            role,
+            Cache(backend, system),
+            Sampler(),
+            keep_token_stats=role == "draft",
+            use_proposals=parts.proposals,
+            copies=parts.copying and role == "target",
+            clock=clock,
         )
         for role, backend in backends.items()
     }
-    engines["target"].measure()
+    for engine in engines.values():
+        engine.measure()
     return Scheduler(
         engines,
         lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=parts.early_stop),
         limits,
-        speculator=engines["draft"] if parts.speculation else None,
+        speculator=as_speculator(engines.get("draft")) if parts.speculation else None,
     )
 
 
@@ -136,32 +147,37 @@ def report(found: Mapping[str, Sequence[Trace]], items: Sequence[Item]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("proposals", "speculation", "early-stop"))
+    parser.add_argument("what", choices=("proposals", "speculation", "copying", "early-stop"))
     parser.add_argument("--dataset", default="builtin-dev")
     parser.add_argument("--limit", type=int)
     add_models(parser)
     parser.add_argument("--policy", default="arbitrage", help="one policy, written as for arbitrage bench: arbitrage@fast")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-tokens", type=int, default=Limits().max_tokens)
+    parser.add_argument("--system", help="default: the pair's, else the paper's")
     parser.add_argument("--early-stop", action="store_true", help="stop drafts early in both ways")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="measure that, on a machine that is busy: with --threads 1"
+    )
     arguments = parser.parse_args()
     pair = chosen_pair(arguments)
     (column, *others), head = chosen_columns(parser, arguments, arguments.policy)
-    if others or len(column.policy.models) < 2:
-        parser.error("give one policy with draft and target")
+    if others or "target" not in column.policy.models:
+        parser.error("give one policy in which the target writes")
     items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
     with ExitStack() as stack:
         options = Options(pair.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
         sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
-        backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
+        backends = {role: stack.enter_context(closing(open_model(sources[role], options))) for role in column.policy.models}
         schedulers = {
             way: make_scheduler(
-                pair,
                 backends,
                 column,
                 head,
                 Limits(max_tokens=arguments.max_tokens),
                 parts_of(arguments.what, way, early_stop=arguments.early_stop),
+                next(text for text in (arguments.system, pair.system, INSTRUCTIONS) if text is not None),
+                time.process_time if arguments.processor_time else time.perf_counter,
             )
             for way in WAYS
         }

@@ -81,6 +81,7 @@ MAKERS: dict[str, Callable[[int], Backend]] = {
     st.integers(13, 70),
     st.none() | st.integers(0, 99),
     st.none() | st.tuples(st.integers(0, 9), TAILS),
+    st.booleans(),
 )
 def test_a_proposal_changes_no_step(
     name: str,
@@ -90,12 +91,13 @@ def test_a_proposal_changes_no_step(
     context: int,
     seed: int | None,
     speculated: tuple[int, str] | None,
+    copies: bool,
 ) -> None:
-    """Law 5, step by step: a proposal is some of the text that will be written, then another. Nor does a speculator change it."""
+    """Law 5, step by step: a proposal is some of the text that will be written, then another. Nor do a speculator or copies change it."""
     options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
     plain = make_engine("target", MAKERS[name](context), sampler, use_proposals=False, **options)
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
-    engine = make_engine("target", MAKERS[name](context), sampler, clock=clock, **options)
+    engine = make_engine("target", MAKERS[name](context), sampler, clock=clock, copies=copies, **options)
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
         each.open(0, PROBLEM)
@@ -255,6 +257,22 @@ def test_an_engine_that_writes_cannot_speculate() -> None:
     engine.start(0, WriteStep("draft", new_trace()))
     with pytest.raises(ValueError, match="of its own"):
         engine.speculate(0, new_trace(), "", 3)
+
+
+@pytest.mark.parametrize(("seconds", "copies"), [(1.0, True), (1e-3, False)], ids=["a slow model", "a fast one"])
+def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
+    """In the prompt or in the solution; unless looking for it takes too long."""
+    text = "say question 0 and say question 0.\n\nsay question 0 and say question 0.\n\n"
+    ticks = ticking_clock()
+    options: dict[str, Any] = {"instructions": "", "copies": True, "clock": lambda: seconds * ticks()}
+    engine, trace = make_engine("target", scripted(recite(text)), Sampler(), **options), new_trace()
+    engine.measure()
+    engine.open(0, PROBLEM)
+    for _ in range(2):
+        step = write(engine, trace)
+        assert step.text == text[: len(text) // 2]
+        assert (step.cost.verify_kept > 0.5 * step.num_tokens) == copies
+        keep(trace, step)
 
 
 def test_proposals_can_be_switched_off() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.inference.acceptance import KINDS, SOURCES, Place, Proposal
 from arbitrage_cli.inference.costs import FIRST_ROWS, MAX_ROWS
+from arbitrage_cli.inference.proposals import KINDS, SOURCES, History, Place, Proposal
 from arbitrage_cli.inference.speculation import Planner
 
 Seconds = Callable[[int], float]
@@ -209,6 +209,78 @@ def test_a_continuation_is_proposed_until_the_text_leaves_it() -> None:
     proposal.speculate([*map(ord, "cd!")])
     assert proposal.follow(ord("c")) is True  # "bc" stands in the drafted step, which goes on there
     assert (proposal.place(9).source, proposal.upcoming(9)) == ("again", [*map(ord, "defgh")])
+
+
+def copied_after(told: str, written: str, *, proposal: str = "") -> tuple[str, int]:
+    """What is proposed after a prompt and some text, and how many tokens matched; tokens are characters."""
+    following = Proposal([*map(ord, proposal)], History(map(ord, told)))
+    for character in written:
+        following.follow(ord(character))
+    return "".join(map(chr, following.upcoming(99))), following.place(99).num_matched
+
+
+@pytest.mark.parametrize(
+    ("told", "written", "upcoming", "num_matched"),
+    [
+        ("def area(radius)", "a d", "", 0),
+        ("def area(radius)", "a de", "f area(radius)a de", 2),
+        ("def area(radius)", "a def are", "a(radius)a def are", 7),
+        ("def area(radius)", "a def arch", "", 0),
+        ("def area(radius)", "a def arad", "ius)a def arad", 3),
+        ("do it. do that.", "I do", " that.I do", 3),
+        ("ab", "ab ab", " ab", 2),
+    ],
+    ids=["new", "two tokens", "more of them", "gone", "back elsewhere", "the latest place", "of its own"],
+)  # fmt: skip
+def test_what_is_copied(told: str, written: str, upcoming: str, num_matched: int) -> None:
+    """What followed the last two tokens where they stood before, up to the end of a step."""
+    assert copied_after(told, written) == (upcoming, num_matched)
+
+
+def test_a_draft_comes_before_a_copy() -> None:
+    """Until the text leaves it. A continuation of the draft comes before a copy as well."""
+    assert copied_after("of the cat", "of", proposal="of a cat") == (" a cat", 2)
+    assert copied_after("of the cat", "of th", proposal="of a cat") == ("e catof th", 5)
+    following = Proposal((), History(map(ord, "of the cat, of")))
+    assert (following.place(9).source, following.place(9).num_left) == ("copied", 9)
+    following.speculate([*map(ord, " a")])
+    assert following.place(9) == Place(2, 0, "speculated")
+    following.follow(ord(" "))
+    following.follow(ord("t"))
+    assert following.upcoming(2) == [*map(ord, "he")]
+
+
+def test_what_is_read_is_remembered_once() -> None:
+    """Steps of the other model are part of the history. What it ends with already is not added again."""
+    history = History(map(ord, "abcd"))
+    history.catch_up([*map(ord, "bcd")])
+    assert history.num_left == 0
+    history.catch_up([*map(ord, "zab")])
+    assert history.upcoming(9) == [*map(ord, "cdzab")]
+
+
+@pytest.mark.parametrize("batch", [line(1.0, 1.0), line(1.0, 0.3), line(1.0, 0.1), as_measured])
+def test_copies_that_never_match_cost_next_to_nothing(batch: Seconds) -> None:
+    """Each token seems to be copied, and none is."""
+    planner, seconds = known(batch(50) / 50, batch(1)), 0.0
+    for _ in range(3000):
+        (count,) = planner.plan([Place(20, 2, "copied")])
+        planner.acceptance.record(Place(20, 2, "copied"), matched=False)
+        seconds += batch(1 + count)
+        record(planner, batch(1 + count), count, 1, Place(20, 2, "copied"))
+    assert seconds < 1.01 * 3000 * batch(1)
+
+
+@pytest.mark.parametrize(("match", "asks"), [(0.99, False), (0.5, True)])
+def test_the_draft_is_asked_if_it_is_better_than_a_copy(match: float, asks: bool) -> None:
+    planner, copied = known(0.05), Place(20, 2, "copied")
+    for number in range(200):
+        for place in (copied, copied._replace(num_matched=4), copied._replace(num_matched=8)):
+            planner.acceptance.record(place, matched=number % 100 < 100 * match)
+        for place in (Place(9, 0, "speculated"), Place(9, 1, "speculated"), Place(9, 2, "speculated")):
+            planner.acceptance.record(place, matched=number % 100 < 95)
+    assert (planner.plan_speculation(0.1, 9, copied) > 0) == asks
+    assert planner.plan_speculation(0.1, 9) > 0
 
 
 def speculate(draft: float, batch: Seconds, match: float, num_tokens: int = 6000) -> float:

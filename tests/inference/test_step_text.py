@@ -113,3 +113,21 @@ def test_cutting_into_tokens_does_not_move_the_end(rule: StepEnd, text: str, dat
     assert written.startswith(by_byte)
     if end is not None and ended_after is not None:
         assert len(b"".join(pieces[: ended_after - 1])) < end <= len(b"".join(pieces[:ended_after]))
+
+
+@pytest.mark.parametrize("rule", [BLANK_LINE, LINES])
+@given(st.lists(st.sampled_from([b"a", b"b\n", b"\n", b"\xc3", b"\xa9\n\n"]), max_size=9), st.integers(0, 9))
+def test_what_comes_before_the_end_is_known_in_advance(rule: StepEnd, pieces: list[bytes], num_written: int) -> None:
+    """Of pieces that may follow; trying them changes no text."""
+    text = StepText(end=rule)
+    for piece in pieces[:num_written]:
+        text.add(piece)
+    if not text.ended:
+        before, so_far = text.num_before_end(pieces[num_written:]), text.so_far
+        for piece in pieces[num_written:][:before]:
+            text.add(piece)
+        assert so_far == text.so_far[: len(so_far)]
+        assert not text.ended
+        for piece in pieces[num_written:][before : before + 1]:
+            text.add(piece)
+            assert text.ended

@@ -235,5 +235,5 @@ def hash_engines(
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     return {
         "draft": engine("draft", Cache(draft), chosen, keep_token_stats=True),
-        "target": engine("target", Cache(target), chosen, use_proposals=use_proposals, clock=clock),
+        "target": engine("target", Cache(target), chosen, use_proposals=use_proposals, copies=True, clock=clock),
     }
