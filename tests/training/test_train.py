@@ -16,7 +16,7 @@ from arbitrage_cli.routing.head_file import load, save
 from arbitrage_cli.routing.thresholds import Costs, Numbers, TauTable
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
-from arbitrage_cli.training.fit import Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.train import Candidate, Inputs, Settings, choose, train, with_taus
 
 WORLD = World()
@@ -36,6 +36,12 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
 @pytest.fixture(scope="module")
 def head(collected: Collected) -> Head:
     return train_on(collected)
+
+
+@pytest.fixture
+def linear_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only linear heads are tried, for what does not depend on which is chosen: networks take time."""
+    monkeypatch.setattr("arbitrage_cli.training.train.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
 
 
 def truth_of(collected: Collected, part: int) -> Truth:
@@ -142,6 +148,7 @@ def test_trained_head_comes_back_from_its_file(collected: Collected, head: Head,
     assert times[-1] < times[0]
 
 
+@pytest.mark.usefixtures("linear_only")
 def test_hidden_states_are_read_where_they_tell(tmp_path: Path) -> None:
     """What only the hidden states know is learned from them, and the head is then bound to its draft."""
     world = World(weights=(), hidden_weight=2.5)
@@ -340,6 +347,7 @@ def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
         train_on(read_states(runs))
 
 
+@pytest.mark.usefixtures("linear_only")
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
     """The states of the others are learned from, but nothing is known of what would have followed them."""
     is_whole = collected.outcomes.solution % 3 > 0
