@@ -88,7 +88,7 @@ def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
         ):
             assert_refused(run("serve", *MODELS, "--port", "0", *flags), 2, place)
     missing = run("serve", *MODELS, without=["uvicorn"])
-    assert_refused(missing, 2, "", 'pip install "arbitrage-cli[serve]"')
+    assert_refused(missing, 2, "", "pip install", "uvicorn")
 
 
 def test_a_second_signal_does_not_wait() -> None:

@@ -99,7 +99,9 @@ def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None
     models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
     setup = bench_setup(options(models), BenchRoutingOptions("arbitrage@fast,arbitrage@0.5"))
     assert setup.named_taus is not None
+    assert setup.head is not None
     run = {"named_taus": {**setup.named_taus.taus, "fast": 0.9}, "tau_costs": "the head's card", "early_stop": True}
+    run["router"] = {"sha256": setup.head.sha256}
     resumed = resumed_setup(setup, run, early_stop=None)
     assert [tau for _, tau in columns(resumed)] == [0.9, 0.5]
     assert (resumed.stops_early, len(resumed.notes)) == (True, len(setup.notes) + 1)
