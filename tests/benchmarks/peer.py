@@ -5,7 +5,7 @@ Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair 
 
 LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one starts,
 in rotating order. They share files, threads, messages, context and limit of tokens; all are greedy and keep nothing from problem
-to problem. Everything else is each program's default.
+to problem. Everything else is each program's default. Answers to programming problems are graded by running them.
 
 The table has, for each way, right answers, seconds a problem, tokens, and the speed-up over both ways of the server, with
 intervals over problems. Ctrl-C or SIGTERM ends the run, with the table of the problems that all ways have solved.
@@ -34,14 +34,14 @@ from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended, PolicyAtTau
 from arbitrage_cli.evaluation.engines import Engines
-from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.stats.intervals import Interval, bootstrap, ratio_of_sums, wilson
 from arbitrage_cli.system.machine import default_threads
+from arbitrage_cli.tasks.registry import FORMS, find_task
+from arbitrage_cli.tasks.task import Grader
 from arbitrage_cli.types import Limits, ModelRole
 
 ALONE, SPECULATION = "llama-server", "llama-server, speculation"
@@ -213,16 +213,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it by default
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pair = chosen_pair(arguments)
-    instructions = INSTRUCTIONS if pair.system is None else pair.system
+    dataset = load_dataset(arguments.dataset, offline=True, forms=FORMS)
+    task = find_task(dataset.task)
+    instructions = task.instructions if pair.system is None else pair.system
     sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
     columns, head = chosen_columns(parser, arguments, arguments.policy)
-    items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
     with ExitStack() as stack:
-        grader = stack.enter_context(Grader())
+        grader = stack.enter_context(task.open_grader())
         options = Options(arguments.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
         bench = Bench(
-            Engines(backends, Sampler(), instructions),
+            Engines(backends, Sampler(), instructions, step_end=task.step_end),
             grader.grade,
             Limits(max_tokens=arguments.max_tokens),
             seed=0,
@@ -237,7 +238,7 @@ def main() -> None:
             stack.enter_context(server)
         ways = {name: way_of_server(server, grader, arguments.max_tokens) for name, server in running.items()}
         ways |= {column.label: way_of_policy(bench, column) for column in columns}
-        found = solve_all(ways, items)
+        found = solve_all(ways, dataset.items[: arguments.limit])
         drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
     if not found[ALONE]:
         sys.exit("no problem was solved in every way")
