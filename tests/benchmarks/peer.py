@@ -2,6 +2,7 @@
 
 Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair NAME] [--draft MODEL.gguf] [--target MODEL.gguf]
        [--head FILE] [--policy target,arbitrage] [--threads N] [--ctx N] [--max-tokens N] [--draft-max 8]
+       [--spec-type draft-simple]
 
 LLAMA_SERVER is the path of the binary; its folder is put on LD_LIBRARY_PATH. All ways solve a problem before the next one starts,
 in rotating order. They share files, threads, messages, context and limit of tokens; all are greedy and keep nothing from problem
@@ -142,9 +143,10 @@ def servers(files: Mapping[ModelRole, Path], instructions: str, arguments: argpa
     """Both ways of the server, not started yet."""
     threads = str(arguments.threads)
     plain = ["-m", str(files["target"]), "-t", threads, "-tb", threads, "-c", str(arguments.ctx)]
-    drafting = ["-md", str(files["draft"]), "--spec-type", "draft-simple", "--spec-draft-n-max", str(arguments.draft_max)]
+    drafting = ["-md", str(files["draft"]), "--spec-draft-n-max", str(arguments.draft_max)]
     drafting += ["--spec-draft-p-min", "0.0", "-td", threads, "-tbd", threads]
-    ways = {ALONE: plain, SPECULATION: [*plain, *drafting]}
+    speculating = ["--spec-type", arguments.spec_type, *(drafting if "draft" in arguments.spec_type else [])]
+    ways = {ALONE: plain, SPECULATION: [*plain, *speculating]}
     return {name: Server(arguments.llama_server, more, instructions) for name, more in ways.items()}
 
 
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--draft-max", type=int, default=8, help="tokens that the server drafts in one go")
+    parser.add_argument("--spec-type", default="draft-simple", help="the server's: with the draft, or ngram-simple without")
     parser.add_argument("--early-stop", action="store_true", help="stop drafts that begin badly")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it by default

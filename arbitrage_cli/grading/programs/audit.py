@@ -1,6 +1,6 @@
 """A hook of Python's, for systems that keep a program from neither files nor network.
 
-It stops what programs do by accident or without art. It is no boundary: whoever knows Python gets around it.
+It stops accidents and simple attacks. It is no security boundary: a skilled attacker gets around it.
 """
 
 import os

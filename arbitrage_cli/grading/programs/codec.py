@@ -91,7 +91,7 @@ def encode(value: object, number: Callable[[object], int], depth: int = 0) -> ob
 
 
 def decode(data: object, handle: Callable[[int], object]) -> Any:
-    """The value of what `encode` made, whoever made it. `handle` gives the object with a number. BadMessageError."""
+    """The value of what `encode` made. The sender is not trusted. `handle` gives the object with a number. BadMessageError."""
     try:
         return _decoded(data, handle)
     except _REFUSALS as error:

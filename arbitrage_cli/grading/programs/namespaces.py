@@ -35,7 +35,7 @@ _FILES, _FOLDER_BYTES = 1000, "16m"
 def enter(root: str, readable: Iterable[str], work: str) -> None:
     """Go on in a process with a network without devices, and an own root with these folders, read-only, and an empty `work`.
 
-    `root` is an existing folder, whose content is hidden. Whoever is not root becomes it in a namespace of users, with rights over
+    `root` is an existing folder, whose content is hidden. A user who is not root becomes it in a namespace of users, with rights over
     nothing else. OSError if this system does not allow it.
     """
     user, group = os.geteuid(), os.getegid()
