@@ -304,7 +304,7 @@ def _json_response(data: Json, status: int = 200, headers: Mapping[str, str] | N
 def _refusal_response(error: RefusedError) -> Response:
     close = {"connection": "close"}  # the rest of its body would keep it open
     wait, log_in = {"retry-after": "1"}, {"www-authenticate": "Bearer"}
-    headers = {401: log_in, 408: close, 413: close, 429: wait, 503: wait}
+    headers = {401: log_in, 408: close, 429: wait, 503: wait}
     return _json_response(answers.error_body(error), error.status, headers.get(error.status))
 
 
