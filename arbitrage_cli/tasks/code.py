@@ -27,7 +27,7 @@ _BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.
 def find_program(text: str) -> str | None:
     """The first block of code that is not blank, closed or not; without a block the whole text."""
     blocks = _BLOCK.findall(text) or [text]
-    return next((block for block in blocks if block.strip()), None)
+    return next((block.rstrip() for block in blocks if block.strip()), None)
 
 
 class _Grader:

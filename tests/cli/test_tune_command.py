@@ -203,16 +203,16 @@ def run_json(home: Home) -> dict[str, Any]:
 def test_bench_records_threads_and_is_not_resumed_with_others(home: Home, concurrency: str) -> None:
     home.pretend(FAST_READER)
     write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
-    bench = (*BENCH, "--policy", "target,draft", "--concurrency", concurrency)
+    bench = (*BENCH, "--concurrency", concurrency, "--policy")
     for policies in ("target,draft", "draft"):
-        assert home.run(*bench, "--policy", policies).code == 0
+        assert home.run(*bench, policies).code == 0
         made = run_json(home)
         assert {role: model["threads"] for role, model in made["models"].items()} == THREADS
         assert made["fingerprint"]["number of threads of the target"] == "2"
     refusal = "another number of threads of the target: 2, not 1"
-    assert_refused(home.run(*bench, "--threads", "1"), 2, "", refusal)
+    assert_refused(home.run(*bench, "target,draft", "--threads", "1"), 2, "", refusal)
     home.pretend(FAST_READER, {"draft": 1, "target": 1})
-    assert_refused(home.run(*bench), 2, "", refusal)
+    assert_refused(home.run(*bench, "target,draft"), 2, "", refusal)
 
 
 @pytest.mark.parametrize(("flags", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
@@ -308,11 +308,13 @@ def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"), [(("--policy", "arbitrage@0.5"), False), (("--tau", "0.5,fast"), True)], ids=str
+    ("asked", "named"),
+    [(("--policy", "arbitrage@0.5"), False), (("--policy", "arbitrage", "--tau", "0.5,fast"), True)],
+    ids=str,
 )
 def test_bench_records_the_costs_that_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
     home.pretend(SLOW_VERIFIER)
-    result = home.run(*BENCH[:-1], "--verbose", "--head", head, "--policy", "arbitrage", *asked)
+    result = home.run(*BENCH[:-1], "--verbose", "--head", head, *asked)
     assert result.code == 0
     assert run_json(home)["tau_costs"] == ("this machine" if named else None)
     assert ("named taus" in result.err) == named

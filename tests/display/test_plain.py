@@ -37,7 +37,7 @@ def test_attempt_is_one_line_of_visible_text() -> None:
     display.handle(AttemptEnded("p2", "draft", "correct", "", None, RunProgress("", 6, 6, (), seconds_left=0.0)))
     assert stream.getvalue().splitlines() == [
         "bench odd set: 6 attempts, 4 of them done",
-        "4/6 p [2J1, entropy 0.5: incorrect (1 2 ), 12.3 s; about 2 min left",
+        "4/6 p [2J1, entropy 0.5: incorrect (1 2), 12.3 s; about 2 min left",
         "6/6 p2, draft: correct",
     ]
 

@@ -115,9 +115,9 @@ def test_without_tests_the_program_to_reach_is_another_one() -> None:
 @pytest.mark.parametrize(
     ("text", "program"),
     [
-        (RIGHT, "def half(n):\n    return n // 2\n"),
+        (RIGHT, "def half(n):\n    return n // 2"),
         ("```python\nx = 1", "x = 1"),
-        ("```\n\n```\n```py\nx = 1\n```", "x = 1\n"),
+        ("```\n\n```\n```py\nx = 1\n```", "x = 1"),
         ("x = 1", "x = 1"),
         (" \n", None),
     ],
