@@ -24,6 +24,7 @@ from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
@@ -80,12 +81,12 @@ def texts(
     tau: float | None = None,
     *,
     concurrency: int = 1,
-    use_proposals: bool = True,
+    proposals: Proposals = "drafted",
 ) -> dict[str, str]:
     """The text of each problem's solution."""
     engines = {
         role: make_engine(
-            role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", use_proposals=use_proposals
+            role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", proposals=proposals
         )
         for role in ROLES
     }
@@ -162,16 +163,16 @@ def test_extreme_taus_are_the_models_alone(backends: dict[ModelRole, LlamaBacken
     problems = some_problems()
     assert texts(backends, problems, "entropy", float("inf")) == texts(backends, problems, "draft")
     alone = texts(backends, problems, "target")
-    assert texts(backends, problems, "entropy", -1.0, use_proposals=False) == alone
+    assert texts(backends, problems, "entropy", -1.0, proposals="none") == alone
 
 
 def test_proposals_and_batches_change_no_text(backends: dict[ModelRole, LlamaBackend]) -> None:
     """Kernels for several tokens differ from those for one in the last bits: hardly ever in a token."""
     problems = some_problems()
-    without = texts(backends, problems, "random", 0.5, use_proposals=False)
+    without = texts(backends, problems, "random", 0.5, proposals="none")
     assert_nearly_same(texts(backends, problems, "random", 0.5), without)
     assert_nearly_same(
-        texts(backends, problems, "target"), texts(backends, problems, "target", concurrency=SLOTS, use_proposals=False)
+        texts(backends, problems, "target"), texts(backends, problems, "target", concurrency=SLOTS, proposals="none")
     )
 
 

@@ -38,6 +38,7 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.scripted import open_scripted
@@ -204,7 +205,7 @@ def test_proposals_are_invisible(
     some: list[Problem], routing: tuple[str, float], sampler: Sampler, pair: dict[str, Any], concurrency: int, seed: int
 ) -> None:
     """Law 5: with rejected drafts as proposals, however much of them is verified, the target writes the same text."""
-    usual = hash_engines(sampler, use_proposals=False, **pair)
+    usual = hash_engines(sampler, proposals="none", **pair)
     proposing = hash_engines(sampler, clock=unsteady_clock(seed), num_sequences=concurrency, **pair)
     expected = solve(usual, some, *routing)
     found = solve(proposing, some, *routing, concurrency=concurrency)
@@ -234,7 +235,7 @@ def test_speculating_is_invisible(
     some: list[Problem], routing: tuple[str, float], sampler: Sampler, pair: dict[str, Any], concurrency: int, early: bool
 ) -> None:
     """Law 5: that the draft continues steps of the target changes neither their text nor its own."""
-    expected = solve(hash_engines(sampler, use_proposals=False, **pair), some, *routing, stops_early=early)
+    expected = solve(hash_engines(sampler, proposals="none", **pair), some, *routing, stops_early=early)
     chosen: dict[str, Any] = {"clock": ticking_clock(), "num_sequences": concurrency, **pair}
     for engine in (Engine, ForgetfulEngine):
         engines = hash_engines(sampler, engine=engine, **chosen)
@@ -272,7 +273,7 @@ def test_the_law_notices_what_is_left_of_a_proposal() -> None:
     """A backend that keeps one token too many after each drop breaks law 5."""
     pair: dict[str, Any] = {"same_model": True, "make_draft": Wavering, "make": StaleBackend}
     with_them = solve(hash_engines(clock=ticking_clock(), **pair), PROBLEMS, "random", -1.0)
-    without = solve(hash_engines(use_proposals=False, **pair), PROBLEMS, "random", -1.0)
+    without = solve(hash_engines(proposals="none", **pair), PROBLEMS, "random", -1.0)
     assert texts(with_them) != texts(without)
 
 
@@ -280,7 +281,7 @@ def test_proposals_across_vocabularies() -> None:
     """The demo models have different tokens: the draft's steps are the target's own up to their wrong digits."""
     problems = [Problem(str(number), f"{number} * 12 - 95 + (34 * {number})") for number in range(11, 19)]
 
-    def solved(*, use_proposals: bool) -> dict[str, Trace]:
+    def solved(*, proposals: Proposals) -> dict[str, Trace]:
         sources: dict[ModelRole, str] = {"draft": "scripted:draft", "target": "scripted:target"}
         engines = {
             role: make_engine(
@@ -288,14 +289,14 @@ def test_proposals_across_vocabularies() -> None:
                 open_scripted(source, Options()),
                 Sampler(),
                 keep_token_stats=True,
-                use_proposals=use_proposals,
+                proposals=proposals,
                 clock=ticking_clock(),
             )
             for role, source in sources.items()
         }
         return solve(engines, problems, "entropy", 1.0, limits=Limits())
 
-    found, expected = solved(use_proposals=True), solved(use_proposals=False)
+    found, expected = solved(proposals="drafted"), solved(proposals="none")
     assert texts(found) == texts(expected)
     cost = cost_of_target(found)
     assert cost.verify_kept > cost.decode_tokens
@@ -306,7 +307,7 @@ def test_proposals_across_vocabularies() -> None:
 @given(problems(1, 5), samplers, st.integers(1, 3), st.integers(0, 99))
 def test_copying_is_invisible(some: list[Problem], sampler: Sampler, concurrency: int, seed: int) -> None:
     """Laws 1 and 5: what followed the same tokens before is proposed, and changes no text."""
-    expected = solve(hash_engines(sampler, use_proposals=False), some, "target")
+    expected = solve(hash_engines(sampler, proposals="none"), some, "target")
     for clock in (ticking_clock(), unsteady_clock(seed)):
         engines = hash_engines(sampler, clock=clock, num_sequences=concurrency)
         assert texts(solve(engines, some, "target", concurrency=concurrency)) == texts(expected)
@@ -378,7 +379,7 @@ def test_early_stop_keeps_the_other_laws(some: list[Problem], sampler: Sampler) 
     alone = solve(hash_engines(sampler), some, "arbitrage", 0.5, **how)
     together = hash_engines(sampler, num_sequences=4, clock=ticking_clock())
     assert texts(solve(together, some, "arbitrage", 0.5, concurrency=4, **how)) == texts(alone)
-    forgetting = hash_engines(sampler, engine=ForgetfulEngine, use_proposals=False)
+    forgetting = hash_engines(sampler, engine=ForgetfulEngine, proposals="none")
     assert texts(solve(forgetting, some, "arbitrage", 0.5, **how)) == texts(alone)
 
 
@@ -393,7 +394,7 @@ def llama_engines(
     num_sequences: int = 1,
     engine: type[Engine] = Engine,
     sampler: Sampler | None = None,
-    use_proposals: bool = True,
+    proposals: Proposals = "drafted",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict[ModelRole, Engine]]:
     """Both engines keep token statistics, so that margins are known."""
@@ -406,7 +407,7 @@ def llama_engines(
                 Cache(stack.enter_context(LlamaBackend(path, options))),
                 sampler or Sampler(),
                 keep_token_stats=True,
-                use_proposals=use_proposals,
+                proposals=proposals,
                 clock=clock,
             )
             for role, path in paths.items()
@@ -490,7 +491,7 @@ def test_proposals_are_invisible_in_llama(
     tiny: Mapping[str, Path], draft: str, target: str, sampler: Sampler, concurrency: int
 ) -> None:
     """Law 5, through llama.cpp: the same text, of the same model, of others, and with several problems in a batch."""
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, use_proposals=False) as engines:
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, proposals="none") as engines:
         without = events_of(engines, PROBLEMS, "random", 0.3)
     chosen: dict[str, Any] = {"num_sequences": concurrency, "sampler": sampler, "clock": ticking_clock()}
     with llama_engines(tiny[draft], tiny[target], **chosen) as engines:
@@ -526,7 +527,7 @@ def test_speculating_is_invisible_in_llama(
     """Law 5, through llama.cpp: for steps of which one token was drafted, whatever the draft's continuations."""
     monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
     monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, place: max(0, min(room, 4)))
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, use_proposals=False) as engines:
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, proposals="none") as engines:
         without = events_of(engines, PROBLEMS, "random", 0.3)
     with llama_engines(tiny[draft], tiny[target], sampler=sampler, clock=ticking_clock()) as engines:
         with_it = events_of(engines, PROBLEMS, "random", 0.3, stops_early=True, speculates=True)

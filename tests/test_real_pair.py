@@ -84,5 +84,5 @@ def test_the_cache_is_invisible(backends: Backends) -> None:
 
 def test_proposals_are_invisible(backends: Backends) -> None:
     """Law 5, with as many proposed tokens verified as possible."""
-    without = solve(backends, "random", 0.3, use_proposals=False)
+    without = solve(backends, "random", 0.3, proposals="none")
     assert_near(without, solve(backends, "random", 0.3, clock=ticking_clock()))

@@ -33,8 +33,8 @@ from arbitrage_cli.types import ModelRole
 if TYPE_CHECKING:
     from arbitrage_cli.cli.setup import RunOptions
     from arbitrage_cli.inference.backend import Options
+    from arbitrage_cli.routing.costs import Costs
     from arbitrage_cli.routing.head import Head
-    from arbitrage_cli.routing.thresholds import Costs
     from arbitrage_cli.training.examples import Collected
 
 ROLES: tuple[ModelRole, ...] = ("draft", "target")
@@ -142,13 +142,13 @@ def _collect(
 
 def _show(head: "Head", folders: Sequence[Path], whose: str, *, as_json: bool) -> None:
     from arbitrage_cli.display.card import write_taus
-    from arbitrage_cli.routing.thresholds import expected_times
+    from arbitrage_cli.routing.thresholds import usual_rows
 
     if as_json:
         write(sys.stdout, json.dumps(head.card.to_json(), ensure_ascii=True, allow_nan=False) + "\n")
         return
-    times = expected_times(head.card.taus)
-    write_taus(head.card.taus, times, sys.stdout, on=", ".join(folder.name for folder in folders), costs_of=whose)
+    rows = usual_rows(head.card.taus)
+    write_taus(head.card.taus, rows, sys.stdout, on=", ".join(folder.name for folder in folders), costs_of=whose)
 
 
 def _report_head(made: "Head", head: "Head", states: "Collected", wrote: str, whose: str) -> None:

@@ -221,16 +221,16 @@ def _head(name: str) -> str | None:
 def _show_head(source: str, *, explain: bool, as_json: bool) -> None:
     from arbitrage_cli.display.card import write_card
     from arbitrage_cli.routing.head_file import load  # with NumPy
-    from arbitrage_cli.routing.thresholds import expected_times
+    from arbitrage_cli.routing.thresholds import usual_rows
 
     head = load(head_file(source))
     card = head.card.to_json()
     if as_json:
         typer.echo(json.dumps({"sha256": head.sha256, **card}))
         return
-    times = expected_times(card["taus"])
+    rows = usual_rows(card["taus"])
     try:
-        write_card(card, times, sys.stdout, sha256=head.sha256, explain=explain)
+        write_card(card, rows, sys.stdout, sha256=head.sha256, explain=explain)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # a file may say anything
         hint = "--json shows what it has; or train the head again: arbitrage train"
         raise RouterError(f"{source}: its card lacks what arbitrage train writes ({error})", hint) from error

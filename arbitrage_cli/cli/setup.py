@@ -125,7 +125,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     request = _request(options, routing, base.head)
     policy, tau, warning = choose_routing(request, available)
     refuse_ignored(options.invocation, policy)
-    early = _stops_early(base, request.early_stop, [policy])
+    early = _stops_early(base, request.early_stop, [(policy, tau)])
     name = None if request.budget is not None else name_of_tau(policy, request.tau)
     setup = _with_policies(base, [PolicyAtTau(policy, tau, name)], early_stop=early)
     tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
@@ -152,7 +152,7 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: Mode
     base = _base(options, choice)
     wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, policy="arbitrage")
     policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
-    early = _stops_early(base, routing.early_stop, [policy])
+    early = _stops_early(base, routing.early_stop, [(policy, tau)])
     setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
     setup = replace(setup, alternatives=routing.alternatives)
     if not rates:
@@ -170,7 +170,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     policy_list = read_policies(options.invocation, routing, base.head)
     named = named_taus_here(base.available_head) if policy_list.names else None
     policies = resolve_policies(policy_list, base.head, named)
-    early = _stops_early(base, routing.early_stop, [one.policy for one in policies])
+    early = _stops_early(base, routing.early_stop, [(one.policy, one.tau) for one in policies])
     setup = _with_policies(base, policies, early_stop=early, reward=routing.reward)
     setup = replace(setup, alternatives=routing.alternatives)
     return replace(setup, policy_list=policy_list, named_taus=named)
@@ -241,7 +241,7 @@ def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) ->
     return RoutingRequest(settled.policy, settled.tau, settled.budget, settled.early_stop, head_is_given)
 
 
-def _stops_early(base: Setup, asked: bool | None, policies: Sequence[Policy]) -> bool | None:
+def _stops_early(base: Setup, asked: bool | None, policies: Sequence[tuple[Policy, float | None]]) -> bool | None:
     """Whether drafted steps are stopped before their end; None if no policy can. UsageError."""
     return stops_early_on_server(asked, stops_early(asked, policies, base.available_head), base.choice.models["draft"])
 

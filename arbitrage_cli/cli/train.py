@@ -87,7 +87,7 @@ def train(
     """
     from arbitrage_cli.display.card import write_card, write_summary
     from arbitrage_cli.routing.head_file import save
-    from arbitrage_cli.routing.thresholds import expected_times
+    from arbitrage_cli.routing.thresholds import usual_rows
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import ALL_INPUTS, Settings
     from arbitrage_cli.training.train import train as train_head
@@ -109,13 +109,13 @@ def train(
     )
     save(head, output_file)
     card = head.card.to_json()
-    times = expected_times(card["taus"])
+    rows = usual_rows(card["taus"])
     if json_line:
         write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
     elif explain:
-        write_card(card, times, sys.stdout, sha256=head.sha256, explain=True)
+        write_card(card, rows, sys.stdout, sha256=head.sha256, explain=True)
     else:
-        write_summary(card, times, sys.stdout)
+        write_summary(card, rows, sys.stdout)
     report(f"wrote {output_file}: head {one_line(head.card.name)}, its card: arbitrage models info {output_file}")
     report(f"to measure it: {_next(runs[0], output_file)}")
 

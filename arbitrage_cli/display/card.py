@@ -28,32 +28,32 @@ LEGEND = (
 )
 
 Card = Mapping[str, Any]
-Times = Mapping[float, float | None]
-"""The expected time of each tau of a table, as a share of the target's alone."""
+Rows = Sequence[Mapping[str, Any]]
+"""Of each tau of a table, as `usual_rows` gives them."""
 
 
-def write_summary(card: Card, times: Times, stream: TextIO) -> None:
+def write_summary(card: Card, rows: Rows, stream: TextIO) -> None:
     """Write what decides whether to use the head: the verdict, and what its named taus do. Errors as `write`."""
-    _write(stream, [*_verdict(card), "", *_taus(card, times, named_only=True)])
+    _write(stream, [*_verdict(card), "", *_taus(card, rows, named_only=True)])
 
 
-def write_card(card: Card, times: Times, stream: TextIO, *, sha256: str, explain: bool = False) -> None:
+def write_card(card: Card, rows: Rows, stream: TextIO, *, sha256: str, explain: bool = False) -> None:
     """Write the card; with the measures at several rates, and what each column is, if it shall `explain`. Errors as `write`."""
-    _write(stream, _lines(card, times, sha256, explain=explain))
+    _write(stream, _lines(card, rows, sha256, explain=explain))
 
 
-def write_taus(taus: Card, times: Times, stream: TextIO, *, on: str, costs_of: str) -> None:
+def write_taus(taus: Card, rows: Rows, stream: TextIO, *, on: str, costs_of: str) -> None:
     """Write only the table of taus: `on` names the states they were tried on, `costs_of` whose costs the times use."""
     solutions = taus.get("num_solutions") or 0
     heading = f"what a tau does, on {rounding.count(solutions, 'solution')} of {one_line(on)}"
-    _write(stream, [*wrapped(heading), *_tau_table(taus, times), *LEGEND, *_notes(taus, costs_of, solutions)])
+    _write(stream, [*wrapped(heading), *_tau_table(taus, rows), *LEGEND, *_notes(taus, costs_of, solutions)])
 
 
 def _write(stream: TextIO, lines: Iterable[str]) -> None:
     write(stream, "".join(f"{line}\n" for line in lines))
 
 
-def _lines(card: Card, times: Times, sha256: str, *, explain: bool) -> Iterator[str]:
+def _lines(card: Card, rows: Rows, sha256: str, *, explain: bool) -> Iterator[str]:
     test = card["metrics"]["test"]
     yield one_line(card["name"])
     for name, value in _about(card, sha256):
@@ -67,7 +67,7 @@ def _lines(card: Card, times: Times, sha256: str, *, explain: bool) -> Iterator[
         yield ""
         yield from paragraph
     yield ""
-    yield from _taus(card, times, explain=explain)
+    yield from _taus(card, rows, explain=explain)
     yield from _verdict(card)
 
 
@@ -164,29 +164,28 @@ def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no negative zero
 
 
-def _taus(card: Card, times: Times, *, named_only: bool = False, explain: bool = False) -> Iterator[str]:
+def _taus(card: Card, rows: Rows, *, named_only: bool = False, explain: bool = False) -> Iterator[str]:
     taus, data = card["taus"], card["data"]
     other = data.get("taus_of")  # what they were calibrated on
     on = ", ".join(one_line(run["name"]) for run in other["runs"]) if other else "the test"
     costs_of = "the machine that calibrated" if other and other["costs"] != "the runs" else "the machine that collected"
     solutions = taus["num_solutions"]
     yield from wrapped(f"what a tau does, on {rounding.count(solutions, 'solution')} of {on}")
-    yield from _tau_table(taus, times, named_only=named_only)
+    yield from _tau_table(taus, rows, named_only=named_only)
     yield from LEGEND if explain else ()
     yield from _notes(taus, costs_of, solutions if other else sum(part["problems"] for part in data["parts"].values()))
 
 
-def _tau_table(taus: Card, times: Times, *, named_only: bool = False) -> Iterator[str]:
+def _tau_table(taus: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
     """Some taus, evenly chosen, and those with a name; or only these, and the draft alone."""
     names: dict[float, list[str]] = {}
     for name, tau in taus["named"].items():
         names.setdefault(tau, []).append(name)
-    rows = taus["rows"]
     evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
     others = {rows[-1]["tau"]} if named_only else evenly
     shown = [row for row in rows if row["tau"] in others or row["tau"] in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "regret", "time"]
-    yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []), times)])
+    yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []))])
 
 
 def _notes(taus: Card, costs_of: str, problems: int) -> Iterator[str]:
@@ -201,7 +200,7 @@ def _notes(taus: Card, costs_of: str, problems: int) -> Iterator[str]:
     yield from wrapped(f"exact is as measured on {on}, not sure to half a point: {advice}")
 
 
-def _tau_lines(row: Card, names: Sequence[str], times: Times) -> Iterator[list[str]]:
+def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
     """A line for the tau, with its first name; further names stand below that one: side by side they would be too wide."""
     first, *others = names or [""]
     interval = " ".join(rounding.points(end / 100) for end in row["change_interval"] or ())
@@ -209,7 +208,7 @@ def _tau_lines(row: Card, names: Sequence[str], times: Times) -> Iterator[list[s
         *(rounding.percent(row[rate], 0) for rate in ("escalation_rate", "wasted", "recall")),
         f"{rounding.points(row['change'] / 100)} [{interval}]" if interval else rounding.points(row["change"] / 100),
         f"{row['regret'] + 0.0:.1f}",
-        rounding.percent(times.get(row["tau"]), 0),
+        rounding.percent(row["time"], 0),
     ]
     yield [f"{row['tau']:.4f}", first, *cells]
     yield from (["", name, *[""] * len(cells)] for name in others)

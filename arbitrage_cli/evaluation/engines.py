@@ -7,6 +7,7 @@ from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
+from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Writer
 from arbitrage_cli.inference.servers.model import ServedModel
@@ -61,7 +62,7 @@ class Engines:
             return ServedWriter(
                 role, model, sampler, self._instructions, self._step_end, keep_token_stats=keep, shares_prompts=shares
             )
-        engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep, copies=role == "target")
+        engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep, proposals=_proposals_of(role))
         if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
             self._tell_speed(role, engine)
         return engine
@@ -94,4 +95,8 @@ def make_writer(
     if isinstance(model, ServedModel):
         return ServedWriter(role, model, sampler, instructions, step_end, keep_token_stats=keep)
     cache = Cache(model, instructions, step_end=step_end, first_sequence=first_sequence)
-    return Engine(role, cache, sampler, keep_token_stats=keep, copies=role == "target")
+    return Engine(role, cache, sampler, keep_token_stats=keep, proposals=_proposals_of(role))
+
+
+def _proposals_of(role: ModelRole) -> Proposals:
+    return "all" if role == "target" else "drafted"

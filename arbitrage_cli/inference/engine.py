@@ -18,7 +18,7 @@ from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
 from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
-from arbitrage_cli.inference.proposals import History, Proposal
+from arbitrage_cli.inference.proposals import History, Proposal, Proposals
 from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Planner, Speculation, Speculator
 from arbitrage_cli.inference.token_stats import Recorder
@@ -50,8 +50,8 @@ class Engine:
 
     Engines of one model may share a cache if they solve one problem after another, never two at the same time.
 
-    One that `copies` proposes what followed the same words before. Not for a draft: verifying changes its numbers, by up to 0.1 nats
-    with weights of 4 bits, and routers decide by them; and in measurements it saved no time.
+    With `proposals` of "all" it also copies what followed the same words before. Not for a draft: verifying changes its numbers, by up
+    to 0.1 nats with weights of 4 bits, and routers decide by them; and in measurements it saved no time.
     """
 
     wait = None
@@ -64,16 +64,14 @@ class Engine:
         sampler: Sampler,
         *,
         keep_token_stats: bool = False,
-        use_proposals: bool = True,
-        copies: bool = False,
+        proposals: Proposals = "drafted",
         clock: Clock = time.perf_counter,
     ) -> None:
         self._role = role
         self._backend = cache.backend
         self._sampler = sampler
         self._keep_token_stats = keep_token_stats
-        self._use_proposals = use_proposals
-        self._copies = copies and use_proposals
+        self._proposals = proposals
         self._clock = clock
         self._planner = Planner()
         self._token_costs = TokenCosts()
@@ -134,14 +132,14 @@ class Engine:
             sampler=sampler,
             text=self._cache.step_text(),
             early_stop=request.early_stop,
-            speculator=speculator if self._use_proposals else None,
+            speculator=None if self._proposals == "none" else speculator,
         )
         return len(unread)
 
     def _proposal(self, slot: int, step: Step | None, unread: list[int]) -> Proposal:
         """What may be written after the `unread` tokens: the given step, or copies."""
-        tokens = self._cache.proposed_ids(step.text) if step and self._use_proposals else ()
-        if not self._copies or 0 < self.seconds_per_token < WORTH_COPYING:
+        tokens = self._cache.proposed_ids(step.text) if step and self._proposals != "none" else ()
+        if self._proposals != "all" or 0 < self.seconds_per_token < WORTH_COPYING:
             return Proposal(tokens)
         if slot not in self._histories:
             self._histories[slot] = History(self._cache.prompt(slot))

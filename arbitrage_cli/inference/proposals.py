@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
+Proposals = Literal["none", "drafted", "all"]
+"""What a model may be proposed: nothing; drafted steps and the draft's continuations; or these and copies of earlier text."""
+
 REJOIN = 2  # tokens in a row that have to agree before a text that left its proposal counts as back in it
 
 Source = Literal["drafted", "again", "speculated", "copied"]

@@ -7,10 +7,11 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, head_file
+from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NEVER, Costs, NamedTaus, TauTable
+from arbitrage_cli.routing.thresholds import NAMES, NamedTaus, TauTable
 
 DEFAULT_TAU = "exact"
 ON_CARD, HERE = "the head's card", "this machine"
@@ -84,13 +85,11 @@ def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[P
     """
     policy = choose_policy(request.policy, available.head)
     tau = resolve_tau(policy, request.tau, request.budget, available)
-    time = _expected_time(policy, tau, available)
+    time = _expected_time(policy, tau, available, request.early_stop)
     if time is None or time < 1:
         return policy, tau, None
     measured_by = ON_CARD if available.costs is None else HERE
     warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
-    if stops_early(request.early_stop, [policy], available):
-        warning += " (not counting what early stops save)"
     costs = available.costs
     if request.is_open and costs is not None and not available.is_universal:
         alone = "speculative" if costs.write < costs.target_seconds_per_token else "target"
@@ -121,18 +120,22 @@ def resolve_tau(policy: Policy, tau: str | None, budget: float | None, available
     return table.at_budget(budget) if budget is not None else table.resolve(tau or DEFAULT_TAU)
 
 
-def stops_early(given: bool | None, policies: Iterable[Policy], available: AvailableHead) -> bool | None:
+def stops_early(
+    given: bool | None, policies: Iterable[tuple[Policy, float | None]], available: AvailableHead
+) -> bool | None:
     """Whether drafted steps are stopped before their end: as asked for, else if that saves time at the costs that are known.
 
-    None if no policy can. What a universal head says of unfinished steps is not known for this pair.
+    None if no policy can. Taus of policies without a head say nothing about that: the head's usual one does. What a universal head
+    says of unfinished steps is not known for this pair.
     """
-    if not any(policy.can_stop_early for policy in policies):
-        return None
-    if given is not None:
-        return given
+    stopping = [(policy, tau) for policy, tau in policies if policy.can_stop_early]
+    if not stopping or given is not None:
+        return given if stopping else None
     if available.head is None or available.is_universal:
         return False
-    return available.table.early_stop_pays(available.costs)
+    table, usual = available.table, resolve_tau(POLICIES["arbitrage"], None, None, available)
+    taus = [tau for policy, tau in stopping if policy.needs_head and tau is not None]
+    return table.early_stop_pays(taus or [usual or 0.0], available.costs)
 
 
 def name_of_tau(policy: Policy, tau: str | None) -> str | None:
@@ -165,16 +168,15 @@ def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
     return head is not None and head.reads_hidden and any(policy.needs_head for policy in policies)
 
 
-def _expected_time(policy: Policy, tau: float | None, available: AvailableHead) -> float | None:
+def _expected_time(policy: Policy, tau: float | None, available: AvailableHead, early_stop: bool | None) -> float | None:
     """Time of a solution with a head at this tau, divided by that of the target alone; None if that is not known.
 
     By the costs of this machine if they are known, else as on the head's card; a universal head's card has another pair's.
     """
     if not policy.needs_head or tau is None or (available.costs is None and available.is_universal):
         return None
-    table = available.table
-    row = min(table.rows, key=lambda one: abs(one.tau - min(max(tau, ALWAYS), NEVER)))
-    return table.time(row, available.costs)
+    stops = bool(stops_early(early_stop, [(policy, tau)], available))
+    return available.table.time(available.table.row_at(tau, stops_early=stops), available.costs)
 
 
 def _number(text: str, policy: Policy) -> float:

@@ -62,12 +62,11 @@ FEATURES: tuple[str, ...] = (
     *(f"problem_{name}" for name in ("length", "numbers", "longest_number")),
     "position",
     "tokens_before",
-    # the steps before: the previous one, and those of the draft that were accepted
-    *(f"previous_{name}" for name in ("by_draft", "by_target", "tokens", "logprob_mean", "logprob_min", "entropy_max")),
-    "accepted_logprob_min",
-    "accepted_logprob_sum",
-    "escalated_share",
-    "escalated",
+    # the steps before, as the draft wrote them
+    "previous_tokens",
+    *(f"previous_draft_{name}" for name in ("logprob_mean", "logprob_min", "entropy_max")),
+    "drafts_logprob_min",
+    "drafts_logprob_sum",
 )
 """Their names. A head file names the features that it reads, so a name never gets another meaning: it is replaced."""
 
@@ -262,28 +261,22 @@ def _of_arithmetic(trace: Trace, draft: Step) -> Iterator[float]:
 
 
 def _of_history(trace: Trace) -> Iterator[float]:
-    """The previous step, the accepted ones of the draft, and how often the target wrote.
+    """The previous step, and what the draft computed while it wrote the steps before, kept or not.
 
-    What the target computed while it wrote a step is not read: it says nothing about the draft.
+    Not which of them were kept: where states are collected the better step is, so a head would learn the answers to questions that it
+    has to ask later; and where it decides, every escalation would make it escalate the next step.
     """
     decisions = trace.decisions
-    kept = [decision.kept for decision in decisions]
-    accepted = [step.token_stats for step in kept if step.model == "draft" and step.token_stats]
-    last = kept[-1] if kept else None
-    escalated = sum([step.model == "target" for step in kept])
-    yield last is not None and last.model == "draft"
-    yield last is not None and last.model == "target"
-    yield math.log1p(last.num_tokens) if last else 0.0
-    if last and last.model == "draft" and last.token_stats:
-        total, worst = sum(last.token_stats.log_probabilities), min(last.token_stats.log_probabilities)
-        yield max(LEAST_LOGPROB, total / len(last.token_stats.log_probabilities))
-        yield _log_odds(worst)
-        yield _log_entropy(max(last.token_stats.entropies))
+    drafted = [decision.draft.token_stats for decision in decisions if decision.draft and decision.draft.token_stats]
+    yield math.log1p(decisions[-1].kept.num_tokens) if decisions else 0.0
+    if drafted:
+        last = drafted[-1]
+        yield max(LEAST_LOGPROB, sum(last.log_probabilities) / len(last.log_probabilities))
+        yield _log_odds(min(last.log_probabilities))
+        yield _log_entropy(max(last.entropies))
     else:
         yield 0.0
         yield MAX_LOG_ODDS
         yield math.log(LEAST_ENTROPY)
-    yield _log_odds(min([min(one.log_probabilities) for one in accepted], default=0.0))
-    yield max(len(accepted) * LEAST_LOGPROB, sum([sum(one.log_probabilities) for one in accepted]))
-    yield escalated / len(kept) if kept else 0.0
-    yield math.log1p(escalated)
+    yield _log_odds(min([min(one.log_probabilities) for one in drafted], default=0.0))
+    yield max(len(drafted) * LEAST_LOGPROB, sum([sum(one.log_probabilities) for one in drafted]))

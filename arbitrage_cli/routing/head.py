@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from arbitrage_cli.arbitrage import EarlyStop, Router, by_token_stats
 from arbitrage_cli.errors import ComputeError, RouterError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.routing.early_stop import clearly_above, is_due
 from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features, hidden_features
 from arbitrage_cli.types import Step, Trace
 
 MAX_INPUT = 8.0  # standard deviations from the mean: nothing was learned further out
 MAX_LOG_ODDS = 30.0  # so a tau of 0 is below every probability, and a tau of 1 above
-LOOK_EVERY = 2  # tokens of a step that may be stopped early
-EARLY_STOP_ODDS = 1.5  # times the odds of tau stop it: a head is trained on whole steps, and less sure of beginnings
 
 Model = Mapping[str, Any]
 """`name` and `sha256` of a model's file; the latter is None for a demo model, which has no file."""
@@ -129,9 +128,7 @@ class Head:
         return by_token_stats(self.probability, self._early_stop)
 
     def _early_stop(self, tau: float) -> EarlyStop:
-        is_between = 0 < tau < 1  # another tau escalates always or never
-        clearly_above = EARLY_STOP_ODDS * tau / (1 + (EARLY_STOP_ODDS - 1) * tau) if is_between else tau
-        return EarlyStop(self.probability, clearly_above, lambda num_tokens: num_tokens % LOOK_EVERY == 0)
+        return EarlyStop(self.probability, clearly_above(tau), is_due)
 
     def probability(self, trace: Trace, draft: Step) -> float:
         """P(the target's step is better than the drafted one), between 0 and 1. ValueError if the draft did not keep what the head

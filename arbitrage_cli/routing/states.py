@@ -7,8 +7,8 @@ no new states. Knows the form of a state in a row of a run folder; no head, no m
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.inference.proposals import Proposal
+from arbitrage_cli.routing.early_stop import is_due
 from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
@@ -88,6 +89,34 @@ def features_of(question: str, states: Sequence[State], *, of_code: bool = False
         rows.append(features(trace, state.draft, of_code=of_code)[None])
         trace.add(state.decision)
     return np.concatenate(rows)
+
+
+def beginnings_of(question: str, states: Sequence[State], *, of_code: bool = False) -> Iterator[tuple[int, int, Floats]]:
+    """Of a solution's states: the place of the state, the tokens of a beginning at which a head looks, and its features.
+
+    ValueError if the text of the drafted tokens was not kept.
+    """
+    trace = Trace(Problem("", question), Limits())
+    for place, state in enumerate(states):
+        for num_tokens in filter(is_due, range(1, state.draft_tokens)):
+            yield place, num_tokens, features(trace, _beginning(state.draft, num_tokens), of_code=of_code)
+        trace.add(state.decision)
+
+
+def _beginning(draft: Step, num_tokens: int) -> Step:
+    """The first tokens of a drafted step, as a head sees them that may stop it there."""
+    whole = draft.known_token_stats
+    if whole.pieces is None:
+        raise ValueError("the text of the drafted tokens was not kept")
+    numbers = {name: getattr(whole, name)[:num_tokens] for name in STATS}
+    pieces = whole.pieces[:num_tokens]
+    return replace(
+        draft,
+        text="".join(pieces),
+        num_tokens=num_tokens,
+        stop="early",
+        token_stats=TokenStats(**numbers, pieces=pieces),
+    )
 
 
 def advantage_of(target_rewards: Sequence[float], draft_reward: float) -> float:

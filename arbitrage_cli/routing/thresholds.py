@@ -9,7 +9,7 @@ most the target's reward for it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import takewhile
 from typing import Any
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.routing.costs import DECISION_SECONDS, LOOK_SECONDS, Costs
+from arbitrage_cli.routing.early_stop import LOOK_EVERY, Beginnings
 from arbitrage_cli.stats.intervals import Interval, bootstrap_many
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 
@@ -33,46 +35,6 @@ NAMES: Mapping[str, str] = {
     "balanced": "the least time that keeps nine tenths of the target's lead over the draft",
     "fast": "the least time that keeps half of the target's lead over the draft",
 }
-MATCH_RATE, MAX_SPECULATED = 0.8, 16  # assumed of speculation: the share of its tokens that are right, and tokens at a time
-FOUND_IN_TIME = 0.6  # of the tokens that draft and target share: 34% were verified on the Qwen pair, where a card says 56%
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Seconds of a token on one machine. Verifying takes as long as reading unless it was measured."""
-
-    draft_seconds_per_token: float
-    target_seconds_per_token: float
-    target_prefill_seconds_per_token: float
-    draft_prefill_seconds_per_token: float = 0.0
-    target_verify_seconds_per_token: float | None = None
-
-    @property
-    def verify(self) -> float:
-        """Seconds of a token that the target verifies."""
-        known = self.target_verify_seconds_per_token
-        return self.target_prefill_seconds_per_token if known is None else known
-
-    @property
-    def write(self) -> float:
-        """Mean seconds of a token of the target that is not in its draft: decoded, or speculated on, whichever is faster."""
-        return min(
-            (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
-            / sum(MATCH_RATE**right for right in range(count + 1))
-            for count in range(MAX_SPECULATED + 1)
-        )
-
-    @staticmethod
-    def from_json(found: Mapping[str, Any]) -> "Costs":
-        """From a mapping; other entries are ignored. ValueError if one is missing or is not a time."""
-        names = [one.name for one in fields(Costs) if found.get(one.name) is not None]
-        try:
-            costs = Costs(**{name: float(found[name]) for name in names})
-        except TypeError as error:
-            raise ValueError("costs need the seconds per token of draft and target, and of the target's prefill") from error
-        if not all(math.isfinite(value) and value >= 0 for value in asdict(costs).values() if value is not None):
-            raise ValueError("costs are seconds, from 0 up")
-        return costs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +65,11 @@ class Outcomes:
     def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
         return Outcomes(*(getattr(self, one.name)[chosen] for one in fields(Outcomes)))
 
+    def cut(self, stops: Numbers) -> "Outcomes":
+        """The same with drafted steps that are stopped after so many tokens (n,), infinite if they are not."""
+        drafted, shared = (np.minimum(tokens, stops) for tokens in (self.draft_tokens, self.shared_tokens))
+        return replace(self, draft_tokens=drafted, shared_tokens=shared)
+
 
 @dataclass(frozen=True, slots=True)
 class TauRow:
@@ -111,6 +78,8 @@ class TauRow:
     `wasted` is the share of escalated steps without an advantage, `recall` that of steps with one that are escalated; None of none.
     `change` is the reward minus the target's, in points (hundredths), `regret` that of the oracle minus this one. The interval is over
     problems; its low end is as if one more problem had lost everything: with no loss among n it is -3/n (the rule of three).
+    `target_tokens` are those that only the target wrote, `target_verify_tokens` those that it shares with the draft. `looks` are taken
+    at steps before their end, if they may be stopped there.
     """
 
     tau: float
@@ -125,6 +94,7 @@ class TauRow:
     target_tokens: float
     target_verify_tokens: float
     target_prefill_tokens: float
+    looks: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +109,7 @@ class NamedTaus:
 class TauTable:
     """The rows by rising tau, from always to never; what the target alone reads and writes; the named taus, and their costs.
 
-    `named_on` is the table that the names were chosen on, None if it is this one; `is_certain`: `exact` is certain to 97.5%.
+    `early` are the rows of the same taus if steps are stopped early; none if that is not known. `named_on` is the table that the names were chosen on, None if it is this one; `is_certain`: `exact` is certain to 97.5%.
     """
 
     rows: tuple[TauRow, ...]
@@ -151,34 +121,37 @@ class TauTable:
     num_solutions: int = 0
     is_certain: bool = False
     named_on: "TauTable | None" = None
+    early: tuple[TauRow, ...] = ()
+
+    def row_at(self, tau: float, *, stops_early: bool = False) -> TauRow:
+        """The row of the nearest tau."""
+        rows = self.early if stops_early and self.early else self.rows
+        return min(rows, key=lambda row: abs(row.tau - min(max(tau, ALWAYS), NEVER)))
 
     def time(self, row: TauRow, costs: Costs | None = None) -> float | None:
         """Expected time of a solution, as a share of the target's alone; None without costs."""
         known = costs or self.costs
         if known is None:
             return None
-        reading = known.target_prefill_seconds_per_token
+        written = row.target_tokens + row.target_verify_tokens
         routed = (
-            (row.draft_tokens * known.draft_seconds_per_token)
-            + ((row.draft_prefill_tokens + self.prompt_tokens) * known.draft_prefill_seconds_per_token)
-            + (row.target_tokens * known.write)
-            + (row.target_verify_tokens * known.verify)
-            + (row.target_prefill_tokens * reading)
+            known.drafting(row.draft_prefill_tokens + self.prompt_tokens, row.draft_tokens)
+            + known.targeting(row.target_prefill_tokens, written, row.target_verify_tokens)
+            + (self.steps * DECISION_SECONDS)
+            + (row.looks * LOOK_SECONDS)
         )
-        alone = self.alone_tokens * known.target_seconds_per_token + self.prompt_tokens * reading
+        alone = self.prompt_tokens * known.target_prefill_seconds_per_token + self.alone_tokens * known.alone
         return routed / alone if alone > 0 else None
 
-    def early_stop_pays(self, costs: Costs | None = None) -> bool:
-        """Whether one more drafted token of an escalated step costs more than it saves the target; False without costs.
+    def usual_row(self, tau: float, costs: Costs | None = None) -> TauRow:
+        """The row of the nearest tau, with early stops if these save time."""
+        return self.row_at(tau, stops_early=self.early_stop_pays([tau], costs))
 
-        The target verifies the tokens that it shares with the draft, as far as they are found in time, instead of writing them.
-        """
-        known = costs or self.costs
-        if known is None:
-            return False
-        always = self.rows[0]
-        share = always.target_verify_tokens / max(1e-9, always.target_verify_tokens + always.target_tokens)
-        return known.draft_seconds_per_token > FOUND_IN_TIME * share * (known.write - known.verify)
+    def early_stop_pays(self, taus: Iterable[float], costs: Costs | None = None) -> bool:
+        """Whether stopping steps early takes less time at these taus, all together; False if that is not known."""
+        times = [[self.time(self.row_at(tau, stops_early=early), costs) or 0.0 for tau in taus] for early in (True, False)]
+        with_stops, without = map(sum, times)
+        return with_stops < without
 
     def resolve(self, text: str) -> float:
         """The tau that a number, a name, or a budget (`30%`: the target's share of the steps) stands for. UsageError."""
@@ -214,11 +187,13 @@ class TauTable:
     def from_json(found: Mapping[str, Any]) -> "TauTable":
         """What `to_json` wrote. RouterError if it is anything else."""
         try:
-            rows = tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in found["rows"])
+            rows, early = (_rows_from_json(found.get(name, ())) for name in ("rows", "early"))
             costs = None if found["costs"] is None else Costs.from_json(found["costs"])
             named_on = TauTable.from_json(found["named_on"]) if found.get("named_on") else None
-            table = TauTable(**{**found, "rows": rows, "costs": costs, "named_on": named_on})
+            table = TauTable(**{**found, "rows": rows, "costs": costs, "named_on": named_on, "early": early})
             taus = [row.tau for row in rows]
+            if early and [row.tau for row in early] != taus:
+                raise ValueError("the rows of early stops are of other taus")
             if len(rows) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
                 raise ValueError("taus do not rise")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -226,30 +201,43 @@ class TauTable:
         return table
 
 
-def expected_times(taus: Mapping[str, Any]) -> dict[float, float | None]:
-    """The time of each tau of a card's table, as a share of the target's alone. RouterError."""
+def usual_rows(taus: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a card's table: those with early stops if these save time, each with its `time` as a share of the target's. RouterError."""
     table = TauTable.from_json(taus)
-    return {row.tau: table.time(row) for row in table.rows}
+    rows = [table.usual_row(row.tau) for row in table.rows]
+    return [{**asdict(row), "time": table.time(row)} for row in rows]
 
 
-def make_table(probability: Numbers, outcomes: Outcomes, taus: Sequence[float], costs: Costs | None) -> TauTable:
-    """The table of these taus, always and never included, on these states, with names chosen on it."""
+def make_table(
+    probability: Numbers,
+    outcomes: Outcomes,
+    taus: Sequence[float],
+    costs: Costs | None,
+    beginnings: Beginnings | None = None,
+) -> TauTable:
+    """The table of these taus, always and never included, on these states, with names chosen on it.
+
+    With the beginnings of the states' drafted steps, also what happens if steps are stopped early.
+    """
     starts, chosen = outcomes.starts, sorted({ALWAYS, NEVER, *map(float, taus)})
     count = len(starts)
-    changes = np.stack([_changes(probability > tau, outcomes) for tau in chosen], axis=1)
-    intervals = _intervals(changes, outcomes.problem[starts])
-    if chosen[0] < probability.min():  # every step is the target's: nothing can be lost
-        intervals[0] = intervals[0] and (0.0, 0.0)
-    best = float(_changes(outcomes.advantage > 0, outcomes).mean())
-    rows = [_row(tau, probability > tau, outcomes, best, interval) for tau, interval in zip(chosen, intervals, strict=True)]
+    rows = _rows(chosen, [(probability > tau, outcomes) for tau in chosen])
+    early: list[TauRow] = []
+    if beginnings is not None:
+        stops = [beginnings.stops(tau, len(outcomes)) for tau in chosen]
+        cut = [outcomes.cut(stop) for stop in stops]
+        escalated = [(probability > tau) | np.isfinite(stop) for tau, stop in zip(chosen, stops, strict=True)]
+        looks = [float(one.draft_tokens.sum() / count / LOOK_EVERY) for one in cut]
+        found = _rows(chosen, list(zip(escalated, cut, strict=True)))
+        early = [replace(row, looks=number) for row, number in zip(found, looks, strict=True)]
     prompt = float(outcomes.target_prefill_tokens[starts].sum() / count)
     alone = float(outcomes.target_tokens.sum() / count)
-    return _with_names(TauTable(tuple(rows), len(outcomes) / count, prompt, alone, {}, costs, count))
+    return _with_names(TauTable(tuple(rows), len(outcomes) / count, prompt, alone, {}, costs, count, early=tuple(early)))
 
 
-def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes) -> TauTable:
+def tabulate(named_on: TauTable, probability: Numbers, outcomes: Outcomes, beginnings: Beginnings | None = None) -> TauTable:
     """A table of the same taus and names on other states."""
-    table = make_table(probability, outcomes, [row.tau for row in named_on.rows], named_on.costs)
+    table = make_table(probability, outcomes, [row.tau for row in named_on.rows], named_on.costs, beginnings)
     return replace(table, named=named_on.named, is_certain=named_on.is_certain, named_on=named_on)
 
 
@@ -268,7 +256,7 @@ def name_taus(table: TauTable) -> dict[str, float]:
     lead = max(0.0, -table.rows[-1].change)
 
     def time(row: TauRow) -> float:
-        known = table.time(row)
+        known = table.time(table.usual_row(row.tau))
         return row.escalation_rate if known is None else known
 
     always, *others = table.rows
@@ -318,6 +306,20 @@ def _intervals(changes: Numbers, problem: NDArray[np.int64]) -> list[Interval | 
     return [(low[0], high[1]) if low and high else None for low, high in zip(careful, plain, strict=True)]
 
 
+def _rows(taus: Sequence[float], cases: Sequence[tuple[NDArray[np.bool_], Outcomes]]) -> list[TauRow]:
+    """A row for each tau, from the states that are escalated at it, with their tokens."""
+    outcomes = cases[0][1]
+    changes = np.stack([_changes(escalated, outcomes) for escalated, _ in cases], axis=1)
+    intervals = _intervals(changes, outcomes.problem[outcomes.starts])
+    if taus[0] <= ALWAYS and cases[0][0].all():  # every step is the target's: nothing can be lost
+        intervals[0] = intervals[0] and (0.0, 0.0)
+    best = float(_changes(outcomes.advantage > 0, outcomes).mean())
+    return [
+        _row(tau, escalated, of, best, interval)
+        for tau, (escalated, of), interval in zip(taus, cases, intervals, strict=True)
+    ]
+
+
 def _row(tau: float, escalated: NDArray[np.bool_], outcomes: Outcomes, best: float, interval: Interval | None) -> TauRow:
     """One row; `best` is the mean change of the oracle, in rewards."""
     count, num_escalated, is_better = len(outcomes.starts), int(escalated.sum()), outcomes.advantage > 0
@@ -351,6 +353,10 @@ def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes) -> Numbers
     called = np.logical_or.reduceat(escalated, starts)
     result: Numbers = np.where(called, outcomes.target_prefill_tokens[starts] + read, 0.0)
     return result
+
+
+def _rows_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[TauRow, ...]:
+    return tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in rows)
 
 
 def _pair(interval: Sequence[float] | None) -> Interval | None:

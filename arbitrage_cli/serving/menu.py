@@ -83,7 +83,7 @@ class Menu:
         return self._route(name, PolicyAtTau(policy, resolved, name_of_tau(policy, given)))
 
     def _route(self, name: str, chosen: PolicyAtTau) -> Route:
-        early = bool(stops_early(self._early_stop, [chosen.policy], self._available))
+        early = bool(stops_early(self._early_stop, [(chosen.policy, chosen.tau)], self._available))
         return Route(name, chosen.policy, chosen.tau, chosen.tau_name, early, self._alternatives)
 
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import ALL_FEATURES, CODE_INPUTS, FEATURES, Floats
-from arbitrage_cli.routing.states import State, features_of, state_from_json
-from arbitrage_cli.routing.thresholds import Costs, Outcomes
+from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
+from arbitrage_cli.routing.thresholds import Outcomes
 from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
 from arbitrage_cli.types import Problem
 
@@ -29,6 +30,15 @@ SHARES_WITH_TEST = (0.75, 0.25)  # if the test problems are given
 
 COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "target_prefill_tokens", "shared_tokens")
 COLLECT_AGAIN = "collect them again: arbitrage collect"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """The states of one problem in a run, in the order of their steps."""
+
+    problem: Problem
+    states: tuple[State, ...]
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +62,7 @@ class Collected:
     costs: Costs | None
     questions: tuple[str, ...]
     step_end: StepEnd = BLANK_LINE
+    solutions: tuple[Solution, ...] = ()
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -77,14 +88,23 @@ class Collected:
             weight[self.part == part] = counts.sum() / (len(pairs) * counts[index])
         return weight
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Solution:
-    """The states of one problem in a run, in the order of their steps."""
-
-    problem: Problem
-    states: tuple[State, ...]
-    is_whole: bool
+    def beginnings(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
+        """Of the chosen states (n,): the features of the beginnings of their drafted steps (m, n_features), the number of the state
+        among the chosen ones, and the tokens of the beginning (m,). ValueError if the texts of drafted tokens were not kept.
+        """
+        of_code, number, count = self.feature_names == ALL_FEATURES, np.cumsum(chosen) - 1, 0
+        rows: list[Floats] = [np.empty((0, self.features.shape[1]), np.float32)]
+        places: list[tuple[int, int]] = []
+        for solution in self.solutions:
+            wanted = chosen[count : count + len(solution.states)]
+            if wanted.any():
+                for place, num_tokens, row in beginnings_of(solution.problem.question, solution.states, of_code=of_code):
+                    if wanted[place]:
+                        rows.append(row[None])
+                        places.append((int(number[count + place]), num_tokens))
+            count += len(solution.states)
+        state, tokens = np.array(places, np.int64).reshape(-1, 2).T
+        return np.concatenate(rows), state, tokens.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,6 +229,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         _mean_costs(runs),
         tuple(numbers),
         runs[0].step_end,
+        tuple(solution for _, solution in solutions),
     )
 
 

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.routing.costs import Costs
+from arbitrage_cli.routing.early_stop import Beginnings
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of_problem
 from arbitrage_cli.routing.policies import WRONG_EQUATION
-from arbitrage_cli.routing.thresholds import Costs, TauTable, make_table, spread_taus, tabulate
+from arbitrage_cli.routing.thresholds import TauTable, make_table, spread_taus, tabulate
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import COLLECT_AGAIN, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
@@ -105,7 +107,7 @@ def train(
         ],
     }
     data = {**card.data, "parts": learner.counts()}
-    card = replace(card, data=data, metrics=metrics, taus=_taus(probability, collected).to_json())
+    card = replace(card, data=data, metrics=metrics, taus=_taus(head, probability, collected).to_json())
     return Head(chosen.network, knots, card)
 
 
@@ -122,7 +124,8 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
         raise UsageError("no solution of these runs was collected to its end", COLLECT_TO_THE_END)
     _check_part(collected.outcomes.advantage[whole] > 0, "to calibrate on", "these runs", len(whole))
     probability = head.probabilities(collected.features, collected.hidden)[whole]
-    table = make_table(probability, collected.outcomes.take(whole), spread_taus(probability), costs or collected.costs)
+    outcomes, beginnings = collected.outcomes.take(whole), _beginnings(head, collected, whole)
+    table = make_table(probability, outcomes, spread_taus(probability), costs or collected.costs, beginnings)
     about = {
         "runs": list(collected.runs),
         "rewards": list(collected.rewards),
@@ -277,12 +280,24 @@ def _learned(collected: Collected) -> str:
     return " ".join(sorted(digest_of_problem(collected.questions[number]) for number in numbers))
 
 
-def _taus(probability: Numbers, collected: Collected) -> TauTable:
+def _taus(head: Head, probability: Numbers, collected: Collected) -> TauTable:
     """Taus that are spread and named on the validation part, with their figures on the test part; of whole solutions."""
     choosing, testing = (collected.is_whole & (collected.part == part) for part in (VALIDATION, TEST))
-    spread = spread_taus(probability[choosing])
-    named_on = make_table(probability[choosing], collected.outcomes.take(choosing), spread, collected.costs)
-    return tabulate(named_on, probability[testing], collected.outcomes.take(testing))
+    spread, outcomes = spread_taus(probability[choosing]), collected.outcomes
+    begun = [_beginnings(head, collected, chosen) for chosen in (choosing, testing)]
+    named_on = make_table(probability[choosing], outcomes.take(choosing), spread, collected.costs, begun[0])
+    return tabulate(named_on, probability[testing], outcomes.take(testing), begun[1])
+
+
+def _beginnings(head: Head, collected: Collected, chosen: NDArray[np.bool_]) -> Beginnings | None:
+    """What the head says of the beginnings of the chosen states' steps; None if it reads what was not kept of them."""
+    if head.reads_hidden:
+        return None
+    try:
+        rows, state, tokens = collected.beginnings(chosen)
+    except ValueError:
+        return None
+    return Beginnings(state, tokens, head.probabilities(rows, None))
 
 
 def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:

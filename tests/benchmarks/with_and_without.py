@@ -35,6 +35,7 @@ from arbitrage_cli.inference.decoding import Clock
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.head import Head
@@ -54,6 +55,11 @@ class Parts:
     speculation: bool
     copying: bool
     early_stop: bool
+
+    def proposals_of(self, role: ModelRole) -> Proposals:
+        if not self.proposals:
+            return "none"
+        return "all" if self.copying and role == "target" else "drafted"
 
 
 def parts_of(what: str, way: str, *, early_stop: bool) -> Parts:
@@ -90,8 +96,7 @@ def make_scheduler(
             Cache(backend, system),
             Sampler(),
             keep_token_stats=role == "draft",
-            use_proposals=parts.proposals,
-            copies=parts.copying and role == "target",
+            proposals=parts.proposals_of(role),
             clock=clock,
         )
         for role, backend in backends.items()

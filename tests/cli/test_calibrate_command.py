@@ -14,7 +14,7 @@ from small_heads import make_table, write_head
 from arbitrage_cli.display.card import write_taus
 from arbitrage_cli.routing.head import Head, digest_of_problem
 from arbitrage_cli.routing.head_file import load, save
-from arbitrage_cli.routing.thresholds import NAMES, TauTable
+from arbitrage_cli.routing.thresholds import NAMES, TauTable, usual_rows
 from arbitrage_cli.tuning.placement import machine_here
 from arbitrage_cli.tuning.store import Speeds, keep_tuned
 
@@ -65,8 +65,8 @@ def test_head_is_named_after_a_flag_its_file_or_its_run(here: Path) -> None:
 
 
 def test_every_name_is_shown_beside_its_tau() -> None:
-    stream = io.StringIO()
-    write_taus(make_table().to_json(), {}, stream, on="run", costs_of="this machine")
+    stream, taus = io.StringIO(), make_table().to_json()
+    write_taus(taus, usual_rows(taus), stream, on="run", costs_of="this machine")
     _, headings, *lines = stream.getvalue().splitlines()
     left = [line[: headings.index("calls")].split() for line in lines[:6]]
     assert left == [["0.0000"], ["0.3000", "exact"], ["balanced"], ["fast"], ["0.6000"], ["1.0000"]]

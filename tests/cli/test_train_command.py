@@ -11,7 +11,7 @@ from small_heads import write_head
 
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.routing.head_file import load
-from arbitrage_cli.routing.thresholds import TauTable
+from arbitrage_cli.routing.thresholds import TauTable, usual_rows
 
 SIGNAL = World(bias=0.0, weights=(("logprob_min", -2.0), ("numbers", 1.0)))
 
@@ -109,7 +109,9 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
     hostile = "\x1b]0;pwned\x07[/INST]\n\x1b[2K"
     models = {role: {"name": hostile, "sha256": None} for role in ("draft", "target")}
     stream = io.StringIO()
-    write_card(card | {"name": hostile, "pairs": [models], "reward": {"kind": hostile}}, {}, stream, sha256="")
+    write_card(
+        card | {"name": hostile, "pairs": [models], "reward": {"kind": hostile}}, usual_rows(card["taus"]), stream, sha256=""
+    )
     assert ESCAPE.decode() not in stream.getvalue()
     assert "[/INST]" in stream.getvalue()
 

@@ -95,9 +95,11 @@ def test_a_proposal_changes_no_step(
 ) -> None:
     """Law 5, step by step: a proposal is some of the text that will be written, then another. Nor do a speculator or copies change it."""
     options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
-    plain = make_engine("target", MAKERS[name](context), sampler, use_proposals=False, **options)
+    plain = make_engine("target", MAKERS[name](context), sampler, proposals="none", **options)
     clock = ticking_clock() if seed is None else unsteady_clock(seed)
-    engine = make_engine("target", MAKERS[name](context), sampler, clock=clock, copies=copies, **options)
+    engine = make_engine(
+        "target", MAKERS[name](context), sampler, clock=clock, proposals="all" if copies else "drafted", **options
+    )
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
         each.open(0, PROBLEM)
@@ -264,7 +266,7 @@ def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
     """In the prompt or in the solution; unless looking for it takes too long."""
     text = "say question 0 and say question 0.\n\nsay question 0 and say question 0.\n\n"
     ticks = ticking_clock()
-    options: dict[str, Any] = {"instructions": "", "copies": True, "clock": lambda: seconds * ticks()}
+    options: dict[str, Any] = {"instructions": "", "proposals": "all", "clock": lambda: seconds * ticks()}
     engine, trace = make_engine("target", scripted(recite(text)), Sampler(), **options), new_trace()
     engine.measure()
     engine.open(0, PROBLEM)
@@ -279,7 +281,7 @@ def test_proposals_can_be_switched_off() -> None:
     """Then every token is decoded, and the text is the same."""
     text = "a step of many tokens, as proposed.\n\n"
     engine = make_engine(
-        "target", scripted(recite(text)), Sampler(), instructions="", use_proposals=False, clock=ticking_clock()
+        "target", scripted(recite(text)), Sampler(), instructions="", proposals="none", clock=ticking_clock()
     )
     engine.open(0, PROBLEM)
     for _ in range(3):

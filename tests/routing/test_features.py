@@ -160,39 +160,31 @@ def test_how_the_step_ended(stop: StepStop, expected: tuple[int, int]) -> None:
 
 
 def test_first_step_has_no_history() -> None:
-    """Nobody wrote before it, and nothing speaks against what was accepted."""
+    """Nothing was written before it, and the draft was unsure of nothing."""
     found = named(make(shown=token_stats()))
-    assert (found["position"], found["tokens_before"], found["previous_by_draft"], found["previous_by_target"]) == (
-        0,
-        0,
-        0,
-        0,
-    )
-    assert (found["accepted_logprob_min"], found["accepted_logprob_sum"]) == (MAX_LOG_ODDS, 0)
-    assert (found["escalated"], found["escalated_share"]) == (0, 0)
+    assert (found["position"], found["tokens_before"], found["previous_tokens"]) == (0, 0, 0)
+    assert (found["drafts_logprob_min"], found["drafts_logprob_sum"]) == (MAX_LOG_ODDS, 0)
 
 
-def test_accepted_steps_are_remembered() -> None:
-    """The last step's numbers, and the worst of all that were accepted, even if better ones follow."""
+def test_drafted_steps_are_remembered() -> None:
+    """The last step's numbers, and the worst of all, even if better ones follow."""
     good = TokenStats((-0.1, -0.1), (0.2, 0.1), (1.0, 1.0))
     found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), accepted(make(shown=good, tokens=2)))
     assert (found["position"], found["tokens_before"]) == (2, approx(math.log1p(8)))
-    assert (found["previous_by_draft"], found["previous_tokens"]) == (1, approx(math.log1p(2)))
-    assert found["previous_logprob_min"] == approx(log_odds(-0.1))
-    assert found["previous_entropy_max"] == approx(math.log(0.2 + 1e-4))
-    assert found["accepted_logprob_min"] == approx(log_odds(-3.0))
-    assert found["accepted_logprob_sum"] == approx(sum(LOG_PROBABILITIES) - 0.2)
+    assert found["previous_tokens"] == approx(math.log1p(2))
+    assert found["previous_draft_logprob_mean"] == approx(-0.1)
+    assert found["previous_draft_logprob_min"] == approx(log_odds(-0.1))
+    assert found["previous_draft_entropy_max"] == approx(math.log(0.2 + 1e-4))
+    assert found["drafts_logprob_min"] == approx(log_odds(-3.0))
+    assert found["drafts_logprob_sum"] == approx(sum(LOG_PROBABILITIES) - 0.2)
 
 
 @pytest.mark.parametrize("shown", [None, token_stats()])
-def test_escalated_step_leaves_no_doubt_behind(shown: TokenStats | None) -> None:
-    """Neither the draft's step that was thrown away counts, nor what the target thought of its own; who wrote it does."""
-    before = replaced(make(shown=token_stats()), make("target", shown=shown))
-    found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), before)
-    assert (found["previous_by_draft"], found["previous_by_target"]) == (0, 1)
-    assert (found["previous_logprob_mean"], found["previous_logprob_min"]) == (0, MAX_LOG_ODDS)
-    assert found["accepted_logprob_sum"] == approx(sum(LOG_PROBABILITIES))
-    assert (found["escalated_share"], found["escalated"]) == (0.5, approx(math.log1p(1)))
+def test_who_wrote_the_steps_before_does_not_matter(shown: TokenStats | None) -> None:
+    """An escalation must not make the next one likelier: the same text, kept or replaced by the target's, gives the same numbers."""
+    draft = make(shown=token_stats())
+    kept = named(make(shown=token_stats()), accepted(draft))
+    assert named(make(shown=token_stats()), replaced(draft, make("target", shown=shown))) == kept
 
 
 numbers = st.floats(allow_nan=False, width=32)

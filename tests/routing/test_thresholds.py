@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.routing.costs import Costs
+from arbitrage_cli.routing.early_stop import LOOK_EVERY, Beginnings
 from arbitrage_cli.routing.thresholds import (
     ALWAYS,
     NEVER,
-    Costs,
     Outcomes,
     TauRow,
     TauTable,
@@ -273,20 +274,57 @@ def test_names_on_another_machine_are_given_on_the_same_states() -> None:
     assert elsewhere.costs == elsewhere.named_on.costs
 
 
-@pytest.mark.parametrize(
-    ("draft", "verify", "pays"),
-    [(0.1, None, False), (0.12, None, True), (0.3, None, True), (0.1, 0.85, True), (0.05, 0.7, False)],
-)
-def test_early_stop_pays_where_a_drafted_token_spares_less_than_it_costs(
-    draft: float, verify: float | None, pays: bool
-) -> None:
-    """Of 20 tokens of the target 9 were drafted as well: of these 6 in 10 save it 1 s, or less, and cost 0.02 s or more to verify."""
-    rows = (make_row(ALWAYS, 1.0, 0.0, 0.0), make_row(NEVER, 0.0, -1.0, -2.0))
-    rows = (replace(rows[0], target_tokens=11.0, target_verify_tokens=9.0), rows[1])
-    costs = Costs(draft, 1.0, 0.02, target_verify_seconds_per_token=verify)
-    assert make_rows(*rows).early_stop_pays(costs) is pays
-    assert make_rows(*rows, costs=costs).early_stop_pays() is pays
-    assert make_rows(*rows).early_stop_pays() is False  # nothing is known
+@pytest.mark.parametrize("tau", [0.0, 0.3, 0.7])
+def test_rows_of_early_stops_are_what_a_run_would_do(tau: float) -> None:
+    """A step is escalated if its beginning or its end says so; if the beginning does, no more of it is drafted or shared."""
+    probability, outcomes = make_outcomes()
+    rng = np.random.default_rng(1)
+    looks = [(index, number) for index, count in enumerate(outcomes.draft_tokens) for number in range(2, int(count), 2)]
+    state, tokens = np.array(looks).T
+    begun = Beginnings(state, tokens.astype(float), rng.random(len(looks)) ** 3)
+    table = make_table(probability, outcomes, [tau], COSTS, begun)
+    stops = [
+        min(
+            (
+                number
+                for (of, number), one in zip(looks, begun.probability, strict=True)
+                if of == index and is_clear(one, tau)
+            ),
+            default=None,
+        )
+        for index in range(len(outcomes))
+    ]
+    cut = np.array([count if stop is None else stop for count, stop in zip(outcomes.draft_tokens, stops, strict=True)])
+    escalated = [stop is not None or own > tau for stop, own in zip(stops, probability.tolist(), strict=True)]
+    stopped = replace(outcomes, draft_tokens=cut, shared_tokens=np.minimum(outcomes.shared_tokens, cut))
+    row, sums, count = table.row_at(tau, stops_early=True), simulate(escalated, stopped), len(outcomes.starts)
+    assert row.draft_tokens * count == pytest.approx(sums["draft"])
+    assert row.target_verify_tokens * count == pytest.approx(sums["verify"])
+    assert row.target_prefill_tokens * count == pytest.approx(sums["prefill"])
+    assert row.escalation_rate == pytest.approx(np.mean(escalated))
+    assert row.change / 100 == pytest.approx(mean_change(escalated, outcomes))
+    assert row.looks * count == pytest.approx(sums["draft"] / LOOK_EVERY)
+    assert table.row_at(tau).looks == 0
+    assert TauTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def is_clear(probability: float, tau: float) -> bool:
+    """Whether the odds are more than one and a half times those of tau."""
+    return probability * (1 - tau) > 1.5 * tau * (1 - probability)
+
+
+@pytest.mark.parametrize(("stop", "draft", "pays"), [(2, 0.2, True), (18, 0.2, False), (2, 1e-4, False)])
+def test_early_stop_pays_if_it_takes_less_time(stop: int, draft: float, pays: bool) -> None:
+    """Not if steps are stopped shortly before their end, and not if a draft is faster than the looks at it."""
+    count = 200
+    places, ones = np.arange(count), np.ones(count)
+    outcomes = Outcomes(places, places, 0 * ones, ones, 20 * ones, 20 * ones, 0 * ones, 10 * ones)
+    begun = Beginnings(places, stop * ones, ones)
+    costs = Costs(draft, 1.0, 0.02, target_verify_seconds_per_token=0.3)
+    table = make_table(0.6 * ones, outcomes, [0.5], costs, begun)
+    assert table.early_stop_pays([0.5]) is pays
+    assert (table.usual_row(0.5).looks > 0) is pays
+    assert make_table(0.6 * ones, outcomes, [0.5], costs).early_stop_pays([0.5]) is False  # nothing is known
 
 
 def test_resolve_takes_names_and_numbers() -> None:

@@ -19,6 +19,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Output, Tokenizer
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.scripted import ByteTokenizer
@@ -223,7 +224,7 @@ def hash_engines(
     num_sequences: int = 1,
     same_model: bool = False,
     make_draft: Callable[..., Backend] | None = None,
-    use_proposals: bool = True,
+    proposals: Proposals = "all",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[ModelRole, Engine]:
     """A draft and a target. Unless they are the same model, the target's vocabulary has letter pairs that the draft's has not."""
@@ -235,5 +236,5 @@ def hash_engines(
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     return {
         "draft": engine("draft", Cache(draft), chosen, keep_token_stats=True),
-        "target": engine("target", Cache(target), chosen, use_proposals=use_proposals, copies=True, clock=clock),
+        "target": engine("target", Cache(target), chosen, proposals=proposals, clock=clock),
     }

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network
 from arbitrage_cli.routing.head_file import save
-from arbitrage_cli.routing.thresholds import Costs, TauRow, TauTable
+from arbitrage_cli.routing.thresholds import TauRow, TauTable
 
 KNOTS = np.array([[-1.0, -1.0], [1.0, 1.0]])
 PAIR: Mapping[str, Any] = {"draft": {"name": "d", "sha256": None}, "target": {"name": "t", "sha256": None}}

@@ -10,10 +10,11 @@ import pytest
 from collected import DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
 
 from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Curve, Head, Network
 from arbitrage_cli.routing.head_file import load, save
-from arbitrage_cli.routing.thresholds import Costs, Numbers, TauTable
+from arbitrage_cli.routing.thresholds import Numbers, TauTable
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, balanced, calibrate, fit
