@@ -79,6 +79,7 @@ def bench(
     from arbitrage_cli.cli.session import Session
     from arbitrage_cli.cli.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.evaluation.prices import parse_prices
+    from arbitrage_cli.evaluation.projection import parse_speeds
     from arbitrage_cli.runs.folder import RunFolder
 
     for flag, hint in ONCE.items():
@@ -86,6 +87,8 @@ def bench(
             raise UsageError(f"{flag} is given {invocation.count(flag)} times", hint)
     if figures.price:
         parse_prices(figures.price)
+    if figures.project:
+        parse_speeds(figures.project)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)

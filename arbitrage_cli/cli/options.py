@@ -3,7 +3,6 @@
 Every option has an environment variable `ARBITRAGE_...`, and can be set in a settings file.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -374,25 +373,6 @@ JsonRecords = Annotated[bool, _output("--json", help="The same as --format json.
 JsonFigures = Annotated[bool, _output("--json", help="The figures as one line of JSON.")]
 
 
-def _not_nan(value: float | None) -> float | None:
-    """NaN compares with nothing."""
-    if value is not None and math.isnan(value):
-        raise typer.BadParameter("nan is not a number")
-    return value
-
-
-CostRatio = Annotated[
-    float | None,
-    _output(
-        "--cost-ratio",
-        min=0.001,
-        max=1e6,
-        callback=_not_nan,
-        help="Also project the speed-up for a target whose tokens cost this many times the draft's.",
-    ),
-]
-
-
 PriceList = Annotated[
     str | None,
     _output(
@@ -400,6 +380,17 @@ PriceList = Annotated[
         metavar="ROLE=IN/OUT,...",
         help="Also show prices: for a million tokens read and written, as in draft=0.02/0.10,target=0.60/2.40. "
         "Three figures: read, read from the server's cache, written.",
+    ),
+]
+
+
+SpeedList = Annotated[
+    str | None,
+    _output(
+        "--project",
+        metavar="ROLE=IN/OUT,...",
+        help="Also estimate the times on another machine, from tokens a second that each model reads and writes there, as in "
+        "draft=5000/180,target=1200/40; or from FILEs of llama-bench -o json: draft=a.json,target=b.json.",
     ),
 ]
 
@@ -431,8 +422,8 @@ class ComparisonOptions(TableOptions):
 class FigureOptions(ComparisonOptions):
     """The same for figures of a run."""
 
-    cost_ratio: CostRatio = None
     price: PriceList = None
+    project: SpeedList = None
     without_outliers: Annotated[
         bool,
         _output("--without-outliers", help="Leave out times far beyond those of their tokens, as of a machine that slept."),

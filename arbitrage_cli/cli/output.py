@@ -121,12 +121,18 @@ def only_figures_on_stdout() -> Iterator[None]:
 
 
 def figures_as_asked(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
-    """The figures of a run. UsageError for a wrong price."""
+    """The figures of a run. UsageError for a wrong price or speed."""
     from arbitrage_cli.evaluation.metrics import figures  # with NumPy
     from arbitrage_cli.evaluation.prices import parse_prices
+    from arbitrage_cli.evaluation.projection import parse_speeds
 
-    prices = parse_prices(options.price) if options.price else None
-    return figures(run, rows, cost_ratio=options.cost_ratio, prices=prices, without_outliers=options.without_outliers)
+    return figures(
+        run,
+        rows,
+        prices=parse_prices(options.price) if options.price else None,
+        speeds=parse_speeds(options.project) if options.project else None,
+        without_outliers=options.without_outliers,
+    )
 
 
 def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:

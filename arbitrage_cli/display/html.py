@@ -129,7 +129,7 @@ def _view(sources: Sequence[Source], names: Sequence[str], comparison: Json | No
         "comparison": comparison and report_tables.comparison_table(comparison, names),
         "level_table": report_tables.level_table(entries),
         "tables": report_tables.main_tables(runs, names, entries),
-        "projection": report_tables.projection_table(runs, entries),
+        "projection": report_tables.projection_table(entries),
         "cost_ratios": [figures["measured_cost_ratio"] for figures in runs],
         **_charts(entries, runs[0]["speedup_bins"]),
     }

@@ -50,7 +50,9 @@ class Table:
 
 def definitions() -> list[tuple[str, str, str]]:
     """Name, heading and text of each definition."""
-    headings = {column.definition: column.heading for column in (*COST, *PRICE, *ROUTING, *THROUGHPUT, *MAIN, *CURVES)}
+    headings = {
+        column.definition: column.heading for column in (*COST, *PRICE, *ELSEWHERE, *ROUTING, *THROUGHPUT, *MAIN, *CURVES)
+    }
     headings["accuracy"] = "accuracy"
     texts = {**DEFINITIONS, **COMPARED}
     return [(name, headings.get(name, name.replace("_", " ")), text) for name, text in texts.items()]
@@ -131,6 +133,10 @@ PRICE: Sequence[FigureColumn] = (
     ),
     _ranged("saved", "saving", PERCENT),
 )
+ELSEWHERE: Sequence[FigureColumn] = (
+    FigureColumn("seconds", "elsewhere_seconds", lambda of: (rounding.number(of["elsewhere_seconds"]), _range_there(of))),
+    _ranged("speed-up", "elsewhere_speedup", TIMES),
+)
 CURVES: Sequence[FigureColumn] = (
     _ranged("mean accuracy over time", "area", PERCENT),
     _ranged("above a random mix, points", "area_gain", POINTS),
@@ -148,6 +154,11 @@ COMPARISON: Sequence[FigureColumn] = (
 )
 
 
+def _range_there(figures: Json) -> str:
+    """The low and the high estimate of the seconds on another machine."""
+    return "\N{EN DASH}".join(map(rounding.number, figures["elsewhere_seconds_interval"] or ()))
+
+
 # --- tables
 
 
@@ -155,6 +166,7 @@ def main_tables(runs: Sequence[Json], names: Sequence[str], entries: Sequence[En
     """All tables but levels and projection, without those that would have no row. `runs` are the figures of each."""
     is_throughput = any(figures["concurrency"] > 1 for figures in runs)
     main, cost = (THROUGHPUT, SPEEDS) if is_throughput else (MAIN, COST)
+    there = [entry for entry in entries if entry.figures["elsewhere_seconds"] is not None]
     price = PRICE if any(entry.figures["price"] is not None for entry in entries) else ()
     curves = all_entries([(name, _curves(figures)) for name, figures in zip(names, runs, strict=True)])
     at = [
@@ -165,6 +177,7 @@ def main_tables(runs: Sequence[Json], names: Sequence[str], entries: Sequence[En
         _table("Accuracy and time", main, entries),
         _table("Who wrote what", ROUTING, entries),
         _table("What it cost", [*cost, *price], entries),
+        _table("Projected, not measured: with the speeds of --project", ELSEWHERE, there),
         _table("Over the taus of one policy", [*CURVES, *at], curves),
     ]
     return [table for table in made if table.rows]
@@ -182,14 +195,10 @@ def level_table(entries: Sequence[Entry]) -> Table:
     return _table("Accuracy by level", columns, shown)
 
 
-def projection_table(runs: Sequence[Json], entries: Sequence[Entry]) -> Table:
-    """Speed-ups under other cost ratios: the one that was asked for, and some round ones."""
+def projection_table(entries: Sequence[Entry]) -> Table:
+    """Speed-ups under other cost ratios of the two models."""
     shown = [entry for entry in entries if entry.figures["projection_terms"] and entry.series.policy != "target"]
-    asked = {figures["projection"]["cost_ratio"] for figures in runs if figures["projection"]}
-    columns = [
-        FigureColumn(f"{ratio:g}", "projected_speedup", partial(_projected, ratio, ratio in asked))
-        for ratio in sorted({*PROJECTED_RATIOS, *asked})
-    ]
+    columns = [FigureColumn(f"{ratio:g}", "projected_speedup", partial(_projected, ratio)) for ratio in PROJECTED_RATIOS]
     return _table("Projected speed-up, by what a target token costs in draft tokens", columns, shown)
 
 
@@ -221,8 +230,7 @@ def _at_level(level: str, policy: Json) -> Cell:
     return (rounding.percent(figures["accuracy"], 0), f"{figures['correct']}/{figures['n']}") if figures else ("", "")
 
 
-def _projected(cost_ratio: float, was_asked: bool, policy: Json) -> Cell:
+def _projected(cost_ratio: float, policy: Json) -> Cell:
     terms = policy["projection_terms"]
     cost = terms["target"] + terms["fixed"] + terms["draft"] / cost_ratio
-    shown = rounding.times(terms["alone"] / cost if cost > 0 else None)
-    return shown, rounding.times_range(policy["projected_speedup_interval"]) if was_asked else ""
+    return rounding.times(terms["alone"] / cost if cost > 0 else None), ""

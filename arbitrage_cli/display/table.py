@@ -165,15 +165,20 @@ def _curve(curve: Figures) -> str:
 
 
 def _projection(figures: Figures, width: int, *, explain: bool) -> Iterator[Line]:
-    if figures["projection"] is None:
+    shown = [policy for policy in figures["policies"] if policy["elsewhere_seconds"] is not None]
+    if not shown:
         return
-    ratios = (figures["projection"]["cost_ratio"], figures["measured_cost_ratio"])
-    asked, measured = map(rounding.number, ratios)
-    yield f"PROJECTION, not measured: a target token costs {asked} draft tokens (here {measured})", "bold"
-    shown = [policy for policy in figures["policies"] if policy["projected_speedup"] is not None]
-    cells = [[policy["label"], _with_range(policy, "projected_speedup", 1, 2, 2)] for policy in shown]
-    yield from _table(["policy", "projected speed-up"], cells, width)
-    yield from _legend([("", DEFINITIONS["projected_speedup"])] if explain else [], width)
+    yield "PROJECTION, not measured: with the speeds given by --project", "bold"
+    cells = [
+        [
+            policy["label"],
+            f"{rounding.number(policy['elsewhere_seconds'])} [{'-'.join(map(rounding.number, policy['elsewhere_seconds_interval']))}]",
+            _with_range(policy, "elsewhere_speedup", 1, 2, 2),
+        ]
+        for policy in shown
+    ]
+    yield from _table(["policy", "seconds", "speed-up"], cells, width)
+    yield from _legend([("", DEFINITIONS["elsewhere_seconds"])] if explain else [], width)
 
 
 def _plain(texts: Iterable[str], width: int) -> Iterator[Line]:

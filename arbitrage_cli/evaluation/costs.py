@@ -1,4 +1,4 @@
-"""Cost of attempts in target-token equivalents: as measured, and projected to another cost ratio of the two models.
+"""Cost of attempts in target-token equivalents, and what it would be at another cost ratio of the two models.
 
 One equivalent is the time of one token that the target decodes, on average over the whole run. Token counts times mean
 costs depend less on the machine's mood than clock time does, and answer "what if": for a pair whose target costs R times
@@ -73,18 +73,15 @@ def run_costs(results: Iterable[Result]) -> RunCosts:
     return RunCosts(total.draft_cost, total.target_cost)
 
 
-def equivalents(done: Sequence[Result], pairs: Pairs, costs: RunCosts, cost_ratio: float | None) -> dict[str, Any]:
-    """A policy's cost in target tokens: as measured, against the target alone, and projected to `cost_ratio`."""
+def equivalents(done: Sequence[Result], pairs: Pairs, costs: RunCosts) -> dict[str, Any]:
+    """A policy's cost in target tokens, also against the target alone, and the terms of its projection."""
     units = {id(one): costs.units(one) for group in (done, *pairs) for one in group}  # once: there may be 100,000
     known = [cost for one in done if (cost := _equivalents(units[id(one)], costs.cost_ratio)) is not None]
     measured, interval = _speedup(pairs, units, costs.cost_ratio)
-    projected, projected_interval = _speedup(pairs, units, cost_ratio) if cost_ratio else (None, None)
     return {
         "target_token_equivalents": Ratio(math.fsum(known), len(known)),
         "equivalent_speedup": measured,
         "equivalent_speedup_interval": interval,
-        "projected_speedup": projected,
-        "projected_speedup_interval": projected_interval,
         "projection_terms": _projection_terms(pairs, units),
     }
 

@@ -47,6 +47,11 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "projected_speedup": "A PROJECTION, not a measurement: equivalent_speedup as it would be if a token cost the target "
         "cost_ratio times as much as the draft; token counts and each model's prefill : decode proportion are those measured.",
         "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
+        "elsewhere_seconds": "A PROJECTION, not a measurement: mean seconds of an attempt on a machine with the speeds given, for the "
+        "tokens that each model read and wrote here. In the middle of two estimates: at full speed, and with one more token to wait "
+        "for at each change of model and nothing saved by verifying. Interval: these two.",
+        "elsewhere_speedup": "A PROJECTION: the same of the target alone / of this policy, over the attempts that both finished. "
+        "Interval: what the two estimates have, with their 95% intervals by a paired bootstrap over problems.",
         "price": "Price of the tokens that both models and the process reward model read and wrote, by the prices given / finished "
         "attempts; in tables of 1,000 attempts.",
         "saving": "1 - price of this policy / price of the target alone, each summed over the attempts that both finished. "

@@ -6,20 +6,19 @@ None, never a guess. Knows no model, no file and no terminal.
 """
 
 import gc
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation import outliers, speed
+from arbitrage_cli.evaluation import outliers, projection, speed
 from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, cut_by_limit
 from arbitrage_cli.evaluation.costs import RunCosts, equivalents, run_costs
 from arbitrage_cli.evaluation.curve import curve
 from arbitrage_cli.evaluation.drafted import drafted_steps
 from arbitrage_cli.evaluation.prices import Prices, counts_tokens, price_figures, tokens_of_models
+from arbitrage_cli.evaluation.projection import Speeds, projection_figures
 from arbitrage_cli.evaluation.throughput import throughput, throughput_notes
 from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
@@ -32,12 +31,20 @@ THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_inter
 LATENCY = (
     *("seconds_mean", "seconds_median", "seconds_p90", "speedup", "speedup_interval", "problem_speedups"),
     *("target_token_equivalents", "equivalent_speedup", "equivalent_speedup_interval"),
-    *("projected_speedup", "projected_speedup_interval", "projection_terms"),
+    *("projection_terms", *projection.FIGURES),
 )
 """Figures of a policy that only one kind of run has: of problems a second, or of seconds a problem."""
 
 PRICES = ("price", "saving", "saving_interval")
 """Figures of a policy that need prices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for besides what was measured; see `figures`."""
+
+    prices: Prices | None = None
+    speeds: Speeds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,8 @@ class Scope:
     levels: Mapping[str, Level]
     samples: int
     costs: RunCosts
-    cost_ratio: float | None
-    prices: Prices | None
-    prices_missing: bool
+    asked: Asked
+    tokens_missing: bool
     target: PolicyResults | None
     oracle: PolicyResults | None
     concurrency: int
@@ -64,19 +70,17 @@ def figures(
     run: Mapping[str, Any],
     rows: Iterable[Mapping[str, Any]],
     *,
-    cost_ratio: float | None = None,
     prices: Prices | None = None,
+    speeds: Speeds | None = None,
     without_outliers: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as JSON. The order of the rows does not matter.
 
-    `cost_ratio` adds the projection to a pair whose target costs so many times as much a token as its draft.
-    `prices` add what an attempt costs; `without_outliers` leaves out times that cannot be those of their tokens. UsageError if the ratio is not above 0, or for rows of several runs; DamagedRunError.
+    `prices` add what an attempt costs, `speeds` what it would take on another machine. `without_outliers` leaves out times that cannot
+    be those of their tokens. UsageError for rows of several runs; DamagedRunError.
     """
-    if cost_ratio is not None and not 0 < cost_ratio < math.inf:
-        raise UsageError(f"invalid cost ratio {cost_ratio:g}", "give a number above 0: --cost-ratio 8")
     with _no_cycles():
-        return _figures(run, rows, cost_ratio, prices, without_outliers=without_outliers)
+        return _figures(run, rows, Asked(prices, speeds), without_outliers=without_outliers)
 
 
 @contextmanager
@@ -92,18 +96,13 @@ def _no_cycles() -> Iterator[None]:
 
 
 def _figures(
-    run: Mapping[str, Any],
-    rows: Iterable[Mapping[str, Any]],
-    cost_ratio: float | None,
-    prices: Prices | None,
-    *,
-    without_outliers: bool,
+    run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], asked: Asked, *, without_outliers: bool
 ) -> dict[str, Any]:
     policies = results_by_policy(run, rows)
     found = [set() if (run.get("concurrency") or 1) > 1 else outliers.outliers(policy) for policy in policies]
     if without_outliers:
         policies = [outliers.without_times(policy, keys) for policy, keys in zip(policies, found, strict=True)]
-    scope = _scope(run, policies, cost_ratio, prices)
+    scope = _scope(run, policies, asked)
     made = [_policy_figures(policy, scope) for policy in policies]
     return {
         "schema": SCHEMA,
@@ -120,16 +119,14 @@ def _figures(
     }
 
 
-def _scope(
-    run: Mapping[str, Any], policies: Sequence[PolicyResults], cost_ratio: float | None, prices: Prices | None
-) -> Scope:
+def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], asked: Asked) -> Scope:
+    counts = counts_tokens(run)
     return Scope(
         levels=run["levels"],
         samples=run["sampling"]["samples"],
         costs=run_costs(result for policy in policies for result in policy.results.values()),
-        cost_ratio=cost_ratio,
-        prices=prices if counts_tokens(run) else None,
-        prices_missing=prices is not None and not counts_tokens(run),
+        asked=asked if counts else Asked(),
+        tokens_missing=not counts and bool(asked.prices or asked.speeds),
         target=_find(policies, "target"),
         oracle=_find(policies, "oracle"),
         concurrency=run.get("concurrency") or 1,
@@ -143,13 +140,8 @@ def _find(policies: Sequence[PolicyResults], name: str) -> PolicyResults | None:
 def _figures_of_all(policies: Sequence[PolicyResults], scope: Scope) -> dict[str, Any]:
     """Figures that compare policies by time: of latency runs only."""
     if scope.is_throughput:
-        return {"curves": [], "measured_cost_ratio": None, "projection": None}
-    asked = scope.cost_ratio
-    return {
-        "curves": _curves(policies),
-        "measured_cost_ratio": scope.costs.cost_ratio,
-        "projection": None if asked is None else {"cost_ratio": asked, "is_projection": True},
-    }
+        return {"curves": [], "measured_cost_ratio": None}
+    return {"curves": _curves(policies), "measured_cost_ratio": scope.costs.cost_ratio}
 
 
 def _curves(policies: Sequence[PolicyResults]) -> list[Mapping[str, Any]]:
@@ -198,7 +190,8 @@ def _latency(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
         **speed.seconds(policy),
         **speed.speedups(pairs),
         "problem_speedups": None if policy is scope.target else speed.problem_speedups(pairs),
-        **equivalents(policy.done, pairs, scope.costs, scope.cost_ratio),
+        **equivalents(policy.done, pairs, scope.costs),
+        **_elsewhere(policy, pairs, scope.asked.speeds),
     }
 
 
@@ -218,10 +211,14 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
     }
 
 
+def _elsewhere(policy: PolicyResults, pairs: speed.Pairs, speeds: Speeds | None) -> dict[str, Any]:
+    return projection_figures(policy.done, pairs, speeds) if speeds else dict.fromkeys(projection.FIGURES)
+
+
 def _prices(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
-    if scope.prices is None:
+    if scope.asked.prices is None:
         return dict.fromkeys(PRICES)
-    return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.prices)
+    return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.asked.prices)
 
 
 def _rate(tokens: int, seconds: float) -> Ratio | None:
@@ -262,8 +259,8 @@ def _level_order(level: str | int) -> tuple[bool, float, str]:
 
 def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = list(_cut_notes(policies))
-    if scope.prices_missing:
-        notes.append("A server in this run does not count tokens, so there are no prices.")
+    if scope.tokens_missing:
+        notes.append("A server in this run does not count tokens, so there are no prices, and no times on another machine.")
     if scope.is_throughput:
         notes += throughput_notes(scope.concurrency, policies, made)
     if scope.target is None:

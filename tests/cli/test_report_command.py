@@ -12,6 +12,7 @@ from made_up_runs import MadeUp, make_run, write_run_folder
 from packed import unpacked
 
 from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.projection import parse_speeds
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
@@ -57,10 +58,13 @@ def test_csv_has_all_single_figures_and_markdown_the_table(folder: Path) -> None
     assert_refused(run("report", folder, "--csv", "--md"), 2, "", "--csv")
 
 
+SPEEDS = "draft=2000/100,target=1000/50"
+
+
 def test_json_has_all_figures_in_one_line_a_run(folder: Path) -> None:
-    shown = run("report", folder, folder, "--json", "--cost-ratio", "8")
+    shown = run("report", folder, folder, "--json", "--project", SPEEDS)
     assert shown.code == 0
-    assert shown.records == [json.loads(json.dumps(figures(MADE.run, MADE.rows, cost_ratio=8.0)))]
+    assert shown.records == [json.loads(json.dumps(figures(MADE.run, MADE.rows, speeds=parse_speeds(SPEEDS))))]
     assert shown.stdout.count(b"\n") == 1
 
 

@@ -21,6 +21,7 @@ from arbitrage_cli.evaluation.comparison import compare
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import parse_prices
+from arbitrage_cli.evaluation.projection import parse_speeds
 
 BREAKOUTS = [
     "</script><script>alert(1)</script>",
@@ -106,6 +107,9 @@ def source(made: MadeUp, name: str = "runs/made-up", **options: Any) -> Source:
     return Source(name, made.run, made.rows, figures(made.run, made.rows, **options))
 
 
+SPEEDS = parse_speeds("draft=4100/171,target=693/49")
+
+
 def page(*made: MadeUp, **options: Any) -> Page:
     sources = [source(one, f"runs/{number}", **options) for number, one in enumerate(made)]
     return Page(render(sources, compare(*parts(made[0]), *parts(made[1])) if len(made) == 2 else None))
@@ -173,7 +177,7 @@ def hostile_run(text: str) -> MadeUp:
 @pytest.mark.parametrize("name", RUNS)
 def test_page_is_well_formed(name: str) -> None:
     """Every element is closed where it must be, ids are unique, and every reference within the page leads somewhere."""
-    made = page(*RUNS[name], cost_ratio=8.0 if name == "projected" else None)
+    made = page(*RUNS[name], speeds=SPEEDS if name == "projected" else None)
     ids = made.attributes("id")
     assert len(ids) == len(set(ids))
     targets = [link.removeprefix("#") for link in made.attributes("href")]
@@ -328,11 +332,18 @@ def test_data_cannot_end_its_element() -> None:
 
 def test_every_figure_of_the_tables_has_its_definition() -> None:
     """The definitions are all there, in their own words, and headings lead to them."""
-    made = page(RUN, cost_ratio=8.0)
+    made = page(RUN, speeds=SPEEDS)
     for meaning in DEFINITIONS.values():
         assert " ".join(meaning.split()) in made.text
     leads = {link for link in made.attributes("href") if link.startswith("#def-")}
-    assert {"#def-accuracy", "#def-speedup", "#def-area", "#def-target_token_equivalents", "#def-projected_speedup"} <= leads
+    assert {
+        "#def-accuracy",
+        "#def-speedup",
+        "#def-area",
+        "#def-target_token_equivalents",
+        "#def-projected_speedup",
+        "#def-elsewhere_speedup",
+    } <= leads
 
 
 def test_figures_of_the_page_are_those_of_the_json() -> None:

@@ -15,6 +15,9 @@ from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.evaluation.comparison import compare
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.projection import Speeds, parse_speeds
+
+SPEEDS = parse_speeds("draft=4100/171,target=693/49")
 
 
 def table(made: MadeUp, *, styled: bool = False, explain: bool = True, **options: Any) -> str:
@@ -44,10 +47,10 @@ def flat(text: str) -> str:
         make_run(5, columns=[("draft", None), ("entropy", 0.5)], samples=3),
     ],
 )
-@pytest.mark.parametrize("cost_ratio", [None, 8.0])
-def test_table_fits_in_80_columns(made: MadeUp, cost_ratio: float | None) -> None:
+@pytest.mark.parametrize("speeds", [None, SPEEDS])
+def test_table_fits_in_80_columns(made: MadeUp, speeds: Speeds | None) -> None:
     """No line is longer than a terminal of 80 columns has room for."""
-    lines = table(made, cost_ratio=cost_ratio).splitlines()
+    lines = table(made, speeds=speeds).splitlines()
     assert max(map(len, lines)) < 80
     assert not any(line != line.rstrip() for line in lines)
 
@@ -130,11 +133,11 @@ def test_missing_target_is_told_and_shown_as_unknown() -> None:
 
 
 def test_projection_is_named_as_one() -> None:
-    """Projected figures come with the word, both cost ratios, and the definition; unasked there are none."""
+    """Projected figures come with the word, and the definition; unasked there are none."""
     made = make_run(10)
-    text = flat(table(made, cost_ratio=8.0))
-    assert "PROJECTION, not measured: a target token costs 8.00 draft tokens (here 3.50)" in text
-    assert flat(DEFINITIONS["projected_speedup"]) in text
+    text = flat(table(made, speeds=SPEEDS))
+    assert "PROJECTION, not measured" in text
+    assert flat(DEFINITIONS["elsewhere_seconds"]) in text
     assert "PROJECTION" not in table(made)
 
 

@@ -187,9 +187,9 @@ def test_difference_from_the_target_is_paired() -> None:
 @pytest.mark.parametrize(("problems", "has_interval"), [(4, False), (5, True)])
 def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_interval: bool) -> None:
     """There is nothing to resample from: such an interval looks surer than it is. A note says so."""
-    made = made_figures(make_run(problems, columns=ALONE), cost_ratio=8)
+    made = made_figures(make_run(problems, columns=ALONE))
     draft = by_label(made)["draft"]
-    for name in ("speedup", "equivalent_speedup", "projected_speedup"):
+    for name in ("speedup", "equivalent_speedup"):
         assert draft[name] > 1
         assert (draft[f"{name}_interval"] is not None) == has_interval
     assert any("fewer than 5 problems has no interval" in note for note in made["notes"]) != has_interval
@@ -363,48 +363,24 @@ def test_without_noise_cost_in_tokens_is_cost_in_seconds() -> None:
 
 
 def test_projection_to_the_measured_ratio_is_what_was_measured() -> None:
-    """A projection to the cost ratio of the run itself changes nothing, intervals included; unasked there is none."""
-    made = make_run(20)
-    measured = made_figures(made)
-    assert (measured["projection"], {policy["projected_speedup"] for policy in measured["policies"]}) == (None, {None})
-    for policy in made_figures(made, cost_ratio=measured["measured_cost_ratio"])["policies"]:
-        assert policy["projected_speedup"] == pytest.approx(policy["equivalent_speedup"])
-        assert policy["projected_speedup_interval"] == pytest.approx(policy["equivalent_speedup_interval"])
-
-
-PROJECTED = make_run(6, columns=[*ALONE, ("entropy", 0.5)])
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.floats(0.5, 100))
-def test_projection_follows_its_terms(ratio: float) -> None:
-    """A projected speed-up is alone / (target + draft / ratio + fixed), and the target alone is at 1."""
-    made = made_figures(PROJECTED, cost_ratio=ratio)
-    assert made["projection"] == {"cost_ratio": ratio, "is_projection": True}
+    """A projected speed-up is alone / (target + draft / ratio + fixed): at the ratio of the run itself, what was measured."""
+    made = made_figures(make_run(20, columns=[*ALONE, ("entropy", 0.5)]))
     for policy in made["policies"]:
         terms = policy["projection_terms"]
-        cost = terms["target"] + terms["draft"] / ratio + terms["fixed"]
-        assert policy["projected_speedup"] == pytest.approx(terms["alone"] / cost)
-    assert by_label(made)["target"]["projected_speedup"] == 1.0
+        cost = terms["target"] + terms["draft"] / made["measured_cost_ratio"] + terms["fixed"]
+        assert policy["equivalent_speedup"] == pytest.approx(terms["alone"] / cost)
 
 
 def test_projection_counts_reading_in_the_measured_proportion() -> None:
-    """The draft alone under ratio R costs its tokens / R, reading weighed against its own decoding."""
+    """The draft's tokens, reading weighed against its own decoding, and the same for the target."""
     rows = make_run(10, columns=ALONE, drift=0.0).rows
-    draft = by_label(figures_of(rows, cost_ratio=7.0))["draft"]
+    terms = by_label(figures_of(rows))["draft"]["projection_terms"]
     counts = {policy: [one["timing"][policy] for one in rows if one["policy"] == policy] for policy in ("draft", "target")}
-    units = {
-        "draft": sum(one["decode_tokens"] + 0.1 * one["prefill_tokens"] for one in counts["draft"]),
-        "target": sum(one["decode_tokens"] + 12 / 70 * one["prefill_tokens"] for one in counts["target"]),
-    }
-    assert draft["projected_speedup"] == pytest.approx(7.0 * units["target"] / units["draft"])
-
-
-@pytest.mark.parametrize("ratio", [0.0, -1.0, math.inf, math.nan])
-def test_impossible_cost_ratio_is_refused(ratio: float) -> None:
-    """A ratio that no pair can have is a usage error."""
-    with pytest.raises(UsageError, match="invalid cost ratio"):
-        made_figures(make_run(1), cost_ratio=ratio)
+    assert terms["draft"] == pytest.approx(
+        sum(one["decode_tokens"] + 0.1 * one["prefill_tokens"] for one in counts["draft"])
+    )
+    alone = sum(one["decode_tokens"] + 12 / 70 * one["prefill_tokens"] for one in counts["target"])
+    assert terms["alone"] == pytest.approx(alone)
 
 
 def test_a_run_in_which_the_target_never_wrote_has_no_equivalents() -> None:
@@ -512,11 +488,11 @@ def test_order_of_the_rows_does_not_matter(dice: random.Random) -> None:
     """Rows in any order give the same figures, to the last bit."""
     rows = list(SHUFFLED.rows)
     dice.shuffle(rows)
-    assert figures(SHUFFLED.run, rows, cost_ratio=4.0) == IN_ORDER
+    assert figures(SHUFFLED.run, rows) == IN_ORDER
 
 
 SHUFFLED = make_run(6, columns=COLUMNS[:4], samples=2)
-IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows, cost_ratio=4.0)
+IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows)
 
 
 def test_an_error_that_was_tried_again_counts_no_more() -> None:
@@ -557,7 +533,7 @@ def test_policies_come_in_the_order_of_the_plan() -> None:
 @pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])
 def test_figures_are_json(made: MadeUp) -> None:
     """All figures are JSON without NaN, of a run without a row and of one problem as well."""
-    text = json.dumps(made_figures(made, cost_ratio=8.0), allow_nan=False)
+    text = json.dumps(made_figures(made), allow_nan=False)
     assert json.loads(text)["n"] == len({one["id"] for one in made.rows})
 
 
@@ -592,8 +568,8 @@ def test_every_figure_is_defined() -> None:
 
 def test_every_ratio_has_its_parts() -> None:
     """A figure that is a ratio is its numerator / its denominator."""
-    for policy in made_figures(make_run(8), cost_ratio=3.0)["policies"]:
+    for policy in made_figures(make_run(8))["policies"]:
         for name, parts in policy["ratios"].items():
             if policy[name] is not None:
                 assert policy[name] == parts["numerator"] / parts["denominator"]
-        assert {"accuracy", "speedup", "acceptance_rate", "target_call_rate", "projected_speedup"} <= policy["ratios"].keys()
+        assert {"accuracy", "speedup", "acceptance_rate", "target_call_rate"} <= policy["ratios"].keys()

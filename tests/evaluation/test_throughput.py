@@ -51,11 +51,11 @@ def test_problems_per_second_and_their_ratio() -> None:
 
 def test_neither_kind_has_the_figures_of_the_other() -> None:
     """A throughput run has no seconds of problems and no speed-ups, also not by level; a latency run no problems a second."""
-    of_throughput, of_latency = (figures(made.run, made.rows, cost_ratio=8.0) for made in (made_up(), make_run(40)))
+    of_throughput, of_latency = (figures(made.run, made.rows) for made in (made_up(), make_run(40)))
     for policy in of_throughput["policies"]:
         assert all(policy[name] is None for name in LATENCY)
         assert all(level["speedup"] is None for level in policy["by_level"].values())
-    assert (of_throughput["concurrency"], of_throughput["curves"], of_throughput["projection"]) == (2, [], None)
+    assert (of_throughput["concurrency"], of_throughput["curves"]) == (2, [])
     for policy in of_latency["policies"]:
         assert all(policy[name] is None for name in THROUGHPUT)
         assert policy["seconds_mean"] is not None

@@ -1,0 +1,87 @@
+"""What attempts would take on another machine: how speeds are given, and what they give."""
+
+import json
+from pathlib import Path
+
+import pytest
+from made_up_runs import make_run
+
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.projection import FIGURES, Speed, parse_speeds
+from arbitrage_cli.runs.results import results_by_policy
+from arbitrage_cli.types import Cost
+
+READING = {"n_prompt": 512, "n_gen": 0, "avg_ts": 1000.0}
+WRITING = {"n_prompt": 0, "n_gen": 128, "avg_ts": 50.0}
+
+
+def test_speeds_are_numbers_or_files_of_llama_bench(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    both = {"n_prompt": 512, "n_gen": 128, "avg_ts": 7.0}
+    file.write_text(json.dumps([both, READING, WRITING, {**READING, "avg_ts": 9.0}]))
+    found = parse_speeds(f"draft=5000/180.5, target={file}")
+    assert found == {"draft": Speed(5000, 180.5), "target": Speed(1000, 50)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "draft",
+        "draft=1/2",
+        "draft=1/2,draft=1/2",
+        "draft=1/2,target=0/1",
+        "draft=1/2,target=1/-2",
+        "judge=1/2,target=1/2",
+    ],
+)
+def test_other_speeds_are_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_speeds(text)
+    assert caught.value.option == "project"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[1]", json.dumps([READING]), json.dumps([WRITING]), "[" * 100_000])
+def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(content)
+    for path in (file, tmp_path / "missing.json", tmp_path):
+        with pytest.raises(UsageError) as caught:
+            parse_speeds(f"draft=1/2,target={path}")
+        assert caught.value.option == "project"
+
+
+def test_estimates_are_with_and_without_what_small_batches_cost() -> None:
+    """100 tokens read and 10 written; 20 verified, of which 15 are kept, that would take longer to write."""
+    cost = Cost(prefill_tokens=100, decode_tokens=10, verify_tokens=20, verify_kept=15)
+    low, high = Speed(100.0, 10.0).seconds(cost, 3)
+    assert low == pytest.approx(1.2 + 1.0)
+    assert high == pytest.approx(low + (1.5 - 0.2) + 0.3)
+
+
+def test_time_elsewhere_is_that_of_the_tokens() -> None:
+    made = make_run(40)
+    speeds = parse_speeds("draft=1000/100,target=100/10")
+    policies = {policy["label"]: policy for policy in figures(made.run, made.rows, speeds=speeds)["policies"]}
+    for policy in results_by_policy(made.run, made.rows):
+        tallies = [one.tally for one in policy.done]
+        work = [(one.draft_cost, 1000) for one in tallies] + [(one.target_cost, 100) for one in tallies]
+        low = sum(cost.prefill_tokens / read + cost.decode_tokens * 10 / read for cost, read in work)
+        low += sum(one.router_seconds for one in policy.done)
+        shown = policies[policy.label]
+        assert shown["elsewhere_seconds_interval"][0] == pytest.approx(low / 40)
+        assert shown["elsewhere_seconds_interval"][0] < shown["elsewhere_seconds"] < shown["elsewhere_seconds_interval"][1]
+    target, routed = policies["target"], policies["entropy 0.5"]
+    assert (target["elsewhere_speedup"], target["elsewhere_speedup_interval"]) == (1.0, None)
+    low, high = routed["elsewhere_speedup_interval"]
+    assert low < routed["elsewhere_speedup"] < high
+
+
+def test_nothing_is_projected_without_counts_or_speeds() -> None:
+    made = make_run(10)
+    assert {one[name] for one in figures(made.run, made.rows)["policies"] for name in FIGURES} == {None}
+    made.run["models"]["target"]["served"] = {"counts_tokens": False}
+    shown = figures(made.run, made.rows, speeds=parse_speeds("draft=1/1,target=1/1"))
+    assert {one[name] for one in shown["policies"] for name in FIGURES} == {None}
+    assert shown["notes"]
