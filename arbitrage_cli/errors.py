@@ -156,9 +156,14 @@ class DefectError(ArbitrageError):
     exit_code = 70
 
 
+MAX_SHOWN = 100
+"""Characters of an unknown name that an error repeats."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:
     """The error for a name that is not among the `known` ones; the hint names the most similar, then all of them."""
     names = list(known)
-    similar = get_close_matches(name, names, n=1)
+    similar = get_close_matches(name[:MAX_SHOWN], names, n=1)
     guess = f"did you mean '{similar[0]}'? " if similar else ""
-    return UsageError(f"unknown {kind} '{name}'", f"{guess}known: {', '.join(names)}", option=option)
+    shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}..."
+    return UsageError(f"unknown {kind} '{shown}'", f"{guess}known: {', '.join(names)}", option=option)

@@ -133,6 +133,12 @@ def test_file_of_something_else_is_refused(here: Path, arguments: list[str], wor
     assert (here / "out.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "."])
+def test_what_is_no_file_is_refused(here: Path, path: str) -> None:
+    """A device may be read without end."""
+    assert_refused(solve_file(here, "-o", path), 2, f"{path}: ")
+
+
 def test_only_a_file_of_results_is_written_to(here: Path) -> None:
     assert_refused(solve_file(here, "-o", "in.jsonl"), 2, "in.jsonl: line 1 ", "arbitrage solve")
     assert_refused(solve_file(here, "-o", "."), 2, ".: ")

@@ -519,6 +519,16 @@ def test_row_of_another_program_is_damage(changes: dict[str, Any]) -> None:
         figures(made.run, [made.rows[0], {**made.rows[1], **changes}])
 
 
+@pytest.mark.parametrize("changes", [{"policies": None}, {"dataset": []}, {"levels": 1}, {"sampling": "all"}])
+def test_run_json_of_another_program_is_damage(changes: dict[str, Any]) -> None:
+    """With the name of the field that is wrong."""
+    made = make_run(3, columns=TARGET_ONLY)
+    (name,) = changes
+    for run in ({**made.run, **changes}, {key: value for key, value in made.run.items() if key != name}):
+        with pytest.raises(DamagedRunError, match=name):
+            figures(run, made.rows)
+
+
 def test_policies_come_in_the_order_of_the_plan() -> None:
     """The run's own order is kept, a policy without any row included; a tau has the name that the run gives it."""
     made = make_run(3)
