@@ -19,8 +19,8 @@ from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import ALL_FEATURES, CODE_INPUTS, FEATURES, Floats
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
-from arbitrage_cli.routing.thresholds import Outcomes
 from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
+from arbitrage_cli.training.tau_tables import Outcomes
 from arbitrage_cli.types import Problem
 
 TRAINING, VALIDATION, TEST = 0, 1, 2

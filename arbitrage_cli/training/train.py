@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.costs import Costs
-from arbitrage_cli.routing.early_stop import Beginnings
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of_problem
 from arbitrage_cli.routing.policies import WRONG_EQUATION
-from arbitrage_cli.routing.thresholds import TauTable, make_table, spread_taus, tabulate
+from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import COLLECT_AGAIN, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.training.tau_tables import Beginnings, make_table, spread_taus, tabulate
 
 Numbers = NDArray[np.float64]
 Inputs = Literal["agnostic", "hidden", "both"]

@@ -14,7 +14,7 @@ from arbitrage_cli.routing.explain import Explanation, explain_solution, explain
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head_file import save
 from arbitrage_cli.routing.states import features_of
-from arbitrage_cli.routing.thresholds import Outcomes, make_table
+from arbitrage_cli.training.tau_tables import Outcomes, make_table
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
 QUESTION = "What is 37 * 12 - 95?"

@@ -10,18 +10,9 @@ import pytest
 
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.routing.costs import Costs
-from arbitrage_cli.routing.early_stop import LOOK_EVERY, Beginnings
-from arbitrage_cli.routing.thresholds import (
-    ALWAYS,
-    NEVER,
-    Outcomes,
-    TauRow,
-    TauTable,
-    make_table,
-    name_taus,
-    spread_taus,
-    tabulate,
-)
+from arbitrage_cli.routing.early_stop import LOOK_EVERY
+from arbitrage_cli.routing.thresholds import ALWAYS, NEVER, TauRow, TauTable, name_taus
+from arbitrage_cli.training.tau_tables import Beginnings, Outcomes, make_table, spread_taus, tabulate
 
 COSTS = Costs(
     draft_seconds_per_token=1.0,

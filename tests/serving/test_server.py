@@ -213,7 +213,9 @@ def test_what_cannot_be_done_is_refused(client: Served, fields: dict[str, Any], 
         assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", parameter)
 
 
-@pytest.mark.parametrize("model", ["gpt-7", "arbitrage", "target@1", "entropy@", "entropy@fast", "judge", "\ud800", "x" * 10_000])
+@pytest.mark.parametrize(
+    "model", ["gpt-7", "arbitrage", "target@1", "entropy@", "entropy@fast", "judge", "\ud800", "x" * 10_000]
+)
 def test_unknown_models(client: Served, model: str) -> None:
     response = client.ask(model=model)
     assert (response.status_code, refusal(response)["code"]) == (404, "model_not_found")

@@ -14,10 +14,11 @@ from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Curve, Head, Network
 from arbitrage_cli.routing.head_file import load, save
-from arbitrage_cli.routing.thresholds import Numbers, TauTable
+from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.training.tau_tables import Numbers
 from arbitrage_cli.training.train import Candidate, Inputs, Settings, choose, train, with_taus
 
 WORLD = World()
