@@ -133,7 +133,7 @@ class TauTable:
         if not 0 <= share <= 1:
             raise UsageError(f"invalid budget {share:g}", "the target's share of the steps, from 0 to 1")
         # The highest of the taus that do the same on these states: on others it escalates no more than they do.
-        highest = {row.escalation_rate: row.tau for row in self.rows}
+        highest = {self.usual_row(row.tau).escalation_rate: row.tau for row in self.rows}
         return float(np.interp(share, sorted(highest), [highest[rate] for rate in sorted(highest)]))
 
     def to_json(self) -> dict[str, Any]:
