@@ -80,8 +80,8 @@ class TokenStats:
 class Cost:
     """Model time of a step. Prefill reads text from elsewhere, decode writes one token at a time, verify reads a proposal.
 
-    Verifying read `verify_tokens`, and drew `verify_kept` of the step's tokens from them; the other tokens were decoded. A server had
-    `cached_tokens` of the prompt in its cache already.
+    Verifying read `verify_tokens` in `verify_batches`, and drew `verify_kept` of the step's tokens from them; the other tokens were
+    decoded. A server had `cached_tokens` of the prompt in its cache already.
     """
 
     prefill_tokens: int = 0
@@ -92,6 +92,7 @@ class Cost:
     verify_seconds: float = 0.0
     verify_kept: int = 0
     cached_tokens: int = 0
+    verify_batches: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -103,6 +104,7 @@ class Cost:
             self.verify_seconds + other.verify_seconds,
             self.verify_kept + other.verify_kept,
             self.cached_tokens + other.cached_tokens,
+            self.verify_batches + other.verify_batches,
         )
 
     @property

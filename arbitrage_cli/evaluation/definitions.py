@@ -48,7 +48,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "cost_ratio times as much as the draft; token counts and each model's prefill : decode proportion are those measured.",
         "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
         "elsewhere_seconds": "A PROJECTION, not a measurement: mean seconds of an attempt on a machine with the speeds given, for the "
-        "tokens that each model read and wrote here. In the middle of two estimates: at full speed, and with one more token to wait "
+        "tokens that each model read and wrote here. In the middle of two estimates: reading at full speed and verifying a batch in the "
+        "time of one token, and with one more token to wait "
         "for at each change of model and nothing saved by verifying. Interval: these two.",
         "elsewhere_speedup": "A PROJECTION: the same of the target alone / of this policy, over the attempts that both finished. "
         "Interval: what the two estimates have, with their 95% intervals by a paired bootstrap over problems.",

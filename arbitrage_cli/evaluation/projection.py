@@ -1,8 +1,9 @@
 """What attempts would take on another machine, from the tokens of each model and that machine's speeds. Measures nothing.
 
 A model there reads and writes so many tokens a second. Two things are not known: how much a machine loses when it reads only a few
-tokens at once, and what it takes to verify a proposal. So there are two estimates. The low one reads and verifies at full speed.
-The high one waits for one more token at each change of model, and writes all tokens that were verified.
+tokens at once, and what it takes to verify a proposal. So there are two estimates. The low one reads at full speed, and verifies a
+batch in the time of a token that is written, or of its tokens that are read if that is longer. The high one waits for one more
+token at each change of model, and saves nothing by verifying.
 """
 
 import json
@@ -34,9 +35,10 @@ class Speed:
 
     def seconds(self, cost: Cost, num_changes: int) -> tuple[float, float]:
         """The low and the high estimate for these tokens, in so many turns after another model's."""
-        low = (cost.prefill_tokens + cost.verify_tokens) / self.read + cost.decode_tokens / self.written
-        slower = max(0.0, cost.verify_kept / self.written - cost.verify_tokens / self.read)
-        return low, low + slower + num_changes / self.written
+        read_and_written = cost.prefill_tokens / self.read + cost.decode_tokens / self.written
+        verified = max(cost.verify_batches / self.written, cost.verify_tokens / self.read)
+        nothing_saved = max(verified, cost.verify_kept / self.written)
+        return read_and_written + verified, read_and_written + nothing_saved + num_changes / self.written
 
 
 Speeds = Mapping[ModelRole, Speed]

@@ -64,7 +64,7 @@ class StepInProgress:
         if num_rows == 1:
             self.decode_seconds += seconds
         else:
-            self.cost += Cost(verify_tokens=num_rows, verify_seconds=seconds, verify_kept=num_drawn)
+            self.cost += Cost(verify_tokens=num_rows, verify_seconds=seconds, verify_kept=num_drawn, verify_batches=1)
 
 
 class Decoder:

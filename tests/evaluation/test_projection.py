@@ -53,11 +53,12 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_estimates_are_with_and_without_what_small_batches_cost() -> None:
-    """100 tokens read and 10 written; 20 verified, of which 15 are kept, that would take longer to write."""
-    cost = Cost(prefill_tokens=100, decode_tokens=10, verify_tokens=20, verify_kept=15)
+    """100 tokens read and 10 written; 20 verified in 4 batches, of which 15 are kept, that would take longer to write."""
+    cost = Cost(prefill_tokens=100, decode_tokens=10, verify_tokens=20, verify_kept=15, verify_batches=4)
     low, high = Speed(100.0, 10.0).seconds(cost, 3)
-    assert low == pytest.approx(1.2 + 1.0)
-    assert high == pytest.approx(low + (1.5 - 0.2) + 0.3)
+    assert low == pytest.approx(1.0 + 1.0 + 0.4)
+    assert high == pytest.approx(1.0 + 1.0 + 1.5 + 0.3)
+    assert Speed(10.0, 10.0).seconds(cost, 0) == (13.0, 13.0)  # where reading is as slow as writing, verifying is no faster
 
 
 def test_time_elsewhere_is_that_of_the_tokens() -> None:

@@ -224,7 +224,7 @@ def test_the_end_of_a_step_is_not_verified() -> None:
     assert step.text == text
     assert teller.asked == ["a"]
     # Four rows for the proposal, which was wrong at once; then "a" and "b", after which the end is drawn.
-    assert (step.cost.verify_tokens, step.cost.verify_kept) == (4 + 2, 1 + 2)
+    assert (step.cost.verify_batches, step.cost.verify_tokens, step.cost.verify_kept) == (2, 4 + 2, 1 + 2)
 
 
 def test_a_speculator_that_fails_is_not_asked_again() -> None:
