@@ -338,10 +338,12 @@ def test_a_benchmark_on_what_the_head_was_trained_on_says_so(quick_path: Path) -
 
 
 def test_bad_drafts_are_stopped_on_request() -> None:
-    """A tau below every probability stops each step when it is first due. By default steps of this pair are finished."""
-    (record,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1", "--early-stop").records
-    (usual,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1").records
+    """A tau below every probability stops each step when it is first due. At the usual one steps of this pair are finished."""
+    (record,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1").records
+    (usual,) = solve("What is 37 * 12 - 95?", "--json", "--tau", "-1", "--no-early-stop").records
+    (routed,) = solve("What is 37 * 12 - 95?", "--json").records
     assert record["text"] == usual["text"]
+    assert routed["settings"]["early_stop"] is False
     assert (record["settings"]["early_stop"], usual["settings"]["early_stop"]) == (True, False)
     stopped = [step["discarded"] for step in record["steps"] if step["discarded"]["stop"] == "early"]
     assert {step["tokens"] for step in stopped} == {2}

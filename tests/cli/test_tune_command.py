@@ -271,14 +271,13 @@ def test_target_speculates_if_that_pays_and_routing_does_not(home: Home) -> None
     assert "token-level speculation" in flat(result.err)
 
 
-def test_drafts_are_stopped_early_if_they_save_less_than_they_cost(home: Home) -> None:
+def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
     routed = ("--policy", "arbitrage", "--tau", "0.02")
     assert solve(home, *routed)["settings"]["early_stop"] is False
     home.pretend(NO_GAIN)
     assert solve(home, *routed)["settings"]["early_stop"] is True
     assert solve(home, *routed, "--no-early-stop")["settings"]["early_stop"] is False
     assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
-    assert "not counting what early stops save" in flat(home.run("solve", "5 + 6", *routed).err)
 
 
 def test_run_keeps_its_early_stops(home: Home) -> None:
