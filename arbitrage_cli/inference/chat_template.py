@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
+from hashlib import blake2b
 from itertools import chain, pairwise, zip_longest
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -56,6 +57,8 @@ Render = Callable[[Messages], str]
 
 LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|\n]{1,64}\|>|<\uff5c[^\uff5c\n]{1,64}\uff5c>|<[^<>\s]{1,64}>|\[/?[A-Z_]{1,32}\]")
 """What control tokens look like in the vocabularies of chat models."""
+
+_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 ASKED: tuple[MessageRole, ...] = ("user",)
 ANSWERED: tuple[MessageRole, ...] = ("user", "assistant")
@@ -178,7 +181,8 @@ class ChatPrompt:
 
     def _lay_out_blind(self, roles: Sequence[MessageRole], has_instructions: bool) -> _Layout:
         """The same with a placeholder for instructions of any words, if there are any."""
-        slots, system = [_placeholder() for _ in roles], _placeholder() if has_instructions else ""
+        slots = [_placeholder(f"message {place}") for place in range(len(roles))]
+        system = _placeholder("instructions") if has_instructions else ""
         if self._template is None:
             return _Layout((system and f"{system}\n\n") + _without_template(roles, slots), slots, {}, system)
         messages = [{"role": role, "content": text} for role, text in zip(roles, slots, strict=True)]
@@ -216,7 +220,7 @@ class ChatPrompt:
     def _lay_out_turns(self, reply: str) -> tuple[str, str, str]:
         if self._template is None:
             raise _broken("there is none, and this model needs a conversation")
-        first, second = _placeholder(), _placeholder()
+        first, second = (_placeholder(f"message {place}") for place in range(2))
         messages = [
             {"role": "user", "content": first},
             {"role": "assistant", "content": reply},
@@ -268,7 +272,7 @@ def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[s
         if stretches and start < stretches[-1][1]:
             start, end = stretches[-1][0], max(end, stretches.pop()[1])
         stretches.append((start, end))
-    data = {_placeholder(): text[start:end] for start, end in stretches}
+    data = {_placeholder(f"data {place}"): text[start:end] for place, (start, end) in enumerate(stretches)}
     ends = [0, *(place for stretch in stretches for place in stretch), len(text)]
     between = [text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True)]
     return "".join(chain.from_iterable(zip_longest(between, data, fillvalue=""))), data
@@ -284,9 +288,18 @@ class RoleRefusedError(Exception):
     """The template called `raise_exception`, as many do for a system message."""
 
 
-def _placeholder() -> str:
-    """Letters only, so that no trimming, quoting or escaping changes it; random, so that it is unique."""
-    return "slot" + "".join(secrets.choice("abcdefghijklmnop") for _ in range(24))
+def _placeholder(name: str) -> str:
+    """Letters only, so that no trimming, quoting or escaping changes it. No text has it: it depends on what only this process knows.
+
+    The same name gives the same placeholder, so that a template is rendered once for two models that have it.
+    """
+    digest = blake2b(name.encode(), digest_size=12, key=_secret()).hexdigest()
+    return "slot" + digest.translate(_LETTERS)
+
+
+@lru_cache(1)
+def _secret() -> bytes:
+    return secrets.token_bytes(16)
 
 
 def _alternatives(texts: Iterable[str], *, overlapping: bool = False) -> re.Pattern[str] | None:
@@ -312,9 +325,8 @@ def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> 
     """Render a chat template. TemplateError if it is broken or exceeds a bound; `RoleRefusedError` if it refuses the messages."""
     import jinja2.sandbox  # noqa: F401 - slow to import, and not needed before a model is loaded; here rather than in each child
 
-    render = partial(_outcome, template, messages, variables)
     try:
-        kind, text = json.loads(confined(render, seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES))
+        kind, text = json.loads(_rendered(template, json.dumps([messages, dict(variables)])))
     except ConfinedError as error:
         raise _broken(str(error)) from error
     if kind == "refused":
@@ -324,10 +336,17 @@ def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> 
     return str(text)
 
 
-def _outcome(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
-    """What a template makes of the messages, as JSON: [rendered, refused or broken, its text or the reason]."""
+@lru_cache(MAX_LAYOUTS)
+def _rendered(template: str, arguments: str) -> str:
+    """The `_outcome` of a template, computed in a child. ConfinedError."""
+    return confined(partial(_outcome, template, arguments), seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
+
+
+def _outcome(template: str, arguments: str) -> str:
+    """What a template makes of messages and variables, both in JSON: [rendered, refused or broken, its text or the reason]."""
     import jinja2
 
+    messages, variables = json.loads(arguments)
     try:
         parts, size = [], 0
         for part in _sandbox().from_string(template).generate(messages=messages, add_generation_prompt=True, **variables):
