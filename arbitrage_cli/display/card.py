@@ -210,5 +210,5 @@ def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
         f"{row['regret'] + 0.0:.1f}",
         rounding.percent(row["time"], 0),
     ]
-    yield [f"{row['tau']:.4f}", first, *cells]
+    yield [f"{row['tau']:.3g}", first, *cells]
     yield from (["", name, *[""] * len(cells)] for name in others)

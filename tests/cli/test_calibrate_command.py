@@ -69,7 +69,7 @@ def test_every_name_is_shown_beside_its_tau() -> None:
     write_taus(taus, usual_rows(taus), stream, on="run", costs_of="this machine")
     _, headings, *lines = stream.getvalue().splitlines()
     left = [line[: headings.index("calls")].split() for line in lines[:6]]
-    assert left == [["0.0000"], ["0.3000", "exact"], ["balanced"], ["fast"], ["0.6000"], ["1.0000"]]
+    assert left == [["0"], ["0.3", "exact"], ["balanced"], ["fast"], ["0.6"], ["1"]]
 
 
 def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
