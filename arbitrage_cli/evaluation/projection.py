@@ -63,8 +63,8 @@ def _parse_speed(value: str) -> Speed:
         read, written = map(float, value.split("/"))
     else:
         read, written = _of_llama_bench(Path(value))
-    if not (read > 0 and written > 0):
-        raise UsageError(f"invalid speeds '{value}'", "they are above 0", option="project")
+    if not (0 < read < math.inf and 0 < written < math.inf):
+        raise UsageError(f"invalid speeds '{value}'", "give numbers above 0", option="project")
     return Speed(read, written)
 
 
