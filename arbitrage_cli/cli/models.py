@@ -220,14 +220,15 @@ def _head(name: str) -> str | None:
 
 def _show_head(source: str, *, explain: bool, as_json: bool) -> None:
     from arbitrage_cli.display.card import write_card
+    from arbitrage_cli.routing.choice import AvailableHead
     from arbitrage_cli.routing.head_file import load  # with NumPy
     from arbitrage_cli.routing.thresholds import usual_rows
 
     head = load(head_file(source))
-    card = head.card.to_json()
     if as_json:
-        typer.echo(json.dumps({"sha256": head.sha256, **card}))
+        typer.echo(json.dumps({"sha256": head.sha256, **head.card.to_json()}))
         return
+    card = {**head.card.to_json(), "taus": AvailableHead(head, source).table.to_json()}
     rows = usual_rows(card["taus"])
     try:
         write_card(card, rows, sys.stdout, sha256=head.sha256, explain=explain)

@@ -190,7 +190,8 @@ def _tau_table(taus: Card, rows: Rows, *, named_only: bool = False) -> Iterator[
 
 def _notes(taus: Card, costs_of: str, problems: int) -> Iterator[str]:
     """Whose costs the times use; and if `exact` is not certain, how many more than these problems might make it so."""
-    yield from wrapped(f"reward: points per solution; time: of the target alone, at the costs of {costs_of}")
+    time = f"of the target alone, at the costs of {costs_of}" if taus["costs"] else "not known for your models"
+    yield from wrapped(f"reward: points per solution; time: {time}")
     count = (taus.get("named_on") or taus).get("num_solutions")
     if not count or taus["is_certain"]:
         return

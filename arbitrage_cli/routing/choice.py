@@ -33,8 +33,9 @@ class AvailableHead:
 
     @property
     def table(self) -> TauTable:
-        """The head's table of taus. UsageError without a head."""
-        return TauTable.from_json(need_head(self.head).card.taus)
+        """The head's table of taus. A universal head's has no costs: those on its card are another pair's. UsageError without a head."""
+        table = TauTable.from_json(need_head(self.head).card.taus)
+        return table.at_costs(None) if self.is_universal else table
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +172,9 @@ def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
 def _expected_time(policy: Policy, tau: float | None, available: AvailableHead, early_stop: bool | None) -> float | None:
     """Time of a solution with a head at this tau, divided by that of the target alone; None if that is not known.
 
-    By the costs of this machine if they are known, else as on the head's card; a universal head's card has another pair's.
+    By the costs of this machine if they are known, else as on the head's card.
     """
-    if not policy.needs_head or tau is None or (available.costs is None and available.is_universal):
+    if not policy.needs_head or tau is None:
         return None
     stops = bool(stops_early(early_stop, [(policy, tau)], available))
     return available.table.time(available.table.row_at(tau, stops_early=stops), available.costs)

@@ -122,8 +122,8 @@ class TauTable:
             raise UsageError(f"invalid tau '{text}'", hint, option="tau")
         return self.at_budget(number / 100) if text.endswith("%") else number
 
-    def at_costs(self, costs: Costs) -> "TauTable":
-        """The same rows at the costs of another machine, and what the names stand for there."""
+    def at_costs(self, costs: Costs | None) -> "TauTable":
+        """The same rows at the costs of another machine or unknown ones, and what the names stand for there."""
         chosen = with_names(replace(self.named_on or self, costs=costs))
         named_on = chosen if self.named_on else None
         return replace(self, costs=costs, named=chosen.named, is_certain=chosen.is_certain, named_on=named_on)

@@ -306,7 +306,7 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
     tested, is_better = learner.truth_of(TEST), learner.truth_of(VALIDATION).is_better
     measured: dict[str, Any] = {}
     leads: dict[str, Any] = {}
-    for number, values in _numbers(probability, learner.collected).items():
+    for number, values in numbers(probability, learner.collected).items():
         fixed = number in ("always", "never")
         threshold = 0.5 if fixed else best_threshold(values[choosing], is_better)
         figures = measure(values[testing], tested, threshold, is_probability=fixed or number == "arbitrage")
@@ -317,7 +317,8 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
     return {"test": measured, "leads": leads, "threshold": best_threshold(probability[choosing], is_better)}
 
 
-def _numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
+def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
+    """The head's number of each state (n,), and those that route without a head, by name."""
     count = len(probability)
     columns = dict(zip(collected.feature_names, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}

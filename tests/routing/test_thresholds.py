@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.errors import RouterError, UsageError
-from arbitrage_cli.routing.costs import DECISION_SECONDS, FOUND_IN_TIME, MATCHED, TOKEN_SECONDS, Costs
+from arbitrage_cli.routing.costs import DECISION_SECONDS, FOUND_IN_TIME, SAVED, TOKEN_SECONDS, Costs
 from arbitrage_cli.routing.early_stop import LOOK_EVERY
 from arbitrage_cli.routing.thresholds import ALWAYS, NEVER, TauRow, TauTable, name_taus
 from arbitrage_cli.training.tau_tables import Beginnings, Outcomes, make_table, spread_taus, tabulate
@@ -101,9 +101,9 @@ def test_time_is_a_share_of_the_target_alone() -> None:
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.5], COSTS)
     sums = simulate((probability > 0.5).tolist(), outcomes)
-    prompts, found = 50.0 * 60, FOUND_IN_TIME * sums["verify"]
+    prompts, saved = 50.0 * 60, FOUND_IN_TIME * sums["verify"] * SAVED * max(0.0, COSTS.write - COSTS.verify)
     routed = sums["draft"] + (sums["draft_prefill"] + prompts) / 2 + 2 * sums["prefill"]
-    routed += COSTS.write * (sums["target"] + sums["verify"] - found) + found * min(COSTS.write, 6 / MATCHED)
+    routed += COSTS.write * (sums["target"] + sums["verify"]) - saved
     routed += TOKEN_SECONDS * (sums["draft"] + sums["target"] + sums["verify"]) + DECISION_SECONDS * len(outcomes)
     alone = (10 + TOKEN_SECONDS) * outcomes.target_tokens.sum() + 2 * prompts
     assert table.time(row_at(table, 0.5)) == pytest.approx(routed / alone)
