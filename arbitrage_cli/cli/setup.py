@@ -166,7 +166,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     """The setup of all policies that are compared. Errors as `solve_setup`."""
     base = _base(options)
     if routing.policy is None and (policy := _policy_without_head(base)):
-        routing = replace(routing, policy=f"target,draft,{policy}")
+        routing = replace(routing, policy=",".join(dict.fromkeys(("target", "draft", policy))))
     policy_list = read_policies(options.invocation, routing, base.head)
     named = named_taus_here(base.available_head) if policy_list.names else None
     policies = resolve_policies(policy_list, base.head, named)
@@ -230,8 +230,10 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
 
 
 def _policy_without_head(base: Setup) -> str | None:
-    """The task's own policy; None if there is a head."""
-    return None if base.head else base.task.policy
+    """The task's own policy; None if there is a head. No server speculates on another model's text: then the target writes alone."""
+    if base.head:
+        return None
+    return "target" if base.task.policy == "speculative" and base.served else base.task.policy
 
 
 def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) -> RoutingRequest:

@@ -101,7 +101,7 @@ CODE = Task(
     _grader_version,
     step_end=StepEnd("\n", 40),
     runs_code=True,
-    policy="logprob-min",  # first-token entropy says nothing of a group of lines
+    policy="speculative",  # routed by log-probabilities, code keeps no more right answers than the draft has: tests/benchmarks
     forms=(
         Form("code", frozenset(("prompt", "entry_point", "test")), _humaneval, id="task_id"),
         Form("code", frozenset(("text", "test_list")), _mbpp, id="task_id"),
