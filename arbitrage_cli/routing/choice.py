@@ -11,7 +11,7 @@ from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.thresholds import NAMES, NamedTaus, TauTable
+from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable
 
 DEFAULT_TAU = "exact"
 ON_CARD, HERE = "the head's card", "this machine"
@@ -81,8 +81,8 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
 def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[Policy, float | None, str | None]:
     """The policy, its tau, and a warning if routing is expected to take longer here than the target alone.
 
-    If nothing was asked for, costs are this machine's and the head is this pair's, the target alone then writes, with
-    token-level speculation if that pays. UsageError.
+    If nothing was asked for, the target alone then writes, with token-level speculation if that pays: at costs of this machine and
+    with a head of this pair, or if the tau escalates every step, which gives the same text in more time. UsageError.
     """
     policy = choose_policy(request.policy, available.head)
     tau = resolve_tau(policy, request.tau, request.budget, available)
@@ -92,8 +92,9 @@ def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[P
     measured_by = ON_CARD if available.costs is None else HERE
     warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
     costs = available.costs
-    if request.is_open and costs is not None and not available.is_universal:
-        alone = "speculative" if costs.write < costs.target_seconds_per_token else "target"
+    is_known = costs is not None and not available.is_universal
+    if request.is_open and (is_known or (tau is not None and tau <= ALWAYS)):
+        alone = "speculative" if costs and costs.write < costs.target_seconds_per_token else "target"
         how = " with token-level speculation" if alone == "speculative" else ""
         return POLICIES[alone], None, f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"
     return policy, tau, f"{warning}: --policy target"
