@@ -81,8 +81,8 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
 def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[Policy, float | None, str | None]:
     """The policy, its tau, and a warning if routing is expected to take longer here than the target alone.
 
-    If nothing was asked for, the target alone then writes, with token-level speculation if that pays: at costs of this machine and
-    with a head of this pair, or if the tau escalates every step, which gives the same text in more time. UsageError.
+    If nothing was asked for, the target then writes alone, with token-level speculation if that pays. This needs costs of this machine
+    and a head of this pair, or a tau that escalates every step: alone the target writes the same text in less time. UsageError.
     """
     policy = choose_policy(request.policy, available.head)
     tau = resolve_tau(policy, request.tau, request.budget, available)
