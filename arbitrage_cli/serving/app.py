@@ -98,7 +98,7 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != host:
             return _forbidden("this server does not answer the pages of other sites", "invalid_origin")
         key = self._access.api_key
-        if key is None or request.url.path == "/health":
+        if key is None or request.scope["path"] == "/health":  # not its `url`, which is built from the header Host
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), key.encode()):
