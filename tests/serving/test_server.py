@@ -282,15 +282,28 @@ def test_the_key() -> None:
         assert client.get("/health", headers={"host": "anything"}).json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("host", ["x/health?", "x/health#", "x/health", "x\\health?", "/health?", "x@y/health;", "x/health/?a="])
+@pytest.mark.parametrize(
+    "host", ["x/health?", "x/health#", "x/health", "x\\health?", "/health?", "x@y/health;", "x/health/?a="]
+)
 def test_no_host_header_opens_a_route(host: str) -> None:
     """Starlette 1.0.0 builds the address of a request from this header."""
     with serving(access=Access(KEY)) as client:
-        for path in ("/v1/models", "/metrics", "/v1/models/target", "/other", "//health", "/health/", "/health/../v1/models"):
+        for path in (
+            "/v1/models",
+            "/metrics",
+            "/v1/models/target",
+            "/other",
+            "//health",
+            "/health/",
+            "/health/../v1/models",
+        ):
             with socket.create_connection(client.address, timeout=10) as raw:
                 raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-                answer = b"".join(iter(lambda: raw.recv(1000), b""))  # noqa: B023 - read at once
-            assert answer.partition(b"\r\n")[0] in (b"HTTP/1.1 401 Unauthorized", b"HTTP/1.1 400 Bad Request"), (path, answer)
+                answer = b"".join(iter(lambda: raw.recv(1000), b""))
+            assert answer.partition(b"\r\n")[0] in (b"HTTP/1.1 401 Unauthorized", b"HTTP/1.1 400 Bad Request"), (
+                path,
+                answer,
+            )
 
 
 def test_bodies_and_heads_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
