@@ -7,6 +7,7 @@ Knows nothing of pairs, of what is inside a file, or of terminals.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -22,6 +23,7 @@ from arbitrage_cli.model_files.checksums import GIT_ID, SHA256, is_right, read_r
 from arbitrage_cli.model_files.names import HubName, choose, find_model, is_whole
 from arbitrage_cli.system.files import write_atomically
 
+_ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40,64})"?')
 MAX_ANSWER_BYTES = 1 << 24  # of the API about one repository; real answers take some kilobytes
 
 
@@ -254,7 +256,42 @@ def _download(name: HubName, file: PublishedFile, commit: str, on_progress: OnPr
     report(0)
     bar: Any = Bar
     cache, token = cache_folder(), _token()
+    _check_metadata(name, file, commit, token)
     hf_hub_download(name.repo, file.name, repo_type=name.kind, revision=commit, cache_dir=cache, token=token, tqdm_class=bar)
+
+
+def _check_metadata(name: HubName, file: PublishedFile, commit: str, token: str | bool) -> None:
+    """HubError unless the server would send the file of that commit and checksum."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(name.repo, file.name, repo_type=name.kind, revision=commit)
+    found = get_hf_file_metadata(url, token=token)
+    if found.commit_hash not in (None, commit) or found.etag not in (None, file.checksum):
+        raise HubError(f"{name}: the server would send another {file.name} than it publishes", "check HF_ENDPOINT")
+
+
+@functools.cache
+def _restrain_huggingface_hub() -> None:
+    """Check each answer that it gets in this process, and send no telemetry.
+
+    It joins ETag and commit to paths as they are. For its telemetry it reads an answer of any length.
+    """
+    import httpx2
+    from huggingface_hub import set_client_factory
+
+    _constants().HF_HUB_DISABLE_TELEMETRY = True
+    hooks = {"response": [_refuse_paths]}
+    set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
+
+
+def _refuse_paths(response: Any) -> None:
+    """HubError if the answer's commit or ETag is not a checksum. An error's ETag is never read."""
+    headers = response.headers
+    if response.request.method != "HEAD" or (commit := headers.get("X-Repo-Commit")) is None:
+        return  # without a commit huggingface_hub refuses the answer
+    etag = headers.get("X-Linked-ETag") or headers.get("ETag")
+    if not GIT_ID.fullmatch(commit) or (response.status_code < 400 and etag and not _ETAG.fullmatch(etag)):
+        raise HubError(f"{_host()} sends a name that could lead out of the cache", "check HF_ENDPOINT")
 
 
 def _token() -> str | bool:
@@ -295,6 +332,7 @@ def _explained(name: HubName) -> Iterator[None]:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    _restrain_huggingface_hub()
     if not _constants().HF_DEBUG:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings would disturb a live display
     try:

@@ -1,5 +1,6 @@
 """Files from the Hub: checksums, broken downloads, refusals, hostile answers, and what must never leak."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -266,8 +267,7 @@ def test_connection_that_always_breaks(served: FakeHub, monkeypatch: pytest.Monk
 
 def test_file_longer_than_published(served: FakeHub) -> None:
     """A download ends at the published size."""
-    served.failure = Failure(200, body=json.dumps(served.info(REPO)), path="/api/")
-    served.repos[REPO][FILE] += b"!"
+    served.surplus = b"!"
     with pytest.raises(HubError, match="more bytes"):
         hub.fetch(NAME)
     assert cached_files() == []
@@ -423,6 +423,32 @@ def test_json_of_wrong_types(served: FakeHub, kind: str) -> None:
     with pytest.raises(HubError):
         hub.fetch(NAME)
     assert not served.downloads()
+
+
+SHA256 = hashlib.sha256(DATA).hexdigest()
+FALSE_HEADERS = {
+    "etag": {"ETag": '"../../../../outside"'},
+    "linked etag": {"ETag": f'"{SHA256}"', "X-Linked-Etag": '"../../../../outside"'},
+    "absolute etag": {"ETag": '"{tmp}/outside"'},
+    "other etag": {"ETag": f'"{SHA256[::-1]}"'},
+    "short etag": {"ETag": f'"{SHA256[:39]}"'},
+    "commit": {"ETag": f'"{SHA256}"', "X-Repo-Commit": "../../../../outside"},
+    "commit of no file": {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "../../../../outside"},
+}
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("kind", FALSE_HEADERS)
+def test_header_that_leads_out_of_the_cache(served: FakeHub, tmp_path: Path, kind: str, later: bool) -> None:
+    """huggingface_hub makes paths of ETag and commit: both must be checksums, in every answer, and nothing is written else."""
+    false = {name: value.replace("{tmp}", str(tmp_path)) for name, value in FALSE_HEADERS[kind].items()}
+    served.false_headers = [{}, false] if later else [false] * 5
+    with pytest.raises(HubError) if kind != "other etag" or not later else contextlib.nullcontext():
+        hub.fetch(NAME)
+    assert later or not served.downloads()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(constants.HF_HUB_CACHE)]
+    assert [path for path in written if not path.is_relative_to(tmp_path / "cache")] == []
+    assert not list(tmp_path.rglob("*outside*"))
 
 
 def test_endless_answer(served: FakeHub) -> None:

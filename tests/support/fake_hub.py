@@ -58,6 +58,8 @@ class FakeHub:
         self.failure: Failure | None = None  # of every request to the Hub itself
         self.cuts: list[int] = []  # each next download ends after so many bytes of its answer, as a broken connection does
         self.corrupt = False  # right size, wrong bytes
+        self.surplus = b""  # sent after each file
+        self.false_headers: list[dict[str, str]] = []  # of each next HEAD of a file, beside or in place of the right ones
         self.ignores_ranges = False
         self.offers_xet = False  # downloads by Xet, which is not served here
         self.endless, self.sent_mib = False, 0  # the API's answer has no end; how much of it was sent
@@ -139,8 +141,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub, path = self.served_hub, unquote(urlsplit(self.path).path)
-        if path == "/api/agent-harnesses":  # huggingface_hub asks for it once a day, on its own account
-            return self._send(404, b"")
         host = "cdn" if self.headers["Host"].startswith("localhost") else "api"
         hub.requests.append(Request(self.command, path, host, self.headers["Authorization"], self.headers["Range"]))
         if hub.failure and host == "api" and hub.failure.path in path:
@@ -155,8 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         data = hub.repos.get(repo, {}).get(name)
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if self.command == "HEAD" and hub.false_headers and (false := hub.false_headers.pop(0)):
+            return self._send(404 if "X-Error-Code" in false else 200, data, {"X-Repo-Commit": hub.sha, **false})
         found = {"X-Repo-Commit": hub.sha}
-        sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data
+        sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data + hub.surplus
         if name in hub.in_git:
             return self._send_file(sent, found | {"ETag": f'"{git_id(data)}"'})
         if host == "cdn":
