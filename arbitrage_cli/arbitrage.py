@@ -8,7 +8,7 @@
         if router(x, z) > tau:  z <- the target writes a step from x
         x <- x + z
 
-A policy is a generator, a *flow*. It yields a request (`WriteStep`, `ScoreSteps`), is sent the finished step or the rewards,
+A policy is a generator, a *flow*. It yields a request (`WriteStep`, `RateSteps`), is sent the finished step or the rewards,
 and decides. A flow knows no model, cache, clock or terminal: the scheduler runs flows, for one problem or for a thousand.
 """
 
@@ -20,25 +20,25 @@ from typing import Any
 
 from arbitrage_cli.types import Decision, ModelRole, Step, Trace
 
-NumberOf = Callable[[Trace, Step], float]
-"""The number that is compared with tau, from the trace so far and the drafted step with its token statistics."""
+ScoreOf = Callable[[Trace, Step], float]
+"""The score that is compared with tau, from the trace so far and the drafted step with its token statistics."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
-    """Stops a drafted step before its end, once the number of its beginning exceeds `tau`.
+    """Stops a drafted step before its end, once the score of its beginning exceeds `tau`.
 
-    The number is computed after n tokens if `is_due(n)`. A stopped step is always escalated, so `tau` must not be
+    The score is computed after n tokens if `is_due(n)`. A stopped step is always escalated, so `tau` must not be
     below the policy's.
     """
 
-    number_of: NumberOf
+    score_of: ScoreOf
     tau: float
     is_due: Callable[[int], bool]
 
     def should_stop(self, trace: Trace, beginning: Step) -> bool:
         """Whether to stop the step that has this beginning."""
-        return self.number_of(trace, beginning) > self.tau
+        return self.score_of(trace, beginning) > self.tau
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +58,49 @@ class WriteStep:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreSteps:
+class RateSteps:
     """A request: how good is each of `steps` as the next step of `trace`? The answer is a tuple of rewards from 0 to 1."""
 
     trace: Trace
     steps: tuple[Step, ...]
 
 
-Flow = Generator[WriteStep | ScoreSteps, Any, None]
+Flow = Generator[WriteStep | RateSteps, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Decides who writes a step: its `number` is compared with tau. A router is part of a flow, and may request rewards.
+    """Decides who writes a step: its `score` is compared with tau. A router is part of a flow, and may request rewards.
 
-    `early_stop` makes one for a given tau; None if the number needs a finished step.
+    `early_stop` makes one for a given tau; None if the score needs a finished step.
     """
 
-    number: Callable[[Trace, Step], Generator[ScoreSteps, Any, float]]
+    score: Callable[[Trace, Step], Generator[RateSteps, Any, float]]
     early_stop: Callable[[float], EarlyStop] | None = None
 
 
 def arbitrage(trace: Trace, router: Router, tau: float, alternatives: int = 1) -> Flow:
-    """The routing loop: the draft writes every step, and the target those whose number exceeds tau.
+    """The routing loop: the draft writes every step, and the target those whose score exceeds tau.
 
-    With `alternatives` the draft may first try again: it writes up to so many steps, until one is accepted.
+    With `alternatives` the draft may first try again: it writes up to that many steps, until one is accepted.
 
-    A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every number the target alone. The target
+    A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every score the target alone. The target
     computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
-        number = yield from router.number(trace, draft)
+        score = yield from router.score(trace, draft)
         tried: list[Step] = []
-        while (number > tau or draft.stop == "early") and len(tried) + 1 < alternatives:
+        while (score > tau or draft.stop == "early") and len(tried) + 1 < alternatives:
             tried.append(draft)
             draft = yield WriteStep("draft", trace, sample=len(tried))
-            number = yield from router.number(trace, draft)
-        if number > tau or draft.stop == "early":  # escalate
+            score = yield from router.score(trace, draft)
+        if score > tau or draft.stop == "early":  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
-            trace.add(Decision(kept=target, draft=draft, target=target, probability=number, tried=tuple(tried)))
+            trace.add(Decision(kept=target, draft=draft, target=target, score=score, tried=tuple(tried)))
         else:  # accept
-            trace.add(Decision(kept=draft, draft=draft, probability=number, tried=tuple(tried)))
+            trace.add(Decision(kept=draft, draft=draft, score=score, tried=tuple(tried)))
 
 
 def oracle(trace: Trace, tau: float) -> Flow:
@@ -112,7 +112,7 @@ def oracle(trace: Trace, tau: float) -> Flow:
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
         target: Step = yield WriteStep("target", trace, proposal=draft)
-        draft_reward, target_reward = yield ScoreSteps(trace, (draft, target))
+        draft_reward, target_reward = yield RateSteps(trace, (draft, target))
         advantage = target_reward - draft_reward
         kept = target if advantage > tau else draft
         trace.add(Decision(kept=kept, draft=draft, target=target, advantage=advantage))
@@ -129,38 +129,38 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
         trace.add(Decision(kept=step, draft=draft, target=target))
 
 
-def by_token_stats(number_of: NumberOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Router:
+def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Router:
     """A router that needs only the trace and the drafted step: it requests nothing, and costs next to nothing."""
 
-    def number(trace: Trace, draft: Step) -> Generator[ScoreSteps, Any, float]:
+    def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:
         yield from ()
-        return number_of(trace, draft)
+        return score_of(trace, draft)
 
-    return Router(number, early_stop)
-
-
-def by_first_token(number_of: NumberOf) -> Router:
-    """The same for a number that the first token determines: a step that is escalated ends after that token."""
-    return by_token_stats(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: num_tokens == 1))
+    return Router(score, early_stop)
 
 
-def by_least_likely_token(number_of: NumberOf) -> Router:
-    """The same for a number that never falls as the step grows: a step ends as soon as its number exceeds tau."""
-    return by_token_stats(number_of, lambda tau: EarlyStop(number_of, tau, lambda num_tokens: True))
+def by_first_token(score_of: ScoreOf) -> Router:
+    """The same for a score that the first token determines: a step that is escalated ends after that token."""
+    return by_token_stats(score_of, lambda tau: EarlyStop(score_of, tau, lambda num_tokens: num_tokens == 1))
+
+
+def by_least_likely_token(score_of: ScoreOf) -> Router:
+    """The same for a score that never falls as the step grows: a step ends as soon as its score exceeds tau."""
+    return by_token_stats(score_of, lambda tau: EarlyStop(score_of, tau, lambda num_tokens: True))
 
 
 def by_reward() -> Router:
-    """A router whose number is 1 minus the reward of the drafted step, whatever the target would write.
+    """A router whose score is 1 minus the reward of the drafted step, whatever the target would write.
 
     With a process reward model this is RSD (arXiv 2501.19324), with the target as judge SpecReason (arXiv 2504.07891).
     Their "accept if the reward is at least t" is a tau of 1 - t.
     """
 
-    def number(trace: Trace, draft: Step) -> Generator[ScoreSteps, Any, float]:
-        (reward,) = yield ScoreSteps(trace, (draft,))
+    def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:
+        (reward,) = yield RateSteps(trace, (draft,))
         return 1.0 - float(reward)
 
-    return Router(number)
+    return Router(score)
 
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:
@@ -178,7 +178,7 @@ def max_negative_logprob(trace: Trace, draft: Step) -> float:
     return -min(draft.known_token_stats.log_probabilities)
 
 
-def uniform_draw(seed: int) -> NumberOf:
+def uniform_draw(seed: int) -> ScoreOf:
     """Escalation at random, at a rate of 1 - tau: every router must beat it. A draw depends on seed, question and step number."""
 
     def draw(trace: Trace, draft: Step) -> float:

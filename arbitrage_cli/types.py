@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Literal
 
 ModelRole = Literal["draft", "target", "prm"]
-"""Which model computes. The process reward model scores steps and writes none."""
+"""Which model computes. The process reward model rates steps and writes none."""
 
 StepStop = Literal["separator", "end", "budget", "context", "early"]
 """Why a step ended: blank line, end of sequence, token budget, full context; or it was stopped, and the target writes it."""
@@ -147,18 +147,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """One step of a solution: the step kept, the steps written, and the number that decided.
+    """One step of a solution: the step kept, the steps written, and the score that decided.
 
-    `probability` is the number that was compared with tau: the probability that the target's step is better, or for a router
-    without a head its own number (an entropy, a mean negative log-probability, a uniform draw). `advantage` is the reward of the
-    target's step minus that of the drafted one; None unless both were scored. `tried` are steps that the draft wrote before
+    `score` is what was compared with tau: a head's probability that the target's step is better, or for a policy without a head its
+    own (an entropy, a mean negative log-probability, a uniform draw). `advantage` is the reward of the
+    target's step minus that of the drafted one; None unless both were rated. `tried` are steps that the draft wrote before
     `draft`, and that would have been escalated.
     """
 
     kept: Step
     draft: Step | None = None
     target: Step | None = None
-    probability: float | None = None
+    score: float | None = None
     advantage: float | None = None
     tried: tuple[Step, ...] = ()
 
@@ -170,7 +170,7 @@ class Decision:
     @property
     def verdict(self) -> Literal["accept", "escalate"] | None:
         """What was decided about the drafted step; None if there is none, or nothing was compared."""
-        if self.draft is None or (self.target is None and self.probability is None):
+        if self.draft is None or (self.target is None and self.score is None):
             return None
         return "accept" if self.kept is self.draft else "escalate"
 
@@ -212,7 +212,7 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Grade:
     """The grade of a solution, the answer found in it, and the reason for the grade.
 
     `unscored` means that the answer could not be compared: it is not known to be wrong.
@@ -244,7 +244,7 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """Steps of a trace are being scored. Repeated until they are."""
+    """Steps of a trace are being rated. Repeated until they are."""
 
     trace: Trace
 
@@ -271,7 +271,7 @@ class Finished:
     """A problem is done. If it could not be solved, `error` says why, and the trace has the steps kept until then.
 
     `target_alone_seconds` estimates, from measured speeds, the time of the target alone for the same text. None if the target
-    was not loaded, or solved other problems at the same time. `reward_cost` is that of scoring steps. `prompt_tokens` are those of
+    was not loaded, or solved other problems at the same time. `reward_cost` is that of rating steps. `prompt_tokens` are those of
     the prompt, as the first model that counts them does.
     """
 

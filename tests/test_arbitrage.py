@@ -7,7 +7,7 @@ import pytest
 
 from arbitrage_cli.arbitrage import (
     Flow,
-    ScoreSteps,
+    RateSteps,
     WriteStep,
     arbitrage,
     by_reward,
@@ -31,13 +31,13 @@ def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
     return Trace(Problem(name, f"question {name}"), limits or Limits())
 
 
-def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | ScoreSteps]:
+def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | RateSteps]:
     """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
     requests = [next(flow)]
     waiting = iter(answers)
     for answer in waiting:
         request = requests[-1]
-        if isinstance(request, ScoreSteps):
+        if isinstance(request, RateSteps):
             assert isinstance(answer, tuple)
             assert len(answer) == len(request.steps)
         else:
@@ -53,12 +53,12 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Write
     return requests
 
 
-def models(requests: Iterable[WriteStep | ScoreSteps]) -> list[str]:
+def models(requests: Iterable[WriteStep | RateSteps]) -> list[str]:
     """Where a flow's requests went, in order."""
-    return ["rater" if isinstance(request, ScoreSteps) else request.model for request in requests]
+    return ["rater" if isinstance(request, RateSteps) else request.model for request in requests]
 
 
-def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | ScoreSteps]]:
+def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | RateSteps]]:
     """One drafted step that ends the sequence, and the target's step if it is requested."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
     flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau)
@@ -82,7 +82,7 @@ def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) 
     """A tie keeps the draft, and so does NaN. An accepted draft has no target; an escalation holds both steps and the number."""
     trace, requests = route(number, tau)
     (decision,) = trace.decisions
-    assert decision.probability == pytest.approx(number, nan_ok=True)
+    assert decision.score == pytest.approx(number, nan_ok=True)
     if kept == "draft":
         assert requests == [WriteStep("draft", trace)]
         assert (decision.kept, decision.target, decision.discarded, decision.verdict) == (
@@ -228,7 +228,7 @@ def test_a_step_that_was_stopped_is_never_kept() -> None:
     trace = new_trace()
     flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: 0.1), 0.5)
     drive(flow, [step("draft", "early"), step("target", "end")])
-    assert (trace.decisions[0].kept.model, trace.decisions[0].probability) == ("target", 0.1)
+    assert (trace.decisions[0].kept.model, trace.decisions[0].score) == ("target", 0.1)
 
 
 def test_random_depends_on_seed_problem_and_step() -> None:
@@ -258,9 +258,9 @@ def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> Non
     target = [step("target", "end")] if kept == "target" else []
     requests = drive(arbitrage(trace, by_reward(), 1.0 - 0.7), [draft, (reward,), *target])
     assert models(requests) == ["draft", "rater", *(["target"] if target else [])]
-    assert requests[1] == ScoreSteps(trace, (draft,))
+    assert requests[1] == RateSteps(trace, (draft,))
     assert trace.decisions[0].kept.model == kept
-    assert trace.decisions[0].probability == pytest.approx(1 - reward)
+    assert trace.decisions[0].score == pytest.approx(1 - reward)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,10 @@ def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, flo
     assert requests == [
         WriteStep("draft", trace),
         WriteStep("target", trace, proposal=draft),
-        ScoreSteps(trace, (draft, target)),
+        RateSteps(trace, (draft, target)),
     ]
     (decision,) = trace.decisions
-    assert (decision.kept.model, decision.probability) == (kept, None)
+    assert (decision.kept.model, decision.score) == (kept, None)
     assert decision.advantage == pytest.approx(rewards[1] - rewards[0])
     assert decision.verdict == ("escalate" if kept == "target" else "accept")
 
@@ -288,4 +288,4 @@ def test_a_policy_with_a_head_needs_its_router() -> None:
     trace = new_trace()
     router = by_token_stats(lambda _trace, _draft: 0.6)
     drive(POLICIES["arbitrage"].flow(trace, 0.5, 0, router), [step("draft", "end"), step("target", "end")])
-    assert trace.decisions[0].probability == 0.6
+    assert trace.decisions[0].score == 0.6

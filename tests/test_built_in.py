@@ -19,7 +19,7 @@ from cli import Result, run
 from small_heads import write_head
 from writing import make_engine
 
-from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama import backend as llama
@@ -385,7 +385,7 @@ def test_another_model_is_refused_as_reward_model(tmp_path: Path, style: str) ->
     measured = run(*bench, *no_prm)
     for result in (solved, measured):
         assert (result.code, result.out) == (3, "")
-        assert "draft does not score steps: it says + or - with a probability of" in result.err
+        assert "draft does not rate steps: it says + or - with a probability of" in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -396,7 +396,7 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
     rewards: list[float] = []
     for text in steps:
         step = Step("draft", text, 1, Cost(), "separator")
-        rater.start(0, ScoreSteps(trace, (step,)))
+        rater.start(0, RateSteps(trace, (step,)))
         (update,) = rater.tick()
         assert update.rewards
         rewards += update.rewards.values

@@ -231,5 +231,5 @@ def test_box_in_the_problem_is_no_answer() -> None:
 def test_box_in_a_rejected_draft_is_no_answer() -> None:
     """What was thrown away does not answer."""
     draft, target = make_step("draft", "\\boxed{42}", stop="end"), make_step("target", "I do not know.", stop="end")
-    trace = make_trace(Decision(target, draft=draft, target=target, probability=2.0))
+    trace = make_trace(Decision(target, draft=draft, target=target, score=2.0))
     assert json.loads(to_json(record(finish(trace), make_run())))["answer"] is None

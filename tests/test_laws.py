@@ -364,11 +364,11 @@ def test_a_step_that_is_stopped_is_the_targets(some: list[Problem], tau: float, 
     for decision in (decision for trace in traces.values() for decision in trace.decisions):
         assert decision.kept.stop != "early"
         assert decision.draft is not None
-        assert decision.probability is not None
-        assert (decision.verdict == "escalate") == (decision.probability > tau)
+        assert decision.score is not None
+        assert (decision.verdict == "escalate") == (decision.score > tau)
         if decision.draft.stop == "early":
             assert decision.draft.num_tokens % 2 == 0
-            assert decision.probability > 1.2 * tau
+            assert decision.score > 1.2 * tau
 
 
 @quick

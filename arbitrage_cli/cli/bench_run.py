@@ -161,6 +161,6 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
 def _ended(ended: Ended, progress: RunProgress) -> AttemptEnded:
     row, attempt = ended.row, ended.attempt
     failed = row["status"] == "error"
-    verdict, detail = ("error", row["error"]) if failed else (row["score"]["value"], row["score"]["answer"] or "")
+    verdict, detail = ("error", row["error"]) if failed else (row["grade"]["value"], row["grade"]["answer"] or "")
     seconds = None if "throughput" in row else row["wall_seconds"]
     return AttemptEnded(row["id"], attempt.policy_at_tau.label, verdict, detail, seconds, progress)

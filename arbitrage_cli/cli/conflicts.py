@@ -48,7 +48,7 @@ def refuse_ignored(invocation: Invocation, policy: Policy) -> None:
 def accepted_options(policy: Policy) -> Mapping[str, bool]:
     """Whether the policy uses each parameter that says how to route."""
     return {
-        "tau": bool(policy.number),
+        "tau": bool(policy.score_is),
         "budget": policy.needs_head,
         "head": policy.needs_head,
         "early_stop": policy.can_stop_early,

@@ -156,5 +156,11 @@ def _flow(trace: Trace, *, route: Route, seed: int, router: Router | None) -> Fl
 def _run_info(run: RunInfo, route: Route) -> RunInfo:
     """What the display shows of how a turn is routed."""
     settings = {name: value for name, value in run.settings.items() if route.policy.needs_head or name != "head"}
-    number = route.policy.number or None
-    return replace(run, policy=route.policy.name, number=number, tau=route.tau, tau_name=route.tau_name, settings=settings)
+    return replace(
+        run,
+        policy=route.policy.name,
+        score_is=route.policy.score_is or None,
+        tau=route.tau,
+        tau_name=route.tau_name,
+        settings=settings,
+    )

@@ -50,11 +50,11 @@ def grade(
         def graded_again(row: Mapping[str, Any]) -> dict[str, Any]:
             if row["status"] != "done":
                 return dict(row)
-            return {**row, "score": asdict(grader.grade(row["text"], row["gold"]))}
+            return {**row, "grade": asdict(grader.grade(row["text"], row["gold"]))}
 
         graded = [graded_again(row) for row in folder.rows]
         for before, now in zip(folder.rows, graded, strict=True):
-            if before["score"] != now["score"] and not output.quiet:
+            if before["grade"] != now["grade"] and not output.quiet:
                 display.note(_change(before, now))
         folder.rewrite(graded)
         folder.save_run(with_grader(folder.run or {}, task.grader_version()))
@@ -66,5 +66,5 @@ def grade(
 
 def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     policy = label(before["policy"], before["tau"], before["tau_name"])
-    what = f"{before['id']}, {policy}: was {before['score']['value']}, is {now['score']['value']}"
-    return f"{what}: {now['score']['explanation']}"
+    what = f"{before['id']}, {policy}: was {before['grade']['value']}, is {now['grade']['value']}"
+    return f"{what}: {now['grade']['explanation']}"

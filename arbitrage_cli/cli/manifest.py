@@ -153,7 +153,7 @@ def make_manifest(
                 "policy": one.policy.name,
                 "tau": tau_in_json(one.tau),
                 "tau_name": one.tau_name,
-                "number": one.policy.number or None,
+                "score_is": one.policy.score_is or None,
             }
             for one in setup.policies
         ],

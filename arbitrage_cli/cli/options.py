@@ -132,7 +132,7 @@ class ModelOptions(HeadOptions):
 
 
 _TAU_HELP = (
-    "Threshold: a step is escalated if the router's number is above it (inf: never). With a head also exact (default), "
+    "Threshold: a step is escalated if the router's score is above it (inf: never). With a head also exact (default), "
     f"balanced, fast, or a budget such as 30%. Untuned defaults of the other policies: {_DEFAULT_TAUS}."
 )
 _EARLY_STOP_HELP = "Stop a drafted step that begins badly and call the target at once. Default: if that saves time."

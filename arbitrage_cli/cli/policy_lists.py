@@ -40,10 +40,10 @@ def read_policies(invocation: Invocation, options: BenchRoutingOptions, head: He
     for part in _parts(default if options.policy is None else options.policy):
         name, at, own = part.partition("@")
         policy = choose_policy(name.strip(), head)
-        if at and not policy.number:
+        if at and not policy.score_is:
             raise UsageError(f"policy {policy.name} has no tau", f"give it without one: {policy.name}", option="policy")
         fitting = taus if is_strict else [tau for tau in taus if policy.name in intended and has_tau(policy, tau)]
-        given: Sequence[str | None] = [own.strip()] if at else fitting if policy.number else []
+        given: Sequence[str | None] = [own.strip()] if at else fitting if policy.score_is else []
         entries += [(policy, tau) for tau in given or [None]]
     if not entries:
         raise UsageError("no policy is named", "known: " + ", ".join(POLICIES), option="policy")

@@ -246,7 +246,7 @@ class Session:
         chosen, sampler = self.setup.policy_at_tau, self.setup.sampler
         return RunInfo(
             policy=chosen.policy.name,
-            number=chosen.policy.number or None,
+            score_is=chosen.policy.score_is or None,
             tau=chosen.tau,
             tau_name=chosen.tau_name,
             temperature=sampler.temperature,

@@ -37,7 +37,7 @@ def step_lines(one: Explanation, top: int) -> Iterator[str]:
     """One step: the decision, its features, and what the oracle would have done."""
     verdict, sign = ("escalated", ">") if one.is_escalated else ("accepted", "<=")
     text = "" if one.text is None else f"  {one_line(one.text)}" + (" (stopped early)" if one.is_stopped else "")
-    yield f"{one.position + 1:3}  {verdict:<9}  P {one.probability:.3f} {sign} {one.tau:.3f}{text}"
+    yield f"{one.position + 1:3}  {verdict:<9}  P {one.score:.3f} {sign} {one.tau:.3f}{text}"
     yield from _feature_lines(one.parts, top)
     if one.judgement is not None:
         regret = f", regret {one.regret:.2f}" if one.regret else ""
@@ -62,7 +62,7 @@ def explanation_records(explanations: Sequence[Explanation], about: Mapping[str,
             **about,
             "position": one.position,
             "decision": "escalate" if one.is_escalated else "accept",
-            "probability": one.probability,
+            "score": one.score,
             "tau": tau_in_json(one.tau),
             "parts": dict(one.parts),
             "text": one.text,

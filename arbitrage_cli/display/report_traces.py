@@ -29,7 +29,7 @@ def packed_run(name: str, rows: Iterable[Json], policies: Sequence[Json]) -> dic
     return {
         "name": name,
         "policies": [
-            {"label": one["label"], "number": one["number"], "tau": one["tau"], "is_target": one["policy"] == "target"}
+            {"label": one["label"], "score_is": one["score_is"], "tau": one["tau"], "is_target": one["policy"] == "target"}
             for one in policies
         ],
         "index": _packed(
@@ -93,10 +93,10 @@ def _entry(row: Json, problem: int, policy: int) -> list[Any]:
 
 
 def _attempt(row: Json) -> dict[str, Any]:
-    score = row["score"] or {"answer": None, "explanation": None}
+    grade = row["grade"] or {"answer": None, "explanation": None}
     return {
-        "answer": row["answer"] if score["answer"] is None else score["answer"],
-        "explanation": score["explanation"],
+        "answer": row["answer"] if grade["answer"] is None else grade["answer"],
+        "explanation": grade["explanation"],
         "error": row["error"],
         "stop": row["stop"],
         "steps": [_step(step) for step in row["steps"]],
@@ -104,7 +104,7 @@ def _attempt(row: Json) -> dict[str, Any]:
 
 
 def _step(step: Json) -> dict[str, Any]:
-    rounded = {name: _rounded(step[name]) for name in ("seconds", "probability", "advantage") if name in step}
+    rounded = {name: _rounded(step[name]) for name in ("seconds", "score", "advantage") if name in step}
     return {
         **step,
         **rounded,
@@ -123,4 +123,4 @@ def _seconds(row: Json) -> float | None:
 
 
 def _verdict(row: Json) -> str:
-    return str(row["score"]["value"]) if row["status"] == "done" else "error"
+    return str(row["grade"]["value"]) if row["status"] == "done" else "error"

@@ -59,7 +59,7 @@ class Totals:
 
     def against_target(self, run: RunInfo) -> str:
         """An estimate for the target alone; empty if it is of too few problems: it varies from one to the next."""
-        if self.estimates < MIN_ESTIMATES or run.number is None or run.is_toy or self.seconds <= 0:
+        if self.estimates < MIN_ESTIMATES or run.score_is is None or run.is_toy or self.seconds <= 0:
             return ""
         ratio = self.alone / self.seconds
         return f"; the target alone: about {self.alone:.2f} s, {ratio:.1f}x (estimate: same texts at its speed)"
@@ -81,13 +81,13 @@ def opening(run: RunInfo) -> list[str]:
 
 def _rule(run: RunInfo) -> str:
     """What the policy does with a step."""
-    if run.number is None and run.policy == "speculative":
+    if run.score_is is None and run.policy == "speculative":
         return f"policy {run.policy}: the target writes every step, and the draft says what may come next"
-    if run.number is None:
+    if run.score_is is None:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
     shown = f"{run.tau_name} ({run.tau:.3g})" if run.tau_name else f"{run.tau:g}"
     head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
-    return f"policy {run.policy}{head}: the target rewrites a step when the {run.number} is above tau = {shown}"
+    return f"policy {run.policy}{head}: the target rewrites a step when the {run.score_is} is above tau = {shown}"
 
 
 def serving(server: ServerInfo) -> list[str]:
@@ -113,30 +113,30 @@ def compared(routed: Finished, alone: Finished) -> str:
 
 
 def comparison(decision: Decision, run: RunInfo) -> str:
-    """The number beside tau, e.g. `1.43 > 1.00`; empty if nothing was compared."""
-    if decision.probability is None or run.tau is None:
+    """The score beside tau, e.g. `1.43 > 1.00`; empty if nothing was compared."""
+    if decision.score is None or run.tau is None:
         return ""
-    sign = ">" if decision.probability > run.tau else "≤"
-    return f" {sign} ".join(_alike(decision.probability, run.tau))
+    sign = ">" if decision.score > run.tau else "≤"
+    return f" {sign} ".join(_alike(decision.score, run.tau))
 
 
-def _alike(number: float, tau: float) -> tuple[str, str]:
+def _alike(score: float, tau: float) -> tuple[str, str]:
     """Both with as many decimals as tau has in three digits, or more if it takes them to show which is greater."""
     if not math.isfinite(tau):
-        return f"{number:.2f}", f"{tau:g}"
+        return f"{score:.2f}", f"{tau:g}"
     exponent = Decimal(f"{tau:.3g}").as_tuple().exponent
     for decimals in range(max(2, -exponent if isinstance(exponent, int) else 2), MAX_DECIMALS):
-        texts = f"{number:.{decimals}f}", f"{tau:.{decimals}f}"
-        if (float(texts[0]) > float(texts[1])) == (number > tau):
+        texts = f"{score:.{decimals}f}", f"{tau:.{decimals}f}"
+        if (float(texts[0]) > float(texts[1])) == (score > tau):
             return texts
-    return repr(number), repr(tau)
+    return repr(score), repr(tau)
 
 
 def bar(decision: Decision, run: RunInfo) -> str:
-    """The number as a bar of which tau is the half; empty if nothing was compared, or tau has no half."""
-    if decision.probability is None or run.tau is None or not 0 < run.tau < math.inf:
+    """The score as a bar that tau divides in half; empty if nothing was compared, or tau has no half."""
+    if decision.score is None or run.tau is None or not 0 < run.tau < math.inf:
         return ""
-    full = round(BAR * min(1.0, max(0.0, decision.probability / (2 * run.tau))))
+    full = round(BAR * min(1.0, max(0.0, decision.score / (2 * run.tau))))
     return "█" * full + "░" * (BAR - full)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.arbitrage import Flow, Router, ScoreSteps, WriteStep
+from arbitrage_cli.arbitrage import Flow, RateSteps, Router, WriteStep
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.grading.extract import boxed_answer
@@ -26,12 +26,12 @@ from arbitrage_cli.runs.folder import Key, statuses
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, label, row, tau_in_json
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import BlockShare
-from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Score, Started, Step, Trace
+from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 ROUNDS = 4
 """Problems of a block for each that is solved at once."""
 
-Grade = Callable[[str, Mapping[str, Any]], Score]
+GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
 EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Writer]]
@@ -141,7 +141,7 @@ class Bench:
     """
 
     engines_for: EnginesFor
-    grade: Grade
+    grade: GradeSolution
     limits: Limits
     seed: int
     timeout: float | None = None
@@ -214,17 +214,17 @@ class Bench:
     def _row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any]) -> dict[str, Any]:
         """The graded row of an attempt; an error if its grader fails."""
         chosen, item = attempt.policy_at_tau, attempt.item
-        score = None
+        grade = None
         if not attempt_error(finished):
             try:
-                score = self.grade(finished.trace.text, item.gold)
+                grade = self.grade(finished.trace.text, item.gold)
             except ProblemError as error:
                 finished = replace(finished, error=error)
-        number, name = chosen.policy.number or None, chosen.tau_name
+        score_is, name = chosen.policy.score_is or None, chosen.tau_name
         run = RunInfo(
-            chosen.policy.name, number, chosen.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
+            chosen.policy.name, score_is, chosen.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
         )  # no row has the zeros
-        return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, score, **measured))
+        return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, grade, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
         """Each event with the seconds until it came. The time that the receiver of an event takes does not count."""
@@ -255,7 +255,7 @@ class _DecisionTimer:
                     return
                 answer = yield request
 
-    def _resume(self, flow: Flow, answer: Step | tuple[float, ...] | None) -> WriteStep | ScoreSteps | None:
+    def _resume(self, flow: Flow, answer: Step | tuple[float, ...] | None) -> WriteStep | RateSteps | None:
         """The flow's next request; None at its end."""
         began = self.clock()
         try:
@@ -265,19 +265,19 @@ class _DecisionTimer:
         finally:
             self.seconds += self.clock() - began
 
-    def _with_timed_looks(self, request: WriteStep | ScoreSteps) -> WriteStep | ScoreSteps:
+    def _with_timed_looks(self, request: WriteStep | RateSteps) -> WriteStep | RateSteps:
         """The same request; the time of looks at the unfinished step is added too."""
-        if isinstance(request, ScoreSteps) or request.early_stop is None:
+        if isinstance(request, RateSteps) or request.early_stop is None:
             return request
-        number_of = request.early_stop.number_of
+        score_of = request.early_stop.score_of
 
         def timed(trace: Trace, beginning: Step) -> float:
             began = self.clock()
-            number = number_of(trace, beginning)
+            score = score_of(trace, beginning)
             self.seconds += self.clock() - began
-            return number
+            return score
 
-        return replace(request, early_stop=replace(request.early_stop, number_of=timed))
+        return replace(request, early_stop=replace(request.early_stop, score_of=timed))
 
 
 @dataclass(slots=True)

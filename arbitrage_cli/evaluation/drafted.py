@@ -16,7 +16,7 @@ MAX_POSITION = 10
 NUM_BINS = 10
 """Of probabilities, of equal width."""
 WITH_PROBABILITY = "arbitrage"
-"""The policy whose number is a probability."""
+"""The policy whose score is a probability."""
 
 Advantages = Mapping[tuple[SampleKey, int], float]
 """The advantage of the target's step, by attempt and state."""
@@ -61,9 +61,9 @@ def _bins(policy: PolicyResults, advantages: Advantages) -> list[list[tuple[floa
     bins: list[list[tuple[float, float | None]]] = [[] for _ in range(NUM_BINS)]
     steps = ((result.key, step) for result in policy.done for step in result.drafted)
     for key, step in steps:
-        if step.number is not None:
-            place = min(int(step.number * NUM_BINS), NUM_BINS - 1)
-            bins[place].append((step.number, advantages.get((key, step.state))))
+        if step.score is not None:
+            place = min(int(step.score * NUM_BINS), NUM_BINS - 1)
+            bins[place].append((step.score, advantages.get((key, step.state))))
     return bins
 
 

@@ -63,7 +63,7 @@ class Engines:
                 role, model, sampler, self._instructions, self._step_end, keep_token_stats=keep, shares_prompts=shares
             )
         engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep, proposals=_proposals_of(role))
-        if len(column.policy.models) > 1 and (role == "target" or not column.policy.number):
+        if len(column.policy.models) > 1 and (role == "target" or not column.policy.score_is):
             self._tell_speed(role, engine)
         return engine
 

@@ -161,7 +161,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
         "tau": tau_in_json(policy.tau),
         "tau_name": policy.tau_name,
         "label": policy.label,
-        "number": policy.number,
+        "score_is": policy.score_is,
         **_with_ratios(
             accuracy(policy, len(scope.levels) * scope.samples)
             | accuracy_difference(policy, scope.target, scope.samples)

@@ -42,7 +42,7 @@ class Standings:
         if row["status"] != "done":
             return
         sums.done[key] = row["wall_seconds"]
-        sums.correct += row["score"]["value"] == "correct"
+        sums.correct += row["grade"]["value"] == "correct"
         sums.seconds += seconds_of(row)
         for one in self._sums.values() if sums is self._target else (sums,):
             self._compare(one, key)

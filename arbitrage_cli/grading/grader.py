@@ -24,7 +24,7 @@ from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.compare import compare
 from arbitrage_cli.grading.extract import IN_BOX, Extracted, Gold, final_answer, gold_answer
 from arbitrage_cli.grading.shown import shown
-from arbitrage_cli.types import Score
+from arbitrage_cli.types import Grade
 
 RULES_VERSION = 2
 """Increases with every change of our own comparison that can change a verdict."""
@@ -85,30 +85,30 @@ class Grader:
         """The process id of the child; None while there is none."""
         return self._child.process.pid if self._child else None
 
-    def grade(self, text: str, row: Mapping[str, Any]) -> Score:
+    def grade(self, text: str, row: Mapping[str, Any]) -> Grade:
         """Grades a solution by its final answer and the gold answer in a row of a data set (see `gold_answer`).
 
         No text is an error, and none takes long. ProblemError if the child fails twice: then nothing is known about the answer.
         """
         return self.grade_answer(final_answer(text), gold_answer(row))
 
-    def grade_answer(self, extracted: Extracted, gold: Gold) -> Score:
+    def grade_answer(self, extracted: Extracted, gold: Gold) -> Grade:
         """Grades a final answer that was already extracted from its solution; errors as in `grade`."""
         if gold.answer is None:
-            return Score("unscored", extracted.answer, "the data have no gold answer")
+            return Grade("unscored", extracted.answer, "the data have no gold answer")
         if extracted.answer is None:
-            return Score("incorrect", None, f"no answer found: {extracted.how}")
+            return Grade("incorrect", None, f"no answer found: {extracted.how}")
         comparison = compare(gold.answer, extracted.answer, gold.unit)
         is_equal = comparison.is_equal
         if is_equal is None:
             word = self._ask(comparison.gold, comparison.answer)
             if word in _UNDECIDED:
-                return Score("unscored", extracted.answer, f"grader: {_UNDECIDED[word]}")
+                return Grade("unscored", extracted.answer, f"grader: {_UNDECIDED[word]}")
             is_equal = word == "equal"
         found = "" if extracted.how == IN_BOX else f"no \\boxed{{}}, {extracted.how}: "
         sign = "=" if is_equal else "is not"
         explanation = f"{found}{shown(extracted.answer)} {sign} {shown(gold.answer)} ({comparison.rule})"
-        return Score("correct" if is_equal else "incorrect", extracted.answer, explanation)
+        return Grade("correct" if is_equal else "incorrect", extracted.answer, explanation)
 
     def _ask(self, gold: str, answer: str) -> str:
         """The child's word. If the child fails, which says nothing about the answer, a fresh one gets a second try."""

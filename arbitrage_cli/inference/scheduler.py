@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from arbitrage_cli.arbitrage import Flow, ScoreSteps, WriteStep
+from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import SlotUpdate
@@ -95,7 +95,7 @@ class Rater(Protocol):
     def close(self, slot: int) -> None:
         """Forget a problem and its request."""
 
-    def start(self, slot: int, request: ScoreSteps) -> None:
+    def start(self, slot: int, request: RateSteps) -> None:
         """Take a request, one at a time for each slot; `tick` answers it. ProblemError if that is impossible."""
 
     def tick(self) -> Sequence[RewardUpdate]:
@@ -257,7 +257,7 @@ class Scheduler:
             return
         yield from self._new_decisions(flight)
         try:
-            if isinstance(request, ScoreSteps):
+            if isinstance(request, RateSteps):
                 if self._rater is None:
                     raise ValueError("this policy requests rewards, and there is no rater")
                 self._rater.start(flight.slot, request)

@@ -10,7 +10,7 @@ from functools import reduce
 
 import numpy as np
 
-from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earlier
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
@@ -50,7 +50,7 @@ class AnswerShare:
 
 
 class BatchRater(ABC):
-    """A `Rater` that scores the steps of all waiting problems in one batch.
+    """A `Rater` that rates the steps of all waiting problems in one batch.
 
     It keeps in its cache, from `first_sequence` on, what the next text of a slot may have in common with the last one.
     """
@@ -64,7 +64,7 @@ class BatchRater(ABC):
         self._clock = clock
         self._problems: dict[int, Problem] = {}
         self._deadlines: dict[int, Deadline | None] = {}
-        self._requests: dict[int, ScoreSteps] = {}
+        self._requests: dict[int, RateSteps] = {}
         self._held: dict[int, list[int]] = {}  # by slot: the token ids in its cache
 
     @property
@@ -80,7 +80,7 @@ class BatchRater(ABC):
         for by_slot in (self._problems, self._deadlines, self._requests):
             by_slot.pop(slot, None)
 
-    def start(self, slot: int, request: ScoreSteps) -> None:
+    def start(self, slot: int, request: RateSteps) -> None:
         self._requests[slot] = request
 
     def tick(self) -> list[RewardUpdate]:
@@ -96,18 +96,18 @@ class BatchRater(ABC):
     def _rewards(self, logits: Floats) -> list[float]:
         """The rewards of n steps, from the logits (n, n_vocab) of the model's answers."""
 
-    def _try(self, requests: Sequence[tuple[int, ScoreSteps]]) -> list[RewardUpdate]:
+    def _try(self, requests: Sequence[tuple[int, RateSteps]]) -> list[RewardUpdate]:
         """Answer all requests at once. If a problem among them fails, each alone, so that only that one ends."""
         try:
-            found = self._score(requests)
+            found = self._rate(requests)
         except ProblemError as error:
             if len(requests) > 1:
                 return [update for request in requests for update in self._try([request])]
             return [RewardUpdate(requests[0][0], error=error)]
         return [RewardUpdate(slot, rewards) for (slot, _), rewards in zip(requests, found, strict=True)]
 
-    def _score(self, requests: Sequence[tuple[int, ScoreSteps]]) -> list[StepRewards]:
-        """Score the first step of every request in one batch, then the second: the steps of a problem share one sequence."""
+    def _rate(self, requests: Sequence[tuple[int, RateSteps]]) -> list[StepRewards]:
+        """Grade the first step of every request in one batch, then the second: the steps of a problem share one sequence."""
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
         for number in range(max(len(request.steps) for _, request in requests)):
@@ -145,7 +145,7 @@ class BatchRater(ABC):
         card = self._backend.card
         if len(ids) > card.context_size:
             raise ContextFullError(
-                f"the solution with the step to score has {len(ids)} tokens; the context of {card.name} holds {card.context_size}",
+                f"the solution with the step to rate has {len(ids)} tokens; the context of {card.name} holds {card.context_size}",
                 "give a larger --ctx",
             )
         held = self._held.get(slot, [])
@@ -165,7 +165,7 @@ def single_token(backend: Backend, text: str) -> int:
     ids = backend.tokenizer.tokenize(text, continues=True)
     if len(ids) != 1:
         raise ModelUnsupportedError(
-            f"{backend.card.name} cannot score steps: its vocabulary does not have '{text}' as one token",
+            f"{backend.card.name} cannot rate steps: its vocabulary does not have '{text}' as one token",
             "use another model",
         )
     return ids[0]

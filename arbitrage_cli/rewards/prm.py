@@ -26,7 +26,7 @@ SIGNS = ("+", "-")
 
 FIRST_QUESTION = Problem("", "What is 2 + 3?")
 FIRST_STEPS = ("2 + 3 = 5.", "2 + 3 = 7.")
-"""Steps that any process reward model can score."""
+"""Steps that any process reward model can rate."""
 
 
 class ProcessReward(BatchRater):
@@ -46,7 +46,7 @@ class ProcessReward(BatchRater):
         self._share = AnswerShare(self._signs, MIN_SHARE_IN_STEPS if style == "steps" else MIN_SHARE)
 
     def check(self) -> None:
-        """Score a right and a wrong step, before any reward is used. ModelUnsupportedError if the model does not score steps.
+        """Rate a right and a wrong step, before any reward is used. ModelUnsupportedError if the model does not rate steps.
 
         A context too small even for these is reported with the problems.
         """
@@ -81,7 +81,7 @@ class ProcessReward(BatchRater):
     def _refusal(self, share: float) -> ModelUnsupportedError:
         other = "turns" if self._style == "steps" else "steps"
         return ModelUnsupportedError(
-            f"{self._backend.card.name} does not score steps: it says + or - with a probability of {share:.2g}",
+            f"{self._backend.card.name} does not rate steps: it says + or - with a probability of {share:.2g}",
             f"give a process reward model: --prm MODEL; or, if it is one, try its other style: --prm-style {other}",
         )
 

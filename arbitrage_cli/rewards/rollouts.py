@@ -6,7 +6,7 @@ Rollouts of different problems go on side by side, and none waits for the longes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
+from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import SlotUpdate
@@ -20,7 +20,7 @@ from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
 class _Request:
     """A request under way: the text of the solution with each of its steps, and the cost so far."""
 
-    request: ScoreSteps
+    request: RateSteps
     texts: list[str]
     cost: Cost = field(default_factory=Cost)
 
@@ -75,7 +75,7 @@ class Rollout:
             self._outcomes.pop((slot, index), None)
             self._paths.pop((slot, index), None)
 
-    def start(self, slot: int, request: ScoreSteps) -> None:
+    def start(self, slot: int, request: RateSteps) -> None:
         self._requests[slot] = _Request(request, [request.trace.text + step.text for step in request.steps])
         for index in range(len(self._engines)):
             self._begin(slot, index)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ModelUnsupportedError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, Segment
@@ -71,7 +71,7 @@ class ServedRater(ABC):
         if future := self._futures.pop(slot, None):
             future.cancel()
 
-    def start(self, slot: int, request: ScoreSteps) -> None:
+    def start(self, slot: int, request: RateSteps) -> None:
         opened = self._opened[slot]
         texts = [self._segments(opened.problem, request.trace, step) for step in request.steps]  # the server may render them
         self._futures[slot] = self._model.connection.begin(self._answer(slot, opened, texts))

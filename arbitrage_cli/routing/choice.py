@@ -102,7 +102,7 @@ def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[P
 
 def has_tau(policy: Policy, tau: str | None) -> bool:
     """Whether the policy accepts this tau: only a head has names for taus, and budgets."""
-    return bool(policy.number) and (policy.needs_head or not (tau in NAMES or str(tau).endswith("%")))
+    return bool(policy.score_is) and (policy.needs_head or not (tau in NAMES or str(tau).endswith("%")))
 
 
 def resolve_tau(policy: Policy, tau: str | None, budget: float | None, available: AvailableHead) -> float | None:
@@ -110,7 +110,7 @@ def resolve_tau(policy: Policy, tau: str | None, budget: float | None, available
 
     With a head: a number, a name or a budget of its table. Names are resolved at the costs of this machine if they are known.
     """
-    if not policy.number:
+    if not policy.score_is:
         return None
     if not policy.needs_head:
         if budget is not None:

@@ -28,7 +28,7 @@ class Explanation:
     """
 
     position: int
-    probability: float
+    score: float
     tau: float
     parts: tuple[tuple[str, float], ...]
     text: str | None = None
@@ -37,7 +37,7 @@ class Explanation:
 
     @property
     def is_escalated(self) -> bool:
-        return self.probability > self.tau
+        return self.score > self.tau
 
     @property
     def judgement(self) -> Judgement | None:
@@ -73,21 +73,20 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
         if decision.draft is None:
             continue
         before = Trace(trace.problem, trace.limits, trace.decisions[:position])
-        number = decision.probability
-        probability = head.probability(before, decision.draft) if number is None else number
+        score = head.probability(before, decision.draft) if decision.score is None else decision.score
         parts = tuple(head.contributions(before, decision.draft))
         draft, is_stopped = decision.draft, decision.draft.stop == "early"
-        found.append(Explanation(position, probability, tau, parts, draft.text, decision.advantage, is_stopped))
+        found.append(Explanation(position, score, tau, parts, draft.text, decision.advantage, is_stopped))
     return found
 
 
 def explain_states(head: Head, question: str, states: Sequence[State], tau: float) -> list[Explanation]:
     """The recorded states of a solution. ValueError if the head reads hidden states that they do not have."""
     rows, hidden = features_of(question, states, of_code=head.reads_code), _hidden(states) if head.reads_hidden else None
-    inputs, probabilities = head.inputs(rows, hidden), head.probabilities(rows, hidden).tolist()
+    inputs, scores = head.inputs(rows, hidden), head.probabilities(rows, hidden).tolist()
     return [
-        Explanation(state.position, probability, tau, tuple(head.contributions_of(row)), state.draft.text, state.advantage)
-        for state, probability, row in zip(states, probabilities, inputs, strict=True)
+        Explanation(state.position, score, tau, tuple(head.contributions_of(row)), state.draft.text, state.advantage)
+        for state, score, row in zip(states, scores, inputs, strict=True)
     ]
 
 

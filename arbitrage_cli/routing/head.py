@@ -124,7 +124,7 @@ class Head:
         return self.card.hidden_size > 0
 
     def router(self) -> Router:
-        """The router of policy arbitrage. Its number is `probability`; a step is stopped early if that is clearly above tau."""
+        """The router of policy arbitrage. Its score is `probability`; a step is stopped early if that is clearly above tau."""
         return by_token_stats(self.probability, self._early_stop)
 
     def _early_stop(self, tau: float) -> EarlyStop:
@@ -136,7 +136,7 @@ class Head:
         """
         log_odds = float(self.network.log_odds(self._inputs(trace, draft)))
         if not math.isfinite(log_odds):
-            raise ComputeError("the router's number is not finite: the draft's own numbers are damaged")
+            raise ComputeError("the router's score is not finite: the draft's own numbers are damaged")
         return self._curve(log_odds)
 
     def probabilities(self, rows: Floats, hidden: NDArray[Any] | None) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The policies by name: each with its flow, the number that it compares with tau, and what it needs.
+"""The policies by name: each with its flow, the score that it compares with tau, and what it needs.
 
 A new baseline goes here. Knows no model and no file; the flows are in `arbitrage.py`.
 """
@@ -34,12 +34,12 @@ RewardKind = Literal["prm", "judge", "any"]
 class Policy:
     """A named way of sharing the steps. Without a router the first of `models` writes them all, and a second one speculates.
 
-    `number` describes what is compared with tau; `make_router` takes the seed. A policy that `needs_head` is given its router.
+    `score_is` describes what is compared with tau; `make_router` takes the seed. A policy that `needs_head` is given its router.
     """
 
     name: str
     models: tuple[ModelRole, ...]
-    number: str = ""
+    score_is: str = ""
     default_tau: float | None = None
     make_router: Callable[[int], Router] | None = None
     reads_token_stats: bool = False
@@ -53,7 +53,7 @@ class Policy:
 
     @property
     def can_try_again(self) -> bool:
-        """Whether its number depends on what the draft wrote, so that another step may be accepted."""
+        """Whether its score depends on what the draft wrote, so that another step may be accepted."""
         return self.name != "oracle" and (self.reads_token_stats or self.reward is not None)
 
     def flow(
@@ -66,11 +66,11 @@ class Policy:
         stops_early: bool = False,
         alternatives: int = 1,
     ) -> Flow:
-        """The flow that solves `trace`. A policy with a number needs a tau, one with a head the head's `router`.
+        """The flow that solves `trace`. A policy with a score needs a tau, one with a head the head's `router`.
 
         If it `stops_early`, a step that will be escalated is not finished.
         """
-        if not self.number:
+        if not self.score_is:
             return single(trace, self.models[0], speculates=len(self.models) > 1)
         if tau is None:
             raise ValueError(f"policy {self.name} needs a tau")

@@ -12,18 +12,18 @@ from typing import Any
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
-from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Score, Step, Trace
+from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Step, Trace
 
-SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "probability_is"))
+SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "score_is"))
 """Fields of a record that a run folder has once, in run.json, and not in each row."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a run is made with. `number` describes the router's number; it and tau are None if nothing is routed."""
+    """What a run is made with. `score_is` describes the score; it and tau are None if nothing is routed."""
 
     policy: str
-    number: str | None
+    score_is: str | None
     tau: float | None
     temperature: float
     seed: int
@@ -48,14 +48,14 @@ class AttemptInfo:
     """What a benchmark knows of one attempt beside the solution itself.
 
     `wall_seconds` run from the problem's start to its end; `router_seconds` are the part of them that the policy took to
-    decide. `gold` is the right answer as JSON; `score` is None if there is nothing to grade, `share` if problems are solved
+    decide. `gold` is the right answer as JSON; `grade` is None if there is nothing to grade, `share` if problems are solved
     one at a time.
     """
 
     sample: int
     level: str | int | None
     gold: Any
-    score: Score | None
+    grade: Grade | None
     wall_seconds: float
     router_seconds: float
     share: BlockShare | None = None
@@ -101,7 +101,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
         "policy": run.policy,
         "tau": tau_in_json(run.tau),
         "tau_name": run.tau_name,
-        "probability_is": run.number,
+        "score_is": run.score_is,
         "temperature": run.temperature,
         "seed": run.seed,
         "settings": dict(run.settings),
@@ -126,13 +126,13 @@ def row(finished: Finished, run: RunInfo, attempt: AttemptInfo) -> dict[str, Any
     """
     failure = attempt_error(finished)
     made = {name: value for name, value in record(finished, run).items() if name not in SAME_IN_ALL_ROWS}
-    timing = made["timing"] | ({"router": {"seconds": attempt.router_seconds}} if run.number else {})
+    timing = made["timing"] | ({"router": {"seconds": attempt.router_seconds}} if run.score_is else {})
     return made | {
         "schema": 1,
         "sample": attempt.sample,
         "level": attempt.level,
         "gold": attempt.gold,
-        "score": asdict(attempt.score) if attempt.score else None,
+        "grade": asdict(attempt.grade) if attempt.grade else None,
         "status": "error" if failure else "done",
         "error": failure,
         "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else made["stop"],
@@ -181,7 +181,7 @@ def step_record(decision: Decision) -> dict[str, Any]:
     return {
         **_written(decision.kept),
         "decision": decision.verdict,
-        "probability": decision.probability,
+        "score": decision.score,
         "advantage": decision.advantage,
         "discarded": _written(discarded) if discarded else None,
         **({"tried": [_written(step) for step in decision.tried]} if decision.tried else {}),
@@ -199,7 +199,7 @@ def _written(step: Step) -> dict[str, Any]:
 
 
 def _timing(figures: Tally) -> dict[str, Any]:
-    """Tokens and seconds of each model, and of the scoring of steps if there was any."""
+    """Tokens and seconds of each model, and of the rating of steps if there was any."""
     costs = {"draft": figures.draft_cost, "target": figures.target_cost, "reward": figures.reward_cost}
     timing = {role: {**asdict(cost), "decode_tokens_per_second": cost.tokens_per_second} for role, cost in costs.items()}
     reward = timing.pop("reward")

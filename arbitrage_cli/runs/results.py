@@ -31,13 +31,13 @@ RESTORE = "restore the run's files from a copy"
 
 @dataclass(frozen=True, slots=True)
 class DraftedStep:
-    """A drafted step as a router saw it: the number that was compared with tau, and the advantage, if they are known.
+    """A drafted step as a router saw it: the score that was compared with tau, and the advantage, if they are known.
 
     `state` stands for the text up to its end. It is equal in two attempts at a problem if both drafted the same there.
     """
 
     is_accepted: bool
-    number: float | None
+    score: float | None
     advantage: float | None
     state: int
 
@@ -75,14 +75,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PolicyResults:
-    """All results of one policy at one tau, in the order of their keys. `number` describes what its router compares with tau.
+    """All results of one policy at one tau, in the order of their keys. `score_is` describes what its router compares with tau.
 
     `superseded` are errors of attempts that were made again: they count for nothing but their time.
     """
 
     policy: str
     tau: float | None
-    number: str | None = None
+    score_is: str | None = None
     tau_name: str | None = None
     results: Mapping[SampleKey, Result] = field(default_factory=dict)
     superseded: Sequence[Result] = ()
@@ -115,7 +115,7 @@ def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]])
             reason = f"the row of problem {row.get('id')!r} is not one of this run ({type(error).__name__}: {error})"
             raise DamagedRunError(reason, RESTORE) from error
     return [
-        PolicyResults(*policy, one["number"], one.get("tau_name"), *_counted(policy[0], found[policy]))
+        PolicyResults(*policy, one["score_is"], one.get("tau_name"), *_counted(policy[0], found[policy]))
         for policy, one in plan.items()
     ]
 
@@ -147,7 +147,7 @@ def drafted_steps_of(row: Mapping[str, Any]) -> Iterator[DraftedStep]:
     for step in row["steps"]:
         draft = step if step["model"] == "draft" else step["discarded"]
         if draft and draft["model"] == "draft":
-            yield DraftedStep(draft is step, step["probability"], step["advantage"], _after(before, draft["text"]))
+            yield DraftedStep(draft is step, step["score"], step["advantage"], _after(before, draft["text"]))
         before = _after(before, step["text"])
 
 
@@ -214,7 +214,7 @@ def _read_result(row: Mapping[str, Any]) -> Result:
     return Result(
         key=(row["id"], row["sample"]),
         level=row["level"],
-        outcome=row["score"]["value"] if is_done else "error",
+        outcome=row["grade"]["value"] if is_done else "error",
         stop=row["stop"],
         seconds=float(row["wall_seconds"]) if is_done else None,
         tally=tally_of_row(row),

@@ -74,7 +74,7 @@ class Menu:
         if policy_name not in self._policies:
             raise unknown("model", name, self.names)
         policy = self._policies[policy_name]
-        if at and not policy.number:
+        if at and not policy.score_is:
             raise UsageError(f"policy {policy.name} has no tau", f"ask for {policy.name}")
         if not at and policy is self.usual.policy:
             return self.usual

@@ -10,7 +10,7 @@ from arbitrage_cli.data.problems import UnusableError
 from arbitrage_cli.data.rows import Form, Row
 from arbitrage_cli.grading.extract import final_answer
 from arbitrage_cli.tasks.task import Task
-from arbitrage_cli.types import Score
+from arbitrage_cli.types import Grade
 
 INSTRUCTIONS = "Please reason step by step, and put the letter of the right answer within \\boxed{}."
 
@@ -28,14 +28,14 @@ class _Grader:
 
     protections = ()
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
         letter, right = find_letter(text), gold.get("answer")
         if right is None:
-            return Score("unscored", letter, "the data have no right answer")
+            return Grade("unscored", letter, "the data have no right answer")
         if letter is None:
-            return Score("incorrect", None, "no letter found")
+            return Grade("incorrect", None, "no letter found")
         is_right = letter == right
-        return Score("correct" if is_right else "incorrect", letter, f"{letter} {'=' if is_right else 'is not'} {right}")
+        return Grade("correct" if is_right else "incorrect", letter, f"{letter} {'=' if is_right else 'is not'} {right}")
 
 
 @contextmanager

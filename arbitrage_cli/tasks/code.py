@@ -17,7 +17,7 @@ from arbitrage_cli.grading.programs.records import Tests, humaneval_tests, mbpp_
 from arbitrage_cli.grading.programs.runner import ProgramRunner
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.tasks.task import Task
-from arbitrage_cli.types import Score
+from arbitrage_cli.types import Grade
 
 INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."
 
@@ -37,19 +37,19 @@ class _Grader:
         self._runner = runner
         self.protections = runner.isolation.protections
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
         program = find_program(text)
         if not gold:
-            return Score("unscored", program, "the data have no tests")
+            return Grade("unscored", program, "the data have no tests")
         if program is None:
-            return Score("incorrect", None, "no program found")
+            return Grade("incorrect", None, "no program found")
         if "answer" in gold:  # the target's own program
             is_same = _is_same(program, gold["answer"])
-            return Score(
+            return Grade(
                 "correct" if is_same else "incorrect", program, f"{'the' if is_same else 'not the'} program to reach"
             )
         verdict = self._runner.run(program, Tests(**gold))
-        return Score("correct" if verdict.passed else "incorrect", program, verdict.reason)
+        return Grade("correct" if verdict.passed else "incorrect", program, verdict.reason)
 
 
 def _is_same(first: str, second: str) -> bool:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from arbitrage_cli.tasks.task import Task
-from arbitrage_cli.types import Score
+from arbitrage_cli.types import Grade
 
 
 class _Grader:
@@ -13,8 +13,8 @@ class _Grader:
 
     protections = ()
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
-        return Score("unscored", None, "task free has no right answers")
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+        return Grade("unscored", None, "task free has no right answers")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from arbitrage_cli.data.rows import Form
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.types import Score
+from arbitrage_cli.types import Grade
 
 
 class Grader(Protocol):
@@ -17,8 +17,8 @@ class Grader(Protocol):
     @property
     def protections(self) -> Sequence[str]: ...
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Score:
-        """Compare a solution with the gold of an `Item`; without one the score has only the answer. ProblemError if it fails."""
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+        """Compare a solution with the gold of an `Item`; without one the grade has only the answer. ProblemError if it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Task:
 
 
 def reaches(grader: Grader, text: str, gold: Mapping[str, Any]) -> bool:
-    """Whether a solution is right. ProblemError if it cannot be scored: that is no reward of 0."""
-    score = grader.grade(text, gold)
-    if score.value == "unscored":
-        raise ProblemError(f"a solution cannot be rated by its answer: {score.explanation}", "check the problem's answer")
-    return score.value == "correct"
+    """Whether a solution is right. ProblemError if it cannot be graded: that is no reward of 0."""
+    grade = grader.grade(text, gold)
+    if grade.value == "unscored":
+        raise ProblemError(f"a solution cannot be rated by its answer: {grade.explanation}", "check the problem's answer")
+    return grade.value == "correct"

@@ -8,7 +8,7 @@ no file and no terminal.
 from collections.abc import Callable
 from dataclasses import replace
 
-from arbitrage_cli.arbitrage import Flow, NumberOf, ScoreSteps, WriteStep
+from arbitrage_cli.arbitrage import Flow, RateSteps, ScoreOf, WriteStep
 from arbitrage_cli.routing.features import hidden_features
 from arbitrage_cli.routing.states import State, advantage_of, half
 from arbitrage_cli.types import Decision, ModelRole, Step, Trace
@@ -27,11 +27,11 @@ def drafted(trace: Trace, draft: Step, advantage: float) -> ModelRole:
     return "draft"
 
 
-def as_routed(probability: NumberOf, tau: float) -> Keep:
+def as_routed(score: ScoreOf, tau: float) -> Keep:
     """The step that a head would keep at this tau."""
 
     def keep(trace: Trace, draft: Step, advantage: float) -> ModelRole:
-        return "target" if probability(trace, draft) > tau else "draft"
+        return "target" if score(trace, draft) > tau else "draft"
 
     return keep
 
@@ -48,7 +48,7 @@ def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_s
         for sample in reversed(range(target_samples)):  # the first is written last, so the engine still has its tokens
             targets.insert(0, (yield WriteStep("target", trace, proposal=draft, sample=sample)))
         distinct = {step.text: step for step in (draft, *targets)}
-        rewards: tuple[float, ...] = yield ScoreSteps(trace, tuple(distinct.values()))
+        rewards: tuple[float, ...] = yield RateSteps(trace, tuple(distinct.values()))
         rated = dict(zip(distinct, rewards, strict=True))
         target_rewards = tuple(rated[step.text] for step in targets)
         advantage = advantage_of(target_rewards, rated[draft.text])

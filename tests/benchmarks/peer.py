@@ -134,7 +134,7 @@ def way_of_policy(bench: Bench, column: PolicyAtTau) -> Way:
         if row["status"] != "done":
             raise ProblemError(f"{column.label}: {row['error']}")
         num_tokens = sum(step["tokens"] for step in row["steps"])
-        return Solved(row["text"], row["score"]["value"] == "correct", row["wall_seconds"], num_tokens)
+        return Solved(row["text"], row["grade"]["value"] == "correct", row["wall_seconds"], num_tokens)
 
     return solve
 

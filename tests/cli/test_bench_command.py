@@ -333,7 +333,7 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     assert again.code == 1
     ids = [row["id"] for row in rows_of(here / "run")][6:]
     assert ids == ["p1"] * 3 + ["odd"] * 3
-    assert {row["id"] for row in rows_of(here / "run") if row["score"] and row["score"]["value"] == "incorrect"} == {"p0"}
+    assert {row["id"] for row in rows_of(here / "run") if row["grade"] and row["grade"]["value"] == "incorrect"} == {"p0"}
     assert bench(here, "--ids", "p0").code == 0
 
 
@@ -455,7 +455,7 @@ def test_grade_replaces_grades_without_models(copy: Path) -> None:
     wrong = {"value": "unscored", "answer": None, "explanation": "the grader was not there"}
     for row in rows:
         row.pop("checksum")
-    path.write_bytes(b"".join(encode(row | {"score": wrong} if row["id"] == "p0" else row) for row in rows))
+    path.write_bytes(b"".join(encode(row | {"grade": wrong} if row["id"] == "p0" else row) for row in rows))
     result = run("grade", "run", "--json", cwd=copy)
     assert result.code == 0
     assert sum("was unscored, is" in line for line in result.err.splitlines()) == 3

@@ -20,7 +20,7 @@ def manifest(**changes: Any) -> Run:
         "ids": ["p0"],
         "planned": 1,
         "levels": {"p0": 1},
-        "policies": [{"policy": "target", "tau": None, "number": None}],
+        "policies": [{"policy": "target", "tau": None, "score_is": None}],
         "models": {"target": {"source": "large.gguf", "identity": "sha256 aa", "n_ctx": 4096, "threads": 2}},
         "router": None,
         "early_stop": None,
@@ -81,7 +81,7 @@ def test_field_that_did_not_apply_may_be_added_and_then_stays(path: str, value: 
 
 
 def test_problems_samples_policies_and_models_may_grow() -> None:
-    entropy = {"policy": "entropy", "tau": 1.0, "tau_name": None, "number": "nats"}
+    entropy = {"policy": "entropy", "tau": 1.0, "tau_name": None, "score_is": "nats"}
     now = manifest(ids=["p1"], levels={"p1": 2}, policies=[entropy], sampling__samples=3)
     now["models"]["draft"] = {"source": "small.gguf", "identity": "sha256 cc", "n_ctx": 4096, "threads": 2}
     grown = resume(manifest(), now, HERE)

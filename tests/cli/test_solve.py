@@ -33,7 +33,7 @@ FIELDS = {
     **dict.fromkeys(("acceptance_rate", "token_acceptance_rate", "seconds", "tau"), float),
     "steps": list,
 }
-STEP_FIELDS = {"model", "text", "tokens", "seconds", "decision", "probability", "discarded"}
+STEP_FIELDS = {"model", "text", "tokens", "seconds", "decision", "score", "discarded"}
 
 
 def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_record_has_every_field_and_who_wrote_each_step() -> None:
     escalated, accepted, _ = record["steps"]
     assert (escalated["model"], escalated["decision"]) == ("target", "escalate")
     assert (accepted["model"], accepted["decision"], accepted["discarded"]) == ("draft", "accept", None)
-    assert escalated["probability"] > record["tau"] >= accepted["probability"]
+    assert escalated["score"] > record["tau"] >= accepted["score"]
     assert (escalated["discarded"]["model"], escalated["discarded"]["text"]) == ("draft", "37 * 12 = 454.\n\n")
 
 
@@ -88,7 +88,7 @@ def test_same_command_gives_the_same_record_but_for_times() -> None:
     def without_times(record: dict[str, Any]) -> dict[str, Any]:
         timed = ("seconds", "timing", "target_alone_seconds_estimate")
         kept = {name: value for name, value in record.items() if name not in timed}
-        return kept | {"steps": [(step["model"], step["text"], step["probability"]) for step in record["steps"]]}
+        return kept | {"steps": [(step["model"], step["text"], step["score"]) for step in record["steps"]]}
 
     once, again, other = (without_times(solve_one("--policy", "random", "--seed", seed)) for seed in ("1", "1", "2"))
     assert once == again
@@ -140,7 +140,7 @@ def test_policy_speculative_writes_the_targets_text() -> None:
 @pytest.mark.parametrize("model", ["draft", "target"])
 def test_single_model_needs_no_other_and_has_no_tau(model: str) -> None:
     (record,) = run("solve", QUESTION, "--policy", model, f"--{model}", f"scripted:{model}", "--json", "-q").records
-    assert {(step["model"], step["decision"], step["probability"]) for step in record["steps"]} == {(model, None, None)}
+    assert {(step["model"], step["decision"], step["score"]) for step in record["steps"]} == {(model, None, None)}
     assert record["tau"] is None
 
 

@@ -48,7 +48,7 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
         CODE.step_end.least,
     )
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
-    assert row["score"]["value"] == "incorrect"  # arithmetic is no function f
+    assert row["grade"]["value"] == "incorrect"  # arithmetic is no function f
     assert_refused(run("grade", "run", cwd=tmp_path), REFUSED, "", "--run-code")
     assert run("grade", "run", "--run-code", "-q", cwd=tmp_path).code == 0
 

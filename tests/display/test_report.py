@@ -152,7 +152,7 @@ def hostile_run(text: str) -> MadeUp:
     for model in made.run["models"].values():
         model["description"] = text
     for policy in made.run["policies"]:
-        policy |= {"policy": policy["policy"].replace("entropy", f"policy {text}"), "number": text, "tau_name": text}
+        policy |= {"policy": policy["policy"].replace("entropy", f"policy {text}"), "score_is": text, "tau_name": text}
     step = {"text": text, "model": "draft", "tokens": 3, "seconds": 0.1, "stop": "separator"}
     rows = [
         one
@@ -164,8 +164,8 @@ def hostile_run(text: str) -> MadeUp:
             "answer": text,
         }
         | {"text": text, "error": text, "stop": text, "policy": one["policy"].replace("entropy", f"policy {text}")}
-        | {"score": {"value": "incorrect", "answer": text, "explanation": text}}
-        | {"steps": [step | {"decision": text, "probability": 0.7, "advantage": None, "discarded": step}]}
+        | {"grade": {"value": "incorrect", "answer": text, "explanation": text}}
+        | {"steps": [step | {"decision": text, "score": 0.7, "advantage": None, "discarded": step}]}
         for one in made.rows
     ]
     return MadeUp(made.run, [rows[0], {**rows[1], "status": "error"}, *rows[2:]])
@@ -380,11 +380,11 @@ def test_traces_have_what_explains_a_surprise() -> None:
         assert run["policies"][policy]["label"].startswith(row["policy"])
         assert run["policies"][policy]["tau"] == row["tau"]
         assert (run["problems"][problem], sample, question) == ([row["id"], row["level"]], row["sample"], row["problem"])
-        assert verdict == row["score"]["value"]
+        assert verdict == row["grade"]["value"]
         assert seconds == pytest.approx(row["wall_seconds"], rel=1e-3)
         assert calls == sum(step["model"] == "target" for step in row["steps"])
         for step, written in zip(attempt["steps"], row["steps"], strict=True):
-            assert {**step, "seconds": 0, "probability": 0} == {**written, "seconds": 0, "probability": 0} | {
+            assert {**step, "seconds": 0, "score": 0} == {**written, "seconds": 0, "score": 0} | {
                 "discarded": step["discarded"]
             }
             assert step["seconds"] == pytest.approx(written["seconds"], rel=1e-3)

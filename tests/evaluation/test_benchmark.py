@@ -24,7 +24,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.types import Limits, ModelRole, Problem, Score, Started, Step, Trace
+from arbitrage_cli.types import Grade, Limits, ModelRole, Problem, Started, Step, Trace
 
 TARGET, DRAFT = PolicyAtTau(POLICIES["target"], None), PolicyAtTau(POLICIES["draft"], None)
 ENTROPY, RANDOM = PolicyAtTau(POLICIES["entropy"], 2.0), PolicyAtTau(POLICIES["random"], 0.5)
@@ -36,10 +36,10 @@ def item(number: int = 0, question: str | None = None, answer: str = "4") -> Ite
     return Item(Problem(f"p{number}", question or f"question {number}"), {"answer": answer}, level=number % 2)
 
 
-def grade(text: str, gold: Mapping[str, Any]) -> Score:
+def grade(text: str, gold: Mapping[str, Any]) -> Grade:
     """Right if the gold answer stands in the text."""
     is_right = str(gold["answer"]) in text
-    return Score("correct" if is_right else "incorrect", text[-5:] or None, "looked for it")
+    return Grade("correct" if is_right else "incorrect", text[-5:] or None, "looked for it")
 
 
 def hash_engines(sampler: Sampler, concurrency: int = 1) -> Engines:
@@ -136,7 +136,7 @@ def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
     attempts = plan([item(0), item(1)], (TARGET, DRAFT), 1)
     made: list[Mapping[str, Any]] = [
         {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "error"},
-        {"id": "p0", "sample": 0, "policy": "draft", "tau": None, "status": "done", "score": {"value": "incorrect"}},
+        {"id": "p0", "sample": 0, "policy": "draft", "tau": None, "status": "done", "grade": {"value": "incorrect"}},
     ]
     keys = [one.key[::2] for one in left(attempts, made, retry_errors=True)]
     assert keys == [("p1", "draft"), ("p1", "target"), ("p0", "target")]
@@ -161,15 +161,15 @@ def test_row_of_a_routed_attempt() -> None:
     row = only_row(scripted_bench(), column=PolicyAtTau(POLICIES["entropy"], 0.3))
     assert row["status"] == "done"
     assert (row["id"], row["sample"], row["policy"], row["tau"], row["level"]) == ("p0", 0, "entropy", 0.3, 0)
-    assert row["score"] == {"value": "correct", "answer": row["text"][-5:], "explanation": "looked for it"}
+    assert row["grade"] == {"value": "correct", "answer": row["text"][-5:], "explanation": "looked for it"}
     assert (row["gold"], row["error"], row["stop"], row["schema"]) == ({"answer": "349"}, None, "end", 1)
     assert [step["decision"] for step in row["steps"]] == ["escalate", "accept", "accept"]
     assert row["steps"][0]["discarded"]["model"] == "draft"
     assert row["timing"]["draft"]["decode_tokens"] > 0
     assert row["timing"]["target"]["decode_tokens"] + row["timing"]["target"]["verify_kept"] > 0
-    assert not row.keys() & {"settings", "models", "draft", "target", "temperature", "seed", "probability_is", "checksum"}
+    assert not row.keys() & {"settings", "models", "draft", "target", "temperature", "seed", "score_is", "checksum"}
     alone = only_row(scripted_bench(), column=DRAFT)
-    assert (alone["policy"], alone["tau"], alone["score"]["value"]) == ("draft", None, "incorrect")
+    assert (alone["policy"], alone["tau"], alone["grade"]["value"]) == ("draft", None, "incorrect")
     assert ("router" in row["timing"], "router" in alone["timing"]) == (True, False)
 
 
@@ -177,22 +177,22 @@ def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
     """A problem that the models have nothing to say to is an error, in one line and ungraded, and the next one is solved."""
     attempts = plan([item(0, "who?\nwhat?"), item(1, "1 + 3")], (TARGET,), 1)
     failed, solved = rows(scripted_bench(), attempts)
-    assert (failed["status"], failed["score"], failed["steps"]) == ("error", None, [])
+    assert (failed["status"], failed["grade"], failed["steps"]) == ("error", None, [])
     assert "one line of arithmetic" in failed["error"]
-    assert (solved["status"], solved["score"]["value"]) == ("done", "correct")
+    assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
 def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     """A grader that fails says nothing about the answer: the attempt keeps its steps, has no score, and a resume makes it again."""
 
-    def failing(text: str, gold: Mapping[str, Any]) -> Score:
+    def failing(text: str, gold: Mapping[str, Any]) -> Grade:
         raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
 
     bench = scripted_bench()
     bench.grade = failing
     attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
     (row,) = rows(bench, attempts)
-    assert (row["status"], row["score"]) == ("error", None)
+    assert (row["status"], row["grade"]) == ("error", None)
     assert "cannot be graded" in row["error"]
     assert row["steps"]
     assert left(attempts, [row], retry_errors=True) == attempts
@@ -201,10 +201,10 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
 def test_full_context_is_a_result_unless_nothing_was_written() -> None:
     """A solution that fills the context met a limit of the run: it is graded. A prompt that does not fit is an error."""
     cut = only_row(scripted_bench(context=100), column=TARGET)
-    assert (cut["status"], cut["stop"], cut["error"], cut["score"]["value"]) == ("done", "context", None, "incorrect")
+    assert (cut["status"], cut["stop"], cut["error"], cut["grade"]["value"]) == ("done", "context", None, "incorrect")
     assert cut["steps"]
     too_long = only_row(scripted_bench(context=64), column=TARGET)
-    assert (too_long["status"], too_long["score"]) == ("error", None)
+    assert (too_long["status"], too_long["grade"]) == ("error", None)
 
 
 def test_rewards_and_their_cost_are_in_the_row() -> None:
@@ -346,7 +346,7 @@ def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.Mo
     backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", load)}
     bench = Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
     made = rows(bench, plan([item(0, "37 * 12 - 95"), item(1, "1 + 3"), item(2, "who?"), item(3, "2 + 2")], (TARGET,), 1, 2))
-    verdicts = {row["id"]: row["error"] or row["score"]["value"] for row in made}
+    verdicts = {row["id"]: row["error"] or row["grade"]["value"] for row in made}
     assert verdicts["p0"] == "not finished after 50 s"
     assert "one line of arithmetic" in verdicts["p2"]
     assert (verdicts["p1"], verdicts["p3"]) == ("correct", "correct")
@@ -360,7 +360,7 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     ticks = slow_down(monkeypatch, clock, Engine)
 
-    def slow_grade(text: str, gold: Mapping[str, Any]) -> Score:
+    def slow_grade(text: str, gold: Mapping[str, Any]) -> Grade:
         clock.now += 1000.0
         return grade(text, gold)
 
@@ -444,7 +444,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert (late["status"], late["error"]) == ("error", "not finished after 50 s")
     assert late["steps"]
     assert late["wall_seconds"] == 51.0
-    assert (solved["status"], solved["score"]["value"]) == ("done", "correct")
+    assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
 def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def with_verdicts(made: MadeUp, verdicts: str, seconds: float = 1.0) -> MadeUp:
     """The run with each attempt right (+) or wrong (-), in the time given."""
     values = {"+": "correct", "-": "incorrect"}
     rows = [
-        {**one, "wall_seconds": seconds, "score": {"value": values[verdict], "answer": None, "explanation": ""}}
+        {**one, "wall_seconds": seconds, "grade": {"value": values[verdict], "answer": None, "explanation": ""}}
         for one, verdict in zip(made.rows, verdicts, strict=True)
     ]
     return MadeUp(made.run, rows)

@@ -32,9 +32,9 @@ from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
 from arbitrage_cli.runs.results import tally_of_row
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
-from arbitrage_cli.types import Cost, Decided, Decision, Finished, Problem, Score, Step
+from arbitrage_cli.types import Cost, Decided, Decision, Finished, Grade, Problem, Step
 
-SCORE = Score("correct", "4", "the same number")
+SCORE = Grade("correct", "4", "the same number")
 ALONE = (("target", None), ("draft", None))
 TARGET_ONLY = (("target", None),)
 
@@ -173,7 +173,7 @@ def test_difference_from_the_target_is_paired() -> None:
     """The difference counts problems that only one of the two got right, and has the paired interval."""
     made = make_run(40, columns=ALONE)
     right = {
-        policy: {one["id"] for one in made.rows if one["policy"] == policy and one["score"]["value"] == "correct"}
+        policy: {one["id"] for one in made.rows if one["policy"] == policy and one["grade"]["value"] == "correct"}
         for policy in ("draft", "target")
     }
     both = len(right["draft"] & right["target"])
@@ -239,7 +239,7 @@ def with_correct(made: MadeUp, **samples: set[int]) -> MadeUp:
     """The run with each policy right in these samples of each problem, and wrong in all others."""
     values = ("incorrect", "correct")
     rows = [
-        {**one, "score": {"value": values[one["sample"] in samples[one["policy"]]], "answer": None, "explanation": ""}}
+        {**one, "grade": {"value": values[one["sample"] in samples[one["policy"]]], "answer": None, "explanation": ""}}
         for one in made.rows
     ]
     return MadeUp(made.run, rows)
@@ -395,7 +395,7 @@ def test_a_run_in_which_the_target_never_wrote_has_no_equivalents() -> None:
 def at(policy: str, tau: float | None, problem: int, seconds: float, *, is_right: bool) -> dict[str, Any]:
     value = "correct" if is_right else "incorrect"
     score = {"value": value, "answer": None, "explanation": ""}
-    return make_row(problem, 0, (policy, tau)) | {"wall_seconds": seconds, "score": score}
+    return make_row(problem, 0, (policy, tau)) | {"wall_seconds": seconds, "grade": score}
 
 
 def curve_rows() -> list[dict[str, Any]]:
@@ -510,7 +510,7 @@ def test_two_results_for_one_attempt_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"policy": "oracle"}, {"steps": None}, {"wall_seconds": "x"}, {"score": 1}, {"timing": {}}]
+    "changes", [{"policy": "oracle"}, {"steps": None}, {"wall_seconds": "x"}, {"grade": 1}, {"timing": {}}]
 )
 def test_row_of_another_program_is_damage(changes: dict[str, Any]) -> None:
     """A row with a right checksum and wrong fields is refused with its problem's id, not taken for a defect."""
@@ -532,7 +532,7 @@ def test_run_json_of_another_program_is_damage(changes: dict[str, Any]) -> None:
 def test_policies_come_in_the_order_of_the_plan() -> None:
     """The run's own order is kept, a policy without any row included; a tau has the name that the run gives it."""
     made = make_run(3)
-    plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "number": None}]
+    plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "score_is": None}]
     plan[0] = {**plan[0], "tau_name": "fast"}
     labels = [policy["label"] for policy in figures({**made.run, "policies": plan}, made.rows)["policies"]]
     assert labels[:3] == ["random fast (0.6)", "random 0.3", "entropy 0.8"]
@@ -561,7 +561,7 @@ def test_every_figure_is_defined() -> None:
         "tau",
         "tau_name",
         "label",
-        "number",
+        "score_is",
         "ratios",
         "n",
         "correct",

@@ -17,7 +17,7 @@ from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading import sandbox
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.tasks.task import reaches
-from arbitrage_cli.types import Score
+from arbitrage_cli.types import Grade
 
 ASKED = "\\boxed{2\\sqrt{2}}"
 ROOT = {"answer": "\\sqrt{8}"}
@@ -44,32 +44,32 @@ def fresh() -> Iterator[Grader]:
 @pytest.mark.parametrize(
     ("text", "row", "score"),
     [
-        ("So \\boxed{1,234}.", {"answer": "1234"}, Score("correct", "1,234", "1,234 = 1234 (numbers)")),
-        ("So \\boxed{3}.", {"answer": "#### 4"}, Score("incorrect", "3", "3 is not 4 (numbers)")),
-        ("\\boxed{18}", {"answer": "It is 9 * 2 = 18.\n#### 18"}, Score("correct", "18", "18 = 18 (numbers)")),
+        ("So \\boxed{1,234}.", {"answer": "1234"}, Grade("correct", "1,234", "1,234 = 1234 (numbers)")),
+        ("So \\boxed{3}.", {"answer": "#### 4"}, Grade("incorrect", "3", "3 is not 4 (numbers)")),
+        ("\\boxed{18}", {"answer": "It is 9 * 2 = 18.\n#### 18"}, Grade("correct", "18", "18 = 18 (numbers)")),
         (
             "The answer is 9 apples.",
             {"answer": "9 (apples)"},
-            Score("correct", "9 apples", 'no \\boxed{}, what follows "the answer is": 9 apples = 9 (apples) (numbers)'),
+            Grade("correct", "9 apples", 'no \\boxed{}, what follows "the answer is": 9 apples = 9 (apples) (numbers)'),
         ),
-        ("I get 7", {"answer": "8"}, Score("incorrect", "7", "no \\boxed{}, the last number: 7 is not 8 (numbers)")),
+        ("I get 7", {"answer": "8"}, Grade("incorrect", "7", "no \\boxed{}, the last number: 7 is not 8 (numbers)")),
         (
             "I do not know",
             {"answer": "8"},
-            Score("incorrect", None, 'no answer found: no \\boxed{}, no "the answer is", no number'),
+            Grade("incorrect", None, 'no answer found: no \\boxed{}, no "the answer is", no number'),
         ),
-        ("\\boxed{8}", {"answer": ""}, Score("unscored", "8", "the data have no gold answer")),
-        ("nothing", {}, Score("unscored", None, "the data have no gold answer")),
-        (ASKED, ROOT, Score("correct", "2\\sqrt{2}", "2\\sqrt{2} = \\sqrt{8} (math-verify)")),
-        ("\\boxed{2\\sqrt{3}}", ROOT, Score("incorrect", "2\\sqrt{3}", "2\\sqrt{3} is not \\sqrt{8} (math-verify)")),
+        ("\\boxed{8}", {"answer": ""}, Grade("unscored", "8", "the data have no gold answer")),
+        ("nothing", {}, Grade("unscored", None, "the data have no gold answer")),
+        (ASKED, ROOT, Grade("correct", "2\\sqrt{2}", "2\\sqrt{2} = \\sqrt{8} (math-verify)")),
+        ("\\boxed{2\\sqrt{3}}", ROOT, Grade("incorrect", "2\\sqrt{3}", "2\\sqrt{3} is not \\sqrt{8} (math-verify)")),
         (
             "\\boxed{90^\\circ}",
             {"final_answer": ["$90$"], "unit": "^{\\circ}"},
-            Score("correct", "90^\\circ", "90^\\circ = $90$ (numbers)"),
+            Grade("correct", "90^\\circ", "90^\\circ = $90$ (numbers)"),
         ),
     ],
 )
-def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], score: Score) -> None:
+def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], score: Grade) -> None:
     """The value, the answer as it stands in the text, and one line on what was compared by which rule."""
     assert grader.grade(text, row) == score
 
@@ -137,7 +137,7 @@ def test_different_expressions(grader: Grader, gold: str, answer: str) -> None:
 def test_gold_answer_that_cannot_be_read_is_unscored(grader: Grader) -> None:
     """Nothing is right or wrong beside a gold answer that cannot be read."""
     score = grader.grade(ASKED, {"answer": "\\heartsuit\\dagger\\dagger ("})
-    assert score == Score("unscored", "2\\sqrt{2}", "grader: math-verify cannot read the gold answer")
+    assert score == Grade("unscored", "2\\sqrt{2}", "grader: math-verify cannot read the gold answer")
 
 
 def test_a_reward_is_right_or_wrong_or_an_error(grader: Grader) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hash_language import CONTROLS, SHORT, HashBackend, StaleBackend, ticking_clock
 from writing import PROBLEM, foreign, make_engine, write
 
-from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats
 from arbitrage_cli.inference.engine import Engine
@@ -66,7 +66,7 @@ def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
     return Trace(problem, SHORT, [Decision(kept=foreign(text, "draft")) for text in texts])
 
 
-def score(rater: Rater, requests: Mapping[int, ScoreSteps]) -> dict[int, StepRewards]:
+def score(rater: Rater, requests: Mapping[int, RateSteps]) -> dict[int, StepRewards]:
     """The rewards of each slot, all requested at once. Raises the error of any of them."""
     found: dict[int, StepRewards] = {}
     for slot, request in requests.items():
@@ -81,7 +81,7 @@ def score(rater: Rater, requests: Mapping[int, ScoreSteps]) -> dict[int, StepRew
 
 
 def score_one(rater: Rater, trace: Trace, *texts: str) -> tuple[float, ...]:
-    return score(rater, {0: ScoreSteps(trace, tuple(map(foreign, texts)))})[0].values
+    return score(rater, {0: RateSteps(trace, tuple(map(foreign, texts)))})[0].values
 
 
 def opened(rater: Any, problem: Problem = PROBLEM) -> Any:
@@ -152,7 +152,7 @@ def test_many_problems_at_once_are_scored_as_one() -> None:
     """Each slot has its own conversation, and no token of the cost is lost."""
     problems = [Problem(str(index), f"problem {index} {'x' * index**2}") for index in range(3)]
     requests = {
-        slot: ScoreSteps(trace_of("ab.\n\n", problem=problems[slot]), (foreign("c.\n\n"), foreign("d.\n\n")))
+        slot: RateSteps(trace_of("ab.\n\n", problem=problems[slot]), (foreign("c.\n\n"), foreign("d.\n\n")))
         for slot in (2, 0, 1)
     }
     rater = ProcessReward(Opinionated(num_sequences=3))
@@ -171,7 +171,7 @@ def test_the_cost_of_scoring_is_counted() -> None:
     """Tokens read, and the one from which each reward is drawn; tokens in the cache cost nothing."""
     rater = opened(ProcessReward(Opinionated(), clock=ticking_clock()))
     first, second = (
-        score(rater, {0: ScoreSteps(trace_of(*STEPS[:number]), (foreign(STEPS[number]),))})[0] for number in (0, 1)
+        score(rater, {0: RateSteps(trace_of(*STEPS[:number]), (foreign(STEPS[number]),))})[0] for number in (0, 1)
     )
     assert first.cost == Cost(len(conversation(STEPS[:1])) - 1, 1.0, 1, 1.0)
     assert second.cost.prefill_tokens < len(conversation(STEPS[:2])) / 2
@@ -310,7 +310,7 @@ def test_a_deadline_ends_one_problem_only(make: Callable[[Backend], Rater]) -> N
     rater.open(0, PROBLEM, Deadline(0.0, 3.0))
     rater.open(1, PROBLEM)
     for slot in (0, 1):
-        rater.start(slot, ScoreSteps(trace_of(), (foreign(STEPS[0]),)))
+        rater.start(slot, RateSteps(trace_of(), (foreign(STEPS[0]),)))
     late, other = rater.tick()
     assert isinstance(late.error, TimedOutError)
     assert other.rewards is not None
@@ -364,7 +364,7 @@ def test_a_rollout_answers_for_every_text_on_its_path() -> None:
     score_one(rater, trace_of(), "ab.\n\n")
     steps = [part + "\n\n" for part in solution.split("\n\n") if part]
     assert len(steps) > 2
-    request = ScoreSteps(trace_of(steps[0]), (foreign(steps[1]),))
+    request = RateSteps(trace_of(steps[0]), (foreign(steps[1]),))
     assert score(rater, {0: request})[0] == StepRewards((1.0,), Cost())
 
 
@@ -430,4 +430,4 @@ def test_several_samples_share_the_reward() -> None:
 def test_a_finished_solution_needs_no_rollout() -> None:
     end = Step("draft", "the end", 3, Cost(), "end")
     rater = opened(Rollout([target()], lambda _identifier, text: text == "the end"))
-    assert score(rater, {0: ScoreSteps(trace_of(), (end,))})[0] == StepRewards((1.0,), Cost())
+    assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == StepRewards((1.0,), Cost())

@@ -9,7 +9,7 @@ from hash_language import HashBackend
 from test_rewards import STEPS, Constant, Opinionated, opened, score, score_one, trace_of
 from writing import PROBLEM, foreign
 
-from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ModelUnsupportedError, ServerRequestError
 from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
@@ -41,7 +41,7 @@ def test_rewards_are_those_of_the_model_here(kind: Kind, make: str) -> None:
         rater = there(model)
         rater.open(0, PROBLEM)
         rater.open(1, PROBLEM)
-        requests = {slot: ScoreSteps(trace_of(*STEPS[:number]), _steps()) for slot, number in enumerate((0, 2))}
+        requests = {slot: RateSteps(trace_of(*STEPS[:number]), _steps()) for slot, number in enumerate((0, 2))}
         found = score(rater, requests)
     for slot, rewards in enumerate(expected):
         assert found[slot].values == pytest.approx(rewards, abs=1e-4)

@@ -242,5 +242,5 @@ def test_policy_equations_goes_by_log_probability_unless_one_is_wrong(text: str,
     router = POLICIES["equations"].make_router
     assert router is not None
     with pytest.raises(StopIteration) as stopped:
-        next(router(0).number(trace, draft))
+        next(router(0).score(trace, draft))
     assert stopped.value.value == pytest.approx(number)

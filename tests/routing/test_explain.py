@@ -63,7 +63,7 @@ def test_solution_is_explained_as_it_was_decided() -> None:
         target = Step("target", "3", 1, Cost(), "separator")
         trace.add(Decision(target, draft, target, advantage=0.5))
     found = explain_solution(head, trace, 0.5)
-    assert [one.probability for one in found] == numbers
+    assert [one.score for one in found] == numbers
     assert [one.text for one in found] == ["12", "12"]
     assert [one.advantage for one in found] == [0.5, 0.5]
     assert dict(found[1].parts).keys() == set(FEATURES)
@@ -75,7 +75,7 @@ def test_states_are_explained_by_their_features() -> None:
     found = explain_states(head, QUESTION, states, 0.5)
     hidden = np.stack([one.hidden for one in states if one.hidden is not None])
     expected = head.probabilities(features_of(QUESTION, states), hidden)
-    assert [one.probability for one in found] == pytest.approx(expected.tolist())
+    assert [one.score for one in found] == pytest.approx(expected.tolist())
     assert [one.advantage for one in found] == [one.advantage for one in states]
     assert dict(found[0].parts)["hidden state"] != 0
 
@@ -126,7 +126,7 @@ def test_command_gives_json(tmp_path: Path, head_file: Path) -> None:
     found = run("explain", str(folder), "--head", str(head_file), "--tau", "0.4", "--json")
     assert len(found.records) == 100
     for record in found.records:
-        assert record["decision"] == ("escalate" if record["probability"] > 0.4 else "accept")
+        assert record["decision"] == ("escalate" if record["score"] > 0.4 else "accept")
         assert record["parts"].keys() == set(FEATURES)
 
 

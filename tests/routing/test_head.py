@@ -83,7 +83,7 @@ def new_trace() -> Trace:
 
 
 @every_head
-def test_probability_is_what_the_arrays_say(make: Callable[[], Head]) -> None:
+def test_score_is_what_the_arrays_say(make: Callable[[], Head]) -> None:
     """Standardised inputs, the units, and the curve: against the formulas in double precision."""
     head, trace, draft = make(), new_trace(), make_draft()
     chosen = [FEATURES.index(name) for name in head.card.features]
@@ -120,7 +120,7 @@ def test_router_drives_the_flow() -> None:
     assert isinstance(ask, WriteStep)
     assert ask.model == "target"
     flow.send(Step("target", "3", 1, Cost(), "separator"))
-    assert trace.decisions[0].probability == number
+    assert trace.decisions[0].score == number
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
 from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, AttemptInfo, RunInfo, answer, problem_error, record, row, to_json
-from arbitrage_cli.types import Cost, Decision, Finished, Score
+from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
 RUN = RunInfo(
     policy="entropy",
-    number="entropy (nats)",
+    score_is="entropy (nats)",
     tau=1.0,
     temperature=0.0,
     seed=7,
@@ -47,7 +47,7 @@ def test_record_of_a_routed_problem() -> None:
                 "seconds": 2.0,
                 "stop": "separator",
                 "decision": "escalate",
-                "probability": 1.5,
+                "score": 1.5,
                 "advantage": None,
                 "discarded": {"model": "draft", "text": "2 + 2 = 5.\n\n", "tokens": 5, "seconds": 0.5, "stop": "separator"},
             },
@@ -58,7 +58,7 @@ def test_record_of_a_routed_problem() -> None:
                 "seconds": 0.5,
                 "stop": "end",
                 "decision": "accept",
-                "probability": 0.2,
+                "score": 0.2,
                 "advantage": None,
                 "discarded": None,
             },
@@ -70,7 +70,7 @@ def test_record_of_a_routed_problem() -> None:
         "policy": "entropy",
         "tau": 1.0,
         "tau_name": None,
-        "probability_is": "entropy (nats)",
+        "score_is": "entropy (nats)",
         "temperature": 0.0,
         "seed": 7,
         "settings": {},
@@ -94,19 +94,19 @@ def test_record_of_rated_steps() -> None:
     assert made["timing"]["reward"]["prefill_tokens"] == 9
 
 
-def attempt(score: Score | None = None) -> AttemptInfo:
+def attempt(score: Grade | None = None) -> AttemptInfo:
     return AttemptInfo(2, "hard", {"answer": "4"}, score, wall_seconds=3.5, router_seconds=0.25)
 
 
 def test_row_is_the_record_with_what_was_attempt() -> None:
     """A row has the fields of the record that differ from row to row, its grade, and its times."""
     finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
-    score = Score("correct", "4", "4 = 4 (the same text)")
+    score = Grade("correct", "4", "4 = 4 (the same text)")
     made, recorded = row(finished, RUN, attempt(score)), record(finished, RUN)
-    added = {"schema", "sample", "level", "gold", "score", "status", "wall_seconds"}
+    added = {"schema", "sample", "level", "gold", "grade", "status", "wall_seconds"}
     assert made.keys() == (recorded.keys() - SAME_IN_ALL_ROWS) | added
     assert (made["sample"], made["level"], made["gold"], made["status"]) == (2, "hard", {"answer": "4"}, "done")
-    assert made["score"] == {"value": "correct", "answer": "4", "explanation": "4 = 4 (the same text)"}
+    assert made["grade"] == {"value": "correct", "answer": "4", "explanation": "4 = 4 (the same text)"}
     assert (made["wall_seconds"], made["seconds"]) == (3.5, recorded["seconds"])
     assert made["timing"] == recorded["timing"] | {"router": {"seconds": 0.25}}
 
@@ -134,8 +134,8 @@ def test_record_of_one_model_alone() -> None:
     run = RunInfo("target", None, None, 0.0, 0, models={"target": "big.gguf"})
     made = record(finish(make_trace(Decision(step, target=step))), run)
     (written,) = made["steps"]
-    assert (written["decision"], written["probability"], written["discarded"]) == (None, None, None)
-    assert (made["tau"], made["probability_is"], made["draft"], made["acceptance_rate"]) == (None, None, None, None)
+    assert (written["decision"], written["score"], written["discarded"]) == (None, None, None)
+    assert (made["tau"], made["score_is"], made["draft"], made["acceptance_rate"]) == (None, None, None, None)
 
 
 def test_record_of_a_problem_that_failed_at_once() -> None:

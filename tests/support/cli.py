@@ -300,12 +300,12 @@ def make_step(
 
 def accept(text: str = "2 + 2 = 4.\n\n", *, stop: StepStop = "separator", number: float = 0.2) -> Decision:
     draft = make_step("draft", text, stop=stop)
-    return Decision(draft, draft=draft, probability=number)
+    return Decision(draft, draft=draft, score=number)
 
 
 def escalate(drafted: str = "2 + 2 = 5.\n\n", written: str = "2 + 2 = 4.\n\n", *, stop: StepStop = "separator") -> Decision:
     draft, target = make_step("draft", drafted), make_step("target", written, tokens=7, seconds=2.0, stop=stop)
-    return Decision(target, draft=draft, target=target, probability=1.5)
+    return Decision(target, draft=draft, target=target, score=1.5)
 
 
 def make_trace(*decisions: Decision, question: str = "What is 2 + 2?", identifier: str = "1") -> Trace:

@@ -74,7 +74,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         "ids": list(levels),
         "levels": dict(levels),
         "policies": [
-            {"policy": policy, "tau": tau, "tau_name": None, "number": number.get(policy)} for policy, tau in columns
+            {"policy": policy, "tau": tau, "tau_name": None, "score_is": number.get(policy)} for policy, tau in columns
         ],
         "models": {
             role: {"source": f"{name}.gguf", "sha256": "1" * 64, "name": name, "description": f"{name} Q4_K_M"}
@@ -128,7 +128,7 @@ def make_row(
         "answer": str(answer),
         "stop": "end",
         "error": None,
-        "score": {
+        "grade": {
             "value": "correct" if is_right else "incorrect",
             "answer": str(answer),
             "explanation": "the same number" if is_right else f"{answer} is not {first * second}",
@@ -142,11 +142,11 @@ def make_row(
 def failed(row: Mapping[str, Any], reason: str = "the context was full") -> dict[str, Any]:
     """The row of an attempt that ended in an error before its first step."""
     timing = {"draft": asdict(Cost()), "target": asdict(Cost())}
-    return {**row, "status": "error", "error": reason, "score": None, "answer": None, "steps": [], "timing": timing}
+    return {**row, "status": "error", "error": reason, "grade": None, "answer": None, "steps": [], "timing": timing}
 
 
 def unscored(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "score": {"value": "unscored", "answer": None, "explanation": "no answer was found"}}
+    return {**row, "grade": {"value": "unscored", "answer": None, "explanation": "no answer was found"}}
 
 
 def write_run_folder(folder: Any, made: MadeUp) -> None:
@@ -171,9 +171,9 @@ def decisions(draw: st.DrawFn) -> Decision:
     kinds = [
         Decision(draft, draft=draft),
         Decision(target, target=target),
-        Decision(draft, draft=draft, probability=0.1),
-        Decision(target, draft=draft, target=target, probability=0.9),
-        Decision(target, draft=replace(draft, stop="early"), target=target, probability=0.9),
+        Decision(draft, draft=draft, score=0.1),
+        Decision(target, draft=draft, target=target, score=0.9),
+        Decision(target, draft=replace(draft, stop="early"), target=target, score=0.9),
         Decision(draft, draft=draft, target=target),
     ]
     return draw(st.sampled_from(kinds))
@@ -221,7 +221,7 @@ def _written(model: str, text: str, tokens: int, seconds_per_token: float) -> di
 def _decided(
     decision: str | None, number: float | None, discarded: Mapping[str, Any] | None, *, is_right: bool
 ) -> dict[str, Any]:
-    decided = {"decision": decision, "probability": number, "advantage": None, "discarded": discarded}
+    decided = {"decision": decision, "score": number, "advantage": None, "discarded": discarded}
     return decided | {"is_right": is_right}
 
 
@@ -241,5 +241,5 @@ def _timing(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             if step["model"] != model:
                 unread[model] += step["tokens"]
         timing[model] = asdict(Cost(prefilled, prefilled * read, decoded, decoded * write))
-    decided = sum(step["probability"] is not None for step in steps)
+    decided = sum(step["score"] is not None for step in steps)
     return {**timing, "router": {"seconds": decided * 0.0005}}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from arbitrage_cli.arbitrage import ScoreSteps, WriteStep
+from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.cli.collect_run import decided_within
 from arbitrage_cli.routing.states import State
 from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
@@ -38,7 +38,7 @@ def target_step(text: str, stop: StepStop = "separator") -> Step:
 
 def run(
     keep: Keep, answers: Sequence[Step | tuple[float, ...]], target_samples: int = 1
-) -> tuple[Trace, list[State], list[WriteStep | ScoreSteps]]:
+) -> tuple[Trace, list[State], list[WriteStep | RateSteps]]:
     trace = Trace(Problem("p", "1 + 2"), Limits())
     states: list[State] = []
     flow = collect(trace, keep, states.append, target_samples)
@@ -90,7 +90,7 @@ def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
 
 def test_the_same_step_is_rated_once() -> None:
     _, (state,), requests = run(better, [draft_step("12", "end"), target_step("12", "end"), (0.3,)])
-    assert [len(request.steps) for request in requests if isinstance(request, ScoreSteps)] == [1]
+    assert [len(request.steps) for request in requests if isinstance(request, RateSteps)] == [1]
     assert (state.draft_reward, state.target_rewards, state.kept) == (0.3, (0.3,), "draft")
 
 
@@ -109,7 +109,7 @@ def test_several_samples_of_the_target() -> None:
         1,
         0,
     ]
-    assert [step.text for request in requests if isinstance(request, ScoreSteps) for step in request.steps] == [
+    assert [step.text for request in requests if isinstance(request, RateSteps) for step in request.steps] == [
         "12",
         "56",
         "34",

@@ -253,7 +253,7 @@
     return element("div", "body",
       element("div", "question", text(details.question ?? "")),
       span > 0 ? timeline(details.steps, span) : null,
-      trace.policy.number ? element("p", "hint", `What is compared with tau: ${trace.policy.number}.`) : null,
+      trace.policy.score_is ? element("p", "hint", `What is compared with tau: ${trace.policy.score_is}.`) : null,
       element("ol", "steps", ...details.steps.map((step, index) => stepRow(trace.policy.tau, step, index))),
       result(trace, details),
       others,
@@ -304,7 +304,7 @@
   function stepRow(tau, step, index) {
     const head = element("div", "head", who(step));
     if (step.decision) head.append(element("span", "", step.decision === "escalate" ? "escalated" : "accepted"));
-    if (step.probability !== null && step.probability !== undefined) head.append(element("span", "", compared(tau, step.probability)));
+    if (step.score !== null && step.score !== undefined) head.append(element("span", "", compared(tau, step.score)));
     if (step.advantage !== null && step.advantage !== undefined) head.append(element("span", "", `advantage ${number(step.advantage)}`));
     head.append(element("span", "", size(step)));
     const kept = element("div", `version ${step.model}`, text(trimmed(step.text)));
@@ -330,7 +330,7 @@
   function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : ""}`; }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
-  function compared(tau, value) { // the number that decided, against tau
+  function compared(tau, value) { // the score that decided, against tau
     if (tau === null || tau === undefined) return number(value);
     return `${number(value)} ${value > Number(String(tau).replace("inf", "Infinity")) ? ">" : "≤"} tau ${typeof tau === "number" ? Number(tau.toPrecision(3)) : tau}`;
   }
