@@ -83,7 +83,7 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
         manifest["warnings"].append(f"head {head.card.name} was trained on {which}: it looks better here than it is")
     if earlier:
         manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
-    attempts = plan(items, session.setup.policies, samples, concurrency)
+    attempts = plan(items, session.setup.routes, samples, concurrency)
     todo = left(attempts, folder.rows, retry_errors=retry_errors, deaths=folder.deaths)
     return BenchRun(session, selected.title, attempts, todo, folder, manifest)
 
@@ -94,10 +94,10 @@ def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_figures_on_stdout())
         grader = stack.enter_context(session.setup.task.open_grader())
-        session.load({attempt.policy_at_tau.policy for attempt in run.left})
+        session.load({attempt.route.policy for attempt in run.left})
         bench = _make_bench(run, grader, timeout)
         for attempt in run.left:
-            session.engines(attempt.policy_at_tau, attempt.sample)
+            session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         _follow(bench, run, display)
 
@@ -105,7 +105,7 @@ def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
 def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
     """What the policies need: engines, routers, raters. UsageError, RouterError."""
     session, setup = run.session, run.session.setup
-    policies = {attempt.policy_at_tau.policy.name: attempt.policy_at_tau.policy for attempt in run.left}
+    policies = {attempt.route.policy.name: attempt.route.policy for attempt in run.left}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.left}
     rollouts = Rollouts(lambda problem, text: reaches(grader, text, golds[problem]))
     routers = {name: session.router(policy) for name, policy in policies.items()}
@@ -119,20 +119,18 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
         router_for=lambda policy: routers[policy.name],
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
-        stops_early=bool(setup.stops_early),
-        alternatives=setup.alternatives,
         find_answer=setup.task.find_answer,
     )
 
 
 def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
-    columns = list(dict.fromkeys(attempt.policy_at_tau for attempt in run.attempts))
-    standings = Standings(columns, len(run.attempts) // len(columns), run.session.concurrency)
+    routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
+    standings = Standings(routes, len(run.attempts) // len(routes), run.session.concurrency)
     by_key = {attempt.key: attempt for attempt in run.attempts}
     for row in latest(run.folder.rows):
         if key_of(row) in by_key:
             standings.add(by_key[key_of(row)], row)
-    waiting = Counter(attempt.policy_at_tau for attempt in run.left)
+    waiting = Counter(attempt.route for attempt in run.left)
     slow_models = run.session.slow_models()
 
     def progress() -> RunProgress:
@@ -144,13 +142,13 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
         for happening in happenings:
             if isinstance(happening, Began):
                 run.folder.begin(happening.attempt.item.problem.id)
-                display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.policy_at_tau.label))
+                display.handle(AttemptStarted(happening.attempt.item.problem.id, happening.attempt.route.label))
             elif isinstance(happening, Ended):
                 run.session.check_files()
                 with noted_signals():  # it is safe, and counted as safe
                     run.folder.append(happening.row)
                 standings.add(happening.attempt, happening.row)
-                waiting[happening.attempt.policy_at_tau] -= 1
+                waiting[happening.attempt.route] -= 1
                 display.handle(_ended(happening, progress()))
             else:
                 display.handle(happening)
@@ -163,4 +161,4 @@ def _ended(ended: Ended, progress: RunProgress) -> AttemptEnded:
     failed = row["status"] == "error"
     verdict, detail = ("error", row["error"]) if failed else (row["grade"]["value"], row["grade"]["answer"] or "")
     seconds = None if "throughput" in row else row["wall_seconds"]
-    return AttemptEnded(row["id"], attempt.policy_at_tau.label, verdict, detail, seconds, progress)
+    return AttemptEnded(row["id"], attempt.route.label, verdict, detail, seconds, progress)

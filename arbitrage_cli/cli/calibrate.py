@@ -115,7 +115,7 @@ def calibrate(
 
 def _check_source(invocation: Invocation, runs: Sequence[Path], dataset: str | None) -> None:
     """Runs or a data set; a data set that is a setting for all commands does not contradict runs. UsageError."""
-    if runs and invocation.is_flag("dataset"):
+    if runs and "dataset" in invocation.flags:
         raise UsageError("both runs and a data set are given", "give one of them")
     if not runs and dataset is None:
         raise UsageError("there is nothing to calibrate on", "give runs of arbitrage collect, or --dataset NAME")

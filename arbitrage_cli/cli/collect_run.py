@@ -136,10 +136,10 @@ class _CollectRun:
         golds = {item.problem.id: item.gold for item in self.plan.items}
         with setup.task.open_grader() as grader:
             rollouts = Rollouts(lambda problem, text: reaches(grader, text, golds[problem]), samplers)
-            rater = session.rater(setup.policy_at_tau.policy, rollouts)
+            rater = session.rater(setup.route.policy, rollouts)
             engines = {
                 role: make_writer(role, session.models[role], setup.sampler, setup.system, setup.task.step_end)
-                for role in setup.policy_at_tau.policy.models
+                for role in setup.route.policy.models
             }
             golds |= self._target_answers(engines["target"], grader)
             costs = _known_costs(self.folder, manifest) or self._measure_costs(engines)

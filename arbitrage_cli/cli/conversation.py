@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
-from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.cli.session import Session
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display import wording
@@ -15,14 +14,14 @@ from arbitrage_cli.display.explanation import solution_lines
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import safe, write
 from arbitrage_cli.errors import UsageError, unknown
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.routing.choice import need_head
 from arbitrage_cli.routing.explain import explain_solution
+from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import ANY_ROUTE, Route
 from arbitrage_cli.runs.records import RunInfo, answer
-from arbitrage_cli.serving.menu import ANY, Menu, Route
-from arbitrage_cli.types import Finished, Message, Problem, Trace
+from arbitrage_cli.types import Finished, Message, Problem
 
 NUM_FEATURES = 5  # that /explain shows of each step
 HELP = """\
@@ -43,7 +42,7 @@ class Conversation:
         self._display = display
         self._shows_answers = shows_answers
         self._router = session.router(POLICIES["arbitrage"]) if session.setup.head else None
-        self._scheduler = session.scheduler(column=PolicyAtTau(ANY, None))
+        self._scheduler = session.scheduler(route=ANY_ROUTE)
         self._run = session.run_info(num_problems=1)
         self._shown: Route | None = None  # by the display, as how the next turn is routed
         self._turns: list[Finished] = []
@@ -96,7 +95,7 @@ class Conversation:
 
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
-        make_flow = partial(_flow, route=route, seed=self._setup.sampler.seed, router=self._router)
+        make_flow = partial(route.flow, seed=self._setup.sampler.seed, router=self._router)
         with contextlib.closing(self._scheduler.run_jobs([Job(problem, make_flow, self._setup.limits)])) as events:
             for event in events:
                 self._display.handle(event)
@@ -147,10 +146,6 @@ class Conversation:
 
     def _say(self, text: str) -> None:
         write(sys.stdout, f"{text}\n")
-
-
-def _flow(trace: Trace, *, route: Route, seed: int, router: Router | None) -> Flow:
-    return route.flow(trace, seed, router)
 
 
 def _run_info(run: RunInfo, route: Route) -> RunInfo:

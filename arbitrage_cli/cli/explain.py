@@ -77,7 +77,7 @@ def explain(
     )
     options = RunOptions(invocation, models, generation, machine, choice.task)
     setup = explain_setup(options, routing, choice, rates=models.prm is not None and not is_run)
-    head, tau = need_head(setup.head), float(setup.policy_at_tau.tau or 0.0)
+    head, tau = need_head(setup.head), float(setup.route.tau or 0.0)
     if is_run:
         _explain_run(Path(what), head, tau, ids, top, as_json=json_lines)
         return
@@ -119,7 +119,7 @@ def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:
     from arbitrage_cli.routing.policies import POLICIES
     from arbitrage_cli.training.collect import as_routed, collect
 
-    keep = as_routed(need_head(setup.head).probability, float(setup.policy_at_tau.tau or 0.0))
+    keep = as_routed(need_head(setup.head).probability, float(setup.route.tau or 0.0))
 
     def rated(trace: Trace) -> Flow:
         return collect(trace, keep, lambda state: None)

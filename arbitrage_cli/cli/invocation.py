@@ -1,12 +1,7 @@
-"""How the program was called: the command line, and where the value of each setting comes from. Knows no setting."""
+"""How the program was called: its command line, and which of its values are flags."""
 
-import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass
 
 import typer
 
@@ -14,37 +9,12 @@ NOT_REPEATED = ("--fresh",)
 """Flags that do not belong to the command that resumes a run."""
 
 
-class Origin(IntEnum):
-    """Where a value comes from. Of two settings that contradict each other the one with the higher origin holds."""
-
-    default = 0
-    file = 1
-    environment = 2
-    flag = 3
-
-
-_ORIGINS = {"DEFAULT_MAP": Origin.file, "ENVIRONMENT": Origin.environment, "COMMANDLINE": Origin.flag}
-
-
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """One call of the program.
-
-    `origins` has the origin of each parameter that is not at its default; `configured` what the environment, or else a settings
-    file, says of a parameter, whatever the command line says.
-    """
+    """One call of the program. `flags` are the parameters whose value was given on the command line, not by a setting."""
 
     arguments: tuple[str, ...] = ()
-    origins: Mapping[str, Origin] = field(default_factory=lambda: MappingProxyType({}))
-    configured: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-    def origin(self, parameter: str) -> Origin:
-        """Where the value of a parameter comes from."""
-        return self.origins.get(parameter, Origin.default)
-
-    def is_flag(self, parameter: str) -> bool:
-        """Whether the value was given on the command line."""
-        return self.origin(parameter) is Origin.flag
+    flags: frozenset[str] = frozenset()
 
     def count(self, flag: str) -> int:
         """How often a flag with a value was given."""
@@ -63,15 +33,6 @@ class Invocation:
 
 def invocation_of(context: typer.Context) -> Invocation:
     """The call that Typer parsed into this context."""
-    names = [str(parameter.name) for parameter in context.command.params]
-    found = {name: context.get_parameter_source(name) for name in names}
-    origins = {name: _ORIGINS[source.name] for name, source in found.items() if source and source.name in _ORIGINS}
-    return Invocation(tuple(context.obj.arguments if context.obj else ()), origins, _configured(context))
-
-
-def _configured(context: typer.Context) -> dict[str, str]:
-    values: dict[str, Any] = {}
-    for parameter in context.command.params:
-        variable = os.environ.get(str(parameter.envvar), "") if parameter.envvar else ""
-        values[str(parameter.name)] = variable or context.lookup_default(str(parameter.name))
-    return {name: str(value) for name, value in values.items() if value not in (None, "")}
+    sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
+    flags = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return Invocation(tuple(context.obj.arguments if context.obj else ()), flags)

@@ -155,12 +155,12 @@ def make_manifest(
                 "tau_name": one.tau_name,
                 "score_is": one.policy.score_is or None,
             }
-            for one in setup.policies
+            for one in setup.routes
         ],
         "models": models,
         "router": _head_facts(setup.deciding_head),
         "early_stop": setup.stops_early,
-        "alternatives": setup.alternatives,
+        "alternatives": setup.route.alternatives,
         "tau_costs": named.costs_of if named else setup.tau_costs,
         "named_taus": dict(named.taus) if named else None,
         "reward": setup.reward,
@@ -199,8 +199,8 @@ def record_settings(setup: Setup) -> dict[str, Any]:
         settings |= {"head": head.card.name, "head_sha256": head.sha256, "tau_costs": setup.tau_costs}
     if setup.stops_early is not None:
         settings["early_stop"] = setup.stops_early
-    if setup.alternatives > 1:
-        settings["alternatives"] = setup.alternatives
+    if setup.route.alternatives > 1:
+        settings["alternatives"] = setup.route.alternatives
     return settings
 
 

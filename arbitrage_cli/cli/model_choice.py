@@ -58,12 +58,10 @@ class ModelChoice:
 def choose_pair(invocation: Invocation, options: PairOptions) -> Pair | None:
     """The pair of that name, the user's own included; the built-in one if nothing is named at all.
 
-    None if the models are named one by one: without a pair, or both in a stronger place than it. UsageError for an unknown pair.
+    None if the models are named one by one, and the pair is not a flag. UsageError for an unknown pair.
     """
-    if not options.pair and (options.draft or options.target):
-        return None
-    named_one_by_one = min(invocation.origin("draft"), invocation.origin("target"))
-    if options.draft and options.target and named_one_by_one > invocation.origin("pair"):
+    models = (options.draft, options.target)
+    if any(models) and (not options.pair or (all(models) and "pair" not in invocation.flags)):
         return None
     return find_pair(options.pair or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
 
@@ -76,11 +74,8 @@ def choose_models(invocation: Invocation, options: PairOptions, task: str | None
     models: Models = given
     if pair:
         own: dict[ModelRole, str | None] = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
-        pair_origin = invocation.origin("pair")
-        models = {
-            role: source if source and invocation.origin(role) >= pair_origin else own[role]
-            for role, source in given.items()
-        }
+        weaker = given.keys() - invocation.flags if "pair" in invocation.flags else set()
+        models = {role: source if source and role not in weaker else own[role] for role, source in given.items()}
     head_source = (options.head or default_head(pair, models, task)) if isinstance(options, HeadOptions) else None
     own_style = pair.prm_style if pair and models["prm"] == pair.prm else None
     given_style = options.prm_style if isinstance(options, ModelOptions) else None

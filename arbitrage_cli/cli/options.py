@@ -156,12 +156,6 @@ class HeadRoutingOptions:
     """Which steps the target writes, for a command whose policy is always arbitrage."""
 
     tau: Annotated[str | None, _routing("--tau", metavar="TAU", help=_TAU_HELP)] = None
-    budget: Annotated[
-        float | None,
-        _routing(
-            "--budget", min=0.0, max=1.0, metavar="SHARE", help="Instead of a tau: the share of steps the target may write."
-        ),
-    ] = None
     early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
     alternatives: Alternatives = 1
 

@@ -1,16 +1,15 @@
-"""From the lists of policies and taus of a benchmark to its columns: one policy at one tau each."""
+"""From the lists of policies and taus of a benchmark to its routes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.routing.choice import AvailableHead, choose_policy, has_tau, name_of_tau, resolve_tau
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.thresholds import NamedTaus
+from arbitrage_cli.routing.route import Route, parse_route
+from arbitrage_cli.routing.thresholds import NAMES, NamedTaus
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,45 +21,38 @@ class PolicyList:
     @property
     def names(self) -> list[str]:
         """The names of taus in the list, each once."""
-        return list(dict.fromkeys(filter(None, (name_of_tau(policy, tau) for policy, tau in self.entries))))
+        named = (name_of_tau(policy, tau) for policy, tau in self.entries)
+        return list(dict.fromkeys(name for name in named if name and name in NAMES))
 
 
-def read_policies(invocation: Invocation, options: BenchRoutingOptions, head: Head | None) -> PolicyList:
+def read_policies(options: BenchRoutingOptions, head: Head | None, *, tau_is_flag: bool) -> PolicyList:
     """`target,entropy,logprob@0.2` and `0.5,1`: each policy with its own tau, else with each of these, else with its default.
 
-    Without a list: both models alone, and the head's policy (entropy without a head). If either list is no flag, the taus hold
-    only for the policies they were set beside, as far as these accept them. UsageError for an unknown policy.
+    Without a list: both models alone, and the head's policy (entropy without a head). Taus that are a setting hold for the policies
+    that accept them. UsageError for an unknown policy.
     """
-    default = f"target,draft,{choose_policy(None, head).name}"
     taus = _parts(options.tau or "")
-    is_strict = invocation.is_flag("policy") and invocation.is_flag("tau")
-    beside = options.policy if invocation.is_flag("tau") else invocation.configured.get("policy")
-    intended = {part.partition("@")[0].strip() for part in _parts(beside or default)}
     entries: list[tuple[Policy, str | None]] = []
-    for part in _parts(default if options.policy is None else options.policy):
-        name, at, own = part.partition("@")
-        policy = choose_policy(name.strip(), head)
-        if at and not policy.score_is:
-            raise UsageError(f"policy {policy.name} has no tau", f"give it without one: {policy.name}", option="policy")
-        fitting = taus if is_strict else [tau for tau in taus if policy.name in intended and has_tau(policy, tau)]
-        given: Sequence[str | None] = [own.strip()] if at else fitting if policy.score_is else []
+    for part in _parts(f"target,draft,{choose_policy(None, head).name}" if options.policy is None else options.policy):
+        policy, own = parse_route(part)
+        fitting = [tau for tau in taus if policy.score_is and (tau_is_flag or has_tau(policy, tau))]
+        given: Sequence[str | None] = [own] if own is not None else fitting
         entries += [(policy, tau) for tau in given or [None]]
     if not entries:
         raise UsageError("no policy is named", "known: " + ", ".join(POLICIES), option="policy")
     return PolicyList(entries)
 
 
-def resolve_policies(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[PolicyAtTau]:
-    """The columns, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
+def make_routes(policies: PolicyList, head: Head | None, named: NamedTaus | None, alternatives: int) -> list[Route]:
+    """The routes, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
 
-    def column(policy: Policy, tau: str | None) -> PolicyAtTau:
+    def route(policy: Policy, tau: str | None) -> Route:
         name = name_of_tau(policy, tau)
         if named and name and name in named.taus:
-            return PolicyAtTau(policy, named.taus[name], name)
-        budget = tau if tau and tau.endswith("%") else None
-        return PolicyAtTau(policy, resolve_tau(policy, tau, None, AvailableHead(head, None)), budget)
+            return Route(policy, named.taus[name], name, alternatives=alternatives)
+        return Route(policy, resolve_tau(policy, tau, AvailableHead(head, None)), name, alternatives=alternatives)
 
-    return list(dict.fromkeys(column(policy, tau) for policy, tau in policies.entries))
+    return list(dict.fromkeys(route(policy, tau) for policy, tau in policies.entries))
 
 
 def _parts(text: str) -> list[str]:

@@ -76,10 +76,9 @@ def serve(
         _need_libraries()
         from arbitrage_cli.cli.session import Session
         from arbitrage_cli.cli.setup import RunOptions, serve_setup
-        from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+        from arbitrage_cli.routing.route import ANY_ROUTE
         from arbitrage_cli.serving.app import Access, Bounds
         from arbitrage_cli.serving.http import bind, listen
-        from arbitrage_cli.serving.menu import ANY
         from arbitrage_cli.serving.requests import Defaults
         from arbitrage_cli.serving.server import Server
 
@@ -95,7 +94,7 @@ def serve(
         max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
         defaults = Defaults(menu, setup.limits, setup.sampler, max_chars)
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
-        scheduler = session.scheduler(column=PolicyAtTau(ANY, None))
+        scheduler = session.scheduler(route=ANY_ROUTE)
         url = f"http://{_place(bound)}/v1"
         display.begin(ServerInfo(url, menu.names, session.run_info(num_problems=None)))
         listen(bound)

@@ -54,11 +54,11 @@ def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, st
             )
 
 
-def stops_early_on_server(asked: bool | None, stops_early: bool | None, draft: str | None) -> bool | None:
-    """Whether a drafted step is stopped before its end: never on a server, which would lose what it has in its cache."""
-    if not draft or not is_served(draft) or stops_early is None:
-        return stops_early
-    if asked:
+def early_stop_asked(asked: bool | None, draft: str | None, *policies: Policy) -> bool | None:
+    """What was asked for, but never for a draft on a server, which would lose what it has in its cache. UsageError."""
+    if not draft or not is_served(draft):
+        return asked
+    if asked and any(one.can_stop_early for one in policies):
         raise UsageError("the draft is on a server, which finishes every step", "leave it out", option="early-stop")
     return False
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,6 @@ from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.cli.slow_models import Load, SlowModels
 from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.evaluation.engines import Engines, make_writer
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import as_speculator
@@ -35,6 +35,7 @@ from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
 from arbitrage_cli.routing.choice import need_head, reads_hidden
 from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.system.files import sha256_of, state_of
 from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
@@ -69,7 +70,7 @@ class Session:
         self.models: dict[ModelRole, Backend | ServedModel] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
-        shares = len(setup.policies) == 1 or keep == "conversation"
+        shares = len(setup.routes) == 1 or keep == "conversation"
         self.engines = Engines(
             self.models, setup.sampler, setup.system, keep, step_end=setup.task.step_end, shares_prompts=shares
         )
@@ -215,23 +216,12 @@ class Session:
         self,
         make_flow: Callable[[Trace], Flow] | None = None,
         rater: Rater | None = None,
-        column: PolicyAtTau | None = None,
+        route: Route | None = None,
     ) -> Scheduler:
-        """Solves problems with the session's first policy, or with another flow for the same models; or with another policy."""
-        setup, chosen = self.setup, column or self.setup.policy_at_tau
+        """Solves problems with the session's first route, or with another flow for the same models; or on another route."""
+        setup, chosen = self.setup, route or self.setup.route
         engines = self.engines(chosen)
-        router = self.router(chosen.policy)
-
-        def routed(trace: Trace) -> Flow:
-            return chosen.policy.flow(
-                trace,
-                chosen.tau,
-                setup.sampler.seed,
-                router,
-                stops_early=bool(setup.stops_early),
-                alternatives=setup.alternatives,
-            )
-
+        routed = partial(chosen.flow, seed=setup.sampler.seed, router=self.router(chosen.policy))
         return Scheduler(
             engines,
             make_flow or routed,
@@ -243,7 +233,7 @@ class Session:
 
     def run_info(self, *, num_problems: int | None) -> RunInfo:
         """What a run is made with, as its records and displays show it."""
-        chosen, sampler = self.setup.policy_at_tau, self.setup.sampler
+        chosen, sampler = self.setup.route, self.setup.sampler
         return RunInfo(
             policy=chosen.policy.name,
             score_is=chosen.policy.score_is or None,
@@ -262,7 +252,7 @@ class Session:
 
     @property
     def _policies(self) -> list[Policy]:
-        return [column.policy for column in self.setup.policies]
+        return [route.policy for route in self.setup.routes]
 
     def _progress(self, role: ModelRole, source: str) -> Callable[[float], None]:
         return lambda fraction: self._display.loading(role, source, fraction)

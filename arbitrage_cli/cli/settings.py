@@ -17,8 +17,6 @@ from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.system.paths import user_folder
 
 PROJECT_FILE = "arbitrage.toml"
-EXCLUSIVE = frozenset(("tau", "budget"))
-"""Settings that contradict each other: the stronger file's setting removes the weaker file's."""
 FLAGS_ONLY = ("--debug",)  # and those that have no variable
 """Options that no file can set."""
 
@@ -109,8 +107,7 @@ def _check_names(path: Path, settings: Mapping[str, Any], known: set[str], table
 
 def _merged(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
     """Both settings, without tables; the stronger ones win."""
-    removed = EXCLUSIVE if EXCLUSIVE & stronger.keys() else frozenset()
-    kept = {name: value for name, value in weaker.items() if name not in removed and not isinstance(value, dict)}
+    kept = {name: value for name, value in weaker.items() if not isinstance(value, dict)}
     return kept | dict(stronger)
 
 

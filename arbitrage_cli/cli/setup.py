@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arbitrage_cli.cli.cautions import cautions
-from arbitrage_cli.cli.conflicts import refuse_ignored, resolve_conflicts
 from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.model_choice import (
     ModelChoice,
@@ -27,27 +26,29 @@ from arbitrage_cli.cli.options import (
     MachineOptions,
     RoutingOptions,
 )
-from arbitrage_cli.cli.policy_lists import PolicyList, read_policies, resolve_policies
-from arbitrage_cli.cli.served import exposed, refuse_on_servers, served_models, stops_early_on_server
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+from arbitrage_cli.cli.policy_lists import PolicyList, make_routes, read_policies
+from arbitrage_cli.cli.served import early_stop_asked, exposed, refuse_on_servers, served_models
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.routing.choice import (
     AvailableHead,
-    RoutingRequest,
-    choose_routing,
+    choose_policy,
+    has_tau,
     load_head,
-    name_of_tau,
+    make_route,
     named_taus_here,
     named_taus_in,
+    route_or_target_alone,
     source_of_costs,
     stops_early,
 )
 from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.route import ANY_ROUTE, Route
 from arbitrage_cli.routing.thresholds import NamedTaus
-from arbitrage_cli.serving.menu import ANY, Menu
 from arbitrage_cli.tasks.registry import find_task
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, place
@@ -58,15 +59,15 @@ from arbitrage_cli.types import Limits, ModelRole
 class Setup:
     """What a command does, resolved.
 
-    `sources` are the models that are needed, as the user named them; `served` says how to reach those that are on servers. `stops_early` is None if no policy can stop a draft early,
-    `reward` the source of rewards for a policy that leaves it open, `tau_costs` whose costs named taus were chosen by. `policy_list`
-    is the list that a benchmark was given, `named_taus` what its names of taus stand for. `notes` are for the user.
+    `sources` are the models that are needed, as the user named them; `served` says how to reach those on servers. `reward` is the
+    source of rewards for a policy that leaves it open, `tau_costs` whose costs named taus were chosen by. `policy_list` is the list
+    that a benchmark was given, `named_taus` what its names of taus stand for. `notes` are for the user.
     """
 
     invocation: Invocation
     choice: ModelChoice
     head: Head | None
-    policies: Sequence[PolicyAtTau]
+    routes: Sequence[Route]
     sources: Mapping[ModelRole, str]
     load: Options
     placement: Placement
@@ -77,8 +78,6 @@ class Setup:
     served: Mapping[ModelRole, Wanted] = field(default_factory=dict)
     offline: bool = False
     concurrency: str = "1"
-    stops_early: bool | None = None
-    alternatives: int = 1
     reward: str | None = None
     tau_costs: str | None = None
     policy_list: PolicyList | None = None
@@ -86,14 +85,20 @@ class Setup:
     notes: Sequence[str] = ()
 
     @property
-    def policy_at_tau(self) -> PolicyAtTau:
-        """The policy of a command that has only one."""
-        return self.policies[0]
+    def route(self) -> Route:
+        """The route of a command that has only one."""
+        return self.routes[0]
+
+    @property
+    def stops_early(self) -> bool | None:
+        """Whether drafted steps are stopped before their end; None if no policy can."""
+        can = [one for one in self.routes if one.policy.can_stop_early]
+        return any(one.stops_early for one in can) if can else None
 
     @property
     def uses_head(self) -> bool:
-        """Whether a head decides in one of the policies."""
-        return any(one.policy.needs_head for one in self.policies)
+        """Whether a head decides on one of the routes."""
+        return any(one.policy.needs_head for one in self.routes)
 
     @property
     def available_head(self) -> AvailableHead:
@@ -120,41 +125,37 @@ class RunOptions:
 def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     """The setup of one policy at one tau. Errors: UsageError, RouterError, ModelFileError."""
     base = _base(options)
-    available = base.available_head
-    routing = replace(routing, policy=routing.policy or _policy_without_head(base))
-    request = _request(options, routing, base.head)
-    policy, tau, warning = choose_routing(request, available)
-    refuse_ignored(options.invocation, policy)
-    early = _stops_early(base, request.early_stop, [(policy, tau)])
-    name = None if request.budget is not None else name_of_tau(policy, request.tau)
-    setup = _with_policies(base, [PolicyAtTau(policy, tau, name)], early_stop=early)
-    tau_costs = source_of_costs(policy, request.tau, request.budget, available.costs)
+    available, flags = base.available_head, options.invocation.flags
+    policy = choose_policy(routing.policy or _policy_without_head(base), base.head)
+    _refuse_unused(policy, flags)
+    tau = routing.tau if "tau" in flags or has_tau(policy, routing.tau) else None
+    early = early_stop_asked(routing.early_stop, base.choice.models["draft"], policy)
+    route = make_route(policy, tau, available, early_stop=early, alternatives=routing.alternatives)
+    is_open = (routing.policy, tau, routing.early_stop, options.models.head) == (None,) * 4
+    route, warning = route_or_target_alone(route, available, is_open=is_open)
+    setup = _with_routes(base, [route])
     notes = [*setup.notes, *([warning] if warning else [])]
-    return replace(setup, tau_costs=tau_costs, alternatives=routing.alternatives, notes=notes)
+    return replace(setup, tau_costs=source_of_costs(route, available.costs), notes=notes)
 
 
 def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> tuple[Setup, Menu]:
     """The setup of `solve_setup` with both models, and what a request, or a turn of a chat, may ask for. Errors as `solve_setup`."""
     setup = solve_setup(options, routing)
-    usual, available = setup.policy_at_tau, setup.available_head
-    early, count = routing.early_stop, routing.alternatives
-    menu = Menu(usual, available, early_stop=early, alternatives=count, speculates=not setup.served)
-    routed = [PolicyAtTau(POLICIES["arbitrage"], None)] if available.head else []
-    both = _with_policies(setup, [usual, PolicyAtTau(ANY, None), *routed], early_stop=setup.stops_early)
+    usual, available = setup.route, setup.available_head
+    early = False if "draft" in setup.served else routing.early_stop
+    menu = Menu(usual, available, early_stop=early, speculates=not setup.served)
+    routed = [Route(POLICIES["arbitrage"])] if available.head else []
+    both = _with_routes(setup, [usual, ANY_ROUTE, *routed])
     notes = list(dict.fromkeys([*setup.notes, *both.notes]))
-    return replace(
-        both, tau_costs=setup.tau_costs, concurrency=options.machine.concurrency or concurrency, notes=notes
-    ), menu
+    return replace(both, concurrency=options.machine.concurrency or concurrency, notes=notes), menu
 
 
 def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice, *, rates: bool) -> Setup:
     """The setup of the head's policy for these models, in which steps are rated as well if it `rates`. Errors as `solve_setup`."""
-    base = _base(options, choice)
-    wanted = RoutingOptions(routing.tau, routing.budget, routing.early_stop, policy="arbitrage")
-    policy, tau, _ = choose_routing(_request(options, wanted, base.head), base.available_head)
-    early = _stops_early(base, routing.early_stop, [(policy, tau)])
-    setup = _with_policies(base, [PolicyAtTau(policy, tau)], early_stop=early)
-    setup = replace(setup, alternatives=routing.alternatives)
+    base, policy = _base(options, choice), POLICIES["arbitrage"]
+    early = early_stop_asked(routing.early_stop, choice.models["draft"], policy)
+    route = make_route(policy, routing.tau, base.available_head, early_stop=early, alternatives=routing.alternatives)
+    setup = _with_routes(base, [route])
     if not rates:
         return setup
     note = "if steps are rated, both models finish every step: --early-stop changes nothing"
@@ -167,12 +168,12 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     base = _base(options)
     if routing.policy is None and (policy := _policy_without_head(base)):
         routing = replace(routing, policy=",".join(dict.fromkeys(("target", "draft", policy))))
-    policy_list = read_policies(options.invocation, routing, base.head)
+    policy_list = read_policies(routing, base.head, tau_is_flag="tau" in options.invocation.flags)
     named = named_taus_here(base.available_head) if policy_list.names else None
-    policies = resolve_policies(policy_list, base.head, named)
-    early = _stops_early(base, routing.early_stop, [(one.policy, one.tau) for one in policies])
-    setup = _with_policies(base, policies, early_stop=early, reward=routing.reward)
-    setup = replace(setup, alternatives=routing.alternatives)
+    routes = make_routes(policy_list, base.head, named, routing.alternatives)
+    early = early_stop_asked(routing.early_stop, base.choice.models["draft"], *(one.policy for one in routes))
+    early = stops_early(early, [(one.policy, one.tau) for one in routes], base.available_head)
+    setup = _with_routes(base, _with_early_stop(routes, early), reward=routing.reward)
     return replace(setup, policy_list=policy_list, named_taus=named)
 
 
@@ -185,21 +186,16 @@ def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bo
     head = setup.deciding_head
     is_same_head = (run.get("router") or {}).get("sha256") == (head.sha256 if head else None)
     notes = _changed_names(setup.policy_list, here, named) if is_same_head else []  # another one is refused
-    began_with = run.get("early_stop")
-    keeps_early = setup.stops_early is not None and early_stop is None and began_with is not None
-    return replace(
-        setup,
-        policies=resolve_policies(setup.policy_list, setup.head, named),
-        named_taus=named,
-        stops_early=began_with if keeps_early else setup.stops_early,
-        notes=[*notes, *setup.notes],
-    )
+    early = run.get("early_stop") if early_stop is None else None
+    routes = make_routes(setup.policy_list, setup.head, named, setup.route.alternatives)
+    routes = _with_early_stop(routes, setup.stops_early if early is None else early)
+    return replace(setup, routes=routes, named_taus=named, notes=[*notes, *setup.notes])
 
 
 def collect_setup(options: RunOptions, reward: str | None) -> Setup:
     """The setup in which both models write every step and both steps are rated. Errors as `solve_setup`."""
     base = replace(_base(options), concurrency=options.machine.concurrency or "8")
-    return _with_policies(base, [PolicyAtTau(POLICIES["oracle"], 0.0)], reward=reward)
+    return _with_routes(base, [Route(POLICIES["oracle"], 0.0)], reward=reward)
 
 
 def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
@@ -215,7 +211,7 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
         invocation,
         choice,
         head,
-        policies=(),
+        routes=(),
         sources={},
         load=load,
         placement=place(choice.models, load),
@@ -236,31 +232,30 @@ def _policy_without_head(base: Setup) -> str | None:
     return "target" if base.task.policy == "speculative" and base.served else base.task.policy
 
 
-def _request(options: RunOptions, routing: RoutingOptions, head: Head | None) -> RoutingRequest:
-    """The routing options after conflicts are resolved."""
-    settled = resolve_conflicts(options.invocation, routing, head)
-    head_is_given = options.models.head is not None
-    return RoutingRequest(settled.policy, settled.tau, settled.budget, settled.early_stop, head_is_given)
+def _refuse_unused(policy: Policy, flags: frozenset[str]) -> None:
+    """UsageError for a flag that the policy does not use; a setting may be there for other policies."""
+    uses = {
+        "tau": bool(policy.score_is),
+        "head": policy.needs_head,
+        "early_stop": policy.can_stop_early,
+        "alternatives": policy.can_try_again,
+    }
+    for name, is_used in uses.items():
+        if not is_used and name in flags:
+            hint = "leave it out, or give a --policy that does"
+            raise UsageError(f"policy {policy.name} does not use it", hint, option=name.replace("_", "-"))
 
 
-def _stops_early(base: Setup, asked: bool | None, policies: Sequence[tuple[Policy, float | None]]) -> bool | None:
-    """Whether drafted steps are stopped before their end; None if no policy can. UsageError."""
-    return stops_early_on_server(asked, stops_early(asked, policies, base.available_head), base.choice.models["draft"])
+def _with_early_stop(routes: Sequence[Route], early: bool | None) -> list[Route]:
+    return [replace(one, stops_early=bool(early) and one.policy.can_stop_early) for one in routes]
 
 
-def _with_policies(
-    base: Setup, policies_at_tau: Sequence[PolicyAtTau], *, early_stop: bool | None = None, reward: str | None = None
-) -> Setup:
-    """The setup with its policies, the models that they need, and what the user should know of these.
-
-    `early_stop` is None if no policy can, else whether that was asked for or pays.
-    """
-    policies = [one.policy for one in policies_at_tau]
+def _with_routes(base: Setup, routes: Sequence[Route], *, reward: str | None = None) -> Setup:
+    """The setup with its routes, the models that they need, and what the user should know of these."""
+    policies = [one.policy for one in routes]
     sources = needed_models(policies, base.choice.models, reward)
     refuse_on_servers(policies, sources, base.head)
-    setup = replace(
-        base, policies=policies_at_tau, sources=sources, stops_early=early_stop, reward=reward_source(policies, reward)
-    )
+    setup = replace(base, routes=routes, sources=sources, reward=reward_source(policies, reward))
     notes = cautions(base.choice, sources, uses_head=setup.uses_head, threads=base.load.threads)
     return replace(setup, notes=[*exposed([base.served[role] for role in sources if role in base.served]), *notes])
 

@@ -113,7 +113,7 @@ def _is_of(result: Record, row: Row) -> bool:
 
 def _made_with(setup: Setup) -> Mapping[str, Any]:
     """What solutions depend on, by the names of a record's fields and settings."""
-    chosen, sampler = setup.policy_at_tau, setup.sampler
+    chosen, sampler = setup.route, setup.sampler
     models = {role: setup.sources.get(role) for role in ("draft", "target")}
     routing = {"policy": chosen.policy.name, "tau": tau_in_json(chosen.tau)}
     return {**routing, **models, "temperature": sampler.temperature, "seed": sampler.seed, **record_settings(setup)}

@@ -122,10 +122,9 @@ def _format(results: ResultOptions, invocation: Invocation, *, is_single: bool) 
     A terminal gets answers: records would bury the view.
     """
     if results.json_lines and results.form not in (None, ResultFormat.json):
-        lead = invocation.origin("json_lines") - invocation.origin("form")
-        if lead == 0:
+        if {"json_lines", "form"} <= invocation.flags:
             raise UsageError("both --json and another --format are given", "give one of them")
-        return ResultFormat.json if lead > 0 else results.form
+        return results.form if "form" in invocation.flags else ResultFormat.json
     if results.json_lines or results.form:
         return results.form or ResultFormat.json
     if results.output_file:

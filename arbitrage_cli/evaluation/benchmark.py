@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -22,8 +22,9 @@ from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key, statuses
-from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, label, row, tau_in_json
+from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, row, tau_in_json
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
@@ -34,22 +35,8 @@ ROUNDS = 4
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
 
-EnginesFor = Callable[["PolicyAtTau", int], Mapping[ModelRole, Writer]]
+EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
 """The engines that a policy needs, for the sample of that number. They are idle, and hold no problem."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyAtTau:
-    """A policy at one tau: what a benchmark compares with others. `tau_name` is the tau's name, such as `fast`."""
-
-    policy: Policy
-    tau: float | None
-    tau_name: str | None = field(default=None, compare=False)
-
-    @property
-    def label(self) -> str:
-        """Its name in a table."""
-        return label(self.policy.name, self.tau, self.tau_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +49,14 @@ class Attempt:
 
     item: Item
     sample: int
-    policy_at_tau: PolicyAtTau
+    route: Route
     block: int = 0
     deaths: int = 0
 
     @property
     def key(self) -> Key:
         """The key of its row."""
-        chosen = self.policy_at_tau
-        return self.item.problem.id, self.sample, chosen.policy.name, tau_in_json(chosen.tau)
+        return self.item.problem.id, self.sample, self.route.policy.name, tau_in_json(self.route.tau)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +74,13 @@ class Ended:
     row: dict[str, Any]
 
 
-def plan(items: Sequence[Item], policies: Sequence[PolicyAtTau], samples: int, concurrency: int = 1) -> list[Attempt]:
+def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
     """All attempts in their order: the first block begins with the first policy, the second with the second, and so on."""
     return [
-        Attempt(item, sample, policies[(index + sample + turn) % len(policies)], index)
+        Attempt(item, sample, routes[(index + sample + turn) % len(routes)], index)
         for index, block in enumerate(_blocks(items, concurrency))
         for sample in range(samples)
-        for turn in range(len(policies))
+        for turn in range(len(routes))
         for item in block
     ]
 
@@ -137,7 +123,6 @@ class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
 
     `router_for` gives the router of a policy that does not make its own, `rater_for` the rater of one that asks for rewards.
-    If it `stops_early`, policies that can stop a step before it is finished do so. `alternatives`: see `arbitrage`.
     """
 
     engines_for: EnginesFor
@@ -148,14 +133,12 @@ class Bench:
     router_for: Callable[[Policy], Router | None] = lambda policy: None
     rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
-    stops_early: bool = False
-    alternatives: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
-        for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.policy_at_tau)):
+        for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
             together = list(block)
             yield from self._give_up(together[0]) if together[0].deaths >= GIVEN_UP else self._solve_block(together)
 
@@ -166,21 +149,19 @@ class Bench:
 
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         """Make attempts that differ in their problem only."""
-        chosen, sample = block[0].policy_at_tau, block[0].sample
-        router, engines = self.router_for(chosen.policy), self.engines_for(chosen, sample)
+        route, sample = block[0].route, block[0].sample
+        router, engines = self.router_for(route.policy), self.engines_for(route, sample)
         in_flight = {attempt.item.problem.id: _InFlight(attempt, _DecisionTimer(self.clock)) for attempt in block}
 
         def make_flow(trace: Trace) -> Flow:
-            early, count = self.stops_early, self.alternatives
-            flow = chosen.policy.flow(trace, chosen.tau, self.seed + sample, router, stops_early=early, alternatives=count)
-            return in_flight[trace.problem.id].timer.follow(flow)
+            return in_flight[trace.problem.id].timer.follow(route.flow(trace, self.seed + sample, router))
 
         scheduler = Scheduler(
             engines,
             make_flow,
             self.limits,
             concurrency=self.concurrency,
-            rater=self.rater_for(chosen.policy),
+            rater=self.rater_for(route.policy),
             speculator=as_speculator(engines.get("draft")),
         )
         jobs = (Job(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
@@ -213,16 +194,16 @@ class Bench:
 
     def _row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any]) -> dict[str, Any]:
         """The graded row of an attempt; an error if its grader fails."""
-        chosen, item = attempt.policy_at_tau, attempt.item
+        route, item = attempt.route, attempt.item
         grade = None
         if not attempt_error(finished):
             try:
                 grade = self.grade(finished.trace.text, item.gold)
             except ProblemError as error:
                 finished = replace(finished, error=error)
-        score_is, name = chosen.policy.score_is or None, chosen.tau_name
+        score_is, name = route.policy.score_is or None, route.tau_name
         run = RunInfo(
-            chosen.policy.name, score_is, chosen.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
+            route.policy.name, score_is, route.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
         )  # no row has the zeros
         return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, grade, **measured))
 

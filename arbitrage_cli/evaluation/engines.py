@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
@@ -13,13 +12,14 @@ from arbitrage_cli.inference.scheduler import Writer
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, ModelRole
 
 
 class Engines:
-    """Each column has its own writers, since an engine learns from what it writes: what one policy costs does not depend on
+    """Each route has its own writers, since an engine learns from what it writes: what one policy costs does not depend on
     which others run beside it. Each is made, and knows its model's speed, before it is timed. With `shares_prompts` false, the
-    columns do not find each other's prompts in a server's cache either.
+    routes do not find each other's prompts in a server's cache either.
 
     Engines of one model may follow each other, not take turns within a problem.
     """
@@ -41,29 +41,29 @@ class Engines:
         self._step_end = step_end
         self._shares_prompts = shares_prompts
         self._caches: dict[ModelRole, Cache] = {}
-        self._made: dict[tuple[ModelRole, int, PolicyAtTau], Writer] = {}
+        self._made: dict[tuple[ModelRole, int, Route], Writer] = {}
         self._measured: dict[ModelRole, Cost] = {}
 
-    def __call__(self, column: PolicyAtTau, sample: int = 0) -> dict[ModelRole, Writer]:
-        """The column's writers. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
-        return {role: self._writer(role, column, sample) for role in column.policy.models}
+    def __call__(self, route: Route, sample: int = 0) -> dict[ModelRole, Writer]:
+        """The route's writers. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
+        return {role: self._writer(role, route, sample) for role in route.policy.models}
 
-    def _writer(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Writer:
-        key = (role, sample, column)
+    def _writer(self, role: ModelRole, route: Route, sample: int) -> Writer:
+        key = (role, sample, route)
         if key not in self._made:
-            self._made[key] = self._make(role, column, sample)
+            self._made[key] = self._make(role, route, sample)
         return self._made[key]
 
-    def _make(self, role: ModelRole, column: PolicyAtTau, sample: int) -> Writer:
+    def _make(self, role: ModelRole, route: Route, sample: int) -> Writer:
         model, sampler = self._models[role], replace(self._sampler, seed=self._sampler.seed + sample)
-        keep = role == "draft" and column.policy.reads_token_stats
+        keep = role == "draft" and route.policy.reads_token_stats
         if isinstance(model, ServedModel):
             shares = self._shares_prompts
             return ServedWriter(
                 role, model, sampler, self._instructions, self._step_end, keep_token_stats=keep, shares_prompts=shares
             )
         engine = Engine(role, self._cache(role, model), sampler, keep_token_stats=keep, proposals=_proposals_of(role))
-        if len(column.policy.models) > 1 and (role == "target" or not column.policy.score_is):
+        if len(route.policy.models) > 1 and (role == "target" or not route.policy.score_is):
             self._tell_speed(role, engine)
         return engine
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from arbitrage_cli.evaluation.benchmark import Attempt, PolicyAtTau
+from arbitrage_cli.evaluation.benchmark import Attempt
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import seconds_of
 from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.runs.summary import Standing
@@ -28,15 +29,15 @@ class _Sums:
 class Standings:
     """The standing of each policy, `planned` attempts of each."""
 
-    def __init__(self, policies: Sequence[PolicyAtTau], planned: int, concurrency: int = 1) -> None:
+    def __init__(self, routes: Sequence[Route], planned: int, concurrency: int = 1) -> None:
         self._planned = planned
         self._concurrency = concurrency
-        self._sums = {policy: _Sums() for policy in policies}
+        self._sums = {route: _Sums() for route in routes}
         self._target = next((sums for one, sums in self._sums.items() if one.policy.name == "target"), None)
 
     def add(self, attempt: Attempt, row: Mapping[str, Any]) -> None:
         """Count the row of an attempt; an error that is tried again counts once."""
-        sums = self._sums[attempt.policy_at_tau]
+        sums = self._sums[attempt.route]
         key = attempt.item.problem.id, attempt.sample
         sums.tried.add(key)
         if row["status"] != "done":
@@ -51,7 +52,7 @@ class Standings:
         """One for each policy, in their order."""
         return [self._standing(policy.label, sums) for policy, sums in self._sums.items()]
 
-    def seconds_left(self, waiting: Mapping[PolicyAtTau, int]) -> float | None:
+    def seconds_left(self, waiting: Mapping[Route, int]) -> float | None:
         """An estimate of the time for so many attempts of each policy; None before any is done."""
         means = {policy: sums.seconds / len(sums.done) for policy, sums in self._sums.items() if sums.done}
         if not means:

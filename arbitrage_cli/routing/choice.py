@@ -1,4 +1,4 @@
-"""From what was asked for to a policy and its tau. Knows heads and their tables of taus, no command line and no model."""
+"""From what was asked for to a route. Knows heads and their tables of taus, no command line and no model."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable
 
 DEFAULT_TAU = "exact"
@@ -38,22 +39,6 @@ class AvailableHead:
         return table.at_costs(None) if self.is_universal else table
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingRequest:
-    """How to route, as far as it was asked for; None leaves it open. `head_is_given`: a head was named, it is not the pair's own."""
-
-    policy: str | None = None
-    tau: str | None = None
-    budget: float | None = None
-    early_stop: bool | None = None
-    head_is_given: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing was asked for."""
-        return (self.policy, self.tau, self.budget, self.early_stop) == (None,) * 4 and not self.head_is_given
-
-
 def load_head(source: str | None) -> Head | None:
     """The head of that file, or the built-in one of that name; None for None. RouterError."""
     return load(head_file(source)) if source else None
@@ -78,26 +63,34 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
     return POLICIES[name]
 
 
-def choose_routing(request: RoutingRequest, available: AvailableHead) -> tuple[Policy, float | None, str | None]:
-    """The policy, its tau, and a warning if routing is expected to take longer here than the target alone.
+def make_route(
+    policy: Policy, tau: str | None, available: AvailableHead, *, early_stop: bool | None = None, alternatives: int = 1
+) -> Route:
+    """The route of a policy at a tau as it was written; None is the policy's default. UsageError."""
+    resolved = resolve_tau(policy, tau, available)
+    stops = bool(stops_early(early_stop, [(policy, resolved)], available))
+    return Route(policy, resolved, name_of_tau(policy, tau), stops, alternatives)
 
-    If nothing was asked for, the target then writes alone, with token-level speculation if that pays. This needs costs of this machine
-    and a head of this pair, or a tau that escalates every step: alone the target writes the same text in less time. UsageError.
+
+def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bool) -> tuple[Route, str | None]:
+    """The route, and a warning if it is expected to take longer here than the target alone.
+
+    If the user left the routing open (`is_open`), the target then writes alone, with token-level speculation if that pays. This needs
+    costs of this machine and a head of this pair, or a tau that escalates every step: alone the target writes the same text in less
+    time.
     """
-    policy = choose_policy(request.policy, available.head)
-    tau = resolve_tau(policy, request.tau, request.budget, available)
-    time = _expected_time(policy, tau, available, request.early_stop)
+    time = _expected_time(route, available)
     if time is None or time < 1:
-        return policy, tau, None
+        return route, None
     measured_by = ON_CARD if available.costs is None else HERE
     warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
     costs = available.costs
     is_known = costs is not None and not available.is_universal
-    if request.is_open and (is_known or (tau is not None and tau <= ALWAYS)):
+    if is_open and (is_known or (route.tau is not None and route.tau <= ALWAYS)):
         alone = "speculative" if costs and costs.write < costs.target_seconds_per_token else "target"
         how = " with token-level speculation" if alone == "speculative" else ""
-        return POLICIES[alone], None, f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"
-    return policy, tau, f"{warning}: --policy target"
+        return Route(POLICIES[alone]), f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"
+    return route, f"{warning}: --policy target"
 
 
 def has_tau(policy: Policy, tau: str | None) -> bool:
@@ -105,7 +98,7 @@ def has_tau(policy: Policy, tau: str | None) -> bool:
     return bool(policy.score_is) and (policy.needs_head or not (tau in NAMES or str(tau).endswith("%")))
 
 
-def resolve_tau(policy: Policy, tau: str | None, budget: float | None, available: AvailableHead) -> float | None:
+def resolve_tau(policy: Policy, tau: str | None, available: AvailableHead) -> float | None:
     """The tau that was asked for, or the default; None for a policy that has no tau. UsageError.
 
     With a head: a number, a name or a budget of its table. Names are resolved at the costs of this machine if they are known.
@@ -113,13 +106,9 @@ def resolve_tau(policy: Policy, tau: str | None, budget: float | None, available
     if not policy.score_is:
         return None
     if not policy.needs_head:
-        if budget is not None:
-            raise UsageError(f"policy {policy.name} has no budget", "give a --tau, or a policy with a head", option="budget")
         return _number(tau, policy) if tau is not None else policy.default_tau
     table = available.table if available.costs is None else available.table.at_costs(available.costs)
-    if budget is not None and tau is not None:
-        raise UsageError("both a tau and a budget are given", "give one of them")
-    return table.at_budget(budget) if budget is not None else table.resolve(tau or DEFAULT_TAU)
+    return table.resolve(tau or DEFAULT_TAU)
 
 
 def stops_early(
@@ -135,15 +124,15 @@ def stops_early(
         return given if stopping else None
     if available.head is None or available.is_universal:
         return False
-    table, usual = available.table, resolve_tau(POLICIES["arbitrage"], None, None, available)
+    table, usual = available.table, resolve_tau(POLICIES["arbitrage"], None, available)
     taus = [tau for policy, tau in stopping if policy.needs_head and tau is not None]
     return table.early_stop_pays(taus or [usual or 0.0], available.costs)
 
 
 def name_of_tau(policy: Policy, tau: str | None) -> str | None:
-    """The name that a tau was given by; None if it is a number, or the policy has no names for taus."""
+    """The name or the budget that a tau was given by; None if it is a number, or the policy has no names for taus."""
     name = tau or DEFAULT_TAU
-    return name if policy.needs_head and name in NAMES else None
+    return name if policy.needs_head and (name in NAMES or name.endswith("%")) else None
 
 
 def named_taus_here(available: AvailableHead) -> NamedTaus:
@@ -158,9 +147,9 @@ def named_taus_in(run: Mapping[str, Any]) -> NamedTaus | None:
     return NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
 
 
-def source_of_costs(policy: Policy, tau: str | None, budget: float | None, costs: Costs | None) -> str | None:
-    """Whose costs decided what a name of a tau stands for; None if none was used."""
-    if budget is not None or name_of_tau(policy, tau) is None:
+def source_of_costs(route: Route, costs: Costs | None) -> str | None:
+    """Whose costs decided what the name of a tau stands for; None if none was used."""
+    if route.tau_name not in NAMES:
         return None
     return ON_CARD if costs is None else HERE
 
@@ -170,15 +159,14 @@ def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
     return head is not None and head.reads_hidden and any(policy.needs_head for policy in policies)
 
 
-def _expected_time(policy: Policy, tau: float | None, available: AvailableHead, early_stop: bool | None) -> float | None:
-    """Time of a solution with a head at this tau, divided by that of the target alone; None if that is not known.
+def _expected_time(route: Route, available: AvailableHead) -> float | None:
+    """Time of a solution with a head on this route, divided by that of the target alone; None if that is not known.
 
     By the costs of this machine if they are known, else as on the head's card.
     """
-    if not policy.needs_head or tau is None:
+    if not route.policy.needs_head or route.tau is None:
         return None
-    stops = bool(stops_early(early_stop, [(policy, tau)], available))
-    return available.table.time(available.table.row_at(tau, stops_early=stops), available.costs)
+    return available.table.time(available.table.row_at(route.tau, stops_early=route.stops_early), available.costs)
 
 
 def _number(text: str, policy: Policy) -> float:

@@ -105,8 +105,8 @@ class Answer:
         return {**self._head(name), "choices": [{"index": 0, "logprobs": None, **choice}]}
 
     def _head(self, name: str) -> Json:
-        problem, route = self._request.problem, self._request.route
-        return {"id": problem.id, "object": name, "created": self._created, "model": route.name}
+        problem = self._request.problem
+        return {"id": problem.id, "object": name, "created": self._created, "model": self._request.model}
 
     def _decided(self, decisions: list[Decision]) -> Json:
         return {"arbitrage": {"steps": list(map(step_record, decisions))}} if self._request.shows_decisions else {}

@@ -130,8 +130,9 @@ class Endpoints:
         return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.menu.names]})
 
     async def model(self, request: Request) -> Response:
-        route = find_route(request.path_params["name"], self._defaults.menu)
-        return _json_response(self._model(route.name))
+        name = request.path_params["name"]
+        find_route(name, self._defaults.menu)
+        return _json_response(self._model(name))
 
     async def chat(self, request: Request) -> Response:
         return await self._complete("chat", request)

@@ -12,7 +12,8 @@ from typing import Any, Literal, NoReturn
 from arbitrage_cli.data.problems import encodable, make_problem
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.serving.menu import Menu, Route
+from arbitrage_cli.routing.menu import Menu
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Limits, Message, MessageRole, Problem
 
 Body = Mapping[str, Any]
@@ -83,10 +84,11 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request, checked. The id of its problem is its own id."""
+    """A request, checked. The id of its problem is its own id, `model` the name that it asks for."""
 
     kind: Kind
     problem: Problem
+    model: str
     route: Route
     limits: Limits
     sampler: Sampler
@@ -109,13 +111,15 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         _seed(fields, defaults.sampler.seed),
     )
     problem = _conversation(fields, identifier) if kind == "chat" else _prompt(fields, identifier)
+    model = _typed(fields, "model", str, defaults.menu.names[0])
     if _num_chars(problem) > defaults.max_chars:
         message = f"more than {defaults.max_chars:,} characters do not fit in the context of the models"
         raise RefusedError(message, code="context_length_exceeded", parameter="messages" if kind == "chat" else "prompt")
     return CompletionRequest(
         kind,
         problem,
-        find_route(_typed(fields, "model", str, defaults.menu.usual.name), defaults.menu),
+        model,
+        find_route(model, defaults.menu),
         Limits(limits.max_steps, min(most, limits.max_tokens), limits.max_step_tokens),
         sampler,
         _stops(fields),

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from arbitrage_cli.arbitrage import Flow, Router
+from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded, ServingEvent
 from arbitrage_cli.serving.intake import Intake, Ticket
-from arbitrage_cli.serving.requests import CompletionRequest
-from arbitrage_cli.types import Decided, Event, Finished, Started, Trace
+from arbitrage_cli.types import Decided, Event, Finished, Started
 
 Observe = Callable[[ServingEvent], None]
 
@@ -47,13 +46,13 @@ class Worker:
         for ticket in self._intake:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
-            make_flow = partial(_flow, request=request, router=self._router)
+            make_flow = partial(request.route.flow, seed=request.sampler.seed, router=self._router)
             yield Job(request.problem, make_flow, request.limits, ticket.deadline, request.sampler)
 
     def _follow(self, event: Event, observe: Observe) -> None:
         ticket = self._tickets[event.trace.problem.id]
         if isinstance(event, Started):
-            observe(RequestBegun(event.trace, ticket.request.route.name))
+            observe(RequestBegun(event.trace, ticket.request.model))
             return
         observe(event)
         if isinstance(event, Decided):
@@ -61,9 +60,5 @@ class Worker:
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
             seconds = time.perf_counter() - ticket.arrived
-            observe(RequestEnded(ticket.request.route.name, event, seconds, ticket.is_cancelled))
+            observe(RequestEnded(ticket.request.model, event, seconds, ticket.is_cancelled))
             ticket.deliver(event)
-
-
-def _flow(trace: Trace, *, request: CompletionRequest, router: Router | None) -> Flow:
-    return request.route.flow(trace, request.sampler.seed, router)

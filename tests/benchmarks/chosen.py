@@ -2,13 +2,12 @@
 
 import argparse
 
-from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions
-from arbitrage_cli.cli.policy_lists import read_policies, resolve_policies
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
+from arbitrage_cli.cli.policy_lists import make_routes, read_policies
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.system.paths import user_folder
 
 
@@ -36,13 +35,13 @@ def chosen_head(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 def chosen_columns(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, policies: str
-) -> tuple[list[PolicyAtTau], Head | None]:
+) -> tuple[list[Route], Head | None]:
     """Policies with their taus, written as for `arbitrage bench`, and the head if one of them needs it.
 
     Ends the program if a policy needs rewards.
     """
     head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
-    columns = resolve_policies(read_policies(Invocation(), BenchRoutingOptions(policies), head), head, None)
+    columns = make_routes(read_policies(BenchRoutingOptions(policies), head, tau_is_flag=False), head, None, 1)
     if any(column.policy.reward for column in columns):
         parser.error("policies that need rewards (rsd, judge, oracle) are not supported here")
     return columns, head

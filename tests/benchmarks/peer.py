@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,12 +33,13 @@ from chosen import add_models, chosen_columns, chosen_pair
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended, PolicyAtTau
+from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.stats.intervals import Interval, bootstrap, ratio_of_sums, wilson
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.tasks.registry import FORMS, find_task
@@ -127,7 +128,7 @@ def way_of_server(server: Server, grader: Grader, max_tokens: int) -> Way:
     return solve
 
 
-def way_of_policy(bench: Bench, column: PolicyAtTau) -> Way:
+def way_of_policy(bench: Bench, column: Route) -> Way:
     def solve(item: Item) -> Solved:
         (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
         row: Mapping[str, Any] = ended.row
@@ -221,6 +222,7 @@ def main() -> None:
     instructions = task.instructions if pair.system is None else pair.system
     sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
     columns, head = chosen_columns(parser, arguments, arguments.policy)
+    columns = [replace(one, stops_early=arguments.early_stop) for one in columns]
     with ExitStack() as stack:
         grader = stack.enter_context(task.open_grader())
         options = Options(arguments.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
@@ -231,7 +233,6 @@ def main() -> None:
             Limits(max_tokens=arguments.max_tokens),
             seed=0,
             router_for=lambda policy: head.router() if head and policy.needs_head else None,
-            stops_early=arguments.early_stop,
         )
         for column in columns:
             bench.engines_for(column, 0)

@@ -27,7 +27,6 @@ from chosen import add_models, chosen_columns, chosen_pair
 
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
@@ -39,6 +38,7 @@ from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.head import Head
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats.intervals import bootstrap, ratio_of_sums
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
@@ -82,7 +82,7 @@ def solve(scheduler: Scheduler, problem: Problem) -> Trace:
 
 def make_scheduler(
     backends: Mapping[ModelRole, Backend],
-    column: PolicyAtTau,
+    column: Route,
     head: Head | None,
     limits: Limits,
     parts: Parts,

@@ -81,7 +81,6 @@ def test_missing_model_is_named_with_its_flag_and_the_demo(given: list[str], mis
     ("policy", "flag"),
     [
         ("target", "--tau=0.3"),
-        ("draft", "--budget=0.5"),
         ("target", "--head=builtin:builtin"),
         ("entropy", "--head=builtin:builtin"),
     ],

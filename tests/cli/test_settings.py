@@ -35,7 +35,7 @@ def solve(
 def taus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What names of taus, and a budget of 0.2, resolve to."""
     folder = tmp_path_factory.mktemp("taus")
-    flags = {"exact": ("--tau", "exact"), "fast": ("--tau", "fast"), "budget": ("--budget", "0.2")}
+    flags = {"exact": ("--tau", "exact"), "fast": ("--tau", "fast"), "budget": ("--tau", "20%")}
     return {name: solve(folder, *given)["tau"] for name, given in flags.items()}
 
 
@@ -69,14 +69,8 @@ def test_help_works_with_a_broken_settings_file(tmp_path: Path, arguments: list[
 
 
 def test_flag_wins_over_a_setting_that_conflicts_with_it(tmp_path: Path, taus: dict[str, Any]) -> None:
-    assert solve(tmp_path, "--budget", "0.2", env={"ARBITRAGE_TAU": "fast"})["tau"] == taus["budget"]
-    assert solve(tmp_path, "--budget", "0.2", settings='tau = "fast"\n')["tau"] == taus["budget"]
-    assert solve(tmp_path, "--tau", "0.4", settings="budget = 0.2\n")["tau"] == 0.4
-
-
-def test_nearer_place_wins_over_one_that_conflicts_with_it(tmp_path: Path, taus: dict[str, Any]) -> None:
-    assert solve(tmp_path, settings='tau = "fast"\n', env={"ARBITRAGE_BUDGET": "0.2"})["tau"] == taus["budget"]
-    assert solve(tmp_path, settings="budget = 0.2\n", own='tau = "fast"\n')["tau"] == taus["budget"]
+    assert solve(tmp_path, "--tau", "20%", env={"ARBITRAGE_TAU": "fast"})["tau"] == taus["budget"]
+    assert solve(tmp_path, "--tau", "20%", settings='tau = "fast"\n')["tau"] == taus["budget"]
 
 
 @pytest.mark.parametrize(
@@ -84,12 +78,10 @@ def test_nearer_place_wins_over_one_that_conflicts_with_it(tmp_path: Path, taus:
     [
         ('tau = "fast"\n', ["--policy", "entropy"], "entropy", 1.0),
         ("tau = 0.4\n", ["--policy", "entropy"], "entropy", 0.4),
-        ("budget = 0.2\n", ["--policy", "entropy"], "entropy", 1.0),
-        ('policy = "entropy"\n', ["--tau", "fast"], "arbitrage", "fast"),
-        ('policy = "target"\n', ["--tau", "0.4"], "arbitrage", 0.4),
+        ('tau = "20%"\n', ["--policy", "entropy"], "entropy", 1.0),
     ],
 )
-def test_setting_that_conflicts_with_a_flag_is_ignored(
+def test_setting_that_does_not_apply_is_ignored(
     tmp_path: Path, taus: dict[str, Any], settings: str, flags: list[str], policy: str, tau: Any
 ) -> None:
     record = solve(tmp_path, *flags, settings=settings)
@@ -98,38 +90,37 @@ def test_setting_that_conflicts_with_a_flag_is_ignored(
 
 def test_explain_follows_the_flag_too(tmp_path: Path, taus: dict[str, Any]) -> None:
     env = write_settings(tmp_path, 'tau = "fast"\n')
-    result = run("explain", "5 + 6", "--budget", "0.2", "--json", "-q", "--max-tokens", "1", cwd=tmp_path, env=env)
+    result = run("explain", "5 + 6", "--tau", "20%", "--json", "-q", "--max-tokens", "1", cwd=tmp_path, env=env)
     assert result.code == 0, result.err
     assert result.records[0]["tau"] == taus["budget"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "place"),
+    ("flags", "settings"),
     [
-        (["--tau", "fast", "--budget", "0.2"], ""),
-        (["--policy", "entropy", "--tau", "fast"], "--tau: "),
-        (["--policy", "entropy", "--budget", "0.2"], "--budget: "),
+        (["--policy", "entropy", "--tau", "fast"], ""),
+        (["--policy", "entropy", "--tau", "20%"], ""),
+        (["--tau", "fast"], 'policy = "entropy"\n'),
+        (["--tau", "0.4"], 'policy = "target"\n'),
     ],
 )
-def test_flags_that_conflict_are_refused(flags: list[str], place: str) -> None:
-    assert_refused(run(*SOLVE, *flags), 2, place, flags[-2].removeprefix("--"))
+def test_a_tau_that_its_policy_does_not_use_is_refused(tmp_path: Path, flags: list[str], settings: str) -> None:
+    assert_refused(run(*SOLVE, *flags, cwd=tmp_path, env=write_settings(tmp_path, settings)), 2, "--tau: ", "policy")
 
 
 @pytest.mark.parametrize(
     ("settings", "flags", "columns"),
     [
-        ("tau = 0.4\n", ["--policy", "arbitrage,entropy,target"], {"arbitrage": 0.4, "entropy": 1.0, "target": None}),
-        ('tau = 0.4\npolicy = "entropy"\n', ["--policy", "arbitrage,entropy"], {"arbitrage": "exact", "entropy": 0.4}),
+        ("tau = 0.4\n", ["--policy", "arbitrage,entropy,target"], {"arbitrage": 0.4, "entropy": 0.4, "target": None}),
+        ('tau = 0.4\npolicy = "entropy"\n', ["--policy", "arbitrage,entropy"], {"arbitrage": 0.4, "entropy": 0.4}),
         ('tau = "fast"\npolicy = "arbitrage,entropy"\n', [], {"arbitrage": "fast", "entropy": 1.0}),
-        ('policy = "arbitrage,entropy"\n', ["--tau", "fast"], {"arbitrage": "fast", "entropy": 1.0}),
         ("tau = 0.4\n", ["--policy", "arbitrage@0.3,logprob@2"], {"arbitrage": 0.3, "logprob": 2.0}),
         ("tau = 0.4\n", ["--tau", "0.3", "--policy", "arbitrage,entropy"], {"arbitrage": 0.3, "entropy": 0.3}),
     ],
 )
-def test_tau_of_a_file_holds_for_the_policies_of_that_file(
+def test_tau_of_a_file_holds_for_the_policies_that_accept_it(
     quick_path: Path, taus: dict[str, Any], settings: str, flags: list[str], columns: dict[str, Any]
 ) -> None:
-    """Or for the default policy if the file names none. A flag holds for all policies."""
     env = write_settings(quick_path, settings)
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
     result = run(*BENCH, *flags, cwd=quick_path, env=env)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from small_heads import write_head
 
-from arbitrage_cli.cli.invocation import Invocation, Origin
+from arbitrage_cli.cli.invocation import Invocation
 from arbitrage_cli.cli.options import BenchRoutingOptions, GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
 from arbitrage_cli.cli.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
@@ -25,18 +25,18 @@ def options(models: ModelOptions = SCRIPTED, invocation: Invocation | None = Non
 
 
 def flags(*names: str) -> Invocation:
-    return Invocation(origins=dict.fromkeys(names, Origin.flag))
+    return Invocation(flags=frozenset(names))
 
 
 def columns(setup: Setup) -> list[tuple[str, float | None]]:
-    return [(column.policy.name, column.tau) for column in setup.policies]
+    return [(route.policy.name, route.tau) for route in setup.routes]
 
 
 def test_nothing_given_is_the_built_in_pair_with_its_head() -> None:
     setup = solve_setup(options(ModelOptions()), RoutingOptions())
     assert setup.sources == {"draft": "builtin:draft", "target": "builtin:target"}
     assert setup.deciding_head is not None
-    assert (setup.policy_at_tau.policy.name, setup.policy_at_tau.tau) == (
+    assert (setup.route.policy.name, setup.route.tau) == (
         "arbitrage",
         setup.available_head.table.resolve("exact"),
     )
@@ -72,20 +72,10 @@ def test_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
 
 def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
     routing = RoutingOptions(policy="target", tau="0.3")
-    assert solve_setup(options(), routing).policy_at_tau.tau is None
+    assert solve_setup(options(), routing).route.tau is None
     with pytest.raises(UsageError) as raised:
         solve_setup(options(invocation=flags("policy", "tau")), routing)
     assert raised.value.option == "tau"
-
-
-def test_budget_and_tau_of_two_flags_conflict_and_the_nearer_setting_wins(tmp_path: Path) -> None:
-    models = ModelOptions(head=str(write_head(tmp_path / "small.safetensors")))
-    both = RoutingOptions(tau="0.5", budget=0.2)
-    with pytest.raises(UsageError):
-        solve_setup(options(models, flags("tau", "budget")), both)
-    origins = {"tau": Origin.file, "budget": Origin.environment}
-    assert solve_setup(options(models, Invocation(origins=origins)), both).policy_at_tau.tau != 0.5
-    assert solve_setup(options(models, flags("tau")), both).policy_at_tau.tau == 0.5
 
 
 def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:

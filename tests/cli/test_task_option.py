@@ -82,13 +82,13 @@ def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path
     models = {"draft": "a.gguf", "target": "b.gguf"}
     setup = solve_setup(options("code", **models), RoutingOptions())
     assert (setup.task, setup.system) == (CODE, INSTRUCTIONS)
-    assert (setup.head, setup.policy_at_tau.policy.name) == (None, "speculative")  # heads for paragraphs are of no use
-    compared = bench_setup(options("code", **models), BenchRoutingOptions()).policies
+    assert (setup.head, setup.route.policy.name) == (None, "speculative")  # heads for paragraphs are of no use
+    compared = bench_setup(options("code", **models), BenchRoutingOptions()).routes
     assert [one.policy.name for one in compared] == ["target", "draft", "speculative"]
     assert solve_setup(options(None, **models), RoutingOptions()).head is not None
     served = options("code", draft="a.gguf", target="http://127.0.0.1:1/v1")
-    assert solve_setup(served, RoutingOptions()).policy_at_tau.policy.name == "target"
-    assert [one.policy.name for one in bench_setup(served, BenchRoutingOptions()).policies] == ["target", "draft"]
+    assert solve_setup(served, RoutingOptions()).route.policy.name == "target"
+    assert [one.policy.name for one in bench_setup(served, BenchRoutingOptions()).routes] == ["target", "draft"]
 
 
 def test_a_head_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_routing_that_takes_longer_than_the_target_is_noted(home: Home, head: st
 
 
 @pytest.mark.parametrize(
-    "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--budget", "0.9"), ("--early-stop",)], ids=str
+    "asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--tau", "90%"), ("--early-stop",)], ids=str
 )
 def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(home: Home, asked: tuple[str, ...]) -> None:
     assert solve(home)["policy"] == "arbitrage"  # nothing is measured
@@ -298,7 +298,7 @@ def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home
     home.pretend(SLOW_VERIFIER)
     assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
     assert solve(home, "--head", head, "--threads", "1")["tau"] == 0.3
-    for arguments in (("--tau", "0.3"), ("--budget", "0.5")):
+    for arguments in (("--tau", "0.3"), ("--tau", "50%")):
         record = solve(home, "--head", head, *arguments)
         assert (record["tau"], record["settings"]["tau_costs"]) == (0.3, None)
     home.file.unlink()

@@ -15,7 +15,7 @@ from writing import make_engine
 from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, PolicyAtTau, left, plan
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
 from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
@@ -24,10 +24,11 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Grade, Limits, ModelRole, Problem, Started, Step, Trace
 
-TARGET, DRAFT = PolicyAtTau(POLICIES["target"], None), PolicyAtTau(POLICIES["draft"], None)
-ENTROPY, RANDOM = PolicyAtTau(POLICIES["entropy"], 2.0), PolicyAtTau(POLICIES["random"], 0.5)
+TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
+ENTROPY, RANDOM = Route(POLICIES["entropy"], 2.0), Route(POLICIES["random"], 0.5)
 ALL = (TARGET, DRAFT, ENTROPY, RANDOM)
 SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
 
@@ -71,9 +72,7 @@ def rows(bench: Bench, attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
     return [happening.row for happening in bench.run(attempts) if isinstance(happening, Ended)]
 
 
-def only_row(
-    bench: Bench, question: str = "37 * 12 - 95", column: PolicyAtTau = ENTROPY, answer: str = "349"
-) -> dict[str, Any]:
+def only_row(bench: Bench, question: str = "37 * 12 - 95", column: Route = ENTROPY, answer: str = "349") -> dict[str, Any]:
     (row,) = rows(bench, [Attempt(item(0, question, answer), 0, column)])
     return row
 
@@ -115,7 +114,7 @@ def test_plan_has_everything_once_and_takes_turns(num_items: int, num_columns: i
     )
     for index in range(num_items):
         first = attempts[index * num_columns * samples]
-        assert (first.item, first.policy_at_tau) == (items[index], columns[index % num_columns])
+        assert (first.item, first.route) == (items[index], columns[index % num_columns])
 
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(2, 3))
@@ -123,11 +122,11 @@ def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, 
     """Each problem is in one block, a block has at least four problems for each that is solved at once, or there is but one."""
     attempts = plan([item(number) for number in range(num_items)], ALL[:num_columns], 1, concurrency)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns
-    blocks = [list(block) for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.policy_at_tau))]
+    blocks = [list(block) for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.route))]
     assert all(4 * concurrency <= len(block) < 8 * concurrency for block in blocks) or len(blocks) == num_columns
     for number in range(0, len(blocks), num_columns):
         turn = blocks[number : number + num_columns]
-        assert turn[0][0].policy_at_tau == ALL[turn[0][0].block % num_columns]
+        assert turn[0][0].route == ALL[turn[0][0].block % num_columns]
         assert all([one.item for one in block] == [one.item for one in turn[0]] for block in turn)
 
 
@@ -147,10 +146,10 @@ def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
 
 def test_taus_tell_rows_apart() -> None:
     """Two taus of one policy are two columns; an infinite one has its name in JSON."""
-    columns = [PolicyAtTau(POLICIES["entropy"], tau) for tau in (0.5, math.inf)]
+    columns = [Route(POLICIES["entropy"], tau) for tau in (0.5, math.inf)]
     assert [one.key[3] for one in plan([item()], columns, 1)] == [0.5, "inf"]
     assert [column.label for column in columns] == ["entropy 0.5", "entropy inf"]
-    assert PolicyAtTau(POLICIES["arbitrage"], 0.3471, "fast").label == "arbitrage fast (0.347)"
+    assert Route(POLICIES["arbitrage"], 0.3471, "fast").label == "arbitrage fast (0.347)"
 
 
 # --- what a row tells
@@ -158,7 +157,7 @@ def test_taus_tell_rows_apart() -> None:
 
 def test_row_of_a_routed_attempt() -> None:
     """The row has the solution, its grade, what it was compared with, and where the time went; nothing that all rows share."""
-    row = only_row(scripted_bench(), column=PolicyAtTau(POLICIES["entropy"], 0.3))
+    row = only_row(scripted_bench(), column=Route(POLICIES["entropy"], 0.3))
     assert row["status"] == "done"
     assert (row["id"], row["sample"], row["policy"], row["tau"], row["level"]) == ("p0", 0, "entropy", 0.3, 0)
     assert row["grade"] == {"value": "correct", "answer": row["text"][-5:], "explanation": "looked for it"}
@@ -209,7 +208,7 @@ def test_full_context_is_a_result_unless_nothing_was_written() -> None:
 
 def test_rewards_and_their_cost_are_in_the_row() -> None:
     """A policy that asks for rewards gets them from its rater, and what they cost stands in the row."""
-    row = only_row(scripted_bench(rater_for=lambda policy: make_rollout()), column=PolicyAtTau(POLICIES["oracle"], 0.0))
+    row = only_row(scripted_bench(rater_for=lambda policy: make_rollout()), column=Route(POLICIES["oracle"], 0.0))
     assert {step["advantage"] for step in row["steps"]} <= {-1.0, 0.0, 1.0}
     assert row["timing"]["reward"]["decode_tokens"] > 0
 
@@ -223,7 +222,7 @@ def make_rollout() -> Rollout:
 def test_router_may_come_from_outside() -> None:
     """A policy with a head routes with the router that it is given."""
     bench = scripted_bench(router_for=lambda policy: by_token_stats(lambda trace, draft: 0.9))
-    row = only_row(bench, column=PolicyAtTau(POLICIES["arbitrage"], 0.5))
+    row = only_row(bench, column=Route(POLICIES["arbitrage"], 0.5))
     assert {step["decision"] for step in row["steps"]} == {"escalate"}
 
 
@@ -304,7 +303,7 @@ def test_policies_learn_nothing_from_each_other() -> None:
     engines = Engines(backends, Sampler(), INSTRUCTIONS)
     first = engines(RANDOM, 0)
     calls = [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)]
-    second = engines(PolicyAtTau(RANDOM.policy, 0.4), 0)
+    second = engines(Route(RANDOM.policy, 0.4), 0)
     assert engines(RANDOM, 0) == first
     assert not {*first.values()} & {*second.values()}
     assert [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)] == calls
@@ -383,7 +382,7 @@ def test_router_time_is_that_of_the_decision() -> None:
         return 0.0
 
     policy = Policy("slow", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
-    row = only_row(scripted_bench(clock=clock), column=PolicyAtTau(policy, 0.5))
+    row = only_row(scripted_bench(clock=clock), column=Route(policy, 0.5))
     assert row["timing"]["router"] == {"seconds": 3.0 * len(row["steps"])}
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
 
@@ -397,7 +396,7 @@ def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
         return float(beginning.num_tokens >= 4)
 
     policy = Policy("slow", ("draft", "target"), "nothing", 0.5, lambda seed: by_least_likely_token(slow_look))
-    row = only_row(scripted_bench(clock=clock, stops_early=True), column=PolicyAtTau(policy, 0.5))
+    row = only_row(scripted_bench(clock=clock), column=Route(policy, 0.5, stops_early=True))
     discarded = [step["discarded"] for step in row["steps"] if step["discarded"]]
     assert {(step["tokens"], step["stop"]) for step in discarded} == {(4, "early")}
     assert row["timing"]["router"] == {"seconds": 3.0 * 5 * len(discarded)}  # after each of four tokens, and by the flow
@@ -407,7 +406,7 @@ def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
 def test_steps_are_stopped_on_request_only() -> None:
     """By a bench that stops early and by no other; what is kept is the same."""
     stopped, whole = (
-        only_row(scripted_bench(stops_early=early), column=PolicyAtTau(POLICIES["random"], 0.3)) for early in (True, False)
+        only_row(scripted_bench(), column=Route(POLICIES["random"], 0.3, stops_early=early)) for early in (True, False)
     )
     assert [step["text"] for step in stopped["steps"]] == [step["text"] for step in whole["steps"]]
     stops = [{step["discarded"]["stop"] for step in row["steps"] if step["discarded"]} for row in (stopped, whole)]
@@ -425,7 +424,7 @@ def test_flow_is_closed_with_its_attempt() -> None:
             finally:
                 closed.append(True)
 
-    happenings = scripted_bench().run([Attempt(item(0, "1 + 3"), 0, PolicyAtTau(Watched("target", ("target",)), None))])
+    happenings = scripted_bench().run([Attempt(item(0, "1 + 3"), 0, Route(Watched("target", ("target",)), None))])
     next(one for one in happenings if isinstance(one, Started))
     next(happenings)
     happenings.close()
@@ -452,6 +451,6 @@ def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.Monke
     clock = Clock()
     slow_down(monkeypatch, clock, Rollout)
     bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: make_rollout())
-    late = only_row(bench, column=PolicyAtTau(POLICIES["oracle"], 0.0))
+    late = only_row(bench, column=Route(POLICIES["oracle"], 0.0))
     assert (late["status"], late["error"]) == ("error", "not finished after 10 s")
     assert late["wall_seconds"] == 11.0

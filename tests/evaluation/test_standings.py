@@ -3,12 +3,13 @@
 from typing import Any
 
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.evaluation.benchmark import Attempt, PolicyAtTau
+from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Problem
 
-TARGET, ENTROPY = PolicyAtTau(POLICIES["target"], None), PolicyAtTau(POLICIES["entropy"], 2.0)
+TARGET, ENTROPY = Route(POLICIES["target"], None), Route(POLICIES["entropy"], 2.0)
 
 
 class CountedRow(dict[str, Any]):
@@ -21,12 +22,12 @@ class CountedRow(dict[str, Any]):
         return super().__getitem__(name)
 
 
-def standings_of(*attempts: tuple[int, PolicyAtTau, float, str]) -> tuple[Standings, list[CountedRow]]:
+def standings_of(*attempts: tuple[int, Route, float, str]) -> tuple[Standings, list[CountedRow]]:
     """Standings after these attempts, each with its problem's number, seconds and verdict, and their rows."""
     standings, rows = Standings((TARGET, ENTROPY), 3), []
     for number, policy, seconds, verdict in attempts:
-        status, score = ("error", None) if verdict == "error" else ("done", {"value": verdict})
-        rows.append(CountedRow(status=status, score=score, wall_seconds=seconds))
+        status, grade = ("error", None) if verdict == "error" else ("done", {"value": verdict})
+        rows.append(CountedRow(status=status, grade=grade, wall_seconds=seconds))
         item = Item(Problem(f"p{number}", "question"), {"answer": "4"}, level=None)
         standings.add(Attempt(item, 0, policy), rows[-1])
     return standings, rows
@@ -63,7 +64,7 @@ def test_time_left_is_estimated_by_policy() -> None:
 
 def test_taus_that_look_alike_stand_apart() -> None:
     """Two taus that are written the same are two policies, each with its own attempts."""
-    one, other = (PolicyAtTau(POLICIES["entropy"], tau) for tau in (0.5, 0.5000000001))
+    one, other = (Route(POLICIES["entropy"], tau) for tau in (0.5, 0.5000000001))
     standings = Standings((one, other), 1)
     standings.add(Attempt(Item(Problem("p", "question"), {}, None), 0, one), {"status": "error"})
     assert [standing.tried for standing in standings.now()] == [1, 0]

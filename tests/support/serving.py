@@ -9,21 +9,21 @@ from typing import Any
 import httpx2
 from hash_language import SHORT, HashBackend, hash_engines
 
-from arbitrage_cli.evaluation.benchmark import PolicyAtTau
 from arbitrage_cli.inference.backend import Output
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.choice import AvailableHead
+from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.events import ServingEvent
 from arbitrage_cli.serving.http import bind
-from arbitrage_cli.serving.menu import Menu
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Server
 
 CONCURRENCY = 4
-MENU = Menu(PolicyAtTau(POLICIES["entropy"], 1.5), AvailableHead(None, None))
+MENU = Menu(Route(POLICIES["entropy"], 1.5), AvailableHead(None, None))
 DEFAULTS = Defaults(MENU, SHORT, Sampler(), max_chars=20_000)
 NAMES = frozenset(("127.0.0.1", "localhost"))
 

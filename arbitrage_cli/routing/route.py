@@ -1,0 +1,53 @@
+"""A route: a policy at a tau, as one problem is solved by it. `NAME@TAU` names one, such as `arbitrage@fast`. Loads no model."""
+
+from dataclasses import dataclass, field
+
+from arbitrage_cli.arbitrage import Flow, Router
+from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.runs.records import label
+from arbitrage_cli.types import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A policy at a tau; `tau` is None for a policy without. `tau_name` is the name or the budget that the tau was given by.
+
+    If it `stops_early`, a step that will be escalated is not finished. `alternatives`: see `arbitrage`.
+    """
+
+    policy: Policy
+    tau: float | None = None
+    tau_name: str | None = field(default=None, compare=False)
+    stops_early: bool = False
+    alternatives: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and messages: `entropy 0.5`, `arbitrage fast (0.347)`."""
+        return label(self.policy.name, self.tau, self.tau_name)
+
+    @property
+    def name(self) -> str:
+        """Its name as a command takes it: `target`, `entropy@0.5`, `arbitrage@fast`."""
+        return self.policy.name if self.tau is None else f"{self.policy.name}@{self.tau_name or format(self.tau, 'g')}"
+
+    def flow(self, trace: Trace, seed: int, router: Router | None = None) -> Flow:
+        """The flow that solves `trace`. `router` is the head's, for a policy that needs one."""
+        early, count = self.stops_early, self.alternatives
+        return self.policy.flow(trace, self.tau, seed, router, stops_early=early, alternatives=count)
+
+
+ANY_ROUTE = Route(Policy("any", ("draft", "target"), reads_token_stats=True))
+"""What models are prepared for if every problem brings its own route."""
+
+
+def parse_route(text: str) -> tuple[Policy, str | None]:
+    """The policy and the tau of `NAME@TAU`, the tau as it was written; None for `NAME` alone. UsageError."""
+    name, at, tau = (part.strip() for part in text.partition("@"))
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES, option="policy")
+    policy = POLICIES[name]
+    if at and not policy.score_is:
+        raise UsageError(f"policy {name} has no tau", f"give it without one: {name}", option="policy")
+    return policy, tau if at else None
