@@ -10,9 +10,9 @@ from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_s
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.records import RunInfo, record, to_json

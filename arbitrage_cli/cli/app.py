@@ -28,8 +28,8 @@ from arbitrage_cli.cli import (
     tune,
     verify,
 )
-from arbitrage_cli.cli.output import is_drawable
 from arbitrage_cli.cli.settings import CallObject, Settings, place_of, read_settings
+from arbitrage_cli.display.text import is_drawable
 from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]

@@ -4,14 +4,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import Annotated
 
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     SOME_FAILED,
     BenchRoutingOptions,
     FigureOptions,
     Fresh,
     GenerationOptions,
+    Invocation,
     MachineOptions,
     ModelOptions,
     OutputOptions,
@@ -19,6 +18,7 @@ from arbitrage_cli.cli.options import (
     RunFolderPath,
     option,
 )
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say, show_figures
 from arbitrage_cli.errors import UsageError
 
@@ -73,11 +73,11 @@ def bench(
       arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
+    from arbitrage_cli.app.selection import default_folder, read_problems
+    from arbitrage_cli.app.session import Session
+    from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.cli.bench_run import measure, plan_run
     from arbitrage_cli.cli.running_code import refuse_running_code
-    from arbitrage_cli.cli.selection import default_folder, read_problems
-    from arbitrage_cli.cli.session import Session
-    from arbitrage_cli.cli.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.evaluation.prices import parse_prices
     from arbitrage_cli.evaluation.projection import parse_speeds
     from arbitrage_cli.runs.folder import RunFolder

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.app.selection import Selection
+from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.cli.output import only_figures_on_stdout
-from arbitrage_cli.cli.selection import Selection
-from arbitrage_cli.cli.session import Rollouts, Session
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
 from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest, statuses

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arbitrage_cli.cli.collect import CollectOptions, RewardOptions, RollIn
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     SOME_FAILED,
     GenerationOptions,
+    Invocation,
     JsonFigures,
     MachineOptions,
     ModelOptions,
@@ -23,6 +21,8 @@ from arbitrage_cli.cli.options import (
     ProblemOptions,
     option,
 )
+from arbitrage_cli.cli.collect import CollectOptions, RewardOptions, RollIn
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
 from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
 from arbitrage_cli.display import rounding
@@ -31,7 +31,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import ModelRole
 
 if TYPE_CHECKING:
-    from arbitrage_cli.cli.setup import RunOptions
+    from arbitrage_cli.app.setup import RunOptions
     from arbitrage_cli.inference.backend import Options
     from arbitrage_cli.routing.costs import Costs
     from arbitrage_cli.routing.head import Head
@@ -78,8 +78,8 @@ def calibrate(
       arbitrage calibrate runs/states --head head.safetensors -o mine.safetensors
       arbitrage calibrate --pair mine --dataset others.jsonl --reward rollout --head head.safetensors -o mine.safetensors
     """
-    from arbitrage_cli.cli.model_choice import choice_of_states, choose_models, load_options
-    from arbitrage_cli.cli.setup import RunOptions
+    from arbitrage_cli.app.model_choice import choice_of_states, choose_models, load_options
+    from arbitrage_cli.app.setup import RunOptions
     from arbitrage_cli.routing.choice import load_head, need_head
     from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.training.examples import read_states
@@ -125,10 +125,10 @@ def _collect(
     run: "RunOptions", options: CalibrateOptions, problems: OptionalProblemOptions, output: OutputOptions
 ) -> tuple[Path, bool]:
     """Collect states with the head deciding. Returns their folder, and whether some problems failed."""
+    from arbitrage_cli.app.selection import default_folder, read_problems
+    from arbitrage_cli.app.setup import collect_setup
     from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
     from arbitrage_cli.cli.running_code import refuse_running_code
-    from arbitrage_cli.cli.selection import default_folder, read_problems
-    from arbitrage_cli.cli.setup import collect_setup
 
     selected = ProblemOptions(problems.mapping, problems.limit, problems.ids, dataset=str(problems.dataset))
     how = CollectOptions(options.reward, options.rollouts, options.rollout_temperature, RollIn.head)

@@ -5,18 +5,18 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.interrupts import Interruption, interruptible
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     ConversationRoutingOptions,
     GenerationOptions,
     HeadOptions,
+    Invocation,
     MachineOptions,
     OutputOptions,
 )
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.interrupts import Interruption, interruptible
 from arbitrage_cli.cli.output import command_display
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.system.paths import user_folder
 
@@ -47,9 +47,9 @@ def chat(
       arbitrage chat --pair qwen2.5-coder
       arbitrage chat --tau fast
     """
+    from arbitrage_cli.app.session import Session
+    from arbitrage_cli.app.setup import RunOptions, serve_setup
     from arbitrage_cli.cli.conversation import Conversation
-    from arbitrage_cli.cli.session import Session
-    from arbitrage_cli.cli.setup import RunOptions, serve_setup
     from arbitrage_cli.cli.typed_lines import edited_lines
 
     setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="1")

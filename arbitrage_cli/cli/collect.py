@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     SOME_FAILED,
     Fresh,
     GenerationOptions,
+    Invocation,
     MachineOptions,
     ModelOptions,
     OutputOptions,
@@ -19,6 +18,7 @@ from arbitrage_cli.cli.options import (
     RunFolderPath,
     option,
 )
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, say
 from arbitrage_cli.errors import UsageError
 
@@ -101,10 +101,10 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
+    from arbitrage_cli.app.selection import default_folder, read_problems
+    from arbitrage_cli.app.setup import RunOptions, collect_setup
     from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
     from arbitrage_cli.cli.running_code import refuse_running_code
-    from arbitrage_cli.cli.selection import default_folder, read_problems
-    from arbitrage_cli.cli.setup import RunOptions, collect_setup
 
     if collect.target_samples > 1 and generation.temperature == 0:
         raise UsageError(

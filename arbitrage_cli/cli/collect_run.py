@@ -9,17 +9,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from arbitrage_cli.app.engines import make_writer
+from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.protocol import AttemptEnded, Display, RunProgress
+from arbitrage_cli.app.selection import Selection
+from arbitrage_cli.app.session import Rollouts, Session
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.cli.collect import CollectOptions, RollIn
-from arbitrage_cli.cli.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.cli.output import offering_to_resume
-from arbitrage_cli.cli.selection import Selection
-from arbitrage_cli.cli.session import Rollouts, Session
-from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.data.rows import Item
-from arbitrage_cli.display.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.errors import InterruptedRunError, OutputError
-from arbitrage_cli.evaluation.engines import make_writer
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer

@@ -1,4 +1,4 @@
-"""Makes a Typer command of a function that takes option groups. Knows no option.
+"""Makes a Typer command of a function that takes option groups.
 
 An option group is a frozen dataclass whose fields are annotated as Typer options. A command names the groups it takes; Typer
 sees their fields as the command's options.
@@ -8,11 +8,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from arbitrage_cli.cli.invocation import Invocation, invocation_of
+from arbitrage_cli.app.options import Invocation, Option
 from arbitrage_cli.cli.settings import place_of
 from arbitrage_cli.errors import UsageError
 
@@ -29,7 +29,7 @@ def command(function: Command) -> Command:
     @functools.wraps(function)
     def run(context: typer.Context, **values: Any) -> int | None:
         made = {name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()}
-        made |= dict.fromkeys(takes_invocation, invocation_of(context))
+        made |= dict.fromkeys(takes_invocation, _invocation_of(context))
         try:
             return function(**made, **values)
         except UsageError as error:
@@ -44,7 +44,7 @@ def command(function: Command) -> Command:
                 _parameter(one, get_type_hints(groups[name], include_extras=True)) for one in fields(groups[name])
             ]
         elif name not in takes_invocation:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_for_typer(hints[name])))
     setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -52,4 +52,31 @@ def command(function: Command) -> Command:
 
 def _parameter(one: Field[Any], hints: dict[str, Any]) -> inspect.Parameter:
     default = inspect.Parameter.empty if one.default is MISSING else one.default
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[one.name])
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_for_typer(hints[one.name])
+    )
+
+
+def _for_typer(annotation: Any) -> Any:
+    """The annotation with a Typer option in place of an `Option`."""
+    kind, *details = get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
+    if not details or not isinstance(details[0], Option):
+        return annotation
+    one: Option = details[0]
+    made = typer.Option(
+        *one.names,
+        envvar=one.variable,
+        help=one.help,
+        rich_help_panel=one.panel,
+        metavar=one.metavar,
+        min=one.min,
+        max=one.max,
+    )
+    return Annotated[kind, made]
+
+
+def _invocation_of(context: typer.Context) -> Invocation:
+    """The call that Typer parsed into this context."""
+    sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
+    flags = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return Invocation(tuple(context.obj.arguments if context.obj else ()), flags)

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from arbitrage_cli.app.options import ComparisonOptions, Debug
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import ComparisonOptions, Debug
-from arbitrage_cli.cli.output import is_drawable, write_table_as
+from arbitrage_cli.cli.output import write_table_as
+from arbitrage_cli.display.text import is_drawable
 
 Run = Annotated[Path, typer.Argument(help="A run folder of arbitrage bench.")]
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
-from arbitrage_cli.cli.session import Session
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import solution_lines
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import safe, write
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.inference.scheduler import Job

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     GenerationOptions,
     HeadRoutingOptions,
+    Invocation,
     MachineOptions,
     ModelOptions,
     OutputOptions,
     option,
 )
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.data.problems import make_problem
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Finished, Problem, Trace
 
 if TYPE_CHECKING:
-    from arbitrage_cli.cli.setup import Setup
+    from arbitrage_cli.app.setup import Setup
     from arbitrage_cli.routing.explain import Explanation
     from arbitrage_cli.routing.head import Head
 
@@ -62,8 +62,8 @@ def explain(
       arbitrage explain "What is 23 * 47 - 88?"
       arbitrage explain runs/states --head head.safetensors --top 3
     """
-    from arbitrage_cli.cli.model_choice import choice_of_states, choose_models
-    from arbitrage_cli.cli.setup import RunOptions, explain_setup
+    from arbitrage_cli.app.model_choice import choice_of_states, choose_models
+    from arbitrage_cli.app.setup import RunOptions, explain_setup
     from arbitrage_cli.display.explanation import explanation_records, solution_lines
     from arbitrage_cli.routing.choice import need_head
     from arbitrage_cli.routing.explain import explain_solution
@@ -113,8 +113,8 @@ def _problem(text: str) -> Problem:
 
 def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:
     """Solve the problem as policy arbitrage does; if steps can be rated, with both models writing every step."""
+    from arbitrage_cli.app.session import Session
     from arbitrage_cli.arbitrage import Flow
-    from arbitrage_cli.cli.session import Session
     from arbitrage_cli.routing.choice import need_head
     from arbitrage_cli.routing.policies import POLICIES
     from arbitrage_cli.training.collect import as_routed, collect

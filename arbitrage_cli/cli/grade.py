@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from arbitrage_cli.app.options import SOME_FAILED, FigureOptions, QuietOptions, RunCode
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import SOME_FAILED, FigureOptions, QuietOptions, RunCode
 from arbitrage_cli.cli.output import command_display, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
@@ -32,7 +32,7 @@ def grade(
     Examples:
       arbitrage grade runs/builtin--builtin
     """
-    from arbitrage_cli.cli.manifest import with_grader
+    from arbitrage_cli.app.manifest import with_grader
     from arbitrage_cli.cli.running_code import refuse_running_code
     from arbitrage_cli.tasks.registry import find_task
 

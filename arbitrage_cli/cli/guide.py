@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.display.text import write
+from arbitrage_cli.display.text import is_drawable, write
 from arbitrage_cli.errors import unknown
 
 FOLDER = Path(__file__).parents[1] / "guides"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from arbitrage_cli.cli.output import is_drawable
+from arbitrage_cli.display.text import is_drawable
 from arbitrage_cli.system.held_signals import ENDING, handle_once
 
 

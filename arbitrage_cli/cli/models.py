@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from arbitrage_cli.app.options import Debug, QuietOptions, TableOptions, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.downloads import shown, size_words
-from arbitrage_cli.cli.options import Debug, QuietOptions, TableOptions, option
 from arbitrage_cli.cli.output import confirmed, write_table_as
+from arbitrage_cli.display.downloads import shown, size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub

@@ -9,12 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TextIO, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from arbitrage_cli.cli.options import FigureOptions, OutputOptions, QuietOptions, TableOptions
+from arbitrage_cli.app.options import FigureOptions, OutputOptions, QuietOptions, TableOptions
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.protocol import Display
-from arbitrage_cli.display.text import one_line, show, write, writing
+from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.types import Trace
 
@@ -63,11 +63,6 @@ class InOrder(Generic[T]):
         while self._num_passed in self._held:
             self._num_passed += 1
             self._pass_on(self._held.pop(self._num_passed - 1))
-
-
-def is_drawable(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal that escape codes may be sent to. NO_COLOR removes colours, which Rich sees to."""
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager

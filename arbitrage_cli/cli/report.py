@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arbitrage_cli.app.options import Debug, FigureOptions, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import Debug, FigureOptions, option
 from arbitrage_cli.cli.output import figures_as_asked, show_figures
 from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import OutputError, UsageError

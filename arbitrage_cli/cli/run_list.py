@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from arbitrage_cli.app.options import Debug, TableOptions
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.downloads import size_words
-from arbitrage_cli.cli.options import Debug, TableOptions
 from arbitrage_cli.cli.output import confirmed, write_table_as
 from arbitrage_cli.display import rounding
+from arbitrage_cli.display.downloads import size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, files_of_run, latest, remove_run

@@ -9,19 +9,19 @@ from pathlib import Path
 from socket import socket
 from typing import Annotated
 
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.interrupts import draining
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     ConversationRoutingOptions,
     GenerationOptions,
     HeadOptions,
+    Invocation,
     MachineOptions,
     OutputOptions,
     option,
 )
+from arbitrage_cli.app.protocol import ServerInfo
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.interrupts import draining
 from arbitrage_cli.cli.output import command_display
-from arbitrage_cli.display.protocol import ServerInfo
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
 
@@ -74,8 +74,8 @@ def serve(
         # First: numpy, which is imported below, starts a thread that would take signals.
         stack.enter_context(draining(lambda: any(drain() for drain in drains)))
         _need_libraries()
-        from arbitrage_cli.cli.session import Session
-        from arbitrage_cli.cli.setup import RunOptions, serve_setup
+        from arbitrage_cli.app.session import Session
+        from arbitrage_cli.app.setup import RunOptions, serve_setup
         from arbitrage_cli.routing.route import ANY_ROUTE
         from arbitrage_cli.serving.app import Access, Bounds
         from arbitrage_cli.serving.http import bind, listen

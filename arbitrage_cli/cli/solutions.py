@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from arbitrage_cli.cli.manifest import record_settings
-from arbitrage_cli.cli.options import ResultFormat
+from arbitrage_cli.app.manifest import record_settings
+from arbitrage_cli.app.options import ResultFormat
+from arbitrage_cli.app.problem_source import Problems, Row
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.cli.output import InOrder
-from arbitrage_cli.cli.problem_source import Problems, Row
-from arbitrage_cli.cli.setup import Setup
 from arbitrage_cli.cli.solution_file import ANOTHER, Record, SolutionFile
 from arbitrage_cli.data.problems import BadLine
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     SOME_FAILED,
     GenerationOptions,
+    Invocation,
     MachineOptions,
     ModelOptions,
     OutputOptions,
@@ -22,16 +21,17 @@ from arbitrage_cli.cli.options import (
     RoutingOptions,
     option,
 )
+from arbitrage_cli.app.problem_source import Problems
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say
-from arbitrage_cli.cli.problem_source import Problems
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Event, Finished, Started
 
 if TYPE_CHECKING:
-    from arbitrage_cli.cli.slow_models import SlowModels
+    from arbitrage_cli.app.slow_models import SlowModels
     from arbitrage_cli.cli.solutions import Solutions
 
 
@@ -68,8 +68,8 @@ def solve(
       arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
-    from arbitrage_cli.cli.session import Session
-    from arbitrage_cli.cli.setup import RunOptions, solve_setup
+    from arbitrage_cli.app.session import Session
+    from arbitrage_cli.app.setup import RunOptions, solve_setup
     from arbitrage_cli.cli.solution_file import SolutionFile
     from arbitrage_cli.cli.solutions import Solutions
     from arbitrage_cli.tuning.memory import MOST

@@ -13,9 +13,8 @@ from typing import Annotated
 
 import typer
 
+from arbitrage_cli.app.options import Invocation, QuietOptions, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import QuietOptions, option
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import OutputError, UsageError
 
@@ -122,7 +121,7 @@ def train(
 
 def _next(run: Path, head: Path) -> str:
     """The command that measures the head on other problems."""
-    from arbitrage_cli.cli.model_choice import choice_of_states
+    from arbitrage_cli.app.model_choice import choice_of_states
 
     choice = choice_of_states(run, None)
     sources = {role: source for role, source in choice.models.items() if source and role != "prm"}
@@ -135,7 +134,7 @@ def _next(run: Path, head: Path) -> str:
 
 def name_of_head(output: Path, runs: Sequence[Path]) -> str:
     """The name of a head of these runs that is written there: its file's, or the pairs' or runs' if that says nothing."""
-    from arbitrage_cli.cli.model_choice import choice_of_states
+    from arbitrage_cli.app.model_choice import choice_of_states
 
     if output.stem != UNTOLD:
         return output.stem

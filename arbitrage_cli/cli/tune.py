@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from arbitrage_cli.app.options import Invocation, JsonFigures, LoadingOptions, OutputOptions, PairOptions
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import JsonFigures, LoadingOptions, OutputOptions, PairOptions
 from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama, try_model
@@ -64,8 +63,8 @@ def tune(
       arbitrage tune
       arbitrage tune --pair qwen2.5-coder
     """
-    from arbitrage_cli.cli.model_choice import choose_models, load_options
-    from arbitrage_cli.cli.session import fetch
+    from arbitrage_cli.app.model_choice import choose_models, load_options
+    from arbitrage_cli.app.session import fetch
     from arbitrage_cli.tuning.placement import tuned_file
     from arbitrage_cli.tuning.store import check_place, keep_tuned
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arbitrage_cli.app.options import Debug, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.options import Debug, option
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
 from arbitrage_cli.model_files import checksums

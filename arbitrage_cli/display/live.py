@@ -9,12 +9,14 @@ from typing import TextIO
 
 from rich.text import Text
 
+from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
+from arbitrage_cli.display.downloads import Pace
 from arbitrage_cli.display.live_run import RunView
 from arbitrage_cli.display.live_serve import ServeView
 from arbitrage_cli.display.live_solve import SolveView
-from arbitrage_cli.display.protocol import RunProgress, ServerInfo, Shown
 from arbitrage_cli.display.region import Region, View
 from arbitrage_cli.display.text import one_line, write
+from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ModelRole
 
@@ -27,6 +29,7 @@ class LiveDisplay:
     def __init__(self, stream: TextIO, results: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._region = Region(stream)
         self._results = results
+        self._pace = Pace()
         self._clock = clock
         self._drawn = clock() - REDRAW_SECONDS
         self._stays: list[Text] = []
@@ -35,6 +38,9 @@ class LiveDisplay:
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
         if self._is_due or fraction >= 1:
             self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")])
+
+    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
+        self.loading(role, self._pace.words(progress), progress.done / max(progress.total, 1))
 
     def note(self, text: str) -> None:
         self._stays.append(Text(one_line(text), "yellow"))

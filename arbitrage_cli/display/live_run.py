@@ -5,9 +5,9 @@ from datetime import timedelta
 
 from rich.text import Text
 
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown
 from arbitrage_cli.display import rounding, wording
 from arbitrage_cli.display.live_solve import COLORS
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import aligned, one_line, shortened
 from arbitrage_cli.runs.summary import Standing

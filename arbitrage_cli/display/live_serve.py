@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from rich.cells import cell_len
 from rich.text import Text
 
+from arbitrage_cli.app.protocol import ServerInfo, Shown
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.live_solve import COLORS
-from arbitrage_cli.display.protocol import ServerInfo, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import aligned, one_line
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded

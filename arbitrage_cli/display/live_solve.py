@@ -9,9 +9,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.differences import differences
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo

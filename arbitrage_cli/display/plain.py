@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import rounding, wording
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
+from arbitrage_cli.display.downloads import Pace
 from arbitrage_cli.display.text import one_line, safe, show, write
+from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.events import RequestBegun, RequestEnded
@@ -27,6 +29,7 @@ class PlainDisplay:
     ) -> None:
         self._stream = stream
         self._results = results
+        self._pace = Pace()
         self._verbosity = verbosity
         self._clock = clock
         self._last_loading = clock()
@@ -39,6 +42,9 @@ class PlainDisplay:
         if now - self._last_loading >= LOADING_SECONDS:
             self._last_loading = now
             self._say(f"loading {role} {one_line(source)}: {fraction:.0%}")
+
+    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
+        self.loading(role, self._pace.words(progress), progress.done / max(progress.total, 1))
 
     def note(self, text: str) -> None:
         self._write(one_line(text))

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from arbitrage_cli.display.protocol import Shown
+from arbitrage_cli.app.protocol import Shown
 from arbitrage_cli.display.text import show
 
 PLAIN = str.maketrans(

@@ -56,6 +56,11 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="  ")
 
 
+def is_drawable(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that escape codes may be sent to. NO_COLOR removes colours, which Rich sees to."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def width_of(stream: TextIO) -> int:
     """The columns of a table there: `WIDTH`, or fewer in a narrow terminal."""
     try:

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally

@@ -2,8 +2,8 @@
 
 import argparse
 
-from arbitrage_cli.cli.options import BenchRoutingOptions
-from arbitrage_cli.cli.policy_lists import make_routes, read_policies
+from arbitrage_cli.app.options import BenchRoutingOptions
+from arbitrage_cli.app.policy_lists import make_routes, read_policies
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load

@@ -30,11 +30,11 @@ import httpx2
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
+from arbitrage_cli.app.engines import Engines
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended
-from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.cli.manifest import FIELDS, Run, resume
+from arbitrage_cli.app.manifest import FIELDS, Run, resume
 from arbitrage_cli.errors import UsageError
 
 HERE = Path("run")

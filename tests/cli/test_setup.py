@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 from small_heads import write_head
 
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import BenchRoutingOptions, GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
-from arbitrage_cli.cli.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
+from arbitrage_cli.app.options import (
+    BenchRoutingOptions,
+    GenerationOptions,
+    Invocation,
+    MachineOptions,
+    ModelOptions,
+    RoutingOptions,
+)
+from arbitrage_cli.app.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
 
 SCRIPTED = ModelOptions(pair="scripted")

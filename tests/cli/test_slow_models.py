@@ -3,8 +3,8 @@
 import pytest
 from cli import make_trace
 
-from arbitrage_cli.cli import slow_models
-from arbitrage_cli.cli.slow_models import Load, SlowModels
+from arbitrage_cli.app import slow_models
+from arbitrage_cli.app.slow_models import Load, SlowModels
 from arbitrage_cli.types import ModelRole, Wrote
 
 GIGABYTE = 10**9

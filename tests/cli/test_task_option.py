@@ -9,9 +9,15 @@ import pytest
 from cli import QUESTION, RIGHT, assert_refused, run
 from small_heads import write_head
 
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import BenchRoutingOptions, GenerationOptions, MachineOptions, ModelOptions, RoutingOptions
-from arbitrage_cli.cli.setup import RunOptions, bench_setup, solve_setup
+from arbitrage_cli.app.options import (
+    BenchRoutingOptions,
+    GenerationOptions,
+    Invocation,
+    MachineOptions,
+    ModelOptions,
+    RoutingOptions,
+)
+from arbitrage_cli.app.setup import RunOptions, bench_setup, solve_setup
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import CODE_INPUTS, FEATURES

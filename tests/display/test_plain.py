@@ -5,9 +5,9 @@ import io
 import pytest
 from screens import Clock
 
+from arbitrage_cli.app.protocol import AttemptEnded, RunProgress
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.protocol import AttemptEnded, RunProgress
 
 PROGRESS = RunProgress("bench odd\nset", 4, 6, (), seconds_left=90.0)
 ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy 0.5", "incorrect", "1\n2 \u202e", 12.34, PROGRESS)

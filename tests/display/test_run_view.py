@@ -7,8 +7,8 @@ import pytest
 from cli import make_trace
 from screens import Clock, Screen, make_screen
 
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.display.live import LiveDisplay
-from arbitrage_cli.display.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import Writing, Wrote
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import make_engine
 
+from arbitrage_cli.app.engines import Engines
 from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
-from arbitrage_cli.evaluation.engines import Engines
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine

@@ -1,20 +1,19 @@
-"""The options that commands share, in groups: each a frozen dataclass, shown as one panel of --help. Knows no command.
+"""The options that commands share, in groups: each a frozen dataclass, and how a command line shows its fields."""
 
-Every option has an environment variable `ARBITRAGE_...`, and can be set in a settings file.
-"""
-
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-
-import typer
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
+NOT_REPEATED = ("--fresh",)
+"""Flags that do not belong to the command that resumes a run."""
 DEFAULTS = Limits()
 SOME_FAILED = 1
 """The exit code if some problems failed and the others are done."""
@@ -23,6 +22,28 @@ MAX_THREADS = 512  # llama.cpp's own limit; it does not check it
 _DEFAULT_TAUS = ", ".join(
     f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau is not None
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call of the program. `flags` are the parameters whose value was given on the command line, not by a setting."""
+
+    arguments: tuple[str, ...] = ()
+    flags: frozenset[str] = frozenset()
+
+    def count(self, flag: str) -> int:
+        """How often a flag with a value was given."""
+        return sum(part.partition("=")[0] == flag for part in self.arguments)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line as a list."""
+        return ["arbitrage", *self.arguments]
+
+    @property
+    def resuming(self) -> str:
+        """The command line that resumes a run of this one, quoted for a shell."""
+        return shlex.join(part for part in self.command if part not in NOT_REPEATED)
 
 
 class RewardSource(StrEnum):
@@ -57,21 +78,32 @@ class PrmStyle(StrEnum):
     steps = "steps"
 
 
-def option(panel: str, *names: str, help: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
-    """A Typer option of a panel. Its environment variable is named after the first of `names`."""
-    variable = names[0].removeprefix("--").partition("/")[0].replace("-", "_").upper()
-    return typer.Option(*names, envvar=f"ARBITRAGE_{variable}", help=help, rich_help_panel=panel, **more)
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a command line shows an option: its names, its panel of --help, its bounds. Without `is_setting` it is a flag alone."""
+
+    panel: str
+    names: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    min: float | None = None
+    max: float | None = None
+    is_setting: bool = True
+
+    @property
+    def variable(self) -> str | None:
+        """Its environment variable, named after the first of its names."""
+        name = self.names[0].removeprefix("--").partition("/")[0].replace("-", "_").upper()
+        return f"ARBITRAGE_{name}" if self.is_setting else None
 
 
-def _of(panel: str) -> Callable[..., Any]:
-    def make(*names: str, help: str, **more: Any) -> Any:  # noqa: A002
-        return option(panel, *names, help=help, **more)
-
-    return make
+def option(panel: str, *names: str, help: str, **more: Any) -> Option:  # noqa: A002 - the word of every command line
+    """An option of a panel."""
+    return Option(panel, names, help, **more)
 
 
-_models, _routing, _generation = _of("Models"), _of("Routing"), _of("Generation")
-_machine, _problems, _output = _of("Machine"), _of("Problems"), _of("Output")
+_models, _routing, _generation = partial(option, "Models"), partial(option, "Routing"), partial(option, "Generation")
+_machine, _problems, _output = partial(option, "Machine"), partial(option, "Problems"), partial(option, "Output")
 
 
 def _template_help(role: str) -> str:
@@ -160,7 +192,7 @@ class HeadRoutingOptions:
     alternatives: Alternatives = 1
 
 
-def _policy(names: Iterable[str]) -> Any:
+def _policy(names: Iterable[str]) -> Option:
     return _routing(
         "--policy",
         metavar="|".join(names),
@@ -430,11 +462,11 @@ class ResultOptions:
 
     output_file: Annotated[
         Path | None,
-        typer.Option(
+        _output(
             *("--output", "-o"),
             metavar="FILE",
-            help="Records go to this file, one a line of the input; the same command goes on where it stopped.",
-            rich_help_panel="Output",
+            help="Records go to this file, one a line of the input; the same command resumes after the last result.",
+            is_setting=False,
         ),
     ] = None
     form: Annotated[
@@ -454,6 +486,4 @@ RunFolderPath = Annotated[
         "--output", "-o", metavar="FOLDER", help="Folder of the run. Default: one below runs/, named after data and models."
     ),
 ]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Start over; what is in the folder is set aside.", rich_help_panel="Output")
-]
+Fresh = Annotated[bool, _output("--fresh", help="Start over; what is in the folder is set aside.", is_setting=False)]

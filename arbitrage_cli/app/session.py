@@ -12,14 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from arbitrage_cli.app.engines import Engines, make_writer
+from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.app.slow_models import Load, SlowModels
 from arbitrage_cli.arbitrage import Flow, Router
-from arbitrage_cli.cli.downloads import Pace
-from arbitrage_cli.cli.manifest import Run, make_manifest, record_settings
-from arbitrage_cli.cli.setup import Setup
-from arbitrage_cli.cli.slow_models import Load, SlowModels
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
-from arbitrage_cli.evaluation.engines import Engines, make_writer
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.kv_cache import Keep
@@ -27,7 +26,6 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.servers.model import ServedModel, describe
-from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
 from arbitrage_cli.rewards.judge import Judge
 from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
@@ -291,14 +289,9 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
 
     Errors: HubError, ModelFileError, UsageError.
     """
-    pace = Pace()
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
-
-        def watch(progress: FileProgress, role: ModelRole = role) -> None:
-            display.loading(role, pace.words(progress), progress.done / max(progress.total, 1))
-
-        files = find_files(source, offline=offline, on_progress=watch)
+        files = find_files(source, offline=offline, on_progress=partial(display.fetching, role))
         if files and not files[0].exists():
             raise ModelFileError(f"{files[0]}: no such file", f"check the path of the {role} model")
         found[role] = str(files[0]) if files else source

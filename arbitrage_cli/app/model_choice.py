@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.options import GenerationOptions, HeadOptions, LoadingOptions, ModelOptions, PairOptions
+from arbitrage_cli.app.options import GenerationOptions, HeadOptions, Invocation, LoadingOptions, ModelOptions, PairOptions
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.model_files.pairs import (

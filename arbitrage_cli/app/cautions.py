@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from arbitrage_cli.cli.model_choice import ModelChoice
+from arbitrage_cli.app.model_choice import ModelChoice
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, Pair, is_built_in, is_toy, local_files
 from arbitrage_cli.system.machine import logical_processors
 from arbitrage_cli.types import ModelRole

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.serving.events import ServingEvent
@@ -68,6 +69,10 @@ class Display(Protocol):
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
         """A model is being loaded; `fraction` from 0 to 1."""
+        ...
+
+    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
+        """A model's file is being fetched or checked."""
         ...
 
     def note(self, text: str) -> None:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from arbitrage_cli.cli.output import is_drawable
-from arbitrage_cli.display.text import one_line
+from arbitrage_cli.display.text import is_drawable, one_line
 from arbitrage_cli.model_files.hub import FileProgress, OnProgress
 
 LINE_SECONDS = 5.0

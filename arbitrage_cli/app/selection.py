@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from arbitrage_cli.cli.model_choice import ModelChoice
-from arbitrage_cli.cli.options import ProblemOptions, SelectionOptions
-from arbitrage_cli.cli.problem_source import range_of
+from arbitrage_cli.app.model_choice import ModelChoice
+from arbitrage_cli.app.options import ProblemOptions, SelectionOptions
+from arbitrage_cli.app.problem_source import range_of
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.errors import UsageError

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from arbitrage_cli.cli.model_choice import ModelChoice
-from arbitrage_cli.cli.options import HeadOptions
+from arbitrage_cli.app.model_choice import ModelChoice
+from arbitrage_cli.app.options import HeadOptions
 from arbitrage_cli.errors import ArbitrageError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli import __version__
-from arbitrage_cli.cli.setup import Setup
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import Backend

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbitrage_cli.cli.cautions import cautions
-from arbitrage_cli.cli.invocation import Invocation
-from arbitrage_cli.cli.model_choice import (
+from arbitrage_cli.app.cautions import cautions
+from arbitrage_cli.app.model_choice import (
     ModelChoice,
     choose_models,
     load_options,
@@ -18,16 +17,17 @@ from arbitrage_cli.cli.model_choice import (
     reward_source,
     system_prompt,
 )
-from arbitrage_cli.cli.options import (
+from arbitrage_cli.app.options import (
     BenchRoutingOptions,
     GenerationOptions,
     HeadOptions,
     HeadRoutingOptions,
+    Invocation,
     MachineOptions,
     RoutingOptions,
 )
-from arbitrage_cli.cli.policy_lists import PolicyList, make_routes, read_policies
-from arbitrage_cli.cli.served import early_stop_asked, exposed, refuse_on_servers, served_models
+from arbitrage_cli.app.policy_lists import PolicyList, make_routes, read_policies
+from arbitrage_cli.app.served import early_stop_asked, exposed, refuse_on_servers, served_models
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbitrage_cli.cli.options import BenchRoutingOptions
+from arbitrage_cli.app.options import BenchRoutingOptions
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.choice import AvailableHead, choose_policy, has_tau, name_of_tau, resolve_tau
 from arbitrage_cli.routing.head import Head

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from arbitrage_cli.cli.arrivals import Arrivals, count_lines
+from arbitrage_cli.app.arrivals import Arrivals, count_lines
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
-from arbitrage_cli.display.protocol import Display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
