@@ -283,3 +283,25 @@ class Finished:
 
 
 Event = Started | Writing | Rating | Wrote | Decided | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBegun:
+    """A request to a server has a slot. `model` is the name that it asked for."""
+
+    trace: Trace
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A request has ended, `seconds` after it arrived. `is_cancelled`: its client did not wait for the end."""
+
+    model: str
+    finished: Finished
+    seconds: float
+    is_cancelled: bool
+
+
+ServingEvent = Event | RequestBegun | RequestEnded
+"""What happens in a server: the events of its problems, and beside them those of its requests."""

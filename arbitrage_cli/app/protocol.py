@@ -12,8 +12,7 @@ from typing import Protocol
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import Standing
-from arbitrage_cli.serving.events import ServingEvent
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ModelRole, ServingEvent
 
 
 @dataclass(frozen=True, slots=True)

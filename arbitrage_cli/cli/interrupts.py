@@ -4,8 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -52,43 +51,6 @@ def interruptible() -> Iterator[None]:
     finally:
         for number in handled:
             signal.signal(number, previous[number])
-
-
-@contextlib.contextmanager
-def draining(drain: Callable[[], bool]) -> Iterator[None]:
-    """The first signal that asks the run to end calls `drain`, so that what was begun is finished; the next ones work as usual.
-
-    So does the first if `drain` returns that nothing was begun. A thread waits for it: if it reached another one, it would end a
-    computation in C, or nobody would hear of it. So this must begin before any other thread does. What is ignored stays so.
-    """
-    is_draining, is_over = threading.Event(), threading.Event()
-    heeded = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
-    if not heeded:
-        yield
-        return
-
-    def wait() -> None:
-        number = signal.sigwait(heeded)
-        if is_over.is_set():
-            return
-        is_draining.set()
-        was_begun = drain()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)  # they reach the main thread through this one
-        if not was_begun:
-            os.kill(os.getpid(), number)
-        is_over.wait()
-
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
-    waiting = threading.Thread(target=wait, name="signals", daemon=True)
-    waiting.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        if not is_draining.is_set():
-            signal.pthread_kill(waiting.ident or 0, heeded[0])  # it waits for one
-        waiting.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _show_cursor() -> None:

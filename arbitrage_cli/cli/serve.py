@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,7 +19,6 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.app.protocol import ServerInfo
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.interrupts import draining
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
@@ -69,24 +67,19 @@ def serve(
       arbitrage serve --pair qwen2.5-coder
       arbitrage serve --port 9000 --concurrency 16 --tau balanced
     """
-    drains: list[Callable[[], bool]] = []  # empty until there is a server
-    with contextlib.ExitStack() as stack:
-        # First: numpy, which is imported below, starts a thread that would take signals.
-        stack.enter_context(draining(lambda: any(drain() for drain in drains)))
-        _need_libraries()
-        from arbitrage_cli.app.session import Session
-        from arbitrage_cli.app.setup import RunOptions, serve_setup
-        from arbitrage_cli.routing.route import ANY_ROUTE
-        from arbitrage_cli.serving.app import Access, Bounds
-        from arbitrage_cli.serving.http import bind, listen
-        from arbitrage_cli.serving.requests import Defaults
-        from arbitrage_cli.serving.server import Server
+    _need_libraries()
+    from arbitrage_cli.app.session import Session
+    from arbitrage_cli.app.setup import RunOptions, serve_setup
+    from arbitrage_cli.routing.route import ANY_ROUTE
+    from arbitrage_cli.serving.app import Access, Bounds
+    from arbitrage_cli.serving.requests import Defaults
+    from arbitrage_cli.serving.server import Service, bind, listen
 
-        key = _api_key(server.api_key_file)
-        setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="8")
+    key = _api_key(server.api_key_file)
+    setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="8")
+    with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(server.host, server.port)))
-        process = Server(Access(key, _names(bound, server, key)))
-        drains.append(process.drain)
+        access = Access(key, _names(bound, server, key))
         display = stack.enter_context(command_display(output))
         session = stack.enter_context(Session(setup, display, keep="conversation"))
         bounds = Bounds(session.choose_concurrency(), server.queue, server.timeout)
@@ -94,12 +87,12 @@ def serve(
         max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
         defaults = Defaults(menu, setup.limits, setup.sampler, max_chars)
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
-        scheduler = session.scheduler(route=ANY_ROUTE)
+        service = Service(session.scheduler(route=ANY_ROUTE), router, defaults, bounds, access, display.handle)
         url = f"http://{_place(bound)}/v1"
-        display.begin(ServerInfo(url, menu.names, session.run_info(num_problems=None)))
+        display.begin(ServerInfo(url, defaults.names, session.run_info(num_problems=None)))
         listen(bound)
         display.result(url)
-        process.run(bound, scheduler, router, defaults, bounds, display.handle)
+        service.run(bound)
         display.end()
 
 
@@ -124,14 +117,14 @@ def _api_key(file: Path | None) -> str | None:
     return key or None
 
 
-def _names(bound: socket, options: ServerOptions, key: str | None) -> frozenset[str]:
+def _names(bound: socket, options: ServerOptions, key: str | None) -> tuple[str, ...]:
     """The names that clients on this machine know the server by; none if it is known elsewhere. UsageError without a key then."""
     if ip_address(bound.getsockname()[0]).is_loopback:
-        return frozenset((*LOOPBACK, options.host.lower()))
+        return (*LOOPBACK, options.host)
     if key is None and not options.no_api_key:
         hint = f"set {KEY_VARIABLE}, give --api-key-file, or --no-api-key"
         raise UsageError("other machines can reach this address, and there is no key", hint, option="host")
-    return frozenset()
+    return ()
 
 
 def _place(bound: socket) -> str:

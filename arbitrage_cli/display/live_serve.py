@@ -10,8 +10,7 @@ from arbitrage_cli.display import wording
 from arbitrage_cli.display.live_solve import COLORS
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import aligned, one_line
-from arbitrage_cli.serving.events import RequestBegun, RequestEnded
-from arbitrage_cli.types import Decided, ModelRole, Trace, Writing, Wrote
+from arbitrage_cli.types import Decided, ModelRole, RequestBegun, RequestEnded, Trace, Writing, Wrote
 
 MAX_REQUESTS = 16  # that have a row each
 NUM_SHOWN = 12  # last characters of an id

@@ -16,8 +16,19 @@ from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.serving.events import RequestBegun, RequestEnded
-from arbitrage_cli.types import Decided, Decision, Finished, ModelRole, Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import (
+    Decided,
+    Decision,
+    Finished,
+    ModelRole,
+    Rating,
+    RequestBegun,
+    RequestEnded,
+    Started,
+    Trace,
+    Writing,
+    Wrote,
+)
 
 MAX_STREAM_LINES = 6
 FOOTER_ROWS = 2

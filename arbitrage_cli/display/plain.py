@@ -14,8 +14,7 @@ from arbitrage_cli.display.text import one_line, safe, show, write
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.serving.events import RequestBegun, RequestEnded
-from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Started
+from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestBegun, RequestEnded, Started
 
 LOADING_SECONDS = 5.0
 """Between two lines about loading."""

@@ -13,8 +13,7 @@ from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
-from arbitrage_cli.serving.events import RequestEnded
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Step
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step
 
 BAR = 4  # characters
 MAX_DECIMALS = 16

@@ -1,6 +1,6 @@
 """The answer to a request in OpenAI's shapes: whole, or as the chunks of a stream. Pure: knows no HTTP and no model.
 
-A stream has one chunk for each decided step: no token is sent that may still be thrown away.
+A stream has a chunk for each token that is surely kept, and for each step once it is decided: nothing is sent that may be thrown away.
 """
 
 import json
@@ -53,16 +53,33 @@ class Answer:
         self._until_stop = UntilStop(request.stops)
         self._text: list[str] = []
         self._decisions: list[Decision] = []
+        self._written = self._sent = ""  # of the step that is being written
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop text was found: nothing after it is wanted."""
         return self._until_stop.is_stopped
 
+    def begin_step(self) -> None:
+        """A step begins, or begins again because a server broke it off."""
+        self._written = ""
+
+    def write(self, text: str) -> Json | None:
+        """Take a token of a step that is surely kept. Returns its chunk of a stream, if there is something to show."""
+        self._written += text
+        if len(self._written) <= len(self._sent) or not self._written.startswith(self._sent):
+            return None  # written once more
+        new, self._sent = self._written[len(self._sent) :], self._written
+        shown = self._until_stop.add(new)
+        return self._piece(shown, []) if shown else None
+
     def add(self, decision: Decision) -> Json:
-        """Take a step. Returns its chunk of a stream."""
+        """Take a step. Returns its chunk of a stream. RefusedError if its tokens were sent, and are others now."""
+        if not decision.kept.text.startswith(self._sent):
+            raise RefusedError("the server of a model broke its answer off", "ask again", status=502, kind="server_error")
+        rest, self._written, self._sent = decision.kept.text[len(self._sent) :], "", ""
         self._decisions.append(decision)
-        return self._piece(self._until_stop.add(decision.kept.text), [decision])
+        return self._piece(self._until_stop.add(rest), [decision])
 
     def first(self) -> Json:
         """The chunk that begins a stream."""
@@ -105,8 +122,7 @@ class Answer:
         return {**self._head(name), "choices": [{"index": 0, "logprobs": None, **choice}]}
 
     def _head(self, name: str) -> Json:
-        problem = self._request.problem
-        return {"id": problem.id, "object": name, "created": self._created, "model": self._request.model}
+        return {"id": self._request.problem.id, "object": name, "created": self._created, "model": self._request.model}
 
     def _decided(self, decisions: list[Decision]) -> Json:
         return {"arbitrage": {"steps": list(map(step_record, decisions))}} if self._request.shows_decisions else {}

@@ -2,30 +2,32 @@
 
 import asyncio
 import contextlib
-import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json
-from arbitrage_cli.serving.intake import Intake, Report, Ticket
 from arbitrage_cli.serving.metrics import Metrics
 from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, find_route, read_request
-from arbitrage_cli.types import Decision, Finished
+from arbitrage_cli.serving.worker import Intake, Report, Ticket
+from arbitrage_cli.types import Decision, Finished, Writing, Wrote
 
 Result = TypeVar("Result")
+Progress = Writing | Wrote | Decision | Finished
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 STATUS_OF_HUNG_UP = 499
 """As nginx has it, for a client that did not wait for its answer."""
 
@@ -47,64 +49,83 @@ class Access:
     """Who may ask: with this key, if there is one; under these names of the server, if there are any."""
 
     api_key: str | None = None
-    hosts: frozenset[str] = frozenset()
+    hosts: Sequence[str] = ()
 
 
 def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bounds, access: Access) -> ASGIApp:
-    """The application. It puts what it is asked into `intake`."""
+    """The application. It puts what it is asked into `intake`. Every route but /health needs the key, also those that do not exist."""
     endpoints = Endpoints(defaults, intake, metrics, bounds)
-    handlers = [endpoints.chat, endpoints.text, endpoints.models, endpoints.health, endpoints.figures]
-    routes = [
-        Route(path, handler, methods=["POST" if "completions" in path else "GET"])
-        for path, handler in zip(PATHS, handlers, strict=True)
+    keyed = [
+        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        Route("/v1/completions", endpoints.text, methods=["POST"]),
+        Route("/v1/models", endpoints.models),
+        Route("/v1/models/{name:path}", endpoints.model),
+        Route("/metrics", endpoints.figures),
     ]
-    app = Starlette(
-        routes=[*routes, Route("/v1/models/{name:path}", endpoints.model)],
+    known_hosts = [Middleware(TrustedHostMiddleware, access.hosts, www_redirect=False)] if access.hosts else []
+    return Starlette(
+        routes=[
+            Route("/health", endpoints.health),
+            Mount("/", routes=keyed, middleware=[Middleware(NeedKey, access.api_key)]),
+        ],
+        middleware=[
+            Middleware(Counting, metrics, {route.path for route in keyed} | {"/health"}),
+            *known_hosts,
+            Middleware(SameOrigin),
+        ],
         exception_handlers={
             RefusedError: _show_refusal,
             HTTPException: _show_http_error,
             ClientDisconnect: _show_nothing,
         },
     )
-    return Guard(app, access, metrics)
 
 
-class Guard:
-    """Refuses the pages of other sites, and who has no key. Counts responses."""
+class Counting:
+    """Counts responses, by path and status."""
 
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
-        self._app = app
-        self._access = access
-        self._metrics = metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        path = scope["path"] if scope["path"] in PATHS else "other"
+        path = scope["path"] if scope["path"] in self._paths else "other"
 
         async def counting(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.responded(path, message["status"])
             await send(message)
 
-        refusal = self._refusal(Request(scope))
-        await (_refusal_response(refusal) if refusal else self._app)(scope, receive, counting)
+        await self._app(scope, receive, counting)
 
-    def _refusal(self, request: Request) -> RefusedError | None:
-        """Names are checked against pages that reach this machine under a name of their own (DNS rebinding)."""
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if self._access.hosts and re.sub(r":\d*$", "", host.lower()) not in self._access.hosts:
-            return _forbidden("this server does not answer to that name", "invalid_host")
-        if origin is not None and origin.partition("://")[2] != host:
-            return _forbidden("this server does not answer the pages of other sites", "invalid_origin")
-        key = self._access.api_key
-        if key is None or request.scope["path"] == "/health":  # not its `url`, which is built from the header Host
-            return None
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), key.encode()):
-            return None
-        message = "the API key is missing or wrong"
-        return RefusedError(message, status=401, kind="authentication_error", code="invalid_api_key")
+
+class SameOrigin:
+    """Refuses the pages of other sites."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        app, origin = self._app, headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+            message = "this server does not answer the pages of other sites"
+            app = _refusal_response(RefusedError(message, status=403, kind="permission_error", code="invalid_origin"))
+        await app(scope, receive, send)
+
+
+class NeedKey:
+    """Refuses requests without the key, if there is one."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self._app, self._key = app, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        is_right = scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), (self._key or "").encode())
+        if self._key is not None and not is_right:
+            message = "the API key is missing or wrong"
+            raise RefusedError(message, status=401, kind="authentication_error", code="invalid_api_key")
+        await self._app(scope, receive, send)
 
 
 class Endpoints:
@@ -119,15 +140,13 @@ class Endpoints:
         self._open: set[Call] = set()  # they wait or run
 
     async def health(self, request: Request) -> Response:
-        if self._intake.is_closed:
-            return _json_response({"status": "stopping"}, 503)
         return _json_response({"status": "ok"})
 
     async def figures(self, request: Request) -> Response:
         return Response(self._metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
-        return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.menu.names]})
+        return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -150,10 +169,11 @@ class Endpoints:
         with contextlib.ExitStack() as stack:
             call = self._begin(wanted)
             stack.callback(self._end, call)
+            ignored = {"x-arbitrage-ignored": ", ".join(wanted.ignored)} if wanted.ignored else {}
             if not wanted.streams:
-                return _json_response(await _unless_hung_up(request, call.whole()))
+                return _json_response(await _unless_hung_up(request, call.whole()), headers=ignored)
             first = await _unless_hung_up(request, call.first())
-            return EventStream(call.stream(first), stack.pop_all())
+            return EventStream(call.stream(first), stack.pop_all(), ignored)
 
     def _begin(self, wanted: CompletionRequest) -> "Call":
         """Let a request wait for its slot. RefusedError."""
@@ -190,34 +210,47 @@ class Call:
                     report = await self._next()
                     if isinstance(report, Finished):
                         return self._answer.whole(report)
-                    self._answer.add(report)
+                    self._chunk(report)
         except TimeoutError as error:
             raise answers.too_late() from error
         return self._answer.whole(None)
 
-    async def first(self) -> Decision | Finished | None:
+    async def first(self) -> Progress | None:
         """What becomes of it first, or None if that takes long. So a refusal can still have its own status. RefusedError."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._bounds.keep_alive_seconds):
                 return await self._next()
         return None
 
-    async def stream(self, report: Decision | Finished | None) -> AsyncIterator[bytes]:
+    async def stream(self, report: Progress | None) -> AsyncIterator[bytes]:
         """The events of the answer, and comments while there are none. Begins with a report that is there already."""
         yield answers.event(self._answer.first())
         try:
-            while not self._answer.is_stopped and not isinstance(report, Finished):
-                yield answers.event(self._answer.add(report)) if report else answers.KEEP_ALIVE
+            while not isinstance(report, Finished):
+                if report is None:
+                    yield answers.KEEP_ALIVE
+                elif chunk := self._chunk(report):
+                    yield answers.event(chunk)
+                if self._answer.is_stopped and isinstance(report, Decision):
+                    break  # its step is whole, and counts
                 if self.ticket.deadline.has_passed:
                     raise answers.too_late()
-                report = None if self._answer.is_stopped else await self.first()
+                report = await self.first()
             for chunk in self._answer.last(report if isinstance(report, Finished) else None):
                 yield answers.event(chunk)
         except RefusedError as error:
             yield answers.event(answers.error_body(error))
         yield answers.DONE
 
-    async def _next(self) -> Decision | Finished:
+    def _chunk(self, report: Progress) -> Json | None:
+        """What a report adds to the answer."""
+        if isinstance(report, Decision):
+            return self._answer.add(report)
+        if isinstance(report, Writing):
+            self._answer.begin_step()
+        return self._answer.write(report.text) if isinstance(report, Wrote) else None
+
+    async def _next(self) -> Progress:
         report = await self._reports.get()
         if report is None:
             raise _stopping()
@@ -231,15 +264,15 @@ class Call:
 
     def _take(self, report: Report) -> None:
         self._reports.put_nowait(report)
-        if not isinstance(report, Decision):
+        if report is None or isinstance(report, Finished):
             self._on_end(self)
 
 
 class EventStream(StreamingResponse):
     """Server-sent events. `at_end` is closed at their end, however they end."""
 
-    def __init__(self, events: AsyncIterator[bytes], at_end: contextlib.ExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+    def __init__(self, events: AsyncIterator[bytes], at_end: contextlib.ExitStack, headers: Mapping[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store", **headers})
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -284,10 +317,6 @@ async def _hung_up(request: Request) -> None:
 
 
 # --- refusals
-
-
-def _forbidden(message: str, code: str) -> RefusedError:
-    return RefusedError(message, status=403, kind="permission_error", code=code)
 
 
 def _too_large(bounds: Bounds) -> RefusedError:

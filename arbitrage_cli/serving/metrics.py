@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.serving.events import RequestEnded, ServingEvent
+from arbitrage_cli.types import RequestEnded, ServingEvent
 
 
 class Metrics:

@@ -1,55 +1,50 @@
 """From the body of a request to a checked record, or to a refusal as OpenAI words it. Pure: knows no HTTP and no model.
 
-What cannot be done is refused, not ignored: a client that asks for tools must not get an answer that never uses them.
+A field that would give the answer another form (tools, several choices ...) is refused. Other unknown fields are ignored, and listed.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from arbitrage_cli.data.problems import encodable, make_problem
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.types import Limits, Message, MessageRole, Problem
+from arbitrage_cli.types import Limits, Message, Problem
 
-Body = Mapping[str, Any]
 Kind = Literal["chat", "text"]
 """Which endpoint: /v1/chat/completions, or /v1/completions."""
 
-MAX_MESSAGES = 512
-MAX_STOPS = 4
-MAX_STOP_CHARS = 256
-SEEDS = 2**63
+PAIR = "arbitrage"
+MAX_NAME = 100  # characters of a model's name
+MAX_IGNORED = 32  # names of fields that the header lists
 
-DRAWING = frozenset(("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop"))
-USED = DRAWING | frozenset(("model", "messages", "prompt", "stream", "stream_options", "arbitrage"))
 HARMLESS = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"))
-"""Fields that change no answer."""
+"""Fields that never change an answer."""
 NEUTRAL: Mapping[str, Sequence[Any]] = MappingProxyType(
     {
         "n": (1,),
         "best_of": (1,),
         "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
-        "function_call": ("none", "auto"),
         "logprobs": (False,),
-        "top_logprobs": (0,),
         "response_format": ({"type": "text"},),
-        "logit_bias": ({},),
-        "presence_penalty": (0, 0.0),
-        "frequency_penalty": (0, 0.0),
         "modalities": (["text"],),
         "suffix": ("",),
         "echo": (False,),
+        "grammar": ("",),
+        "json_schema": ({},),
     }
 )
-"""Fields that can only have these values, with which they ask for nothing."""
+"""Fields that would give the answer another form, and the values with which they do not."""
 
 
 class RefusedError(ArbitrageError):
@@ -81,6 +76,11 @@ class Defaults:
     sampler: Sampler
     max_chars: int
 
+    @property
+    def names(self) -> list[str]:
+        """The names of models; of taus only those with a name."""
+        return list(dict.fromkeys([PAIR, *self.menu.names]))
+
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
@@ -96,36 +96,107 @@ class CompletionRequest:
     streams: bool = False
     shows_usage: bool = False  # at the end of a stream
     shows_decisions: bool = False
+    ignored: tuple[str, ...] = ()  # names of fields
+
+
+# --- bodies
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+    include_usage: bool = False
+
+
+class _Body(BaseModel):
+    """The fields that both endpoints use. A field that is null counts as missing: see `_read_object`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Literal[-1] | Annotated[int, Field(ge=1)] = -1  # of llama.cpp's clients: no limit
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: "_Stop | Annotated[list[_Stop], Field(max_length=4)]" = []
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
+    arbitrage: bool = False
+
+    @property
+    def most_tokens(self) -> float:
+        """How long the answer may be."""
+        most = self.max_completion_tokens or self.max_tokens
+        return float("inf") if most == -1 else most
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The fields that the answer does not follow, as a header can hold them."""
+        names = [name for name in self.model_extra or () if name not in HARMLESS and name not in NEUTRAL]
+        return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
+
+
+class _TextBody(_Body):
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class _Said(BaseModel):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part]
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @property
+    def text(self) -> str:
+        """Its parts, joined."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def is_system(self) -> bool:
+        """Whether it instructs the model."""
+        return self.role in ("system", "developer")
+
+
+class _ChatBody(_Body):
+    messages: Annotated[list[_Said], Field(min_length=1, max_length=512)]
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -> CompletionRequest:
     """The request in a body. RefusedError."""
     fields = _read_object(body)
-    _refuse_other_fields(fields)
-    stream_options = _typed(fields, "stream_options", dict, {})
-    limits = defaults.limits
-    most = _whole_number(fields, "max_completion_tokens", _whole_number(fields, "max_tokens", limits.max_tokens))
-    sampler = Sampler(
-        _number(fields, "temperature", 2.0, defaults.sampler.temperature),
-        _number(fields, "top_p", 1.0, defaults.sampler.top_p),
-        _seed(fields, defaults.sampler.seed),
-    )
-    problem = _conversation(fields, identifier) if kind == "chat" else _prompt(fields, identifier)
-    model = _typed(fields, "model", str, defaults.menu.names[0])
-    if _num_chars(problem) > defaults.max_chars:
-        message = f"more than {defaults.max_chars:,} characters do not fit in the context of the models"
-        raise RefusedError(message, code="context_length_exceeded", parameter="messages" if kind == "chat" else "prompt")
+    read: _ChatBody | _TextBody
+    try:
+        read = _ChatBody.model_validate(fields) if kind == "chat" else _TextBody.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        refuse(f"{'.'.join(map(str, first['loc'][:4]))}: {first['msg']}", str(first["loc"][0]))
+    problem = _problem_of(read, identifier, defaults)
+    limits, usual = defaults.limits, defaults.sampler
+    model = defaults.menu.usual.policy.name if read.model is None else read.model
     return CompletionRequest(
         kind,
         problem,
         model,
         find_route(model, defaults.menu),
-        Limits(limits.max_steps, min(most, limits.max_tokens), limits.max_step_tokens),
-        sampler,
-        _stops(fields),
-        streams=_typed(fields, "stream", bool, False),
-        shows_usage=_typed(stream_options, "include_usage", bool, False),
-        shows_decisions=_typed(fields, "arbitrage", bool, False),
+        Limits(limits.max_steps, int(min(read.most_tokens, limits.max_tokens)), limits.max_step_tokens),
+        Sampler(
+            usual.temperature if read.temperature is None else read.temperature,
+            usual.top_p if read.top_p is None else read.top_p,
+            usual.seed if read.seed is None else read.seed,
+        ),
+        (read.stop,) if isinstance(read.stop, str) else tuple(read.stop),
+        streams=read.stream,
+        shows_usage=read.stream_options.include_usage,
+        shows_decisions=read.arbitrage,
+        ignored=read.ignored,
     )
 
 
@@ -134,150 +205,69 @@ def refuse(message: str, parameter: str | None = None) -> NoReturn:
     raise RefusedError(message, parameter=parameter)
 
 
-def _read_object(body: bytes) -> Body:
+def find_route(name: str, menu: Menu) -> Route:
+    """What a model's name stands for; `arbitrage` alone for what the command line says. RefusedError if it is not served."""
     try:
-        fields = json.loads(body, parse_constant=lambda name: refuse(f"{name} is not a number of JSON"))
-    except (ValueError, RecursionError):
+        if len(name) > MAX_NAME:
+            raise UsageError(f"the name of a model has at most {MAX_NAME} characters")
+        return menu.usual if name == PAIR else menu.find(name)
+    except UsageError as error:
+        raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    """The fields that are not null. RefusedError if there are none, or one that cannot be followed."""
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError:
         refuse("the body is not JSON")
     if not isinstance(fields, dict):
         refuse("the body is not a JSON object")
-    return {name: value for name, value in fields.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name, values in NEUTRAL.items():
+        if name in fields and not any(fields[name] == one and type(fields[name]) is type(one) for one in values):
+            refuse(f"{name} is not supported by this server, other than {json.dumps(values[0])}", name)
+    return fields
 
 
-def _refuse_other_fields(fields: Body) -> None:
-    for name, value in fields.items():
-        if name in NEUTRAL:
-            if not any(value == one and type(value) is type(one) for one in NEUTRAL[name]):
-                refuse(f"{name} is not supported by this server, other than {json.dumps(NEUTRAL[name][0])}", name)
-        elif name not in USED | HARMLESS:
-            refuse(f"this server knows no field '{encodable(name)[:80]}'", encodable(name)[:80])
+# --- problems
 
 
-def find_route(name: str, menu: Menu) -> Route:
-    """What a model's name stands for. RefusedError if it is not served."""
+def _problem_of(body: _ChatBody | _TextBody, identifier: str, defaults: Defaults) -> Problem:
+    """What is to be answered. RefusedError, also if it is too long."""
+    is_chat = isinstance(body, _ChatBody)
+    parameter = "messages" if is_chat else "prompt"
+    texts = [said.text for said in body.messages] if isinstance(body, _ChatBody) else ["".join(body.prompt)]
+    if sum(map(len, texts)) > defaults.max_chars:
+        message = f"more than {defaults.max_chars:,} characters do not fit in the context of the models"
+        raise RefusedError(message, code="context_length_exceeded", parameter=parameter)
+    if any("\0" in text for text in texts):
+        refuse(f"{parameter} has a NUL character", parameter)
     try:
-        return menu.find(name)
-    except UsageError as error:
-        message = encodable(error.message)
-        raise RefusedError(message, error.hint, status=404, code="model_not_found", parameter="model") from error
-
-
-# --- values
-
-
-def _typed(fields: Body, name: str, kind: type, default: Any) -> Any:
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, kind):
-        words = {bool: "true or false", str: "a text", dict: "an object", list: "a list"}
-        refuse(f"{name} must be {words[kind]}", name)
-    return value
-
-
-def _number(fields: Body, name: str, most: float, default: float) -> float:
-    value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        refuse(f"{name} must be a number from 0 to {most:g}", name)
-    return float(value)
-
-
-def _whole_number(fields: Body, name: str, default: int) -> int:
-    value = fields.get(name, default)
-    if type(value) is not int or value < 1:
-        refuse(f"{name} must be a whole number above 0", name)
-    return value
-
-
-def _seed(fields: Body, default: int) -> int:
-    value = fields.get("seed", default)
-    if type(value) is not int or not -SEEDS <= value < SEEDS:
-        refuse("seed must be a whole number of 64 bits", "seed")
-    return value
-
-
-def _stops(fields: Body) -> tuple[str, ...]:
-    value = fields.get("stop", [])
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > MAX_STOPS:
-        refuse(f"stop must be a text, or a list of at most {MAX_STOPS}", "stop")
-    if not all(isinstance(one, str) and 0 < len(one) <= MAX_STOP_CHARS for one in stops):
-        refuse(f"each stop must be a text of 1 to {MAX_STOP_CHARS} characters", "stop")
-    return tuple(stops)
-
-
-# --- messages
-
-
-def _prompt(fields: Body, identifier: str) -> Problem:
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        (prompt,) = prompt
-    if not isinstance(prompt, str):
-        refuse("prompt must be one text; lists of prompts and token ids are not supported", "prompt")
-    return _problem(prompt, identifier, "prompt")
-
-
-def _conversation(fields: Body, identifier: str) -> Problem:
-    """The last message is the question. Messages of one role in a row are joined: most templates refuse them."""
-    messages = _typed(fields, "messages", list, [])
-    if not 0 < len(messages) <= MAX_MESSAGES:
-        refuse(f"messages must be a list of 1 to {MAX_MESSAGES}", "messages")
-    found = [_message(one, f"messages[{index}]") for index, one in enumerate(messages)]
-    roles = [role for role, _ in found]
-    num_system = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
-    if "system" in roles[num_system:]:
-        refuse("system messages must come before all others", "messages")
-    if roles[-1] != "user":
-        refuse("the last message must be the user's", "messages")
-    *turns, question = _joined(found[num_system:])
-    problem = _problem(question.text, identifier, "messages")
-    system = "\n\n".join(text for _, text in found[:num_system]) if num_system else None
-    return Problem(problem.id, problem.question, tuple(turns), system)
-
-
-def _num_chars(problem: Problem) -> int:
-    return len(problem.question) + len(problem.system or "") + sum(len(turn.text) for turn in problem.turns)
-
-
-def _message(message: Any, place: str) -> tuple[str, str]:
-    """Its role and its text."""
-    if not isinstance(message, dict):
-        refuse(f"{place} must be an object", "messages")
-    role = {"developer": "system"}.get(str(message.get("role")), message.get("role"))
-    if role not in ("system", "user", "assistant"):
-        refuse(f"{place}.role must be system, developer, user or assistant", "messages")
-    if message.get("tool_calls") or message.get("function_call"):
-        refuse(f"{place}: tools are not supported by this server", "messages")
-    return role, _content(message.get("content"), place)
-
-
-def _content(content: Any, place: str) -> str:
-    """A text, or a list of parts that are all texts."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        refuse(f"{place}.content must be a text, or a list of text parts", "messages")
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            refuse(f"{place}.content: only text is supported by this server", "messages")
-    text = "".join(part["text"] for part in parts)
-    if "\0" in text:
-        refuse(f"{place}.content contains a NUL character", "messages")
-    return encodable(text)
-
-
-def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
-    joined: list[Message] = []
-    for role, text in messages:
-        known: MessageRole = "assistant" if role == "assistant" else "user"
-        if joined and joined[-1].role == known:
-            text = f"{joined.pop().text}\n\n{text}"
-        joined.append(Message(known, text))
-    return joined
-
-
-def _problem(question: str, identifier: str, parameter: str) -> Problem:
-    try:
-        return make_problem(question, identifier)
+        if isinstance(body, _TextBody):
+            return make_problem(texts[0], identifier)
+        return _conversation(body.messages, identifier)
     except ValueError as error:
         raise RefusedError(str(error), parameter=parameter) from error
+
+
+def _conversation(messages: Sequence[_Said], identifier: str) -> Problem:
+    """The last message is the question. ValueError if there is none."""
+    system = [said.text for said in messages if said.is_system]
+    if any(said.is_system for said in messages[len(system) :]):
+        raise ValueError("system messages must come before all others")
+    *turns, last = _joined(messages[len(system) :]) or [Message("assistant", "")]
+    if last.role != "user":
+        raise ValueError("the last message must be the user's")
+    question = make_problem(last.text, identifier).question
+    return Problem(identifier, question, tuple(turns), "\n\n".join(system) if system else None)
+
+
+def _joined(messages: Iterable[_Said]) -> list[Message]:
+    """Messages of one role in a row become one: most templates refuse them."""
+    joined: list[Message] = []
+    for said in messages:
+        role: Literal["user", "assistant"] = "assistant" if said.role == "assistant" else "user"
+        before = f"{joined.pop().text}\n\n" if joined and joined[-1].role == role else ""
+        joined.append(Message(role, before + said.text))
+    return joined

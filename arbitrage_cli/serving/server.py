@@ -1,49 +1,180 @@
-"""The whole server: HTTP in one thread, the models in the caller's. Knows no command line and no terminal."""
+"""The whole server: HTTP in the main thread, which gets the signals, the models in another. Knows no command line and no terminal."""
 
+import asyncio
+import contextlib
+import math
+import signal
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.arbitrage import Router
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.serving.app import Access, Bounds, make_app
-from arbitrage_cli.serving.events import ServingEvent
-from arbitrage_cli.serving.http import answering
-from arbitrage_cli.serving.intake import Intake
 from arbitrage_cli.serving.metrics import Metrics
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.worker import Observe, Worker
+from arbitrage_cli.serving.worker import Intake, Observe, Worker
+from arbitrage_cli.system.held_signals import ENDING
+from arbitrage_cli.types import ServingEvent
+
+MAX_CONNECTIONS = 512
+BACKLOG = 128  # connections that are accepted at once
+HEAD_SECONDS = 10.0
+HEAD_BYTES = 1 << 16
 
 
-class Server:
-    """Answers requests with one scheduler. `drain` lets those that are open end, and takes no others."""
+class HttpServer(uvicorn.Server):
+    """uvicorn's, with this program's signals: the first one lets open requests end, a second one does not. What is ignored stays so.
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._intake = Intake()
-        self._is_running = False
+    `run` starts it, and returns when it has ended.
+    """
 
-    def drain(self) -> bool:
-        """Returns whether requests are being answered. May be called in any thread."""
-        self._intake.close()
-        return self._is_running
+    _last_signal: int | None = None
 
-    def run(
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A second signal is raised again once the server has ended."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.getsignal(number) for number in ENDING}
+        heeded = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
+        try:
+            for number in heeded:
+                signal.signal(number, self.handle_exit)
+            yield
+        finally:
+            for number in heeded:
+                signal.signal(number, previous[number])
+        if self.force_exit and self._last_signal is not None:
+            signal.raise_signal(self._last_signal)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal."""
+        self._last_signal, self.force_exit, self.should_exit = sig, self.should_exit, True
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, with two bounds: a head has its time, whatever comes of it, and of too many connections an idle one is closed."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _began = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self._began = time.monotonic()
+        super().connection_made(transport)
+        self._watch()
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = [one for one in self.connections if isinstance(one, Protocol) and one.conn.their_state is h11.IDLE]
+            oldest = min(idle, key=lambda one: one._began)  # noqa: SLF001 - of the same class
+            self.connections.discard(oldest)
+            oldest.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(error)
+
+    def _watch(self) -> None:
+        """The time for a head begins with the connection, and with the first byte of a further head."""
+        begun = bool(self.conn.trailing_data[0]) or self.cycle is None
+        if self.conn.their_state is not h11.IDLE or not begun:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with this address, which does not listen yet; port 0 takes any that is free. UsageError."""
+    with _explained(f"{host} port {port}"):
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Let clients connect. UsageError if another process, which bound the same address, was first."""
+    host, port = bound.getsockname()[:2]
+    with _explained(f"{host} port {port}"):
+        bound.listen(BACKLOG)
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{place}: cannot listen there ({reason})", "give another --port or --host") from error
+
+
+class Service:
+    """Answers requests with one scheduler. `router` is the head's. Errors of `run` as `Worker.run`."""
+
+    def __init__(
         self,
-        bound: socket.socket,
         scheduler: Scheduler,
         router: Router | None,
         defaults: Defaults,
         bounds: Bounds,
+        access: Access,
         observe: Observe,
     ) -> None:
-        """Answer requests that come to a socket, until all is drained. `router` is the head's. Errors as `Worker.run`."""
-        worker = Worker(scheduler, self._intake, router)
-        metrics = Metrics(lambda: len(self._intake), lambda: worker.num_running)
+        self._intake = Intake()
+        self._worker = worker = Worker(scheduler, self._intake, router)
+        self._metrics = Metrics(lambda: len(self._intake), lambda: worker.num_running)
+        self._observe = observe
+        config = uvicorn.Config(
+            make_app(defaults, self._intake, self._metrics, bounds, access),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_graceful_shutdown=math.ceil(bounds.body_seconds + bounds.seconds),
+        )
+        self._http = HttpServer(config)
 
-        def count_and_observe(event: ServingEvent) -> None:
-            metrics.observe(event)
-            observe(event)
+    def run(self, bound: socket.socket) -> None:
+        """Answer requests that come to a socket, until a signal or `drain`, and those that are open then."""
+        hold_signals = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDING)  # they are the main thread's
+        with ThreadPoolExecutor(1, "models", initializer=hold_signals) as pool:
+            working = pool.submit(self._worker.run, self._count_and_observe)
+            working.add_done_callback(lambda _: self.drain())
+            try:
+                self._http.run([bound])
+            finally:
+                self._intake.close()
+        working.result()
 
-        app = make_app(defaults, self._intake, metrics, bounds, self._access)
-        self._is_running = True
-        with answering(app, bound):
-            worker.run(count_and_observe)
+    def drain(self) -> None:
+        """Let open requests end, and take no others. May be called in any thread."""
+        self._http.should_exit = True
+
+    def _count_and_observe(self, event: ServingEvent) -> None:
+        self._metrics.observe(event)
+        self._observe(event)

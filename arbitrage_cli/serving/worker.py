@@ -1,20 +1,99 @@
 """Answers requests with one scheduler: many in one batch, each with its own policy, limits and sampler. Knows no HTTP.
 
-Runs in the thread that owns the models, until the intake is closed and empty.
+`Intake` brings requests from the thread of HTTP to that of the models, `Ticket.deliver` brings back what becomes of them.
 """
 
 import contextlib
+import math
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from arbitrage_cli.arbitrage import Router
+from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.serving.events import RequestBegun, RequestEnded, ServingEvent
-from arbitrage_cli.serving.intake import Intake, Ticket
-from arbitrage_cli.types import Decided, Event, Finished, Started
+from arbitrage_cli.serving.requests import CompletionRequest
+from arbitrage_cli.types import (
+    Decided,
+    Decision,
+    Event,
+    Finished,
+    RequestBegun,
+    RequestEnded,
+    ServingEvent,
+    Started,
+    Writing,
+    Wrote,
+)
 
 Observe = Callable[[ServingEvent], None]
+Report = Writing | Wrote | Decision | Finished | None
+"""What becomes of a request: a step that is written and surely kept; a step that was kept; the end; or (None) nobody will answer it."""
+
+
+class Ticket:
+    """One request on its way. `deliver` takes what becomes of it, and may be called in any thread.
+
+    A request that is cancelled ends like one whose time is up: its deadline has passed from then on.
+    """
+
+    def __init__(self, request: CompletionRequest, seconds: float, deliver: Callable[[Report], None]) -> None:
+        self.request = request
+        self.deliver = deliver
+        self.is_cancelled = False
+        self.arrived = time.perf_counter()
+        self.deadline = Deadline(self.arrived + seconds, seconds, self._clock)
+
+    def _clock(self) -> float:
+        return math.inf if self.is_cancelled else time.perf_counter()
+
+
+class Intake:
+    """The tickets that wait for a free slot, first come first served. One thread takes them: see `__iter__`."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, ticket: Ticket) -> bool:
+        """Let a ticket wait. Returns False if the intake is closed."""
+        with self._changed:
+            if not self._is_closed:
+                self._waiting.append(ticket)
+            self._changed.notify()
+            return not self._is_closed
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Cancel a ticket, and forget it if it still waits."""
+        ticket.is_cancelled = True
+        with self._changed, contextlib.suppress(ValueError):
+            self._waiting.remove(ticket)
+
+    def close(self) -> None:
+        """Take no new tickets."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def is_ready(self) -> bool:
+        """Whether the next ticket, or the end, can be taken without waiting."""
+        return bool(self._waiting) or self._is_closed
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """The tickets as they come, until the intake is closed and empty. Waits for the next one."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self.is_ready)
+                if not self._waiting:
+                    return
+                ticket = self._waiting.popleft()
+            yield ticket
 
 
 class Worker:
@@ -51,14 +130,17 @@ class Worker:
 
     def _follow(self, event: Event, observe: Observe) -> None:
         ticket = self._tickets[event.trace.problem.id]
+        request = ticket.request
         if isinstance(event, Started):
-            observe(RequestBegun(event.trace, ticket.request.model))
+            observe(RequestBegun(event.trace, request.model))
             return
         observe(event)
         if isinstance(event, Decided):
             ticket.deliver(event.decision)
+        elif isinstance(event, Writing | Wrote) and request.streams and not request.route.policy.score_is:
+            ticket.deliver(event)  # nothing decides whether it is kept: it is
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
             seconds = time.perf_counter() - ticket.arrived
-            observe(RequestEnded(ticket.request.model, event, seconds, ticket.is_cancelled))
+            observe(RequestEnded(request.model, event, seconds, ticket.is_cancelled))
             ticket.deliver(event)

@@ -1,20 +1,24 @@
 """The server over HTTP: answers, streams, names of models, refusals, and clients that hang up."""
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 from hash_language import SHORT, hash_engines, solve
+from hypothesis import given
+from hypothesis import strategies as st
 from serving import CONCURRENCY, Gate, Served, chunks, refusal, serving, text_of
 
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.serving.answers import UntilStop
 from arbitrage_cli.serving.app import Access, Bounds
-from arbitrage_cli.serving.events import RequestBegun, RequestEnded
-from arbitrage_cli.types import Message, Problem
+from arbitrage_cli.types import Message, Problem, RequestBegun, RequestEnded
 
 KEY = "a key"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -30,6 +34,10 @@ def expected(problem: Problem, policy: str = "entropy", tau: float | None = 1.5,
     """The text of the same problem, solved alone."""
     sampler = options.pop("sampler", None)
     return solve(hash_engines(sampler), [problem], policy, tau, **options)[problem.id].text
+
+
+def text_of_stream(response: httpx2.Response) -> str:
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks(response.iter_lines()))
 
 
 def wait_until(client: Served, condition: Callable[[float, float], bool]) -> None:
@@ -84,6 +92,21 @@ def test_a_stream_is_the_answer_in_parts(client: Served, fields: dict[str, Any])
     assert len(steps) == (len(parts) - 2 if fields.get("arbitrage") else 0)
 
 
+@pytest.mark.parametrize("model", ["draft", "target", "speculative"])
+@pytest.mark.parametrize("stop", ["zz", None, "\n\n"])
+def test_tokens_that_are_surely_kept_are_streamed_as_they_are_written(client: Served, model: str, stop: str | None) -> None:
+    fields = {"model": model, "stop": stop, "stream_options": {"include_usage": True}}
+    whole = client.ask(**fields).json()
+    request = {"messages": [{"role": "user", "content": "question 0"}], "stream": True, **fields}
+    with client.stream("POST", "/v1/chat/completions", json=request) as response:
+        *parts, last = chunks(response.iter_lines())
+    texts = [text for part in parts if (text := part["choices"][0]["delta"].get("content"))]
+    assert "".join(texts) == whole["choices"][0]["message"]["content"]
+    assert last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert parts[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert len(texts) > whole["usage"]["completion_tokens"] / 3
+
+
 def test_a_text_completion(client: Served) -> None:
     answer = client.post("/v1/completions", json={"prompt": "question 0", "model": "draft"}).json()
     assert answer["object"] == "text_completion"
@@ -106,7 +129,13 @@ def test_a_conversation(client: Served) -> None:
 
 @pytest.mark.parametrize(
     ("model", "policy", "tau"),
-    [("draft", "draft", None), ("target", "target", None), ("logprob@1.2", "logprob", 1.2), ("entropy@inf", "draft", None)],
+    [
+        ("arbitrage", "entropy", 1.5),
+        ("draft", "draft", None),
+        ("target", "target", None),
+        ("logprob@1.2", "logprob", 1.2),
+        ("entropy@inf", "draft", None),
+    ],
 )
 def test_the_model_says_how_to_route(client: Served, model: str, policy: str, tau: float | None) -> None:
     answer = client.ask(model=model)
@@ -141,9 +170,9 @@ def test_many_clients_get_the_texts_of_one(client: Served) -> None:
 
 def test_what_models_there_are(client: Served) -> None:
     names = [model["id"] for model in client.get("/v1/models").json()["data"]]
-    assert names[0] == "entropy"
+    assert names[:2] == ["arbitrage", "entropy"]
     assert {"draft", "target", "random"} < set(names)
-    assert not {"arbitrage", "judge", "rsd", "oracle"} & set(names)
+    assert not {"arbitrage@fast", "judge", "rsd", "oracle"} & set(names)
     for name in ("target", "entropy@0.2"):
         assert client.get(f"/v1/models/{name}").json()["id"] == name
     assert refusal(client.get("/v1/models/gpt-7"))["code"] == "model_not_found"
@@ -177,8 +206,7 @@ USER = [{"role": "user", "content": "1"}]
         ({"n": True}, "n"),
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"top_k": 5}, "top_k"),
+        ({"json_schema": {"type": "object"}}, "json_schema"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
@@ -193,6 +221,8 @@ USER = [{"role": "user", "content": "1"}]
         ({"messages": []}, "messages"),
         ({"messages": "hello"}, "messages"),
         ({"messages": USER * 600}, "messages"),
+        ({"messages": [{"role": "user", "content": "1", "tool_calls": [{}]}]}, "messages"),
+        ({"messages": [{"role": "system", "content": "1"}]}, "messages"),
         ({"messages": [1]}, "messages"),
         ({"messages": [{"role": "tool", "content": "1"}]}, "messages"),
         ({"messages": [{"role": ["user"], "content": "1"}]}, "messages"),
@@ -214,25 +244,46 @@ def test_what_cannot_be_done_is_refused(client: Served, fields: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    "model", ["gpt-7", "arbitrage", "target@1", "entropy@", "entropy@fast", "judge", "\ud800", "x" * 10_000]
+    "model",
+    ["gpt-7", "arbitrage@0.5", "target@1", "entropy@", "entropy@fast", "judge", "x" * 10_000, f"random@0.{'5' * 900_000}"],
 )
 def test_unknown_models(client: Served, model: str) -> None:
+    """A name of any length: it is in messages, logs and metrics."""
     response = client.ask(model=model)
     assert (response.status_code, refusal(response)["code"]) == (404, "model_not_found")
     assert len(response.content) < 1000
 
 
-def test_fields_that_ask_for_nothing(client: Served) -> None:
-    """As clients send them without need; null is as good as nothing."""
-    fields: dict[str, Any] = {
+def test_fields_that_are_ignored_are_listed(client: Served) -> None:
+    """As clients of llama.cpp send them; null, and what asks for nothing, is as good as nothing."""
+    nothing = {
         "n": 1,
         "tools": [],
         "logprobs": False,
         "response_format": {"type": "text"},
-        "presence_penalty": 0.0,
+        "stop": None,
+        "temperature": None,
     }
-    answer = client.ask(user="me", stop=None, top_logprobs=None, temperature=None, **fields)
-    assert text_of(answer) == text_of(client.ask())
+    fields: dict[str, Any] = {
+        "top_k": 40,
+        "min_p": 0.05,
+        "cache_prompt": True,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    answer = client.ask(user="me", max_tokens=-1, **nothing)
+    assert "x-arbitrage-ignored" not in answer.headers
+    for stream in (False, True):
+        sent = {
+            "messages": [{"role": "user", "content": "question 0"}],
+            "stream": stream,
+            **fields,
+            "a,\r\nb: \xe9": 1,
+            "x" * 500: 1,
+        }
+        with client.stream("POST", "/v1/chat/completions", json=sent) as response:
+            assert response.headers["x-arbitrage-ignored"].split(", ") == [*fields, "a???b:??", "x" * 40]
+            text = text_of_stream(response) if stream else json.loads(response.read())["choices"][0]["message"]["content"]
+        assert text == text_of(answer)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +310,6 @@ def test_bodies_that_are_no_request(client: Served, body: bytes) -> None:
     [
         (404, {"method": "GET", "url": "/v2"}),
         (405, {"method": "GET", "url": "/v1/chat/completions"}),
-        (403, {"method": "GET", "url": "/health", "headers": {"host": "evil.example"}}),
         (403, {"method": "GET", "url": "/v1/models", "headers": {"origin": "https://evil.example"}}),
         (415, {"method": "POST", "url": "/v1/completions", "content": b"{}", "headers": {"content-type": "text/plain"}}),
         (413, {"method": "POST", "url": "/v1/completions", "json": {"prompt": "x" * (1 << 20)}}),
@@ -269,6 +319,17 @@ def test_other_refusals(client: Served, status: int, request_of: dict[str, Any])
     response = client.request(**request_of)
     assert response.status_code == status
     refusal(response)
+
+
+def test_names_of_the_server(client: Served) -> None:
+    for host, status in (
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 400),
+        ("x/localhost", 400),
+    ):
+        assert client.get("/health", headers={"host": host}).status_code == status
 
 
 def test_the_key() -> None:
@@ -308,7 +369,7 @@ def test_no_host_header_opens_a_route(host: str) -> None:
 
 def test_bodies_and_heads_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body has its time; a head too, whatever is sent of it."""
-    monkeypatch.setattr("arbitrage_cli.serving.http.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("arbitrage_cli.serving.server.HEAD_SECONDS", 0.5)
     with serving(bounds=Bounds(8, body_seconds=0.5)) as client:
         with socket.create_connection(client.address, timeout=10) as slow:
             slow.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
@@ -318,6 +379,18 @@ def test_bodies_and_heads_that_never_end(monkeypatch: pytest.MonkeyPatch) -> Non
             slow.sendall(b"GET /health HTTP/1.1\r\n")
             assert slow.recv(1000) == b""
         assert text_of(client.ask())
+
+
+def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of them is closed for a new one."""
+    monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
+    with serving() as client, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(client.address, timeout=10)) for _ in range(60)]
+        idle[-1].sendall(b"GET /health HTTP/1.1\r\n")
+        assert text_of(client.ask())
+        assert idle[0].recv(1) == b""
+        idle[-1].sendall(b"Host: localhost\r\n\r\n")
+        assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
 
 
 # --- many requests, and clients that do not wait
@@ -387,3 +460,21 @@ def test_a_stream_says_that_it_is_alive() -> None:
         assert next(line for line in lines if line.startswith(":")) == ": keep-alive"
         gate.open()
         assert chunks(lines)
+
+
+# --- stop texts
+
+words = st.text(alphabet="ab", max_size=4)
+
+
+@given(st.lists(words, max_size=6), st.lists(words.filter(bool), max_size=3))
+def test_a_text_ends_before_the_first_whole_stop_text(parts: list[str], stops: list[str]) -> None:
+    """However it is divided; nothing is shown that may belong to one, and nothing is lost without one."""
+    until = UntilStop(tuple(stops))
+    shown = ""
+    for part in parts:
+        shown += until.add(part)
+    shown += until.finish()
+    whole = "".join(parts)
+    places = [(whole.index(stop) + len(stop), whole.index(stop)) for stop in stops if stop in whole]
+    assert (shown, until.is_stopped) == (whole[: min(places)[1]] if places else whole, bool(places))

@@ -17,15 +17,14 @@ from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.serving.app import Access, Bounds
-from arbitrage_cli.serving.events import ServingEvent
-from arbitrage_cli.serving.http import bind
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.server import Server
+from arbitrage_cli.serving.server import Service, bind
+from arbitrage_cli.types import ServingEvent
 
 CONCURRENCY = 4
 MENU = Menu(Route(POLICIES["entropy"], 1.5), AvailableHead(None, None))
 DEFAULTS = Defaults(MENU, SHORT, Sampler(), max_chars=20_000)
-NAMES = frozenset(("127.0.0.1", "localhost"))
+NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Gate:
@@ -90,15 +89,16 @@ def serving(
     make = gate.backend if gate else HashBackend
     engines = hash_engines(make=make, num_sequences=concurrency)
     scheduler = Scheduler(engines, lambda trace: POLICIES["draft"].flow(trace, None, 0), SHORT, concurrency=concurrency)
-    server = Server(access or Access(None, NAMES))
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
+    allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES)
+    service = Service(scheduler, None, DEFAULTS, allowed, access, events.append)
     with closing(bind("127.0.0.1", 0)) as bound:
         bound.listen()
 
         def run() -> None:
             try:
-                server.run(bound, scheduler, None, DEFAULTS, bounds or Bounds(concurrency), events.append)
+                service.run(bound)
             except BaseException as failure:
                 failures.append(failure)
                 raise
@@ -113,7 +113,7 @@ def serving(
             finally:
                 if gate:
                     gate.open()
-                server.drain()
+                service.drain()
                 thread.join(30)
     assert not thread.is_alive()
     assert failures == []
