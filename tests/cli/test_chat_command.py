@@ -57,18 +57,18 @@ def test_what_is_remembered() -> None:
 def test_ctrl_c_stops_a_turn_and_keeps_the_chat(tmp_path: Path) -> None:
     """The line before it is in the history; at the prompt Ctrl-C forgets what was typed."""
     with Terminal("chat", *MODELS, env={"XDG_CONFIG_HOME": str(tmp_path)}) as terminal:
-        terminal.wait_until(lambda: terminal.text.endswith("entropy>"))
+        terminal.wait_until(lambda: terminal.text.endswith("entropy@1>"))
         terminal.process.sendline(LONG)
         terminal.wait_until(lambda: "2 + 1 = 3" in terminal.text)
         terminal.process.sendintr()
-        terminal.wait_until(lambda: terminal.text.endswith("entropy>"))
+        terminal.wait_until(lambda: terminal.text.endswith("entropy@1>"))
         assert "answer" not in flat(terminal.text).partition("> ")[2]
         terminal.process.send("nonsense")
         terminal.wait_until(lambda: terminal.text.endswith("nonsense"))  # readline listens
         terminal.process.sendintr()
-        terminal.wait_until(lambda: terminal.text.count("stopped;") == 2 and terminal.text.endswith("entropy>"))
+        terminal.wait_until(lambda: terminal.text.count("stopped;") == 2 and terminal.text.endswith("entropy@1>"))
         terminal.process.sendline(QUESTION)
-        terminal.wait_until(lambda: f"answer {RIGHT}" in terminal.text and terminal.text.endswith("entropy>"))
+        terminal.wait_until(lambda: f"answer {RIGHT}" in terminal.text and terminal.text.endswith("entropy@1>"))
         terminal.process.sendeof()
         assert terminal.wait() == 0
     assert not terminal.screen.cursor.hidden
