@@ -158,7 +158,7 @@ class Session:
         needing = [policy.name for policy in policies if policy.reads_token_stats]
         if needing and isinstance(draft, ServedModel) and not draft.num_alternatives:
             raise ServerError(
-                f"policy {needing[0]} reads log-probabilities, and {draft.server.name} sends none",
+                f"policy {needing[0]} reads log-probabilities, and {draft.host.name} sends none",
                 "switch them on there, or use a policy without: random, judge, rsd, draft, target",
             )
 

@@ -19,7 +19,7 @@ from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, Segment
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import CompletionRequest, Token, Usage
+from arbitrage_cli.inference.servers.dialects import Continuation, Token, Usage
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.rewards.judge import INSTRUCTIONS, SCALE, mark, question_for_judge
 from arbitrage_cli.rewards.prm import SIGNS, PrmStyle, solution_for_prm, turns_for_prm
@@ -48,7 +48,7 @@ class ServedRater(ABC):
         """ModelUnsupportedError if the server sends no log-probabilities."""
         if not model.num_alternatives:
             raise ModelUnsupportedError(
-                f"{model.server.name} sends no log-probabilities, which rate steps",
+                f"{model.host.name} sends no log-probabilities, which rate steps",
                 "switch them on there, or use another server",
             )
         self._model = model
@@ -109,11 +109,11 @@ class ServedRater(ABC):
         """One step's reward, and its tokens."""
         model = self._model
         prompt = await model.prompt_of(segments)
-        wanted = CompletionRequest(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
+        wanted = Continuation(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
         pieces = [piece async for piece in model.write(wanted, topic=topic)]
         tokens = [token for piece in pieces for token in piece.tokens]
         if not tokens or not tokens[0].alternatives:
-            raise ServerRequestError(f"{model.server.name} sends no log-probabilities this time")
+            raise ServerRequestError(f"{model.host.name} sends no log-probabilities this time")
         usage = next((piece.usage for piece in reversed(pieces) if piece.usage), Usage(0))
         cost = Cost(prefill_tokens=usage.prompt - usage.cached, decode_tokens=1, cached_tokens=usage.cached)
         return self._reward(self._weights(tokens[0])), cost

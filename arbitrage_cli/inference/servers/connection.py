@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import logging
+import math
 import random
 import re
 import threading
@@ -25,7 +26,7 @@ from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestErr
 if TYPE_CHECKING:  # slow to import, and not needed without a server
     import httpx2
 
-Answer = dict[str, Any]
+Json = dict[str, Any]
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
@@ -40,6 +41,7 @@ FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
 GONE_SECONDS = 300.0  # of failures without an answer between them, after which a server is given up
 TRY_AGAIN = frozenset({408, 425, 429})  # and all from 500 on
 WAIT_SECONDS = 0.05
+NOTE_SECONDS = 10.0  # between two messages about a pause
 POOLS = 16
 """Clients that take turns: for each request httpcore looks through all connections of a pool, which made 256 at once three times as slow."""
 TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")
@@ -49,7 +51,7 @@ log = logging.getLogger("arbitrage.servers")
 
 
 @dataclass(slots=True)
-class Server:
+class Host:
     """One server as this program sees it: its address for messages, the key, and since when it fails."""
 
     name: str
@@ -57,6 +59,7 @@ class Server:
     failing_since: float | None = None
     failed_at: float = 0.0
     is_gone: bool = False
+    noted_at: float = -math.inf  # when a pause was last reported
 
     def redacted(self, text: str) -> str:
         """A text of the server on one line, without the key, which some servers repeat."""
@@ -93,7 +96,11 @@ class Connection:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread, and wait for its result. Not for coroutines: they would wait for themselves."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = self.begin(work)
+        future.add_done_callback(lambda _: self.notify())
+        while not future.done():
+            self.wait()
+        return future.result()
 
     def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine in the thread. Cancelling the future cancels its requests."""
@@ -118,14 +125,14 @@ class Connection:
             self._thread.join()
             self._loop.close()
 
-    async def fetch(self, server: Server, request: Request) -> Answer:
+    async def fetch(self, host: Host, request: Request) -> Json:
         """An answer that is one object. Errors as `stream`."""
-        (answer,) = [answer async for answer in self.stream(server, request)]
+        (answer,) = [answer async for answer in self.stream(host, request)]
         return answer
 
     async def stream(
-        self, server: Server, request: Request, on_restart: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[Answer, None]:
+        self, host: Host, request: Request, on_restart: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[Json, None]:
         """The objects of an answer as they come. After `on_restart` it comes again from its beginning.
 
         Errors: ContextFullError and ServerRequestError (of this request), ServerError (of any request to the server).
@@ -134,30 +141,30 @@ class Connection:
         while True:
             has_begun = False
             try:
-                async with aclosing(self._receive(server, request)) as answers:  # who hangs up closes the connection
+                async with aclosing(self._receive(host, request)) as answers:  # who hangs up closes the connection
                     async for answer in answers:
                         has_begun = True
                         yield answer
             except _TryAgainError as failure:
                 num_tries += 1
-                await asyncio.sleep(self._delay(server, request, failure, num_tries))
+                await self._pause(host, failure, self._delay(host, request, failure, num_tries))
                 if has_begun:
                     on_restart()
             else:
                 return
 
-    async def _receive(self, server: Server, request: Request) -> AsyncGenerator[Answer, None]:
+    async def _receive(self, host: Host, request: Request) -> AsyncGenerator[Json, None]:
         """The objects of an answer. `_TryAgainError` if it is worth to send the request again."""
         import httpx2
 
         try:
-            async with self._open(server, request) as response:
-                await _check(server, response)
+            async with self._open(host, request) as response:
+                await _check(host, response)
                 chunks = _events(response) if request.is_streamed else _whole(response)
-                async for chunk in _in_time(server, chunks, TRIAL_SECONDS if request.is_trial else WHOLE_SECONDS):
+                async for chunk in _in_time(host, chunks, TRIAL_SECONDS if request.is_trial else WHOLE_SECONDS):
                     if "error" in chunk and "choices" not in chunk:
-                        raise _error_in_answer(server, chunk["error"])
-                    self._note_answer(server)
+                        raise _error_in_answer(host, chunk["error"])
+                    self._note_answer(host)
                     yield chunk
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _TryAgainError(f"cannot be reached ({str(error) or type(error).__name__})", is_down=True) from None
@@ -166,49 +173,58 @@ class Connection:
         except httpx2.RequestError as error:
             raise _TryAgainError(f"breaks an answer off ({str(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
-            raise ServerError(f"{server.name} is no address ({error})", "check it") from None
+            raise ServerError(f"{host.name} is no address ({error})", "check it") from None
 
-    def _open(self, server: Server, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
+    def _open(self, host: Host, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
         import httpx2
 
         read = TRIAL_SECONDS if request.is_trial else CHUNK_SECONDS if request.is_streamed else ANSWER_SECONDS
         timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
         method = "GET" if request.body is None else "POST"
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
-        if server.key:
-            headers["Authorization"] = f"Bearer {server.key}"
+        if host.key:
+            headers["Authorization"] = f"Bearer {host.key}"
         client = self._clients[next(self._turns) % len(self._clients)]
         return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
 
-    def _note_answer(self, server: Server) -> None:
-        server.failing_since = None
-        if server.is_gone:
-            server.is_gone = False
-            self._notices.append((logging.WARNING, f"{server.name} answers again"))
+    def _note_answer(self, host: Host) -> None:
+        host.failing_since = None
+        if host.is_gone:
+            host.is_gone = False
+            self._notices.append((logging.WARNING, f"{host.name} answers again"))
 
-    def _delay(self, server: Server, request: Request, failure: "_TryAgainError", num_tries: int) -> float:
+    def _delay(self, host: Host, request: Request, failure: "_TryAgainError", num_tries: int) -> float:
         """Seconds until the next try. ServerError if the server is given up, ServerRequestError if only this request is."""
         if request.is_trial and (failure.is_down or num_tries >= MAX_TRIALS):
             hint = "check the address, and whether the server is running"
-            raise ServerRequestError(f"{server.name} {failure}", hint, status=failure.status)
+            raise ServerRequestError(f"{host.name} {failure}", hint, status=failure.status)
         now = time.monotonic()
-        if server.failing_since is None or now - server.failed_at > 2 * MAX_DELAY:  # nobody asked in between
-            server.failing_since = now
-        server.failed_at = now
-        silent = now - server.failing_since
+        if host.failing_since is None or now - host.failed_at > 2 * MAX_DELAY:  # nobody asked in between
+            host.failing_since = now
+        host.failed_at = now
+        silent = now - host.failing_since
         if silent > GONE_SECONDS:
             raise ServerError(
-                f"{server.name} {failure}, for {silent:.0f} seconds now", "start it again; the same command resumes a run"
+                f"{host.name} {failure}, for {silent:.0f} seconds now", "start it again; the same command resumes a run"
             )
         if not failure.is_down and num_tries >= MAX_TRIES:
             hint = "give the server more time, or less to do"
-            raise ServerRequestError(f"{server.name} {failure}, {num_tries} times", hint, status=failure.status)
-        if failure.is_down and not server.is_gone and num_tries > 1:
-            server.is_gone = True
-            text = f"{server.name} {failure}: trying again for {GONE_SECONDS / 60:.0f} minutes (Ctrl-C ends the run)"
+            raise ServerRequestError(f"{host.name} {failure}, {num_tries} times", hint, status=failure.status)
+        if failure.is_down and not host.is_gone and num_tries > 1:
+            host.is_gone = True
+            text = f"{host.name} {failure}: trying again for {GONE_SECONDS / 60:.0f} minutes (Ctrl-C ends the run)"
             self._notices.append((logging.WARNING, text))
         backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
         return float(max(failure.seconds, backoff))
+
+    async def _pause(self, host: Host, failure: "_TryAgainError", seconds: float) -> None:
+        """Wait. Of a long pause, for which a server asks, say now and then how much is left."""
+        end = time.monotonic() + seconds
+        while (left := end - (now := time.monotonic())) > 0:
+            if failure.seconds > NOTE_SECONDS and now - host.noted_at >= NOTE_SECONDS:
+                host.noted_at = now
+                self._notices.append((logging.WARNING, f"{host.name} {failure} and asks to wait: {left:.3g} s left"))
+            await asyncio.sleep(min(left, NOTE_SECONDS))
 
     async def _make_clients(self, transport: "httpx2.AsyncBaseTransport | None") -> None:
         import httpcore2
@@ -242,7 +258,7 @@ class _TryAgainError(Exception):
         self.seconds, self.is_down, self.status = seconds, is_down, status
 
 
-async def _check(server: Server, response: "httpx2.Response") -> None:
+async def _check(host: Host, response: "httpx2.Response") -> None:
     """Raise the error of an answer that is not a success."""
     status = response.status_code
     if response.is_success:
@@ -251,18 +267,18 @@ async def _check(server: Server, response: "httpx2.Response") -> None:
         asked = response.headers.get("Retry-After", "")
         seconds = min(float(asked), GONE_SECONDS) if re.fullmatch("[0-9]{1,6}", asked) else 0.0
         raise _TryAgainError(f"answers with HTTP {status}", seconds=seconds, status=status)
-    server.failing_since = None
+    host.failing_since = None
     if response.is_redirect:
-        raise ServerError(f"{server.name} redirects to another address", "give the address that it redirects to")
-    text = await _text_of_error(server, response)
+        raise ServerError(f"{host.name} redirects to another address", "give the address that it redirects to")
+    text = await _text_of_error(host, response)
     if status in (400, 413, 422) and _is_about_context(text):
         raise ContextFullError(
-            f"{server.name}: the text does not fit in the model's context ({text})", "use a shorter problem"
+            f"{host.name}: the text does not fit in the model's context ({text})", "use a shorter problem"
         )
-    raise _refused(server, f"{server.name} answers with HTTP {status}: {text}", status)
+    raise _refused(host, f"{host.name} answers with HTTP {status}: {text}", status)
 
 
-def _refused(server: Server, message: str, status: int) -> ServerError | ServerRequestError:
+def _refused(host: Host, message: str, status: int) -> ServerError | ServerRequestError:
     """The error for an answer that will not change: of this request, or of all."""
     if status in (401, 403):
         return ServerError(
@@ -286,7 +302,7 @@ def _is_about_context(text: str) -> bool:
     return any(word in text.lower() for word in words)
 
 
-async def _text_of_error(server: Server, response: "httpx2.Response") -> str:
+async def _text_of_error(host: Host, response: "httpx2.Response") -> str:
     """What an error says."""
     try:
         body = (await _read(response)).decode("utf-8", "replace")
@@ -295,18 +311,18 @@ async def _text_of_error(server: Server, response: "httpx2.Response") -> str:
         body = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError):
         pass
-    return server.redacted(body)
+    return host.redacted(body)
 
 
-def _error_in_answer(server: Server, error: object) -> Exception:
+def _error_in_answer(host: Host, error: object) -> Exception:
     """The error that an answer reports after it has begun."""
-    text = server.redacted(str(error.get("message", error) if isinstance(error, dict) else error))
+    text = host.redacted(str(error.get("message", error) if isinstance(error, dict) else error))
     if _is_about_context(text):
-        return ContextFullError(f"{server.name}: {text}", "use a shorter problem")
+        return ContextFullError(f"{host.name}: {text}", "use a shorter problem")
     return _TryAgainError(f"breaks an answer off ({text})")
 
 
-async def _in_time(server: Server, chunks: AsyncIterator[Answer], seconds: float) -> AsyncIterator[Answer]:
+async def _in_time(host: Host, chunks: AsyncIterator[Json], seconds: float) -> AsyncIterator[Json]:
     """The chunks. ServerRequestError if they do not end in time: a server may send comments, or a byte now and then, for ever."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
@@ -316,12 +332,12 @@ async def _in_time(server: Server, chunks: AsyncIterator[Answer], seconds: float
         except StopAsyncIteration:
             return
         except TimeoutError:
-            message = f"{server.name} does not finish an answer within {seconds:g} s"
+            message = f"{host.name} does not finish an answer within {seconds:g} s"
             raise ServerRequestError(message, "give the server less to do at once, or a smaller --max-step-tokens") from None
         yield chunk
 
 
-async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
+async def _events(response: "httpx2.Response") -> AsyncIterator[Json]:
     import httpx2
 
     ended, size = False, 0
@@ -338,14 +354,14 @@ async def _events(response: "httpx2.Response") -> AsyncIterator[Answer]:
         raise _TryAgainError("breaks an answer off")
 
 
-def _has_ended(chunk: Answer) -> bool:
+def _has_ended(chunk: Json) -> bool:
     """Whether a chunk says that nothing follows: llama-server's own endpoint has no [DONE]."""
     choices = chunk.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else {}
     return bool(chunk.get("stop") or (isinstance(first, dict) and first.get("finish_reason")))
 
 
-async def _whole(response: "httpx2.Response") -> AsyncIterator[Answer]:
+async def _whole(response: "httpx2.Response") -> AsyncIterator[Json]:
     yield _object((await _read(response)).decode("utf-8", "replace"))
 
 
@@ -359,7 +375,7 @@ async def _read(response: "httpx2.Response") -> bytes:
     return bytes(body)
 
 
-def _object(text: str) -> Answer:
+def _object(text: str) -> Json:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

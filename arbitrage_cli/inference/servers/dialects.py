@@ -1,12 +1,14 @@
 """What each kind of server is asked, and how its answers read: pure functions from requests to JSON and back.
 
 vLLM, SGLang, llama.cpp's server, and any other with OpenAI's `/completions`. What they have in common is `Completions`; a subclass
-says what is different. Sends nothing. A field of the wrong type raises KeyError, IndexError, TypeError, ValueError or AttributeError.
+says what is different. Sends nothing. An answer of another form raises KeyError, TypeError, ValueError or AttributeError.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
 
@@ -20,7 +22,7 @@ Ending = Literal["separator", "end", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRequest:
+class Continuation:
     """A text to continue: token ids, or a string for a server that takes no ids. `num_alternatives` are wanted for each token.
 
     Texts with different `cache_key`s should find nothing of each other in the server's cache. `is_first`: the first with this key.
@@ -50,13 +52,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and seconds of one answer, as far as the server reports them. `cached` is a part of `prompt`."""
+    """Tokens of one answer, as far as the server reports them. `cached` is a part of `prompt`."""
 
     prompt: int
     cached: int = 0
     written: int = 0
-    prompt_seconds: float | None = None
-    written_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +70,27 @@ class Piece:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Completions:
     """OpenAI's `/completions`, and no more than that.
 
-    Such a server does not say whether it stopped at the blank line or at the end of the sequence. So it is not asked to stop: its
-    stream is closed at the blank line.
+    Such a server takes a string, hides its chat template, and does not say whether it stopped at the blank line or at the end of the
+    sequence. So it is not asked to stop: its stream is closed at the blank line.
     """
 
-    name: str = "OpenAI-compatible"
-    takes_ids: bool = False
-    says_why_it_stopped: bool = False
-    max_alternatives: int = 5
-    needs_stream_for_alternatives: bool = False
-    shows_template: bool = False
-    reads_data_plainly: bool = False
+    name: ClassVar[str] = "OpenAI-compatible"
+    is_plain: ClassVar[bool] = True
+    """Whether it can do no more than that: others take token ids, show their template, and say why they stopped."""
+    needs_stream_for_alternatives: ClassVar[bool] = False
+    reads_data_plainly: ClassVar[bool] = False
     """Whether it can be told to find no control tokens in a text."""
-    facts_path: str = ""
-    own_fields: Json = field(default_factory=dict)
+    facts_path: ClassVar[str] = ""
+    own_fields: ClassVar[Json] = {}
     """Fields of this kind of server. Among them: settings that switch off what it samples by on its own."""
+
+    @property
+    def max_alternatives(self) -> int:
+        """How many likeliest tokens to ask for."""
+        return 5 if self.is_plain else 20
 
     def url(self, base: str, root: str) -> str:
         """Where to ask."""
@@ -107,128 +109,86 @@ class Completions:
         """Version of the server and context of the model, from its own endpoint."""
         return str(facts.get("version") or ""), None
 
-    def body(self, request: CompletionRequest) -> dict[str, Any]:
+    def body(self, wanted: Continuation) -> dict[str, Any]:
         """The request."""
-        body: dict[str, Any] = {
-            "model": request.model,
-            "prompt": request.prompt,
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed,
-            "stream": request.is_streamed,
-            **self.own_fields,
-        }
-        if request.num_alternatives:
-            body["logprobs"] = request.num_alternatives
-        if request.is_streamed:
+        body = {**_sampling(wanted), "max_tokens": wanted.max_tokens, **self.own_fields}
+        if wanted.num_alternatives:
+            body["logprobs"] = wanted.num_alternatives
+        if wanted.is_streamed:
             body["stream_options"] = {"include_usage": True}
-        if self.says_why_it_stopped:
-            body |= {"stop": [request.stop], **self._stop_fields()}
-        return {**body, **self._cache_fields(request)}
+        return body if self.is_plain else {**body, "stop": [wanted.stop]}
 
     def read(self, answer: Json) -> Piece:
         """An answer, or a part of a streamed one."""
-        usage = _usage(answer["usage"]) if answer.get("usage") else None
-        if not answer["choices"]:
+        read = _Completion.model_validate(answer)
+        usage = read.usage.read() if read.usage else None
+        if not read.choices:
             return Piece(usage=usage)
-        choice = answer["choices"][0]
-        ids = tuple(int(token) for token in choice.get("token_ids") or ())
-        return Piece(_text(choice["text"]), ids, _tokens(choice.get("logprobs")), self._ending(choice), usage)
+        choice = read.choices[0]
+        ending: Ending | None = "length" if choice.finish_reason == "length" else None
+        if choice.finish_reason == "stop":  # at a text, or at a token, which has no name or a number
+            ending = "separator" if isinstance(self._stopped_by(choice), str) else "end"
+        tokens = choice.logprobs.read() if choice.logprobs else ()
+        return Piece(choice.text, tuple(choice.token_ids or ()), tokens, ending, usage)
 
-    def _stop_fields(self) -> Json:
-        return {}
-
-    def _cache_fields(self, request: CompletionRequest) -> Json:
-        return {}
-
-    def _ending(self, choice: Json) -> Ending | None:
-        reason = choice.get("finish_reason")
-        if reason is None:
-            return None
-        if reason == "length":
-            return "length"
-        if reason != "stop":
-            raise ValueError(f"it ended with '{reason}'")
-        return "separator" if self._was_separator(choice) else "end"
-
-    def _was_separator(self, choice: Json) -> bool:
-        return False
+    def _stopped_by(self, choice: "_Choice") -> Any:
+        """The text or token that ended an answer; None if the server does not say."""
+        return None
 
 
-@dataclass(frozen=True, slots=True)
 class Vllm(Completions):
     """vLLM: token ids in and out, the stop text kept and named."""
 
-    name: str = "vLLM"
-    takes_ids: bool = True
-    says_why_it_stopped: bool = True
-    max_alternatives: int = 20
-    shows_template: bool = True
-    facts_path: str = "version"
-    own_fields: Json = field(
-        default_factory=lambda: {
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "return_token_ids": True,
-            "add_special_tokens": False,
-        }
-    )
+    name = "vLLM"
+    is_plain = False
+    facts_path = "version"
+    own_fields: ClassVar[Json] = {
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "return_token_ids": True,
+        "add_special_tokens": False,
+        "include_stop_str_in_output": True,
+    }
 
-    def _stop_fields(self) -> Json:
-        return {"include_stop_str_in_output": True}
+    def body(self, wanted: Continuation) -> dict[str, Any]:
+        """The request; texts with different salts share no cache."""
+        return super().body(wanted) | ({"cache_salt": wanted.cache_key} if wanted.cache_key else {})
 
-    def _cache_fields(self, request: CompletionRequest) -> Json:
-        return {"cache_salt": request.cache_key} if request.cache_key else {}
-
-    def _was_separator(self, choice: Json) -> bool:
-        return isinstance(choice.get("stop_reason"), str)  # else the id of a token
+    def _stopped_by(self, choice: "_Choice") -> Any:
+        return choice.stop_reason
 
 
-@dataclass(frozen=True, slots=True)
 class Sglang(Completions):
     """SGLang: as vLLM, with other names for the same."""
 
-    name: str = "SGLang"
-    takes_ids: bool = True
-    says_why_it_stopped: bool = True
-    max_alternatives: int = 20
-    shows_template: bool = True
-    facts_path: str = "get_server_info"
-    own_fields: Json = field(
-        default_factory=lambda: {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
-    )
+    name = "SGLang"
+    is_plain = False
+    facts_path = "get_server_info"
+    own_fields: ClassVar[Json] = {
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "return_token_ids": True,
+        "no_stop_trim": True,
+    }
 
-    def _stop_fields(self) -> Json:
-        return {"no_stop_trim": True}
-
-    def _was_separator(self, choice: Json) -> bool:
-        return isinstance(choice.get("matched_stop"), str)  # else the id of a token
+    def _stopped_by(self, choice: "_Choice") -> Any:
+        return choice.matched_stop
 
 
-@dataclass(frozen=True, slots=True)
 class LlamaServer(Completions):
     """llama.cpp's own `/completion`, which says why it stopped. It cuts off the stop text, which is put back.
 
     If not streamed, it leaves out the log-probabilities of the stop text's tokens.
     """
 
-    name: str = "llama-server"
-    takes_ids: bool = True
-    says_why_it_stopped: bool = True
-    max_alternatives: int = 20
-    needs_stream_for_alternatives: bool = True
-    shows_template: bool = True
-    reads_data_plainly: bool = True
-    facts_path: str = "props"
-    own_fields: Json = field(
-        default_factory=lambda: {
-            "samplers": ["top_p", "temperature"],
-            "cache_prompt": True,
-            "return_tokens": True,
-        }
-    )
+    name = "llama-server"
+    is_plain = False
+    needs_stream_for_alternatives = True
+    reads_data_plainly = True
+    facts_path = "props"
+    own_fields: ClassVar[Json] = {"samplers": ["top_p", "temperature"], "cache_prompt": True, "return_tokens": True}
 
     def url(self, base: str, root: str) -> str:
         """Where to ask."""
@@ -246,109 +206,156 @@ class LlamaServer(Completions):
         """The context is that of one slot."""
         return str(facts.get("build_info") or ""), facts["default_generation_settings"]["n_ctx"]
 
-    def body(self, request: CompletionRequest) -> dict[str, Any]:
+    def body(self, wanted: Continuation) -> dict[str, Any]:
         """The request."""
-        body: dict[str, Any] = {
-            "model": request.model,
-            "prompt": request.prompt,
-            "n_predict": request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed,
-            "stream": request.is_streamed,
-            "stop": [request.stop],
-            **self.own_fields,
-        }
-        if request.num_alternatives:
-            body["n_probs"] = request.num_alternatives
-        if request.cache_key and request.is_first:
+        body = {**_sampling(wanted), "n_predict": wanted.max_tokens, "stop": [wanted.stop], **self.own_fields}
+        if wanted.num_alternatives:
+            body["n_probs"] = wanted.num_alternatives
+        if wanted.cache_key and wanted.is_first:
             body["cache_prompt"] = False
         return body
 
     def read(self, answer: Json) -> Piece:
         """An answer, or a part of a streamed one."""
-        ending, text = self._ending(answer), _text(answer["content"])
-        if ending == "separator":
-            text += _text(answer["stopping_word"])
-        tokens = tuple(_token(entry) for entry in answer.get("completion_probabilities") or ())
-        ids = tuple(int(token) for token in answer.get("tokens") or ())
-        timings = answer.get("timings") if ending else None  # the chunk of the stop text has them too
-        return Piece(text, ids, tokens, ending, _timings(timings) if timings else None)
-
-    def _ending(self, choice: Json) -> Ending | None:
-        if not choice.get("stop"):
-            return None
+        read = _LlamaCompletion.model_validate(answer)
+        tokens = tuple(entry.read() for entry in read.completion_probabilities or ())
+        if not read.stop:
+            return Piece(read.content, tuple(read.tokens or ()), tokens)
         endings: dict[str, Ending] = {"word": "separator", "eos": "end", "limit": "length"}
-        return endings[choice["stop_type"]]
+        ending = endings[read.stop_type]
+        text = read.content + (read.stopping_word if ending == "separator" else "")
+        return Piece(text, tuple(read.tokens or ()), tokens, ending, read.timings.read() if read.timings else None)
 
 
 OWNERS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llamacpp": LlamaServer}
 """Kinds of servers by what they call the owner of their models."""
 
 
-def dialect_of(models: Json) -> Completions:
+def _sampling(wanted: Continuation) -> dict[str, Any]:
+    """The fields that all servers read."""
+    return {
+        "model": wanted.model,
+        "prompt": wanted.prompt,
+        "temperature": wanted.temperature,
+        "top_p": wanted.top_p,
+        "seed": wanted.seed,
+        "stream": wanted.is_streamed,
+    }
+
+
+def dialect_of(models: "Models") -> Completions:
     """The dialect of the server that gave this list of models."""
-    owners = [entry.get("owned_by") for entry in models["data"]]
+    owners = [model.owned_by or "" for model in models.data]
     return next((OWNERS[owner] for owner in owners if owner in OWNERS), Completions)()
 
 
-# --- parts of answers
+# --- what servers send
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("the text is no text")
-    return value
+class Meta(BaseModel):
+    """What llama-server says of a model."""
+
+    n_ctx_train: int | None = None
+    n_vocab: int | None = None
 
 
-def _count(value: Any) -> int:
-    count = int(value)
-    if not 0 <= count < MAX_COUNT:
-        raise ValueError("a number of tokens is none")
-    return count
+class Model(BaseModel):
+    """A model of a server."""
+
+    id: str
+    owned_by: str | None = None
+    max_model_len: int | None = None
+    meta: Meta | None = None
 
 
-def _logprob(value: Any) -> float:
-    """A log-probability; of a token that is ruled out, a very low one."""
-    number = float(value)
-    if not number <= MAX_LOGPROB:  # or not a number
-        raise ValueError("a log-probability is none")
-    return max(number, RULED_OUT)
+class Models(BaseModel):
+    """A server's list of models."""
+
+    data: list[Model]
 
 
-def _usage(usage: Json) -> Usage:
-    details = usage.get("prompt_tokens_details") or {}
-    written = _count(usage.get("completion_tokens") or 0)
-    return Usage(_count(usage["prompt_tokens"]), _count(details.get("cached_tokens") or 0), written)
+_Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+_LogProbability = Annotated[float, Field(le=MAX_LOGPROB), AfterValidator(lambda value: max(value, RULED_OUT))]
 
 
-def _timings(timings: Json) -> Usage:
-    """llama-server's: `prompt_n` are the tokens that were not in the cache."""
-    cached = _count(timings.get("cache_n") or 0)
-    return Usage(
-        _count(timings["prompt_n"]) + cached,
-        cached,
-        _count(timings["predicted_n"]),
-        float(timings["prompt_ms"]) / 1000,
-        float(timings["predicted_ms"]) / 1000,
-    )
+class _Details(BaseModel):
+    cached_tokens: _Count | None = None
 
 
-def _tokens(logprobs: Json | None) -> tuple[Token, ...]:
-    """The tokens of an answer, in either of OpenAI's shapes: that of completions, and that of chats."""
-    if not logprobs:
-        return ()
-    if logprobs.get("content") is not None:
-        return tuple(_token(entry) for entry in logprobs["content"])
-    rows = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs.get("top_logprobs") or [], strict=True)
-    return tuple(Token(_text(text), _logprob(own), _ranked(others.items())) for text, own, others in rows)
+class _Usage(BaseModel):
+    prompt_tokens: _Count
+    completion_tokens: _Count | None = None
+    prompt_tokens_details: _Details | None = None
+
+    def read(self) -> Usage:
+        details = self.prompt_tokens_details or _Details()
+        return Usage(self.prompt_tokens, details.cached_tokens or 0, self.completion_tokens or 0)
 
 
-def _token(entry: Json) -> Token:
-    others = ((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or ())
-    return Token(_text(entry["token"]), _logprob(entry["logprob"]), _ranked(others))
+class _Entry(BaseModel):
+    """A token as chats and llama-server have it."""
+
+    token: str
+    logprob: _LogProbability
+    top_logprobs: "list[_Entry] | None" = None
+
+    def read(self) -> Token:
+        return Token(self.token, self.logprob, _ranked((other.token, other.logprob) for other in self.top_logprobs or ()))
+
+
+class _LogProbabilities(BaseModel):
+    """Of completions; or `content`, of chats."""
+
+    content: list[_Entry] | None = None
+    tokens: list[str] = []
+    token_logprobs: list[_LogProbability] = []
+    top_logprobs: list[dict[str, _LogProbability]] | None = None
+
+    def read(self) -> tuple[Token, ...]:
+        if self.content is not None:
+            return tuple(entry.read() for entry in self.content)
+        rows = zip(self.tokens, self.token_logprobs, self.top_logprobs or [], strict=True)
+        return tuple(Token(text, own, _ranked(others.items())) for text, own, others in rows)
+
+
+class _Choice(BaseModel):
+    text: str
+    finish_reason: Literal["stop", "length"] | None = None
+    stop_reason: Any = None
+    matched_stop: Any = None
+    token_ids: list[int] | None = None
+    logprobs: _LogProbabilities | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+class _Timings(BaseModel):
+    """`prompt_n` are the tokens that were not in the cache."""
+
+    prompt_n: _Count
+    predicted_n: _Count
+    cache_n: _Count | None = None
+
+    def read(self) -> Usage:
+        cached = self.cache_n or 0
+        return Usage(self.prompt_n + cached, cached, self.predicted_n)
+
+
+class _LlamaCompletion(BaseModel):
+    """A part of a stream; the last one has `stop`."""
+
+    content: str
+    stop: bool = False
+    stop_type: str = ""
+    stopping_word: str = ""
+    tokens: list[int] | None = None
+    completion_probabilities: list[_Entry] | None = None
+    timings: _Timings | None = None
 
 
 def _ranked(alternatives: Any) -> tuple[tuple[str, float], ...]:
     """Alternatives, the likeliest first."""
-    return tuple(sorted(((_text(text), _logprob(value)) for text, value in alternatives), key=lambda one: -one[1]))
+    return tuple(sorted(alternatives, key=lambda one: -one[1]))

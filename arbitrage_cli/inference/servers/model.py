@@ -13,8 +13,8 @@ from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import ChatPrompt, Messages, RoleRefusedError, Segment
 from arbitrage_cli.inference.servers.address import Wanted
-from arbitrage_cli.inference.servers.connection import Answer, Connection, Request, Server
-from arbitrage_cli.inference.servers.dialects import CompletionRequest, Completions, Piece, dialect_of
+from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
+from arbitrage_cli.inference.servers.dialects import Completions, Continuation, Meta, Model, Models, Piece, dialect_of
 from arbitrage_cli.inference.servers.evidence import MIN_ALTERNATIVES, VOCABULARY_SIZE
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
@@ -32,7 +32,7 @@ class ServedModel:
     """A model on a server. `num_alternatives` is how many log-probabilities come with each token, 0 if none do."""
 
     connection: Connection
-    server: Server
+    host: Host
     wanted: Wanted
     dialect: Completions
     card: ModelCard
@@ -46,7 +46,7 @@ class ServedModel:
     @property
     def knows_template(self) -> bool:
         """Whether the chat template is known, here or to the server."""
-        return self.wanted.template is not None or self.dialect.shows_template
+        return self.wanted.template is not None or not self.dialect.is_plain
 
     @property
     def chat_template(self) -> str | None:
@@ -55,13 +55,13 @@ class ServedModel:
 
     def prompt(self, instructions: str) -> ChatPrompt:
         """The prompt of this model. TemplateError if its template cannot be used."""
-        template = self.wanted.template or (self._render_there if self.dialect.shows_template else None)
+        template = self.wanted.template or (self._render_there if not self.dialect.is_plain else None)
         return ChatPrompt(template, None, instructions=instructions, variables=self.wanted.template_variables)
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
         """Token ids of a text. Errors as `write`."""
         answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins))
-        with _reading(self.server):
+        with _reading(self.host):
             ids = [int(token) for token in answer["tokens"]]
         return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # the server's and the template's own first token
 
@@ -73,14 +73,12 @@ class ServedModel:
         """A prompt as the server takes it."""
         controls = self.controls(segments)
         return (
-            await prompt_ids(self.tokenize, segments, controls)
-            if self.dialect.takes_ids
-            else prompt_text(segments, controls)
+            prompt_text(segments, controls) if self.dialect.is_plain else await prompt_ids(self.tokenize, segments, controls)
         )
 
     async def write(
         self,
-        wanted: CompletionRequest,
+        wanted: Continuation,
         on_restart: Callable[[], None] = lambda: None,
         *,
         is_trial: bool = False,
@@ -89,9 +87,9 @@ class ServedModel:
         """The parts of an answer. Errors: ContextFullError, ServerRequestError, ServerError."""
         url = self.dialect.url(self.wanted.address.base, self.wanted.address.root)
         request = Request(url, self.dialect.body(wanted), wanted.is_streamed, is_trial, topic)
-        async with contextlib.aclosing(self.connection.stream(self.server, request, on_restart)) as answers:
+        async with contextlib.aclosing(self.connection.stream(self.host, request, on_restart)) as answers:
             async for answer in answers:
-                with _reading(self.server):
+                with _reading(self.host):
                     piece = self.dialect.read(answer)
                 yield piece
 
@@ -102,31 +100,31 @@ class ServedModel:
     async def _rendered(self, messages: Messages) -> str:
         try:
             answer = await self._post(*self.dialect.rendering(self.name, messages, self.wanted.template_variables))
-            with _reading(self.server):
+            with _reading(self.host):
                 if "prompt" in answer:
                     return str(answer["prompt"])
                 ids = [int(token) for token in answer["tokens"]]
             text = await self._post("detokenize", {"model": self.name, "tokens": ids})
-            with _reading(self.server):
+            with _reading(self.host):
                 return str(text["prompt"] if "prompt" in text else text["text"])
         except ServerRequestError as error:
             if error.status not in TEMPLATE_REFUSED:
                 raise
             raise RoleRefusedError(error.message) from error
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Answer:
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Json:
         request = Request(f"{self.wanted.address.root}/{path}", body, is_trial=True)
-        return await self.connection.fetch(self.server, request)
+        return await self.connection.fetch(self.host, request)
 
 
 def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool = True) -> ServedModel:
     """Find the model, and try one step with it. Errors: ServerError, TemplateError."""
-    server = Server(wanted.address.host, wanted.key)
+    host = Host(wanted.address.host, wanted.key)
     try:
-        model = connection.run(_find(connection, server, wanted))
+        model = connection.run(_find(connection, host, wanted))
         if needs_template and not model.knows_template:
             raise ServerError(
-                f"{server.name} ({model.dialect.name}) does not show the chat template of {model.name}",
+                f"{host.name} ({model.dialect.name}) does not show the chat template of {model.name}",
                 "give it: --draft-template or --target-template, a Jinja file or a GGUF file of the same model (none for --prm)",
             )
         segments = model.prompt("").segments(TRIAL_QUESTION)
@@ -142,9 +140,9 @@ def facts_about(model: ServedModel) -> dict[str, Any]:
     return {
         "model": model.name,
         "server": model.card.description,
-        "host": model.server.name,
+        "host": model.host.name,
         "context_size": model.card.context_size,
-        "continues": "token ids" if model.dialect.takes_ids else "text",
+        "continues": "text" if model.dialect.is_plain else "token ids",
         "log_probabilities": model.num_alternatives,
         "counts_tokens": model.reports_usage,
         "has_template": model.knows_template,
@@ -161,45 +159,44 @@ def describe(model: ServedModel) -> str:
     )
 
 
-async def _find(connection: Connection, server: Server, wanted: Wanted) -> ServedModel:
+async def _find(connection: Connection, host: Host, wanted: Wanted) -> ServedModel:
     """The model among those of the server. ServerError, ServerRequestError."""
 
-    async def get(url: str) -> Answer:
-        return await connection.fetch(server, Request(url, is_trial=True))
+    async def get(url: str) -> Json:
+        return await connection.fetch(host, Request(url, is_trial=True))
 
-    listed = await get(f"{wanted.address.base}/models")
-    with _reading(server):
-        entry = _choose(server, listed, wanted.address.model)
-        dialect, meta = dialect_of(listed), entry.get("meta") or {}
-    facts_path = dialect.facts_path
-    facts = await get(f"{wanted.address.root}/{facts_path}") if facts_path else {}
-    with _reading(server):
+    answer = await get(f"{wanted.address.base}/models")
+    with _reading(host):
+        listed = Models.model_validate(answer)
+    found, dialect = _choose(host, listed, wanted.address.model), dialect_of(listed)
+    facts = await get(f"{wanted.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
+    with _reading(host):
         version, context = dialect.read_facts(facts)
-        limits = [int(limit) for limit in (entry.get("max_model_len"), context, wanted.context_size) if limit]
-        card = ModelCard(
-            source=wanted.address.base,
-            name=str(entry["id"]),
-            description=f"{dialect.name} {version}".strip(),
-            context_size=min(limits, default=DEFAULT_CONTEXT_SIZE),
-            trained_context_size=int(meta.get("n_ctx_train") or 0),
-            vocabulary_size=int(meta.get("n_vocab") or VOCABULARY_SIZE),
-            hidden_size=0,
-            threads=0,
-            gpu_layers=0,
-        )
-    return ServedModel(connection, server, wanted, dialect, card)
+        limits = [int(limit) for limit in (found.max_model_len, context, wanted.context_size) if limit]
+    meta = found.meta or Meta()
+    card = ModelCard(
+        source=wanted.address.base,
+        name=found.id,
+        description=f"{dialect.name} {version}".strip(),
+        context_size=min(limits, default=DEFAULT_CONTEXT_SIZE),
+        trained_context_size=meta.n_ctx_train or 0,
+        vocabulary_size=meta.n_vocab or VOCABULARY_SIZE,
+        hidden_size=0,
+        threads=0,
+        gpu_layers=0,
+    )
+    return ServedModel(connection, host, wanted, dialect, card)
 
 
-def _choose(server: Server, listed: Answer, wanted: str | None) -> Answer:
-    """The entry of the wanted model, or of the only one. ServerError."""
-    entries: list[Answer] = listed["data"]
-    names = [str(entry["id"]) for entry in entries]
-    if wanted is None and len(entries) == 1:
-        return entries[0]
-    if wanted not in names:
-        problem = f"has no model '{wanted}'" if wanted else f"has {len(names) or 'no'} models"
-        raise ServerError(f"{server.name} {problem}", f"name one after a #: {', '.join(names[:20]) or 'there is none'}")
-    return entries[names.index(wanted)]
+def _choose(host: Host, listed: Models, wanted: str | None) -> Model:
+    """The wanted model, or the only one. ServerError."""
+    found = {model.id: model for model in listed.data}
+    if wanted is None and len(found) == 1:
+        return listed.data[0]
+    if wanted not in found:
+        problem = f"has no model '{wanted}'" if wanted else f"has {len(found) or 'no'} models"
+        raise ServerError(f"{host.name} {problem}", f"name one after a #: {', '.join([*found][:20]) or 'there is none'}")
+    return found[wanted]
 
 
 async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
@@ -209,29 +206,25 @@ async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel
     for wanted in dict.fromkeys((most, min(most, 5))):
         with contextlib.suppress(ServerRequestError):
             return await _try(
-                model, CompletionRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True)
+                model, Continuation(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True)
             )
-    return await _try(model, CompletionRequest(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
+    return await _try(model, Continuation(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
 
 
-async def _try(model: ServedModel, request: CompletionRequest) -> ServedModel:
+async def _try(model: ServedModel, request: Continuation) -> ServedModel:
     pieces = [piece async for piece in model.write(request, is_trial=True)]
     if not any(piece.text for piece in pieces):
-        raise ServerError(
-            f"{model.server.name}: {model.name} writes nothing", "is it a chat model, and the template its own?"
-        )
+        raise ServerError(f"{model.host.name}: {model.name} writes nothing", "is it a chat model, and the template its own?")
     given = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
-    usage = model.dialect.says_why_it_stopped and any(
-        piece.usage for piece in pieces
-    )  # else streams are closed before it comes
+    usage = not model.dialect.is_plain and any(piece.usage for piece in pieces)  # else streams are closed before it comes
     return replace(model, num_alternatives=given if given >= MIN_ALTERNATIVES else 0, reports_usage=usage)
 
 
 @contextlib.contextmanager
-def _reading(server: Server) -> Iterator[None]:
+def _reading(host: Host) -> Iterator[None]:
     """ServerRequestError for an answer of another form than it should have."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = server.redacted(f"{type(error).__name__}: {error}")
-        raise ServerRequestError(f"{server.name} sends an answer that cannot be read ({reason})") from error
+        reason = host.redacted(f"{type(error).__name__}: {error}")
+        raise ServerRequestError(f"{host.name} sends an answer that cannot be read ({reason})") from error

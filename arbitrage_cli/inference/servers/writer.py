@@ -23,7 +23,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import CompletionRequest, Ending, Piece, Token, Usage
+from arbitrage_cli.inference.servers.dialects import Continuation, Ending, Piece, Token, Usage
 from arbitrage_cli.inference.servers.evidence import token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
@@ -197,7 +197,7 @@ class ServedWriter:
             stop = "context"
         return self._finish(writing, stop), writing.ids
 
-    async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: CompletionRequest) -> StepStop | None:
+    async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: Continuation) -> StepStop | None:
         """Read one answer into the step. Returns why the step ended; None if the server stopped before its end."""
         text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
 
@@ -213,31 +213,29 @@ class ServedWriter:
                 if new := writing.add(piece, time.perf_counter()):
                     self._hand_over(opened, SlotUpdate(slot, new))
                 if writing.num_pieces - num_pieces > 2 * wanted.max_tokens + SPARE_PIECES:
-                    raise ServerRequestError(f"{self._model.server.name} writes more than it was asked for")
-                if writing.text.ended and not self._model.dialect.says_why_it_stopped:
+                    raise ServerRequestError(f"{self._model.host.name} writes more than it was asked for")
+                if writing.text.ended and self._model.dialect.is_plain:
                     return "separator"  # and hang up
                 ending, usage = piece.ending or ending, piece.usage or usage
         writing.usages += [usage] if usage else []
         if ending is None:
-            raise ServerRequestError(f"{self._model.server.name} does not say why it stopped")
+            raise ServerRequestError(f"{self._model.host.name} does not say why it stopped")
         if ending != "separator":
             return "end" if ending == "end" else "budget"
         if writing.text.so_far.strip() and not writing.text.so_far.endswith(wanted.stop) and not writing.text.ended:
-            raise ServerRequestError(f"{self._model.server.name} leaves out the {self._step_end} at which it stopped")
+            raise ServerRequestError(f"{self._model.host.name} leaves out the {self._step_end} at which it stopped")
         return "separator" if writing.text.ended else None
 
     def _completion(
         self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep
-    ) -> CompletionRequest:
+    ) -> Continuation:
         """The next request of a step: its prompt, and what was written of it already."""
         dialect, sampler = self._model.dialect, opened.sampler.sample(request.sample)
         is_first, opened.has_asked = not opened.has_asked, True
         so_far = prompt + writing.text.so_far if isinstance(prompt, str) else prompt + writing.ids
         k = self._model.num_alternatives if self._keep_token_stats else 0
-        streams = (
-            len(self._slots) == 1 or not dialect.says_why_it_stopped or bool(k and dialect.needs_stream_for_alternatives)
-        )
-        return CompletionRequest(
+        streams = len(self._slots) == 1 or dialect.is_plain or bool(k and dialect.needs_stream_for_alternatives)
+        return Continuation(
             self._model.name,
             so_far,
             max_tokens,
@@ -253,7 +251,7 @@ class ServedWriter:
 
     async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:
         """The prompt and the kept steps: the ids that this model drew if it wrote a step, else those of its text."""
-        if not self._model.dialect.takes_ids:
+        if self._model.dialect.is_plain:
             return prompt_text(opened.segments, opened.controls, [decision.kept.text for decision in trace.decisions])
         if opened.prompt is None:
             opened.prompt = await prompt_ids(self._model.tokenize, opened.segments, opened.controls)
@@ -284,7 +282,7 @@ class ServedWriter:
             k, size = self._model.num_alternatives, self._model.card.vocabulary_size
             stats = token_stats(writing.tokens, k, size) if self._keep_token_stats else None
         except ValueError as error:
-            raise ServerRequestError(f"{self._model.server.name}: {error}") from error
+            raise ServerRequestError(f"{self._model.host.name}: {error}") from error
         text, count = writing.text.finish(), writing.num_tokens
         return Step(self._role, text, count, self._cost(writing), stop, stats)
 
