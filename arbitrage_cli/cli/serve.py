@@ -31,7 +31,7 @@ CHARS_PER_TOKEN = 16  # more than any text has on average
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where the server listens, who may ask, and how much."""
+    """Address, key and limits of the server."""
 
     host: Annotated[str, option(PANEL, "--host", help="Address to listen at.")] = "127.0.0.1"
     port: Annotated[int, option(PANEL, "--port", min=0, max=65535, help="Port to listen at; 0 is any free one.")] = 8080
@@ -97,7 +97,7 @@ def serve(
 
 
 def _need_libraries() -> None:
-    """UsageError if what the server is made of is not installed."""
+    """UsageError if the server's libraries are not installed."""
     try:
         from arbitrage_cli.serving import server  # noqa: F401
     except ImportError as error:
@@ -118,7 +118,7 @@ def _api_key(file: Path | None) -> str | None:
 
 
 def _names(bound: socket, options: ServerOptions, key: str | None) -> tuple[str, ...]:
-    """The names that clients on this machine know the server by; none if it is known elsewhere. UsageError without a key then."""
+    """The server's names on this machine; none if other machines reach it, which needs a key. UsageError."""
     if ip_address(bound.getsockname()[0]).is_loopback:
         return (*LOOPBACK, options.host)
     if key is None and not options.no_api_key:

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server in front of a pair: HTTP on one side, the scheduler on the other. Knows no model and no terminal."""
+"""An OpenAI-compatible server in front of a pair: HTTP on one side, the scheduler on the other."""

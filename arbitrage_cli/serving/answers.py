@@ -1,4 +1,4 @@
-"""The answer to a request in OpenAI's shapes: whole, or as the chunks of a stream. Pure: knows no HTTP and no model.
+"""The answer to a request in OpenAI's shapes: whole, or as the chunks of a stream. Pure functions and records.
 
 A stream has a chunk for each token that is surely kept, and for each step once it is decided: nothing is sent that may be thrown away.
 """
@@ -20,7 +20,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class UntilStop:
-    """A text that arrives in parts, up to the stop text that is complete first. What may begin one is held back."""
+    """A text that arrives in parts, up to the first complete stop text. Characters that may begin one are held back."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
@@ -28,7 +28,7 @@ class UntilStop:
         self.is_stopped = False
 
     def add(self, part: str) -> str:
-        """What can be shown of the text now."""
+        """Take a part. Returns the characters that can be shown now."""
         if self.is_stopped:
             return ""
         text = self._held + part
@@ -39,7 +39,7 @@ class UntilStop:
         return text[:end]
 
     def finish(self) -> str:
-        """What was held back, if no stop text came of it."""
+        """The characters held back, which did not become a stop text."""
         held, self._held = self._held, ""
         return held
 
@@ -153,7 +153,7 @@ def num_prompt_tokens(decisions: list[Decision]) -> int:
 
 
 def refusal_of(finished: Finished) -> RefusedError | None:
-    """Why there is no answer; None if there is one. A solution that filled the context is an answer, if a step of it was written."""
+    """The refusal, if there is no answer. A solution that filled the context is an answer if it has a step."""
     error = finished.error
     if error is None or (isinstance(error, ContextFullError) and finished.trace.decisions):
         return None

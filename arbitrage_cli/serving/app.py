@@ -1,4 +1,4 @@
-"""The endpoints as an ASGI application: checks who asks, reads bodies within bounds, and sends answers. Knows no model."""
+"""The endpoints as an ASGI application: checks keys, reads bodies within bounds, and sends answers."""
 
 import asyncio
 import contextlib
@@ -192,7 +192,7 @@ class Endpoints:
 
 
 class Call:
-    """A request and what becomes of it, in the event loop. `on_end` is called when nobody works on it any more."""
+    """A request in the event loop: collects its reports. `on_end` is called after the last one."""
 
     def __init__(self, wanted: CompletionRequest, bounds: Bounds, on_end: Callable[["Call"], None]) -> None:
         self._bounds = bounds
@@ -216,14 +216,14 @@ class Call:
         return self._answer.whole(None)
 
     async def first(self) -> Progress | None:
-        """What becomes of it first, or None if that takes long. So a refusal can still have its own status. RefusedError."""
+        """The next report, or None if that takes long. The first is awaited before a stream begins: a refusal still gets its status."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._bounds.keep_alive_seconds):
                 return await self._next()
         return None
 
     async def stream(self, report: Progress | None) -> AsyncIterator[bytes]:
-        """The events of the answer, and comments while there are none. Begins with a report that is there already."""
+        """The events of the answer, and comments between them. `report` is the first one."""
         yield answers.event(self._answer.first())
         try:
             while not isinstance(report, Finished):
@@ -281,7 +281,7 @@ class EventStream(StreamingResponse):
 
 
 async def _read_body(request: Request, bounds: Bounds) -> bytes:
-    """The body of a request. RefusedError if it is no JSON, too large or too slow."""
+    """The body of a request. RefusedError if it is not JSON, too large or too slow."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("the body must be JSON", "Content-Type: application/json", status=415)
     body = bytearray()

@@ -1,4 +1,4 @@
-"""What a server has done, in the text format of Prometheus. Knows no HTTP and no model."""
+"""What a server has done, in the text format of Prometheus."""
 
 from collections.abc import Callable
 

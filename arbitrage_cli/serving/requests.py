@@ -1,4 +1,4 @@
-"""From the body of a request to a checked record, or to a refusal as OpenAI words it. Pure: knows no HTTP and no model.
+"""From the body of a request to a checked record, or to a refusal in OpenAI's form.
 
 A field that would give the answer another form (tools, several choices ...) is refused. Other unknown fields are ignored, and listed.
 """
@@ -48,7 +48,7 @@ NEUTRAL: Mapping[str, Sequence[Any]] = MappingProxyType(
 
 
 class RefusedError(ArbitrageError):
-    """A request that is not answered: the status, and OpenAI's words for the reason."""
+    """A request that is not answered: the HTTP status, and the fields of OpenAI's error."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RefusedError(ArbitrageError):
 class Defaults:
     """What holds unless a request says otherwise. The limits are also the highest that a request may ask for.
 
-    Messages of more than `max_chars` do not fit in the context: they are not even tokenized, which takes long.
+    Messages of more than `max_chars` do not fit in the context, and are refused before they are tokenized.
     """
 
     menu: Menu
@@ -206,7 +206,7 @@ def refuse(message: str, parameter: str | None = None) -> NoReturn:
 
 
 def find_route(name: str, menu: Menu) -> Route:
-    """What a model's name stands for; `arbitrage` alone for what the command line says. RefusedError if it is not served."""
+    """The route of a model's name; `arbitrage` alone is the command line's. RefusedError if there is none."""
     try:
         if len(name) > MAX_NAME:
             raise UsageError(f"the name of a model has at most {MAX_NAME} characters")
@@ -216,7 +216,7 @@ def find_route(name: str, menu: Menu) -> Route:
 
 
 def _read_object(body: bytes) -> dict[str, Any]:
-    """The fields that are not null. RefusedError if there are none, or one that cannot be followed."""
+    """The fields that are not null. RefusedError if the body is not an object, or asks for what is not supported."""
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError:

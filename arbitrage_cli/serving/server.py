@@ -1,6 +1,5 @@
-"""The whole server: HTTP in the main thread, which gets the signals, the models in another. Knows no command line and no terminal."""
+"""The whole server: HTTP in the main thread, which gets the signals, and the models in another."""
 
-import asyncio
 import contextlib
 import math
 import signal
@@ -29,7 +28,6 @@ from arbitrage_cli.types import ServingEvent
 
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # connections that are accepted at once
-HEAD_SECONDS = 10.0
 HEAD_BYTES = 1 << 16
 
 
@@ -65,41 +63,18 @@ class HttpServer(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, with two bounds: a head has its time, whatever comes of it, and of too many connections an idle one is closed."""
+    """uvicorn's, which closes the oldest idle connection for a new one if there are too many. One that sends no whole head is idle."""
 
-    _timer: asyncio.TimerHandle | None = None
     _began = 0.0
 
     def connection_made(self, transport: Any) -> None:
         self._began = time.monotonic()
         super().connection_made(transport)
-        self._watch()
         if len(self.connections) > MAX_CONNECTIONS:
             idle = [one for one in self.connections if isinstance(one, Protocol) and one.conn.their_state is h11.IDLE]
             oldest = min(idle, key=lambda one: one._began)  # noqa: SLF001 - of the same class
             self.connections.discard(oldest)
             oldest.transport.close()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(error)
-
-    def _watch(self) -> None:
-        """The time for a head begins with the connection, and with the first byte of a further head."""
-        begun = bool(self.conn.trailing_data[0]) or self.cycle is None
-        if self.conn.their_state is not h11.IDLE or not begun:
-            self._stop_timer()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,6 +1,6 @@
 """Answers requests with one scheduler: many in one batch, each with its own policy, limits and sampler. Knows no HTTP.
 
-`Intake` brings requests from the thread of HTTP to that of the models, `Ticket.deliver` brings back what becomes of them.
+`Intake` brings requests from the thread of HTTP to that of the models, `Ticket.deliver` brings back their reports.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from arbitrage_cli.types import (
 
 Observe = Callable[[ServingEvent], None]
 Report = Writing | Wrote | Decision | Finished | None
-"""What becomes of a request: a step that is written and surely kept; a step that was kept; the end; or (None) nobody will answer it."""
+"""News of a request: text of a step that is surely kept, a kept step, the end, or None if it will never be answered."""
 
 
 class Ticket:
-    """One request on its way. `deliver` takes what becomes of it, and may be called in any thread.
+    """One request on its way. `deliver` takes its reports, and may be called in any thread.
 
     A request that is cancelled ends like one whose time is up: its deadline has passed from then on.
     """

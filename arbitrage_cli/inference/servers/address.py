@@ -23,7 +23,7 @@ class Address:
 
     @classmethod
     def parse(cls, source: str) -> "Address":
-        """From what the user typed. UsageError for anything that is no address, or that has a password in it."""
+        """From what the user typed. UsageError if it is not an address, or has a password in it."""
         base, _, model = source.partition("#")
         try:
             parts = urlsplit(base)
@@ -31,7 +31,7 @@ class Address:
         except ValueError:  # a port out of range, a broken IPv6 address
             is_address = False
         if not is_address or not base.isprintable() or " " in base:
-            raise UsageError(f"'{base.partition('?')[0].rpartition('@')[2]}' is no address of a server", EXAMPLE)
+            raise UsageError(f"'{base.partition('?')[0].rpartition('@')[2]}' is not the address of a server", EXAMPLE)
         if parts.username is not None or parts.password is not None or parts.query:
             raise UsageError(
                 f"{parts.hostname}: an address has no user, password or query", f"set {KEY_VARIABLE} in the environment"

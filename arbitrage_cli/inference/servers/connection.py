@@ -111,7 +111,7 @@ class Connection:
         self._arrived.set()
 
     def wait(self, seconds: float = WAIT_SECONDS) -> None:
-        """Wait until something arrives, at most so long. Logs what became of servers meanwhile."""
+        """Wait until something arrives, but no longer than this. Logs news of servers."""
         self._arrived.wait(seconds)
         self._arrived.clear()
         while self._notices:
@@ -141,7 +141,7 @@ class Connection:
         while True:
             has_begun = False
             try:
-                async with aclosing(self._receive(host, request)) as answers:  # who hangs up closes the connection
+                async with aclosing(self._receive(host, request)) as answers:  # ending it early closes the connection
                     async for answer in answers:
                         has_begun = True
                         yield answer
@@ -154,7 +154,7 @@ class Connection:
                 return
 
     async def _receive(self, host: Host, request: Request) -> AsyncGenerator[Json, None]:
-        """The objects of an answer. `_TryAgainError` if it is worth to send the request again."""
+        """The objects of an answer. `_TryAgainError` if it may succeed when sent again."""
         import httpx2
 
         try:
@@ -173,7 +173,7 @@ class Connection:
         except httpx2.RequestError as error:
             raise _TryAgainError(f"breaks an answer off ({str(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
-            raise ServerError(f"{host.name} is no address ({error})", "check it") from None
+            raise ServerError(f"{host.name} is not a valid address ({error})", "check it") from None
 
     def _open(self, host: Host, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
         import httpx2
@@ -381,5 +381,5 @@ def _object(text: str) -> Json:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _TryAgainError("sends an answer that is no JSON object")
+        raise _TryAgainError("sends an answer that is not a JSON object")
     return value

@@ -1,7 +1,7 @@
 """What each kind of server is asked, and how its answers read: pure functions from requests to JSON and back.
 
 vLLM, SGLang, llama.cpp's server, and any other with OpenAI's `/completions`. What they have in common is `Completions`; a subclass
-says what is different. Sends nothing. An answer of another form raises KeyError, TypeError, ValueError or AttributeError.
+says what is different. Sends nothing. An answer in another form raises KeyError, TypeError, ValueError or AttributeError.
 """
 
 from collections.abc import Mapping, Sequence

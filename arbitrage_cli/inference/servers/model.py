@@ -1,6 +1,6 @@
 """One model on a server: where it is, how it is asked, and what it can do, as one real step at the start shows.
 
-Servers ignore fields that they do not know, so nothing is believed that was not seen. Knows no policy and no terminal.
+Servers ignore fields that they do not know, so what they can do is tested.
 """
 
 import contextlib
@@ -195,7 +195,7 @@ def _choose(host: Host, listed: Models, wanted: str | None) -> Model:
         return listed.data[0]
     if wanted not in found:
         problem = f"has no model '{wanted}'" if wanted else f"has {len(found) or 'no'} models"
-        raise ServerError(f"{host.name} {problem}", f"name one after a #: {', '.join([*found][:20]) or 'there is none'}")
+        raise ServerError(f"{host.name} {problem}", f"name one after a #: {', '.join([*found][:20]) or 'it lists none'}")
     return found[wanted]
 
 
@@ -222,7 +222,7 @@ async def _try(model: ServedModel, request: Continuation) -> ServedModel:
 
 @contextlib.contextmanager
 def _reading(host: Host) -> Iterator[None]:
-    """ServerRequestError for an answer of another form than it should have."""
+    """ServerRequestError if an answer has the wrong form."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:

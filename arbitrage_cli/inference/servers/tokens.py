@@ -1,7 +1,7 @@
 """From segments of a prompt, and steps of other models, to what a server is sent: token ids, or a string if it takes no ids.
 
 Text of users and models never becomes a control token. A server may read what looks like one as one. So such text is cut apart,
-and its parts are tokenized one by one. Where only a string can be sent, it is refused. Knows no server.
+and its parts are tokenized one by one. If only a string can be sent, it is refused.
 """
 
 import asyncio

@@ -117,7 +117,7 @@ class ServedWriter:
         return bool(self._writing)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        """Take a problem; the scheduler ends it at its deadline. ConversationError if there is no prompt for it."""
+        """Take a problem. The scheduler ends it at its deadline. ConversationError if the template cannot show it."""
         segments = self._prompts.segments(problem)
         self._slots[slot] = _Slot(problem, segments, self._model.controls(segments), sampler or self._sampler)
 
@@ -129,7 +129,7 @@ class ServedWriter:
             opened.future.cancel()
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        """Begin the requested step. How much the server has to read is not known, so 0. A proposal is of no use to a server."""
+        """Begin the requested step. How much the server has to read is not known, so 0. Servers take no proposals."""
         opened = self._slots[slot]
         self._writing.add(slot)
         opened.future = self._model.connection.begin(self._answer(slot, opened, request))
