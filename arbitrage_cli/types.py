@@ -65,14 +65,12 @@ class TokenStats:
     """What a model computed while it wrote a step of n tokens, at temperature 1 whatever the sampling was.
 
     `log_probabilities`, `entropies` (nats) and `margins` (log-probability of the likeliest token minus that of the second) have
-    n entries. `hidden` is float32 (n, n_embd): row i is the post-norm last hidden state from which token i was drawn; None if it
-    was not kept. `pieces` has the characters that each token completed: none if it ends the sequence or only begins a character.
+    n entries. `pieces` has the characters that each token completed: none if it ends the sequence or only begins a character.
     """
 
     log_probabilities: Sequence[float]
     entropies: Sequence[float]
     margins: Sequence[float]
-    hidden: object | None = None
     pieces: Sequence[str] | None = None
 
 

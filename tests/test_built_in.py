@@ -294,9 +294,7 @@ def test_heads_of_pairs_ship() -> None:
 
 
 def test_models_without_a_head_have_the_universal_one() -> None:
-    """It reads nothing that only one draft has. A warning and the record name it."""
-    head = load(head_file(UNIVERSAL_HEAD))
-    assert head.card.hidden_size == 0
+    """A warning and the record name it."""
     files = {role: str(find_files(f"builtin:{role}")[0]) for role in ROLES}
     result = solve("5 + 6", "--json", "--system", "", "--draft", files["draft"], "--target", files["target"])
     (record,) = result.records
@@ -310,19 +308,6 @@ def test_scoring_steps_is_part_of_the_time() -> None:
     spent = {role: timing[role]["prefill_seconds"] + timing[role]["decode_seconds"] for role in ("draft", "target")}
     assert timing["reward"]["seconds"] > 0
     assert record["seconds"] >= sum(spent.values()) + timing["reward"]["seconds"] - 1e-9
-
-
-def test_a_head_that_reads_hidden_states_gets_them(quick_path: Path) -> None:
-    """In solve and bench; for other heads the models output none."""
-    digest = hashlib.sha256((MODELS / "draft.gguf").read_bytes()).hexdigest()
-    pair = {"draft": {"name": "draft", "sha256": digest}, "target": {"name": "target", "sha256": None}}
-    head = str(write_head(quick_path / "hidden.safetensors", hidden_size=2 * 128, pair=pair))
-    result = solve("5 + 6", "--json", "--head", head)
-    assert result.code == 0, result.err
-    assert result.records[0]["settings"]["head"] == "small"
-    folder = str(quick_path / "run")
-    measured = run("bench", "--dataset", "builtin", "--limit", "1", "--policy", "arbitrage", "--head", head, "-o", folder)
-    assert measured.code == 0, measured.err
 
 
 def test_a_benchmark_on_what_the_head_was_trained_on_says_so(quick_path: Path) -> None:

@@ -95,7 +95,7 @@ def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
 def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:
     """The pair's own head for the task if these are its models, else the universal one; None for demo models, which compute nothing."""
     if task == "code":
-        return pair.code_head if pair and _is_pair(pair, models) else None
+        return None
     if pair and pair.head and _is_pair(pair, models):
         return pair.head
     return None if any(source and is_toy(source) for source in models.values()) else UNIVERSAL_HEAD

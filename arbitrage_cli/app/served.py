@@ -5,12 +5,11 @@ from pathlib import Path
 
 from arbitrage_cli.app.model_choice import ModelChoice
 from arbitrage_cli.app.options import HeadOptions
-from arbitrage_cli.errors import ArbitrageError, RouterError, UsageError
+from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import is_served
-from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.types import ModelRole
 
@@ -37,8 +36,8 @@ def served_models(
     }
 
 
-def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, str], head: Head | None) -> None:
-    """UsageError or RouterError if a policy needs what no server can do."""
+def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, str]) -> None:
+    """UsageError if a policy needs what no server can do."""
     served = [role for role, source in sources.items() if is_served(source)]
     for policy in policies:
         if policy.name == "speculative" and served:
@@ -46,11 +45,6 @@ def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, st
                 f"policy speculative needs both models here, and the {served[0]} is on a server",
                 "that server can speculate by itself (vLLM: --speculative-config; llama-server: --spec-type): use --policy target",
                 option="policy",
-            )
-        if policy.needs_head and head and head.reads_hidden and "draft" in served:
-            raise RouterError(
-                f"head {head.card.name} reads the draft's hidden states, which a server does not send",
-                "use the universal head (--head builtin:universal), or train one on states collected with this server",
             )
 
 

@@ -31,11 +31,11 @@ from arbitrage_cli.rewards.judge import Judge
 from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
-from arbitrage_cli.routing.choice import need_head, reads_hidden
+from arbitrage_cli.routing.choice import need_head
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.system.files import sha256_of, state_of
+from arbitrage_cli.system.files import state_of
 from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
 from arbitrage_cli.tuning.placement import place
 from arbitrage_cli.types import ModelRole, Trace
@@ -118,7 +118,7 @@ class Session:
         num_sequences = _sequences(policies, setup.reward, rollouts, self.concurrency)
         check_memory(memory_needed(self.files, setup.load, num_sequences))
         self._reach_servers(policies)
-        self._load_files(num_sequences, hidden=reads_hidden(policies, setup.head))
+        self._load_files(num_sequences)
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
 
@@ -136,7 +136,7 @@ class Session:
             self.models[role] = open_served(connection, wanted)
         self._refuse_missing_logprobs(policies)
 
-    def _load_files(self, num_sequences: Mapping[ModelRole, int], *, hidden: bool) -> None:
+    def _load_files(self, num_sequences: Mapping[ModelRole, int]) -> None:
         setup, threads = self.setup, self.threads
         for role, source in setup.sources.items():
             if role in self.models:
@@ -145,7 +145,6 @@ class Session:
                 setup.load,
                 threads=threads[role],
                 num_sequences=num_sequences[role],
-                hidden_states=hidden and role == "draft",
                 template_variables={} if role == "prm" else setup.load.template_variables,
             )
             progress = self._progress(role, source)
@@ -168,16 +167,8 @@ class Session:
         return SlowModels({role: Load(size, self.threads[role]) for role, size in sizes.items() if size})
 
     def router(self, policy: Policy) -> Router | None:
-        """The head's router, for a policy that needs it. RouterError if it reads what this draft does not have."""
-        if not policy.needs_head:
-            return None
-        head = need_head(self.setup.head)
-        if head.reads_hidden:
-            card = self.models["draft"].card
-            files = local_files(self.files["draft"])
-            sha256 = sha256_of(files) if files else None
-            head.check({"name": card.name, "sha256": sha256}, 2 * card.hidden_size)
-        return head.router()
+        """The head's router, for a policy that needs it."""
+        return need_head(self.setup.head).router() if policy.needs_head else None
 
     def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:
         """What rates steps for this policy; None if it asks for no rewards. UsageError if there is no source of rewards.

@@ -254,7 +254,7 @@ def _with_routes(base: Setup, routes: Sequence[Route], *, reward: str | None = N
     """The setup with its routes, the models that they need, and what the user should know of these."""
     policies = [one.policy for one in routes]
     sources = needed_models(policies, base.choice.models, reward)
-    refuse_on_servers(policies, sources, base.head)
+    refuse_on_servers(policies, sources)
     setup = replace(base, routes=routes, sources=sources, reward=reward_source(policies, reward))
     notes = cautions(base.choice, sources, uses_head=setup.uses_head, threads=base.load.threads)
     return replace(setup, notes=[*exposed([base.served[role] for role in sources if role in base.served]), *notes])

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -31,14 +30,6 @@ HeadName = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.", rich_help_panel="Output")]
 
 
-class InputKind(StrEnum):
-    """What a head may read."""
-
-    agnostic = "agnostic"
-    hidden = "hidden"
-    both = "both"
-
-
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
     """How the head is trained."""
@@ -46,12 +37,6 @@ class TrainOptions:
     test: Annotated[
         list[Path] | None,
         option(_PANEL, "--test", metavar="RUN", help="A run whose problems are the test. Default: a fifth of all problems."),
-    ] = None
-    inputs: Annotated[
-        list[InputKind] | None,
-        option(
-            _PANEL, "--inputs", help="What the head may read: features of any pair, hidden states of this draft, or both."
-        ),
     ] = None
     margin: Annotated[
         float, option(_PANEL, "--margin", min=0.0, help="A step is worth escalating if its advantage is above this.")
@@ -88,7 +73,7 @@ def train(
     from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.routing.thresholds import usual_rows
     from arbitrage_cli.training.examples import read_states
-    from arbitrage_cli.training.train import ALL_INPUTS, Settings
+    from arbitrage_cli.training.train import Settings
     from arbitrage_cli.training.train import train as train_head
 
     check_destination(output_file, force=force)
@@ -97,10 +82,9 @@ def train(
         if not output.quiet:
             typer.echo(text, err=True)
 
-    inputs = tuple(kind for kind in ALL_INPUTS if not training.inputs or kind in training.inputs)
     head = train_head(
         read_states(runs, training.test or []),
-        Settings(training.margin, inputs, training.seed),
+        Settings(training.margin, training.seed),
         name=name or name_of_head(output_file, runs),
         command=tuple(invocation.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

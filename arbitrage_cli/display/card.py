@@ -77,7 +77,7 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     made = metrics["architecture"]
     units = made["recipe"]["units"]
     form = f"{made['members']} networks of {units} units, averaged" if units else "logistic regression"
-    yield "head", f"{form}; inputs: {made['inputs']}; calibration: {metrics['calibration']}"
+    yield "head", f"{form}; calibration: {metrics['calibration']}"
     yield "sha256", sha256
     yield "made", f"{card['created']}, with arbitrage {card['version']}"
     for pair in card["pairs"]:
@@ -100,17 +100,12 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _limits(card: Card) -> str:
     """Where the figures do not hold."""
-    draft = (
-        "its draft only: it reads hidden states"
-        if card["hidden_size"]
-        else "any draft; its figures are those of these models"
-    )
     others = (
         "another data set"
         if any(run["is_test"] for run in card["data"]["runs"])
         else "the same data, so others may be harder"
     )
-    return f"for {draft}; tested on {others}"
+    return f"for any draft; its figures are those of these models; tested on {others}"
 
 
 def _reward(reward: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The seam between the engine and a loaded model: token ids in, logits and hidden states out.
+"""The seam between the engine and a loaded model: token ids in, logits out.
 
 Knows nothing of steps, problems or policies. `llama` runs GGUF files through llama.cpp, `scripted` follows a script; the same
 contract tests run on both.
@@ -36,21 +36,9 @@ class ModelCard:
     context_size: int
     trained_context_size: int
     vocabulary_size: int
-    hidden_size: int
     threads: int
     gpu_layers: int
     kv_cache: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What decoding n tokens computed: `logits` (n, n_vocab), `hidden` (n, n_embd) or None; row i is after token i.
-
-    Views into the backend's memory: valid until its next call.
-    """
-
-    logits: Floats
-    hidden: Floats | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +47,7 @@ class Options:
 
     `gpu_layers` -1 puts every layer on the GPU. `context_size` is in tokens, for one sequence; by default at most what the model
     was trained for. `kv_type` is the number format of the KV cache: f16, q8_0, q4_0 or f32; auto is f16, except for keys that a
-    processor reads faster in q8_0. Without `hidden_states` the output has none, and takes less time. `template_variables` are
+    processor reads faster in q8_0. `template_variables` are
     passed to the chat template.
     """
 
@@ -69,7 +57,6 @@ class Options:
     flash_attention: bool | None = None
     kv_type: str = "auto"
     num_sequences: int = 1
-    hidden_states: bool = True
     template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -151,10 +138,10 @@ class Backend(Protocol):
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
-    ) -> Output:
+    ) -> Floats:
         """Append n tokens at once, at most MAX_DECODE: one to each of n sequences, or several to some of them, in order.
 
-        Errors as for `read`. The deadline need not be heeded if no sequence gets more than one token.
+        Returns the logits (n, n_vocab), row i after token i: a view into the backend's memory, valid until its next call. Errors as for `read`. The deadline need not be heeded if no sequence gets more than one token.
         """
 
     def drop(self, sequence: int, position: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import EarlyStop
 from arbitrage_cli.inference.acceptance import Acceptance
-from arbitrage_cli.inference.backend import Backend, Floats, Output
+from arbitrage_cli.inference.backend import Backend, Floats
 from arbitrage_cli.inference.kv_cache import Batch, Cache
 from arbitrage_cli.inference.proposals import Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
@@ -93,11 +93,11 @@ class Decoder:
 
     def decode(self, batch: Batch, steps: Sequence[StepInProgress]) -> list[list[str]]:
         """Decode a batch, and draw after each token of a slot while the next one is the token drawn. Returns the texts drawn."""
-        output = self._cache.decode(batch)
+        logits = self._cache.decode(batch)
         drawn: list[list[str]] = []
         row = 0
         for (slot, tokens), step in zip(batch, steps, strict=True):
-            drawn.append(self._draw_while_proposed(slot, step, tokens, output, row))
+            drawn.append(self._draw_while_proposed(slot, step, tokens, logits, row))
             row += len(tokens)
             if len(drawn[-1]) < len(tokens):
                 self._cache.trim(slot)
@@ -115,7 +115,7 @@ class Decoder:
         read = self._clock()
         is_going_on = True
         while is_going_on and num_decoded < max_tokens:
-            logits = self._cache.decode([(slot, [token])]).logits[0]
+            logits = self._cache.decode([(slot, [token])])[0]
             self._cache.keep(slot, token)
             num_decoded += 1
             token = sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
@@ -123,19 +123,18 @@ class Decoder:
         return Cost(num_read, read - began, num_decoded, self._clock() - read)
 
     def _draw_while_proposed(
-        self, slot: int, step: StepInProgress, tokens: list[int], output: Output, row: int
+        self, slot: int, step: StepInProgress, tokens: list[int], logits: Floats, row: int
     ) -> list[str]:
-        """Draw after each of `tokens`, from row `row` of the output on; stop at one that is not the token just drawn."""
+        """Draw after each of `tokens`, from row `row` of the logits on; stop at one that is not the token just drawn."""
         texts: list[str] = []
         for index, token in enumerate(tokens, start=row):
             if texts and (step.stop or token != step.unread[0]):
                 break
             self._cache.keep(slot, token)
-            hidden = None if output.hidden is None else output.hidden[index]
-            texts.append(self._draw(slot, step, output.logits[index], hidden))
+            texts.append(self._draw(slot, step, logits[index]))
         return texts
 
-    def _draw(self, slot: int, step: StepInProgress, logits: Floats, hidden: Floats | None) -> str:
+    def _draw(self, slot: int, step: StepInProgress, logits: Floats) -> str:
         """Draw the next token from `logits` (n_vocab,), and note the reason if the step ends with it. Returns its text."""
         token = step.sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
         if step.proposal:
@@ -143,7 +142,7 @@ class Decoder:
         step.tokens.append(token)
         step.unread = [token]
         if step.recorder:
-            step.recorder.add(logits, token, hidden)
+            step.recorder.add(logits, token)
         if self._tokenizer.is_end(token):
             step.stop = "end"
             return ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ModelUnsupportedError, TemplateError
-from arbitrage_cli.inference.backend import Backend, Deadline, Output, earlier
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earlier
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
 from arbitrage_cli.types import Problem, Step, Trace
@@ -170,7 +170,7 @@ class Cache:
         sequence.held += tokens[:most]
         return most
 
-    def decode(self, batch: Batch) -> Output:
+    def decode(self, batch: Batch) -> Floats:
         """Decode the tokens of all slots in one batch; call `keep` for those to hold. Errors as the backend's `decode`."""
         sequences: list[int] = []
         positions: list[int] = []

@@ -15,10 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
-HIDDEN_SIZE = 8
 TINY = 1e-30  # probability of all other tokens if a script is certain
 
 CONTROLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -96,7 +95,7 @@ class ScriptedBackend:
     @property
     def card(self) -> ModelCard:
         description, context = "follows a script, not a language model", self._context_size
-        return ModelCard(self._source, self._source, description, context, context, self.tokenizer.size, HIDDEN_SIZE, 1, 0)
+        return ModelCard(self._source, self._source, description, context, context, self.tokenizer.size, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position, len(tokens))
@@ -106,7 +105,7 @@ class ScriptedBackend:
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
-    ) -> Output:
+    ) -> Floats:
         rows: list[Floats] = []
         try:
             for sequence, position, token in zip(sequences, positions, tokens, strict=True):
@@ -118,8 +117,7 @@ class ScriptedBackend:
             for sequence, position in zip(sequences, positions, strict=True):
                 self.drop(sequence, position)
             raise
-        logits = np.stack(rows)
-        return Output(logits, logits[:, :HIDDEN_SIZE])
+        return np.stack(rows)
 
     def drop(self, sequence: int, position: int) -> None:
         del self._cells[sequence][position:]

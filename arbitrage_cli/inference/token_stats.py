@@ -1,4 +1,4 @@
-"""Statistics of a step's tokens: log-probability, entropy and margin, and the hidden states.
+"""Statistics of a step's tokens: log-probability, entropy and margin.
 
 Does not know what they are used for. All are at temperature 1, from the raw logits: with z the logits and Z = sum exp z,
 log p_i = z_i - log Z, and the entropy is log Z - sum p_i z_i.
@@ -27,18 +27,15 @@ class Recorder:
         self._tokens: list[int] = []
         self._likeliest: list[int] = []
         self._columns: list[Floats] = []
-        self._hidden: list[Floats] = []
         self._pieces: list[str] = []
 
-    def add(self, logits: Floats, token: int, hidden: Floats | None) -> None:
-        """Record that `token` was drawn from `logits` (n_vocab,), computed from the hidden state `hidden` (n_embd,)."""
+    def add(self, logits: Floats, token: int) -> None:
+        """Record that `token` was drawn from `logits` (n_vocab,)."""
         likeliest = token if self._greedy else int(logits.argmax())
         np.subtract(logits, logits[likeliest], out=self._shifted[len(self._tokens)])
         self._tokens.append(token)
         self._likeliest.append(likeliest)
         self._pieces.append("")
-        if hidden is not None:
-            self._hidden.append(hidden.copy())
         if len(self._tokens) == len(self._shifted):
             self._measure()
 
@@ -52,8 +49,7 @@ class Recorder:
         columns = np.concatenate(self._columns, axis=1)
         self._columns = [columns]
         log_probabilities, entropies, margins = columns.tolist()
-        hidden = np.stack(self._hidden) if self._hidden else None
-        return TokenStats(tuple(log_probabilities), tuple(entropies), tuple(margins), hidden, tuple(self._pieces))
+        return TokenStats(tuple(log_probabilities), tuple(entropies), tuple(margins), tuple(self._pieces))
 
     def _measure(self) -> None:
         num_rows = len(self._tokens)

@@ -33,7 +33,7 @@ class Pair:
     """A draft and a target that go together, and their options; None for the default.
 
     `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
-    trained router's file, `code_head` one for task code, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on servers:
+    trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on servers:
     the environment variable of each API key, and the chat template's file if the server does not show it.
     """
 
@@ -45,7 +45,6 @@ class Pair:
     prm: str | None = None
     prm_style: str | None = None
     head: str | None = None
-    code_head: str | None = None
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     draft_api_key_env: str | None = None

@@ -127,18 +127,18 @@ class BatchRater(ABC):
         began = self._clock()
         num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
         read = self._clock()
-        output = self._backend.decode(
+        logits = self._backend.decode(
             [self._first + slot for slot in texts],
             [len(ids) - 1 for ids in texts.values()],
             [ids[-1] for ids in texts.values()],
             deadline=reduce(earlier, map(self._deadlines.get, texts)),
         )
         self._held |= texts
-        if np.isnan(output.logits).any():
+        if np.isnan(logits).any():
             raise ComputeError(
                 f"{self._backend.card.name} computed values that are not numbers", "the model file may be damaged"
             )
-        return output.logits, Cost(num_read, read - began, len(texts), self._clock() - read)
+        return logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 
     def _read(self, slot: int, ids: list[int]) -> int:
         """Read all but the last token, unless the cache holds them. Returns how many had to be read."""

@@ -154,11 +154,6 @@ def source_of_costs(route: Route, costs: Costs | None) -> str | None:
     return ON_CARD if costs is None else HERE
 
 
-def reads_hidden(policies: Iterable[Policy], head: Head | None) -> bool:
-    """Whether one of the policies decides by a head that reads the draft's hidden states."""
-    return head is not None and head.reads_hidden and any(policy.needs_head for policy in policies)
-
-
 def _expected_time(route: Route, available: AvailableHead) -> float | None:
     """Time of a solution with a head on this route, divided by that of the target alone; None if that is not known.
 

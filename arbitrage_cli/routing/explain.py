@@ -7,9 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from arbitrage_cli.routing.features import Floats
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.states import State, features_of
 from arbitrage_cli.types import Trace
@@ -81,9 +78,9 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
 
 
 def explain_states(head: Head, question: str, states: Sequence[State], tau: float) -> list[Explanation]:
-    """The recorded states of a solution. ValueError if the head reads hidden states that they do not have."""
-    rows, hidden = features_of(question, states, of_code=head.reads_code), _hidden(states) if head.reads_hidden else None
-    inputs, scores = head.inputs(rows, hidden), head.probabilities(rows, hidden).tolist()
+    """The recorded states of a solution."""
+    rows = features_of(question, states)
+    inputs, scores = head.inputs(rows), head.probabilities(rows).tolist()
     return [
         Explanation(state.position, score, tau, tuple(head.contributions_of(row)), state.draft.text, state.advantage)
         for state, score, row in zip(states, scores, inputs, strict=True)
@@ -108,10 +105,3 @@ def _mean_parts(explanations: Sequence[Explanation]) -> tuple[tuple[str, float],
             sums[name] = sums.get(name, 0.0) + part
     means = [(name, total / len(explanations)) for name, total in sums.items()]
     return tuple(sorted(means, key=lambda part: -abs(part[1])))
-
-
-def _hidden(states: Sequence[State]) -> Floats:
-    rows = [state.hidden for state in states if state.hidden is not None]
-    if len(rows) != len(states):
-        raise ValueError("the head reads hidden states, and these states have none")
-    return np.stack(rows).astype(np.float32)

@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.routing.code_features import CODE_FEATURES, code_features
 from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Step, TokenStats, Trace
 
@@ -70,15 +69,6 @@ FEATURES: tuple[str, ...] = (
 )
 """Their names. A head file names the features that it reads, so a name never gets another meaning: it is replaced."""
 
-ALL_FEATURES: tuple[str, ...] = (*FEATURES, *CODE_FEATURES)
-"""The same with those of code."""
-
-_OF_ARITHMETIC = re.compile(
-    r"(digit|operator)_|problem_(numbers|longest)|(.*_)?(signs|equations?|operands|numbers?)(_|$)|has_box"
-)
-CODE_INPUTS: tuple[str, ...] = tuple(name for name in ALL_FEATURES if not _OF_ARITHMETIC.match(name))
-"""What a head for code reads."""
-
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats; entropies are given as logarithms
@@ -93,26 +83,14 @@ _OPERATORS = frozenset(f"+-*/=^%<>{_MINUS}{_TIMES}{_OVER}")
 _CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), MAX_MARGIN)  # `_OF_KIND` of no tokens
 
 
-def features(trace: Trace, draft: Step, *, of_code: bool = False) -> Floats:
-    """The next step of `trace` as finite numbers in the order of `FEATURES`, or `ALL_FEATURES`. ValueError without token statistics."""
+def features(trace: Trace, draft: Step) -> Floats:
+    """The next step of `trace` as finite numbers in the order of `FEATURES`. ValueError without token statistics."""
     token_stats = draft.known_token_stats
     kinds = [_kind(piece) for piece in token_stats.pieces or ()]
     values = [*_of_tokens(token_stats), *_of_kind(token_stats, kinds, "digit"), *_of_kind(token_stats, kinds, "operator")]
     values += _of_text(trace, draft)
     values += _of_history(trace)
-    values += code_features(trace, draft) if of_code else ()
     return np.array(values, np.float32)
-
-
-def hidden_features(draft: Step) -> Floats:
-    """The draft's hidden state at the step's last token, then the mean over the step: (2 * n_embd,). ValueError if not kept.
-
-    They mean something for this one draft only.
-    """
-    hidden = draft.known_token_stats.hidden
-    if not isinstance(hidden, np.ndarray):
-        raise ValueError("this router reads the hidden states of the drafted step, which were not kept")
-    return np.concatenate((hidden[-1], hidden.mean(axis=0)), dtype=np.float32)
 
 
 # --- tokens

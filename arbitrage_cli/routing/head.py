@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from arbitrage_cli.arbitrage import EarlyStop, Router, by_token_stats
 from arbitrage_cli.errors import ComputeError, RouterError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.early_stop import clearly_above, is_due
-from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features, hidden_features
+from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.types import Step, Trace
 
 MAX_INPUT = 8.0  # standard deviations from the mean: nothing was learned further out
@@ -75,14 +75,13 @@ class Network:
 class Card:
     """What a head reads, what it was trained on and for, and how good it is on problems it never saw.
 
-    `hidden_size` counts the numbers of the draft's hidden states that it reads (twice its n_embd); with 0 it works with any draft.
-    `pairs` are the models of its states, those of the test included, each with `draft` and `target`. The other mappings are JSON
-    as `training` writes them.
+    `pairs` are the models of its states, those of the test included, each with `draft` and `target`. The other mappings are
+    JSON as `training` writes them. `hidden_size` is 0: no head reads hidden states of its draft.
     """
 
     name: str
     features: tuple[str, ...]
-    hidden_size: int
+    hidden_size: Literal[0] = field(default=0, kw_only=True)
     pairs: tuple[Mapping[str, Model], ...]
     reward: Mapping[str, Any]
     margin: float
@@ -115,13 +114,8 @@ class Head:
         self.knots = knots.astype(np.float32).astype(np.float64)  # the precision of a file
         self._curve = Curve(self.knots)
         self.card = card
-        self._columns = [ALL_FEATURES.index(name) for name in card.features]
-        self.reads_code = not set(FEATURES).issuperset(card.features)
-        self._is_whole = card.features == (ALL_FEATURES if self.reads_code else FEATURES)
-
-    @property
-    def reads_hidden(self) -> bool:
-        return self.card.hidden_size > 0
+        self._columns = [FEATURES.index(name) for name in card.features]
+        self._is_whole = card.features == FEATURES
 
     def router(self) -> Router:
         """The router of policy arbitrage. Its score is `probability`; a step is stopped early if that is clearly above tau."""
@@ -139,18 +133,13 @@ class Head:
             raise ComputeError("the router's score is not finite: the draft's own numbers are damaged")
         return self._curve(log_odds)
 
-    def probabilities(self, rows: Floats, hidden: NDArray[Any] | None) -> NDArray[np.float64]:
-        """The same for n states at once: `rows` (n, n_features) has all `FEATURES`, or `ALL_FEATURES` if it reads code; `hidden` is (n, hidden_size)."""
-        return np.array([self._curve(one) for one in self.network.log_odds(self.inputs(rows, hidden)).tolist()])
+    def probabilities(self, rows: Floats) -> NDArray[np.float64]:
+        """The same for n states at once: `rows` (n, n_features) has all `FEATURES`."""
+        return np.array([self._curve(one) for one in self.network.log_odds(self.inputs(rows)).tolist()])
 
-    def inputs(self, rows: Floats, hidden: NDArray[Any] | None) -> Floats:
-        """What the network reads of n states: (n, d). ValueError if it reads hidden states of another size, or of none."""
-        chosen = rows if self._is_whole else rows[:, self._columns]
-        if not self.reads_hidden:
-            return chosen
-        if hidden is None or hidden.shape[1] != self.card.hidden_size:
-            raise ValueError(f"this head reads {self.card.hidden_size} hidden numbers of each state")
-        return np.concatenate((chosen, hidden), axis=1, dtype=np.float32)
+    def inputs(self, rows: Floats) -> Floats:
+        """What the network reads of n states: (n, d)."""
+        return rows if self._is_whole else rows[:, self._columns]
 
     def contributions(self, trace: Trace, draft: Step) -> list[tuple[str, float]]:
         """`contributions_of` the drafted step."""
@@ -159,14 +148,10 @@ class Head:
     def contributions_of(self, inputs: Floats) -> list[tuple[str, float]]:
         """What each of the inputs (d,) adds to the uncalibrated log-odds, compared with its average, the strongest first.
 
-        All hidden states count as one. With a layer, it is the slope at this step times the distance.
+        With a layer, it is the slope at this step times the distance.
         """
         parts = self.network.slopes(inputs) * self.network.standardised(inputs)
-        names = self.card.features
-        named = list(zip(names, map(float, parts[: len(names)]), strict=True))
-        if self.reads_hidden:
-            named.append(("hidden state", float(parts[len(names) :].sum())))
-        return sorted(named, key=lambda part: -abs(part[1]))
+        return sorted(zip(self.card.features, map(float, parts), strict=True), key=lambda part: -abs(part[1]))
 
     def check_steps(self, step_end: StepEnd) -> None:
         """RouterError if the head was trained on steps that end elsewhere."""
@@ -174,18 +159,6 @@ class Head:
             raise RouterError(
                 f"head '{self.card.name}' was trained on steps that end at {self.card.step_end}; here they end at {step_end}",
                 "use a head of this task (arbitrage collect and arbitrage train make one), or another --task",
-            )
-
-    def check(self, draft: Model, hidden_size: int) -> None:
-        """RouterError if the head reads hidden states, and not those of this draft. `hidden_size` is twice its n_embd."""
-        if not self.reads_hidden:
-            return
-        known = self.card.pairs[0]["draft"]
-        if not _is_same(known, draft) or self.card.hidden_size != hidden_size:
-            other = "another file of that name" if known.get("name") == draft.get("name") else draft.get("name")
-            raise RouterError(
-                f"head '{self.card.name}' reads the hidden states of {known.get('name')}, and the draft is {other}",
-                "use the draft that it was trained on, or a head that reads no hidden states; or train one: arbitrage train",
             )
 
     @property
@@ -203,8 +176,7 @@ class Head:
         return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
 
     def _inputs(self, trace: Trace, draft: Step) -> Floats:
-        hidden = hidden_features(draft)[None] if self.reads_hidden else None
-        inputs: Floats = self.inputs(features(trace, draft, of_code=self.reads_code)[None], hidden)[0]
+        inputs: Floats = self.inputs(features(trace, draft)[None])[0]
         return inputs
 
 
@@ -224,12 +196,6 @@ class Curve:
         share = (log_odds - x) / (self._x[right] - x)
         raised = y + share * (self._y[right] - y)
         return 1.0 / (1.0 + math.exp(-min(max(raised, -MAX_LOG_ODDS), MAX_LOG_ODDS)))
-
-
-def _is_same(first: Model, second: Model) -> bool:
-    """By the file's sha256; a demo model has none, and is known by its name."""
-    key = "sha256" if first.get("sha256") or second.get("sha256") else "name"
-    return bool(first.get(key) == second.get(key))
 
 
 def digest_of_problem(question: str) -> str:

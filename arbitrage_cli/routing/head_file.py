@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import OutputError, RouterError, UsageError
 from arbitrage_cli.model_files.pairs import shipped_heads
-from arbitrage_cli.routing.features import ALL_FEATURES
+from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of, text_of
 from arbitrage_cli.system.files import write_atomically
 
@@ -89,7 +89,7 @@ def _decode(data: bytes) -> Head:
     if not isinstance(text, str) or about.get("sha256") != digest_of(text, arrays):
         raise _RefusedError("it was changed after it was written: its sha256 is another one")
     card = _card(_object(text))
-    return Head(_network(arrays, len(card.features) + card.hidden_size), _knots(arrays), card)
+    return Head(_network(arrays, len(card.features)), _knots(arrays), card)
 
 
 def _metadata(data: bytes) -> Mapping[str, Any]:
@@ -129,25 +129,22 @@ def _card(found: dict[str, Any]) -> Card:
     for name, kind in JSON_TYPES.items():
         if not isinstance(found[name], kind):
             raise _RefusedError(f"the {name} of its card is {type(found[name]).__name__}")
-    unknown = [name for name in found["features"] if name not in ALL_FEATURES]
+    unknown = [name for name in found["features"] if name not in FEATURES]
     if unknown:
         raise _RefusedError(f"it reads the feature {unknown[0]!r}, which this version of arbitrage does not have")
     if len(set(found["features"])) != len(found["features"]):
         raise _RefusedError("its card names a feature twice")
-    if found["hidden_size"] < 0:
-        raise _RefusedError("the hidden_size of its card is negative")
-    _check_pairs(found["pairs"], reads_hidden=found["hidden_size"] > 0)
+    if found["hidden_size"] != 0:
+        raise _RefusedError("it reads hidden states, which are not kept")
+    _check_pairs(found["pairs"])
     found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
     return Card(**found)
 
 
-def _check_pairs(pairs: list[Any], *, reads_hidden: bool) -> None:
+def _check_pairs(pairs: list[Any]) -> None:
     models = [pair.get(role) if isinstance(pair, dict) else None for pair in pairs for role in ("draft", "target")]
     if not all(isinstance(model, dict) for model in models):
         raise _RefusedError("the pairs of its card are not models")
-    drafts = {str(pair["draft"].get("sha256") or pair["draft"].get("name")) for pair in pairs}
-    if reads_hidden and len(drafts) != 1:
-        raise _RefusedError("it reads hidden states, and its card does not name the draft that they are of")
 
 
 def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:

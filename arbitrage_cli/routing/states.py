@@ -13,16 +13,14 @@ from statistics import fmean
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.routing.early_stop import is_due
-from arbitrage_cli.routing.features import ALL_FEATURES, FEATURES, Floats, features
+from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
-LARGEST_HALF = float(np.finfo(np.float16).max)
 STATS = ("log_probabilities", "entropies", "margins")
 
 
@@ -30,14 +28,12 @@ STATS = ("log_probabilities", "entropies", "margins")
 class State:
     """The step at `position` of a solution: what the draft wrote and computed, and how good both steps are.
 
-    `hidden` (2 * n_embd,) float16 are `features.hidden_features` of the drafted step, None if they were not kept; the token
-    statistics of `draft` have no hidden states. Each step that the target wrote has a reward. The first of them has
+    Each step that the target wrote has a reward. The first of them has
     `target_tokens`; before it the target read `target_prefill_tokens`.
     """
 
     position: int
     draft: Step
-    hidden: NDArray[np.float16] | None
     target_texts: tuple[str, ...]
     draft_reward: float
     target_rewards: tuple[float, ...]
@@ -81,17 +77,16 @@ class State:
         return self.target_tokens * shared // max(1, len(self.target_texts[0]))
 
 
-def features_of(question: str, states: Sequence[State], *, of_code: bool = False) -> Floats:
+def features_of(question: str, states: Sequence[State]) -> Floats:
     """The features of all states of a solution, in the order of its steps: (n, n_features)."""
-    size = len(ALL_FEATURES if of_code else FEATURES)
-    trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, size), np.float32)]
+    trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, len(FEATURES)), np.float32)]
     for state in states:
-        rows.append(features(trace, state.draft, of_code=of_code)[None])
+        rows.append(features(trace, state.draft)[None])
         trace.add(state.decision)
     return np.concatenate(rows)
 
 
-def beginnings_of(question: str, states: Sequence[State], *, of_code: bool = False) -> Iterator[tuple[int, int, Floats]]:
+def beginnings_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, int, Floats]]:
     """Of a solution's states: the place of the state, the tokens of a beginning at which a head looks, and its features.
 
     ValueError if the text of the drafted tokens was not kept.
@@ -99,7 +94,7 @@ def beginnings_of(question: str, states: Sequence[State], *, of_code: bool = Fal
     trace = Trace(Problem("", question), Limits())
     for place, state in enumerate(states):
         for num_tokens in filter(is_due, range(1, state.draft_tokens)):
-            yield place, num_tokens, features(trace, _beginning(state.draft, num_tokens), of_code=of_code)
+            yield place, num_tokens, features(trace, _beginning(state.draft, num_tokens))
         trace.add(state.decision)
 
 
@@ -133,8 +128,7 @@ def state_to_json(state: State) -> dict[str, Any]:
         "draft_text": state.draft.text,
         "draft_stop": state.draft.stop,
         "pieces": None if token_stats.pieces is None else list(token_stats.pieces),
-        **{name: _pack(np.array(getattr(token_stats, name), "<f4")) for name in STATS},
-        "hidden": None if state.hidden is None else _pack(state.hidden.astype("<f2")),
+        **{name: _pack(getattr(token_stats, name)) for name in STATS},
         "target_texts": list(state.target_texts),
         "draft_reward": state.draft_reward,
         "target_rewards": list(state.target_rewards),
@@ -151,7 +145,6 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
         state = State(
             position=_count(entry["position"]),
             draft=_draft(entry),
-            hidden=None if entry["hidden"] is None else _unpack(entry["hidden"], "<f2").astype(np.float16),
             target_texts=tuple(_text(text) for text in entry["target_texts"]),
             draft_reward=float(entry["draft_reward"]),
             target_rewards=tuple(float(reward) for reward in entry["target_rewards"]),
@@ -169,16 +162,11 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
 
 def _draft(entry: Mapping[str, Any]) -> Step:
     pieces = None if entry["pieces"] is None else [_text(piece) for piece in entry["pieces"]]
-    numbers = {name: _unpack(entry[name], "<f4").tolist() for name in STATS}
+    numbers = {name: _unpack(entry[name]) for name in STATS}
     if entry["draft_stop"] not in get_args(StepStop):
         raise ValueError(f"a state's step stopped by {entry['draft_stop']!r}")
     token_stats = TokenStats(**numbers, pieces=pieces)
     return Step("draft", _text(entry["draft_text"]), len(numbers[STATS[0]]), Cost(), entry["draft_stop"], token_stats)
-
-
-def half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """In half precision; what is too large becomes the largest finite number."""
-    return np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
 
 
 def _check(state: State) -> None:
@@ -193,8 +181,6 @@ def _check(state: State) -> None:
         raise ValueError("a state's draft needs a number for each of its tokens")
     if any(math.isnan(number) for column in columns for number in column):
         raise ValueError("a state's draft has a number that is NaN")
-    if state.hidden is not None and not np.isfinite(state.hidden).all():
-        raise ValueError("a state has a hidden state that is not finite")
 
 
 def _text(value: Any) -> str:
@@ -209,9 +195,10 @@ def _count(value: Any) -> int:
     return value
 
 
-def _pack(values: NDArray[Any]) -> str:
-    return base64.b64encode(values.tobytes()).decode("ascii")
+def _pack(values: Sequence[float]) -> str:
+    return base64.b64encode(np.array(values, "<f4").tobytes()).decode("ascii")
 
 
-def _unpack(text: str, dtype: str) -> NDArray[Any]:
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype)
+def _unpack(text: str) -> list[float]:
+    values: list[float] = np.frombuffer(base64.b64decode(text, validate=True), "<f4").tolist()
+    return values

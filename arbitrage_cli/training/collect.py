@@ -6,11 +6,9 @@ no file and no terminal.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, ScoreOf, WriteStep
-from arbitrage_cli.routing.features import hidden_features
-from arbitrage_cli.routing.states import State, advantage_of, half
+from arbitrage_cli.routing.states import State, advantage_of
 from arbitrage_cli.types import Decision, ModelRole, Step, Trace
 
 Keep = Callable[[Trace, Step, float], ModelRole]
@@ -60,11 +58,9 @@ def collect(trace: Trace, keep: Keep, observe: Callable[[State], None], target_s
 def _state(
     trace: Trace, draft: Step, targets: list[Step], draft_reward: float, target_rewards: tuple[float, ...], kept: ModelRole
 ) -> State:
-    token_stats = draft.known_token_stats
     return State(
         position=len(trace.decisions),
-        draft=replace(draft, token_stats=replace(token_stats, hidden=None)),
-        hidden=None if token_stats.hidden is None else half(hidden_features(draft)),
+        draft=draft,
         target_texts=tuple(step.text for step in targets),
         draft_reward=draft_reward,
         target_rewards=target_rewards,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.costs import Costs
-from arbitrage_cli.routing.features import ALL_FEATURES, CODE_INPUTS, FEATURES, Floats
+from arbitrage_cli.routing.features import FEATURES, Floats
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
 from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
 from arbitrage_cli.training.tau_tables import Outcomes
@@ -43,15 +43,13 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collected:
-    """The states of some runs: `features` (n, n_features), `hidden` (n, hidden_size) or None.
+    """The states of some runs: `features` (n, n_features).
 
-    `hidden` is None if the runs have no hidden states, or those of different drafts. `part` (n,) is the split, `pair` (n,) the
-    index of each state's models in `pairs`. `is_whole` (n,): its solution was collected to its end. Heads learn from the other
+    `part` (n,) is the split, `pair` (n,) the index of each state's models in `pairs`. `is_whole` (n,): its solution was collected to its end. Heads learn from the other
     states as well, but what a tau does is measured on whole solutions. `questions` are the problems by their numbers.
     """
 
     features: Floats
-    hidden: NDArray[np.float16] | None
     outcomes: Outcomes
     part: NDArray[np.int64]
     pair: NDArray[np.int64]
@@ -63,21 +61,6 @@ class Collected:
     questions: tuple[str, ...]
     step_end: StepEnd = BLANK_LINE
     solutions: tuple[Solution, ...] = ()
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Those of the columns of `features`."""
-        return FEATURES if self.features.shape[1] == len(FEATURES) else ALL_FEATURES
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Those that a head reads."""
-        return FEATURES if self.feature_names == FEATURES else CODE_INPUTS
-
-    @property
-    def inputs(self) -> Floats:
-        """The features that a head reads (n, n_inputs)."""
-        return self.features[:, [self.feature_names.index(name) for name in self.input_names]]
 
     @property
     def weight(self) -> NDArray[np.float64]:
@@ -92,13 +75,13 @@ class Collected:
         """Of the chosen states (n,): the features of the beginnings of their drafted steps (m, n_features), the number of the state
         among the chosen ones, and the tokens of the beginning (m,). ValueError if the texts of drafted tokens were not kept.
         """
-        of_code, number, count = self.feature_names == ALL_FEATURES, np.cumsum(chosen) - 1, 0
-        rows: list[Floats] = [np.empty((0, self.features.shape[1]), np.float32)]
+        number, count = np.cumsum(chosen) - 1, 0
+        rows: list[Floats] = [np.empty((0, len(FEATURES)), np.float32)]
         places: list[tuple[int, int]] = []
         for solution in self.solutions:
             wanted = chosen[count : count + len(solution.states)]
             if wanted.any():
-                for place, num_tokens, row in beginnings_of(solution.problem.question, solution.states, of_code=of_code):
+                for place, num_tokens, row in beginnings_of(solution.problem.question, solution.states):
                     if wanted[place]:
                         rows.append(row[None])
                         places.append((int(number[count + place]), num_tokens))
@@ -208,17 +191,13 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     problems = [numbers.setdefault(solution.problem.question, len(numbers)) for _, solution in solutions]
     tested = frozenset(solution.problem.question for run, solution in solutions if run.is_test)
     pairs = _distinct(run.pair for run in runs)
-    of_code = any(run.facts.get("task") == "code" for run in runs)
     outcomes = Outcomes(
         np.repeat(np.arange(len(solutions)), lengths),
         np.repeat(problems, lengths),
         *(np.array([getattr(state, name) for state in states], np.float64) for name in COLUMNS),
     )
     return Collected(
-        np.concatenate(
-            [features_of(solution.problem.question, solution.states, of_code=of_code) for _, solution in solutions]
-        ),
-        _hidden(states, pairs),
+        np.concatenate([features_of(solution.problem.question, solution.states) for _, solution in solutions]),
         outcomes,
         np.array([part_of(question, tested) for question in numbers])[outcomes.problem],
         np.repeat([pairs.index(run.pair) for run, _ in solutions], lengths),
@@ -246,15 +225,6 @@ def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:
     if place < training:
         return TRAINING
     return VALIDATION if place < training + validation or tested else TEST
-
-
-def _hidden(states: Sequence[State], pairs: Sequence[Mapping[str, Any]]) -> NDArray[np.float16] | None:
-    rows = [state.hidden for state in states if state.hidden is not None]
-    if len(_distinct(pair["draft"] for pair in pairs)) != 1 or len(rows) != len(states):
-        return None
-    if len({len(row) for row in rows}) != 1:
-        raise UsageError("the hidden states of these runs have different sizes", COLLECT_AGAIN)
-    return np.stack(rows)
 
 
 def _distinct(values: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

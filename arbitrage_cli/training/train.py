@@ -7,7 +7,7 @@ model and knows no terminal. The same states, settings and machine give the same
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,19 @@ from numpy.typing import NDArray
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.costs import Costs
+from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of_problem
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
-from arbitrage_cli.training.examples import COLLECT_AGAIN, SPLIT, TEST, TRAINING, VALIDATION, Collected
+from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.tau_tables import Beginnings, make_table, spread_taus, tabulate
 
 Numbers = NDArray[np.float64]
-Inputs = Literal["agnostic", "hidden", "both"]
 Progress = Callable[[str], None]
 """Called with what is being done, in words."""
 
-ALL_INPUTS: tuple[Inputs, ...] = ("agnostic", "hidden", "both")
 BASELINES: Mapping[str, Mapping[str, float]] = {
     "lowest logprob": {"logprob_min": -1},
     "mean logprob": {"logprob_mean": -1},
@@ -49,23 +48,17 @@ class Settings:
     """How to learn. A step is worth escalating if its advantage is above `margin`."""
 
     margin: float = 0.0
-    inputs: tuple[Inputs, ...] = ALL_INPUTS
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A network that was learned, what it reads, and its log-odds and selection score on the validation part."""
+    """A network that was learned, and its log-odds and selection score on the validation part."""
 
     recipe: Recipe
-    inputs: Inputs
     network: Network
     log_odds: Numbers
     selection_score: float
-
-    @property
-    def label(self) -> str:
-        return f"{self.recipe.label}, {self.inputs}"
 
     @property
     def size(self) -> int:
@@ -88,22 +81,23 @@ def train(
     candidates = learner.candidates(on_progress)
     chosen = choose(candidates, learner.truth_of(VALIDATION))
     if chosen.recipe.units:
-        on_progress(f"averaging {MEMBERS} of {chosen.label}")
-        chosen = learner.learn(chosen.recipe, chosen.inputs, MEMBERS)
+        on_progress(f"averaging {MEMBERS} of {chosen.recipe.label}")
+        chosen = learner.learn(chosen.recipe, MEMBERS)
     on_progress("calibrating")
     validation = learner.truth_of(VALIDATION)
     knots = calibrate(chosen.log_odds, validation.is_better, validation.weight)
-    card = _card(collected, chosen, settings, name=name, command=command, created=created)
+    card = _card(collected, settings, name=name, command=command, created=created)
     head = Head(chosen.network, knots, card)
     on_progress("measuring on the test")
-    probability = head.probabilities(collected.features, collected.hidden)
+    probability = head.probabilities(collected.features)
     members = MEMBERS if chosen.recipe.units else 1
     metrics = {
         **_metrics(probability, learner),
         "calibration": "platt",
-        "architecture": {"inputs": chosen.inputs, "recipe": asdict(chosen.recipe), "members": members},
+        "architecture": {"recipe": asdict(chosen.recipe), "members": members},
         "candidates": [
-            {"candidate": one.label, **asdict(one.recipe), "selection_score": one.selection_score} for one in candidates
+            {"candidate": one.recipe.label, **asdict(one.recipe), "selection_score": one.selection_score}
+            for one in candidates
         ],
     }
     data = {**card.data, "parts": learner.counts()}
@@ -114,16 +108,12 @@ def train(
 def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Head:
     """The same head with taus chosen and measured on other states, at the costs of this machine or else the collected ones."""
     card = head.card
-    if card.hidden_size and collected.hidden is None:
-        raise UsageError("these runs do not have the hidden states that the head reads", COLLECT_AGAIN)
     head.check_steps(collected.step_end)
-    for pair in collected.pairs:
-        head.check(pair["draft"], 0 if collected.hidden is None else collected.hidden.shape[1])
     whole = collected.is_whole
     if not whole.any():
         raise UsageError("no solution of these runs was collected to its end", COLLECT_TO_THE_END)
     _check_part(collected.outcomes.advantage[whole] > 0, "to calibrate on", "these runs", len(whole))
-    probability = head.probabilities(collected.features, collected.hidden)[whole]
+    probability = head.probabilities(collected.features)[whole]
     outcomes, beginnings = collected.outcomes.take(whole), _beginnings(head, collected, whole)
     table = make_table(probability, outcomes, spread_taus(probability), costs or collected.costs, beginnings)
     about = {
@@ -138,8 +128,7 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
     """The simplest candidate within one standard error, over problems, of the best on the validation part.
 
-    Reading no hidden states is simpler: they take time and are of one draft only; then fewer numbers are. The rule of one standard
-    error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
+    Fewer numbers are simpler. The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
     """
     best = max(candidates, key=lambda one: one.selection_score)
 
@@ -147,7 +136,7 @@ def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
         gaps = selection_score_gaps(best.log_odds, candidate.log_odds, truth)
         return candidate is best or best.selection_score - candidate.selection_score <= float(np.nanstd(gaps))
 
-    simplest_first = sorted(candidates, key=lambda one: (one.inputs != "agnostic", one.size, -one.selection_score))
+    simplest_first = sorted(candidates, key=lambda one: (one.size, -one.selection_score))
     return next(one for one in simplest_first if is_as_good(one))
 
 
@@ -177,29 +166,21 @@ class _Learner:
                     _check_part(labels, "to train on", f"the {SPLIT[part]} part of draft {pair['draft']['name']}", count)
 
     def candidates(self, on_progress: Progress) -> list[Candidate]:
-        """All recipes on all inputs that the settings ask for and the states have; of each recipe, the best penalty."""
-        possible = [one for one in self.settings.inputs if one == "agnostic" or self.collected.hidden is not None]
-        if not possible:
-            raise UsageError(
-                "these runs have no hidden states, or those of different drafts",
-                "train without them (--inputs agnostic), or on runs of one draft",
-                option="inputs",
-            )
+        """All recipes; of each form, the best penalty."""
         found: dict[str, Candidate] = {}
-        for inputs in possible:
-            for recipe in RECIPES:
-                if f"{recipe.label}, {inputs}" not in found:
-                    on_progress(f"learning: {recipe.label}, {inputs}")
-                candidate = self.learn(recipe, inputs)
-                if candidate.label not in found or candidate.selection_score > found[candidate.label].selection_score:
-                    found[candidate.label] = candidate
+        for recipe in RECIPES:
+            if recipe.label not in found:
+                on_progress(f"learning: {recipe.label}")
+            candidate = self.learn(recipe)
+            if recipe.label not in found or candidate.selection_score > found[recipe.label].selection_score:
+                found[recipe.label] = candidate
         return list(found.values())
 
-    def learn(self, recipe: Recipe, inputs: Inputs, members: int = 1) -> Candidate:
-        training, validation = self._examples(inputs, TRAINING), self._examples(inputs, VALIDATION)
+    def learn(self, recipe: Recipe, members: int = 1) -> Candidate:
+        training, validation = self._examples(TRAINING), self._examples(VALIDATION)
         network = fit(recipe, training, validation, self.settings.seed, members)
         log_odds = network.log_odds(validation.inputs).astype(np.float64)
-        return Candidate(recipe, inputs, network, log_odds, selection_score(log_odds, self.truth_of(VALIDATION)))
+        return Candidate(recipe, network, log_odds, selection_score(log_odds, self.truth_of(VALIDATION)))
 
     def counts(self) -> dict[str, Any]:
         """Problems, states, and states worth escalating in each part."""
@@ -213,16 +194,11 @@ class _Learner:
             for called, truth in parts.items()
         }
 
-    def _examples(self, inputs: Inputs, part: int) -> Examples:
-        """What a network with these inputs learns from: each class of each pair counts the same."""
+    def _examples(self, part: int) -> Examples:
+        """What a network learns from: each class of each pair counts the same."""
         chosen, truth = self.collected.part == part, self.truth_of(part)
-        columns: list[NDArray[Any]] = []
-        if inputs != "hidden":
-            columns.append(self.collected.inputs[chosen])
-        if inputs != "agnostic" and self.collected.hidden is not None:
-            columns.append(self.collected.hidden[chosen])
         weights = balanced(truth.is_better, self.collected.pair[chosen])
-        return Examples(np.concatenate(columns, axis=1, dtype=np.float32), truth.is_better, weights)
+        return Examples(self.collected.features[chosen], truth.is_better, weights)
 
 
 def _truth(collected: Collected, margin: float) -> Truth:
@@ -247,16 +223,13 @@ def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: i
 # --- the card
 
 
-def _card(
-    collected: Collected, chosen: Candidate, settings: Settings, *, name: str, command: Sequence[str], created: str
-) -> Card:
+def _card(collected: Collected, settings: Settings, *, name: str, command: Sequence[str], created: str) -> Card:
     reward = (
         dict(collected.rewards[0]) if len(collected.rewards) == 1 else {"kind": "several", "all": list(collected.rewards)}
     )
     return Card(
         name=name,
-        features=collected.input_names if chosen.inputs != "hidden" else (),
-        hidden_size=0 if chosen.inputs == "agnostic" or collected.hidden is None else collected.hidden.shape[1],
+        features=FEATURES,
         pairs=collected.pairs,
         reward=reward,
         margin=settings.margin,
@@ -290,14 +263,12 @@ def _taus(head: Head, probability: Numbers, collected: Collected) -> TauTable:
 
 
 def _beginnings(head: Head, collected: Collected, chosen: NDArray[np.bool_]) -> Beginnings | None:
-    """What the head says of the beginnings of the chosen states' steps; None if it reads what was not kept of them."""
-    if head.reads_hidden:
-        return None
+    """What the head says of the beginnings of the chosen states' steps; None if their texts were not kept."""
     try:
         rows, state, tokens = collected.beginnings(chosen)
     except ValueError:
         return None
-    return Beginnings(state, tokens, head.probabilities(rows, None))
+    return Beginnings(state, tokens, head.probabilities(rows))
 
 
 def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
@@ -320,7 +291,7 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
 def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
     """The head's number of each state (n,), and those that route without a head, by name."""
     count = len(probability)
-    columns = dict(zip(collected.feature_names, collected.features.T.astype(np.float64), strict=True))
+    columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {
         "arbitrage": probability,

@@ -28,9 +28,9 @@ def out_of_fold(collected: Collected) -> Numbers:
     probability = np.empty(len(fold))
     for number in range(FOLDS):
         part = np.select([fold == number, fold == (number + 1) % FOLDS], [TEST, VALIDATION], TRAINING)
-        head = train(replace(collected, part=part), Settings(inputs=("agnostic",)), name="fold", command=(), created="")
+        head = train(replace(collected, part=part), Settings(), name="fold", command=(), created="")
         tested = fold == number
-        probability[tested] = head.probabilities(collected.features[tested], None)
+        probability[tested] = head.probabilities(collected.features[tested])
     return probability
 
 

@@ -225,7 +225,7 @@ def main() -> None:
     columns = [replace(one, stops_early=arguments.early_stop) for one in columns]
     with ExitStack() as stack:
         grader = stack.enter_context(task.open_grader())
-        options = Options(arguments.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
+        options = Options(arguments.ctx, arguments.threads)
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
         bench = Bench(
             Engines(backends, Sampler(), instructions, step_end=task.step_end),

@@ -171,7 +171,7 @@ def main() -> None:
         parser.error("give one policy in which the target writes")
     items = load_dataset(arguments.dataset, offline=True).items[: arguments.limit]
     with ExitStack() as stack:
-        options = Options(pair.ctx, arguments.threads, hidden_states=head is not None and head.reads_hidden)
+        options = Options(pair.ctx, arguments.threads)
         sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
         backends = {role: stack.enter_context(closing(open_model(sources[role], options))) for role in column.policy.models}
         schedulers = {

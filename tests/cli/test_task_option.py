@@ -20,7 +20,6 @@ from arbitrage_cli.app.options import (
 from arbitrage_cli.app.setup import RunOptions, bench_setup, solve_setup
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.routing.features import CODE_INPUTS, FEATURES
 from arbitrage_cli.tasks.code import CODE, INSTRUCTIONS
 from arbitrage_cli.training.examples import read_states
 
@@ -59,8 +58,8 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert run("grade", "run", "--run-code", "-q", cwd=tmp_path).code == 0
 
 
-def test_states_of_code_are_those_of_a_head_for_code(tmp_path: Path) -> None:
-    """A head reads no arithmetic of them, and learns from one kind of steps."""
+def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
+    """A head learns from one kind of steps."""
     write_rows(tmp_path, MBPP, {**MBPP, "task_id": 8, "text": "What is 12 * 34 - 5?"})
     collect = ("collect", "--pair", "scripted", "--reward", "rollout", "--dataset", "rows.jsonl", "--limit", "1", "-q")
     assert_refused(run(*collect, "-o", "code", cwd=tmp_path), REFUSED, "", "--run-code")
@@ -68,9 +67,8 @@ def test_states_of_code_are_those_of_a_head_for_code(tmp_path: Path) -> None:
     write_rows(tmp_path, {"question": QUESTION, "answer": RIGHT})
     assert run(*collect, "-o", "math", cwd=tmp_path).code == 0
     code, mathematics = read_states([tmp_path / "code"]), read_states([tmp_path / "math"])
-    assert (code.step_end, code.input_names) == (CODE.step_end, CODE_INPUTS)
-    assert (mathematics.step_end, mathematics.input_names) == (BLANK_LINE, FEATURES)
-    assert code.inputs.shape == (len(code.part), len(CODE_INPUTS))
+    assert code.step_end == CODE.step_end
+    assert mathematics.step_end == BLANK_LINE
     with pytest.raises(UsageError, match="its steps end at a blank line"):
         read_states([tmp_path / "code", tmp_path / "math"])
 

@@ -26,14 +26,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Result:
-    return run("train", "run", "-o", "head.safetensors", "--inputs", "agnostic", cwd=folder)
+    return run("train", "run", "-o", "head.safetensors", cwd=folder)
 
 
 def test_head_has_a_name_its_command_and_taus(folder: Path, trained: Result) -> None:
     assert trained.code == 0, trained.err
     head = load(folder / "head.safetensors")
     assert head.card.name == "run"
-    assert head.card.command == ("arbitrage", "train", "run", "-o", "head.safetensors", "--inputs", "agnostic")
+    assert head.card.command == ("arbitrage", "train", "run", "-o", "head.safetensors")
     assert TauTable.from_json(head.card.taus).costs is not None
 
 
@@ -94,7 +94,7 @@ def test_shipped_heads_and_several_show_their_cards(folder: Path, trained: Resul
 def test_json_is_the_card_alone(folder: Path) -> None:
     """Of a head that replaces another file, with --force."""
     (folder / "json.safetensors").write_bytes(b"old")
-    arguments = ("--inputs", "agnostic", "--json", "--quiet", "--name", "mine", "--margin", "0.5", "--force")
+    arguments = ("--json", "--quiet", "--name", "mine", "--margin", "0.5", "--force")
     found = run("train", "run", "-o", "json.safetensors", *arguments, cwd=folder)
     (card,) = found.records
     assert (found.code, found.err) == (0, "")
@@ -121,7 +121,6 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
     [
         (["nowhere"], "no run in this folder"),
         (["run", "-o", "head.pkl"], ".safetensors"),
-        (["run", "--inputs", "hidden"], "hidden states"),
         (["run", "--test", "run"], "twice"),
         (["run", "nowhere/../run/."], "twice"),
         (["run", "--margin", "-1"], "margin"),

@@ -71,19 +71,18 @@ def prompt(backend: Backend, question: str = "ab") -> list[int]:
     return ids
 
 
-def after(backend: Backend, sequence: int, tokens: list[int], *, held: int = 0) -> tuple[Floats, Floats]:
+def after(backend: Backend, sequence: int, tokens: list[int], *, held: int = 0) -> Floats:
     """Append tokens after `held` others, all but the last in one read; copies of the outputs after the last."""
     if len(tokens) > 1:
         backend.read(sequence, held, tokens[:-1])
     output = backend.decode([sequence], [held + len(tokens) - 1], tokens[-1:])
-    assert output.hidden is not None
-    return output.logits[0].copy(), output.hidden[0].copy()
+    row: Floats = output[0].copy()
+    return row
 
 
-def assert_close(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> None:
-    """Logits and hidden states agree as far as kernels for one and many tokens do."""
-    np.testing.assert_allclose(one[0], other[0], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(one[1], other[1], rtol=1e-3, atol=1e-3)
+def assert_close(one: Floats, other: Floats) -> None:
+    """Logits agree as far as kernels for one and many tokens do."""
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 # --- both backends: computing
@@ -95,10 +94,8 @@ def test_outputs_have_the_cards_sizes(backend: Backend) -> None:
     for sequence in (0, 1):
         backend.read(sequence, 0, start)
     output = backend.decode([0, 1], [len(start)] * 2, start[:2])
-    assert output.hidden is not None
-    assert output.logits.dtype == output.hidden.dtype == np.float32
-    assert output.logits.shape == (2, backend.card.vocabulary_size)
-    assert output.hidden.shape == (2, backend.card.hidden_size)
+    assert output.dtype == np.float32
+    assert output.shape == (2, backend.card.vocabulary_size)
     assert backend.card.context_size == CONTEXT
 
 
@@ -110,9 +107,8 @@ def test_reading_equals_decoding(backend: Backend) -> None:
     in_two = after(backend, 1, tokens[3:], held=3)
     for position, token in enumerate(tokens):
         last = backend.decode([2], [position], [token])
-    assert last.hidden is not None
     assert_close(at_once, in_two)
-    assert_close(at_once, (last.logits[0], last.hidden[0]))
+    assert_close(at_once, last[0])
 
 
 def test_dropping_a_tail_forgets_it(backend: Backend) -> None:
@@ -148,9 +144,8 @@ def test_sequences_are_independent(backend: Backend) -> None:
         backend.read(sequence, 0, text[:-1])
     order = [2, 0, 1]
     output = backend.decode(order, [len(texts[i]) - 1 for i in order], [texts[i][-1] for i in order])
-    assert output.hidden is not None
     for row, sequence in enumerate(order):
-        assert_close(alone[sequence], (output.logits[row], output.hidden[row]))
+        assert_close(alone[sequence], output[row])
     backend.drop(1, 0)
     for sequence in (0, 2):
         backend.drop(sequence, len(texts[sequence]) - 1)
@@ -221,9 +216,7 @@ def test_several_tokens_of_a_sequence_at_once(backend: Backend) -> None:
     backend.read(1, 0, tokens[:2])
     held = [*range(2, len(tokens)), len(other) - 1]
     output = backend.decode([1] * (len(tokens) - 2) + [2], held, [*tokens[2:], other[-1]])
-    assert output.hidden is not None
-    rows = list(zip(output.logits.copy(), output.hidden.copy(), strict=True))
-    for row, wanted in zip(rows, [*alone[2:], expected], strict=True):
+    for row, wanted in zip(output.copy(), [*alone[2:], expected], strict=True):
         assert_close(row, wanted)
     backend.drop(1, 4)
     assert_close(after(backend, 1, tokens[4:], held=4), alone[-1])
@@ -443,26 +436,11 @@ def test_the_card(tiny: Mapping[str, Path]) -> None:
     with LlamaBackend(tiny["draft"], Options(threads=1)) as backend:
         card = backend.card
         assert (card.source, card.name) == (str(tiny["draft"]), "tiny draft")
-        assert (card.vocabulary_size, card.hidden_size, card.threads) == (261, 32, 1)
+        assert (card.vocabulary_size, card.threads) == (261, 1)
         assert (card.context_size, card.trained_context_size) == (2048, 2048)
         assert card.description.startswith("llama ")
         assert card.description.endswith(" F32")
         assert backend.chat_template == CHATML
-
-
-def test_hidden_states_can_be_left_out(tiny: Mapping[str, Path]) -> None:
-    """The logits are the same, of one token and of a batch."""
-    outputs = []
-    for wanted in (True, False):
-        with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1, hidden_states=wanted)) as backend:
-            backend.read(0, 0, [65, 66])
-            for tokens in ([67], [68, 69]):
-                output = backend.decode([0] * len(tokens), range(tokens[0] - 65, tokens[-1] - 64), tokens)
-                assert (output.hidden is not None) == wanted
-                outputs.append(output.logits.copy())
-    with_them, without = outputs[:2], outputs[2:]
-    for one, other in zip(with_them, without, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_a_long_text_is_tokenized_whole(tiny: Mapping[str, Path]) -> None:
@@ -535,7 +513,7 @@ def test_a_sequence_that_does_not_exist(draft: LlamaBackend, sequence: int) -> N
 
 def test_more_tokens_than_a_batch_holds(draft: LlamaBackend) -> None:
     """Are refused where they are decoded: llama.cpp would end the process. As many as it holds are not."""
-    assert draft.decode([0] * MAX_DECODE, range(MAX_DECODE), [65] * MAX_DECODE).logits.shape[0] == MAX_DECODE
+    assert draft.decode([0] * MAX_DECODE, range(MAX_DECODE), [65] * MAX_DECODE).shape[0] == MAX_DECODE
     draft.drop(0, 0)
     with pytest.raises(ValueError, match="at once"):
         draft.decode([0] * (MAX_DECODE + 1), range(MAX_DECODE + 1), [65] * (MAX_DECODE + 1))

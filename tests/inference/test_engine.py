@@ -27,7 +27,7 @@ from writing import (
 
 from arbitrage_cli.arbitrage import WriteStep, single
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ScriptEndedError, TimedOutError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options, Output
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
@@ -328,20 +328,17 @@ def test_a_solution_that_no_longer_fits() -> None:
 
 
 def test_token_statistics_are_what_the_backend_computed() -> None:
-    """One value for each drawn token, the last included, by the definitions; hidden states row by row."""
+    """One value for each drawn token, the last included, by the definitions."""
     backend = Recording(HashBackend())
     step = write(new_engine(backend, keep_token_stats=True), new_trace())
     stats = step.known_token_stats
-    logits = np.concatenate([logits for logits, _ in backend.outputs]).astype(np.float64)
+    logits = np.concatenate(backend.outputs).astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     ordered = np.sort(np.log(probabilities), axis=1)
     assert len(logits) == step.num_tokens
     np.testing.assert_allclose(stats.log_probabilities, ordered[:, -1], atol=1e-5)  # greedy: the likeliest
     np.testing.assert_allclose(stats.entropies, -(probabilities * np.log(probabilities)).sum(axis=1), atol=1e-5)
     np.testing.assert_allclose(stats.margins, ordered[:, -1] - ordered[:, -2], atol=1e-5)
-    assert isinstance(stats.hidden, np.ndarray)
-    assert (stats.hidden.dtype, stats.hidden.shape) == (np.float32, (step.num_tokens, backend.card.hidden_size))
-    np.testing.assert_array_equal(stats.hidden, np.concatenate([h for _, h in backend.outputs if h is not None]))
 
 
 def test_token_statistics_are_kept_on_request_only() -> None:
@@ -531,10 +528,10 @@ def test_a_deadline_ends_its_own_slot_only() -> None:
 class NotANumber(HashBackend):
     """Computes a NaN after a few tokens."""
 
-    def decode(self, sequences: Any, positions: Any, tokens: Any, **options: Any) -> Output:
+    def decode(self, sequences: Any, positions: Any, tokens: Any, **options: Any) -> Floats:
         output = super().decode(sequences, positions, tokens, **options)
         if positions[0] > 15:
-            output.logits[:, 7] = np.nan
+            output[:, 7] = np.nan
         return output
 
 

@@ -8,10 +8,10 @@ from arbitrage_cli.inference.token_stats import CHUNK_BYTES, Recorder
 from arbitrage_cli.types import TokenStats
 
 
-def record(logits: Floats, tokens: list[int], hidden: Floats | None = None) -> TokenStats:
+def record(logits: Floats, tokens: list[int]) -> TokenStats:
     recorder = Recorder(logits.shape[1])
     for index, token in enumerate(tokens):
-        recorder.add(logits[index], token, None if hidden is None else hidden[index])
+        recorder.add(logits[index], token)
     return recorder.so_far()
 
 
@@ -42,7 +42,7 @@ def test_greedy_tokens_need_no_search() -> None:
     tokens = logits.argmax(axis=1).tolist()
     recorder = Recorder(300, greedy=True)
     for row, token in zip(logits, tokens, strict=True):
-        recorder.add(row, token, None)
+        recorder.add(row, token)
     assert recorder.so_far() == record(logits, tokens)
 
 
@@ -64,26 +64,14 @@ def test_recording_leaves_the_logits_alone() -> None:
     np.testing.assert_array_equal(logits, before)
 
 
-def test_hidden_states_are_copied_row_by_row() -> None:
-    """The backend overwrites its memory with the next token."""
-    recorder, memory = Recorder(3), np.zeros(4, np.float32)
-    for value in (1.0, 2.0):
-        memory[:] = value
-        recorder.add(np.zeros(3, np.float32), 0, memory)
-    hidden = recorder.so_far().hidden
-    assert isinstance(hidden, np.ndarray)
-    assert (hidden.dtype, hidden.tolist()) == (np.float32, [[1.0] * 4, [2.0] * 4])
-    assert record(np.zeros((1, 3), np.float32), [0]).hidden is None
-
-
 def test_reading_the_statistics_in_between_changes_nothing() -> None:
     """They can be read after any token, and the statistics of the whole step are the same."""
     rng = np.random.default_rng(0)
-    logits, hidden = rng.normal(0, 5, (9, 300)).astype(np.float32), rng.normal(0, 1, (9, 4)).astype(np.float32)
+    logits = rng.normal(0, 5, (9, 300)).astype(np.float32)
     tokens = rng.integers(0, 300, 9).tolist()
-    recorder, whole = Recorder(300), record(logits, tokens, hidden)
+    recorder, whole = Recorder(300), record(logits, tokens)
     for index, token in enumerate(tokens):
-        recorder.add(logits[index], token, hidden[index])
+        recorder.add(logits[index], token)
         recorder.add_text(str(index))
         beginning = recorder.so_far() if index != 5 else None
         if beginning:
@@ -95,7 +83,6 @@ def test_reading_the_statistics_in_between_changes_nothing() -> None:
         whole.entropies,
         whole.margins,
     )
-    np.testing.assert_array_equal(np.asarray(found.hidden), np.asarray(whole.hidden))
 
 
 def test_certainty_has_no_entropy_and_equals_have_no_margin() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from hash_language import CONTROLS, SHORT, HashBackend, StaleBackend, ticking_clock
+from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, ticking_clock
 from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import RateSteps
@@ -38,11 +38,12 @@ all_raters = pytest.mark.parametrize("make", RATERS.values(), ids=RATERS)
 class Opinionated(HashBackend):
     """Has an opinion, a hash of everything in its cache, on signs and digits, and says nothing else."""
 
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
-        logits, hidden = super()._compute(sequence)
+    def _compute(self, sequence: int) -> Floats:
+        logits = super()._compute(sequence)
+        opinion = logits[self._written[: len(LETTERS)]]
         for index, token in enumerate(ANSWERS):
-            logits[token] = CONFIDENCE + hidden[index % len(hidden)] * (index + 1) / 100
-        return logits, hidden
+            logits[token] = CONFIDENCE + opinion[index % len(opinion)] * (index + 1) / 100
+        return logits
 
 
 class StaleOpinion(Opinionated, StaleBackend):
@@ -56,10 +57,10 @@ class Constant(HashBackend):
         super().__init__()
         self.values: Sequence[float] = values
 
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
-        logits, hidden = super()._compute(sequence)
+    def _compute(self, sequence: int) -> Floats:
+        logits = super()._compute(sequence)
         logits[ANSWERS[: len(self.values)] if len(self.values) > 1 else ANSWERS] = self.values
-        return logits, hidden
+        return logits
 
 
 def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
@@ -108,7 +109,7 @@ def expected_reward(steps: Sequence[str]) -> float:
     backend = Opinionated()
     *read, last = conversation(steps)
     backend.read(0, 0, read)
-    logits = backend.decode([0], [len(read)], [last]).logits[0]
+    logits = backend.decode([0], [len(read)], [last])[0]
     return float(1 / (1 + math.exp(logits[ord("-")] - logits[ord("+")])))
 
 

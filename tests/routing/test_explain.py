@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import ESCAPE, flat, run
-from collected import HIDDEN_SIZE, make_states, questions, write_run
 from collected import World as MadeUp
+from collected import make_states, questions, write_run
 from test_head import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution, explain_states, group
@@ -70,21 +70,12 @@ def test_solution_is_explained_as_it_was_decided() -> None:
 
 
 def test_states_are_explained_by_their_features() -> None:
-    head = make_head(hidden_size=HIDDEN_SIZE)
-    states = make_states(MadeUp(), 1, hidden=True)
+    head = make_head()
+    states = make_states(MadeUp(), 1)
     found = explain_states(head, QUESTION, states, 0.5)
-    hidden = np.stack([one.hidden for one in states if one.hidden is not None])
-    expected = head.probabilities(features_of(QUESTION, states), hidden)
+    expected = head.probabilities(features_of(QUESTION, states))
     assert [one.score for one in found] == pytest.approx(expected.tolist())
     assert [one.advantage for one in found] == [one.advantage for one in states]
-    assert dict(found[0].parts)["hidden state"] != 0
-
-
-def test_states_without_what_the_head_reads() -> None:
-    """No hidden states, or others, are an error."""
-    for hidden in (False, True):
-        with pytest.raises(ValueError, match="hidden"):
-            explain_states(make_head(hidden_size=HIDDEN_SIZE + 2), QUESTION, make_states(MadeUp(), 1, hidden=hidden), 0.5)
 
 
 # --- the command

@@ -14,7 +14,7 @@ from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import open_scripted
-from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features, hidden_features
+from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 
 QUESTION = "Anna has 12 apples and 30 pears."
@@ -204,18 +204,9 @@ def test_always_finite(tokens: list[tuple[float, float, float, str]]) -> None:
     assert np.isfinite(found).all()
 
 
-def test_hidden_features_are_the_end_and_the_mean() -> None:
-    hidden = np.array([[1, 2], [3, 6]], np.float32)
-    found = hidden_features(make(shown=TokenStats((-1.0, -1.0), (1.0, 1.0), (1.0, 1.0), hidden)))
-    assert found.dtype == np.float32
-    assert found.tolist() == [3, 6, 2, 4]
-
-
 def test_what_was_not_kept_is_asked_for() -> None:
     with pytest.raises(ValueError, match="not kept"):
         features(Trace(Problem("1", "?"), Limits()), make_step())
-    with pytest.raises(ValueError, match="hidden"):
-        hidden_features(make(shown=token_stats()))
 
 
 def test_the_engine_keeps_the_text_of_each_token() -> None:

@@ -20,13 +20,12 @@ from safetensors.numpy import save as encode
 
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
-from arbitrage_cli.routing.features import FEATURES, Floats, features, hidden_features
+from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.routing.head import Card, Curve, Head, Network, digest_of
 from arbitrage_cli.routing.head_file import MAX_FILE_BYTES, SCHEMA, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
-HIDDEN = np.array([[1, 2, 3], [0.5, -1, 2]], np.float32)
 KNOTS = np.array([[-4.0, -6.0], [-1.0, -1.5], [0.0, 0.5], [2.0, 1.0]])
 
 
@@ -34,7 +33,6 @@ def make_card(**changes: Any) -> Card:
     card = Card(
         name="tiny",
         features=FEATURES,
-        hidden_size=0,
         pairs=({"draft": DRAFT, "target": TARGET},),
         reward={"kind": "prm"},
         margin=0.0,
@@ -50,7 +48,7 @@ def make_card(**changes: Any) -> Card:
 
 def make_head(*, units: int = 0, **changes: Any) -> Head:
     card = make_card(**changes)
-    size = len(card.features) + card.hidden_size
+    size = len(card.features)
     rng = np.random.default_rng(size + units)
 
     def draw(*shape: int) -> Floats:
@@ -63,15 +61,13 @@ def make_head(*, units: int = 0, **changes: Any) -> Head:
 HEADS: Mapping[str, Callable[[], Head]] = {
     "logistic": make_head,
     "network": lambda: make_head(units=5),
-    "hidden": lambda: make_head(units=5, hidden_size=6),
-    "hidden only": lambda: make_head(hidden_size=6, features=()),
     "some features": lambda: make_head(features=("tokens", "logprob_min")),
 }
 every_head = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS.keys())
 
 
-def make_draft(log_probability: float = -1.0, hidden: Floats | None = HIDDEN) -> Step:
-    token_stats = TokenStats((-0.1, log_probability), (0.2, 0.7), (1.0, 0.5), hidden, pieces=("1", "2"))
+def make_draft(log_probability: float = -1.0, entropy: float = 0.2) -> Step:
+    token_stats = TokenStats((-0.1, log_probability), (entropy, 0.7), (1.0, 0.5), pieces=("1", "2"))
     return Step("draft", "12", 2, Cost(), "separator", token_stats)
 
 
@@ -88,8 +84,6 @@ def test_score_is_what_the_arrays_say(make: Callable[[], Head]) -> None:
     head, trace, draft = make(), new_trace(), make_draft()
     chosen = [FEATURES.index(name) for name in head.card.features]
     inputs = features(trace, draft)[chosen].astype(np.float64)
-    if head.card.hidden_size:
-        inputs = np.concatenate([inputs, hidden_features(draft)])
     network = head.network
     values = np.clip((inputs - network.mean) / network.scale, -8, 8)
     if network.layer:
@@ -105,9 +99,8 @@ def test_one_and_many_are_the_same(make: Callable[[], Head]) -> None:
     head, trace = make(), new_trace()
     drafts = [make_draft(-0.3 * number) for number in range(6)]
     rows = np.stack([features(trace, draft) for draft in drafts])
-    hidden = np.stack([hidden_features(draft) for draft in drafts])
     single = [head.probability(trace, draft) for draft in drafts]
-    np.testing.assert_allclose(head.probabilities(rows, hidden), single, rtol=1e-5)
+    np.testing.assert_allclose(head.probabilities(rows), single, rtol=1e-5)
 
 
 def test_router_drives_the_flow() -> None:
@@ -154,9 +147,9 @@ def test_far_away_inputs_have_bounded_influence() -> None:
 
 def test_no_number_is_an_error() -> None:
     """A NaN is above no tau: it would silently accept everything."""
-    draft = make_draft(hidden=HIDDEN * np.float32(np.nan))
+    draft = make_draft(entropy=math.nan)
     with pytest.raises(ComputeError, match="finite"):
-        make_head(hidden_size=6).probability(new_trace(), draft)
+        make_head().probability(new_trace(), draft)
 
 
 @every_head
@@ -166,12 +159,9 @@ def test_contributions_add_up(make: Callable[[], Head]) -> None:
     parts = head.contributions(trace, draft)
     sizes = [abs(part) for _, part in parts]
     assert sizes == sorted(sizes, reverse=True)
-    names = set(head.card.features) | ({"hidden state"} if head.card.hidden_size else set())
-    assert {name for name, _ in parts} == names
+    assert {name for name, _ in parts} == set(head.card.features)
     if head.network.layer is None:
         inputs = features(trace, draft)[[FEATURES.index(name) for name in head.card.features]]
-        if head.card.hidden_size:
-            inputs = np.concatenate([inputs, hidden_features(draft)])
         expected = float(head.network.log_odds(inputs)) - head.network.output_bias
         assert sum(part for _, part in parts) == pytest.approx(expected, rel=1e-4)
 
@@ -186,34 +176,6 @@ def test_contribution_of_a_network_is_its_slope() -> None:
         moved[index] += np.float32(1e-3) * network.scale[index]
         change = float(network.log_odds(moved)) - float(network.log_odds(inputs))
         assert change == pytest.approx(1e-3 * slopes[index], abs=2e-6)
-
-
-# --- whose head it is
-
-
-def test_another_drafts_head_is_refused() -> None:
-    """Hidden states mean something for one file only: neither another name nor another file of that name will do."""
-    head = make_head(hidden_size=6)
-    head.check(DRAFT, 6)
-    head.check({"name": "renamed", "sha256": DRAFT["sha256"]}, 6)
-    with pytest.raises(RouterError, match=r"Tiny draft.*Other draft"):
-        head.check({"name": "Other draft", "sha256": "a" * 64}, 6)
-    with pytest.raises(RouterError, match="another file of that name"):
-        head.check(DRAFT | {"sha256": "a" * 64}, 6)
-    with pytest.raises(RouterError):
-        head.check(DRAFT, 8)
-
-
-def test_head_without_hidden_states_suits_any_draft() -> None:
-    make_head().check({"name": "Other draft", "sha256": "a" * 64}, 100)
-
-
-def test_demo_models_go_by_their_names() -> None:
-    pair = {"draft": {"name": "scripted", "sha256": None}, "target": TARGET}
-    head = make_head(hidden_size=6, pairs=(pair,))
-    head.check({"name": "scripted", "sha256": None}, 6)
-    with pytest.raises(RouterError):
-        head.check({"name": "other", "sha256": None}, 6)
 
 
 # --- files
@@ -403,8 +365,6 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[st
         {"features": [*FEATURES[:-1], FEATURES[0]]},
         {"features": [*FEATURES[:-1], 7]},
         {"features": "tokens"},
-        {"hidden_size": -6},
-        {"hidden_size": "6"},
         {"hidden_size": 6},
         {"margin": None},
         {"pairs": [7]},
@@ -416,9 +376,3 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[st
 )
 def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
     refused(rewritten(make_head(), tmp_path / "head", **changes))
-
-
-@pytest.mark.parametrize("pairs", [[], [{"draft": DRAFT, "target": TARGET}, {"draft": TARGET, "target": TARGET}]])
-def test_hidden_states_of_nobody_are_refused(tmp_path: Path, pairs: list[Any]) -> None:
-    """A head that reads hidden states names the one draft that they are of."""
-    assert "hidden" in refused(rewritten(make_head(hidden_size=6), tmp_path / "head", pairs=pairs))

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.routing.features import FEATURES, features
-from arbitrage_cli.routing.states import State, half, state_to_json
+from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import SCHEMA, RunFolder
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
-HIDDEN_SIZE = 8  # two times n_embd
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
 COSTS = {
     "draft_seconds_per_token": 0.001,
@@ -26,7 +25,7 @@ COSTS = {
 
 @dataclass(frozen=True)
 class World:
-    """How states come about: log-odds of an advantage = bias + weight of each feature, and of the first hidden number.
+    """How states come about: log-odds of an advantage = bias + weight of each feature.
 
     The features that weights may name vary by about 1: the least likely token, the first token's entropy, and how many numbers
     a step has.
@@ -36,32 +35,27 @@ class World:
 
     bias: float = -2.0
     weights: tuple[tuple[str, float], ...] = (("logprob_min", -1.0), ("entropy_first", 0.7), ("numbers", 0.5))
-    hidden_weight: float = 0.0
     harm: float = 0.05
     steps: int = 5
 
-    def probability(self, features: NDArray[np.float32], hidden: NDArray[np.float16] | None) -> float:
+    def probability(self, features: NDArray[np.float32]) -> float:
         """P(advantage > 0) of a state: no router can know more."""
         log_odds = self.bias + sum(weight * float(features[FEATURES.index(name)]) for name, weight in self.weights)
-        if hidden is not None:
-            log_odds += self.hidden_weight * float(hidden[0])
         return 1 / (1 + math.exp(-log_odds))
 
 
-def make_states(world: World, seed: int, *, hidden: bool = False) -> list[State]:
+def make_states(world: World, seed: int) -> list[State]:
     rng = np.random.default_rng(seed)
     states = []
     for position in range(world.steps):
         drafted = _draft(rng)
         found = features(Trace(Problem("", ""), Limits()), drafted)
-        inner = half(rng.normal(size=HIDDEN_SIZE).astype(np.float32)) if hidden else None
-        is_better = rng.random() < world.probability(found, inner)
+        is_better = rng.random() < world.probability(found)
         draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)
         states.append(
             State(
                 position=position,
                 draft=drafted,
-                hidden=inner,
                 target_texts=(f"target's step {position}\n\n",),
                 draft_reward=draft,
                 target_rewards=(target,),
@@ -91,7 +85,6 @@ def write_run(
     problems: Sequence[str],
     world: World | None = None,
     *,
-    hidden: bool = False,
     changes: dict[str, Any] | None = None,
     ids: Sequence[str] | None = None,
 ) -> Path:
@@ -111,7 +104,7 @@ def write_run(
         rows = []
         for number, question in enumerate(problems):
             seed = int.from_bytes(question.encode()[-8:], "big")
-            states = make_states(world or World(), seed, hidden=hidden)
+            states = make_states(world or World(), seed)
             rows.append(
                 {
                     "schema": SCHEMA,

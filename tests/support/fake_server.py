@@ -210,7 +210,7 @@ class HashServer:
         tokenizer, written, text = self.backend.tokenizer, list[_Token](), ""
         while True:
             self.backend.cells = [ids + [one.id for one in written]]
-            logits, _ = self.backend._compute(0)
+            logits = self.backend._compute(0)
             shifted = logits - logits.max()
             logprobs = shifted - math.log(float(np.exp(shifted).sum()))
             token = int(logits.argmax())

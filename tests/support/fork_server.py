@@ -24,7 +24,7 @@ from typing import Any
 
 from arbitrage_cli.cli.main import main
 from arbitrage_cli.errors import ComputeError
-from arbitrage_cli.inference.backend import Deadline, Output
+from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scripted import Arithmetic, Continuation, ScriptedBackend
 
@@ -222,7 +222,7 @@ def hang_on(question: str) -> None:
     real = ScriptedBackend.decode
     deadlines: list[Deadline | None] = [None]
 
-    def decode(backend: ScriptedBackend, *batch: Sequence[int], deadline: Deadline | None = None) -> Output:
+    def decode(backend: ScriptedBackend, *batch: Sequence[int], deadline: Deadline | None = None) -> Floats:
         deadlines[0] = deadline
         return real(backend, *batch, deadline=deadline)
 

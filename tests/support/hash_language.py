@@ -16,7 +16,7 @@ import numpy as np
 
 from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Output, Tokenizer
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Tokenizer
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import Proposals
@@ -30,7 +30,6 @@ from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Tra
 LETTERS = "abcdefghijklmnop "
 CONTROLS = ("<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>"
-HIDDEN_SIZE = 4
 SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
 
 
@@ -53,9 +52,7 @@ class HashBackend:
 
     @property
     def card(self) -> ModelCard:
-        return ModelCard(
-            self._name, self._name, "hash", self._context_size, self._context_size, self._size, HIDDEN_SIZE, 1, 0
-        )
+        return ModelCard(self._name, self._name, "hash", self._context_size, self._context_size, self._size, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         cells = self.cells[sequence]
@@ -65,12 +62,12 @@ class HashBackend:
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
-    ) -> Output:
-        rows: list[tuple[Floats, Floats]] = []
+    ) -> Floats:
+        rows: list[Floats] = []
         for sequence, position, token in zip(sequences, positions, tokens, strict=True):
             self.read(sequence, position, [token])
             rows.append(self._compute(sequence))
-        return Output(np.stack([logits for logits, _ in rows]), np.stack([hidden for _, hidden in rows]))
+        return np.stack(rows)
 
     def drop(self, sequence: int, position: int) -> None:
         del self.cells[sequence][position:]
@@ -78,22 +75,22 @@ class HashBackend:
     def close(self) -> None:
         self.cells = []
 
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+    def _compute(self, sequence: int) -> Floats:
         text = f"{self._name}/{self.cells[sequence]}".encode()
         rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
         logits = np.full(self._size, -30.0, np.float32)
         logits[self._written] = self._favour + rng.normal(0.0, rng.uniform(0.5, 4.0), len(self._written))
-        return logits, rng.normal(size=HIDDEN_SIZE).astype(np.float32)
+        return logits
 
 
 class Wavering(HashBackend):
     """Thinks as the model it is named after, except for one token in eight: many of its steps begin as that model's do."""
 
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
-        logits, hidden = super()._compute(sequence)
-        if int(abs(hidden[0]) * 1e6) % 8 == 0:
+    def _compute(self, sequence: int) -> Floats:
+        logits = super()._compute(sequence)
+        if int(abs(logits[self._written[0]]) * 1e6) % 8 == 0:
             logits[self._written] = np.roll(logits[self._written], 1)
-        return logits, hidden
+        return logits
 
 
 class StaleBackend(HashBackend):
@@ -114,14 +111,14 @@ class Call:
 
 
 class Recording:
-    """Passes everything on to another backend, and keeps a list of what changed its caches, with logits and hidden states."""
+    """Passes everything on to another backend, and keeps a list of what changed its caches, with their logits."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.card, self.tokenizer = backend.card, backend.tokenizer
         self.chat_template, self.template_variables = backend.chat_template, backend.template_variables
         self.calls: list[Call] = []
-        self.outputs: list[tuple[Floats, Floats | None]] = []
+        self.outputs: list[Floats] = []
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self.calls.append(Call("read", [sequence], [position], list(tokens)))
@@ -129,10 +126,10 @@ class Recording:
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
-    ) -> Output:
+    ) -> Floats:
         self.calls.append(Call("decode", list(sequences), list(positions), list(tokens)))
         output = self._backend.decode(sequences, positions, tokens, deadline=deadline)
-        self.outputs.append((output.logits.copy(), None if output.hidden is None else output.hidden.copy()))
+        self.outputs.append(output.copy())
         return output
 
     def drop(self, sequence: int, position: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 from hash_language import SHORT, HashBackend, hash_engines
 
-from arbitrage_cli.inference.backend import Output
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.choice import AvailableHead
@@ -40,7 +40,7 @@ class Gate:
         opened = self._opened
 
         class Gated(HashBackend):
-            def decode(self, *arguments: Any, **options: Any) -> Output:
+            def decode(self, *arguments: Any, **options: Any) -> Floats:
                 assert opened.wait(30)
                 return super().decode(*arguments, **options)
 

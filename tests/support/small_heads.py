@@ -47,15 +47,13 @@ def make_table() -> TauTable:
     return TauTable(rows, steps=4.0, prompt_tokens=50.0, alone_tokens=40.0, named=named, costs=CHEAP_DRAFT)
 
 
-def write_head(
-    path: Path, *, hidden_size: int = 0, pair: Mapping[str, Any] = PAIR, data: Mapping[str, Any] | None = None
-) -> Path:
-    """A head with that table, which reads so many hidden numbers and makes nothing of them: only of the first entropy."""
-    size = len(FEATURES) + hidden_size
+def write_head(path: Path, *, pair: Mapping[str, Any] = PAIR, data: Mapping[str, Any] | None = None) -> Path:
+    """A head with that table, which reads only the first entropy."""
+    size = len(FEATURES)
     weights = np.zeros(size, np.float32)
     weights[FEATURES.index("entropy_first")] = 1.0
     network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
     taus = make_table().to_json()
-    card = Card("small", FEATURES, hidden_size, (pair,), {"kind": "prm"}, 0.0, data or {}, {}, taus, (), "0", "never")
+    card = Card("small", FEATURES, (pair,), {"kind": "prm"}, 0.0, data or {}, {}, taus, (), "0", "never")
     save(Head(network, KNOTS, card), path)
     return path

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
@@ -24,11 +23,9 @@ from arbitrage_cli.types import (
     Trace,
 )
 
-HIDDEN = np.arange(6, dtype=np.float32).reshape(2, 3)
-
 
 def draft_step(text: str, stop: StepStop = "separator") -> Step:
-    token_stats = TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), HIDDEN, pieces=(text[:1], text[1:]))
+    token_stats = TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), pieces=(text[:1], text[1:]))
     return Step("draft", text, 2, Cost(), stop, token_stats)
 
 
@@ -77,11 +74,9 @@ def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
 
 
 def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
-    """Token statistics and hidden state of the drafted step; tokens of both, what the target read, and what its proposal told it."""
+    """Token statistics of the drafted step; tokens of both, what the target read, and what its proposal told it."""
     _, (state,), _ = run(better, [draft_step("12 x", "end"), target_step("12 y 34567", "end"), (0.0, 1.0)])
     assert state.draft.known_token_stats == TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), pieces=("1", "2 x"))
-    assert state.hidden is not None
-    assert state.hidden.tolist() == [3, 4, 5, 1.5, 2.5, 3.5]
     assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
     assert state.shared_tokens == 2
     assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))

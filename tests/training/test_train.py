@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collected import DRAFT, HIDDEN_SIZE, TARGET, World, questions, write_run
+from collected import DRAFT, TARGET, World, questions, write_run
 
-from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Curve, Head, Network
@@ -19,10 +19,9 @@ from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.tau_tables import Numbers
-from arbitrage_cli.training.train import Candidate, Inputs, Settings, choose, train, with_taus
+from arbitrage_cli.training.train import Candidate, Settings, choose, train, with_taus
 
 WORLD = World()
-AGNOSTIC: tuple[Inputs, ...] = ("agnostic",)
 
 
 def train_on(collected: Collected, settings: Settings | None = None) -> Head:
@@ -31,7 +30,7 @@ def train_on(collected: Collected, settings: Settings | None = None) -> Head:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
-    """3,000 states of 600 problems, without hidden states."""
+    """3,000 states of 600 problems."""
     return read_states([write_run(tmp_path_factory.mktemp("runs") / "run", questions(600), WORLD)])
 
 
@@ -57,7 +56,7 @@ def truth_of(collected: Collected, part: int) -> Truth:
 def test_head_is_near_the_best_possible(collected: Collected, head: Head) -> None:
     """On problems it never saw it is nearly as good as the probabilities that the states were made with."""
     testing = collected.part == TEST
-    best = np.array([WORLD.probability(row, None) for row in collected.features[testing]])
+    best = np.array([WORLD.probability(row) for row in collected.features[testing]])
     truth = truth_of(collected, TEST)
     possible = measure(best, truth, 0.5)["auc"].value
     assert possible is not None
@@ -70,7 +69,7 @@ def test_head_is_near_the_best_possible(collected: Collected, head: Head) -> Non
 
 def test_figures_are_those_of_the_head(collected: Collected, head: Head) -> None:
     testing = collected.part == TEST
-    probability = head.probabilities(collected.features[testing], None)
+    probability = head.probabilities(collected.features[testing])
     again = measure(probability, truth_of(collected, TEST), head.card.metrics["threshold"], is_probability=True)
     for name, figure in again.items():
         found = [figure.value, figure.low, figure.high]
@@ -118,7 +117,7 @@ def test_nothing_is_taken_from_the_test(collected: Collected, head: Head) -> Non
 def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None:
     """Models, reward, problems and states of each part, and when and how."""
     card = head.card
-    assert (card.features, card.hidden_size) == (FEATURES, 0)
+    assert card.features == FEATURES
     assert card.pairs == ({"draft": DRAFT, "target": TARGET},)
     assert card.reward["kind"] == "prm"
     parts = card.data["parts"]
@@ -139,7 +138,7 @@ def test_trained_head_comes_back_from_its_file(collected: Collected, head: Head,
     save(head, tmp_path / "head.safetensors")
     found = load(tmp_path / "head.safetensors")
     rows = collected.features[:200]
-    assert found.probabilities(rows, None).tolist() == head.probabilities(rows, None).tolist()
+    assert found.probabilities(rows).tolist() == head.probabilities(rows).tolist()
     table = TauTable.from_json(found.card.taus)
     assert table.named.keys() == {"exact", "balanced", "fast"}
     assert table.named["exact"] <= table.named["balanced"] <= table.named["fast"]
@@ -148,21 +147,6 @@ def test_trained_head_comes_back_from_its_file(collected: Collected, head: Head,
     assert times[0] is not None
     assert times[-1] is not None
     assert times[-1] < times[0]
-
-
-@pytest.mark.usefixtures("linear_only")
-def test_hidden_states_are_read_where_they_tell(tmp_path: Path) -> None:
-    """What only the hidden states know is learned from them, and the head is then bound to its draft."""
-    world = World(weights=(), hidden_weight=2.5)
-    collected = read_states([write_run(tmp_path / "run", questions(300), world, hidden=True)])
-    head = train_on(collected)
-    assert head.card.hidden_size == HIDDEN_SIZE
-    assert head.card.metrics["test"]["arbitrage"]["auc"][0] > 0.75
-    with pytest.raises(RouterError):
-        head.check({"name": "Another", "sha256": "0" * 64}, HIDDEN_SIZE)
-    agnostic = train_on(collected, Settings(inputs=AGNOSTIC))
-    assert agnostic.card.hidden_size == 0
-    assert agnostic.card.metrics["test"]["arbitrage"]["auc"][0] < 0.65
 
 
 # --- the split
@@ -189,7 +173,7 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
     made = {"fingerprint": {"seed": "0"}}
     run = write_run(tmp_path / "run", questions(20), changes=made)
     (tmp_path / "link").symlink_to(run)
-    again = write_run(tmp_path / "again", questions(30, start=19), hidden=True, changes=made)
+    again = write_run(tmp_path / "again", questions(30, start=19), changes=made)
     for other in (run, tmp_path / "link", run / ".." / "run"):
         with pytest.raises(UsageError, match="is given twice"):
             read_states([run, other])
@@ -197,7 +181,7 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
             read_states([run], [other])
     with pytest.raises(UsageError, match=r"problem \d+ was collected in the same way in .*run"):
         read_states([run, again])
-    more = write_run(tmp_path / "more", questions(30, start=20), hidden=True, changes=made)
+    more = write_run(tmp_path / "more", questions(30, start=20), changes=made)
     assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
 
 
@@ -218,17 +202,15 @@ def test_given_test_without_states_is_refused(tmp_path: Path) -> None:
         read_states(runs[:1], runs[1:])
 
 
-def test_several_drafts_share_no_hidden_states(tmp_path: Path) -> None:
-    """What is trained on two pairs reads only what both have, and is named after both."""
+def test_several_drafts_are_all_named(tmp_path: Path) -> None:
+    """What is trained on two pairs names both."""
     other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
     runs = [
-        write_run(tmp_path / "one", questions(50), hidden=True),
-        write_run(tmp_path / "two", questions(50, start=50), hidden=True, changes={"models": other}),
+        write_run(tmp_path / "one", questions(50)),
+        write_run(tmp_path / "two", questions(50, start=50), changes={"models": other}),
     ]
     found = read_states(runs)
-    assert found.hidden is None
     assert [pair["draft"]["name"] for pair in found.pairs] == ["Tiny draft", "Other"]
-    assert read_states(runs[:1]).hidden is not None
 
 
 def test_costs_are_means_by_states(tmp_path: Path) -> None:
@@ -265,8 +247,6 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
         train_on(read_states([write_run(tmp_path / "few", questions(10))]))
     with pytest.raises(UsageError, match="0 with an advantage"):
         train_on(collected, Settings(margin=5.0))
-    with pytest.raises(UsageError, match="hidden states"):
-        train_on(collected, Settings(inputs=("hidden", "both")))
 
 
 def test_what_nothing_can_be_learned_from_is_refused() -> None:
@@ -353,7 +333,7 @@ def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
     """The states of the others are learned from, but nothing is known of what would have followed them."""
     is_whole = collected.outcomes.solution % 3 > 0
-    found = train_on(replace(collected, is_whole=is_whole), Settings(inputs=AGNOSTIC))
+    found = train_on(replace(collected, is_whole=is_whole))
     assert found.card.data["parts"]["training"]["states"] == int((collected.part == TRAINING).sum())
     named = dict(found.card.taus["named"])
     assert with_taus(found, replace(collected, is_whole=is_whole)).card.taus != with_taus(found, collected).card.taus
@@ -361,7 +341,7 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> Non
     with pytest.raises(UsageError, match="no solution of these runs"):
         with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
     with pytest.raises(UsageError, match="no solution of the test part"):
-        train_on(replace(collected, is_whole=collected.part != TEST), Settings(inputs=AGNOSTIC))
+        train_on(replace(collected, is_whole=collected.part != TEST))
 
 
 def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
@@ -375,7 +355,7 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
     ]
     collected = read_states(runs)
     assert np.bincount(collected.pair).tolist() == [2000, 400]
-    probability = train_on(collected, Settings(inputs=AGNOSTIC)).probabilities(collected.features, None)
+    probability = train_on(collected).probabilities(collected.features)
     is_better = collected.outcomes.advantage > 0
     for pair in (0, 1):
         mine = collected.pair == pair
@@ -383,16 +363,16 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
         assert (measure(probability[mine], truth, 0.5)["auc"].value or 0) > 0.6
 
 
-def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int, inputs: Inputs = "agnostic") -> Candidate:
+def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> Candidate:
     size = 10
     layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
     zeros = np.zeros(size, np.float32)
     network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
-    return Candidate(Recipe(units, 1.0), inputs, network, log_odds, selection_score(log_odds, truth))
+    return Candidate(Recipe(units, 1.0), network, log_odds, selection_score(log_odds, truth))
 
 
 def test_smaller_head_wins_unless_the_larger_is_clearly_better() -> None:
-    """Within one standard error of the best, the smallest is taken, and rather one without hidden states; beyond it, the best."""
+    """Within one standard error of the best, the smallest is taken; beyond it, the best."""
     rng = np.random.default_rng(0)
     signal = rng.normal(size=2000)
     is_better = rng.random(2000) < 1 / (1 + np.exp(2 - 2 * signal))
@@ -402,9 +382,6 @@ def test_smaller_head_wins_unless_the_larger_is_clearly_better() -> None:
     far = make_candidate(signal + rng.normal(0, 1.0, 2000), truth, 0)
     assert choose([large, near, far], truth) is near
     assert choose([large, far], truth) is large
-    hidden = make_candidate(signal, truth, 0, "both")
-    assert choose([large, hidden], truth) is large
-    assert choose([hidden, far], truth) is hidden
 
 
 def test_taus_for_other_states(collected: Collected, head: Head, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from made_up_tuning import HERE, make_tuned
 
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.inference.backend import Options, Output
+from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
@@ -46,11 +46,11 @@ class Slow(ScriptedBackend):
         assert position + len(tokens) <= self.card.context_size
         self.now += self._read_seconds(self.threads) * len(tokens)
 
-    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], **options: Any) -> Output:
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], **options: Any) -> Floats:
         assert max(positions) < self.card.context_size
         alone = len(tokens) == 1
         self.now += (self._decode_seconds if alone else self._read_seconds)(self.threads) * len(tokens)
-        return Output(np.zeros((len(tokens), self.card.vocabulary_size), np.float32), None)
+        return np.zeros((len(tokens), self.card.vocabulary_size), np.float32)
 
     def drop(self, sequence: int, position: int) -> None:
         pass

@@ -18,7 +18,7 @@ import numpy as np
 from llama_cpp._ggml import libggml as ggml
 
 from arbitrage_cli.errors import ArbitrageError, ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, Output
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import Header, read_header
@@ -72,10 +72,7 @@ class LlamaBackend:
             )
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
-            self._keeps_hidden = options.hidden_states
             self._template_variables = options.template_variables
-            self._outputs_hidden = True
-            self._hidden_size = int(c.llama_model_n_embd_out(self._model))
             self._warm_up()
         except BaseException:
             self.close()
@@ -107,7 +104,6 @@ class LlamaBackend:
             context_size=self._context_size,
             trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
             vocabulary_size=self.tokenizer.size,
-            hidden_size=self._hidden_size,
             threads=self._threads,
             gpu_layers=self._gpu_layers,
             kv_cache=self._attention.formats,
@@ -124,7 +120,6 @@ class LlamaBackend:
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position + len(tokens))
-        self._output_hidden(False)  # else the output head would run on every token read
         with self._abortable(deadline):
             for start in range(0, len(tokens), BATCH_SIZE):
                 chunk = tokens[start : start + BATCH_SIZE]
@@ -138,19 +133,15 @@ class LlamaBackend:
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
-    ) -> Output:
+    ) -> Floats:
         for sequence, position in zip(sequences, positions, strict=True):
             self._check_room(sequence, position + 1)
         if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
             raise ValueError(f"{len(tokens)} tokens at once, of at most {BATCH_SIZE}")
-        self._output_hidden(self._keeps_hidden)
         self._batch.fill(sequences, positions, tokens, output=True)
         with self._abortable(deadline) if len(tokens) > self._num_sequences else nullcontext():  # one token takes no time
             self._run(deadline)
-        logits = self._rows(c.llama_get_logits_ith, len(tokens), self.tokenizer.size)
-        if not self._keeps_hidden:
-            return Output(logits, None)
-        return Output(logits, self._rows(c.llama_get_embeddings_ith, len(tokens), self._hidden_size))
+        return self._rows(c.llama_get_logits_ith, len(tokens), self.tokenizer.size)
 
     def use_threads(self, count: int) -> None:
         """Compute with so many threads from now on."""
@@ -239,12 +230,6 @@ class LlamaBackend:
                 f"{self._path.name}: {num_tokens} tokens do not fit in its context of {self._context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
-
-    def _output_hidden(self, wanted: bool) -> None:
-        """Switch the output of hidden states, if it changes: each switch writes a message to the log."""
-        if wanted != self._outputs_hidden:
-            c.llama_set_embeddings(self._context, wanted)
-            self._outputs_hidden = wanted
 
     def _run(self, deadline: Deadline | None) -> None:
         code = c.llama_decode(self._context, self._batch.struct)

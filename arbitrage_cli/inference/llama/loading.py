@@ -121,7 +121,7 @@ def new_context(
     parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
     parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
     parameters.type_k, parameters.type_v = KV_TYPES[attention.keys], KV_TYPES[attention.values]
-    parameters.embeddings = True
+    parameters.embeddings = False
     parameters.kv_unified = share_cache
     parameters.swa_full = True
     parameters.no_perf = True

@@ -59,7 +59,7 @@ def use(path: Path, options: Options) -> None:
         backend.read(0, 0, tokens[:held])
         token = backend.tokenizer.any_token
         for position in range(held, held + NUM_TOKENS):
-            token = int(np.argmax(backend.decode([0], [position], [token]).logits[0]))
+            token = int(np.argmax(backend.decode([0], [position], [token])[0]))
             backend.tokenizer.piece(token)
 
 

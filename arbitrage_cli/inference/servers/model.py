@@ -181,7 +181,6 @@ async def _find(connection: Connection, host: Host, wanted: Wanted) -> ServedMod
         context_size=min(limits, default=DEFAULT_CONTEXT_SIZE),
         trained_context_size=meta.n_ctx_train or 0,
         vocabulary_size=meta.n_vocab or VOCABULARY_SIZE,
-        hidden_size=0,
         threads=0,
         gpu_layers=0,
     )
