@@ -21,6 +21,7 @@ from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
     Pair,
+    Pairs,
     head_file,
     hub_name,
     is_served,
@@ -69,6 +70,8 @@ def list_pairs(*, form: TableOptions, debug: Debug = False) -> None:
             typer.echo(json.dumps({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **models}))
     elif not is_for_people:
         write_table_as(form, None, records, (list(records[0]), [[str(cell) for cell in one.values()] for one in records]))
+    for error in _pairs().broken.values():
+        typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
     for pair in _pairs().values() if is_for_people else ():
         title = f"{one_line(pair.name)}: {one_line(pair.notes)}" if pair.notes else one_line(pair.name)
         typer.echo("\n".join(wrapped(title, width_of(sys.stdout))))
@@ -99,7 +102,7 @@ def remove(
       arbitrage models rm qwen2.5-coder
       arbitrage models rm user/repo --yes
     """
-    pair = _pairs().get(name)
+    pair = _pairs().named(name)
     sources = [*_sources(name), *([pair.prm] if pair and pair.prm else [])]
     found = hub.removal(wanted for source in sources if (wanted := hub_name(source)))
     if not found.repos:
@@ -132,7 +135,7 @@ def pull(
       arbitrage models pull qwen2.5-coder
       arbitrage models pull user/repo:Q4_K_M
     """
-    pair = _pairs().get(name)
+    pair = _pairs().named(name)
     rated_by = pair.prm if pair and prm else None
     if prm and not rated_by:
         raise UsageError(f"'{name}' has no process reward model", "pull it by its own name, and give it as --prm")
@@ -193,7 +196,7 @@ def info(
         _show_head(head, explain=explain, as_json=as_json)
     if heads:
         return
-    pair = _pairs().get(name)
+    pair = _pairs().named(name)
     facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
     shares = share_vocabulary(*list(facts.values())[:2]) if len(facts) > 1 else None
     needed = _sum([one.memory_bytes for one in facts.values()])
@@ -264,13 +267,13 @@ def _show_served(source: str, *, as_json: bool) -> None:
     )
 
 
-def _pairs() -> dict[str, Pair]:
+def _pairs() -> Pairs:
     return read_pairs(user_folder() / "pairs.toml")
 
 
 def _sources(name: str) -> list[str]:
     """The models that a name stands for: two for a pair."""
-    pair = _pairs().get(name)
+    pair = _pairs().named(name)
     return [pair.draft, pair.target] if pair else [name]
 
 

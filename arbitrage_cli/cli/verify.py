@@ -71,7 +71,7 @@ def verify(
 def _findings(name: str) -> Iterator[Finding]:
     from arbitrage_cli.runs.folder import RESULTS, RUN
 
-    pair = read_pairs(user_folder() / "pairs.toml").get(name)
+    pair = read_pairs(user_folder() / "pairs.toml").named(name)
     if pair:
         for source in filter(None, (pair.draft, pair.target, pair.prm)):
             yield from _model(source)

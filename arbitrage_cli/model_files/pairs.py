@@ -1,6 +1,6 @@
 """Finds pairs by name, and models by path, name on the Hub, or name of a built-in or scripted one. Others are on a server.
 
-Pairs come from `models/pairs.toml`, which ships with the program, and from the user's own file. Knows no policy, no terminal.
+Pairs come from `models/pairs.toml`, which ships with the program, and from the user's own file.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
+from arbitrage_cli.system.checked import checked
 
 SCRIPTED = "scripted:"
 BUILT_IN = "builtin:"
@@ -23,6 +24,7 @@ UNIVERSAL_HEAD = "builtin:universal"
 """A head for drafts that no head was trained for: it reads nothing that is specific to one draft."""
 
 MIN_CTX = 64
+_EXAMPLE = 'a pair looks like this: [name] draft = "small.gguf" target = "user/repo:Q4_K_M"; notes and ctx may follow'
 
 OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 """Variables that chat templates get from the program and from the model's file."""
@@ -33,8 +35,8 @@ class Pair:
     """A draft and a target that go together, and their options; None for the default.
 
     `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
-    trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on servers:
-    the environment variable of each API key, and the chat template's file if the server does not show it.
+    trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on
+    servers: the environment variable of each API key, and the chat template's file if the server does not show it.
     """
 
     name: str
@@ -54,19 +56,35 @@ class Pair:
     target_template: str | None = None
 
 
-def read_pairs(user_file: Path | None = None) -> dict[str, Pair]:
-    """All pairs by name; the user's file, if there is one, overrides. UsageError for an invalid file."""
-    pairs = _read(models_folder() / "pairs.toml")
+class Pairs(dict[str, Pair]):
+    """Pairs by name. `broken` has what is wrong with each entry that is not a pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken: dict[str, UsageError] = {}
+
+    def named(self, name: str) -> Pair | None:
+        """The pair of that name; None if there is none. UsageError if its entry is broken."""
+        if name in self.broken:
+            raise self.broken[name]
+        return self.get(name)
+
+
+def read_pairs(user_file: Path | None = None) -> Pairs:
+    """All pairs; those of the user's file, if there is one, replace others. UsageError for a file that is not TOML."""
+    pairs = Pairs()
+    _read(models_folder() / "pairs.toml", pairs)
     if user_file is not None and user_file.is_file():
-        pairs |= _read(user_file)
+        _read(user_file, pairs)
     return pairs
 
 
-def find_pair(name: str, pairs: Mapping[str, Pair]) -> Pair:
-    """The pair of that name. UsageError, with all names, if there is none."""
-    if name not in pairs:
+def find_pair(name: str, pairs: Pairs) -> Pair:
+    """The pair of that name. UsageError, with all names, if there is none; or if its entry is broken."""
+    pair = pairs.named(name)
+    if pair is None:
         raise unknown("pair", name, pairs, option="pair")
-    return pairs[name]
+    return pair
 
 
 def check_template_variables(variables: Mapping[str, Any], where: str) -> None:
@@ -161,27 +179,35 @@ def models_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "models"
 
 
-def _read(path: Path) -> dict[str, Pair]:
+def _read(path: Path, pairs: Pairs) -> None:
+    """Add the pairs of a file, in the place of others of their names. UsageError for a file that is not TOML."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number too long
         raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
-    return {name: _pair(path, name, table) for name, table in tables.items()}
+    for name, table in tables.items():
+        pairs.pop(name, None)
+        pairs.broken.pop(name, None)
+        try:
+            pairs[name] = _pair(name, table)
+        except ValueError as error:
+            pairs.broken[name] = UsageError(f"{path}: pair '{name}': {error}", _EXAMPLE)
 
 
-def _pair(path: Path, name: str, table: Any) -> Pair:
-    """A pair from its table. UsageError if a key is missing, unknown or of the wrong type."""
-    hint = 'a pair looks like this: [name] draft = "small.gguf" target = "user/repo:Q4_K_M"; notes and ctx may follow'
+def _pair(name: str, table: Any) -> Pair:
+    """A pair from its table. ValueError if a key is missing, unknown or of the wrong type."""
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: '{name}' is outside of any pair", hint)
-    types = {field.name: str for field in fields(Pair) if field.name != "name"} | {"ctx": int, "chat_template_kwargs": dict}
-    for key, value in table.items():
-        if key not in types:
-            raise UsageError(f"{path}: pair '{name}' has an unknown key '{key}'", "keys: " + ", ".join(types))
-        if type(value) is not types[key] or (isinstance(value, int) and value < MIN_CTX):
-            expected = {int: f"a whole number from {MIN_CTX}", dict: "a table"}.get(types[key], "a text")
-            raise UsageError(f"{path}: pair '{name}': {key} is not {expected}", hint)
-    check_template_variables(table.get("chat_template_kwargs", {}), f"{path}: pair '{name}'")
-    if not table.get("draft") or not table.get("target"):
-        raise UsageError(f"{path}: pair '{name}' lacks its {'target' if table.get('draft') else 'draft'}", hint)
-    return Pair(name, **table)
+        raise ValueError("it is outside of any pair")
+    keys = {field.name for field in fields(Pair)} - {"name"}
+    if unknown_keys := sorted(table.keys() - keys):
+        raise ValueError(f"unknown key '{unknown_keys[0]}'; known: {', '.join(sorted(keys))}")
+    pair = checked(Pair, {"name": name, **table})
+    if not pair.draft or not pair.target:
+        raise ValueError(f"{'target' if pair.draft else 'draft'}: it is empty")
+    if pair.ctx is not None and pair.ctx < MIN_CTX:
+        raise ValueError(f"ctx: it is less than {MIN_CTX}")
+    try:
+        check_template_variables(table.get("chat_template_kwargs", {}), "chat_template_kwargs")
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    return pair

@@ -18,19 +18,13 @@ from arbitrage_cli.errors import OutputError, RouterError, UsageError
 from arbitrage_cli.model_files.pairs import shipped_heads
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Card, Head, Network, digest_of, text_of
+from arbitrage_cli.system.checked import checked
 from arbitrage_cli.system.files import write_atomically
 
 SCHEMA = 1
 """Files with another one are refused."""
 MAX_FILE_BYTES = 1 << 26
 MAX_HEADER_BYTES = 1 << 22
-JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("name", "version", "created"), str),
-    **dict.fromkeys(("features", "pairs", "command"), list),
-    **dict.fromkeys(("reward", "data", "metrics", "taus"), dict),
-    "hidden_size": int,
-    "margin": (int, float),
-}
 
 
 class _RefusedError(Exception):
@@ -126,25 +120,18 @@ def _card(found: dict[str, Any]) -> Card:
     other = found.keys() ^ {one.name for one in fields(Card)}
     if other:
         raise _RefusedError(f"its card has other fields: {', '.join(sorted(other))}")
-    for name, kind in JSON_TYPES.items():
-        if not isinstance(found[name], kind):
-            raise _RefusedError(f"the {name} of its card is {type(found[name]).__name__}")
-    unknown = [name for name in found["features"] if name not in FEATURES]
+    try:
+        card = checked(Card, found)
+    except ValueError as error:
+        raise _RefusedError(f"its card: {error}") from error
+    unknown = [name for name in card.features if name not in FEATURES]
     if unknown:
         raise _RefusedError(f"it reads the feature {unknown[0]!r}, which this version of arbitrage does not have")
-    if len(set(found["features"])) != len(found["features"]):
+    if len(set(card.features)) != len(card.features):
         raise _RefusedError("its card names a feature twice")
-    if found["hidden_size"] != 0:
-        raise _RefusedError("it reads hidden states, which are not kept")
-    _check_pairs(found["pairs"])
-    found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-    return Card(**found)
-
-
-def _check_pairs(pairs: list[Any]) -> None:
-    models = [pair.get(role) if isinstance(pair, dict) else None for pair in pairs for role in ("draft", "target")]
-    if not all(isinstance(model, dict) for model in models):
-        raise _RefusedError("the pairs of its card are not models")
+    if any({"draft", "target"} - pair.keys() for pair in card.pairs):
+        raise _RefusedError("a pair of its card lacks a model")
+    return card
 
 
 def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:

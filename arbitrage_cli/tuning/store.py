@@ -9,13 +9,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.system.checked import checked
 from arbitrage_cli.system.files import write_atomically
 from arbitrage_cli.system.machine import default_threads, processor_name
 
@@ -147,12 +147,10 @@ def _writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make its folder writable") from error
 
 
-def _from_json(entry: Mapping[str, Any]) -> Tuned:
-    parts = {"machine": Machine, "file": ModelFile, "loading": Loading, "speeds": Speeds}
-    made = Tuned(**{**entry, **{name: kind(**entry[name]) for name, kind in parts.items()}})
-    seconds = [getattr(made.speeds, one.name) for one in fields(Speeds)]
-    if type(made.threads) is not int or made.threads < 1:
-        raise ValueError("a number of threads is from 1 up")
-    if not all(isinstance(one, float) and math.isfinite(one) and one >= 0 for one in seconds):
-        raise ValueError("speeds are seconds, from 0 up")
+def _from_json(entry: object) -> Tuned:
+    made = checked(Tuned, entry)
+    if made.threads < 1:
+        raise ValueError("threads: it is less than 1")
+    if not all(math.isfinite(one) and one >= 0 for one in (made.speeds.decode, made.speeds.read, made.speeds.verify)):
+        raise ValueError("speeds: seconds are from 0 up")
     return made

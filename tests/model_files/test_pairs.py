@@ -38,14 +38,14 @@ def test_own_pairs(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("[mine\n", "cannot be read as TOML"),
-        ('draft = "a.gguf"\n', "'draft' is outside"),
-        ('[mine]\ndraft = "a.gguf"\n', "lacks its target"),
-        ('[mine]\ntarget = "a.gguf"\ndraft = ""\n', "lacks its draft"),
+        ('draft = "a.gguf"\n', "'draft': it is outside"),
+        ('[mine]\ndraft = "a.gguf"\n', "target: "),
+        ('[mine]\ntarget = "a.gguf"\ndraft = ""\n', "draft: "),
         ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
-        ('[mine]\ndraft = 7\ntarget = "b.gguf"\n', "draft is not a text"),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx is not a whole number"),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx is not a whole number"),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs is not a table"),
+        ('[mine]\ndraft = 7\ntarget = "b.gguf"\n', "draft: "),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx: "),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx: "),
+        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs: "),
         ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "the program sets"),
         ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "is not JSON"),
         ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "is not JSON"),
@@ -59,9 +59,20 @@ def test_own_pairs_that_make_no_sense(tmp_path: Path, text: str, words: str) -> 
     own = tmp_path / "pairs.toml"
     own.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match=r"pairs\.toml") as caught:
-        read_pairs(own)
+        find_pair("mine" if text.startswith("[mine]") else "draft", read_pairs(own))
     assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_a_broken_entry_stops_only_its_own_pair(tmp_path: Path) -> None:
+    """Also one that has the name of a shipped pair, which does not come back in its place."""
+    own = tmp_path / "pairs.toml"
+    own.write_text('[llama3]\ndraft = 7\n[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\n')
+    pairs = read_pairs(own)
+    assert find_pair("mine", pairs) == Pair("mine", "a.gguf", "b.gguf")
+    assert pairs.broken.keys() == {"llama3"}
+    with pytest.raises(UsageError, match=r"pairs\.toml: pair 'llama3': draft"):
+        find_pair("llama3", pairs)
 
 
 def test_unknown_pair() -> None:
