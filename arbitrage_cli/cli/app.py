@@ -28,8 +28,8 @@ from arbitrage_cli.cli import (
     tune,
     verify,
 )
-from arbitrage_cli.cli.settings import CallObject, Settings, place_of, read_settings
-from arbitrage_cli.display.text import is_drawable
+from arbitrage_cli.cli.settings import CallObject, Settings, place_of, read_settings, unknown_variables
+from arbitrage_cli.display.text import is_drawable, one_line
 from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
@@ -79,6 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
     settings = Settings({}, {}) if explains else read_settings(group.commands)
+    for warning in () if explains else unknown_variables(group.commands, os.environ):
+        typer.echo(f"arbitrage: {one_line(warning)}", err=True)
     call = CallObject(tuple(arguments), settings)
     try:
         code = group.main(

@@ -13,11 +13,13 @@ import typer
 from arbitrage_cli.app.options import Debug, QuietOptions, TableOptions, option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import confirmed, write_table_as
+from arbitrage_cli.display import rounding
 from arbitrage_cli.display.downloads import shown, size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
+from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
     Pair,
@@ -123,6 +125,7 @@ def pull(
     prm: Annotated[
         bool, typer.Option("--prm", help="The pair's process reward model as well: policies rsd and oracle need it.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and its size.")] = False,
     offline: Offline = False,
     output: QuietOptions,
 ) -> None:
@@ -142,13 +145,25 @@ def pull(
     names = [(source, hub_name(source)) for source in [*_sources(name), *([rated_by] if rated_by else [])]]
     for source, wanted in names:
         if wanted is None and not is_toy(source) and not local_files(source):
-            raise UsageError(f"'{source}' is no pair, no file, and no name on the Hub", _hint())
+            raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", _hint())
+    if dry_run:
+        _preview([wanted for _, wanted in names if wanted], offline=offline)
+        return
     with shown(quiet=output.quiet) as watch:
         paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, on_progress=watch)]
     for path in paths:
         typer.echo(one_line(str(path)))
     if not paths:
         typer.echo(f"{one_line(name)}: nothing to fetch", err=True)
+
+
+def _preview(names: Sequence[HubName], *, offline: bool) -> None:
+    """A line for each file, and the sum of what is not on this machine yet."""
+    files = {file: is_here for name in names for file, is_here in hub.preview(name, offline=offline).items()}
+    for file, is_here in files.items():
+        typer.echo(f"{'here' if is_here else 'to fetch':<8}  {size_words(file.size):>8}  {one_line(file.name)}")
+    missing = [file.size for file, is_here in files.items() if not is_here]
+    typer.echo(f"to fetch: {rounding.count(len(missing), 'file')}, {size_words(sum(missing))}")
 
 
 @command

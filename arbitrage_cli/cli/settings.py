@@ -6,8 +6,9 @@ named after a command holds for that command alone. Knows no option itself: it a
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.system.paths import user_folder
 
 PROJECT_FILE = "arbitrage.toml"
+PREFIX = "ARBITRAGE_"
 FLAGS_ONLY = ("--debug",)  # and those that have no variable
 """Options that no file can set."""
 
@@ -54,6 +56,24 @@ def read_settings(commands: Mapping[str, Any]) -> Settings:
             files[name] |= dict.fromkeys(own, path)
     defaults = {name: _defaults(command, values[name]) for name, command in commands.items()}
     return Settings(defaults, files)
+
+
+def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -> list[str]:
+    """A line for each environment variable that looks like a setting and is none. API keys may have any name."""
+    known = {str(parameter.envvar) for command in commands.values() for parameter in _parameters(command)}
+    found = sorted(name for name in environment if name.startswith(PREFIX) and not name.endswith("_API_KEY"))
+    return [_no_setting(name, known) for name in found if name not in known]
+
+
+def _no_setting(name: str, known: Iterable[str]) -> str:
+    similar = get_close_matches(name, known, n=1)
+    return f"the environment variable {name} is not a setting" + (f": did you mean {similar[0]}?" if similar else "")
+
+
+def _parameters(command: Any) -> Iterator[Any]:
+    yield from command.params
+    for below in getattr(command, "commands", {}).values():
+        yield from _parameters(below)
 
 
 def place_of(context: typer.Context, option: str) -> str | None:

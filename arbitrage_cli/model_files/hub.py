@@ -77,11 +77,8 @@ def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_p
 
 def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
     """The checked files in the Hub's current version; those in the cache are not downloaded again. Errors as for `find`."""
-    if offline or _constants().is_offline_mode():
-        if not locate(name):
-            command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
-            message = f"{name} is not on this machine, and the network is not used (--offline or HF_HUB_OFFLINE)"
-            raise HubError(message, f"with a network: {command}")
+    if _is_offline(offline):
+        _need_local(name)
         return find(name, on_progress=on_progress)
     with _explained(name):
         commit, files = _published(name)
@@ -93,6 +90,29 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
         if name.revision != commit:
             write_atomically(_cache(name) / "refs" / name.revision, commit.encode(), new_folder=True)
     return paths
+
+
+def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool]:
+    """The files that `fetch` would return, and whether each is in the cache. Downloads nothing. HubError."""
+    if _is_offline(offline):
+        return {PublishedFile(path.name, path.stat().st_size, path.resolve().name): True for path in _need_local(name)}
+    with _explained(name):
+        commit, files = _published(name)
+    snapshot, blobs = _cache(name) / "snapshots" / commit, _cache(name) / "blobs"
+    return {file: (snapshot / file.name).exists() or (blobs / file.checksum).exists() for file in files}
+
+
+def _is_offline(asked: bool) -> bool:
+    return asked or bool(_constants().is_offline_mode())
+
+
+def _need_local(name: HubName) -> tuple[Path, ...]:
+    """The files in the cache. HubError if there are none."""
+    if paths := locate(name):
+        return paths
+    command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
+    message = f"{name} is not on this machine, and the network is not used (--offline or HF_HUB_OFFLINE)"
+    raise HubError(message, f"with a network: {command}")
 
 
 @dataclass(frozen=True, slots=True)

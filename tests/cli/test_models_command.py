@@ -131,6 +131,24 @@ def test_pull_fetches_a_pair_once_and_path_finds_it(pair: Place) -> None:
     assert len(pair.hub.downloads()) == 2
 
 
+def test_dry_run_shows_what_would_be_fetched(pair: Place) -> None:
+    assert pair.run("models", "pull", DRAFT, "-q").code == 0
+    downloaded = len(pair.hub.downloads())
+    shown = pair.run("models", "pull", "mine", "--dry-run")
+    assert shown.code == 0, shown.err
+    draft, target, total = (line.split() for line in shown.out.splitlines())
+    assert (draft[0], draft[-1], target[:2], target[-1]) == (
+        "here",
+        "Draft-Q4_K_M.gguf",
+        ["to", "fetch"],
+        "target.q8_0.gguf",
+    )
+    assert total == ["to", "fetch:", "1", "file,", *target[2:4]]
+    assert len(pair.hub.downloads()) == downloaded
+    assert pair.run("models", "path", f"{TARGET}:Q8_0").code == RUN_FAILED
+    assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
+
+
 @pytest.mark.parametrize(
     ("name", "code"), [("scripted", 0), ("scripted:draft", 0), ("lama3", USAGE), ("missing.gguf", USAGE)]
 )

@@ -65,6 +65,15 @@ def test_help_works_with_a_broken_settings_file(tmp_path: Path, arguments: list[
         assert run(*arguments, cwd=tmp_path).code == 0
 
 
+def test_variable_that_is_not_a_setting_is_named_once() -> None:
+    env: dict[str, str | None] = {"ARBITRAGE_MAX_TOKNS": "3", "ARBITRAGE_MY_API_KEY": "k", "ARBITRAGE_DEBUG": "0"}
+    result = run("models", "list", env=env)
+    assert result.code == 0
+    assert [line for line in result.err.splitlines() if "ARBITRAGE_" in line] == [
+        "arbitrage: the environment variable ARBITRAGE_MAX_TOKNS is not a setting: did you mean ARBITRAGE_MAX_TOKENS?"
+    ]
+
+
 # --- settings that conflict
 
 

@@ -341,7 +341,7 @@ def test_a_script_that_ends_changes_nothing(sequences: list[int], text: str) -> 
 
 def test_a_script_may_be_certain() -> None:
     backend = ScriptedBackend("sure", lambda question, solution: Continuation("a", 1.0), Options(CONTEXT))
-    logits, _ = after(backend, 0, prompt(backend))
+    logits = after(backend, 0, prompt(backend))
     assert int(logits.argmax()) == ord("a")
 
 
