@@ -346,9 +346,16 @@ def test_named_model_wins_over_a_pair_unless_the_pair_was_named_nearer(
     assert (record["draft"], record["target"]) == (drafted, "scripted:draft")
 
 
-def test_malformed_pairs_file_is_named(place: Place) -> None:
-    place.write("pairs.toml", "[mine]\n")
-    assert_refused(place.run("models", "list"), USAGE, "", "pairs.toml", "lacks its draft")
+def test_a_broken_pair_is_named_and_stops_only_itself(place: Place) -> None:
+    place.write("pairs.toml", '[mine]\n[swapped]\ndraft = "scripted:target"\ntarget = "scripted:draft"\n')
+    listed = place.run("models", "list")
+    assert listed.code == 0
+    assert "swapped" in listed.out
+    assert "pairs.toml: pair 'mine': draft: " in listed.err
+    assert place.run("solve", "1 + 2", "--pair", "swapped", "-q").code == 0
+    assert_refused(place.run("solve", "1 + 2", "--pair", "mine"), USAGE, "", "pair 'mine': draft: ")
+    place.write("pairs.toml", "[mine\n")
+    assert_refused(place.run("models", "list"), USAGE, "", "pairs.toml: cannot be read as TOML")
 
 
 def test_wrong_checksum_is_never_used(pair: Place) -> None:
