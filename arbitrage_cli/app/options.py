@@ -450,10 +450,6 @@ class FigureOptions(ComparisonOptions):
 
     price: PriceList = None
     project: SpeedList = None
-    without_outliers: Annotated[
-        bool,
-        _output("--without-outliers", help="Leave out times far beyond those of their tokens, as of a machine that slept."),
-    ] = False
 
 
 @dataclass(frozen=True, slots=True)

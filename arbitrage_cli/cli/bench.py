@@ -78,8 +78,7 @@ def bench(
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.cli.bench_run import measure, plan_run
     from arbitrage_cli.cli.running_code import refuse_running_code
-    from arbitrage_cli.evaluation.prices import parse_prices
-    from arbitrage_cli.evaluation.projection import parse_speeds
+    from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
     from arbitrage_cli.runs.folder import RunFolder
 
     for flag, hint in ONCE.items():

@@ -31,7 +31,7 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
     is_for_people = shown.is_for_people
     one, other = read_run_folder(first), read_run_folder(second)
     names = {"runs": [str(first), str(second)]}
-    compared = names | comparison.compare(one.run or {}, list(latest(one.rows)), other.run or {}, list(latest(other.rows)))
+    compared = names | comparison.compare_runs(one.run, list(latest(one.rows)), other.run, list(latest(other.rows)))
     if is_for_people:
         table.write_comparison(compared, sys.stdout, explain=shown.explain, styled=is_drawable(sys.stdout))
     else:

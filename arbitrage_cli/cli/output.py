@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from arbitrage_cli.app.options import FigureOptions, OutputOptions, QuietOptions, TableOptions
 from arbitrage_cli.app.protocol import Display
@@ -18,9 +18,10 @@ from arbitrage_cli.display.text import is_drawable, one_line, show, write, writi
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.types import Trace
 
+if TYPE_CHECKING:
+    from arbitrage_cli.display.table import Cells
+
 T = TypeVar("T")
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Headings and rows."""
 
 
 class InOrder(Generic[T]):
@@ -118,22 +119,20 @@ def only_figures_on_stdout() -> Iterator[None]:
 def figures_as_asked(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
     """The figures of a run. UsageError for a wrong price or speed."""
     from arbitrage_cli.evaluation.metrics import figures  # with NumPy
-    from arbitrage_cli.evaluation.prices import parse_prices
-    from arbitrage_cli.evaluation.projection import parse_speeds
+    from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
 
     return figures(
         run,
         rows,
         prices=parse_prices(options.price) if options.price else None,
         speeds=parse_speeds(options.project) if options.project else None,
-        without_outliers=options.without_outliers,
     )
 
 
 def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:
     """The figures of a run, of all its rows, on standard output. UsageError for a wrong price."""
     from arbitrage_cli.display import table
-    from arbitrage_cli.display.report_facts import model_facts
+    from arbitrage_cli.display.facts import model_facts
 
     is_for_people = options.is_for_people
     made = figures_as_asked(run, rows, options)
@@ -145,9 +144,9 @@ def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], opti
         write_table_as(options, made, made["policies"], table.main_table(made))
 
 
-def write_table_as(options: TableOptions, whole: Any, records: Sequence[Mapping[str, Any]], table: Table) -> None:
+def write_table_as(options: TableOptions, whole: Any, records: Sequence[Mapping[str, Any]], table: "Cells") -> None:
     """A table for other programs: `whole` as JSON, its records as CSV, or its cells in Markdown."""
-    from arbitrage_cli.display.interchange import comma_separated, markdown
+    from arbitrage_cli.display.table import comma_separated, markdown
 
     if options.json_line:
         write(sys.stdout, json.dumps(whole, ensure_ascii=True, allow_nan=False) + "\n")

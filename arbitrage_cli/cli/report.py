@@ -2,7 +2,7 @@
 
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,6 @@ from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
-    from arbitrage_cli.display.html import Source
     from arbitrage_cli.runs.folder import Contents
 
 ENDINGS = (".html", ".htm")
@@ -58,7 +57,7 @@ def report(
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = {str(folder): read_run_folder(folder) for folder in runs}
     if page is not None:
-        _write_page(page, contents, figures)
+        _write(page, _page(contents, figures))
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"no browser could be opened: open {page} in one", err=True)
     if page is None or not figures.is_for_people:
@@ -69,34 +68,40 @@ def _show(contents: "Sequence[Contents]", figures: FigureOptions) -> None:
     for number, one in enumerate(contents):
         if number and not figures.json_line:
             write(sys.stdout, "\n")
-        show_figures(one.run or {}, one.rows, figures)
+        show_figures(one.run, one.rows, figures)
 
 
-def _comparison(sources: "Sequence[Source]") -> dict[str, Any] | None:
+def _page(contents: "Mapping[str, Contents]", options: FigureOptions) -> str:
+    """The page of these runs, each with its folder as its name."""
+    from arbitrage_cli.display.page import ReportedRun, render, short_names  # Jinja is slow to import: not for --help
+    from arbitrage_cli.display.traces import TracePacker
+
+    reported = []
+    for name, one in zip(short_names(list(contents)), contents.values(), strict=True):
+        packer = TracePacker()
+        figures = figures_as_asked(one.run, packer.watch(one.rows), options)
+        reported.append(ReportedRun(one.run, figures, packer.packed(name, figures["policies"])))
+    return render(reported, _comparison(list(contents.values())))
+
+
+def _comparison(contents: "Sequence[Contents]") -> dict[str, Any] | None:
     """Of two runs; without a policy, and with the reason as a note, if they have nothing in common."""
-    from arbitrage_cli.evaluation.comparison import compare
+    from arbitrage_cli.evaluation.comparison import compare_runs
+    from arbitrage_cli.runs.folder import latest
 
-    if len(sources) != 2:
+    if len(contents) != 2:
         return None
-    first, second = sources
+    first, second = contents
     try:
-        return compare(first.run, first.rows, second.run, second.rows)
+        return compare_runs(first.run, list(latest(first.rows)), second.run, list(latest(second.rows)))
     except UsageError as error:
         return {"policies": [], "notes": [f"Not compared: {error}."]}
 
 
-def _write_page(path: Path, contents: "dict[str, Contents]", options: FigureOptions) -> None:
+def _write(path: Path, page: str) -> None:
     """Write the whole page, or leave what was there."""
-    from arbitrage_cli.display.html import Source, render  # Jinja is slow to import: not for --help
-    from arbitrage_cli.runs.folder import latest
-
-    sources = []
-    for name, one in contents.items():
-        run = one.run or {}
-        sources.append(Source(name, run, list(latest(one.rows)), figures_as_asked(run, one.rows, options)))
-    page = render(sources, _comparison(sources)).encode()
     try:
-        write_atomically(path, page)
+        write_atomically(path, page.encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "give another file: -o FILE") from error
     typer.echo(f"wrote {path}", err=True)

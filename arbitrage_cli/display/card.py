@@ -201,10 +201,10 @@ def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
     first, *others = names or [""]
     interval = " ".join(rounding.points(end / 100) for end in row["change_interval"] or ())
     cells = [
-        *(rounding.percent(row[rate], 0) for rate in ("escalation_rate", "wasted", "recall")),
+        *(rounding.whole_percent(row[rate]) for rate in ("escalation_rate", "wasted", "recall")),
         f"{rounding.points(row['change'] / 100)} [{interval}]" if interval else rounding.points(row["change"] / 100),
         f"{row['regret'] + 0.0:.1f}",
-        rounding.percent(row["time"], 0),
+        rounding.whole_percent(row["time"]),
     ]
     yield [f"{row['tau']:.3g}", first, *cells]
     yield from (["", name, *[""] * len(cells)] for name in others)

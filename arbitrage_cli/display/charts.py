@@ -1,12 +1,16 @@
-"""What the charts of a report share: how a policy looks, in which order policies and runs come, and scales.
+"""The charts of a page, in percent of their width and height: accuracy against time, accuracy by level, and calibration.
 
-Turns figures into coordinates, in percent of a chart; the template draws them. Knows no colour and no file.
+The template draws them.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+from arbitrage_cli.display import rounding
+from arbitrage_cli.display.text import shortened
 
 _CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z"
 _SQUARE = "M-4.4 -4.4h8.8v8.8h-8.8z"
@@ -20,11 +24,16 @@ SHAPES: Mapping[str, str] = {
 }
 """The outline of each policy's mark around 0, 0, as an SVG path. The style sheet has a colour for each."""
 
-NUM_TICKS = 6  # about so many intervals between ticks
+ALONE = ("draft", "target")
+NUM_TICKS = 6  # about as many intervals between ticks
+LEVEL_LETTERS = 60  # of the names of all levels, below their axis
 
 Json = Mapping[str, Any]
 Tick = tuple[float, str]
-"""Place and text."""
+"""Position and text."""
+Point = tuple[float, float]
+Line = tuple[str, Point, Point]
+"""A style (a policy's curve, the front, the chord), and from where to where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +47,36 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The figures of a policy at one tau in one run. `label` names it among all entries, `row` among those of its run."""
+    """The figures of a policy at one tau in one run. `label` names it among all entries."""
 
     run: int
-    row: str
     label: str
     series: Series
     figures: Json
 
-    @property
-    def key(self) -> tuple[str, Any]:
-        """Policy and tau: its name, if it has one, since its number may differ from run to run."""
-        return self.series.policy, self.figures.get("tau_name") or self.figures.get("tau")
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A position across and down, each with the ends of its interval if known, and its figures in words."""
+
+    series: Series
+    run: int
+    x: Sequence[float]
+    y: Sequence[float]
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Marks and lines between two axes."""
+
+    title: str
+    x_title: str
+    y_title: str
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    marks: Sequence[Mark]
+    lines: Sequence[Line] = ()
 
 
 def series_of(policy: str) -> Series:
@@ -58,15 +85,14 @@ def series_of(policy: str) -> Series:
 
 
 def all_entries(runs: Sequence[tuple[str, Iterable[Json]]]) -> list[Entry]:
-    """The policies of some runs, each with a name; the same policy at the same tau stands together."""
-    found = []
+    """The policies of some runs, each with a name. The same policy at the same tau, or tau of one name, stands together."""
+    found: dict[tuple[str, Any], list[Entry]] = {}
     for run, (name, policies) in enumerate(runs):
-        for policy in policies:
-            row = policy.get("label", policy["policy"])
-            label = row if len(runs) == 1 else f"{row} · {name}"
-            found.append(Entry(run, row, label, series_of(policy["policy"]), policy))
-    places = {key: place for place, key in enumerate(dict.fromkeys(entry.key for entry in found))}
-    return sorted(found, key=lambda entry: places[entry.key])
+        for figures in policies:
+            label = figures["label"] if len(runs) == 1 else f"{figures['label']} · {name}"
+            key = figures["policy"], figures["tau_name"] or figures["tau"]
+            found.setdefault(key, []).append(Entry(run, label, series_of(figures["policy"]), figures))
+    return list(itertools.chain(*found.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +109,7 @@ class Scale:
 
     @classmethod
     def around(cls, values: Iterable[float], *, is_vertical: bool = False) -> Self:
-        """The scale of these numbers, of which there must be one."""
+        """The scale of these numbers, at least one."""
         shown = list(values)
         low, high = min(shown), max(shown)
         raw = max(high - low, abs(high) / 10, 1e-9) / NUM_TICKS
@@ -93,12 +119,141 @@ class Scale:
         return cls(first * step, step, max(1, last - first), is_vertical)
 
     def __call__(self, value: float) -> float:
-        place = 100 * (value - self.low) / (self.num_steps * self.step)
-        return round(100 - place if self.is_vertical else place, 2)
+        position = 100 * (value - self.low) / (self.num_steps * self.step)
+        return round(100 - position if self.is_vertical else position, 2)
 
     @property
     def ticks(self) -> list[Tick]:
-        """Place and text of each tick, all with as many digits as the step has."""
+        """Position and text of each tick, all with as many digits as the step has."""
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         values = (self.low + index * self.step for index in range(self.num_steps + 1))
         return [(self(value), f"{value + 0.0:.{digits}f}") for value in values]
+
+
+# --- accuracy against time
+
+
+def accuracy_chart(entries: Sequence[Entry]) -> Chart | None:
+    """Accuracy against time; None if there is nothing to show.
+
+    Time is that of a policy / that of the target alone, or mean seconds if there is no target.
+    """
+    is_relative = any(entry.figures["speedup"] is not None for entry in entries)
+    time = "speedup" if is_relative else "seconds_mean"
+    shown = [entry for entry in entries if entry.figures["accuracy"] is not None and entry.figures[time]]
+    if not shown:
+        return None
+    times = [_times(entry.figures, is_relative=is_relative) for entry in shown]
+    accuracies = [_accuracy(entry.figures) for entry in shown]
+    x_scale = Scale.around(itertools.chain(*times))
+    y_scale = Scale.around(itertools.chain(*accuracies), is_vertical=True)
+    marks = [
+        Mark(entry.series, entry.run, [*map(x_scale, x)], [*map(y_scale, y)], _title(entry, x[0], is_relative=is_relative))
+        for entry, x, y in zip(shown, times, accuracies, strict=True)
+    ]
+    x_title = "time / time of the target alone" if is_relative else "mean seconds per problem"
+    lines = [*_chords(marks), *_curves(marks), *_front(marks)]
+    return Chart("Accuracy against time", x_title, "accuracy", x_scale.ticks, _percents(y_scale), marks, lines)
+
+
+def _accuracy(figures: Json) -> list[float]:
+    """In percent, with the ends of its interval if there is one."""
+    return [100 * share for share in (figures["accuracy"], *(figures["accuracy_interval"] or ()))]
+
+
+def _percents(scale: Scale) -> list[Tick]:
+    return [(position, f"{text}%") for position, text in scale.ticks]
+
+
+def _times(policy: Json, *, is_relative: bool) -> list[float]:
+    """The time of a policy, and the ends of its interval if there is one."""
+    if not is_relative:
+        return [policy["seconds_mean"]]
+    ends = policy["speedup_interval"] if policy["policy"] != "target" else None
+    return [1 / speedup for speedup in (policy["speedup"], *(reversed(ends) if ends and min(ends) > 0 else ()))]
+
+
+def _title(entry: Entry, time: float, *, is_relative: bool) -> str:
+    took = f"{time:.2f} of the target's time" if is_relative else rounding.seconds(time)
+    return f"{entry.label}: {_said_accuracy(entry.figures)} in {took}"
+
+
+def _said_accuracy(figures: Json) -> str:
+    return f"{rounding.percent(figures['accuracy'])} {rounding.percent_range(figures['accuracy_interval'])}"
+
+
+def _chords(marks: Sequence[Mark]) -> list[Line]:
+    """In each run the line from the draft alone to the target alone: one of the two at random."""
+    alone = {(mark.run, mark.series.policy): mark for mark in marks}
+    runs = sorted({mark.run for mark in marks})
+    ends = [[alone[run, role] for role in ALONE] for run in runs if all((run, role) in alone for role in ALONE)]
+    return [line for pair in ends for line in _joined("chord", pair)]
+
+
+def _curves(marks: Sequence[Mark]) -> list[Line]:
+    """In each run the taus of each policy, in the order of their times."""
+    grouped: dict[tuple[int, Series], list[Mark]] = {}
+    for mark in sorted(marks, key=lambda mark: mark.x[0]):
+        grouped.setdefault((mark.run, mark.series), []).append(mark)
+    return [
+        line for (run, series), own in grouped.items() for line in _joined(f"curve {series.style} run-{min(run, 1)}", own)
+    ]
+
+
+def _joined(style: str, marks: Sequence[Mark]) -> list[Line]:
+    return [(style, (one.x[0], one.y[0]), (other.x[0], other.y[0])) for one, other in itertools.pairwise(marks)]
+
+
+def _front(marks: Sequence[Mark]) -> list[Line]:
+    """The Pareto front: a staircase over what nothing else beats in both accuracy and time."""
+    best: list[Point] = []
+    for x, y in sorted((mark.x[0], mark.y[0]) for mark in marks):
+        if not best or y < best[-1][1]:
+            best.append((x, y))
+    steps = [
+        (("front", one, (other[0], one[1])), ("front", (other[0], one[1]), other)) for one, other in itertools.pairwise(best)
+    ]
+    return list(itertools.chain(*steps))
+
+
+# --- levels and calibration
+
+
+def level_chart(entries: Sequence[Entry]) -> Chart | None:
+    """Accuracy at each level, the policies side by side; None without levels."""
+    shown = [entry for entry in entries if entry.figures["by_level"]]
+    levels = list(dict.fromkeys(level for entry in shown for level in entry.figures["by_level"]))
+    if not levels:
+        return None
+    slot = 100 / len(levels)
+    scale = Scale(0.0, 20.0, 5, is_vertical=True)
+    marks = []
+    for (place, level), (index, entry) in itertools.product(enumerate(levels), enumerate(shown)):
+        own = entry.figures["by_level"].get(level)
+        if own and own["accuracy"] is not None:
+            x = slot * (place + 0.15 + 0.7 * (index + 0.5) / len(shown))
+            title = f"{entry.label}, level {level}: {_said_accuracy(own)}, {own['correct']}/{own['n']}"
+            marks.append(Mark(entry.series, entry.run, [round(x, 2)], [*map(scale, _accuracy(own))], title))
+    letters = max(2, LEVEL_LETTERS // len(levels))
+    ticks = [(round(slot * (place + 0.5), 2), shortened(level, letters)) for place, level in enumerate(levels)]
+    return Chart("Accuracy by level", "level", "accuracy", ticks, _percents(scale), marks)
+
+
+def calibration_chart(entry: Entry) -> Chart:
+    """How often the target's step was better, against the probability of that, of a policy that has a calibration."""
+    scale = Scale(0.0, 20.0, 5)
+    marks = [
+        Mark(
+            entry.series,
+            entry.run,
+            [100 * one["probability"]],
+            [100 - 100 * share for share in (one["share"], *one["interval"])],
+            f"probability {rounding.percent(one['probability'])}: the target's step was better in "
+            f"{one['better']} of {one['n']} steps, {rounding.percent(one['share'])} {rounding.percent_range(one['interval'])}",
+        )
+        for one in entry.figures["calibration"]
+    ]
+    lines = [("chord", (0.0, 100.0), (100.0, 0.0)), *_joined(f"curve {entry.series.style}", marks)]
+    title, ticks = f"Calibration of {entry.label}", _percents(scale)
+    y_ticks = [(100 - position, text) for position, text in ticks]
+    return Chart(title, "probability", "target's step was better", ticks, y_ticks, marks, lines)

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, one_line
 from arbitrage_cli.routing.explain import Explanation, group
 from arbitrage_cli.runs.records import tau_in_json
@@ -29,15 +30,15 @@ def solution_lines(explanations: Sequence[Explanation], top: int) -> Iterator[st
 def group_lines(explanations: Sequence[Explanation], top: int) -> Iterator[str]:
     """The steps of each judgement together."""
     for part in group(explanations):
-        yield f"{part.judgement}: {part.count} steps, regret {part.regret:.2f} ({MEANING[part.judgement]})"
+        yield f"{part.judgement}: {rounding.count(part.count, 'step')}, regret {part.regret:.2f} ({MEANING[part.judgement]})"
         yield from _feature_lines(part.parts, top)
 
 
 def step_lines(one: Explanation, top: int) -> Iterator[str]:
     """One step: the decision, its features, and what the oracle would have done."""
-    verdict, sign = ("escalated", ">") if one.is_escalated else ("accepted", "<=")
+    verdict, sign = ("escalated", " > ") if one.is_escalated else ("accepted", " <= ")
     text = "" if one.text is None else f"  {one_line(one.text)}" + (" (stopped early)" if one.is_stopped else "")
-    yield f"{one.position + 1:3}  {verdict:<9}  P {one.score:.3f} {sign} {one.tau:.3f}{text}"
+    yield f"{one.position + 1:3}  {verdict:<9}  P {sign.join(rounding.compared(one.score, one.tau))}{text}"
     yield from _feature_lines(one.parts, top)
     if one.judgement is not None:
         regret = f", regret {one.regret:.2f}" if one.regret else ""
@@ -50,7 +51,7 @@ def oracle_line(explanations: Sequence[Explanation]) -> str:
     counts = {name: sum(one.judgement == name for one in explanations) for name in MEANING}
     regret = sum(one.regret or 0.0 for one in explanations) / max(1, len(explanations))
     return (
-        f"{len(explanations)} steps: {calls} escalated, {counts['wasted']} of them for nothing; "
+        f"{rounding.count(len(explanations), 'step')}: {calls} escalated, {counts['wasted']} of them for nothing; "
         f"{counts['missed']} of {counts['missed'] + counts['improved']} improvements missed; regret {regret:.4f} a step"
     )
 

@@ -1,6 +1,7 @@
 """The live display of a terminal: what is finished scrolls up and stays, a small region below it is drawn over.
 
-The lines come from a view: of problems (`live_solve`), of the attempts of a run (`live_run`), or of requests (`live_serve`).
+The lines come from a view: of problems (`live_solve`), or of the attempts of a run (`live_run`). A server's requests are lines that
+stay.
 """
 
 import time
@@ -10,17 +11,38 @@ from typing import TextIO
 from rich.text import Text
 
 from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
+from arbitrage_cli.display import wording
 from arbitrage_cli.display.downloads import Pace
 from arbitrage_cli.display.live_run import RunView
-from arbitrage_cli.display.live_serve import ServeView
 from arbitrage_cli.display.live_solve import SolveView
 from arbitrage_cli.display.region import Region, View
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ModelRole, RequestEnded
 
 REDRAW_SECONDS = 0.08
+
+
+class _RequestLines(View):
+    """A line for each request of a server that has ended."""
+
+    def __init__(self, server: ServerInfo) -> None:
+        self._server = server
+
+    def begin(self) -> list[Text]:
+        return [Text(line, "dim") for line in wording.serving(self._server)]
+
+    def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
+        return (
+            [Text(wording.request(event), "red" if event.finished.error else "")] if isinstance(event, RequestEnded) else []
+        )
+
+    def may_wait(self, event: Shown) -> bool:
+        return not isinstance(event, RequestEnded)
+
+    def region(self, columns: int, rows: int, now: float) -> list[Text]:
+        return []
 
 
 class LiveDisplay:
@@ -74,7 +96,7 @@ class LiveDisplay:
 
     def _view_of(self, run: RunInfo | RunProgress | ServerInfo) -> View:
         if isinstance(run, ServerInfo):
-            return ServeView(run)
+            return _RequestLines(run)
         return RunView(run, self._clock()) if isinstance(run, RunProgress) else SolveView(run)
 
     @property

@@ -3,7 +3,9 @@
 Of several problems at once, finished steps name their problem, and the region has one row for each problem.
 """
 
+import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -11,7 +13,6 @@ from rich.text import Text
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.differences import differences
 from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo
@@ -261,3 +262,14 @@ def _rows(text: str | Text, columns: int, style: str, mark: str = " ") -> list[T
 def _last_rows(text: str, columns: int, rows: int, style: str) -> list[Text]:
     """The end of a text that is being written, in at most `rows` rows."""
     return _rows(text[-columns * (rows + 1) :], columns, style)[-rows:] if rows > 0 else []
+
+
+def differences(before: str, after: str) -> tuple[Text, Text]:
+    """Both texts: words that only the first has are struck, words that only the second has are bold."""
+    old, new = (re.findall(r"\s+|\S+", safe(text).expandtabs(4)) for text in (before, after))
+    first, second = Text(), Text()
+    for kind, start, end, new_start, new_end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        is_same = kind == "equal"
+        first.append("".join(old[start:end]), "dim" if is_same else "red strike")
+        second.append("".join(new[new_start:new_end]), "" if is_same else "bold green")
+    return first, second

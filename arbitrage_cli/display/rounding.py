@@ -1,58 +1,72 @@
-"""Figures as text: how many digits, which unit, and what stands for an unknown figure.
-
-Knows no figure by name. ASCII only: it is for terminals as well.
-"""
+"""Figures as text: how many digits, which unit, and what stands for an unknown figure. ASCII: it is for terminals as well."""
 
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 
 UNKNOWN = "-"
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as `83.0%`."""
-    return UNKNOWN if share is None else f"{100 * share:.{digits}f}%"
-
-
-def percent_range(interval: Sequence[float] | None) -> str:
-    """An interval of shares as `[79.5-86.1]`; empty if there is none."""
-    return "" if interval is None else f"[{100 * interval[0]:.1f}-{100 * interval[1]:.1f}]"
-
-
-def points(difference: float | None) -> str:
-    """A difference of shares in percentage points, always with its sign: `-1.2`."""
-    return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"  # no negative zero
-
-
-def points_range(interval: Sequence[float] | None) -> str:
-    """An interval of differences as `[-3.4 to +1.0]`; empty if there is none."""
-    return "" if interval is None else f"[{points(interval[0])} to {points(interval[1])}]"
-
-
-def times(ratio: float | None) -> str:
-    """A ratio as `1.64x`."""
-    return UNKNOWN if ratio is None else f"{ratio:.2f}x"
-
-
-def times_range(interval: Sequence[float] | None) -> str:
-    """An interval of ratios as `[1.52-1.77]`; empty if there is none."""
-    return "" if interval is None else f"[{interval[0]:.2f}-{interval[1]:.2f}]"
+MAX_DECIMALS = 16
+Ends = Sequence[float] | None
+"""An interval, if there is one."""
 
 
 def number(value: float | None) -> str:
-    """A quantity with three significant digits, and no exponent: `0.0123`, `21.4`, `1,433`. A count is left as it is."""
+    """A quantity with three digits, and no exponent: `0.0123`, `21.4`, `1,433`. A count is left as it is."""
     if value is None:
         return UNKNOWN
     if isinstance(value, int):
         return f"{value:,}"
-    if value == 0 or not math.isfinite(value):
+    if not math.isfinite(value):
         return f"{value:g}"
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    exponent = Decimal(f"{value:.2e}").adjusted() if value else 0  # of the rounded value: 0.9996 is 1.00
+    return f"{value + 0.0:,.{max(0, 2 - exponent)}f}"  # no negative zero
+
+
+def percent(share: float | None) -> str:
+    """A share as `83.0%`."""
+    return UNKNOWN if share is None else f"{100 * share:.1f}%".replace("100.0", "100")
+
+
+def whole_percent(share: float | None) -> str:
+    """A share as `83%`."""
+    return UNKNOWN if share is None else f"{share:.0%}"
+
+
+def percent_range(interval: Ends) -> str:
+    """An interval of shares as `[79-86]`; empty if there is none."""
+    return "" if interval is None else f"[{100 * interval[0]:.0f}-{100 * interval[1]:.0f}]"
+
+
+def points(difference: float | None) -> str:
+    """A difference of shares in percentage points, always with its sign: `-1.2`."""
+    return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def points_range(interval: Ends) -> str:
+    """An interval of differences as `[-3.4 to +1.0]`; empty if there is none."""
+    return "" if interval is None else f"[{points(interval[0])} to {points(interval[1])}]"
+
+
+def number_range(interval: Ends) -> str:
+    """An interval of quantities as `[1.52-17.7]`; empty if there is none."""
+    return "" if interval is None else f"[{number(interval[0])}-{number(interval[1])}]"
+
+
+def compared(value: float, tau: float) -> tuple[str, str]:
+    """Both with as many decimals as tau has in three digits, or more if it takes them to show which is greater."""
+    if not math.isfinite(tau):
+        return f"{value:.2f}", f"{tau:g}"
+    exponent = Decimal(f"{tau:.3g}").as_tuple().exponent
+    for decimals in range(max(2, -exponent if isinstance(exponent, int) else 2), MAX_DECIMALS):
+        texts = f"{value:.{decimals}f}", f"{tau:.{decimals}f}"
+        if (float(texts[0]) > float(texts[1])) == (value > tau):
+            return texts
+    return repr(value), repr(tau)
 
 
 def count(value: int, noun: str) -> str:
     """`1 problem`, `2 problems`."""
-    return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
 def seconds(value: float) -> str:

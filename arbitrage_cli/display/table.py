@@ -1,36 +1,27 @@
-"""The main figures of a run, or the comparison of two, for a terminal: at most 80 columns, if asked for with a definition of each column.
+"""The main figures of a run, or the comparison of two, as text: for a terminal, as Markdown, or as CSV.
 
-Plain text; in a terminal that obeys escape codes headings are bold and explanations dim. Everything comes from the JSON of
-`figures`, of which `--json` shows all.
+In a terminal at most 80 columns, and if asked for a definition of each column. In one that obeys escape codes headings are bold
+and explanations dim. Everything comes from the JSON of `figures`, of which `--json` shows all.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from arbitrage_cli.display import rounding
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened, width_of, wrapped, write
+from arbitrage_cli.display import columns, rounding
+from arbitrage_cli.display.columns import Column
+from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened_all, width_of, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
-from arbitrage_cli.evaluation.metrics import LATENCY, PRICES, THROUGHPUT
 
 MIN_LABEL = 8
+MAX_NAMES = 12  # problems that are named in a line
 
 Figures = Mapping[str, Any]
 Line = tuple[str, str]
 """A line and its style: empty, "bold" or "dim"."""
-
-COLUMNS: Mapping[str, tuple[str, Callable[[Figures], str]]] = {
-    "accuracy": ("accuracy %", lambda of: _with_range(of, "accuracy", 100, 1, 0)),
-    "cut": ("cut", lambda of: str(of["cut"])),
-    "accuracy_difference": ("diff", lambda of: rounding.points(of["accuracy_difference"])),
-    "seconds_mean": ("mean s", lambda of: rounding.number(of["seconds_mean"])),
-    "speedup": ("speed-up", lambda of: _with_range(of, "speedup", 1, 2, 2)),
-    "problems_per_second": ("problems/s", lambda of: rounding.number(of["problems_per_second"])),
-    "throughput_ratio": ("ratio", lambda of: _with_range(of, "throughput_ratio", 1, 2, 2)),
-    "price": ("price/1000", lambda of: rounding.number(None if of["price"] is None else 1000 * of["price"])),
-    "saving": ("saved %", lambda of: _with_range(of, "saving", 100, 1, 0)),
-    "acceptance_rate": ("accepted", lambda of: rounding.percent(of["acceptance_rate"], 0)),
-}
-"""Heading and cell of each figure that the table shows."""
+Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Headings and rows of a table."""
 
 
 def write_table(
@@ -65,19 +56,23 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
 # --- one run
 
 
-def main_table(figures: Figures) -> tuple[list[str], list[list[str]]]:
+def main_table(figures: Figures) -> Cells:
     """Headings and rows of the main figures."""
-    columns = _columns(figures).values()
-    cells = [[policy["label"], *(cell(policy) for _, cell in columns)] for policy in figures["policies"]]
-    return ["policy", *(heading for heading, _ in columns)], cells
+    return _cells(_main_columns(figures), figures["policies"], [policy["label"] for policy in figures["policies"]])
 
 
-def _columns(figures: Figures) -> dict[str, tuple[str, Callable[[Figures], str]]]:
-    left_out = {*(LATENCY if figures["concurrency"] > 1 else THROUGHPUT)}
-    left_out |= set() if any(policy["cut"] for policy in figures["policies"]) else {"cut"}  # labels need the room
-    priced = any(policy["price"] is not None for policy in figures["policies"])
-    left_out |= {"seconds_mean"} if priced else {*PRICES}
-    return {name: column for name, column in COLUMNS.items() if name not in left_out}
+def _main_columns(figures: Figures) -> list[Column]:
+    """Those that are known; seconds make room for prices."""
+    shown = columns.known(columns.TERMINAL, figures["policies"])
+    return [column for column in shown if not (column is columns.SECONDS and columns.PRICE[0] in shown)]
+
+
+def _cells(shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str]) -> Cells:
+    rows = [
+        [label, *(" ".join(filter(None, column.cell(record))) for column in shown)]
+        for label, record in zip(labels, records, strict=True)
+    ]
+    return ["policy", *(column.heading for column in shown)], rows
 
 
 def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, explain: bool) -> Iterator[Line]:
@@ -86,10 +81,9 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
         yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}", width))
     yield "", ""
     yield from _table(*main_table(figures), width)
-    meanings = ((heading, DEFINITIONS[name]) for name, (heading, _) in _columns(figures).items() if explain)
+    meanings = ((column.heading, DEFINITIONS[column.definition]) for column in _main_columns(figures) if explain)
     notes = [
         *_plain(_not_scored(figures["policies"]), width),
-        *_plain(map(_curve, figures["curves"]), width),
         *_projection(figures, width, explain=explain),
         *_plain(figures["notes"], width),
         *_legend(meanings, width),
@@ -99,24 +93,15 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
 
 def size_of(figures: Figures) -> str:
     """How many problems, samples of each, and how many at once: `40 of 500 problems x 3 samples, 2 at once`."""
-    whole = figures["dataset_size"]
-    problems = rounding.count(whole, "problem") if figures["n"] == whole else f"{figures['n']} of {whole} problems"
+    whole = rounding.count(figures["dataset_size"], "problem")
+    problems = whole if figures["n"] == figures["dataset_size"] else f"{figures['n']:,} of {whole}"
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
     at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
     return problems + samples + at_once
 
 
-def _with_range(figures: Figures, name: str, factor: int, digits: int, range_digits: int) -> str:
-    """A figure and its interval without a unit: `84.5 [79-89]`."""
-    value, interval = figures[name], figures[f"{name}_interval"]
-    if value is None:
-        return rounding.UNKNOWN
-    shown = f"{factor * value:.{digits}f}"
-    return f"{shown} [{'-'.join(f'{factor * end:.{range_digits}f}' for end in interval)}]" if interval else shown
-
-
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Line]:
-    """Labels get the room that the figures leave. Figures with an interval begin at the same place.
+    """Labels get the room that the figures leave. Figures with an interval begin at the same column.
 
     In a terminal that is too narrow, the figures of a row stand below each other.
     """
@@ -125,9 +110,10 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
     if width < WIDTH and width < needed + MIN_LABEL:
         yield from _stacked(headings, rows)
         return
-    room = max(MIN_LABEL, width - needed)
+    labels = _short([label for label, *_ in rows], max(MIN_LABEL, width - needed))
     left = [0, *(index for index in range(1, len(headings)) if any("[" in row[index] for row in rows))]
-    first, *others = aligned(headings, [[_short(label, room), *cells] for label, *cells in rows], left=left)
+    cells = [[label, *row[1:]] for label, row in zip(labels, rows, strict=True)]
+    first, *others = aligned(headings, cells, left=left)
     yield first, "bold"
     for line in others:
         yield line, ""
@@ -140,12 +126,11 @@ def _stacked(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator
         yield from ((f"  {heading:<{indent}}  {cell}", "") for heading, cell in zip(headings[1:], cells, strict=True))
 
 
-def _short(label: str, room: int) -> str:
-    """The label, or as much as there is room for: first a tau with a name loses its number."""
-    label = one_line(label)
-    if len(label) > room:
-        label = label.rpartition(" (")[0] or label
-    return shortened(label, room)
+def _short(labels: Sequence[str], room: int) -> list[str]:
+    """The labels as far as there is room: first a tau with a name loses its number, if they still differ without."""
+    shown = [one_line(label) for label in labels]
+    brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
+    return shortened_all(brief if len(set(brief)) == len(set(shown)) else shown, room)
 
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
@@ -153,15 +138,7 @@ def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
     for policy in policies:
         counts = [f"{name} {policy[name]}" for name in ("unscored", "errors") if policy[name]]
         if counts:
-            yield f"{policy['label']}: of {policy['n']} attempts {', '.join(counts)}"
-
-
-def _curve(curve: Figures) -> str:
-    if curve["area"] is None:
-        return f"{curve['policy']} over its taus: no area ({curve['reason']})"
-    gain = f"{rounding.points(curve['area_gain'])} points {rounding.points_range(curve['area_gain_interval'])}".rstrip()
-    area = _with_range(curve, "area", 100, 1, 1)
-    return f"{curve['policy']} over its taus: mean accuracy % {area}, {gain} over a mix of draft and target"
+            yield f"{policy['label']}: of {rounding.count(policy['n'], 'attempt')} {', '.join(counts)}"
 
 
 def _projection(figures: Figures, width: int, *, explain: bool) -> Iterator[Line]:
@@ -169,15 +146,7 @@ def _projection(figures: Figures, width: int, *, explain: bool) -> Iterator[Line
     if not shown:
         return
     yield "PROJECTION, not measured: with the speeds given by --project", "bold"
-    cells = [
-        [
-            policy["label"],
-            f"{rounding.number(policy['elsewhere_seconds'])} [{'-'.join(map(rounding.number, policy['elsewhere_seconds_interval']))}]",
-            _with_range(policy, "elsewhere_speedup", 1, 2, 2),
-        ]
-        for policy in shown
-    ]
-    yield from _table(["policy", "seconds", "speed-up"], cells, width)
+    yield from _table(*_cells(columns.ELSEWHERE, shown, [policy["label"] for policy in shown]), width)
     yield from _legend([("", DEFINITIONS["elsewhere_seconds"])] if explain else [], width)
 
 
@@ -194,10 +163,21 @@ def _legend(meanings: Iterable[tuple[str, str]], width: int) -> Iterator[Line]:
 # --- two runs
 
 
-def comparison_table(comparison: Figures) -> tuple[list[str], list[list[str]]]:
+def comparison_table(comparison: Figures) -> Cells:
     """Headings and rows of the comparison of two runs."""
-    headings = ["policy", "n", "correct", "difference", "p", "time ratio"]
-    return headings, [_compared(entry) for entry in comparison["policies"]]
+    return _cells(columns.COMPARISON, comparison["policies"], [pair_label(entry) for entry in comparison["policies"]])
+
+
+def pair_label(entry: Figures) -> str:
+    """What is compared: one policy, or two if they differ."""
+    return " / ".join(dict.fromkeys((entry["first"], entry["second"])))
+
+
+def changes(entry: Figures) -> Iterator[tuple[str, Sequence[str]]]:
+    """What became of the problems that were not right in both runs, each with its ids."""
+    for name in ("fixed", "broken", "both_wrong"):
+        if entry[name]:
+            yield f"{name.replace('_', ' ')} ({len(entry[name])})", entry[name]
 
 
 def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iterator[Line]:
@@ -206,25 +186,47 @@ def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iter
     title = one_line(f"{' against '.join(names)}: first {first}, second {second}")
     yield from ((line, "bold") for line in wrapped(title, width))
     yield "", ""
-    headings, rows = comparison_table(comparison)
-    yield from _table(headings, rows, width)
+    yield from _table(*comparison_table(comparison), width)
     yield "", ""
     for entry in comparison["policies"]:
+        for what, ids in changes(entry):
+            rest = ["..."] if len(ids) > MAX_NAMES else []
+            yield from _plain([f"{pair_label(entry)}, {what}: {', '.join([*ids[:MAX_NAMES], *rest])}"], width)
         if entry["only_first"] or entry["only_second"]:
             left = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
             yield from _plain([f"{entry['first']}: {left}, not compared"], width)
     yield from _plain(comparison["notes"], width)
-    yield from _legend(zip(headings[3:], COMPARED.values(), strict=True) if explain else [], width)
+    meanings = {column.definition: column.heading for column in columns.COMPARISON} if explain else {}
+    yield from _legend(((heading, COMPARED[name]) for name, heading in meanings.items()), width)
 
 
-def _compared(entry: Figures) -> list[str]:
-    labels = dict.fromkeys((entry["first"], entry["second"]))
-    interval = rounding.points_range(entry["accuracy_difference_interval"])
-    return [
-        " / ".join(labels),
-        str(entry["n"]),
-        "{} -> {}".format(*entry["correct"]),
-        f"{rounding.points(entry['accuracy_difference'])} {interval}".rstrip(),
-        rounding.UNKNOWN if entry["mcnemar_p"] is None else f"{entry['mcnemar_p']:.3f}",
-        _with_range(entry, "seconds_ratio", 1, 2, 2),
-    ]
+# --- for other programs
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, all others to the right."""
+    rule = [":--", *["--:"] * (len(headings) - 1)]
+    lines = ([one_line(cell).replace("|", "\\|") for cell in cells] for cells in (headings, rule, *rows))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def comma_separated(records: Sequence[Figures]) -> str:
+    """Records as CSV. An interval is two columns; nested records and lists are left out."""
+    flat = [dict(_flat(record)) for record in records]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for one in flat for name in one)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return stream.getvalue()
+
+
+def _flat(record: Figures) -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, str):
+            yield name, one_line(value)
+        elif name.endswith("interval"):
+            yield from zip((f"{name}_low", f"{name}_high"), value or (None, None), strict=True)
+        elif name in ("correct", "seconds") and isinstance(value, list):  # of two runs
+            yield from zip((f"{name}_first", f"{name}_second"), value, strict=True)
+        elif not isinstance(value, Mapping | list | tuple):
+            yield name, value

@@ -51,6 +51,20 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}~"
 
 
+def shortened_all(texts: Sequence[str], width: int) -> list[str]:
+    """The texts, those that are too long without their middle. Texts that differ stay different."""
+    head = width // 2
+    cut = [text if len(text) <= width else f"{text[:head]}~{text[head + 1 - width :]}" for text in texts]
+    numbers: dict[str, dict[str, int]] = {}  # of the texts that look alike now
+    for text, short in zip(texts, cut, strict=True):
+        numbers.setdefault(short, {}).setdefault(text, len(numbers[short]) + 1)
+    return [
+        short if len(numbers[short]) == 1 else f"{short[: width - 1 - len(str(number))]}~{number}"
+        for text, short in zip(texts, cut, strict=True)
+        for number in (numbers[short][text],)
+    ]
+
+
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
     """A paragraph in lines of at most so many columns."""
     return textwrap.wrap(text, width, subsequent_indent="  ")

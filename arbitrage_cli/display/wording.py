@@ -5,7 +5,6 @@ Knows no terminal: records in, plain text out.
 
 import math
 from dataclasses import dataclass, field
-from decimal import Decimal
 
 from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display import rounding
@@ -16,7 +15,6 @@ from arbitrage_cli.runs.summary import tally as figures_of
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step
 
 BAR = 4  # characters
-MAX_DECIMALS = 16
 MAX_ANSWER = 80  # characters
 MIN_ESTIMATES = 5  # problems
 FEW = 16  # tokens: too few to measure a speed by
@@ -53,7 +51,7 @@ class Totals:
     @property
     def text(self) -> str:
         """One line about all problems."""
-        counts = f"{self.finished} problems" + (f", {self.failed} failed" if self.failed else "")
+        counts = rounding.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
     def against_target(self, run: RunInfo) -> str:
@@ -84,7 +82,7 @@ def _rule(run: RunInfo) -> str:
         return f"policy {run.policy}: the target writes every step, and the draft says what may come next"
     if run.score_is is None:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
-    shown = f"{run.tau_name} ({run.tau:.3g})" if run.tau_name else f"{run.tau:g}"
+    shown = f"{run.tau_name} ({rounding.number(run.tau)})" if run.tau_name else f"{run.tau:g}"
     head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
     return f"policy {run.policy}{head}: the target rewrites a step when the {run.score_is} is above tau = {shown}"
 
@@ -116,19 +114,7 @@ def comparison(decision: Decision, run: RunInfo) -> str:
     if decision.score is None or run.tau is None:
         return ""
     sign = ">" if decision.score > run.tau else "≤"
-    return f" {sign} ".join(_alike(decision.score, run.tau))
-
-
-def _alike(score: float, tau: float) -> tuple[str, str]:
-    """Both with as many decimals as tau has in three digits, or more if it takes them to show which is greater."""
-    if not math.isfinite(tau):
-        return f"{score:.2f}", f"{tau:g}"
-    exponent = Decimal(f"{tau:.3g}").as_tuple().exponent
-    for decimals in range(max(2, -exponent if isinstance(exponent, int) else 2), MAX_DECIMALS):
-        texts = f"{score:.{decimals}f}", f"{tau:.{decimals}f}"
-        if (float(texts[0]) > float(texts[1])) == (score > tau):
-            return texts
-    return repr(score), repr(tau)
+    return f" {sign} ".join(rounding.compared(decision.score, run.tau))
 
 
 def bar(decision: Decision, run: RunInfo) -> str:

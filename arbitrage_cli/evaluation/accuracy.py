@@ -1,4 +1,8 @@
-"""Right answers of a policy, and how sure the share of them is. Knows no time."""
+"""Right answers of a policy, how sure the share of them is, and whether the probabilities of its head come true.
+
+A probability comes true as often as the target's step was better. The oracle knows that of the steps that it saw as well: the
+same draft after the same text.
+"""
 
 import math
 from collections import Counter
@@ -12,6 +16,11 @@ from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, pa
 
 LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}
 """The flag of each limit that ends a solution before it is finished, by `Result.stop`."""
+
+NUM_BINS = 10
+"""Of probabilities, of equal width."""
+WITH_PROBABILITY = "arbitrage"
+"""The policy whose score is a probability."""
 
 
 def accuracy(policy: PolicyResults, planned: int) -> dict[str, Any]:
@@ -57,6 +66,36 @@ def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) ->
     both = [(one.is_correct, other.is_correct) for one, other in pairs]
     cells = (both.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
     return paired_difference(*(cell * len(differences) / max(1, len(pairs)) for cell in cells))
+
+
+def calibration(policy: PolicyResults, oracle: PolicyResults | None) -> list[dict[str, Any]] | None:
+    """How often the target's step was better, by the head's probability; None without a head, or an oracle to tell."""
+    if policy.policy != WITH_PROBABILITY or oracle is None:
+        return None
+    known = {
+        (result.key, step.state): step.advantage > 0
+        for result in oracle.done
+        for step in result.drafted
+        if step.advantage is not None
+    }
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(NUM_BINS)]
+    for result in policy.done:
+        for step in result.drafted:
+            is_better = known.get((result.key, step.state))
+            if step.score is not None and is_better is not None:
+                bins[min(int(step.score * NUM_BINS), NUM_BINS - 1)].append((step.score, is_better))
+    return [_calibration_of_bin(one) for one in bins if one] or None
+
+
+def _calibration_of_bin(steps: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    count, better = len(steps), sum(is_better for _, is_better in steps)
+    return {
+        "n": count,
+        "probability": sum(probability for probability, _ in steps) / count,
+        "better": better,
+        "share": better / count,
+        "interval": wilson(better, count),
+    }
 
 
 def _interval(policy: PolicyResults) -> Interval | None:

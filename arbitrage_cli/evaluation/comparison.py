@@ -14,7 +14,7 @@ from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by
 from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_sums
 
 
-def compare(first_run: Row, first_rows: Sequence[Row], second_run: Row, second_rows: Sequence[Row]) -> dict[str, Any]:
+def compare_runs(first_run: Row, first_rows: Sequence[Row], second_run: Row, second_rows: Sequence[Row]) -> dict[str, Any]:
     """The comparison as JSON. Policies are paired by name and tau, or the name of a tau; if each run has only one, these are compared.
 
     UsageError if no policy, or no problem, is in both.
@@ -86,6 +86,9 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]], samples: int) -> dict[str,
     first_only = sum(one.is_correct and not other.is_correct for one, other in pairs)
     second_only = sum(other.is_correct and not one.is_correct for one, other in pairs)
     return {
+        "fixed": _ids(pairs, (False, True)),
+        "broken": _ids(pairs, (True, False)),
+        "both_wrong": _ids(pairs, (False, False)),
         "correct": [sum(one.is_correct for one, _ in pairs), sum(other.is_correct for _, other in pairs)],
         "first_only_correct": first_only,
         "second_only_correct": second_only,
@@ -93,6 +96,11 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]], samples: int) -> dict[str,
         "accuracy_difference_interval": difference_interval([(other, one) for one, other in pairs], samples),
         "mcnemar_p": mcnemar(first_only, second_only) if samples == 1 and pairs else None,
     }
+
+
+def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) -> list[str]:
+    """The problems that the first and the second run got right, or did not, in some sample."""
+    return list(dict.fromkeys(one.key[0] for one, other in pairs if (one.is_correct, other.is_correct) == verdicts))
 
 
 def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:

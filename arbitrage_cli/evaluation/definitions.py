@@ -28,7 +28,6 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "same attempts; above 1 is faster. Interval: 95%, paired bootstrap over blocks; none with fewer than 5.",
         "blocks": "Blocks of problems that the policies take turns with: each is solved from its first problem to its last.",
         "blocks_compared": "Those of them in which the target alone has the same attempts.",
-        "problem_speedups": "Seconds of the target alone / seconds of this policy, of each problem by itself.",
         "acceptance_rate": "Drafted steps that were kept / drafted steps.",
         "stopped_early_rate": "Drafted steps that were stopped before they were finished, and escalated / drafted steps.",
         "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",
@@ -39,14 +38,6 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "draft_tokens_per_second": "Tokens that the draft decoded / seconds it decoded; reading (prefill) is left out.",
         "target_tokens_per_second": "Tokens that the target decoded / seconds it decoded; reading (prefill) and verifying are "
         "left out.",
-        "target_token_equivalents": "Cost of a finished attempt in tokens decoded by the target: every token that a model "
-        "decoded, read or verified x its mean seconds in this run (all policies together) / mean seconds of a token that the "
-        "target decoded, plus router and reward seconds / the same; mean over the finished attempts.",
-        "equivalent_speedup": "Target-token equivalents of the target alone / those of this policy, over the attempts that both "
-        "finished: a speed-up without the noise of the clock. Interval: 95%, paired bootstrap over problems.",
-        "projected_speedup": "A PROJECTION, not a measurement: equivalent_speedup as it would be if a token cost the target "
-        "cost_ratio times as much as the draft; token counts and each model's prefill : decode proportion are those measured.",
-        "cost_ratio": "Seconds per token that the target decodes / seconds per token that the draft decodes.",
         "elsewhere_seconds": "A PROJECTION, not a measurement: mean seconds of an attempt on a machine with the speeds given, for the "
         "tokens that each model read and wrote here. In the middle of two estimates: reading at full speed and verifying a batch in the "
         "time of one token, and with one more token to wait "
@@ -60,19 +51,8 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "tokens": "Tokens that each model read, found in its server's cache and wrote, summed over the finished attempts.",
         "time": "Where the wall-clock seconds of the finished attempts went; rest = wall - all the others.",
         "by_level": "The same figures over the planned problems of one level of the data set.",
-        "acceptance_by_position": "Drafted steps that were kept / drafted steps, of the first steps of all solutions, of the second "
-        "ones and so on; the tenth and later ones together. Interval: 95%, Wilson.",
-        "probability_counts": "Drafted steps by the probability that the head gave them, in ten bins of equal width.",
         "calibration": "Steps whose target's step had an advantage / steps, by the probability that the head gave them: of the "
         "drafted steps that policy oracle saw as well, after the same text. Interval: 95%, Wilson.",
-        "curve_time": "Seconds of a policy / seconds of the target alone over the attempts that all points of the curve "
-        "finished; the target alone is at 1.",
-        "area": "Mean accuracy over time between the draft alone and the target alone, along straight lines through the taus of "
-        "one policy in the order of their times. Needs two taus. Interval: 95%, bootstrap over problems.",
-        "area_gain": "area - the same for the straight line from the draft alone to the target alone, the result of choosing "
-        "one of the two at random for each problem.",
-        "accuracy_at": "Accuracy at matched time: read off the same curve at 25%, 50% and 75% of the way from the time of the "
-        "draft alone to that of the target alone.",
     }
 )
 """Of a policy's figures, by their names."""

@@ -6,20 +6,21 @@ None, never a guess. Knows no model, no file and no terminal.
 """
 
 import gc
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from arbitrage_cli.evaluation import outliers, projection, speed
-from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, cut_by_limit
-from arbitrage_cli.evaluation.costs import RunCosts, equivalents, run_costs
-from arbitrage_cli.evaluation.curve import curve
-from arbitrage_cli.evaluation.drafted import drafted_steps
-from arbitrage_cli.evaluation.prices import Prices, counts_tokens, price_figures, tokens_of_models
-from arbitrage_cli.evaluation.projection import Speeds, projection_figures
-from arbitrage_cli.evaluation.throughput import throughput, throughput_notes
+from arbitrage_cli.evaluation import projection, speed
+from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, calibration, cut_by_limit
+from arbitrage_cli.evaluation.projection import (
+    Prices,
+    Speeds,
+    counts_tokens,
+    price_figures,
+    projection_figures,
+    tokens_of_models,
+)
 from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
 from arbitrage_cli.runs.summary import Tally
@@ -29,14 +30,10 @@ SCHEMA = 1
 
 THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks", "blocks_compared")
 LATENCY = (
-    *("seconds_mean", "seconds_median", "seconds_p90", "speedup", "speedup_interval", "problem_speedups"),
-    *("target_token_equivalents", "equivalent_speedup", "equivalent_speedup_interval"),
-    *("projection_terms", *projection.FIGURES),
+    *("seconds_mean", "seconds_median", "seconds_p90", "speedup", "speedup_interval"),
+    *projection.PROJECTED,
 )
 """Figures of a policy that only one kind of run has: of problems a second, or of seconds a problem."""
-
-PRICES = ("price", "saving", "saving_interval")
-"""Figures of a policy that need prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,6 @@ class Scope:
 
     levels: Mapping[str, Level]
     samples: int
-    costs: RunCosts
     asked: Asked
     tokens_missing: bool
     target: PolicyResults | None
@@ -72,15 +68,14 @@ def figures(
     *,
     prices: Prices | None = None,
     speeds: Speeds | None = None,
-    without_outliers: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as JSON. The order of the rows does not matter.
 
-    `prices` add what an attempt costs, `speeds` what it would take on another machine. `without_outliers` leaves out times that cannot
-    be those of their tokens. UsageError for rows of several runs; DamagedRunError.
+    `prices` add what an attempt costs, `speeds` what it would take on another machine. UsageError for rows of several runs;
+    DamagedRunError.
     """
     with _no_cycles():
-        return _figures(run, rows, Asked(prices, speeds), without_outliers=without_outliers)
+        return _figures(run, rows, Asked(prices, speeds))
 
 
 @contextmanager
@@ -95,13 +90,8 @@ def _no_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _figures(
-    run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], asked: Asked, *, without_outliers: bool
-) -> dict[str, Any]:
+def _figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], asked: Asked) -> dict[str, Any]:
     policies = results_by_policy(run, rows)
-    found = [set() if (run.get("concurrency") or 1) > 1 else outliers.outliers(policy) for policy in policies]
-    if without_outliers:
-        policies = [outliers.without_times(policy, keys) for policy, keys in zip(policies, found, strict=True)]
     scope = _scope(run, policies, asked)
     made = [_policy_figures(policy, scope) for policy in policies]
     return {
@@ -113,9 +103,7 @@ def _figures(
         "samples": scope.samples,
         "concurrency": scope.concurrency,
         "policies": made,
-        **_figures_of_all(policies, scope),
-        "speedup_bins": list(speed.SPEEDUP_BINS),
-        "notes": [*outliers.note(found, are_left_out=without_outliers), *_notes(scope, policies, made)],
+        "notes": _notes(scope, policies, made),
     }
 
 
@@ -124,7 +112,6 @@ def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], asked: Ask
     return Scope(
         levels=run["levels"],
         samples=run["sampling"]["samples"],
-        costs=run_costs(result for policy in policies for result in policy.results.values()),
         asked=asked if counts else Asked(),
         tokens_missing=not counts and bool(asked.prices or asked.speeds),
         target=_find(policies, "target"),
@@ -135,21 +122,6 @@ def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], asked: Ask
 
 def _find(policies: Sequence[PolicyResults], name: str) -> PolicyResults | None:
     return next((policy for policy in policies if policy.policy == name and policy.results), None)
-
-
-def _figures_of_all(policies: Sequence[PolicyResults], scope: Scope) -> dict[str, Any]:
-    """Figures that compare policies by time: of latency runs only."""
-    if scope.is_throughput:
-        return {"curves": [], "measured_cost_ratio": None}
-    return {"curves": _curves(policies), "measured_cost_ratio": scope.costs.cost_ratio}
-
-
-def _curves(policies: Sequence[PolicyResults]) -> list[Mapping[str, Any]]:
-    """One for each policy that was run at several taus."""
-    draft, target = _find(policies, "draft"), _find(policies, "target")
-    with_tau = [policy for policy in policies if policy.tau is not None]
-    swept = [name for name, count in Counter(policy.policy for policy in with_tau).items() if count > 1]
-    return [curve(name, [policy for policy in with_tau if policy.policy == name], draft, target) for name in swept]
 
 
 # --- one policy
@@ -166,14 +138,14 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
             accuracy(policy, len(scope.levels) * scope.samples)
             | accuracy_difference(policy, scope.target, scope.samples)
             | dict.fromkeys((*THROUGHPUT, *LATENCY))
-            | (throughput(policy, scope.target) if scope.is_throughput else _latency(policy, scope))
+            | (speed.throughput(policy, scope.target) if scope.is_throughput else _latency(policy, scope))
             | _routing(policy)
             | _prices(policy, scope)
         ),
         "tokens": tokens_of_models(policy.done),
         "time": speed.time_parts(policy),
         "by_level": _by_level(policy, scope),
-        **drafted_steps(policy, scope.oracle),
+        "calibration": calibration(policy, scope.oracle),
     }
 
 
@@ -189,8 +161,6 @@ def _latency(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
     return {
         **speed.seconds(policy),
         **speed.speedups(pairs),
-        "problem_speedups": None if policy is scope.target else speed.problem_speedups(pairs),
-        **equivalents(policy.done, pairs, scope.costs),
         **_elsewhere(policy, pairs, scope.asked.speeds),
     }
 
@@ -212,12 +182,12 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
 
 
 def _elsewhere(policy: PolicyResults, pairs: speed.Pairs, speeds: Speeds | None) -> dict[str, Any]:
-    return projection_figures(policy.done, pairs, speeds) if speeds else dict.fromkeys(projection.FIGURES)
+    return projection_figures(policy, pairs, speeds) if speeds else dict.fromkeys(projection.PROJECTED)
 
 
 def _prices(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
     if scope.asked.prices is None:
-        return dict.fromkeys(PRICES)
+        return dict.fromkeys(projection.PRICED)
     return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.asked.prices)
 
 
@@ -261,15 +231,17 @@ def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mappi
     notes = list(_cut_notes(policies))
     if scope.tokens_missing:
         notes.append("A server in this run does not count tokens, so there are no prices, and no times on another machine.")
+    if scope.asked.speeds and any(map(projection.is_idle, policies)):
+        notes.append("Policy speculative made no proposal in this run, so what it takes elsewhere is not projected.")
     if scope.is_throughput:
-        notes += throughput_notes(scope.concurrency, policies, made)
+        notes += speed.throughput_notes(scope.concurrency, policies, made)
     if scope.target is None:
         notes.append("There is no result of policy target: without it there are no speed-ups and no differences.")
     if scope.samples > 1:
         notes.append(
             f"Each problem was tried {scope.samples} times: accuracy is the mean over all attempts, intervals are over problems."
         )
-    if any(0 < (policy["problem_speedups"] or {"n": 0})["n"] < speed.MIN_PROBLEMS for policy in made):
+    if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         notes.append(f"A speed-up over fewer than {speed.MIN_PROBLEMS} problems has no interval: it takes more problems.")
     missing = sum(policy["missing"] for policy in made)
     if missing:

@@ -1,24 +1,28 @@
-"""Seconds of a policy, against the target alone on the same problems, and where they went. Knows no accuracy."""
+"""Time of a policy against the target alone: seconds of each problem, or problems per second if several are solved at once.
+
+Problems per second are counted from rows: each has its share of its block's time (`runs.summary.BlockShare`). Policies take
+turns block by block, so blocks are compared, and resampled: single problems of a block depend on each other. A block that was
+interrupted, or in which problems failed and were tried again, counts with the time of all of that.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.results import PolicyResults, Result, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, Result, SampleKey, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, ratio_of_sums
 
-MIN_PROBLEMS = 5
+MIN_PROBLEMS = MIN_BLOCKS = 5
 """With fewer there is nothing to resample a ratio of times from."""
-
-SPEEDUP_BINS = tuple(2.0 ** (quarter / 4) for quarter in range(-12, 13))
-"""Edges of the histogram of `problem_speedups`: quarters of an octave from 1/8 to 8. The end bins hold what is outside."""
-
-PERCENTILES = (10, 25, 50, 75, 90)
 
 Pairs = Sequence[tuple[Result, Result]]
 """The policy's result and the target's, of each attempt that both finished."""
+
+Block = Sequence[Result]
+"""A policy's results of one block, failed attempts that were made again included."""
 
 
 def seconds(policy: PolicyResults) -> dict[str, Any]:
@@ -43,25 +47,6 @@ def speedup(pairs: Pairs, cost: Callable[[Result], float]) -> tuple[Ratio | None
     return Ratio(*(math.fsum(column) for column in table.T)), bootstrap(table, ratio_of_sums) if can_vary else None
 
 
-def problem_speedups(pairs: Pairs) -> dict[str, Any] | None:
-    """How the speed-ups of single problems are distributed; None if none has a time."""
-    table = _table(pairs, _seconds_of)
-    timed = table[(table > 0).all(axis=1)]
-    if not len(timed):
-        return None
-    ratios = ratio_of_sums(timed)
-    points = zip(PERCENTILES, np.percentile(ratios, PERCENTILES), strict=True)
-    clipped = np.clip(ratios, SPEEDUP_BINS[0], np.nextafter(SPEEDUP_BINS[-1], 0))
-    return {
-        "n": len(ratios),
-        "slower": int((ratios < 1).sum()),
-        "min": float(ratios.min()),
-        **{f"p{percent}": float(value) for percent, value in points},
-        "max": float(ratios.max()),
-        "counts": np.histogram(clipped, SPEEDUP_BINS)[0].tolist(),
-    }
-
-
 def time_parts(policy: PolicyResults) -> dict[str, float]:
     """Seconds of the finished attempts, by what they were spent on."""
     done = policy.done
@@ -83,3 +68,75 @@ def _seconds_of(result: Result) -> float:
 def _table(pairs: Pairs, cost: Callable[[Result], float]) -> Floats:
     """Costs of the target alone and of the policy, one row a problem."""
     return sums_by_problem(((one.key[0], [cost(alone), cost(one)]) for one, alone in pairs), 2)
+
+
+# --- several problems at once
+
+
+def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
+    """Problems per second, and their ratio to the target's over the blocks in which both have the same attempts."""
+    own, others = _blocks(policy), _blocks(target) if target else {}
+    shared = [number for number, block in own.items() if number in others and _keys(block) == _keys(others[number])]
+    value, interval = _against_target([(own[number], others[number]) for number in shared], can_vary=policy is not target)
+    return {
+        "problems_per_second": Ratio(sum(map(_num_done, own.values())), math.fsum(map(_block_seconds, own.values()))),
+        "throughput_ratio": value,
+        "throughput_ratio_interval": interval,
+        "blocks": len(own),
+        "blocks_compared": len(shared),
+    }
+
+
+def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a reader of a throughput run must know."""
+    notes = [
+        f"A throughput run, {concurrency} problems at once: seconds a problem, and speed-ups, are for a run of one at a time."
+    ]
+    compared = [one for one in made if one["throughput_ratio"] is not None and one["policy"] != "target"]
+    if any(one["blocks_compared"] < MIN_BLOCKS for one in compared):
+        notes.append(f"A ratio over fewer than {MIN_BLOCKS} blocks of problems has no interval: it takes more problems.")
+    broken = sum(not _is_whole(block) for policy in policies for block in _blocks(policy).values())
+    if broken:
+        notes.append(f"{broken} blocks were solved in more than one go; the time of interrupted attempts counts.")
+    return notes
+
+
+def _against_target(pairs: Sequence[tuple[Block, Block]], *, can_vary: bool) -> tuple[Ratio | None, Interval | None]:
+    """Ratio of the two rates, and its interval over blocks; None if a rate is unknown."""
+    table = np.array([[of(block) for block in pair for of in (_num_done, _block_seconds)] for pair in pairs], np.float64)
+    done, seconds, target_done, target_seconds = map(math.fsum, table.reshape(len(pairs), 4).T)
+    rate, target_rate = Ratio(done, seconds).value, Ratio(target_done, target_seconds).value
+    ratio = None if rate is None or target_rate is None else Ratio(rate, target_rate)
+    return ratio, bootstrap(table, _ratio_of_rates) if can_vary and len(pairs) >= MIN_BLOCKS else None
+
+
+def _blocks(policy: PolicyResults) -> dict[int, list[Result]]:
+    """By number. A result without a share is of an attempt that hung: its time is unknown."""
+    blocks: dict[int, list[Result]] = {}
+    for result in (*policy.results.values(), *policy.superseded):
+        if result.share is not None:
+            blocks.setdefault(result.share.block, []).append(result)
+    return blocks
+
+
+def _keys(block: Block) -> set[SampleKey]:
+    return {result.key for result in block}
+
+
+def _num_done(block: Block) -> int:
+    return sum(result.is_done for result in block)
+
+
+def _block_seconds(block: Block) -> float:
+    return math.fsum(result.share.seconds for result in block if result.share)
+
+
+def _is_whole(block: Block) -> bool:
+    """Whether each sample was solved in one go."""
+    counts = Counter(result.key[1] for result in block)
+    return all(result.share.of == counts[result.key[1]] for result in block if result.share)
+
+
+def _ratio_of_rates(sums: Floats) -> Floats:
+    ratios: Floats = (sums[:, 0] * sums[:, 3]) / (sums[:, 1] * sums[:, 2])
+    return ratios

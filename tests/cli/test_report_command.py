@@ -17,10 +17,10 @@ from arbitrage_cli.evaluation.projection import parse_speeds
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
 
-def traces(page: Path) -> list[list[Any]]:
-    """The problems of each run that a page carries, as its script unpacks them."""
+def traces(page: Path) -> list[list[dict[str, Any]]]:
+    """The attempts of each run that a page carries, as its script unpacks them."""
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
-    return [[problem for _, block in run["blocks"] for problem in unpacked(block)] for run in json.loads(data)["runs"]]
+    return [[attempt for _, block in run["blocks"] for attempt in unpacked(block)] for run in json.loads(data)["runs"]]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_page_replaces_an_older_one_and_has_every_trace(folder: Path, tmp_path: 
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     assert "other against run: entropy 0.5" in text
-    assert [len(problems) for problems in traces(page)] == [6, 2]
+    assert [len(attempts) for attempts in traces(page)] == [18, 14]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "report.html", "run"]
 
 
@@ -97,7 +97,7 @@ def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
     write_run_folder(tmp_path / "run", MadeUp(MADE.run, rows))
     shown = run("report", tmp_path / "run", "-o", tmp_path / "report.html")
     assert (shown.code, shown.stdout) == (0, b"")
-    ((((_, _, (attempt,)),)),) = traces(tmp_path / "report.html")
+    ((attempt,),) = traces(tmp_path / "report.html")
     assert attempt["steps"][0]["text"] == huge
 
 

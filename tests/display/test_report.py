@@ -14,14 +14,13 @@ from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
 from packed import unpacked
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.display.charts import Scale, all_entries
-from arbitrage_cli.display.html import TEMPLATES, Source, render
-from arbitrage_cli.display.plots import HEIGHT, WIDTHS, Plot, accuracy_plot, label_box, overlap, place_labels
-from arbitrage_cli.evaluation.comparison import compare
+from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart, all_entries, level_chart
+from arbitrage_cli.display.page import TEMPLATES, ReportedRun, render
+from arbitrage_cli.display.traces import TracePacker
+from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.prices import parse_prices
-from arbitrage_cli.evaluation.projection import parse_speeds
+from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
 
 BREAKOUTS = [
     "</script><script>alert(1)</script>",
@@ -91,7 +90,7 @@ class Page(HTMLParser):
         """The traces of each run as the script sees them: problems and attempts from the index, and from the blocks."""
         return [
             {"name": run["name"], "policies": run["policies"], **unpacked(run["index"])}
-            | {"blocks": [problem for _, block in run["blocks"] for problem in unpacked(block)]}
+            | {"blocks": [attempt for _, block in run["blocks"] for attempt in unpacked(block)]}
             for run in self.data["runs"]
         ]
 
@@ -103,24 +102,26 @@ class Page(HTMLParser):
         return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
-def source(made: MadeUp, name: str = "runs/made-up", **options: Any) -> Source:
-    return Source(name, made.run, made.rows, figures(made.run, made.rows, **options))
+def reported(made: MadeUp, name: str = "made-up", **options: Any) -> ReportedRun:
+    packer = TracePacker()
+    made_figures = figures(made.run, packer.watch(made.rows), **options)
+    return ReportedRun(made.run, made_figures, packer.packed(name, made_figures["policies"]))
 
 
 SPEEDS = parse_speeds("draft=4100/171,target=693/49")
 
 
 def page(*made: MadeUp, **options: Any) -> Page:
-    sources = [source(one, f"runs/{number}", **options) for number, one in enumerate(made)]
-    return Page(render(sources, compare(*parts(made[0]), *parts(made[1])) if len(made) == 2 else None))
+    runs = [reported(one, str(number), **options) for number, one in enumerate(made)]
+    return Page(render(runs, compare_runs(*parts(made[0]), *parts(made[1])) if len(made) == 2 else None))
 
 
 def parts(made: MadeUp) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return made.run, made.rows
 
 
-def plot_of(*made: MadeUp) -> Plot | None:
-    return accuracy_plot(
+def chart_of(*made: MadeUp) -> Chart | None:
+    return accuracy_chart(
         all_entries([(str(number), figures(one.run, one.rows)["policies"]) for number, one in enumerate(made)])
     )
 
@@ -202,19 +203,6 @@ def test_page_needs_nothing_else(name: str) -> None:
     assert "unsafe" not in policy
 
 
-@pytest.mark.parametrize(
-    ("factor", "bar"),
-    [(1000.0, "\N{MULTIPLICATION SIGN} and more: 8 problems"), (0.001, "up to 0.15\N{MULTIPLICATION SIGN}: 8 problems")],
-)
-def test_ends_of_a_histogram_have_all_beyond_them(factor: float, bar: str) -> None:
-    """Whatever lies beyond the scale is counted at its end, which says so."""
-    rows = [{**one, "wall_seconds": one["wall_seconds"] * (factor if one["policy"] == "target" else 1)} for one in RUN.rows]
-    made = page(MadeUp(RUN.run, rows))
-    assert bar in made.text
-    assert "≤⅛\N{MULTIPLICATION SIGN}" in made.text
-    assert "≥8\N{MULTIPLICATION SIGN}" in made.text
-
-
 def test_headline_is_the_routed_result_against_the_target() -> None:
     """In one sentence, with its intervals; then what each model does alone, and how many attempts were cut."""
     rows = [one | {"stop": "max_tokens"} if one["policy"] == "random" else one for one in RUN.rows]
@@ -223,25 +211,10 @@ def test_headline_is_the_routed_result_against_the_target() -> None:
     routed = next(policy for policy in figures(made.run, rows)["policies"] if policy["policy"] == "entropy")
     said = f"entropy 0.3 solves {100 * routed['accuracy']:.1f}% of 8 problems: "
     (sentence,) = re.findall(re.escape(said) + r"[^:]*? times as fast \[[^]]*\]\.", text)
-    assert f"{routed['speedup']:.2f} times as fast" in sentence
+    assert f"{routed['speedup']:.3g} times as fast" in sentence
     assert "points [" in sentence
     assert "The target alone solves" in text
     assert "16 of 56 attempts (28.6%) ended at a limit" in text
-
-
-def test_two_runs_share_every_chart() -> None:
-    """One plot has the marks of both, a row of bars stands for both, and a table compares them."""
-    other = make_run(8, columns=COLUMNS[:3], drift=0.3)
-    both = page(RUN, other)
-    ids = both.attributes("id")
-    assert {"comparison", "curve", "speedups", "levels", "positions"} <= set(ids)
-    assert "1 against 0" in both.text
-    chart = plot_of(RUN, other)
-    assert chart is not None
-    assert [mark.run for mark in chart.marks].count(1) == 3
-    assert both.text.count("entropy 0.3 · 1") >= 2  # in tables
-    rows = [value for value in both.attributes("class") if value.startswith("bar-row entropy")]
-    assert len(rows) == 3 * 3  # three taus: by level, by position, speed-ups
 
 
 def test_models_are_told_to_the_file() -> None:
@@ -284,7 +257,7 @@ def test_script_never_parses_text_as_markup(name: str) -> None:
 
 def test_script_asks_for_nothing() -> None:
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|\blocation\b|setTimeout\(['\"]", script)
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|\blocation\b(?!\.hash\.)|setTimeout\(['\"]", script)
 
 
 @pytest.mark.parametrize("text", [*BREAKOUTS, *HOSTILE.values(), *MARKUP])
@@ -309,16 +282,15 @@ def test_text_of_others_is_shown_as_it_is(text: str) -> None:
     assert " ".join(text.split()) in made.text
     (run,) = made.runs
     assert run["problems"][0] == [f"made-up-0000 {text}", text]
-    for question, gold, attempts in run["blocks"]:
-        assert question == text
-        assert gold == {"answer": text, text: [text]}
-        assert {step["text"] for attempt in attempts for step in attempt["steps"]} == {text}
-        assert {attempt["explanation"] for attempt in attempts} == {text}
+    for attempt in run["blocks"]:
+        assert attempt["question"] == attempt["explanation"] == text
+        assert attempt["gold"] == {"answer": text, text: [text]}
+        assert {step["text"] for step in attempt["steps"]} == {text}
 
 
 def test_data_cannot_end_its_element() -> None:
     """The data of the traces is ASCII without any of the characters that markup begins or ends with; lone surrogates are gone."""
-    text = render([source(hostile_run("".join([*BREAKOUTS, *HOSTILE.values(), "\ud800 and \udfff"])))])
+    text = render([reported(hostile_run("".join([*BREAKOUTS, *HOSTILE.values(), "\ud800 and \udfff"])))])
     text.encode()
     start = text.index('id="data">') + len('id="data">')
     data = text[start : text.index("</script>", start)]
@@ -330,36 +302,13 @@ def test_data_cannot_end_its_element() -> None:
 # --- what it says
 
 
-def test_every_figure_of_the_tables_has_its_definition() -> None:
-    """The definitions are all there, in their own words, and headings lead to them."""
-    made = page(RUN, speeds=SPEEDS)
-    for meaning in DEFINITIONS.values():
-        assert " ".join(meaning.split()) in made.text
-    leads = {link for link in made.attributes("href") if link.startswith("#def-")}
-    assert {
-        "#def-accuracy",
-        "#def-speedup",
-        "#def-area",
-        "#def-target_token_equivalents",
-        "#def-projected_speedup",
-        "#def-elsewhere_speedup",
-    } <= leads
-
-
 def test_figures_of_the_page_are_those_of_the_json() -> None:
     """Accuracy, speed-up and its interval of a policy stand in the page."""
     made = page(RUN)
     (entropy,) = [policy for policy in figures(RUN.run, RUN.rows)["policies"] if policy["label"] == "entropy 0.5"]
     low, high = entropy["speedup_interval"]
     assert f"{100 * entropy['accuracy']:.1f}%" in made.text
-    assert f"{entropy['speedup']:.2f}\N{MULTIPLICATION SIGN} [{low:.2f}\N{EN DASH}{high:.2f}]" in made.text
-
-
-def test_prices_are_in_the_page_of_a_priced_report() -> None:
-    headings = [
-        page(RUN, prices=prices).text.count("price of 1000") for prices in (None, parse_prices("draft=0.1/0.4,target=0.5/2"))
-    ]
-    assert headings == [1, 2]  # the definition, and a column
+    assert f"{entropy['speedup']:.2f} [{low:.2f}\N{EN DASH}{high:.2f}]" in made.text
 
 
 def test_what_stands_in_the_way_is_told_first() -> None:
@@ -373,13 +322,14 @@ def test_what_stands_in_the_way_is_told_first() -> None:
 def test_traces_have_what_explains_a_surprise() -> None:
     """Each attempt carries its steps with number and tau, what was thrown away, the verdict, and the target's own."""
     (run,) = page(RUN).runs
-    attempts = [(question, attempt) for question, _, own in run["blocks"] for attempt in own]
-    assert len(attempts) == len(run["attempts"]) == len(RUN.rows)
-    for entry, (question, attempt), row in zip(run["attempts"], attempts, RUN.rows, strict=True):
-        problem, sample, policy, verdict, seconds, _, calls = entry
+    assert len(run["blocks"]) == len(run["attempts"]) == len(RUN.rows)
+    for entry, row in zip(run["attempts"], RUN.rows, strict=True):
+        problem, sample, policy, verdict, seconds, _, calls, place = entry
+        attempt = run["blocks"][place]
         assert run["policies"][policy]["label"].startswith(row["policy"])
         assert run["policies"][policy]["tau"] == row["tau"]
-        assert (run["problems"][problem], sample, question) == ([row["id"], row["level"]], row["sample"], row["problem"])
+        assert (run["problems"][problem], sample) == ([row["id"], row["level"]], row["sample"])
+        assert attempt["question"] == row["problem"]
         assert verdict == row["grade"]["value"]
         assert seconds == pytest.approx(row["wall_seconds"], rel=1e-3)
         assert calls == sum(step["model"] == "target" for step in row["steps"])
@@ -394,16 +344,21 @@ def test_traces_have_what_explains_a_surprise() -> None:
 def test_hundred_thousand_traces_have_room_in_a_page() -> None:
     """A trace takes few bytes: less than 200, so that a hundred thousand are less than 20 MB."""
     made = make_run(150)
-    small, large = (len(render([source(MadeUp(made.run, rows))])) for rows in (made.rows[:1], made.rows))
+    small, large = (len(render([reported(MadeUp(made.run, rows))])) for rows in (made.rows[:1], made.rows))
     assert (large - small) / len(made.rows) < 200
 
 
 def test_errors_have_no_time_and_their_reason() -> None:
     """A failed attempt is shown as one."""
     (run,) = page(ODD).runs
-    attempts = [attempt for _, _, own in run["blocks"] for attempt in own]
-    failures = [(entry, one) for entry, one in zip(run["attempts"], attempts, strict=True) if entry[3] == "error"]
-    assert [(one["error"], entry[4]) for entry, one in failures] == [("the context was full", None)]
+    failures = [entry for entry in run["attempts"] if entry[3] == "error"]
+    assert [(run["blocks"][entry[-1]]["error"], entry[4]) for entry in failures] == [("the context was full", None)]
+
+
+def test_attempt_that_was_made_again_has_its_last_trace() -> None:
+    (run,) = page(MadeUp(RUN.run, [failed(RUN.rows[3]), *RUN.rows])).runs
+    assert len(run["attempts"]) == len(RUN.rows)
+    assert {entry[3] for entry in run["attempts"]} == {"correct", "incorrect"}
 
 
 # --- the accuracy/time chart
@@ -412,7 +367,7 @@ def test_errors_have_no_time_and_their_reason() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_chart_holds_all_that_it_shows(name: str) -> None:
     """Every mark and every end of an interval lies within the axes; ticks are even, and say what they stand for."""
-    chart = plot_of(*RUNS[name])
+    chart = chart_of(*RUNS[name])
     if chart is None:
         assert not any(made.rows for made in RUNS[name])
         return
@@ -424,26 +379,8 @@ def test_chart_holds_all_that_it_shows(name: str) -> None:
         assert values == pytest.approx([values[0] + slope * (place - places[0]) for place in places], abs=1e-3)
 
 
-places = st.tuples(st.floats(0, 100), st.floats(0, 100))
-
-
-@given(st.lists(st.tuples(places, st.sampled_from(["target", "draft", "entropy 0.5", "arbitrage balanced"])), max_size=12))
-def test_labels_do_not_collide(marks: list[tuple[tuple[float, float], str]]) -> None:
-    """At the widths that they are made for, no label covers another one, a mark or a border."""
-    where = [place for place, _ in marks]
-    labels = place_labels(where, [text for _, text in marks])
-    shown = [(label, place) for label, place in zip(labels, where, strict=True) if label is not None]
-    for width in WIDTHS:
-        boxes = [label_box(label, place, width) for label, place in shown]
-        for index, box in enumerate(boxes):
-            assert 0 <= box[0] <= box[2] <= width
-            assert 0 <= box[1] <= box[3] <= HEIGHT
-            assert not any(overlap(box, other) for other in boxes[:index])
-            assert not any(overlap(box, (x * width / 100, y * HEIGHT / 100) * 2) for x, y in where)
-
-
 def test_front_leads_from_the_fastest_to_the_best_over_what_nothing_beats() -> None:
-    chart = plot_of(RUN)
+    chart = chart_of(RUN)
     assert chart is not None
     corners = [(start, end) for style, start, end in chart.lines if style == "front"]
     assert corners
@@ -467,19 +404,62 @@ def test_scale_has_round_even_ticks(values: list[float]) -> None:
     assert 2 <= len(shown) <= 15
 
 
+def test_time_is_seconds_where_there_is_no_target() -> None:
+    """Without the target alone the axis has seconds, and says so."""
+    made = make_run(4, columns=[("draft", None), ("entropy", 0.5)])
+    chart = chart_of(made)
+    assert chart is not None
+    assert chart.x_title == "mean seconds per problem"
+
+
+def test_two_runs_share_every_chart() -> None:
+    """One chart has the marks of both, a table compares them, and the problems that changed lead to their traces."""
+    other = make_run(8, columns=COLUMNS[:3], drift=0.3, seed=2)
+    other.rows[:] = [{**row, "problem": RUN.rows[index // 3 * 7]["problem"]} for index, row in enumerate(other.rows)]
+    both = page(RUN, other)
+    assert {"comparison", "curve", "levels"} <= set(both.attributes("id"))
+    assert "1 against 0" in both.text
+    chart = chart_of(RUN, other)
+    assert chart is not None
+    assert [mark.run for mark in chart.marks].count(1) == 3
+    assert both.text.count("entropy 0.3 · 1") >= 2  # in tables
+    (entry,) = [one for one in compare_runs(*parts(RUN), *parts(other))["policies"] if one["first"] == "entropy 0.3"]
+    changed = [*entry["fixed"], *entry["broken"], *entry["both_wrong"]]
+    assert changed
+    assert {f"#{name}/entropy%200.3" for name in changed} <= set(both.attributes("href"))
+
+
+@pytest.mark.parametrize(
+    ("options", "leads"),
+    [
+        ({}, {"accuracy", "speedup", "seconds_mean", "acceptance_rate", "time", "by_level"}),
+        ({"speeds": SPEEDS}, {"elsewhere_seconds", "elsewhere_speedup"}),
+        ({"prices": parse_prices("draft=0.1/0.4,target=0.5/2")}, {"price", "saving"}),
+    ],
+)
+def test_every_figure_of_the_tables_has_its_definition(options: dict[str, Any], leads: set[str]) -> None:
+    """The definitions are all there, in their own words, and headings lead to them; what is unknown has no column."""
+    usual, made = page(RUN), page(RUN, **options)
+    assert all(" ".join(meaning.split()) in made.text for meaning in DEFINITIONS.values())
+    found, known = ({link for link in one.attributes("href") if link.startswith("#def-")} for one in (made, usual))
+    assert {f"#def-{name}" for name in leads} <= found
+    assert not options or not {f"#def-{name}" for name in leads} & known
+
+
 def test_marks_have_their_figures_and_one_colour_a_policy() -> None:
     """Pointing at a mark shows policy, accuracy and time; all taus of a policy look alike, in every chart."""
     made = page(RUN)
     for policy in figures(RUN.run, RUN.rows)["policies"]:
-        assert f"{policy['label']}: {100 * policy['accuracy']:.1f}% [" in made.text
+        assert f"{policy['label']}: {100 * policy['accuracy']:.1f}% [".replace("100.0", "100") in made.text
     classes = [name for value in made.attributes("class") for name in value.split()]
-    for policy in ("target", "draft", "entropy", "random"):
-        assert classes.count(policy) >= 5  # legend, marks, tables and bars
+    assert all(classes.count(policy) >= 5 for policy in ("target", "draft", "entropy", "random"))  # legends, marks, tables
 
 
-def test_time_is_seconds_where_there_is_no_target() -> None:
-    """Without the target alone the axis has seconds, and says so."""
-    made = make_run(4, columns=[("draft", None), ("entropy", 0.5)])
-    chart = plot_of(made)
+def test_levels_have_a_mark_for_each_policy_that_tried_them() -> None:
+    run = figures(RUN.run, RUN.rows)
+    chart = level_chart(all_entries([("0", run["policies"])]))
     assert chart is not None
-    assert chart.x_title == "mean seconds per problem"
+    tried = [level["accuracy"] for policy in run["policies"] for level in policy["by_level"].values()]
+    assert len(chart.marks) == len(tried) - tried.count(None)
+    assert all(0 <= place <= 100 for mark in chart.marks for place in (*mark.x, *mark.y))
+    assert [text for _, text in chart.x_ticks] == list(run["policies"][0]["by_level"])

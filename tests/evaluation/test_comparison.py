@@ -6,14 +6,14 @@ import pytest
 from made_up_runs import MadeUp, make_run, unscored
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.comparison import compare
+from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.stats.intervals import mcnemar, paired_difference
 
 COLUMNS = (("target", None), ("entropy", 0.5))
 
 
 def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
-    return compare(first.run, first.rows, second.run, second.rows)
+    return compare_runs(first.run, first.rows, second.run, second.rows)
 
 
 def with_verdicts(made: MadeUp, verdicts: str, seconds: float = 1.0) -> MadeUp:
@@ -42,6 +42,8 @@ def test_problems_are_paired_by_id() -> None:
     first, second = with_verdicts(made, "+++---", 2.0), with_verdicts(made, "++-+--", 1.0)
     (entry,) = compared(first, MadeUp(second.run, second.rows[::-1]))["policies"]
     assert (entry["first_only_correct"], entry["second_only_correct"], entry["correct"]) == (1, 1, [3, 3])
+    named = {name: [one[-1] for one in entry[name]] for name in ("fixed", "broken", "both_wrong")}
+    assert named == {"fixed": ["3"], "broken": ["2"], "both_wrong": ["4", "5"]}
     (entry,) = compared(with_verdicts(made, "++++++", 2.0), second)["policies"]
     assert entry["accuracy_difference"] == pytest.approx(-0.5)
     assert entry["accuracy_difference_interval"] == paired_difference(3, 0, 3, 0)

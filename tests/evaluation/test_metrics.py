@@ -13,8 +13,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from made_up_runs import (
     COLUMNS,
-    DRAFT_TOKEN,
-    TARGET_TOKEN,
     MadeUp,
     decisions,
     describe,
@@ -49,20 +47,6 @@ def figures_of(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
 
 def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {policy["label"]: policy for policy in made["policies"]}
-
-
-def test_time_of_a_machine_that_slept_is_noted_and_left_out_on_request() -> None:
-    """Its answer counts all the same."""
-    made = make_run(8, columns=ALONE, drift=0.0)
-    usual = by_label(made_figures(made))
-    rows = [{**row, "wall_seconds": row["wall_seconds"] + 3600.0 * (index == 5)} for index, row in enumerate(made.rows)]
-    slept = MadeUp(made.run, rows)
-    with_it, without = made_figures(slept), made_figures(slept, without_outliers=True)
-    name = rows[5]["id"]
-    assert [sum(name in note for note in one["notes"]) for one in (made_figures(made), with_it, without)] == [0, 1, 1]
-    assert by_label(with_it)["draft"]["speedup"] < 1 < by_label(without)["draft"]["speedup"]
-    assert by_label(without)["draft"]["ratios"]["seconds_mean"]["denominator"] == 7
-    assert by_label(without)["draft"]["accuracy"] == usual["draft"]["accuracy"]
 
 
 def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
@@ -189,9 +173,8 @@ def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_inte
     """There is nothing to resample from: such an interval looks surer than it is. A note says so."""
     made = made_figures(make_run(problems, columns=ALONE))
     draft = by_label(made)["draft"]
-    for name in ("speedup", "equivalent_speedup"):
-        assert draft[name] > 1
-        assert (draft[f"{name}_interval"] is not None) == has_interval
+    assert draft["speedup"] > 1
+    assert (draft["speedup_interval"] is not None) == has_interval
     assert any("fewer than 5 problems has no interval" in note for note in made["notes"]) != has_interval
 
 
@@ -282,7 +265,7 @@ def test_without_the_target_there_is_no_speedup() -> None:
     """Nothing is compared with an estimate: the speed-up is unknown, and a note says why."""
     made = made_figures(make_run(6, columns=[("draft", None), ("entropy", 0.5)]))
     for policy in made["policies"]:
-        for name in ("speedup", "speedup_interval", "accuracy_difference", "problem_speedups", "projection_terms"):
+        for name in ("speedup", "speedup_interval", "accuracy_difference"):
             assert policy[name] is None
     assert "no result of policy target" in made["notes"][0]
 
@@ -306,32 +289,7 @@ def test_percentiles_are_of_the_finished_attempts() -> None:
     assert target["seconds_p90"] == pytest.approx(61.6)
 
 
-def test_distribution_of_single_problems_counts_each_once() -> None:
-    """Every problem is in one bin, and those that took longer than the target alone are counted."""
-    made = made_figures(make_run(25))
-    for policy in made["policies"]:
-        spread = policy["problem_speedups"]
-        if policy["policy"] == "target":
-            assert spread is None
-            continue
-        assert sum(spread["counts"]) == spread["n"] == 25
-        assert spread["min"] <= spread["p10"] <= spread["p50"] <= spread["p90"] <= spread["max"]
-        below = sum(count for count, edge in zip(spread["counts"], made["speedup_bins"], strict=False) if edge < 1)
-        assert spread["slower"] == below
-
-
 # --- drafted steps
-
-
-def test_acceptance_by_position_adds_up_to_all_drafted_steps() -> None:
-    made = by_label(made_figures(make_run(12, columns=[*ALONE, ("entropy", 0.5)])))
-    assert made["draft"]["acceptance_by_position"] is None
-    places = made["entropy 0.5"]["acceptance_by_position"]
-    assert places[0]["drafted"] == 12
-    overall = made["entropy 0.5"]["ratios"]["acceptance_rate"]
-    assert sum(place["accepted"] for place in places) == overall["numerator"]
-    assert sum(place["drafted"] for place in places) == overall["denominator"]
-    assert made["entropy 0.5"]["probability_counts"] is None
 
 
 def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
@@ -339,7 +297,6 @@ def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
     both = make_run(15, columns=[("arbitrage", 0.5), ("oracle", 0.0)])
     routed = by_label(made_figures(both))["arbitrage 0.5"]
     steps = [step for one in both.rows if one["policy"] == "arbitrage" for step in one["steps"]]
-    assert sum(routed["probability_counts"]) == len(steps)
     calibration = routed["calibration"]
     assert 15 <= sum(one["n"] for one in calibration) < len(steps)  # the first step of each problem, at least
     assert all(one["interval"][0] <= one["share"] == one["better"] / one["n"] <= one["interval"][1] for one in calibration)
@@ -347,112 +304,6 @@ def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
     assert shares[0] < shares[-1]  # made-up probabilities tell something
     alone = by_label(figures(both.run, [one for one in both.rows if one["policy"] == "arbitrage"]))["arbitrage 0.5"]
     assert alone["calibration"] is None
-    assert alone["probability_counts"] == routed["probability_counts"]
-
-
-# --- cost, measured and projected
-
-
-def test_without_noise_cost_in_tokens_is_cost_in_seconds() -> None:
-    """Where every token takes what the mean one takes, the saving in equivalents is the speed-up."""
-    made = made_figures(make_run(20, drift=0.0))
-    assert made["measured_cost_ratio"] == pytest.approx(TARGET_TOKEN / DRAFT_TOKEN)
-    for policy in made["policies"]:
-        assert policy["equivalent_speedup"] == pytest.approx(policy["speedup"])
-        assert policy["target_token_equivalents"] * TARGET_TOKEN == pytest.approx(policy["seconds_mean"])
-
-
-def test_projection_to_the_measured_ratio_is_what_was_measured() -> None:
-    """A projected speed-up is alone / (target + draft / ratio + fixed): at the ratio of the run itself, what was measured."""
-    made = made_figures(make_run(20, columns=[*ALONE, ("entropy", 0.5)]))
-    for policy in made["policies"]:
-        terms = policy["projection_terms"]
-        cost = terms["target"] + terms["draft"] / made["measured_cost_ratio"] + terms["fixed"]
-        assert policy["equivalent_speedup"] == pytest.approx(terms["alone"] / cost)
-
-
-def test_projection_counts_reading_in_the_measured_proportion() -> None:
-    """The draft's tokens, reading weighed against its own decoding, and the same for the target."""
-    rows = make_run(10, columns=ALONE, drift=0.0).rows
-    terms = by_label(figures_of(rows))["draft"]["projection_terms"]
-    counts = {policy: [one["timing"][policy] for one in rows if one["policy"] == policy] for policy in ("draft", "target")}
-    assert terms["draft"] == pytest.approx(
-        sum(one["decode_tokens"] + 0.1 * one["prefill_tokens"] for one in counts["draft"])
-    )
-    alone = sum(one["decode_tokens"] + 12 / 70 * one["prefill_tokens"] for one in counts["target"])
-    assert terms["alone"] == pytest.approx(alone)
-
-
-def test_a_run_in_which_the_target_never_wrote_has_no_equivalents() -> None:
-    """Without a token of the target there is no unit: unknown, not 0."""
-    (draft,) = made_figures(make_run(4, columns=[("draft", None)]))["policies"]
-    assert draft["target_token_equivalents"] is None
-
-
-# --- curves over tau
-
-
-def at(policy: str, tau: float | None, problem: int, seconds: float, *, is_right: bool) -> dict[str, Any]:
-    value = "correct" if is_right else "incorrect"
-    score = {"value": value, "answer": None, "explanation": ""}
-    return make_row(problem, 0, (policy, tau)) | {"wall_seconds": seconds, "grade": score}
-
-
-def curve_rows() -> list[dict[str, Any]]:
-    """Four problems: draft 1 right in 1 s each, tau 2 3 right in 2 s, tau 1 3 right in 3 s, target 4 right in 5 s."""
-    right = {("draft", None): (1, 1.0), ("p", 2.0): (3, 2.0), ("p", 1.0): (3, 3.0), ("target", None): (4, 5.0)}
-    return [
-        at(policy, tau, problem, seconds, is_right=problem < count)
-        for (policy, tau), (count, seconds) in right.items()
-        for problem in range(4)
-    ]
-
-
-def test_area_is_that_below_the_straight_lines() -> None:
-    """Area, gain over a random mix, and accuracy at matched times are those worked out by hand."""
-    (curve,) = figures_of(curve_rows())["curves"]
-    # times 0.2 0.4 0.6 1.0, accuracies 1/4 3/4 3/4 1
-    area = (0.2 * 0.5 + 0.2 * 0.75 + 0.4 * 0.875) / 0.8
-    assert curve["area"] == pytest.approx(area)
-    assert curve["area_gain"] == pytest.approx(area - 0.625)
-    assert [entry["time"] for entry in curve["accuracy_at"]] == pytest.approx([0.4, 0.6, 0.8])
-    assert [entry["accuracy"] for entry in curve["accuracy_at"]] == pytest.approx([0.75, 0.75, 0.875])
-    assert curve["reason"] is None
-    assert curve["area_interval"][0] <= curve["area"] <= curve["area_interval"][1]
-
-
-def test_a_tau_that_is_slower_than_the_target_is_no_part_of_the_curve() -> None:
-    """A point right of the target alone changes no area."""
-    slow = [at("p", 0.1, problem, 9.0, is_right=True) for problem in range(4)]
-    (curve,) = figures_of(curve_rows())["curves"]
-    (longer,) = figures_of([*curve_rows(), *slow])["curves"]
-    assert longer["area"] == pytest.approx(curve["area"])
-    assert len(longer["points"]) == len(curve["points"]) + 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"target": None}, "the run has no policy target"),
-        ({"draft": None}, "the run has no policy draft"),
-        ({"draft": 5.0}, "the draft alone is not faster than the target alone"),
-        ({"p": 9.0}, "no tau has a time between those of draft and target alone"),
-    ],
-)
-def test_curve_that_cannot_be_drawn_says_why(changes: dict[str, float | None], reason: str) -> None:
-    """Without one of its ends, or between ends at the same time, a curve has no area, and a reason. `changes` are of seconds."""
-    rows = [
-        {**one, "wall_seconds": changes.get(one["policy"], one["wall_seconds"])}
-        for one in curve_rows()
-        if changes.get(one["policy"], 0.0) is not None
-    ]
-    (curve,) = figures_of(rows)["curves"]
-    assert (curve["area"], curve["reason"]) == (None, reason)
-
-
-def test_one_tau_is_no_curve() -> None:
-    """A policy at a single tau has no curve."""
-    assert figures_of([one for one in curve_rows() if one["tau"] != 1.0])["curves"] == []
 
 
 # --- levels
@@ -570,9 +421,7 @@ def test_every_figure_is_defined() -> None:
         "errors",
         "missing",
     }
-    plain |= {"projection_terms", "points", "reason"}
-    made = made_figures(make_run(3))
-    for entry in (*made["policies"], *made["curves"]):
+    for entry in made_figures(make_run(3))["policies"]:
         assert {name.removesuffix("_interval") for name in entry} - plain <= DEFINITIONS.keys()
 
 

@@ -1,4 +1,4 @@
-"""What attempts would take on another machine: how speeds are given, and what they give."""
+"""What attempts would take on another machine, and what they would cost: how speeds and prices are given, and what they give."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from made_up_runs import make_run
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.projection import FIGURES, Speed, parse_speeds
+from arbitrage_cli.evaluation.projection import PROJECTED, Price, Speed, parse_prices, parse_speeds
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
 
@@ -81,8 +81,63 @@ def test_time_elsewhere_is_that_of_the_tokens() -> None:
 
 def test_nothing_is_projected_without_counts_or_speeds() -> None:
     made = make_run(10)
-    assert {one[name] for one in figures(made.run, made.rows)["policies"] for name in FIGURES} == {None}
+    assert {one[name] for one in figures(made.run, made.rows)["policies"] for name in PROJECTED} == {None}
     made.run["models"]["target"]["served"] = {"counts_tokens": False}
     shown = figures(made.run, made.rows, speeds=parse_speeds("draft=1/1,target=1/1"))
-    assert {one[name] for one in shown["policies"] for name in FIGURES} == {None}
+    assert {one[name] for one in shown["policies"] for name in PROJECTED} == {None}
     assert shown["notes"]
+
+
+@pytest.mark.parametrize(("verified", "is_projected"), [(0, False), (3, True)])
+def test_speculative_without_a_proposal_is_not_projected(verified: int, is_projected: bool) -> None:
+    """It was the target alone here; elsewhere it would propose."""
+    made = make_run(6, columns=[("target", None), ("speculative", None)])
+    for row in made.rows:
+        if row["policy"] == "speculative":
+            row["timing"]["target"] |= {"verify_tokens": verified, "verify_batches": verified, "verify_kept": verified}
+    shown = figures(made.run, made.rows, speeds=parse_speeds("draft=1000/100,target=100/10"))
+    target, speculative = shown["policies"]
+    assert target["elsewhere_seconds"] is not None
+    assert (speculative["elsewhere_speedup"] is not None) == is_projected
+    assert any("no proposal" in note for note in shown["notes"]) != is_projected
+
+
+def test_prices_are_of_a_million_tokens() -> None:
+    prices = parse_prices("draft=0.02/0.10, target=0.60/0.15/2.40")
+    assert prices == {"draft": Price(0.02, 0.02, 0.1), "target": Price(0.6, 0.15, 2.4)}
+    cost = Cost(prefill_tokens=1_000_000, cached_tokens=2_000_000, decode_tokens=500_000, verify_kept=500_000)
+    assert prices["target"].of(cost) == pytest.approx(0.6 + 0.3 + 2.4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "draft", "draft=1", "draft=1/2/3/4", "judge=1/2", "draft=1/2,draft=1/2", "draft=-1/2", "draft=nan/1"]
+)
+def test_other_prices_are_refused(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_prices(text)
+    assert caught.value.option == "price"
+
+
+def test_savings_are_against_the_target_on_the_same_attempts() -> None:
+    made = make_run(40)
+    prices = parse_prices("draft=0/0,target=1/1")
+    policies = {policy["label"]: policy for policy in figures(made.run, made.rows, prices=prices)["policies"]}
+    totals = {
+        policy.label: sum(one.tally.target_cost.prefill_tokens + one.tally.target_cost.decode_tokens for one in policy.done)
+        for policy in results_by_policy(made.run, made.rows)
+    }
+    for label, policy in policies.items():
+        assert policy["price"] == pytest.approx(totals[label] / 1e6 / 40)
+    assert (policies["target"]["saving"], policies["target"]["saving_interval"]) == (0.0, None)
+    saving, (low, high) = policies["entropy 0.5"]["saving"], policies["entropy 0.5"]["saving_interval"]
+    assert saving == pytest.approx(1 - totals["entropy 0.5"] / totals["target"])
+    assert low < saving < high
+    assert policies["draft"]["saving"] == 1.0
+
+
+def test_there_is_no_price_if_a_server_does_not_count() -> None:
+    made = make_run(10)
+    made.run["models"]["target"]["served"] = {"counts_tokens": False}
+    shown = figures(made.run, made.rows, prices=parse_prices("target=1/1"))
+    assert {policy["price"] for policy in shown["policies"]} == {None}
+    assert any("prices" in note for note in shown["notes"])

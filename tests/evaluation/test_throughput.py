@@ -7,10 +7,10 @@ import pytest
 from made_up_runs import MadeUp, failed, make_run
 from packed import unpacked
 
-from arbitrage_cli.display.html import Source, render
-from arbitrage_cli.display.report_traces import packed_run
+from arbitrage_cli.display.page import ReportedRun, render
 from arbitrage_cli.display.table import write_table
-from arbitrage_cli.evaluation.comparison import compare
+from arbitrage_cli.display.traces import TracePacker
+from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT, figures
 
@@ -55,7 +55,7 @@ def test_neither_kind_has_the_figures_of_the_other() -> None:
     for policy in of_throughput["policies"]:
         assert all(policy[name] is None for name in LATENCY)
         assert all(level["speedup"] is None for level in policy["by_level"].values())
-    assert (of_throughput["concurrency"], of_throughput["curves"]) == (2, [])
+    assert of_throughput["concurrency"] == 2
     for policy in of_latency["policies"]:
         assert all(policy[name] is None for name in THROUGHPUT)
         assert policy["seconds_mean"] is not None
@@ -117,19 +117,21 @@ def test_table_of_a_throughput_run() -> None:
 def test_report_of_a_throughput_run() -> None:
     """The page gives problems a second, draws no times, and shows no time of a single problem in its traces."""
     made = made_up()
-    page = render([Source("run", made.run, made.rows, figures_of(made))])
+    packer = TracePacker()
+    shown = figures(made.run, packer.watch(made.rows))
+    traces = packer.packed("run", shown["policies"])
+    page = render([ReportedRun(made.run, shown, traces)])
     assert "4.00 problems a second" in page
     assert "2 at once" in page
     assert '<h2 id="curve">' in page
-    assert '<h2 id="speedups">' not in page
-    traces = packed_run("run", made.rows, figures_of(made)["policies"])
-    assert {seconds for *_, seconds, _, _ in unpacked(traces["index"])["attempts"]} == {None}
+    assert "mean seconds of an attempt" not in page
+    assert {seconds for *_, seconds, _, _, _ in unpacked(traces["index"])["attempts"]} == {None}
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_times_of_the_two_kinds_are_not_compared(order: int) -> None:
     """Two runs of which one solved several problems at once have no ratio of times, and the comparison says so."""
     first, second = [made_up(), make_run(40, columns=COLUMNS)][::order]
-    compared = compare(first.run, first.rows, second.run, second.rows)
+    compared = compare_runs(first.run, first.rows, second.run, second.rows)
     assert all(entry["seconds_ratio"] is None for entry in compared["policies"])
     assert any("Times are not compared" in note for note in compared["notes"])

@@ -23,6 +23,7 @@
   let found = [];
   let count = 0;
   let turn = 0; // of the searches: a later one ends an earlier one
+  let only = null; // the problem that alone is shown
 
   function element(name, className, ...children) {
     const made = document.createElement(name);
@@ -65,7 +66,7 @@
     for (const run of runs) {
       const { problems, attempts } = await unpack(run.index);
       const alone = new Map();
-      const own = attempts.map(([problem, sample, policy, verdict, seconds, written, calls], place) => {
+      const own = attempts.map(([problem, sample, policy, verdict, seconds, written, calls, place]) => {
         const [id, level] = problems[problem];
         if (!order.has(id)) order.set(id, order.size);
         spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, written ?? 0));
@@ -84,9 +85,7 @@
     const [first, text] = trace.run.blocks[index];
     if (!blocks.has(text)) {
       if (blocks.size >= KEPT) blocks.delete(blocks.keys().next().value);
-      const attempts = unpack(text).then((problems) =>
-        problems.flatMap(([question, gold, made]) => made.map((attempt) => ({ question, gold, ...attempt }))));
-      blocks.set(text, attempts);
+      blocks.set(text, unpack(text));
     }
     return (await blocks.get(text))[trace.place - first];
   }
@@ -123,7 +122,8 @@
 
   function isWanted(trace) {
     const { run, policy, verdict, against, level } = form.elements;
-    return (run.value === "" || trace.run === runs[run.value]) &&
+    return (only === null || trace.id === only) &&
+      (run.value === "" || trace.run === runs[run.value]) &&
       (policy.value === "" || trace.policy.label === policy.value) &&
       (verdict.value === "" || trace.verdict === verdict.value) &&
       (level.value === "" || String(trace.level) === level.value) &&
@@ -177,7 +177,8 @@
     if (own !== turn) return;
     list.append(...next.map((trace, index) => row(trace, details[index])));
     count += next.length;
-    shown.textContent = found.length === count ? amount(found.length, "trace") : `${count} of ${amount(found.length, "trace")}`;
+    const some = found.length === count ? "" : `${count} of `;
+    shown.textContent = `${some}${amount(found.length, "trace")}${only === null ? "" : ` of problem ${only}: a filter shows the others again`}`;
     more.hidden = count >= found.length;
   }
 
@@ -196,8 +197,51 @@
       element("span", "took", trace.seconds === null ? "" : `${number(trace.seconds)} s${factor === null ? "" : `, ${factor.toFixed(2)}×`}`),
     );
     const made = element("details", "trace", summary);
-    made.addEventListener("toggle", () => { if (made.open && made.children.length === 1) made.append(body(trace, details)); });
+    made.trace = trace;
+    made.fill = () => { if (made.children.length === 1) made.append(body(trace, details)); };
+    made.addEventListener("toggle", () => { if (made.open) made.fill(); });
     return made;
+  }
+
+  function showProblem(id) {
+    form.reset();
+    only = id;
+    return search();
+  }
+
+  function linkTo(trace, step) {
+    return `#${[trace.id, trace.policy.label, step].map(encodeURIComponent).join("/")}`;
+  }
+
+  async function follow() { // a link to #problem/policy or #problem/policy/step
+    let parts;
+    try {
+      parts = location.hash.slice(1).split("/").map(decodeURIComponent);
+    } catch (error) { // not a link of this page
+      return;
+    }
+    const [id, label, step] = parts;
+    if (!traces.some((one) => one.id === id && one.policy.label === label)) return;
+    await showProblem(id);
+    const made = [...list.children].find((one) => one.trace.policy.label === label);
+    if (!made) return;
+    made.fill();
+    made.open = true;
+    const place = made.querySelectorAll(".step")[step - 1] ?? made;
+    place.classList.add("here");
+    place.scrollIntoView();
+  }
+
+  async function move(by) { // to the next trace or the one before, and open it if this one is
+    const now = [...list.children].indexOf(document.activeElement?.closest(".trace"));
+    if (now + by >= list.children.length && !more.hidden) await addPage();
+    const next = list.children[now + by];
+    if (!next) return;
+    if (list.children[now]?.open) {
+      list.children[now].open = false;
+      next.open = true;
+    }
+    next.firstElementChild.focus();
   }
 
   function parts(steps) { // what each model wrote, one after the other: the draft first
@@ -245,16 +289,14 @@
     const others = element("button", "", "This problem with every policy");
     others.type = "button";
     others.addEventListener("click", () => {
-      form.reset();
-      form.elements.find.value = trace.id;
-      search();
+      showProblem(trace.id);
       document.getElementById("traces").focus();
     });
     return element("div", "body",
       element("div", "question", text(details.question ?? "")),
       span > 0 ? timeline(details.steps, span) : null,
       trace.policy.score_is ? element("p", "hint", `What is compared with tau: ${trace.policy.score_is}.`) : null,
-      element("ol", "steps", ...details.steps.map((step, index) => stepRow(trace.policy.tau, step, index))),
+      element("ol", "steps", ...details.steps.map((step, index) => stepRow(trace, step, index))),
       result(trace, details),
       others,
     );
@@ -301,10 +343,10 @@
     return element("span", "formula", made, element("span", "as-written", written));
   }
 
-  function stepRow(tau, step, index) {
+  function stepRow(trace, step, index) {
     const head = element("div", "head", who(step));
     if (step.decision) head.append(element("span", "", step.decision === "escalate" ? "escalated" : "accepted"));
-    if (step.score !== null && step.score !== undefined) head.append(element("span", "", compared(tau, step.score)));
+    if (step.score !== null && step.score !== undefined) head.append(element("span", "", compared(trace.policy.tau, step.score)));
     if (step.advantage !== null && step.advantage !== undefined) head.append(element("span", "", `advantage ${number(step.advantage)}`));
     head.append(element("span", "", size(step)));
     const kept = element("div", `version ${step.model}`, text(trimmed(step.text)));
@@ -323,7 +365,9 @@
     } else {
       content.append(kept);
     }
-    return element("li", "step", element("span", "at", String(index + 1)), content);
+    const at = element("a", "at", String(index + 1));
+    at.href = linkTo(trace, index + 1);
+    return element("li", "step", at, content);
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model); }
@@ -360,10 +404,16 @@
 
   watchTables();
   form.addEventListener("input", (event) => {
-    if (event.target.name === "written") list.classList.toggle("written", event.target.checked);
-    else search();
+    if (event.target.name === "written") return list.classList.toggle("written", event.target.checked);
+    only = null;
+    search();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", addPage);
-  load().then(fillFilters).then(search);
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey;
+    if (!isTyping && (event.key === "j" || event.key === "k")) move(event.key === "j" ? 1 : -1);
+  });
+  window.addEventListener("hashchange", follow);
+  load().then(fillFilters).then(search).then(follow);
 })();

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.plots import ALONE
-from arbitrage_cli.evaluation.drafted import WITH_PROBABILITY
+from arbitrage_cli.display.charts import ALONE
+from arbitrage_cli.evaluation.accuracy import WITH_PROBABILITY
 
 Json = Mapping[str, Any]
 Fact = tuple[str, Sequence[str]]
@@ -43,7 +43,9 @@ def _against_target(policy: Json) -> str:
         parts.append(f"{difference} points {interval} against the target alone")
     for name, what in (("speedup", "times as fast"), ("throughput_ratio", "times as many problems a second")):
         if policy[name] is not None:
-            parts.append(f"{policy[name]:.2f} {what} {rounding.times_range(policy[f'{name}_interval'])}".rstrip())
+            parts.append(
+                f"{rounding.number(policy[name])} {what} {rounding.number_range(policy[f'{name}_interval'])}".rstrip()
+            )
     return f": {', '.join(parts)}" if parts else ""
 
 
@@ -57,8 +59,8 @@ def change(comparison: Json, policies: Sequence[Json], names: Sequence[str]) -> 
     said = f"{names[1]} against {names[0]}: {entry['second']} {difference} points "
     said += rounding.points_range(entry["accuracy_difference_interval"])
     if entry["seconds_ratio"] is not None:
-        said += f", {entry['seconds_ratio']:.2f} times as fast {rounding.times_range(entry['seconds_ratio_interval'])}"
-    return f"{said.rstrip()}, over the {entry['n']} attempts that both have."
+        said += f", {rounding.number(entry['seconds_ratio'])} times as fast {rounding.number_range(entry['seconds_ratio_interval'])}"
+    return f"{said.rstrip()}, over the {rounding.count(entry['n'], 'attempt')} that both have."
 
 
 def summary(figures: Json) -> Iterable[str]:
