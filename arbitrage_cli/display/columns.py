@@ -152,7 +152,7 @@ PAGE: Mapping[str, Sequence[Column]] = {
 """The tables of a page, by their captions."""
 
 COMPARISON: Sequence[Column] = (
-    Column("attempts", "compared_accuracy", lambda of: str(of["n"])),
+    Column("n", "compared_accuracy", lambda of: str(of["n"])),
     Column("correct", "compared_accuracy", lambda of: "{} -> {}".format(*of["correct"])),
     _ranged("difference", "compared_accuracy", POINTS, of="accuracy_difference"),
     _value("p", "mcnemar_p", lambda p: rounding.UNKNOWN if p is None else f"{p:.3f}"),

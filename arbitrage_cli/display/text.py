@@ -59,7 +59,7 @@ def shortened_all(texts: Sequence[str], width: int) -> list[str]:
     for text, short in zip(texts, cut, strict=True):
         numbers.setdefault(short, {}).setdefault(text, len(numbers[short]) + 1)
     return [
-        short if len(numbers[short]) == 1 else f"{short[: width - 1 - len(str(number))]}~{number}"
+        short if len(numbers[short]) == 1 else f"{text[: width - 1 - len(str(number))]}~{number}"
         for text, short in zip(texts, cut, strict=True)
         for number in (numbers[short][text],)
     ]

@@ -124,7 +124,7 @@ def test_report_of_a_throughput_run() -> None:
     assert "4.00 problems a second" in page
     assert "2 at once" in page
     assert '<h2 id="curve">' in page
-    assert "mean seconds of an attempt" not in page
+    assert "Where the time goes" not in page
     assert {seconds for *_, seconds, _, _, _ in unpacked(traces["index"])["attempts"]} == {None}
 
 
