@@ -18,7 +18,7 @@ Does not know where errors are shown: `cli.main` is the one place that prints th
     │   ├── TimedOutError          it took longer than its time limit
     │   ├── ConversationError      the model's chat template does not show the conversation before it
     │   ├── ServerRequestError     the model's server does not answer it
-    │   └── ScriptEndedError       a scripted demo model cannot continue it
+    │   └── ScriptEndedError       a scripted model cannot continue it
     ├── OutputError ........... 1  results cannot be written
     │   └── ReaderGoneError .. 141  the reader closed the pipe
     ├── DamagedRunError ....... 5  a file of a run folder is not what was written

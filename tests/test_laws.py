@@ -278,7 +278,7 @@ def test_the_law_notices_what_is_left_of_a_proposal() -> None:
 
 
 def test_proposals_across_vocabularies() -> None:
-    """The demo models have different tokens: the draft's steps are the target's own up to their wrong digits."""
+    """The scripted models have different tokens: the draft's steps are the target's own up to their wrong digits."""
     problems = [Problem(str(number), f"{number} * 12 - 95 + (34 * {number})") for number in range(11, 19)]
 
     def solved(*, proposals: Proposals) -> dict[str, Trace]:

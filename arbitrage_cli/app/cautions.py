@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from arbitrage_cli.app.model_choice import ModelChoice
-from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, Pair, is_built_in, is_toy, local_files
+from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, Pair, is_built_in, is_scripted, local_files
 from arbitrage_cli.system.machine import logical_processors
 from arbitrage_cli.types import ModelRole
 
@@ -52,9 +52,9 @@ def _odd_pair(sources: Mapping[ModelRole, str]) -> list[str]:
 
 
 def _too_many_threads(sources: Mapping[ModelRole, str], threads: int | None) -> list[str]:
-    """More threads than processors. Demo models always have one."""
+    """More threads than processors. Scripted models always have one."""
     processors = logical_processors()
-    if threads is None or threads <= processors or all(map(is_toy, sources.values())):
+    if threads is None or threads <= processors or all(map(is_scripted, sources.values())):
         return []
     return [
         (

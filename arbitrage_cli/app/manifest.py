@@ -25,7 +25,7 @@ from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.servers.model import ServedModel, facts_about
 from arbitrage_cli.model_files.checksums import published_sha256
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import is_file, is_served, is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.runs.folder import SCHEMA
 from arbitrage_cli.runs.records import label, tau_in_json
@@ -285,7 +285,7 @@ def _changed(folder: Path, name: str, before: str, after: str) -> UsageError:
 
 
 def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int | None, on_reading: OnReading) -> dict[str, Any]:
-    """What is known of a model before it is loaded; of a demo model only its name."""
+    """What is known of a model before it is loaded; of a scripted model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
     facts: dict[str, Any] = {
         "source": source,
@@ -295,7 +295,7 @@ def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int | None,
         "sha256": None,
         "threads": threads,
     }
-    if is_toy(source):
+    if is_scripted(source):
         return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
     if is_served(source):
         return facts | {"n_ctx": context_size, "threads": None}

@@ -15,7 +15,7 @@ from arbitrage_cli.model_files.pairs import (
     Pair,
     check_template_variables,
     find_pair,
-    is_toy,
+    is_scripted,
     read_pairs,
 )
 from arbitrage_cli.routing.policies import Policy
@@ -93,12 +93,12 @@ def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
 
 
 def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:
-    """The pair's own head for the task if these are its models, else the universal one; None for demo models, which compute nothing."""
+    """The pair's own head for the task if these are its models, else the universal one; None for scripted models, which compute nothing."""
     if task == "code":
         return None
     if pair and pair.head and _is_pair(pair, models):
         return pair.head
-    return None if any(source and is_toy(source) for source in models.values()) else UNIVERSAL_HEAD
+    return None if any(source and is_scripted(source) for source in models.values()) else UNIVERSAL_HEAD
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:

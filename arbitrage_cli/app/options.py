@@ -197,7 +197,7 @@ def _policy(names: Iterable[str]) -> Option:
         "--policy",
         metavar="|".join(names),
         help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
-        "speculation. Default: arbitrage (entropy for demo models).",
+        "speculation. Default: arbitrage (entropy for scripted models).",
     )
 
 
@@ -225,7 +225,7 @@ class BenchRoutingOptions:
             "--policy",
             metavar="NAME[@TAU],...",
             help=f"What to compare: any of {', '.join(POLICIES)}. A policy may have its own tau: entropy@0.5,entropy@1. "
-            "Default: target, draft, and arbitrage (entropy for demo models).",
+            "Default: target, draft, and arbitrage (entropy for scripted models).",
         ),
     ] = None
     tau: Annotated[

@@ -26,7 +26,7 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.servers.model import ServedModel, describe
-from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files
+from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files
 from arbitrage_cli.rewards.judge import Judge
 from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
@@ -233,7 +233,7 @@ class Session:
             settings=record_settings(self.setup) | {"concurrency": self.concurrency},
             models=self.setup.sources,
             descriptions={role: _describe(self.models[role]) for role in chosen.policy.models},
-            is_toy=any(map(is_toy, self.setup.sources.values())),
+            is_scripted=any(map(is_scripted, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.setup.task.find_answer,
@@ -276,7 +276,7 @@ class Session:
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
-    """Each role's model as a path (a demo model keeps its name): all are here, and checked, before the first is loaded.
+    """Each role's model as a path (a scripted model keeps its name): all are here, and checked, before the first is loaded.
 
     Errors: HubError, ModelFileError, UsageError.
     """

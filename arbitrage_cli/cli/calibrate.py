@@ -184,7 +184,7 @@ def _costs_here(folder: Path, load: "Options", output: OutputOptions, *, may_mea
 
 
 def _measure_now(role: ModelRole, recorded: Any, load: "Options", display: Any) -> Any:
-    """The measurement of a model that is where the run found it, and still the same; else None. A demo model has no file."""
+    """The measurement of a model that is where the run found it, and still the same; else None. A scripted model has no file."""
     from arbitrage_cli.cli.tune import measure_and_keep
     from arbitrage_cli.model_files.pairs import local_files
     from arbitrage_cli.system.files import sha256_of

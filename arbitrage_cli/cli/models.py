@@ -26,8 +26,8 @@ from arbitrage_cli.model_files.pairs import (
     Pairs,
     head_file,
     hub_name,
+    is_scripted,
     is_served,
-    is_toy,
     local_files,
     read_pairs,
     shipped_heads,
@@ -84,7 +84,7 @@ def list_pairs(*, form: TableOptions, debug: Debug = False) -> None:
 def _pair_records(pair: Pair) -> list[dict[str, Any]]:
     """The models of a pair and its head, and whether each is on this machine."""
     sources = {"draft": pair.draft, "target": pair.target, **({"prm": pair.prm} if pair.prm else {})}
-    here = {role: is_toy(source) or bool(local_files(source)) for role, source in sources.items()}
+    here = {role: is_scripted(source) or bool(local_files(source)) for role, source in sources.items()}
     if pair.head:
         sources["head"], here["head"] = pair.head, head_file(pair.head).is_file()
     return [{"pair": pair.name, "role": role, "model": source, "here": here[role]} for role, source in sources.items()]
@@ -144,7 +144,7 @@ def pull(
         raise UsageError(f"'{name}' has no process reward model", "pull it by its own name, and give it as --prm")
     names = [(source, hub_name(source)) for source in [*_sources(name), *([rated_by] if rated_by else [])]]
     for source, wanted in names:
-        if wanted is None and not is_toy(source) and not local_files(source):
+        if wanted is None and not is_scripted(source) and not local_files(source):
             raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", _hint())
     if dry_run:
         _preview([wanted for _, wanted in names if wanted], offline=offline)
@@ -174,7 +174,7 @@ def path(name: Name, *, debug: Debug = False) -> int:
         files = local_files(source)
         for file in files:
             typer.echo(str(file))
-        if not files and not is_toy(source):
+        if not files and not is_scripted(source):
             is_missing = True
             how = f"arbitrage models pull {one_line(name)}" if hub_name(source) else _hint()
             typer.echo(f"{one_line(source)} is not on this machine: {how}", err=True)
@@ -297,8 +297,8 @@ def _hint() -> str:
 
 
 def _facts(source: str, context_size: int | None) -> Facts:
-    if is_toy(source):
-        raise UsageError(f"{source} is a scripted demo model: it has no file", "name a GGUF file, or another pair")
+    if is_scripted(source):
+        raise UsageError(f"{source} is a scripted model: it has no file", "name a GGUF file, or another pair")
     files = local_files(source)
     if not files and hub_name(source):
         raise ModelFileError(f"{source} is not on this machine", f"fetch it: arbitrage models pull {source}")

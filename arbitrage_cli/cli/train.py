@@ -73,7 +73,7 @@ def train(
     from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.routing.thresholds import usual_rows
     from arbitrage_cli.training.examples import read_states
-    from arbitrage_cli.training.train import Settings
+    from arbitrage_cli.training.train import TrainSettings
     from arbitrage_cli.training.train import train as train_head
 
     check_destination(output_file, force=force)
@@ -84,7 +84,7 @@ def train(
 
     head = train_head(
         read_states(runs, training.test or []),
-        Settings(training.margin, training.seed),
+        TrainSettings(training.margin, training.seed),
         name=name or name_of_head(output_file, runs),
         command=tuple(invocation.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

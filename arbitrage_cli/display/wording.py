@@ -19,7 +19,7 @@ MAX_ANSWER = 80  # characters
 MIN_ESTIMATES = 5  # problems
 FEW = 16  # tokens: too few to measure a speed by
 TOY_NOTICE = (
-    "These are scripted demo models, not language models: they only know one line of arithmetic. "
+    "These are scripted models, not language models: they only know one line of arithmetic. "
     "For real ones: --draft DRAFT.gguf --target TARGET.gguf"
 )
 
@@ -56,7 +56,7 @@ class Totals:
 
     def against_target(self, run: RunInfo) -> str:
         """An estimate for the target alone; empty if it is of too few problems: it varies from one to the next."""
-        if self.estimates < MIN_ESTIMATES or run.score_is is None or run.is_toy or self.seconds <= 0:
+        if self.estimates < MIN_ESTIMATES or run.score_is is None or run.is_scripted or self.seconds <= 0:
             return ""
         ratio = self.alone / self.seconds
         return f"; the target alone: about {self.alone:.2f} s, {ratio:.1f}x (estimate: same texts at its speed)"
@@ -89,7 +89,7 @@ def _rule(run: RunInfo) -> str:
 
 def serving(server: ServerInfo) -> list[str]:
     """The models of a server, where it is, and which names it answers to."""
-    notice = [TOY_NOTICE] if server.run.is_toy else []
+    notice = [TOY_NOTICE] if server.run.is_scripted else []
     return [*opening(server.run), *notice, f"listening at {server.url}; models: {', '.join(server.names)}"]
 
 

@@ -1,4 +1,4 @@
-"""From a model's name to a loaded model: llama.cpp for files, the scripted backend for the demo models. Knows no policy."""
+"""From a model's name to a loaded model: llama.cpp for files, the scripted backend for the scripted models. Knows no policy."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from arbitrage_cli.errors import ModelUnsupportedError
 from arbitrage_cli.inference.trial import try_files
-from arbitrage_cli.model_files.pairs import find_files, is_toy, local_files, models_folder
+from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files, models_folder
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.inference.backend import Backend, Options
@@ -17,7 +17,7 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
 
     Errors: ModelError (HubError among them), UsageError.
     """
-    if is_toy(source):
+    if is_scripted(source):
         from arbitrage_cli.inference.scripted import open_scripted
 
         return open_scripted(source, options)

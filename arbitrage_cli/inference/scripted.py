@@ -1,4 +1,4 @@
-"""A toy language model that follows a script: for tests, and to try the program before a model is at hand.
+"""A language model that follows a script: for tests, and to try the program before a model is at hand.
 
 It has a cache, a vocabulary and logits like a real one, but no weights: a `Script` maps the text so far to its continuation.
 `scripted:draft` and `scripted:target` compute one line of arithmetic; the draft makes mistakes in long multiplications, and is
@@ -161,7 +161,7 @@ class ScriptedBackend:
 
 
 def open_scripted(source: str, options: Options) -> ScriptedBackend:
-    """The demo models by name. UsageError for any other name."""
+    """The scripted models by name. UsageError for any other name."""
     if source == "scripted:draft":
         return ScriptedBackend(source, Arithmetic(reliable=False), options)
     if source == "scripted:target":
@@ -211,7 +211,7 @@ def _expression(question: str) -> str:
         if len(found) <= 200 and not re.search(r"\d\s+\d", found) and _is_complete(expression):
             return expression
     raise ScriptEndedError(
-        "the scripted demo models only know one line of arithmetic, such as 37 * 12 - 95",
+        "the scripted models only know one line of arithmetic, such as 37 * 12 - 95",
         "name real models for other problems: --draft DRAFT.gguf --target TARGET.gguf",
     )
 
@@ -244,5 +244,5 @@ def _apply(left: str, sign: str, right: str) -> int:
     if sign != "/":
         return {"+": first + second, "-": first - second, "*": first * second}[sign]
     if second == 0 or first % second:
-        raise ScriptEndedError(f"the scripted demo models cannot divide {left} by {right}", "they know whole numbers only")
+        raise ScriptEndedError(f"the scripted models cannot divide {left} by {right}", "they know whole numbers only")
     return first // second

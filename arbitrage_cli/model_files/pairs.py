@@ -98,7 +98,7 @@ def check_template_variables(variables: Mapping[str, Any], where: str) -> None:
         raise UsageError(f"{where}: a chat template's variable is not JSON ({error})", hint) from error
 
 
-def is_toy(source: str) -> bool:
+def is_scripted(source: str) -> bool:
     """Whether the model is a scripted one, without a file."""
     return source.startswith(SCRIPTED)
 
@@ -110,7 +110,7 @@ def is_served(source: str) -> bool:
 
 def is_file(source: str) -> bool:
     """Whether the model is a file for llama.cpp, here or on the Hub."""
-    return not is_toy(source) and not is_served(source)
+    return not is_scripted(source) and not is_served(source)
 
 
 def is_built_in(source: str) -> bool:

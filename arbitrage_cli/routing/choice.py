@@ -48,7 +48,7 @@ def need_head(head: Head | None) -> Head:
     """The head. UsageError if there is none."""
     if head is None:
         raise UsageError(
-            "policy arbitrage needs a trained head, and demo models have none",
+            "policy arbitrage needs a trained head, and scripted models have none",
             "give --head FILE.safetensors (arbitrage collect and arbitrage train make one), or another --policy",
         )
     return head

@@ -26,7 +26,7 @@ MAX_INPUT = 8.0  # standard deviations from the mean: nothing was learned furthe
 MAX_LOG_ODDS = 30.0  # so a tau of 0 is below every probability, and a tau of 1 above
 
 Model = Mapping[str, Any]
-"""`name` and `sha256` of a model's file; the latter is None for a demo model, which has no file."""
+"""`name` and `sha256` of a model's file; the latter is None for a scripted model, which has no file."""
 
 
 # --- inference
@@ -72,7 +72,7 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class HeadCard:
     """What a head reads, what it was trained on and for, and how good it is on problems it never saw.
 
     `pairs` are the models of its states, those of the test included, each with `draft` and `target`. The other mappings are
@@ -109,7 +109,7 @@ class Card:
 class Head:
     """A trained head. `knots` (k, 2), rising in both columns, map its log-odds to calibrated ones, with straight lines between."""
 
-    def __init__(self, network: Network, knots: NDArray[np.float64], card: Card) -> None:
+    def __init__(self, network: Network, knots: NDArray[np.float64], card: HeadCard) -> None:
         self.network = network
         self.knots = knots.astype(np.float32).astype(np.float64)  # the precision of a file
         self._curve = Curve(self.knots)
@@ -203,7 +203,7 @@ def digest_of_problem(question: str) -> str:
     return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def text_of(card: Card) -> str:
+def text_of(card: HeadCard) -> str:
     """The card as a file has it."""
     return json.dumps(card.to_json(), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 

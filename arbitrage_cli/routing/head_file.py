@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.errors import OutputError, RouterError, UsageError
 from arbitrage_cli.model_files.pairs import shipped_heads
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import Card, Head, Network, digest_of, text_of
+from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of, text_of
 from arbitrage_cli.system.checked import checked
 from arbitrage_cli.system.files import write_atomically
 
@@ -116,12 +116,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _card(found: dict[str, Any]) -> Card:
-    other = found.keys() ^ {one.name for one in fields(Card)}
+def _card(found: dict[str, Any]) -> HeadCard:
+    other = found.keys() ^ {one.name for one in fields(HeadCard)}
     if other:
         raise _RefusedError(f"its card has other fields: {', '.join(sorted(other))}")
     try:
-        card = checked(Card, found)
+        card = checked(HeadCard, found)
     except ValueError as error:
         raise _RefusedError(f"its card: {error}") from error
     unknown = [name for name in card.features if name not in FEATURES]

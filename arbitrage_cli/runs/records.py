@@ -30,7 +30,7 @@ class RunInfo:
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # as the user named them
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # as the files describe themselves
     settings: Mapping[str, Any] = field(default_factory=dict)  # everything else that the text depends on
-    is_toy: bool = False  # the scripted demo models
+    is_scripted: bool = False  # the scripted models
     num_problems: int | None = None  # None: not known beforehand
     num_done: int = 0  # of them, by an earlier command
     tau_name: str | None = None

@@ -16,7 +16,7 @@ from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import Card, Head, Network, digest_of_problem
+from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of_problem
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
@@ -44,7 +44,7 @@ COLLECT_TO_THE_END = "run the command that collected them again: it resumes"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainSettings:
     """How to learn. A step is worth escalating if its advantage is above `margin`."""
 
     margin: float = 0.0
@@ -68,7 +68,7 @@ class Candidate:
 
 def train(
     collected: Collected,
-    settings: Settings,
+    settings: TrainSettings,
     *,
     name: str,
     command: Sequence[str],
@@ -145,7 +145,7 @@ class _Learner:
     """What heads learn from: states, settings, and which states are worth escalating."""
 
     collected: Collected
-    settings: Settings
+    settings: TrainSettings
     truth: Truth
 
     def truth_of(self, part: int) -> Truth:
@@ -223,11 +223,11 @@ def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: i
 # --- the card
 
 
-def _card(collected: Collected, settings: Settings, *, name: str, command: Sequence[str], created: str) -> Card:
+def _card(collected: Collected, settings: TrainSettings, *, name: str, command: Sequence[str], created: str) -> HeadCard:
     reward = (
         dict(collected.rewards[0]) if len(collected.rewards) == 1 else {"kind": "several", "all": list(collected.rewards)}
     )
-    return Card(
+    return HeadCard(
         name=name,
         features=FEATURES,
         pairs=collected.pairs,

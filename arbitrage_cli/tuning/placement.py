@@ -12,7 +12,7 @@ from pathlib import Path
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.pairs import is_served, is_toy, local_files
+from arbitrage_cli.model_files.pairs import is_scripted, is_served, local_files
 from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import default_threads
@@ -62,7 +62,7 @@ def _threads(source: str, load: Options) -> int:
 
     More threads would wait for each other longer than they compute; ten times as long if another program uses a core.
     """
-    if is_toy(source):
+    if is_scripted(source):
         return TOY_THREADS
     size = sum(file.stat().st_size for file in local_files(source))
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())

@@ -249,7 +249,7 @@ def test_problem_that_fails_has_a_record_and_does_not_stop_the_others(problem: b
 
 
 def test_only_problem_that_fails_is_reported_once() -> None:
-    for arguments, word in (("Who wrote Faust?",), "scripted demo models only know"), ((QUESTION, "--ctx", "64"), "--ctx"):
+    for arguments, word in (("Who wrote Faust?",), "scripted models only know"), ((QUESTION, "--ctx", "64"), "--ctx"):
         result = solve(*arguments)
         assert (result.code, result.stdout, result.err.count(word)) == (RUN_FAILED, b"", 1)
 

@@ -326,7 +326,7 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
     first = bench(here, "--limit", "1-2")
     assert first.code == 1
-    assert "1/6 odd, target: error (the scripted demo models only know one line of arithmetic" in first.err
+    assert "1/6 odd, target: error (the scripted models only know one line of arithmetic" in first.err
     assert policies(bench(here, "--limit", "1-2", "--keep-errors", "--json").out)["target"]["errors"] == 1
     assert len(rows_of(here / "run")) == 6
     again = bench(here, "--limit", "1-3", "-q")

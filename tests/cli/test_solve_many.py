@@ -52,7 +52,7 @@ def test_lines_without_a_problem_are_results_too() -> None:
     ("form", "lines"),
     [
         ("text", ["2", "", "349", ""]),
-        ("tsv", ["a\t2\t", "2\t\tline 2: not valid JSON (Expecting", "a-2\t349\t", "5\t\tthe scripted demo models"]),
+        ("tsv", ["a\t2\t", "2\t\tline 2: not valid JSON (Expecting", "a-2\t349\t", "5\t\tthe scripted models"]),
     ],
 )
 def test_results_as_lines_of_text(here: Path, form: str, lines: list[str]) -> None:

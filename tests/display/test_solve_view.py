@@ -81,7 +81,7 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
         assert terminal.wait() == 0
     shown = flat(terminal.text)
     for text in (
-        "These are scripted demo models, not language models",
+        "These are scripted models, not language models",
         f"Problem {QUESTION}",
         "37 * 12 = 454.",
         "37 * 12 = 444.",
@@ -304,10 +304,10 @@ def test_note_stays_above_the_region(make_view: MakeView) -> None:
     assert note < step
 
 
-@pytest.mark.parametrize(("is_toy", "count", "is_shown"), [(False, 5, True), (False, 4, False), (True, 5, False)])
-def test_target_estimate_is_for_several_problems(make_view: MakeView, is_toy: bool, count: int, is_shown: bool) -> None:
+@pytest.mark.parametrize(("is_scripted", "count", "is_shown"), [(False, 5, True), (False, 4, False), (True, 5, False)])
+def test_target_estimate_is_for_several_problems(make_view: MakeView, is_scripted: bool, count: int, is_shown: bool) -> None:
     """The time the target alone would have taken varies from call to call; of scripted models it means nothing."""
-    view = make_view(run=replace(RUN, is_toy=is_toy, num_problems=count))
+    view = make_view(run=replace(RUN, is_scripted=is_scripted, num_problems=count))
     for _ in range(count):
         trace = view.start()
         view.decide(trace, accept(stop="end"))
@@ -315,7 +315,7 @@ def test_target_estimate_is_for_several_problems(make_view: MakeView, is_toy: bo
     assert "the target alone" not in view.screen.text
     view.display.end()
     assert ("the target alone: about 10.00 s, 4.0x (estimate" in flat(view.screen.text)) == is_shown
-    assert ("scripted demo models, not language models" in flat(view.screen.text)) == is_toy
+    assert ("scripted models, not language models" in flat(view.screen.text)) == is_scripted
 
 
 def test_failure_is_shown_in_place_of_an_answer(make_view: MakeView) -> None:

@@ -59,7 +59,7 @@ def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: 
 
 
 def scripted_bench(limits: Limits = SHORT, context: int | None = None, **options: Any) -> Bench:
-    """A bench of the two demo models."""
+    """A bench of the two scripted models."""
     load = Options(context)
     backends: dict[ModelRole, Backend] = {
         "draft": open_scripted("scripted:draft", load),

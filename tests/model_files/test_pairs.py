@@ -6,17 +6,17 @@ import pytest
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.model_files.pairs import Pair, find_files, find_pair, hub_name, is_toy, local_files, read_pairs
+from arbitrage_cli.model_files.pairs import Pair, find_files, find_pair, hub_name, is_scripted, local_files, read_pairs
 
 
 def test_shipped_pairs() -> None:
-    """The pairs that ship have notes, and models that are names on the Hub, built in, or demo models."""
+    """The pairs that ship have notes, and models that are names on the Hub, built in, or scripted models."""
     pairs = read_pairs()
     assert set(pairs) == {"builtin", "scripted", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
     for pair in pairs.values():
         assert pair.notes
         for source in (pair.draft, pair.target):
-            assert is_toy(source) or hub_name(source) or all(path.is_file() for path in find_files(source))
+            assert is_scripted(source) or hub_name(source) or all(path.is_file() for path in find_files(source))
 
 
 def test_own_pairs(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_demo_models_have_no_files() -> None:
-    """A scripted demo model is here, without a file."""
+    """A scripted model is here, without a file."""
     assert local_files("scripted:draft") == find_files("scripted:draft") == ()
 
 

@@ -122,7 +122,7 @@ def test_command_gives_json(tmp_path: Path, head_file: Path) -> None:
 
 
 def test_command_explains_a_problem(head_file: Path) -> None:
-    """Solved now by the demo models: each step with its text, its probability and tau."""
+    """Solved now by the scripted models: each step with its text, its probability and tau."""
     arguments = ("explain", QUESTION, "--pair", "scripted", "--head", str(head_file), "-q")
     found = run(*arguments, "--tau", "0.0")
     assert found.code == 0

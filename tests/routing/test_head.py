@@ -21,7 +21,7 @@ from safetensors.numpy import save as encode
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
 from arbitrage_cli.routing.features import FEATURES, Floats, features
-from arbitrage_cli.routing.head import Card, Curve, Head, Network, digest_of
+from arbitrage_cli.routing.head import Curve, Head, HeadCard, Network, digest_of
 from arbitrage_cli.routing.head_file import MAX_FILE_BYTES, SCHEMA, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
@@ -29,8 +29,8 @@ DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny targe
 KNOTS = np.array([[-4.0, -6.0], [-1.0, -1.5], [0.0, 0.5], [2.0, 1.0]])
 
 
-def make_card(**changes: Any) -> Card:
-    card = Card(
+def make_card(**changes: Any) -> HeadCard:
+    card = HeadCard(
         name="tiny",
         features=FEATURES,
         pairs=({"draft": DRAFT, "target": TARGET},),

@@ -9,7 +9,7 @@ import numpy as np
 
 from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.head import Card, Head, Network
+from arbitrage_cli.routing.head import Head, HeadCard, Network
 from arbitrage_cli.routing.head_file import save
 from arbitrage_cli.routing.thresholds import TauRow, TauTable
 
@@ -54,6 +54,6 @@ def write_head(path: Path, *, pair: Mapping[str, Any] = PAIR, data: Mapping[str,
     weights[FEATURES.index("entropy_first")] = 1.0
     network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
     taus = make_table().to_json()
-    card = Card("small", FEATURES, (pair,), {"kind": "prm"}, 0.0, data or {}, {}, taus, (), "0", "never")
+    card = HeadCard("small", FEATURES, (pair,), {"kind": "prm"}, 0.0, data or {}, {}, taus, (), "0", "never")
     save(Head(network, KNOTS, card), path)
     return path

@@ -19,13 +19,13 @@ from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.tau_tables import Numbers
-from arbitrage_cli.training.train import Candidate, Settings, choose, train, with_taus
+from arbitrage_cli.training.train import Candidate, TrainSettings, choose, train, with_taus
 
 WORLD = World()
 
 
-def train_on(collected: Collected, settings: Settings | None = None) -> Head:
-    return train(collected, settings or Settings(), name="made", command=("arbitrage", "train"), created="now")
+def train_on(collected: Collected, settings: TrainSettings | None = None) -> Head:
+    return train(collected, settings or TrainSettings(), name="made", command=("arbitrage", "train"), created="now")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_nothing_is_taken_from_the_test(collected: Collected, head: Head) -> Non
     rng = np.random.default_rng(0)
     noise = rng.normal(size=collected.features.shape).astype(np.float32)
     features = np.where(testing[:, None], noise, collected.features)
-    other = train_on(replace(collected, outcomes=swapped, features=features), Settings(margin=0.0))
+    other = train_on(replace(collected, outcomes=swapped, features=features), TrainSettings(margin=0.0))
     for name, array in head.arrays().items():
         assert array.tobytes() == other.arrays()[name].tobytes()
     assert other.card.taus["named"] == head.card.taus["named"]
@@ -246,7 +246,7 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
     with pytest.raises(UsageError, match="too few"):
         train_on(read_states([write_run(tmp_path / "few", questions(10))]))
     with pytest.raises(UsageError, match="0 with an advantage"):
-        train_on(collected, Settings(margin=5.0))
+        train_on(collected, TrainSettings(margin=5.0))
 
 
 def test_what_nothing_can_be_learned_from_is_refused() -> None:
