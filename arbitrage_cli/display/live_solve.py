@@ -87,7 +87,7 @@ class SolveView(View):
 
     def begin(self) -> list[Text]:
         lines = [Text(line, "dim") for line in wording.opening(self._run)]
-        return [*lines, Text(wording.TOY_NOTICE, "yellow")] if self._run.is_scripted else lines
+        return [*lines, Text(wording.SCRIPTED_NOTICE, "yellow")] if self._run.is_scripted else lines
 
     def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
         if isinstance(event, AttemptStarted | AttemptEnded | RequestBegun | RequestEnded):

@@ -18,7 +18,7 @@ BAR = 4  # characters
 MAX_ANSWER = 80  # characters
 MIN_ESTIMATES = 5  # problems
 FEW = 16  # tokens: too few to measure a speed by
-TOY_NOTICE = (
+SCRIPTED_NOTICE = (
     "These are scripted models, not language models: they only know one line of arithmetic. "
     "For real ones: --draft DRAFT.gguf --target TARGET.gguf"
 )
@@ -89,7 +89,7 @@ def _rule(run: RunInfo) -> str:
 
 def serving(server: ServerInfo) -> list[str]:
     """The models of a server, where it is, and which names it answers to."""
-    notice = [TOY_NOTICE] if server.run.is_scripted else []
+    notice = [SCRIPTED_NOTICE] if server.run.is_scripted else []
     return [*opening(server.run), *notice, f"listening at {server.url}; models: {', '.join(server.names)}"]
 
 
