@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, MutableMapping, Sequence
@@ -24,6 +25,8 @@ from arbitrage_cli.serving.metrics import Metrics
 from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Intake, Report, Ticket
 from arbitrage_cli.types import Decision, Finished, Writing, Wrote
+
+log = logging.getLogger("arbitrage.serving")
 
 Result = TypeVar("Result")
 Progress = Writing | Wrote | Decision | Finished
@@ -77,6 +80,7 @@ def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bound
             RefusedError: _show_refusal,
             HTTPException: _show_http_error,
             ClientDisconnect: _show_nothing,
+            Exception: _show_defect,
         },
     )
 
@@ -346,6 +350,11 @@ async def _show_refusal(request: Request, error: Exception) -> Response:
 async def _show_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - the same
     return _refusal_response(RefusedError(error.detail.lower(), status=error.status_code))
+
+
+async def _show_defect(request: Request, error: Exception) -> Response:
+    log.error("a request failed (%s: %s); please report it", type(error).__name__, error, exc_info=error)
+    return _refusal_response(RefusedError("the server has a defect", status=500, kind="server_error"))
 
 
 async def _show_nothing(request: Request, error: Exception) -> Response:

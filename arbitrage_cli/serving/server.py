@@ -126,6 +126,7 @@ class Service:
             lifespan="off",
             loop="asyncio",
             log_config=None,
+            log_level="critical",  # what a client sends wrong is its own business, and failures are logged by the application
             access_log=False,
             server_header=False,
             backlog=BACKLOG,

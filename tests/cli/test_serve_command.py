@@ -121,6 +121,7 @@ def test_a_second_signal_does_not_wait() -> None:
             while (code := process.poll()) is None:  # one that is still pending is not sent again
                 process.send_signal(signal.SIGINT)
                 os.sched_yield()
+        assert b"Traceback" not in process.communicate(timeout=10)[1]
     assert code in (130, -signal.SIGINT)
 
 

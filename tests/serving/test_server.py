@@ -321,6 +321,15 @@ def test_other_refusals(client: Served, status: int, request_of: dict[str, Any])
     refusal(response)
 
 
+def test_a_defect_is_logged_and_answered(
+    client: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("arbitrage_cli.serving.metrics.generate_latest", lambda registry: 1 / 0)
+    response = client.get("/metrics")
+    assert (response.status_code, refusal(response)["type"]) == (500, "server_error")
+    assert [record.name for record in caplog.records] == ["arbitrage.serving"]
+
+
 def test_names_of_the_server(client: Served) -> None:
     for host, status in (
         ("localhost", 200),
