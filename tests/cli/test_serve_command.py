@@ -97,6 +97,7 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
 
 def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
+    os.mkfifo(tmp_path / "pipe")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for flags, place in (
             (("--host", "0.0.0.0"), "--host"),  # noqa: S104 - refused
@@ -104,6 +105,8 @@ def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
             (("--policy", "judge"), "--policy"),
             (("--api-key-file", str(tmp_path / "empty")), ""),
             (("--api-key-file", str(tmp_path / "none")), "--api-key-file"),
+            (("--api-key-file", str(tmp_path / "pipe")), "--api-key-file"),
+            (("--api-key-file", "/dev/zero"), "--api-key-file"),
         ):
             assert_refused(run("serve", *MODELS, "--port", "0", *flags), 2, place)
     missing = run("serve", *MODELS, without=["uvicorn"])
