@@ -67,7 +67,7 @@ def shortened_all(texts: Sequence[str], width: int) -> list[str]:
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
     """A paragraph in lines of at most so many columns."""
-    return textwrap.wrap(text, width, subsequent_indent="  ")
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def is_drawable(stream: TextIO | None) -> bool:
