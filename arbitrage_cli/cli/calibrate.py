@@ -33,8 +33,8 @@ from arbitrage_cli.types import ModelRole
 if TYPE_CHECKING:
     from arbitrage_cli.app.setup import RunOptions
     from arbitrage_cli.inference.backend import Options
-    from arbitrage_cli.routing.costs import Costs
     from arbitrage_cli.routing.head import Head
+    from arbitrage_cli.routing.pair_costs import Costs
     from arbitrage_cli.training.examples import Collected
 
 ROLES: tuple[ModelRole, ...] = ("draft", "target")

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
-from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal, Proposals
 from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Planner, Speculation, Speculator
+from arbitrage_cli.inference.token_costs import TokenCosts
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, TokenStats, Trace
 

@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Protocol
 
 from arbitrage_cli.inference.acceptance import Acceptance
-from arbitrage_cli.inference.costs import BatchCosts
 from arbitrage_cli.inference.proposals import KINDS, Kind, Place
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.types import Cost, Trace
 
 GAIN = 1.05  # times as many tokens a second as without, at least: less is lost in the noise of measuring

@@ -7,9 +7,9 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, head_file
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.errors import RouterError, UsageError
-from arbitrage_cli.routing.costs import DECISION_SECONDS, LOOK_SECONDS, Costs
+from arbitrage_cli.routing.pair_costs import DECISION_SECONDS, LOOK_SECONDS, Costs
 from arbitrage_cli.stats.intervals import Interval
 
 ALWAYS, NEVER = 0.0, 1.0

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES, Floats
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
 from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
 from arbitrage_cli.training.tau_tables import Outcomes

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.early_stop import LOOK_EVERY, clearly_above
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.thresholds import ALWAYS, NEVER, TauRow, TauTable, with_names
 from arbitrage_cli.stats.intervals import Interval, bootstrap_many
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of_problem
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.inference.costs import FIRST_ROWS, MAX_ROWS
 from arbitrage_cli.inference.proposals import KINDS, SOURCES, History, Place, Proposal
 from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.token_costs import FIRST_ROWS, MAX_ROWS
 
 Seconds = Callable[[int], float]
 

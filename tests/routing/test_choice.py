@@ -7,9 +7,9 @@ import pytest
 from small_heads import make_table, write_head
 
 from arbitrage_cli.routing.choice import AvailableHead, make_route, route_or_target_alone
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.policies import POLICIES
 
 SLOW_DRAFT = Costs(draft_seconds_per_token=0.9, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.5)

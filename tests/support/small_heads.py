@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Head, HeadCard, Network
 from arbitrage_cli.routing.head_file import save
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.thresholds import TauRow, TauTable
 
 KNOTS = np.array([[-1.0, -1.0], [1.0, 1.0]])

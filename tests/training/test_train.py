@@ -10,10 +10,10 @@ import pytest
 from collected import DRAFT, TARGET, World, questions, write_run
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.costs import Costs
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Curve, Head, Network
 from arbitrage_cli.routing.head_file import load, save
+from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states

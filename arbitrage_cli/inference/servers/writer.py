@@ -18,7 +18,6 @@ from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Segment
-from arbitrage_cli.inference.costs import TokenCosts
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
@@ -29,6 +28,7 @@ from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
+from arbitrage_cli.inference.token_costs import TokenCosts
 from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the tokens asked for
