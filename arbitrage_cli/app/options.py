@@ -357,26 +357,19 @@ class SelectionOptions:
     run_code: RunCode = False
 
 
-_DATASET = _problems(
-    "--dataset",
-    metavar="NAME|FILE",
-    help="Problems with answers (collect and calibrate: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, humaneval, mbpp, arc, builtin, builtin-dev; or a JSONL or "
-    "parquet file.",
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemOptions(SelectionOptions):
     """A data set, and which of its problems."""
 
-    dataset: Annotated[str, _DATASET]
-
-
-@dataclass(frozen=True, slots=True)
-class OptionalProblemOptions(SelectionOptions):
-    """The same for a command that can do without."""
-
-    dataset: Annotated[str | None, _DATASET] = None
+    dataset: Annotated[
+        str,
+        _problems(
+            "--dataset",
+            metavar="NAME|FILE",
+            help="Problems with answers (collect: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, humaneval, mbpp, arc, "
+            "builtin, builtin-dev; or a JSONL or parquet file.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """`arbitrage calibrate`: a head with the taus of other states and another machine, and what is refused."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,33 +86,16 @@ def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
     assert card["data"]["taus_of"]["costs"] == "the machine that calibrated"
 
 
-def test_data_set_is_collected_first_with_the_steps_that_the_head_keeps(here: Path) -> None:
-    rows = [{"question": f"{number} * 12 + 6", "answer": str(number * 12 + 6)} for number in range(11, 23)]
-    (here / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ("--dataset", "sums.jsonl", "--reward", "rollout", "--pair", "scripted", "-q")
-    result = calibrate(here, *arguments)
-    assert result.code == 0, result.err
-    folder = here / "runs" / "calibrate-sums--scripted"
-    made = json.loads((folder / "run.json").read_text())
-    assert (made["kind"], made["roll_in"], made["planned"]) == ("collect", "head", 12)
-    assert "12 solutions of calibrate-sums--scripted" in result.out
-    before = (folder / "results.jsonl").read_bytes()
-    assert calibrate(here, *arguments).code == 0
-    assert (folder / "results.jsonl").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "nothing to calibrate on"),
-        (["run", "--dataset", "builtin"], "both runs and a data set"),
+        ([], "RUN"),
         (["nowhere"], "no run in this folder"),
         (["run", "other"], "different pairs"),
         (["run", "./run/"], "run is given twice"),
         (["bench"], "run of arbitrage bench"),
         (["run", "-o", "new.pkl"], ".safetensors"),
         (["few"], "too few states"),
-        (["--dataset", "builtin", "--pair", "scripted"], "process reward model"),
     ],
 )
 def test_unusable_arguments_are_refused_and_no_file_is_made(here: Path, arguments: list[str], reason: str) -> None:
