@@ -64,8 +64,8 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     ("progress", "columns", "head", "row"),
     [
         (BEGUN, 60, "bench set  ████████████░░░░░░  4/6", "  entropy 0.5   2/3    50%    3.00  1.50x       1"),
-        (BEGUN, 48, "bench set  ████░░  4/6", "  entropy ~   2/3    50%    3.00  1.50x       1"),
-        (BEGUN, 36, "benc…  4/6", "  entropy~   2/3    50%    3.00  1…"),
+        (BEGUN, 48, "bench set  ████░░  4/6", "  entr~ 0.5   2/3    50%    3.00  1.50x       1"),
+        (BEGUN, 36, "benc…  4/6", "  entr~0.5   2/3    50%    3.00  1…"),
         (AT_ONCE, 40, "bench set  2/3", "  target   2/3    50%        4.00"),
     ],
 )
