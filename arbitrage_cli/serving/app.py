@@ -72,9 +72,8 @@ def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bound
             Mount("/", routes=keyed, middleware=[Middleware(NeedKey, access.api_key)]),
         ],
         middleware=[
-            Middleware(Counting, metrics, {route.path for route in keyed} | {"/health"}),
+            Middleware(Door, metrics, {route.path for route in keyed} | {"/health"}),
             *known_hosts,
-            Middleware(SameOrigin),
         ],
         exception_handlers={
             RefusedError: _show_refusal,
@@ -85,36 +84,26 @@ def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bound
     )
 
 
-class Counting:
-    """Counts responses, by path and status."""
+class Door:
+    """Refuses the pages of other sites. Counts responses, by path and status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
         self._app, self._metrics, self._paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["path"] in self._paths else "other"
+        headers, app = Headers(scope=scope), self._app
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+            message = "this server does not answer the pages of other sites"
+            app = _refusal_response(RefusedError(message, status=403, kind="permission_error", code="invalid_origin"))
 
         async def counting(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.responded(path, message["status"])
             await send(message)
 
-        await self._app(scope, receive, counting)
-
-
-class SameOrigin:
-    """Refuses the pages of other sites."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        app, origin = self._app, headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
-            message = "this server does not answer the pages of other sites"
-            app = _refusal_response(RefusedError(message, status=403, kind="permission_error", code="invalid_origin"))
-        await app(scope, receive, send)
+        await app(scope, receive, counting)
 
 
 class NeedKey:

@@ -151,15 +151,6 @@ def test_a_problem_that_the_server_cannot_answer_ends_alone() -> None:
     assert errors == {"0": None, "1": None}
 
 
-@pytest.mark.parametrize("status", [400, 422])
-def test_a_refused_request_is_of_its_problem(status: int) -> None:
-    server = HashServer("vllm", HashBackend("target"))
-    with opened(server) as model:
-        server.faults = lambda: Answer([{"error": {"message": "no such thing"}}], status)
-        events = events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
-    assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError] * 2
-
-
 @pytest.mark.parametrize("status", [401, 403, 404, 307])
 def test_a_server_that_refuses_everything_ends_the_run(status: int) -> None:
     server = HashServer("vllm", HashBackend("target"))
@@ -181,16 +172,6 @@ def test_retries_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
-
-
-def test_an_answer_that_never_ends_is_an_error_of_its_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.WHOLE_SECONDS", 0.1)
-    server = HashServer("vllm", HashBackend("target"))
-    with opened(server) as model:
-        server.faults = lambda: STALLED
-        events = events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
-        assert server.num_stalling == 0
-    assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError] * 2
 
 
 def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:
@@ -220,25 +201,33 @@ def with_logprobs(tokens: Any, values: Any, top: Any) -> dict[str, Any]:
     return {"choices": [{"text": "a", "finish_reason": "stop", "logprobs": logprobs}]}
 
 
+OTHER_FORMS: list[dict[str, Any]] = [
+    *({}, {"choices": [{}]}, {"choices": [{"text": 3}]}, {"choices": "x"}, {"choices": [[]]}, {"choices": {"a": 1}}),
+    *({"choices": [{"text": "a"}]}, {"choices": [], "usage": {"prompt_tokens": 10**400}}),
+    with_logprobs(["a"], [float("nan")], [{"a": -1.0, "b": -2.0}]),
+    with_logprobs(["a"], [-1.0], [{"a": 1e5, "b": -2.0}]),
+    with_logprobs(["a", "b"], [-1.0], [{}]),
+]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        *({}, {"choices": [{}]}, {"choices": [{"text": 3}]}, {"choices": "x"}, {"choices": [[]]}, {"choices": {"a": 1}}),
-        *({"choices": [{"text": "a"}]}, {"choices": [], "usage": {"prompt_tokens": 10**400}}),
-        with_logprobs(["a"], [float("nan")], [{"a": -1.0, "b": -2.0}]),
-        with_logprobs(["a"], [-1.0], [{"a": 1e5, "b": -2.0}]),
-        with_logprobs(["a", "b"], [-1.0], [{}]),
+        STALLED,
+        *(Answer([{"error": {"message": "no such thing"}}], status) for status in (400, 422)),
+        *(Answer([form], is_streamed=True) for form in OTHER_FORMS),
     ],
 )
-def test_an_answer_of_another_form_is_an_error_of_its_problem(
-    answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+def test_a_wrong_answer_is_an_error_of_its_problem(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is refused, never ends, or has another form."""
+    for name, seconds in (("FIRST_DELAY", 0.001), ("WHOLE_SECONDS", 0.1)):
+        monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
     server = HashServer("vllm", HashBackend("target"))
     with opened(server) as model:
-        server.faults = lambda: Answer([answer], is_streamed=True)
-        events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
-    assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError]
+        server.faults = lambda: answer
+        events = events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
+        assert server.num_stalling == 0
+    assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -311,6 +311,7 @@ def test_bodies_that_are_no_request(client: Served, body: bytes) -> None:
         (404, {"method": "GET", "url": "/v2"}),
         (405, {"method": "GET", "url": "/v1/chat/completions"}),
         (403, {"method": "GET", "url": "/v1/models", "headers": {"origin": "https://evil.example"}}),
+        (403, {"method": "GET", "url": "/v1/models", "headers": {"origin": "null"}}),
         (415, {"method": "POST", "url": "/v1/completions", "content": b"{}", "headers": {"content-type": "text/plain"}}),
         (413, {"method": "POST", "url": "/v1/completions", "json": {"prompt": "x" * (1 << 20)}}),
     ],
