@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
@@ -329,10 +329,11 @@ class MachineOptions(LoadingOptions):
 
 
 RunCode = Annotated[
-    bool,
+    Literal["sandboxed", "unprotected"] | None,
     _problems(
         "--run-code",
-        help="Allow programs that models wrote to run, in confined processes: task code is graded by tests. See arbitrage guide code.",
+        help="Allow programs that models wrote to run: task code is graded by tests. --run-code alone means sandboxed, behind "
+        "bubblewrap; --run-code=unprotected is for containers. See arbitrage guide code.",
     ),
 ]
 
@@ -354,7 +355,7 @@ class SelectionOptions:
         ),
     ] = None
     ids: Annotated[str | None, _problems("--ids", metavar="ID,...", help="Only the problems with these ids.")] = None
-    run_code: RunCode = False
+    run_code: RunCode = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,8 @@ from arbitrage_cli.display.text import is_drawable, one_line
 from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
+RUN_CODE = "--run-code=sandboxed"
+"""What `--run-code` alone means: Typer has no option with an optional value."""
 COMMANDS = MappingProxyType(
     {
         "solve": solve.solve,
@@ -84,7 +86,11 @@ def run(arguments: Sequence[str]) -> int:
     call = CallObject(tuple(arguments), settings)
     try:
         code = group.main(
-            args=list(arguments), prog_name="arbitrage", default_map=settings.defaults, obj=call, standalone_mode=False
+            args=[RUN_CODE if argument == "--run-code" else argument for argument in arguments],
+            prog_name="arbitrage",
+            default_map=settings.defaults,
+            obj=call,
+            standalone_mode=False,
         )
     except typer.Abort:
         return 1

@@ -1,7 +1,7 @@
 """`arbitrage bench`: what routing costs in accuracy and saves in time, measured on this machine."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from arbitrage_cli.app.options import (
@@ -77,7 +77,7 @@ def bench(
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.cli.bench_run import measure, plan_run
-    from arbitrage_cli.cli.running_code import refuse_running_code
+    from arbitrage_cli.cli.running_code import permitted
     from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
     from arbitrage_cli.runs.folder import RunFolder
 
@@ -92,7 +92,7 @@ def bench(
         display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)
         setup = bench_setup(RunOptions(invocation, models, generation, machine, selected.dataset.task), routing)
-        refuse_running_code(setup.task, is_allowed=problems.run_code)
+        setup = replace(setup, task=permitted(setup.task, problems.run_code))
         path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
         folder = stack.enter_context(RunFolder(path, fresh=bench.fresh))
         for note in folder.notes:

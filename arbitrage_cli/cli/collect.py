@@ -1,7 +1,7 @@
 """`arbitrage collect`: states to train a head on, from a data set and a pair of models."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -104,7 +104,7 @@ def collect(
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.setup import RunOptions, collect_setup
     from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
-    from arbitrage_cli.cli.running_code import refuse_running_code
+    from arbitrage_cli.cli.running_code import permitted
 
     if collect.target_samples > 1 and generation.temperature == 0:
         raise UsageError(
@@ -116,7 +116,7 @@ def collect(
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
         task = selected.dataset.task
         setup = collect_setup(RunOptions(invocation, models, generation, machine, task), collect.reward)
-        refuse_running_code(setup.task, is_allowed=problems.run_code)
+        setup = replace(setup, task=permitted(setup.task, problems.run_code))
         path = output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         plan = CollectPlan(selected, path, collect, fresh=fresh)
         collected = run_collection(setup, plan, display)

@@ -14,7 +14,7 @@ from arbitrage_cli.cli.settings import settings_files
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.downloads import size_words
 from arbitrage_cli.display.text import one_line
-from arbitrage_cli.errors import ModelError, ProblemError, UsageError
+from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.system.machine import default_threads, processor_name, total_memory
 from arbitrage_cli.system.paths import user_folder
@@ -41,7 +41,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "processor", processor_name()
     yield "memory", size_words(memory) if memory else "unknown"
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
-    yield "programs run with", _isolation()
+    yield "programs run behind", _wall()
     yield "tuned here", _tuned()
     yield "settings files", ", ".join(map(str, settings_files())) or "none"
     yield "pairs file", str(user_folder() / "pairs.toml")
@@ -49,15 +49,15 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"
 
 
-def _isolation() -> str:
+def _wall() -> str:
     """What keeps programs that models wrote apart from this machine."""
-    from arbitrage_cli.grading.programs.runner import ProgramRunner
+    from arbitrage_cli.grading.programs import find_wall
 
     try:
-        with ProgramRunner() as runner:
-            return str(runner.isolation)
-    except ProblemError as error:
-        return error.message
+        find_wall()
+    except UsageError as error:
+        return f"nothing: {error.message}"
+    return "bubblewrap"
 
 
 def _tuned() -> str:

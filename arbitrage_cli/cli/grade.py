@@ -21,7 +21,7 @@ def grade(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     *,
     figures: FigureOptions,
-    run_code: RunCode = False,
+    run_code: RunCode = None,
     output: QuietOptions,
 ) -> int:
     """Grade the answers of a benchmark again, without a model: after the grader has changed.
@@ -33,7 +33,7 @@ def grade(
       arbitrage grade runs/builtin--builtin
     """
     from arbitrage_cli.app.manifest import with_grader
-    from arbitrage_cli.cli.running_code import refuse_running_code
+    from arbitrage_cli.cli.running_code import permitted
     from arbitrage_cli.tasks.registry import find_task
 
     if not (run / RUN).exists():
@@ -43,8 +43,7 @@ def grade(
         folder = stack.enter_context(RunFolder(run))
         for note in folder.notes:
             display.note(note)
-        task = find_task((folder.run or {}).get("task"))
-        refuse_running_code(task, is_allowed=run_code)
+        task = permitted(find_task((folder.run or {}).get("task")), run_code)
         grader = stack.enter_context(task.open_grader())
 
         def graded_again(row: Mapping[str, Any]) -> dict[str, Any]:

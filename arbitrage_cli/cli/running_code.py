@@ -7,25 +7,26 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.task import Task
 
 
-def refuse_running_code(task: Task, *, is_allowed: bool) -> None:
-    """UsageError if the task's answers are graded by running them, and that is not allowed; in a terminal the user is asked."""
-    if not task.runs_code or is_allowed:
+def permitted(task: Task, run_code: str | None) -> Task:
+    """The task as `--run-code` has it graded. UsageError if it runs code and may not; in a terminal the user is asked."""
+    if not task.runs_code:
+        return task
+    if run_code == "unprotected":
+        from arbitrage_cli.tasks.code import unprotected
+
+        return unprotected(task)
+    from arbitrage_cli.grading.programs import find_wall
+
+    find_wall()
+    if run_code is None:
+        _ask(f"task {task.name} is graded by running programs that models wrote, on this machine")
+    return task
+
+
+def _ask(what: str) -> None:
+    if _can_ask() and confirmed(f"{what[0].upper()}{what[1:]}, behind bubblewrap. Run them?"):
         return
-    what = f"task {task.name} is graded by running programs that models wrote, on this machine"
-    isolation = _isolation()
-    if _can_ask() and confirmed(f"{what[0].upper()}{what[1:]}. Protection: {isolation}. Run them?"):
-        return
-    raise UsageError(
-        f"{what} (protection: {isolation})",
-        "--run-code, or run-code = true in a settings file, allows it; arbitrage guide code says what stops what",
-    )
-
-
-def _isolation() -> str:
-    from arbitrage_cli.grading.programs.runner import ProgramRunner  # slow: it tries what works here
-
-    with ProgramRunner() as runner:
-        return str(runner.isolation)
+    raise UsageError(what, '--run-code, or run-code = "sandboxed" in a settings file, allows it; see arbitrage guide code')
 
 
 def _can_ask() -> bool:

@@ -109,3 +109,10 @@ def _gold_texts(value: object) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for part in value for text in _gold_texts(part)]
     return []
+
+
+def shown(text: str, width: int = 60) -> str:
+    """A text as part of one line of at most `width` characters: no control characters, nothing that cannot be written."""
+    start = " ".join(text[: 4 * width].split())
+    safe = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in start)
+    return safe if len(safe) <= width and len(text) <= 4 * width else f"{safe[:width]}…"

@@ -12,28 +12,23 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import chain, pairwise, zip_longest
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from arbitrage_cli.errors import TemplateError
-from arbitrage_cli.system.confined import ConfinedError, confined
+from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Message, MessageRole
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."
 """The paper's system prompt."""
 
-MAX_RENDERED_CHARS = 100_000
 MAX_RENDER_SECONDS = 2.0
 MAX_RENDER_BYTES = 256 << 20
 MAX_LAYOUTS = 32
 """Shapes of conversations whose layouts are kept."""
-
-PROMPT_DATE = date(2024, 7, 26)
-"""The date for templates that ask for today's: a prompt must not change from one day to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,76 +318,29 @@ def _append_plain(segments: list[Segment], text: str) -> None:
 
 def _render(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
     """Render a chat template. TemplateError if it is broken or exceeds a bound; `RoleRefusedError` if it refuses the messages."""
-    import jinja2.sandbox  # noqa: F401 - slow to import, and not needed before a model is loaded; here rather than in each child
-
     try:
-        kind, text = json.loads(_rendered(template, json.dumps([messages, dict(variables)])))
-    except ConfinedError as error:
+        kind, text = _rendered(template, json.dumps([messages, dict(variables)]))
+    except ChildError as error:
         raise _broken(str(error)) from error
     if kind == "refused":
         raise RoleRefusedError(text)
     if kind == "broken":
         raise _broken(text)
-    return str(text)
+    return text
 
 
 @lru_cache(MAX_LAYOUTS)
-def _rendered(template: str, arguments: str) -> str:
-    """The `_outcome` of a template, computed in a child. ConfinedError."""
-    return confined(partial(_outcome, template, arguments), seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
+def _rendered(template: str, arguments: str) -> tuple[str, str]:
+    """The outcome of rendering a template, in a child. ChildError."""
+    kind, text = renderer()(template, arguments)
+    return str(kind), str(text)
 
 
-def _outcome(template: str, arguments: str) -> str:
-    """What a template makes of messages and variables, both in JSON: [rendered, refused or broken, its text or the reason]."""
-    import jinja2
-
-    messages, variables = json.loads(arguments)
-    try:
-        parts, size = [], 0
-        for part in _sandbox().from_string(template).generate(messages=messages, add_generation_prompt=True, **variables):
-            size += len(part)
-            if size > MAX_RENDERED_CHARS:
-                raise OverflowError(f"more than {MAX_RENDERED_CHARS:,} characters")
-            parts.append(part)
-        return json.dumps(["rendered", "".join(parts)])
-    except RoleRefusedError as refusal:
-        return json.dumps(["refused", str(refusal)])
-    except (
-        jinja2.TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
-        return json.dumps(["broken", (str(error) or type(error).__name__).splitlines()[0][:200]])
+@lru_cache(1)
+def renderer() -> Child:
+    """The child that renders all templates; it ends with this process. Starting it early saves time."""
+    return Child("arbitrage_cli.inference.rendering:load", seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
 
 
 def _broken(reason: str) -> TemplateError:
     return TemplateError(f"the model's chat template cannot be used: {reason}", "use another GGUF of this model")
-
-
-def _sandbox() -> Any:
-    """A Jinja environment without private attributes, and with the functions that chat templates use."""
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks for training what the assistant writes; here it is just its content."""
-
-        tags = {"generation"}  # noqa: RUF012 - as the base class has it
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> NoReturn:
-        raise RoleRefusedError(message)
-
-    def strftime_now(form: str) -> str:
-        return PROMPT_DATE.strftime(form)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.errors import ModelUnsupportedError
+from arbitrage_cli.inference.chat_template import renderer
 from arbitrage_cli.inference.trial import try_files
 from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files, models_folder
 
@@ -23,6 +24,7 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
         return open_scripted(source, options)
     path = find_files(source)[0]
     try_model(source, options)
+    renderer().start()  # it gets ready while llama.cpp is imported
     backend: Backend = load_llama().LlamaBackend(path, options, progress=progress)
     return backend
 

@@ -5,12 +5,8 @@ may be the machine's. Loads nothing itself, and knows neither policy nor problem
 """
 
 import importlib.metadata
-import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +16,12 @@ from arbitrage_cli import errors
 from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.system.child import Child, ChildError
 
 MAX_SECONDS = 20  # of processor time
 BYTES_PER_SECOND = 50 << 20  # of the slowest machine: a large file may take longer
-WALL_FACTOR = 5  # seconds by the wall clock per second of processor time; a busy machine is slow
 MAX_BYTES = 1 << 30  # beyond twice the file's: weights are copied into another layout
-MODULE = "arbitrage_cli.inference.llama.try_file"
+MAKE = "arbitrage_cli.inference.llama.try_file:load"
 
 log = logging.getLogger("arbitrage.models")
 
@@ -47,35 +43,16 @@ def try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
 
 
 def _try(path: Path, size: int, gpu_layers: int | None) -> None:
-    root = Path(__file__).parents[2]
-    search = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"}
-    seconds = MAX_SECONDS + size // BYTES_PER_SECOND
-    limits = [str(seconds), str(2 * size + MAX_BYTES), "" if gpu_layers is None else str(gpu_layers)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    seconds, memory = MAX_SECONDS + size // BYTES_PER_SECOND, 2 * size + MAX_BYTES
     with tempfile.TemporaryFile() as noise:
-        with subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", MODULE, str(path.absolute()), *limits],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C is for this process
-        ) as child:
-            try:
-                answer, _ = child.communicate(timeout=WALL_FACTOR * seconds)
-            except subprocess.TimeoutExpired as error:
-                raise _bad(path, f"its trial did not end within {WALL_FACTOR * seconds} s", noise) from error
-            finally:
-                child.kill()
-        if child.returncode:
-            raise _bad(path, f"its trial {_ending(child.returncode)}", noise)
-    kind, message, hint = json.loads(answer)
+        child = Child(MAKE, seconds=seconds, memory=None, is_kept=False, stderr=noise, environment=environment)
+        try:
+            kind, message, hint = child(str(path.absolute()), memory, gpu_layers)
+        except ChildError as error:
+            raise _bad(path, f"its trial failed: {error}", noise) from error
     if kind:
         raise getattr(errors, kind)(message, hint)
-
-
-def _ending(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
 
 
 def _bad(path: Path, what: str, noise: IO[bytes]) -> ModelFileError:

@@ -8,13 +8,13 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from arbitrage_cli.data.problems import UnusableError
 from arbitrage_cli.data.rows import Form, Row
-from arbitrage_cli.grading.programs.records import Tests, humaneval_tests, mbpp_tests
-from arbitrage_cli.grading.programs.runner import ProgramRunner
+from arbitrage_cli.grading.programs import ProgramRunner, Tests, find_wall, humaneval_tests, mbpp_tests
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Grade
@@ -35,7 +35,7 @@ class _Grader:
 
     def __init__(self, runner: ProgramRunner) -> None:
         self._runner = runner
-        self.protections = runner.isolation.protections
+        self.protections = runner.protections
 
     def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
         program = find_program(text)
@@ -61,13 +61,17 @@ def _is_same(first: str, second: str) -> bool:
 
 
 @contextmanager
-def _open_grader() -> Iterator[_Grader]:
-    with ProgramRunner() as runner:
-        yield _Grader(runner)
+def _open_grader(*, is_walled: bool = True) -> Iterator[_Grader]:
+    yield _Grader(ProgramRunner(find_wall() if is_walled else ()))
+
+
+def unprotected(task: Task) -> Task:
+    """The same task, grading programs without a wall."""
+    return replace(task, open_grader=partial(_open_grader, is_walled=False))
 
 
 def _grader_version() -> str:
-    return f"programs 1, Python {platform.python_version()}"
+    return f"programs 2, Python {platform.python_version()}"
 
 
 def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
@@ -82,7 +86,7 @@ def _mbpp(row: Row) -> tuple[str, dict[str, Any]]:
     _check_texts(row, described)
     tests = row["test_list"]
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
-        raise UnusableError("its test_list is no list of texts")
+        raise UnusableError("its test_list is not a list of strings")
     question = f"{row[described].strip()}\nYour code should pass this test:\n\n```python\n{tests[0].strip()}\n```"
     return question, asdict(mbpp_tests(row))
 
@@ -90,7 +94,7 @@ def _mbpp(row: Row) -> tuple[str, dict[str, Any]]:
 def _check_texts(row: Row, *names: str) -> None:
     for name in names:
         if not isinstance(row[name], str):
-            raise UnusableError(f"its {name} is no text")
+            raise UnusableError(f"its {name} is not a string")
 
 
 CODE = Task(

@@ -45,7 +45,7 @@ def manifest(folder: Path) -> Any:
 def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> None:
     write_rows(tmp_path, MBPP)
     assert_refused(run(*BENCH, cwd=tmp_path), REFUSED, "", "--run-code")
-    assert run(*BENCH, "--run-code", cwd=tmp_path).code == 0
+    assert run(*BENCH, "--run-code=unprotected", cwd=tmp_path).code == 0
     made = manifest(tmp_path)
     assert (made["task"], made["step_separator"], made["step_least"]) == (
         "code",
@@ -55,7 +55,7 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     assert row["grade"]["value"] == "incorrect"  # arithmetic is no function f
     assert_refused(run("grade", "run", cwd=tmp_path), REFUSED, "", "--run-code")
-    assert run("grade", "run", "--run-code", "-q", cwd=tmp_path).code == 0
+    assert run("grade", "run", "--run-code=unprotected", "-q", cwd=tmp_path).code == 0
 
 
 def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
     write_rows(tmp_path, MBPP, {**MBPP, "task_id": 8, "text": "What is 12 * 34 - 5?"})
     collect = ("collect", "--pair", "scripted", "--reward", "rollout", "--dataset", "rows.jsonl", "--limit", "1", "-q")
     assert_refused(run(*collect, "-o", "code", cwd=tmp_path), REFUSED, "", "--run-code")
-    assert run(*collect, "-o", "code", "--run-code", cwd=tmp_path).code == 0
+    assert run(*collect, "-o", "code", "--run-code=unprotected", cwd=tmp_path).code == 0
     write_rows(tmp_path, {"question": QUESTION, "answer": RIGHT})
     assert run(*collect, "-o", "math", cwd=tmp_path).code == 0
     code, mathematics = read_states([tmp_path / "code"]), read_states([tmp_path / "math"])

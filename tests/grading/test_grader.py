@@ -1,6 +1,5 @@
 """Scores of solutions. Nothing that a model writes can hang, crash, deceive or command the program that grades it."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.grading import sandbox
 from arbitrage_cli.grading.grader import Grader, grader_version
 from arbitrage_cli.tasks.task import reaches
 from arbitrage_cli.types import Grade
@@ -27,14 +25,14 @@ FOR_EVER = "\\boxed{9^{9^{9^9}}}"
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(start_seconds=60) as shared:
+    with Grader() as shared:
         yield shared
 
 
 @pytest.fixture
 def fresh() -> Iterator[Grader]:
     """A grader with less time, whose child the test may kill."""
-    with Grader(seconds=1, start_seconds=60) as own:
+    with Grader(seconds=1) as own:
         yield own
 
 
@@ -224,7 +222,7 @@ def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
     canary, module = tmp_path / "canary", tmp_path / "module.py"
     module.write_text(code.format(canary))
     program = (
-        "import runpy, sys; from arbitrage_cli.grading.sandbox import _refuse; sys.addaudithook(_refuse); "
+        "import runpy, sys; from arbitrage_cli.grading.algebra import _refuse; sys.addaudithook(_refuse); "
         f"runpy.run_path({str(module)!r})"
     )
     done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, check=False)
@@ -237,49 +235,31 @@ def test_nothing_is_printed(fresh: Grader, capfd: pytest.CaptureFixture[str]) ->
     """What the libraries print does not reach this program's output."""
     fresh.grade(ASKED, ROOT)
     fresh.grade(FOR_EVER, ROOT)
-    fresh.close()
     assert capfd.readouterr() == ("", "")
 
 
 # --- a child that fails
 
 
-def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
-    """Our own rules need no child. A child is reused, and gone at the end."""
-    fresh.grade("\\boxed{3}", {"answer": "3.0"})
-    children = [fresh.child_id]
-    for _ in range(2):
-        fresh.grade(ASKED, ROOT)
-        children.append(fresh.child_id)
-    before, child, again = children
-    assert before is None
+def child_of(grader: Grader) -> int:
+    child = grader.compared.process_id
     assert child is not None
-    assert child == again
-    fresh.close()
-    assert not is_running(child)
+    return child
 
 
-def test_answer_that_computes_for_ever_costs_no_child(fresh: Grader) -> None:
-    """Only that comparison is given up; no verdict depends on earlier answers."""
+def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
+    """Our own rules need no child. A comparison that computes for ever costs none: a child is reused, and gone at the end."""
+    fresh.grade("\\boxed{3}", {"answer": "3.0"})
+    assert fresh.compared.process_id is None
     fresh.grade(ASKED, ROOT)
-    child = fresh.child_id
+    child = child_of(fresh)
     score = fresh.grade(FOR_EVER, ROOT)
     assert (score.value, score.explanation) == ("unscored", "grader: math-verify gave no verdict in time")
     assert fresh.grade(ASKED, ROOT).value == "correct"
-    assert fresh.child_id == child
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_child_that_is_killed_or_stopped_between_answers_is_replaced(fresh: Grader, number: int) -> None:
-    fresh.grade(ASKED, ROOT)
-    child = fresh.child_id
-    assert child is not None
-    os.kill(child, number)
-    began = time.monotonic()
-    assert fresh.grade(ASKED, ROOT).value == "correct"
-    assert time.monotonic() - began < 30  # of which most is the start of another child
-    assert fresh.child_id != child
-    assert not is_running(child)
+    assert child_of(fresh) == child
+    with fresh:
+        pass
+    assert not Path(f"/proc/{child}").exists()
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])
@@ -293,12 +273,12 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
         except ProblemError:
             outcome.append("error")
 
-    with Grader(seconds=1 if num_kills == 1 else 60, start_seconds=60) as own:
+    with Grader(seconds=1 if num_kills == 1 else 60) as own:
         thread = threading.Thread(target=grade)
         thread.start()
         killed: set[int] = set()
         while len(killed) < num_kills and thread.is_alive():
-            child = own.child_id
+            child = own.compared.process_id
             if child is not None and child not in killed:
                 os.kill(child, signal.SIGKILL)
                 killed.add(child)
@@ -308,66 +288,6 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
         assert own.grade(ASKED, ROOT).value == "correct"
 
 
-def test_failing_children_leave_nothing_open(fresh: Grader) -> None:
-    """No pipe of a dead child stays open."""
-    fresh.grade(ASKED, ROOT)
-    fresh.close()
-    before = len(list(Path("/dev/fd").iterdir()))
-    for _ in range(3):
-        fresh.grade(ASKED, ROOT)
-        assert fresh.child_id is not None
-        os.kill(fresh.child_id, signal.SIGKILL)
-        fresh.grade(ASKED, ROOT)
-        fresh.close()
-    assert len(list(Path("/dev/fd").iterdir())) == before
-
-
-IMPOSTORS = [
-    "exit 3",
-    "kill -9 $$",
-    "echo nonsense",
-    "echo '[1, \"equal\"]'",
-    "exec sleep 60",
-    "exec yes | tr -d '\\n'",
-    "echo '\"ready\"'; exit",
-    "echo '\"ready\"'; read x; echo '[7, \"equal\"]'; exec cat",
-    'echo \'"ready"\'; read x; echo \'{"status":"ok","correct":true}\'; exec cat',
-    "echo '\"ready\"'; read x; echo '[true, \"equal\", 1]'; exec cat",
-    "echo '\"ready\"'; read x; echo '[1, \"EQUAL\"]'; exec cat",
-    "echo '\"ready\"'; read x; echo '[1, \"killed\"]'; exec cat",
-    "echo '\"ready\"'; read x; exec sleep 60",
-    "echo '\"ready\"'; exec sleep 60",
-]
-
-
-def impersonate(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has this shell script started as the child."""
-    program = folder / "impostor"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(program))
-
-
-@pytest.mark.parametrize("script", IMPOSTORS)
-def test_child_that_breaks_the_protocol_gives_no_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
-) -> None:
-    """Only the words of the protocol, in their place, are a verdict. After a second try anything else is an error, and soon."""
-    impersonate(f"echo >> {tmp_path}/starts; {script}", tmp_path, monkeypatch)
-    began = time.monotonic()
-    with Grader(seconds=0.1, start_seconds=0.5) as grader, pytest.raises(ProblemError, match="math-verify"):
-        grader.grade(ASKED, ROOT)
-    assert time.monotonic() - began < 15
-    assert (tmp_path / "starts").read_text() == "\n\n"
-
-
-def test_second_child_may_give_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "echo '\"ready\"'; read x; mkdir {0}/first && exit 1; echo '[1, \"equal\"]'; exec cat"
-    impersonate(script.format(tmp_path), tmp_path, monkeypatch)
-    with Grader() as grader:
-        assert grader.grade(ASKED, ROOT).value == "correct"
-
-
 def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only answers that need it cannot be graded."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -375,65 +295,3 @@ def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ProblemError, match="cannot be started"):
             grader.grade(ASKED, ROOT)
         assert grader.grade("\\boxed{3.0}", {"answer": "3"}).value == "correct"
-
-
-def test_child_ends_with_its_parent() -> None:
-    """The child of a parent that is killed ends too, even while it computes."""
-    code = (
-        "from arbitrage_cli.grading.grader import Grader\n"
-        "with Grader(seconds=1, start_seconds=60) as grader:\n"
-        f"    grader.grade({ASKED!r}, {ROOT!r})\n"
-        "    print(grader.child_id, flush=True)\n"
-        f"    grader.grade({FOR_EVER!r}, {ROOT!r})\n"
-        "    input()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout
-        child = int(parent.stdout.readline())
-        parent.kill()
-    ended = threading.Event()
-    until = time.monotonic() + 20
-    while is_running(child) and time.monotonic() < until:
-        ended.wait(0.05)
-    assert not is_running(child)
-
-
-def test_child_gets_no_secrets(fresh: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the environment only what Python needs is passed on."""
-    monkeypatch.setenv("HF_TOKEN", "sk-SENTINEL")
-    fresh.grade(ASKED, ROOT)
-    environment = Path(f"/proc/{fresh.child_id}/environ")
-    if not environment.exists():
-        pytest.skip("this system does not show a process's environment")
-    assert b"SENTINEL" not in environment.read_bytes()
-    assert b"PATH=" in environment.read_bytes()
-
-
-def test_protocol(tmp_path: Path) -> None:
-    """ "ready", then a line for each line, in order, from any folder, whatever modules lie there."""
-    (tmp_path / "json.py").write_text("raise SystemExit(9)")
-    requests = b'[1, "\\\\sqrt{8}", "2\\\\sqrt{2}"]\n[2, "\\\\sqrt{8}", "x"]\n[3, "\\\\heartsuit (", "x"]\n'
-    command = [sys.executable, "-P", sandbox.__file__, "5", "15", str(300 << 20)]
-    done = subprocess.run(command, input=requests, capture_output=True, check=True, cwd=tmp_path, timeout=100)
-    assert done.stdout == b'"ready"\n[1, "equal"]\n[2, "different"]\n[3, "gold unread"]\n'
-    assert done.stderr == b""
-
-
-@pytest.mark.parametrize(("seconds", "wall_seconds", "word"), [("0.3", "60", "late"), ("60", "0.5", "killed")])
-def test_clocks_of_a_comparison(seconds: str, wall_seconds: str, word: str) -> None:
-    """Too much processor time is the answer's fault; too much time by the wall clock may be the machine's."""
-    command = [sys.executable, "-P", sandbox.__file__, seconds, wall_seconds, str(300 << 20)]
-    done = subprocess.run(
-        command, input=b'[1, "\\\\sqrt{8}", "9^{9^{9^9}}"]\n', capture_output=True, check=True, timeout=100
-    )
-    assert done.stdout.decode().splitlines()[1] == f'[1, "{word}"]'
-
-
-def is_running(process_id: int) -> bool:
-    """Whether the process exists and has not ended; a zombie has ended."""
-    with contextlib.suppress(subprocess.CalledProcessError):
-        state = subprocess.run(
-            ["ps", "-o", "stat=", "-p", str(process_id)], capture_output=True, text=True, check=True
-        ).stdout
-        return not state.startswith("Z")
-    return False

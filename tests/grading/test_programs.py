@@ -1,31 +1,30 @@
-"""Programs that a model wrote, graded by tests. No program can fake a pass, reach what is not its own, or outlive its verdict."""
+"""Programs that a model wrote, graded by tests. No program fakes a pass in a simple way, reaches what is not its own, or stays."""
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from walls import wall_or_skip
 
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.grading.programs import runner as runner_module
-from arbitrage_cli.grading.programs.records import Isolation, Tests, humaneval_tests, mbpp_tests
-from arbitrage_cli.grading.programs.runner import ProgramRunner
+from arbitrage_cli.grading import programs
+from arbitrage_cli.grading.programs import ProgramRunner, Tests, find_wall, humaneval_tests, mbpp_tests
 
-ANSWER = 2718281
-"""What the tests of hostile programs want, and no program can guess: it passes only if its attack succeeds."""
-ANSWER_NAME = "ARBITRAGE_TEST_ANSWER"
-WANTS_ANSWER = Tests(("f",), f"assert f(1) == {ANSWER}\nassert f(2) == {ANSWER}\n")
-HOSTILE = sorted((Path(__file__).parent / "hostile").glob("*.py"))
 GOOD = "def f(x):\n    return x + 1\n"
+WANTS_2 = Tests("assert f(1) == 2\n")
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[ProgramRunner]:
-    with ProgramRunner(seconds=1, memory=128 << 20) as shared:
-        yield shared
+def runner() -> ProgramRunner:
+    return ProgramRunner(wall_or_skip(), seconds=1, memory=256 << 20)
 
 
 # --- the tests of a problem
@@ -39,26 +38,26 @@ def test_tests_of_a_row_of_humaneval() -> None:
         "test": "def check(candidate):\n    assert candidate(4) == 2\n",
     }
     wanted = "def check(candidate):\n    assert candidate(4) == 2\n\ncheck(root)\n"
-    assert humaneval_tests(row) == Tests(("root",), wanted, "import math\n\ndef half(x):\n    return x / 2")
+    assert humaneval_tests(row) == Tests(wanted, "import math\n\ndef half(x):\n    return x / 2")
 
 
 @pytest.mark.parametrize(
-    ("row", "names"),
+    ("row", "script"),
     [
-        ({"test_list": ["assert f(1) == 2", "assert abs(f(-1)) == 2"]}, ("f",)),
-        ({"test_list": ["assert sum(1, 2) == 3"], "code": "def sum(a, b):\n    return a + b"}, ("sum",)),
-        ({"test_list": ["assert len(f()) == 3"], "code": "def f():\n    len = 1\n    return [1]"}, ("f",)),
-        ({"test_list": ["assert f(root) == 1"], "test_setup_code": "root = Node(1)\r\nroot.left = Node(2)"}, ("Node", "f")),
-        ({"test_list": ["assert math.isclose(f(), 1)"], "test_imports": ["import math"]}, ("f",)),
-        ({"test_list": [], "test": "def near(a, b):\n    return a == b\nassert near(f(1), 1)"}, ("f",)),
+        ({"test_list": ["assert f(1) == 2", "assert f(2) == 3"]}, "\nassert f(1) == 2\nassert f(2) == 3"),
+        (
+            {"test_list": ["assert g()"], "test_imports": ["import math"], "test_setup_code": "x = 1"},
+            "import math\nx = 1\nassert g()",
+        ),
+        ({"test_list": [], "test": "assert f(1) == 2"}, "assert f(1) == 2"),
     ],
-    ids=["function", "a builtin's name", "a local name", "class", "import", "helper"],
+    ids=["list", "imports and setup", "script"],
 )
-def test_names_that_tests_of_mbpp_take_from_the_program(row: dict[str, object], names: tuple[str, ...]) -> None:
-    assert set(mbpp_tests(row).names) == set(names)
+def test_tests_of_a_row_of_mbpp(row: dict[str, object], script: str) -> None:
+    assert mbpp_tests(row) == Tests(script)
 
 
-def test_tests_that_are_no_python() -> None:
+def test_tests_that_are_not_python() -> None:
     with pytest.raises(UsageError):
         mbpp_tests({"test_list": ["assert f( == 2"]})
 
@@ -71,235 +70,221 @@ def test_tests_that_are_no_python() -> None:
     [
         (GOOD, "assert f(1) == 2", "passed", "all tests pass"),
         (GOOD, "assert f(1) == 2\nassert f(2) == 4", "failed", "false: assert f(2) == 4"),
-        (
-            "def f(x):\n    return 1 // x",
-            "assert f(0) == 2",
-            "error",
-            "ZeroDivisionError: integer division or modulo by zero",
-        ),
-        ("def f(x): return int(input())", "assert f(0) == 2", "error", "EOFError: EOF when reading a line"),
-        ("def f(x:", "assert f(0) == 2", "error", "SyntaxError: '(' was never closed (<program>, line 1)"),
-        ("def g(x): pass", "assert f(0) == 2", "error", "the program does not define f"),
-        ("def f(x):\n    return object()", "assert f(0) < 1", "error", None),
-        ("def f(x):\n    raise ValueError('\\x1b[2J\\n')", "f(0)", "error", "ValueError: \\x1b[2J"),
+        ("def f(x): return 1 // x", "f(0)", "error", "ZeroDivisionError: integer division or modulo by zero"),
+        ("def f(x): assert x", "f(0)", "error", "AssertionError"),
+        ("def f(x): return int(input())", "f(0)", "error", "EOFError: EOF when reading a line"),
+        ("def f(x:", "f(0)", "error", "SyntaxError: '(' was never closed (<program>, line 1)"),
+        ("def g(x): pass", "f(0)", "error", "NameError: name 'f' is not defined"),
+        ("def f(x): raise ValueError('\\x1b[2J\\n')", "f(0)", "error", "ValueError: \\x1b[2J"),
+        ("class E(Exception):\n def __str__(s): raise s\ndef f(x): raise E", "f(0)", "error", "E"),
         ("f = '\\0'\0", "f(0)", "error", None),
+        (GOOD, "f(", "error", None),
+        (GOOD, "raise SystemExit", "ended", None),
+        (GOOD, "x = bytearray(1 << 40)", "memory", "it needs too much memory"),
     ],
-    ids=["right", "wrong", "raises", "asks", "syntax", "missing", "object", "control characters", "null byte"],
-)
+)  # fmt: skip
 def test_verdict_and_its_reason(runner: ProgramRunner, program: str, script: str, value: str, reason: str | None) -> None:
-    verdict = runner.run(program, Tests(("f",), script))
-    assert verdict.value == value
-    assert verdict.passed == (value == "passed")
+    verdict = runner.run(program, Tests(script))
+    assert (verdict.value, verdict.passed) == (value, value == "passed")
     assert reason is None or verdict.reason == reason
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "None, True, -1, 2**100, -(2**100), 0.1, float('inf'), 1j, 'ä\\ud800', b'x', bytearray(b'x')",
-        "[1, (2, [3]), {4}, frozenset([5])], {'a': {1: None}, (1, 2): []}",
-        "Counter('aab'), OrderedDict(a=1), defaultdict(list, a=[1]), deque([1, 2]), range(3)",
-        "Fraction(1, 3), Decimal('0.10'), {1: 2}.keys(), {1: 2}.items(), int, str",
-    ],
-    ids=["scalars", "containers", "collections", "numbers and views"],
-)
-def test_values_cross_in_both_directions(runner: ProgramRunner, value: str) -> None:
-    """The program finds them equal to its own, and the tests find its answer equal to theirs."""
-    imports = "from collections import *\nfrom fractions import Fraction\nfrom decimal import Decimal\n"
-    program = f"def f(*values):\n    assert values == ({value},)\n    return values"
-    verdict = runner.run(program, Tests(("f",), f"{imports}assert f({value}) == ({value},)", imports))
-    assert verdict.reason == "all tests pass"
+HONEST = {
+    "function as argument": ("def f(g, xs): return [g(x) for x in xs]", "assert f(lambda x: x + 1, [1]) == [2]"),
+    "argument changed in place": ("def f(xs): xs.append(1)", "xs = []\nf(xs)\nassert xs == [1]"),
+    "dataclass": ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n", "assert P(1) == P(1)"),
+    "special methods": (
+        "class S:\n def __len__(s): return 2\n def __iter__(s): return iter('ab')\n def __getitem__(s, i): return i",
+        "assert len(S()) == 2 and list(S()) == ['a', 'b'] and S()[3] == 3",
+    ),
+    "date": ("def f(d): return d.replace(year=2021)", "from datetime import date\nassert f(date(2020, 1, 2)).year == 2021"),
+    "own error": ("class E(Exception): pass\ndef f(): raise E", "try:\n    f()\nexcept E as e:\n    pass\nelse:\n    assert False"),
+    "names bound in other ways": (
+        "from math import *\ntry:\n    1 / 0\nexcept ZeroDivisionError as e:\n    error = e\nmatch (1, 2):\n    case (a, b): pass",
+        "assert (a, b) == (1, 2) and sqrt(4) == 2 and isinstance(error, ZeroDivisionError)",
+    ),
+    "main": ("def f(): return 1\nif __name__ == '__main__':\n    raise SystemExit", "assert f() == 1"),
+    "own check": ("def check(x): return x\ndef f(): return check(1)", "def check(g): assert g() == 1\ncheck(f)"),
+    "thread and file": (
+        ("import tempfile, threading\ndef f():\n    thread = threading.Thread(target=print)\n    thread.start()\n    thread.join()\n"
+        "    with tempfile.TemporaryFile() as file:\n        return file.write(b'x')"),
+        "assert f() == 1",
+    ),
+    "draws and orders": (
+        "import random\ndef f(): return random.random(), hash('a')",
+        "random = __import__('random')\nrandom.seed(0)\nassert f()[0] == 0.8444218515250481 and f()[1] == f()[1]",
+    ),
+}  # fmt: skip
 
 
-def test_types_that_compare_like_the_originals(runner: ProgramRunner) -> None:
-    """A tuple is no list, an iterator is read once, not a number equals nothing, a subclass is what it is a subclass of."""
-    program = """
-from collections import namedtuple
-def f(kind):
-    return {"tuple": (1,), "iterator": map(abs, [-1]), "nan": float("nan"), "point": namedtuple("Point", "x")(1)}[kind]
-"""
-    script = """
-assert f("tuple") != [1]
-answer = f("iterator")
-assert answer != [1] and list(answer) == [1] and list(answer) == []
-assert f("nan") != f("nan")
-assert f("point") == (1,)
-"""
-    assert runner.run(program, Tests(("f",), script)).reason == "all tests pass"
-
-
-def test_objects_of_the_program(runner: ProgramRunner) -> None:
-    """They can be made, changed, passed back and called; and they equal only themselves."""
-    program = """
-class Node:
-    def __init__(self, value, left=None):
-        self.value, self.left = value, left
-    def total(self, more=0):
-        return self.value + more + (self.left.total() if self.left else 0)
-    def __eq__(self, other):
-        return True
-def f(node):
-    return node.total()
-"""
-    script = """
-root = Node(1)
-root.left = Node(2, left=None)
-root.left.left = Node(3)
-assert f(root) == 6 and root.left.total(more=1) == 6 and root.left.value == 2
-assert root == root and root != Node(1) and root != 1
-"""
-    assert runner.run(program, Tests(("Node", "f"), script)).reason == "all tests pass"
-
-
-def test_errors_that_tests_want(runner: ProgramRunner) -> None:
-    program = "class Own(ValueError):\n    pass\ndef f(x):\n    raise Own(x)"
-    script = "try:\n    f(3)\nexcept ValueError as error:\n    assert str(error) == '3'\nelse:\n    assert False"
-    assert runner.run(program, Tests(("f",), script)).passed
-
-
-def test_no_error_cuts_an_iteration_of_the_tests_short(runner: ProgramRunner) -> None:
-    program = "def f(x):\n    raise StopIteration"
-    assert not runner.run(program, Tests(("f",), "assert all(map(lambda x: f(x) == x + 1, [1, 2]))")).passed
-
-
-def test_ended_process_is_no_error_that_tests_may_want(runner: ProgramRunner) -> None:
-    script = "try:\n    f(3)\nexcept:\n    pass\n"
-    assert runner.run("import os\ndef f(x):\n    os._exit(0)", Tests(("f",), script)).value == "ended"
-    assert runner.run("import os\ndef f(x):\n    os.write(3, b'garbage')", Tests(("f",), script)).value == "error"
-
-
-def test_tests_that_go_wrong_are_no_pass(runner: ProgramRunner) -> None:
-    for script in (
-        "while True: pass",
-        "import os\nos._exit(0)",
-        "raise SystemExit",
-        "x = bytearray(1 << 40)",
-        "f(lambda: 0)",
-        "f(",
-    ):
-        assert not runner.run(GOOD, Tests(("f",), script)).passed
-
-
-def test_draws_and_orders_are_the_same_in_every_run() -> None:
-    """So that a verdict is."""
-    program = "import random\ndef f(x):\n    return random.random(), list({'a', 'b', 'c', 'd'}), hash('a')"
-    reasons = set()
-    for _ in range(2):
-        with ProgramRunner() as one:
-            reasons.add(
-                one.run(program, Tests(("f",), "assert False, f(0)\nimport random\nraise ValueError(f(0), random.random())"))
-            )
-    assert len(reasons) == 1
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_program_passes(runner: ProgramRunner, name: str) -> None:
+    program, script = HONEST[name]
+    assert runner.run(program, Tests(script)).reason == "all tests pass"
 
 
 # --- hostile programs
 
+VARIABLE = "ARBITRAGE_TEST_ANSWER"
+WANTS_ANSWER = Tests("assert f() != 0 and False\n")
+HOSTILE = {
+    "exit at load": ("import os\nos._exit(0)", "ended"),
+    "exit in a call": ("import os\ndef f(): os._exit(0)", "ended"),
+    "sys.exit in a call": ("import sys\ndef f(): sys.exit(0)", "ended"),
+    "becomes another program": ("import os, sys\ndef f(): os.execv(sys.executable, ['python', '-c', 'print()'])", "ended"),
+    "crash": ("import ctypes\ndef f(): ctypes.string_at(0)", "ended"),
+    "writes verdicts": (
+        ("import os\ndef f():\n for n in range(100):\n  try: os.write(n, b'\\n[\"passed\", \"all tests pass\"]')\n  except OSError: pass\n"
+        " os._exit(0)"),
+        "ended",
+    ),
+    "patched functions": (
+        ("import builtins, json, os, sys, traceback\nbuiltins.AssertionError = builtins.isinstance = type\n"
+        "json.dumps = lambda *_, **__: '[\"passed\", \"\"]'\nsys.exit = os._exit = traceback.extract_tb = os.write = print\n"
+        "def f(): return 1"),
+        "ended",
+    ),
+    "runs at exit": ("import atexit, os\natexit.register(os._exit, 0)\ndef f(): return 1", "failed"),
+    "kills and stops itself": ("import os\ndef f():\n for n in (9, 19): os.kill(os.getpid(), n)\n return 1", "failed"),
+    "kills others": ("import os\ndef f(): os.kill(@PID@, 9)", "error ProcessLookupError"),
+    "endless loop": ("def f():\n while True: pass", "time"),
+    "sleep": ("import time\ndef f(): time.sleep(100)", "time"),
+    "memory": ("def f(): return 'x' * (1 << 32)", "memory"),
+    "processes": ("import os, time\ndef f():\n for _ in range(100):\n  if not os.fork(): time.sleep(100)", "error BlockingIOError"),
+    "deep recursion": ("def f(): return f()", "error RecursionError"),
+    "large file": ("def f():\n with open('x', 'wb') as s:\n  for _ in range(100): s.write(bytes(1 << 20))", "error OSError"),
+    "many files": (
+        "def f():\n for n in range(100):\n  with open(f'{n}', 'wb') as s: s.write(bytes(1 << 20))",
+        "error OSError",
+    ),
+    "writes elsewhere": ("def f(): open('/x', 'w')", "error OSError"),
+    "reads a file": ("def f(): return open('@FILE@').read()", "error FileNotFoundError"),
+    "environment": ("import os\ndef f(): return os.environ['" + VARIABLE + "']", "error KeyError"),
+    "network": ("import socket\ndef f(): socket.create_connection(('127.0.0.1', @PORT@))", "error"),
+    "new namespace": ("import ctypes\ndef f(): assert ctypes.CDLL(None).unshare(0x10000000) == 0", "error AssertionError"),
+    "raises its limits": (
+        "import resource\ndef f(): resource.setrlimit(resource.RLIMIT_CPU, (99, 99))",
+        "error ValueError",
+    ),
+    "output without end": ("import os\ndef f():\n while True: os.write(61, b'x' * 9999)", "time"),
+}  # fmt: skip
 
-@dataclass(frozen=True)
-class Bait:
-    """What attacks go for: a file, a server on this machine and a variable, each with the answer."""
 
-    file: Path
-    port: int
-
-    def aimed(self, program: str) -> str:
-        found = {"FILE": self.file, "PORT": self.port, "PID": os.getpid(), "ANSWER_NAME": ANSWER_NAME, "ANSWER": ANSWER}
-        for name, value in found.items():
-            program = program.replace(f"@{name}@", str(value))
-        return program
-
-
-@pytest.fixture
-def bait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bait]:
-    file = tmp_path / "answer.txt"
-    file.write_text(str(ANSWER))
-    tmp_path.chmod(0o777)
-    file.chmod(0o666)
-    monkeypatch.setenv(ANSWER_NAME, str(ANSWER))
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_program_is_held(runner: ProgramRunner, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not pass, and what it goes for is out of its reach."""
+    (tmp_path / "answer.txt").write_text("1")
+    monkeypatch.setenv(VARIABLE, "1")
+    program, expected = HOSTILE[name]
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=_tell, args=[server])
-        thread.start()
-        yield Bait(file, server.getsockname()[1])
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        aims = {"@FILE@": tmp_path / "answer.txt", "@PORT@": server.getsockname()[1], "@PID@": os.getpid()}
+        for mark, aim in aims.items():
+            program = program.replace(mark, str(aim))
+        verdict = runner.run(program, WANTS_ANSWER)
+    value, *reasons = expected.split()
+    assert (verdict.value, verdict.passed) == (value, False), verdict
+    assert all(reason in verdict.reason for reason in reasons), verdict
 
 
-def _tell(server: socket.socket) -> None:
-    try:
-        while True:
-            with server.accept()[0] as connection:
-                connection.sendall(str(ANSWER).encode())
-    except OSError:  # shut down
-        return
+# --- the machine's errors
 
 
-@pytest.mark.parametrize("path", HOSTILE, ids=lambda path: path.stem)
-def test_hostile_program_is_held(runner: ProgramRunner, bait: Bait, path: Path) -> None:
-    """It does not pass, changes nothing, leaves nothing behind, and the next program runs as ever."""
-    text = path.read_text(encoding="utf-8")
-    expected = text.splitlines()[1].removeprefix("# expected: ").split()
-    assert runner.isolation.protections
-    before = _processes_of(runner)
-    verdict = runner.run(bait.aimed(text), WANTS_ANSWER)
-    assert verdict.value in expected, verdict
-    assert "passed" not in expected
-    assert [one.name for one in bait.file.parent.iterdir()] == [bait.file.name]
-    assert bait.file.read_text() == str(ANSWER)
-    assert _processes_of(runner) == before
-    assert runner.run(GOOD, Tests(("f",), "assert f(1) == 2")).passed
+def found(mark: str) -> int | None:
+    """The process with this text in its environment."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                return int(path.parent.name)
+    return None
 
 
-def _processes_of(runner: ProgramRunner) -> int:
-    """How many processes the runner has."""
-    template = runner._template
-    assert template
-    name = template._folder.encode()
-    found = [path for path in Path("/proc").glob("[0-9]*/cmdline") if name in _content(path)]
-    return len(found)
+def awaited(condition: Callable[[], int | None]) -> int:
+    """What the condition finds, once it does."""
+    until, pause = time.monotonic() + 20, threading.Event()
+    while (answer := condition()) is None and time.monotonic() < until:
+        pause.wait(0.01)
+    assert answer is not None
+    return answer
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # it has ended
-        return b""
+SLEEPS = "import time\ndef f(x): time.sleep(100)\n"
 
 
-def test_there_are_many_hostile_programs() -> None:
-    assert len(HOSTILE) >= 40
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_program_that_is_killed_or_stopped_from_outside_is_an_error(
+    runner: ProgramRunner, number: signal.Signals, tmp_path: Path
+) -> None:
+    """Nothing is known about the program then."""
+    mark = str(tmp_path)
+    marked = ProgramRunner([*runner.wall, "--setenv", "MARK", mark], seconds=1)
+    thread = threading.Thread(target=lambda: os.kill(awaited(lambda: found(mark)), number))
+    thread.start()
+    with pytest.raises(ProblemError, match="killed" if number == signal.SIGKILL else "stopped"):
+        marked.run(SLEEPS, WANTS_2)
+    thread.join()
 
 
-def test_nothing_is_left_when_the_runner_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with ProgramRunner() as one:
-        assert one.run("open('x', 'w').write('y')\n" + GOOD, Tests(("f",), "assert f(1) == 2")).passed
-        assert list(tmp_path.iterdir())
-    assert not list(tmp_path.iterdir())
+def test_nothing_is_left_when_the_parent_is_killed(runner: ProgramRunner, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    code = (
+        "import sys; from arbitrage_cli.grading.programs import *; "
+        f"ProgramRunner({[*runner.wall, '--setenv', 'MARK', mark]!r}).run({SLEEPS!r}, {WANTS_2!r})"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
+        awaited(lambda: found(mark))
+        parent.kill()
+    awaited(lambda: None if found(mark) else 0)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_runner_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with ProgramRunner() as one, pytest.raises(ProblemError):
-        one.run(GOOD, Tests(("f",), "assert f(1) == 2"))
-    assert not list(tmp_path.iterdir())
+def test_program_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_PYTHON", Path("/nowhere/python"))
+    with pytest.raises(ProblemError, match="cannot be started"):
+        ProgramRunner(()).run(GOOD, WANTS_2)
 
 
-@pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProgramRunner]:
-    """A runner on a system that has nothing but resource limits and the hook."""
-    start, begin = runner_module._START, "main(int"
-    without = "from arbitrage_cli.grading.programs import confinement; confinement._works = lambda attempt: False; "
-    monkeypatch.setattr(runner_module, "_START", start.replace(begin, without + begin).replace("del sys.path[0]; ", ""))
-    with ProgramRunner(seconds=1, memory=128 << 20) as one:
-        yield one
+# --- where there is no wall
 
 
-@pytest.mark.parametrize("name", ["reads_file", "writes_file", "connects_to_loopback", "starts_programs", "exit_at_load"])
-def test_system_without_namespaces(bare: ProgramRunner, bait: Bait, name: str) -> None:
-    """Programs run, and what they do without art is stopped."""
-    assert bare.isolation == Isolation(bare.isolation.protections, ("files", "network"))
-    text = (HOSTILE[0].parent / f"{name}.py").read_text(encoding="utf-8")
-    assert not bare.run(bait.aimed(text), WANTS_ANSWER).passed
-    assert bait.file.read_text() == str(ANSWER)
-    assert bare.run(GOOD, Tests(("f",), "assert f(1) == 2")).passed
+@pytest.mark.parametrize(
+    ("script", "hint"),
+    [(None, "apt install bubblewrap"), ("echo no namespaces >&2; exit 1", "0.8 and user namespaces")],
+    ids=["missing", "does not work"],
+)
+def test_without_bubblewrap_programs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, hint: str
+) -> None:
+    """The hint is what installs it, and the way for those who are in a container."""
+    if script:
+        (tmp_path / "bwrap").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bwrap").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError) as error:
+        find_wall()
+    assert error.value.option == "run-code"
+    assert hint in error.value.hint
+    assert "--run-code=unprotected" in error.value.hint
+
+
+def test_other_systems_have_no_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UsageError) as error:
+        find_wall()
+    assert "--run-code=unprotected" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("program", "value"),
+    [
+        (GOOD, "passed"),
+        ("import os\nos._exit(0)", "ended"),
+        ("def f(x):\n while True: pass", "time"),
+        ("def f(x): return 'x' * (1 << 32)", "memory"),
+    ],
+    ids=["good", "exit", "time", "memory"],
+)
+def test_without_the_wall_the_limits_stay(program: str, value: str) -> None:
+    runner = ProgramRunner((), seconds=1, memory=256 << 20)
+    assert runner.protections == ("resource limits",)
+    assert runner.run(program, WANTS_2).value == value

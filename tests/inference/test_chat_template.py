@@ -15,6 +15,7 @@ from tiny_gguf import CHATML, HEADERS, INST
 from arbitrage_cli.errors import TemplateError
 from arbitrage_cli.inference import chat_template as prompts
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Plain, Segment
+from arbitrage_cli.system.child import Child
 from arbitrage_cli.types import Message
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -330,10 +331,18 @@ def test_a_template_must_show_every_message(template: str) -> None:
 # --- hostile templates
 
 
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Child]:
+    """A renderer that stops after a quarter of a second."""
+    with Child("arbitrage_cli.inference.rendering:load", seconds=0.25, memory=prompts.MAX_RENDER_BYTES) as child:
+        child(CHATML, "[[], {}]")
+        yield child
+
+
 @pytest.fixture
-def hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A render may take a quarter of a second; the test fails if it takes much longer, or much memory."""
-    monkeypatch.setattr(prompts, "MAX_RENDER_SECONDS", 0.25)
+def hurry(impatient: Child, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test fails if rendering takes much longer than it may, or much memory."""
+    monkeypatch.setattr(prompts, "renderer", lambda: impatient)
     tracemalloc.start()
     began = time.monotonic()
     yield
@@ -369,10 +378,10 @@ def test_a_template_that_wants_too_much_is_stopped(hostile: str) -> None:
         ChatPrompt(SHOWS_USER + hostile, [])
 
 
-def test_a_template_that_is_slow_to_compile_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hurry")
+def test_a_template_that_is_slow_to_compile_is_stopped() -> None:
     """Jinja evaluates constant expressions while it compiles, and takes any Exception there for `not constant`."""
-    monkeypatch.setattr(prompts, "MAX_RENDER_SECONDS", 0.1)
-    slow = "{{ 'a' | center(40000) | replace(' ', 'a ')" + " | title" * 25 + " | length }}"
+    slow = "{{ 'a' | center(40000) | replace(' ', 'a ')" + " | title" * 250 + " | length }}"
     with pytest.raises(TemplateError, match="not finished after"):
         ChatPrompt(SHOWS_USER + slow, [])
 
@@ -405,8 +414,8 @@ def test_limits_are_those_of_another_process() -> None:
     mmap.mmap(-1, 4 * prompts.MAX_RENDER_BYTES).close()  # reserved, never touched
 
 
-def test_prompts_are_as_bounded_off_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "MAX_RENDER_SECONDS", 0.25)
+@pytest.mark.usefixtures("hurry")
+def test_prompts_are_as_bounded_off_the_main_thread() -> None:
     found: list[Segment] = []
 
     def render() -> None:

@@ -1,14 +1,11 @@
 """The process that a model file is tried in: loads it, tokenizes, computes four tokens, and may die of any of it.
 
-Writes [error's class or null, message, hint] as JSON to standard output. What llama.cpp writes goes to standard error.
-Usage: python -m arbitrage_cli.inference.llama.try_file PATH PROCESSOR_SECONDS BYTES GPU_LAYERS
+`trial` starts it. What llama.cpp writes goes to standard error.
 """
 
-import json
 import logging
-import os
 import resource
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from arbitrage_cli.errors import ArbitrageError, TemplateError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpu_names
-from arbitrage_cli.system.confined import limit_memory
+from arbitrage_cli.system.child import limit_memory
 
 CONTEXT = 512
 NUM_READ, NUM_TOKENS = 8, 4
@@ -29,23 +26,22 @@ ODD = "".join(_ALL_BYTES) + " ".join(_ALL_BYTES)
 """Characters with every byte that UTF-8 has, alone too: a vocabulary that lacks one ends the process that meets it."""
 
 
-def main() -> None:
-    """Answers with the outcome, or dies."""
-    path, seconds, memory, layers = sys.argv[1:]
-    answers = os.dup(1)
-    os.dup2(2, 1)
+def load() -> Callable[[str, int, int | None], tuple[str, str, str]]:
+    """What `system.child` calls in the process."""
+    return try_file
+
+
+def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str]:
+    """Class, message and hint of the error that the file causes; "" if it is good. `memory` is in bytes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
     if not gpu_names():  # their drivers reserve address space as they like
-        limit_memory(int(memory))
+        limit_memory(memory)
     try:
-        use(Path(path), Options(CONTEXT, 1, int(layers) if layers else None))
-        outcome = ["", "", ""]
+        use(Path(path), Options(CONTEXT, 1, gpu_layers))
     except ArbitrageError as error:
-        outcome = [type(error).__name__, error.message, error.hint]
-    os.write(answers, json.dumps(outcome).encode())
+        return type(error).__name__, error.message, error.hint
+    return "", "", ""
 
 
 def use(path: Path, options: Options) -> None:
@@ -61,7 +57,3 @@ def use(path: Path, options: Options) -> None:
         for position in range(held, held + NUM_TOKENS):
             token = int(np.argmax(backend.decode([0], [position], [token])[0]))
             backend.tokenizer.piece(token)
-
-
-if __name__ == "__main__":
-    main()

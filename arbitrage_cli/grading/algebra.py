@@ -1,28 +1,17 @@
-"""The process that math-verify runs in: reads a pair of expressions per line, writes a verdict per line.
+"""math-verify: whether two expressions are equal. It runs in a child process (`system.child`), in a fork for each comparison.
 
-`grader.py` starts it by this file's path; it imports nothing of this package. Each pair is compared in a fork with little time
-and memory, which may not evaluate text as code, start processes, write files or use the network. So a pair that computes for
-ever costs one fork, and no verdict depends on earlier ones. The reader must expect that this process dies at any moment.
-Knows no problem, no model and no file.
-
-A request is the JSON list [number, gold, answer]; a verdict is [number, word], with one of `WORDS`, or "killed" for a fork that
-was ended from outside or by the wall clock. The first line says "ready".
-Usage: python sandbox.py PROCESSOR_SECONDS WALL_CLOCK_SECONDS BYTES
+math-verify computes with what a model wrote, so the fork may not evaluate text as code, start processes, write files or use the
+network.
 """
 
-import contextlib
-import json
 import logging
 import os
 import re
-import resource
-import signal
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
-WORDS = ("equal", "different", "gold unread", "no memory", "failed", "late")
-_FIRST_STATUS = 100  # the exit status that means the first of them
-_SIGNALED = {signal.SIGPROF: "late", signal.SIGALRM: "killed", signal.SIGKILL: "killed"}  # the first two: the timers below
+MAKE = "arbitrage_cli.grading.algebra:load"
 _REFUSED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.", "socket.", "shutil.", "ctypes.")
 _DECIMALS = 12  # places to which a decimal must agree with a number such as \\sqrt{2}
 _PRECISION = 30
@@ -31,53 +20,16 @@ _FIRST_PAIRS = (("\\sqrt{8}", "2\\sqrt{2}"), ("y=2x", "2y=4x"), ("(0,1)", "0<x<1
 """Compared before any request, so that SymPy finishes its late imports; some of those evaluate its own text."""
 
 
-def main() -> None:
-    """Answers requests until the input ends."""
-    verdicts = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):  # whatever is printed is no verdict
-        os.dup2(nowhere, stream)
+def load() -> Callable[[str, str], str]:
+    """Import the libraries; the function compares a gold answer with another: equal, different, gold unread or failed."""
     sys.dont_write_bytecode = True
-    seconds, wall_seconds, memory = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]) + _address_space()
-    judge = Judge()
-    _write(verdicts, "ready")
-    for line in sys.stdin.buffer:
-        number, gold, answer = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _end_with_verdict(judge, gold, answer, seconds, wall_seconds, memory)
-        _write(verdicts, [number, _word(os.waitpid(child, 0)[1])])
+    algebra = Algebra()
 
-
-def _write(stream: int, message: object) -> None:
-    os.write(stream, json.dumps(message).encode() + b"\n")
-
-
-def _address_space() -> int:
-    """Bytes that this process has mapped; 0 if the system does not say."""
-    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[0]) * resource.getpagesize()
-    return 0
-
-
-def _end_with_verdict(judge: "Judge", gold: str, answer: str, seconds: float, wall_seconds: float, memory: int) -> NoReturn:
-    """Ends this fork with the status that means the verdict, or by a timer."""
-    try:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, wall_seconds)
-        with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    def compared(gold: str, answer: str) -> str:
         sys.addaudithook(_refuse)
-        os._exit(_FIRST_STATUS + WORDS.index(judge.verdict(gold, answer)))
-    finally:
-        os._exit(1)
+        return algebra.verdict(gold, answer)
 
-
-def _word(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return _SIGNALED.get(signal.Signals(os.WTERMSIG(status)), "failed")
-    index = os.WEXITSTATUS(status) - _FIRST_STATUS
-    return WORDS[index] if 0 <= index < len(WORDS) else "failed"
+    return compared
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -93,7 +45,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(message)
 
 
-class Judge:
+class Algebra:
     """math-verify, reading LaTeX only (its reader of plain text uses eval), with its known mistakes corrected."""
 
     def __init__(self) -> None:
@@ -110,13 +62,11 @@ class Judge:
         sympy_parser.parse_expr = self._read_number
 
     def verdict(self, gold: str, answer: str) -> str:
-        """One of `WORDS`."""
+        """As `load` says. MemoryError."""
         if _is_misread(gold, answer):
             return "different"
         try:
             return self._compare(*_apart(_both_signs(gold), _both_signs(answer)))
-        except MemoryError:
-            return "no memory"
         # SymPy raises these if it cannot decide, and the hook above if it is not allowed to.
         except (ArithmeticError, TypeError, ValueError, NotImplementedError, RecursionError, PermissionError):
             return "failed"
@@ -192,7 +142,3 @@ def _apart(gold: str, answer: str) -> tuple[str, str]:
         return gold, answer
     marked = [_CAPITAL.sub(lambda found: found[1] or f"{found[2]}_{{9}}", text) for text in (gold, answer)]
     return marked[0], marked[1]
-
-
-if __name__ == "__main__":
-    main()

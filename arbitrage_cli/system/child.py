@@ -1,0 +1,332 @@
+"""Child processes with limits on time, processor time and memory.
+
+`Child` runs a function in a new interpreter and returns its answer, or raises one error that says why there is none. `Process` is
+what it is made of, for programs that bring their own command. Arguments and answers of a function are JSON: what runs there may be
+hostile, and unpickling its answer would run its code here.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NoReturn, Self, cast
+
+WALL_FACTOR = 5
+"""Seconds by the wall clock per second of processor time: a busy machine is slow."""
+
+_START_SECONDS = 60.0  # of a busy machine
+_GRACE_SECONDS = 1.0  # for an answer to arrive
+_NO_MEMORY = 3  # the exit status of a child that ran out of memory
+_CHUNK = 1 << 16  # bytes
+_MAX_ANSWER = 4 << 20  # bytes
+_SERVE = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.system.child import serve; serve(*sys.argv[1:])"
+_PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # of the environment: no keys
+
+
+class ChildError(Exception):
+    """The child gave no answer.
+
+    `cause` is "time" or "memory" if the function exceeded that limit, "crash" if it ended its process, and "machine" if the
+    process was killed or stopped from outside, or got no processor: then another try may succeed.
+    """
+
+    def __init__(self, cause: Literal["time", "memory", "crash", "machine"], message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a process ended: its exit status, negative for a signal; its processor time, with that of children it waited for."""
+
+    code: int
+    seconds: float
+
+
+class Process:
+    """A process with its input and output. A context manager: nothing of its session outlives it. Deadlines are of `perf_counter`."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stderr: int | IO[bytes] = subprocess.DEVNULL,
+        environment: Mapping[str, str] | None = None,
+        folder: str | None = None,
+    ) -> None:
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,  # a Ctrl-C is for this process
+            )
+        except OSError as error:
+            raise ChildError("machine", f"{command[0]} cannot be started ({error.strerror})") from error
+        self._input, self._output = cast("tuple[IO[bytes], IO[bytes]]", (self._process.stdin, self._process.stdout))
+        os.set_blocking(self._input.fileno(), False)
+        self._ending: Ending | None = None
+        self.id = self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill it, if it has not ended, and close its pipes."""
+        if self._ending is None:  # until it is waited for, no other process gets its number
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.id, signal.SIGKILL)
+            self._reaped(0)
+        self._input.close()
+        self._output.close()
+
+    def write(self, data: bytes, deadline: float) -> None:
+        """Write all of the data, or what the process reads before it ends. TimeoutError."""
+        with contextlib.suppress(BrokenPipeError):
+            while data:
+                _await(self._input, select.POLLOUT, deadline)
+                data = data[os.write(self._input.fileno(), data) :]
+
+    def read(self, deadline: float) -> bytes:
+        """Some of its output; b"" at the end. TimeoutError."""
+        _await(self._output, select.POLLIN, deadline)
+        return os.read(self._output.fileno(), _CHUNK)
+
+    def wait(self, deadline: float) -> Ending:
+        """How it ended. TimeoutError."""
+        delay = 0.001
+        while not (ending := self._reaped(os.WNOHANG)):
+            if time.perf_counter() > deadline:
+                raise TimeoutError
+            time.sleep(delay := min(2 * delay, 0.05))
+        return ending
+
+    def _reaped(self, flags: int) -> Ending | None:
+        if self._ending is None:
+            found, status, used = os.wait4(self.id, flags)
+            if found:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+                self._ending = Ending(self._process.returncode, used.ru_utime + used.ru_stime)
+        return self._ending
+
+
+def _await(stream: IO[bytes], event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(stream, event)
+    if not poll.poll(max(0, math.ceil(1000 * (deadline - time.perf_counter())))):
+        raise TimeoutError
+
+
+class Child:
+    """A function in a process that is kept, or that is new for each call.
+
+    `make` is the "module:name" of a function without parameters that is called in the process and returns the function. A process
+    that is kept calls it once, and runs every call in a fork, so that no answer depends on earlier ones. `is_kept` is False for
+    what cannot be forked, such as graphics drivers.
+
+    A call has `seconds` of processor time, and five times that by the wall clock. `memory` is the address space in bytes that it
+    may add to the process's (Linux only); None for no limit. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        make: str,
+        *,
+        seconds: float,
+        memory: int | None,
+        is_kept: bool = True,
+        stderr: int | IO[bytes] = subprocess.DEVNULL,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._make, self._seconds, self._memory, self._is_kept, self._stderr = make, seconds, memory, is_kept, stderr
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._process: Process | None = None
+        self._is_ready = False
+        self._unread = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process. The next call starts another."""
+        if self._process:
+            self._process.close()
+        self._process, self._unread = None, b""
+
+    @property
+    def process_id(self) -> int | None:
+        """The id of the process that is kept; None if there is none."""
+        return self._process.id if self._process else None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns. ChildError; a process that is kept gets a second try if the machine is to blame."""
+        request = json.dumps([self._seconds, self._memory, arguments]).encode() + b"\n"
+        with self._lock:
+            try:
+                return self._call(request)
+            except ChildError as error:
+                if error.cause != "machine" or not self._is_kept:
+                    raise
+            return self._call(request)
+
+    def _call(self, request: bytes) -> Any:
+        is_reusable = False
+        try:
+            process = self._started()
+            seconds = WALL_FACTOR * self._seconds
+            deadline = time.perf_counter() + seconds + _GRACE_SECONDS
+            with _in_time(f"not finished after {seconds:g} s by the clock"):
+                process.write(request, deadline)
+                code, answers = self._outcome(process, deadline)
+            is_reusable = self._is_kept
+            return self._checked(code, answers)
+        finally:
+            if not is_reusable:  # its next answer would belong to this call
+                self.close()
+
+    def start(self) -> Process:
+        """The process. If there is none, it is started, and gets ready while the caller does other things. ChildError."""
+        if self._process is None:
+            root = str(Path(__file__).parents[2])
+            command = [sys.executable, "-P", "-c", _SERVE, self._make, "fork" if self._is_kept else "once", root]
+            kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+            self._process = Process(command, stderr=self._stderr, environment=self._environment or kept)
+            self._is_ready = False
+        return self._process
+
+    def _started(self) -> Process:
+        process = self.start()
+        if not self._is_ready:
+            with _in_time(f"not started after {_START_SECONDS:g} s"):
+                if self._line(process, time.perf_counter() + _START_SECONDS) != ["ready"]:
+                    raise self._died(process)
+            self._is_ready = True
+        return process
+
+    def _outcome(self, process: Process, deadline: float) -> tuple[int, list[Any]]:
+        """The exit status of a call, and its answers: one, if all went well. ChildError, TimeoutError."""
+        answers: list[Any] = []
+        while line := self._line(process, deadline):
+            match line:
+                case ["answer", answer]:
+                    answers.append(answer)
+                case ["ended", int(code)]:
+                    return code, answers
+        if self._is_kept:
+            raise self._died(process)
+        return process.wait(deadline).code, answers
+
+    def _line(self, process: Process, deadline: float) -> Any:
+        """What the process says next; None at the end. ChildError, TimeoutError."""
+        while True:
+            while b"\n" not in self._unread:
+                if not (data := process.read(deadline)):
+                    return None
+                self._unread += data
+                if len(self._unread) > _MAX_ANSWER:
+                    raise ChildError("crash", "its answer is too long")
+            line, self._unread = self._unread.split(b"\n", 1)
+            with contextlib.suppress(ValueError, RecursionError):  # empty, or half a line of a fork that was ended
+                return json.loads(line)
+
+    @staticmethod
+    def _died(process: Process) -> ChildError:
+        ending = process.wait(time.perf_counter() + _GRACE_SECONDS)
+        return ChildError("machine", f"its process ended ({how(ending.code)})")
+
+    def _checked(self, code: int, answers: Sequence[Any]) -> Any:
+        if code == 0 and len(answers) == 1:
+            return answers[0]
+        if code == -signal.SIGPROF:
+            raise ChildError("time", f"not finished after {self._seconds:g} s")
+        if code == _NO_MEMORY:
+            raise ChildError(
+                "memory", f"it needs more than {self._memory >> 20} MB" if self._memory else "it needs too much memory"
+            )
+        if code in (-signal.SIGALRM, -signal.SIGKILL):
+            raise ChildError("machine", f"its process was ended from outside ({how(code)})")
+        raise ChildError("crash", f"it ended its process ({how(code)})")
+
+
+@contextlib.contextmanager
+def _in_time(late: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise ChildError("machine", late) from error
+
+
+def how(code: int) -> str:
+    """An exit status in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+def limit_memory(more: int) -> None:
+    """Let this process map so many bytes more than now. No effect if the system cannot limit that."""
+    with contextlib.suppress(OSError, ValueError):
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = in_use + more if soft == resource.RLIM_INFINITY else min(soft, in_use + more)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def serve(make: str, mode: str) -> None:
+    """In the child: answer requests until the input ends.
+
+    A request is a line [seconds, bytes, arguments]. Its answer is a line ["answer", value], and of a fork then ["ended", status].
+    """
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what is printed is not an answer
+    module, _, name = make.partition(":")
+    function = getattr(importlib.import_module(module), name)()
+    os.write(answers, b'["ready"]\n')
+    for line in sys.stdin.buffer:
+        child = os.fork() if mode == "fork" else 0
+        if not child:
+            _answer_and_exit(function, json.loads(line), answers)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(answers, b"\n" + json.dumps(["ended", code]).encode() + b"\n")
+
+
+def _answer_and_exit(function: Callable[..., Any], request: tuple[float, int | None, list[Any]], answers: int) -> NoReturn:
+    """Never back into the loop, whatever happens."""
+    status = 1
+    try:
+        seconds, memory, arguments = request
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * seconds)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if memory is not None:
+            limit_memory(memory)
+        os.write(answers, json.dumps(["answer", function(*arguments)]).encode() + b"\n")
+        status = 0
+    except MemoryError:
+        status = _NO_MEMORY
+    except Exception:  # noqa: BLE001 - any error of the function is an error of the call
+        traceback.print_exc()
+    finally:
+        os._exit(status)

@@ -1,4 +1,0 @@
-# Calls itself for ever.
-# expected: error
-def f(x):
-    return f(x)

@@ -1,3 +1,0 @@
-# Does not define what is tested.
-# expected: error
-g = 1

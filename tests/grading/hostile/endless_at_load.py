@@ -1,4 +1,0 @@
-# Computes for ever before a test runs.
-# expected: time
-while True:
-    pass

@@ -1,5 +1,0 @@
-# Computes for ever.
-# expected: time
-def f(x):
-    while True:
-        pass

@@ -1,8 +1,0 @@
-# Forks without end.
-# expected: error time
-import os
-
-
-def f(x):
-    while True:
-        os.fork()

@@ -1,4 +1,0 @@
-# Is no Python.
-# expected: error
-def f(x:
-    return

@@ -1,4 +1,0 @@
-# Waits for input.
-# expected: error
-def f(x):
-    return int(input())

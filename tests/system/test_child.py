@@ -1,0 +1,153 @@
+"""A function in a child: its answer, or why there is none."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arbitrage_cli.system.child import Child, ChildError
+
+MEMORY = 64 << 20
+WORK = """
+import os, pathlib, sys, time
+count = 0
+def load():
+    return work
+def work(kind, *details):
+    global count
+    count += 1
+    print("noise")
+    match kind:
+        case "text": return "\u20ac" * 500_000
+        case "count": return count
+        case "time": return sum([[1]] * 10**6, [])
+        case "sleep": time.sleep(100)
+        case "memory": return "x" * (1 << 40)
+        case "abort": os.abort()
+        case "error": return 1 // 0
+        case "exit": os._exit(0)
+        case "killed": os.kill(os.getpid(), 9)
+        case "object": return object()
+        case "long": return "x" * (5 << 20)
+        case "files": return [os.path.realpath(one) for one in pathlib.Path("/proc/self/fd").iterdir()]
+        case "environment": return dict(os.environ)
+        case "parent": return os.getppid()
+"""
+
+
+@pytest.fixture(params=[True, False], ids=["kept", "once"])
+def child(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+    (tmp_path / "work.py").write_text(WORK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child("work:load", seconds=0.5, memory=MEMORY, is_kept=request.param) as made:
+        yield made
+
+
+def test_answers_come_back_whole_and_depend_on_no_earlier_call(child: Child) -> None:
+    assert child("text") == "\u20ac" * 500_000
+    assert [child("count"), child("count")] == [1, 1]
+
+
+def test_child_holds_no_file_and_no_secret_of_this_process(
+    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the files would be the lock of a run folder, which must be free as soon as this process is killed."""
+    monkeypatch.setenv("HF_TOKEN", "sk-SENTINEL")
+    with (tmp_path / "lock").open("w") as stream:
+        assert stream.name not in child("files")
+    assert "HF_TOKEN" not in child("environment")
+
+
+@pytest.mark.parametrize(
+    ("harm", "cause", "reason"),
+    [
+        ("time", "time", "not finished after 0.5 s"),
+        ("sleep", "machine", "SIGALRM"),
+        ("memory", "memory", "more than 64 MB"),
+        ("abort", "crash", "SIGABRT"),
+        ("error", "crash", "exit status 1"),
+        ("exit", "crash", "exit status 0"),
+        ("killed", "machine", "SIGKILL"),
+        ("object", "crash", "exit status 1"),
+        ("long", "crash", "too long"),
+    ],
+)
+def test_child_that_gives_no_answer_says_why(child: Child, harm: str, cause: str, reason: str) -> None:
+    with pytest.raises(ChildError, match=reason) as error:
+        child(harm)
+    assert error.value.cause == cause
+    assert child("count") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_process_that_is_killed_or_stopped_between_calls_is_replaced(child: Child, number: signal.Signals) -> None:
+    child("count")
+    before = child.process_id
+    if before is None:  # nothing is kept
+        return
+    os.kill(before, number)
+    assert child("count") == 1
+    assert child.process_id not in (None, before)
+    assert not Path(f"/proc/{before}").exists()
+
+
+def test_failing_children_leave_nothing_open(child: Child) -> None:
+    child("count")
+    child.close()
+    before = len(list(Path("/dev/fd").iterdir()))
+    for harm in ("error", "killed"):
+        with pytest.raises(ChildError):
+            child(harm)
+    child.close()
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["exit 3", "kill -9 $$", "echo nonsense; exit", "echo '[\"ready\"]'; exit", "echo '[\"ready\"]'; exec cat"],
+)
+def test_process_that_says_something_else_gives_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with Child("work:load", seconds=0.1, memory=None) as child, pytest.raises(ChildError) as error:
+        child("count")
+    assert error.value.cause == "machine"
+
+
+def test_child_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(WORK)
+    code = (
+        "from arbitrage_cli.system.child import Child\n"
+        "with Child('work:load', seconds=1, memory=None) as child:\n"
+        "    print(child('parent'), flush=True)\n"
+        "    child('time')\n"
+        "    input()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout
+        process = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        parent.kill()
+    until, pause = time.monotonic() + 20, threading.Event()
+    while is_running(process) and time.monotonic() < until:
+        pause.wait(0.05)
+    assert not is_running(process)
+
+
+def is_running(stat: Path) -> bool:
+    """Whether the process exists and has not ended; a zombie has ended."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
