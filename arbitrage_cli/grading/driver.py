@@ -1,7 +1,7 @@
 """Runs a program and its tests in one process. Its text is started by `python -c`, inside the wall: it imports nothing of this package.
 
-It reads a length, a line of JSON of that length, and, only after all tests have passed, the secret that proves it. It writes one
-line of JSON: ["passed", secret], or how the tests failed and why. The program may change anything in this process. What is used
+It reads a length, a line of JSON of that length, and, only after all tests have passed, the secret that proves it. It writes that it
+has started, then one line of JSON: ["passed", secret], or how the tests failed and why. The program may change anything in this process. What is used
 after it was loaded is therefore taken before, and the secret is still in the pipe meanwhile.
 """
 
@@ -31,6 +31,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     for name, limit in job["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
+    write(_VERDICT, b"started")
     random.seed(0)  # draws are the same in every run
     try:
         _run(job["preamble"], job["program"], job["tests"])
@@ -75,4 +76,5 @@ def _described(error: BaseException, passed: Sequence[traceback.FrameSummary]) -
     return ["error", f"{name}: {message}" if message else name]
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -47,13 +47,13 @@ class Grader:
     protections = ()  # it runs no programs
 
     def __init__(self, *, seconds: float = 2.5, memory: int = 300 << 20) -> None:
-        self.compared = Child(MAKE, seconds=seconds, memory=memory)
+        self._compared = Child(MAKE, seconds=seconds, memory=memory)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.compared.close()
+        self._compared.close()
 
     def grade(self, text: str, row: Mapping[str, Any]) -> Grade:
         """Grades a solution by its final answer and the gold answer in a row of a data set (see `gold_answer`).
@@ -83,7 +83,7 @@ class Grader:
     def _ask(self, gold: str, answer: str) -> str:
         """What math-verify says, or why it says nothing."""
         try:
-            return str(self.compared(gold, answer))
+            return str(self._compared(gold, answer))
         except ChildError as error:
             if error.cause != "machine":
                 return error.cause

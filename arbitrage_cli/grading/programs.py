@@ -11,6 +11,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,9 +127,8 @@ class ProgramRunner:
 
     def _verdict(self, job: bytes, secret: str) -> Verdict:
         command = [*self.wall, str(_PYTHON), "-s", "-S", "-P", "-B", "-c", _DRIVER.read_text(encoding="utf-8")]
-        environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "HOME": "/tmp"}  # noqa: S108 - sets have the same order in every run
         deadline = time.perf_counter() + WALL_FACTOR * self.seconds
-        with Process(command, environment=environment, folder="/tmp") as process:  # noqa: S108
+        with Process(command, environment=_environment(), folder="/" if self.wall else tempfile.gettempdir()) as process:
             try:
                 process.write(f"{len(job):<16}".encode() + job + secret.encode(), deadline)
                 output = b""
@@ -143,7 +143,15 @@ class ProgramRunner:
             return Verdict("time", f"it computes for more than {self.seconds} s")
         if ending.code in _KILLED:
             raise ChildError("machine", "its process was killed")
+        if not output:
+            raise ChildError("machine", f"its process could not be started ({how(ending.code)})")
         return _read_verdict(output, secret) or Verdict("ended", f"it ended its process ({how(ending.code)})")
+
+
+def _environment() -> dict[str, str]:
+    """For Python to start, and to give sets the same order in every run."""
+    kept = {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}
+    return {**kept, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "HOME": "/tmp"}  # noqa: S108
 
 
 def _read_verdict(output: bytes, secret: str) -> Verdict | None:
@@ -184,7 +192,11 @@ def find_wall() -> list[str]:
     command = list(_wall(program))
     try:
         done = subprocess.run(  # noqa: S603
-            [*command, str(_PYTHON), "-S", "-c", ""], capture_output=True, timeout=_TRIAL_SECONDS, check=False
+            [*command, str(_PYTHON), "-S", "-c", ""],
+            capture_output=True,
+            timeout=_TRIAL_SECONDS,
+            check=False,
+            env=_environment(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_wall(f"bubblewrap cannot be started ({error})", "") from error
@@ -212,13 +224,8 @@ def _wall(program: str) -> Iterator[str]:
     python = folders + [word for path in (*_SYSTEM, sys.base_prefix) for word in ("--ro-bind-try", path, path)]
     devices = [word for path in _DEVICES for word in ("--dev-bind", path, path)]
     if os.geteuid() == 0:
-        yield from (
-            program,
-            "--unshare-pid",
-            "--die-with-parent",
-            "--cap-drop",
-            "ALL",
-        )  # the end of a namespace ends nobody's too
+        # The end of the outer namespace ends nobody's processes, to which its own user may send no signal.
+        yield from (program, "--unshare-pid", "--die-with-parent", "--cap-drop", "ALL")
         yield from ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
         yield from (*python, *devices, "--dev-bind", "/proc", "/proc")
         yield from ("setpriv", "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups")

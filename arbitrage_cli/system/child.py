@@ -176,11 +176,6 @@ class Child:
             self._process.close()
         self._process, self._unread = None, b""
 
-    @property
-    def process_id(self) -> int | None:
-        """The id of the process that is kept; None if there is none."""
-        return self._process.id if self._process else None
-
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns. ChildError; a process that is kept gets a second try if the machine is to blame."""
         request = json.dumps([self._seconds, self._memory, arguments]).encode() + b"\n"

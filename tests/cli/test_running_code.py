@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from cli import QUESTION, Terminal, assert_refused, run
-from walls import wall_or_skip
+from processes import wall_or_skip
 
 REFUSED = 2
 MBPP = {"task_id": 7, "text": QUESTION, "code": "def f():\n    return 1", "test_list": ["assert f() == 1"]}

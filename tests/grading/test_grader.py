@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from processes import is_running, process_of
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.grader import Grader, grader_version
@@ -242,7 +243,7 @@ def test_nothing_is_printed(fresh: Grader, capfd: pytest.CaptureFixture[str]) ->
 
 
 def child_of(grader: Grader) -> int:
-    child = grader.compared.process_id
+    child = process_of(grader._compared)
     assert child is not None
     return child
 
@@ -250,7 +251,7 @@ def child_of(grader: Grader) -> int:
 def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
     """Our own rules need no child. A comparison that computes for ever costs none: a child is reused, and gone at the end."""
     fresh.grade("\\boxed{3}", {"answer": "3.0"})
-    assert fresh.compared.process_id is None
+    assert process_of(fresh._compared) is None
     fresh.grade(ASKED, ROOT)
     child = child_of(fresh)
     score = fresh.grade(FOR_EVER, ROOT)
@@ -259,7 +260,7 @@ def test_child_is_started_when_it_is_needed(fresh: Grader) -> None:
     assert child_of(fresh) == child
     with fresh:
         pass
-    assert not Path(f"/proc/{child}").exists()
+    assert not is_running(child)
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])
@@ -278,7 +279,7 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
         thread.start()
         killed: set[int] = set()
         while len(killed) < num_kills and thread.is_alive():
-            child = own.compared.process_id
+            child = process_of(own._compared)
             if child is not None and child not in killed:
                 os.kill(child, signal.SIGKILL)
                 killed.add(child)

@@ -7,15 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from walls import wall_or_skip
+from processes import awaited, wall_or_skip
 
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.grading import programs
 from arbitrage_cli.grading.programs import ProgramRunner, Tests, find_wall, humaneval_tests, mbpp_tests
 
 GOOD = "def f(x):\n    return x + 1\n"
@@ -198,15 +195,6 @@ def found(mark: str) -> int | None:
     return None
 
 
-def awaited(condition: Callable[[], int | None]) -> int:
-    """What the condition finds, once it does."""
-    until, pause = time.monotonic() + 20, threading.Event()
-    while (answer := condition()) is None and time.monotonic() < until:
-        pause.wait(0.01)
-    assert answer is not None
-    return answer
-
-
 SLEEPS = "import time\ndef f(x): time.sleep(100)\n"
 
 
@@ -238,10 +226,10 @@ def test_nothing_is_left_when_the_parent_is_killed(runner: ProgramRunner, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_program_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_PYTHON", Path("/nowhere/python"))
-    with pytest.raises(ProblemError, match="cannot be started"):
-        ProgramRunner(()).run(GOOD, WANTS_2)
+@pytest.mark.parametrize(("wall", "reason"), [(["/nowhere/bwrap"], "cannot be started"), (["/bin/false"], "exit status 1")])
+def test_program_that_cannot_be_started_is_an_error(wall: list[str], reason: str) -> None:
+    with pytest.raises(ProblemError, match=reason):
+        ProgramRunner(wall).run(GOOD, WANTS_2)
 
 
 # --- where there is no wall

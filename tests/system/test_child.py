@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import awaited, is_running, process_of
 
 from arbitrage_cli.system.child import Child, ChildError
 
@@ -88,13 +87,13 @@ def test_child_that_gives_no_answer_says_why(child: Child, harm: str, cause: str
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_process_that_is_killed_or_stopped_between_calls_is_replaced(child: Child, number: signal.Signals) -> None:
     child("count")
-    before = child.process_id
+    before = process_of(child)
     if before is None:  # nothing is kept
         return
     os.kill(before, number)
     assert child("count") == 1
-    assert child.process_id not in (None, before)
-    assert not Path(f"/proc/{before}").exists()
+    assert process_of(child) not in (None, before)
+    assert not is_running(before)
 
 
 def test_failing_children_leave_nothing_open(child: Child) -> None:
@@ -137,17 +136,6 @@ def test_child_ends_with_its_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout
-        process = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        process = int(parent.stdout.readline())
         parent.kill()
-    until, pause = time.monotonic() + 20, threading.Event()
-    while is_running(process) and time.monotonic() < until:
-        pause.wait(0.05)
-    assert not is_running(process)
-
-
-def is_running(stat: Path) -> bool:
-    """Whether the process exists and has not ended; a zombie has ended."""
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    awaited(lambda: None if is_running(process) else 0)
