@@ -1,8 +1,8 @@
-"""Runs a program and its tests in one process. Its text is started by `python -c`, inside the wall: it imports nothing of this package.
+"""Runs a program and its tests in one process. `python -c` starts its text, behind the wall, where this package is not.
 
-It reads a length, a line of JSON of that length, and, only after all tests have passed, the secret that proves it. It writes that it
-has started, then one line of JSON: ["passed", secret], or how the tests failed and why. The program may change anything in this process. What is used
-after it was loaded is therefore taken before, and the secret is still in the pipe meanwhile.
+It reads a length, a line of JSON of that length, and, only after all tests have passed, the secret that proves it. It writes that
+it has started, then one line of JSON: ["passed", secret], or how the tests failed and why. The program may change anything in this
+process. So what is used afterwards is taken before, and the secret stays in the pipe meanwhile.
 """
 
 import json

@@ -261,8 +261,10 @@ class Child:
             raise ChildError(
                 "memory", f"it needs more than {self._memory >> 20} MB" if self._memory else "it needs too much memory"
             )
-        if code in (-signal.SIGALRM, -signal.SIGKILL):
-            raise ChildError("machine", f"its process was ended from outside ({how(code)})")
+        if code == -signal.SIGALRM:
+            raise ChildError("machine", f"not finished after {WALL_FACTOR * self._seconds:g} s by the clock")
+        if code == -signal.SIGKILL:
+            raise ChildError("machine", "its process was killed")
         raise ChildError("crash", f"it ended its process ({how(code)})")
 
 
