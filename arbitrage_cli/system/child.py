@@ -31,7 +31,7 @@ _GRACE_SECONDS = 1.0  # for an answer to arrive
 _NO_MEMORY = 3  # the exit status of a child that ran out of memory
 _CHUNK = 1 << 16  # bytes
 _MAX_ANSWER = 4 << 20  # bytes
-_SERVE = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.system.child import serve; serve(*sys.argv[1:])"
+_START = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.system import child; child.answer_requests(*sys.argv[1:])"
 _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # of the environment: no keys
 
 
@@ -159,7 +159,7 @@ class Child:
     ) -> None:
         self._make, self._seconds, self._memory, self._is_kept, self._stderr = make, seconds, memory, is_kept, stderr
         self._environment = environment
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process: Process | None = None
         self._is_ready = False
         self._unread = b""
@@ -204,13 +204,14 @@ class Child:
 
     def start(self) -> Process:
         """The process. If there is none, it is started, and gets ready while the caller does other things. ChildError."""
-        if self._process is None:
-            root = str(Path(__file__).parents[2])
-            command = [sys.executable, "-P", "-c", _SERVE, self._make, "fork" if self._is_kept else "once", root]
-            kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-            self._process = Process(command, stderr=self._stderr, environment=self._environment or kept)
-            self._is_ready = False
-        return self._process
+        with self._lock:
+            if self._process is None:
+                root = str(Path(__file__).parents[2])
+                command = [sys.executable, "-P", "-c", _START, self._make, "fork" if self._is_kept else "once", root]
+                kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+                self._process = Process(command, stderr=self._stderr, environment=self._environment or kept)
+                self._is_ready = False
+            return self._process
 
     def _started(self) -> Process:
         process = self.start()
@@ -290,7 +291,7 @@ def limit_memory(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def serve(make: str, mode: str) -> None:
+def answer_requests(make: str, mode: str) -> None:
     """In the child: answer requests until the input ends.
 
     A request is a line [seconds, bytes, arguments]. Its answer is a line ["answer", value], and of a fork then ["ended", status].
