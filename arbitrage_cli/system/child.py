@@ -143,7 +143,7 @@ class Child:
     that is kept calls it once, and runs every call in a fork, so that no answer depends on earlier ones. `is_kept` is False for
     what cannot be forked, such as graphics drivers.
 
-    A call has `seconds` of processor time, and five times that by the wall clock. `memory` is the address space in bytes that it
+    A call has `seconds` of processor time, and `wall_seconds`, by default five times that, by the wall clock. `memory` is the address space in bytes that it
     may add to the process's (Linux only); None for no limit. Threads may share it.
     """
 
@@ -153,12 +153,13 @@ class Child:
         *,
         seconds: float,
         memory: int | None,
+        wall_seconds: float | None = None,
         is_kept: bool = True,
         stderr: int | IO[bytes] = subprocess.DEVNULL,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._make, self._seconds, self._memory, self._is_kept, self._stderr = make, seconds, memory, is_kept, stderr
-        self._environment = environment
+        self._environment, self._wall_seconds = environment, wall_seconds or WALL_FACTOR * seconds
         self._lock = threading.RLock()
         self._process: Process | None = None
         self._is_ready = False
@@ -178,7 +179,7 @@ class Child:
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns. ChildError; a process that is kept gets a second try if the machine is to blame."""
-        request = json.dumps([self._seconds, self._memory, arguments]).encode() + b"\n"
+        request = json.dumps([self._seconds, self._wall_seconds, self._memory, arguments]).encode() + b"\n"
         with self._lock:
             try:
                 return self._call(request)
@@ -191,9 +192,8 @@ class Child:
         is_reusable = False
         try:
             process = self._started()
-            seconds = WALL_FACTOR * self._seconds
-            deadline = time.perf_counter() + seconds + _GRACE_SECONDS
-            with _in_time(f"not finished after {seconds:g} s by the clock"):
+            deadline = time.perf_counter() + self._wall_seconds + _GRACE_SECONDS
+            with _in_time(f"not finished after {self._wall_seconds:g} s by the clock"):
                 process.write(request, deadline)
                 code, answers = self._outcome(process, deadline)
             is_reusable = self._is_kept
@@ -263,7 +263,7 @@ class Child:
                 "memory", f"it needs more than {self._memory >> 20} MB" if self._memory else "it needs too much memory"
             )
         if code == -signal.SIGALRM:
-            raise ChildError("machine", f"not finished after {WALL_FACTOR * self._seconds:g} s by the clock")
+            raise ChildError("machine", f"not finished after {self._wall_seconds:g} s by the clock")
         if code == -signal.SIGKILL:
             raise ChildError("machine", "its process was killed")
         raise ChildError("crash", f"it ended its process ({how(code)})")
@@ -294,7 +294,7 @@ def limit_memory(more: int) -> None:
 def answer_requests(make: str, mode: str) -> None:
     """In the child: answer requests until the input ends.
 
-    A request is a line [seconds, bytes, arguments]. Its answer is a line ["answer", value], and of a fork then ["ended", status].
+    A request is a line [seconds, wall seconds, bytes, arguments]. Its answer is a line ["answer", value], and of a fork then ["ended", status].
     """
     answers = os.dup(1)
     os.dup2(2, 1)  # what is printed is not an answer
@@ -309,14 +309,16 @@ def answer_requests(make: str, mode: str) -> None:
         os.write(answers, b"\n" + json.dumps(["ended", code]).encode() + b"\n")
 
 
-def _answer_and_exit(function: Callable[..., Any], request: tuple[float, int | None, list[Any]], answers: int) -> NoReturn:
+def _answer_and_exit(
+    function: Callable[..., Any], request: tuple[float, float, int | None, list[Any]], answers: int
+) -> NoReturn:
     """Never back into the loop, whatever happens."""
     status = 1
     try:
-        seconds, memory, arguments = request
+        seconds, wall_seconds, memory, arguments = request
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * seconds)
+        signal.setitimer(signal.ITIMER_REAL, wall_seconds)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if memory is not None:
             limit_memory(memory)
