@@ -5,11 +5,13 @@ it has started, then one line of JSON: ["passed", secret], or how the tests fail
 process. So what is used afterwards is taken before, and the secret stays in the pipe meanwhile.
 """
 
+import faulthandler
 import json
 import linecache
 import os
 import random
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,7 +32,8 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     for name, limit in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (limit, limit))
+        resource.setrlimit(getattr(resource, name), (limit, limit + (name == "RLIMIT_CPU")))
+    faulthandler.register(signal.SIGXCPU, _VERDICT, all_threads=False)  # says so in C; a second later comes SIGKILL
     write(_VERDICT, b"started")
     random.seed(0)  # draws are the same in every run
     try:

@@ -34,7 +34,8 @@ _NUM_PROCESSES = 16  # threads are counted
 _NUM_FILES = 64
 _NOBODY = "65534"
 _TRIAL_SECONDS = 20.0
-_CLOCK = 0.2  # seconds by which measured processor time may be short
+_OVER = b"most recent call first"
+"""What the driver's faulthandler writes when the processor time is over."""
 _MAX_REASON = 300  # characters
 _MAX_OUTPUT = 1 << 16  # bytes; only the end of what the process writes counts
 _KILLED = (-9, 128 + 9)  # the exit status of a killed process, and bubblewrap's for one
@@ -134,18 +135,18 @@ class ProgramRunner:
                 output = b""
                 while data := process.read(deadline):
                     output = (output + data)[-_MAX_OUTPUT:]
-                ending = process.wait(deadline)
+                    if _OVER in output:
+                        return Verdict("time", f"it computes for more than {self.seconds} s")
+                code = process.wait(deadline)
             except TimeoutError:
                 if _is_stopped(process.id):
                     raise ChildError("machine", "its process was stopped") from None
                 return Verdict("time", f"not finished after {WALL_FACTOR * self.seconds} s")
-        if ending.code in _KILLED and ending.seconds >= self.seconds - _CLOCK:
-            return Verdict("time", f"it computes for more than {self.seconds} s")
-        if ending.code in _KILLED:
+        if code in _KILLED:
             raise ChildError("machine", "its process was killed")
         if not output:
-            raise ChildError("machine", f"its process could not be started ({how(ending.code)})")
-        return _read_verdict(output, secret) or Verdict("ended", f"it ended its process ({how(ending.code)})")
+            raise ChildError("machine", f"its process could not be started ({how(code)})")
+        return _read_verdict(output, secret) or Verdict("ended", f"it ended its process ({how(code)})")
 
 
 def _environment() -> dict[str, str]:

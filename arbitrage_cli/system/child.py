@@ -19,7 +19,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn, Self, cast
 
@@ -45,14 +44,6 @@ class ChildError(Exception):
     def __init__(self, cause: Literal["time", "memory", "crash", "machine"], message: str) -> None:
         super().__init__(message)
         self.cause = cause
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a process ended: its exit status, negative for a signal; its processor time, with that of children it waited for."""
-
-    code: int
-    seconds: float
 
 
 class Process:
@@ -81,7 +72,6 @@ class Process:
             raise ChildError("machine", f"{command[0]} cannot be started ({error.strerror})") from error
         self._input, self._output = cast("tuple[IO[bytes], IO[bytes]]", (self._process.stdin, self._process.stdout))
         os.set_blocking(self._input.fileno(), False)
-        self._ending: Ending | None = None
         self.id = self._process.pid
 
     def __enter__(self) -> Self:
@@ -92,10 +82,10 @@ class Process:
 
     def close(self) -> None:
         """Kill it, if it has not ended, and close its pipes."""
-        if self._ending is None:  # until it is waited for, no other process gets its number
+        if self._process.poll() is None:  # until it is waited for, no other process gets its number
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.id, signal.SIGKILL)
-            self._reaped(0)
+            self._process.wait()
         self._input.close()
         self._output.close()
 
@@ -111,22 +101,12 @@ class Process:
         _await(self._output, select.POLLIN, deadline)
         return os.read(self._output.fileno(), _CHUNK)
 
-    def wait(self, deadline: float) -> Ending:
-        """How it ended. TimeoutError."""
-        delay = 0.001
-        while not (ending := self._reaped(os.WNOHANG)):
-            if time.perf_counter() > deadline:
-                raise TimeoutError
-            time.sleep(delay := min(2 * delay, 0.05))
-        return ending
-
-    def _reaped(self, flags: int) -> Ending | None:
-        if self._ending is None:
-            found, status, used = os.wait4(self.id, flags)
-            if found:
-                self._process.returncode = os.waitstatus_to_exitcode(status)
-                self._ending = Ending(self._process.returncode, used.ru_utime + used.ru_stime)
-        return self._ending
+    def wait(self, deadline: float) -> int:
+        """Its exit status, negative for a signal. TimeoutError."""
+        try:
+            return self._process.wait(max(0, deadline - time.perf_counter()))
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
 
 
 def _await(stream: IO[bytes], event: int, deadline: float) -> None:
@@ -233,7 +213,7 @@ class Child:
                     return code, answers
         if self._is_kept:
             raise self._died(process)
-        return process.wait(deadline).code, answers
+        return process.wait(deadline), answers
 
     def _line(self, process: Process, deadline: float) -> Any:
         """What the process says next; None at the end. ChildError, TimeoutError."""
@@ -250,8 +230,7 @@ class Child:
 
     @staticmethod
     def _died(process: Process) -> ChildError:
-        ending = process.wait(time.perf_counter() + _GRACE_SECONDS)
-        return ChildError("machine", f"its process ended ({how(ending.code)})")
+        return ChildError("machine", f"its process ended ({how(process.wait(time.perf_counter() + _GRACE_SECONDS))})")
 
     def _checked(self, code: int, answers: Sequence[Any]) -> Any:
         if code == 0 and len(answers) == 1:

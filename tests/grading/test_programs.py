@@ -145,6 +145,7 @@ HOSTILE = {
     "kills and stops itself": ("import os\ndef f():\n for n in (9, 19): os.kill(os.getpid(), n)\n return 1", "failed"),
     "kills others": ("import os\ndef f(): os.kill(@PID@, 9)", "error ProcessLookupError"),
     "endless loop": ("def f():\n while True: pass", "time"),
+    "endless C code": ("def f(): sum([[1]] * 10**6, [])", "time computes"),
     "sleep": ("import time\ndef f(): time.sleep(100)", "time"),
     "memory": ("def f(): return 'x' * (1 << 32)", "memory"),
     "processes": ("import os, time\ndef f():\n for _ in range(100):\n  if not os.fork(): time.sleep(100)", "error BlockingIOError"),
