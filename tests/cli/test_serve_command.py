@@ -139,16 +139,14 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
         assert process.wait(20) == 0
 
 
-def test_a_table_in_a_terminal(tmp_path: Path) -> None:
-    """A line for each request that has ended stays, above a head with counts."""
+def test_requests_are_lines_in_a_terminal(tmp_path: Path) -> None:
     output = tmp_path / "url"
     with Terminal("serve", *MODELS, "--port", "0", stdout=output, columns=100) as terminal:
         terminal.wait_until(lambda: output.exists() and output.read_bytes().endswith(b"\n"))
         url = output.read_text().strip()
         for _ in range(2):
             assert httpx2.post(f"{url}/chat/completions", json=ASKED, timeout=30).status_code == 200
-        terminal.wait_until(lambda: "0 running, 2 ended" in terminal.text)
-        assert len(re.findall(r"^chatcmpl-", terminal.text, re.MULTILINE)) == 2
+        terminal.wait_until(lambda: len(re.findall(r"^chatcmpl-", terminal.text, re.MULTILINE)) == 2)
         os.kill(terminal.process.pid, signal.SIGTERM)
         assert terminal.wait() in (0, 143)
     assert not terminal.screen.cursor.hidden
