@@ -9,7 +9,7 @@ from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.display import rounding, wording
 from arbitrage_cli.display.live_solve import COLORS
 from arbitrage_cli.display.region import View
-from arbitrage_cli.display.text import aligned, one_line, shortened_all
+from arbitrage_cli.display.text import aligned, one_line, short_labels
 from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import ModelRole, Writing, Wrote
 
@@ -96,7 +96,7 @@ def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[s
     }
     shown = {heading: column for heading, column in cells.items() if any(column)}
     room = columns - 2 - sum(2 + max(map(len, (heading, *column))) for heading, column in shown.items())
-    labels = shortened_all([one_line(one.label) for one in standings], max(MIN_LABEL, room))
+    labels = short_labels([one.label for one in standings], max(MIN_LABEL, room))
     head, *lines = aligned(["", *shown], zip(labels, *shown.values(), strict=True))
     styles = ["red" if one.tried > one.done else "" for one in standings]
     return [(f"  {head}", "dim"), *((f"  {line}", style) for line, style in zip(lines, styles, strict=True))]

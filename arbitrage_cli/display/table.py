@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from arbitrage_cli.display import columns, rounding
 from arbitrage_cli.display.columns import Column
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, shortened_all, width_of, wrapped, write
+from arbitrage_cli.display.text import WIDTH, aligned, one_line, short_labels, width_of, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 
 MIN_LABEL = 8
@@ -110,7 +110,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
     if width < WIDTH and width < needed + MIN_LABEL:
         yield from _stacked(headings, rows)
         return
-    labels = _short([label for label, *_ in rows], max(MIN_LABEL, width - needed))
+    labels = short_labels([label for label, *_ in rows], max(MIN_LABEL, width - needed))
     left = [0, *(index for index in range(1, len(headings)) if any("[" in row[index] for row in rows))]
     cells = [[label, *row[1:]] for label, row in zip(labels, rows, strict=True)]
     first, *others = aligned(headings, cells, left=left)
@@ -124,13 +124,6 @@ def _stacked(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator
     for label, *cells in rows:
         yield one_line(label), "bold"
         yield from ((f"  {heading:<{indent}}  {cell}", "") for heading, cell in zip(headings[1:], cells, strict=True))
-
-
-def _short(labels: Sequence[str], room: int) -> list[str]:
-    """The labels as far as there is room: first a tau with a name loses its number, if they still differ without."""
-    shown = [one_line(label) for label in labels]
-    brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
-    return shortened_all(brief if len(set(brief)) == len(set(shown)) else shown, room)
 
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:

@@ -65,6 +65,13 @@ def shortened_all(texts: Sequence[str], width: int) -> list[str]:
     ]
 
 
+def short_labels(labels: Sequence[str], room: int) -> list[str]:
+    """The labels as far as there is room: first a tau with a name loses its number, if they still differ without."""
+    shown = [one_line(label) for label in labels]
+    brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
+    return shortened_all(brief if len(set(brief)) == len(set(shown)) else shown, room)
+
+
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
     """A paragraph in lines of at most so many columns."""
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
