@@ -99,7 +99,7 @@ class ProgramRunner:
     """
 
     wall: Sequence[str]
-    seconds: int = 5
+    seconds: int = 10
     memory: int = 512 << 20
 
     @property
