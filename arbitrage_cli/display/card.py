@@ -4,7 +4,6 @@ Made from the card's JSON and nothing else; a card comes from a file, so its tex
 """
 
 import itertools
-import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -13,10 +12,9 @@ from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 
 DIGEST = 12  # characters of a digest that are shown
-SURE_SOLUTIONS = 600  # that `exact` needs, if it loses none of them: by the rule of three, 3/600 is half a point
 FIXED = ("always", "never")  # they have no order: nothing to show at a rate
 SHOWN_RATES = (20, 30, 40, 60)  # of those that are on the card
-SHOWN_TAUS = 9  # beside those with a name
+SHOWN_TAUS = 10  # beside those with a name
 
 RATES = {
     "recall": "of the steps worth escalating, % caught when so many % are escalated",
@@ -24,7 +22,7 @@ RATES = {
 }
 LEGEND = (
     "calls: steps that are escalated; wasted: calls that gain nothing",
-    "caught: of the steps worth a call; regret: reward of the oracle minus this one",
+    "caught: of the steps worth a call, those that are escalated",
 )
 
 Card = Mapping[str, Any]
@@ -44,9 +42,7 @@ def write_card(card: Card, rows: Rows, stream: TextIO, *, sha256: str, explain: 
 
 def write_taus(taus: Card, rows: Rows, stream: TextIO, *, on: str, costs_of: str) -> None:
     """Write only the table of taus: `on` names the states they were tried on, `costs_of` whose costs the times use."""
-    solutions = taus.get("num_solutions") or 0
-    heading = f"what a tau does, on {rounding.count(solutions, 'solution')} of {one_line(on)}"
-    _write(stream, [*wrapped(heading), *_tau_table(taus, rows), *LEGEND, *_notes(taus, costs_of, solutions)])
+    _write(stream, [*_heading(taus, on), *_tau_table(taus, rows), *LEGEND, *_notes(taus, costs_of)])
 
 
 def _write(stream: TextIO, lines: Iterable[str]) -> None:
@@ -162,13 +158,16 @@ def _rounded(value: float, digits: int) -> str:
 def _taus(card: Card, rows: Rows, *, named_only: bool = False, explain: bool = False) -> Iterator[str]:
     taus, data = card["taus"], card["data"]
     other = data.get("taus_of")  # what they were calibrated on
-    on = ", ".join(one_line(run["name"]) for run in other["runs"]) if other else "the test"
+    on = ", ".join(run["name"] for run in other["runs"]) if other else "problems that it did not learn from"
     costs_of = "the machine that calibrated" if other and other["costs"] != "the runs" else "the machine that collected"
-    solutions = taus["num_solutions"]
-    yield from wrapped(f"what a tau does, on {rounding.count(solutions, 'solution')} of {on}")
+    yield from _heading(taus, on)
     yield from _tau_table(taus, rows, named_only=named_only)
     yield from LEGEND if explain else ()
-    yield from _notes(taus, costs_of, solutions if other else sum(part["problems"] for part in data["parts"].values()))
+    yield from _notes(taus, costs_of)
+
+
+def _heading(taus: Card, on: str) -> list[str]:
+    return wrapped(f"what a tau is expected to do, by {rounding.count(taus['num_solutions'], 'solution')} of {one_line(on)}")
 
 
 def _tau_table(taus: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
@@ -179,31 +178,23 @@ def _tau_table(taus: Card, rows: Rows, *, named_only: bool = False) -> Iterator[
     evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
     others = {rows[-1]["tau"]} if named_only else evenly
     shown = [row for row in rows if row["tau"] in others or row["tau"] in names]
-    headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "regret", "time"]
+    headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]
     yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []))])
 
 
-def _notes(taus: Card, costs_of: str, problems: int) -> Iterator[str]:
-    """Whose costs the times use; and if `exact` is not certain, how many more than these problems might make it so."""
+def _notes(taus: Card, costs_of: str) -> list[str]:
+    """What the rewards are, and whose costs the times use."""
     time = f"of the target alone, at the costs of {costs_of}" if taus["costs"] else "not known for your models"
-    yield from wrapped(f"reward: points per solution; time: {time}")
-    count = (taus.get("named_on") or taus).get("num_solutions")
-    if not count or taus["is_certain"]:
-        return
-    more = math.ceil(problems * (SURE_SOLUTIONS / count - 1) / 100) * 100
-    advice = f"collect about {more:,} more problems, or use --tau balanced" if more > 0 else "use --tau balanced"
-    on = rounding.count(count, "solution")
-    yield from wrapped(f"exact is as measured on {on}, not sure to half a point: {advice}")
+    return wrapped(f"reward: expected points per solution [95% over problems]; time: {time}")
 
 
 def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
     """A line for the tau, with its first name; further names stand below that one: side by side they would be too wide."""
     first, *others = names or [""]
-    interval = " ".join(rounding.points(end / 100) for end in row["change_interval"] or ())
+    interval = " ".join(rounding.points(end / 100) for end in row["change_interval"])
     cells = [
         *(rounding.whole_percent(row[rate]) for rate in ("escalation_rate", "wasted", "recall")),
-        f"{rounding.points(row['change'] / 100)} [{interval}]" if interval else rounding.points(row["change"] / 100),
-        f"{row['regret'] + 0.0:.1f}",
+        f"{rounding.points(row['change'] / 100)} [{interval}]",
         rounding.whole_percent(row["time"]),
     ]
     yield [f"{row['tau']:.3g}", first, *cells]

@@ -6,7 +6,6 @@ Knows numbers; no head, no model and no file, and not how the table was made.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ ALWAYS, NEVER = 0.0, 1.0
 EXACT_TOLERANCE = 0.5  # points of reward
 LOSSES = {"balanced": 0.1, "fast": 0.5}  # of the target's lead over the draft
 NAMES: Mapping[str, str] = {
-    "exact": f"the least time that loses at most {EXACT_TOLERANCE} points of the target's reward",
-    "balanced": "the least time that keeps nine tenths of the target's lead over the draft",
-    "fast": "the least time that keeps half of the target's lead over the draft",
+    "exact": f"the least time with an expected loss of at most {EXACT_TOLERANCE} points of the target's reward",
+    "balanced": "the least time expected to keep nine tenths of the target's lead over the draft",
+    "fast": "the least time expected to keep half of the target's lead over the draft",
 }
 
 
@@ -32,9 +31,7 @@ class TauRow:
     """One tau. Rates are of steps, the rest is per solution; tokens are those of a run with this tau.
 
     `wasted` is the share of escalated steps without an advantage, `recall` that of steps with one that are escalated; None of none.
-    `change` is the reward minus the target's, in points (hundredths), `regret` that of the oracle minus this one. The interval is over
-    problems; its low end is as if one more problem had lost everything: with no loss among n it is -3/n (the rule of three).
-    `target_tokens` are those that only the target wrote, `target_verify_tokens` those that it shares with the draft. `looks` are taken
+    `change` is the expected reward minus the target's, in points (hundredths), with its interval over problems. `target_tokens` are those that only the target wrote, `target_verify_tokens` those that it shares with the draft. `looks` are taken
     at steps before their end, if they may be stopped there.
     """
 
@@ -43,8 +40,7 @@ class TauRow:
     wasted: float | None
     recall: float | None
     change: float
-    change_interval: Interval | None
-    regret: float
+    change_interval: Interval
     draft_tokens: float
     draft_prefill_tokens: float
     target_tokens: float
@@ -65,7 +61,7 @@ class NamedTaus:
 class TauTable:
     """The rows by rising tau, from always to never; what the target alone reads and writes; the named taus, and their costs.
 
-    `early` are the rows of the same taus if steps are stopped early; none if that is not known. `named_on` is the table that the names were chosen on, None if it is this one; `is_certain`: `exact` is certain to 97.5%.
+    `early` are the rows of the same taus if steps are stopped early; none if that is not known.
     """
 
     rows: tuple[TauRow, ...]
@@ -75,8 +71,6 @@ class TauTable:
     named: Mapping[str, float]
     costs: Costs | None
     num_solutions: int = 0
-    is_certain: bool = False
-    named_on: "TauTable | None" = None
     early: tuple[TauRow, ...] = ()
 
     def row_at(self, tau: float, *, stops_early: bool = False) -> TauRow:
@@ -124,9 +118,7 @@ class TauTable:
 
     def at_costs(self, costs: Costs | None) -> "TauTable":
         """The same rows at the costs of another machine or unknown ones, and what the names stand for there."""
-        chosen = with_names(replace(self.named_on or self, costs=costs))
-        named_on = chosen if self.named_on else None
-        return replace(self, costs=costs, named=chosen.named, is_certain=chosen.is_certain, named_on=named_on)
+        return with_names(replace(self, costs=costs))
 
     def at_budget(self, share: float) -> float:
         """The tau that gives the target this share of the steps, interpolated between two rows. UsageError if it is not a share."""
@@ -145,8 +137,7 @@ class TauTable:
         try:
             rows, early = (_rows_from_json(found.get(name, ())) for name in ("rows", "early"))
             costs = None if found["costs"] is None else Costs.from_json(found["costs"])
-            named_on = TauTable.from_json(found["named_on"]) if found.get("named_on") else None
-            table = TauTable(**{**found, "rows": rows, "costs": costs, "named_on": named_on, "early": early})
+            table = TauTable(**{**found, "rows": rows, "costs": costs, "early": early})
             taus = [row.tau for row in rows]
             if early and [row.tau for row in early] != taus:
                 raise ValueError("the rows of early stops are of other taus")
@@ -165,45 +156,28 @@ def usual_rows(taus: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def with_names(table: TauTable) -> TauTable:
-    """The table with the names that its rows and costs give, and whether `exact` is certain."""
-    named = name_taus(table)
-    is_certain = any(_is_surely_exact(row) for row in table.rows if row.tau == named["exact"])
-    return replace(table, named=named, is_certain=is_certain)
+    """The table with the names that its rows and costs give."""
+    return replace(table, named=name_taus(table))
 
 
 def name_taus(table: TauTable) -> dict[str, float]:
-    """The tau of each of `NAMES`; without costs, time is the escalation rate. No name takes longer than a stricter one.
-
-    `exact` tests the taus in order, up to the first that may lose too much: the luck of one among many must not count. With too few
-    problems to be sure of any, it stops at the first that did lose too much.
-    """
+    """The tau of each of `NAMES`; without costs, time is the escalation rate. No name takes longer than a stricter one."""
     lead = max(0.0, -table.rows[-1].change)
 
     def time(row: TauRow) -> float:
         known = table.time(table.usual_row(row.tau))
         return row.escalation_rate if known is None else known
 
-    always, *others = table.rows
-    sure = list(takewhile(_is_surely_exact, others))
-    chosen = min([always, *(sure or takewhile(lambda row: row.change >= -EXACT_TOLERANCE, others))], key=time)
-    found = {"exact": chosen.tau}
-    for name, loss in LOSSES.items():
-        allowed = [row for row in table.rows if row.change >= -loss * lead]
-        chosen = min([chosen, *allowed], key=time)
+    chosen, found = table.rows[0], {}
+    for name, loss in {"exact": EXACT_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}.items():
+        chosen = min([chosen, *(row for row in table.rows if row.change >= -loss)], key=time)
         found[name] = chosen.tau
     return found
 
 
-def _is_surely_exact(row: TauRow) -> bool:
-    return row.change_interval is not None and row.change_interval[0] >= -EXACT_TOLERANCE
-
-
 def _rows_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[TauRow, ...]:
-    return tuple(TauRow(**{**row, "change_interval": _pair(row["change_interval"])}) for row in rows)
+    return tuple(TauRow(**{**row, "change_interval": _pair(*row["change_interval"])}) for row in rows)
 
 
-def _pair(interval: Sequence[float] | None) -> Interval | None:
-    if interval is None:
-        return None
-    low, high = interval
+def _pair(low: float, high: float) -> Interval:
     return low, high

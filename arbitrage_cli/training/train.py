@@ -1,8 +1,8 @@
 """Trains a router's head on collected states: learn, choose, calibrate, measure.
 
 Problems are split three ways. Heads learn on the training part. The validation part decides which of them is taken, when learning
-stops, the calibration and the named taus. Every figure on the card is measured on the test part, which decides nothing. Runs no
-model and knows no terminal. The same states, settings and machine give the same head.
+stops, and the calibration. Figures of the head are measured on the test part, which decides nothing of it. The table of taus is of
+both other parts. Runs no model and knows no terminal. The same states, settings and machine give the same head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
-from arbitrage_cli.training.tau_tables import Beginnings, make_table, spread_taus, tabulate
+from arbitrage_cli.training.tau_tables import Beginnings, make_table, spread_taus
 
 Numbers = NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -254,12 +254,10 @@ def _learned(collected: Collected) -> str:
 
 
 def _taus(head: Head, probability: Numbers, collected: Collected) -> TauTable:
-    """Taus that are spread and named on the validation part, with their figures on the test part; of whole solutions."""
-    choosing, testing = (collected.is_whole & (collected.part == part) for part in (VALIDATION, TEST))
-    spread, outcomes = spread_taus(probability[choosing]), collected.outcomes
-    begun = [_beginnings(head, collected, chosen) for chosen in (choosing, testing)]
-    named_on = make_table(probability[choosing], outcomes.take(choosing), spread, collected.costs, begun[0])
-    return tabulate(named_on, probability[testing], outcomes.take(testing), begun[1])
+    """The table of taus on the whole solutions that no network learned from: the validation and the test part."""
+    chosen = collected.is_whole & (collected.part != TRAINING)
+    outcomes, begun = collected.outcomes.take(chosen), _beginnings(head, collected, chosen)
+    return make_table(probability[chosen], outcomes, spread_taus(probability[chosen]), collected.costs, begun)
 
 
 def _beginnings(head: Head, collected: Collected, chosen: NDArray[np.bool_]) -> Beginnings | None:

@@ -55,11 +55,10 @@ def test_verdict_says_what_the_head_is_better_than(folder: Path, trained: Result
 
 
 def test_train_ends_with_the_named_taus_and_what_to_do(trained: Result) -> None:
-    """Few problems are not sure of `exact`: how many more would be."""
     lines = trained.out.splitlines()
     assert len(lines) <= 16
     assert max(map(len, lines)) < 80
-    for word in ("exact", "balanced", "fast", "time", "more problems, or use --tau balanced"):
+    for word in ("exact", "balanced", "fast", "time", "[95% over problems]"):
         assert word in flat(trained.out)
     assert ESCAPE not in trained.stdout + trained.stderr
     assert "arbitrage models info head.safetensors" in trained.err

@@ -24,7 +24,6 @@ ROW = TauRow(
     recall=1.0,
     change=0.0,
     change_interval=(0.0, 0.0),
-    regret=0.0,
     draft_tokens=20.0,
     draft_prefill_tokens=20.0,
     target_tokens=20.0,

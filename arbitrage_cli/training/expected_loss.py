@@ -1,0 +1,122 @@
+"""What accepting drafted steps is expected to cost: smoothly, with an interval over problems. Knows numbers; no head and no tau.
+
+A solution is right or wrong for the model that goes on with it. An accepted step can *drop* it, if the target's step was better, or
+*lift* it, if the drafted one was. Two logistic curves over the head's log-odds give the chance of each, and the steps of a solution
+form a chain: what was dropped cannot be dropped again. With rewards between 0 and 1 both are shares of the reward.
+
+The curves start from what the head says (its probability is right, and a lift is rare) and follow the states as far as there are
+enough. So do the losses: the part of the observed loss that the curves miss counts as far as it exceeds its own noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+RESAMPLES, SEED = 400, 0
+MAX_CELLS = 1 << 21  # of one batch of resamples: bounds the memory, not the result
+NEAREST = 1e-6  # of a probability to 0 and 1
+NEWTON_STEPS, LONGEST_STEP = 12, 2.0
+TRUST = 0.5  # the share of the expected drops by which the curves may be off
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Gaussian beliefs about a curve: intercept and slope of its log-odds."""
+
+    mean: tuple[float, float]
+    deviation: tuple[float, float]
+
+
+DROP = Prior((0.0, 1.0), (1.0, 0.3))
+LIFT = Prior((-3.0, 0.5), (1.0, 0.5))
+
+
+class ExpectedLoss:
+    """The expected changes of n states' solutions. States as columns (n,), those of a solution together, in the order of its steps."""
+
+    def __init__(
+        self,
+        probability: Numbers,
+        draft_reward: Numbers,
+        target_reward: Numbers,
+        solution: NDArray[np.int64],
+        problem: NDArray[np.int64],
+    ) -> None:
+        clipped = np.clip(probability, NEAREST, 1 - NEAREST)
+        log_odds = np.log(clipped / (1 - clipped))
+        self._advantage = target_reward - draft_reward
+        self._starts = np.flatnonzero(np.diff(solution, prepend=-1))
+        lengths = np.diff(self._starts, append=len(solution))
+        self._solution = np.repeat(np.arange(len(lengths)), lengths)
+        self._place = np.arange(len(solution)) - np.repeat(self._starts, lengths)
+        self._alone = target_reward[self._starts]  # its first step by the target, and the target from there
+        self._weight = _resamples(problem[self._starts])  # the first row are ones
+        by_state = self._weight[:, self._solution]
+        gain, loss = np.maximum(self._advantage, 0), np.maximum(-self._advantage, 0)
+        self._drop = _chances(log_odds, gain, target_reward, by_state, DROP)
+        self._lift = _chances(log_odds, loss, 1 - target_reward, by_state, LIFT)
+
+    def changes(self, accepted: NDArray[np.bool_]) -> tuple[float, float, float]:
+        """Reward minus that of the target alone if these states (n,) are accepted, per solution; its 95% interval over problems."""
+        expected = self._chain(accepted)
+        missed = self._observed(accepted) - expected[0]
+        noise, trust = missed.var() / len(missed), (TRUST * self._drop[0, accepted].sum() / len(missed)) ** 2
+        share = trust / (trust + noise) if trust else 0.0
+        changes = ((expected + share * missed) * self._weight).sum(axis=1) / self._weight.sum(axis=1)
+        low, high = np.percentile(changes, [2.5, 97.5])
+        return float(changes[0]), float(low), float(high)
+
+    def _observed(self, accepted: NDArray[np.bool_]) -> Numbers:
+        """What the recorded rewards say of each solution: (solutions,). Its reward stays between 0 and 1."""
+        lost = np.add.reduceat(np.where(accepted, self._advantage, 0.0), self._starts)
+        return np.clip(self._alone - lost, 0.0, 1.0) - self._alone
+
+    def _chain(self, accepted: NDArray[np.bool_]) -> Numbers:
+        """The expected change of each solution by each resample's curves: (1 + RESAMPLES, solutions)."""
+        reward = np.tile(self._alone, (len(self._weight), 1))
+        for place in range(int(self._place.max()) + 1):
+            chosen = np.flatnonzero(accepted & (self._place == place))
+            of = self._solution[chosen]
+            before = reward[:, of]
+            reward[:, of] = before * (1 - self._drop[:, chosen]) + (1 - before) * self._lift[:, chosen]
+        changes: Numbers = reward - self._alone
+        return changes
+
+
+def _resamples(problem: NDArray[np.int64]) -> Numbers:
+    """How often each solution counts: (1 + RESAMPLES, solutions). First once, then as often as its problem was drawn."""
+    _, index = np.unique(problem, return_inverse=True)
+    count = int(index.max()) + 1
+    drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return np.vstack([np.ones(len(problem)), drawn[:, index]])
+
+
+def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, prior: Prior) -> NDArray[np.float32]:
+    """The likeliest curve of `change / of` for each row of weights (r, n), at the log-odds (n,): (r, n)."""
+    share = np.divide(change, of, out=np.zeros_like(of), where=of > 0)
+    size = max(1, MAX_CELLS // len(log_odds))
+    batches = [weight[start : start + size] * of for start in range(0, len(weight), size)]
+    return np.concatenate([_at(_fit(log_odds, share, one, prior), log_odds).astype(np.float32) for one in batches])
+
+
+def _at(curve: Numbers, log_odds: Numbers) -> Numbers:
+    """Curves (r, 2) at log-odds (n,): (r, n)."""
+    values: Numbers = 1 / (1 + np.exp(-(curve[:, :1] + curve[:, 1:] * log_odds)))
+    return values
+
+
+def _fit(log_odds: Numbers, share: Numbers, weight: Numbers, prior: Prior) -> Numbers:
+    """By Newton's method: (r, 2)."""
+    mean, precision = np.array(prior.mean), np.array(prior.deviation) ** -2.0
+    inputs = np.stack([np.ones_like(log_odds), log_odds], axis=1)
+    squares = np.stack([inputs[:, 0], log_odds, log_odds, log_odds**2], axis=1)
+    curve = np.tile(mean, (len(weight), 1))
+    for _ in range(NEWTON_STEPS):
+        chance = _at(curve, log_odds)
+        slope = (weight * (share - chance)) @ inputs - precision * (curve - mean)
+        bend = ((weight * chance * (1 - chance)) @ squares).reshape(-1, 2, 2) + np.diag(precision)
+        curve = curve + np.clip(np.linalg.solve(bend, slope[..., None])[..., 0], -LONGEST_STEP, LONGEST_STEP)
+    return curve

@@ -1,0 +1,90 @@
+"""What accepting steps is expected to cost: against worlds whose losses are known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arbitrage_cli.training.expected_loss import ExpectedLoss
+
+Array = np.ndarray[Any, Any]
+STEPS = 4
+SOLVED, LIFTED = 0.8, 0.02  # by the target alone; what an accepted step saves of the others
+
+
+def world(problems: int, seed: int, *, odds: float = 1.0) -> tuple[Array, Array, Array, Array]:
+    """Probabilities of states, rewards of both steps, and the solutions: an accepted step drops a right one at `odds` times p's odds."""
+    rng = np.random.default_rng(seed)
+    solution = np.repeat(np.arange(problems), STEPS)
+    probability = rng.beta(0.4, 2.5, len(solution))
+    alone = np.repeat(rng.random(problems) < SOLVED, STEPS)
+    drops = rng.random(len(solution)) < odds * probability / (1 - probability + odds * probability)
+    lifts = rng.random(len(solution)) < LIFTED
+    lifted = (lifts & ~alone).reshape(-1, STEPS)
+    target = np.logical_or(alone, (np.cumsum(lifted, axis=1) > lifted).ravel())
+    draft = np.where(target, ~drops, lifts)
+    return probability, draft.astype(float), target.astype(float), solution
+
+
+def expected(world: tuple[Array, Array, Array, Array], tau: float) -> tuple[float, float, float]:
+    probability, draft, target, solution = world
+    return ExpectedLoss(probability, draft, target, solution, solution).changes(probability <= tau)
+
+
+def truth(tau: float) -> float:
+    """What accepting steps up to this tau loses, walked through step by step in many solutions."""
+    probability, *_ = world(100_000, 99)
+    rng = np.random.default_rng(1)
+    chance = np.where(probability <= tau, probability, 0.0).reshape(-1, STEPS)
+    reward = np.where(rng.random(len(chance)) < SOLVED, 1.0, 0.0)
+    before = reward.mean()
+    for step, accepted in zip(chance.T, (probability <= tau).reshape(-1, STEPS).T, strict=True):
+        draw = rng.random(len(step))
+        reward = np.where(reward > 0, draw >= step, accepted & (draw < LIFTED)).astype(float)
+    return float(reward.mean() - before)
+
+
+def test_nothing_accepted_loses_nothing() -> None:
+    assert expected(world(50, 0), -1.0) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.3, 1.0])
+def test_many_problems_show_the_loss(tau: float) -> None:
+    """What is lost cannot be lost again: the draft alone loses less than the sum of its bad steps."""
+    change, low, high = expected(world(3000, 1), tau)
+    assert change == pytest.approx(truth(tau), abs=0.015)
+    assert low < change < high
+
+
+@pytest.mark.parametrize("odds", [0.2, 5.0])
+def test_many_problems_correct_a_head_that_is_wrong(odds: float) -> None:
+    states = world(3000, 2, odds=odds)
+    probability, draft, target, solution = states
+    seen = np.add.reduceat(np.where(probability <= 0.1, target - draft, 0.0), np.arange(0, len(solution), STEPS))
+    assert expected(states, 0.1)[0] == pytest.approx(-np.minimum(seen, 1).mean(), abs=0.015)
+
+
+def test_few_problems_are_not_luck() -> None:
+    """With a head that is right, 40 problems give a loss that is nearer the truth than what was seen on them."""
+    tau, missed, seen = 0.1, [], []
+    true = truth(tau)
+    for seed in range(40):
+        states = world(40, seed)
+        probability, draft, target, _ = states
+        missed.append(expected(states, tau)[0] - true)
+        seen.append(-np.where(probability <= tau, target - draft, 0.0).sum() / 40 - true)
+    assert np.abs(missed).mean() < 0.8 * np.abs(seen).mean()
+
+
+def test_intervals_are_over_problems() -> None:
+    """The same solution four times over is no more than one, if it is of one problem."""
+    probability, draft, target, solution = world(100, 3)
+    widths = []
+    again = np.concatenate([solution + 100 * copy for copy in range(4)])
+    for problem in (solution, np.tile(solution, 4), again):
+        copies = len(problem) // len(solution)
+        number, drafted, written = (np.tile(one, copies) for one in (probability, draft, target))
+        _, low, high = ExpectedLoss(number, drafted, written, again[: len(problem)], problem).changes(number <= 0.3)
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.3)  # the curves are surer, the problems are as few
+    assert widths[2] < 0.65 * widths[1]
