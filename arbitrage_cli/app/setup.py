@@ -33,6 +33,7 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.routing.choice import (
+    DEFAULT_TAU,
     AvailableHead,
     choose_policy,
     has_tau,
@@ -131,7 +132,8 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     tau = routing.tau if "tau" in flags or has_tau(policy, routing.tau) else None
     early = early_stop_asked(routing.early_stop, base.choice.models["draft"], policy)
     route = make_route(policy, tau, available, early_stop=early, alternatives=routing.alternatives)
-    is_open = (routing.policy, tau, routing.early_stop, options.models.head) == (None,) * 4
+    asked = (routing.policy, routing.early_stop, options.models.head)
+    is_open = asked == (None,) * 3 and tau in (None, DEFAULT_TAU)
     route, warning = route_or_target_alone(route, available, is_open=is_open)
     setup = _with_routes(base, [route])
     notes = [*setup.notes, *([warning] if warning else [])]

@@ -76,17 +76,18 @@ def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bo
     """The route, and a warning if it is expected to take longer here than the target alone.
 
     If the user left the routing open (`is_open`), the target then writes alone, with token-level speculation if that pays. This needs
-    costs of this machine and a head of this pair, or a tau that escalates every step: alone the target writes the same text in less
-    time.
+    costs of this machine and a head of this pair. A tau that escalates every step never routes, unless a policy was asked for: alone
+    the target writes the same text in less time.
     """
-    time = _expected_time(route, available)
-    if time is None or time < 1:
+    time, costs = _expected_time(route, available), available.costs
+    escalates_all = route.policy.needs_head and route.tau is not None and route.tau <= ALWAYS
+    if not escalates_all and (time is None or time < 1):
         return route, None
-    measured_by = ON_CARD if available.costs is None else HERE
-    warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
-    costs = available.costs
-    is_known = costs is not None and not available.is_universal
-    if is_open and (is_known or (route.tau is not None and route.tau <= ALWAYS)):
+    warning = f"tau {route.tau:g} escalates every step"
+    if not escalates_all:
+        measured_by = ON_CARD if costs is None else HERE
+        warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
+    if is_open and (escalates_all or (costs is not None and not available.is_universal)):
         alone = "speculative" if costs and costs.write < costs.target_seconds_per_token else "target"
         how = " with token-level speculation" if alone == "speculative" else ""
         return Route(POLICIES[alone]), f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from small_heads import make_table, write_head
 
+from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD
 from arbitrage_cli.routing.choice import AvailableHead, make_route, route_or_target_alone
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
@@ -15,14 +16,17 @@ from arbitrage_cli.routing.policies import POLICIES
 SLOW_DRAFT = Costs(draft_seconds_per_token=0.9, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.5)
 
 
+@pytest.mark.parametrize("source", ["head.safetensors", UNIVERSAL_HEAD])
 @pytest.mark.parametrize(("is_open", "policy"), [(True, "target"), (False, "arbitrage")])
-def test_a_tau_that_escalates_every_step_is_the_target_alone(tmp_path: Path, *, is_open: bool, policy: str) -> None:
-    """It gives the same text in less time. If routing is asked for, there is a warning."""
+def test_a_tau_that_escalates_every_step_is_the_target_alone(
+    tmp_path: Path, *, is_open: bool, policy: str, source: str
+) -> None:
+    """It gives the same text in less time, also if costs are not known. If routing is asked for, there is a warning."""
     small = load(write_head(tmp_path / "head.safetensors"))
     table = replace(make_table(), costs=SLOW_DRAFT, named={"exact": 0.0, "balanced": 0.3, "fast": 0.6})
     head = Head(small.network, small.knots, replace(small.card, taus=table.to_json()))
-    available = AvailableHead(head, "head.safetensors")
-    route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=is_open)
+    available = AvailableHead(head, source)
+    route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], "0", available), available, is_open=is_open)
     assert (route.policy.name, route.tau) == (policy, None if policy == "target" else 0.0)
     assert warning is not None
 
