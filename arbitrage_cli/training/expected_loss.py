@@ -8,26 +8,17 @@ The curves start from what the head says (its probability is right, and a lift i
 enough. So do the losses: the part of the observed loss that the curves miss counts as far as it exceeds its own noise.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+
+from arbitrage_cli.stats.logistic import Prior, chance, fit_curves
 
 Numbers = NDArray[np.float64]
 
 RESAMPLES, SEED = 400, 0
 MAX_CELLS = 1 << 21  # of one batch of resamples: bounds the memory, not the result
 NEAREST = 1e-6  # of a probability to 0 and 1
-NEWTON_STEPS, LONGEST_STEP = 12, 2.0
 TRUST = 0.5  # the share of the expected drops by which the curves may be off
-
-
-@dataclass(frozen=True, slots=True)
-class Prior:
-    """Gaussian beliefs about a curve: intercept and slope of its log-odds."""
-
-    mean: tuple[float, float]
-    deviation: tuple[float, float]
 
 
 DROP = Prior((0.0, 1.0), (1.0, 0.3))
@@ -99,24 +90,6 @@ def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, p
     share = np.divide(change, of, out=np.zeros_like(of), where=of > 0)
     size = max(1, MAX_CELLS // len(log_odds))
     batches = [weight[start : start + size] * of for start in range(0, len(weight), size)]
-    return np.concatenate([_at(_fit(log_odds, share, one, prior), log_odds).astype(np.float32) for one in batches])
-
-
-def _at(curve: Numbers, log_odds: Numbers) -> Numbers:
-    """Curves (r, 2) at log-odds (n,): (r, n)."""
-    values: Numbers = 1 / (1 + np.exp(-(curve[:, :1] + curve[:, 1:] * log_odds)))
-    return values
-
-
-def _fit(log_odds: Numbers, share: Numbers, weight: Numbers, prior: Prior) -> Numbers:
-    """By Newton's method: (r, 2)."""
-    mean, precision = np.array(prior.mean), np.array(prior.deviation) ** -2.0
-    inputs = np.stack([np.ones_like(log_odds), log_odds], axis=1)
-    squares = np.stack([inputs[:, 0], log_odds, log_odds, log_odds**2], axis=1)
-    curve = np.tile(mean, (len(weight), 1))
-    for _ in range(NEWTON_STEPS):
-        chance = _at(curve, log_odds)
-        slope = (weight * (share - chance)) @ inputs - precision * (curve - mean)
-        bend = ((weight * chance * (1 - chance)) @ squares).reshape(-1, 2, 2) + np.diag(precision)
-        curve = curve + np.clip(np.linalg.solve(bend, slope[..., None])[..., 0], -LONGEST_STEP, LONGEST_STEP)
-    return curve
+    return np.concatenate(
+        [chance(fit_curves(log_odds, share, one, prior)[0], log_odds).astype(np.float32) for one in batches]
+    )
