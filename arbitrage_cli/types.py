@@ -12,8 +12,14 @@ from typing import Literal
 ModelRole = Literal["draft", "target", "prm"]
 """Which model computes. The process reward model rates steps and writes none."""
 
-StepStop = Literal["separator", "end", "budget", "context", "early"]
-"""Why a step ended: blank line, end of sequence, token budget, full context; or it was stopped, and the target writes it."""
+Phase = Literal["think", "answer"]
+"""A solution may begin with thoughts; then comes its answer."""
+
+StepStop = Literal["separator", "end", "budget", "context", "early", "thought", "think_budget"]
+"""Why a step ended: blank line, end of sequence, token budget, full context; or it was stopped, and the target writes it.
+
+`thought`: the model ended its thoughts; `think_budget`: they reached the most tokens that they may have. The answer follows.
+"""
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 """Why a solution ended: the kept step ended the sequence, or a limit was reached."""
@@ -43,12 +49,19 @@ class Problem:
     """One question. Results refer to it by `id`.
 
     `turns` are the messages before the question, if it continues a conversation. `system` replaces the system prompt; None keeps it.
+    `think_tokens` are the most tokens of thoughts before the answer: 0 for none, None without a limit.
     """
 
     id: str
     question: str
     turns: tuple[Message, ...] = ()
     system: str | None = None
+    think_tokens: int | None = 0
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts come before the answer."""
+        return self.think_tokens != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +133,7 @@ class Step:
     """One reasoning step as one model wrote it. Models exchange `text`; token ids stay inside the engine.
 
     `num_tokens` counts the tokens that the model drew, the end of the sequence included. `speculation_cost` is the draft's, for
-    continuing a step that the target was writing.
+    continuing a step that the target was writing. The markers of a `phase` are no part of the text.
     """
 
     model: ModelRole
@@ -130,6 +143,12 @@ class Step:
     stop: StepStop
     token_stats: TokenStats | None = None
     speculation_cost: Cost = Cost()
+    phase: Phase = "answer"
+
+    @property
+    def ends_thoughts(self) -> bool:
+        """Whether the answer begins after this step."""
+        return self.stop in ("thought", "think_budget")
 
     @property
     def seconds(self) -> float:
@@ -186,11 +205,35 @@ class Trace:
 
     @property
     def text(self) -> str:
-        return "".join(decision.kept.text for decision in self.decisions)
+        """The answer's text: without thoughts, in which no answer is looked for."""
+        return self._text_of("answer")
+
+    @property
+    def thoughts(self) -> str:
+        return self._text_of("think")
+
+    def _text_of(self, phase: Phase) -> str:
+        return "".join(decision.kept.text for decision in self.decisions if decision.kept.phase == phase)
 
     @property
     def num_tokens(self) -> int:
         return sum(decision.kept.num_tokens for decision in self.decisions)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the next step."""
+        if not self.decisions:
+            return "think" if self.problem.thinks else "answer"
+        last = self.decisions[-1].kept
+        return "think" if last.phase == "think" and not last.ends_thoughts else "answer"
+
+    @property
+    def think_tokens_left(self) -> int | None:
+        """How many tokens of thoughts may follow; None without a limit."""
+        if self.problem.think_tokens is None:
+            return None
+        used = sum(decision.kept.num_tokens for decision in self.decisions if decision.kept.phase == "think")
+        return self.problem.think_tokens - used
 
     @property
     def stop(self) -> TraceStop | None:

@@ -12,13 +12,14 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
 from itertools import chain, pairwise, zip_longest
 from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.errors import TemplateError
+from arbitrage_cli.inference.thinking import FORCED_END, SWITCHES, ThinkFormat, find_format, state_after, thinks_by_itself
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Message, MessageRole
 
@@ -72,6 +73,11 @@ class _Layout:
     system: str = ""
     messages_with: Callable[[str], Messages] | None = None
 
+    @property
+    def end(self) -> str:
+        """What follows the last message."""
+        return self.text.rpartition(self.slots[-1])[2]
+
 
 class ChatPrompt:
     """The prompt of one model: `segments(question)` up to where the assistant begins to write. TemplateError.
@@ -81,6 +87,8 @@ class ChatPrompt:
     (user-defined tokens): those that the template uses are cut apart in data.
 
     A template may also be rendered elsewhere, by a server whose control tokens are not known (None).
+
+    Where a model thinks before it answers, the prompt ends at the beginning of its thoughts, and `end_of_thoughts` leads to the answer.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class ChatPrompt:
         marker_tokens: Collection[str] = (),
         instructions: str = INSTRUCTIONS,
         variables: Mapping[str, Any] = MappingProxyType({}),
+        think_format: ThinkFormat | None = None,
     ) -> None:
         self._instructions = instructions.strip()
         self._template, self._variables = template, variables
@@ -98,20 +107,34 @@ class ChatPrompt:
         if control_tokens is None:
             control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
         self._special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
+        self.think_format = think_format or find_format(self._source, self._special)
         self._blind_layout = lru_cache(MAX_LAYOUTS)(self._lay_out_blind)
         self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
-        own_text = self._layout(ASKED).text + self._text_between_turns()
+        own_text = self._layout(ASKED).text + self._text_between_turns() + self.think_format.opens + self.think_format.closes
         self._controls = _alternatives(control_tokens)
         self._markers = _alternatives((one for one in marker_tokens if one in own_text and len(one) > 1), overlapping=True)
 
-    def segments(self, question: str, turns: Sequence[Message] = (), system: str | None = None) -> list[Segment]:
+    @property
+    def _source(self) -> str:
+        return self._template if isinstance(self._template, str) else ""
+
+    @cached_property
+    def thinks_by_itself(self) -> bool:
+        """Whether the model thinks before it answers, if nothing else is asked of its template."""
+        layout = self._layout(ASKED)
+        return thinks_by_itself(self._source, layout.text, layout.end, self.think_format)
+
+    def segments(
+        self, question: str, turns: Sequence[Message] = (), system: str | None = None, *, thinks: bool = False
+    ) -> list[Segment]:
         """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined.
 
         `turns` are the messages before the question; `system` replaces the instructions, and the template does not see its words.
-        TemplateError if the template does not show all of them.
+        If the solution `thinks`, the prompt ends where thoughts begin. TemplateError if the template does not show all messages.
         """
         roles = (*(turn.role for turn in turns), *ASKED)
-        layout = self._layout(roles) if system is None else self._blind_layout(roles, bool(system.strip()))
+        switch = None if thinks == self.thinks_by_itself else thinks
+        layout = self._layout(roles, switch) if system is None else self._blind_layout(roles, bool(system.strip()), switch)
         messages = [*(turn.text for turn in turns), question]
         texts = {**layout.data, **dict(zip(layout.slots, map(str.strip, messages), strict=True))}
         if layout.system:
@@ -122,7 +145,23 @@ class ChatPrompt:
                 self._append_data(segments, texts[piece])
             else:
                 self._append_template_text(segments, piece)
+        self._append_template_text(segments, self._phase_beginning(layout, thinks=thinks))
         return segments
+
+    def end_of_thoughts(self, *, forced: bool) -> list[Segment]:
+        """What follows the last thought, up to the answer. `forced`: the model did not end its thoughts itself."""
+        segments: list[Segment] = []
+        self._append_template_text(segments, (FORCED_END if forced else "") + self.think_format.closes)
+        return segments
+
+    def _phase_beginning(self, layout: "_Layout", *, thinks: bool) -> str:
+        """What the prompt still lacks before thoughts or an answer."""
+        form, state = self.think_format, state_after(layout.end, self.think_format)
+        if thinks:
+            return "" if state == "thoughts" else form.opens
+        if state == "thoughts":
+            return f"\n{form.closes}"
+        return form.empty if state == "open" and self.thinks_by_itself else ""
 
     def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
         """The user's `turns`, each but the last answered with `reply`, up to where the assistant answers the last.
@@ -170,11 +209,11 @@ class ChatPrompt:
         except TemplateError:
             return ""
 
-    def _lay_out(self, roles: Sequence[MessageRole]) -> _Layout:
-        """The template with messages of these roles, after the instructions."""
-        return self._as_read(self._blind_layout(roles, bool(self._instructions)))
+    def _lay_out(self, roles: Sequence[MessageRole], switch: bool | None = None) -> _Layout:
+        """The template with messages of these roles, after the instructions. `switch` turns thoughts on or off, None neither."""
+        return self._as_read(self._blind_layout(roles, bool(self._instructions), switch), switch)
 
-    def _lay_out_blind(self, roles: Sequence[MessageRole], has_instructions: bool) -> _Layout:
+    def _lay_out_blind(self, roles: Sequence[MessageRole], has_instructions: bool, switch: bool | None = None) -> _Layout:
         """The same with a placeholder for instructions of any words, if there are any."""
         slots = [_placeholder(f"message {place}") for place in range(len(roles))]
         system = _placeholder("instructions") if has_instructions else ""
@@ -184,7 +223,7 @@ class ChatPrompt:
         reason = "it does not show every message exactly once"
         for make in (_system_first, _within_first) if has_instructions else (_within_first,):
             try:
-                text = self._render(make(system, messages))
+                text = self._render(make(system, messages), switch)
             except RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
@@ -192,7 +231,7 @@ class ChatPrompt:
                 return _Layout(text, slots, {}, system, partial(make, messages=messages))
         raise _broken(reason)
 
-    def _as_read(self, blind: _Layout) -> _Layout:
+    def _as_read(self, blind: _Layout, switch: bool | None) -> _Layout:
         """The layout with the words of the instructions, if the template depends on them and that is safe; else `blind`.
 
         It is safe if the layout has the same special texts as one whose instructions cannot produce any. Special texts stay text.
@@ -202,7 +241,7 @@ class ChatPrompt:
         text, data = _with_placeholders(self._instructions, self._special)
         try:
             layout, harmless = (
-                self._render(blind.messages_with(words)) for words in (text, _without_ends(text, self._special))
+                self._render(blind.messages_with(words), switch) for words in (text, _without_ends(text, self._special))
             )
         except (RoleRefusedError, TemplateError):
             return blind
@@ -231,10 +270,11 @@ class ChatPrompt:
         between, after = rest.split(second)
         return before, between, after
 
-    def _render(self, messages: Messages) -> str:
+    def _render(self, messages: Messages, switch: bool | None = None) -> str:
         if callable(self._template):
             return self._template(messages)
-        return _render(self._template or "", messages, self._variables)
+        switches = {} if switch is None else dict.fromkeys(SWITCHES, switch)
+        return _render(self._template or "", messages, {**self._variables, **switches})
 
 
 def _system_first(instructions: str, messages: Messages) -> Messages:

@@ -18,7 +18,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.inference.token_stats import Recorder
-from arbitrage_cli.types import Cost, StepStop, Trace
+from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 
 Clock = Callable[[], float]
 
@@ -40,6 +40,8 @@ class StepInProgress:
     max_proposed: int
     sampler: Sampler
     text: StepText
+    phase: Phase = "answer"
+    is_last_thought: bool = False  # no thought follows one of `max_tokens`
     early_stop: EarlyStop | None = None
     speculator: Speculator | None = None
     tokens: list[int] = field(default_factory=list)
@@ -143,8 +145,8 @@ class Decoder:
         step.unread = [token]
         if step.recorder:
             step.recorder.add(logits, token)
-        if self._tokenizer.is_end(token):
-            step.stop = "end"
+        step.stop = self._cache.ends(step.phase, token)
+        if step.stop:
             return ""
         piece = self._tokenizer.piece(token)
         if not piece:
@@ -156,13 +158,16 @@ class Decoder:
         return text
 
     def _reason_to_stop(self, slot: int, step: StepInProgress) -> StepStop | None:
+        if step.text.has_marker:
+            return "thought"
+        is_spent = len(step.tokens) >= step.max_tokens and not step.text.is_inside_character
+        if is_spent and step.is_last_thought:
+            return "think_budget"
         if step.text.ended:
             return "separator"
         if self._cache.is_full(slot):
             return "context"
-        if len(step.tokens) >= step.max_tokens and not step.text.is_inside_character:
-            return "budget"
-        return None
+        return "budget" if is_spent else None
 
     def _warn_about(self, token: int) -> None:
         """Warn about a control token in the text, once for each."""

@@ -22,7 +22,7 @@ from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Planner, Speculation, Speculator
 from arbitrage_cli.inference.token_costs import TokenCosts
 from arbitrage_cli.inference.token_stats import Recorder
-from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import Cost, Limits, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
 MEASURED = Problem("", "1 + 1")  # the prompt that `measure` reads
 MIN_MEASURED, MAX_MEASURED = 4, 64  # tokens that it decodes,
@@ -120,25 +120,30 @@ class Engine:
         """
         trace = request.trace
         unread, room = self._cache.prepare(slot, trace)
-        budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
+        phase, budget = trace.phase, min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
+        thoughts = trace.think_tokens_left if phase == "think" else None
+        is_last_thought = thoughts is not None and thoughts <= budget
+        budget = thoughts if thoughts is not None and is_last_thought else budget
         sampler = self._samplers[slot].sample(request.sample)
         self._steps[slot] = StepInProgress(
             trace=trace,
             unread=unread,
             max_tokens=budget,
             recorder=Recorder(self.card.vocabulary_size, greedy=sampler.is_greedy) if self._keep_token_stats else None,
-            proposal=self._proposal(slot, request.proposal, unread),
+            proposal=self._proposal(slot, request.proposal, unread, phase),
             max_proposed=min(budget, room) - 1,  # the token after them ends the step anyway
             sampler=sampler,
-            text=self._cache.step_text(),
+            text=self._cache.step_text(phase),
+            phase=phase,
+            is_last_thought=is_last_thought,
             early_stop=request.early_stop,
             speculator=None if self._proposals == "none" else speculator,
         )
         return len(unread)
 
-    def _proposal(self, slot: int, step: Step | None, unread: list[int]) -> Proposal:
+    def _proposal(self, slot: int, step: Step | None, unread: list[int], phase: Phase) -> Proposal:
         """What may be written after the `unread` tokens: the given step, or copies."""
-        tokens = self._cache.proposed_ids(step.text) if step and self._proposals != "none" else ()
+        tokens = self._cache.proposed_ids(step.text, phase) if step and self._proposals != "none" else ()
         if self._proposals != "all" or 0 < self.seconds_per_token < WORTH_COPYING:
             return Proposal(tokens)
         if slot not in self._histories:
@@ -211,7 +216,7 @@ class Engine:
         token_stats = self._token_stats(step)
         cost = step.total_cost
         text, num_tokens = step.text.finish(), len(step.tokens)
-        written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost)
+        written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost, step.phase)
         self._cache.remember(slot, written, step.tokens)
         self._token_costs.add(cost)
         del self._steps[slot]
@@ -222,7 +227,7 @@ class Engine:
         if step.early_stop is None or step.text.is_inside_character or not step.early_stop.is_due(len(step.tokens)):
             return False
         token_stats = self._token_stats(step)
-        beginning = Step(self._role, step.text.so_far, len(step.tokens), step.cost, "early", token_stats)
+        beginning = Step(self._role, step.text.so_far, len(step.tokens), step.cost, "early", token_stats, phase=step.phase)
         return step.early_stop.should_stop(step.trace, beginning)
 
     def _token_stats(self, step: StepInProgress) -> TokenStats | None:
@@ -242,12 +247,13 @@ class Engine:
         if slot in self._steps:
             raise ValueError("it is writing a step of its own there")
         unread, room = self._cache.prepare(slot, trace, beginning)
-        tokenizer, text, chance = self._backend.tokenizer, self._cache.step_text(beginning), 1.0
+        phase, tokenizer, chance = trace.phase, self._backend.tokenizer, 1.0
+        text = self._cache.step_text(phase, beginning)
 
         def goes_on(logits: Floats, token: int) -> bool:
             nonlocal chance
             chance *= probability_of(token, logits)
-            if chance < UNSURE or tokenizer.is_end(token):
+            if chance < UNSURE or self._cache.ends(phase, token):
                 return False
             text.add(tokenizer.piece(token))
             return not text.ended
@@ -273,7 +279,7 @@ class Engine:
             step.speculator = None
             return
         step.speculation_cost += found.cost
-        step.proposal.speculate(self._cache.proposed_ids(found.text, step.text.so_far))
+        step.proposal.speculate(self._cache.proposed_ids(found.text, step.phase, step.text.so_far))
         self._planner.record_speculation(found.cost.decode_seconds)  # its next step would have needed most of the reading
 
     # --- measuring

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ModelUnsupportedError, TemplateError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earlier
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Tokenizer, earlier
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
-from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
-from arbitrage_cli.types import Problem, Step, Trace
+from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
+from arbitrage_cli.inference.thinking import ThinkFormat
+from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace
 
 READ_TOKENS = 128  # at once: someone who waits for text sees that it goes on
 MIN_SHARED = 16  # tokens that are worth reading by themselves
@@ -77,6 +78,8 @@ class Cache:
         self._first = first_sequence
         self._context_size = backend.card.context_size
         self._prompts = Prompts(chat_prompt(backend, instructions))
+        self._think_end = self._prompts.think_format.end
+        self._think_end_token = _only_token(backend.tokenizer, self._think_end)
         self._keep = keep
         self._shared, self._num_last = self._shared_ids()
         self._left_over: dict[int, _LeftOver] = {}  # by slot without a problem
@@ -191,7 +194,11 @@ class Cache:
         self.backend.drop(self._first + slot, self.num_held(slot))
 
     def remember(self, slot: int, step: Step, tokens: list[int]) -> None:
-        """Remember the ids of a step that the model has written."""
+        """Remember the ids of a step that the model has written, but for those of a marker."""
+        if step.stop == "thought":
+            if tokens[-1] != self._think_end_token:
+                return  # the marker may share tokens with the text: it is tokenized again
+            tokens = tokens[:-1]
         self._sequences[slot].written = (step, tokens)
 
     # --- token ids
@@ -205,13 +212,28 @@ class Cache:
         tokenize = self.backend.tokenizer.tokenize
         return [token for fragment in self._prompts.fragments(text) for token in tokenize(fragment, continues=True)]
 
-    def step_text(self, beginning: str = "") -> StepText:
+    def step_text(self, phase: Phase, beginning: str = "") -> StepText:
         """The text of a step, to be written."""
-        return StepText(beginning, self._step_end)
+        return (
+            StepText(beginning, self._step_end) if phase == "answer" else StepText(beginning, THOUGHT_END, self._think_end)
+        )
 
-    def proposed_ids(self, text: str, beginning: str = "") -> list[int]:
+    def ends(self, phase: Phase, token: int) -> StepStop | None:
+        """Whether the token ends the sequence, or the thoughts; None for any other."""
+        if token == self._think_end_token:
+            if phase == "think":
+                return "thought"
+            if self._prompts.think_format.ends_turns:
+                return "end"
+        return "end" if self.backend.tokenizer.is_end(token) else None
+
+    def proposed_ids(self, text: str, phase: Phase, beginning: str = "") -> list[int]:
         """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""
-        return self.before_end(self.step_ids(text), self.step_text(beginning))
+        return self.before_end(self.step_ids(text), self.step_text(phase, beginning))
+
+    def _end_of_thoughts(self, last: Step) -> list[int]:
+        """The ids between the last thought and the answer."""
+        return segment_ids(self.backend.tokenizer, self._prompts.end_of_thoughts(last), continues=True)
 
     def before_end(self, tokens: list[int], text: StepText) -> list[int]:
         """Those of `tokens` that come before the one which ends a step with this `text` so far."""
@@ -238,6 +260,8 @@ class Cache:
                 continue
             own = sequence.written is not None and sequence.written[0] is kept
             ids = sequence.written[1] if own and sequence.written else self.step_ids(kept.text)
+            if kept.ends_thoughts:
+                ids = ids + self._end_of_thoughts(kept)
             sequence.steps[index:] = [(kept, ids)]
         return [*sequence.prompt, *(token for _, ids in sequence.steps for token in ids)]
 
@@ -251,13 +275,22 @@ class Prompts:
     def segments(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
         try:
-            return self._prompt.segments(problem.question, problem.turns, problem.system)
+            return self._prompt.segments(problem.question, problem.turns, problem.system, thinks=problem.thinks)
         except TemplateError as error:
             raise ConversationError(error.message, "begin a new conversation, or leave out the system prompt") from error
 
     def fragments(self, text: str) -> list[str]:
         """Data, cut inside every marker: see `ChatPrompt.fragments`."""
         return self._prompt.fragments(text)
+
+    @property
+    def think_format(self) -> ThinkFormat:
+        """How the model marks its thoughts."""
+        return self._prompt.think_format
+
+    def end_of_thoughts(self, last: Step) -> list[Segment]:
+        """What stands between the last thought and the answer."""
+        return self._prompt.end_of_thoughts(forced=last.stop == "think_budget")
 
 
 def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:
@@ -272,14 +305,7 @@ def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
     ModelUnsupportedError if it has no token, as with a vocabulary of empty tokens: nothing could be decoded after it.
     """
     tokenizer = backend.tokenizer
-    ids: list[int] = []
-    continues = False  # plain text after plain text was cut apart, so that no marker in data becomes a token
-    for segment in segments:
-        if isinstance(segment, Control):
-            ids.append(tokenizer.control_tokens[segment.text])
-        else:
-            ids += tokenizer.tokenize(segment.text, continues=continues)
-        continues = not isinstance(segment, Control)
+    ids = segment_ids(tokenizer, segments)
     prefix = tokenizer.prefix_token
     if prefix is not None and ids[:1] != [prefix]:
         ids.insert(0, prefix)
@@ -288,6 +314,26 @@ def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
             f"{backend.card.name}: its vocabulary gives a prompt no tokens", "the model file may be damaged: use another one"
         )
     return ids
+
+
+def segment_ids(tokenizer: Tokenizer, segments: Iterable[Segment], *, continues: bool = False) -> list[int]:
+    """The ids of segments. `continues`: there is plain text before them."""
+    ids: list[int] = []
+    for segment in segments:  # plain text after plain text was cut apart, so that no marker in data becomes a token
+        if isinstance(segment, Control):
+            ids.append(tokenizer.control_tokens[segment.text])
+        else:
+            ids += tokenizer.tokenize(segment.text, continues=continues)
+        continues = not isinstance(segment, Control)
+    return ids
+
+
+def _only_token(tokenizer: Tokenizer, text: str) -> int | None:
+    """The token that is this text and nothing else, if the vocabulary has one."""
+    if text in tokenizer.control_tokens:
+        return tokenizer.control_tokens[text]
+    tokens = tokenizer.tokenize(text, continues=True)
+    return tokens[0] if len(tokens) == 1 else None
 
 
 def _common_prefix(wanted: list[int], held: list[int]) -> int:

@@ -29,6 +29,9 @@ class StepEnd:
 BLANK_LINE = StepEnd("\n\n")
 """The paper's."""
 
+THOUGHT_END = StepEnd("\n\n", 200)
+"""Thoughts are full of short paragraphs such as "Wait.", which are not worth a decision."""
+
 
 class StepText:
     """The text of one step while it is being written.
@@ -38,23 +41,38 @@ class StepText:
     completes the separator ends the step; its characters after the separator stay in the step.
     """
 
-    def __init__(self, beginning: str = "", end: StepEnd = BLANK_LINE) -> None:
-        """`beginning`: what is already written of the step."""
+    def __init__(self, beginning: str = "", end: StepEnd = BLANK_LINE, marker: str = "") -> None:
+        """`beginning`: what is already written of the step. A `marker` ends its phase, and is no part of the text."""
         self._end = end
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._parts = [beginning]
+        self._marker = marker
+        self._withheld = ""  # the last characters, which may begin the marker
+        self.has_marker = False
         self._tail = ""  # the last characters in which a separator may have begun
         self._length = 0  # characters from the first visible one on
-        self.ended = False
+        self._has_separator = False
         self._look_for_separator(beginning)
 
     def add(self, piece: bytes) -> str:
         """Append one token's bytes. Returns the characters that they completed. Sets `ended` at the separator."""
-        text = self._decoder.decode(piece)
+        return self._take(self._decoder.decode(piece))
+
+    def _take(self, text: str) -> str:
+        """Take characters, but for those of the marker and what may begin one."""
+        if self.has_marker:
+            return ""
+        if self._marker:
+            text, self.has_marker, self._withheld = _before_marker(self._withheld + text, self._marker)
         if text:
             self._parts.append(text)
             self._look_for_separator(text)
         return text
+
+    @property
+    def ended(self) -> bool:
+        """Whether the step is complete: its separator or the marker is there."""
+        return self.has_marker or (self._has_separator and not self._withheld)
 
     def num_before_end(self, pieces: Iterable[bytes]) -> int:
         """How many of these pieces may follow before one ends the step."""
@@ -78,7 +96,7 @@ class StepText:
 
     def finish(self) -> str:
         """The whole text. An incomplete character becomes U+FFFD."""
-        rest = self._decoder.decode(b"", final=True)
+        rest = self._withheld + self._decoder.decode(b"", final=True)
         if rest:
             self._parts.append(rest)
         return self.so_far
@@ -87,5 +105,14 @@ class StepText:
         seen = self._tail + (text if self._length else text.lstrip())
         before = self._length - len(self._tail)
         separator, self._length = self._end.separator, before + len(seen)
-        self.ended = self.ended or seen.find(separator, max(0, self._end.least - before)) >= 0
+        self._has_separator = self._has_separator or seen.find(separator, max(0, self._end.least - before)) >= 0
         self._tail = seen[max(0, len(seen) - len(separator) + 1) :]
+
+
+def _before_marker(text: str, marker: str) -> tuple[str, bool, str]:
+    """The text before the marker, whether it is there, and the end of the text that may begin it."""
+    before, found, _ = text.partition(marker)
+    if found:
+        return before, True, ""
+    longest = next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)
+    return text[: len(text) - longest], False, text[len(text) - longest :]

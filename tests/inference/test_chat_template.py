@@ -195,7 +195,7 @@ def test_markers_in_a_question() -> None:
     """The tokenizer cannot join fragments; the template's own marker stays whole. Markers that it does not use mean nothing."""
     segments = ChatPrompt("<m>{{ messages[-1].content }}<m>", [], ["<m>"], instructions="").segments("1<m>2")
     assert segments == [Plain("<m>1<"), Plain("m>2<m>")]
-    assert ChatPrompt(CHATML, CHATML_TOKENS, ["<think>"]).fragments("<think>") == ["<think>"]
+    assert ChatPrompt(CHATML, CHATML_TOKENS, ["<tool>"]).fragments("<tool>") == ["<tool>"]
 
 
 def test_dates_do_not_change_the_prompt() -> None:

@@ -1,0 +1,229 @@
+"""Thoughts: the formats of chat templates, and the phases of solutions by models that mark them differently."""
+
+import numpy as np
+import pytest
+from hash_language import ForgetfulEngine, HashBackend, Recording, solve
+from tiny_gguf import CHATML
+
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.inference.chat_template import ChatPrompt, Segment
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, find_format, format_named
+from arbitrage_cli.types import Limits, ModelRole, Phase, Problem, Trace
+
+HARMONY = (
+    "<|start|>system<|message|>Reasoning: medium<|end|>{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
+    "{% endfor %}{% if false %}<|channel|>final{% endif %}<|start|>assistant"
+)
+GEMMA = (
+    "{% if enable_thinking | default(false) %}<|turn>system\n<|think|>\n<turn|>\n{% endif %}"
+    "{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}<|turn>model\n"
+    "{% if not enable_thinking | default(false) %}<|channel>thought\n<channel|>{% endif %}"
+)
+MESSAGES = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+SWITCHED = (
+    MESSAGES
+    + "<|assistant|>\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+OPENED = MESSAGES + "{{ '<|assistant|><think>\\n' }}"
+GLM = MESSAGES + "<|assistant|>{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' -}}"
+STRIPS = MESSAGES + "{% if false %}{{ 'x'.split('</think>') }}{% endif %}{{ '<|assistant|>\\n' }}"
+NEMOTRON = (
+    MESSAGES + "<|assistant|>\n{% if '/no_think' in messages[0].content %}<think></think>{% else %}<think>\n\n{% endif %}"
+)
+SEED = MESSAGES + "{% set think_end_token = '</seed:think>' %}{{ '<|assistant|>\\n' }}"
+MISTRAL = MESSAGES + "{% if false %}[THINK][/THINK]{% endif %}[/INST]"
+TEMPLATES = {
+    "harmony": HARMONY,
+    "channel": GEMMA,
+    "switched": SWITCHED,
+    "opened": OPENED,
+    "glm": GLM,
+    "strips": STRIPS,
+    "nemotron": NEMOTRON,
+    "seed": SEED,
+    "mistral": MISTRAL,
+    "none": CHATML,
+}
+
+
+def text(segments: list[Segment]) -> str:
+    return "".join(segment.text for segment in segments)
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "by_itself", "thoughts", "answer"),
+    [
+        ("harmony", "harmony", True, "assistant<|channel|>analysis<|message|>", "assistant<|channel|>final<|message|>"),
+        ("channel", "channel", False, "<|turn>model\n<|channel>thought\n", "<|turn>model\n<|channel>thought\n<channel|>"),
+        ("switched", "think", True, "<|assistant|>\n<think>\n", "<|assistant|>\n<think>\n\n</think>\n\n"),
+        ("opened", "think", True, "<|assistant|><think>\n", "<|assistant|><think>\n\n</think>\n\n"),
+        ("glm", "think", True, "<|assistant|><think>\n", "<|assistant|>\n<think></think>"),
+        ("strips", "think", True, "<|assistant|>\n<think>\n", "<|assistant|>\n<think>\n\n</think>\n\n"),
+        ("nemotron", "think", True, "<|assistant|>\n<think>\n\n", "<|assistant|>\n<think>\n\n\n</think>\n\n"),
+        ("seed", "seed", True, "<|assistant|>\n<seed:think>", "<|assistant|>\n<seed:think>\n\n</seed:think>\n"),
+        ("mistral", "mistral", True, "[/INST][THINK]", "[/INST][THINK]\n\n[/THINK]"),
+        ("none", "think", False, "assistant\n<think>\n", "assistant\n"),
+    ],
+)
+def test_templates(template: str, name: str, by_itself: bool, thoughts: str, answer: str) -> None:
+    """The format of each template, what it does by itself, and how a prompt ends before thoughts and before an answer."""
+    prompt = ChatPrompt(TEMPLATES[template], [])
+    assert prompt.think_format is FORMATS[name]
+    assert prompt.thinks_by_itself is by_itself
+    assert text(prompt.segments("1 + 1", thinks=True)).endswith(thoughts)
+    assert text(prompt.segments("1 + 1", thinks=False)).endswith(answer)
+
+
+def test_a_switch_reaches_the_template() -> None:
+    """Gemma 4 asks for thoughts in its system message."""
+    prompt = ChatPrompt(GEMMA, [])
+    assert "<|think|>" in text(prompt.segments("1 + 1", thinks=True))
+    assert "<|think|>" not in text(prompt.segments("1 + 1", thinks=False))
+    assert ChatPrompt(GEMMA, [], variables={"enable_thinking": True}).thinks_by_itself
+
+
+def test_the_vocabulary_tells_the_format_if_the_template_does_not() -> None:
+    assert find_format("", ["</seed:think>"]).name == "seed"
+    assert find_format("", ["<|end|>"]).name == "think"  # many models end their turns so
+    assert not ChatPrompt(CHATML, [], ["</think>"]).thinks_by_itself
+
+
+def test_a_format_by_name() -> None:
+    assert ChatPrompt(CHATML, [], think_format=format_named("mistral")).think_format.end == "[/THINK]"
+    with pytest.raises(UsageError) as caught:
+        format_named("mistrel")
+    assert caught.value.option == "think-format"
+
+
+class Thinker(HashBackend):
+    """The toy language with thoughts: it also writes the end of its format, as one control token or as plain text."""
+
+    def __init__(self, template: str, name: str = "hash", *, marked: bool = True) -> None:
+        super().__init__(name, merges=(".\n\n",), context_size=8192)
+        self.chat_template = template
+        form = find_format(template, ())
+        controls = [form.end] if marked else []
+        others = [text for text in ("<|channel|>", "<|message|>", "<|start|>") if text in form.closes]
+        merges = [".\n\n"] if marked else [".\n\n", form.end]
+        self.tokenizer = ByteTokenizer(merges, (*others, *controls, "<|eos|>"))
+        self._size = self.tokenizer.size
+        mark = self.tokenizer.control_tokens[form.end] if marked else 257
+        self._written = np.append(self._written[:-1], [mark, self.tokenizer.end])
+        self._favour = np.append(self._favour[:-1], [0.0, 0.0])
+        self._ends = [mark, self.tokenizer.end]
+
+    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+        """Thoughts are longer than its usual texts, and rarely end without the marker."""
+        logits, hidden = super()._compute(sequence)
+        logits[self._ends] -= [3.5, 2.0 if self._ends[0] in self.cells[sequence] else 25.0]
+        return logits, hidden
+
+
+LONG = Limits(max_steps=400, max_tokens=1200, max_step_tokens=600)
+MARKED = ("harmony", "channel", "switched", "seed", "mistral")
+MARKERS = [marker for form in FORMATS.values() for marker in (form.start, form.end, form.closes.strip())]
+
+
+def engines(draft: str, target: str, *, marked: bool = True, forgetful: bool = False) -> dict[ModelRole, Engine]:
+    made: dict[ModelRole, Engine] = {}
+    kind = ForgetfulEngine if forgetful else Engine
+    for role, name in (("draft", draft), ("target", target)):
+        backend = Thinker(TEMPLATES[name], name=role, marked=marked)
+        made[role] = kind(
+            role, Cache(backend), Sampler(), keep_token_stats=True, proposals="all" if role == "target" else "drafted"
+        )
+    return made
+
+
+def solved(
+    draft: str = "switched", target: str = "switched", *, think_tokens: int | None = None, tau: float = 1.5, **options: bool
+) -> list[Trace]:
+    problems = [Problem(str(number), f"question {number}", think_tokens=think_tokens) for number in range(3)]
+    return [*solve(engines(draft, target, **options), problems, "entropy", tau, limits=LONG).values()]
+
+
+def phases(trace: Trace) -> list[Phase]:
+    return [decision.kept.phase for decision in trace.decisions]
+
+
+@pytest.mark.parametrize(("draft", "target"), [*zip(MARKED, MARKED[1:] + MARKED[:1], strict=True), ("switched", "switched")])
+def test_models_of_different_formats_share_thoughts(draft: str, target: str) -> None:
+    """Thoughts, then an answer, by both models; no marker in any text."""
+    traces = solved(draft, target)
+    kept = [decision.kept for trace in traces for decision in trace.decisions]
+    assert {step.model for step in kept} == {"draft", "target"}
+    assert "thought" in {step.stop for step in kept}
+    for trace in traces:
+        assert phases(trace) == sorted(phases(trace), reverse=True)
+        assert sum(decision.kept.ends_thoughts for decision in trace.decisions) == ("answer" in phases(trace))
+        assert not [marker for marker in MARKERS if marker in trace.text + trace.thoughts]
+
+
+def test_phases_do_not_depend_on_the_format_of_the_other_model() -> None:
+    """The draft alone writes the same, whatever the target's format."""
+    alone = [[(trace.thoughts, trace.text) for trace in solved("switched", target, tau=float("inf"))] for target in MARKED]
+    assert alone == [alone[0]] * len(MARKED)
+    assert any(thoughts and text for thoughts, text in alone[0])
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["token", "text"])
+def test_a_forced_end_comes_at_exactly_the_budget(marked: bool) -> None:
+    stops: set[str] = set()
+    for budget, trace in [(n, trace) for n in (1, 37, 300) for trace in solved(think_tokens=n, marked=marked)]:
+        thoughts = [decision.kept for decision in trace.decisions if decision.kept.phase == "think"]
+        used = sum(step.num_tokens for step in thoughts)
+        assert used == budget if thoughts[-1].stop == "think_budget" else used <= budget
+        assert thoughts[-1].ends_thoughts
+        stops.add(thoughts[-1].stop)
+    assert stops == {"thought", "think_budget"}
+
+
+def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
+    """The short sentence and the model's own end are in its cache before the answer."""
+    backend = Recording(Thinker(SWITCHED))
+    engine = Engine("target", Cache(backend), Sampler())
+    solve({"target": engine}, [Problem("p", "1 + 1", think_tokens=5)], "target", limits=LONG)
+    tokens = [token for call in backend.calls if call.name in ("read", "decode") for token in call.tokens]
+    end = backend.tokenizer.control_tokens["</think>"]
+    before = tokens[: tokens.index(end)]
+    assert b"".join(map(backend.tokenizer.piece, before)).decode().endswith(FORCED_END)
+
+
+def test_no_thoughts_if_none_are_wanted() -> None:
+    for trace in solved(think_tokens=0):
+        assert set(phases(trace)) == {"answer"}
+        assert trace.thoughts == ""
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["token", "text"])
+def test_the_cache_is_invisible(marked: bool) -> None:
+    """Forgetting everything before each step changes nothing, markers included."""
+    kept, forgotten = (
+        [(trace.thoughts, trace.text) for trace in solved("switched", "seed", marked=marked, forgetful=forgetful)]
+        for forgetful in (False, True)
+    )
+    assert kept == forgotten
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_markers_in_a_problem_stay_text(name: str) -> None:
+    """No token of the question is a marker, of whatever format."""
+    backend = Thinker(TEMPLATES[name])
+    cache = Cache(backend)
+    form = find_format(TEMPLATES[name], ())
+    marker = backend.tokenizer.control_tokens[form.end]
+    ids = cache.prompt_ids(Problem("p", " ".join(MARKERS), think_tokens=None))
+    assert ids.count(marker) == cache.prompt_ids(Problem("p", "1 + 1", think_tokens=None)).count(marker)
+
+
+def test_thoughts_end_with_long_paragraphs_only() -> None:
+    """Short ones go on; each finished thought has at least 200 characters."""
+    thoughts = [one.kept for trace in solved() for one in trace.decisions if one.kept.phase == "think"]
+    finished = [step for step in thoughts if step.stop == "separator"]
+    assert finished
+    assert all(len(step.text.strip()) >= 200 for step in finished)
