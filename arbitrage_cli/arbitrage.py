@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from arbitrage_cli.types import Decision, ModelRole, Step, Trace
+from arbitrage_cli.types import Decision, ModelRole, Phase, Step, Trace
 
 ScoreOf = Callable[[Trace, Step], float]
 """The score that is compared with tau, from the trace so far and the drafted step with its token statistics."""
@@ -79,16 +79,17 @@ class Router:
     early_stop: Callable[[float], EarlyStop] | None = None
 
 
-def arbitrage(trace: Trace, router: Router, tau: float, alternatives: int = 1) -> Flow:
+def arbitrage(trace: Trace, router: Router, tau: float, alternatives: int = 1, phase: Phase | None = None) -> Flow:
     """The routing loop: the draft writes every step, and the target those whose score exceeds tau.
 
-    With `alternatives` the draft may first try again: it writes up to that many steps, until one is accepted.
+    With `alternatives` the draft may first try again: it writes up to that many steps, until one is accepted. With a `phase` the
+    loop ends with that phase.
 
     A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every score the target alone. The target
     computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
-    while not trace.finished:
+    while not trace.finished and phase in (None, trace.phase):
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         score = yield from router.score(trace, draft)
         tried: list[Step] = []

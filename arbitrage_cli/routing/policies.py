@@ -3,6 +3,7 @@
 A new baseline goes here. Knows no model and no file; the flows are in `arbitrage.py`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -80,7 +81,23 @@ class Policy:
         if chosen is None:
             raise ValueError(f"policy {self.name} needs a router")
         tries = alternatives if self.can_try_again else 1
-        return arbitrage(trace, chosen if stops_early else replace(chosen, early_stop=None), tau, tries)
+        chosen = chosen if stops_early else replace(chosen, early_stop=None)
+        if self.needs_head and trace.problem.thinks:
+            return _thoughts_first(trace, tau, arbitrage(trace, chosen, tau, tries), stops_early=stops_early)
+        return arbitrage(trace, chosen, tau, tries)
+
+
+THOUGHTS_TAU = 1.0
+"""For thoughts, which no head has been trained on: the entropy of a thought's first token above which the target writes it (nats)."""
+
+
+def _thoughts_first(trace: Trace, tau: float, answer: Flow, *, stops_early: bool) -> Flow:
+    """Thoughts, routed by the draft's entropy, then the answer. A tau that accepts or escalates every step holds for thoughts too."""
+    router = by_first_token(first_token_entropy)
+    chosen = router if stops_early else replace(router, early_stop=None)
+    thoughts_tau = THOUGHTS_TAU if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
+    yield from arbitrage(trace, chosen, thoughts_tau, phase="think")
+    yield from answer
 
 
 WRONG_EQUATION = 100.0

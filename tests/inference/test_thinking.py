@@ -5,6 +5,7 @@ import pytest
 from hash_language import ForgetfulEngine, HashBackend, Recording, solve
 from tiny_gguf import CHATML
 
+from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt, Segment
@@ -13,6 +14,7 @@ from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, find_format, format_named
+from arbitrage_cli.routing.policies import THOUGHTS_TAU
 from arbitrage_cli.types import Limits, ModelRole, Phase, Problem, Trace
 
 HARMONY = (
@@ -227,3 +229,23 @@ def test_thoughts_end_with_long_paragraphs_only() -> None:
     finished = [step for step in thoughts if step.stop == "separator"]
     assert finished
     assert all(len(step.text.strip()) >= 200 for step in finished)
+
+
+def head_route(tau: float) -> list[Trace]:
+    """Solutions by a head that gives every step of an answer the score 0.5."""
+    router = by_token_stats(lambda trace, draft: 0.5)
+    problems = [Problem(str(number), f"question {number}", think_tokens=None) for number in range(2)]
+    return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=LONG, router=router).values()]
+
+
+def test_a_head_decides_about_answers_and_entropy_about_thoughts() -> None:
+    decided = [one for trace in head_route(0.4) for one in trace.decisions]
+    assert {one.verdict for one in decided if one.kept.phase == "answer"} == {"escalate"}
+    thoughts = [one for one in decided if one.draft and one.draft.phase == "think"]
+    assert {one.verdict for one in thoughts} == {"accept", "escalate"}
+    assert all((one.verdict == "escalate") == ((one.score or 0.0) > THOUGHTS_TAU) for one in thoughts)
+
+
+@pytest.mark.parametrize(("tau", "model"), [(-1.0, "target"), (float("inf"), "draft")])
+def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: ModelRole) -> None:
+    assert {one.kept.model for trace in head_route(tau) for one in trace.decisions} == {model}
