@@ -13,6 +13,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, find_format, format_named
 from arbitrage_cli.routing.policies import THOUGHTS_TAU
 from arbitrage_cli.types import Limits, ModelRole, Phase, Problem, Trace
@@ -119,22 +120,23 @@ class Thinker(HashBackend):
         self._favour = np.append(self._favour[:-1], [0.0, 0.0])
         self._ends = [mark, self.tokenizer.end]
 
-    def _compute(self, sequence: int) -> tuple[Floats, Floats]:
+    def _compute(self, sequence: int) -> Floats:
         """Thoughts are longer than its usual texts, and rarely end without the marker."""
-        logits, hidden = super()._compute(sequence)
+        logits = super()._compute(sequence)
         logits[self._ends] -= [3.5, 2.0 if self._ends[0] in self.cells[sequence] else 25.0]
-        return logits, hidden
+        return logits
 
 
-LONG = Limits(max_steps=400, max_tokens=1200, max_step_tokens=600)
+LONG = Limits(max_steps=400, max_tokens=900, max_step_tokens=600)
 MARKED = ("harmony", "channel", "switched", "seed", "mistral")
 MARKERS = [marker for form in FORMATS.values() for marker in (form.start, form.end, form.closes.strip())]
 
 
 def engines(draft: str, target: str, *, marked: bool = True, forgetful: bool = False) -> dict[ModelRole, Engine]:
     made: dict[ModelRole, Engine] = {}
+    names: dict[ModelRole, str] = {"draft": draft, "target": target}
     kind = ForgetfulEngine if forgetful else Engine
-    for role, name in (("draft", draft), ("target", target)):
+    for role, name in names.items():
         backend = Thinker(TEMPLATES[name], name=role, marked=marked)
         made[role] = kind(
             role, Cache(backend), Sampler(), keep_token_stats=True, proposals="all" if role == "target" else "drafted"
@@ -145,7 +147,7 @@ def engines(draft: str, target: str, *, marked: bool = True, forgetful: bool = F
 def solved(
     draft: str = "switched", target: str = "switched", *, think_tokens: int | None = None, tau: float = 1.5, **options: bool
 ) -> list[Trace]:
-    problems = [Problem(str(number), f"question {number}", think_tokens=think_tokens) for number in range(3)]
+    problems = [Problem(str(number), f"question {number}", think_tokens=think_tokens) for number in range(2)]
     return [*solve(engines(draft, target, **options), problems, "entropy", tau, limits=LONG).values()]
 
 
@@ -224,11 +226,20 @@ def test_markers_in_a_problem_stay_text(name: str) -> None:
 
 
 def test_thoughts_end_with_long_paragraphs_only() -> None:
-    """Short ones go on; each finished thought has at least 200 characters."""
-    thoughts = [one.kept for trace in solved() for one in trace.decisions if one.kept.phase == "think"]
-    finished = [step for step in thoughts if step.stop == "separator"]
-    assert finished
-    assert all(len(step.text.strip()) >= 200 for step in finished)
+    """Short paragraphs go on; the first blank line after 200 characters ends a thought, as the marker does."""
+    text = StepText(end=THOUGHT_END, marker="</think>")
+    for piece in (b"Wait.\n\n", b"x" * 190, b"\n\n"):
+        text.add(piece)
+        assert not text.ended
+    text.add(b"So it is 4.\n\n")
+    assert text.ended
+    assert not text.has_marker
+
+
+def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
+    text = StepText(end=THOUGHT_END, marker="</think>")
+    given = [text.add(piece) for piece in (b"4 < 5", b" <", b"/th", b"ink", b">\n\nFour")]
+    assert (given, text.ended, text.has_marker, text.finish()) == (["4 < 5", " ", "", "", ""], True, True, "4 < 5 ")
 
 
 def head_route(tau: float) -> list[Trace]:
