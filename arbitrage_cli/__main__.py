@@ -1,10 +1,10 @@
-"""Where the program begins: `python -m arbitrage_cli` is the same as `arbitrage`. Imports nothing before Ctrl-C is minded."""
+"""Where the program begins: `python -m arbitrage_cli` is the same as `arbitrage`. Handles Ctrl-C before the slow imports."""
 
 import sys
 
 
 def main() -> int:
-    """Run the command line of this process; returns its exit code. Ctrl-C ends it before signals are in hand, and after."""
+    """Run the command line of this process; returns its exit code. Ctrl-C ends it at any time."""
     try:
         from arbitrage_cli.cli.main import main as run
 

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import llama_cpp.llama_cpp as c
 import pytest
-from cli import Result, run
+from cli import Result, pair_named_mine, run
 from small_heads import write_head
 from writing import make_engine
 
@@ -364,10 +364,11 @@ def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
 @pytest.mark.parametrize("style", ["turns", "steps"])
 def test_another_model_is_refused_as_reward_model(tmp_path: Path, style: str) -> None:
     """Before any result: none of its numbers becomes a reward."""
-    no_prm = ("--prm", str(MODELS / "draft.gguf"), "--prm-style", style)
-    solved = solve("What is 5 + 6?", "--policy", "rsd", *no_prm)
+    models = {"draft": "builtin:draft", "target": "builtin:target", "prm": MODELS / "draft.gguf"}
+    env = pair_named_mine(tmp_path, **models, prm_style=style)
+    solved = run("solve", "What is 5 + 6?", "--policy", "rsd", "--pair", "mine", "-q", env=env)
     bench = ("bench", "--dataset", "builtin", "--limit", "2", "--policy", "target,rsd", "-o", str(tmp_path / "run"))
-    measured = run(*bench, *no_prm)
+    measured = run(*bench, "--pair", "mine", env=env)
     for result in (solved, measured):
         assert (result.code, result.out) == (3, "")
         assert "draft does not rate steps: it says + or - with a probability of" in result.err

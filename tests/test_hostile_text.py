@@ -195,7 +195,7 @@ def scrollback_of(output: str) -> str:
 def test_hostile_problem_from_a_pipe_reaches_no_terminal() -> None:
     """Problems full of escape sequences leave both streams of a piped run free of them, and are solved."""
     problem = "1 + 1 " + "".join(HOSTILE.values()).replace("\x00", "")
-    result = solve("-v", stdin=json.dumps({"problem": problem, "id": problem}).encode() + b"\n")
+    result = solve("--debug", stdin=json.dumps({"problem": problem, "id": problem}).encode() + b"\n")
     assert result.code == 0, result.err
     assert result.records[0]["answer"] == "2"
     assert not OBEYED.search(result.out + result.err)
@@ -224,7 +224,7 @@ def test_box_in_the_problem_is_no_answer() -> None:
     """A boxed number in the question is not taken for the answer: not where there is another, and not where there is none."""
     right = solve("What is 1 + 1? \\boxed{42}", "--json", "-q").records[0]
     assert right["answer"] == "2"
-    none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", "--max-steps", "1").records[0]
+    none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", env={"ARBITRAGE_MAX_STEPS": "1"}).records[0]
     assert none["answer"] is None
 
 

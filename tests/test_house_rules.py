@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -172,3 +173,11 @@ def test_every_field_of_a_record_is_documented() -> None:
     assert fields
     text = text_of(GUIDES / "output.md")
     assert {field for field in fields if f"`{field}`" not in text} == set()
+
+
+def test_no_command_has_more_than_32_options() -> None:
+    """What people change. A setting of a pair or of the machine belongs in a settings file."""
+    root: Any = typer.main.get_command(make_app())
+    commands = {name: command for name, command in root.commands.items() if not hasattr(command, "commands")}
+    counts = {name: sum(one.param_type_name == "option" for one in command.params) for name, command in commands.items()}
+    assert max(counts.values()) == counts["bench"] <= 32, counts

@@ -5,12 +5,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx2
 import pytest
-from cli import run
+from cli import pair_named_mine, run
 
 MODELS = Path(__file__).parents[1] / "models"
 READY_SECONDS = 60.0
@@ -42,8 +42,8 @@ def _answers(base: str) -> bool:
         return False
 
 
-def records(*arguments: str, problems: Path) -> list[dict[str, object]]:
-    result = run("solve", "--system", "", "--kv-type", "f16", "--input", str(problems), *arguments)
+def records(*arguments: str, problems: Path, env: Mapping[str, str | None]) -> list[dict[str, object]]:
+    result = run("solve", "--system", "", "--input", str(problems), *arguments, env={"ARBITRAGE_KV_TYPE": "f16", **env})
     assert result.code == 0, result.err
     return result.records
 
@@ -54,9 +54,10 @@ def test_a_served_target_gives_the_local_solutions(address: str, policy: str, tm
     lines = (MODELS / "builtin-dev.jsonl").read_text().splitlines()[:6]
     problems = tmp_path / "problems.txt"
     problems.write_text("".join(f"{json.loads(line)['problem']}\n" for line in lines))
-    common = ("--draft", "builtin:draft", "--policy", policy, *(() if policy == "target" else ("--tau", "0.01")))
-    here = records(*common, "--target", "builtin:target", problems=problems)
-    template = ("--target-template", str(MODELS / "target.gguf"))
-    there = records(*common, "--target", address, *template, problems=problems)
+    common = ("--pair", "mine", "--policy", policy, *(() if policy == "target" else ("--tau", "0.01")))
+    env = pair_named_mine(tmp_path, draft="builtin:draft", target="builtin:target")
+    here = records(*common, problems=problems, env=env)
+    pair_named_mine(tmp_path, draft="builtin:draft", target=address, target_template=MODELS / "target.gguf")
+    there = records(*common, problems=problems, env=env)
     assert [record["text"] for record in there] == [record["text"] for record in here]
     assert [record["acceptance_rate"] for record in there] == [record["acceptance_rate"] for record in here]

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli import __version__
+from arbitrage_cli.app.loaded import Model
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
-from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.inference.servers.model import ServedModel, facts_about
 from arbitrage_cli.model_files.checksums import published_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
@@ -204,17 +203,17 @@ def record_settings(setup: Setup) -> dict[str, Any]:
     return settings
 
 
-def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) -> Run:
+def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
     """The manifest with what the loaded models say of themselves. UsageError if a server has another model than when it began."""
     full = deepcopy(run)
-    for role, backend in backends.items():
-        card, template = backend.card, backend.chat_template
-        _check_served(role, full["models"][role].get("served"), backend)
+    for role, model in models.items():
+        card, template, served = model.card, model.chat_template, model.served_facts()
+        _check_served(role, full["models"][role].get("served"), served)
         full["models"][role] |= {
             "name": card.name,
             "description": card.description,
             "kv_cache": card.kv_cache,
-            "served": facts_about(backend) if isinstance(backend, ServedModel) else None,
+            "served": served,
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
     if any(is_file(facts["source"]) for facts in full["models"].values()):
@@ -224,11 +223,10 @@ def add_loaded(run: Run, backends: Mapping[ModelRole, Backend | ServedModel]) ->
     return full
 
 
-def _check_served(role: ModelRole, before: Mapping[str, Any] | None, model: Backend | ServedModel) -> None:
+def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
     """UsageError if a model on a server is another one, or sends other evidence, than when the run began."""
-    if before is None or not isinstance(model, ServedModel):
+    if before is None or now is None:
         return
-    now = facts_about(model)
     for name in ("model", "log_probabilities", "context_size"):
         if before[name] != now[name]:
             raise UsageError(

@@ -1,19 +1,16 @@
 """Which models and which head a command uses: named one by one or as a pair, in a flag, the environment or a file. Loads none."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from arbitrage_cli.app.options import GenerationOptions, HeadOptions, Invocation, LoadingOptions, ModelOptions, PairOptions
+from arbitrage_cli.app.options import HeadOptions, Invocation, LoadingOptions, ModelOptions, PairOptions
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_HEAD,
     Pair,
-    check_template_variables,
     find_pair,
     is_scripted,
     read_pairs,
@@ -76,9 +73,8 @@ def choose_models(invocation: Invocation, options: PairOptions, task: str | None
         weaker = given.keys() - invocation.flags if "pair" in invocation.flags else set()
         models = {role: source if source and role not in weaker else own[role] for role, source in given.items()}
     head_source = (options.head or default_head(pair, models, task)) if isinstance(options, HeadOptions) else None
-    own_style = pair.prm_style if pair and models["prm"] == pair.prm else None
-    given_style = options.prm_style if isinstance(options, ModelOptions) else None
-    return ModelChoice(pair, models, head_source, given_style or own_style or "turns")
+    style = pair.prm_style if pair and models["prm"] == pair.prm else None
+    return ModelChoice(pair, models, head_source, style or "turns")
 
 
 def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
@@ -90,6 +86,13 @@ def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
     pair = next((one for one in pairs if _is_pair(one, models)), None)
     task = run.get("task")
     return ModelChoice(pair, models, head or default_head(pair, models, task), task=task)
+
+
+def choose_or_of_states(invocation: Invocation, options: HeadOptions, task: str | None, folder: Path | None) -> ModelChoice:
+    """The models of a command, or if it names none those that the states in the folder were collected with. UsageError."""
+    if folder and not (options.pair or options.draft or options.target):
+        return choice_of_states(folder, options.head)
+    return choose_models(invocation, options, task)
 
 
 def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:
@@ -129,34 +132,16 @@ def system_prompt(given: str | None, pair: Pair | None, instructions: str) -> st
     return instructions if pair is None or pair.system is None else pair.system
 
 
-def load_options(
-    pair: Pair | None, machine: LoadingOptions, generation: GenerationOptions | None = None, threads: int | None = None
-) -> Options:
-    """How to load the models. The context and the template variables are the pair's unless given. UsageError."""
-    variables = template_variables(generation.chat_template_kwargs if generation else None, pair)
+def load_options(pair: Pair | None, machine: LoadingOptions, threads: int | None = None) -> Options:
+    """How to load the models. The context and the template variables are the pair's unless given."""
     return Options(
         pair.ctx if pair and machine.ctx is None else machine.ctx,
         threads,
         machine.gpu_layers,
         machine.flash_attention,
         machine.kv_type.value,
-        template_variables=variables,
+        template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
     )
-
-
-def template_variables(given: str | None, pair: Pair | None) -> dict[str, Any]:
-    """Variables of the chat templates: as given, an object in JSON, else the pair's. UsageError for anything else."""
-    if given is None:
-        return dict(pair.chat_template_kwargs or {}) if pair else {}
-    option = "chat-template-kwargs"
-    try:
-        variables = json.loads(given)
-    except (ValueError, RecursionError):
-        variables = None
-    if not isinstance(variables, dict):
-        raise UsageError("not a JSON object", f"""for example --{option} '{{"enable_thinking": false}}'""", option=option)
-    check_template_variables(variables, f"--{option}")
-    return variables
 
 
 def _is_pair(pair: Pair | None, models: Models) -> bool:

@@ -1,12 +1,12 @@
 """The options that commands share, in groups: each a frozen dataclass, and how a command line shows its fields."""
 
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
@@ -71,16 +71,12 @@ class KvType(StrEnum):
     f32 = "f32"
 
 
-class PrmStyle(StrEnum):
-    """How steps are presented to a process reward model."""
-
-    turns = "turns"
-    steps = "steps"
-
-
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a command line shows an option: its names, its panel of --help, its bounds. Without `is_setting` it is a flag alone."""
+    """How a command line shows an option: its names, its panel of --help, its bounds. Without `is_setting` it is a flag alone.
+
+    Without `is_flag` it is a setting alone, of a settings file or of the environment: `arbitrage guide settings` explains it.
+    """
 
     panel: str
     names: tuple[str, ...]
@@ -89,6 +85,7 @@ class Option:
     min: float | None = None
     max: float | None = None
     is_setting: bool = True
+    is_flag: bool = True
 
     @property
     def variable(self) -> str | None:
@@ -104,10 +101,17 @@ def option(panel: str, *names: str, help: str, **more: Any) -> Option:  # noqa: 
 
 _models, _routing, _generation = partial(option, "Models"), partial(option, "Routing"), partial(option, "Generation")
 _machine, _problems, _output = partial(option, "Machine"), partial(option, "Problems"), partial(option, "Output")
+_setting = partial(option, "", help="", is_flag=False)
 
 
-def _template_help(role: str) -> str:
-    return f"Chat template of a {role} on a server that does not show it: a Jinja file, or a GGUF file that has it."
+def check_bounds(group: Any) -> None:
+    """UsageError if a field of an option group is outside the bounds of its option: for callers without a command line."""
+    for name, kind in get_type_hints(type(group), include_extras=True).items():
+        shown, value = kind.__metadata__[0], getattr(group, name)
+        least = -inf if shown.min is None else shown.min
+        most = inf if shown.max is None else shown.max
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise UsageError(f"{name} {value} is not between {least:g} and {most:g}", option=name.replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +139,11 @@ class PairOptions:
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions(PairOptions):
-    """The same with a trained head, and what models on servers lack."""
+    """The same with a trained head."""
 
     head: Annotated[
         str | None, _models("--head", metavar="FILE", help="Trained head. Default: the pair's own, else the universal one.")
     ] = None
-    draft_template: Annotated[str | None, _models("--draft-template", metavar="FILE", help=_template_help("draft"))] = None
-    target_template: Annotated[str | None, _models("--target-template", metavar="FILE", help=_template_help("target"))] = (
-        None
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +153,6 @@ class ModelOptions(HeadOptions):
     prm: Annotated[
         str | None,
         _models("--prm", metavar="MODEL", help="Process reward model, for policies rsd and oracle and for --reward prm."),
-    ] = None
-    prm_style: Annotated[
-        PrmStyle | None,
-        _models(
-            "--prm-style",
-            help="How the process reward model sees steps: one turn a step (as RLHFlow's), or as plain text. Default: the pair's.",
-        ),
     ] = None
 
 
@@ -192,27 +185,19 @@ class HeadRoutingOptions:
     alternatives: Alternatives = 1
 
 
-def _policy(names: Iterable[str]) -> Option:
-    return _routing(
-        "--policy",
-        metavar="|".join(names),
-        help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
-        "speculation. Default: arbitrage (entropy for scripted models).",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class RoutingOptions(HeadRoutingOptions):
     """The same with a policy."""
 
-    policy: Annotated[str | None, _policy(POLICIES)] = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationRoutingOptions(RoutingOptions):
-    """The same for conversations, whose steps have no rewards."""
-
-    policy: Annotated[str | None, _policy(name for name, one in POLICIES.items() if one.reward is None)] = None
+    policy: Annotated[
+        str | None,
+        _routing(
+            "--policy",
+            metavar="|".join(POLICIES),
+            help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
+            "speculation. Default: arbitrage (entropy for scripted models).",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +213,7 @@ class BenchRoutingOptions:
             "Default: target, draft, and arbitrage (entropy for scripted models).",
         ),
     ] = None
-    tau: Annotated[
-        str | None, _routing("--tau", metavar="TAU,...", help="Taus of every policy that has one and names none.")
-    ] = None
+    tau: Annotated[str | None, _routing("--tau", metavar="TAU,...", help="Tau for policies without their own.")] = None
     early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
     alternatives: Alternatives = 1
     reward: Annotated[
@@ -256,19 +239,9 @@ class GenerationOptions:
     system: Annotated[
         str | None, _generation("--system", metavar="TEXT", help="System prompt. Default: the pair's own, else the task's.")
     ] = None
-    chat_template_kwargs: Annotated[
-        str | None,
-        _generation(
-            "--chat-template-kwargs",
-            metavar="JSON",
-            help='Variables for the chat templates, as for llama-server: {"enable_thinking": false}. Default: the pair\'s own.',
-        ),
-    ] = None
-    max_steps: Annotated[int, _generation("--max-steps", min=1, help="Most steps in a solution.")] = DEFAULTS.max_steps
+    max_steps: Annotated[int, _setting("--max-steps", min=1)] = DEFAULTS.max_steps
     max_tokens: Annotated[int, _generation("--max-tokens", min=1, help="Most tokens in a solution.")] = DEFAULTS.max_tokens
-    max_step_tokens: Annotated[int, _generation("--max-step-tokens", min=1, help="Most tokens in a step.")] = (
-        DEFAULTS.max_step_tokens
-    )
+    max_step_tokens: Annotated[int, _setting("--max-step-tokens", min=1)] = DEFAULTS.max_step_tokens
     temperature: Annotated[
         float, _generation("--temperature", min=0.0, max=10.0, help="Sampling temperature; 0 is greedy.")
     ] = 0.0
@@ -280,27 +253,13 @@ class GenerationOptions:
 class LoadingOptions:
     """How models are loaded."""
 
-    gpu_layers: Annotated[
-        int | None, _machine("--gpu-layers", min=-1, help="Layers on the GPU. Default: all, if there is a GPU.")
-    ] = None
+    gpu_layers: Annotated[int | None, _setting("--gpu-layers", min=-1)] = None
     ctx: Annotated[
         int | None,
         _machine("--ctx", min=64, max=MAX_CONTEXT, help="Context in tokens. Default: 4096, or less if the model has less."),
     ] = None
-    flash_attention: Annotated[
-        bool | None,
-        _machine(
-            "--flash-attention/--no-flash-attention",
-            help="Default: llama.cpp's choice, but off if --kv-type auto takes q8_0 keys.",
-        ),
-    ] = None
-    kv_type: Annotated[
-        KvType,
-        _machine(
-            "--kv-type",
-            help="Number format of the KV cache. auto: f16, or q8_0 keys for attention heads of 32 numbers (built-in models).",
-        ),
-    ] = KvType.auto
+    flash_attention: Annotated[bool | None, _setting("--flash-attention")] = None
+    kv_type: Annotated[KvType, _setting("--kv-type")] = KvType.auto
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,18 +333,13 @@ class ProblemOptions(SelectionOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class QuietOptions:
+class OutputOptions:
     """What goes to standard error."""
 
     quiet: Annotated[bool, _output("--quiet", "-q", help="Show results, warnings and errors only.")] = False
-    debug: Annotated[bool, _output("--debug", help="Show llama.cpp's messages, and tracebacks.")] = False
-
-
-@dataclass(frozen=True, slots=True)
-class OutputOptions(QuietOptions):
-    """The same with informational messages."""
-
-    verbose: Annotated[bool, _output("--verbose", "-v", help="Show informational messages as well.")] = False
+    debug: Annotated[
+        bool, _output("--debug", help="Show also every step, informational messages, those of llama.cpp, and tracebacks.")
+    ] = False
 
 
 Debug = Annotated[bool, _output("--debug", help="Show tracebacks.")]

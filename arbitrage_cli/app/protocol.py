@@ -63,8 +63,8 @@ Shown = ServingEvent | AttemptStarted | AttemptEnded
 """What happens while a command works."""
 
 
-class Display(Protocol):
-    """Shows one command. `close` leaves the terminal as it was, and may be called twice."""
+class Watcher(Protocol):
+    """Is told what a session does while its models get ready."""
 
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
         """A model is being loaded; `fraction` from 0 to 1."""
@@ -77,6 +77,10 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """A line to the user: a warning, an error about one problem."""
         ...
+
+
+class Display(Watcher, Protocol):
+    """Shows one command. `close` leaves the terminal as it was, and may be called twice."""
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
         """Models are loaded. Problems follow, or the attempts of a run, or requests."""

@@ -4,31 +4,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from arbitrage_cli.app.model_choice import ModelChoice
-from arbitrage_cli.app.options import HeadOptions
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.model_files.pairs import is_served
+from arbitrage_cli.model_files.pairs import Pair, is_served
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.types import ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
 
 
-def served_models(
-    choice: ModelChoice, options: HeadOptions, load: Options, environment: Mapping[str, str]
-) -> dict[ModelRole, Wanted]:
+def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, str]) -> dict[ModelRole, Wanted]:
     """What is wanted of each model that is on a server. UsageError, ModelFileError."""
     addresses = {role: _address(role, source) for role, source in choice.models.items() if source and is_served(source)}
     pair = choice.pair if choice.is_pairs_own else None
     keys = find_keys(addresses, {role: getattr(pair, f"{role}_api_key_env", None) for role in addresses}, environment)
-    files: dict[ModelRole, str | None] = {"draft": options.draft_template, "target": options.target_template}
     return {
         role: Wanted(
             address,
             keys.get(role),
-            _read_template(role, files.get(role) or getattr(pair, f"{role}_template", None)),
+            _read_template(role, pair),
             {} if role == "prm" else load.template_variables,
             load.context_size,
         )
@@ -74,18 +70,19 @@ def _address(role: ModelRole, source: str) -> Address:
         raise UsageError(error.message, error.hint, option=role) from error
 
 
-def _read_template(role: ModelRole, file: str | None) -> str | None:
-    """The chat template in a Jinja file or a GGUF file. UsageError."""
+def _read_template(role: ModelRole, pair: Pair | None) -> str | None:
+    """The chat template that the pair has for the model: a Jinja file, or a GGUF file that has it. UsageError."""
+    file = getattr(pair, f"{role}_template", None)
     if file is None:
         return None
-    path, option = Path(file).expanduser(), f"{role}-template"
+    path, place = Path(file).expanduser(), f"pair '{pair.name if pair else ''}': {role}_template: {file}"
     try:
         if path.suffix == ".gguf":
             template = read_header(path).metadata.get("tokenizer.chat_template")
         else:
             template = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_TEMPLATE_BYTES else None
     except (OSError, ValueError, ArbitrageError) as error:
-        raise UsageError(f"{file}: cannot be read ({error})", "a Jinja file, or a GGUF file", option=option) from error
+        raise UsageError(f"{place}: cannot be read ({error})", "a Jinja file, or a GGUF file") from error
     if not isinstance(template, str) or not template.strip():
-        raise UsageError(f"{file}: has no chat template", "a Jinja file, or a GGUF file that has one", option=option)
+        raise UsageError(f"{place}: has no chat template", "a Jinja file, or a GGUF file that has one")
     return template

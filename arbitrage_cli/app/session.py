@@ -12,25 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from arbitrage_cli.app.engines import Engines, make_writer
+from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, Writers, Writing
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
-from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.app.slow_models import Load, SlowModels
 from arbitrage_cli.arbitrage import Flow, Router
-from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
-from arbitrage_cli.inference.backend import Backend
+from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
-from arbitrage_cli.inference.servers.model import ServedModel, describe
 from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files
-from arbitrage_cli.rewards.judge import Judge
-from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
-from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
 from arbitrage_cli.routing.choice import need_head
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
@@ -60,18 +55,17 @@ class Session:
     `keep` is what stays in their caches from one problem to the next.
     """
 
-    def __init__(self, setup: Setup, display: Display, *, keep: Keep = "beginning") -> None:
+    def __init__(self, setup: Setup, display: Watcher, *, keep: Keep = "beginning") -> None:
         self.setup = setup
         self.concurrency = 1
         self.files: Mapping[ModelRole, str] = {}
         self._states: Mapping[Path, Mapping[str, int]] = {}
-        self.models: dict[ModelRole, Backend | ServedModel] = {}
+        self.models: dict[ModelRole, Model] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        self.engines = Engines(
-            self.models, setup.sampler, setup.system, keep, step_end=setup.task.step_end, shares_prompts=shares
-        )
+        self.writing = Writing(setup.sampler, setup.system, setup.task.step_end, keep, shares_prompts=shares)
+        self.engines = Writers(self.models, self.writing)
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:
@@ -133,8 +127,9 @@ class Session:
         connection = self._stack.enter_context(contextlib.closing(Connection()))
         for role, wanted in served.items():
             self._display.loading(role, f"asking {wanted.address.host}", 0.0)
-            self.models[role] = open_served(connection, wanted)
-        self._refuse_missing_logprobs(policies)
+            self.models[role] = RemoteModel(open_served(connection, wanted))
+        if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
+            self.models["draft"].need_token_stats(needing[0])
 
     def _load_files(self, num_sequences: Mapping[ModelRole, int]) -> None:
         setup, threads = self.setup, self.threads
@@ -149,17 +144,7 @@ class Session:
             )
             progress = self._progress(role, source)
             backend = open_model(self.files[role], options, progress)
-            self.models[role] = self._stack.enter_context(contextlib.closing(backend))
-
-    def _refuse_missing_logprobs(self, policies: Iterable[Policy]) -> None:
-        """ServerError if a policy reads log-probabilities that the draft's server does not send."""
-        draft = self.models.get("draft")
-        needing = [policy.name for policy in policies if policy.reads_token_stats]
-        if needing and isinstance(draft, ServedModel) and not draft.num_alternatives:
-            raise ServerError(
-                f"policy {needing[0]} reads log-probabilities, and {draft.host.name} sends none",
-                "switch them on there, or use a policy without: random, judge, rsd, draft, target",
-            )
+            self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
 
     def slow_models(self) -> SlowModels:
         """Notices loaded models that are far too slow for their size; those on servers have none here."""
@@ -180,9 +165,9 @@ class Session:
         if policy.reward is None:
             return None
         if kind == "judge":
-            return self._judge(self.models["target"])
+            return self.models["target"].judge(self.concurrency)
         if kind == "prm" and "prm" in self.models:
-            return self._process_reward(self.models["prm"])
+            return self.models["prm"].process_reward("steps" if self.setup.choice.prm_style == "steps" else "turns")
         if kind == "rollout" and rollouts is not None:
             return self._rollout(rollouts)
         options = "--prm MODEL" + ("; or --reward rollout" if rollouts else "")
@@ -190,22 +175,13 @@ class Session:
             f"policy {policy.name} needs rewards, and nothing gives any", f"give a process reward model: {options}"
         )
 
-    def _judge(self, target: Backend | ServedModel) -> Rater:
-        return ServedJudge(target) if isinstance(target, ServedModel) else Judge(target, self.concurrency)
-
-    def _process_reward(self, prm: Backend | ServedModel) -> Rater:
-        style: PrmStyle = "steps" if self.setup.choice.prm_style == "steps" else "turns"
-        if isinstance(prm, ServedModel):
-            return ServedProcessReward(prm, style)
-        model = ProcessReward(prm, style)
-        model.check()
-        return model
-
     def scheduler(
         self,
         make_flow: Callable[[Trace], Flow] | None = None,
         rater: Rater | None = None,
         route: Route | None = None,
+        *,
+        concurrency: int | None = None,
     ) -> Scheduler:
         """Solves problems with the session's first route, or with another flow for the same models; or on another route."""
         setup, chosen = self.setup, route or self.setup.route
@@ -215,7 +191,7 @@ class Session:
             engines,
             make_flow or routed,
             setup.limits,
-            concurrency=self.concurrency,
+            concurrency=concurrency or self.concurrency,
             rater=rater or self.rater(chosen.policy),
             speculator=as_speculator(engines.get("draft")),
         )
@@ -232,7 +208,7 @@ class Session:
             seed=sampler.seed,
             settings=record_settings(self.setup) | {"concurrency": self.concurrency},
             models=self.setup.sources,
-            descriptions={role: _describe(self.models[role]) for role in chosen.policy.models},
+            descriptions={role: self.models[role].describe() for role in chosen.policy.models},
             is_scripted=any(map(is_scripted, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
@@ -249,9 +225,7 @@ class Session:
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
         engines = [
-            make_writer(
-                "target", self.models["target"], sampler, self.setup.system, self.setup.task.step_end, first_sequence=first
-            )
+            self.models["target"].own_writer("target", replace(self.writing, sampler=sampler), first)
             for sampler, first in zip(rollouts.samplers, firsts, strict=True)
         ]
         return Rollout(engines, rollouts.is_right)
@@ -272,10 +246,10 @@ class Session:
             return  # a server does not say what its template uses
         for name in self.setup.load.template_variables:
             if not any(name in template for template in templates):
-                log.warning("--chat-template-kwargs sets '%s', which no chat template of these models uses", name)
+                log.warning("the pair's chat_template_kwargs set '%s', which no chat template of these models uses", name)
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) -> dict[ModelRole, str]:
     """Each role's model as a path (a scripted model keeps its name): all are here, and checked, before the first is loaded.
 
     Errors: HubError, ModelFileError, UsageError.
@@ -307,14 +281,3 @@ def _notes_on_concurrency(policies: Iterable[Policy], concurrency: int) -> list[
         f"policy {name} saves time with one problem at a time (--concurrency 1); with more it is hardly more than the target alone"
         for name in names
     ]
-
-
-def _describe(backend: Backend | ServedModel) -> str:
-    """One line about a loaded model: name, size, quantization, and how it runs; or what its server can do."""
-    if isinstance(backend, ServedModel):
-        return describe(backend)
-    card = backend.card
-    layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
-    threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
-    context = f"context {card.context_size}" + (f" of {card.kv_cache}" if card.kv_cache else "")
-    return f"{card.name} ({card.description}; {context}, {threads}, {layers})"

@@ -205,7 +205,7 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
     invocation, models, generation, machine = options.invocation, options.models, options.generation, options.machine
     task = find_task(generation.task or options.task)
     choice = choice or choose_models(invocation, models, task.name)
-    load = load_options(choice.pair, machine, generation, machine.threads)
+    load = load_options(choice.pair, machine, machine.threads)
     head = load_head(choice.head_source)
     if head:
         head.check_steps(task.step_end)
@@ -221,7 +221,7 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
         limits=Limits(generation.max_steps, generation.max_tokens, generation.max_step_tokens),
         task=task,
         system=system_prompt(generation.system, choice.pair, task.instructions),
-        served=served_models(choice, models, load, os.environ),
+        served=served_models(choice, load, os.environ),
         offline=models.offline,
         concurrency=machine.concurrency or "1",
     )

@@ -14,7 +14,6 @@ from arbitrage_cli.cli import (
     calibrate,
     chat,
     collect,
-    compare,
     doctor,
     explain,
     grade,
@@ -42,7 +41,7 @@ COMMANDS = MappingProxyType(
         "serve": serve.serve,
         "bench": bench.bench,
         "report": report.report,
-        "compare": compare.compare,
+        "compare": report.compare,
         "grade": grade.grade,
         "collect": collect.collect,
         "train": train.train,
@@ -80,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
     explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # What helps to find a mistake in a settings file must work in spite of it.
-    settings = Settings({}, {}) if explains else read_settings(group.commands)
+    settings = Settings({}, {}, {}) if explains else read_settings(group.commands)
     for warning in () if explains else unknown_variables(group.commands, os.environ):
         typer.echo(f"arbitrage: {one_line(warning)}", err=True)
     call = CallObject(tuple(arguments), settings)

@@ -11,6 +11,7 @@ from arbitrage_cli.app.options import (
     Fresh,
     GenerationOptions,
     Invocation,
+    JsonFigures,
     MachineOptions,
     ModelOptions,
     OutputOptions,
@@ -41,9 +42,6 @@ class BenchOptions:
         float | None,
         option(_PANEL, "--timeout", min=0.001, max=1e6, help="Seconds after which an attempt is given up. Default: none."),
     ] = None
-    retry_errors: Annotated[
-        bool, option(_PANEL, "--retry-errors/--keep-errors", help="Whether a resumed run tries failed attempts again.")
-    ] = True
     output_folder: RunFolderPath = None
     fresh: Fresh = False
 
@@ -55,7 +53,7 @@ def bench(
     problems: ProblemOptions,
     routing: BenchRoutingOptions,
     bench: BenchOptions,
-    figures: FigureOptions,
+    json_line: JsonFigures = False,
     models: ModelOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
@@ -78,16 +76,11 @@ def bench(
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.cli.bench_run import measure, plan_run
     from arbitrage_cli.cli.running_code import permitted
-    from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
     from arbitrage_cli.runs.folder import RunFolder
 
     for flag, hint in ONCE.items():
         if invocation.count(flag) > 1:
             raise UsageError(f"{flag} is given {invocation.count(flag)} times", hint)
-    if figures.price:
-        parse_prices(figures.price)
-    if figures.project:
-        parse_speeds(figures.project)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)
@@ -99,11 +92,11 @@ def bench(
             display.note(note)
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=routing.early_stop)
         session = stack.enter_context(Session(setup, display))
-        run = plan_run(session, selected, folder, samples=bench.samples, retry_errors=bench.retry_errors)
+        run = plan_run(session, selected, folder, samples=bench.samples)
         with offering_to_resume(display, lambda error: run.how_to_resume):
             if run.left:
                 measure(run, display, bench.timeout)
             display.close()
-            show_figures(*run.asked, figures)
+            show_figures(*run.asked, FigureOptions(json_line=json_line))
         say(run.conclusion, output)
     return SOME_FAILED if run.num_errors else 0

@@ -64,7 +64,7 @@ class BenchRun:
         return sum(status.get(attempt.key) == "error" for attempt in self.attempts)
 
 
-def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int, retry_errors: bool) -> BenchRun:
+def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int) -> BenchRun:
     """What there is to do. UsageError if the folder holds a run that was made with something else."""
     earlier, items = folder.run if folder.rows else None, selected.items
     most = len(items) if session.setup.concurrency == AUTO else MOST
@@ -84,7 +84,7 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     if earlier:
         manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
     attempts = plan(items, session.setup.routes, samples, concurrency)
-    todo = left(attempts, folder.rows, retry_errors=retry_errors, deaths=folder.deaths)
+    todo = left(attempts, folder.rows, deaths=folder.deaths)
     return BenchRun(session, selected.title, attempts, todo, folder, manifest)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import JsonFigures, LoadingOptions, QuietOptions, option
+from arbitrage_cli.app.options import JsonFigures, LoadingOptions, OutputOptions, option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
 from arbitrage_cli.display import rounding
@@ -33,7 +33,7 @@ def calibrate(
     name: HeadName = None,
     force: Force = False,
     machine: LoadingOptions,
-    output: QuietOptions,
+    output: OutputOptions,
     json_line: JsonFigures = False,
 ) -> None:
     """Make a head's table of taus again, on collected runs and at the costs of this machine.

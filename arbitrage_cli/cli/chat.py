@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.options import (
-    ConversationRoutingOptions,
     GenerationOptions,
     HeadOptions,
     Invocation,
     MachineOptions,
     OutputOptions,
+    RoutingOptions,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
@@ -32,7 +32,7 @@ def chat(
     invocation: Invocation,
     *,
     models: HeadOptions,
-    routing: ConversationRoutingOptions,
+    routing: RoutingOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,

@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.engines import make_writer
 from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.app.protocol import AttemptEnded, Display, RunProgress
 from arbitrage_cli.app.selection import Selection
@@ -137,10 +136,7 @@ class _CollectRun:
         with setup.task.open_grader() as grader:
             rollouts = Rollouts(lambda problem, text: reaches(grader, text, golds[problem]), samplers)
             rater = session.rater(setup.route.policy, rollouts)
-            engines = {
-                role: make_writer(role, session.models[role], setup.sampler, setup.system, setup.task.step_end)
-                for role in setup.route.policy.models
-            }
+            engines = {role: session.models[role].own_writer(role, session.writing) for role in setup.route.policy.models}
             golds |= self._target_answers(engines["target"], grader)
             costs = _known_costs(self.folder, manifest) or self._measure_costs(engines)
             loaded = add_loaded(manifest, session.models)

@@ -6,14 +6,15 @@ sees their fields as the command's options.
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from arbitrage_cli.app.options import Invocation, Option
-from arbitrage_cli.cli.settings import place_of
+from arbitrage_cli.cli.settings import place_of, setting_of
 from arbitrage_cli.errors import UsageError
 
 Command = Callable[..., int | None]
@@ -28,26 +29,63 @@ def command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(context: typer.Context, **values: Any) -> int | None:
-        made = {name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()}
-        made |= dict.fromkeys(takes_invocation, _invocation_of(context))
         try:
+            values |= {name: setting.value(context) for name, setting in settings.items()}
+            made = {
+                name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
+            }
+            made |= dict.fromkeys(takes_invocation, _invocation_of(context))
             return function(**made, **values)
         except UsageError as error:
             place = place_of(context, error.option) if error.option else None
             raise (UsageError(f"{place}: {error.message}", error.hint) if place else error) from error.__cause__
 
+    settings = {one.name: made for group in groups.values() for one in fields(group) if (made := _setting(one, group))}
+    setattr(run, "settings", {made.name: made.variable for made in settings.values()})  # noqa: B010 - read by the settings files
     signature = inspect.signature(function)
     parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for name, parameter in signature.parameters.items():
         if name in groups:
-            parameters += [
-                _parameter(one, get_type_hints(groups[name], include_extras=True)) for one in fields(groups[name])
-            ]
+            known = get_type_hints(groups[name], include_extras=True)
+            parameters += [_parameter(one, known) for one in fields(groups[name]) if one.name not in settings]
         elif name not in takes_invocation:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_for_typer(hints[name])))
     setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A field of an option group that is no flag, by its name in settings files and in the environment."""
+
+    name: str
+    variable: str
+    kind: Any
+    least: float | None
+    default: Any
+
+    def value(self, context: typer.Context) -> Any:
+        """Its value, from the environment, else a settings file, else its default. UsageError."""
+        given = os.environ.get(self.variable) or setting_of(context, self.name)
+        if given is None:
+            return self.default
+        from pydantic import Field as Bounds  # slow to import
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            bounded: Any = Annotated[self.kind, Bounds(ge=self.least)]
+            return TypeAdapter(bounded).validate_python(given)
+        except ValidationError as error:
+            raise UsageError(f"{error.errors()[0]['msg']}, not {given!r}", option=self.name) from error
+
+
+def _setting(one: Field[Any], group: Any) -> _Setting | None:
+    """The field as a setting; None if it is a flag."""
+    kind, option = get_args(get_type_hints(group, include_extras=True)[one.name])[:2]
+    if not isinstance(option, Option) or option.is_flag:
+        return None
+    return _Setting(option.names[0].removeprefix("--"), str(option.variable), kind, option.min, one.default)
 
 
 def _parameter(one: Field[Any], hints: dict[str, Any]) -> inspect.Parameter:

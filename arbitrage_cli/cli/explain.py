@@ -62,19 +62,14 @@ def explain(
       arbitrage explain "What is 23 * 47 - 88?"
       arbitrage explain runs/states --head head.safetensors --top 3
     """
-    from arbitrage_cli.app.model_choice import choice_of_states, choose_models
+    from arbitrage_cli.app.model_choice import choose_or_of_states
     from arbitrage_cli.app.setup import RunOptions, explain_setup
     from arbitrage_cli.display.explanation import explanation_records, solution_lines
     from arbitrage_cli.routing.choice import need_head
     from arbitrage_cli.routing.explain import explain_solution
 
     is_run = _is_run(what)
-    names_models = models.pair or models.draft or models.target
-    choice = (
-        choice_of_states(Path(what), models.head)
-        if is_run and not names_models
-        else choose_models(invocation, models, generation.task)
-    )
+    choice = choose_or_of_states(invocation, models, generation.task, Path(what) if is_run else None)
     options = RunOptions(invocation, models, generation, machine, choice.task)
     setup = explain_setup(options, routing, choice, rates=models.prm is not None and not is_run)
     head, tau = need_head(setup.head), float(setup.route.tau or 0.0)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arbitrage_cli.app.options import SOME_FAILED, FigureOptions, QuietOptions, RunCode
+from arbitrage_cli.app.options import SOME_FAILED, FigureOptions, OutputOptions, RunCode
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, show_figures
 from arbitrage_cli.errors import UsageError
@@ -22,7 +22,7 @@ def grade(
     *,
     figures: FigureOptions,
     run_code: RunCode = None,
-    output: QuietOptions,
+    output: OutputOptions,
 ) -> int:
     """Grade the answers of a benchmark again, without a model: after the grader has changed.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arbitrage_cli.app.options import Debug, QuietOptions, TableOptions, option
+from arbitrage_cli.app.options import Debug, OutputOptions, TableOptions, option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import confirmed, write_table_as
 from arbitrage_cli.display import rounding
@@ -99,7 +99,7 @@ def remove(
 ) -> int:
     """Remove the files of a pair or a model from the Hugging Face cache, which other programs use too. Asks first.
 
-    
+    \b
     Examples:
       arbitrage models rm qwen2.5-coder
       arbitrage models rm user/repo --yes
@@ -127,7 +127,7 @@ def pull(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and its size.")] = False,
     offline: Offline = False,
-    output: QuietOptions,
+    output: OutputOptions,
 ) -> None:
     """Fetch the files of a pair or a model from the Hugging Face Hub, as it has them now.
 
@@ -277,7 +277,7 @@ def _show_served(source: str, *, as_json: bool) -> None:
             if facts["log_probabilities"]
             else "none: no draft for heads",
             "tokens": "counted by the server" if facts["counts_tokens"] else "counted here",
-            "chat template": "known" if facts["has_template"] else "not shown: --draft-template, --target-template",
+            "chat template": "known" if facts["has_template"] else "not shown: draft_template, target_template of a pair",
         },
     )
 

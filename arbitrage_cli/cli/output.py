@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from arbitrage_cli.app.options import FigureOptions, OutputOptions, QuietOptions, TableOptions
+from arbitrage_cli.app.options import FigureOptions, OutputOptions, TableOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
@@ -67,27 +67,23 @@ class InOrder(Generic[T]):
 
 
 @contextlib.contextmanager
-def command_display(options: QuietOptions) -> Iterator[Display]:
+def command_display(options: OutputOptions) -> Iterator[Display]:
     """The display of a command, with log messages in it."""
     with contextlib.closing(_choose_display(options)) as display, log_to(display, options):
         yield display
 
 
-def _choose_display(options: QuietOptions) -> Display:
+def _choose_display(options: OutputOptions) -> Display:
     """The live view needs a terminal that can be drawn on, and a user who did not decline it."""
     if options.quiet or not is_drawable(sys.stderr):
-        verbosity = 0 if options.quiet else 2 if _is_verbose(options) else 1
+        verbosity = 0 if options.quiet else 2 if options.debug else 1
         return PlainDisplay(sys.stderr, sys.stdout, verbosity=verbosity)
     from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only to draw
 
     return LiveDisplay(sys.stderr, sys.stdout)
 
 
-def _is_verbose(options: QuietOptions) -> bool:
-    return isinstance(options, OutputOptions) and options.verbose
-
-
-def say(text: str, options: QuietOptions) -> None:
+def say(text: str, options: OutputOptions) -> None:
     """A line on standard error, after a display is closed."""
     if not options.quiet:
         show(sys.stderr, one_line(text) + "\n")
@@ -204,15 +200,15 @@ def offering_to_resume(display: Display, how: Callable[[BaseException], str]) ->
 
 
 @contextlib.contextmanager
-def log_to(display: Display, options: QuietOptions) -> Iterator[None]:
-    """Send log messages to the display: warnings always, more with --verbose, llama.cpp's own with --debug."""
+def log_to(display: Display, options: OutputOptions) -> Iterator[None]:
+    """Send log messages to the display: warnings always, all others with --debug."""
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             display.note(record.getMessage())
 
     logger = logging.getLogger("arbitrage")
-    handler = Notes(logging.DEBUG if options.debug else logging.INFO if _is_verbose(options) else logging.WARNING)
+    handler = Notes(logging.DEBUG if options.debug else logging.WARNING)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(handler.level)

@@ -1,4 +1,4 @@
-"""`arbitrage report`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
+"""`arbitrage report` and `compare`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
 
 import sys
 import webbrowser
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arbitrage_cli.app.options import Debug, FigureOptions, option
+from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import figures_as_asked, show_figures
-from arbitrage_cli.display.text import write
+from arbitrage_cli.cli.output import figures_as_asked, show_figures, write_table_as
+from arbitrage_cli.display.text import is_drawable, write
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from arbitrage_cli.runs.folder import Contents
 
 ENDINGS = (".html", ".htm")
+Run = Annotated[Path, typer.Argument(help="A run folder of arbitrage bench.")]
 
 
 @command
@@ -62,6 +63,30 @@ def report(
             typer.echo(f"no browser could be opened: open {page} in one", err=True)
     if page is None or not figures.is_for_people:
         _show(list(contents.values()), figures)
+
+
+@command
+def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug = False) -> None:
+    """Compare two runs, problem by problem: difference of accuracy and ratio of times, each with its interval.
+
+    Policies are paired by name and tau; if each run has only one, these are compared.
+
+    \b
+    Examples:
+      arbitrage compare runs/before runs/after
+    """
+    from arbitrage_cli.display import table
+    from arbitrage_cli.evaluation import comparison  # NumPy is slow to import: not for --help
+    from arbitrage_cli.runs.folder import latest, read_run_folder
+
+    is_for_people = shown.is_for_people
+    one, other = read_run_folder(first), read_run_folder(second)
+    names = {"runs": [str(first), str(second)]}
+    compared = names | comparison.compare_runs(one.run, list(latest(one.rows)), other.run, list(latest(other.rows)))
+    if is_for_people:
+        table.write_comparison(compared, sys.stdout, explain=shown.explain, styled=is_drawable(sys.stdout))
+    else:
+        write_table_as(shown, compared, compared["policies"], table.comparison_table(compared))
 
 
 def _show(contents: "Sequence[Contents]", figures: FigureOptions) -> None:

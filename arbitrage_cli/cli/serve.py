@@ -9,12 +9,12 @@ from socket import socket
 from typing import Annotated
 
 from arbitrage_cli.app.options import (
-    ConversationRoutingOptions,
     GenerationOptions,
     HeadOptions,
     Invocation,
     MachineOptions,
     OutputOptions,
+    RoutingOptions,
     option,
 )
 from arbitrage_cli.app.protocol import ServerInfo
@@ -53,7 +53,7 @@ def serve(
     *,
     server: ServerOptions,
     models: HeadOptions,
-    routing: ConversationRoutingOptions,
+    routing: RoutingOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,

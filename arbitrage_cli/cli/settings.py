@@ -5,6 +5,7 @@ named after a command holds for that command alone. Knows no option itself: it a
 """
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ FLAGS_ONLY = ("--debug",)  # and those that have no variable
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`defaults` by command and parameter, as Typer takes them; `files` has the file of each setting, by command and option."""
+    """`defaults` by command and parameter, as Typer takes them; by command and option, `values` has each setting, `files` its file."""
 
     defaults: Mapping[str, Any]
+    values: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, Mapping[str, Path]]
 
 
@@ -55,12 +57,18 @@ def read_settings(commands: Mapping[str, Any]) -> Settings:
             values[name] = _merged(values[name], own)
             files[name] |= dict.fromkeys(own, path)
     defaults = {name: _defaults(command, values[name]) for name, command in commands.items()}
-    return Settings(defaults, files)
+    return Settings(defaults, values, files)
+
+
+def setting_of(context: typer.Context, option: str) -> Any:
+    """What the settings files say of an option; None if nothing."""
+    return context.obj.settings.values.get(context.command_path.split()[1], {}).get(option) if context.obj else None
 
 
 def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -> list[str]:
     """A line for each environment variable that looks like a setting and is none. API keys may have any name."""
     known = {str(parameter.envvar) for command in commands.values() for parameter in _parameters(command)}
+    known |= {variable for command in commands.values() for variable in _settings_alone(command).values()}
     found = sorted(name for name in environment if name.startswith(PREFIX) and not name.endswith("_API_KEY"))
     return [_no_setting(name, known) for name in found if name not in known]
 
@@ -68,6 +76,12 @@ def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -
 def _no_setting(name: str, known: Iterable[str]) -> str:
     similar = get_close_matches(name, known, n=1)
     return f"the environment variable {name} is not a setting" + (f": did you mean {similar[0]}?" if similar else "")
+
+
+def _settings_alone(command: Any) -> Mapping[str, str]:
+    """The settings of a command that are no flags, each with its environment variable."""
+    found: Mapping[str, str] = getattr(command.callback, "settings", {})
+    return found
 
 
 def _parameters(command: Any) -> Iterator[Any]:
@@ -78,6 +92,11 @@ def _parameters(command: Any) -> Iterator[Any]:
 
 def place_of(context: typer.Context, option: str) -> str | None:
     """Where the value of an option was set, for an error about it: flag, variable or file. None if it was not set."""
+    command, settings = context.command_path.split()[1], context.obj.settings
+    if variable := _settings_alone(context.command).get(option):
+        if os.environ.get(variable):
+            return str(variable)
+        return f"{settings.files[command][option]}: {option}" if option in settings.values[command] else None
     for parameter in context.command.params:
         if f"--{option}" not in parameter.opts:
             continue
@@ -87,8 +106,7 @@ def place_of(context: typer.Context, option: str) -> str | None:
         if source.name == "ENVIRONMENT":
             return str(parameter.envvar)
         if source.name == "DEFAULT_MAP":
-            command = context.command_path.split()[1]
-            return f"{context.obj.settings.files[command][option]}: {option}"
+            return f"{settings.files[command][option]}: {option}"
         return f"--{option}"
     return None
 
@@ -140,6 +158,7 @@ def _defaults(command: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _all_options(commands: Mapping[str, Any]) -> Iterator[str]:
     for command in commands.values():
         yield from (option for option, _ in _options(command))
+        yield from _settings_alone(command)
         yield from _all_options(getattr(command, "commands", {}))
 
 

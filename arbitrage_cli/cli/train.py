@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import Invocation, QuietOptions, option
+from arbitrage_cli.app.options import Invocation, OutputOptions, option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import OutputError, UsageError
 
 SUFFIX = ".safetensors"
 UNTOLD = "head"  # a file name that says nothing about the head
+
+if TYPE_CHECKING:
+    from arbitrage_cli.routing.head import Head
 
 _PANEL = "Training"
 HeadName = Annotated[
@@ -57,7 +60,7 @@ def train(
     force: Force = False,
     explain: Annotated[bool, option("Output", "--explain", help="Show the whole card.")] = False,
     json_line: Annotated[bool, option("Output", "--json", help="The card as one line of JSON.")] = False,
-    output: QuietOptions,
+    output: OutputOptions,
 ) -> None:
     """Train a router's head on collected states, and show how good it is on problems it never saw.
 
@@ -69,9 +72,7 @@ def train(
       arbitrage train runs/states -o head.safetensors
       arbitrage train runs/one runs/two --name both -o both.safetensors
     """
-    from arbitrage_cli.display.card import write_card, write_summary
     from arbitrage_cli.routing.head_file import save
-    from arbitrage_cli.routing.thresholds import usual_rows
     from arbitrage_cli.training.examples import read_states
     from arbitrage_cli.training.train import TrainSettings
     from arbitrage_cli.training.train import train as train_head
@@ -91,16 +92,23 @@ def train(
         on_progress=report,
     )
     save(head, output_file)
-    card = head.card.to_json()
-    rows = usual_rows(card["taus"])
-    if json_line:
-        write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
-    elif explain:
-        write_card(card, rows, sys.stdout, sha256=head.sha256, explain=True)
-    else:
-        write_summary(card, rows, sys.stdout)
+    _show(head, as_json=json_line, explain=explain)
     report(f"wrote {output_file}: head {one_line(head.card.name)}, its card: arbitrage models info {output_file}")
     report(f"to measure it: {_next(runs[0], output_file)}")
+
+
+def _show(head: "Head", *, as_json: bool, explain: bool) -> None:
+    """The card: a summary, the whole of it, or a line of JSON."""
+    from arbitrage_cli.display.card import write_card, write_summary
+    from arbitrage_cli.routing.thresholds import usual_rows
+
+    card = head.card.to_json()
+    if as_json:
+        write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
+    elif explain:
+        write_card(card, usual_rows(card["taus"]), sys.stdout, sha256=head.sha256, explain=True)
+    else:
+        write_summary(card, usual_rows(card["taus"]), sys.stdout)
 
 
 def _next(run: Path, head: Path) -> str:

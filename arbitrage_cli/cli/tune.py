@@ -29,10 +29,10 @@ BUSY = 0.5  # cores that others use
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The speeds of a model with so many threads, and the flags that were given besides."""
+    """The speeds of a model with so many threads, and the setting that was tried besides."""
 
     threads: int
-    flags: str
+    settings: str
     speeds: "Speeds"
 
 
@@ -133,22 +133,22 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
         tried = try_threads(backend, thread_counts(default_threads()))
         name, on_gpu = backend.card.name, backend.card.gpu_layers != 0
     trials = [Trial(count, "", speeds) for count, speeds in tried.speeds.items()]
-    for flags, changes in _variants(load, on_gpu=on_gpu).items():
+    for settings, changes in _variants(load, on_gpu=on_gpu).items():
         options = replace(load, threads=tried.threads, **changes)
         with contextlib.suppress(ModelMemoryError), _opened(role, path, options, display) as backend:
-            trials.append(Trial(tried.threads, flags, try_loaded(backend)))
+            trials.append(Trial(tried.threads, settings, try_loaded(backend)))
     file = ModelFile(str(files[0].resolve()), size, modified, sha256)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return TunedModel(Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created), trials)
 
 
 def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:
-    """What else there is to try, by its flag: only what was not given, and what this llama.cpp can do."""
+    """What else there is to try, by its setting: only what was not given, and what this llama.cpp can do."""
     variants: dict[str, Mapping[str, Any]] = {}
     if load.flash_attention is None:
-        variants |= {"--flash-attention": {"flash_attention": True}, "--no-flash-attention": {"flash_attention": False}}
+        variants |= {f"flash-attention={value}".lower(): {"flash_attention": value} for value in (True, False)}
     if load.gpu_layers is None and on_gpu:
-        variants["--gpu-layers 0"] = {"gpu_layers": 0}
+        variants["gpu-layers=0"] = {"gpu_layers": 0}
     return variants
 
 
@@ -181,8 +181,8 @@ def _table(model: TunedModel) -> Iterator[str]:
     yield f"{'threads':<24}  {'decode/s':>9}  {'read/s':>9}  {'verify/s':>9}"
     for trial in model.trials:
         speeds = [rounding.number(1 / seconds) for seconds in asdict(trial.speeds).values()]
-        is_chosen = not trial.flags and trial.threads == model.tuned.threads
-        cells = f"{f'{trial.threads} {trial.flags}':<24}  " + "  ".join(f"{speed:>9}" for speed in speeds)
+        is_chosen = not trial.settings and trial.threads == model.tuned.threads
+        cells = f"{f'{trial.threads} {trial.settings}':<24}  " + "  ".join(f"{speed:>9}" for speed in speeds)
         yield f"{cells}  {'chosen' if is_chosen else ''}".rstrip()
 
 
@@ -195,7 +195,7 @@ def _record(role: "ModelRole", source: str, model: TunedModel) -> dict[str, Any]
         "threads": model.tuned.threads,
         "seconds_per_token": asdict(model.tuned.speeds),
         "tried": [
-            {"threads": trial.threads, "flags": trial.flags, "seconds_per_token": asdict(trial.speeds)}
+            {"threads": trial.threads, "settings": trial.settings, "seconds_per_token": asdict(trial.speeds)}
             for trial in model.trials
         ],
     }

@@ -41,7 +41,7 @@ def edited_lines(words: Sequence[str], history: Path) -> Iterator[TypedLines]:
     lines = TypedLines()
     try:
         import readline
-    except ImportError:  # as on Windows
+    except ImportError:  # a Python that was built without it
         yield lines
         return
     readline.set_completer(lambda text, state: [*(word for word in words if word.startswith(text)), None][state])

@@ -171,7 +171,7 @@ def failure(finished: Finished) -> str:
 
 def ending(finished: Finished) -> str:
     """The limit that ended a solution before it was finished; empty if none did."""
-    limits = {"max_steps": "--max-steps", "max_tokens": "--max-tokens"}
+    limits = {"max_steps": "max-steps (a setting)", "max_tokens": "--max-tokens"}
     option = limits.get(finished.trace.stop or "")
     return f"stopped at the limit {option}" if option else ""
 

@@ -14,7 +14,7 @@ import numpy as np
 from arbitrage_cli.runs.results import PolicyResults, Result, paired, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
 
-LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}
+LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "max-steps (a setting)", "context": "--ctx"}
 """The flag of each limit that ends a solution before it is finished, by `Result.stop`."""
 
 NUM_BINS = 10

@@ -95,8 +95,6 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
 def left(
     attempts: Sequence[Attempt],
     rows: Iterable[Mapping[str, Any]],
-    *,
-    retry_errors: bool,
     deaths: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Attempt]:
     """The attempts that have no result among these rows. Those that ended in an error come last: they may do so again.
@@ -108,7 +106,7 @@ def left(
     by_status: dict[str | None, list[Attempt]] = {"done": [], "error": [], None: []}
     for attempt in attempts:
         by_status[status.get(attempt.key)].append(attempt)
-    found = by_status[None] + (by_status["error"] if retry_errors else [])
+    found = by_status[None] + by_status["error"]
     risky = [
         replace(one, block=len(attempts) + index, deaths=deaths[one.item.problem.id])
         for index, one in enumerate(found)

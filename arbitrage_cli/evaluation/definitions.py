@@ -14,7 +14,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         f"count as not correct. Interval: 95%, Wilson; {_SAME_IN_ALL_PROBLEMS} share.",
         "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "
         f"paired (Newcombe); {_SAME_IN_ALL_PROBLEMS} difference.",
-        "cut": "Attempts that ended at a limit (--max-tokens, --max-steps, --ctx) before the solution was finished. They are "
+        "cut": "Attempts that ended at a limit (max-tokens, max-steps, ctx) before the solution was finished. They are "
         "graded as they stood.",
         "seconds_mean": "Wall-clock seconds of all finished attempts / finished attempts; loading, grading and display are "
         "outside.",

@@ -73,13 +73,13 @@ def read_note(kind: str, names: Iterable[str]) -> Any:
     """What was kept under these names; None if nothing was."""
     try:
         return json.loads(_note_file(kind, names).read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RuntimeError):  # also of a user without a home folder
         return None
 
 
 def write_note(kind: str, names: Iterable[str], value: Any) -> None:
     """Keep something in the user's cache. A folder that cannot be written costs time, not safety."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
         write_atomically(_note_file(kind, names), json.dumps(value).encode(), new_folder=True)
 
 

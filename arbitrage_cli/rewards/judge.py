@@ -43,7 +43,7 @@ class Judge(BatchRater):
             self._has_warned = True
             log.warning(
                 "%s seldom answers with a digit (probability %.2g), so its rewards may be noise; if it is a model that thinks "
-                "first, try --chat-template-kwargs '{\"enable_thinking\": false}'",
+                "first, try chat_template_kwargs = { enable_thinking = false } in its pair",
                 self._backend.card.name,
                 self._share.mean,
             )

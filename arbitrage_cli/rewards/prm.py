@@ -82,7 +82,7 @@ class ProcessReward(BatchRater):
         other = "turns" if self._style == "steps" else "steps"
         return ModelUnsupportedError(
             f"{self._backend.card.name} does not rate steps: it says + or - with a probability of {share:.2g}",
-            f"give a process reward model: --prm MODEL; or, if it is one, try its other style: --prm-style {other}",
+            f'give a process reward model: --prm MODEL; or, if it is one, give its pair the other style: prm_style = "{other}"',
         )
 
 

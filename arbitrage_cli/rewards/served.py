@@ -134,7 +134,7 @@ class ServedRater(ABC):
 class ServedJudge(ServedRater):
     """The target as judge, as `Judge` here."""
 
-    hint = "if it thinks first: --chat-template-kwargs '{\"enable_thinking\": false}'; or use another policy"
+    hint = "if it thinks first: chat_template_kwargs = { enable_thinking = false } in its pair; or use another policy"
 
     def __init__(self, model: ServedModel) -> None:
         super().__init__(model, SCALE)
@@ -150,7 +150,7 @@ class ServedJudge(ServedRater):
 class ServedProcessReward(ServedRater):
     """A causal process reward model, as `ProcessReward` here."""
 
-    hint = "is it a process reward model? its other style: --prm-style"
+    hint = "is it a process reward model? the other prm_style of its pair"
 
     def __init__(self, model: ServedModel, style: PrmStyle) -> None:
         super().__init__(model, SIGNS)

@@ -26,7 +26,7 @@ MOST_AUTO_SMALL = 4  # of models that stay in its cache: sharing one pass over t
 MOST_AUTO_SERVED = 64  # servers decode many at once
 SHARE_AUTO = 0.5  # of the free memory: other programs need some too
 GIB = 2**30
-SMALLER = "give a smaller --ctx or --kv-type, or smaller models"
+SMALLER = "give a smaller --ctx, a smaller kv-type (a setting), or smaller models"
 
 log = logging.getLogger("arbitrage.capacity")
 
@@ -144,7 +144,7 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
 def _what_fits(need: Need, memory: int) -> str:
     fits = need.largest_within(memory)
     if fits:
-        return f"up to {fits} will do: --concurrency {fits}; or give a smaller --ctx or --kv-type"
+        return f"up to {fits} will do: --concurrency {fits}; or give a smaller --ctx, or a smaller kv-type (a setting)"
     total = total_memory()
     if total is None or need.of(1) <= total:
         return f"one at a time may do, slowly: --concurrency 1; or {SMALLER}"

@@ -30,7 +30,7 @@ import httpx2
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.app.engines import Engines
+from arbitrage_cli.app.loaded import LocalModel, Writers, Writing
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
@@ -227,8 +227,9 @@ def main() -> None:
         grader = stack.enter_context(task.open_grader())
         options = Options(arguments.ctx, arguments.threads)
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
+        models = {role: LocalModel(backend) for role, backend in backends.items()}
         bench = Bench(
-            Engines(backends, Sampler(), instructions, step_end=task.step_end),
+            Writers(models, Writing(Sampler(), instructions, task.step_end)),
             grader.grade,
             Limits(max_tokens=arguments.max_tokens),
             seed=0,

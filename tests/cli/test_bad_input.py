@@ -20,8 +20,12 @@ from cli import (
     solve,
     start,
 )
+from faults import write_problems
 
 RUN_FAILED, USAGE, MODEL, CLOSED_PIPE = 1, 2, 3, 141
+SOLVE = ("solve", *MODELS, QUESTION)
+BENCH = ("bench", "--dataset", "one.jsonl", "-q", "--max-tokens", "1", "--threads", "1")
+UNREADABLE = ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem")
 
 
 def draft_alone(model: str | bytes) -> Result:
@@ -65,15 +69,6 @@ def test_model_with_a_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     assert_refused(draft_alone(os.fsencode(path)), MODEL, "", "cannot load it")
 
 
-def test_unknown_scripted_model_is_refused() -> None:
-    assert_refused(draft_alone("scripted:oracle"), USAGE, "", "scripted:oracle", "scripted:draft", "scripted:target")
-
-
-@pytest.mark.parametrize(("given", "missing"), [(MODELS[2:], "draft"), (MODELS[:2], "target")])
-def test_missing_model_is_named_with_its_flag_and_the_demo(given: list[str], missing: str) -> None:
-    assert_refused(run("solve", QUESTION, *given), USAGE, "policy entropy", f"--{missing}", "--pair scripted")
-
-
 # --- options
 
 
@@ -93,52 +88,46 @@ def test_unused_flag_is_refused_and_an_unused_variable_is_not(policy: str, flag:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("arguments", "code", "words"),
     [
-        ("--max-steps", "0"),
-        ("--ctx", "100000000000"),
-        ("--threads", "100000"),
-        ("--temperature", "nan"),
-        ("--tau", "nan"),
+        ([*SOLVE, "--max-tokens", "0"], USAGE, ["--max-tokens: "]),
+        ([*SOLVE, "--ctx", "100000000000"], USAGE, ["--ctx: "]),
+        ([*SOLVE, "--threads", "100000"], USAGE, ["--threads: "]),
+        ([*SOLVE, "--temperature", "nan"], USAGE, ["--temperature: "]),
+        ([*SOLVE, "--tau", "nan"], USAGE, ["--tau: "]),
+        ([*SOLVE, "--policy", "entrop"], USAGE, ["--policy: ", "did you mean 'entropy'"]),
+        ([*SOLVE, "--polcy", "target"], USAGE, ["--policy"]),
+        ([*SOLVE, "--pair", "buildin"], USAGE, ["--pair: ", "did you mean 'builtin'"]),
+        ([*SOLVE, "--input", "one.jsonl"], USAGE, ["--input"]),
+        (["solve", *MODELS, "-", "--input", "one.jsonl"], USAGE, ["--input"]),
+        (["solve", *MODELS, ""], USAGE, ["the problem is empty"]),
+        (["solve", *MODELS, " \t\n "], USAGE, ["the problem is empty"]),
+        (["solve", *MODELS, "one.jsonl"], USAGE, ["--input"]),
+        *((["solve", *MODELS, "-q", "--input", name], USAGE, [f"{name}: "]) for name in UNREADABLE),
+        (["solve", QUESTION, *MODELS[2:]], USAGE, ["policy entropy", "--draft", "--pair scripted"]),
+        (["solve", QUESTION, *MODELS[:2]], USAGE, ["policy entropy", "--target", "--pair scripted"]),
+        (
+            ["solve", QUESTION, "--policy", "draft", "--draft", "scripted:oracle"],
+            USAGE,
+            ["scripted:oracle", "scripted:target"],
+        ),
+        (["solv", "1 + 1"], USAGE, ["'solve'"]),
+        (["models", "pul"], USAGE, ["'pull'"]),
+        (["guide", "trainign"], USAGE, ["did you mean 'training'"]),
+        (["solve", "5 + 6", "--target", "no.gguf", "--policy", "target"], MODEL, ["no.gguf"]),
+        (["tune", "--draft", "no.gguf", "--target", "no.gguf"], MODEL, ["no.gguf"]),
+        ([*BENCH, "--target", "no.gguf", "--policy", "target"], MODEL, ["no.gguf"]),
+        ([*BENCH, "--policy", "rsd", "--prm", "no.gguf"], MODEL, ["no.gguf"]),
+        (["collect", *BENCH[1:], "--draft", "no.gguf", "--target", "no.gguf", "--reward", "rollout"], MODEL, ["no.gguf"]),
     ],
+    ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
 )
-def test_value_that_an_option_cannot_take_names_the_option(option: str, value: str) -> None:
-    assert_refused(solve(QUESTION, option, value), USAGE, f"{option}: ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "place", "word"),
-    [
-        (["solv", "1 + 1"], "", "'solve'"),
-        (["models", "pul"], "", "'pull'"),
-        (["solve", "1 + 1", "--polcy", "target"], "", "--policy"),
-        (["solve", "1 + 1", "--pair", "scripted", "--policy", "entrop"], "--policy: ", "did you mean 'entropy'"),
-        (["guide", "trainign"], "", "did you mean 'training'"),
-        (["solve", "1 + 1", "--pair", "buildin"], "--pair: ", "did you mean 'builtin'"),
-    ],
-    ids=["command", "command below", "option", "policy", "topic", "pair"],
-)
-def test_misspelt_name_gets_the_nearest_one(arguments: list[str], place: str, word: str) -> None:
-    assert_refused(run(*arguments), USAGE, place, word)
+def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], code: int, words: list[str]) -> None:
+    write_problems(quick_path / "one.jsonl", ["5 + 6"])
+    assert_refused(run(*arguments, cwd=quick_path), code, "", *words)
 
 
 # --- where problems come from
-
-
-@pytest.mark.parametrize("problem", ["", " \t\n "])
-def test_empty_problem_is_refused(problem: str) -> None:
-    assert_refused(solve(problem), USAGE, "the problem is empty")
-
-
-@pytest.mark.parametrize("source", [QUESTION, "-"])
-def test_two_sources_of_problems_are_refused(tmp_path: Path, source: str) -> None:
-    path = many_problems(tmp_path / "problems.txt", 1)
-    assert_refused(solve(source, "--input", str(path), stdin=b"1 + 1\n"), USAGE, "", "--input")
-
-
-@pytest.mark.parametrize("name", ["no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem"])
-def test_input_that_cannot_be_read_is_named(name: str) -> None:
-    assert_refused(solve("-q", "--input", name), USAGE, f"{name}: ")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\r\n", b"\xef\xbb\xbf"], ids=["empty", "blank lines", "only a BOM"])
@@ -295,7 +284,7 @@ def test_closed_stdin_and_devices_are_no_source_of_problems() -> None:
 
 
 def test_character_that_stdout_cannot_encode_does_not_fail_the_run() -> None:
-    result = solve("\u0663 + \u0664", "-q", "--max-steps", "1", env={"PYTHONIOENCODING": "ascii"})
+    result = solve("\u0663 + \u0664", "-q", env={"PYTHONIOENCODING": "ascii", "ARBITRAGE_MAX_STEPS": "1"})
     assert result.code == 0, result.err
     assert "= 7." in result.out
 
@@ -316,11 +305,6 @@ def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
     assert result.code == MODEL
     assert ESCAPE not in result.stderr
     assert b"\x07" not in result.stderr
-
-
-def test_file_given_as_the_problem_is_pointed_to_input(tmp_path: Path) -> None:
-    (tmp_path / "problems.txt").write_text("5 + 6\n")
-    assert_refused(solve("problems.txt", cwd=tmp_path), USAGE, "", "--input")
 
 
 def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:

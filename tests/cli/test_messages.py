@@ -17,7 +17,7 @@ BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run")
         (["solve", "1 + 1", "--draft", "scripted:draft"], "", "policy entropy needs a target model"),
         (["solve", "1 + 1", "--policy", "draft", "--draft", "x.gguf"], "", "x.gguf: no such file"),
         (["solv"], "", "No such command 'solv'. Did you mean 'solve'?"),
-        ([*SOLVE, "--max-steps", "0"], "", "--max-steps: Input should be greater than or equal to 1"),
+        ([*SOLVE, "--max-tokens", "0"], "", "--max-tokens: Input should be greater than or equal to 1"),
         ([*SOLVE, "--policy", "best"], "", "--policy: unknown policy 'best'"),
         ([*SOLVE, "--tau", "high"], "", "--tau: invalid tau 'high' for policy entropy"),
         ([*SOLVE, "--policy", "target", "--tau", "1"], "", "--tau: policy target does not use it"),

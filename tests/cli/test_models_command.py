@@ -21,7 +21,7 @@ DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
 TOKEN = "hf_SENTINEL0123456789"  # noqa: S105 - no real one
 BIG = bytes(range(256)) * 20_000  # about 5 MB, no GGUF
 RUN_FAILED, USAGE, MODEL = 1, 2, 3
-SHORT = ("--max-steps", "2", "--max-step-tokens", "8", "--threads", "1")
+SHORT = ("--max-tokens", "16", "--threads", "1")
 
 
 @dataclass

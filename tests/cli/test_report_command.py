@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cli import ESCAPE, Terminal, assert_refused, run
+from faults import write_problems
 from made_up_runs import MadeUp, make_run, write_run_folder
 from packed import unpacked
 
@@ -158,3 +159,15 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
 def test_compare_of_runs_without_a_common_policy_is_refused(folder: Path, tmp_path: Path) -> None:
     write_run_folder(tmp_path / "other", make_run(3, columns=[("random", 0.3), ("random", 0.6)]))
     assert_refused(run("compare", folder, tmp_path / "other"), 2, "", "no policy in common")
+
+
+def test_a_page_does_not_replace_a_file_of_any_run(quick_path: Path) -> None:
+    """Neither of the runs it shows, nor of another one."""
+    write_problems(quick_path / "one.jsonl", ["5 + 6"])
+    for name in ("a", "b"):
+        bench = ("bench", "--dataset", "one.jsonl", "-q", "--pair", "scripted", "--policy", "target", "-o", name)
+        assert run(*bench, cwd=quick_path).code == 0
+    rows = (quick_path / "b" / "results.jsonl").read_bytes()
+    for name in ("a/run.json", "b/results.jsonl"):
+        assert run("report", "a", "-o", name, cwd=quick_path).code == 2
+    assert (quick_path / "b" / "results.jsonl").read_bytes() == rows

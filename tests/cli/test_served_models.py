@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli import assert_refused, run
+from cli import assert_refused, pair_named_mine, run
 from fake_server import Answer, HashServer, Kind, on_loopback, storm
 from faults import write_problems
 from hash_language import TEMPLATE, HashBackend
@@ -50,7 +50,7 @@ def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:
 
 def test_no_key_is_in_any_file_or_output(quick_path: Path) -> None:
     write_problems(quick_path / "arithmetic.jsonl", ("1 + 1", "2 + 2"))
-    arguments = ("--dataset", "arithmetic.jsonl", "--policy", "target,draft,entropy", "-o", "run", "-v", "--debug")
+    arguments = ("--dataset", "arithmetic.jsonl", "--policy", "target,draft,entropy", "-o", "run", "--debug", "--debug")
     with serving(key=KEY) as (_, address):
         models = ("--draft", "scripted:draft", "--target", address)
         result = run("bench", *models, *arguments, cwd=quick_path, env={"ARBITRAGE_TARGET_API_KEY": KEY})
@@ -88,15 +88,17 @@ def test_a_run_is_not_resumed_with_another_model_at_the_same_address(quick_path:
 def test_what_a_server_lacks_is_refused_before_anything_is_spent(quick_path: Path) -> None:
     (quick_path / "template.jinja").write_text(TEMPLATE)
     with serving("plain") as (server, address):
-        plain = ("solve", "--target", "scripted:target", "--draft", address, "--policy", "logprob", "1 + 1")
-        assert_refused(run(*plain), 3, "", "--draft-template")
-        assert run(*plain, "--draft-template", "template.jinja", cwd=quick_path).code == 0
+        plain = ("solve", "--pair", "mine", "--policy", "logprob", "1 + 1")
+        models = {"draft": address, "target": "scripted:target"}
+        env = pair_named_mine(quick_path, **models)
+        assert_refused(run(*plain, env=env), 3, "", "draft_template")
+        pair_named_mine(quick_path, **models, draft_template=quick_path / "template.jinja")
+        assert run(*plain, env=env).code == 0
         server.max_alternatives = 0
-        refused = run(*plain, "--draft-template", "template.jinja", cwd=quick_path)
-        assert_refused(refused, 3, "", "log-probabilities")
+        assert_refused(run(*plain, env=env), 3, "", "log-probabilities")
         asked = sum(server.counts.values())
         assert_refused(run("solve", "--target", address, "--draft", "builtin:draft", "--policy", "speculative", "1"), 2)
-        assert_refused(run(*plain[:-2], "logprob-min", "--early-stop", "1 + 1"), 2, "--early-stop")
+        assert_refused(run(*plain[:-2], "logprob-min", "--early-stop", "1 + 1", env=env), 2, "--early-stop")
         assert sum(server.counts.values()) == asked
 
 

@@ -155,7 +155,6 @@ def test_tau_of_a_file_holds_for_the_policies_that_accept_it(
         ("policy = 3\n", "policy: ", "3"),
         ('policy = "entrop"\n', "policy: ", "did you mean 'entropy'"),
         ('tau = "high"\n', "tau: ", "high"),
-        ('chat-template-kwargs = "x"\n', "chat-template-kwargs: ", "JSON"),
         ('[solve]\nmax-tokens = "many"\n', "max-tokens: ", "integer"),
         ('[solve]\noutput = "x"\n', "[solve] ", "output"),
         ("solve = 1\n", "", "solve"),

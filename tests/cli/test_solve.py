@@ -55,7 +55,7 @@ def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     assert "problems" not in result.err.splitlines()[-1]
     quiet = solve(QUESTION, "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, f"{RIGHT}\n", "")
-    assert solve(QUESTION, "--max-steps", "1").out == "37 * 12 = 444.\n"  # no boxed answer: the text
+    assert solve(QUESTION, env={"ARBITRAGE_MAX_STEPS": "1"}).out == "37 * 12 = 444.\n"  # no boxed answer: the text
 
 
 def test_record_has_every_field_and_who_wrote_each_step() -> None:
@@ -154,11 +154,12 @@ def test_extreme_tau_is_one_model_alone(tau: str, written: object, verdict: str)
 # --- limits
 
 
-@pytest.mark.parametrize(("option", "stop"), [("--max-steps", "max_steps"), ("--max-tokens", "max_tokens")])
-def test_limit_that_ends_a_solution_is_named_and_no_failure(option: str, stop: str) -> None:
-    result = solve(QUESTION, "--json", option, "1")
+@pytest.mark.parametrize("limit", ["max-steps", "max-tokens"])
+def test_limit_that_ends_a_solution_is_named_and_no_failure(limit: str) -> None:
+    stop = limit.replace("-", "_")
+    result = solve(QUESTION, "--json", env={f"ARBITRAGE_{stop.upper()}": "1"})
     assert (result.code, result.records[0]["stop"]) == (0, stop)
-    assert option in result.err
+    assert limit in result.err
 
 
 # --- where problems come from
@@ -240,10 +241,10 @@ def test_several_at_once_come_out_in_order(concurrency: str) -> None:
 
 
 def test_steps_of_several_at_once_name_their_problem() -> None:
-    several = solve("-v", "--concurrency", "2", stdin=b"37 * 12 - 95\n1 + 1\n").err
+    several = solve("--debug", "--concurrency", "2", stdin=b"37 * 12 - 95\n1 + 1\n").err
     assert re.search(r"^problem 1, step 2: ", several, re.MULTILINE)
     assert re.search(r"^problem 2, step 1: ", several, re.MULTILINE)
-    assert re.search(r"^step 1: ", solve("-v", "--concurrency", "2", "1 + 1").err, re.MULTILINE)
+    assert re.search(r"^step 1: ", solve("--debug", "--concurrency", "2", "1 + 1").err, re.MULTILINE)
 
 
 def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
@@ -252,7 +253,7 @@ def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
     assert [record["text"] for record in forwards] == [record["text"] for record in reversed(backwards)]
 
 
-LARGE = ("--ctx", "16777216", "--gpu-layers", "0")
+LARGE = ("--ctx", "16777216")
 
 
 def test_more_problems_at_once_than_memory_holds_are_refused(tiny: Mapping[str, Path]) -> None:
@@ -287,7 +288,7 @@ def test_many_problems_end_with_their_total() -> None:
 
 
 def test_many_problems_are_one_line_each_unless_verbose() -> None:
-    usual, verbose = (solve(*flags, stdin=b"1 + 1\n2 + 2\n") for flags in ([], ["-v"]))
+    usual, verbose = (solve(*flags, stdin=b"1 + 1\n2 + 2\n") for flags in ([], ["--debug"]))
     assert [line for line in usual.err.splitlines() if line.startswith("step")] == []
     for number, answer in (("1", "2"), ("2", "4")):
         assert usual.err.count(f"problem {number}: answer {answer}") == 1
@@ -295,7 +296,7 @@ def test_many_problems_are_one_line_each_unless_verbose() -> None:
 
 
 @pytest.mark.parametrize("env", [{}, {"GITHUB_ACTIONS": "true"}], ids=["usual", "CI service"])
-@pytest.mark.parametrize("arguments", [[*MODELS, "-v", QUESTION], ["--help"], ["--max-steps", "0", "1"]])
+@pytest.mark.parametrize("arguments", [[*MODELS, "--debug", QUESTION], ["--help"], ["--max-tokens", "0", "1"]])
 def test_no_escape_bytes_without_a_terminal(arguments: list[str], env: dict[str, str]) -> None:
     result = run("solve", *arguments, env=env)
     assert ESCAPE not in result.stdout + result.stderr

@@ -85,7 +85,7 @@ def test_each_number_of_threads_is_shown_and_one_is_chosen(tuned: tuple[Home, Re
     ]
     chosen = [int(line.split()[0]) for line in lines if line.endswith("chosen")]
     assert chosen == [one.threads for one in read_tuned(home.file)]
-    assert result.out.count("--no-flash-attention") == result.out.count(" --flash-attention") == 2
+    assert result.out.count("flash-attention=false") == result.out.count("flash-attention=true") == 2
     assert max(map(len, lines[:-1])) < 80
 
 
@@ -108,12 +108,12 @@ def test_doctor_shows_measured_models_or_a_damaged_file(tuned: tuple[Home, Resul
 
 
 def test_one_model_is_measured_alone_as_json(home: Home) -> None:
-    result = home.run("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0", "--json", "-q")
+    result = home.run(*ONE, "--json", "-q", env=Q8)
     assert (result.code, result.err) == (0, "")
     (record,) = result.records
     (model,) = record["models"]
     assert (model["role"], model["model"]) == ("target", "builtin:target")
-    assert {one["flags"] for one in model["tried"]} == {"", "--flash-attention"}
+    assert {one["settings"] for one in model["tried"]} == {"", "flash-attention=true"}
     assert model["seconds_per_token"] == next(
         one["seconds_per_token"] for one in model["tried"] if one["threads"] == model["threads"]
     )
@@ -126,7 +126,8 @@ def test_demo_models_are_refused(home: Home) -> None:
     assert not home.file.exists()
 
 
-ONE = ("tune", "--target", "builtin:target", "--ctx", "128", "--kv-type", "q8_0")
+ONE = ("tune", "--target", "builtin:target", "--ctx", "128")
+Q8: Mapping[str, str] = {"ARBITRAGE_KV_TYPE": "q8_0"}
 
 
 def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_touched_file_is_identified_by_its_content_once(home: Home) -> None:
 def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:
     default = threads_of(solve(home))
     home.pretend(FAST_READER)
-    assert threads_of(solve(home, "--kv-type", "q8_0")) == default
+    assert threads_of(solve(home, env=Q8)) == default
     kept = read_tuned(home.file)
     home.file.unlink()
     keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
@@ -215,7 +216,7 @@ def test_bench_records_threads_and_is_not_resumed_with_others(home: Home, concur
     assert_refused(home.run(*bench, "target,draft"), 2, "", refusal)
 
 
-@pytest.mark.parametrize(("flags", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
+@pytest.mark.parametrize(("settings", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
 def test_several_problems_at_once_use_the_measured_threads(home: Home, flags: tuple[str, ...], threads: list[int]) -> None:
     home.pretend(FAST_READER)
     solved = home.run("solve", "--concurrency", "auto", *flags, stdin=b"5 + 6\n7 + 6\n")
@@ -239,7 +240,7 @@ def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, head: 
     after = solve(home, "--head", head)
     assert (after["tau"], after["settings"]["tau_costs"]) == (0.6, "this machine")
     assert solve(home, "--head", head, "--tau", "exact")["tau"] == 0.6
-    assert "costs of this machine" in home.run("solve", "5 + 6", "--head", head, "--verbose").err
+    assert "costs of this machine" in home.run("solve", "5 + 6", "--head", head, "--debug").err
 
 
 def test_routing_that_takes_longer_than_the_target_is_noted(home: Home, head: str) -> None:
@@ -313,7 +314,7 @@ def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home
 )
 def test_bench_records_the_costs_that_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
     home.pretend(SLOW_VERIFIER)
-    result = home.run(*BENCH[:-1], "--verbose", "--head", head, *asked)
+    result = home.run(*BENCH[:-1], "--debug", "--head", head, *asked)
     assert result.code == 0
     assert run_json(home)["tau_costs"] == ("this machine" if named else None)
     assert ("named taus" in result.err) == named

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import make_engine
 
-from arbitrage_cli.app.engines import Engines
+from arbitrage_cli.app.loaded import LocalModel, Model, Writers, Writing
 from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
@@ -43,13 +43,19 @@ def grade(text: str, gold: Mapping[str, Any]) -> Grade:
     return Grade("correct" if is_right else "incorrect", text[-5:] or None, "looked for it")
 
 
-def hash_engines(sampler: Sampler, concurrency: int = 1) -> Engines:
+def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None) -> Writers:
+    """Writers over these backends, as a session makes them."""
+    models: dict[ModelRole, Model] = {role: LocalModel(backend) for role, backend in backends.items()}
+    return Writers(models, Writing(sampler or Sampler(), INSTRUCTIONS))
+
+
+def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:
     """Engines of two toy models; each solution depends on every token that is in a cache."""
     backends: dict[ModelRole, Backend] = {
         "draft": HashBackend("draft", num_sequences=concurrency),
         "target": HashBackend("target", merges=("ab",), num_sequences=concurrency),
     }
-    return Engines(backends, sampler, INSTRUCTIONS)
+    return writers(backends, sampler)
 
 
 def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: Any) -> Bench:
@@ -65,7 +71,7 @@ def scripted_bench(limits: Limits = SHORT, context: int | None = None, **options
         "draft": open_scripted("scripted:draft", load),
         "target": open_scripted("scripted:target", load),
     }
-    return Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, limits, 0, **options)
+    return Bench(writers(backends), grade, limits, 0, **options)
 
 
 def rows(bench: Bench, attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
@@ -137,11 +143,10 @@ def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
         {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "error"},
         {"id": "p0", "sample": 0, "policy": "draft", "tau": None, "status": "done", "grade": {"value": "incorrect"}},
     ]
-    keys = [one.key[::2] for one in left(attempts, made, retry_errors=True)]
+    keys = [one.key[::2] for one in left(attempts, made)]
     assert keys == [("p1", "draft"), ("p1", "target"), ("p0", "target")]
-    assert [one.key[0] for one in left(attempts, made, retry_errors=False)] == ["p1", "p1"]
     later = [*made, {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "done"}]
-    assert [one.key[0] for one in left(attempts, later, retry_errors=True)] == ["p1", "p1"]
+    assert [one.key[0] for one in left(attempts, later)] == ["p1", "p1"]
 
 
 def test_taus_tell_rows_apart() -> None:
@@ -194,7 +199,7 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     assert (row["status"], row["grade"]) == ("error", None)
     assert "cannot be graded" in row["error"]
     assert row["steps"]
-    assert left(attempts, [row], retry_errors=True) == attempts
+    assert left(attempts, [row]) == attempts
 
 
 def test_full_context_is_a_result_unless_nothing_was_written() -> None:
@@ -270,7 +275,7 @@ def test_result_depends_on_no_order_and_no_interruption(
     begun = hash_bench(WARM).run(order)
     first = [one.row for one in itertools.islice(begun, stop) if isinstance(one, Ended)]
     begun.close()
-    second = rows(hash_bench(WARM), left(order, first, retry_errors=True))
+    second = rows(hash_bench(WARM), left(order, first))
     assert results([*first, *second]) == golden
     (alone,) = rows(hash_bench(WARM), order[:1])
     assert results([alone]).items() <= golden.items()
@@ -300,7 +305,7 @@ def test_policies_learn_nothing_from_each_other() -> None:
         "draft": Recording(HashBackend("draft")),
         "target": Recording(HashBackend("target")),
     }
-    engines = Engines(backends, Sampler(), INSTRUCTIONS)
+    engines = writers(backends)
     first = engines(RANDOM, 0)
     calls = [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)]
     second = engines(Route(RANDOM.policy, 0.4), 0)
@@ -322,7 +327,7 @@ def test_several_at_once_give_the_same_rows() -> None:
     attempts = plan(items, (TARGET, RANDOM), 1, 3)
     together = rows(hash_bench(concurrency=3), attempts)
     assert results(together) == alone
-    rest = rows(hash_bench(concurrency=3), left(attempts, together[:5], retry_errors=True))
+    rest = rows(hash_bench(concurrency=3), left(attempts, together[:5]))
     assert results([*together[:5], *rest]) == alone
 
 
@@ -343,7 +348,7 @@ def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.Mo
     slow_down(monkeypatch, clock, Engine)
     load = Options(num_sequences=2)
     backends: dict[ModelRole, Backend] = {"target": open_scripted("scripted:target", load)}
-    bench = Bench(Engines(backends, Sampler(), INSTRUCTIONS), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
+    bench = Bench(writers(backends), grade, SHORT, 0, 50.0, concurrency=2, clock=clock)
     made = rows(bench, plan([item(0, "37 * 12 - 95"), item(1, "1 + 3"), item(2, "who?"), item(3, "2 + 2")], (TARGET,), 1, 2))
     verdicts = {row["id"]: row["error"] or row["grade"]["value"] for row in made}
     assert verdicts["p0"] == "not finished after 50 s"

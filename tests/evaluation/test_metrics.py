@@ -144,11 +144,11 @@ def test_attempts_cut_at_a_limit_are_counted() -> None:
     assert made["policies"][0]["cut"] == 4
     assert sum(level["cut"] for level in made["policies"][0]["by_level"].values()) == 4
     counts = {
-        flag: note for flag in ("--ctx", "--max-steps", "--max-tokens") for note in made["notes"] if f"raise {flag}" in note
+        flag: note for flag in ("--ctx", "max-steps", "--max-tokens") for note in made["notes"] if f"raise {flag}" in note
     }
     assert {flag: note.split()[0] for flag, note in counts.items()} == {
         "--ctx": "1",
-        "--max-steps": "1",
+        "max-steps": "1",
         "--max-tokens": "2",
     }
 

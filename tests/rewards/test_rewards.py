@@ -198,7 +198,7 @@ def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
     rater = opened(ProcessReward(Constant(-20.0), style))
     with pytest.raises(ModelUnsupportedError) as caught:
         score_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
-    assert f"--prm-style {other}" in caught.value.hint
+    assert f'prm_style = "{other}"' in caught.value.hint
     with pytest.raises(ModelUnsupportedError):
         ProcessReward(Constant(-20.0), style).check()
     ProcessReward(Constant(8.0), style).check()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import ESCAPE, flat, run
+from cli import ESCAPE, flat, pair_named_mine, run
 from collected import World as MadeUp
 from collected import make_states, questions, write_run
 from test_head import make_draft, make_head
@@ -151,16 +151,22 @@ def test_where_steps_are_rated_none_is_stopped_early() -> None:
     assert "stopped early" not in found.out
 
 
-def test_command_asks_the_reward_model_as_the_pair_says() -> None:
-    """The built-in one in its own style; in another its rewards are other numbers. Without --prm none is asked."""
+def test_command_asks_the_reward_model_as_the_pair_says(tmp_path: Path) -> None:
+    """In another style its rewards are other numbers. Without --prm none is asked."""
+    pair = {"draft": "builtin:draft", "target": "builtin:target", "prm": "builtin:prm"}
     asked = ("explain", "What is 487 * 629 - 95 * 38?", "--json", "-q")
     prm = ("--prm", "builtin:prm")
-    unrated, found, as_told, otherwise = (
-        [record["advantage"] for record in run(*asked, *flags).records]
-        for flags in ((), prm, (*prm, "--prm-style", "steps"), (*prm, "--prm-style", "turns"))
+    unrated = [record["advantage"] for record in run(*asked).records]
+    as_told, otherwise = (
+        [
+            record["advantage"]
+            for record in run(*asked, *prm, "--pair", "mine", env=pair_named_mine(tmp_path, **pair, prm_style=style)).records
+        ]
+        for style in ("steps", "turns")
     )
     assert set(unrated) == {None}
-    assert found == as_told != otherwise
+    assert None not in {*as_told, *otherwise}
+    assert as_told != otherwise
 
 
 @pytest.mark.parametrize("named", ["folder", "folder/typo", "runs/typo"])

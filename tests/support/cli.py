@@ -157,6 +157,15 @@ def run(*arguments: str | bytes | Path, **options: Any) -> Result:
     return shared_program().run(*arguments, **options)
 
 
+def pair_named_mine(folder: Path, **entry: object) -> dict[str, str | None]:
+    """Write a pair of the user's own, `mine`; returns the environment that finds it."""
+    (folder / "arbitrage").mkdir(exist_ok=True)
+    values = {name: json.dumps(str(value) if isinstance(value, Path) else value) for name, value in entry.items()}
+    lines = [f"{name} = {value}\n" for name, value in values.items()]
+    (folder / "arbitrage" / "pairs.toml").write_text("[mine]\n" + "".join(lines))
+    return {"XDG_CONFIG_HOME": str(folder)}
+
+
 def solve(*arguments: str | bytes, **options: Any) -> Result:
     return run("solve", *MODELS, *arguments, **options)
 

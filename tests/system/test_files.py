@@ -1,12 +1,16 @@
 """Writing files whole."""
 
 import os
+import pwd
 import threading
 from pathlib import Path
 
 import pytest
 
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.checksums import read_note, write_note
 from arbitrage_cli.system.files import write_atomically
+from arbitrage_cli.system.paths import user_folder
 
 
 def test_new_and_old_files(tmp_path: Path) -> None:
@@ -63,3 +67,20 @@ def test_pipe_and_device_are_written_to(tmp_path: Path) -> None:
 def test_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path, b"")
+
+
+def test_a_user_without_a_home_folder_needs_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any user id. Notes in the cache, which only save time, are not kept."""
+
+    def unknown(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError):
+        user_folder()
+    write_note("kind", ["name"], 1)
+    assert read_note("kind", ["name"]) is None
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert user_folder() == tmp_path / "arbitrage"

@@ -246,7 +246,7 @@ class LlamaBackend:
             raise ComputeError(f"{name}: llama.cpp refused a batch as invalid (llama_decode: -1)", "please report this")
         raise ComputeError(
             f"{name}: llama.cpp failed while computing (llama_decode: {code})",
-            "often memory ran out: try a smaller --ctx or fewer --gpu-layers; --debug shows llama.cpp's own messages",
+            "often memory ran out: try a smaller --ctx or fewer gpu-layers (a setting); --debug shows llama.cpp's own messages",
         )
 
     @contextmanager

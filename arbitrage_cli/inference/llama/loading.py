@@ -75,7 +75,7 @@ def gpu_layers(options: Options) -> int:
     """Layers to put on the GPU: as in the options, else all (-1) if there is a GPU."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
-            log.warning("llama.cpp was built without GPU support: --gpu-layers has no effect")
+            log.warning("llama.cpp was built without GPU support: the setting gpu-layers has no effect")
         return 0
     return -1 if options.gpu_layers is None else options.gpu_layers
 
@@ -132,7 +132,7 @@ def new_context(
     reason = next(reversed(messages), "llama.cpp gave no reason")
     raise ModelMemoryError(
         f"{path}: cannot make a context of {parameters.n_ctx} tokens ({reason[:200]})",
-        "give a smaller --ctx; a KV type other than f16 may also need --flash-attention",
+        "give a smaller --ctx; a KV type other than f16 may also need flash-attention = true (settings)",
     )
 
 

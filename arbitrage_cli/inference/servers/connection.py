@@ -333,7 +333,9 @@ async def _in_time(host: Host, chunks: AsyncIterator[Json], seconds: float) -> A
             return
         except TimeoutError:
             message = f"{host.name} does not finish an answer within {seconds:g} s"
-            raise ServerRequestError(message, "give the server less to do at once, or a smaller --max-step-tokens") from None
+            raise ServerRequestError(
+                message, "give the server less to do at once, or a smaller max-step-tokens (a setting)"
+            ) from None
         yield chunk
 
 

@@ -125,7 +125,7 @@ def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool 
         if needs_template and not model.knows_template:
             raise ServerError(
                 f"{host.name} ({model.dialect.name}) does not show the chat template of {model.name}",
-                "give it: --draft-template or --target-template, a Jinja file or a GGUF file of the same model (none for --prm)",
+                "give their pair a draft_template or a target_template: a Jinja file or a GGUF file of the same model (none for --prm)",
             )
         segments = model.prompt("").segments(TRIAL_QUESTION)
         model = connection.run(_tried(model, segments))

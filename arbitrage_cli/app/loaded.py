@@ -1,0 +1,193 @@
+"""The models of a session, in this process or on a server: the writers and raters of each, and what it says of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from arbitrage_cli.errors import ServerError
+from arbitrage_cli.inference.backend import Backend, ModelCard
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache, Keep
+from arbitrage_cli.inference.proposals import Proposals
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Rater, Writer
+from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
+from arbitrage_cli.inference.servers.writer import ServedWriter
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.rewards.judge import Judge
+from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
+from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.types import Cost, ModelRole
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a writer writes. `keep` is what stays in a cache from one problem to the next.
+
+    Without `shares_prompts`, routes do not find each other's prompts in a server's cache.
+    """
+
+    sampler: Sampler
+    instructions: str
+    step_end: StepEnd = BLANK_LINE
+    keep: Keep = "beginning"
+    shares_prompts: bool = True
+
+
+class Model(Protocol):
+    """A model of a session. What it writes and rates at the same time needs sequences of its own."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def writer(self, role: ModelRole, writing: Writing, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+        """A writer that shares the model's cache with the others. If it `knows_speed`, that was measured."""
+
+    def own_writer(self, role: ModelRole, writing: Writing, first_sequence: int = 0) -> Writer:
+        """A writer that shares nothing with others. That of the draft keeps token statistics."""
+
+    def judge(self, first_sequence: int) -> Rater:
+        """Rates steps with the digits that the model gives them. Errors: ModelUnsupportedError."""
+
+    def process_reward(self, style: PrmStyle) -> Rater:
+        """Rates steps as a process reward model. ModelUnsupportedError if it rates none."""
+
+    def need_token_stats(self, policy: str) -> None:
+        """ServerError if the policy reads log-probabilities that the model does not give."""
+
+    def describe(self) -> str:
+        """One line: name, size, and how it runs or what its server can do."""
+
+    def served_facts(self) -> Mapping[str, Any] | None:
+        """What its server can do; None without a server."""
+
+
+class LocalModel:
+    """A `Model` that was loaded here."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._cache: Cache | None = None
+        self._measured: Cost | None = None
+        self.card, self.chat_template = backend.card, backend.chat_template
+
+    def writer(self, role: ModelRole, writing: Writing, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+        if self._cache is None:
+            self._cache = self._make_cache(writing)
+        engine = _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
+        if knows_speed and self._measured:
+            engine.use_measured(self._measured)
+        elif knows_speed:
+            self._measured = engine.measure()
+        return engine
+
+    def own_writer(self, role: ModelRole, writing: Writing, first_sequence: int = 0) -> Writer:
+        return _engine(role, self._make_cache(writing, first_sequence), writing, keep_token_stats=role == "draft")
+
+    def judge(self, first_sequence: int) -> Rater:
+        return Judge(self._backend, first_sequence)
+
+    def process_reward(self, style: PrmStyle) -> Rater:
+        model = ProcessReward(self._backend, style)
+        model.check()
+        return model
+
+    def need_token_stats(self, policy: str) -> None:
+        pass
+
+    def describe(self) -> str:
+        card = self.card
+        layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
+        threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
+        context = f"context {card.context_size}" + (f" of {card.kv_cache}" if card.kv_cache else "")
+        return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
+
+    def served_facts(self) -> Mapping[str, Any] | None:
+        return None
+
+    def _make_cache(self, writing: Writing, first_sequence: int = 0) -> Cache:
+        return Cache(
+            self._backend,
+            writing.instructions,
+            step_end=writing.step_end,
+            keep=writing.keep,
+            first_sequence=first_sequence,
+        )
+
+
+class RemoteModel:
+    """A `Model` on a server."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self.card, self.chat_template = model.card, model.chat_template
+
+    def writer(self, role: ModelRole, writing: Writing, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+        shares = writing.shares_prompts
+        return ServedWriter(
+            role,
+            self._model,
+            writing.sampler,
+            writing.instructions,
+            writing.step_end,
+            keep_token_stats=keep_token_stats,
+            shares_prompts=shares,
+        )
+
+    def own_writer(self, role: ModelRole, writing: Writing, first_sequence: int = 0) -> Writer:
+        return self.writer(role, writing, keep_token_stats=role == "draft", knows_speed=False)
+
+    def judge(self, first_sequence: int) -> Rater:
+        return ServedJudge(self._model)
+
+    def process_reward(self, style: PrmStyle) -> Rater:
+        return ServedProcessReward(self._model, style)
+
+    def need_token_stats(self, policy: str) -> None:
+        if not self._model.num_alternatives:
+            raise ServerError(
+                f"policy {policy} reads log-probabilities, and {self._model.host.name} sends none",
+                "switch them on there, or use a policy without: random, judge, rsd, draft, target",
+            )
+
+    def describe(self) -> str:
+        return describe(self._model)
+
+    def served_facts(self) -> Mapping[str, Any] | None:
+        return facts_about(self._model)
+
+
+class Writers:
+    """Writers for every route and sample, over models that are loaded once.
+
+    Each route has its own, since an engine learns from what it writes: what one policy costs does not depend on which others run
+    beside it. Each is made, and knows its model's speed, before it is timed. Writers of one model may follow each other, not take
+    turns within a problem.
+    """
+
+    def __init__(self, models: Mapping[ModelRole, Model], writing: Writing) -> None:
+        self._models = models
+        self._writing = writing
+        self._made: dict[tuple[ModelRole, int, Route], Writer] = {}
+
+    def __call__(self, route: Route, sample: int = 0) -> dict[ModelRole, Writer]:
+        """The route's writers. Sample k draws with the seed + k; the draft keeps token statistics only if they are read."""
+        return {role: self._writer(role, route, sample) for role in route.policy.models}
+
+    def _writer(self, role: ModelRole, route: Route, sample: int) -> Writer:
+        key, sampler = (role, sample, route), self._writing.sampler
+        if key not in self._made:
+            writing = replace(self._writing, sampler=replace(sampler, seed=sampler.seed + sample))
+            keep = role == "draft" and route.policy.reads_token_stats
+            knows_speed = len(route.policy.models) > 1 and (role == "target" or not route.policy.score_is)
+            self._made[key] = self._models[role].writer(role, writing, keep_token_stats=keep, knows_speed=knows_speed)
+        return self._made[key]
+
+
+def _engine(role: ModelRole, cache: Cache, writing: Writing, *, keep_token_stats: bool) -> Engine:
+    proposals: Proposals = "all" if role == "target" else "drafted"
+    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, proposals=proposals)

@@ -1,0 +1,132 @@
+"""The program as a library: `open_pair`, on the demo models and on the built-in pair."""
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli import run
+
+from arbitrage_cli import Pair, open_pair
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, ProblemError, UsageError
+from arbitrage_cli.types import Decided, Finished, Problem, Started, Wrote
+
+QUESTION = "37 * 12 - 95"
+GUIDE = Path(__file__).parents[1] / "arbitrage_cli" / "guides" / "python.md"
+
+
+def scripted(**options: object) -> Pair:
+    return open_pair(pair="scripted", **options)  # type: ignore[arg-type]
+
+
+def test_a_solution_is_that_of_the_command_line() -> None:
+    (record,) = run("solve", QUESTION, "--pair", "scripted", "--json", "-q").records
+    with scripted() as pair:
+        solution = pair.solve(QUESTION)
+    assert (solution.answer, solution.text, solution.stop) == (record["answer"], record["text"], record["stop"])
+    steps = [(one.kept.model, one.kept.text, one.verdict, one.score) for one in solution.steps]
+    assert steps == [(one["model"], one["text"], one["decision"], one["score"]) for one in record["steps"]]
+
+
+def test_options_mean_what_they_mean_on_the_command_line() -> None:
+    with scripted(policy="draft") as alone, scripted(tau=float("inf")) as never, scripted(max_tokens=3) as short:
+        assert alone.solve(QUESTION).text == never.solve(QUESTION).text
+        assert {one.kept.model for one in alone.solve(QUESTION).steps} == {"draft"}
+        assert short.solve(QUESTION).stop == "max_tokens"
+
+
+def test_a_stream_has_the_events_of_one_problem() -> None:
+    with scripted() as pair:
+        events = list(pair.stream(QUESTION))
+        solution = pair.solve(QUESTION)
+    assert (type(events[0]), type(events[-1])) == (Started, Finished)
+    assert [one.decision.kept.text for one in events if isinstance(one, Decided)] == [
+        one.kept.text for one in solution.steps
+    ]
+    assert any(isinstance(one, Wrote) for one in events)
+
+
+def test_many_problems_come_in_their_order_and_an_error_is_one_of_them() -> None:
+    questions: list[str | Problem] = ["1 + 1", "who?", Problem("mine", QUESTION), "2 * 3"]
+    with scripted() as pair:
+        solutions = list(pair.solve_many(iter(questions), concurrency=3))
+        alone = [pair.solve(question).text for question in questions if question != "who?"]
+    assert [one.problem.id for one in solutions] == ["1", "2", "mine", "4"]
+    assert [one.text for one in solutions if one.error is None] == alone
+    assert [isinstance(one.error, ProblemError) for one in solutions] == [False, True, False, False]
+
+
+def test_a_problem_that_fails_alone_raises() -> None:
+    with scripted() as pair:
+        with pytest.raises(ProblemError):
+            pair.solve("who?")
+        with pytest.raises(UsageError):
+            pair.solve(" ")
+        assert pair.solve(QUESTION).answer == "349"
+
+
+def test_one_call_at_a_time_and_a_stream_that_is_left_makes_room() -> None:
+    with scripted() as pair:
+        events = pair.stream(QUESTION)
+        next(events)
+        with pytest.raises(UsageError):
+            pair.solve(QUESTION)
+        events.close()
+        assert pair.solve(QUESTION).answer == "349"
+    with pytest.raises(UsageError):
+        pair.solve(QUESTION)
+    pair.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "option"),
+    [
+        ({"policy": "best"}, UsageError, "policy"),
+        ({"policy": "target", "tau": 1}, UsageError, "tau"),
+        ({"tau": "high"}, UsageError, "tau"),
+        ({"temperature": -1.0}, UsageError, "temperature"),
+        ({"top_p": float("nan")}, UsageError, "top-p"),
+        ({"pair": "nobody"}, UsageError, "pair"),
+        ({"draft": "x.gguf", "target": "y.gguf"}, ModelFileError, None),
+    ],
+    ids=str,
+)
+def test_errors_are_those_of_the_command_line(options: dict[str, object], error: type[ArbitrageError], option: str) -> None:
+    with pytest.raises(error) as raised:
+        scripted(**options) if "pair" not in options and "draft" not in options else open_pair(**options)  # type: ignore[arg-type]
+    assert getattr(raised.value, "option", None) == option
+
+
+def test_two_pairs_of_real_models_are_open_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has what the command line would say, once; loading for more problems changes no text."""
+    questions = ["What is 5 + 6?", "What is 12 * 3?"]
+    with (
+        caplog.at_level(logging.WARNING, "arbitrage"),
+        open_pair(threads=1, ctx=512, tau="30%") as pair,
+        open_pair(threads=1, ctx=512, policy="target") as other,
+    ):
+        one_by_one = [pair.solve(question).text for question in questions]
+        assert all(other.solve(question).steps for question in questions)
+        assert [one.text for one in pair.solve_many(questions, concurrency=2)] == one_by_one
+    assert len([one for one in caplog.messages if one.startswith("the built-in models")]) == 2  # of each pair
+
+
+def test_importing_the_package_imports_nothing_slow() -> None:
+    slow = ("numpy", "llama_cpp", "typer", "rich", "arbitrage_cli.app.pair")
+    code = f"import sys, arbitrage_cli; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = "import sys; from arbitrage_cli import open_pair; print([one for one in ('typer', 'rich') if one in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_examples_of_the_guide_run_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    code = first.replace('"small.gguf"', '"scripted:draft"').replace('"large.gguf"', '"scripted:target"')
+    code = code.replace("What is 23 * 47 - 88?", QUESTION)
+    exec(compile(code, "guide", "exec"), {})  # noqa: S102 - our own text
+    assert capsys.readouterr().out.startswith("349 ")
+    with scripted() as pair:
+        exec(compile(re.sub(r"What is (.*?)\?", r"\1", second), "guide", "exec"), {"pair": pair})  # noqa: S102
+    assert capsys.readouterr().out.endswith("1 5\n2 56\n")
