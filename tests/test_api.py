@@ -1,4 +1,4 @@
-"""The program as a library: `open_pair`, on the demo models and on the built-in pair."""
+"""The program as a library: `open_pair`, on the scripted models and on the built-in pair."""
 
 import logging
 import re

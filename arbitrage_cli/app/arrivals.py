@@ -13,7 +13,7 @@ CHUNK = 1 << 16  # bytes
 
 
 def count_lines(stream: BinaryIO) -> int | None:
-    """Lines from here on that are not blank; None if it is no regular file. Reads nothing of the stream. OSError."""
+    """Lines from here on that are not blank; None if it is not a regular file. Reads nothing of the stream. OSError."""
     descriptor = stream.fileno()
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):

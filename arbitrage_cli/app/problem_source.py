@@ -19,7 +19,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
 MAX_BAD_LINES = 20
-"""If none of so many first lines can be used, it is no file of problems."""
+"""A file whose first lines cannot be used, this many, is not a file of problems."""
 
 Row = Problem | BadLine
 
@@ -60,7 +60,7 @@ class Problems:
         return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
 
     def usable(self, on_bad_line: Callable[[BadLine], None]) -> Iterator[Problem]:
-        """The problems that are left; a line that is none is passed to the caller when its turn comes."""
+        """The problems that are left; any other line is passed to the caller when its turn comes."""
         for row in self.rows():
             if isinstance(row, Problem):
                 yield row

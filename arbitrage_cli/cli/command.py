@@ -57,7 +57,7 @@ def command(function: Command) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A field of an option group that is no flag, by its name in settings files and in the environment."""
+    """A field of an option group that is not a flag, by its name in settings files and in the environment."""
 
     name: str
     variable: str

@@ -66,7 +66,7 @@ def setting_of(context: typer.Context, option: str) -> Any:
 
 
 def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -> list[str]:
-    """A line for each environment variable that looks like a setting and is none. API keys may have any name."""
+    """A line for each environment variable that looks like a setting and is not one. API keys may have any name."""
     known = {str(parameter.envvar) for command in commands.values() for parameter in _parameters(command)}
     known |= {variable for command in commands.values() for variable in _settings_alone(command).values()}
     found = sorted(name for name in environment if name.startswith(PREFIX) and not name.endswith("_API_KEY"))
@@ -112,7 +112,7 @@ def place_of(context: typer.Context, option: str) -> str | None:
 
 
 def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's content, with dashes in all names. UsageError for a name that is no option."""
+    """A file's content, with dashes in all names. UsageError for a name that is not an option."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -59,7 +59,7 @@ def solve(
 
     The answer goes to standard output, the view of every step to standard error. Problems from a pipe or a file give one JSON
     object a line, in their order, each as soon as it and all before it are finished. With -o FILE.jsonl they go to the file,
-    and the same command goes on behind the last one.
+    and the same command resumes after the last result.
 
     \b
     Examples:
