@@ -46,13 +46,12 @@ class WriteStep:
     """A request: `model` writes the next step of `trace`. With an `early_stop`, perhaps only its beginning.
 
     `proposal` is a step that the model may be about to write. With one, or if it `speculates`, the draft may also be asked for a
-    continuation; either changes only the time. `sample` is the number of the random draw from the same text.
+    continuation; either changes only the time.
     """
 
     model: ModelRole
     trace: Trace
     proposal: Step | None = None
-    sample: int = 0
     early_stop: EarlyStop | None = None
     speculates: bool = False
 
@@ -79,11 +78,10 @@ class Router:
     early_stop: Callable[[float], EarlyStop] | None = None
 
 
-def arbitrage(trace: Trace, router: Router, tau: float, alternatives: int = 1, phase: Phase | None = None) -> Flow:
+def arbitrage(trace: Trace, router: Router, tau: float, phase: Phase | None = None) -> Flow:
     """The routing loop: the draft writes every step, and the target those whose score exceeds tau.
 
-    With `alternatives` the draft may first try again: it writes up to that many steps, until one is accepted. With a `phase` the
-    loop ends with that phase.
+    With a `phase` the loop ends with that phase.
 
     A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every score the target alone. The target
     computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept.
@@ -92,16 +90,11 @@ def arbitrage(trace: Trace, router: Router, tau: float, alternatives: int = 1, p
     while not trace.finished and phase in (None, trace.phase):
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         score = yield from router.score(trace, draft)
-        tried: list[Step] = []
-        while (score > tau or draft.stop == "early") and len(tried) + 1 < alternatives:
-            tried.append(draft)
-            draft = yield WriteStep("draft", trace, sample=len(tried))
-            score = yield from router.score(trace, draft)
         if score > tau or draft.stop == "early":  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
-            trace.add(Decision(kept=target, draft=draft, target=target, score=score, tried=tuple(tried)))
+            trace.add(Decision(kept=target, draft=draft, target=target, score=score))
         else:  # accept
-            trace.add(Decision(kept=draft, draft=draft, score=score, tried=tuple(tried)))
+            trace.add(Decision(kept=draft, draft=draft, score=score))
 
 
 def oracle(trace: Trace, tau: float) -> Flow:

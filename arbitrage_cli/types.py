@@ -168,8 +168,7 @@ class Decision:
 
     `score` is what was compared with tau: a head's probability that the target's step is better, or for a policy without a head its
     own (an entropy, a mean negative log-probability, a uniform draw). `advantage` is the reward of the
-    target's step minus that of the drafted one; None unless both were rated. `tried` are steps that the draft wrote before
-    `draft`, and that would have been escalated.
+    target's step minus that of the drafted one; None unless both were rated.
     """
 
     kept: Step
@@ -177,7 +176,6 @@ class Decision:
     target: Step | None = None
     score: float | None = None
     advantage: float | None = None
-    tried: tuple[Step, ...] = ()
 
     @property
     def discarded(self) -> Step | None:

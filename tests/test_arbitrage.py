@@ -109,30 +109,6 @@ def test_the_router_sees_the_kept_steps_only() -> None:
     assert seen == [(0, ""), (1, "draft\n\n"), (2, "draft\n\ntarget\n\n")]
 
 
-@pytest.mark.parametrize(
-    ("numbers", "kept", "num_tried"), [([0.2], "draft", 0), ([0.9, 0.3], "draft", 1), ([0.9] * 3, "target", 2)]
-)
-def test_the_draft_tries_again_before_the_target_is_called(numbers: list[float], kept: str, num_tried: int) -> None:
-    """Until one is accepted, three times at most; each is another sample, and the last one is the target's proposal."""
-    trace, left = new_trace(), iter(numbers)
-    drafts = [step("draft", "end") for _ in numbers]
-    flow = arbitrage(trace, by_token_stats(lambda *_: next(left)), 0.5, alternatives=3)
-    requests = drive(flow, [*drafts, *([step("target", "end")] if kept == "target" else [])])
-    (decision,) = trace.decisions
-    assert (decision.kept.model, decision.draft, decision.tried) == (kept, drafts[-1], tuple(drafts[:-1]))
-    assert [request.sample for request in requests if isinstance(request, WriteStep)][: len(drafts)] == [*range(len(drafts))]
-    assert len(decision.tried) == num_tried
-    if kept == "target":
-        assert requests[-1] == WriteStep("target", trace, proposal=drafts[-1])
-
-
-def test_a_stopped_draft_may_be_tried_again_whole() -> None:
-    trace, numbers = new_trace(), iter([0.9, 0.1])
-    stopped, other = step("draft", "early"), step("draft", "end")
-    drive(arbitrage(trace, by_token_stats(lambda *_: next(numbers)), 0.5, alternatives=2), [stopped, other])
-    assert (trace.decisions[0].kept, trace.decisions[0].tried) == (other, (stopped,))
-
-
 def test_a_discarded_end_does_not_finish_the_solution() -> None:
     """Only the kept step counts: the draft ended, the target went on."""
     trace = new_trace()

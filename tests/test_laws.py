@@ -117,19 +117,6 @@ def test_the_cache_is_invisible(some: list[Problem], routing: tuple[str, float],
     assert texts(kept) == texts(solve(forgetting, some, *routing, concurrency=concurrency))
 
 
-@quick
-@given(problems(2, 3), samplers)
-def test_trying_again_keeps_the_laws(some: list[Problem], sampler: Sampler) -> None:
-    """With alternatives: many at once as one by one, with an invisible cache; tau inf is the draft alone, a low one the target alone."""
-    once = solve(hash_engines(sampler), some, "logprob", 1.2, alternatives=3)
-    batched = solve(hash_engines(sampler, num_sequences=3), some, "logprob", 1.2, alternatives=3, concurrency=3)
-    forgetful = solve(hash_engines(sampler, engine=ForgetfulEngine), some, "logprob", 1.2, alternatives=3)
-    assert texts(batched) == texts(once) == texts(forgetful)
-    for tau, alone in ((math.inf, "draft"), (-1.0, "target")):
-        found = solve(hash_engines(sampler), some, "logprob", tau, alternatives=3)
-        assert texts(found) == texts(solve(hash_engines(sampler), some, alone))
-
-
 def test_the_law_notices_a_stale_cache() -> None:
     """A backend that keeps one token too many after each drop breaks law 4."""
     remembering = solve(hash_engines(make=StaleBackend), PROBLEMS, "random", 0.5)

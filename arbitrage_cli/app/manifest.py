@@ -98,12 +98,9 @@ FIELDS = (
     Field("limits.max_step_tokens"),
     Field("router.sha256", "head"),
     Field("early_stop", "early stop"),
-    Field("alternatives", "number of alternatives"),
     Field("reward"),
     Field("prm_style", "prm style"),
     Field("concurrency"),
-    Field("roll_in"),
-    Field("target_samples"),
     Field("context.kv_type"),
     Field("machine.gpu_layers"),
     Field("machine.flash_attention"),
@@ -159,7 +156,6 @@ def make_manifest(
         "models": models,
         "router": _head_facts(setup.deciding_head),
         "early_stop": setup.stops_early,
-        "alternatives": setup.route.alternatives,
         "tau_costs": named.costs_of if named else setup.tau_costs,
         "named_taus": dict(named.taus) if named else None,
         "reward": setup.reward,
@@ -198,8 +194,6 @@ def record_settings(setup: Setup) -> dict[str, Any]:
         settings |= {"head": head.card.name, "head_sha256": head.sha256, "tau_costs": setup.tau_costs}
     if setup.stops_early is not None:
         settings["early_stop"] = setup.stops_early
-    if setup.route.alternatives > 1:
-        settings["alternatives"] = setup.route.alternatives
     return settings
 
 

@@ -163,26 +163,12 @@ _TAU_HELP = (
 _EARLY_STOP_HELP = "Stop a drafted step that begins badly and call the target at once. Default: if that saves time."
 
 
-Alternatives = Annotated[
-    int,
-    _routing(
-        "--alternatives",
-        min=1,
-        max=16,
-        metavar="N",
-        help="Steps that the draft may write before the target is called: it tries again, at temperature 0.7 if it is greedy, until "
-        "one is accepted. Fewer calls of the target, more work for the draft.",
-    ),
-]
-
-
 @dataclass(frozen=True, slots=True)
 class HeadRoutingOptions:
     """Which steps the target writes, for a command whose policy is always arbitrage."""
 
     tau: Annotated[str | None, _routing("--tau", metavar="TAU", help=_TAU_HELP)] = None
     early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
-    alternatives: Alternatives = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +201,6 @@ class BenchRoutingOptions:
     ] = None
     tau: Annotated[str | None, _routing("--tau", metavar="TAU,...", help="Tau for policies without their own.")] = None
     early_stop: Annotated[bool | None, _routing("--early-stop/--no-early-stop", help=_EARLY_STOP_HELP)] = None
-    alternatives: Alternatives = 1
     reward: Annotated[
         RewardSource | None,
         _routing(

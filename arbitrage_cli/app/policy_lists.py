@@ -43,14 +43,14 @@ def read_policies(options: BenchRoutingOptions, head: Head | None, *, tau_is_fla
     return PolicyList(entries)
 
 
-def make_routes(policies: PolicyList, head: Head | None, named: NamedTaus | None, alternatives: int) -> list[Route]:
+def make_routes(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[Route]:
     """The routes, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
 
     def route(policy: Policy, tau: str | None) -> Route:
         name = name_of_tau(policy, tau)
         if named and name and name in named.taus:
-            return Route(policy, named.taus[name], name, alternatives=alternatives)
-        return Route(policy, resolve_tau(policy, tau, AvailableHead(head, None)), name, alternatives=alternatives)
+            return Route(policy, named.taus[name], name)
+        return Route(policy, resolve_tau(policy, tau, AvailableHead(head, None)), name)
 
     return list(dict.fromkeys(route(policy, tau) for policy, tau in policies.entries))
 

@@ -131,7 +131,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     _refuse_unused(policy, flags)
     tau = routing.tau if "tau" in flags or has_tau(policy, routing.tau) else None
     early = early_stop_asked(routing.early_stop, base.choice.models["draft"], policy)
-    route = make_route(policy, tau, available, early_stop=early, alternatives=routing.alternatives)
+    route = make_route(policy, tau, available, early_stop=early)
     asked = (routing.policy, routing.early_stop, options.models.head)
     is_open = asked == (None,) * 3 and tau in (None, DEFAULT_TAU)
     route, warning = route_or_target_alone(route, available, is_open=is_open)
@@ -156,7 +156,7 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: Mode
     """The setup of the head's policy for these models, in which steps are rated as well if it `rates`. Errors as `solve_setup`."""
     base, policy = _base(options, choice), POLICIES["arbitrage"]
     early = early_stop_asked(routing.early_stop, choice.models["draft"], policy)
-    route = make_route(policy, routing.tau, base.available_head, early_stop=early, alternatives=routing.alternatives)
+    route = make_route(policy, routing.tau, base.available_head, early_stop=early)
     setup = _with_routes(base, [route])
     if not rates:
         return setup
@@ -172,7 +172,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
         routing = replace(routing, policy=",".join(dict.fromkeys(("target", "draft", policy))))
     policy_list = read_policies(routing, base.head, tau_is_flag="tau" in options.invocation.flags)
     named = named_taus_here(base.available_head) if policy_list.names else None
-    routes = make_routes(policy_list, base.head, named, routing.alternatives)
+    routes = make_routes(policy_list, base.head, named)
     early = early_stop_asked(routing.early_stop, base.choice.models["draft"], *(one.policy for one in routes))
     early = stops_early(early, [(one.policy, one.tau) for one in routes], base.available_head)
     setup = _with_routes(base, _with_early_stop(routes, early), reward=routing.reward)
@@ -189,7 +189,7 @@ def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bo
     is_same_head = (run.get("router") or {}).get("sha256") == (head.sha256 if head else None)
     notes = _changed_names(setup.policy_list, here, named) if is_same_head else []  # another one is refused
     early = run.get("early_stop") if early_stop is None else None
-    routes = make_routes(setup.policy_list, setup.head, named, setup.route.alternatives)
+    routes = make_routes(setup.policy_list, setup.head, named)
     routes = _with_early_stop(routes, setup.stops_early if early is None else early)
     return replace(setup, routes=routes, named_taus=named, notes=[*notes, *setup.notes])
 
@@ -240,7 +240,6 @@ def _refuse_unused(policy: Policy, flags: frozenset[str]) -> None:
         "tau": bool(policy.score_is),
         "head": policy.needs_head,
         "early_stop": policy.can_stop_early,
-        "alternatives": policy.can_try_again,
     }
     for name, is_used in uses.items():
         if not is_used and name in flags:

@@ -43,7 +43,7 @@ def calibrate(
 
     \b
     Examples:
-      arbitrage collect --pair mine --dataset others.jsonl --reward rollout --roll-in head -o runs/others
+      arbitrage collect --pair mine --dataset others.jsonl --reward rollout -o runs/others
       arbitrage calibrate runs/others --head head.safetensors -o mine.safetensors
     """
     from arbitrage_cli.app.model_choice import choice_of_states, load_options

@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Annotated
 
 from arbitrage_cli.app.options import (
@@ -20,21 +19,12 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, say
-from arbitrage_cli.errors import UsageError
 
 _PANEL = "Collect"
 
 
-class RollIn(StrEnum):
-    """Whose step a solution continues with."""
-
-    better = "better"
-    draft = "draft"
-    head = "head"
-
-
 @dataclass(frozen=True, slots=True)
-class RewardOptions:
+class CollectOptions:
     """How steps are rated."""
 
     reward: Annotated[
@@ -52,30 +42,6 @@ class RewardOptions:
     rollout_temperature: Annotated[
         float, option(_PANEL, "--rollout-temperature", min=0.01, max=10.0, help="Temperature of more than one rollout.")
     ] = 0.7
-
-
-@dataclass(frozen=True, slots=True)
-class CollectOptions(RewardOptions):
-    """The same, and where solutions go."""
-
-    roll_in: Annotated[
-        RollIn,
-        option(
-            _PANEL,
-            "--roll-in",
-            help="Whose step a solution continues with: the better one, the draft's, or --head's choice.",
-        ),
-    ] = RollIn.better
-    target_samples: Annotated[
-        int,
-        option(
-            _PANEL,
-            "--target-samples",
-            min=1,
-            max=16,
-            help="Target steps from each state; more than one needs a --temperature.",
-        ),
-    ] = 1
 
 
 @command
@@ -106,12 +72,6 @@ def collect(
     from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
     from arbitrage_cli.cli.running_code import permitted
 
-    if collect.target_samples > 1 and generation.temperature == 0:
-        raise UsageError(
-            "a greedy target writes the same step each time",
-            "give a --temperature, or leave it out",
-            option="target-samples",
-        )
     with command_display(output) as display:
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
         task = selected.dataset.task

@@ -15,7 +15,7 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.arbitrage import Flow, single
-from arbitrage_cli.cli.collect import CollectOptions, RollIn
+from arbitrage_cli.cli.collect import CollectOptions
 from arbitrage_cli.cli.output import offering_to_resume
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import InterruptedRunError, OutputError
@@ -23,17 +23,15 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
-from arbitrage_cli.routing.choice import DEFAULT_TAU, need_head
 from arbitrage_cli.routing.states import State as RecordedState
 from arbitrage_cli.routing.states import state_to_json
-from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.runs.folder import COLLECT, SCHEMA, RunFolder, latest
 from arbitrage_cli.runs.records import attempt_error, died
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import Standing, tally
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.tasks.task import Grader, reaches
-from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
+from arbitrage_cli.training.collect import better, collect
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
 
 MEASURED_PROBLEMS = 5
@@ -95,8 +93,6 @@ def _manifest(session: Session, plan: CollectPlan) -> Run:
     details = {
         "kind": COLLECT,
         "reward": {"kind": session.setup.reward, **(sampled if session.setup.reward == "rollout" else {})},
-        "roll_in": options.roll_in.value,
-        "target_samples": options.target_samples,
     }
     chosen = ChosenProblems(
         plan.selected.dataset, [item.problem.id for item in plan.items], session.setup.task.grader_version(), details
@@ -146,10 +142,9 @@ class _CollectRun:
                 target = Recalling(engines["target"], rater)
             writers: dict[ModelRole, Writer] = {"draft": engines["draft"], "target": target}
             states: dict[str, list[RecordedState]] = {}
-            keep = _keep(options.roll_in, setup)
 
             def make_flow(trace: Trace) -> Flow:
-                return collect(trace, keep, states.setdefault(trace.problem.id, []).append, options.target_samples)
+                return collect(trace, better, states.setdefault(trace.problem.id, []).append)
 
             scheduler = Scheduler(writers, make_flow, setup.limits, concurrency=session.concurrency, rater=rater)
             self._follow(scheduler, states)
@@ -290,14 +285,6 @@ class _Progress:
         tried = self._planned - self._left + self._finished
         standing = Standing(f"{num_states} states", self._planned, tried, tried - self._errors)
         return RunProgress(self._title, tried, self._planned, [standing], each and each * (self._left - self._finished))
-
-
-def _keep(roll_in: RollIn, setup: Setup) -> Keep:
-    """Whose step a solution continues with."""
-    if roll_in is not RollIn.head:
-        return better if roll_in is RollIn.better else drafted
-    head = need_head(setup.head)
-    return as_routed(head.probability, TauTable.from_json(head.card.taus).resolve(DEFAULT_TAU))
 
 
 def _known_costs(folder: RunFolder, manifest: Run) -> Any:

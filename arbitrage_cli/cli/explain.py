@@ -114,10 +114,10 @@ def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:
     from arbitrage_cli.routing.policies import POLICIES
     from arbitrage_cli.training.collect import as_routed, collect
 
-    keep = as_routed(need_head(setup.head).probability, float(setup.route.tau or 0.0))
+    choose = as_routed(need_head(setup.head).probability, float(setup.route.tau or 0.0))
 
     def rated(trace: Trace) -> Flow:
-        return collect(trace, keep, lambda state: None)
+        return collect(trace, choose, lambda state: None)
 
     with Session(setup, display) as session:
         session.load()

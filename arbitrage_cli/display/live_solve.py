@@ -174,13 +174,12 @@ class SolveView(View):
         size = Text(f"  {wording.size(kept)}", "dim")
         bar = Text(f"  {wording.bar(decision, self._run)}".rstrip(), color)
         draft = Text(f", draft {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else "", "dim")
-        tried = Text(f"  {wording.tried(decision)}".rstrip(), "dim")
         room = columns - 1 - writer.cell_len - numbers.cell_len
-        for part in (size, bar, draft, tried):
+        for part in (size, bar, draft):
             if part.cell_len > room:
                 part.truncate(0)
             room -= part.cell_len
-        return Text.assemble(writer, bar, numbers, size, draft, tried)
+        return Text.assemble(writer, bar, numbers, size, draft)
 
     def _finished_lines(self, event: Finished) -> list[Text]:
         failure = wording.failure(event)

@@ -99,8 +99,6 @@ class PlainDisplay:
         is_same = wording.is_same(decision)
         if discarded:
             facts.append(f"({'the same text' if is_same else 'discarded'}: {discarded.model}, {wording.size(discarded)})")
-        if decision.tried:
-            facts.append(f"({wording.tried(decision)})")
         of = f"problem {one_line(event.trace.problem.id)}, " if run.concurrency > 1 else ""
         self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(filter(None, facts)))
         if discarded and not is_same:

@@ -99,7 +99,7 @@ def _packed(text: str) -> str:
 
 def _entry(row: Json, number: int) -> list[Any]:
     """An attempt in the index, after problem, sample and policy: verdict, own seconds, seconds of its steps, target steps, number."""
-    written = [one["seconds"] for step in row["steps"] for one in (step, step["discarded"], *step.get("tried", ())) if one]
+    written = [one["seconds"] for step in row["steps"] for one in (step, step["discarded"]) if one]
     calls = sum(step["model"] == "target" for step in row["steps"])
     return [_verdict(row), _rounded(_seconds(row)), _rounded(sum(written)), calls, number]
 
@@ -123,7 +123,6 @@ def _step(step: Json) -> dict[str, Any]:
         **step,
         **rounded,
         **({"discarded": _step(step["discarded"])} if step.get("discarded") else {}),
-        **({"tried": [_step(other) for other in step["tried"]]} if step.get("tried") else {}),
     }
 
 

@@ -130,13 +130,6 @@ def is_same(decision: Decision) -> bool:
     return decision.discarded is not None and decision.discarded.text.strip() == decision.kept.text.strip()
 
 
-def tried(decision: Decision) -> str:
-    """What the draft tried before its last step; empty if nothing."""
-    steps = decision.tried
-    tokens, seconds = sum(step.num_tokens for step in steps), sum(step.seconds for step in steps)
-    return f"after {rounding.count(len(steps), 'other draft')}, {tokens} tokens {seconds:.2f} s" if steps else ""
-
-
 def size(step: Step) -> str:
     """Tokens and seconds of one step, and whether it was stopped before it was finished."""
     return f"{step.num_tokens} tokens {step.seconds:.2f} s" + (", stopped early" if step.stop == "early" else "")

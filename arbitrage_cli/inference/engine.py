@@ -124,7 +124,7 @@ class Engine:
         thoughts = trace.think_tokens_left if phase == "think" else None
         is_last_thought = thoughts is not None and thoughts <= budget
         budget = thoughts if thoughts is not None and is_last_thought else budget
-        sampler = self._samplers[slot].sample(request.sample)
+        sampler = self._samplers[slot]
         self._steps[slot] = StepInProgress(
             trace=trace,
             unread=unread,

@@ -6,7 +6,7 @@ depend on discarded text, on other problems in flight, or on an interruption.
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from arbitrage_cli.errors import ComputeError
 Logits = npt.NDArray[np.float32]
 
 MAX_EXPONENT = 80.0  # exp of more overflows float32 soon
-SAMPLE_TEMPERATURE = 0.7
 TAIL = 20.0
 """Tokens less likely than e^-20 times the likeliest are never drawn: 200,000 of them have less than 0.05% of the mass."""
 
@@ -33,13 +32,6 @@ class Sampler:
     def is_greedy(self) -> bool:
         """Whether it always takes the likeliest token."""
         return self.temperature <= 0
-
-    def sample(self, number: int) -> "Sampler":
-        """The same sampler with other draws; number 0 is this one. Of a greedy one others are drawn at `SAMPLE_TEMPERATURE`."""
-        if not number:
-            return self
-        temperature = SAMPLE_TEMPERATURE if self.is_greedy else self.temperature
-        return replace(self, temperature=temperature, seed=self.seed + number)
 
     def choose(self, logits: Logits, question: str, position: int) -> int:
         """The token (index into `logits`, float32 of shape (n_vocab,)) for one position of a question's solution.

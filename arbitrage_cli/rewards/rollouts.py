@@ -170,7 +170,7 @@ class Recalling:
         self._engine.close(slot)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        step = None if request.sample else self._rollout.next_step(slot, request.trace.text)
+        step = self._rollout.next_step(slot, request.trace.text)
         if step is None:
             return self._engine.start(slot, request, speculator)
         self._recalled[slot] = replace(step, cost=Cost())

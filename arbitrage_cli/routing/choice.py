@@ -63,13 +63,11 @@ def choose_policy(name: str | None, head: Head | None) -> Policy:
     return POLICIES[name]
 
 
-def make_route(
-    policy: Policy, tau: str | None, available: AvailableHead, *, early_stop: bool | None = None, alternatives: int = 1
-) -> Route:
+def make_route(policy: Policy, tau: str | None, available: AvailableHead, *, early_stop: bool | None = None) -> Route:
     """The route of a policy at a tau as it was written; None is the policy's default. UsageError."""
     resolved = resolve_tau(policy, tau, available)
     stops = bool(stops_early(early_stop, [(policy, resolved)], available))
-    return Route(policy, resolved, name_of_tau(policy, tau), stops, alternatives)
+    return Route(policy, resolved, name_of_tau(policy, tau), stops)
 
 
 def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bool) -> tuple[Route, str | None]:

@@ -46,4 +46,4 @@ class Menu:
         policy, tau = parse_route(name)
         if tau is None and policy is self.usual.policy:
             return self.usual
-        return make_route(policy, tau, self._available, early_stop=self._early_stop, alternatives=self.usual.alternatives)
+        return make_route(policy, tau, self._available, early_stop=self._early_stop)

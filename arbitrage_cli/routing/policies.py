@@ -52,11 +52,6 @@ class Policy:
         """Whether it can escalate a drafted step before that is finished."""
         return self.needs_head or (self.make_router is not None and self.make_router(0).early_stop is not None)
 
-    @property
-    def can_try_again(self) -> bool:
-        """Whether its score depends on what the draft wrote, so that another step may be accepted."""
-        return self.name != "oracle" and (self.reads_token_stats or self.reward is not None)
-
     def flow(
         self,
         trace: Trace,
@@ -65,7 +60,6 @@ class Policy:
         router: Router | None = None,
         *,
         stops_early: bool = False,
-        alternatives: int = 1,
     ) -> Flow:
         """The flow that solves `trace`. A policy with a score needs a tau, one with a head the head's `router`.
 
@@ -80,11 +74,10 @@ class Policy:
         chosen = self.make_router(seed) if self.make_router else router
         if chosen is None:
             raise ValueError(f"policy {self.name} needs a router")
-        tries = alternatives if self.can_try_again else 1
         chosen = chosen if stops_early else replace(chosen, early_stop=None)
         if self.needs_head and trace.problem.thinks:
-            return _thoughts_first(trace, tau, arbitrage(trace, chosen, tau, tries), stops_early=stops_early)
-        return arbitrage(trace, chosen, tau, tries)
+            return _thoughts_first(trace, tau, arbitrage(trace, chosen, tau), stops_early=stops_early)
+        return arbitrage(trace, chosen, tau)
 
 
 THOUGHTS_TAU = 1.0

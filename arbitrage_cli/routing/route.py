@@ -13,14 +13,13 @@ from arbitrage_cli.types import Trace
 class Route:
     """A policy at a tau; `tau` is None for a policy without. `tau_name` is the name or the budget that the tau was given by.
 
-    If it `stops_early`, a step that will be escalated is not finished. `alternatives`: see `arbitrage`.
+    If it `stops_early`, a step that will be escalated is not finished.
     """
 
     policy: Policy
     tau: float | None = None
     tau_name: str | None = field(default=None, compare=False)
     stops_early: bool = False
-    alternatives: int = 1
 
     @property
     def label(self) -> str:
@@ -34,8 +33,7 @@ class Route:
 
     def flow(self, trace: Trace, seed: int, router: Router | None = None) -> Flow:
         """The flow that solves `trace`. `router` is the head's, for a policy that needs one."""
-        early, count = self.stops_early, self.alternatives
-        return self.policy.flow(trace, self.tau, seed, router, stops_early=early, alternatives=count)
+        return self.policy.flow(trace, self.tau, seed, router, stops_early=self.stops_early)
 
 
 ANY_ROUTE = Route(Policy("any", ("draft", "target"), reads_token_stats=True))

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any, get_args
 
 import numpy as np
@@ -28,15 +27,14 @@ STATS = ("log_probabilities", "entropies", "margins")
 class State:
     """The step at `position` of a solution: what the draft wrote and computed, and how good both steps are.
 
-    Each step that the target wrote has a reward. The first of them has
-    `target_tokens`; before it the target read `target_prefill_tokens`.
+    The target's step has `target_tokens`; before it the target read `target_prefill_tokens`.
     """
 
     position: int
     draft: Step
-    target_texts: tuple[str, ...]
+    target_text: str
     draft_reward: float
-    target_rewards: tuple[float, ...]
+    target_reward: float
     kept: ModelRole
     target_tokens: int
     target_prefill_tokens: int = 0
@@ -46,35 +44,30 @@ class State:
         return self.draft.num_tokens
 
     @property
-    def target_reward(self) -> float:
-        """The mean over the target's steps."""
-        return fmean(self.target_rewards)
-
-    @property
     def advantage(self) -> float:
-        """Reward of the target's step minus that of the drafted one."""
-        return advantage_of(self.target_rewards, self.draft_reward)
+        """Reward of the target's step minus that of the drafted one, rounded: differences of equal shares are equal."""
+        return round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
 
     @property
     def decision(self) -> Decision:
         """What the solution went on with."""
-        target = Step("target", self.target_texts[0], self.target_tokens, Cost(), "separator")
+        target = Step("target", self.target_text, self.target_tokens, Cost(), "separator")
         return Decision(target if self.kept == "target" else self.draft, self.draft, target, advantage=self.advantage)
 
     @property
     def shared_tokens(self) -> int:
-        """How many of the first step's `target_tokens` the drafted step would have given the target as a proposal.
+        """How many of the `target_tokens` the drafted step would have given the target as a proposal.
 
         An estimate, the same for any vocabulary: words, signs and digits count as tokens, weighted by their characters.
         """
         numbers: dict[str, int] = {}
         drafted, written = (
             [numbers.setdefault(piece, len(numbers)) for piece in _PIECE.findall(text)]
-            for text in (self.draft.text, self.target_texts[0])
+            for text in (self.draft.text, self.target_text)
         )
         lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
         shared = sum(lengths[number] for number in written if proposal.follow(number))
-        return self.target_tokens * shared // max(1, len(self.target_texts[0]))
+        return self.target_tokens * shared // max(1, len(self.target_text))
 
 
 def features_of(question: str, states: Sequence[State]) -> Floats:
@@ -114,13 +107,8 @@ def _beginning(draft: Step, num_tokens: int) -> Step:
     )
 
 
-def advantage_of(target_rewards: Sequence[float], draft_reward: float) -> float:
-    """Mean reward of the target's steps minus that of the drafted one, rounded: means of equal rewards are equal."""
-    return round(fmean(target_rewards) - draft_reward, ADVANTAGE_DIGITS)
-
-
 def state_to_json(state: State) -> dict[str, Any]:
-    """The state as one entry of a row's `states`. ValueError if one of its numbers is not finite, or it has no reward."""
+    """The state as one entry of a row's `states`. ValueError if one of its numbers is not finite."""
     _check(state)
     token_stats = state.draft.known_token_stats
     return {
@@ -129,9 +117,9 @@ def state_to_json(state: State) -> dict[str, Any]:
         "draft_stop": state.draft.stop,
         "pieces": None if token_stats.pieces is None else list(token_stats.pieces),
         **{name: _pack(getattr(token_stats, name)) for name in STATS},
-        "target_texts": list(state.target_texts),
+        "target_text": state.target_text,
         "draft_reward": state.draft_reward,
-        "target_rewards": list(state.target_rewards),
+        "target_reward": state.target_reward,
         "advantage": state.advantage,
         "kept": state.kept,
         "target_tokens": state.target_tokens,
@@ -145,9 +133,9 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
         state = State(
             position=_count(entry["position"]),
             draft=_draft(entry),
-            target_texts=tuple(_text(text) for text in entry["target_texts"]),
+            target_text=_text(entry["target_text"]),
             draft_reward=float(entry["draft_reward"]),
-            target_rewards=tuple(float(reward) for reward in entry["target_rewards"]),
+            target_reward=float(entry["target_reward"]),
             kept="target" if entry["kept"] == "target" else "draft",
             target_tokens=_count(entry["target_tokens"]),
             target_prefill_tokens=_count(entry["target_prefill_tokens"]),
@@ -170,9 +158,7 @@ def _draft(entry: Mapping[str, Any]) -> Step:
 
 
 def _check(state: State) -> None:
-    if not state.target_rewards or len(state.target_texts) != len(state.target_rewards):
-        raise ValueError("a state needs a step of the target, and a reward for each")
-    if not all(map(math.isfinite, (state.draft_reward, *state.target_rewards))):
+    if not all(map(math.isfinite, (state.draft_reward, state.target_reward))):
         raise ValueError("a state has a reward that is not finite")
     token_stats = state.draft.known_token_stats
     columns = [getattr(token_stats, name) for name in STATS]

@@ -184,7 +184,6 @@ def step_record(decision: Decision) -> dict[str, Any]:
         "score": decision.score,
         "advantage": decision.advantage,
         "discarded": _written(discarded) if discarded else None,
-        **({"tried": [_written(step) for step in decision.tried]} if decision.tried else {}),
     }
 
 

@@ -127,13 +127,12 @@ def tally_of_row(row: Mapping[str, Any]) -> Tally:
     drafted = [(step, is_kept) for step, is_kept in written if step["model"] == "draft"]
     accepted = [step["tokens"] for step, is_kept in drafted if is_kept]
     by_target = [step["tokens"] for step, _ in written if step["model"] == "target"]
-    tried = [other for step in kept for other in step.get("tried", ())]
     return Tally(
         drafted_steps=len(drafted),
         accepted_steps=len(accepted),
-        stopped_steps=sum(step["stop"] == "early" for step in [*(step for step, _ in drafted), *tried]),
+        stopped_steps=sum(step["stop"] == "early" for step, _ in drafted),
         target_steps=len(by_target),
-        drafted_tokens=sum(step["tokens"] for step, _ in drafted) + sum(step["tokens"] for step in tried),
+        drafted_tokens=sum(step["tokens"] for step, _ in drafted),
         accepted_tokens=sum(accepted),
         target_tokens=sum(by_target),
         draft_cost=_cost(row["timing"]["draft"]),

@@ -12,7 +12,7 @@ from arbitrage_cli.types import Cost, Decision
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over steps. Costs and drafted tokens include discarded steps, and those that the draft tried before.
+    """Sums over steps. Costs and drafted tokens include discarded steps.
 
     `stopped_steps` are drafted steps that were stopped before they were finished.
     """
@@ -97,17 +97,16 @@ def tally(decisions: Iterable[Decision]) -> Tally:
 
 def _of_decision(decision: Decision) -> Tally:
     draft, target = decision.draft, decision.target
-    accepted, tried = decision.kept is draft, decision.tried
+    accepted = decision.kept is draft
     drafted = draft.num_tokens if draft else 0
     return Tally(
         drafted_steps=int(draft is not None),
         accepted_steps=int(accepted),
-        stopped_steps=sum(step.stop == "early" for step in ([draft, *tried] if draft else [])),
+        stopped_steps=int(draft is not None and draft.stop == "early"),
         target_steps=int(target is not None),
-        drafted_tokens=drafted + sum(step.num_tokens for step in tried),
+        drafted_tokens=drafted,
         accepted_tokens=drafted if accepted else 0,
         target_tokens=target.num_tokens if target else 0,
-        draft_cost=sum((step.cost for step in tried), draft.cost if draft else Cost())
-        + (target.speculation_cost if target else Cost()),
+        draft_cost=(draft.cost if draft else Cost()) + (target.speculation_cost if target else Cost()),
         target_cost=target.cost if target else Cost(),
     )

@@ -172,7 +172,7 @@ def _refuse_twice(runs: Sequence[CollectedRun]) -> None:
             if earlier != run.path:
                 raise UsageError(
                     f"{run.path}: problem {solution.problem.id} was collected in the same way in {earlier}",
-                    "it would count twice: give one of the two runs, or collect one of them with another --roll-in",
+                    "it would count twice: give one of the two runs",
                 )
 
 

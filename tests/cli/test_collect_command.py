@@ -144,7 +144,7 @@ def test_questions_alone_are_enough(tmp_path: Path) -> None:
         command = ("collect", "--pair", "scripted", "--reward", "rollout", "-q", "--dataset", f"{name}.jsonl", "-o", name)
         assert run(*command, cwd=tmp_path).code == 0
     states = {
-        name: [[(one["draft_reward"], one["target_rewards"]) for one in row["states"]] for row in rows_of(tmp_path / name)]
+        name: [[(one["draft_reward"], one["target_reward"]) for one in row["states"]] for row in rows_of(tmp_path / name)]
         for name in ("questions", "answered")
     }
     assert states["questions"] == states["answered"] != []

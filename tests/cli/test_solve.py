@@ -370,14 +370,3 @@ def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     result = run_process(env={**env, "PYTHONPATH": path})
     assert (result.code, result.out.split(), result.err) == (0, ["solve"], "")
-
-
-def test_the_draft_may_try_again_before_the_target_is_called() -> None:
-    """Records hold what was tried, and count it as drafted; a policy that drafts nothing has no use for it."""
-    question = "What is 23 * 47 - 88?"
-    (record,) = run("solve", "--pair", "builtin", "--alternatives", "3", "--tau", "-1", "--json", question).records
-    assert [len(step["tried"]) for step in record["steps"]] == [2] * len(record["steps"])
-    drafted = sum(one["tokens"] for step in record["steps"] for one in (*step["tried"], step["discarded"]))
-    timing = record["timing"]["draft"]
-    assert timing["decode_tokens"] >= drafted  # and what it proposed for the steps of the target
-    assert_refused(run("solve", "--policy", "target", "--alternatives", "3", question), 2, "--alternatives")

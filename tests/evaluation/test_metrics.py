@@ -71,7 +71,7 @@ def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | No
     """Law 6: folding the rows of many problems gives what folding the events gave while they happened."""
     problems = [Problem(str(number), f"question {number}") for number in range(5)]
     live, rows = Tally(), []
-    how: dict[str, Any] = {"stops_early": True, "speculates": True, "alternatives": 3}
+    how: dict[str, Any] = {"stops_early": True, "speculates": True}
     for event in events_of(hash_engines(clock=ticking_clock()), problems, policy, tau, **how):
         if isinstance(event, Decided):
             live = live.add(event.decision)

@@ -231,19 +231,6 @@ def test_every_token_is_drawn_for_its_own_position() -> None:
     assert Listening.positions == expected
 
 
-def test_samples_of_a_step_differ_and_repeat() -> None:
-
-    def write_sample(sample: int) -> str:
-        engine = make_engine("target", HashBackend(), Sampler(1.0, 1.0, 5))
-        engine.open(0, PROBLEM)
-        engine.start(0, WriteStep("draft", new_trace(Limits(max_step_tokens=40)), sample=sample))
-        return finish(engine)[0].text
-
-    texts = [write_sample(sample) for sample in range(4)]
-    assert texts[:2] == [write_sample(sample) for sample in range(2)]
-    assert len(set(texts)) > 1
-
-
 # --- where a step ends
 
 

@@ -17,9 +17,9 @@ TOKEN_STATS = TokenStats((-0.5, -math.inf), (0.25, 3.5), (2.0, 1.5), pieces=("1 
 STATE = State(
     position=2,
     draft=Step("draft", "1 + 1 = 3\n\n", 2, Cost(), "separator", TOKEN_STATS),
-    target_texts=("1 + 1 = 2\n\n", "1 + 1 = \ud800"),
+    target_text="1 + 1 = \ud800",
     draft_reward=0.25,
-    target_rewards=(1.0, 0.5),
+    target_reward=0.75,
     kept="target",
     target_tokens=12,
     target_prefill_tokens=7,
@@ -37,7 +37,7 @@ def test_round_trip_keeps_every_bit() -> None:
     assert state_to_json(found) == state_to_json(STATE)
 
 
-def test_advantage_is_over_the_mean_of_the_target() -> None:
+def test_advantage_is_over_the_draft() -> None:
     assert STATE.advantage == 0.5
     assert state_to_json(STATE)["advantage"] == 0.5
 
@@ -56,7 +56,7 @@ def test_advantage_is_over_the_mean_of_the_target() -> None:
 )
 def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share: float) -> None:
     """Its beginning, and what comes after the text is back: in parts of the target's tokens."""
-    state = replace(STATE, draft=replace(STATE.draft, text=drafted), target_texts=(written,), target_tokens=1000)
+    state = replace(STATE, draft=replace(STATE.draft, text=drafted), target_text=written, target_tokens=1000)
     assert state.shared_tokens == int(1000 * share)
 
 
@@ -74,8 +74,7 @@ def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share
         {"draft_stop": "tired"},
         {"draft_reward": float("nan")},
         {"draft_reward": None},
-        {"target_rewards": []},
-        {"target_rewards": [float("inf")]},
+        {"target_reward": float("inf")},
         {"position": -1},
         {"target_tokens": 1.5},
         {"target_tokens": "7"},
@@ -110,7 +109,7 @@ def test_features_are_those_of_the_solution_as_it_went_on() -> None:
     trace, rows = Trace(Problem("p", "1 + 1?"), Limits()), []
     for state in states:
         rows.append(features(trace, draft).tolist())
-        target = Step("target", STATE.target_texts[0], STATE.target_tokens, Cost(), "separator")
+        target = Step("target", STATE.target_text, STATE.target_tokens, Cost(), "separator")
         trace.add(Decision(draft if state.kept == "draft" else target, draft, target))
     assert features_of("1 + 1?", states).tolist() == rows
     assert features_of("1 + 1?", []).shape == (0, len(FEATURES))

@@ -56,9 +56,9 @@ def make_states(world: World, seed: int) -> list[State]:
             State(
                 position=position,
                 draft=drafted,
-                target_texts=(f"target's step {position}\n\n",),
+                target_text=f"target's step {position}\n\n",
                 draft_reward=draft,
-                target_rewards=(target,),
+                target_reward=target,
                 kept="target" if is_better else "draft",
                 target_tokens=drafted.num_tokens + 2,
                 target_prefill_tokens=12,

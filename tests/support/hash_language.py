@@ -181,7 +181,6 @@ def events_of(
     seed: int = 0,
     router: Router | None = None,
     stops_early: bool = False,
-    alternatives: int = 1,
     speculates: bool = False,
 ) -> list[Event]:
     """All events of solving the problems. Policy arbitrage gets its router from outside."""
@@ -190,7 +189,7 @@ def events_of(
     used = {role: engines[role] for role in chosen.models}
 
     def make_flow(trace: Trace) -> Flow:
-        return chosen.flow(trace, tau, seed, router, stops_early=stops_early, alternatives=alternatives)
+        return chosen.flow(trace, tau, seed, router, stops_early=stops_early)
 
     speculator = as_speculator(used.get("draft")) if speculates else None
     scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency, speculator=speculator)

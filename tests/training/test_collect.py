@@ -8,7 +8,7 @@ import pytest
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.cli.collect_run import decided_within
 from arbitrage_cli.routing.states import State
-from arbitrage_cli.training.collect import Keep, as_routed, better, collect, drafted
+from arbitrage_cli.training.collect import Choose, as_routed, better, collect
 from arbitrage_cli.types import (
     Cost,
     Decided,
@@ -33,12 +33,10 @@ def target_step(text: str, stop: StepStop = "separator") -> Step:
     return Step("target", text, 10, Cost(prefill_tokens=7), stop)
 
 
-def run(
-    keep: Keep, answers: Sequence[Step | tuple[float, ...]], target_samples: int = 1
-) -> tuple[Trace, list[State], list[WriteStep | RateSteps]]:
+def run(keep: Choose, answers: Sequence[Step | tuple[float, ...]]) -> tuple[Trace, list[State], list[WriteStep | RateSteps]]:
     trace = Trace(Problem("p", "1 + 2"), Limits())
     states: list[State] = []
-    flow = collect(trace, keep, states.append, target_samples)
+    flow = collect(trace, keep, states.append)
     requests = [next(flow)]
     for answer in answers:
         try:
@@ -52,12 +50,11 @@ def run(
     ("keep", "kept"),
     [
         (better, ["target", "draft"]),
-        (drafted, ["draft", "draft"]),
         (as_routed(lambda trace, _draft: float(len(trace.decisions)), 0.5), ["draft", "target"]),
     ],
 )
-def test_roll_ins(keep: Keep, kept: list[ModelRole]) -> None:
-    """The better step, the drafted one, or what a head would keep; a tie keeps the draft."""
+def test_the_kept_step(keep: Choose, kept: list[ModelRole]) -> None:
+    """The better step, or what a head would keep; a tie keeps the draft."""
     answers: list[Step | tuple[float, ...]] = [
         draft_step("ab"),
         target_step("cd"),
@@ -79,40 +76,14 @@ def test_a_state_has_what_a_head_reads_and_what_both_steps_cost() -> None:
     assert state.draft.known_token_stats == TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), pieces=("1", "2 x"))
     assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)
     assert state.shared_tokens == 2
-    assert (state.draft_reward, state.target_rewards) == (0.0, (1.0,))
-    assert (state.draft.text, state.target_texts) == ("12 x", ("12 y 34567",))
+    assert (state.draft_reward, state.target_reward) == (0.0, 1.0)
+    assert (state.draft.text, state.target_text) == ("12 x", "12 y 34567")
 
 
 def test_the_same_step_is_rated_once() -> None:
     _, (state,), requests = run(better, [draft_step("12", "end"), target_step("12", "end"), (0.3,)])
     assert [len(request.steps) for request in requests if isinstance(request, RateSteps)] == [1]
-    assert (state.draft_reward, state.target_rewards, state.kept) == (0.3, (0.3,), "draft")
-
-
-def test_several_samples_of_the_target() -> None:
-    """Each is asked for by its number, each text is rated once, and the advantage is over their mean."""
-    answers: list[Step | tuple[float, ...]] = [
-        draft_step("12", "end"),
-        target_step("34", "end"),
-        target_step("12", "end"),
-        target_step("56", "end"),
-        (0.5, 0.8, 0.8),
-    ]
-    trace, (state,), requests = run(better, answers, target_samples=3)
-    assert [request.sample for request in requests if isinstance(request, WriteStep) and request.model == "target"] == [
-        2,
-        1,
-        0,
-    ]
-    assert [step.text for request in requests if isinstance(request, RateSteps) for step in request.steps] == [
-        "12",
-        "56",
-        "34",
-    ]
-    assert state.target_texts == ("56", "12", "34")
-    assert state.target_rewards == (0.8, 0.5, 0.8)
-    assert state.advantage == pytest.approx(0.2)
-    assert trace.text == "56"
+    assert (state.draft_reward, state.target_reward, state.kept) == (0.3, 0.3, "draft")
 
 
 def test_the_target_is_given_the_draft_as_a_proposal() -> None:

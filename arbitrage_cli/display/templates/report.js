@@ -247,7 +247,7 @@
   function parts(steps) { // what each model wrote, one after the other: the draft first
     let start = 0;
     return steps.flatMap((step, index) => {
-      const written = [...(step.tried || []), ...(step.discarded ? [step, step.discarded] : [step])];
+      const written = step.discarded ? [step, step.discarded] : [step];
       return written.sort((one) => (one.model === "draft" ? -1 : 1)).map((one) => {
         const part = { ...one, start, index, thrown: one !== step };
         start += one.seconds;
@@ -351,11 +351,6 @@
     head.append(element("span", "", size(step)));
     const kept = element("div", `version ${step.model}`, text(trimmed(step.text)));
     const content = element("div", "", head);
-    for (const other of step.tried || []) {
-      content.append(element("div", "version gone draft",
-        element("div", "head", element("span", "", "tried"), who(other), element("span", "", size(other))),
-        text(trimmed(other.text))));
-    }
     if (step.discarded) {
       const gone = element("div", `version gone ${step.discarded.model}`,
         element("div", "head", element("span", "", "thrown away"), who(step.discarded), element("span", "", size(step.discarded))),

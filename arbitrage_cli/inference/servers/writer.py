@@ -230,7 +230,7 @@ class ServedWriter:
         self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep
     ) -> Continuation:
         """The next request of a step: its prompt, and what was written of it already."""
-        dialect, sampler = self._model.dialect, opened.sampler.sample(request.sample)
+        dialect, sampler = self._model.dialect, opened.sampler
         is_first, opened.has_asked = not opened.has_asked, True
         so_far = prompt + writing.text.so_far if isinstance(prompt, str) else prompt + writing.ids
         k = self._model.num_alternatives if self._keep_token_stats else 0
