@@ -73,19 +73,21 @@ def make_route(policy: Policy, tau: str | None, available: AvailableHead, *, ear
 def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bool) -> tuple[Route, str | None]:
     """The route, and a warning if it is expected to take longer here than the target alone.
 
-    If the user left the routing open (`is_open`), the target then writes alone, with token-level speculation if that pays. This needs
-    costs of this machine and a head of this pair. A tau that escalates every step never routes, unless a policy was asked for: alone
-    the target writes the same text in less time.
+    If the user left the routing open (`is_open`), the target then writes alone, with token-level speculation if that pays. So it does
+    if that alone takes no longer than routing, which may lose something. This needs costs of this machine and a head of this pair. A
+    tau that escalates every step never routes, unless a policy was asked for: alone the target writes the same text in less time.
     """
     time, costs = _expected_time(route, available), available.costs
     escalates_all = route.policy.needs_head and route.tau is not None and route.tau <= ALWAYS
-    if not escalates_all and (time is None or time < 1):
+    is_known = costs is not None and not available.is_universal and route.policy.needs_head
+    fastest = available.table.time_alone(costs) if costs and is_known and is_open else 1.0
+    if not escalates_all and (time is None or time < fastest):
         return route, None
     warning = f"tau {route.tau:g} escalates every step"
     if not escalates_all:
         measured_by = ON_CARD if costs is None else HERE
-        warning = f"at the costs of {measured_by} routing takes about {time:.1f} times as long as the target alone"
-    if is_open and (escalates_all or (costs is not None and not available.is_universal)):
+        warning = f"at the costs of {measured_by} routing takes about {time:.2f} times as long as the target alone"
+    if is_open and (escalates_all or is_known):
         alone = "speculative" if costs and costs.write < costs.target_seconds_per_token else "target"
         how = " with token-level speculation" if alone == "speculative" else ""
         return Route(POLICIES[alone]), f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"

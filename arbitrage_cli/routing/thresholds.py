@@ -93,6 +93,12 @@ class TauTable:
         alone = self.prompt_tokens * known.target_prefill_seconds_per_token + self.alone_tokens * known.alone
         return routed / alone if alone > 0 else None
 
+    def time_alone(self, costs: Costs) -> float:
+        """Expected time of the target alone with token-level speculation, as a share of that without; 1 if that is not faster."""
+        read = self.prompt_tokens * costs.target_prefill_seconds_per_token
+        speculating = self.prompt_tokens * costs.draft_prefill_seconds_per_token + self.alone_tokens * costs.write
+        return min(1.0, (read + speculating) / (read + self.alone_tokens * costs.target_seconds_per_token))
+
     def usual_row(self, tau: float, costs: Costs | None = None) -> TauRow:
         """The row of the nearest tau, with early stops if these save time."""
         return self.row_at(tau, stops_early=self.early_stop_pays([tau], costs))

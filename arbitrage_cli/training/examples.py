@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.routing.agreement import agree
 from arbitrage_cli.routing.features import FEATURES, Floats
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
@@ -45,14 +46,16 @@ class Solution:
 class Collected:
     """The states of some runs: `features` (n, n_features).
 
-    `part` (n,) is the split, `pair` (n,) the index of each state's models in `pairs`. `is_whole` (n,): its solution was collected to its end. Heads learn from the other
-    states as well, but what a tau does is measured on whole solutions. `questions` are the problems by their numbers.
+    `part` (n,) is the split, `pair` (n,) the index of each state's models in `pairs`. `agrees` (n,): both models' steps conclude the
+    same. `is_whole` (n,): its solution was collected to its end. Heads learn from the other states as well, but what a tau does is
+    measured on whole solutions. `questions` are the problems by their numbers.
     """
 
     features: Floats
     outcomes: Outcomes
     part: NDArray[np.int64]
     pair: NDArray[np.int64]
+    agrees: NDArray[np.bool_]
     is_whole: NDArray[np.bool_]
     runs: tuple[Mapping[str, Any], ...]
     pairs: tuple[Mapping[str, Any], ...]
@@ -201,6 +204,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         outcomes,
         np.array([part_of(question, tested) for question in numbers])[outcomes.problem],
         np.repeat([pairs.index(run.pair) for run, _ in solutions], lengths),
+        np.concatenate([_agreement(solution, is_code=run.facts.get("task") == "code") for run, solution in solutions]),
         np.repeat([solution.is_whole for _, solution in solutions], lengths),
         tuple(_about(run) for run in runs),
         pairs,
@@ -210,6 +214,12 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         runs[0].step_end,
         tuple(solution for _, solution in solutions),
     )
+
+
+def _agreement(solution: Solution, *, is_code: bool) -> NDArray[np.bool_]:
+    question = solution.problem.question
+    found = [agree(question, state.draft.text, state.target_texts[0], of_code=is_code) for state in solution.states]
+    return np.array(found, np.bool_)
 
 
 def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:

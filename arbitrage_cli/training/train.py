@@ -287,7 +287,10 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
 
 
 def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """The head's number of each state (n,), and those that route without a head, by name."""
+    """The head's number of each state (n,), and those that it is compared with, by name.
+
+    `rsd` knows the true reward of the drafted step, and `agreement` whether the target's step concludes the same.
+    """
     count = len(probability)
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
@@ -295,6 +298,7 @@ def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
         "arbitrage": probability,
         **plain,
         "rsd": 1.0 - collected.outcomes.draft_reward,
+        "agreement": 1.0 - collected.agrees,
         "random": np.random.default_rng(0).random(count),
         "always": np.ones(count),
         "never": np.zeros(count),

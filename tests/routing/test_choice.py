@@ -40,3 +40,24 @@ def test_other_taus_route_by_the_costs_of_another_machine(tmp_path: Path) -> Non
     route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=True)
     assert (route.name, route.tau) == ("arbitrage@exact", 0.3)
     assert warning is not None
+
+
+@pytest.mark.parametrize(("verify", "policy"), [(0.05, "speculative"), (0.9, "arbitrage")])
+def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, policy: str) -> None:
+    """Routing that saves less time than token-level speculation is not worth what it may lose."""
+    costs = Costs(0.02, 1.0, 0.01, target_verify_seconds_per_token=verify)
+    small = load(write_head(tmp_path / "head.safetensors"))
+    written = (40.0, 8.0, 8.0, 0.0)
+    rows = tuple(
+        replace(row, draft_tokens=600.0, target_tokens=count, target_verify_tokens=0.0)
+        for row, count in zip(make_table().rows, written, strict=True)
+    )
+    table = replace(make_table(), rows=rows, costs=costs)
+    head = Head(small.network, small.knots, replace(small.card, taus=table.to_json()))
+    available = AvailableHead(head, "head.safetensors", costs)
+    routed = table.time(table.row_at(0.3))
+    assert table.at_costs(costs).named["exact"] == 0.3
+    assert routed is not None
+    assert (table.time_alone(costs) < routed < 1) is (policy == "speculative")
+    route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=True)
+    assert route.policy.name == policy

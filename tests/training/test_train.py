@@ -87,6 +87,7 @@ def test_baselines_are_the_plain_numbers(collected: Collected, head: Head) -> No
         "mean logprob": -columns["logprob_mean"],
         "equations": 100 * columns["wrong_equations"] - columns["logprob_mean"],
         "rsd": 1 - collected.outcomes.draft_reward[testing],
+        "agreement": 1.0 - collected.agrees[testing],
     }
     for name, number in numbers.items():
         expected = measure(number, truth_of(collected, TEST), 0.5)["auc"].value
