@@ -132,7 +132,6 @@ def open_pair(
     policy: str | None = None,
     tau: str | float | None = None,
     early_stop: bool | None = None,
-    alternatives: int = 1,
     task: str | None = None,
     system: str | None = None,
     max_tokens: int = DEFAULTS.max_tokens,
@@ -148,10 +147,8 @@ def open_pair(
 
     `concurrency` is how many problems the models are loaded for at once. Errors: UsageError, RouterError, ModelError, HubError.
     """
-    routing = RoutingOptions(
-        None if tau is None else str(tau), early_stop=early_stop, alternatives=alternatives, policy=policy
-    )
-    given = {"tau": tau, "head": head, "early_stop": early_stop, "alternatives": None if alternatives == 1 else alternatives}
+    routing = RoutingOptions(None if tau is None else str(tau), early_stop=early_stop, policy=policy)
+    given = {"tau": tau, "head": head, "early_stop": early_stop}
     given |= {"policy": policy, "pair": pair, "draft": draft, "target": target, "prm": prm}
     flags = frozenset(name for name, value in given.items() if value is not None)
     generation = GenerationOptions(task, system, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)

@@ -218,7 +218,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
 
 def _agreement(solution: Solution, *, is_code: bool) -> NDArray[np.bool_]:
     question = solution.problem.question
-    found = [agree(question, state.draft.text, state.target_texts[0], of_code=is_code) for state in solution.states]
+    found = [agree(question, state.draft.text, state.target_text, of_code=is_code) for state in solution.states]
     return np.array(found, np.bool_)
 
 
