@@ -12,6 +12,7 @@ A policy is a generator, a *flow*. It yields a request (`WriteStep`, `RateSteps`
 and decides. A flow knows no model, cache, clock or terminal: the scheduler runs flows, for one problem or for a thousand.
 """
 
+import math
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -84,13 +85,15 @@ def arbitrage(trace: Trace, router: Router, tau: float, phase: Phase | None = No
     With a `phase` the loop ends with that phase.
 
     A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every score the target alone. The target
-    computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept.
+    computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept. One that
+    ended in a loop is escalated as well, unless tau is infinite.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished and phase in (None, trace.phase):
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         score = yield from router.score(trace, draft)
-        if score > tau or draft.stop == "early":  # escalate
+        is_loop = draft.stop == "loop" and tau < math.inf
+        if score > tau or draft.stop == "early" or is_loop:  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
             trace.add(Decision(kept=target, draft=draft, target=target, score=score))
         else:  # accept

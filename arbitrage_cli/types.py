@@ -15,8 +15,9 @@ ModelRole = Literal["draft", "target", "prm"]
 Phase = Literal["think", "answer"]
 """A solution may begin with thoughts; then comes its answer."""
 
-StepStop = Literal["separator", "end", "budget", "context", "early", "thought", "think_budget"]
-"""Why a step ended: blank line, end of sequence, token budget, full context; or it was stopped, and the target writes it.
+StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "thought", "think_budget"]
+"""Why a step ended: blank line, end of sequence, token budget, full context, or the same tokens again and again (`loop`);
+or it was stopped early, and the target writes it.
 
 `thought`: the model ended its thoughts; `think_budget`: they reached the most tokens that they may have. The answer follows.
 """
@@ -31,6 +32,19 @@ KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16"
 
 CACHED_BYTES = 32 << 20
 """Bytes of weights that usually stay in a processor's cache."""
+
+TESTED_BINDINGS = ("0.3.36",)
+"""Versions of llama-cpp-python that the tests passed with. Another one has to write a known text first."""
+
+CHECKPOINT_BYTES = 512 << 20
+"""Memory for the checkpoints of one sequence, of a model that cannot drop a tail from its memory."""
+
+MAX_CHECKPOINTS = 8
+
+
+def num_checkpoints(state_bytes: int) -> int:
+    """How many checkpoints of this size a sequence keeps: two in any case, of the shared beginning and of the latest step."""
+    return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
 
 
 MessageRole = Literal["user", "assistant"]

@@ -31,6 +31,16 @@ def new_trace(limits: Limits | None = None, name: str = "p") -> Trace:
     return Trace(Problem(name, f"question {name}"), limits or Limits())
 
 
+@pytest.mark.parametrize(("tau", "written_by"), [(9.0, ["draft", "target"]), (math.inf, ["draft"])])
+def test_a_draft_that_loops_is_escalated(tau: float, written_by: list[str]) -> None:
+    """Whatever its score; but with an infinite tau the draft writes alone."""
+    router = by_token_stats(lambda trace, draft: 0.5)
+    answers = [step("draft", "loop"), step("target", "end")]
+    trace = new_trace(Limits(max_steps=1))
+    assert models(drive(arbitrage(trace, router, tau), answers[: len(written_by)])) == written_by
+    assert trace.decisions[0].kept.model == written_by[-1]
+
+
 def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | RateSteps]:
     """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
     requests = [next(flow)]

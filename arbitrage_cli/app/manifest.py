@@ -92,6 +92,8 @@ FIELDS = (
     Field("step_least", "least length of a step"),
     Field("sampling.temperature"),
     Field("sampling.top_p"),
+    Field("sampling.top_k"),
+    Field("sampling.min_p"),
     Field("sampling.seed"),
     Field("limits.max_steps"),
     Field("limits.max_tokens"),
@@ -186,7 +188,8 @@ def with_problems(run: Run, chosen: ChosenProblems) -> Run:
 
 def record_settings(setup: Setup) -> dict[str, Any]:
     """What else the text of a solution depends on, as the record of each problem has it."""
-    settings: dict[str, Any] = {"top_p": setup.sampler.top_p, **asdict(setup.limits)}
+    settings: dict[str, Any] = {name: getattr(setup.sampler, name) for name in ("top_p", "top_k", "min_p")}
+    settings |= asdict(setup.limits)
     settings |= {"system": setup.system, "kv_type": setup.load.kv_type}
     if setup.load.template_variables:
         settings["chat_template_kwargs"] = dict(setup.load.template_variables)

@@ -217,7 +217,9 @@ def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
         sources={},
         load=load,
         placement=place(choice.models, load),
-        sampler=Sampler(generation.temperature, generation.top_p, generation.seed),
+        sampler=Sampler(
+            generation.temperature, generation.top_p, generation.seed, top_k=generation.top_k, min_p=generation.min_p
+        ),
         limits=Limits(generation.max_steps, generation.max_tokens, generation.max_step_tokens),
         task=task,
         system=system_prompt(generation.system, choice.pair, task.instructions),

@@ -16,9 +16,12 @@ from arbitrage_cli.display.downloads import size_words
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.system.machine import default_threads, processor_name, total_memory
+from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
 from arbitrage_cli.system.paths import user_folder
 from arbitrage_cli.tuning.store import read_tuned
+
+WIDE = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI"}
+"""Features of processors, as Linux calls them and as llama.cpp does."""
 
 PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
@@ -73,12 +76,23 @@ def _tuned() -> str:
     return ", ".join(names) or "nothing; arbitrage tune measures models"
 
 
+def _build(info: str, features: frozenset[str]) -> str:
+    """Whether llama.cpp uses what this processor has: it does if it was built here (GGML_NATIVE)."""
+    if not features:
+        return "unknown: this system does not tell the processor's features"
+    unused = [name for flag, name in WIDE.items() if flag in features and f"{name} = 1" not in info]
+    avx512 = "with AVX-512" if "AVX512 = 1" in info else "without AVX-512"
+    native = f"any processor, without its {', '.join(unused)}" if unused else "this processor"
+    return f"{native}; {avx512}"
+
+
 def _llama() -> Iterator[tuple[str, str]]:
     from arbitrage_cli.inference.open import load_llama  # slow to import
 
     try:
         llama = load_llama()
         yield "llama.cpp", str(llama.system_info())
+        yield "built for", _build(llama.system_info(), processor_features())
         yield "GPU", llama.gpu_names() or "none"
     except ModelError as error:
         yield "llama.cpp", error.message

@@ -34,6 +34,7 @@ from arbitrage_cli.model_files.pairs import (
 )
 from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.types import num_checkpoints
 
 NOT_HERE = 1
 
@@ -317,6 +318,8 @@ def _record(source: str, facts: Facts) -> dict[str, Any]:
         "trained_context_size": facts.trained_context_size,
         "context_size": facts.context_size,
         "kv_bytes": facts.kv_bytes,
+        "state_bytes": facts.state_bytes,
+        "checkpoint_bytes": facts.checkpoint_bytes,
         "memory_bytes": facts.memory_bytes,
         "has_template": facts.has_template,
         "vocabulary_size": facts.vocabulary_size,
@@ -338,8 +341,16 @@ def _lines(facts: Facts) -> Mapping[str, str]:
         "context": f"{facts.context_size} tokens; trained for {facts.trained_context_size or 'an unknown number'}",
         "chat template": "yes" if facts.has_template else "no: --system and the problem are joined as plain text",
         "vocabulary": f"{facts.vocabulary_size or 'no'} tokens",
-        "memory": f"{total}: weights {size_words(facts.file_bytes)}, KV cache {kv}",
+        "memory": f"{total}: weights {size_words(facts.file_bytes)}, KV cache {kv}" + _recurrent(facts),
     }
+
+
+def _recurrent(facts: Facts) -> str:
+    """What the recurrent layers hold, if there are any."""
+    if not facts.state_bytes:
+        return ""
+    num, each = num_checkpoints(facts.state_bytes), size_words(facts.state_bytes)
+    return f", recurrent layers {each}, and up to {num} checkpoints of as much"
 
 
 def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> dict[str, str]:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from arbitrage_cli.errors import TimedOutError
 
 Floats = npt.NDArray[np.float32]
+State = npt.NDArray[np.uint8]
+"""What the recurrent layers of a model hold for one sequence."""
 
 MAX_DECODE = 512
 """Tokens that every backend decodes at once."""
@@ -114,6 +116,19 @@ class Tokenizer(Protocol):
         """Whether the token ends the sequence."""
 
 
+class States(Protocol):
+    """Saves and restores sequences of a model with recurrent layers, which cannot drop a tail."""
+
+    def num_held(self, sequence: int) -> int:
+        """How many tokens the sequence holds."""
+
+    def save(self, sequence: int) -> State:
+        """A copy of the sequence's state."""
+
+    def restore(self, sequence: int, position: int, state: State) -> None:
+        """Bring the sequence back to the `position` at which the state was saved. It has held the tokens before it ever since."""
+
+
 class Backend(Protocol):
     """One loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
 
@@ -130,10 +145,15 @@ class Backend(Protocol):
     def template_variables(self) -> Mapping[str, Any]:
         """What a chat template may refer to: `bos_token`, `eos_token`, and the variables of `Options`."""
 
+    @property
+    def states(self) -> States | None:
+        """None if `drop` takes any position. If not, it takes 0 alone, and states are saved and restored."""
+
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens; computes no output.
 
-        Errors: ContextFullError, TimedOutError, ComputeError; the sequence then holds what it held before.
+        Errors: ContextFullError, TimedOutError, ComputeError; the sequence then holds what it held before. One with `states` may
+        hold something else: restore or empty it.
         """
 
     def decode(

@@ -22,6 +22,9 @@ from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 
 Clock = Callable[[], float]
 
+LOOP, TIMES = 20, 3
+"""A step ends once its last tokens are the same ones several times in a row."""
+
 log = logging.getLogger("arbitrage.engine")
 
 
@@ -67,6 +70,12 @@ class StepInProgress:
             self.decode_seconds += seconds
         else:
             self.cost += Cost(verify_tokens=num_rows, verify_seconds=seconds, verify_kept=num_drawn, verify_batches=1)
+
+
+def _is_loop(tokens: Sequence[int]) -> bool:
+    """Whether the last tokens of a step repeat themselves."""
+    last = tokens[-LOOP * TIMES :]
+    return len(last) == LOOP * TIMES and last[LOOP:] == last[:-LOOP]
 
 
 class Decoder:
@@ -165,6 +174,8 @@ class Decoder:
             return "think_budget"
         if step.text.ended:
             return "separator"
+        if _is_loop(step.tokens):
+            return "loop"
         if self._cache.is_full(slot):
             return "context"
         return "budget" if is_spent else None

@@ -51,7 +51,8 @@ class Engine:
     Engines of one model may share a cache if they solve one problem after another, never two at the same time.
 
     With `proposals` of "all" it also copies what followed the same words before. Not for a draft: verifying changes its numbers, by up
-    to 0.1 nats with weights of 4 bits, and routers decide by them; and in measurements it saved no time.
+    to 0.1 nats with weights of 4 bits, and routers decide by them; and in measurements it saved no time. A model that cannot drop a
+    tail is proposed nothing: a token read in vain would cost it a checkpoint.
     """
 
     wait = None
@@ -71,7 +72,7 @@ class Engine:
         self._backend = cache.backend
         self._sampler = sampler
         self._keep_token_stats = keep_token_stats
-        self._proposals = proposals
+        self._proposals: Proposals = "none" if cache.backend.states else proposals
         self._clock = clock
         self._planner = Planner()
         self._token_costs = TokenCosts()
@@ -84,6 +85,11 @@ class Engine:
     @property
     def card(self) -> ModelCard:
         return self._backend.card
+
+    @property
+    def drops_tails(self) -> bool:
+        """Whether the model can take back a few tokens at no cost."""
+        return self._backend.states is None
 
     @property
     def busy(self) -> bool:
@@ -326,5 +332,5 @@ class Engine:
 
 
 def as_speculator(draft: object) -> Speculator | None:
-    """The draft, if it is an engine: a server continues no text that another model has begun."""
-    return draft if isinstance(draft, Engine) else None
+    """The draft, if it can continue a text and take that back: a server cannot, nor can a model that cannot drop a tail."""
+    return draft if isinstance(draft, Engine) and draft.drops_tails else None

@@ -4,6 +4,9 @@ Before a step is written the two are compared: the tail that differs is dropped,
 accepting, escalating and catching up with other models' steps are one and the same code. Ids that the model drew itself are kept
 with their step; only text from elsewhere is tokenized.
 
+A model with recurrent layers cannot drop a tail: it goes back to a checkpoint, and reads again from there. Checkpoints are saved at
+the end of the shared beginning, before each step, and at the end of a conversation.
+
 The beginning that all prompts share (template and instructions) can stay in the cache for the next problem in the slot. It is
 always read by itself, so that what follows is computed in the same way whether it was there or not. A whole conversation can stay
 for its next question. Knows no policy, no logits and no other model.
@@ -16,6 +19,7 @@ from typing import Literal
 from arbitrage_cli.errors import ContextFullError, ConversationError, ModelUnsupportedError, TemplateError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Tokenizer, earlier
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Segment
+from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
 from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace
@@ -44,6 +48,7 @@ class _Sequence:
     num_shared: int
     num_reused: int
     num_needed: int
+    begins: int = 0  # ids before the last one that is read for the step
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
     written: tuple[Step, list[int]] | None = None  # this model's latest step, kept or not
     held: list[int] = field(default_factory=list)
@@ -61,7 +66,7 @@ class Cache:
     """The sequences of one model. `slot` numbers the problems in flight, from 0.
 
     A slot is a sequence of the backend, counted from `first_sequence`, so two caches may share a backend. If a slot keeps anything
-    for its next problem, no other cache may use its sequences, not even in between.
+    for its next problem, no other cache may use its sequences, not even in between. At most `most_checkpoints` of a slot are kept.
     """
 
     def __init__(
@@ -72,8 +77,10 @@ class Cache:
         step_end: StepEnd = BLANK_LINE,
         keep: Keep = "nothing",
         first_sequence: int = 0,
+        most_checkpoints: int | None = None,
     ) -> None:
         self.backend = backend
+        self._memory = Checkpoints(backend, most_checkpoints)
         self._step_end = step_end
         self._first = first_sequence
         self._context_size = backend.card.context_size
@@ -96,29 +103,30 @@ class Cache:
         left, num_shared = self._left_over.pop(slot, _LeftOver([], 0)), _common_prefix(prompt, self._shared)
         common = _common_prefix(prompt, left.ids)
         goes_on = common >= left.num_needed
-        num_reused = common if goes_on else min(common, num_shared)
-        held, num_needed = (left.ids, left.num_needed) if goes_on else (left.ids[:num_reused], 0)
-        self._sequences[slot] = _Sequence(problem, deadline, prompt, num_shared, num_reused, num_needed, held=held)
-        if not goes_on:
-            self.trim(slot)
+        held, num_needed = left.ids, left.num_needed if goes_on else 0
+        if (end := common if goes_on else min(common, num_shared)) < len(held):
+            self._memory.cut(self._first + slot, held, end)
+        num_needed = min(num_needed, len(held))
+        self._sequences[slot] = _Sequence(problem, deadline, prompt, num_shared, len(held), num_needed, held=held)
 
     def close(self, slot: int) -> None:
         """Forget a problem."""
         sequence = self._sequences.pop(slot, None)
         if sequence is not None:
-            kept = self._num_kept(sequence.held)
-            self.backend.drop(self._first + slot, kept)
-            self._left_over[slot] = _LeftOver(sequence.held[:kept], min(kept, sequence.num_needed))
+            held = sequence.held
+            self._memory.cut(self._first + slot, held, self._num_kept(held))
+            if self._keep == "conversation":
+                self._memory.save(self._first + slot, len(held))
+            self._left_over[slot] = _LeftOver(held, min(len(held), sequence.num_needed))
 
     def forget(self, slot: int) -> None:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
-        self.backend.drop(self._first + slot, 0)
-        self._sequences[slot].held.clear()
+        self._memory.cut(self._first + slot, self._sequences[slot].held, 0)
 
     def clear_first_slot(self) -> None:
         """Empty the first slot, which has no problem now."""
         self._left_over.pop(0, None)
-        self.backend.drop(self._first, 0)
+        self._memory.cut(self._first, [], 0)
 
     # --- facts about a slot
 
@@ -157,20 +165,21 @@ class Cache:
                 "give a larger --ctx, or a smaller --max-tokens",
             )
         sequence.num_needed = len(sequence.prompt) - self._num_last
-        common = min(_common_prefix(wanted, sequence.held), len(wanted) - 1)
+        sequence.begins = len(wanted) - 1
+        common = min(_common_prefix(wanted, sequence.held), sequence.begins)
         if common < len(sequence.held):
-            del sequence.held[common:]
-            self.trim(slot)
-        return wanted[common:], self._context_size - len(wanted)
+            self._memory.cut(self._first + slot, sequence.held, common)
+        return wanted[len(sequence.held) :], self._context_size - len(wanted)
 
-    def read(self, slot: int, tokens: Sequence[int]) -> int:
+    def read(self, slot: int, tokens: list[int]) -> int:
         """Read the first of these tokens, as many as are read at once. Returns how many. Errors as the backend's `read`."""
         sequence = self._sequences[slot]
         most = min(READ_TOKENS, len(tokens))
         if len(sequence.held) < sequence.num_shared:
             most = min(most, sequence.num_shared - len(sequence.held))
-        self.backend.read(self._first + slot, len(sequence.held), tokens[:most], deadline=sequence.deadline)
-        sequence.held += tokens[:most]
+        self._memory.read(self._first + slot, sequence.held, tokens[:most], sequence.deadline)
+        if len(sequence.held) == sequence.num_shared and self._keep != "nothing":
+            self._memory.save(self._first + slot, sequence.num_shared)
         return most
 
     def decode(self, batch: Batch) -> Floats:
@@ -180,6 +189,8 @@ class Cache:
         deadline: Deadline | None = None
         for slot, new in batch:
             sequence = self._sequences[slot]
+            if len(sequence.held) == sequence.begins:
+                self._memory.save(self._first + slot, sequence.begins)
             sequences += [self._first + slot] * len(new)
             positions += range(len(sequence.held), len(sequence.held) + len(new))
             deadline = earlier(deadline, sequence.deadline)

@@ -1,4 +1,4 @@
-"""From logits to a token: greedy, or temperature and top-p with one reproducible draw per position.
+"""From logits to a token: greedy, or temperature, top-k, top-p and min-p with one reproducible draw per position.
 
 Knows no model and keeps no state: the draw for a position is a function of (seed, question, position). So a token does not
 depend on discarded text, on other problems in flight, or on an interruption.
@@ -22,11 +22,17 @@ TAIL = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How tokens are drawn. `temperature` 0 is greedy: the likeliest token, the first of equals."""
+    """How tokens are drawn. `temperature` 0 is greedy: the likeliest token, the first of equals.
+
+    Of the probabilities at that temperature the `top_k` likeliest tokens stay (0: all), of these the likeliest with a total of
+    `top_p`, and of these the ones at least `min_p` times as likely as the likeliest.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
 
     @property
     def is_greedy(self) -> bool:
@@ -45,7 +51,7 @@ class Sampler:
             return likeliest
         candidates = np.flatnonzero(logits >= logits[likeliest] - TAIL * self.temperature)
         scaled = (logits[candidates].astype(np.float64) - float(logits[likeliest])) / self.temperature
-        return int(candidates[_inverse_cdf(scaled, self.top_p, self._uniform(question, position))])
+        return int(candidates[_inverse_cdf(scaled, self, self._uniform(question, position))])
 
     def _uniform(self, question: str, position: int) -> float:
         key = f"{self.seed}/{question}/{position}".encode("utf-8", "surrogatepass")
@@ -57,17 +63,17 @@ def probability_of(token: int, logits: Logits) -> float:
     return float(1.0 / np.exp(np.minimum(logits - logits[token], MAX_EXPONENT)).sum())
 
 
-def _inverse_cdf(scaled: npt.NDArray[np.float64], top_p: float, uniform: float) -> int:
-    """The token at quantile `uniform` in [0, 1) of the smallest set of likeliest tokens that has `top_p` of the mass.
+def _inverse_cdf(scaled: npt.NDArray[np.float64], sampler: Sampler, uniform: float) -> int:
+    """The token at quantile `uniform` in [0, 1) of the likeliest tokens that the sampler leaves.
 
     `scaled` are logits divided by the temperature, with 0 as the highest. Tokens are ordered by falling probability, then by
     index.
     """
     weights = np.exp(scaled)
-    order = np.argsort(-weights, kind="stable")
+    order = np.argsort(-weights, kind="stable")[: sampler.top_k or None]
     cumulative = np.cumsum(weights[order])
-    nucleus = len(order)
-    if top_p < 1.0:
-        nucleus = min(nucleus, int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1)
+    nucleus = int(np.count_nonzero(weights[order] >= sampler.min_p))  # the highest weight is 1
+    if sampler.top_p < 1.0:
+        nucleus = min(nucleus, int(np.searchsorted(cumulative, sampler.top_p * cumulative[-1], side="left")) + 1)
     index = int(np.searchsorted(cumulative[:nucleus], uniform * cumulative[nucleus - 1], side="right"))
     return int(order[min(index, nucleus - 1)])

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, States
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 TINY = 1e-30  # probability of all other tokens if a script is certain
@@ -80,6 +80,7 @@ class ScriptedBackend:
     """A `Backend` without weights."""
 
     chat_template: str | None = TEMPLATE
+    states: States | None = None
 
     def __init__(self, source: str, script: Script, options: Options, *, merges: Sequence[str] = (".\n\n",)) -> None:
         self._source = source

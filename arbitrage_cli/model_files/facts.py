@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.model_files.gguf import Header, read_header, vocabulary_digest
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.model_files.gguf import MAX_LAYERS, Header, read_header, vocabulary_digest
+from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, num_checkpoints
 
 _F16_BYTES = 2  # of a number in the KV cache
+_F32_BYTES = 4  # of a number in the state of a recurrent layer
+_RECURRENT_ALONE = frozenset(("mamba", "mamba2"))
+_USUAL_INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # of layers with attention, if the header does not say
 
 # LlamaFileType in https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
 _FILE_TYPES = {
@@ -26,7 +29,8 @@ _FILE_TYPES = {
 class Facts:
     """Facts about one model. Sizes in bytes, contexts in tokens; None if the files do not say.
 
-    `context_size` is the context that would be allocated, `kv_bytes` its KV cache in f16.
+    `context_size` is the context that would be allocated, `kv_bytes` its KV cache in f16, `state_bytes` what recurrent layers hold
+    for one sequence.
     """
 
     files: tuple[Path, ...]
@@ -38,14 +42,21 @@ class Facts:
     trained_context_size: int | None
     context_size: int
     kv_bytes: int | None
+    state_bytes: int
     num_layers: int | None
     has_template: bool
     vocabulary_size: int | None
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """The checkpoints of one sequence."""
+        return num_checkpoints(self.state_bytes) * self.state_bytes
+
+    @property
     def memory_bytes(self) -> int | None:
-        """Weights and KV cache. Computing takes some hundred megabytes more, depending on the context."""
-        return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes
+        """Weights, KV cache, state and checkpoints. Computing takes some hundred megabytes more, depending on the context."""
+        held = self.state_bytes + self.checkpoint_bytes
+        return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes + held
 
 
 def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
@@ -68,6 +79,7 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
         trained_context_size=trained,
         context_size=context,
         kv_bytes=None if kv_per_token is None else kv_per_token * context * _F16_BYTES,
+        state_bytes=_state_numbers(first) * _F32_BYTES,
         num_layers=_number(first, "block_count"),
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
@@ -82,6 +94,8 @@ def share_vocabulary(first: Facts, second: Facts) -> bool | None:
 
 def _kv_numbers(header: Header) -> int | None:
     """Numbers in the KV cache for each token, over all layers; None if the header does not say."""
+    if _architecture(header) in _RECURRENT_ALONE:
+        return 0
     layers, width = _number(header, "block_count"), _number(header, "embedding_length")
     heads = _per_layer(header, "attention.head_count", layers)
     if layers is None or width is None or heads is None:
@@ -89,14 +103,46 @@ def _kv_numbers(header: Header) -> int | None:
     kv_heads = _per_layer(header, "attention.head_count_kv", layers) or heads
     key, value = _number(header, "attention.key_length"), _number(header, "attention.value_length")
     numbers = 0
-    for count, kv_count in zip(heads, kv_heads, strict=True):
+    for layer, (count, kv_count) in enumerate(zip(heads, kv_heads, strict=True)):
         each = width // count if count else 0  # a layer without attention has no head
-        numbers += kv_count * ((key or each) + (value or each))
+        if (layer + 1) % (_interval(header) or 1) == 0:
+            numbers += kv_count * ((key or each) + (value or each))
     return numbers
 
 
+def _interval(header: Header) -> int | None:
+    """One layer in so many has attention, and the others are recurrent; None if the header says it in another way."""
+    return _number(header, "full_attention_interval") or _USUAL_INTERVALS.get(_architecture(header))
+
+
+def _state_numbers(header: Header) -> int:
+    """Numbers in the states of all recurrent layers, for one sequence, as llama.cpp lays them out; 0 if there are none."""
+    layers, kernel = _number(header, "block_count") or 0, _number(header, "ssm.conv_kernel") or 1
+    inner, size = _number(header, "ssm.inner_size") or 0, _number(header, "ssm.state_size") or 0
+    groups, window = _number(header, "ssm.group_count") or 0, _number(header, "shortconv.l_cache") or 1
+    convolved = (window - 1) * (_number(header, "embedding_length") or 0)
+    each = convolved + (kernel - 1) * (inner + 2 * groups * size) + size * inner
+    return each * sum(_is_recurrent(header, layer) for layer in range(min(layers, MAX_LAYERS)))
+
+
+def _is_recurrent(header: Header, layer: int) -> bool:
+    """Whether a layer of a model with recurrent layers is one. Of some models all are, beside their attention."""
+    kv_heads, forward = (
+        header.lists.get(_key(header, name), ()) for name in ("attention.head_count_kv", "feed_forward_length")
+    )
+    if layer < len(kv_heads):
+        only_forward = layer < len(forward) and forward[layer] > 0 and min(forward) == 0  # Nemotron-H: one thing a layer
+        return kv_heads[layer] == 0 and not only_forward
+    interval = _interval(header)
+    return interval is None or (layer + 1) % interval > 0
+
+
+def _architecture(header: Header) -> str:
+    return str(header.metadata.get("general.architecture"))
+
+
 def _key(header: Header, name: str) -> str:
-    return f"{header.metadata.get('general.architecture')}.{name}"
+    return f"{_architecture(header)}.{name}"
 
 
 def _per_layer(header: Header, name: str, layers: int | None) -> tuple[int, ...] | None:

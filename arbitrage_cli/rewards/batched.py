@@ -13,6 +13,7 @@ import numpy as np
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earlier
+from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.types import Cost, Problem, Step, Trace
 
@@ -60,6 +61,7 @@ class BatchRater(ABC):
 
     def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
         self._backend = backend
+        self._memory = Checkpoints(backend)
         self._first = first_sequence
         self._clock = clock
         self._problems: dict[int, Problem] = {}
@@ -75,8 +77,8 @@ class BatchRater(ABC):
         self._problems[slot], self._deadlines[slot] = problem, deadline
 
     def close(self, slot: int) -> None:
-        if self._held.pop(slot, None) is not None:
-            self._backend.drop(self._first + slot, 0)
+        if slot in self._held:
+            self._memory.cut(self._first + slot, self._held.pop(slot), 0)
         for by_slot in (self._problems, self._deadlines, self._requests):
             by_slot.pop(slot, None)
 
@@ -148,16 +150,18 @@ class BatchRater(ABC):
                 f"the solution with the step to rate has {len(ids)} tokens; the context of {card.name} holds {card.context_size}",
                 "give a larger --ctx",
             )
-        held = self._held.get(slot, [])
+        held, sequence = self._held.setdefault(slot, []), self._first + slot
         most = min(len(held), len(ids) - 1)
         common = next((index for index in range(most) if held[index] != ids[index]), most)
         if common < len(held):
-            self._backend.drop(self._first + slot, common)
-            self._held[slot] = ids[:common]
-        if missing := ids[common:-1]:
-            self._backend.read(self._first + slot, common, missing, deadline=self._deadlines[slot])
-        self._held[slot] = ids[:-1]
-        return len(missing)
+            self._memory.cut(sequence, held, common)
+        num_held = len(held)
+        for end in (common, len(ids) - 1):  # the next text will have at least as much in common
+            if missing := ids[len(held) : end]:
+                self._memory.read(sequence, held, missing, self._deadlines[slot])
+            if end == common:
+                self._memory.save(sequence, common)
+        return len(ids) - 1 - num_held
 
 
 def single_token(backend: Backend, text: str) -> int:

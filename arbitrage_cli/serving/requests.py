@@ -6,7 +6,7 @@ A field that would give the answer another form (tools, several choices ...) is 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -187,10 +187,11 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         model,
         find_route(model, defaults.menu),
         Limits(limits.max_steps, int(min(read.most_tokens, limits.max_tokens)), limits.max_step_tokens),
-        Sampler(
-            usual.temperature if read.temperature is None else read.temperature,
-            usual.top_p if read.top_p is None else read.top_p,
-            usual.seed if read.seed is None else read.seed,
+        replace(
+            usual,
+            temperature=usual.temperature if read.temperature is None else read.temperature,
+            top_p=usual.top_p if read.top_p is None else read.top_p,
+            seed=usual.seed if read.seed is None else read.seed,
         ),
         (read.stop,) if isinstance(read.stop, str) else tuple(read.stop),
         streams=read.stream,

@@ -47,6 +47,12 @@ def gpu_shares_memory() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
+def processor_features() -> frozenset[str]:
+    """The processor's instruction sets, as Linux names them; empty elsewhere."""
+    lines = (line.partition(":") for line in _read(Path("/proc/cpuinfo")).splitlines())
+    return next((frozenset(text.split()) for name, _, text in lines if name.strip() == "flags"), frozenset())
+
+
 def processor_name() -> str:
     """The model of the processor, as the system calls it."""
     for line in _read(Path("/proc/cpuinfo")).splitlines():

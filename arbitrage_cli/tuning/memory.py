@@ -1,7 +1,7 @@
 """How many problems are solved at once, as far as the models and their KV caches fit in this machine's memory.
 
-The need is known from the headers of the models' files, before any is loaded: weights, and a KV cache for each sequence of each
-model, without what lies on a GPU. It leaves out the buffers of a computation, some hundred megabytes (more for long contexts without
+The need is known from the headers of the models' files, before any is loaded: weights, and for each sequence of each model a KV
+cache, or what its recurrent layers hold and the checkpoints of that; without what lies on a GPU. It leaves out the buffers of a computation, some hundred megabytes (more for long contexts without
 flash attention). A GPU's own memory is not known here: llama.cpp refuses what does not fit there.
 """
 
@@ -79,13 +79,14 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
         if not is_file(source):
             continue
         facts = read_facts(local_files(source) or (Path(source),), load.context_size)
-        each = num_sequences[role] * (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"]
+        kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + facts.state_bytes
+        each, on_gpu = (num_sequences[role] * size for size in (kv_cache + facts.checkpoint_bytes, kv_cache))
         share = _share_on_gpu(facts, load)
         need = Need(
             need.weights + facts.file_bytes,
             need.each + int(each),
             need.gpu_weights + int(share * facts.file_bytes),
-            need.gpu_each + int(share * int(each)),
+            need.gpu_each + int(share * on_gpu),
             max(need.sequences, num_sequences[role]),
             need.is_known and facts.kv_bytes is not None,
             need.cap,

@@ -28,7 +28,7 @@ def manifest(**changes: Any) -> Run:
         "prm_style": None,
         "grader": "rules 1",
         "prompt": {"system": "Think.", "chat_template_kwargs": {}},
-        "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "samples": 1},
+        "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "top_k": 0, "min_p": 0.0, "samples": 1},
         "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512},
         "context": {"kv_type": "auto"},
         "machine": {"gpu": "none", "gpu_layers": 0, "flash_attention": "auto", "cpu": "abacus", "llama_cpp_python": "0.3"},

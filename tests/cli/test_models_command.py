@@ -268,6 +268,18 @@ def test_info_is_read_from_the_header(tiny: Mapping[str, Path], tmp_path: Path) 
     assert record["same_vocabulary"] is True
 
 
+def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path]) -> None:
+    """Their state for a sequence, in 32 bits: of the convolution, and of each of its channels."""
+    (record,) = run("models", "info", str(tiny["hybrid"]), "--json").records
+    (model,) = record["models"]
+    assert model["state_bytes"] == 2 * (3 * 64 + 64 * 8) * 4  # layers, channels, bytes
+    assert model["checkpoint_bytes"] == 8 * model["state_bytes"]
+    assert model["kv_bytes"] == 1 * 2048 * 2 * (2 * 8) * 2  # of one layer of three
+    file_bytes = tiny["hybrid"].stat().st_size
+    assert model["memory_bytes"] == file_bytes + model["kv_bytes"] + model["state_bytes"] + model["checkpoint_bytes"]
+    assert "8 checkpoints" in run("models", "info", tiny["hybrid"]).out
+
+
 def test_info_of_a_pair_adds_its_memory_up(pair: Place) -> None:
     assert_refused(pair.run("models", "info", "mine"), MODEL, "", "not on this machine", f"arbitrage models pull {DRAFT}")
     pair.run("models", "pull", "mine")

@@ -13,6 +13,7 @@ from faults import write_problems
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
+from arbitrage_cli.cli.doctor import _build
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.tuning.placement import machine_here, place
@@ -359,3 +360,16 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
     models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large), "prm": "scripted:draft"}
     assert place(models, Options()).threads == {"draft": 1, "target": 8, "prm": 1}
     assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3, "prm": 1}
+
+
+@pytest.mark.parametrize(
+    ("info", "features", "expected"),
+    [
+        ("CPU : AVX2 = 1 | FMA = 1 |", ["avx2", "fma", "sse"], "this processor; without AVX-512"),
+        ("CPU : AVX2 = 1 | AVX512 = 1 |", ["avx2", "avx512f"], "this processor; with AVX-512"),
+        ("CPU : AVX2 = 1 |", ["avx2", "avx512f", "f16c"], "any processor, without its F16C, AVX512; without AVX-512"),
+        ("CPU : NEON = 1 |", [], "unknown"),
+    ],
+)
+def test_doctor_tells_how_llama_cpp_was_built(info: str, features: list[str], expected: str) -> None:
+    assert _build(info, frozenset(features)).startswith(expected)

@@ -4,7 +4,10 @@ import itertools
 import logging
 import os
 import pkgutil
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -30,14 +33,18 @@ from arbitrage_cli.errors import (
     ScriptEndedError,
     TimedOutError,
 )
-from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, Options
-from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.llama.loading import check_binding
+from arbitrage_cli.inference import llama
+from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, Options, State
+from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
+from arbitrage_cli.inference.llama.binding import NAMES, check_binding, set_fields
 from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
+from arbitrage_cli.model_files.facts import read_facts
 
+LLAMA_FOLDER = Path(llama.__file__).parent
 CONTEXT = 48
 SEQUENCES = 3
-LLAMA_MODELS = ("draft", "target", "spm", "base")
+RECURRENT = ("recurrent", "hybrid")  # they cannot drop a tail
+LLAMA_MODELS = ("draft", "target", "spm", "base", *RECURRENT)
 
 DECODE = "arbitrage_cli.inference.llama.backend.c.llama_decode"
 
@@ -85,6 +92,16 @@ def assert_close(one: Floats, other: Floats) -> None:
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
+def way_back(backend: Backend, sequence: int, position: int) -> Callable[[], None]:
+    """Brings a sequence back to where it is now."""
+    states = backend.states
+    if states is None:
+        return lambda: backend.drop(sequence, position)
+    assert states.num_held(sequence) == position
+    state = states.save(sequence)
+    return lambda: states.restore(sequence, position, state)
+
+
 # --- both backends: computing
 
 
@@ -112,12 +129,17 @@ def test_reading_equals_decoding(backend: Backend) -> None:
 
 
 def test_dropping_a_tail_forgets_it(backend: Backend) -> None:
-    """After other tokens were read and dropped, the output is that of a sequence that never held them."""
+    """After other tokens were read and dropped, the output is that of a sequence that never held them. Another one is busy."""
     start = prompt(backend)
     fresh = after(backend, 0, start)
     backend.read(1, 0, start[:-1])
-    backend.read(1, len(start) - 1, backend.tokenizer.tokenize("xyz", continues=True))
-    backend.drop(1, len(start) - 1)
+    go_back = way_back(backend, 1, len(start) - 1)
+    for text in ("xyz", "v"):
+        backend.read(1, len(start) - 1, backend.tokenizer.tokenize(text, continues=True))
+        after(backend, 0, start[:1], held=len(start))
+        go_back()
+        backend.drop(0, 0)
+        backend.read(0, 0, start)
     assert_close(fresh, after(backend, 1, start[-1:], held=len(start) - 1))
 
 
@@ -126,9 +148,10 @@ def test_dropping_everything_and_more(backend: Backend) -> None:
     fresh = after(backend, 0, prompt(backend))
     backend.drop(0, 0)
     backend.drop(0, 0)
-    backend.drop(1, 5)
     assert_close(fresh, after(backend, 0, prompt(backend)))
-    backend.drop(0, CONTEXT - 1)
+    if backend.states is None:
+        backend.drop(1, 5)
+        backend.drop(0, CONTEXT - 1)
     next_token = backend.tokenizer.tokenize("x", continues=True)
     after(backend, 0, next_token, held=len(prompt(backend)))
 
@@ -142,13 +165,14 @@ def test_sequences_are_independent(backend: Backend) -> None:
         backend.drop(0, 0)
     for sequence, text in enumerate(texts):
         backend.read(sequence, 0, text[:-1])
+    back = [way_back(backend, sequence, len(text) - 1) for sequence, text in enumerate(texts)]
     order = [2, 0, 1]
     output = backend.decode(order, [len(texts[i]) - 1 for i in order], [texts[i][-1] for i in order])
     for row, sequence in enumerate(order):
         assert_close(alone[sequence], output[row])
     backend.drop(1, 0)
     for sequence in (0, 2):
-        backend.drop(sequence, len(texts[sequence]) - 1)
+        back[sequence]()
         assert_close(alone[sequence], after(backend, sequence, texts[sequence][-1:], held=len(texts[sequence]) - 1))
 
 
@@ -191,9 +215,12 @@ def test_a_computation_past_its_deadline_changes_nothing(backend: Backend, call:
     start, tokens = prompt(backend), backend.tokenizer.tokenize("a", continues=True)[-1:] * 20
     fresh, held = after(backend, 0, start), len(start) - 1
     backend.read(1, 0, start[:-1])
+    go_back = way_back(backend, 1, held)
     compute = backend.read if call == "read" else decode_several(backend)
     with pytest.raises(TimedOutError, match="7 s"):
         compute(1, held, tokens, deadline=Deadline(0.0, 7.0))
+    if backend.states:
+        go_back()
     assert_close(fresh, after(backend, 1, start[-1:], held=held))
 
 
@@ -212,14 +239,16 @@ def test_several_tokens_of_a_sequence_at_once(backend: Backend) -> None:
     alone = [after(backend, 0, tokens[:1])]
     alone += [after(backend, 0, [token], held=held) for held, token in enumerate(tokens) if held]
     expected = after(backend, 2, other)
-    backend.drop(2, len(other) - 1)
+    backend.drop(2, 0)
+    backend.read(2, 0, other[:-1])
     backend.read(1, 0, tokens[:2])
     held = [*range(2, len(tokens)), len(other) - 1]
     output = backend.decode([1] * (len(tokens) - 2) + [2], held, [*tokens[2:], other[-1]])
     for row, wanted in zip(output.copy(), [*alone[2:], expected], strict=True):
         assert_close(row, wanted)
-    backend.drop(1, 4)
-    assert_close(after(backend, 1, tokens[4:], held=4), alone[-1])
+    if backend.states is None:
+        backend.drop(1, 4)
+        assert_close(after(backend, 1, tokens[4:], held=4), alone[-1])
 
 
 def test_closing_twice(backend: Backend) -> None:
@@ -387,21 +416,42 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     assert "architecture-of-tomorrow" in refused(ModelFileError, path)
 
 
-def test_models_with_channels(tmp_path: Path) -> None:
-    """gpt-oss separates thoughts from answers by tokens without a text: it is refused before it is loaded."""
-    assert "a gpt-oss model" in refused(ModelUnsupportedError, header_only(tmp_path / "oss.gguf", "gpt-oss"))
+@pytest.mark.parametrize(
+    ("architecture", "reason"), [("gpt-oss", "channels"), ("rwkv7", "something else"), ("arwkv7", "else")]
+)
+def test_unsupported_architectures(tmp_path: Path, architecture: str, reason: str) -> None:
+    """gpt-oss has channels without a text, and llama.cpp does not repeat what it computes for RWKV 7: refused before loading."""
+    assert reason in refused(ModelUnsupportedError, header_only(tmp_path / "one.gguf", architecture))
 
 
-@pytest.mark.parametrize("name", ["mamba", "embedding"])
-def test_unsupported_models(tiny: Mapping[str, Path], name: str) -> None:
-    """A memory that cannot be rolled back, and a model that gives no logits, are refused when they are loaded."""
-    refused(ModelUnsupportedError, tiny[name])
+def test_a_model_that_gives_no_logits(tiny: Mapping[str, Path]) -> None:
+    refused(ModelUnsupportedError, tiny["embedding"])
 
 
-def test_a_memory_that_does_not_roll_back(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is tried when the model is loaded, for models of new kinds."""
-    monkeypatch.setattr("arbitrage_cli.inference.llama.backend.c.llama_memory_seq_rm", lambda *_: False)
-    assert "rolled back" in refused(ModelUnsupportedError, tiny["draft"])
+@pytest.mark.parametrize("name", LLAMA_MODELS)
+def test_whether_a_memory_drops_tails(tiny: Mapping[str, Path], name: str) -> None:
+    """It is tried when the model is loaded. A saved state is as large as the file's header says, and does not grow with the text."""
+    expected = read_facts([tiny[name]]).state_bytes
+    with LlamaBackend(tiny[name], Options(CONTEXT, threads=1)) as backend:
+        assert (backend.states is not None) == (name in RECURRENT)
+        if backend.states:
+            backend.read(0, 0, [65, 66])
+            short = backend.states.save(0).nbytes
+            backend.read(0, 2, [65] * 20)
+            assert expected < backend.states.save(0).nbytes == short < expected + 200
+
+
+def test_a_memory_that_is_not_restored(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that is not restored as it was saved is noticed when the model is loaded."""
+    save = LlamaStates.save
+
+    def damaged(states: LlamaStates, sequence: int) -> State:
+        state = save(states, sequence)
+        state[-1024:] = 0
+        return state
+
+    monkeypatch.setattr(LlamaStates, "save", damaged)
+    assert "brought back" in refused(ModelUnsupportedError, tiny["recurrent"])
 
 
 def test_a_context_that_cannot_be_made(tiny: Mapping[str, Path]) -> None:
@@ -421,8 +471,39 @@ def test_another_layout_of_the_binding(monkeypatch: pytest.MonkeyPatch) -> None:
         n_ctx, n_batch, n_ubatch = 2048, 512, 512
 
     monkeypatch.setattr("arbitrage_cli.inference.llama.backend.c.llama_context_default_params", Changed)
-    with pytest.raises(ModelUnsupportedError, match="llama-cpp-python"):
+    with pytest.raises(ModelUnsupportedError, match="other structures"):
         check_binding()
+
+
+def test_names_that_the_binding_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All functions, flags and fields are checked: ctypes takes any field, and what is set there is lost."""
+    used = {name for path in LLAMA_FOLDER.glob("*.py") for name in re.findall(r"\bc\.(\w+)", path.read_text())}
+    assert used == set(NAMES.split())
+    with pytest.raises(ModelUnsupportedError, match="has no n_context in llama_context_params"):
+        set_fields(c.llama_context_default_params(), {"n_ctx": 1, "n_context": 1})
+    monkeypatch.delattr("arbitrage_cli.inference.llama.backend.c.llama_memory_seq_pos_max")
+    with pytest.raises(ModelUnsupportedError, match="lacks llama_memory_seq_pos_max"):
+        check_binding()
+
+
+@pytest.mark.parametrize("text", [None, "12 + 30 = 42"])
+def test_a_version_that_was_not_tested(text: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It has to write a known text, in another process; then it is used, with a warning."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = "import sys, importlib.metadata as m\nfrom arbitrage_cli.inference import open\n"
+    code += "open.TESTED_BINDINGS = ('0.1',)\n"
+    if text:
+        (tmp_path / "sitecustomize.py").write_text(
+            f"from arbitrage_cli.inference.llama import known_text\nknown_text.WRITTEN['target.gguf'] = {text!r}\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code += (
+        "open.open_model('builtin:draft', __import__('arbitrage_cli.inference.backend').inference.backend.Options(512, 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "was not tested" in done.stderr
+    assert ("computes something else" in done.stderr) == bool(text)
+    assert (done.returncode == 0) == (text is None)
 
 
 def test_a_path_with_other_letters(tiny: Mapping[str, Path], tmp_path: Path) -> None:

@@ -652,3 +652,13 @@ def test_control_tokens_that_a_model_writes_are_a_warning(caplog: pytest.LogCapt
         events_of({"draft": make_engine("draft", backend, Sampler())}, [PROBLEM, Problem("q", "question 1")], "draft")
     (message,) = caplog.messages
     assert message.startswith("structured wrote the control token <|user|>")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_tokens"), [("abcd", 60), ("abcdefghijklmnopqrst", 60), ("abc", None), ("x" + "ab" * 9, None)]
+)
+def test_a_step_ends_where_it_loops(text: str, num_tokens: int | None) -> None:
+    """The same 20 tokens three times in a row."""
+    engine = new_engine(scripted(lambda question, solution: Continuation((text * 99)[len(solution) :], 0.9), context=600))
+    step = write(engine, new_trace(Limits(max_step_tokens=150)))
+    assert (step.stop, step.num_tokens) == (("loop", num_tokens) if num_tokens else ("budget", 150))

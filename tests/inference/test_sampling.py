@@ -1,5 +1,7 @@
 """From logits to a token."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,22 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass() -> None:
     assert frequencies(Sampler(1.0, top_p=0.81), logits, 500)[[0, 2]].tolist()[1] == 0
     assert frequencies(Sampler(1.0, top_p=0.4), logits, 100).tolist() == [0, 1, 0, 0]
     assert frequencies(Sampler(1.0, top_p=0.0), logits, 100).tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"top_k": 2}, [0, 0.625, 0, 0.375]),
+        ({"top_k": 9}, [0.15, 0.5, 0.05, 0.3]),
+        ({"min_p": 0.31}, [0, 0.625, 0, 0.375]),
+        ({"min_p": 0.29}, [0.158, 0.526, 0, 0.316]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"top_k": 3, "top_p": 0.8}, [0, 0.625, 0, 0.375]),  # 0.5 and 0.3 have 0.84 of what is left
+    ],
+)
+def test_top_k_and_min_p_leave_out_the_least_likely(options: dict[str, Any], expected: list[float]) -> None:
+    found = frequencies(Sampler(1.0, **options), logits_of(0.15, 0.5, 0.05, 0.3))
+    np.testing.assert_allclose(found, expected, atol=0.03)
 
 
 def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:

@@ -16,9 +16,10 @@ import numpy as np
 
 from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, Tokenizer
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, State, States, Tokenizer
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine, as_speculator
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
@@ -48,6 +49,7 @@ class HashBackend:
         self._name, self._context_size = name, context_size
         self.cells: list[list[int]] = [[] for _ in range(num_sequences)]
         self.chat_template: str | None = TEMPLATE
+        self.states: States | None = None
         self.template_variables: Mapping[str, str] = {}
 
     @property
@@ -93,6 +95,32 @@ class Wavering(HashBackend):
         return logits
 
 
+class Recurrent(HashBackend):
+    """Cannot drop a tail, as models with recurrent layers cannot: it saves and restores its sequences."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.states = self
+        self.num_restored = 0
+
+    def drop(self, sequence: int, position: int) -> None:
+        assert position == 0, "a tail cannot be dropped"
+        super().drop(sequence, 0)
+
+    def num_held(self, sequence: int) -> int:
+        return len(self.cells[sequence])
+
+    def save(self, sequence: int) -> State:
+        return np.array(self.cells[sequence], np.uint32).view(np.uint8)
+
+    def restore(self, sequence: int, position: int, state: State) -> None:
+        cells = state.view(np.uint32).tolist()
+        assert len(cells) == position
+        assert self.cells[sequence][:position] == cells, "the tokens before it were forgotten in between"
+        self.cells[sequence] = cells
+        self.num_restored += 1
+
+
 class StaleBackend(HashBackend):
     """Broken on purpose: it keeps one token too many whenever a tail is dropped."""
 
@@ -117,6 +145,7 @@ class Recording:
         self._backend = backend
         self.card, self.tokenizer = backend.card, backend.tokenizer
         self.chat_template, self.template_variables = backend.chat_template, backend.template_variables
+        self.states = backend.states
         self.calls: list[Call] = []
         self.outputs: list[Floats] = []
 
@@ -222,6 +251,9 @@ def hash_engines(
     make_draft: Callable[..., Backend] | None = None,
     proposals: Proposals = "all",
     clock: Callable[[], float] = time.perf_counter,
+    keep: Keep = "nothing",
+    most_checkpoints: int | None = None,
+    instructions: str = INSTRUCTIONS,
 ) -> dict[ModelRole, Engine]:
     """A draft and a target. Unless they are the same model, the target's vocabulary has letter pairs that the draft's has not."""
     chosen = sampler or Sampler()
@@ -230,7 +262,8 @@ def hash_engines(
         target = make("draft", num_sequences=num_sequences)
     else:
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
+    how: dict[str, Any] = {"instructions": instructions, "keep": keep, "most_checkpoints": most_checkpoints}
     return {
-        "draft": engine("draft", Cache(draft), chosen, keep_token_stats=True),
-        "target": engine("target", Cache(target), chosen, proposals=proposals, clock=clock),
+        "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True),
+        "target": engine("target", Cache(target, **how), chosen, proposals=proposals, clock=clock),
     }

@@ -7,6 +7,7 @@ and then.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,41 +95,75 @@ def write_not_a_number(path: Path) -> Path:
     return _finish(writer)
 
 
-def write_mamba(path: Path) -> Path:
-    """A recurrent model, whose memory cannot be rolled back."""
-    tokens, types = _byte_level(["ĊĊ"], ["<|endoftext|>"])
-    rng, width, inner, state, rank, kernel = np.random.default_rng(6), 16, 32, 4, 2, 4
-    writer = GGUFWriter(path, "mamba")
-    writer.add_name("tiny mamba")
-    writer.add_context_length(256)
+def write_recurrent(path: Path) -> Path:
+    """A model with recurrent layers alone, which cannot drop a tail; the vocabulary of the draft."""
+    return _write_mamba(path, "mamba", attention_layers=())
+
+
+def write_hybrid(path: Path) -> Path:
+    """A recurrent layer, one with attention, and another recurrent one; the vocabulary of the draft."""
+    return _write_mamba(path, "jamba", attention_layers=(1,))
+
+
+def _write_mamba(path: Path, architecture: str, *, attention_layers: Sequence[int]) -> Path:
+    tokens, types = _byte_level([".Ċ", ".ĊĊ"], ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    biases = _writing(tokens, step_end=".ĊĊ", end="<|im_end|>")
+    rng, width, inner, state, rank, kernel, layers = np.random.default_rng(8), 32, 64, 8, 4, 4, 3
+    writer = GGUFWriter(path, architecture)
+    writer.add_name(f"tiny {architecture}")
+    writer.add_context_length(2048)
     writer.add_embedding_length(width)
-    writer.add_feed_forward_length(0)
-    writer.add_head_count(0)
-    writer.add_block_count(1)
+    writer.add_feed_forward_length(inner if attention_layers else 0)
+    writer.add_head_count(4 if attention_layers else 0)
+    if attention_layers:
+        writer.add_head_count_kv([2 if layer in attention_layers else 0 for layer in range(layers)])
+    writer.add_block_count(layers)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_ssm_conv_kernel(kernel)
     writer.add_ssm_inner_size(inner)
     writer.add_ssm_state_size(state)
     writer.add_ssm_time_step_rank(rank)
-    shapes = {
-        "token_embd.weight": (len(tokens), width),
-        "output_norm.weight": (width,),
-        "blk.0.attn_norm.weight": (width,),
-        "blk.0.ssm_in.weight": (2 * inner, width),
-        "blk.0.ssm_conv1d.weight": (inner, kernel),
-        "blk.0.ssm_conv1d.bias": (inner,),
-        "blk.0.ssm_x.weight": (rank + 2 * state, inner),
-        "blk.0.ssm_dt.weight": (inner, rank),
-        "blk.0.ssm_dt.bias": (inner,),
-        "blk.0.ssm_a": (inner, state),
-        "blk.0.ssm_d": (inner,),
-        "blk.0.ssm_out.weight": (width, inner),
+    recurrent = {
+        "ssm_in": (2 * inner, width), "ssm_conv1d": (inner, kernel), "ssm_x": (rank + 2 * state, inner), "ssm_dt": (inner, rank),
+        "ssm_out": (width, inner),
+    }  # fmt: skip
+    attention = {
+        "attn_q": (width, width),
+        "attn_k": (width // 2, width),
+        "attn_v": (width // 2, width),
+        "attn_output": (width, width),
     }
-    for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
-    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|endoftext|>"))
+    forward = {"ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)} if attention_layers else {}
+    embeddings, output = (rng.normal(0, scale, (len(tokens), width)).astype(np.float32) for scale in (1.0, 0.5))
+    embeddings[:, 0], output[:, 0] = CONSTANT, biases
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "token_embd.weight": embeddings,
+        "output.weight": output,
+        "output_norm.weight": np.ones(width),
+    }
+    for layer in range(layers):
+        has_attention = layer in attention_layers
+        for part, shape in {**(attention if has_attention else recurrent), **forward}.items():
+            matrix = rng.normal(0, 1.5 / np.sqrt(shape[1]), shape)
+            if part in ("ssm_out", "attn_output", "ffn_down"):
+                matrix *= 0.5
+                matrix[0] = 0.0  # no layer changes the constant
+            elif shape[1] == width:
+                matrix[:, 0] = 0.0  # and none reads it
+            tensors[f"blk.{layer}.{part}.weight"] = matrix
+        tensors[f"blk.{layer}.attn_norm.weight"] = np.ones(width)
+        if forward:
+            tensors[f"blk.{layer}.ffn_norm.weight"] = np.ones(width)
+        if not has_attention:
+            norms = {"dt": rank, "b": state, "c": state} if attention_layers else {}
+            tensors |= {f"blk.{layer}.ssm_{part}_norm.weight": np.ones(size) for part, size in norms.items()}
+            tensors |= {f"blk.{layer}.ssm_{part}.bias": np.full(inner, 0.1) for part in ("conv1d", "dt")}
+            tensors |= {f"blk.{layer}.ssm_a": np.full((inner, state), -0.5), f"blk.{layer}.ssm_d": np.ones(inner)}
+    for name, weights in tensors.items():
+        writer.add_tensor(name, weights.astype(np.float32))
+    _vocabulary(writer, "gpt2", tokens, types, end=tokens.index("<|im_end|>"), template=CHATML)
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_merges(["Ċ Ċ"])
+    writer.add_token_merges([". Ċ", ".Ċ Ċ"])
     return _finish(writer)
 
 
@@ -149,7 +184,8 @@ WRITERS = {
     "spm": write_spm,
     "base": write_base,
     "nan": write_not_a_number,
-    "mamba": write_mamba,
+    "recurrent": write_recurrent,
+    "hybrid": write_hybrid,
     "embedding": write_embedding,
 }
 
@@ -163,7 +199,7 @@ def _byte_level(
     merged: Sequence[str], controls: Sequence[str], user_defined: Sequence[str] = ()
 ) -> tuple[list[str], list[int]]:
     """Tokens and types of a GPT-2 vocabulary: the 256 bytes as that tokenizer spells them, merges, special tokens."""
-    tokens = [*map(_spell_byte, range(256)), *merged, *controls, *user_defined]
+    tokens = [*map(spell_byte, range(256)), *merged, *controls, *user_defined]
     num_normal = 256 + len(merged)
     types = (
         [TokenType.NORMAL] * num_normal + [TokenType.CONTROL] * len(controls) + [TokenType.USER_DEFINED] * len(user_defined)
@@ -171,7 +207,7 @@ def _byte_level(
     return tokens, [int(kind) for kind in types]
 
 
-def _spell_byte(value: int) -> str:
+def spell_byte(value: int) -> str:
     """GPT-2's printable stand-in for a byte: itself where it is printable, else a letter from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     if value in printable:
@@ -182,7 +218,7 @@ def _spell_byte(value: int) -> str:
 def _writing(tokens: Sequence[str], *, step_end: str, end: str, also: Sequence[str] = ()) -> Array:
     """Biases (n_vocab,) that keep a model to letters, with a step end about every 12 tokens and an end now and then."""
     biases = np.full(len(tokens), -80.0, np.float32)
-    biases[[tokens.index(_spell_byte(ord(letter))) for letter in LETTERS]] = 0.0
+    biases[[tokens.index(spell_byte(ord(letter))) for letter in LETTERS]] = 0.0
     biases[[tokens.index(text) for text in also]] = 0.0
     biases[[tokens.index(step_end), tokens.index(end)]] = 0.8, -0.6
     return biases

@@ -1,7 +1,6 @@
 """GGUF models through llama.cpp's C API. Of the rest of the package, only `loading` and `tokenizer` beside it call that API.
 
-Written for the functions and structures of llama-cpp-python 0.3.36, which change almost monthly: `check_binding` refuses any
-other layout before anything is loaded. Knows nothing of steps, prompts or policies.
+Its functions and structures change almost monthly: `check_binding` refuses any other layout before anything is loaded. Knows nothing of steps, prompts or policies.
 """
 
 import ctypes
@@ -18,7 +17,7 @@ import numpy as np
 from llama_cpp._ggml import libggml as ggml
 
 from arbitrage_cli.errors import ArbitrageError, ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options
+from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, State
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import Header, read_header
@@ -27,10 +26,13 @@ from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import CACHED_BYTES, DEFAULT_CONTEXT_SIZE
 
 WARM_UP_TOKENS = 4
+SAME_LOGITS = 1e-4  # apart, if they are computed from the same tokens in the same way
 FLOAT_BYTES = ctypes.sizeof(ctypes.c_float)
 NARROW_HEAD = 32  # numbers in an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens of all sequences together
 OWN_GPU, INTEGRATED_GPU = 1, 2  # values of ggml's enum ggml_backend_dev_type; an integrated GPU uses the machine's memory
+
+PARTIAL_ONLY = c.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY  # without what the attention layers hold, which can drop a tail
 
 NARROW_ATTENTION = Attention(False, keys="q8_0", values="f16")
 
@@ -50,7 +52,8 @@ class LlamaBackend:
         self._batch: Any = None
         self._views: dict[tuple[int, int, int], Floats] = {}
         self._path = path
-        _refuse_channels(read_header(path), path.name)
+        self.states: LlamaStates | None = None
+        _refuse_architectures(read_header(path), path.name)
         start_llama()
         self._gpu_layers = gpu_layers(options)
         try:
@@ -128,7 +131,8 @@ class LlamaBackend:
                 try:
                     self._run(deadline)
                 except ArbitrageError:
-                    self.drop(sequence, position)
+                    if self.states is None:
+                        self.drop(sequence, position)
                     raise
 
     def decode(
@@ -157,11 +161,6 @@ class LlamaBackend:
 
     def _refuse_unsupported(self) -> None:
         model, name = self._model, self._path.name
-        if c.llama_model_is_recurrent(model) or c.llama_model_is_hybrid(model):
-            raise ModelUnsupportedError(
-                f"{name}: a recurrent or hybrid model, whose memory cannot be rolled back to before a rejected step",
-                "use a transformer model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
-            )
         is_causal = self._metadata(f"{self._metadata('general.architecture')}.attention.causal") != "false"
         if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
@@ -209,15 +208,31 @@ class LlamaBackend:
         return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
 
     def _warm_up(self) -> None:
-        """Touch the weights, and check that the memory rolls back: for some new kinds of models only a trial shows it."""
+        """Touch the weights, and find out whether the memory can drop a tail: only a trial shows it."""
+        self._read_some()
+        if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
+            self.drop(0, 0)
+            self.states = LlamaStates(self._context, self._memory, self._path.name)
+            self._check_states(self.states)
+        c.llama_memory_clear(self._memory, True)
+
+    def _read_some(self) -> Floats:
+        """The logits after one token, which follows a few in sequence 0."""
         token = self.tokenizer.any_token
         self.read(0, 0, [token] * WARM_UP_TOKENS)
-        self.decode([0], [WARM_UP_TOKENS], [token])
-        if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):
+        return self.decode([0], [WARM_UP_TOKENS], [token]).copy()
+
+    def _check_states(self, states: "LlamaStates") -> None:
+        """ModelUnsupportedError unless the model computes the same again after its state is restored."""
+        token, after = self.tokenizer.any_token, WARM_UP_TOKENS + 1
+        self._read_some()
+        state = states.save(0)
+        first = self.decode([0], [after], [token]).copy()
+        states.restore(0, after, state)
+        if not np.allclose(first, self.decode([0], [after], [token]), rtol=0, atol=SAME_LOGITS):
             raise ModelUnsupportedError(
-                f"{self._path.name}: its memory cannot be rolled back to before a rejected step", "use a transformer model"
+                f"{self._path.name}: its memory cannot be brought back to before a rejected step", "use another model"
             )
-        c.llama_memory_clear(self._memory, False)
 
     # --- computing
 
@@ -296,13 +311,45 @@ class LlamaBackend:
         return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
 
 
-def _refuse_channels(header: Header, name: str) -> None:
-    """ModelUnsupportedError for gpt-oss: it separates thoughts from answers by tokens that are lost in the text of a step."""
-    if header.metadata.get("general.architecture") == "gpt-oss":
-        raise ModelUnsupportedError(
-            f"{name}: a gpt-oss model, whose channels are lost in steps, which are exchanged as text",
-            "use another model (Llama, Qwen2.5, Qwen3, Gemma, Phi, Mistral ...)",
-        )
+def _refuse_architectures(header: Header, name: str) -> None:
+    """ModelUnsupportedError for gpt-oss, which separates thoughts from answers by tokens that have no text, and for RWKV 7.
+
+    llama.cpp gives an RWKV 7 other logits each time that it reads the same tokens.
+    """
+    why = {
+        "gpt-oss": "a gpt-oss model, whose channels are lost in steps, which are exchanged as text",
+        **dict.fromkeys(("rwkv7", "arwkv7"), "an RWKV 7 model, for which llama.cpp computes something else each time"),
+    }
+    architecture = header.metadata.get("general.architecture")
+    if isinstance(architecture, str) and architecture in why:
+        hint = "use another model (Llama, Qwen3, Qwen3.5, Gemma, LFM2, Granite, Mamba ...)"
+        raise ModelUnsupportedError(f"{name}: {why[architecture]}", hint)
+
+
+class LlamaStates:
+    """`States` of a llama.cpp context: what its recurrent layers hold for a sequence."""
+
+    def __init__(self, context: Any, memory: Any, name: str) -> None:
+        self._context, self._memory, self._name = context, memory, name
+
+    def num_held(self, sequence: int) -> int:
+        return int(c.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def save(self, sequence: int) -> State:
+        size = c.llama_state_seq_get_size_ext(self._context, sequence, PARTIAL_ONLY)
+        state = np.empty(size, np.uint8)
+        if c.llama_state_seq_get_data_ext(self._context, _bytes_of(state), size, sequence, PARTIAL_ONLY) != size:
+            raise ComputeError(f"{self._name}: llama.cpp cannot save the state of a sequence", "please report this")
+        return state
+
+    def restore(self, sequence: int, position: int, state: State) -> None:
+        is_set = c.llama_state_seq_set_data_ext(self._context, _bytes_of(state), state.size, sequence, PARTIAL_ONLY)
+        if not is_set or not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            raise ComputeError(f"{self._name}: llama.cpp cannot restore the state of a sequence", "please report this")
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 class _Batch:

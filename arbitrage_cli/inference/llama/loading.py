@@ -15,8 +15,9 @@ from typing import Any
 
 import llama_cpp.llama_cpp as c
 
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ModelUnsupportedError
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError
 from arbitrage_cli.inference.backend import MAX_DECODE, Options
+from arbitrage_cli.inference.llama.binding import check_binding, set_fields
 from arbitrage_cli.system.held_signals import noted_signals
 
 BATCH_SIZE = MAX_DECODE  # tokens per llama_decode
@@ -37,16 +38,6 @@ class Attention:
     @property
     def formats(self) -> str:
         return self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
-
-
-def check_binding() -> None:
-    """ModelUnsupportedError if the default context parameters read wrong: then the C structures have another layout."""
-    defaults = c.llama_context_default_params()
-    if (defaults.n_ctx, defaults.n_batch, defaults.n_ubatch) != (512, 2048, 512):
-        version = importlib.metadata.version("llama-cpp-python")
-        raise ModelUnsupportedError(
-            f"llama-cpp-python {version} does not fit this program", 'pip install "llama-cpp-python>=0.3.36,<0.3.37"'
-        )
 
 
 @functools.cache
@@ -94,8 +85,7 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
 
     callback = c.llama_progress_callback(report)
     parameters = c.llama_model_default_params()
-    parameters.n_gpu_layers = gpu_layers
-    parameters.progress_callback = callback
+    set_fields(parameters, {"n_gpu_layers": gpu_layers, "progress_callback": callback})
     with _messages() as messages, noted_signals() as noted:
         model = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if model:
@@ -103,9 +93,10 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
     if failures:
         raise failures[0]
     reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "llama.cpp gave no reason")
+    version = importlib.metadata.version("llama-cpp-python")
     raise ModelFileError(
         f"{path}: llama.cpp cannot load it ({reason[:200]})",
-        "the file may be damaged, or of an architecture newer than llama-cpp-python 0.3.36; --debug shows more",
+        f"the file may be damaged, or of an architecture newer than llama-cpp-python {version}; --debug shows more",
     )
 
 
@@ -114,17 +105,23 @@ def new_context(
 ) -> Any:
     """A llama.cpp context with `context_size` tokens for each sequence; the caller frees it. Errors: ModelMemoryError."""
     parameters = c.llama_context_default_params()
-    parameters.n_ctx = context_size * options.num_sequences
-    parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
-    parameters.n_seq_max = options.num_sequences
-    parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
-    parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
-    parameters.type_k, parameters.type_v = KV_TYPES[attention.keys], KV_TYPES[attention.values]
-    parameters.embeddings = False
-    parameters.kv_unified = share_cache
-    parameters.swa_full = True
-    parameters.no_perf = True
+    values = {
+        "n_ctx": context_size * options.num_sequences,
+        "n_batch": BATCH_SIZE,
+        "n_ubatch": BATCH_SIZE,
+        "n_seq_max": options.num_sequences,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "flash_attn_type": -1 if attention.flash is None else int(attention.flash),
+        "pooling_type": c.LLAMA_POOLING_TYPE_NONE,
+        "type_k": KV_TYPES[attention.keys],
+        "type_v": KV_TYPES[attention.values],
+        "embeddings": False,
+        "kv_unified": share_cache,
+        "swa_full": True,
+        "no_perf": True,
+    }
+    set_fields(parameters, values)
     with _messages() as messages:
         context = c.llama_init_from_model(model, parameters)
     if context:

@@ -15,6 +15,7 @@ from arbitrage_cli.errors import ArbitrageError, TemplateError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpu_names
+from arbitrage_cli.inference.llama.known_text import check_known_text
 from arbitrage_cli.system.child import limit_memory
 
 CONTEXT = 512
@@ -47,6 +48,7 @@ def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, 
 def use(path: Path, options: Options) -> None:
     """Do with the model what a solution does, in small. Errors: ModelError, ComputeError."""
     with LlamaBackend(path, options) as backend:
+        check_known_text(path, backend)
         tokens = backend.tokenizer.tokenize(ODD, continues=False)
         tokens += backend.tokenizer.tokenize(ODD, continues=True)
         with suppress(TemplateError):  # it matters where the template is used

@@ -39,6 +39,8 @@ class Continuation:
     cache_key: str = ""
     is_first: bool = False
     stop: str = BLANK_LINE.separator
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class LlamaServer(Completions):
     needs_stream_for_alternatives = True
     reads_data_plainly = True
     facts_path = "props"
-    own_fields: ClassVar[Json] = {"samplers": ["top_p", "temperature"], "cache_prompt": True, "return_tokens": True}
+    own_fields: ClassVar[Json] = {"cache_prompt": True, "return_tokens": True}
 
     def url(self, base: str, root: str) -> str:
         """Where to ask."""
@@ -211,6 +213,7 @@ class LlamaServer(Completions):
         body = {**_sampling(wanted), "n_predict": wanted.max_tokens, "stop": [wanted.stop], **self.own_fields}
         if wanted.num_alternatives:
             body["n_probs"] = wanted.num_alternatives
+        body["samplers"] = [name for name in ("top_k", "top_p", "min_p", "temperature") if name in body]
         if wanted.cache_key and wanted.is_first:
             body["cache_prompt"] = False
         return body
@@ -240,6 +243,7 @@ def _sampling(wanted: Continuation) -> dict[str, Any]:
         "top_p": wanted.top_p,
         "seed": wanted.seed,
         "stream": wanted.is_streamed,
+        **{name: value for name, value in (("top_k", wanted.top_k), ("min_p", wanted.min_p)) if value},
     }
 
 

@@ -247,6 +247,8 @@ class ServedWriter:
             cache_key="" if self._shares_prompts else opened.topic,
             is_first=is_first,
             stop=self._step_end.separator,
+            top_k=sampler.top_k,
+            min_p=sampler.min_p,
         )
 
     async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:

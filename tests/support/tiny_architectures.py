@@ -1,0 +1,198 @@
+"""Tiny GGUF models with random weights for almost any architecture that llama.cpp knows. Their texts mean nothing.
+
+llama.cpp names the key that it misses, the tensor that it misses, and the shape that it expects. Each answer is added, and it is
+asked again. What its graphs need and its loader does not ask for is in HINTS. A failed assertion ends the process: build each
+architecture in a process of its own.
+
+Usage: python tiny_architectures.py PATH ARCHITECTURE
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as c
+import numpy as np
+from gguf import GGUFValueType, GGUFWriter, TokenType
+from tiny_gguf import CHATML, Array, spell_byte
+
+EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+HALF = {"attention.head_count_kv": [0, 2, 0, 2]}  # layers without heads are recurrent
+CONVOLVED = ["blk.0.ssm_conv1d.bias", "blk.2.ssm_conv1d.bias"]
+DELTA_NET = [f"blk.{layer}.{part}.weight" for layer in (0, 2) for part in ("attn_qkv", "attn_gate")]
+WINDOW = {f"attention.{part}_length{kind}": 16 for part in ("key", "value") for kind in ("", "_swa")} | {
+    "attention.sliding_window": 64,
+    "attention.sliding_window_pattern": [True, True, True, False],
+    "embedding_length_per_layer_input": 0,
+    "attention.shared_kv_layers": 0,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base_swa": 10000.0,
+}
+LATENT = {
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": 32,
+    "attention.kv_lora_rank": 32,
+    "rope.dimension_count": 16,
+    "attention.key_length": 48,
+    "attention.value_length": 32,
+    "attention.key_length_mla": 32,
+    "attention.value_length_mla": 16,
+    "expert_gating_func": 2,
+}
+TRANSFORMERS: Mapping[str, tuple[dict[str, Any], list[str]]] = {
+    **{
+        name: ({}, [])
+        for name in (
+            "llama",
+            "qwen2",
+            "qwen3",
+            "gemma2",
+            "gemma3",
+            "glm4",
+            "olmo2",
+            "smollm3",
+            "cohere2",
+            "exaone4",
+            "mistral3",
+        )
+    },
+    "ernie4_5": ({}, []),
+    "qwen3moe": (EXPERTS, []),
+    "glm4moe": ({**EXPERTS, "nextn_predict_layers": 0}, []),
+    "gemma4": (WINDOW, []),
+    "deepseek2": ({**EXPERTS, **LATENT}, []),
+}
+RECURRENT: Mapping[str, tuple[dict[str, Any], list[str]]] = {
+    "qwen35": ({"full_attention_interval": 2}, DELTA_NET),
+    "qwen35moe": ({**EXPERTS, "full_attention_interval": 2}, DELTA_NET),
+    "qwen3next": ({**EXPERTS, "full_attention_interval": 2}, DELTA_NET),
+    "lfm2": (HALF, []),
+    "lfm2moe": ({**EXPERTS, **HALF}, []),
+    "jamba": ({**EXPERTS, **HALF}, []),
+    "granitehybrid": (HALF, CONVOLVED),
+    "falcon-h1": ({}, [f"blk.{layer}.ssm_conv1d.bias" for layer in range(4)]),
+    "nemotron_h": ({"attention.head_count_kv": [0, 2, 0, 0], "feed_forward_length": [0, 0, 0, 128]}, CONVOLVED),
+    "mamba": ({}, []),
+    "mamba2": ({}, []),
+}
+HINTS = {**TRANSFORMERS, **RECURRENT}
+KEYS = {
+    "context_length": 2048,
+    "embedding_length": 64,
+    "block_count": 4,
+    "feed_forward_length": 128,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "attention.layer_norm_epsilon": 1e-5,
+    "rope.dimension_count": 16,
+}
+IF_ASKED: Mapping[str, Any] = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 128,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 8,
+    "ssm.group_count": 2,
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 32,
+    "expert_shared_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "expert_gating_func": 1,
+    "expert_weights_scale": 1.0,
+    "leading_dense_block_count": 1,
+    "shortconv.l_cache": 3,
+    "attention.sliding_window": 64,
+    "attention.key_length": 16,
+    "attention.value_length": 16,
+    "attention.q_lora_rank": 16,
+    "attention.kv_lora_rank": 16,
+    "rope.dimension_sections": [4, 4, 0, 0],
+    "rope.scaling.factor": 1.0,
+    "logit_scale": 1.0,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "attention.scale": 0.25,
+    "rope.freq_base": 10000.0,
+}
+
+
+def build(path: Path, architecture: str) -> None:
+    """Write the model: asks llama.cpp until it loads the file."""
+    given, also = HINTS[architecture]
+    keys, draw, said = {**KEYS, **given}, np.random.default_rng(7), list[str]()
+    listen = c.llama_log_callback(lambda level, text, data: said.append(text.decode("utf-8", "replace")))
+    c.llama_log_set(listen, None)
+    tensors = {name: _weights(name, [1], draw) for name in also}
+    parameters = c.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    for _ in range(500):
+        _write(path, architecture, keys, tensors)
+        said.clear()
+        if c.llama_model_load_from_file(str(path).encode(), parameters):
+            return
+        text = " ".join(said)
+        if found := re.search(rf"key not found in model: {re.escape(architecture)}\.([\w.]+)", text):
+            keys[found[1]] = IF_ASKED[found[1]]
+        elif found := re.search(r"tensor '([\w.]+)' has wrong shape; expected ([\d, ]+), got", text):
+            shape = [int(one) for one in found[2].split(",") if one.strip()]
+            while len(shape) > 1 and shape[-1] == 1:
+                shape.pop()
+            tensors[found[1]] = _weights(found[1], shape, draw)
+        elif found := re.search(r"tensor '([\w.]+)'(?: not found|\b(?! has))", text):
+            tensors[found[1]] = _weights(found[1], [1], draw)
+        else:
+            raise SystemExit(f"{architecture}: {text[-400:]}")
+    raise SystemExit(f"{architecture}: no end")
+
+
+def _weights(name: str, shape: list[int], draw: np.random.Generator) -> Array:
+    """Random weights; `shape` as llama.cpp writes it, the fastest dimension first."""
+    rows = tuple(reversed(shape))
+    if "norm" in name and name.endswith("weight"):
+        return np.ones(rows, np.float32)
+    if name.endswith("ssm_a"):
+        return np.full(rows, -0.5, np.float32)
+    scale = 0.02 if name.endswith("bias") else 0.5 / np.sqrt(shape[0]) if len(shape) > 1 else 0.1
+    return draw.normal(0, scale, rows).astype(np.float32)
+
+
+def _write(path: Path, architecture: str, keys: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
+    controls = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*map(spell_byte, range(256)), *controls, "ĊĊ", ".ĊĊ"]
+    types = [TokenType.NORMAL] * 256 + [TokenType.CONTROL] * 3 + [TokenType.NORMAL] * 2
+    while len(tokens) % 16:
+        tokens.append(f"<unused{len(tokens)}>")
+        types.append(TokenType.UNUSED)
+    writer = GGUFWriter(path, architecture)
+    writer.add_name(f"tiny {architecture}")
+    for key, value in keys.items():
+        is_list = isinstance(value, list)
+        first = value[0] if is_list else value
+        kind = next(kind for one, kind in KINDS.items() if isinstance(first, one))
+        sub_type = {"sub_type": GGUFValueType.INT32 if kind == GGUFValueType.UINT32 else kind} if is_list else {}
+        writer.add_key_value(f"{architecture}.{key}", value, GGUFValueType.ARRAY if is_list else kind, **sub_type)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([int(one) for one in types])
+    writer.add_token_merges(["Ċ Ċ", ". ĊĊ"])
+    writer.add_eos_token_id(258)
+    writer.add_bos_token_id(257)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHATML)
+    for name, weights in tensors.items():
+        writer.add_tensor(name, weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+KINDS = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), sys.argv[2])
