@@ -174,7 +174,7 @@ class Decoder:
             return "think_budget"
         if step.text.ended:
             return "separator"
-        if _is_loop(step.tokens):
+        if _is_loop(step.tokens) and not step.text.is_inside_character:
             return "loop"
         if self._cache.is_full(slot):
             return "context"

@@ -36,7 +36,7 @@ def test_an_architecture_solves_problems(architecture: str, tmp_path: Path) -> N
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders}, timeout=300)
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"question": "1 + 1"}\n{"question": "a longer question, of which nothing is known"}\n')
-    models = ["--draft", path, "--target", path]
+    models = ["--draft", str(path), "--target", str(path)]
     found = []
     for concurrency in ("1", "2"):
         done = run("solve", "--input", problems, *models, *SHORT, "--concurrency", concurrency, "--json")
