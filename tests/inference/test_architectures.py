@@ -10,20 +10,8 @@ import tiny_architectures
 from cli import run
 from tiny_architectures import HINTS, RECURRENT
 
-SHORT = (
-    "--max-steps",
-    "4",
-    "--max-step-tokens",
-    "12",
-    "--threads",
-    "1",
-    "--ctx",
-    "2048",
-    "--policy",
-    "random",
-    "--tau",
-    "0.5",
-)
+SHORT = ("--threads", "1", "--ctx", "2048", "--policy", "random", "--tau", "0.5")
+LIMITS = {"ARBITRAGE_MAX_STEPS": "4", "ARBITRAGE_MAX_STEP_TOKENS": "12"}
 
 
 @pytest.mark.slow
@@ -39,7 +27,7 @@ def test_an_architecture_solves_problems(architecture: str, tmp_path: Path) -> N
     models = ["--draft", str(path), "--target", str(path)]
     found = []
     for concurrency in ("1", "2"):
-        done = run("solve", "--input", problems, *models, *SHORT, "--concurrency", concurrency, "--json")
+        done = run("solve", "--input", problems, *models, *SHORT, "--concurrency", concurrency, "--json", env=LIMITS)
         assert done.code == 0, done.err
         found.append({record["problem"]: record["text"] for record in done.records})
     assert len(found[0]) == 2
