@@ -310,11 +310,11 @@ def test_checkpoints_are_invisible(
     some: list[Problem], routing: tuple[str, float], sampler: Sampler, concurrency: int, keep: Keep
 ) -> None:
     """Laws 1, 4, 5 and 7: with checkpoints, few or none (budget 0), the text is that of a model that drops tails."""
-    expected = solve(hash_engines(sampler), some, *routing, alternatives=2)
+    expected = solve(hash_engines(sampler), some, *routing)
     chosen: dict[str, Any] = {"make": Recurrent, "num_sequences": concurrency, "keep": keep, "clock": ticking_clock()}
     for most in (None, 0, 1, 2):
         engines = hash_engines(sampler, most_checkpoints=most, **chosen)
-        found = solve(engines, some, *routing, concurrency=concurrency, alternatives=2, speculates=True)
+        found = solve(engines, some, *routing, concurrency=concurrency, speculates=True)
         assert texts(found) == texts(expected)
     engines = hash_engines(sampler, most_checkpoints=2, **chosen)
     stopped = solve(engines, some, *routing, concurrency=concurrency, stops_early=True)
