@@ -26,16 +26,12 @@ Models = Mapping[ModelRole, str | None]
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """The models of a command, and what goes with them. `pair` is None if the models were named one by one.
-
-    `task` is that of the states that they come from; None if they come from none.
-    """
+    """The models of a command, and what goes with them. `pair` is None if the models were named one by one."""
 
     pair: Pair | None
     models: Models
     head_source: str | None = None
     prm_style: str = "turns"
-    task: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -84,15 +80,7 @@ def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
     models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
     pairs = read_pairs(user_folder() / "pairs.toml").values()
     pair = next((one for one in pairs if _is_pair(one, models)), None)
-    task = run.get("task")
-    return ModelChoice(pair, models, head or default_head(pair, models, task), task=task)
-
-
-def choose_or_of_states(invocation: Invocation, options: HeadOptions, task: str | None, folder: Path | None) -> ModelChoice:
-    """The models of a command, or if it names none those that the states in the folder were collected with. UsageError."""
-    if folder and not (options.pair or options.draft or options.target):
-        return choice_of_states(folder, options.head)
-    return choose_models(invocation, options, task)
+    return ModelChoice(pair, models, head or default_head(pair, models, run.get("task")))
 
 
 def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:

@@ -357,25 +357,10 @@ SpeedList = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class TableOptions:
-    """How a table is written."""
+class ComparisonOptions:
+    """How a table of figures is written."""
 
     json_line: JsonFigures = False
-    csv: Annotated[bool, _output("--csv", help="The figures as CSV.")] = False
-    markdown: Annotated[bool, _output("--md", help="The table in Markdown.")] = False
-
-    @property
-    def is_for_people(self) -> bool:
-        """Whether nothing else was asked for. UsageError for two forms at once."""
-        if self.json_line + self.csv + self.markdown > 1:
-            raise UsageError("two forms of the table are asked for", "give one of --json, --csv and --md")
-        return not (self.json_line or self.csv or self.markdown)
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonOptions(TableOptions):
-    """The same for figures."""
-
     explain: Annotated[bool, _output("--explain", help="Say below the table what each figure is.")] = False
 
 

@@ -178,7 +178,7 @@ class _Log:
     def loading(self, role: ModelRole, source: str, fraction: float) -> None:
         pass
 
-    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
+    def fetching(self, progress: FileProgress) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -70,7 +70,7 @@ class Watcher(Protocol):
         """A model is being loaded; `fraction` from 0 to 1."""
         ...
 
-    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
+    def fetching(self, progress: FileProgress) -> None:
         """A model's file is being fetched or checked."""
         ...
 

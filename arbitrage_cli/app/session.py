@@ -16,7 +16,6 @@ from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, Writers, Wr
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup
-from arbitrage_cli.app.slow_models import Load, SlowModels
 from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.engine import as_speculator
@@ -146,11 +145,6 @@ class Session:
             backend = open_model(self.files[role], options, progress)
             self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
 
-    def slow_models(self) -> SlowModels:
-        """Notices loaded models that are far too slow for their size; those on servers have none here."""
-        sizes = {role: sum(path.stat().st_size for path in local_files(self.files[role])) for role in self.models}
-        return SlowModels({role: Load(size, self.threads[role]) for role, size in sizes.items() if size})
-
     def router(self, policy: Policy) -> Router | None:
         """The head's router, for a policy that needs it."""
         return need_head(self.setup.head).router() if policy.needs_head else None
@@ -256,7 +250,7 @@ def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) 
     """
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
-        files = find_files(source, offline=offline, on_progress=partial(display.fetching, role))
+        files = find_files(source, offline=offline, on_progress=display.fetching)
         if files and not files[0].exists():
             raise ModelFileError(f"{files[0]}: no such file", f"check the path of the {role} model")
         found[role] = str(files[0]) if files else source

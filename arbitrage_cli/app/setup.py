@@ -152,17 +152,17 @@ def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: st
     return replace(both, concurrency=options.machine.concurrency or concurrency, notes=notes), menu
 
 
-def explain_setup(options: RunOptions, routing: HeadRoutingOptions, choice: ModelChoice, *, rates: bool) -> Setup:
-    """The setup of the head's policy for these models, in which steps are rated as well if it `rates`. Errors as `solve_setup`."""
-    base, policy = _base(options, choice), POLICIES["arbitrage"]
-    early = early_stop_asked(routing.early_stop, choice.models["draft"], policy)
+def explain_setup(options: RunOptions, routing: HeadRoutingOptions, *, rates: bool) -> Setup:
+    """The setup of the head's policy, in which steps are rated as well if it `rates`. Errors as `solve_setup`."""
+    base, policy = _base(options), POLICIES["arbitrage"]
+    early = early_stop_asked(routing.early_stop, base.choice.models["draft"], policy)
     route = make_route(policy, routing.tau, base.available_head, early_stop=early)
     setup = _with_routes(base, [route])
     if not rates:
         return setup
     note = "if steps are rated, both models finish every step: --early-stop changes nothing"
     notes = [*setup.notes, *([note] if routing.early_stop else [])]
-    return replace(setup, sources=needed_models([POLICIES["oracle"]], choice.models), reward="prm", notes=notes)
+    return replace(setup, sources=needed_models([POLICIES["oracle"]], base.choice.models), reward="prm", notes=notes)
 
 
 def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
@@ -200,11 +200,11 @@ def collect_setup(options: RunOptions, reward: str | None) -> Setup:
     return _with_routes(base, [Route(POLICIES["oracle"], 0.0)], reward=reward)
 
 
-def _base(options: RunOptions, choice: ModelChoice | None = None) -> Setup:
+def _base(options: RunOptions) -> Setup:
     """What does not depend on the policies."""
     invocation, models, generation, machine = options.invocation, options.models, options.generation, options.machine
     task = find_task(generation.task or options.task)
-    choice = choice or choose_models(invocation, models, task.name)
+    choice = choose_models(invocation, models, task.name)
     load = load_options(choice.pair, machine, machine.threads)
     head = load_head(choice.head_source)
     if head:

@@ -20,7 +20,7 @@ from arbitrage_cli.cli import (
     guide,
     models,
     report,
-    run_list,
+    runs,
     serve,
     solve,
     train,
@@ -48,6 +48,7 @@ COMMANDS = MappingProxyType(
         "calibrate": calibrate.calibrate,
         "explain": explain.explain,
         "tune": tune.tune,
+        "runs": runs.runs,
         "verify": verify.verify,
         "guide": guide.guide,
         "doctor": doctor.doctor,
@@ -70,7 +71,6 @@ def make_app() -> typer.Typer:
         first = (command.__doc__ or "").partition("\n\n")[0]
         app.command(name, short_help=" ".join(first.split()))(command)
     app.add_typer(models.make_group(), name="models")
-    app.add_typer(run_list.make_group(), name="runs")
     return app
 
 

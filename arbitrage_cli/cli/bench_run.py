@@ -131,7 +131,6 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
         if key_of(row) in by_key:
             standings.add(by_key[key_of(row)], row)
     waiting = Counter(attempt.route for attempt in run.left)
-    slow_models = run.session.slow_models()
 
     def progress() -> RunProgress:
         finished, left = len(run.attempts) - waiting.total(), standings.seconds_left(waiting)
@@ -152,8 +151,6 @@ def _follow(bench: Bench, run: BenchRun, display: Display) -> None:
                 display.handle(_ended(happening, progress()))
             else:
                 display.handle(happening)
-                if warning := slow_models.warning(happening):
-                    display.note(warning)
 
 
 def _ended(ended: Ended, progress: RunProgress) -> AttemptEnded:

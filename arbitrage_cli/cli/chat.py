@@ -18,11 +18,9 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.interrupts import Interruption, interruptible
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.system.paths import user_folder
 
 if TYPE_CHECKING:
     from arbitrage_cli.cli.conversation import Conversation
-    from arbitrage_cli.cli.typed_lines import TypedLines
 
 QUIT = "/quit"
 
@@ -50,7 +48,6 @@ def chat(
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, serve_setup
     from arbitrage_cli.cli.conversation import Conversation
-    from arbitrage_cli.cli.typed_lines import edited_lines
 
     setup, menu = serve_setup(RunOptions(invocation, models, generation, machine), routing, concurrency="1")
     with contextlib.ExitStack() as stack:
@@ -59,18 +56,18 @@ def chat(
         session.load()
         shows_answers = output.quiet or not sys.stdout.isatty()
         conversation = Conversation(session, menu, display, shows_answers=shows_answers)
-        words = [*conversation.commands, QUIT, *menu.names]
-        lines = stack.enter_context(edited_lines(words, user_folder() / "chat_history"))
         conversation.show_route()
-        while _follow_line(lines, conversation, display):
+        with contextlib.suppress(ImportError):  # a Python that was built without it
+            import readline  # noqa: F401 - `input` then edits lines, and remembers them
+        while _follow_line(conversation, display):
             pass
 
 
-def _follow_line(lines: "TypedLines", conversation: "Conversation", display: Display) -> bool:
+def _follow_line(conversation: "Conversation", display: Display) -> bool:
     """Read a line and follow it. Returns whether to go on. Ctrl-C stops what is done for this line, and no more."""
     try:
         with interruptible():
-            line = lines.read(f"{conversation.route.name}> ")
+            line = _read_line(f"{conversation.route.name}> ")
             if line is None or line == QUIT:
                 return False
             if line:
@@ -83,3 +80,14 @@ def _follow_line(lines: "TypedLines", conversation: "Conversation", display: Dis
     except (ProblemError, UsageError) as error:
         display.note(": ".join(filter(None, (error.message, error.hint))))
     return True
+
+
+def _read_line(prompt: str) -> str | None:
+    """The next line without white space around it, with a prompt in a terminal; None at the end."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        line = sys.stdin.readline()
+        return line.strip() if line else None
+    with contextlib.suppress(EOFError):
+        return input(prompt).strip()
+    sys.stdout.write("\n")
+    return None

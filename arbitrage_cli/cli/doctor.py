@@ -12,7 +12,7 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.settings import settings_files
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.downloads import size_words
+from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from arbitrage_cli.app.options import Debug, OutputOptions, TableOptions, option
+from arbitrage_cli.app.options import Debug, OutputOptions, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import confirmed, write_table_as
+from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.downloads import shown, size_words
+from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
@@ -55,7 +55,6 @@ def make_group() -> typer.Typer:
         "pull": pull,
         "path": path,
         "info": info,
-        "rm": remove,
     }
     for name, made in commands.items():
         group.command(name)(made)
@@ -63,19 +62,15 @@ def make_group() -> typer.Typer:
 
 
 @command
-def list_pairs(*, form: TableOptions, debug: Debug = False) -> None:
+def list_pairs(*, json_lines: Json = False, debug: Debug = False) -> None:
     """Show the pairs, and whether their models are on this machine."""
-    is_for_people = form.is_for_people
-    records = [record for pair in _pairs().values() for record in _pair_records(pair)]
-    if form.json_line:
-        for pair in _pairs().values():
-            models = {one["role"]: {"model": one["model"], "here": one["here"]} for one in _pair_records(pair)}
-            typer.echo(json.dumps({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **models}))
-    elif not is_for_people:
-        write_table_as(form, None, records, (list(records[0]), [[str(cell) for cell in one.values()] for one in records]))
     for error in _pairs().broken.values():
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
-    for pair in _pairs().values() if is_for_people else ():
+    for pair in _pairs().values():
+        if json_lines:
+            models = {one["role"]: {"model": one["model"], "here": one["here"]} for one in _pair_records(pair)}
+            typer.echo(json.dumps({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **models}))
+            continue
         title = f"{one_line(pair.name)}: {one_line(pair.notes)}" if pair.notes else one_line(pair.name)
         typer.echo("\n".join(wrapped(title, width_of(sys.stdout))))
         for one in _pair_records(pair):
@@ -88,35 +83,7 @@ def _pair_records(pair: Pair) -> list[dict[str, Any]]:
     here = {role: is_scripted(source) or bool(local_files(source)) for role, source in sources.items()}
     if pair.head:
         sources["head"], here["head"] = pair.head, head_file(pair.head).is_file()
-    return [{"pair": pair.name, "role": role, "model": source, "here": here[role]} for role, source in sources.items()]
-
-
-@command
-def remove(
-    name: Name,
-    *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    debug: Debug = False,
-) -> int:
-    """Remove the files of a pair or a model from the Hugging Face cache, which other programs use too. Asks first.
-
-    \b
-    Examples:
-      arbitrage models rm qwen2.5-coder
-      arbitrage models rm user/repo --yes
-    """
-    pair = _pairs().named(name)
-    sources = [*_sources(name), *([pair.prm] if pair and pair.prm else [])]
-    found = hub.removal(wanted for source in sources if (wanted := hub_name(source)))
-    if not found.repos:
-        typer.echo(f"nothing of {one_line(name)} is in the cache", err=True)
-        return NOT_HERE
-    what = f"everything of {', '.join(map(one_line, found.repos))} ({size_words(found.size)})"
-    if not yes and not confirmed(f"Remove {what} from {hub.cache_folder()}?"):
-        return NOT_HERE
-    found.carry_out()
-    typer.echo(f"removed {what}", err=True)
-    return 0
+    return [{"role": role, "model": source, "here": here[role]} for role, source in sources.items()]
 
 
 @command
@@ -150,7 +117,8 @@ def pull(
     if dry_run:
         _preview([wanted for _, wanted in names if wanted], offline=offline)
         return
-    with shown(quiet=output.quiet) as watch:
+    with command_display(output) as display:
+        watch = display.fetching
         paths = [path for _, wanted in names if wanted for path in hub.fetch(wanted, offline=offline, on_progress=watch)]
     for path in paths:
         typer.echo(one_line(str(path)))

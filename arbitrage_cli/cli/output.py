@@ -7,19 +7,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from arbitrage_cli.app.options import FigureOptions, OutputOptions, TableOptions
+from arbitrage_cli.app.options import FigureOptions, OutputOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
 from arbitrage_cli.types import Trace
-
-if TYPE_CHECKING:
-    from arbitrage_cli.display.table import Cells
 
 T = TypeVar("T")
 
@@ -89,14 +86,6 @@ def say(text: str, options: OutputOptions) -> None:
         show(sys.stderr, one_line(text) + "\n")
 
 
-def confirmed(question: str) -> bool:
-    """Whether the user agrees. UsageError if nobody can be asked."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError(f"{one_line(question)} Nobody can answer here", "--yes agrees")
-    write(sys.stderr, f"{one_line(question)} [y/N] ")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
 @contextlib.contextmanager
 def only_figures_on_stdout() -> Iterator[None]:
     """What C code writes to standard output meanwhile goes to standard error: the other is for figures alone."""
@@ -130,24 +119,18 @@ def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], opti
     from arbitrage_cli.display import table
     from arbitrage_cli.display.facts import model_facts
 
-    is_for_people = options.is_for_people
     made = figures_as_asked(run, rows, options)
     made["notes"] += run["warnings"]
-    if is_for_people:
+    if options.json_line:
+        write_json(made)
+    else:
         facts = [*model_facts(run), ("machine", run["machine"]["cpu"])]
         table.write_table(made, facts, sys.stdout, explain=options.explain, styled=is_drawable(sys.stdout))
-    else:
-        write_table_as(options, made, made["policies"], table.main_table(made))
 
 
-def write_table_as(options: TableOptions, whole: Any, records: Sequence[Mapping[str, Any]], table: "Cells") -> None:
-    """A table for other programs: `whole` as JSON, its records as CSV, or its cells in Markdown."""
-    from arbitrage_cli.display.table import comma_separated, markdown
-
-    if options.json_line:
-        write(sys.stdout, json.dumps(whole, ensure_ascii=True, allow_nan=False) + "\n")
-    else:
-        write(sys.stdout, markdown(*table) if options.markdown else comma_separated(records))
+def write_json(content: Any) -> None:
+    """A line of JSON on standard output."""
+    write(sys.stdout, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
 
 
 class Output(io.TextIOWrapper):

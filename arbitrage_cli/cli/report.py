@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, option
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import figures_as_asked, show_figures, write_table_as
+from arbitrage_cli.cli.output import figures_as_asked, show_figures, write_json
 from arbitrage_cli.display.text import is_drawable, write
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
@@ -61,7 +61,7 @@ def report(
         _write(page, _page(contents, figures))
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"no browser could be opened: open {page} in one", err=True)
-    if page is None or not figures.is_for_people:
+    if page is None or figures.json_line:
         _show(list(contents.values()), figures)
 
 
@@ -79,14 +79,13 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
     from arbitrage_cli.evaluation import comparison  # NumPy is slow to import: not for --help
     from arbitrage_cli.runs.folder import latest, read_run_folder
 
-    is_for_people = shown.is_for_people
     one, other = read_run_folder(first), read_run_folder(second)
     names = {"runs": [str(first), str(second)]}
     compared = names | comparison.compare_runs(one.run, list(latest(one.rows)), other.run, list(latest(other.rows)))
-    if is_for_people:
-        table.write_comparison(compared, sys.stdout, explain=shown.explain, styled=is_drawable(sys.stdout))
+    if shown.json_line:
+        write_json(compared)
     else:
-        write_table_as(shown, compared, compared["policies"], table.comparison_table(compared))
+        table.write_comparison(compared, sys.stdout, explain=shown.explain, styled=is_drawable(sys.stdout))
 
 
 def _show(contents: "Sequence[Contents]", figures: FigureOptions) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from arbitrage_cli.cli.output import confirmed
+from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.task import Task
 
@@ -18,16 +18,15 @@ def permitted(task: Task, run_code: str | None) -> Task:
     from arbitrage_cli.grading.programs import find_wall
 
     find_wall()
-    if run_code is None:
-        _ask(f"task {task.name} is graded by running programs that models wrote, on this machine")
+    if run_code is None and not _is_confirmed(f"Task {task.name} runs programs that models wrote, behind bubblewrap."):
+        hint = '--run-code, or run-code = "sandboxed" in a settings file, allows it; see arbitrage guide code'
+        raise UsageError(f"task {task.name} is graded by running programs that models wrote, on this machine", hint)
     return task
 
 
-def _ask(what: str) -> None:
-    if _can_ask() and confirmed(f"{what[0].upper()}{what[1:]}, behind bubblewrap. Run them?"):
-        return
-    raise UsageError(what, '--run-code, or run-code = "sandboxed" in a settings file, allows it; see arbitrage guide code')
-
-
-def _can_ask() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+def _is_confirmed(what: str) -> bool:
+    """Whether the user agrees; False if nobody can be asked."""
+    if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None or not sys.stderr.isatty():
+        return False
+    write(sys.stderr, f"{what} Run them? [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -31,7 +31,6 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Event, Finished, Started
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.slow_models import SlowModels
     from arbitrage_cli.cli.solutions import Solutions
 
 
@@ -97,7 +96,7 @@ def solve(
             )
             # Closed before the models are: an interrupted run still holds problems in their caches.
             events = stack.enter_context(contextlib.closing(session.scheduler().run(usable, problems.is_ready)))
-            _follow(events, run, solutions, display, session.slow_models())
+            _follow(events, run, solutions, display)
         else:
             deque(usable, maxlen=0)  # lines that are no problems have results as well
     if file:
@@ -132,15 +131,11 @@ def _format(results: ResultOptions, invocation: Invocation, *, is_single: bool) 
     return ResultFormat.text if is_single or sys.stdout.isatty() else ResultFormat.json
 
 
-def _follow(
-    events: Iterable[Event], run: RunInfo, solutions: "Solutions", display: Display, slow_models: "SlowModels"
-) -> None:
+def _follow(events: Iterable[Event], run: RunInfo, solutions: "Solutions", display: Display) -> None:
     """Show everything that happens, and pass results on."""
     display.begin(run)
     for event in events:
         display.handle(event)
-        if warning := slow_models.warning(event):
-            display.note(warning)
         if isinstance(event, Started):
             solutions.started(event.trace)
         elif isinstance(event, Finished):

@@ -7,7 +7,7 @@ from typing import Any
 
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, one_line
-from arbitrage_cli.routing.explain import Explanation, group
+from arbitrage_cli.routing.explain import Explanation
 from arbitrage_cli.runs.records import tau_in_json
 
 MEANING = {
@@ -25,13 +25,6 @@ def solution_lines(explanations: Sequence[Explanation], top: int) -> Iterator[st
     known = [one for one in explanations if one.judgement]
     if known:
         yield from ("", oracle_line(known))
-
-
-def group_lines(explanations: Sequence[Explanation], top: int) -> Iterator[str]:
-    """The steps of each judgement together."""
-    for part in group(explanations):
-        yield f"{part.judgement}: {rounding.count(part.count, 'step')}, regret {part.regret:.2f} ({MEANING[part.judgement]})"
-        yield from _feature_lines(part.parts, top)
 
 
 def step_lines(one: Explanation, top: int) -> Iterator[str]:

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.downloads import Pace
 from arbitrage_cli.display.live_run import RunView
 from arbitrage_cli.display.live_solve import SolveView
 from arbitrage_cli.display.region import Region, View
@@ -51,7 +50,7 @@ class LiveDisplay:
     def __init__(self, stream: TextIO, results: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._region = Region(stream)
         self._results = results
-        self._pace = Pace()
+        self._pace = wording.Pace(clock)
         self._clock = clock
         self._drawn = clock() - REDRAW_SECONDS
         self._stays: list[Text] = []
@@ -61,8 +60,9 @@ class LiveDisplay:
         if self._is_due or fraction >= 1:
             self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")])
 
-    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
-        self.loading(role, self._pace.words(progress), progress.done / max(progress.total, 1))
+    def fetching(self, progress: FileProgress) -> None:
+        if self._pace.is_new(progress) or self._is_due:
+            self._draw([Text(self._pace.words(progress), "dim")])
 
     def note(self, text: str) -> None:
         self._stays.append(Text(one_line(text), "yellow"))

@@ -9,7 +9,6 @@ from typing import TextIO
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import rounding, wording
-from arbitrage_cli.display.downloads import Pace
 from arbitrage_cli.display.text import one_line, safe, show, write
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
@@ -17,7 +16,7 @@ from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestBegun, RequestEnded, Started
 
 LOADING_SECONDS = 5.0
-"""Between two lines about loading."""
+"""Between two lines about loading, or about one file."""
 
 
 class PlainDisplay:
@@ -28,7 +27,7 @@ class PlainDisplay:
     ) -> None:
         self._stream = stream
         self._results = results
-        self._pace = Pace()
+        self._pace = wording.Pace(clock)
         self._verbosity = verbosity
         self._clock = clock
         self._last_loading = clock()
@@ -42,8 +41,12 @@ class PlainDisplay:
             self._last_loading = now
             self._say(f"loading {role} {one_line(source)}: {fraction:.0%}")
 
-    def fetching(self, role: ModelRole, progress: FileProgress) -> None:
-        self.loading(role, self._pace.words(progress), progress.done / max(progress.total, 1))
+    def fetching(self, progress: FileProgress) -> None:
+        now = self._clock()
+        is_new = self._pace.is_new(progress)
+        if is_new or progress.done == progress.total or now - self._last_loading >= LOADING_SECONDS:
+            self._last_loading = now
+            self._say(self._pace.words(progress))
 
     def note(self, text: str) -> None:
         self._write(one_line(text))

@@ -80,3 +80,11 @@ def duration(value: float) -> str:
         return f"{value:.0f} s"
     hours, minutes = divmod(round(value / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def size_words(size: float) -> str:
+    """Bytes in the unit that suits them: 4.9 GB, 380 MB, 12 kB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}" if unit == "GB" else f"{size / factor:.0f} {unit}"
+    return f"{size:.0f} B"

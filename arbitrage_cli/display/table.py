@@ -1,11 +1,9 @@
-"""The main figures of a run, or the comparison of two, as text: for a terminal, as Markdown, or as CSV.
+"""The main figures of a run, or the comparison of two, as text.
 
 In a terminal at most 80 columns, and if asked for a definition of each column. In one that obeys escape codes headings are bold
 and explanations dim. Everything comes from the JSON of `figures`, of which `--json` shows all.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -20,8 +18,6 @@ MAX_NAMES = 12  # problems that are named in a line
 Figures = Mapping[str, Any]
 Line = tuple[str, str]
 """A line and its style: empty, "bold" or "dim"."""
-Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Headings and rows of a table."""
 
 
 def write_table(
@@ -56,18 +52,16 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
 # --- one run
 
 
-def main_table(figures: Figures) -> Cells:
-    """Headings and rows of the main figures."""
-    return _cells(_main_columns(figures), figures["policies"], [policy["label"] for policy in figures["policies"]])
-
-
 def _main_columns(figures: Figures) -> list[Column]:
     """Those that are known; seconds make room for prices."""
     shown = columns.known(columns.TERMINAL, figures["policies"])
     return [column for column in shown if not (column is columns.SECONDS and columns.PRICE[0] in shown)]
 
 
-def _cells(shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str]) -> Cells:
+def _cells(
+    shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Headings and rows of a table."""
     rows = [
         [label, *(" ".join(filter(None, column.cell(record))) for column in shown)]
         for label, record in zip(labels, records, strict=True)
@@ -80,8 +74,9 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
     for name, text in facts:
         yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}", width))
     yield "", ""
-    yield from _table(*main_table(figures), width)
-    meanings = ((column.heading, DEFINITIONS[column.definition]) for column in _main_columns(figures) if explain)
+    shown = _main_columns(figures)
+    yield from _table(*_cells(shown, figures["policies"], [policy["label"] for policy in figures["policies"]]), width)
+    meanings = ((column.heading, DEFINITIONS[column.definition]) for column in shown if explain)
     notes = [
         *_plain(_not_scored(figures["policies"]), width),
         *_projection(figures, width, explain=explain),
@@ -156,11 +151,6 @@ def _legend(meanings: Iterable[tuple[str, str]], width: int) -> Iterator[Line]:
 # --- two runs
 
 
-def comparison_table(comparison: Figures) -> Cells:
-    """Headings and rows of the comparison of two runs."""
-    return _cells(columns.COMPARISON, comparison["policies"], [pair_label(entry) for entry in comparison["policies"]])
-
-
 def pair_label(entry: Figures) -> str:
     """What is compared: one policy, or two if they differ."""
     return " / ".join(dict.fromkeys((entry["first"], entry["second"])))
@@ -179,7 +169,8 @@ def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iter
     title = one_line(f"{' against '.join(names)}: first {first}, second {second}")
     yield from ((line, "bold") for line in wrapped(title, width))
     yield "", ""
-    yield from _table(*comparison_table(comparison), width)
+    labels = [pair_label(entry) for entry in comparison["policies"]]
+    yield from _table(*_cells(columns.COMPARISON, comparison["policies"], labels), width)
     yield "", ""
     for entry in comparison["policies"]:
         for what, ids in changes(entry):
@@ -191,35 +182,3 @@ def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iter
     yield from _plain(comparison["notes"], width)
     meanings = {column.definition: column.heading for column in columns.COMPARISON} if explain else {}
     yield from _legend(((heading, COMPARED[name]) for name, heading in meanings.items()), width)
-
-
-# --- for other programs
-
-
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown: the first column to the left, all others to the right."""
-    rule = [":--", *["--:"] * (len(headings) - 1)]
-    lines = ([one_line(cell).replace("|", "\\|") for cell in cells] for cells in (headings, rule, *rows))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def comma_separated(records: Sequence[Figures]) -> str:
-    """Records as CSV. An interval is two columns; nested records and lists are left out."""
-    flat = [dict(_flat(record)) for record in records]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(name for one in flat for name in one)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return stream.getvalue()
-
-
-def _flat(record: Figures) -> Iterator[tuple[str, Any]]:
-    for name, value in record.items():
-        if isinstance(value, str):
-            yield name, one_line(value)
-        elif name.endswith("interval"):
-            yield from zip((f"{name}_low", f"{name}_high"), value or (None, None), strict=True)
-        elif name in ("correct", "seconds") and isinstance(value, list):  # of two runs
-            yield from zip((f"{name}_first", f"{name}_second"), value, strict=True)
-        elif not isinstance(value, Mapping | list | tuple):
-            yield name, value

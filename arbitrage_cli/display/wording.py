@@ -4,11 +4,14 @@ Knows no terminal: records in, plain text out.
 """
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, shortened
+from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
@@ -22,6 +25,31 @@ SCRIPTED_NOTICE = (
     "These are scripted models, not language models: they only know one line of arithmetic. "
     "For real ones: --draft DRAFT.gguf --target TARGET.gguf"
 )
+
+
+class Pace:
+    """How far files are, with the time left at the pace since each was begun."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._file: tuple[str, str] | None = None
+        self._start = (0.0, 0)
+
+    def is_new(self, progress: FileProgress) -> bool:
+        """Whether this is the first report about a file; from then on its pace is counted."""
+        is_new = self._file != (progress.activity, progress.file)
+        if is_new:
+            self._file, self._start = (progress.activity, progress.file), (self._clock(), progress.done)
+        return is_new
+
+    def words(self, progress: FileProgress) -> str:
+        """For example: `downloading model.gguf, 1.2 GB of 4.9 GB, 4 min left`."""
+        seconds, gained = self._clock() - self._start[0], progress.done - self._start[1]
+        sizes = f"{rounding.size_words(progress.done)} of {rounding.size_words(progress.total)}"
+        words = f"{progress.activity} {one_line(progress.file)}, {sizes}"
+        if seconds < 1 or gained <= 0:
+            return words
+        return f"{words}, {rounding.duration((progress.total - progress.done) * seconds / gained)} left"
 
 
 @dataclass(slots=True)

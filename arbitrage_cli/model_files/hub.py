@@ -12,8 +12,8 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -113,30 +113,6 @@ def _need_local(name: HubName) -> tuple[Path, ...]:
     command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
     message = f"{name} is not on this machine, and the network is not used (--offline or HF_HUB_OFFLINE)"
     raise HubError(message, f"with a network: {command}")
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """Repositories whose files can be removed from the cache, in all their versions, and the bytes that this frees."""
-
-    repos: tuple[str, ...]
-    size: int
-    carry_out: Callable[[], None]
-
-
-def removal(names: Iterable[HubName]) -> Removal:
-    """What the cache has of the repositories of these models. Removes nothing yet."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
-    wanted = {name.repo for name in names}
-    try:
-        cache = scan_cache_dir(cache_folder())
-    except CacheNotFound:
-        return Removal((), 0, lambda: None)
-    found = sorted((repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id in wanted), key=str)
-    only = replace(cache, repos=frozenset(found))  # revisions go by their commit, whatever repository has it
-    strategy = only.delete_revisions(*(revision.commit_hash for repo in found for revision in repo.revisions))
-    return Removal(tuple(repo.repo_id for repo in found), strategy.expected_freed_size, strategy.execute)
 
 
 def commit_of(name: HubName, path: Path) -> str:

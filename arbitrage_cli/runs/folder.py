@@ -16,7 +16,6 @@ row gets an error that names file and line. Knows JSON objects; no model, no pro
 import fcntl
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -36,11 +35,6 @@ RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "loc
 BENCH, COLLECT = "bench", "collect"
 """The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
 
-_OWN = re.compile(
-    rf"({RUN}|{RESULTS})(\.(torn|damaged|old)-\d+)?|{STARTED}|{LOCK}|\.({RUN}|{RESULTS})\..*\.new".replace(
-        ".json", r"\.json"
-    )
-)
 """Names of the files above, and of those that were being written when a process died."""
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _SEAL = b',"checksum":"%08x"}'
@@ -137,29 +131,6 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
             "restore it from a copy, or repeat the command that made the run: it sets damaged rows aside and does them again",
         )
     return found
-
-
-def files_of_run(folder: Path) -> list[Path]:
-    """The files in a folder that a run made, in the order in which they can be removed: without rows there is no run."""
-    own = [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
-    return sorted(own, key=lambda path: (path.name == LOCK, not path.name.startswith(RESULTS), path.name))
-
-
-def remove_run(folder: Path) -> bool:
-    """Remove a run's files, and the folder if that is all it has; returns whether the folder is gone.
-
-    UsageError if another process writes to it, OutputError if something cannot be removed.
-    """
-    with _raising(OutputError, f"{folder}: cannot be removed", "check who owns it"):
-        descriptor = _lock(folder)
-        try:
-            for path in files_of_run(folder):
-                path.unlink()
-        finally:
-            os.close(descriptor)
-    with suppress(OSError):
-        folder.rmdir()
-    return not folder.exists()
 
 
 def encode(content: Row) -> bytes:

@@ -1,6 +1,5 @@
 """`arbitrage report` and `arbitrage compare`: what goes where, and what is refused."""
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -44,19 +43,6 @@ def test_terminal_of_80_columns_gets_a_bold_heading_that_is_not_cut(folder: Path
     assert b"\x1b[1m" in terminal.raw
     (heading,) = [line for line in terminal.text.splitlines() if line.startswith("policy ")]
     assert heading.endswith("accepted")
-
-
-def test_csv_has_all_single_figures_and_markdown_the_table(folder: Path) -> None:
-    made = figures(MADE.run, MADE.rows)["policies"]
-    rows = list(csv.DictReader(run("report", folder, "--csv").out.splitlines()))
-    assert [row["label"] for row in rows] == [policy["label"] for policy in made]
-    assert [float(row["accuracy"]) for row in rows] == [policy["accuracy"] for policy in made]
-    assert [float(row["accuracy_interval_high"]) for row in rows] == [policy["accuracy_interval"][1] for policy in made]
-    heading, rule, *lines = run("report", folder, "--md").out.splitlines()
-    assert (heading.count("|"), rule.count("|"), len(lines)) == (7, 7, 3)
-    assert run("compare", folder, folder, "--md").out.startswith("| policy | n | correct |")
-    assert run("compare", folder, folder, "--csv").out.startswith("first,second,n,")
-    assert_refused(run("report", folder, "--csv", "--md"), 2, "", "--csv")
 
 
 SPEEDS = "draft=2000/100,target=1000/50"

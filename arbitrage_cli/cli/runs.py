@@ -1,91 +1,46 @@
-"""`arbitrage runs`: the run folders below a folder, and removing them. Runs no model."""
+"""`arbitrage runs`: the run folders below a folder. Runs no model."""
 
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from arbitrage_cli.app.options import Debug, TableOptions
+from arbitrage_cli.app.options import Debug, JsonFigures
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import confirmed, write_table_as
+from arbitrage_cli.cli.output import write_json
 from arbitrage_cli.display import rounding
-from arbitrage_cli.display.downloads import size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ArbitrageError
-from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, files_of_run, latest, remove_run
+from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, latest
 from arbitrage_cli.runs.records import label
 
-NOT_REMOVED = 1
 DEFAULT = Path("runs")
 
 
-def make_group() -> typer.Typer:
-    """The commands below `arbitrage runs`; without one it lists."""
-    group = typer.Typer(help="List and remove run folders.", invoke_without_command=True)
-
-    @group.callback()
-    def list_by_default(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            list_runs(context, folder=DEFAULT, json_line=False, csv=False, markdown=False, debug=False)
-
-    commands: dict[str, Callable[..., int | None]] = {"list": list_runs, "rm": remove}
-    for name, made in commands.items():
-        group.command(name)(made)
-    return group
-
-
 @command
-def list_runs(
+def runs(
     folder: Annotated[Path, typer.Argument(help="Where the run folders are.")] = DEFAULT,
     *,
-    form: TableOptions,
+    json_line: JsonFigures = False,
     debug: Debug = False,
 ) -> None:
     """Show the runs, the last one first: data set, policies, models, and how much is done."""
-    is_for_people = form.is_for_people
     records = sorted(map(_record, _folders(folder)), key=lambda one: one["age_seconds"])
-    if not is_for_people:
-        headings = list(records[0]) if records else ["folder"]
-        table = headings, [[str(one.get(name, "")) for name in headings] for one in records]
-        write_table_as(form, records, records, table)
-    for one in records if is_for_people else ():
+    if json_line:
+        write_json(records)
+        return
+    for one in records:
         typer.echo(_title(one))
         about = one.get("error") or f"{one['dataset']}: {one['policies']}; {one['models']}"
         for line in wrapped(about, width_of(sys.stdout) - 2):
             typer.echo(f"  {one_line(line)}")
-    if is_for_people and not records:
+    if not records:
         typer.echo(f"there are no runs in {folder}; arbitrage bench makes them", err=True)
-
-
-@command
-def remove(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    debug: Debug = False,
-) -> int:
-    """Remove runs, and their folders if nothing else is in them. Asks first.
-
-    \b
-    Examples:
-      arbitrage runs rm runs/builtin--builtin
-    """
-    for folder in folders:
-        examine(folder)
-    size = sum(path.lstat().st_size for folder in folders for path in files_of_run(folder))
-    what = f"{', '.join(shlex.quote(str(folder)) for folder in folders)} ({size_words(size)})"
-    if not yes and not confirmed(f"Remove {what}?"):
-        return NOT_REMOVED
-    for folder in folders:
-        if not remove_run(folder):
-            typer.echo(f"{one_line(str(folder))} is kept: not everything in it is the run's", err=True)
-    typer.echo(f"removed {what}", err=True)
-    return 0
 
 
 def _folders(folder: Path) -> Iterator[Path]:
