@@ -80,11 +80,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on one solution: kept steps, kept tokens, and tokens of one step."""
+    """Bounds on one solution: kept steps, kept tokens, tokens of one step, and tokens of thoughts (None: no bound of their own)."""
 
     max_steps: int = 100
     max_tokens: int = 4096
     max_step_tokens: int = 512
+    think_tokens: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,7 @@ FIELDS = (
     Field("limits.max_steps"),
     Field("limits.max_tokens"),
     Field("limits.max_step_tokens"),
+    Field("limits.think_tokens", "most tokens of thoughts"),
     Field("router.sha256", "head"),
     Field("early_stop", "early stop"),
     Field("reward"),

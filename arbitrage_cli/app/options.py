@@ -224,8 +224,19 @@ class GenerationOptions:
     system: Annotated[
         str | None, _generation("--system", metavar="TEXT", help="System prompt. Default: the pair's own, else the task's.")
     ] = None
-    max_steps: Annotated[int, _setting("--max-steps", min=1)] = DEFAULTS.max_steps
-    max_tokens: Annotated[int, _generation("--max-tokens", min=1, help="Most tokens in a solution.")] = DEFAULTS.max_tokens
+    think: Annotated[
+        str | None,
+        _generation(
+            "--think",
+            metavar="on|off|N",
+            help="Whether models think before they answer, and for how many tokens at most. Default: as their templates do.",
+        ),
+    ] = None
+    max_steps: Annotated[int | None, _setting("--max-steps", min=1)] = None
+    max_tokens: Annotated[
+        int | None,
+        _generation("--max-tokens", min=1, help="Most tokens in a solution. Default: 4096, or 16384 with thoughts."),
+    ] = None
     max_step_tokens: Annotated[int, _setting("--max-step-tokens", min=1)] = DEFAULTS.max_step_tokens
     temperature: Annotated[
         float, _generation("--temperature", min=0.0, max=10.0, help="Sampling temperature; 0 is greedy.")

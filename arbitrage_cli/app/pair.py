@@ -134,7 +134,8 @@ def open_pair(
     early_stop: bool | None = None,
     task: str | None = None,
     system: str | None = None,
-    max_tokens: int = DEFAULTS.max_tokens,
+    think: str | None = None,
+    max_tokens: int | None = None,
     temperature: float = DEFAULTS.temperature,
     top_p: float = DEFAULTS.top_p,
     seed: int = DEFAULTS.seed,
@@ -151,7 +152,9 @@ def open_pair(
     given = {"tau": tau, "head": head, "early_stop": early_stop}
     given |= {"policy": policy, "pair": pair, "draft": draft, "target": target, "prm": prm}
     flags = frozenset(name for name, value in given.items() if value is not None)
-    generation = GenerationOptions(task, system, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    generation = GenerationOptions(
+        task, system, think, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
     machine = MachineOptions(ctx=ctx, threads=threads)
     for group in (routing, generation, machine):
         check_bounds(group)

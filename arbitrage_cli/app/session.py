@@ -16,6 +16,7 @@ from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, Writers, Wr
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.app.thoughts import with_thoughts
 from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.engine import as_speculator
@@ -73,6 +74,7 @@ class Session:
         if costs_of:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
+        self.setup = with_thoughts(self.setup, self.files)
         self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
         return self
 

@@ -18,6 +18,7 @@ from arbitrage_cli.app.model_choice import (
     system_prompt,
 )
 from arbitrage_cli.app.options import (
+    DEFAULTS,
     BenchRoutingOptions,
     GenerationOptions,
     HeadOptions,
@@ -73,6 +74,7 @@ class Setup:
     load: Options
     placement: Placement
     sampler: Sampler
+    generation: GenerationOptions
     limits: Limits
     task: Task
     system: str
@@ -220,13 +222,36 @@ def _base(options: RunOptions) -> Setup:
         sampler=Sampler(
             generation.temperature, generation.top_p, generation.seed, top_k=generation.top_k, min_p=generation.min_p
         ),
-        limits=Limits(generation.max_steps, generation.max_tokens, generation.max_step_tokens),
+        generation=generation,
+        limits=limits_of(generation, think_tokens(generation)),
         task=task,
         system=system_prompt(generation.system, choice.pair, task.instructions),
         served=served_models(choice, load, os.environ),
         offline=models.offline,
         concurrency=machine.concurrency or "1",
     )
+
+
+THINK_STEPS, THINK_TOKENS = 1000, 16384
+"""Most steps and tokens of a solution with thoughts, unless given."""
+
+
+def limits_of(generation: GenerationOptions, think_tokens: int | None = 0) -> Limits:
+    """The bounds on a solution: as given, else the defaults of solutions with or without thoughts."""
+    steps, tokens = (DEFAULTS.max_steps, DEFAULTS.max_tokens) if think_tokens == 0 else (THINK_STEPS, THINK_TOKENS)
+    return Limits(generation.max_steps or steps, generation.max_tokens or tokens, generation.max_step_tokens, think_tokens)
+
+
+def think_tokens(generation: GenerationOptions) -> int | None:
+    """The most tokens of thoughts that `--think` stands for: None without a limit, 0 for none. UsageError."""
+    match generation.think:
+        case None | "off":
+            return 0
+        case "on":
+            return None
+        case text if text.isascii() and text.isdigit() and len(text) < 10:
+            return int(text)
+    raise UsageError(f"invalid value '{generation.think}'", "on, off, or the most tokens of thoughts: 2000", option="think")
 
 
 def _policy_without_head(base: Setup) -> str | None:

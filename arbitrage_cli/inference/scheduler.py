@@ -7,7 +7,7 @@ they end.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
@@ -194,7 +194,7 @@ class Scheduler:
                 yield self._finish(flight, flight.deadline.error)
 
     def _admit(self, job: Job) -> Iterator[Event]:
-        trace = Trace(job.problem, job.limits)
+        trace = Trace(replace(job.problem, think_tokens=job.limits.think_tokens), job.limits)
         flight = _InFlight(self._free.pop(), trace, job.make_flow(trace), job.deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)

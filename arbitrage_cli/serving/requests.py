@@ -186,7 +186,7 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         problem,
         model,
         find_route(model, defaults.menu),
-        Limits(limits.max_steps, int(min(read.most_tokens, limits.max_tokens)), limits.max_step_tokens),
+        Limits(limits.max_steps, int(min(read.most_tokens, limits.max_tokens)), limits.max_step_tokens, limits.think_tokens),
         replace(
             usual,
             temperature=usual.temperature if read.temperature is None else read.temperature,
