@@ -17,7 +17,7 @@ from arbitrage_cli.model_files.pairs import (
 )
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import COLLECT, read_run_folder
-from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.types import ModelRole
 
 Models = Mapping[ModelRole, str | None]

@@ -36,6 +36,7 @@ from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.routing.choice import (
     DEFAULT_TAU,
     AvailableHead,
+    Menu,
     choose_policy,
     has_tau,
     load_head,
@@ -47,7 +48,6 @@ from arbitrage_cli.routing.choice import (
     stops_early,
 )
 from arbitrage_cli.routing.head import Head
-from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import ANY_ROUTE, Route
 from arbitrage_cli.routing.thresholds import NamedTaus

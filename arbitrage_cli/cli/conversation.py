@@ -15,9 +15,8 @@ from arbitrage_cli.display.explanation import solution_lines
 from arbitrage_cli.display.text import safe, write
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.inference.scheduler import Job
-from arbitrage_cli.routing.choice import need_head
+from arbitrage_cli.routing.choice import Menu, need_head
 from arbitrage_cli.routing.explain import explain_solution
-from arbitrage_cli.routing.menu import Menu
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import ANY_ROUTE, Route
 from arbitrage_cli.runs.records import RunInfo, answer

@@ -16,8 +16,8 @@ from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
+from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
-from arbitrage_cli.system.paths import user_folder
 from arbitrage_cli.tuning.store import read_tuned
 
 WIDE = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI"}

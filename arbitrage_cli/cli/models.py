@@ -18,7 +18,7 @@ from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.model_files.facts import Facts, read_facts, share_vocabulary
+from arbitrage_cli.model_files.facts import Facts, read_facts
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
@@ -32,8 +32,8 @@ from arbitrage_cli.model_files.pairs import (
     read_pairs,
     shipped_heads,
 )
+from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import total_memory
-from arbitrage_cli.system.paths import user_folder
 from arbitrage_cli.types import num_checkpoints
 
 NOT_HERE = 1
@@ -42,7 +42,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A pair, or a model: u
 ModelOrHead = Annotated[
     str, typer.Argument(metavar="NAME", help="A pair, a model, or a head: a .safetensors file, or builtin:universal.")
 ]
-Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model, to compare vocabularies.")]
+Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model or head.")]
 Json = Annotated[bool, option("Output", "--json", help="JSON on standard output.")]
 Offline = Annotated[bool, option("Models", "--offline", help="Never ask the Hub.")]
 
@@ -159,7 +159,7 @@ def info(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a model is and needs, from its file alone; of a pair or two models, whether they share a vocabulary.
+    """Show what a model is and needs, from its file alone.
 
     Of a head: its card, which says what it was trained on and how good it is. Of a model on a server (http://host:port/v1#model):
     what it can do, as one short step shows.
@@ -182,16 +182,15 @@ def info(
         return
     pair = _pairs().named(name)
     facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
-    shares = share_vocabulary(*list(facts.values())[:2]) if len(facts) > 1 else None
     needed = _sum([one.memory_bytes for one in facts.values()])
     if as_json:
         models = [_record(source, one) for source, one in facts.items()]
-        record = {"models": models, "same_vocabulary": shares, "memory_bytes": needed, "machine_bytes": total_memory()}
+        record = {"models": models, "memory_bytes": needed, "machine_bytes": total_memory()}
         typer.echo(json.dumps(record))
         return
     for source, one in facts.items():
         _print(one_line(source), _lines(one))
-    together = _comparison(shares, needed, is_pair=len(facts) > 1)
+    together = {"memory": _memory(needed)}
     if pair and pair.head:
         together["head"] = f"{pair.head}: its card: arbitrage models info {pair.head}"
     _print("together" if len(facts) > 1 else "this machine", together)
@@ -321,15 +320,11 @@ def _recurrent(facts: Facts) -> str:
     return f", recurrent layers {each}, and up to {num} checkpoints of as much"
 
 
-def _comparison(shares: bool | None, needed: int | None, *, is_pair: bool) -> dict[str, str]:
-    lines = {}
-    if is_pair:
-        lines["vocabulary"] = {True: "the same", False: "different: steps cross as text", None: "unknown"}[shares]
+def _memory(needed: int | None) -> str:
     there = total_memory()
     fits = "" if needed is None or there is None else "; it fits" if needed < there else "; IT DOES NOT FIT"
     known = "unknown" if needed is None else size_words(needed)
-    lines["memory"] = f"{known} of {size_words(there) if there else 'an unknown amount'}{fits}"
-    return lines
+    return f"{known} of {size_words(there) if there else 'an unknown amount'}{fits}"
 
 
 def _print(title: str, lines: Mapping[str, str]) -> None:

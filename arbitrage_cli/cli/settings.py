@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from arbitrage_cli.errors import UsageError, unknown
-from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.system.files import user_folder
 
 PROJECT_FILE = "arbitrage.toml"
 PREFIX = "ARBITRAGE_"

@@ -17,8 +17,7 @@ from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import head_file, hub_name, is_file, local_files, models_folder, read_pairs
-from arbitrage_cli.system.files import sha256_of
-from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.system.files import sha256_of, user_folder
 
 if TYPE_CHECKING:
     from arbitrage_cli.runs.folder import Examined

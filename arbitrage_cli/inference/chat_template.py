@@ -2,8 +2,7 @@
 
 The template is rendered once per model, with placeholders for the system prompt and the problem; and once for each shape of a
 conversation, with placeholders for all its messages. Control tokens are recognised only in the template's own text; what replaces
-the placeholders is data. A template that depends on the words of the system prompt gets them, with placeholders for all that looks
-like a control token. Templates come from model files, so they are rendered in a sandbox, in a child with little time and memory.
+the placeholders is data. It never sees the words of a system prompt. Templates come from model files, so they are rendered in a sandbox, in a child with little time and memory.
 Knows no vocabulary: `kv_cache` turns segments into token ids.
 """
 
@@ -12,9 +11,9 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from hashlib import blake2b
-from itertools import chain, pairwise, zip_longest
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -62,16 +61,11 @@ ANSWERED: tuple[MessageRole, ...] = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A rendered template. `slots` are the placeholders of the messages in order; `data` is what replaces the other placeholders.
-
-    If `system` is the placeholder of all instructions, `messages_with` are the messages with other words in its place.
-    """
+    """A rendered template. `slots` are the placeholders of the messages in order, `system` that of the instructions, if there are any."""
 
     text: str
     slots: Sequence[str]
-    data: Mapping[str, str]
     system: str = ""
-    messages_with: Callable[[str], Messages] | None = None
 
     @property
     def end(self) -> str:
@@ -106,11 +100,15 @@ class ChatPrompt:
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
             control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
-        self._special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
-        self.think_format = think_format or find_format(self._source, self._special)
-        self._blind_layout = lru_cache(MAX_LAYOUTS)(self._lay_out_blind)
+        special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
+        self.think_format = think_format or find_format(self._source, special)
         self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
-        own_text = self._layout(ASKED).text + self._text_between_turns() + self.think_format.opens + self.think_format.closes
+        own_text = (
+            self._layout(ASKED, self._instructions != "").text
+            + self._text_between_turns()
+            + self.think_format.opens
+            + self.think_format.closes
+        )
         self._controls = _alternatives(control_tokens)
         self._markers = _alternatives((one for one in marker_tokens if one in own_text and len(one) > 1), overlapping=True)
 
@@ -121,7 +119,7 @@ class ChatPrompt:
     @cached_property
     def thinks_by_itself(self) -> bool:
         """Whether the model thinks before it answers, if nothing else is asked of its template."""
-        layout = self._layout(ASKED)
+        layout = self._layout(ASKED, self._instructions != "")
         return thinks_by_itself(self._source, layout.text, layout.end, self.think_format)
 
     def segments(
@@ -129,16 +127,15 @@ class ChatPrompt:
     ) -> list[Segment]:
         """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined.
 
-        `turns` are the messages before the question; `system` replaces the instructions, and the template does not see its words.
+        `turns` are the messages before the question; `system` replaces the instructions.
         If the solution `thinks`, the prompt ends where thoughts begin. TemplateError if the template does not show all messages.
         """
         roles = (*(turn.role for turn in turns), *ASKED)
         switch = None if thinks == self.thinks_by_itself else thinks
-        layout = self._layout(roles, switch) if system is None else self._blind_layout(roles, bool(system.strip()), switch)
+        instructions = self._instructions if system is None else system.strip()
+        layout = self._layout(roles, instructions != "", switch)
         messages = [*(turn.text for turn in turns), question]
-        texts = {**layout.data, **dict(zip(layout.slots, map(str.strip, messages), strict=True))}
-        if layout.system:
-            texts[layout.system] = self._instructions if system is None else system.strip()
+        texts = {**dict(zip(layout.slots, map(str.strip, messages), strict=True)), layout.system: instructions}
         segments: list[Segment] = []
         for piece in _split(_alternatives(texts), layout.text):
             if piece in texts:
@@ -205,20 +202,16 @@ class ChatPrompt:
     def _text_between_turns(self) -> str:
         """The template's text in a conversation; empty if it shows none."""
         try:
-            return self._layout((*ANSWERED, *ASKED)).text
+            return self._layout((*ANSWERED, *ASKED), self._instructions != "").text
         except TemplateError:
             return ""
 
-    def _lay_out(self, roles: Sequence[MessageRole], switch: bool | None = None) -> _Layout:
-        """The template with messages of these roles, after the instructions. `switch` turns thoughts on or off, None neither."""
-        return self._as_read(self._blind_layout(roles, bool(self._instructions), switch), switch)
-
-    def _lay_out_blind(self, roles: Sequence[MessageRole], has_instructions: bool, switch: bool | None = None) -> _Layout:
-        """The same with a placeholder for instructions of any words, if there are any."""
+    def _lay_out(self, roles: Sequence[MessageRole], has_instructions: bool, switch: bool | None = None) -> _Layout:
+        """The template with messages of these roles, after instructions. `switch` turns thoughts on or off, None neither."""
         slots = [_placeholder(f"message {place}") for place in range(len(roles))]
         system = _placeholder("instructions") if has_instructions else ""
         if self._template is None:
-            return _Layout((system and f"{system}\n\n") + _without_template(roles, slots), slots, {}, system)
+            return _Layout((system and f"{system}\n\n") + _without_template(roles, slots), slots, system)
         messages = [{"role": role, "content": text} for role, text in zip(roles, slots, strict=True)]
         reason = "it does not show every message exactly once"
         for make in (_system_first, _within_first) if has_instructions else (_within_first,):
@@ -227,29 +220,9 @@ class ChatPrompt:
             except RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
-            if _shows_once(text, [system] if system else [], slots):
-                return _Layout(text, slots, {}, system, partial(make, messages=messages))
+            if _shows_once(text, slots) and (not system or text.count(system) == 1):
+                return _Layout(text, slots, system)
         raise _broken(reason)
-
-    def _as_read(self, blind: _Layout, switch: bool | None) -> _Layout:
-        """The layout with the words of the instructions, if the template depends on them and that is safe; else `blind`.
-
-        It is safe if the layout has the same special texts as one whose instructions cannot produce any. Special texts stay text.
-        """
-        if not blind.system or not blind.messages_with:
-            return blind
-        text, data = _with_placeholders(self._instructions, self._special)
-        try:
-            layout, harmless = (
-                self._render(blind.messages_with(words), switch) for words in (text, _without_ends(text, self._special))
-            )
-        except (RoleRefusedError, TemplateError):
-            return blind
-        found = _alternatives(self._special)
-        is_safe = found is None or found.findall(layout) == found.findall(harmless)
-        is_whole = _shows_once(layout, data, blind.slots)
-        differs = layout != blind.text.replace(blind.system, text)
-        return _Layout(layout, blind.slots, data) if is_whole and is_safe and differs else blind
 
     def _lay_out_turns(self, reply: str) -> tuple[str, str, str]:
         if self._template is None:
@@ -264,7 +237,7 @@ class ChatPrompt:
             layout = self._render(messages)
         except RoleRefusedError as refusal:
             raise _broken(f"it refuses the messages ({refusal})") from refusal
-        if not _shows_once(layout, (), (first, second)):
+        if not _shows_once(layout, (first, second)):
             raise _broken("it does not show two messages of the user in their order")
         before, rest = layout.split(first)
         between, after = rest.split(second)
@@ -294,29 +267,9 @@ def _without_template(roles: Sequence[MessageRole], texts: Sequence[str]) -> str
     return "".join(layout[role].format(text) for role, text in zip(roles, texts, strict=True))
 
 
-def _shows_once(text: str, data: Iterable[str], slots: Sequence[str]) -> bool:
-    """Whether each placeholder is there exactly once, those of the messages in their order."""
-    return all(text.count(one) == 1 for one in (*data, *slots)) and sorted(slots, key=text.index) == [*slots]
-
-
-def _with_placeholders(text: str, special: Collection[str]) -> tuple[str, dict[str, str]]:
-    """The text with a placeholder for each special text, and these texts; overlapping ones get one placeholder together."""
-    pattern = _alternatives((one for one in special if one in text), overlapping=True)
-    stretches: list[tuple[int, int]] = []
-    for start, end in (match.span(1) for match in pattern.finditer(text)) if pattern else ():
-        if stretches and start < stretches[-1][1]:
-            start, end = stretches[-1][0], max(end, stretches.pop()[1])
-        stretches.append((start, end))
-    data = {_placeholder(f"data {place}"): text[start:end] for place, (start, end) in enumerate(stretches)}
-    ends = [0, *(place for stretch in stretches for place in stretch), len(text)]
-    between = [text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True)]
-    return "".join(chain.from_iterable(zip_longest(between, data, fillvalue=""))), data
-
-
-def _without_ends(text: str, special: Collection[str]) -> str:
-    """The text without any first or last character of special texts: whatever a template does with it, it gives none of them."""
-    ends = "".join({one[place] for one in special for place in (0, -1) if one})
-    return re.sub(f"[{re.escape(ends)}]", "*" if "*" not in ends else "", text) if ends else text
+def _shows_once(text: str, slots: Sequence[str]) -> bool:
+    """Whether each placeholder is there exactly once, in their order."""
+    return all(text.count(slot) == 1 for slot in slots) and sorted(slots, key=text.index) == [*slots]
 
 
 class RoleRefusedError(Exception):

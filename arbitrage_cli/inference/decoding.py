@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import EarlyStop
-from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.backend import Backend, Floats
 from arbitrage_cli.inference.kv_cache import Batch, Cache
 from arbitrage_cli.inference.proposals import Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.speculation import Acceptance, Speculator
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Phase, StepStop, Trace

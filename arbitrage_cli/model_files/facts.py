@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.model_files.gguf import MAX_LAYERS, Header, read_header, vocabulary_digest
+from arbitrage_cli.model_files.gguf import MAX_LAYERS, Header, read_header
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, num_checkpoints
 
 _F16_BYTES = 2  # of a number in the KV cache
@@ -84,12 +84,6 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
     )
-
-
-def share_vocabulary(first: Facts, second: Facts) -> bool | None:
-    """Whether two models have the same tokens in the same order, except for padding; None if one has none. ModelFileError."""
-    digests = [vocabulary_digest(facts.files[0]) for facts in (first, second)]
-    return None if None in digests else digests[0] == digests[1]
 
 
 def _kv_numbers(header: Header) -> int | None:

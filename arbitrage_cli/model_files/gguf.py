@@ -4,7 +4,6 @@ The reader bounds every length it meets. It checks that the file is whole, not t
 of weights. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-import hashlib
 import math
 import mmap
 import stat
@@ -37,7 +36,6 @@ _BYTES_OF_BLOCK = {
 }
 _BLOCKS = {kind: (block, size) for block, sizes in _BYTES_OF_BLOCK.items() for kind, size in sizes.items()}
 """Elements and bytes of a block, by ggml's number of the type."""
-_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +56,6 @@ def read_header(path: Path) -> Header:
     """Read and check the header. ModelFileError, with the reason, unless the path is a whole GGUF file."""
     with _reader(path) as reader:
         return reader.header()
-
-
-def vocabulary_digest(path: Path) -> str | None:
-    """The sha256 of all tokens in order; None if there are none. Errors as for `read_header`.
-
-    Tokens that only pad the vocabulary, `[PAD151935]`, are left out: models of one family are padded to different sizes.
-    """
-    with _reader(path) as reader:
-        reader.header()
-        digest = hashlib.sha256()
-        num_tokens = 0
-        for index, token in enumerate(reader.tokens()):
-            if token != b"[PAD%d]" % index:
-                digest.update(b"%d:" % len(token) + token)
-                num_tokens += 1
-    return digest.hexdigest() if num_tokens else None
 
 
 @contextmanager
@@ -125,7 +107,6 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self._data, self._size, self._at = data, size, 4
-        self._tokens_at: int | None = None
         self._text_left, self._strings_left = MAX_TEXT, MAX_STRINGS
         self._metadata: dict[str, Scalar] = {}
         self._array_lengths: dict[str, int] = {}
@@ -152,8 +133,6 @@ class _Reader:
             self._metadata[key] = self._scalar(kind)
         else:
             start = self._at
-            if key == _TOKENS:
-                self._tokens_at = start
             self._array_lengths[key] = self._skip_array()
             if numbers := self._short_list(start):
                 self._lists[key] = numbers
@@ -168,17 +147,6 @@ class _Reader:
         if tensors and data_start + max(end for end, _ in tensors) > self._size:
             raise _DamageError("the file ends before its last tensor does")
         return sum(elements for _, elements in tensors)
-
-    def tokens(self) -> Iterator[bytes]:
-        """The vocabulary, after `header`."""
-        if self._tokens_at is None:
-            return
-        self._at = self._tokens_at
-        kind, length = self._number("<I"), self._number("<Q")
-        for _ in range(length if kind == _STRING else 0):
-            size = self._number("<Q")
-            start = self._take(size)
-            yield self._data[start : start + size]
 
     def _take(self, length: int) -> int:
         """Step over the next `length` bytes; returns where they start."""

@@ -13,7 +13,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
-from arbitrage_cli.system.checked import checked
+from arbitrage_cli.system.files import checked
 
 SCRIPTED = "scripted:"
 BUILT_IN = "builtin:"

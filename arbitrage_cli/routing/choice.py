@@ -11,7 +11,7 @@ from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.route import Route, parse_route
 from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable
 
 DEFAULT_TAU = "exact"
@@ -173,3 +173,45 @@ def _number(text: str, policy: Policy) -> float:
     if math.isnan(tau):
         raise UsageError(f"invalid tau '{text}' for policy {policy.name}", "a number, inf or -inf: --tau 0.5", option="tau")
     return tau
+
+
+class Menu:
+    """What can be asked for. `usual` is the route of the command line: also what its policy stands for if it is named without a tau."""
+
+    def __init__(
+        self, usual: Route, available: AvailableHead, *, early_stop: bool | None = None, speculates: bool = True
+    ) -> None:
+        """`early_stop` is what the command line says. UsageError if the usual policy cannot be served.
+
+        `speculates`: both models are here, so policy speculative can be asked for.
+        """
+        self.usual = usual
+        self._available, self._early_stop = available, early_stop
+        self._policies = [
+            one.name
+            for one in POLICIES.values()
+            if one.reward is None
+            and not (one.needs_head and available.head is None)
+            and (speculates or one.name != "speculative")
+        ]
+        if usual.policy.name not in self._policies:
+            raise UsageError(
+                f"policy {usual.policy.name} needs the rewards of steps, and a conversation has none",
+                f"give one of: {', '.join(self._policies)}",
+                option="policy",
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """The usual policy first; of taus only those with a name."""
+        taus = [f"{name}@{tau}" for name in self._policies if POLICIES[name].needs_head for tau in NAMES]
+        return list(dict.fromkeys([self.usual.policy.name, *self._policies, *taus]))
+
+    def find(self, name: str) -> Route:
+        """What a name stands for. UsageError."""
+        if name.partition("@")[0] not in self._policies:
+            raise unknown("model", name, self.names)
+        policy, tau = parse_route(name)
+        if tau is None and policy is self.usual.policy:
+            return self.usual
+        return make_route(policy, tau, self._available, early_stop=self._early_stop)

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from arbitrage_cli.arbitrage import EarlyStop, Router, by_token_stats
 from arbitrage_cli.errors import ComputeError, RouterError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.routing.early_stop import clearly_above, is_due
 from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.types import Step, Trace
 
 MAX_INPUT = 8.0  # standard deviations from the mean: nothing was learned further out
 MAX_LOG_ODDS = 30.0  # so a tau of 0 is below every probability, and a tau of 1 above
+
+LOOK_EVERY = 2  # tokens
+ODDS = 1.5  # times the odds of tau stop a step: a head is trained on whole steps, and less sure of beginnings
 
 Model = Mapping[str, Any]
 """`name` and `sha256` of a model's file; the latter is None for a scripted model, which has no file."""
@@ -216,3 +218,16 @@ def digest_of(card: str, arrays: Mapping[str, NDArray[Any]]) -> str:
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+# --- early stops
+
+
+def is_due(num_tokens: int) -> bool:
+    """Whether to look at a step after so many tokens."""
+    return num_tokens % LOOK_EVERY == 0
+
+
+def clearly_above(tau: float) -> float:
+    """The probability above which a beginning stops a step. A tau outside 0 to 1 escalates always or never: it stays as it is."""
+    return ODDS * tau / (1 + (ODDS - 1) * tau) if 0 < tau < 1 else tau

@@ -18,8 +18,7 @@ from arbitrage_cli.errors import OutputError, RouterError, UsageError
 from arbitrage_cli.model_files.pairs import shipped_heads
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of, text_of
-from arbitrage_cli.system.checked import checked
-from arbitrage_cli.system.files import write_atomically
+from arbitrage_cli.system.files import checked, write_atomically
 
 SCHEMA = 1
 """Files with another one are refused."""

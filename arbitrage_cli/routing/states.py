@@ -14,8 +14,8 @@ from typing import Any, get_args
 import numpy as np
 
 from arbitrage_cli.inference.proposals import Proposal
-from arbitrage_cli.routing.early_stop import is_due
 from arbitrage_cli.routing.features import FEATURES, Floats, features
+from arbitrage_cli.routing.head import is_due
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 

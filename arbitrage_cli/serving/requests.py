@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.routing.menu import Menu
+from arbitrage_cli.routing.choice import Menu
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Limits, Message, Problem
 

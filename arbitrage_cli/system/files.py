@@ -1,12 +1,18 @@
-"""Files as bytes: read in chunks, hashed, and written whole. Knows no format."""
+"""Files: read in chunks, hashed, and written whole; the user's own folder; and what JSON and TOML say, as records."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from arbitrage_cli.errors import ModelFileError
+import platformdirs
+
+from arbitrage_cli.errors import ModelFileError, UsageError
+
+T = TypeVar("T")
 
 CHUNK = 1 << 22  # bytes
 
@@ -95,3 +101,28 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_folder() -> Path:
+    """The folder of the user's own settings and pairs, for all projects. UsageError if the user has no home folder."""
+    try:
+        return Path(platformdirs.user_config_dir("arbitrage", appauthor=False))
+    except RuntimeError as error:
+        raise UsageError("the home folder of this user is not known", "set HOME, or XDG_CONFIG_HOME") from error
+
+
+def checked(kind: type[T], value: object) -> T:
+    """The value as this kind of record; no type is converted to another. ValueError, which names the field."""
+    from pydantic import TypeAdapter, ValidationError  # slow to import
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise ValueError(f"{_place(first['loc'])}{first['msg']}") from None
+
+
+def _place(parts: tuple[Any, ...]) -> str:
+    return f"{'.'.join(map(str, parts))}: " if parts else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.routing.early_stop import LOOK_EVERY, clearly_above
+from arbitrage_cli.routing.head import LOOK_EVERY, clearly_above
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.thresholds import ALWAYS, NEVER, TauRow, TauTable, with_names
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS

@@ -14,9 +14,8 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import is_scripted, is_served, local_files
 from arbitrage_cli.routing.pair_costs import Costs
-from arbitrage_cli.system.files import sha256_of
+from arbitrage_cli.system.files import sha256_of, user_folder
 from arbitrage_cli.system.machine import default_threads
-from arbitrage_cli.system.paths import user_folder
 from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, find_tuned, keep_tuned, read_tuned, this_machine
 from arbitrage_cli.types import CACHED_BYTES, ModelRole
 

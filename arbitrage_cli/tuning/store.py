@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.system.checked import checked
-from arbitrage_cli.system.files import write_atomically
+from arbitrage_cli.system.files import checked, write_atomically
 from arbitrage_cli.system.machine import default_threads, processor_name
 
 SCHEMA = 1

@@ -8,7 +8,7 @@ from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pai
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.system.files import user_folder
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

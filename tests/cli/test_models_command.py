@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -228,21 +227,17 @@ def test_token_stays_secret(place: Place, kind: str) -> None:
 # --- info
 
 
-def test_info_is_read_from_the_header(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+def test_info_is_read_from_the_header(tiny: Mapping[str, Path]) -> None:
     (record,) = run("models", "info", str(tiny["draft"]), "--json").records
     (model,) = record["models"]
     assert (model["architecture"], model["name"], model["has_template"]) == ("llama", "tiny draft", True)
     assert (model["trained_context_size"], model["context_size"], model["vocabulary_size"]) == (2048, 2048, 261)
     assert model["kv_bytes"] == 2 * 2048 * 2 * (2 * 8) * 2  # layers, tokens, heads, width of key and value, bytes
     assert model["memory_bytes"] == record["memory_bytes"] == tiny["draft"].stat().st_size + model["kv_bytes"]
-    assert record["same_vocabulary"] is None
     width, inner, vocabulary = 32, 64, 261
     layer = 2 * width * width + 2 * width * width // 2 + 3 * width * inner + 2 * width
     assert model["parameters"] == 2 * layer + 2 * vocabulary * width + width
     assert "tiny draft" in run("models", "info", tiny["draft"], without=["llama_cpp"]).out
-    shutil.copy(tiny["draft"], tmp_path / "other.gguf")
-    (record,) = run("models", "info", tiny["draft"], tmp_path / "other.gguf", "--json").records
-    assert record["same_vocabulary"] is True
 
 
 def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path]) -> None:
@@ -263,9 +258,7 @@ def test_info_of_a_pair_adds_its_memory_up(pair: Place) -> None:
     (record,) = pair.run("models", "info", "mine", "--json").records
     assert [model["model"] for model in record["models"]] == [DRAFT, f"{TARGET}:Q8_0"]
     assert [model["context_size"] for model in record["models"]] == [512, 512]
-    assert record["same_vocabulary"] is False
     assert record["memory_bytes"] == sum(model["memory_bytes"] for model in record["models"])
-    assert "different" in pair.run("models", "info", "mine").out
 
 
 def test_info_of_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from hash_language import SHORT, HashBackend, hash_engines
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.routing.choice import AvailableHead
-from arbitrage_cli.routing.menu import Menu
+from arbitrage_cli.routing.choice import AvailableHead, Menu
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.serving.app import Access, Bounds

@@ -9,8 +9,7 @@ import pytest
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import read_note, write_note
-from arbitrage_cli.system.files import write_atomically
-from arbitrage_cli.system.paths import user_folder
+from arbitrage_cli.system.files import user_folder, write_atomically
 
 
 def test_new_and_old_files(tmp_path: Path) -> None:

@@ -14,8 +14,17 @@ from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import ChatPrompt, Messages, RoleRefusedError, Segment
 from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
-from arbitrage_cli.inference.servers.dialects import Completions, Continuation, Meta, Model, Models, Piece, dialect_of
-from arbitrage_cli.inference.servers.evidence import MIN_ALTERNATIVES, VOCABULARY_SIZE
+from arbitrage_cli.inference.servers.dialects import (
+    MIN_ALTERNATIVES,
+    VOCABULARY_SIZE,
+    Completions,
+    Continuation,
+    Meta,
+    Model,
+    Models,
+    Piece,
+    dialect_of,
+)
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 

@@ -22,8 +22,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import Continuation, Ending, Piece, Token, Usage
-from arbitrage_cli.inference.servers.evidence import token_stats
+from arbitrage_cli.inference.servers.dialects import Continuation, Ending, Piece, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator

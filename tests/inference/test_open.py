@@ -13,7 +13,7 @@ from cli import assert_refused, run
 from gguf import GGUFValueType as Kind
 
 from arbitrage_cli.errors import ModelError, ModelFileError
-from arbitrage_cli.inference import trial
+from arbitrage_cli.inference import open as opening
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import try_model
 
@@ -96,6 +96,6 @@ def test_child_that_gives_no_verdict_is_an_error(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     replacements: dict[str, Any] = {"MAKE": f"{module}:load", "MAX_SECONDS": 0.1}
     for name, value in replacements.items():
-        monkeypatch.setattr(trial, name, value)
+        monkeypatch.setattr(opening, name, value)
     with pytest.raises(ModelFileError, match=reason):
         try_model(str(tiny["draft"]), Options())
