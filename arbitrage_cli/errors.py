@@ -112,7 +112,7 @@ class ConversationError(ProblemError):
 
 
 class ServerRequestError(ProblemError):
-    """The model's server does not answer one problem's request. `status` is that of its HTTP answer; 0 if there is none."""
+    """The model's server does not answer one problem's request. `status` is that of its HTTP answer; 0 without one."""
 
     def __init__(self, message: str, hint: str = "", *, status: int = 0) -> None:
         super().__init__(message, hint)

@@ -1,6 +1,6 @@
 """The records that all packages share: problems, steps, decisions, traces, events.
 
-Knows no model, file or terminal, and only the standard library. Every record is frozen except `Trace`, to which only flows
+Imports only the standard library. Every record is frozen except `Trace`, to which only flows
 append.
 """
 
@@ -199,7 +199,7 @@ class Decision:
 
     @property
     def verdict(self) -> Literal["accept", "escalate"] | None:
-        """What was decided about the drafted step; None if there is none, or nothing was compared."""
+        """What was decided about the drafted step; None without a drafted step, or if nothing was compared."""
         if self.draft is None or (self.target is None and self.score is None):
             return None
         return "accept" if self.kept is self.draft else "escalate"

@@ -1,7 +1,7 @@
 """Reads problems from text: one a line, or one JSON object a line.
 
 Lines are read lazily: a pipe is answered while it is still being written. A bad line is yielded as a `BadLine`, so that the
-others go on. Knows no model, opens no file, and does not know what an answer means.
+others go on. Does not know what an answer means.
 """
 
 import itertools

@@ -186,7 +186,7 @@ def _answer(value: Any) -> Any:
     """A text, a number, or a list of them. UnusableError if it is anything else."""
     parts = value if isinstance(value, list) and value else [value]
     if any(isinstance(part, bool) or not _has_value(part) for part in parts):
-        raise UnusableError("its answer is no text, no number, and no list of them")
+        raise UnusableError("its answer is not a text, a number or a list of these")
     plain = [_plain(part, "answer") for part in parts]
     return plain if isinstance(value, list) else plain[0]
 
@@ -203,7 +203,7 @@ def _plain(value: Any, name: str) -> str | float | bool:
         return encodable(value)
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise UnusableError(f"its {name} is no text, no number, and no list of them")
+    raise UnusableError(f"its {name} is not a text, a number or a list of these")
 
 
 def _sha256(items: Iterable[Item]) -> str:

@@ -29,7 +29,7 @@ MAX_SEQUENCES = 256
 class ModelCard:
     """Facts about a loaded model. `context_size` is what was allocated for one sequence, not what the model was trained for.
 
-    `kv_cache` names the number format of the KV cache (keys/values if they differ), "" if there is none.
+    `kv_cache` names the number format of the KV cache (keys/values if they differ), "" without one.
     """
 
     source: str  # the name or path that the user gave
@@ -72,7 +72,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, clock: Callable[[], float] = time.perf_counter) -> "Deadline":
-        """The deadline that is so many seconds from now."""
+        """The deadline this many seconds from now."""
         return cls(clock() + seconds, seconds, clock)
 
     @property
@@ -104,7 +104,7 @@ class Tokenizer(Protocol):
 
     @property
     def prefix_token(self) -> int | None:
-        """The token that every prompt must begin with; None if there is none."""
+        """The token that every prompt must begin with; None without one."""
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
         """Ids of plain text. `continues`: there is text before it."""

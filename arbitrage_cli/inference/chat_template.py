@@ -3,7 +3,6 @@
 The template is rendered once per model, with placeholders for the system prompt and the problem; and once for each shape of a
 conversation, with placeholders for all its messages. Control tokens are recognised only in the template's own text; what replaces
 the placeholders is data. It never sees the words of a system prompt. Templates come from model files, so they are rendered in a sandbox, in a child with little time and memory.
-Knows no vocabulary: `kv_cache` turns segments into token ids.
 """
 
 import json
@@ -226,7 +225,7 @@ class ChatPrompt:
 
     def _lay_out_turns(self, reply: str) -> tuple[str, str, str]:
         if self._template is None:
-            raise _broken("there is none, and this model needs a conversation")
+            raise _broken("this model needs a conversation, and has no template")
         first, second = (_placeholder(f"message {place}") for place in range(2))
         messages = [
             {"role": "user", "content": first},

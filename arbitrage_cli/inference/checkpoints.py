@@ -1,7 +1,7 @@
 """Going back in a sequence: its tail is dropped, or, if a model's memory cannot do that, a checkpoint before it is restored.
 
 A checkpoint is a copy of what a recurrent layer has made of all tokens so far: some kilobytes or 200 MB, but the same for any
-length. Where there is none, the caller reads the tokens again. Knows token ids and positions, and no step, prompt or policy.
+length. Without one, the caller reads the tokens again.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Drawing after each token of a verified proposal is drawing after a decoded token: the same logits, the same sampler, the same
 draw. So the text is the same with and without a proposal, as far as a model computes the same for one token and for many.
-Knows no policy, and not what a proposal is worth.
+What a proposal is worth is not known here.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """One model that writes steps, for many problems at once.
 
 A step is started for a slot, and each tick brings all started steps one batch further: unread tokens are read, then tokens are
-decoded until the step ends or is stopped early. Steps come and go as text; token ids stay inside. Knows no policy and no terminal.
+decoded until the step ends or is stopped early. Steps come and go as text; token ids stay inside.
 
 A step of the draft that was not kept is the target's proposal. The target reads some of it in the batch that decodes, and keeps
 what it would have drawn itself. If its text leaves the proposal, the draft can be asked to continue the new text: speculative

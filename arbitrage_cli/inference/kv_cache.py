@@ -9,7 +9,7 @@ the end of the shared beginning, before each step, and at the end of a conversat
 
 The beginning that all prompts share (template and instructions) can stay in the cache for the next problem in the slot. It is
 always read by itself, so that what follows is computed in the same way whether it was there or not. A whole conversation can stay
-for its next question. Knows no policy, no logits and no other model.
+for its next question.
 """
 
 from collections.abc import Iterable, Sequence

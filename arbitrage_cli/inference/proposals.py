@@ -1,4 +1,4 @@
-"""Proposals: what a model may be about to write. Knows no model and no text: tokens in, tokens out."""
+"""Proposals: what a model may be about to write."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args

@@ -1,6 +1,6 @@
 """From logits to a token: greedy, or temperature, top-k, top-p and min-p with one reproducible draw per position.
 
-Knows no model and keeps no state: the draw for a position is a function of (seed, question, position). So a token does not
+Keeps no state: the draw for a position is a function of (seed, question, position). So a token does not
 depend on discarded text, on other problems in flight, or on an interruption.
 """
 

@@ -1,7 +1,7 @@
 """Runs the flows of many problems over the engines, and yields what happens as events.
 
 In one tick every engine with work goes one batch further, and so does the rater; then the flows whose steps or rewards are ready
-are resumed, and their next requests passed on. Knows no policy, no token and no terminal. Problems finish in the order in which
+are resumed, and their next requests passed on. Problems finish in the order in which
 they end.
 """
 
@@ -43,7 +43,7 @@ class StepRewards:
 
 @dataclass(frozen=True, slots=True)
 class RewardUpdate:
-    """The answer to the request of one slot: its rewards, or the error if there are none."""
+    """The answer to the request of one slot: its rewards, or an error."""
 
     slot: int
     rewards: StepRewards | None = None

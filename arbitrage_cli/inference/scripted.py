@@ -205,7 +205,7 @@ class Arithmetic:
 
 
 def _expression(question: str) -> str:
-    """The first expression with at least one operation, without spaces. ScriptEndedError if there is none."""
+    """The first expression with at least one operation, without spaces. ScriptEndedError without one."""
     plain = question.translate(str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-"))
     for found in re.findall(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
         expression = _NUMBER_IN_PARENTHESES.sub(r"\1", re.sub(r"\s", "", found))

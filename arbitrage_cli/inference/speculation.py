@@ -2,7 +2,7 @@
 
 A model that verifies reads proposed tokens in one batch and draws after each of them: one token in any case, and one more for
 each proposed token in a row that it would have drawn itself. A batch is worth its time if that is more tokens a second than
-decoding gives. Knows no model, text or clock, and a wrong figure costs time, never a text.
+decoding gives. A wrong figure costs time, and never changes a text.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,7 @@
 """Where a step ends.
 
 A reasoning step is what a model writes until a blank line (`\\n\\n`) or the end of its sequence (arXiv 2512.05033, section 3). The
-separator is found in the text, because many vocabularies merge it with the characters before it (".\\n\\n" is one token). Knows no
-vocabulary, no model and no task: bytes in, characters out.
+separator is found in the text, because many vocabularies merge it with the characters before it (".\\n\\n" is one token).
 """
 
 import codecs

@@ -1,4 +1,4 @@
-"""What a model's tokens and batches cost on this machine, as measured while it writes. Knows no model, text or clock."""
+"""What a model's tokens and batches cost on this machine, as measured while it writes."""
 
 import math
 from bisect import bisect_right
@@ -36,7 +36,7 @@ class TokenCosts:
         self.add(cost)
 
     def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
-        """An estimate for reading and decoding so many tokens; None if nothing was decoded yet.
+        """An estimate for reading and decoding these numbers of tokens; None if nothing was decoded yet.
 
         At the speeds of `own`, the cost of one trace, if enough was decoded in it, because a machine's speed changes; else of the
         whole run. At most the time of tokens decoded in a row: after another model used the processor's cache, they are slower.
@@ -102,7 +102,7 @@ class BatchCosts:
             self._measured[rows] *= DOUBTED_FADING if rows in self._doubted else FADING
 
     def of(self, num_rows: int) -> float:
-        """The cost of a batch of so many rows."""
+        """The cost of a batch of this many rows."""
         return self.of_up_to(num_rows, num_rows)[0]
 
     def of_up_to(self, first: int, last: int) -> list[float]:

@@ -1,6 +1,6 @@
 """Checksums of files: compares them with published ones, and remembers them while a file stays the same.
 
-A published checksum is a sha256, or the git id of a small file. Knows no network.
+A published checksum is a sha256, or the git id of a small file.
 """
 
 import contextlib

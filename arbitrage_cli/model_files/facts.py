@@ -105,12 +105,12 @@ def _kv_numbers(header: Header) -> int | None:
 
 
 def _interval(header: Header) -> int | None:
-    """One layer in so many has attention, and the others are recurrent; None if the header says it in another way."""
+    """One layer in this number has attention, and the others are recurrent; None if the header says it in another way."""
     return _number(header, "full_attention_interval") or _USUAL_INTERVALS.get(_architecture(header))
 
 
 def _state_numbers(header: Header) -> int:
-    """Numbers in the states of all recurrent layers, for one sequence, as llama.cpp lays them out; 0 if there are none."""
+    """Numbers in the states of all recurrent layers, for one sequence, as llama.cpp lays them out; 0 without any."""
     layers, kernel = _number(header, "block_count") or 0, _number(header, "ssm.conv_kernel") or 1
     inner, size = _number(header, "ssm.inner_size") or 0, _number(header, "ssm.state_size") or 0
     groups, window = _number(header, "ssm.group_count") or 0, _number(header, "shortconv.l_cache") or 1

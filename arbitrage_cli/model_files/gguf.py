@@ -185,7 +185,7 @@ class _Reader:
         return self._data[start : start + length].decode("utf-8", errors="replace")
 
     def _skip_array(self) -> int:
-        """Step over an array; returns its number of elements. llama.cpp knows no arrays of arrays either."""
+        """Step over an array; returns its number of elements. llama.cpp refuses arrays of arrays too."""
         kind, length = self._number("<I"), self._number("<Q")
         if length > MAX_ARRAY:
             raise _DamageError(f"an array of {length} elements")

@@ -107,7 +107,7 @@ def _is_offline(asked: bool) -> bool:
 
 
 def _need_local(name: HubName) -> tuple[Path, ...]:
-    """The files in the cache. HubError if there are none."""
+    """The files in the cache. HubError without any."""
     if paths := locate(name):
         return paths
     command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"

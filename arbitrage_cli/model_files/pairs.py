@@ -64,7 +64,7 @@ class Pairs(dict[str, Pair]):
         self.broken: dict[str, UsageError] = {}
 
     def named(self, name: str) -> Pair | None:
-        """The pair of that name; None if there is none. UsageError if its entry is broken."""
+        """The pair of that name; None if no pair has it. UsageError if its entry is broken."""
         if name in self.broken:
             raise self.broken[name]
         return self.get(name)
@@ -80,7 +80,7 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
 
 
 def find_pair(name: str, pairs: Pairs) -> Pair:
-    """The pair of that name. UsageError, with all names, if there is none; or if its entry is broken."""
+    """The pair of that name. UsageError, with all names, if no pair has it; or if its entry is broken."""
     pair = pairs.named(name)
     if pair is None:
         raise unknown("pair", name, pairs, option="pair")

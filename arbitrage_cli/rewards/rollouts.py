@@ -1,6 +1,6 @@
 """Rewards by rollouts: the target continues a solution from the step to its end, and the answers that it reaches are graded.
 
-Rollouts of different problems go on side by side, and none waits for the longest. Knows no policy and no terminal.
+Rollouts of different problems go on side by side, and none waits for the longest.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Rewards by a process reward model or a judge on a server: the log-probabilities of its possible answers' first tokens.
 
 A server sends only the likeliest tokens. An answer that is not among them counts as impossible, which changes a reward by less than
-`MAX_UNKNOWN`; otherwise there is an error. Knows no policy and no terminal.
+`MAX_UNKNOWN`; otherwise there is an error.
 """
 
 import math

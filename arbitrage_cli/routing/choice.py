@@ -45,7 +45,7 @@ def load_head(source: str | None) -> Head | None:
 
 
 def need_head(head: Head | None) -> Head:
-    """The head. UsageError if there is none."""
+    """The head. UsageError without one."""
     if head is None:
         raise UsageError(
             "policy arbitrage needs a trained head, and scripted models have none",
@@ -55,7 +55,7 @@ def need_head(head: Head | None) -> Head:
 
 
 def choose_policy(name: str | None, head: Head | None) -> Policy:
-    """The policy of that name; without one the head's, or the draft's entropy if there is no head. UsageError."""
+    """The policy of that name; by default arbitrage if there is a head, else entropy. UsageError."""
     if name is None:
         return POLICIES["arbitrage" if head else "entropy"]
     if name not in POLICIES:

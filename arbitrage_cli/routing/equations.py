@@ -3,7 +3,7 @@ r"""Finds the arithmetic that a text states, and checks it: `788 * 9 = 7992` is 
 Reads numbers (decimals, thousands commas, `%`), `+ - * / ( )` in plain, Unicode and LaTeX form, `\frac{}{}`, and chains such as
 `a = b = c`. Currency signs, units and `\text{}` are ignored. What cannot be read for certain is left out: variables, powers, words
 that compute (`half of 10 + 2`), conversions (`1/2 hour = 30 minutes`). Values are exact fractions. A text is read in linear time,
-and nothing is evaluated as code. Knows no step and no model.
+and nothing is evaluated as code.
 """
 
 import operator
@@ -173,7 +173,7 @@ def _are_equal(left: _Side, right: _Side, is_rough: bool) -> bool:
 
 
 def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough: bool) -> bool:
-    """Whether the stated number, with so many decimal places, is the exact one, rounded or cut off.
+    """Whether the stated number, with its decimal places, is the exact one, rounded or cut off.
 
     A whole number counts as rounded only if it is stated to be about equal.
     """

@@ -1,7 +1,7 @@
 """A router's head: from what the draft computed while it wrote a step to the probability that the target's step is better.
 
 Standardised inputs, a linear model or a network with one layer, and a monotone curve from its log-odds to a calibrated
-probability: a few microseconds of NumPy. Knows no training, no tau and no file.
+probability: a few microseconds of NumPy.
 """
 
 import bisect
@@ -224,7 +224,7 @@ def digest_of(card: str, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def is_due(num_tokens: int) -> bool:
-    """Whether to look at a step after so many tokens."""
+    """Whether to look at a step after this many tokens."""
     return num_tokens % LOOK_EVERY == 0
 
 

@@ -1,6 +1,6 @@
 """Saves a head, and reads one back: a safetensors file of its arrays, with its card as JSON in the metadata, and a sha256 over both.
 
-Reading a file executes nothing, and everything in it is checked and bounded before it is used. Knows no draft and no tau.
+Reading a file executes nothing, and everything in it is checked and bounded before it is used.
 """
 
 import json

@@ -40,12 +40,12 @@ class Costs:
         )
 
     def drafting(self, num_read: float, num_written: float) -> float:
-        """Seconds of the draft for so many tokens."""
+        """Seconds of the draft for these numbers of tokens."""
         written = num_written * (self.draft_seconds_per_token + TOKEN_SECONDS)
         return num_read * self.draft_prefill_seconds_per_token + written
 
     def targeting(self, num_read: float, num_written: float, num_shared: float = 0.0) -> float:
-        """Seconds of the target for so many tokens, of which the draft wrote the shared ones as well.
+        """Seconds of the target for these numbers of tokens. The draft wrote the shared ones as well.
 
         Those that are found in time are verified, if that is faster.
         """

@@ -1,6 +1,6 @@
 """The policies by name: each with its flow, the score that it compares with tau, and what it needs.
 
-A new baseline goes here. Knows no model and no file; the flows are in `arbitrage.py`.
+A new baseline goes here. The flows are in `arbitrage.py`.
 """
 
 import math

@@ -207,7 +207,7 @@ def refuse(message: str, parameter: str | None = None) -> NoReturn:
 
 
 def find_route(name: str, menu: Menu) -> Route:
-    """The route of a model's name; `arbitrage` alone is the command line's. RefusedError if there is none."""
+    """The route of a model's name; `arbitrage` alone is the command line's. RefusedError for any other name."""
     try:
         if len(name) > MAX_NAME:
             raise UsageError(f"the name of a model has at most {MAX_NAME} characters")
@@ -253,7 +253,7 @@ def _problem_of(body: _ChatBody | _TextBody, identifier: str, defaults: Defaults
 
 
 def _conversation(messages: Sequence[_Said], identifier: str) -> Problem:
-    """The last message is the question. ValueError if there is none."""
+    """The last message is the question. ValueError if it is not."""
     system = [said.text for said in messages if said.is_system]
     if any(said.is_system for said in messages[len(system) :]):
         raise ValueError("system messages must come before all others")

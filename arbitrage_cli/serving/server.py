@@ -5,12 +5,16 @@ import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.errors import UsageError
@@ -58,6 +62,21 @@ class HttpServer(uvicorn.Server):
         self._last_signal, self.force_exit, self.should_exit = sig, self.should_exit, True
 
 
+class Protocol(H11Protocol):
+    """uvicorn's, which closes the oldest idle connection for a new one if there are too many. One that sends no whole head is idle."""
+
+    _began = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self._began = time.monotonic()
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = [one for one in self.connections if isinstance(one, Protocol) and one.conn.their_state is h11.IDLE]
+            oldest = min(idle, key=lambda one: one._began)  # noqa: SLF001 - of the same class
+            self.connections.discard(oldest)
+            oldest.transport.close()
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket with this address, which does not listen yet; port 0 takes any that is free. UsageError."""
     with _explained(f"{host} port {port}"):
@@ -102,8 +121,7 @@ class Service:
         self._observe = observe
         config = uvicorn.Config(
             make_app(defaults, self._intake, self._metrics, bounds, access),
-            http="h11",
-            limit_concurrency=MAX_CONNECTIONS,
+            http=Protocol,
             ws="none",
             lifespan="off",
             loop="asyncio",

@@ -1,4 +1,4 @@
-"""Answers requests with one scheduler: many in one batch, each with its own policy, limits and sampler. Knows no HTTP.
+"""Answers requests with one scheduler: many in one batch, each with its own policy, limits and sampler.
 
 `Intake` brings requests from the thread of HTTP to that of the models, `Ticket.deliver` brings back their reports.
 """

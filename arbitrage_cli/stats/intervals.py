@@ -1,6 +1,6 @@
 """Ratios with their parts, and how sure they are: intervals of proportions, of their differences, and of ratios of sums.
 
-Numbers in, numbers out: knows no problem, no policy and no model. All intervals are at 95%. Resamples are drawn with a
+Numbers in, numbers out. All intervals are at 95%. Resamples are drawn with a
 fixed seed: the same rows always give the same interval.
 """
 

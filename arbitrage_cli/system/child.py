@@ -1,6 +1,6 @@
 """Child processes with limits on time, processor time and memory.
 
-`Child` runs a function in a new interpreter and returns its answer, or raises one error that says why there is none. `Process` is
+`Child` runs a function in a new interpreter and returns its answer, or raises one error that says why there is no answer. `Process` is
 what it is made of, for programs that bring their own command. Arguments and answers of a function are JSON: what runs there may be
 hostile, and unpickling its answer would run its code here.
 """
@@ -183,7 +183,7 @@ class Child:
                 self.close()
 
     def start(self) -> Process:
-        """The process. If there is none, it is started, and gets ready while the caller does other things. ChildError."""
+        """The process, started if necessary: it gets ready while the caller does other things. ChildError."""
         with self._lock:
             if self._process is None:
                 root = str(Path(__file__).parents[2])
@@ -262,7 +262,7 @@ def how(code: int) -> str:
 
 
 def limit_memory(more: int) -> None:
-    """Let this process map so many bytes more than now. No effect if the system cannot limit that."""
+    """Let this process map this many bytes more than now. No effect if the system cannot limit that."""
     with contextlib.suppress(OSError, ValueError):
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)

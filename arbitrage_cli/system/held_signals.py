@@ -1,4 +1,4 @@
-"""Holds back signals where they would break something, but only the first of each. Knows no command and no model."""
+"""Holds back signals where they would break something, but only the first of each."""
 
 import ctypes
 import signal

@@ -1,7 +1,6 @@
 """Reads the states of runs of `arbitrage collect` as arrays: checked, joined, and split by problem.
 
-Problems are split three ways by their text alone: a training, a validation and a test part. Knows no head and no learning, and
-runs no model.
+Problems are split three ways by their text alone: a training, a validation and a test part.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Learns a network and its calibration from arrays of inputs, labels and weights, with scikit-learn.
 
-Knows no state, no problem and no file. What is learned is a function of the arrays and the seed.
+What is learned is a function of the arrays and the seed.
 """
 
 import importlib

@@ -54,7 +54,7 @@ class Outcomes:
         return Outcomes(*(getattr(self, one.name)[chosen] for one in fields(Outcomes)))
 
     def cut(self, stops: Numbers) -> "Outcomes":
-        """The same with drafted steps that are stopped after so many tokens (n,), infinite if they are not."""
+        """The same with drafted steps that are stopped after these numbers of tokens (n,), infinite if they are not."""
         drafted, shared = (np.minimum(tokens, stops) for tokens in (self.draft_tokens, self.shared_tokens))
         return replace(self, draft_tokens=drafted, shared_tokens=shared)
 

@@ -2,7 +2,7 @@
 
 Problems are split three ways. Heads learn on the training part. The validation part decides which of them is taken, when learning
 stops, and the calibration. Figures of the head are measured on the test part, which decides nothing of it. The table of taus is of
-both other parts. Runs no model and knows no terminal. The same states, settings and machine give the same head.
+both other parts. The same states, settings and machine give the same head.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Measures which number of threads suits a model on this machine, and what its tokens cost with it.
 
 Other work on the machine only adds time, so counts take turns and the best turn of each counts. What the model writes meanwhile
-means nothing. Knows no file, no role and no terminal, and not how speed depends on the length of a text or on other models.
+means nothing. How speed depends on the length of a text, or on other models, is not measured.
 """
 
 import itertools
@@ -46,7 +46,7 @@ class Trials:
 
 
 def thread_counts(cores: int) -> list[int]:
-    """The numbers of threads to try on so many cores: 1, 2, 3, 4, 6, 8, 12, 16 ... and all."""
+    """The numbers of threads to try on this number of cores: 1, 2, 3, 4, 6, 8, 12, 16 ... and all."""
     powers = [1 << exponent for exponent in range(cores.bit_length())]
     counts = {*powers, *(3 * power for power in powers), cores}
     return sorted(count for count in counts if count <= cores)

@@ -61,7 +61,7 @@ class Need:
         return self.each - self.gpu_each
 
     def of(self, concurrency: int) -> int:
-        """Bytes of the machine's own memory for so many problems, at least."""
+        """Bytes of the machine's own memory for this many problems, at least."""
         return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
@@ -73,7 +73,7 @@ class Need:
 
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
-    """The need of these models, with so many sequences for each problem at once. ModelFileError."""
+    """The need of these models, with these numbers of sequences for each problem at once. ModelFileError."""
     need = Need(0, 0, sequences=0, cap=MOST if any(map(is_served, found.values())) else MOST_HERE)
     for role, source in found.items():
         if not is_file(source):
@@ -112,7 +112,7 @@ def check_memory(need: Need) -> None:
 
 
 def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
-    """Resolves --concurrency: `auto`, or a number from 1 to MOST. UsageError; ModelMemoryError if so many do not fit.
+    """Resolves --concurrency: `auto`, or a number from 1 to MOST. UsageError; ModelMemoryError if that many do not fit.
 
     `auto` is `earlier`, that of a run that is resumed, or as many as are worth it and fit in a share of the memory. The result is
     never above `most`. `needed` is called only for more than one problem: see `check_memory` for one.

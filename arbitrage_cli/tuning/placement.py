@@ -68,7 +68,7 @@ def _threads(source: str, load: Options) -> int:
 
 
 def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
-    """The measurement of the model file with that sha256 on this machine; None if there is none."""
+    """The measurement of the model file with that sha256 on this machine; None if it was not measured."""
     machine, loading = machine_here(), loading_of(load)
     return next((one for one in read_tuned(tuned_file()) if one.key == (machine, sha256, loading)), None)
 

@@ -1,4 +1,4 @@
-"""The measured speeds of models, and the file that keeps them. Knows no backend, and measures nothing.
+"""The measured speeds of models, and the file that keeps them.
 
 A measurement holds for one machine (processor, cores that this process may use, release of llama-cpp-python, GPU), one model file,
 and the options that it was loaded with. One file may have measurements of several machines, since home folders are shared.
@@ -88,7 +88,7 @@ def this_machine(gpu: str) -> Machine:
 def find_tuned(
     tuned: Iterable[Tuned], machine: Machine, files: Sequence[Path], loading: Loading, sha256: Callable[[], str]
 ) -> Tuned | None:
-    """The measurement of these model files on the machine, with their place as it is now; None if there is none.
+    """The measurement of these model files on the machine, with their place as it is now; None if they were not measured.
 
     `sha256` reads them whole; it is called only for a file of the right size that was moved or touched.
     """

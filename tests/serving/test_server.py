@@ -1,5 +1,6 @@
 """The server over HTTP: answers, streams, names of models, refusals, and clients that hang up."""
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -383,6 +384,18 @@ def test_bodies_that_never_end() -> None:
             answer = b"".join(iter(lambda: slow.recv(1000), b""))  # to the end of the connection
         assert answer.startswith(b"HTTP/1.1 408")
         assert text_of(client.ask())
+
+
+def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of them is closed for a new one."""
+    monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
+    with serving() as client, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(client.address, timeout=10)) for _ in range(60)]
+        idle[-1].sendall(b"GET /health HTTP/1.1\r\n")
+        assert text_of(client.ask())
+        assert idle[0].recv(1) == b""
+        idle[-1].sendall(b"Host: localhost\r\n\r\n")
+        assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
 
 
 # --- many requests, and clients that do not wait

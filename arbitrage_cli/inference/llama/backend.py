@@ -148,7 +148,7 @@ class LlamaBackend:
         return self._rows(c.llama_get_logits_ith, len(tokens), self.tokenizer.size)
 
     def use_threads(self, count: int) -> None:
-        """Compute with so many threads from now on."""
+        """Compute with this number of threads from now on."""
         self._threads = count
         c.llama_set_n_threads(self._context, count, count)
         self.__dict__.pop("card", None)  # it has the number
@@ -396,7 +396,7 @@ def devices() -> list[tuple[int, str]]:
 
 
 def gpu_names() -> str:
-    """The names of the GPUs that layers can be put on; "" if there is none, or llama.cpp was built without GPU support."""
+    """The names of the GPUs that layers can be put on; "" without a GPU, or without support for it in llama.cpp."""
     start_llama()  # it finds the devices
     if not c.llama_supports_gpu_offload():
         return ""

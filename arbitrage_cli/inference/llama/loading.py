@@ -1,7 +1,4 @@
-"""Loads a model through llama.cpp: checks the binding, forwards messages, makes the model and its context.
-
-Knows no text, and computes nothing.
-"""
+"""Loads a model through llama.cpp: checks the binding, forwards messages, makes the model and its context."""
 
 import functools
 import importlib.metadata
