@@ -362,7 +362,7 @@ SpeedList = Annotated[
         "--project",
         metavar="ROLE=IN/OUT,...",
         help="Also estimate the times on another machine, from tokens a second that each model reads and writes there, as in "
-        "draft=5000/180,target=1200/40; or from FILEs of llama-bench -o json: draft=a.json,target=b.json.",
+        "draft=5000/180,target=1200/40.",
     ),
 ]
 

@@ -1,17 +1,16 @@
-"""`arbitrage report` and `compare`: the figures of runs as a table, as JSON, or as a page to look at. Runs no model."""
+"""`arbitrage report` and `compare`: the figures of a run, or of two, as a table, as JSON, or as a page to look at. Runs no model."""
 
 import sys
 import webbrowser
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import figures_as_asked, show_figures, write_json
-from arbitrage_cli.display.text import is_drawable, write
+from arbitrage_cli.display.text import is_drawable
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.system.files import write_atomically
 
@@ -24,7 +23,7 @@ Run = Annotated[Path, typer.Argument(help="A run folder of arbitrage bench.")]
 
 @command
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage bench.")],
+    run: Run,
     *,
     page: Annotated[
         Path | None,
@@ -32,37 +31,34 @@ def report(
     ] = None,
     opens: Annotated[
         bool,
-        option(
-            "Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the first run."
-        ),
+        option("Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the run."),
     ] = False,
     figures: FigureOptions,
     debug: Debug = False,
 ) -> None:
-    """Show the figures of runs: a table, or with -o FILE.html a page with charts and every trace, step by step.
+    """Show the figures of a run: a table, or with -o FILE.html a page with charts and every trace, step by step.
 
-    The page is one file, and needs no network. With --json, one line for each run.
+    The page is one file, and needs no network.
 
     \b
     Examples:
       arbitrage report runs/builtin--builtin
-      arbitrage report runs/before runs/after -o report.html
       arbitrage report runs/builtin--builtin --open
     """
     from arbitrage_cli.runs.folder import read_run_folder
 
     if page is None and opens:
-        page = runs[0] / "report.html"
+        page = run / "report.html"
     if page is not None and page.suffix.lower() not in ENDINGS:
         hint = "give -o FILE.html; --json has the figures for other programs"
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
-    contents = {str(folder): read_run_folder(folder) for folder in runs}
+    contents = read_run_folder(run)
     if page is not None:
         _write(page, _page(contents, figures))
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"no browser could be opened: open {page} in one", err=True)
     if page is None or figures.json_line:
-        _show(list(contents.values()), figures)
+        show_figures(contents.run, contents.rows, figures)
 
 
 @command
@@ -88,38 +84,13 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
         table.write_comparison(compared, sys.stdout, explain=shown.explain, styled=is_drawable(sys.stdout))
 
 
-def _show(contents: "Sequence[Contents]", figures: FigureOptions) -> None:
-    for number, one in enumerate(contents):
-        if number and not figures.json_line:
-            write(sys.stdout, "\n")
-        show_figures(one.run, one.rows, figures)
-
-
-def _page(contents: "Mapping[str, Contents]", options: FigureOptions) -> str:
-    """The page of these runs, each with its folder as its name."""
-    from arbitrage_cli.display.page import ReportedRun, render, short_names  # Jinja is slow to import: not for --help
+def _page(contents: "Contents", options: FigureOptions) -> str:
+    from arbitrage_cli.display.page import render  # Jinja is slow to import: not for --help
     from arbitrage_cli.display.traces import TracePacker
 
-    reported = []
-    for name, one in zip(short_names(list(contents)), contents.values(), strict=True):
-        packer = TracePacker()
-        figures = figures_as_asked(one.run, packer.watch(one.rows), options)
-        reported.append(ReportedRun(one.run, figures, packer.packed(name, figures["policies"])))
-    return render(reported, _comparison(list(contents.values())))
-
-
-def _comparison(contents: "Sequence[Contents]") -> dict[str, Any] | None:
-    """Of two runs; without a policy, and with the reason as a note, if they have nothing in common."""
-    from arbitrage_cli.evaluation.comparison import compare_runs
-    from arbitrage_cli.runs.folder import latest
-
-    if len(contents) != 2:
-        return None
-    first, second = contents
-    try:
-        return compare_runs(first.run, list(latest(first.rows)), second.run, list(latest(second.rows)))
-    except UsageError as error:
-        return {"policies": [], "notes": [f"Not compared: {error}."]}
+    packer = TracePacker()
+    figures = figures_as_asked(contents.run, packer.watch(contents.rows), options)
+    return render(contents.run, figures, packer.packed(figures["policies"]))
 
 
 def _write(path: Path, page: str) -> None:

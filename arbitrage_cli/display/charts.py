@@ -46,21 +46,10 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """The figures of a policy at one tau in one run. `label` names it among all entries."""
-
-    run: int
-    label: str
-    series: Series
-    figures: Json
-
-
-@dataclass(frozen=True, slots=True)
 class Mark:
     """A position across and down, each with the ends of its interval if known, and its figures in words."""
 
     series: Series
-    run: int
     x: Sequence[float]
     y: Sequence[float]
     title: str
@@ -79,20 +68,10 @@ class Chart:
     lines: Sequence[Line] = ()
 
 
-def series_of(policy: str) -> Series:
+def series_of(figures: Json) -> Series:
     """Colour and mark of a policy: the same in every report."""
+    policy = figures["policy"]
     return Series(policy, policy if policy in SHAPES else "other", SHAPES.get(policy, _CIRCLE))
-
-
-def all_entries(runs: Sequence[tuple[str, Iterable[Json]]]) -> list[Entry]:
-    """The policies of some runs, each with a name. The same policy at the same tau, or tau of one name, stands together."""
-    found: dict[tuple[str, Any], list[Entry]] = {}
-    for run, (name, policies) in enumerate(runs):
-        for figures in policies:
-            label = figures["label"] if len(runs) == 1 else f"{figures['label']} · {name}"
-            key = figures["policy"], figures["tau_name"] or figures["tau"]
-            found.setdefault(key, []).append(Entry(run, label, series_of(figures["policy"]), figures))
-    return list(itertools.chain(*found.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,26 +112,26 @@ class Scale:
 # --- accuracy against time
 
 
-def accuracy_chart(entries: Sequence[Entry]) -> Chart | None:
+def accuracy_chart(policies: Sequence[Json]) -> Chart | None:
     """Accuracy against time; None if there is nothing to show.
 
     Time is that of a policy / that of the target alone, or mean seconds if there is no target.
     """
-    is_relative = any(entry.figures["speedup"] is not None for entry in entries)
+    is_relative = any(policy["speedup"] is not None for policy in policies)
     time = "speedup" if is_relative else "seconds_mean"
-    shown = [entry for entry in entries if entry.figures["accuracy"] is not None and entry.figures[time]]
+    shown = [policy for policy in policies if policy["accuracy"] is not None and policy[time]]
     if not shown:
         return None
-    times = [_times(entry.figures, is_relative=is_relative) for entry in shown]
-    accuracies = [_accuracy(entry.figures) for entry in shown]
+    times = [_times(policy, is_relative=is_relative) for policy in shown]
+    accuracies = [_accuracy(policy) for policy in shown]
     x_scale = Scale.around(itertools.chain(*times))
     y_scale = Scale.around(itertools.chain(*accuracies), is_vertical=True)
     marks = [
-        Mark(entry.series, entry.run, [*map(x_scale, x)], [*map(y_scale, y)], _title(entry, x[0], is_relative=is_relative))
-        for entry, x, y in zip(shown, times, accuracies, strict=True)
+        Mark(series_of(policy), [*map(x_scale, x)], [*map(y_scale, y)], _title(policy, x[0], is_relative=is_relative))
+        for policy, x, y in zip(shown, times, accuracies, strict=True)
     ]
     x_title = "time / time of the target alone" if is_relative else "mean seconds per problem"
-    lines = [*_chords(marks), *_curves(marks), *_front(marks)]
+    lines = [*_chord(marks), *_curves(marks), *_front(marks)]
     return Chart("Accuracy against time", x_title, "accuracy", x_scale.ticks, _percents(y_scale), marks, lines)
 
 
@@ -173,31 +152,27 @@ def _times(policy: Json, *, is_relative: bool) -> list[float]:
     return [1 / speedup for speedup in (policy["speedup"], *(reversed(ends) if ends and min(ends) > 0 else ()))]
 
 
-def _title(entry: Entry, time: float, *, is_relative: bool) -> str:
+def _title(policy: Json, time: float, *, is_relative: bool) -> str:
     took = f"{time:.2f} of the target's time" if is_relative else rounding.seconds(time)
-    return f"{entry.label}: {_said_accuracy(entry.figures)} in {took}"
+    return f"{policy['label']}: {_said_accuracy(policy)} in {took}"
 
 
 def _said_accuracy(figures: Json) -> str:
     return f"{rounding.percent(figures['accuracy'])} {rounding.percent_range(figures['accuracy_interval'])}"
 
 
-def _chords(marks: Sequence[Mark]) -> list[Line]:
-    """In each run the line from the draft alone to the target alone: one of the two at random."""
-    alone = {(mark.run, mark.series.policy): mark for mark in marks}
-    runs = sorted({mark.run for mark in marks})
-    ends = [[alone[run, role] for role in ALONE] for run in runs if all((run, role) in alone for role in ALONE)]
-    return [line for pair in ends for line in _joined("chord", pair)]
+def _chord(marks: Sequence[Mark]) -> list[Line]:
+    """From the draft alone to the target alone: one of the two at random."""
+    alone = {mark.series.policy: mark for mark in marks}
+    return _joined("chord", [alone[role] for role in ALONE]) if alone.keys() >= set(ALONE) else []
 
 
 def _curves(marks: Sequence[Mark]) -> list[Line]:
-    """In each run the taus of each policy, in the order of their times."""
-    grouped: dict[tuple[int, Series], list[Mark]] = {}
+    """The taus of each policy, in the order of their times."""
+    grouped: dict[Series, list[Mark]] = {}
     for mark in sorted(marks, key=lambda mark: mark.x[0]):
-        grouped.setdefault((mark.run, mark.series), []).append(mark)
-    return [
-        line for (run, series), own in grouped.items() for line in _joined(f"curve {series.style} run-{min(run, 1)}", own)
-    ]
+        grouped.setdefault(mark.series, []).append(mark)
+    return [line for series, own in grouped.items() for line in _joined(f"curve {series.style}", own)]
 
 
 def _joined(style: str, marks: Sequence[Mark]) -> list[Line]:
@@ -219,41 +194,41 @@ def _front(marks: Sequence[Mark]) -> list[Line]:
 # --- levels and calibration
 
 
-def level_chart(entries: Sequence[Entry]) -> Chart | None:
+def level_chart(policies: Sequence[Json]) -> Chart | None:
     """Accuracy at each level, the policies side by side; None without levels."""
-    shown = [entry for entry in entries if entry.figures["by_level"]]
-    levels = list(dict.fromkeys(level for entry in shown for level in entry.figures["by_level"]))
+    shown = [policy for policy in policies if policy["by_level"]]
+    levels = list(dict.fromkeys(level for policy in shown for level in policy["by_level"]))
     if not levels:
         return None
     slot = 100 / len(levels)
     scale = Scale(0.0, 20.0, 5, is_vertical=True)
     marks = []
-    for (place, level), (index, entry) in itertools.product(enumerate(levels), enumerate(shown)):
-        own = entry.figures["by_level"].get(level)
+    for (place, level), (index, policy) in itertools.product(enumerate(levels), enumerate(shown)):
+        own = policy["by_level"].get(level)
         if own and own["accuracy"] is not None:
             x = slot * (place + 0.15 + 0.7 * (index + 0.5) / len(shown))
-            title = f"{entry.label}, level {level}: {_said_accuracy(own)}, {own['correct']}/{own['n']}"
-            marks.append(Mark(entry.series, entry.run, [round(x, 2)], [*map(scale, _accuracy(own))], title))
+            title = f"{policy['label']}, level {level}: {_said_accuracy(own)}, {own['correct']}/{own['n']}"
+            marks.append(Mark(series_of(policy), [round(x, 2)], [*map(scale, _accuracy(own))], title))
     letters = max(2, LEVEL_LETTERS // len(levels))
     ticks = [(round(slot * (place + 0.5), 2), shortened(level, letters)) for place, level in enumerate(levels)]
     return Chart("Accuracy by level", "level", "accuracy", ticks, _percents(scale), marks)
 
 
-def calibration_chart(entry: Entry) -> Chart:
+def calibration_chart(policy: Json) -> Chart:
     """How often the target's step was better, against the probability of that, of a policy that has a calibration."""
-    scale = Scale(0.0, 20.0, 5)
+    scale, series = Scale(0.0, 20.0, 5), series_of(policy)
     marks = [
         Mark(
-            entry.series,
-            entry.run,
+            series,
             [100 * one["probability"]],
             [100 - 100 * share for share in (one["share"], *one["interval"])],
             f"probability {rounding.percent(one['probability'])}: the target's step was better in "
             f"{one['better']} of {one['n']} steps, {rounding.percent(one['share'])} {rounding.percent_range(one['interval'])}",
         )
-        for one in entry.figures["calibration"]
+        for one in policy["calibration"]
     ]
-    lines = [("chord", (0.0, 100.0), (100.0, 0.0)), *_joined(f"curve {entry.series.style}", marks)]
-    title, ticks = f"Calibration of {entry.label}", _percents(scale)
+    lines = [("chord", (0.0, 100.0), (100.0, 0.0)), *_joined(f"curve {series.style}", marks)]
+    ticks = _percents(scale)
     y_ticks = [(100 - position, text) for position, text in ticks]
+    title = f"Calibration of {policy['label']}"
     return Chart(title, "probability", "target's step was better", ticks, y_ticks, marks, lines)

@@ -126,18 +126,14 @@ PAGE: Mapping[str, Sequence[Column]] = {
         _ranged("vs target, points", "accuracy_difference", POINTS),
         SPEEDUP,
         SECONDS,
-        _value("median s", "seconds_median"),
-        _value("p90 s", "seconds_p90"),
         _with_parts("problems/s", "problems_per_second", rounding.number),
         RATIO,
     ),
     "Who wrote what": (
         _with_parts("accepted steps", "acceptance_rate"),
         _with_parts("stopped early", "stopped_early_rate"),
-        _with_parts("accepted tokens", "token_acceptance_rate"),
         _with_parts("target calls per step", "target_call_rate", rounding.number),
         _value("wasted draft tokens", "wasted_draft_tokens"),
-        _with_parts("target's share of tokens", "target_token_share"),
     ),
     "Where the time goes: mean seconds of an attempt": [
         Column(heading, "time", _part(part)) for part, heading in TIME_PARTS.items()
@@ -158,21 +154,3 @@ COMPARISON: Sequence[Column] = (
     _value("p", "mcnemar_p", lambda p: rounding.UNKNOWN if p is None else f"{p:.3f}"),
     _ranged("times as fast", "seconds_ratio", TIMES),
 )
-
-
-def level_columns(records: Sequence[Json]) -> list[Column]:
-    """The accuracy at each level of the data set, with its counts."""
-    levels = dict.fromkeys(level for record in records for level in record["by_level"] or ())
-    return [Column(f"level {level}", "by_level", *_at_level(level)) for level in levels]
-
-
-def _at_level(level: str) -> tuple[Callable[[Json], str], Callable[[Json], str]]:
-    def show(figures: Json) -> str:
-        own = (figures["by_level"] or {}).get(level)
-        return rounding.percent(own["accuracy"]) if own else ""
-
-    def counts(figures: Json) -> str:
-        own = (figures["by_level"] or {}).get(level)
-        return f"{own['correct']}/{own['n']}" if own else ""
-
-    return show, counts

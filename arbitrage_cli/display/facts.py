@@ -1,6 +1,6 @@
-"""The sentences at the top of a report, and what its runs were made with. Knows no markup."""
+"""The sentences at the top of a report, and what its run was made with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from arbitrage_cli.display import rounding
@@ -8,8 +8,8 @@ from arbitrage_cli.display.charts import ALONE
 from arbitrage_cli.evaluation.accuracy import WITH_PROBABILITY
 
 Json = Mapping[str, Any]
-Fact = tuple[str, Sequence[str]]
-"""A name, and one text; or one for each run, if they differ."""
+Fact = tuple[str, str]
+"""A name and a text."""
 
 
 # --- sentences
@@ -49,20 +49,6 @@ def _against_target(policy: Json) -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
-def change(comparison: Json, policies: Sequence[Json], names: Sequence[str]) -> str:
-    """The second run against the first, for the policy that the first is about; empty if they do not share it."""
-    policy = routed(policies) or {"label": None}
-    entry = next((one for one in comparison["policies"] if one["first"] == policy["label"] and one["n"]), None)
-    if entry is None:
-        return ""
-    difference = rounding.points(entry["accuracy_difference"])
-    said = f"{names[1]} against {names[0]}: {entry['second']} {difference} points "
-    said += rounding.points_range(entry["accuracy_difference_interval"])
-    if entry["seconds_ratio"] is not None:
-        said += f", {rounding.number(entry['seconds_ratio'])} times as fast {rounding.number_range(entry['seconds_ratio_interval'])}"
-    return f"{said.rstrip()}, over the {rounding.count(entry['n'], 'attempt')} that both have."
-
-
 def summary(figures: Json) -> Iterable[str]:
     """What the two models do alone: everything else lies between."""
     for policy in figures["policies"]:
@@ -80,24 +66,7 @@ def _pace(policy: Json) -> str:
 # --- facts
 
 
-def facts(runs: Sequence[tuple[str, Json]]) -> tuple[list[Fact], list[Fact]]:
-    """What the runs, each with a name, were made with: first what a reader asks first, then the rest."""
-    return _merged(runs, _main_facts), _merged(runs, _other_facts)
-
-
-def _merged(runs: Sequence[tuple[str, Json]], facts_of: Callable[[Json], Iterable[tuple[str, str]]]) -> list[Fact]:
-    found = [(name, dict(facts_of(run))) for name, run in runs]
-    names = dict.fromkeys(name for _, own in found for name in own)
-    return [(name, _texts([(run, own.get(name, "none")) for run, own in found])) for name in names]
-
-
-def _texts(texts: Sequence[tuple[str, str]]) -> list[str]:
-    """The one text of all runs, or that of each."""
-    distinct = list(dict.fromkeys(text for _, text in texts))
-    return distinct if len(distinct) == 1 else [f"{run}: {text}" for run, text in texts]
-
-
-def _main_facts(run: Json) -> Iterable[tuple[str, str]]:
+def main_facts(run: Json) -> Iterable[Fact]:
     """What a reader asks first of a run: models, head, machine and settings."""
     yield from model_facts(run)
     machine = {name: value for name, value in run["machine"].items() if name != "flags"}
@@ -105,7 +74,7 @@ def _main_facts(run: Json) -> Iterable[tuple[str, str]]:
     yield "settings", _listed({**run["sampling"], **run["limits"], **run["context"]})
 
 
-def model_facts(run: Json) -> Iterable[tuple[str, str]]:
+def model_facts(run: Json) -> Iterable[Fact]:
     """Models and head, each with what tells it apart."""
     for role, model in run["models"].items():
         named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
@@ -115,7 +84,8 @@ def model_facts(run: Json) -> Iterable[tuple[str, str]]:
         yield "head", ", ".join([run["router"]["name"], *_digest(run["router"])])
 
 
-def _other_facts(run: Json) -> Iterable[tuple[str, str]]:
+def other_facts(run: Json) -> Iterable[Fact]:
+    """Data set, grader, version, command, and what llama.cpp was built with."""
     yield "data set", ", ".join([run["dataset"]["name"], *_digest(run["dataset"])])
     yield from ((name, run[name]) for name in ("grader", "tool", "created"))
     yield "command", " ".join(run["command"])

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from arbitrage_cli.display import columns, rounding
 from arbitrage_cli.display.columns import Column
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, short_labels, width_of, wrapped, write
+from arbitrage_cli.display.text import aligned, one_line, short_labels, width_of, wrapped, write
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 
 MIN_LABEL = 8
@@ -96,15 +96,9 @@ def size_of(figures: Figures) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Line]:
-    """Labels get the room that the figures leave. Figures with an interval begin at the same column.
-
-    In a terminal that is too narrow, the figures of a row stand below each other.
-    """
+    """Labels get the room that the figures leave. Figures with an interval begin at the same column."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     needed = sum(widths[1:]) + 2 * len(widths[1:])
-    if width < WIDTH and width < needed + MIN_LABEL:
-        yield from _stacked(headings, rows)
-        return
     labels = short_labels([label for label, *_ in rows], max(MIN_LABEL, width - needed))
     left = [0, *(index for index in range(1, len(headings)) if any("[" in row[index] for row in rows))]
     cells = [[label, *row[1:]] for label, row in zip(labels, rows, strict=True)]
@@ -112,13 +106,6 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
     yield first, "bold"
     for line in others:
         yield line, ""
-
-
-def _stacked(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Line]:
-    indent = max(map(len, headings))
-    for label, *cells in rows:
-        yield one_line(label), "bold"
-        yield from ((f"  {heading:<{indent}}  {cell}", "") for heading, cell in zip(headings[1:], cells, strict=True))
 
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:

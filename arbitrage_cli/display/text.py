@@ -51,25 +51,12 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}~"
 
 
-def shortened_all(texts: Sequence[str], width: int) -> list[str]:
-    """The texts, those that are too long without their middle. Texts that differ stay different."""
-    head = width // 2
-    cut = [text if len(text) <= width else f"{text[:head]}~{text[head + 1 - width :]}" for text in texts]
-    numbers: dict[str, dict[str, int]] = {}  # of the texts that look alike now
-    for text, short in zip(texts, cut, strict=True):
-        numbers.setdefault(short, {}).setdefault(text, len(numbers[short]) + 1)
-    return [
-        short if len(numbers[short]) == 1 else f"{text[: width - 1 - len(str(number))]}~{number}"
-        for text, short in zip(texts, cut, strict=True)
-        for number in (numbers[short][text],)
-    ]
-
-
 def short_labels(labels: Sequence[str], room: int) -> list[str]:
-    """The labels as far as there is room: first a tau with a name loses its number, if they still differ without."""
+    """The labels as far as there is room: first a tau with a name loses its number, then all their middle."""
     shown = [one_line(label) for label in labels]
     brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
-    return shortened_all(brief if len(set(brief)) == len(set(shown)) else shown, room)
+    head = room // 2
+    return [label if len(label) <= room else f"{label[:head]}~{label[head + 1 - room :]}" for label in brief]
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:

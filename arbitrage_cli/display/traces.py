@@ -43,7 +43,7 @@ class TracePacker:
         if self._size >= BLOCK:
             self._close_block()
 
-    def packed(self, name: str, policies: Sequence[Json]) -> dict[str, Any]:
+    def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
         """The run for the script: `blocks` are pairs of their first attempt's number and their content."""
         if self._parts:
             self._close_block()
@@ -51,7 +51,6 @@ class TracePacker:
         attempts = [[key[0], key[1], numbers[key[2]], *entry] for key, entry in self._attempts.items()]
         problems = [[name, level] for name, (_, level) in self._problems.items()]
         return {
-            "name": name,
             "policies": [
                 {
                     "label": one["label"],

@@ -18,8 +18,6 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "graded as they stood.",
         "seconds_mean": "Wall-clock seconds of all finished attempts / finished attempts; loading, grading and display are "
         "outside.",
-        "seconds_median": "Median wall-clock seconds of the finished attempts.",
-        "seconds_p90": "Wall-clock seconds that nine of ten finished attempts stay below (interpolated).",
         "speedup": "Seconds of the target alone / seconds of this policy, each summed over the attempts that both finished; "
         "above 1 is faster. Interval: 95%, paired bootstrap over problems.",
         "problems_per_second": "Finished attempts / wall-clock seconds of the blocks of problems in which they were made, several at "
@@ -30,11 +28,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "blocks_compared": "Those of them in which the target alone has the same attempts.",
         "acceptance_rate": "Drafted steps that were kept / drafted steps.",
         "stopped_early_rate": "Drafted steps that were stopped before they were finished, and escalated / drafted steps.",
-        "token_acceptance_rate": "Tokens of drafted steps that were kept / drafted tokens.",
         "target_call_rate": "Steps that the target wrote, kept or not / kept steps.",
         "wasted_draft_tokens": "Drafted tokens of steps that were not kept, summed over the finished attempts; without the "
         "draft's guesses while the target wrote.",
-        "target_token_share": "Kept tokens that the target wrote / kept tokens.",
         "draft_tokens_per_second": "Tokens that the draft decoded / seconds it decoded; reading (prefill) is left out.",
         "target_tokens_per_second": "Tokens that the target decoded / seconds it decoded; reading (prefill) and verifying are "
         "left out.",

@@ -30,27 +30,23 @@ SCHEMA = 1
 
 THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks", "blocks_compared")
 LATENCY = (
-    *("seconds_mean", "seconds_median", "seconds_p90", "speedup", "speedup_interval"),
+    *("seconds_mean", "speedup", "speedup_interval"),
     *projection.PROJECTED,
 )
 """Figures of a policy that only one kind of run has: of problems a second, or of seconds a problem."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked for besides what was measured; see `figures`."""
-
-    prices: Prices | None = None
-    speeds: Speeds | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Scope:
-    """What the figures of every policy of a run depend on. `levels` are those of all planned problems, by id."""
+    """What the figures of every policy of a run depend on. `levels` are those of all planned problems, by id.
+
+    `prices` and `speeds` are what was asked for; None if a server did not count tokens (`tokens_missing`).
+    """
 
     levels: Mapping[str, Level]
     samples: int
-    asked: Asked
+    prices: Prices | None
+    speeds: Speeds | None
     tokens_missing: bool
     target: PolicyResults | None
     oracle: PolicyResults | None
@@ -75,7 +71,20 @@ def figures(
     DamagedRunError.
     """
     with _no_cycles():
-        return _figures(run, rows, Asked(prices, speeds))
+        policies = results_by_policy(run, rows)
+        scope = _scope(run, policies, prices, speeds)
+        made = [_policy_figures(policy, scope) for policy in policies]
+        return {
+            "schema": SCHEMA,
+            "dataset": run["dataset"]["name"],
+            "dataset_sha256": run["dataset"]["sha256"],
+            "dataset_size": run["dataset"]["count"],
+            "n": len(scope.levels),
+            "samples": scope.samples,
+            "concurrency": scope.concurrency,
+            "policies": made,
+            "notes": _notes(scope, policies, made),
+        }
 
 
 @contextmanager
@@ -90,30 +99,14 @@ def _no_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], asked: Asked) -> dict[str, Any]:
-    policies = results_by_policy(run, rows)
-    scope = _scope(run, policies, asked)
-    made = [_policy_figures(policy, scope) for policy in policies]
-    return {
-        "schema": SCHEMA,
-        "dataset": run["dataset"]["name"],
-        "dataset_sha256": run["dataset"]["sha256"],
-        "dataset_size": run["dataset"]["count"],
-        "n": len(scope.levels),
-        "samples": scope.samples,
-        "concurrency": scope.concurrency,
-        "policies": made,
-        "notes": _notes(scope, policies, made),
-    }
-
-
-def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], asked: Asked) -> Scope:
+def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], prices: Prices | None, speeds: Speeds | None) -> Scope:
     counts = counts_tokens(run)
     return Scope(
         levels=run["levels"],
         samples=run["sampling"]["samples"],
-        asked=asked if counts else Asked(),
-        tokens_missing=not counts and bool(asked.prices or asked.speeds),
+        prices=prices if counts else None,
+        speeds=speeds if counts else None,
+        tokens_missing=not counts and bool(prices or speeds),
         target=_find(policies, "target"),
         oracle=_find(policies, "oracle"),
         concurrency=run.get("concurrency") or 1,
@@ -159,9 +152,9 @@ def _with_ratios(figures: Mapping[str, Any]) -> dict[str, Any]:
 def _latency(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
     pairs = paired_done(policy, scope.target) if scope.target else []
     return {
-        **speed.seconds(policy),
+        "seconds_mean": speed.seconds_mean(policy),
         **speed.speedups(pairs),
-        **_elsewhere(policy, pairs, scope.asked.speeds),
+        **(projection_figures(policy, pairs, scope.speeds) if scope.speeds else {}),
     }
 
 
@@ -172,23 +165,17 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
     return {
         "acceptance_rate": Ratio(total.accepted_steps, total.drafted_steps),
         "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
-        "token_acceptance_rate": Ratio(total.accepted_tokens, total.drafted_tokens),
         "target_call_rate": Ratio(total.target_steps, sum(one.kept_steps for one in done)),
         "wasted_draft_tokens": total.wasted_tokens,
-        "target_token_share": Ratio(sum(one.kept_target_tokens for one in done), sum(one.kept_tokens for one in done)),
         "draft_tokens_per_second": _rate(draft.decode_tokens, draft.decode_seconds),
         "target_tokens_per_second": _rate(target.decode_tokens, target.decode_seconds),
     }
 
 
-def _elsewhere(policy: PolicyResults, pairs: speed.Pairs, speeds: Speeds | None) -> dict[str, Any]:
-    return projection_figures(policy, pairs, speeds) if speeds else dict.fromkeys(projection.PROJECTED)
-
-
 def _prices(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
-    if scope.asked.prices is None:
+    if scope.prices is None:
         return dict.fromkeys(projection.PRICED)
-    return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.asked.prices)
+    return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.prices)
 
 
 def _rate(tokens: int, seconds: float) -> Ratio | None:
@@ -231,7 +218,7 @@ def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mappi
     notes = list(_cut_notes(policies))
     if scope.tokens_missing:
         notes.append("A server in this run does not count tokens, so there are no prices, and no times on another machine.")
-    if scope.asked.speeds and any(map(projection.is_idle, policies)):
+    if scope.speeds and any(map(projection.is_idle, policies)):
         notes.append("Policy speculative made no proposal in this run, so what it takes elsewhere is not projected.")
     if scope.is_throughput:
         notes += speed.throughput_notes(scope.concurrency, policies, made)

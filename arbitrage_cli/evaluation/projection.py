@@ -6,13 +6,11 @@ speed, and verifies a batch in the time of a token that is written, or of its to
 waits for one more token at each change of model, and saves nothing by verifying.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from arbitrage_cli.errors import UsageError
@@ -22,7 +20,7 @@ from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import Cost, ModelRole
 
-SPEEDS_EXAMPLE = "tokens a second read and written, or what llama-bench -o json wrote: draft=5000/180,target=target.json"
+SPEEDS_EXAMPLE = "tokens a second read and written: draft=5000/180,target=1200/40"
 PRICES_EXAMPLE = "for a million tokens read, perhaps cached, and written: draft=0.02/0.10,target=0.60/0.15/2.40"
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
 PROJECTED = ("elsewhere_seconds", "elsewhere_seconds_interval", "elsewhere_speedup", "elsewhere_speedup_interval")
@@ -70,7 +68,7 @@ Prices = Mapping[ModelRole, Price]
 
 
 def parse_speeds(text: str) -> Speeds:
-    """`draft=READ/WRITTEN,target=FILE`, both models at least. UsageError."""
+    """`draft=READ/WRITTEN,target=READ/WRITTEN`, both models at least. UsageError."""
     speeds = _parse_roles(text, _parse_speed, "project", SPEEDS_EXAMPLE)
     if not speeds.keys() >= {"draft", "target"}:
         raise UsageError("speeds of both draft and target are needed", SPEEDS_EXAMPLE, option="project")
@@ -103,21 +101,10 @@ def _parse_price(value: str) -> Price | None:
 
 
 def _parse_speed(value: str) -> Speed | None:
-    is_given = re.fullmatch(f"{NUMBER}/{NUMBER}", value)
-    read, written = map(float, value.split("/")) if is_given else _of_llama_bench(Path(value))
-    return Speed(read, written) if 0 < read < math.inf and 0 < written < math.inf else None
-
-
-def _of_llama_bench(path: Path) -> tuple[float, float]:
-    """The first speeds of reading alone and of writing alone in a file. UsageError."""
-    try:
-        tests = json.loads(path.read_text("utf-8"))
-        reading = [test for test in tests if test["n_prompt"] and not test["n_gen"]]
-        writing = [test for test in tests if test["n_gen"] and not test["n_prompt"]]
-        return float(reading[0]["avg_ts"]), float(writing[0]["avg_ts"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        reason = f"{path}: not the output of llama-bench -o json with a test of reading and one of writing ({error})"
-        raise UsageError(reason, SPEEDS_EXAMPLE, option="project") from error
+    if not re.fullmatch(f"{NUMBER}/{NUMBER}", value):
+        return None
+    read, written = map(float, value.split("/"))
+    return Speed(read, written) if read and written else None
 
 
 # --- figures

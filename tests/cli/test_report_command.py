@@ -17,10 +17,10 @@ from arbitrage_cli.evaluation.projection import parse_speeds
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
 
-def traces(page: Path) -> list[list[dict[str, Any]]]:
-    """The attempts of each run that a page carries, as its script unpacks them."""
+def traces(page: Path) -> list[dict[str, Any]]:
+    """The attempts that a page carries, as its script unpacks them."""
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
-    return [[attempt for _, block in run["blocks"] for attempt in unpacked(block)] for run in json.loads(data)["runs"]]
+    return [attempt for _, block in json.loads(data)["blocks"] for attempt in unpacked(block)]
 
 
 @pytest.fixture
@@ -48,34 +48,23 @@ def test_terminal_of_80_columns_gets_a_bold_heading_that_is_not_cut(folder: Path
 SPEEDS = "draft=2000/100,target=1000/50"
 
 
-def test_json_has_all_figures_in_one_line_a_run(folder: Path) -> None:
-    shown = run("report", folder, folder, "--json", "--project", SPEEDS)
+def test_json_has_all_figures_in_one_line(folder: Path) -> None:
+    shown = run("report", folder, "--json", "--project", SPEEDS)
     assert shown.code == 0
     assert shown.records == [json.loads(json.dumps(figures(MADE.run, MADE.rows, speeds=parse_speeds(SPEEDS))))]
     assert shown.stdout.count(b"\n") == 1
 
 
 def test_page_replaces_an_older_one_and_has_every_trace(folder: Path, tmp_path: Path) -> None:
-    write_run_folder(tmp_path / "other", make_run(2))
     page = tmp_path / "report.html"
     page.write_text("an older one")
-    shown = run("report", folder, tmp_path / "other", "-o", page)
+    shown = run("report", folder, "-o", page)
     assert (shown.code, shown.stdout) == (0, b"")
     assert str(page) in shown.err
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
-    assert "other against run: entropy 0.5" in text
-    assert [len(attempts) for attempts in traces(page)] == [18, 14]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "report.html", "run"]
-
-
-def test_page_of_two_runs_says_why_they_are_not_compared(folder: Path, tmp_path: Path) -> None:
-    write_run_folder(tmp_path / "other", make_run(2, columns=[("random", 0.4)]))
-    page = tmp_path / "report.html"
-    assert run("report", folder, tmp_path / "other", "-o", page).code == 0
-    text = page.read_text(encoding="utf-8")
-    assert "Not compared: the two runs have no policy in common." in text
-    assert 'id="comparison"' not in text
+    assert len(traces(page)) == 18
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
 
 
 def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
@@ -84,7 +73,7 @@ def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
     write_run_folder(tmp_path / "run", MadeUp(MADE.run, rows))
     shown = run("report", tmp_path / "run", "-o", tmp_path / "report.html")
     assert (shown.code, shown.stdout) == (0, b"")
-    ((attempt,),) = traces(tmp_path / "report.html")
+    (attempt,) = traces(tmp_path / "report.html")
     assert attempt["steps"][0]["text"] == huge
 
 

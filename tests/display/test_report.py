@@ -14,11 +14,10 @@ from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
 from packed import unpacked
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart, all_entries, level_chart
-from arbitrage_cli.display.page import TEMPLATES, ReportedRun, render
+from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart, level_chart
+from arbitrage_cli.display.page import TEMPLATES, render
 from arbitrage_cli.display.rounding import number
 from arbitrage_cli.display.traces import TracePacker
-from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
@@ -87,13 +86,11 @@ class Page(HTMLParser):
         return json.loads(text)
 
     @property
-    def runs(self) -> list[dict[str, Any]]:
-        """The traces of each run as the script sees them: problems and attempts from the index, and from the blocks."""
-        return [
-            {"name": run["name"], "policies": run["policies"], **unpacked(run["index"])}
-            | {"blocks": [attempt for _, block in run["blocks"] for attempt in unpacked(block)]}
-            for run in self.data["runs"]
-        ]
+    def run(self) -> dict[str, Any]:
+        """The traces as the script sees them: problems and attempts from the index, and from the blocks."""
+        packed = self.data
+        attempts = [attempt for _, block in packed["blocks"] for attempt in unpacked(block)]
+        return {"policies": packed["policies"], **unpacked(packed["index"]), "blocks": attempts}
 
     @property
     def text(self) -> str:
@@ -103,44 +100,35 @@ class Page(HTMLParser):
         return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
-def reported(made: MadeUp, name: str = "made-up", **options: Any) -> ReportedRun:
+def page_of(made: MadeUp, **options: Any) -> str:
     packer = TracePacker()
     made_figures = figures(made.run, packer.watch(made.rows), **options)
-    return ReportedRun(made.run, made_figures, packer.packed(name, made_figures["policies"]))
+    return render(made.run, made_figures, packer.packed(made_figures["policies"]))
 
 
 SPEEDS = parse_speeds("draft=4100/171,target=693/49")
 
 
-def page(*made: MadeUp, **options: Any) -> Page:
-    runs = [reported(one, str(index), **options) for index, one in enumerate(made)]
-    return Page(render(runs, compare_runs(*parts(made[0]), *parts(made[1])) if len(made) == 2 else None))
+def page(made: MadeUp, **options: Any) -> Page:
+    return Page(page_of(made, **options))
 
 
-def parts(made: MadeUp) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return made.run, made.rows
-
-
-def chart_of(*made: MadeUp) -> Chart | None:
-    return accuracy_chart(
-        all_entries([(str(index), figures(one.run, one.rows)["policies"]) for index, one in enumerate(made)])
-    )
+def chart_of(made: MadeUp) -> Chart | None:
+    return accuracy_chart(figures(made.run, made.rows)["policies"])
 
 
 RUN = make_run(8)
 ODD = MadeUp(RUN.run, [failed(RUN.rows[0]), unscored(RUN.rows[1]), *RUN.rows[2:-1]])
 RUNS = {
-    "usual": [RUN],
-    "projected": [RUN],
-    "errors and missing": [ODD],
-    "without a target": [make_run(4, columns=[("draft", None), ("entropy", 0.5)])],
-    "target only": [make_run(4, columns=[("target", None)], levels=0)],
-    "samples": [make_run(4, columns=COLUMNS[:4], samples=3)],
-    "one problem": [make_run(1)],
-    "no row": [MadeUp(describe(dict.fromkeys("abc", 1)), [])],
-    "with an oracle": [make_run(6, columns=[("target", None), ("arbitrage", 0.5), ("oracle", 0.0)])],
-    "two runs": [RUN, make_run(3)],
-    "three runs": [RUN, make_run(3, columns=[("random", 0.4)]), make_run(2)],
+    "usual": RUN,
+    "projected": RUN,
+    "errors and missing": ODD,
+    "without a target": make_run(4, columns=[("draft", None), ("entropy", 0.5)]),
+    "target only": make_run(4, columns=[("target", None)], levels=0),
+    "samples": make_run(4, columns=COLUMNS[:4], samples=3),
+    "one problem": make_run(1),
+    "no row": MadeUp(describe(dict.fromkeys("abc", 1)), []),
+    "with an oracle": make_run(6, columns=[("target", None), ("arbitrage", 0.5), ("oracle", 0.0)]),
 }
 
 
@@ -179,7 +167,7 @@ def hostile_run(text: str) -> MadeUp:
 @pytest.mark.parametrize("name", RUNS)
 def test_page_is_well_formed(name: str) -> None:
     """Every element is closed where it must be, ids are unique, and every reference within the page leads somewhere."""
-    made = page(*RUNS[name], speeds=SPEEDS if name == "projected" else None)
+    made = page(RUNS[name], speeds=SPEEDS if name == "projected" else None)
     ids = made.attributes("id")
     assert len(ids) == len(set(ids))
     targets = [link.removeprefix("#") for link in made.attributes("href") if "/" not in link]  # others lead to traces
@@ -193,7 +181,7 @@ def test_page_is_well_formed(name: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_page_needs_nothing_else(name: str) -> None:
     """No address but those within the page, no element that loads anything, and a policy that forbids the network."""
-    made = page(*RUNS[name])
+    made = page(RUNS[name])
     assert all(link.startswith("#") for link in made.attributes("href"))
     for attribute in ("src", "srcset", "action", "data", "poster", "formaction", "xlink:href"):
         assert made.attributes(attribute) == []
@@ -273,7 +261,7 @@ def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
     ]
     assert made.comments == []
     assert not OBEYED.search(made.text)
-    assert not OBEYED.search(json.dumps(made.runs, ensure_ascii=False))
+    assert not OBEYED.search(json.dumps(made.run, ensure_ascii=False))
 
 
 @pytest.mark.parametrize("text", BREAKOUTS)
@@ -281,7 +269,7 @@ def test_text_of_others_is_shown_as_it_is(text: str) -> None:
     """Apart from what could be obeyed, text arrives unchanged: in the page, and in the data of the traces."""
     made = page(hostile_run(text))
     assert " ".join(text.split()) in made.text
-    (run,) = made.runs
+    run = made.run
     assert run["problems"][0] == [f"made-up-0000 {text}", text]
     for attempt in run["blocks"]:
         assert attempt["question"] == attempt["explanation"] == text
@@ -291,7 +279,7 @@ def test_text_of_others_is_shown_as_it_is(text: str) -> None:
 
 def test_data_cannot_end_its_element() -> None:
     """The data of the traces is ASCII without any of the characters that markup begins or ends with; lone surrogates are gone."""
-    text = render([reported(hostile_run("".join([*BREAKOUTS, *HOSTILE.values(), "\ud800 and \udfff"])))])
+    text = page_of(hostile_run("".join([*BREAKOUTS, *HOSTILE.values(), "\ud800 and \udfff"])))
     text.encode()
     start = text.index('id="data">') + len('id="data">')
     data = text[start : text.index("</script>", start)]
@@ -322,7 +310,7 @@ def test_what_stands_in_the_way_is_told_first() -> None:
 
 def test_traces_have_what_explains_a_surprise() -> None:
     """Each attempt carries its steps with number and tau, what was thrown away, the verdict, and the target's own."""
-    (run,) = page(RUN).runs
+    run = page(RUN).run
     assert len(run["blocks"]) == len(run["attempts"]) == len(RUN.rows)
     for entry, row in zip(run["attempts"], RUN.rows, strict=True):
         problem, sample, policy, verdict, seconds, _, calls, place = entry
@@ -345,19 +333,19 @@ def test_traces_have_what_explains_a_surprise() -> None:
 def test_hundred_thousand_traces_have_room_in_a_page() -> None:
     """A trace takes few bytes: less than 200, so that a hundred thousand are less than 20 MB."""
     made = make_run(150)
-    small, large = (len(render([reported(MadeUp(made.run, rows))])) for rows in (made.rows[:1], made.rows))
+    small, large = (len(page_of(MadeUp(made.run, rows))) for rows in (made.rows[:1], made.rows))
     assert (large - small) / len(made.rows) < 200
 
 
 def test_errors_have_no_time_and_their_reason() -> None:
     """A failed attempt is shown as one."""
-    (run,) = page(ODD).runs
+    run = page(ODD).run
     failures = [entry for entry in run["attempts"] if entry[3] == "error"]
     assert [(run["blocks"][entry[-1]]["error"], entry[4]) for entry in failures] == [("the context was full", None)]
 
 
 def test_attempt_that_was_made_again_has_its_last_trace() -> None:
-    (run,) = page(MadeUp(RUN.run, [failed(RUN.rows[3]), *RUN.rows])).runs
+    run = page(MadeUp(RUN.run, [failed(RUN.rows[3]), *RUN.rows])).run
     assert len(run["attempts"]) == len(RUN.rows)
     assert {entry[3] for entry in run["attempts"]} == {"correct", "incorrect"}
 
@@ -368,9 +356,9 @@ def test_attempt_that_was_made_again_has_its_last_trace() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_chart_holds_all_that_it_shows(name: str) -> None:
     """Every mark and every end of an interval lies within the axes; ticks are even, and say what they stand for."""
-    chart = chart_of(*RUNS[name])
+    chart = chart_of(RUNS[name])
     if chart is None:
-        assert not any(made.rows for made in RUNS[name])
+        assert not RUNS[name].rows
         return
     for mark in chart.marks:
         assert all(0 <= place <= 100 for place in (*mark.x, *mark.y))
@@ -413,23 +401,6 @@ def test_time_is_seconds_where_there_is_no_target() -> None:
     assert chart.x_title == "mean seconds per problem"
 
 
-def test_two_runs_share_every_chart() -> None:
-    """One chart has the marks of both, a table compares them, and the problems that changed lead to their traces."""
-    other = make_run(8, columns=COLUMNS[:3], drift=0.3, seed=2)
-    other.rows[:] = [{**row, "problem": RUN.rows[index // 3 * 7]["problem"]} for index, row in enumerate(other.rows)]
-    both = page(RUN, other)
-    assert {"comparison", "curve", "levels"} <= set(both.attributes("id"))
-    assert "1 against 0" in both.text
-    chart = chart_of(RUN, other)
-    assert chart is not None
-    assert [mark.run for mark in chart.marks].count(1) == 3
-    assert both.text.count("entropy 0.3 · 1") >= 2  # in tables
-    (entry,) = [one for one in compare_runs(*parts(RUN), *parts(other))["policies"] if one["first"] == "entropy 0.3"]
-    changed = [*entry["fixed"], *entry["broken"], *entry["both_wrong"]]
-    assert changed
-    assert {f"#{name}/entropy%200.3" for name in changed} <= set(both.attributes("href"))
-
-
 @pytest.mark.parametrize(
     ("options", "leads"),
     [
@@ -458,7 +429,7 @@ def test_marks_have_their_figures_and_one_colour_a_policy() -> None:
 
 def test_levels_have_a_mark_for_each_policy_that_tried_them() -> None:
     run = figures(RUN.run, RUN.rows)
-    chart = level_chart(all_entries([("0", run["policies"])]))
+    chart = level_chart(run["policies"])
     assert chart is not None
     tried = [level["accuracy"] for policy in run["policies"] for level in policy["by_level"].values()]
     assert len(chart.marks) == len(tried) - tried.count(None)

@@ -1,10 +1,6 @@
 """The table of figures in a terminal: 80 columns, definitions below it, and text of others as text."""
 
-import fcntl
 import io
-import os
-import struct
-import termios
 from typing import Any
 
 import pytest
@@ -12,7 +8,7 @@ from made_up_runs import MadeUp, describe, failed, make_run, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.table import write_comparison, write_table
-from arbitrage_cli.display.text import shortened_all
+from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
@@ -56,19 +52,6 @@ def test_table_fits_in_80_columns(made: MadeUp, speeds: Speeds | None) -> None:
     assert not any(line != line.rstrip() for line in lines)
 
 
-@pytest.mark.parametrize("columns", [1, 44, 60, 200])
-def test_table_fits_in_a_narrow_terminal(columns: int) -> None:
-    """The figures of a policy stand below its name where there is no room beside it."""
-    made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-    with os.fdopen(ours, "rb", 0) as reader, os.fdopen(theirs, "w") as stream:
-        write_table(figures(made.run, made.rows), [("head", "x " * 60)], stream)
-        lines = reader.read(1 << 16).decode().splitlines()
-    assert max(map(len, lines)) < min(max(columns, 32), 80)
-    assert ("target" in lines) == (columns <= 60)
-
-
 def test_definitions_are_for_who_asks() -> None:
     """Without --explain the table ends with its notes."""
     made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
@@ -101,13 +84,6 @@ def test_cut_attempts_have_a_column() -> None:
     assert [line[heading.index("cut") + 2] for line in (target, draft)] == ["1", " "]
     assert flat(DEFINITIONS["cut"]) in flat(text)
     assert "raise --max-tokens" in flat(text)
-
-
-def test_label_gives_way_to_figures() -> None:
-    """Where there is no room for all of it, a tau with a name loses its number before anything is cut."""
-    made = make_run(20, columns=[("target", None), ("arbitrage", 0.123456)])
-    made.run["policies"][1]["tau_name"] = "balanced"
-    assert "\narbitrage balanced  " in table(made)
 
 
 def test_what_was_not_scored_is_told() -> None:
@@ -172,13 +148,13 @@ def test_comparison_fits_and_is_defined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "width", "shown"),
+    ("label", "room", "shown"),
     [
-        (["short", "entropy 0.5"], 20, ["short", "entropy 0.5"]),
-        (["a-long-policy 0.00123456", "a-long-policy 0.00123457"], 13, ["a-long~123456", "a-long~123457"]),
-        (["a-long-policy 0.123456", "a-long-pilocy 0.123456"], 8, ["a-long~1", "a-long~2"]),
-        (["same name for ever", "same name for ever"], 9, ["same~ever", "same~ever"]),
+        ("entropy 0.5", 20, "entropy 0.5"),
+        ("arbitrage balanced (0.123456)", 20, "arbitrage balanced"),
+        ("a-long-policy 0.00123456", 13, "a-long~123456"),
     ],
 )
-def test_names_are_cut_in_the_middle_and_stay_different(texts: list[str], width: int, shown: list[str]) -> None:
-    assert shortened_all(texts, width) == shown
+def test_labels_give_way_to_figures(label: str, room: int, shown: str) -> None:
+    """A tau with a name loses its number before anything is cut."""
+    assert short_labels([label], room) == [shown]

@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import MadeUp, failed, make_run
 from packed import unpacked
 
-from arbitrage_cli.display.page import ReportedRun, render
+from arbitrage_cli.display.page import render
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.display.traces import TracePacker
 from arbitrage_cli.evaluation.comparison import compare_runs
@@ -119,8 +119,8 @@ def test_report_of_a_throughput_run() -> None:
     made = made_up()
     packer = TracePacker()
     shown = figures(made.run, packer.watch(made.rows))
-    traces = packer.packed("run", shown["policies"])
-    page = render([ReportedRun(made.run, shown, traces)])
+    traces = packer.packed(shown["policies"])
+    page = render(made.run, shown, traces)
     assert "4.00 problems a second" in page
     assert "2 at once" in page
     assert '<h2 id="curve">' in page

@@ -17,7 +17,7 @@
   const list = document.getElementById("list");
   const more = document.getElementById("more");
   const shown = document.getElementById("shown");
-  const { runs } = JSON.parse(document.getElementById("data").textContent);
+  const run = JSON.parse(document.getElementById("data").textContent);
   const traces = [];
   const blocks = new Map();
   let found = [];
@@ -62,27 +62,25 @@
 
   async function load() {
     const spans = new Map(); // the longest attempt at each problem, in seconds
-    const order = new Map(); // of problems, over all runs
-    for (const run of runs) {
-      const { problems, attempts } = await unpack(run.index);
-      const alone = new Map();
-      const own = attempts.map(([problem, sample, policy, verdict, seconds, written, calls, place]) => {
-        const [id, level] = problems[problem];
-        if (!order.has(id)) order.set(id, order.size);
-        spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, written ?? 0));
-        const key = `${problem}/${sample}`;
-        const trace = { run, place, key, id, level, sample, rank: policy, policy: run.policies[policy], verdict, seconds, calls, order: order.get(id) };
-        if (trace.policy.is_target) alone.set(key, trace);
-        return trace;
-      });
-      for (const trace of own) traces.push(Object.assign(trace, { target: trace.policy.is_target ? null : alone.get(trace.key) ?? null }));
+    const alone = new Map(); // the target's attempts
+    const { problems, attempts } = await unpack(run.index);
+    for (const [problem, sample, policy, verdict, seconds, written, calls, place] of attempts) {
+      const [id, level] = problems[problem];
+      spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, written ?? 0));
+      const key = `${problem}/${sample}`;
+      const trace = { place, key, id, level, sample, rank: policy, policy: run.policies[policy], verdict, seconds, calls, order: problem };
+      if (trace.policy.is_target) alone.set(key, trace);
+      traces.push(trace);
     }
-    for (const trace of traces) trace.span = spans.get(trace.id);
+    for (const trace of traces) {
+      trace.span = spans.get(trace.id);
+      trace.target = trace.policy.is_target ? null : alone.get(trace.key) ?? null;
+    }
   }
 
   async function detailsOf(trace) { // question, right answer, and the attempt with its steps
-    const index = trace.run.blocks.findLastIndex(([first]) => first <= trace.place);
-    const [first, text] = trace.run.blocks[index];
+    const index = run.blocks.findLastIndex(([first]) => first <= trace.place);
+    const [first, text] = run.blocks[index];
     if (!blocks.has(text)) {
       if (blocks.size >= KEPT) blocks.delete(blocks.keys().next().value);
       blocks.set(text, unpack(text));
@@ -106,24 +104,21 @@
   }
 
   function fillFilters() {
-    const labels = new Set(runs.flatMap((run) => run.policies.map((policy) => policy.label)));
+    const labels = new Set(run.policies.map((policy) => policy.label));
     const levels = new Set(traces.map((trace) => trace.level).filter((level) => level !== null && level !== undefined));
     const names = form.elements;
-    for (const select of [names.run, names.policy, names.level]) option(select, "", "all");
-    runs.forEach((run, index) => option(names.run, String(index), run.name));
+    for (const select of [names.policy, names.level]) option(select, "", "all");
     for (const label of labels) option(names.policy, label, label);
     const inOrder = [...levels].sort((a, b) => String(a).localeCompare(String(b), "en", { numeric: true }));
     for (const level of inOrder) option(names.level, String(level), String(level));
-    form.querySelector(".run").hidden = runs.length < 2;
     form.querySelector(".level").hidden = levels.size === 0;
     form.hidden = false;
     document.getElementById("strip-key").hidden = false;
   }
 
   function isWanted(trace) {
-    const { run, policy, verdict, against, level } = form.elements;
+    const { policy, verdict, against, level } = form.elements;
     return (only === null || trace.id === only) &&
-      (run.value === "" || trace.run === runs[run.value]) &&
       (policy.value === "" || trace.policy.label === policy.value) &&
       (verdict.value === "" || trace.verdict === verdict.value) &&
       (level.value === "" || String(trace.level) === level.value) &&
@@ -191,7 +186,7 @@
     const summary = element("summary", "",
       element("span", `verdict ${trace.verdict}`, NAMES[trace.verdict] ?? trace.verdict),
       element("span", "id", `${trace.id}${samples}`),
-      element("span", "by", runs.length > 1 ? `${trace.policy.label} · ${trace.run.name}` : trace.policy.label),
+      element("span", "by", trace.policy.label),
       element("span", "said-answer", details.error ?? `${answer} (right: ${goldOf(details)})`),
       lanes(details.steps, trace.span, "strip"),
       element("span", "took", trace.seconds === null ? "" : `${number(trace.seconds)} s${factor === null ? "" : `, ${factor.toFixed(2)}×`}`),
