@@ -8,15 +8,16 @@ batch.
 """
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hash_language import (
+    CHEAP_BATCHES,
+    CHEAP_DRAFT,
     ForgetfulEngine,
     HashBackend,
     Recording,
@@ -25,6 +26,7 @@ from hash_language import (
     Wavering,
     events_of,
     hash_engines,
+    random_costs,
     solve,
     texts,
     ticking_clock,
@@ -44,6 +46,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
 
@@ -194,7 +197,7 @@ def test_proposals_are_invisible(
 ) -> None:
     """Law 5: with rejected drafts as proposals, however much of them is verified, the target writes the same text."""
     usual = hash_engines(sampler, proposals="none", **pair)
-    proposing = hash_engines(sampler, clock=unsteady_clock(seed), num_sequences=concurrency, **pair)
+    proposing = hash_engines(sampler, costs=random_costs(seed), num_sequences=concurrency, **pair)
     expected = solve(usual, some, *routing)
     found = solve(proposing, some, *routing, concurrency=concurrency)
     assert texts(found) == texts(expected)
@@ -207,7 +210,7 @@ def test_proposals_are_invisible(
 @pytest.mark.parametrize("make_draft", [HashBackend, Wavering], ids=["the same model", "one like it"])
 def test_proposals_save_decodes(sampler: Sampler, make_draft: type[HashBackend]) -> None:
     """Tokens that the draft proposed come out of a few batches; greedily and sampled."""
-    engines = hash_engines(sampler, same_model=True, make_draft=make_draft, clock=ticking_clock())
+    engines = hash_engines(sampler, same_model=True, make_draft=make_draft)
     traces = solve(engines, PROBLEMS, "random", 0.3)
     cost = cost_of_target(traces)
     num_tokens = sum(d.target.num_tokens for trace in traces.values() for d in trace.decisions if d.target)
@@ -224,7 +227,7 @@ def test_speculating_is_invisible(
 ) -> None:
     """Law 5: that the draft continues steps of the target changes neither their text nor its own."""
     expected = solve(hash_engines(sampler, proposals="none", **pair), some, *routing, stops_early=early)
-    chosen: dict[str, Any] = {"clock": ticking_clock(), "num_sequences": concurrency, **pair}
+    chosen: dict[str, Any] = {"num_sequences": concurrency, **pair}
     for engine in (Engine, ForgetfulEngine):
         engines = hash_engines(sampler, engine=engine, **chosen)
         found = solve(engines, some, *routing, stops_early=early, concurrency=concurrency, speculates=True)
@@ -237,16 +240,14 @@ def test_speculative_is_the_target_alone(
     some: list[Problem], sampler: Sampler, pair: dict[str, Any], concurrency: int
 ) -> None:
     """Law 5: policy speculative writes the target's text, whatever the draft's continuations."""
-    engines = hash_engines(sampler, clock=ticking_clock(), num_sequences=concurrency, **pair)
-    for engine in engines.values():
-        engine.measure()
+    engines = hash_engines(sampler, num_sequences=concurrency, **pair)
     found = solve(engines, some, "speculative", concurrency=concurrency, speculates=True)
     assert texts(found) == texts(solve(hash_engines(sampler, **pair), some, "target"))
 
 
 def test_speculating_saves_decodes() -> None:
     """If target and draft are much alike, most of a step of which one token was drafted comes out of batches."""
-    engines = hash_engines(same_model=True, make_draft=Wavering, clock=ticking_clock())
+    engines = hash_engines(same_model=True, make_draft=Wavering)
     found = solve(engines, PROBLEMS, "random", 0.3, stops_early=True, speculates=True)
     cost = cost_of_target(found)
     steps = [decision.target for trace in found.values() for decision in trace.decisions if decision.target]
@@ -260,7 +261,7 @@ def test_speculating_saves_decodes() -> None:
 def test_the_law_notices_what_is_left_of_a_proposal() -> None:
     """A backend that keeps one token too many after each drop breaks law 5."""
     pair: dict[str, Any] = {"same_model": True, "make_draft": Wavering, "make": StaleBackend}
-    with_them = solve(hash_engines(clock=ticking_clock(), **pair), PROBLEMS, "random", -1.0)
+    with_them = solve(hash_engines(**pair), PROBLEMS, "random", -1.0)
     without = solve(hash_engines(proposals="none", **pair), PROBLEMS, "random", -1.0)
     assert texts(with_them) != texts(without)
 
@@ -278,7 +279,6 @@ def test_proposals_across_vocabularies() -> None:
                 Sampler(),
                 keep_token_stats=True,
                 proposals=proposals,
-                clock=ticking_clock(),
             )
             for role, source in sources.items()
         }
@@ -292,12 +292,32 @@ def test_proposals_across_vocabularies() -> None:
 
 
 @quick
+@given(problems(1, 3), samplers, st.integers(1, 2), st.integers(0, 99), st.sampled_from(["speculative", "random"]))
+def test_no_clock_decides_what_is_proposed(
+    some: list[Problem], sampler: Sampler, concurrency: int, seed: int, policy: str
+) -> None:
+    """By a clock that jumps, the target reads the same tokens in the same batches as by a steady one."""
+    calls = []
+    for clock in (ticking_clock(), unsteady_clock(seed)):
+        backends: list[Recording] = []
+
+        def make(*arguments: Any, to: list[Recording] = backends, **options: Any) -> Recording:
+            to.append(Recording(HashBackend(*arguments, **options)))
+            return to[-1]
+
+        engines = hash_engines(sampler, make=make, num_sequences=concurrency, costs=BatchCosts(1.0, 1.5, 3.0), clock=clock)
+        solve(engines, some, policy, 0.3 if policy == "random" else None, concurrency=concurrency, speculates=True)
+        calls.append([backend.calls for backend in backends])
+    assert calls[0] == calls[1]
+
+
+@quick
 @given(problems(1, 5), samplers, st.integers(1, 3), st.integers(0, 99))
 def test_copying_is_invisible(some: list[Problem], sampler: Sampler, concurrency: int, seed: int) -> None:
     """Laws 1 and 5: what followed the same tokens before is proposed, and changes no text."""
     expected = solve(hash_engines(sampler, proposals="none"), some, "target")
-    for clock in (ticking_clock(), unsteady_clock(seed)):
-        engines = hash_engines(sampler, clock=clock, num_sequences=concurrency)
+    for costs in (CHEAP_BATCHES, random_costs(seed)):
+        engines = hash_engines(sampler, costs=costs, num_sequences=concurrency)
         assert texts(solve(engines, some, "target", concurrency=concurrency)) == texts(expected)
 
 
@@ -403,7 +423,7 @@ def test_early_stop_keeps_the_other_laws(some: list[Problem], sampler: Sampler) 
     """Laws 1, 4 and 5 with steps that are stopped: neither company nor cache nor proposals change the text."""
     how: dict[str, Any] = {"router": HASTY, "stops_early": True}
     alone = solve(hash_engines(sampler), some, "arbitrage", 0.5, **how)
-    together = hash_engines(sampler, num_sequences=4, clock=ticking_clock())
+    together = hash_engines(sampler, num_sequences=4)
     assert texts(solve(together, some, "arbitrage", 0.5, concurrency=4, **how)) == texts(alone)
     forgetting = hash_engines(sampler, engine=ForgetfulEngine, proposals="none")
     assert texts(solve(forgetting, some, "arbitrage", 0.5, **how)) == texts(alone)
@@ -421,7 +441,7 @@ def llama_engines(
     engine: type[Engine] = Engine,
     sampler: Sampler | None = None,
     proposals: Proposals = "drafted",
-    clock: Callable[[], float] = time.perf_counter,
+    costs: BatchCosts | None = None,
     most_checkpoints: int | None = None,
 ) -> Iterator[dict[ModelRole, Engine]]:
     """Both engines keep token statistics, so that margins are known."""
@@ -435,7 +455,7 @@ def llama_engines(
                 sampler or Sampler(),
                 keep_token_stats=True,
                 proposals=proposals,
-                clock=clock,
+                costs=costs and (CHEAP_DRAFT if role == "draft" else costs),
             )
             for role, path in paths.items()
         }
@@ -545,7 +565,7 @@ def test_proposals_are_invisible_in_llama(
     """Law 5, through llama.cpp: the same text, of the same model, of others, and with several problems in a batch."""
     with llama_engines(tiny[draft], tiny[target], sampler=sampler, proposals="none") as engines:
         without = events_of(engines, PROBLEMS, "random", 0.3)
-    chosen: dict[str, Any] = {"num_sequences": concurrency, "sampler": sampler, "clock": ticking_clock()}
+    chosen: dict[str, Any] = {"num_sequences": concurrency, "sampler": sampler, "costs": CHEAP_BATCHES}
     with llama_engines(tiny[draft], tiny[target], **chosen) as engines:
         with_them = events_of(engines, PROBLEMS, "random", 0.3, concurrency=concurrency)
     assert_same(without, with_them)
@@ -581,15 +601,15 @@ def test_speculating_is_invisible_in_llama(
 ) -> None:
     """Law 5, through llama.cpp: for steps of which one token was drafted, whatever the draft's continuations."""
     monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
-    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, place: max(0, min(room, 4)))
+    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, acceptance, place: max(0, min(room, 4)))
     with llama_engines(tiny[draft], tiny[target], sampler=sampler, proposals="none") as engines:
         without = events_of(engines, PROBLEMS, "random", 0.3)
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, clock=ticking_clock()) as engines:
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, costs=CHEAP_BATCHES) as engines:
         with_it = events_of(engines, PROBLEMS, "random", 0.3, stops_early=True, speculates=True)
     assert_same(without, with_it)
     steps = [event.decision.target for event in with_it if isinstance(event, Decided) and event.decision.target]
     assert sum(step.speculation_cost.decode_tokens for step in steps) > 0
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, clock=ticking_clock()) as engines:
+    with llama_engines(tiny[draft], tiny[target], sampler=sampler, costs=CHEAP_BATCHES) as engines:
         alone = events_of(engines, PROBLEMS, "speculative", speculates=True)
         assert_same(events_of(engines, PROBLEMS, "target"), alone)
     if draft == target and sampler.is_greedy:

@@ -1,7 +1,7 @@
 """The models of a session, in this process or on a server: the writers and raters of each, and what it says of itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from arbitrage_cli.errors import ServerError
@@ -14,6 +14,7 @@ from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.rewards.judge import Judge
 from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
@@ -25,7 +26,7 @@ from arbitrage_cli.types import Cost, ModelRole
 class Writing:
     """How a writer writes. `keep` is what stays in a cache from one problem to the next.
 
-    Without `shares_prompts`, routes do not find each other's prompts in a server's cache.
+    Without `shares_prompts`, routes do not find each other's prompts in a server's cache. Proposals are planned by `batch_costs`.
     """
 
     sampler: Sampler
@@ -33,6 +34,7 @@ class Writing:
     step_end: StepEnd = BLANK_LINE
     keep: Keep = "beginning"
     shares_prompts: bool = True
+    batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
 
 
 class Model(Protocol):
@@ -183,11 +185,12 @@ class Writers:
         if key not in self._made:
             writing = replace(self._writing, sampler=replace(sampler, seed=sampler.seed + sample))
             keep = role == "draft" and route.policy.reads_token_stats
-            knows_speed = len(route.policy.models) > 1 and (role == "target" or not route.policy.score_is)
+            knows_speed = role == "target" and len(route.policy.models) > 1
             self._made[key] = self._models[role].writer(role, writing, keep_token_stats=keep, knows_speed=knows_speed)
         return self._made[key]
 
 
 def _engine(role: ModelRole, cache: Cache, writing: Writing, *, keep_token_stats: bool) -> Engine:
     proposals: Proposals = "all" if role == "target" else "drafted"
-    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, proposals=proposals)
+    costs = writing.batch_costs.get(role)
+    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, proposals=proposals, costs=costs)

@@ -30,6 +30,7 @@ from arbitrage_cli.runs.folder import SCHEMA
 from arbitrage_cli.runs.records import label, tau_in_json
 from arbitrage_cli.system.files import digest
 from arbitrage_cli.system.machine import processor_name
+from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole
 
 Run = dict[str, Any]
@@ -112,6 +113,7 @@ FIELDS = (
     Field("machine.llama_cpp_python", "llama-cpp-python"),
     Field("created", merge=lambda earlier, now: earlier),
     Field("named_taus", merge=lambda earlier, now: earlier),
+    Field("batch_costs", merge=lambda earlier, now: {**now, **earlier}),
     Field("ids", merge=_union),
     Field("levels", merge=_joined),
     Field("policies", merge=_policies),
@@ -136,11 +138,11 @@ class ChosenProblems:
     details: Mapping[str, Any]
 
 
-def make_manifest(
-    setup: Setup, files: Mapping[ModelRole, str], threads: Mapping[ModelRole, int], on_reading: OnReading
-) -> Run:
+def make_manifest(setup: Setup, files: Mapping[ModelRole, str], placement: Placement, on_reading: OnReading) -> Run:
     """What solutions depend on. Every model's files are read whole for their sha256. Errors: ModelFileError."""
-    models = {role: _model_facts(setup, role, files[role], threads.get(role), on_reading) for role in setup.sources}
+    models = {
+        role: _model_facts(setup, role, files[role], placement.threads.get(role), on_reading) for role in setup.sources
+    }
     named = setup.named_taus
     return {
         "schema": SCHEMA,
@@ -161,6 +163,7 @@ def make_manifest(
         "early_stop": setup.stops_early,
         "tau_costs": named.costs_of if named else setup.tau_costs,
         "named_taus": dict(named.taus) if named else None,
+        "batch_costs": {role: asdict(costs) for role, costs in placement.batch_costs.items()},
         "reward": setup.reward,
         "prm_style": setup.choice.prm_style if "prm" in models else None,
         "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},

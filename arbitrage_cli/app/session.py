@@ -24,6 +24,7 @@ from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.choice import need_head
@@ -32,7 +33,7 @@ from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.system.files import state_of
 from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
-from arbitrage_cli.tuning.placement import place
+from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
@@ -61,10 +62,11 @@ class Session:
         self.files: Mapping[ModelRole, str] = {}
         self._states: Mapping[Path, Mapping[str, int]] = {}
         self.models: dict[ModelRole, Model] = {}
+        self.batch_costs: dict[ModelRole, BatchCosts] = {}
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        self.writing = Writing(setup.sampler, setup.system, setup.task.step_end, keep, shares_prompts=shares)
+        self.writing = Writing(setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs)
         self.engines = Writers(self.models, self.writing)
 
     def __enter__(self) -> Self:
@@ -75,6 +77,7 @@ class Session:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
         self.setup = with_thoughts(self.setup, self.files)
+        self.batch_costs.update(self._placement.batch_costs)
         self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
         return self
 
@@ -91,7 +94,11 @@ class Session:
     @property
     def threads(self) -> Mapping[ModelRole, int]:
         """The threads of each model, now that its files are here."""
-        return place(self.files, self.setup.load).threads
+        return self._placement.threads
+
+    @property
+    def _placement(self) -> Placement:
+        return place(self.files, self.setup.load)
 
     def choose_concurrency(self, *, most: int = MOST, rollouts: int = 1, earlier: int | None = None) -> int:
         """Resolves --concurrency: a number, or auto. `earlier` is that of a run that is resumed. UsageError, ModelMemoryError."""
@@ -104,7 +111,11 @@ class Session:
 
     def manifest(self) -> Run:
         """What solutions depend on. The models' files are read whole. ModelFileError."""
-        return make_manifest(self.setup, self.files, self.threads, self._display.loading)
+        return make_manifest(self.setup, self.files, self._placement, self._display.loading)
+
+    def resume(self, run: Run) -> None:
+        """Plan proposals by the costs that the run began with: then it proposes the same."""
+        self.batch_costs.update({role: BatchCosts(**costs) for role, costs in (run.get("batch_costs") or {}).items()})
 
     def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
         """Load the models, with sequences for these policies (default: all). Errors: ModelError, UsageError."""

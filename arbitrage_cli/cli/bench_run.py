@@ -83,6 +83,7 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
         manifest["warnings"].append(f"head {head.card.name} was trained on {which}: it looks better here than it is")
     if earlier:
         manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
+        session.resume(manifest)
     attempts = plan(items, session.setup.routes, samples, concurrency)
     todo = left(attempts, folder.rows, deaths=folder.deaths)
     return BenchRun(session, selected.title, attempts, todo, folder, manifest)

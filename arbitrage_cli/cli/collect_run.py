@@ -74,6 +74,7 @@ def run_collection(setup: Setup, plan: CollectPlan, display: Display) -> Collect
         manifest = _manifest(session, plan)
         if folder.rows and folder.run:
             manifest = resume(with_grown(folder.run, plan.selected.dataset), manifest, plan.path)
+            session.resume(manifest)
         done = {row["id"] for row in latest(folder.rows) if row["status"] == "done"}
         left = [item for item in plan.items if item.problem.id not in done]
         if left:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ def _show(sources: Mapping["ModelRole", str], found: Mapping["ModelRole", TunedM
 def _table(model: TunedModel) -> Iterator[str]:
     yield f"{'threads':<24}  {'decode/s':>9}  {'read/s':>9}  {'verify/s':>9}"
     for trial in model.trials:
-        speeds = [rounding.number(1 / seconds) for seconds in asdict(trial.speeds).values()]
+        speeds = [rounding.number(1 / seconds) for seconds in astuple(trial.speeds)[:3]]
         is_chosen = not trial.settings and trial.threads == model.tuned.threads
         cells = f"{f'{trial.threads} {trial.settings}':<24}  " + "  ".join(f"{speed:>9}" for speed in speeds)
         yield f"{cells}  {'chosen' if is_chosen else ''}".rstrip()

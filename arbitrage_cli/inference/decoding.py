@@ -42,6 +42,7 @@ class StepInProgress:
     max_proposed: int
     sampler: Sampler
     text: StepText
+    acceptance: Acceptance
     phase: Phase = "answer"
     is_last_thought: bool = False  # no thought follows one of `max_tokens`
     early_stop: EarlyStop | None = None
@@ -80,16 +81,15 @@ def _is_loop(tokens: Sequence[int]) -> bool:
 class Decoder:
     """Computes with one model for several problems at once. `slot` numbers the problems in flight."""
 
-    def __init__(self, backend: Backend, cache: Cache, acceptance: Acceptance, clock: Clock) -> None:
+    def __init__(self, backend: Backend, cache: Cache, clock: Clock) -> None:
         self._name = backend.card.name
         self._tokenizer = backend.tokenizer
         self._cache = cache
-        self._acceptance = acceptance
         self._clock = clock
         self._reported: set[int] = set()  # control tokens that were written and warned about
 
-    def read(self, slot: int, step: StepInProgress) -> tuple[int, float]:
-        """Read some of a step's unread tokens. Returns how many, and the seconds that it took.
+    def read(self, slot: int, step: StepInProgress) -> None:
+        """Read some of a step's unread tokens.
 
         Never the last one: decoding it gives the next token. So a step's tokens are computed in the same way whatever was read
         before.
@@ -97,9 +97,7 @@ class Decoder:
         began = self._clock()
         num_read = self._cache.read(slot, step.unread[:-1])
         del step.unread[:num_read]
-        seconds = self._clock() - began
-        step.cost += Cost(prefill_tokens=num_read, prefill_seconds=seconds)
-        return num_read, seconds
+        step.cost += Cost(prefill_tokens=num_read, prefill_seconds=self._clock() - began)
 
     def decode(self, batch: Batch, steps: Sequence[StepInProgress]) -> list[list[str]]:
         """Decode a batch, and draw after each token of a slot while the next one is the token drawn. Returns the texts drawn."""
@@ -148,7 +146,7 @@ class Decoder:
         """Draw the next token from `logits` (n_vocab,), and note the reason if the step ends with it. Returns its text."""
         token = step.sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
         if step.proposal:
-            self._acceptance.follow(step.proposal, token)
+            step.acceptance.follow(step.proposal, token)
         step.tokens.append(token)
         step.unread = [token]
         if step.recorder:

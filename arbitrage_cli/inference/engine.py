@@ -19,8 +19,8 @@ from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal, Proposals
 from arbitrage_cli.inference.sampling import Sampler, probability_of
-from arbitrage_cli.inference.speculation import Planner, Speculation, Speculator
-from arbitrage_cli.inference.token_costs import TokenCosts
+from arbitrage_cli.inference.speculation import Acceptance, Planner, Speculation, Speculator
+from arbitrage_cli.inference.token_costs import BatchCosts, TokenCosts
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Limits, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
@@ -50,6 +50,8 @@ class Engine:
 
     Engines of one model may share a cache if they solve one problem after another, never two at the same time.
 
+    Proposals are planned by `costs`; without these nothing is proposed.
+
     With `proposals` of "all" it also copies what followed the same words before. Not for a draft: verifying changes its numbers, by up
     to 0.1 nats with weights of 4 bits, and routers decide by them; and in measurements it saved no time. A model that cannot drop a
     tail is proposed nothing: a token read in vain would cost it a checkpoint.
@@ -66,6 +68,7 @@ class Engine:
         *,
         keep_token_stats: bool = False,
         proposals: Proposals = "drafted",
+        costs: BatchCosts | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         self._role = role
@@ -74,11 +77,12 @@ class Engine:
         self._keep_token_stats = keep_token_stats
         self._proposals: Proposals = "none" if cache.backend.states else proposals
         self._clock = clock
-        self._planner = Planner()
+        self._planner = Planner(costs or BatchCosts())
         self._token_costs = TokenCosts()
         self._cache = cache
-        self._decoder = Decoder(self._backend, cache, self._planner.acceptance, clock)
+        self._decoder = Decoder(self._backend, cache, clock)
         self._histories: dict[int, History] = {}
+        self._acceptances: dict[int, Acceptance] = {}
         self._samplers: dict[int, Sampler] = {}
         self._steps: dict[int, StepInProgress] = {}
 
@@ -98,19 +102,21 @@ class Engine:
 
     @property
     def seconds_per_token(self) -> float:
-        """The recent time of one token decoded alone; 0 if there was none."""
+        """The time of one token decoded alone that plans are made by; 0 if it is not known."""
         return self._planner.costs.decode_seconds
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Take a problem, which must be solved by its deadline. ContextFullError if the prompt fills the context."""
         self._cache.open(slot, problem, deadline)
         self._samplers[slot] = sampler or self._sampler
+        self._acceptances[slot] = Acceptance()
 
     def close(self, slot: int) -> None:
         """Forget a problem, and the step being written for it."""
         self._steps.pop(slot, None)
         self._samplers.pop(slot, None)
         self._histories.pop(slot, None)
+        self._acceptances.pop(slot, None)
         self._cache.close(slot)
 
     def forget(self, slot: int) -> None:
@@ -140,6 +146,7 @@ class Engine:
             max_proposed=min(budget, room) - 1,  # the token after them ends the step anyway
             sampler=sampler,
             text=self._cache.step_text(phase),
+            acceptance=self._acceptances[slot],
             phase=phase,
             is_last_thought=is_last_thought,
             early_stop=request.early_stop,
@@ -150,7 +157,7 @@ class Engine:
     def _proposal(self, slot: int, step: Step | None, unread: list[int], phase: Phase) -> Proposal:
         """What may be written after the `unread` tokens: the given step, or copies."""
         tokens = self._cache.proposed_ids(step.text, phase) if step and self._proposals != "none" else ()
-        if self._proposals != "all" or 0 < self.seconds_per_token < WORTH_COPYING:
+        if self._proposals != "all" or self.seconds_per_token < WORTH_COPYING:
             return Proposal(tokens)
         if slot not in self._histories:
             self._histories[slot] = History(self._cache.prompt(slot))
@@ -185,7 +192,7 @@ class Engine:
     def _read(self, slots: list[int]) -> list[SlotUpdate]:
         (slot,) = slots
         step = self._steps[slot]
-        self._planner.costs.add_read(*self._decoder.read(slot, step))
+        self._decoder.read(slot, step)
         return [SlotUpdate(slot, num_unread=len(step.unread))]
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:
@@ -194,8 +201,7 @@ class Engine:
             self._ask_speculator(slots[0])
         began = self._clock()
         steps = [self._steps[slot] for slot in slots]
-        places = [step.place for step in steps]
-        counts = self._planner.plan(places)
+        counts = self._planner.plan([(step.acceptance, step.place) for step in steps])
         proposed = [step.proposal.upcoming(count) if count else [] for step, count in zip(steps, counts, strict=True)]
         batch = [
             (slot, step.unread + self._cache.before_end(tokens, step.text))
@@ -203,7 +209,6 @@ class Engine:
         ]
         drawn = self._decoder.decode(batch, steps)
         seconds, num_rows = self._clock() - began, sum(len(tokens) for _, tokens in batch)
-        self._planner.record_batch(seconds, num_rows, sum(map(len, drawn)), places)
         for (_, tokens), step, texts in zip(batch, steps, drawn, strict=True):
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
         updates: list[SlotUpdate] = []
@@ -265,8 +270,6 @@ class Engine:
             return not text.ended
 
         cost = self._decoder.write_on(slot, unread, min(max_tokens, room), self._samplers[slot], goes_on)
-        if cost.decode_tokens:
-            self._planner.record_decode(cost.decode_seconds / cost.decode_tokens)
         return Speculation(text.so_far[len(beginning) :], cost)
 
     def _ask_speculator(self, slot: int) -> None:
@@ -276,7 +279,7 @@ class Engine:
         if step.speculator is None or (place.num_left and place.source != "copied") or step.text.is_inside_character:
             return
         room = step.max_proposed - len(step.tokens)
-        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, room, place)
+        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, room, step.acceptance, place)
         if not max_tokens:
             return
         try:
@@ -286,7 +289,6 @@ class Engine:
             return
         step.speculation_cost += found.cost
         step.proposal.speculate(self._cache.proposed_ids(found.text, step.phase, step.text.so_far))
-        self._planner.record_speculation(found.cost.decode_seconds)  # its next step would have needed most of the reading
 
     # --- measuring
 
@@ -302,7 +304,7 @@ class Engine:
         return self._token_costs.seconds_alone(own, self._cache.num_prompt_read(slot), num_tokens)
 
     def measure(self) -> Cost:
-        """Time the reading of a short prompt and some decoding, so that speeds are known before the first problem."""
+        """Time the reading of a short prompt and some decoding, for the estimate of the time alone before the first problem."""
         self._cache.clear_first_slot()
         try:
             self._cache.open(0, MEASURED)
@@ -326,9 +328,6 @@ class Engine:
     def use_measured(self, cost: Cost) -> None:
         """Use what `measure` returned, of this engine or of another one of the same model."""
         self._token_costs.add_measured(cost)
-        self._planner.costs.add_read(cost.prefill_tokens, cost.prefill_seconds)
-        if cost.decode_tokens:
-            self._planner.record_decode(cost.decode_seconds / cost.decode_tokens)
 
 
 def as_speculator(draft: object) -> Speculator | None:

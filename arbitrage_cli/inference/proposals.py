@@ -15,11 +15,6 @@ continuation of the text that was written instead; or an earlier place of prompt
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
-Kind = Literal["drafted", "speculated", "copied"]
-"""Which credit pays for a proposal that was read in vain: that of drafted steps, of the draft's continuations, or of copies."""
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
 
 class Place(NamedTuple):
     """Where a text is in its proposal: how many proposed tokens are left, and how many matched in a row before them."""
@@ -27,10 +22,6 @@ class Place(NamedTuple):
     num_left: int
     num_matched: int
     source: Source = "drafted"
-
-    @property
-    def kind(self) -> Kind:
-        return "drafted" if self.source == "again" else self.source
 
 
 class History:

@@ -7,15 +7,16 @@ means nothing. How speed depends on the length of a text, or on other models, is
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Protocol
 
 from arbitrage_cli.inference.backend import Backend
+from arbitrage_cli.inference.token_costs import FEW, MANY
 from arbitrage_cli.tuning.store import Speeds
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
 READ_TOKENS = 64  # about a short problem; decoding starts after it
-VERIFIED_TOKENS = 12  # in one batch, with output for each
 MOST_DECODED = 32  # tokens in a row
 MIN_SECONDS = 0.05  # of one measurement: a fast model repeats its work
 LONG_SECONDS = 0.5  # after so long, once is enough
@@ -83,18 +84,17 @@ def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
     """The speeds of a model, on an empty sequence, which is empty again afterwards."""
     room = backend.card.context_size
     depth = min(READ_TOKENS, room // 2)
-    num_verified = min(VERIFIED_TOKENS, room - depth)
     num_decoded = min(MOST_DECODED, room - depth)
-    tokens = _tokens(backend, depth + num_verified)
+    tokens = _tokens(backend, depth + MANY)
     prompt, proposal = tokens[:depth], tokens[depth:]
 
     def read() -> None:
         backend.drop(0, 0)
         backend.read(0, 0, prompt)
 
-    def verify() -> None:
+    def verify(count: int) -> None:
         backend.drop(0, depth)
-        backend.decode([0] * num_verified, range(depth, depth + num_verified), proposal)
+        backend.decode([0] * count, range(depth, depth + count), proposal[:count])
 
     positions = itertools.cycle(range(depth, depth + num_decoded))
 
@@ -105,10 +105,10 @@ def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
         backend.decode([0], [position], proposal[:1])
 
     read_seconds = _seconds(read, clock) / depth
-    verify_seconds = _seconds(verify, clock) / num_verified
+    many, few = (_seconds(partial(verify, count), clock) / count for count in (min(MANY, room - depth), FEW))
     decode_seconds = _seconds(decode, clock)
     backend.drop(0, 0)
-    return Speeds(decode_seconds, read_seconds, verify_seconds)
+    return Speeds(decode_seconds, read_seconds, many, few)
 
 
 def _tokens(backend: Backend, count: int) -> list[int]:
@@ -133,7 +133,7 @@ def _seconds(work: Callable[[], None], clock: Clock) -> float:
 
 
 def _best(first: Speeds, second: Speeds) -> Speeds:
-    return Speeds(min(first.decode, second.decode), min(first.read, second.read), min(first.verify, second.verify))
+    return Speeds(*map(min, astuple(first), astuple(second)))
 
 
 def _mixed(speeds: Speeds) -> float:

@@ -5,13 +5,14 @@ Threads are those that the user asked for, else those that were measured, else t
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.token_costs import BatchCosts, costs_by_size
 from arbitrage_cli.model_files.pairs import is_scripted, is_served, local_files
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.system.files import sha256_of, user_folder
@@ -24,10 +25,14 @@ TOY_THREADS = 1
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The threads of each model, and the costs of tokens with them; None unless both models were measured."""
+    """The threads of each model, and the costs of tokens with them; None unless both models were measured.
+
+    `batch_costs` are what proposals are planned by: as measured, else by the sizes of the files.
+    """
 
     threads: Mapping[ModelRole, int]
     costs: Costs | None
+    batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
 
 
 def tuned_file() -> Path:
@@ -53,7 +58,16 @@ def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
         role: tuned[role].threads if role in tuned and not load.threads else _threads(source, load)
         for role, source in sources.items()
     }
-    return Placement(threads, costs_of({role: one for role, one in tuned.items() if one.threads == threads[role]}))
+    usable = {role: one for role, one in tuned.items() if one.threads == threads[role]}
+    return Placement(threads, costs_of(usable), _batch_costs(sources, usable))
+
+
+def _batch_costs(sources: Mapping[ModelRole, str], tuned: Mapping[ModelRole, Tuned]) -> dict[ModelRole, BatchCosts]:
+    """Both models' by the same measure, since they are compared. Of one that is not here yet nothing is known."""
+    roles = [role for role in sources if role != "prm"]
+    if tuned.keys() >= {*roles}:
+        return {role: tuned[role].speeds.batch_costs for role in roles}
+    return {role: costs_by_size(sum(file.stat().st_size for file in local_files(sources[role]))) for role in roles}
 
 
 def _threads(source: str, load: Options) -> int:

@@ -11,10 +11,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.inference.token_costs import FEW, MANY, BatchCosts
 from arbitrage_cli.system.files import checked, write_atomically
 from arbitrage_cli.system.machine import default_threads, processor_name
 
@@ -56,11 +57,19 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Seconds of a token that is decoded alone, read in a text, or verified in a proposal."""
+    """Seconds of a token that is decoded alone, read in a text, or verified in a batch of `MANY` or of `FEW` tokens."""
 
     decode: float
     read: float
     verify: float
+    verify_few: float
+
+    @property
+    def batch_costs(self) -> BatchCosts:
+        """What batches cost, for the plans of a run."""
+        if not self.decode:
+            return BatchCosts()
+        return BatchCosts(self.decode, FEW * self.verify_few / self.decode, MANY * self.verify / self.decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,6 @@ def _from_json(entry: object) -> Tuned:
     made = checked(Tuned, entry)
     if made.threads < 1:
         raise ValueError("threads: it is less than 1")
-    if not all(math.isfinite(one) and one >= 0 for one in (made.speeds.decode, made.speeds.read, made.speeds.verify)):
+    if not all(math.isfinite(one) and one >= 0 for one in astuple(made.speeds)):
         raise ValueError("speeds: seconds are from 0 up")
     return made

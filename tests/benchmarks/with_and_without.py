@@ -37,10 +37,12 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats.intervals import bootstrap, ratio_of_sums
+from arbitrage_cli.tuning.placement import place
 from arbitrage_cli.types import Finished, Limits, ModelRole, Problem, Trace
 
 WAYS = ("without", "with")
@@ -87,6 +89,7 @@ def make_scheduler(
     limits: Limits,
     parts: Parts,
     system: str,
+    batch_costs: Mapping[ModelRole, BatchCosts],
     clock: Clock,
 ) -> Scheduler:
     router = head.router() if head else None
@@ -97,12 +100,11 @@ def make_scheduler(
             Sampler(),
             keep_token_stats=role == "draft",
             proposals=parts.proposals_of(role),
+            costs=batch_costs.get(role),
             clock=clock,
         )
         for role, backend in backends.items()
     }
-    for engine in engines.values():
-        engine.measure()
     return Scheduler(
         engines,
         lambda trace: column.policy.flow(trace, column.tau, 0, router, stops_early=parts.early_stop),
@@ -182,6 +184,7 @@ def main() -> None:
                 Limits(max_tokens=arguments.max_tokens),
                 parts_of(arguments.what, way, early_stop=arguments.early_stop),
                 next(text for text in (arguments.system, pair.system, INSTRUCTIONS) if text is not None),
+                place(sources, options).batch_costs,
                 time.process_time if arguments.processor_time else time.perf_counter,
             )
             for way in WAYS

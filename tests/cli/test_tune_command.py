@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from arbitrage_cli.tuning.placement import machine_here, place
 from arbitrage_cli.tuning.store import Speeds, Tuned, keep_tuned, read_tuned
 from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
-FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01)}
-SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0)}
-NO_GAIN = {"draft": Speeds(1.5, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5)}  # a draft that is hardly faster
+FAST_READER = {"draft": Speeds(0.1, 0.01, 0.01, 0.01), "target": Speeds(1.0, 0.01, 0.01, 0.01)}
+SLOW_VERIFIER = {"draft": Speeds(0.1, 0.01, 0.01, 0.01), "target": Speeds(1.0, 0.01, 2.0, 2.0)}
+NO_GAIN = {"draft": Speeds(1.5, 0.01, 0.01, 0.01), "target": Speeds(1.0, 0.5, 0.5, 0.5)}  # a draft that is hardly faster
 THREADS = {"draft": 1, "target": 2}
 
 
@@ -217,7 +217,19 @@ def test_bench_records_threads_and_is_not_resumed_with_others(home: Home, concur
     assert_refused(home.run(*bench, "target,draft"), 2, "", refusal)
 
 
-@pytest.mark.parametrize(("settings", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
+def test_a_run_keeps_the_costs_that_it_began_with(home: Home) -> None:
+    """They decide what is proposed: another measurement changes nothing in a run that is resumed."""
+    home.pretend(FAST_READER)
+    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
+    assert home.run(*BENCH, "--policy", "target,draft").code == 0
+    began = run_json(home)["batch_costs"]
+    assert began["target"] == asdict(FAST_READER["target"].batch_costs)
+    home.pretend(SLOW_VERIFIER)
+    assert home.run(*BENCH, "--policy", "speculative").code == 0
+    assert run_json(home)["batch_costs"] == began
+
+
+@pytest.mark.parametrize(("flags", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
 def test_several_problems_at_once_use_the_measured_threads(home: Home, flags: tuple[str, ...], threads: list[int]) -> None:
     home.pretend(FAST_READER)
     solved = home.run("solve", "--concurrency", "auto", *flags, stdin=b"5 + 6\n7 + 6\n")
@@ -267,7 +279,7 @@ def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(ho
 
 
 def test_target_speculates_if_that_pays_and_routing_does_not(home: Home) -> None:
-    home.pretend({"draft": Speeds(0.3, 9.0, 9.0), "target": Speeds(1.0, 0.01, 0.05)})
+    home.pretend({"draft": Speeds(0.3, 9.0, 9.0, 9.0), "target": Speeds(1.0, 0.01, 0.05, 0.05)})
     result = home.run("solve", "5 + 6", "--json")
     assert result.records[0]["policy"] == "speculative"
     assert "token-level speculation" in flat(result.err)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hash_language import HashBackend, Recording, ticking_clock, unsteady_clock
+from hash_language import CHEAP_BATCHES, HashBackend, Recording, random_costs, ticking_clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import (
@@ -31,11 +31,12 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation
 from arbitrage_cli.inference.speculation import Speculation, Speculator
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 
 def proposing_engine(backend: Backend) -> Engine:
-    """An engine that has measured, by its clock, that a batch costs as much as a token: so it verifies."""
+    """An engine for which a batch costs as much as a token: so it verifies."""
     engine = make_engine("target", backend, Sampler(), instructions="", keep_token_stats=True, clock=ticking_clock())
     engine.open(0, PROBLEM)
     write(engine, new_trace(Limits(max_step_tokens=3)))
@@ -96,9 +97,9 @@ def test_a_proposal_changes_no_step(
     """Law 5, step by step: a proposal is some of the text that will be written, then another. Nor do a speculator or copies change it."""
     options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
     plain = make_engine("target", MAKERS[name](context), sampler, proposals="none", **options)
-    clock = ticking_clock() if seed is None else unsteady_clock(seed)
+    costs = CHEAP_BATCHES if seed is None else random_costs(seed)
     engine = make_engine(
-        "target", MAKERS[name](context), sampler, clock=clock, proposals="all" if copies else "drafted", **options
+        "target", MAKERS[name](context), sampler, costs=costs, proposals="all" if copies else "drafted", **options
     )
     expected, trace = new_trace(limits), new_trace(limits)
     for each in (plain, engine):
@@ -223,8 +224,8 @@ def test_the_end_of_a_step_is_not_verified() -> None:
     step = write_proposed(engine, new_trace(), OTHER, teller)
     assert step.text == text
     assert teller.asked == ["a"]
-    # Four rows for the proposal, which was wrong at once; then "a" and "b", after which the end is drawn.
-    assert (step.cost.verify_batches, step.cost.verify_tokens, step.cost.verify_kept) == (2, 4 + 2, 1 + 2)
+    # Seven rows for the proposal, which was wrong at once; then "a" and "b", after which the end is drawn.
+    assert (step.cost.verify_batches, step.cost.verify_tokens, step.cost.verify_kept) == (2, 7 + 2, 1 + 2)
 
 
 def test_a_speculator_that_fails_is_not_asked_again() -> None:
@@ -265,10 +266,8 @@ def test_an_engine_that_writes_cannot_speculate() -> None:
 def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
     """In the prompt or in the solution; unless looking for it takes too long."""
     text = "say question 0 and say question 0.\n\nsay question 0 and say question 0.\n\n"
-    ticks = ticking_clock()
-    options: dict[str, Any] = {"instructions": "", "proposals": "all", "clock": lambda: seconds * ticks()}
+    options: dict[str, Any] = {"instructions": "", "proposals": "all", "costs": BatchCosts(seconds, 1.0, 1.0)}
     engine, trace = make_engine("target", scripted(recite(text)), Sampler(), **options), new_trace()
-    engine.measure()
     engine.open(0, PROBLEM)
     for _ in range(2):
         step = write(engine, trace)

@@ -25,6 +25,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
@@ -181,8 +182,20 @@ class ForgetfulEngine(Engine):
         return super().start(slot, request, speculator)
 
 
+CHEAP_BATCHES = BatchCosts(1.0, 1.0, 1.0)
+"""A batch costs as much as a token, so all proposed tokens are verified;"""
+CHEAP_DRAFT = BatchCosts(0.01, 1.0, 1.0)
+"""and the draft's continuations cost next to nothing."""
+
+
+def random_costs(seed: int) -> BatchCosts:
+    """Costs that are anything, so that plans are too."""
+    rng = random.Random(seed)
+    return BatchCosts(rng.choice((0.0, 1.0)), rng.uniform(1, 4), rng.uniform(1, 12))
+
+
 def unsteady_clock(seed: int) -> Callable[[], float]:
-    """A clock by which everything takes a random time, so that planning by it is random too."""
+    """A clock by which everything takes a random time."""
     rng, now = random.Random(seed), 0.0
 
     def clock() -> float:
@@ -194,7 +207,7 @@ def unsteady_clock(seed: int) -> Callable[[], float]:
 
 
 def ticking_clock() -> Callable[[], float]:
-    """A clock by which everything takes one second: a batch costs as much as a token, so all proposed tokens are verified."""
+    """A clock by which everything takes one second."""
     count = itertools.count()
     return lambda: float(next(count))
 
@@ -250,6 +263,7 @@ def hash_engines(
     same_model: bool = False,
     make_draft: Callable[..., Backend] | None = None,
     proposals: Proposals = "all",
+    costs: BatchCosts = CHEAP_BATCHES,
     clock: Callable[[], float] = time.perf_counter,
     keep: Keep = "nothing",
     most_checkpoints: int | None = None,
@@ -264,6 +278,6 @@ def hash_engines(
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     how: dict[str, Any] = {"instructions": instructions, "keep": keep, "most_checkpoints": most_checkpoints}
     return {
-        "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True),
-        "target": engine("target", Cache(target, **how), chosen, proposals=proposals, clock=clock),
+        "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True, costs=CHEAP_DRAFT),
+        "target": engine("target", Cache(target, **how), chosen, proposals=proposals, costs=costs, clock=clock),
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 from arbitrage_cli.tuning.store import Loading, Machine, ModelFile, Speeds, Tuned
 
 HERE = Machine("a fast one", 8, "0.3.36")
-SPEEDS = Speeds(decode=0.1, read=0.01, verify=0.02)
+SPEEDS = Speeds(decode=0.1, read=0.01, verify=0.02, verify_few=0.04)
 
 
 def make_tuned(

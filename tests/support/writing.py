@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from hash_language import HashBackend
+from hash_language import CHEAP_BATCHES, HashBackend
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Floats, Options
@@ -66,6 +66,7 @@ def make_engine(
     step_end: StepEnd = BLANK_LINE,
     **options: Any,
 ) -> Engine:
+    options = {"costs": CHEAP_BATCHES, **options}
     return Engine(role, Cache(backend, instructions, step_end=step_end, keep=keep), sampler, **options)
 
 
