@@ -341,6 +341,7 @@ class OutputOptions:
 
 
 Debug = Annotated[bool, _output("--debug", help="Show tracebacks.")]
+HideThoughts = Annotated[bool, _output("--hide-thoughts", help="Do not show thoughts, only the answer's steps.")]
 JsonRecords = Annotated[bool, _output("--json", help="The same as --format json.")]
 JsonFigures = Annotated[bool, _output("--json", help="The figures as one line of JSON.")]
 

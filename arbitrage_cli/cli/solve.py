@@ -12,6 +12,7 @@ import typer
 from arbitrage_cli.app.options import (
     SOME_FAILED,
     GenerationOptions,
+    HideThoughts,
     Invocation,
     MachineOptions,
     ModelOptions,
@@ -52,6 +53,7 @@ def solve(
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,
+    hide_thoughts: HideThoughts = False,
     results: ResultOptions,
 ) -> int:
     """Solve a problem step by step with two models.
@@ -90,7 +92,7 @@ def solve(
             session.load()
             follows = form is ResultFormat.text and sys.stdout.isatty()
             run = session.run_info(num_problems=problems.total)
-            run = replace(run, num_done=num_earlier, answers_follow=follows)
+            run = replace(run, num_done=num_earlier, answers_follow=follows, shows_thoughts=not hide_thoughts)
             stack.enter_context(
                 offering_to_resume(display, lambda error: _how_to_resume(error, solutions, invocation, problems))
             )

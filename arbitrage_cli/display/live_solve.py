@@ -32,6 +32,7 @@ from arbitrage_cli.types import (
 )
 
 MAX_STREAM_LINES = 6
+THOUGHT_ROWS = 2  # of a thought that stay
 FOOTER_ROWS = 2
 MAX_PROBLEMS = 8  # in flight that have a row each
 INDENT = 5
@@ -156,9 +157,9 @@ class SolveView(View):
         decision = event.decision
         kept, discarded = decision.kept, decision.discarded
         head = self._head(f"{self._of(identifier)}{len(event.trace.decisions):>3}  ", decision, columns)
-        if discarded is None:
-            return [head, *_rows(kept.text, columns, "")]
-        if wording.is_same(decision):
+        if kept.phase == "think":
+            return [head, *_folded(_rows(kept.text, columns, "dim"))] if self._run.shows_thoughts else []
+        if discarded is None or wording.is_same(decision):
             return [head, *_rows(kept.text, columns, "")]
         # The marks tell the two apart where a strike cannot be seen.
         before, after = differences(discarded.text, kept.text)
@@ -232,6 +233,14 @@ def _writing_lines(solution: _Solution, footer: str, columns: int, rows: int, no
     body = _last_rows(solution.draft_text, columns, stream_room // 2 if solution.draft_text else 0, "dim strike")
     body += _last_rows(solution.text, columns, stream_room - len(body), "")
     return [head, *body, *_rows(footer, columns, "dim")[: min(FOOTER_ROWS, room - len(body))]]
+
+
+def _folded(rows: list[Text]) -> list[Text]:
+    """The first rows of a thought, and how many more there are."""
+    hidden = len(rows) - THOUGHT_ROWS
+    return (
+        rows if hidden <= 1 else [*rows[:THOUGHT_ROWS], Text(f"{' ' * INDENT}… {hidden} more lines of this thought", "dim")]
+    )
 
 
 def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:

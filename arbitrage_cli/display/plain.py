@@ -97,8 +97,16 @@ class PlainDisplay:
     def _show_decision(self, event: Decided, run: RunInfo) -> None:
         decision = event.decision
         kept, discarded = decision.kept, decision.discarded
+        if kept.phase == "think" and not run.shows_thoughts:
+            return
         numbers = wording.comparison(decision, run)
-        facts = [kept.model, decision.verdict or "", numbers and f"{run.policy} {numbers}", wording.size(kept)]
+        facts = [
+            "thought" if kept.phase == "think" else "",
+            kept.model,
+            decision.verdict or "",
+            numbers and f"{run.policy} {numbers}",
+            wording.size(kept),
+        ]
         is_same = wording.is_same(decision)
         if discarded:
             facts.append(f"({'the same text' if is_same else 'discarded'}: {discarded.model}, {wording.size(discarded)})")

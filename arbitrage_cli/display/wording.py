@@ -12,6 +12,7 @@ from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.model_files.hub import FileProgress
+from arbitrage_cli.routing.policies import POLICIES, thoughts_tau
 from arbitrage_cli.runs.records import RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
@@ -139,17 +140,26 @@ def compared(routed: Finished, alone: Finished) -> str:
 
 def comparison(decision: Decision, run: RunInfo) -> str:
     """The score beside tau, e.g. `1.43 > 1.00`; empty if nothing was compared."""
-    if decision.score is None or run.tau is None:
+    tau = _tau(decision, run)
+    if decision.score is None or tau is None:
         return ""
-    sign = ">" if decision.score > run.tau else "≤"
-    return f" {sign} ".join(rounding.compared(decision.score, run.tau))
+    sign = ">" if decision.score > tau else "≤"
+    return f" {sign} ".join(rounding.compared(decision.score, tau))
+
+
+def _tau(decision: Decision, run: RunInfo) -> float | None:
+    """The tau that the step's score was compared with."""
+    if run.tau is None or decision.draft is None or decision.draft.phase == "answer":
+        return run.tau
+    return thoughts_tau(run.tau) if POLICIES[run.policy].needs_head else run.tau
 
 
 def bar(decision: Decision, run: RunInfo) -> str:
     """The score as a bar that tau divides in half; empty if nothing was compared, or tau has no half."""
-    if decision.score is None or run.tau is None or not 0 < run.tau < math.inf:
+    tau = _tau(decision, run)
+    if decision.score is None or tau is None or not 0 < tau < math.inf:
         return ""
-    full = round(BAR * min(1.0, max(0.0, decision.score / (2 * run.tau))))
+    full = round(BAR * min(1.0, max(0.0, decision.score / (2 * tau))))
     return "█" * full + "░" * (BAR - full)
 
 
@@ -160,7 +170,8 @@ def is_same(decision: Decision) -> bool:
 
 def size(step: Step) -> str:
     """Tokens and seconds of one step, and whether it was stopped before it was finished."""
-    return f"{step.num_tokens} tokens {step.seconds:.2f} s" + (", stopped early" if step.stop == "early" else "")
+    ends = {"early": ", stopped early", "think_budget": ", the last thought allowed"}
+    return f"{step.num_tokens} tokens {step.seconds:.2f} s" + ends.get(step.stop, "")
 
 
 def tally(figures: Tally) -> str:

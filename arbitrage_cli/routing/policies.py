@@ -85,12 +85,16 @@ THOUGHTS_TAU = 1.0
 
 
 def _thoughts_first(trace: Trace, tau: float, answer: Flow, *, stops_early: bool) -> Flow:
-    """Thoughts, routed by the draft's entropy, then the answer. A tau that accepts or escalates every step holds for thoughts too."""
+    """Thoughts, routed by the draft's entropy, then the answer."""
     router = by_first_token(first_token_entropy)
     chosen = router if stops_early else replace(router, early_stop=None)
-    thoughts_tau = THOUGHTS_TAU if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
-    yield from arbitrage(trace, chosen, thoughts_tau, phase="think")
+    yield from arbitrage(trace, chosen, thoughts_tau(tau), phase="think")
     yield from answer
+
+
+def thoughts_tau(tau: float) -> float:
+    """The tau of thoughts beside this tau of a head: a tau that accepts or escalates every step does so with thoughts too."""
+    return THOUGHTS_TAU if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
 
 
 WRONG_EQUATION = 100.0

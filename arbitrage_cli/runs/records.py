@@ -35,6 +35,7 @@ class RunInfo:
     num_done: int = 0  # of them, by an earlier command
     tau_name: str | None = None
     answers_follow: bool = False  # on the terminal of the view
+    shows_thoughts: bool = True
     concurrency: int = 1  # problems that are solved at once
     find_answer: Callable[[str], str | None] = boxed_answer  # in the text of a solution
 
@@ -190,6 +191,7 @@ def step_record(decision: Decision) -> dict[str, Any]:
 def _written(step: Step) -> dict[str, Any]:
     return {
         "model": step.model,
+        "phase": step.phase,
         "text": step.text,
         "tokens": step.num_tokens,
         "seconds": step.seconds,

@@ -341,7 +341,9 @@
   function stepRow(trace, step, index) {
     const head = element("div", "head", who(step));
     if (step.decision) head.append(element("span", "", step.decision === "escalate" ? "escalated" : "accepted"));
-    if (step.score !== null && step.score !== undefined) head.append(element("span", "", compared(trace.policy.tau, step.score)));
+    if (step.score !== null && step.score !== undefined) {
+      head.append(element("span", "", step.phase === "think" ? `score ${number(step.score)}` : compared(trace.policy.tau, step.score)));
+    }
     if (step.advantage !== null && step.advantage !== undefined) head.append(element("span", "", `advantage ${number(step.advantage)}`));
     head.append(element("span", "", size(step)));
     const kept = element("div", `version ${step.model}`, text(trimmed(step.text)));
@@ -357,11 +359,14 @@
     }
     const at = element("a", "at", String(index + 1));
     at.href = linkTo(trace, index + 1);
-    return element("li", "step", at, content);
+    if (step.phase !== "think") return element("li", "step", at, content);
+    head.prepend(element("span", "", "thought"));
+    const folded = element("details", "", element("summary", "", head), ...[...content.children].filter((one) => one !== head));
+    return element("li", "step thought", at, folded);
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : ""}`; }
+  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", the last thought allowed" : ""}`; }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
   function compared(tau, value) { // the score that decided, against tau
