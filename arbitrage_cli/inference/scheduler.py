@@ -200,9 +200,9 @@ class Scheduler:
         yield Started(trace)
         try:
             for engine in self._engines.values():
-                engine.open(flight.slot, job.problem, job.deadline, job.sampler)
+                engine.open(flight.slot, trace.problem, job.deadline, job.sampler)
             if self._rater:
-                self._rater.open(flight.slot, job.problem, job.deadline)
+                self._rater.open(flight.slot, trace.problem, job.deadline)
         except ProblemError as error:
             yield self._finish(flight, error)
             return

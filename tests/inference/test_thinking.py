@@ -127,7 +127,10 @@ class Thinker(HashBackend):
         return logits
 
 
-LONG = Limits(max_steps=400, max_tokens=900, max_step_tokens=600)
+def long(think_tokens: int | None) -> Limits:
+    return Limits(max_steps=400, max_tokens=900, max_step_tokens=600, think_tokens=think_tokens)
+
+
 MARKED = ("harmony", "channel", "switched", "seed", "mistral")
 MARKERS = [marker for form in FORMATS.values() for marker in (form.start, form.end, form.closes.strip())]
 
@@ -147,8 +150,8 @@ def engines(draft: str, target: str, *, marked: bool = True, forgetful: bool = F
 def solved(
     draft: str = "switched", target: str = "switched", *, think_tokens: int | None = None, tau: float = 1.5, **options: bool
 ) -> list[Trace]:
-    problems = [Problem(str(number), f"question {number}", think_tokens=think_tokens) for number in range(2)]
-    return [*solve(engines(draft, target, **options), problems, "entropy", tau, limits=LONG).values()]
+    problems = [Problem(str(number), f"question {number}") for number in range(2)]
+    return [*solve(engines(draft, target, **options), problems, "entropy", tau, limits=long(think_tokens)).values()]
 
 
 def phases(trace: Trace) -> list[Phase]:
@@ -170,7 +173,10 @@ def test_models_of_different_formats_share_thoughts(draft: str, target: str) -> 
 
 def test_phases_do_not_depend_on_the_format_of_the_other_model() -> None:
     """The draft alone writes the same, whatever the target's format."""
-    alone = [[(trace.thoughts, trace.text) for trace in solved("switched", target, tau=float("inf"))] for target in MARKED]
+    alone = [
+        [(trace.thoughts, trace.text) for trace in solved("switched", target, think_tokens=100, tau=float("inf"))]
+        for target in MARKED
+    ]
     assert alone == [alone[0]] * len(MARKED)
     assert any(thoughts and text for thoughts, text in alone[0])
 
@@ -191,7 +197,7 @@ def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
     """The short sentence and the model's own end are in its cache before the answer."""
     backend = Recording(Thinker(SWITCHED))
     engine = Engine("target", Cache(backend), Sampler())
-    solve({"target": engine}, [Problem("p", "1 + 1", think_tokens=5)], "target", limits=LONG)
+    solve({"target": engine}, [Problem("p", "1 + 1")], "target", limits=long(5))
     tokens = [token for call in backend.calls if call.name in ("read", "decode") for token in call.tokens]
     end = backend.tokenizer.control_tokens["</think>"]
     before = tokens[: tokens.index(end)]
@@ -245,8 +251,8 @@ def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
 def head_route(tau: float) -> list[Trace]:
     """Solutions by a head that gives every step of an answer the score 0.5."""
     router = by_token_stats(lambda trace, draft: 0.5)
-    problems = [Problem(str(number), f"question {number}", think_tokens=None) for number in range(2)]
-    return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=LONG, router=router).values()]
+    problems = [Problem(str(number), f"question {number}") for number in range(2)]
+    return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=long(None), router=router).values()]
 
 
 def test_a_head_decides_about_answers_and_entropy_about_thoughts() -> None:

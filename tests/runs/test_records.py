@@ -42,6 +42,7 @@ def test_record_of_a_routed_problem() -> None:
         "steps": [
             {
                 "model": "target",
+                "phase": "answer",
                 "text": "2 + 2 = 4.\n\n",
                 "tokens": 7,
                 "seconds": 2.0,
@@ -49,10 +50,18 @@ def test_record_of_a_routed_problem() -> None:
                 "decision": "escalate",
                 "score": 1.5,
                 "advantage": None,
-                "discarded": {"model": "draft", "text": "2 + 2 = 5.\n\n", "tokens": 5, "seconds": 0.5, "stop": "separator"},
+                "discarded": {
+                    "model": "draft",
+                    "phase": "answer",
+                    "text": "2 + 2 = 5.\n\n",
+                    "tokens": 5,
+                    "seconds": 0.5,
+                    "stop": "separator",
+                },
             },
             {
                 "model": "draft",
+                "phase": "answer",
                 "text": "So \\boxed{4}.",
                 "tokens": 5,
                 "seconds": 0.5,
