@@ -123,12 +123,11 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
     from arbitrage_cli.tuning.measure import thread_counts, try_loaded, try_threads
     from arbitrage_cli.tuning.memory import check_memory, memory_needed
     from arbitrage_cli.tuning.placement import loading_of, machine_here
-    from arbitrage_cli.tuning.store import ModelFile, Tuned
+    from arbitrage_cli.tuning.store import Tuned
 
     check_memory(memory_needed({role: path}, load, {role: load.num_sequences}))
     files = local_files(path)
-    size, sha256 = digest(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
-    modified = files[0].stat().st_mtime_ns
+    _, sha256 = digest(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
     with _opened(role, path, load, display) as backend:
         tried = try_threads(backend, thread_counts(default_threads()))
         name, on_gpu = backend.card.name, backend.card.gpu_layers != 0
@@ -137,9 +136,8 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
         options = replace(load, threads=tried.threads, **changes)
         with contextlib.suppress(ModelMemoryError), _opened(role, path, options, display) as backend:
             trials.append(Trial(tried.threads, settings, try_loaded(backend)))
-    file = ModelFile(str(files[0].resolve()), size, modified, sha256)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return TunedModel(Tuned(machine_here(), file, loading_of(load), name, tried.threads, tried.chosen, created), trials)
+    return TunedModel(Tuned(machine_here(), sha256, loading_of(load), name, tried.threads, tried.chosen, created), trials)
 
 
 def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:
@@ -191,7 +189,7 @@ def _record(role: "ModelRole", source: str, model: TunedModel) -> dict[str, Any]
         "role": role,
         "model": source,
         "name": model.tuned.name,
-        "sha256": model.tuned.file.sha256,
+        "sha256": model.tuned.sha256,
         "threads": model.tuned.threads,
         "seconds_per_token": asdict(model.tuned.speeds),
         "tried": [

@@ -185,7 +185,7 @@ def _head(source: str) -> Iterator[Finding]:
 
 def _compared(path: Path, sha256: str) -> Finding:
     """A file's sha256 beside the one that is published, or was seen when the file was first loaded."""
-    shipped, published, seen = _shipped(path), checksums.published_sha256(path), checksums.unchanged_sha256(path)
+    shipped, published, seen = _shipped(path), checksums.published_sha256(path), checksums.unchanged_sha256([path])
     expected = shipped or published or seen
     whence = (
         "of what ships with the program" if shipped else "that the Hub publishes" if published else "of its first use here"

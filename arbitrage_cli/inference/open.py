@@ -90,7 +90,7 @@ def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
     for path in files:
         read_header(path)
     version = importlib.metadata.version("llama-cpp-python")
-    names = [checksums.sha256_seen(path) for path in files]
+    names = [checksums.sha256_seen(files)]
     if checksums.read_note("tried", names) == version:
         return
     log.warning("%s is new on this machine: a separate process tries it first", files[0].name)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,27 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
         on_bytes(done)
     if digest.hexdigest() != checksum:
         return False
-    write_note(VERIFIED, [str(path.absolute())], record)
+    write_note(VERIFIED, _names([path]), record)
     return True
 
 
-def sha256_seen(path: Path) -> str:
-    """The file's sha256. It is read only if its size, mtime or inode changed since the last time. ModelFileError, OSError."""
-    known, state = unchanged_sha256(path), state_of(path)
-    if known is not None:
-        return known
-    checksum = sha256_of([path])
-    write_note(SEEN, [str(path.absolute())], {"checksum": checksum, **state})
-    return checksum
+def sha256_seen(files: Sequence[Path]) -> str:
+    """The sha256 of a model's files, one after the other.
+
+    They are read only if a size, mtime or inode changed since the last time. ModelFileError, OSError.
+    """
+    known = unchanged_sha256(files)
+    if known is None:
+        known = sha256_of(files)
+        write_note(SEEN, _names(files), {"checksum": known, "files": [state_of(path) for path in files]})
+    return known
 
 
-def unchanged_sha256(path: Path) -> str | None:
-    """The sha256 that the file had when it was seen, if its size, mtime and inode are still the same. OSError."""
-    known = read_record(path, SEEN)
-    return str(known["checksum"]) if known == {"checksum": known.get("checksum"), **state_of(path)} else None
+def unchanged_sha256(files: Sequence[Path]) -> str | None:
+    """The sha256 that the files had when they were seen, if they are still the same. OSError."""
+    note = read_note(SEEN, _names(files))
+    is_same = isinstance(note, dict) and note.get("files") == [state_of(path) for path in files]
+    return str(note["checksum"]) if is_same else None
 
 
 def published_sha256(path: Path) -> str | None:
@@ -63,9 +66,9 @@ def published_sha256(path: Path) -> str | None:
     return next((text for text in known if isinstance(text, str) and SHA256.fullmatch(text)), None)
 
 
-def read_record(path: Path, kind: str = VERIFIED) -> dict[str, Any]:
-    """The checksum, size, mtime and inode that the file had when it was last found right, or seen; empty if it never was."""
-    record = read_note(kind, [str(path.absolute())])
+def read_record(path: Path) -> dict[str, Any]:
+    """The checksum, size, mtime and inode that the file had when it was last found right; empty if it never was."""
+    record = read_note(VERIFIED, _names([path]))
     return record if isinstance(record, dict) else {}
 
 
@@ -81,6 +84,10 @@ def write_note(kind: str, names: Iterable[str], value: Any) -> None:
     """Keep something in the user's cache. A folder that cannot be written costs time, not safety."""
     with contextlib.suppress(OSError, RuntimeError):
         write_atomically(_note_file(kind, names), json.dumps(value).encode(), new_folder=True)
+
+
+def _names(files: Iterable[Path]) -> list[str]:
+    return [str(path.absolute()) for path in files]
 
 
 def _note_file(kind: str, names: Iterable[str]) -> Path:

@@ -3,21 +3,19 @@
 Threads are those that the user asked for, else those that were measured, else the default. Measures nothing.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.token_costs import BatchCosts, costs_by_size
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_scripted, is_served, local_files
 from arbitrage_cli.routing.pair_costs import Costs
-from arbitrage_cli.system.files import sha256_of, user_folder
+from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads
-from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, find_tuned, keep_tuned, read_tuned, this_machine
+from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, read_tuned, this_machine
 from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
 TOY_THREADS = 1
@@ -51,9 +49,12 @@ def loading_of(load: Options) -> Loading:
 
 
 def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
-    """How these models run, as far as their files are on this machine; of models on servers nothing is said. UsageError for a damaged file of measurements."""
+    """How these models run, as far as their files are on this machine; models on servers are left out.
+
+    UsageError for a damaged file of measurements.
+    """
     sources = {role: source for role, source in models.items() if source and not is_served(source)}
-    tuned = _find(sources, loading_of(load))
+    tuned = _find(sources, load)
     threads = {
         role: tuned[role].threads if role in tuned and not load.threads else _threads(source, load)
         for role, source in sources.items()
@@ -82,9 +83,9 @@ def _threads(source: str, load: Options) -> int:
 
 
 def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
-    """The measurement of the model file with that sha256 on this machine; None if it was not measured."""
-    machine, loading = machine_here(), loading_of(load)
-    return next((one for one in read_tuned(tuned_file()) if one.key == (machine, sha256, loading)), None)
+    """The measurement of the model with that sha256 on this machine; None if it was not measured."""
+    key = machine_here(), sha256, loading_of(load)
+    return next((one for one in read_tuned(tuned_file()) if one.key == key), None)
 
 
 def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
@@ -101,17 +102,9 @@ def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
     )
 
 
-def _find(sources: Mapping[ModelRole, str], loading: Loading) -> dict[ModelRole, Tuned]:
-    known = read_tuned(tuned_file())
+def _find(sources: Mapping[ModelRole, str], load: Options) -> dict[ModelRole, Tuned]:
     here = {role: files for role, source in sources.items() if (files := local_files(source))}
-    if not known or not here:  # saves the import of llama.cpp, which is slow
+    if not here or not read_tuned(tuned_file()):  # saves the import of llama.cpp, which is slow
         return {}
-    machine = machine_here()
-    matches = {role: find_tuned(known, machine, files, loading, partial(sha256_of, files)) for role, files in here.items()}
-    found = {role: one for role, one in matches.items() if one}
-    moved = [one for one in found.values() if one not in known]
-    if moved:
-        # If it cannot be written, the files are read again at the next start; nothing else is lost.
-        with contextlib.suppress(OutputError, UsageError):
-            keep_tuned(tuned_file(), moved)
-    return found
+    found = {role: find_measurement(sha256_seen(files), load) for role, files in here.items()}
+    return {role: one for role, one in found.items() if one}

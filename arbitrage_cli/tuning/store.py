@@ -7,11 +7,10 @@ and the options that it was loaded with. One file may have measurements of sever
 import importlib.metadata
 import json
 import math
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from arbitrage_cli.errors import OutputError, UsageError
@@ -31,19 +30,6 @@ class Machine:
     cores: int
     llama_cpp_python: str
     gpu: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model's file, or the first of them: by its content, and by what is known without reading it.
-
-    `size` in bytes and `sha256` are of all its files together; `modified` is in nanoseconds; `path` has no links.
-    """
-
-    path: str
-    size: int
-    modified: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +60,13 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The number of threads that suits a model on a machine, and its speeds with it. `created` is a date in ISO 8601."""
+    """The number of threads that suits a model on a machine, and its speeds with it. `created` is a date in ISO 8601.
+
+    `sha256` is that of the model's files, one after the other.
+    """
 
     machine: Machine
-    file: ModelFile
+    sha256: str
     loading: Loading
     name: str
     threads: int
@@ -86,35 +75,12 @@ class Tuned:
 
     @property
     def key(self) -> tuple[Machine, str, Loading]:
-        return self.machine, self.file.sha256, self.loading
+        return self.machine, self.sha256, self.loading
 
 
 def this_machine(gpu: str) -> Machine:
     """The machine as this process may use it."""
     return Machine(processor_name(), default_threads(), importlib.metadata.version("llama-cpp-python"), gpu)
-
-
-def find_tuned(
-    tuned: Iterable[Tuned], machine: Machine, files: Sequence[Path], loading: Loading, sha256: Callable[[], str]
-) -> Tuned | None:
-    """The measurement of these model files on the machine, with their place as it is now; None if they were not measured.
-
-    `sha256` reads them whole; it is called only for a file of the right size that was moved or touched.
-    """
-    try:
-        found = [path.stat() for path in files]
-    except OSError:
-        return None
-    if not found:
-        return None
-    size, modified, path = sum(one.st_size for one in found), found[0].st_mtime_ns, os.path.realpath(files[0])
-    likely = [one for one in tuned if one.machine == machine and one.loading == loading and one.file.size == size]
-    for one in likely:
-        if one.file.modified == modified and os.path.realpath(one.file.path) == path:
-            return one
-    wanted = sha256() if likely else None
-    known = next((one for one in likely if one.file.sha256 == wanted), None)
-    return known and replace(known, file=replace(known.file, path=path, modified=modified))
 
 
 def read_tuned(path: Path) -> list[Tuned]:

@@ -73,9 +73,7 @@ def test_every_name_is_shown_beside_its_tau() -> None:
 
 def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
     measured = ((DRAFT, Speeds(0.5, 0.1, 0.2, 0.2)), (TARGET, Speeds(4.0, 0.1, 0.2, 0.2)))
-    known = [
-        make_tuned(here / "small.safetensors", machine_here(), model["sha256"], speeds=speeds) for model, speeds in measured
-    ]
+    known = [make_tuned(machine_here(), model["sha256"], speeds=speeds) for model, speeds in measured]
     keep_tuned(here / "arbitrage" / "tuned.json", known)
     result = calibrate(here, "run", "--json", "-q")
     (card,) = result.records

@@ -17,7 +17,7 @@ from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.tuning.measure import measure, thread_counts, try_threads
-from arbitrage_cli.tuning.store import Loading, Machine, find_tuned, keep_tuned, read_tuned
+from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
 PROCESSOR = 0  # of GGML's kinds of devices
 
@@ -116,61 +116,9 @@ def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) ->
 # --- what is kept
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"weights")
-    return path
-
-
-def never() -> str:
-    raise AssertionError("the file was read")
-
-
-def test_it_is_found_without_reading_the_file(model: Path, tmp_path: Path) -> None:
-    """What was kept comes back; a file that is as it was is not read for it."""
-    keep_tuned(tmp_path / "folder" / "tuned.json", [make_tuned(model)])
-    known = read_tuned(tmp_path / "folder" / "tuned.json")
-    assert known == [make_tuned(model)]
-    assert find_tuned(known, HERE, [model], Loading(), never) == make_tuned(model)
-
-
-def test_another_path_to_the_same_file(model: Path) -> None:
-    """A link to it, or to its folder, is not read either, whichever of the paths was measured."""
-    link = model.with_name("link.gguf")
-    link.symlink_to(model)
-    for measured, found in (
-        (model, link),
-        (link, model),
-        (link, model.parent / "." / ".." / model.parent.name / "link.gguf"),
-    ):
-        assert find_tuned([make_tuned(measured)], HERE, [found], Loading(), never) == make_tuned(measured)
-
-
-def test_a_file_that_was_moved_is_known_by_its_content(model: Path) -> None:
-    """Read once more, as its size is right, and then told as it is now; another content of that size is not taken for it."""
-    known = [make_tuned(model)]
-    moved = model.rename(model.with_name("moved.gguf"))
-    found = find_tuned(known, HERE, [moved], Loading(), lambda: "a" * 64)
-    assert found == make_tuned(moved)
-    assert find_tuned([found], HERE, [moved], Loading(), never) == found
-    assert find_tuned(known, HERE, [moved], Loading(), lambda: "b" * 64) is None
-    moved.write_bytes(b"other weights")
-    assert find_tuned(known, HERE, [moved], Loading(), never) is None
-
-
-@pytest.mark.parametrize(
-    ("machine", "loading"),
-    [
-        (replace(HERE, cores=4), Loading()),
-        (replace(HERE, cpu="another"), Loading()),
-        (replace(HERE, llama_cpp_python="0.4"), Loading()),
-        (replace(HERE, gpu="NVIDIA H100"), Loading()),
-        (HERE, Loading(kv_type="q8_0")),
-    ],
-)
-def test_other_machines_and_options_are_not_known(model: Path, machine: Machine, loading: Loading) -> None:
-    assert find_tuned([make_tuned(model)], machine, [model], loading, never) is None
+def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+    keep_tuned(tmp_path / "folder" / "tuned.json", [make_tuned()])
+    assert read_tuned(tmp_path / "folder" / "tuned.json") == [make_tuned()]
 
 
 def test_llama_tells_what_it_computes_with() -> None:
@@ -182,17 +130,11 @@ def test_llama_tells_what_it_computes_with() -> None:
     assert bool(llama.gpu_names()) == llama.system_info().startswith("with GPU support")
 
 
-def test_files_that_are_not_here_are_not_known(model: Path) -> None:
-    known = [make_tuned(model)]
-    model.unlink()
-    assert [find_tuned(known, HERE, files, Loading(), never) for files in ([model], [])] == [None, None]
-
-
-def test_a_later_measurement_takes_the_place_of_an_earlier_one(model: Path, tmp_path: Path) -> None:
+def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    elsewhere = make_tuned(model, machine=replace(HERE, cores=2))
-    keep_tuned(path, [make_tuned(model), elsewhere])
-    keep_tuned(path, [make_tuned(model, threads=7)])
+    elsewhere = make_tuned(machine=replace(HERE, cores=2))
+    keep_tuned(path, [make_tuned(), elsewhere])
+    keep_tuned(path, [make_tuned(threads=7)])
     assert {one.machine.cores: one.threads for one in read_tuned(path)} == {8: 7, 2: 3}
 
 
@@ -208,10 +150,10 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(model: Path, tmp_
         "speeds",
     ],
 )
-def test_a_damaged_file_is_refused(model: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     """Its name and what to do; numbers that cannot be are damage too."""
     path = tmp_path / "tuned.json"
-    keep_tuned(path, [make_tuned(model)])
+    keep_tuned(path, [make_tuned()])
     made = json.loads(path.read_text())
     changes = {"threads": {"threads": 0}, "speeds": {"speeds": {"decode": -1.0, "read": 0.1, "verify": 0.1}}}
     if content in changes:
@@ -222,7 +164,9 @@ def test_a_damaged_file_is_refused(model: Path, tmp_path: Path, content: str) ->
         read_tuned(path)
 
 
-def test_a_place_that_cannot_be_written_to(model: Path) -> None:
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"weights")
     assert read_tuned(model / "tuned.json") == []
     with pytest.raises(OutputError, match="cannot be written"):
-        keep_tuned(model / "tuned.json", [make_tuned(model)])
+        keep_tuned(model / "tuned.json", [make_tuned()])
