@@ -16,7 +16,9 @@ Fact = tuple[str, str]
 
 
 def headline(figures: Json) -> Iterable[str]:
-    """The routed result against the target alone, and the share of attempts that were cut, if there are any."""
+    """The verdict, the routed result against the target alone, and the share of attempts that were cut, if there are any."""
+    if figures["verdict"]:
+        yield figures["verdict"]["text"]
     policy = routed(figures["policies"])
     if policy is not None and policy["accuracy"] is not None:
         result = (

@@ -77,6 +77,9 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
     shown = _main_columns(figures)
     yield from _table(*_cells(shown, figures["policies"], [policy["label"] for policy in figures["policies"]]), width)
     meanings = ((column.heading, DEFINITIONS[column.definition]) for column in shown if explain)
+    if figures["verdict"]:
+        yield "", ""
+        yield from ((line, "bold") for line in wrapped(one_line(figures["verdict"]["text"]), width))
     notes = [
         *_plain(_not_scored(figures["policies"]), width),
         *_projection(figures, width, explain=explain),

@@ -55,6 +55,18 @@ def accuracy_difference(policy: PolicyResults, target: PolicyResults | None, sam
     }
 
 
+def likeness(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
+    """How many answers are those of the target alone, and how many texts are not; None for the target itself."""
+    if target is None or target is policy:
+        return {"same_answers": None, "texts_differ": None}
+    pairs = [(one, other) for one, other in paired(policy, target) if one.is_done and other.is_done]
+    answered = [(one.answer, other.answer) for one, other in pairs if other.answer is not None]
+    return {
+        "same_answers": Ratio(sum(own == others for own, others in answered), len(answered)),
+        "texts_differ": sum(one.text != other.text for one, other in pairs),
+    }
+
+
 def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) -> Interval | None:
     """Interval of the accuracy of the first of each pair minus that of the second.
 

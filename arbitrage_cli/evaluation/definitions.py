@@ -14,6 +14,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         f"count as not correct. Interval: 95%, Wilson; {_SAME_IN_ALL_PROBLEMS} share.",
         "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "
         f"paired (Newcombe); {_SAME_IN_ALL_PROBLEMS} difference.",
+        "same_answers": "Answers that are the same text as the target's / attempts that both finished and the target answered.",
+        "texts_differ": "Solutions whose text is not the target's, of the attempts that both finished. Policy speculative has some "
+        "where two tokens were almost equally likely.",
         "cut": "Attempts that ended at a limit (max-tokens, max-steps, ctx) before the solution was finished. They are "
         "graded as they stood.",
         "seconds_mean": "Wall-clock seconds of all finished attempts / finished attempts; loading, grading and display are "

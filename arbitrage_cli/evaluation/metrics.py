@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from arbitrage_cli.evaluation import projection, speed
-from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, calibration, cut_by_limit
+from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, calibration, cut_by_limit, likeness
 from arbitrage_cli.evaluation.projection import (
     Prices,
     Speeds,
@@ -21,6 +21,7 @@ from arbitrage_cli.evaluation.projection import (
     projection_figures,
     tokens_of_models,
 )
+from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
 from arbitrage_cli.runs.summary import Tally
@@ -64,16 +65,19 @@ def figures(
     *,
     prices: Prices | None = None,
     speeds: Speeds | None = None,
+    out_of_time: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as JSON. The order of the rows does not matter.
 
-    `prices` add what an attempt costs, `speeds` what it would take on another machine. UsageError for rows of several runs;
+    `prices` add what an attempt costs, `speeds` what it would take on another machine. `out_of_time` is for the verdict, if that ended
+    the run. UsageError for rows of several runs;
     DamagedRunError.
     """
     with _no_cycles():
         policies = results_by_policy(run, rows)
         scope = _scope(run, policies, prices, speeds)
         made = [_policy_figures(policy, scope) for policy in policies]
+        found = verdict({"policies": made}, out_of_time=out_of_time)
         return {
             "schema": SCHEMA,
             "dataset": run["dataset"]["name"],
@@ -84,6 +88,7 @@ def figures(
             "concurrency": scope.concurrency,
             "policies": made,
             "notes": _notes(scope, policies, made),
+            "verdict": found and asdict(found),
         }
 
 
@@ -130,6 +135,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
         **_with_ratios(
             accuracy(policy, len(scope.levels) * scope.samples)
             | accuracy_difference(policy, scope.target, scope.samples)
+            | likeness(policy, scope.target)
             | dict.fromkeys((*THROUGHPUT, *LATENCY))
             | (speed.throughput(policy, scope.target) if scope.is_throughput else _latency(policy, scope))
             | _routing(policy)
@@ -222,6 +228,11 @@ def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mappi
         notes.append("Policy speculative made no proposal in this run, so what it takes elsewhere is not projected.")
     if scope.is_throughput:
         notes += speed.throughput_notes(scope.concurrency, policies, made)
+    for one in made:
+        if one["policy"] == "speculative" and one["texts_differ"]:
+            notes.append(
+                f"{one['texts_differ']} texts of policy speculative differ from the target's: near-ties fell otherwise."
+            )
     if scope.target is None:
         notes.append("There is no result of policy target: without it there are no speed-ups and no differences.")
     if scope.samples > 1:

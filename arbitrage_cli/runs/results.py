@@ -46,7 +46,7 @@ class DraftedStep:
 class Result:
     """What figures need of a row. `seconds` are None for an error, of which nothing else is counted either.
 
-    `stop` is the `TraceStop` of the solution; `share` is its part of a throughput run's time, None in any other run.
+    `text` stands for the solution. `stop` is the `TraceStop` of the solution; `share` is its part of a throughput run's time, None in any other run.
     """
 
     key: SampleKey
@@ -60,6 +60,8 @@ class Result:
     kept_target_tokens: int
     router_seconds: float
     reward_seconds: float
+    text: int
+    answer: str | None
     drafted: Sequence[DraftedStep] = ()
     share: BlockShare | None = None
 
@@ -222,6 +224,8 @@ def _read_result(row: Mapping[str, Any]) -> Result:
         kept_target_tokens=sum(step["tokens"] for step in row["steps"] if step["model"] == "target"),
         router_seconds=timing["router"]["seconds"] if "router" in timing else 0.0,
         reward_seconds=timing["reward"]["seconds"] if "reward" in timing else 0.0,
+        text=_after(0, row["text"]),
+        answer=row["answer"],
         drafted=tuple(drafted_steps_of(row)),
         share=BlockShare(**row["throughput"]) if "throughput" in row else None,
     )

@@ -75,6 +75,13 @@ def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
     assert text.startswith("made-up: 20 problems\n")
 
 
+def test_the_verdict_stands_under_the_table() -> None:
+    made = make_run(20, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
+    verdict = figures(made.run, made.rows)["verdict"]
+    assert verdict["decision"] in ("pays", "does not pay", "not decided")
+    assert verdict["text"] in flat(table(made, explain=False).partition("entropy 0.5")[2])
+
+
 def test_cut_attempts_have_a_column() -> None:
     """If a solution ended at a limit there is a column with the counts, its definition, and a note that names the flag."""
     made = make_run(4, columns=[("target", None), ("draft", None)])

@@ -166,6 +166,21 @@ def test_difference_from_the_target_is_paired() -> None:
     assert by_label(made_figures(made))["target"]["accuracy_difference"] is None
 
 
+def test_likeness_to_the_target_is_counted() -> None:
+    """Texts that differ, which speculation is to be told by, and answers that are the same."""
+    made = make_run(12, columns=[("target", None), ("draft", None), ("speculative", None)])
+    texts = {(row["id"], row["policy"]): (row["text"], row["answer"]) for row in made.rows}
+    found = {policy["policy"]: policy for policy in made_figures(made)["policies"]}
+    pairs = [(texts[name, "target"], texts[name, "draft"]) for name in made.run["ids"]]
+    assert found["draft"]["texts_differ"] == sum(one[0] != other[0] for one, other in pairs)
+    same = sum(one[1] == other[1] for one, other in pairs)
+    assert found["draft"]["ratios"]["same_answers"] == {"numerator": same, "denominator": 12}
+    assert found["target"]["texts_differ"] is None
+    changed = [{**row, "text": "another"} if row["policy"] == "speculative" else row for row in made.rows]
+    (note,) = [note for note in made_figures(replace(made, rows=changed))["notes"] if "speculative" in note]
+    assert note.startswith("12 texts")
+
+
 @pytest.mark.parametrize(("problems", "has_interval"), [(4, False), (5, True)])
 def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_interval: bool) -> None:
     """There is nothing to resample from: such an interval looks surer than it is. A note says so."""

@@ -1,0 +1,146 @@
+"""Whether a pair pays: one verdict from the figures of a run, in one sentence, with the policy to use.
+
+A way pays if the interval of its speed-up lies above 1 and it loses hardly any right answer. Few problems decide a speed-up, and
+do not decide an accuracy: what is lost is counted, and said. Figures in, words out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Figures = Mapping[str, Any]
+Decision = Literal["pays", "does not pay", "not decided"]
+
+MIN_PROBLEMS = 8
+WORTH = 1.1  # times as fast: a way that is surely slower is not worth its trouble
+MAX_LOST = 0.05  # of the problems: right answers that the target has and a way has not
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A policy beside the target alone: how many times as fast, with its interval, and the right answers that it loses."""
+
+    route: str
+    policy: str
+    speedup: float
+    interval: tuple[float, float] | None
+    num_lost: int
+    num_problems: int
+
+    @property
+    def is_faster(self) -> bool:
+        """Surely, on problems like these."""
+        return self.interval is not None and self.interval[0] > 1
+
+    @property
+    def is_not_worth_it(self) -> bool:
+        """Surely, on problems like these."""
+        return self.interval is not None and self.interval[1] < WORTH
+
+    @property
+    def keeps_answers(self) -> bool:
+        """The draft alone must lose none: it has no target to rely on."""
+        allowed = 0.0 if self.policy == "draft" else MAX_LOST * self.num_problems
+        return self.policy == "speculative" or self.num_lost <= allowed
+
+    @property
+    def speed(self) -> str:
+        """`1.5 [1.4, 1.6] times as fast`."""
+        interval = f" [{self.interval[0]:.2g}, {self.interval[1]:.2g}]" if self.interval else ""
+        return f"{self.speedup:.2g}{interval} times as fast"
+
+    @property
+    def answers(self) -> str:
+        """What it does to the answers, in words."""
+        if self.policy == "speculative":
+            return "the target's own answers but for near-ties"
+        if self.num_lost <= 0:
+            return f"no right answer lost in {self.num_problems} problems"
+        return f"{_count(self.num_lost, 'right answer')} lost in {self.num_problems} problems"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was decided, in a sentence, and the route to use as a command takes it; None for the target alone."""
+
+    decision: Decision
+    text: str
+    route: str | None = None
+
+
+def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
+    """The verdict on a run; None if it has nothing beside the target alone to compare with that."""
+    ways = ways_of(figures)
+    if not ways:
+        return None
+    paying = [way for way in ways if way.is_faster and way.keeps_answers]
+    count = min(way.num_problems for way in ways)
+    if count < MIN_PROBLEMS or not (paying or all(way.is_not_worth_it or way.is_faster for way in ways)):
+        return Verdict("not decided", _not_decided(ways, count, out_of_time=out_of_time))
+    if paying:
+        best = max(paying, key=lambda way: way.speedup)
+        return Verdict("pays", _pays(best), best.route)
+    return Verdict("does not pay", " ".join(_does_not_pay(ways, figures)))
+
+
+def ways_of(figures: Figures) -> list[Way]:
+    """The policies that could be used in the target's place, in the order of the run. The oracle could not."""
+    return [
+        way for one in figures["policies"] if one["policy"] not in ("target", "oracle") and (way := _way(one)) is not None
+    ]
+
+
+def token_ratio(figures: Figures) -> float | None:
+    """What a token of the target costs, in tokens of the draft, by the two models alone; None without both."""
+    alone = {one["policy"]: one for one in figures["policies"] if one["policy"] in ("draft", "target")}
+    draft, target = (alone.get(role, {}).get(f"{role}_tokens_per_second") for role in ("draft", "target"))
+    return draft / target if draft and target else None
+
+
+def _way(policy: Figures) -> Way | None:
+    speedup = policy["speedup"] or policy["throughput_ratio"]
+    difference = policy["ratios"].get("accuracy_difference")
+    if not speedup or not difference:
+        return None
+    interval = policy["speedup_interval"] or policy["throughput_ratio_interval"]
+    tau = policy["tau_name"] or policy["tau"]
+    route = policy["policy"] if tau is None else f"{policy['policy']}@{tau}"
+    lost = -round(difference["numerator"])
+    return Way(route, policy["policy"], speedup, interval and tuple(interval), lost, round(difference["denominator"]))
+
+
+def _pays(way: Way) -> str:
+    if way.policy == "draft":
+        return f"The draft alone is enough for these problems: {way.speed}, {way.answers}."
+    name = "Speculation" if way.policy == "speculative" else f"Routing by {way.route}"
+    return f"{name} pays here: {way.speed}, {way.answers}."
+
+
+def _not_decided(ways: Sequence[Way], count: int, *, out_of_time: bool) -> str:
+    best = max(ways, key=lambda way: (way.keeps_answers, way.speedup))
+    so_far = f"{best.route} is {best.speed} so far, {best.answers}"
+    reason = f"Out of time after {_count(count, 'problem')}" if out_of_time else f"Not decided by {_count(count, 'problem')}"
+    return f"{reason}: {so_far}. More problems would decide it."
+
+
+def _does_not_pay(ways: Sequence[Way], figures: Figures) -> list[str]:
+    if fast := [way for way in ways if way.is_faster]:
+        best = min(fast, key=lambda way: way.num_lost)
+        return [f"No way here keeps the target's answers and is faster: {best.route} is {best.speed}, {best.answers}."]
+    ratio, needed = token_ratio(figures), _ratio_needed(figures)
+    why = f": a token of the target costs {ratio:.2g} of the draft's" if ratio else ""
+    would = f"; from about {needed:.2g} on they would" if needed and ratio and needed > ratio else ""
+    best = max(ways, key=lambda way: way.speedup)
+    return [f"These two do not pay on this machine{why}{would}.", f"The fastest way, {best.route}, is {best.speed}."]
+
+
+def _ratio_needed(figures: Figures) -> float | None:
+    """From which ratio on routing would be `WORTH` it, if the draft writes every step and the target the escalated ones."""
+    routed = [one for one in figures["policies"] if one["tau"] is not None and one["acceptance_rate"] is not None]
+    shares = [1 - one["acceptance_rate"] for one in routed if (way := _way(one)) and way.keeps_answers]
+    left = 1 / WORTH - min(shares, default=1.0)
+    return 1 / left if left > 0 else None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

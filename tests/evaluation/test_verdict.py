@@ -1,0 +1,95 @@
+"""What is said of a pair, from made-up figures: pays, does not pay, not decided, out of time."""
+
+from typing import Any
+
+import pytest
+
+from arbitrage_cli.evaluation.verdict import token_ratio, verdict
+
+Interval = tuple[float, float] | None
+
+
+def policy(
+    name: str, speedup: float | None, interval: Interval, lost: int = 0, problems: int = 12, **more: Any
+) -> dict[str, Any]:
+    return {
+        "policy": name,
+        "tau": 0.2 if name == "arbitrage" else None,
+        "tau_name": None,
+        "speedup": speedup,
+        "speedup_interval": interval,
+        "throughput_ratio": None,
+        "throughput_ratio_interval": None,
+        "acceptance_rate": None,
+        "draft_tokens_per_second": None,
+        "target_tokens_per_second": None,
+        "ratios": {"accuracy_difference": {"numerator": -lost, "denominator": problems}},
+        **more,
+    }
+
+
+def of(*policies: dict[str, Any]) -> dict[str, Any]:
+    target = policy("target", 1.0, None, target_tokens_per_second=10.0) | {"ratios": {}}
+    return {"policies": [target, *policies]}
+
+
+SPECULATIVE = policy("speculative", 1.5, (1.4, 1.6))
+BALANCED = policy("arbitrage", 2.1, (1.8, 2.4), tau_name="balanced")
+SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=14.0)
+
+
+@pytest.mark.parametrize(
+    ("policies", "decision", "route"),
+    [
+        ([SPECULATIVE], "pays", "speculative"),
+        ([SPECULATIVE, BALANCED], "pays", "arbitrage@balanced"),
+        ([SPECULATIVE, BALANCED | {"ratios": {"accuracy_difference": {"numerator": -1, "denominator": 12}}}], "pays", "speculative"),
+        ([BALANCED | {"ratios": {"accuracy_difference": {"numerator": -1, "denominator": 20}}}], "pays", "arbitrage@balanced"),
+        ([policy("draft", 3.0, (2.5, 3.5))], "pays", "draft"),
+        ([policy("draft", 3.0, (2.5, 3.5), lost=1, problems=40)], "does not pay", None),
+        ([policy("speculative", 0.8, (0.7, 0.9)), SLOW_DRAFT], "does not pay", None),
+        ([policy("speculative", 1.2, (0.9, 1.5))], "not decided", None),
+        ([policy("speculative", 1.5, (1.4, 1.6), problems=7)], "not decided", None),
+        ([policy("speculative", 1.5, None)], "not decided", None),
+        ([policy("oracle", 3.0, (2.0, 4.0)), policy("speculative", 0.8, (0.7, 0.9))], "does not pay", None),
+        (
+            [policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_interval=(1.2, 1.8))],
+            "pays",
+            "speculative",
+        ),
+    ],
+    ids=[
+        "the target's own text", "the fastest", "but not if it loses answers", "one of twenty may be lost", "the draft alone",
+        "which must lose none", "nothing is faster", "an interval around 1", "too few problems", "no interval",
+        "the oracle is no way", "problems a second",
+    ],
+)  # fmt: skip
+def test_what_is_decided(policies: list[dict[str, Any]], decision: str, route: str | None) -> None:
+    found = verdict(of(*policies))
+    assert found is not None
+    assert (found.decision, found.route) == (decision, route)
+
+
+def test_what_would_change_the_answer() -> None:
+    """The ratio of costs, and from which one on routing would pay: 1/ratio + the escalated share is then 1/1.1."""
+    routed = policy("arbitrage", 0.8, (0.7, 0.9), tau_name="balanced", acceptance_rate=0.5)
+    found = verdict(of(SLOW_DRAFT, routed))
+    assert found is not None
+    assert token_ratio(of(SLOW_DRAFT)) == pytest.approx(1.4)
+    assert "costs 1.4 of the draft's; from about 2.4 on they would" in found.text
+    hopeless = verdict(of(SLOW_DRAFT, routed | {"acceptance_rate": 0.05}))
+    assert hopeless is not None
+    assert "they would" not in hopeless.text
+
+
+def test_time_that_ran_out_is_named() -> None:
+    few = of(policy("speculative", 1.5, (1.4, 1.6), problems=3))
+    found, other = verdict(few, out_of_time=True), verdict(few)
+    assert found is not None
+    assert other is not None
+    assert found.decision == other.decision == "not decided"
+    assert "Out of time after 3 problems" in found.text != other.text
+
+
+def test_nothing_to_compare() -> None:
+    assert verdict(of()) is None
