@@ -165,13 +165,6 @@ def test_one_line_is_one_line(text: str) -> None:
     assert made == " ".join(made.split())
 
 
-@given(st.text(max_size=300))
-def test_both_views_survive_any_text(text: str) -> None:
-    """No text makes a view fail or pass on a control character."""
-    assert not OBEYED.search(shown_plainly(text))
-    assert not OBEYED.search(DRAWING.sub("", shown_live(text)))
-
-
 # --- nothing is swallowed
 
 
@@ -210,14 +203,6 @@ def test_hostile_problem_in_a_terminal_changes_nothing() -> None:
     assert not any(line.startswith("ALL PASSED") for line in terminal.text.splitlines())
     assert "[/INST] [link=file:///etc/passwd]x[/link]" in flat(terminal.text)
     assert not OBEYED.search(DRAWING.sub("", terminal.raw.decode()).replace("\r", ""))
-
-
-def test_hostile_problem_that_fails_is_told_harmlessly() -> None:
-    """An error about a problem with a hostile id is one line without a control character."""
-    line = json.dumps({"problem": "Who?", "id": "x\x1b]0;pwned\x07\r\ny"}).encode()
-    result = solve("-q", stdin=line)
-    assert len(result.err.splitlines()) == 1
-    assert not OBEYED.search(result.err)
 
 
 def test_box_in_the_problem_is_no_answer() -> None:

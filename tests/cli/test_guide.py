@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cli import ESCAPE, Terminal, assert_refused, run
+from cli import ESCAPE, Terminal, run
 
 import arbitrage_cli
 
@@ -28,7 +28,3 @@ def test_terminal_gets_it_rendered_in_the_pager() -> None:
     assert all(line.startswith("page:") for line in lines)
     assert not any(line.startswith(("page:#", "page:|")) for line in lines)
     assert ESCAPE in terminal.raw
-
-
-def test_unknown_topic_is_refused_with_all_topics() -> None:
-    assert_refused(run("guide", "nonsense"), 2, "", *(path.stem for path in FILES))

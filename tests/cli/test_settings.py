@@ -77,11 +77,6 @@ def test_variable_that_is_not_a_setting_is_named_once() -> None:
 # --- settings that conflict
 
 
-def test_flag_wins_over_a_setting_that_conflicts_with_it(tmp_path: Path, taus: dict[str, Any]) -> None:
-    assert solve(tmp_path, "--tau", "20%", env={"ARBITRAGE_TAU": "fast"})["tau"] == taus["budget"]
-    assert solve(tmp_path, "--tau", "20%", settings='tau = "fast"\n')["tau"] == taus["budget"]
-
-
 @pytest.mark.parametrize(
     ("settings", "flags", "policy", "tau"),
     [
@@ -95,26 +90,6 @@ def test_setting_that_does_not_apply_is_ignored(
 ) -> None:
     record = solve(tmp_path, *flags, settings=settings)
     assert (record["policy"], record["tau"]) == (policy, taus.get(tau, tau))
-
-
-def test_explain_follows_the_flag_too(tmp_path: Path, taus: dict[str, Any]) -> None:
-    env = write_settings(tmp_path, 'tau = "fast"\n')
-    result = run("explain", "5 + 6", "--tau", "20%", "--json", "-q", "--max-tokens", "1", cwd=tmp_path, env=env)
-    assert result.code == 0, result.err
-    assert result.records[0]["tau"] == taus["budget"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "settings"),
-    [
-        (["--policy", "entropy", "--tau", "fast"], ""),
-        (["--policy", "entropy", "--tau", "20%"], ""),
-        (["--tau", "fast"], 'policy = "entropy"\n'),
-        (["--tau", "0.4"], 'policy = "target"\n'),
-    ],
-)
-def test_a_tau_that_its_policy_does_not_use_is_refused(tmp_path: Path, flags: list[str], settings: str) -> None:
-    assert_refused(run(*SOLVE, *flags, cwd=tmp_path, env=write_settings(tmp_path, settings)), 2, "--tau: ", "policy")
 
 
 @pytest.mark.parametrize(

@@ -62,20 +62,6 @@ def test_only_the_models_that_are_needed_are_sources() -> None:
         solve_setup(options(), RoutingOptions(policy="rsd"))
 
 
-@pytest.mark.parametrize(
-    ("routing", "option"),
-    [
-        (RoutingOptions(policy="best"), "policy"),
-        (RoutingOptions(policy="entropy", tau="high"), "tau"),
-        (RoutingOptions(policy="entropy", tau="nan"), "tau"),
-    ],
-)
-def test_error_carries_its_option(routing: RoutingOptions, option: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        solve_setup(options(invocation=flags("policy", "tau")), routing)
-    assert raised.value.option == option
-
-
 def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
     routing = RoutingOptions(policy="target", tau="0.3")
     assert solve_setup(options(), routing).route.tau is None

@@ -72,18 +72,6 @@ def test_record_has_every_field_and_who_wrote_each_step() -> None:
     assert (escalated["discarded"]["model"], escalated["discarded"]["text"]) == ("draft", "37 * 12 = 454.\n\n")
 
 
-def test_figures_of_a_record_follow_from_its_steps() -> None:
-    record = solve_one()
-    steps = record["steps"]
-    accepted = [step for step in steps if step["decision"] == "accept"]
-    drafted = [step["discarded"] or step for step in steps]
-    written = steps + [step["discarded"] for step in steps if step["discarded"]]
-    assert record["text"] == "".join(step["text"] for step in steps)
-    assert record["acceptance_rate"] == len(accepted) / len(drafted)
-    assert record["token_acceptance_rate"] == sum(s["tokens"] for s in accepted) / sum(s["tokens"] for s in drafted)
-    assert record["seconds"] == pytest.approx(sum(step["seconds"] for step in written))
-
-
 def test_same_command_gives_the_same_record_but_for_times() -> None:
     def without_times(record: dict[str, Any]) -> dict[str, Any]:
         timed = ("seconds", "timing", "target_alone_seconds_estimate")
@@ -113,20 +101,6 @@ def test_policy_decides_who_writes(policy: str, answer: str, writers: set[str]) 
     assert {step["model"] for step in record["steps"]} == writers
 
 
-@pytest.mark.parametrize("policy", ["logprob", "draft", "target"])
-def test_early_stop_is_refused_by_a_policy_that_needs_whole_steps(policy: str) -> None:
-    assert_refused(solve(QUESTION, "--policy", policy, "--early-stop"), 2, "--early-stop: ", policy)
-    assert "early_stop" not in solve_one("--policy", policy, env={"ARBITRAGE_EARLY_STOP": "1"})["settings"]
-
-
-def test_early_stop_changes_no_text_of_policy_entropy() -> None:
-    whole, stopped = (solve_one("--policy", "entropy", flag) for flag in ("--no-early-stop", "--early-stop"))
-    assert whole["text"] == stopped["text"]
-    assert [record["settings"]["early_stop"] for record in (whole, stopped)] == [False, True]
-    discarded = [step["discarded"] for step in stopped["steps"] if step["discarded"]]
-    assert {(step["tokens"], step["stop"]) for step in discarded} == {(1, "early")}
-
-
 def test_policy_speculative_writes_the_targets_text() -> None:
     record, alone = solve_one("--policy", "speculative"), solve_one("--policy", "target")
     assert record["text"] == alone["text"]
@@ -144,13 +118,6 @@ def test_single_model_needs_no_other_and_has_no_tau(model: str) -> None:
     assert record["tau"] is None
 
 
-@pytest.mark.parametrize(("tau", "written", "verdict"), [("inf", "inf", "accept"), ("-1", -1.0, "escalate")])
-def test_extreme_tau_is_one_model_alone(tau: str, written: object, verdict: str) -> None:
-    record = solve_one("--tau", tau)
-    assert {step["decision"] for step in record["steps"]} == {verdict}
-    assert (record["tau"], record["acceptance_rate"]) == (written, 1.0 if verdict == "accept" else 0.0)
-
-
 # --- limits
 
 
@@ -163,24 +130,6 @@ def test_limit_that_ends_a_solution_is_named_and_no_failure(limit: str) -> None:
 
 
 # --- where problems come from
-
-
-def test_lines_give_one_record_each_in_order() -> None:
-    result = solve("-q", stdin=b"1 + 1\n\n  2 + 2  \n3 + 3")
-    assert result.code == 0
-    assert [(record["id"], record["answer"]) for record in result.records] == [("1", "2"), ("3", "4"), ("4", "6")]
-
-
-def test_json_lines_name_their_problem_and_id_in_two_ways() -> None:
-    lines = [
-        b'{"problem": "1 + 1", "id": "first"}',
-        b'{"question": "2 + 2", "unique_id": "test/second"}',
-        b'{"problem": "3 + 3", "id": 42}',
-        b'{"problem": "4 + 4", "answer": "8"}',
-    ]
-    records = solve("-q", stdin=b"\n".join(lines)).records
-    assert [record["id"] for record in records] == ["first", "test/second", "42", "4"]
-    assert [record["answer"] for record in records] == ["2", "4", "6", "8"]
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["--input", "-"], ["-i", "-"], ["--input", "problems.txt"]])
@@ -247,12 +196,6 @@ def test_steps_of_several_at_once_name_their_problem() -> None:
     assert re.search(r"^step 1: ", solve("--debug", "--concurrency", "2", "1 + 1").err, re.MULTILINE)
 
 
-def test_sampled_text_does_not_depend_on_the_order_of_problems() -> None:
-    sampled = ("-q", "--temperature", "2")
-    forwards, backwards = (solve(*sampled, stdin=lines).records for lines in (b"1 + 1\n2 * 3\n", b"2 * 3\n1 + 1\n"))
-    assert [record["text"] for record in forwards] == [record["text"] for record in reversed(backwards)]
-
-
 LARGE = ("--ctx", "16777216")
 
 
@@ -287,14 +230,6 @@ def test_many_problems_end_with_their_total() -> None:
     assert result.err.splitlines()[-1].startswith("3 problems, 1 failed; accepted 3/4 steps (75%); tokens: drafted ")
 
 
-def test_many_problems_are_one_line_each_unless_verbose() -> None:
-    usual, verbose = (solve(*flags, stdin=b"1 + 1\n2 + 2\n") for flags in ([], ["--debug"]))
-    assert [line for line in usual.err.splitlines() if line.startswith("step")] == []
-    for number, answer in (("1", "2"), ("2", "4")):
-        assert usual.err.count(f"problem {number}: answer {answer}") == 1
-    assert [line.split()[1] for line in verbose.err.splitlines() if line.startswith("step")] == ["1:", "2:"] * 2
-
-
 @pytest.mark.parametrize("env", [{}, {"GITHUB_ACTIONS": "true"}], ids=["usual", "CI service"])
 @pytest.mark.parametrize("arguments", [[*MODELS, "--debug", QUESTION], ["--help"], ["--max-tokens", "0", "1"]])
 def test_no_escape_bytes_without_a_terminal(arguments: list[str], env: dict[str, str]) -> None:
@@ -312,25 +247,6 @@ def test_help_has_no_escape_bytes_on_a_terminal_that_declines_them() -> None:
 # --- environment variables
 
 
-def test_environment_gives_options_and_a_flag_wins() -> None:
-    variables = {
-        "ARBITRAGE_DRAFT": "scripted:draft",
-        "ARBITRAGE_TARGET": "scripted:target",
-        "ARBITRAGE_POLICY": "logprob",
-        "ARBITRAGE_TAU": "-1",
-        "ARBITRAGE_JSON": "1",
-        "ARBITRAGE_QUIET": "1",
-        "ARBITRAGE_MAX_STEPS": "2",
-        "ARBITRAGE_SEED": "7",
-    }
-    result = run("solve", QUESTION, env=variables)
-    (record,) = result.records
-    assert (record["policy"], record["tau"], record["seed"], record["stop"]) == ("logprob", -1.0, 7, "max_steps")
-    assert result.stderr == b""
-    (record,) = run("solve", QUESTION, "--policy", "entropy", "--tau", "inf", env=variables).records
-    assert (record["policy"], record["tau"]) == ("entropy", "inf")
-
-
 # --- help, version and completion
 
 
@@ -342,13 +258,6 @@ def test_help_names_every_option_with_its_variable() -> None:
     assert variables == {
         "ARBITRAGE_" + name[2:].upper().replace("-", "_") for name in options - {"--help", "--input", "--output"}
     }
-
-
-@pytest.mark.parametrize("command", [[], ["solve"], ["models"], ["models", "pull"]])
-def test_help_has_a_short_flag(command: list[str]) -> None:
-    short, full = (run(*command, flag) for flag in ("-h", "--help"))
-    assert (short.code, short.out) == (0, full.out)
-    assert "Usage: arbitrage" in short.out
 
 
 def test_version_and_bare_command() -> None:

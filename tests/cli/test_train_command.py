@@ -54,16 +54,6 @@ def test_verdict_says_what_the_head_is_better_than(folder: Path, trained: Result
     assert "arbitrage bench " in trained.err
 
 
-def test_train_ends_with_the_named_taus_and_what_to_do(trained: Result) -> None:
-    lines = trained.out.splitlines()
-    assert len(lines) <= 16
-    assert max(map(len, lines)) < 80
-    for word in ("exact", "balanced", "fast", "time", "[95% over problems]"):
-        assert word in flat(trained.out)
-    assert ESCAPE not in trained.stdout + trained.stderr
-    assert "arbitrage models info head.safetensors" in trained.err
-
-
 def test_card_of_a_head_has_models_data_and_figures(folder: Path, trained: Result) -> None:
     assert trained.code == 0
     card = run("models", "info", "head.safetensors", cwd=folder)
@@ -131,12 +121,12 @@ def test_unusable_arguments_are_refused_and_no_file_is_made(folder: Path, argume
     assert not (folder / "none.safetensors").exists()
 
 
+def test_missing_scikit_learn_is_an_error_that_says_what_to_install(folder: Path) -> None:
+    found = run("train", "run", "-o", "none.safetensors", cwd=folder, without=["sklearn"])
+    assert_refused(found, 2, "", "pip install", "scikit-learn")
+
+
 def test_unwritable_place_is_refused_before_training(folder: Path) -> None:
     found = run("train", "run", "-o", "nowhere/head.safetensors", cwd=folder)
     assert_refused(found, 1, "nowhere/head.safetensors: ")
     assert "learning" not in found.err
-
-
-def test_missing_scikit_learn_is_an_error_that_says_what_to_install(folder: Path) -> None:
-    found = run("train", "run", "-o", "none.safetensors", cwd=folder, without=["sklearn"])
-    assert_refused(found, 2, "", "pip install", "scikit-learn")

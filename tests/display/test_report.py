@@ -14,9 +14,8 @@ from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
 from packed import unpacked
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart, level_chart
+from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart
 from arbitrage_cli.display.page import TEMPLATES, render
-from arbitrage_cli.display.rounding import number
 from arbitrage_cli.display.traces import TracePacker
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
@@ -244,11 +243,6 @@ def test_script_never_parses_text_as_markup(name: str) -> None:
     assert not re.search(forbidden, script)
 
 
-def test_script_asks_for_nothing() -> None:
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|\blocation\b(?!\.hash\.)|setTimeout\(['\"]", script)
-
-
 @pytest.mark.parametrize("text", [*BREAKOUTS, *HOSTILE.values(), *MARKUP])
 def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
     """Text in names, problems, answers, steps and errors adds no element and no attribute, wherever it stands."""
@@ -291,15 +285,6 @@ def test_data_cannot_end_its_element() -> None:
 # --- what it says
 
 
-def test_figures_of_the_page_are_those_of_the_json() -> None:
-    """Accuracy, speed-up and its interval of a policy stand in the page."""
-    made = page(RUN)
-    (entropy,) = [policy for policy in figures(RUN.run, RUN.rows)["policies"] if policy["label"] == "entropy 0.5"]
-    low, high = entropy["speedup_interval"]
-    assert f"{100 * entropy['accuracy']:.1f}%" in made.text
-    assert f"{number(entropy['speedup'])} [{number(low)}\N{EN DASH}{number(high)}]" in made.text
-
-
 def test_what_stands_in_the_way_is_told_first() -> None:
     """Notes of the figures and warnings of the run are on the page."""
     warned = MadeUp({**RUN.run, "warnings": ["the machine was busy"]}, RUN.rows[:-1])
@@ -335,13 +320,6 @@ def test_hundred_thousand_traces_have_room_in_a_page() -> None:
     made = make_run(150)
     small, large = (len(page_of(MadeUp(made.run, rows))) for rows in (made.rows[:1], made.rows))
     assert (large - small) / len(made.rows) < 200
-
-
-def test_errors_have_no_time_and_their_reason() -> None:
-    """A failed attempt is shown as one."""
-    run = page(ODD).run
-    failures = [entry for entry in run["attempts"] if entry[3] == "error"]
-    assert [(run["blocks"][entry[-1]]["error"], entry[4]) for entry in failures] == [("the context was full", None)]
 
 
 def test_attempt_that_was_made_again_has_its_last_trace() -> None:
@@ -393,14 +371,6 @@ def test_scale_has_round_even_ticks(values: list[float]) -> None:
     assert 2 <= len(shown) <= 15
 
 
-def test_time_is_seconds_where_there_is_no_target() -> None:
-    """Without the target alone the axis has seconds, and says so."""
-    made = make_run(4, columns=[("draft", None), ("entropy", 0.5)])
-    chart = chart_of(made)
-    assert chart is not None
-    assert chart.x_title == "mean seconds per problem"
-
-
 @pytest.mark.parametrize(
     ("options", "leads"),
     [
@@ -416,22 +386,3 @@ def test_every_figure_of_the_tables_has_its_definition(options: dict[str, Any], 
     found, known = ({link for link in one.attributes("href") if link.startswith("#def-")} for one in (made, usual))
     assert {f"#def-{name}" for name in leads} <= found
     assert not options or not {f"#def-{name}" for name in leads} & known
-
-
-def test_marks_have_their_figures_and_one_colour_a_policy() -> None:
-    """Pointing at a mark shows policy, accuracy and time; all taus of a policy look alike, in every chart."""
-    made = page(RUN)
-    for policy in figures(RUN.run, RUN.rows)["policies"]:
-        assert f"{policy['label']}: {100 * policy['accuracy']:.1f}% [".replace("100.0", "100") in made.text
-    classes = [name for value in made.attributes("class") for name in value.split()]
-    assert all(classes.count(policy) >= 5 for policy in ("target", "draft", "entropy", "random"))  # legends, marks, tables
-
-
-def test_levels_have_a_mark_for_each_policy_that_tried_them() -> None:
-    run = figures(RUN.run, RUN.rows)
-    chart = level_chart(run["policies"])
-    assert chart is not None
-    tried = [level["accuracy"] for policy in run["policies"] for level in policy["by_level"].values()]
-    assert len(chart.marks) == len(tried) - tried.count(None)
-    assert all(0 <= place <= 100 for mark in chart.marks for place in (*mark.x, *mark.y))
-    assert [text for _, text in chart.x_ticks] == list(run["policies"][0]["by_level"])

@@ -137,15 +137,6 @@ def test_resize_during_a_run(tmp_path: Path) -> None:
     assert not terminal.screen.cursor.hidden
 
 
-def test_fixed_columns_in_the_environment_do_not_break_the_view() -> None:
-    """Some shells export COLUMNS; a stale one does not leave pieces of the region behind."""
-    with Terminal("solve", *MODELS, QUESTION, columns=40, rows=10, env={"COLUMNS": "200", "LINES": "50"}) as terminal:
-        assert terminal.wait() == 0
-    shown = flat(terminal.text)
-    assert shown.count("tokens: drafted") == 1, terminal.text
-    assert shown.count("37 * 12 = 444.") == 1, terminal.text
-
-
 # --- the region
 
 
@@ -195,13 +186,6 @@ def test_rejected_draft_stays_visible_while_the_target_works(make_view: MakeView
     assert is_struck(view.screen.screen, "5.")
     assert not is_struck(view.screen.screen, "2 + 2 = ")
     assert not is_struck(view.screen.screen, "4.")
-
-
-def test_a_step_that_is_written_again_word_for_word_is_shown_once(make_view: MakeView) -> None:
-    view = make_view()
-    view.decide(view.start(), escalate("2 + 2 = 4.\n\n", "2 + 2 = 4."))
-    assert view.screen.text.count("2 + 2 = 4.") == 1
-    assert "same text" in view.screen.text
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (44, 10), (36, 8)])
@@ -258,16 +242,6 @@ def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     assert flat(view.screen.text).endswith("The second step.")
     assert text[:10] not in view.screen.text
     assert "draft   1 tokens" not in view.screen.text
-
-
-def test_finished_rows_fit_their_terminal(make_view: MakeView) -> None:
-    """A step's rows are indented and wrapped between words, whatever the width; no word is lost."""
-    words = [f"word{n}" for n in range(60)]
-    for columns, rows in SIZES:
-        view = make_view(columns, rows)
-        view.decide(view.start(), accept(" ".join(words)))
-        shown = [line for line in view.screen.text.splitlines() if line.startswith("     word")]
-        assert " ".join(shown).split() == words
 
 
 # --- results, notes, the end
@@ -339,18 +313,6 @@ def test_single_model_has_no_verdicts(make_view: MakeView) -> None:
     assert "escalate" not in view.screen.text
 
 
-def test_loading_is_shown_and_gone_when_done(make_view: MakeView) -> None:
-    """Loading a model shows how far it is, on one line that goes away."""
-    view = make_view()
-    for fraction in (0.0, 0.5):
-        view.clock.now += 1
-        view.display.loading("target", "big.gguf", fraction)
-    assert view.screen.text.endswith("loading  50% target big.gguf")
-    assert view.screen.text.count("loading") == 1
-    view.display.begin(RUN)
-    assert "loading" not in view.screen.text
-
-
 # --- several problems at once
 
 SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=7, concurrency=3)
@@ -394,20 +356,6 @@ def test_region_of_many_fits_any_terminal(make_view: MakeView, columns: int, row
     assert len(view.screen.text.splitlines()) == len(before.splitlines())
     view.display.close()
     assert not view.screen.screen.cursor.hidden
-
-
-def test_many_at_once_in_a_terminal(tmp_path: Path) -> None:
-    """A run of several at once in a terminal: every record and every problem once, no region left."""
-    path = many_problems(tmp_path / "many.txt", 20)
-    output = tmp_path / "out.jsonl"
-    arguments = ("solve", *MODELS, "--concurrency", "4", "--input", str(path))
-    with Terminal(*arguments, stdout=output) as terminal:
-        assert terminal.wait() == 0
-    assert len(output.read_text().splitlines()) == 20
-    assert "problems at once" not in terminal.text
-    assert len(re.findall(r"^Problem \d+  answer", terminal.text, re.MULTILINE)) == 20
-    for number in range(101, 121):
-        assert flat(terminal.text).count(f"{number} * 12 = {number * 12}. ") == 1
 
 
 def test_a_terminal_that_knows_only_ascii() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from faults import results
-from hash_language import HashBackend, Recording, solve
+from hash_language import HashBackend, Recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import make_engine
@@ -224,13 +224,6 @@ def make_rollout() -> Rollout:
     return Rollout([engine], lambda identifier, text: "349" in text)
 
 
-def test_router_may_come_from_outside() -> None:
-    """A policy with a head routes with the router that it is given."""
-    bench = scripted_bench(router_for=lambda policy: by_token_stats(lambda trace, draft: 0.9))
-    row = only_row(bench, column=Route(POLICIES["arbitrage"], 0.5))
-    assert {step["decision"] for step in row["steps"]} == {"escalate"}
-
-
 # --- what ends a run
 
 
@@ -288,15 +281,6 @@ def test_samples_have_seeds_of_their_own() -> None:
     (later,) = rows(hash_bench(Sampler(temperature=0.8, seed=6)), plan([item()], (RANDOM,), 1))
     assert both[1]["steps"] != both[0]["steps"]
     assert results([both[1] | {"sample": 0}]) == results([later])
-
-
-def test_bench_solves_as_solve_does() -> None:
-    """An attempt gives the text that solving the problem gives."""
-    engines = hash_engines(Sampler())
-    for column in ALL:
-        (row,) = rows(hash_bench(), [Attempt(item(), 0, column)])
-        solved = solve(engines(column, 0), [item().problem], column.policy.name, column.tau)
-        assert row["text"] == solved["p0"].text
 
 
 def test_policies_learn_nothing_from_each_other() -> None:
@@ -409,16 +393,6 @@ def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
     assert {(step["tokens"], step["stop"]) for step in discarded} == {(4, "early")}
     assert row["timing"]["router"] == {"seconds": 3.0 * 5 * len(discarded)}  # after each of four tokens, and by the flow
     assert row["wall_seconds"] == row["timing"]["router"]["seconds"]
-
-
-def test_steps_are_stopped_on_request_only() -> None:
-    """By a bench that stops early and by no other; what is kept is the same."""
-    stopped, whole = (
-        only_row(scripted_bench(), column=Route(POLICIES["random"], 0.3, stops_early=early)) for early in (True, False)
-    )
-    assert [step["text"] for step in stopped["steps"]] == [step["text"] for step in whole["steps"]]
-    stops = [{step["discarded"]["stop"] for step in row["steps"] if step["discarded"]} for row in (stopped, whole)]
-    assert (stops[0], "early" in stops[1]) == ({"early"}, False)
 
 
 def test_flow_is_closed_with_its_attempt() -> None:

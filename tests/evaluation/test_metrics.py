@@ -221,16 +221,6 @@ def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None
     assert target["accuracy_interval"] == whole["accuracy_interval"]
 
 
-def test_problems_with_more_samples_than_others() -> None:
-    """A run that goes on with more samples of a few problems is over all attempts that were made."""
-    made = make_run(10, columns=TARGET_ONLY, samples=2)
-    rows = [row for row in made.rows if row["sample"] == 0 or row["id"] == made.rows[0]["id"]]
-    (target,) = figures(made.run, rows)["policies"]
-    assert target["accuracy"] == target["correct"] / 11
-    low, high = target["accuracy_interval"]
-    assert low < target["accuracy"] < high
-
-
 def with_correct(made: MadeUp, **samples: set[int]) -> MadeUp:
     """The run with each policy right in these samples of each problem, and wrong in all others."""
     values = ("incorrect", "correct")
@@ -272,15 +262,6 @@ def test_speedup_is_over_what_both_finished() -> None:
     assert draft["speedup"] == pytest.approx(seconds["target"] / seconds["draft"])
     assert draft["ratios"]["speedup"]["denominator"] == pytest.approx(seconds["draft"])
     assert draft["speedup_interval"][0] < draft["speedup"] < draft["speedup_interval"][1]
-
-
-def test_without_the_target_there_is_no_speedup() -> None:
-    """Nothing is compared with an estimate: the speed-up is unknown, and a note says why."""
-    made = made_figures(make_run(6, columns=[("draft", None), ("entropy", 0.5)]))
-    for policy in made["policies"]:
-        for name in ("speedup", "speedup_interval", "accuracy_difference"):
-            assert policy[name] is None
-    assert "no result of policy target" in made["notes"][0]
 
 
 def test_time_is_accounted_for_to_the_last_second() -> None:

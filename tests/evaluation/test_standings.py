@@ -1,7 +1,5 @@
 """How policies stand while a run goes on: counts, times against the target alone, and the time that is left."""
 
-from typing import Any
-
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.standings import Standings
@@ -12,30 +10,19 @@ from arbitrage_cli.types import Problem
 TARGET, ENTROPY = Route(POLICIES["target"], None), Route(POLICIES["entropy"], 2.0)
 
 
-class CountedRow(dict[str, Any]):
-    """A row that counts how often it is read."""
-
-    reads = 0
-
-    def __getitem__(self, name: str) -> Any:
-        self.reads += 1
-        return super().__getitem__(name)
-
-
-def standings_of(*attempts: tuple[int, Route, float, str]) -> tuple[Standings, list[CountedRow]]:
-    """Standings after these attempts, each with its problem's number, seconds and verdict, and their rows."""
-    standings, rows = Standings((TARGET, ENTROPY), 3), []
+def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
+    """Standings after these attempts, each with its problem's number, seconds and verdict."""
+    standings = Standings((TARGET, ENTROPY), 3)
     for number, policy, seconds, verdict in attempts:
         status, grade = ("error", None) if verdict == "error" else ("done", {"value": verdict})
-        rows.append(CountedRow(status=status, grade=grade, wall_seconds=seconds))
         item = Item(Problem(f"p{number}", "question"), {"answer": "4"}, level=None)
-        standings.add(Attempt(item, 0, policy), rows[-1])
-    return standings, rows
+        standings.add(Attempt(item, 0, policy), {"status": status, "grade": grade, "wall_seconds": seconds})
+    return standings
 
 
 def test_standings_count_and_compare() -> None:
     """Right answers are counted, and the speed-up is over the problems that the policy and the target have both finished."""
-    standings, _ = standings_of(
+    standings = standings_of(
         (0, TARGET, 8.0, "correct"),
         (0, ENTROPY, 4.0, "correct"),
         (1, TARGET, 6.0, "incorrect"),
@@ -49,16 +36,16 @@ def test_standings_count_and_compare() -> None:
 
 def test_attempt_made_again_counts_once() -> None:
     """The result of an attempt that failed before replaces its error."""
-    standings, _ = standings_of((0, TARGET, 9.0, "error"), (0, TARGET, 3.0, "correct"))
+    standings = standings_of((0, TARGET, 9.0, "error"), (0, TARGET, 3.0, "correct"))
     assert [(one.tried, one.done, one.seconds) for one in standings.now()] == [(1, 1, 3.0), (0, 0, 0.0)]
 
 
 def test_time_left_is_estimated_by_policy() -> None:
     """Attempts are expected to take what their policy took so far, or all together where it has none yet."""
-    standings, _ = standings_of((0, TARGET, 8.0, "correct"), (1, TARGET, 4.0, "correct"))
+    standings = standings_of((0, TARGET, 8.0, "correct"), (1, TARGET, 4.0, "correct"))
     waiting = {TARGET: 1, ENTROPY: 1}
     assert standings.seconds_left(waiting) == 12.0
-    assert standings_of()[0].seconds_left(waiting) is None
+    assert standings_of().seconds_left(waiting) is None
     assert standings.seconds_left({}) == 0.0
 
 
@@ -68,14 +55,3 @@ def test_taus_that_look_alike_stand_apart() -> None:
     standings = Standings((one, other), 1)
     standings.add(Attempt(Item(Problem("p", "question"), {}, None), 0, one), {"status": "error"})
     assert [standing.tried for standing in standings.now()] == [1, 0]
-
-
-def test_standings_read_each_row_once() -> None:
-    """The standings after many attempts take no longer than after few."""
-    standings, rows = standings_of(
-        *((number, policy, 8.0, "correct") for number in range(3) for policy in (TARGET, ENTROPY))
-    )
-    reads = [row.reads for row in rows]
-    assert [one.speedup for one in standings.now()] == [1.0, 1.0]
-    assert standings.seconds_left({TARGET: 2}) == 16.0
-    assert [row.reads for row in rows] == reads

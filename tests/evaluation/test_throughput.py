@@ -61,14 +61,6 @@ def test_neither_kind_has_the_figures_of_the_other() -> None:
         assert policy["seconds_mean"] is not None
 
 
-def test_failed_attempts_cost_time_and_are_not_counted() -> None:
-    """An error is no finished problem, but its seconds are the block's."""
-    made = made_up()
-    rows = [failed(row) if row["policy"] == "draft" and row["throughput"]["block"] == 0 else row for row in made.rows]
-    draft = by_label(MadeUp(made.run, rows))["draft"]
-    assert draft["ratios"]["problems_per_second"] == {"numerator": 32, "denominator": 10.0}
-
-
 def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
     """What went into an attempt before it failed stays in its block's time, whichever of its rows is read first."""
     made = made_up()
