@@ -26,8 +26,8 @@ from arbitrage_cli.model_files.checksums import published_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
 from arbitrage_cli.routing.head import Head
-from arbitrage_cli.runs.folder import SCHEMA
 from arbitrage_cli.runs.records import label, tau_in_json
+from arbitrage_cli.runs.schema import SCHEMA
 from arbitrage_cli.system.files import digest
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement
@@ -37,6 +37,7 @@ Run = dict[str, Any]
 """The content of run.json."""
 OnReading = Callable[[ModelRole, str, float], None]
 """Called while a model's file is read: its role, what is done, and the fraction that is done."""
+_OTHERWISE = "give another folder (--output), start over (--fresh), or use what it was made with"
 MAX_SHOWN = 80  # characters of a value that are shown as they are; a longer one as its sha256
 
 
@@ -246,8 +247,9 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
                 _set(merged, path, before if after is None else after)
             elif field.merge:
                 _set(merged, path, field.merge(before, after))
-            elif _text(before) != _text(after):
-                raise _changed(folder, name, _text(before), _text(after))
+            else:
+                hint = f"arbitrage grade {folder} grades its answers again, without a model; then it can be resumed"
+                refuse_change(str(folder), {name: before}, {name: after}, hint if name == "grader" else _OTHERWISE)
     added = _added(earlier["policies"], now["policies"])
     if added:
         names = ", ".join(label(one["policy"], one["tau"], one["tau_name"]) for one in added)
@@ -273,11 +275,13 @@ def with_grader(run: Run, version: str) -> Run:
     return {**run, "grader": version, "fingerprint": {**run["fingerprint"], "grader": _text(version)}}
 
 
-def _changed(folder: Path, name: str, before: str, after: str) -> UsageError:
-    hint = "give another folder (--output), start over (--fresh), or use what it was made with"
-    if name == "grader":
-        hint = f"arbitrage grade {folder} grades its answers again, without a model; then it can be resumed"
-    return UsageError(f"{folder}: this run was made with another {name}: {before}, not {after}", hint)
+def refuse_change(place: str, before: Mapping[str, Any], now: Mapping[str, Any], hint: str) -> None:
+    """UsageError naming the first value that results were made with (`before`) and that is another one `now`."""
+    for name, value in now.items():
+        earlier, later = _text(before.get(name)), _text(value)
+        if earlier != later:
+            what = name.replace("_", " ")
+            raise UsageError(f"{place}: this was made with another {what}: {earlier}, not {later}", hint)
 
 
 # --- the parts

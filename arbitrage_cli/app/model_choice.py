@@ -16,7 +16,8 @@ from arbitrage_cli.model_files.pairs import (
     read_pairs,
 )
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.runs.folder import COLLECT, read_run_folder
+from arbitrage_cli.runs.folder import read_run_folder
+from arbitrage_cli.runs.schema import COLLECT
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.types import ModelRole
 
@@ -75,8 +76,8 @@ def choose_models(invocation: Invocation, options: PairOptions, task: str | None
 
 def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
     """The models that states were collected with, and their pair if they are one. UsageError."""
-    run = read_run_folder(folder, COLLECT).run or {}
-    recorded = run.get("models", {})
+    run = read_run_folder(folder, COLLECT).run
+    recorded = run["models"]
     models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
     pairs = read_pairs(user_folder() / "pairs.toml").values()
     pair = next((one for one in pairs if _is_pair(one, models)), None)

@@ -415,3 +415,28 @@ RunFolderPath = Annotated[
     ),
 ]
 Fresh = Annotated[bool, _output("--fresh", help="Start over; what is in the folder is set aside.", is_setting=False)]
+
+
+# --- collect
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """How steps are rated."""
+
+    reward: Annotated[
+        RewardSource | None,
+        option(
+            "Collect",
+            "--reward",
+            help="How good a step is: a process reward model, or whether the target reaches the right answer from there: the "
+            "known one, or its own if none is known. Default: the process reward model.",
+        ),
+    ] = None
+    rollouts: Annotated[
+        int,
+        option("Collect", "--rollouts", min=1, max=16, help="Continuations of each step: one is greedy, more are sampled."),
+    ] = 1
+    rollout_temperature: Annotated[
+        float, option("Collect", "--rollout-temperature", min=0.01, max=10.0, help="Temperature of more than one rollout.")
+    ] = 0.7

@@ -10,6 +10,7 @@ from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import Pair, is_served
 from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -80,7 +81,7 @@ def _read_template(role: ModelRole, pair: Pair | None) -> str | None:
         if path.suffix == ".gguf":
             template = read_header(path).metadata.get("tokenizer.chat_template")
         else:
-            template = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_TEMPLATE_BYTES else None
+            template = read_text(path, MAX_TEMPLATE_BYTES)
     except (OSError, ValueError, ArbitrageError) as error:
         raise UsageError(f"{place}: cannot be read ({error})", "a Jinja file, or a GGUF file") from error
     if not isinstance(template, str) or not template.strip():

@@ -1,8 +1,9 @@
 """`arbitrage bench`: what routing costs in accuracy and saves in time, measured on this machine."""
 
 import contextlib
+import shlex
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from arbitrage_cli.app.options import (
     SOME_FAILED,
@@ -20,8 +21,12 @@ from arbitrage_cli.app.options import (
     option,
 )
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, offering_to_resume, say, show_figures
+from arbitrage_cli.cli.output import command_display, offering_to_resume, only_figures_on_stdout, say, show_figures
+from arbitrage_cli.display import rounding
 from arbitrage_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from arbitrage_cli.app.bench_run import BenchRun
 
 _PANEL = "Benchmark"
 ONCE = {
@@ -71,10 +76,10 @@ def bench(
       arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
+    from arbitrage_cli.app.bench_run import measure, plan_run
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
-    from arbitrage_cli.cli.bench_run import measure, plan_run
     from arbitrage_cli.cli.running_code import permitted
     from arbitrage_cli.runs.folder import RunFolder
 
@@ -94,9 +99,20 @@ def bench(
         session = stack.enter_context(Session(setup, display))
         run = plan_run(session, selected, folder, samples=bench.samples)
         with offering_to_resume(display, lambda error: run.how_to_resume):
-            if run.left:
-                measure(run, display, bench.timeout)
+            if run.left.all:
+                with only_figures_on_stdout():
+                    measure(run, display, bench.timeout)
             display.close()
             show_figures(*run.asked, FigureOptions(json_line=json_line))
-        say(run.conclusion, output)
+        say(_conclusion(run), output)
     return SOME_FAILED if run.num_errors else 0
+
+
+def _conclusion(run: "BenchRun") -> str:
+    """Where the results are, and what to do with them."""
+    folder = shlex.quote(str(run.folder.path))
+    done = f"{folder} has all {len(run.attempts)} attempts" if run.left.all else f"nothing to do: {folder} has all attempts"
+    others = len((run.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in run.attempts})
+    more = f", and those at {rounding.count(others, 'other problem')}" if others else ""
+    errors = f"; errors: {count} (the same command tries these again)" if (count := run.num_errors) else ""
+    return f"{done}{more}{errors}; a page with every trace: arbitrage report {folder} -o report.html"

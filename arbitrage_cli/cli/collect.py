@@ -1,11 +1,12 @@
 """`arbitrage collect`: states to train a head on, from a data set and a pair of models."""
 
 import shlex
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.options import (
     SOME_FAILED,
+    CollectOptions,
     Fresh,
     GenerationOptions,
     Invocation,
@@ -13,35 +14,15 @@ from arbitrage_cli.app.options import (
     ModelOptions,
     OutputOptions,
     ProblemOptions,
-    RewardSource,
     RunFolderPath,
-    option,
 )
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, say
+from arbitrage_cli.cli.output import command_display, offering_to_resume, say
 
-_PANEL = "Collect"
-
-
-@dataclass(frozen=True, slots=True)
-class CollectOptions:
-    """How steps are rated."""
-
-    reward: Annotated[
-        RewardSource | None,
-        option(
-            _PANEL,
-            "--reward",
-            help="How good a step is: a process reward model, or whether the target reaches the right answer from there: the "
-            "known one, or its own if none is known. Default: the process reward model.",
-        ),
-    ] = None
-    rollouts: Annotated[
-        int, option(_PANEL, "--rollouts", min=1, max=16, help="Continuations of each step: one is greedy, more are sampled.")
-    ] = 1
-    rollout_temperature: Annotated[
-        float, option(_PANEL, "--rollout-temperature", min=0.01, max=10.0, help="Temperature of more than one rollout.")
-    ] = 0.7
+if TYPE_CHECKING:
+    from arbitrage_cli.app.collect_run import Collection, CollectPlan
+    from arbitrage_cli.app.setup import Setup
 
 
 @command
@@ -67,9 +48,9 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
+    from arbitrage_cli.app.collect_run import CollectPlan
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.setup import RunOptions, collect_setup
-    from arbitrage_cli.cli.collect_run import CollectPlan, run_collection
     from arbitrage_cli.cli.running_code import permitted
 
     with command_display(output) as display:
@@ -79,10 +60,19 @@ def collect(
         setup = replace(setup, task=permitted(setup.task, problems.run_code))
         path = output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         plan = CollectPlan(selected, path, collect, fresh=fresh)
-        collected = run_collection(setup, plan, display)
+        collection = run_collection(setup, plan, display)
         display.close()
     folder = shlex.quote(str(path))
-    begins = f"{folder} has" if collected.has_grown else f"nothing to do: {folder} has"
-    found = f"{collected.num_states} states of {collected.num_problems} problems"
+    begins = f"{folder} has" if collection.has_grown else f"nothing to do: {folder} has"
+    found = f"{collection.num_states} states of {collection.num_problems} problems"
     say(f"{begins} {found}; to train on them: arbitrage train {folder} -o head.safetensors", output)
-    return SOME_FAILED if collected.has_errors else 0
+    return SOME_FAILED if collection.has_errors else 0
+
+
+def run_collection(setup: "Setup", plan: "CollectPlan", display: Display) -> "Collection":
+    """Collect what the plan's folder does not have yet. UsageError if it holds a run that was made with something else."""
+    from arbitrage_cli.app.collect_run import Collection
+
+    with Collection(setup, plan, display) as collection, offering_to_resume(display, lambda error: collection.how_to_resume):
+        collection.run()
+    return collection

@@ -49,7 +49,7 @@ def report(
 
     if page is None and opens:
         page = run / "report.html"
-    if page is not None and page.suffix.lower() not in ENDINGS:
+    if page is not None and not all(path.suffix.lower() in ENDINGS for path in (page, page.resolve())):
         hint = "give -o FILE.html; --json has the figures for other programs"
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = read_run_folder(run)

@@ -16,8 +16,9 @@ from arbitrage_cli.cli.output import write_json
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ArbitrageError
-from arbitrage_cli.runs.folder import COLLECT, RESULTS, RUN, examine, latest
+from arbitrage_cli.runs.folder import RESULTS, RUN, examine
 from arbitrage_cli.runs.records import label
+from arbitrage_cli.runs.schema import COLLECT
 
 DEFAULT = Path("runs")
 
@@ -53,15 +54,13 @@ def _record(folder: Path) -> dict[str, Any]:
     newest = max((folder / name).stat().st_mtime for name in (RUN, RESULTS) if (folder / name).exists())
     about: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
-        found = examine(folder)
-        return about | _facts(found.run, [row for row in latest(found.rows) if row["status"] == "done"])
+        run, found = examine(folder)
+        return about | _facts(run, list(found.statuses.values()).count("done"))
     except ArbitrageError as error:
         return about | {"error": error.message}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # its checksum is right: another program wrote it
-        return about | {"error": f"run.json does not describe a run ({type(error).__name__}: {error})"}
 
 
-def _facts(run: dict[str, Any], done: list[Any]) -> dict[str, Any]:
+def _facts(run: dict[str, Any], num_done: int) -> dict[str, Any]:
     is_collection = run.get("kind") == COLLECT
     each = 1 if is_collection else run["sampling"]["samples"] * len(run["policies"])
     names = [label(one["policy"], one["tau"], one["tau_name"]) for one in run["policies"]]
@@ -70,7 +69,7 @@ def _facts(run: dict[str, Any], done: list[Any]) -> dict[str, Any]:
         "dataset": run["dataset"]["name"],
         "models": ", ".join(str(model["source"]) for model in run["models"].values()),
         "policies": COLLECT if is_collection else ", ".join(names),
-        "done": len(done),
+        "done": num_done,
         "planned": run["planned"] * each,
     }
 

@@ -22,6 +22,7 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.system.files import read_text
 
 KEY_VARIABLE = "ARBITRAGE_SERVE_API_KEY"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -109,20 +110,13 @@ def _need_libraries() -> None:
 def _api_key(file: Path | None) -> str | None:
     """The key that clients need, from its file or its variable; None without one. UsageError."""
     try:
-        key = os.environ.get(KEY_VARIABLE, "") if file is None else _read_small(file.expanduser()).decode()
+        key = os.environ.get(KEY_VARIABLE, "") if file is None else read_text(file.expanduser(), MAX_KEY_BYTES)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"{file}: cannot be read as a key", "one line of text", option="api-key-file") from error
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or (file and not key):
         raise UsageError("the key must be one line of ASCII characters", "for example: openssl rand -hex 32")
     return key or None
-
-
-def _read_small(file: Path) -> bytes:
-    """The bytes of a small regular file. OSError for others: a pipe could block, a device never end."""
-    if not file.is_file() or file.stat().st_size > MAX_KEY_BYTES:
-        raise FileNotFoundError(file)
-    return file.read_bytes()
 
 
 def _names(bound: socket, options: ServerOptions, key: str | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from arbitrage_cli.errors import UsageError, unknown
-from arbitrage_cli.system.files import user_folder
+from arbitrage_cli.system.files import read_text, user_folder
 
 PROJECT_FILE = "arbitrage.toml"
 PREFIX = "ARBITRAGE_"
@@ -114,7 +114,7 @@ def place_of(context: typer.Context, option: str) -> str | None:
 def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, Any]:
     """A file's content, with dashes in all names. UsageError for a name that is not an option."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
     tables = {name: _dashed(path, value) for name, value in content.items() if name in commands and isinstance(value, dict)}

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
+from arbitrage_cli.runs.schema import read_solution
+from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import write_all
 
 Record = Mapping[str, Any]
-FIELDS = {"id", "problem", "text", "answer", "error", "steps"}
 _BEGINNING = b'{"id": "'
 ANOTHER = "give another file: --output FILE.jsonl"
+ROOM = "when there is room, the same command goes on from there"
 
 
 class SolutionFile(AbstractContextManager["SolutionFile"]):
@@ -36,9 +38,13 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
             with self._raising(UsageError, "another process is writing to this file", ANOTHER):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._stack = stack.pop_all()
+        self._started = StartedMarks(path.with_name(f".{path.name}.started"))
+        self._started.load()
 
     def __exit__(self, *error: object) -> None:
         """One that was made for nothing is removed."""
+        with contextlib.suppress(OSError):
+            self._started.close()
         if self._is_new and not os.fstat(self._file.fileno()).st_size:
             self.path.unlink(missing_ok=True)
         self._stack.close()
@@ -54,18 +60,32 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
             length += len(line)
             yield self._read(line, number)
 
+    @property
+    def crashes(self) -> Mapping[str, int]:
+        """The problems at which a process died, by id, each with the number of crashes: 0 if it was only killed."""
+        return self._started.crashes
+
+    def begin(self, problem: str) -> None:
+        """Mark that a problem is being solved. OutputError."""
+        with self._raising(OutputError, "cannot be written", ROOM):
+            self._started.begin(problem)
+
+    def end(self, problem: str) -> None:
+        """Take the mark back. OutputError."""
+        with self._raising(OutputError, "cannot be written", ROOM):
+            self._started.end(problem)
+
     def append(self, record: str) -> None:
         """Add a record; it is on the disk when this returns. OutputError."""
-        with self._raising(OutputError, "cannot be written", "when there is room, the same command goes on from there"):
+        with self._raising(OutputError, "cannot be written", ROOM):
             write_all(self._file.fileno(), record.encode() + b"\n")
             os.fsync(self._file.fileno())
 
     def _read(self, line: bytes, number: int) -> Record:
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict) and record.keys() >= FIELDS:
-                return record
-        raise UsageError(f"{self.path}: line {number} is no record of arbitrage solve", ANOTHER)
+        try:
+            return read_solution(line)
+        except ValueError as error:
+            raise UsageError(f"{self.path}: line {number} is not a record of arbitrage solve ({error})", ANOTHER) from error
 
     @contextlib.contextmanager
     def _raising(self, kind: type[ArbitrageError], what: str, hint: str) -> Iterator[None]:
@@ -78,7 +98,9 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
 def _is_begun(line: bytes) -> bool:
     """Whether a last line without its end is a record that a killed process began: anything else is somebody's own text."""
     begun = line.rstrip(b"\0")  # of a power cut
+    with contextlib.suppress(ValueError):
+        return bool(read_solution(begun))
     with contextlib.suppress(ValueError, RecursionError):
-        record = json.loads(begun)
-        return isinstance(record, dict) and record.keys() >= FIELDS
+        json.loads(begun)
+        return False
     return begun[: len(_BEGINNING)] == _BEGINNING[: len(begun)]

@@ -1,11 +1,12 @@
 """Where the results of `solve` go: to standard output, to a file that the same command goes on with, or to both."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from arbitrage_cli.app.manifest import record_settings
+from arbitrage_cli.app.executor import give_up, marked
+from arbitrage_cli.app.manifest import record_settings, refuse_change
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.problem_source import Problems, Row
 from arbitrage_cli.app.protocol import Display
@@ -16,9 +17,11 @@ from arbitrage_cli.data.problems import BadLine
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.errors import ProblemError, UsageError
+from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record
+from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.system.held_signals import noted_signals
-from arbitrage_cli.types import Finished, Trace
+from arbitrage_cli.types import Event, Finished, Limits, Problem, Trace
 
 MAX_SHOWN = 60  # characters of a value in a message
 
@@ -55,6 +58,27 @@ class Solutions:
     def unusable(self, line: BadLine) -> None:
         """A line of the input is no problem."""
         self._in_order.add(unusable_record(line.number, line.reason))
+
+    def events(self, scheduler: Scheduler, problems: Problems, run: RunInfo, limits: Limits) -> Generator[Event, None, None]:
+        """What happens while the problems that are left are solved. Those at which a process died are solved one at a time."""
+        usable = problems.usable(self.unusable)
+        if self._file is None:
+            return scheduler.run(usable, problems.is_ready)
+        return marked(self._file, scheduler.run(self._not_given_up(usable, run, limits), lambda: self._is_ready(problems)))
+
+    def _not_given_up(self, problems: Iterable[Problem], run: RunInfo, limits: Limits) -> Iterator[Problem]:
+        """The problems without those that have crashed several processes: these have an error as their result."""
+        for problem in problems:
+            if self._file and self._file.crashes.get(problem.id, 0) >= GIVEN_UP:
+                self._file.begin(problem.id)  # this result is final: its crashes are forgotten
+                self._in_order.add(record(give_up(problem, limits, self._file), run))
+            else:
+                yield problem
+
+    def _is_ready(self, problems: Problems) -> bool:
+        """Whether another problem may be taken up beside those in flight."""
+        risky = self._file.crashes.values() if self._file else ()
+        return not any(count < GIVEN_UP for count in risky) and problems.is_ready()
 
     def take_earlier(self, problems: Problems, setup: Setup) -> int:
         """Take the results that the file has, and pass over their problems; returns how many.
@@ -121,13 +145,12 @@ def _made_with(setup: Setup) -> Mapping[str, Any]:
 
 def _check_settings(result: Record, made_with: Mapping[str, Any], place: str) -> None:
     """UsageError naming what differs. Results do not depend on the concurrency."""
-    settings = result.get("settings", {})
-    before = {**result, **settings}
-    for name in (*made_with, *settings) if settings else ():
-        if name != "concurrency" and before.get(name) != made_with.get(name):
-            values = f"{_short(before.get(name))}, not {_short(made_with.get(name))}"
-            hint = f"{ANOTHER}; or use what it was made with"
-            raise UsageError(f"{place}: made with another {name.replace('_', ' ')}: {values}", hint)
+    if settings := result.get("settings"):
+        names = [name for name in {**made_with, **settings} if name != "concurrency"]
+        before = {name: {**result, **settings}.get(name) for name in names}
+        refuse_change(
+            place, before, {name: made_with.get(name) for name in names}, f"{ANOTHER}; or use what it was made with"
+        )
 
 
 def _short(value: object) -> str:

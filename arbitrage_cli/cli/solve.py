@@ -83,7 +83,6 @@ def solve(
         file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
         solutions = stack.enter_context(Solutions(display, form, file, is_single=problems.is_single))
         num_earlier = solutions.take_earlier(problems, setup)
-        usable = problems.usable(solutions.unusable)
         # Read ahead before models are loaded: there may be no problem.
         num_known = problems.look_ahead(1 if setup.concurrency == "1" else MOST)
         if num_known:
@@ -97,10 +96,11 @@ def solve(
                 offering_to_resume(display, lambda error: _how_to_resume(error, solutions, invocation, problems))
             )
             # Closed before the models are: an interrupted run still holds problems in their caches.
-            events = stack.enter_context(contextlib.closing(session.scheduler().run(usable, problems.is_ready)))
+            happenings = solutions.events(session.scheduler(), problems, run, setup.limits)
+            events = stack.enter_context(contextlib.closing(happenings))
             _follow(events, run, solutions, display)
         else:
-            deque(usable, maxlen=0)  # lines that are no problems have results as well
+            deque(problems.usable(solutions.unusable), maxlen=0)  # lines that are no problems have results as well
     if file:
         begins = "" if solutions.num_done > num_earlier else "nothing to do: "
         say(f"{begins}{solutions.where}; for the answers alone: the same command with --format text", output)

@@ -20,7 +20,7 @@ from arbitrage_cli.model_files.pairs import head_file, hub_name, is_file, local_
 from arbitrage_cli.system.files import sha256_of, user_folder
 
 if TYPE_CHECKING:
-    from arbitrage_cli.runs.folder import Examined
+    from arbitrage_cli.runs.folder import Found
 
 FOUND = 6
 """The exit code if anything is wrong."""
@@ -88,50 +88,35 @@ def _findings(name: str) -> Iterator[Finding]:
 
 
 def _run(folder: Path) -> Iterator[Finding]:
-    from arbitrage_cli.runs.folder import RUN, examine
+    from arbitrage_cli.runs.folder import RESULTS, RUN, examine
 
     try:
-        found = examine(folder)
-        yield from _contents(folder, found)
+        run, found = examine(folder)
     except (DamagedRunError, UsageError) as error:
         yield Finding("wrong", str(folder / RUN), error.message, error.hint)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # its checksum is right: another program wrote it
-        reason = f"it does not describe a run ({type(error).__name__}: {error})"
-        yield Finding("wrong", str(folder / RUN), reason, "restore it from a copy")
-
-
-def _contents(folder: Path, found: "Examined") -> Iterator[Finding]:
-    from arbitrage_cli.runs.folder import RESULTS, RUN
-
-    again = f"repeat the command that made the run, which does it again: {shlex.join(found.run.get('command', []))}"
-    yield Finding("ok", str(folder / RUN), f"its checksum, and schema {found.run['schema']}")
-    for number, reason in found.damages.items():
-        yield Finding("wrong", f"{folder / RESULTS}: line {number}", reason, again)
-    if found.tail:
-        yield Finding("wrong", str(folder / RESULTS), "its last row is unfinished", again)
+        return
+    yield Finding("ok", str(folder / RUN), f"schema {run['schema']}")
+    again = f"repeat the command that made the run, which does it again: {shlex.join(run['command'])}"
+    for bad in found.bad:
+        yield Finding("wrong", f"{folder / RESULTS}: line {bad.number}", bad.reason or "it is unfinished", again)
     try:
-        _check_rows(folder, found)
-        yield Finding("ok", str(folder / RESULTS), f"the checksums and fields of {len(found.rows)} rows")
+        _check_rows(folder, run, found)
+        yield Finding("ok", str(folder / RESULTS), f"the fields of {len(found.rows)} rows")
     except ArbitrageError as error:
         yield Finding("wrong", str(folder / RESULTS), error.message, error.hint)
-    for role, model in found.run["models"].items():
-        if model["file"]:
+    for role, model in run["models"].items():
+        if model.get("file"):
             yield _as_recorded(role, model)
 
 
-def _check_rows(folder: Path, found: "Examined") -> None:
-    """DamagedRunError or UsageError for a row that lacks a field, comes twice, or is about no problem of the run."""
-    from arbitrage_cli.runs.folder import BENCH
+def _check_rows(folder: Path, run: Mapping[str, Any], found: "Found") -> None:
+    """DamagedRunError or UsageError for a row that comes twice, or is about no problem of the run."""
     from arbitrage_cli.runs.results import results_by_policy
     from arbitrage_cli.training.examples import read_run
 
-    known = set(found.run["ids"])
-    foreign = next((row["id"] for row in found.rows if row["id"] not in known), None)
-    if foreign is not None:
-        raise DamagedRunError(f"it has a row of problem {foreign!r}, which is not one of this run", "restore it from a copy")
-    if found.run.get("kind", BENCH) == BENCH:
-        results_by_policy(found.run, found.rows)
-    elif not found.damages:
+    if "kind" not in run:
+        results_by_policy(run, found.rows)
+    elif not found.bad:
         read_run(folder)
 
 

@@ -23,14 +23,16 @@ from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.folder import Key, statuses
-from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, died, row, tau_in_json
-from arbitrage_cli.runs.started import GIVEN_UP
+from arbitrage_cli.runs.folder import Key
+from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, tau_in_json
+from arbitrage_cli.runs.records import row as make_row
 from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 ROUNDS = 4
 """Problems of a block for each that is solved at once."""
+
+UNTIMED: Mapping[str, Any] = MappingProxyType({"wall_seconds": 0.0, "router_seconds": 0.0})
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
@@ -43,15 +45,13 @@ EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
 class Attempt:
     """One problem, to be solved once with one policy. Sample k (from 0) has the seed of the run + k.
 
-    Consecutive attempts of one block, sample and policy are solved together. `deaths` counts the processes that died while they
-    solved the problem.
+    Consecutive attempts of one block, sample and route are solved together.
     """
 
     item: Item
     sample: int
     route: Route
     block: int = 0
-    deaths: int = 0
 
     @property
     def key(self) -> Key:
@@ -92,30 +92,6 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-def left(
-    attempts: Sequence[Attempt],
-    rows: Iterable[Mapping[str, Any]],
-    deaths: Mapping[str, int] = MappingProxyType({}),
-) -> list[Attempt]:
-    """The attempts that have no result among these rows. Those that ended in an error come last: they may do so again.
-
-    After them come those at whose problem a process died (`deaths`, by the problem's id), each in a block of its own: they may
-    end this process too.
-    """
-    status = statuses(rows)
-    by_status: dict[str | None, list[Attempt]] = {"done": [], "error": [], None: []}
-    for attempt in attempts:
-        by_status[status.get(attempt.key)].append(attempt)
-    found = by_status[None] + by_status["error"]
-    risky = [
-        replace(one, block=len(attempts) + index, deaths=deaths[one.item.problem.id])
-        for index, one in enumerate(found)
-        if one.item.problem.id in deaths
-    ]
-    harmless = [one for one in found if one.item.problem.id not in deaths]
-    return harmless + sorted(risky, key=lambda one: one.deaths < GIVEN_UP)
-
-
 @dataclass(slots=True)
 class Bench:
     """Makes attempts, `concurrency` at once. `seed` is that of sample 0; an attempt ends in an error after `timeout` seconds.
@@ -137,13 +113,7 @@ class Bench:
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
         for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
-            together = list(block)
-            yield from self._give_up(together[0]) if together[0].deaths >= GIVEN_UP else self._solve_block(together)
-
-    def _give_up(self, attempt: Attempt) -> Iterator[Ended]:
-        """Do not try what has ended other processes."""
-        lost = Finished(Trace(attempt.item.problem, self.limits), died(attempt.deaths))
-        yield Ended(attempt, self._row(attempt, lost, {"wall_seconds": 0.0, "router_seconds": 0.0}))
+            yield from self._solve_block(list(block))
 
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         """Make attempts that differ in their problem only."""
@@ -188,9 +158,9 @@ class Bench:
                 last_end = now
                 del in_flight[event.trace.problem.id]
                 measured = {"wall_seconds": now - one.began, "router_seconds": one.timer.seconds, "share": share}
-                yield Ended(one.attempt, self._row(one.attempt, event, measured))
+                yield Ended(one.attempt, self.row(one.attempt, event, measured))
 
-    def _row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any] = UNTIMED) -> dict[str, Any]:
         """The graded row of an attempt; an error if its grader fails."""
         route, item = attempt.route, attempt.item
         grade = None
@@ -203,7 +173,7 @@ class Bench:
         run = RunInfo(
             route.policy.name, score_is, route.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
         )  # no row has the zeros
-        return row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, grade, **measured))
+        return make_row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, grade, **measured))
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
         """Each event with the seconds until it came. The time that the receiver of an event takes does not count."""

@@ -23,7 +23,8 @@ from arbitrage_cli.evaluation.projection import (
 )
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.runs.results import Level, PolicyResults, paired_done, results_by_policy
+from arbitrage_cli.runs.results import PolicyResults, paired_done, results_by_policy
+from arbitrage_cli.runs.schema import Level
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
 

@@ -13,7 +13,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
-from arbitrage_cli.system.files import checked
+from arbitrage_cli.system.files import checked, read_text
 
 SCRIPTED = "scripted:"
 BUILT_IN = "builtin:"
@@ -182,7 +182,7 @@ def models_folder() -> Path:
 def _read(path: Path, pairs: Pairs) -> None:
     """Add the pairs of a file, in the place of others of their names. UsageError for a file that is not TOML."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number too long
         raise UsageError(f"{path}: cannot be read as TOML ({error})", "correct the file, or move it away") from error
     for name, table in tables.items():

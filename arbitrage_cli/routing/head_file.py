@@ -4,8 +4,6 @@ Reading a file executes nothing, and everything in it is checked and bounded bef
 """
 
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +16,7 @@ from arbitrage_cli.errors import OutputError, RouterError, UsageError
 from arbitrage_cli.model_files.pairs import shipped_heads
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of, text_of
-from arbitrage_cli.system.files import checked, write_atomically
+from arbitrage_cli.system.files import checked, read_regular, write_atomically
 
 SCHEMA = 1
 """Files with another one are refused."""
@@ -52,19 +50,11 @@ def load(path: Path) -> Head:
 
 def _read(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not waiting for a writer, if it is a pipe
+        return read_regular(path, MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = f"a file, or one that ships: {', '.join(shipped_heads())}"
         raise UsageError(f"{path}: cannot be read ({reason})", hint, option="head") from error
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(descriptor)
-        raise _RefusedError("it is not a file")
-    with os.fdopen(descriptor, "rb") as stream:
-        if found.st_size > MAX_FILE_BYTES:
-            raise _RefusedError(f"it has {found.st_size} bytes; a head has at most {MAX_FILE_BYTES}")
-        return stream.read(MAX_FILE_BYTES + 1)
 
 
 def _decode(data: bytes) -> Head:

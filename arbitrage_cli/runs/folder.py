@@ -1,13 +1,12 @@
 """The folder of a run on disk: `run.json`, what it was made with, and `results.jsonl`, one row for each attempt.
 
-A row that `append` has returned for survives a killed process and a power cut. Every row and run.json end in a checksum
-of their own bytes. Opening a folder for writing sets an unfinished last row and damaged rows aside; a reader of a damaged
-row gets an error that names file and line. Knows JSON objects; no model, no problem, no figure.
+A row that `append` has returned for survives a killed process and a power cut. Lines that are not rows, such as the
+beginning of one that was never finished, are set aside when the folder is opened to go on. A reader changes nothing, and
+refuses a line that is not a row; only an unfinished last one is passed over: it may be being written.
 
     run.json                   written whole or not at all, before the first row
     results.jsonl              one line a row, only appended to; replaced as a whole when answers are graded again
-    results.jsonl.torn-N       the beginning of a row that was never finished
-    results.jsonl.damaged-N    rows that are not what was written
+    results.jsonl.torn-N       lines that were not rows
     *.old-N                    what a fresh start replaced
     started.jsonl              problems that are being solved, or were when a process died
     lock                       locked by the process that writes here, and freed by the system when it ends
@@ -16,63 +15,43 @@ row gets an error that names file and line. Knows JSON objects; no model, no pro
 import fcntl
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
+from arbitrage_cli.runs.records import to_json
+from arbitrage_cli.runs.schema import BENCH, SCHEMA, check_run, read_row
 from arbitrage_cli.runs.started import StartedMarks
-from arbitrage_cli.system.files import make_folder, sync_folder, write_all, write_atomically
-
-SCHEMA = 1
-"""Of rows and run.json: a folder of another schema is refused."""
+from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
 
 RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "lock"
-BENCH, COLLECT = "bench", "collect"
-"""The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
+MAX_RESULTS = 1 << 34  # bytes
+MAX_LINE = 1 << 26
 
 """Names of the files above, and of those that were being written when a process died."""
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-_SEAL = b',"checksum":"%08x"}'
-_SEAL_LENGTH = len(_SEAL % 0)
 _START_AGAIN = "restore it from a copy, or give --fresh to the command that made the run: it sets the old files aside"
 
 Row = Mapping[str, Any]
-T = TypeVar("T", bound=Row)
 Key = tuple[str, int, str, float | str | None]
 """What a row is about: the problem's id, the number of the sample, policy and tau."""
-Damages = Mapping[int, str]
-"""Why a line of results.jsonl, counted from 1, is not what was written."""
 
 
-class Rows(Sequence[dict[str, Any]]):
-    """Rows as the lines that they were read from. Each is parsed when it is asked for: that takes a tenth of the memory."""
+class Rows(Iterable[dict[str, Any]]):
+    """Rows as the lines that they were read from, parsed whenever they are iterated: that takes a third of the memory."""
 
     def __init__(self, lines: Iterable[bytes] = ()) -> None:
-        self._lines = list(lines)
+        self.lines = list(lines)
 
     def __len__(self) -> int:
-        return len(self._lines)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [_content(line) for line in self._lines[index]]
-        return _content(self._lines[index])
+        return len(self.lines)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(_content, self._lines)
-
-    def add(self, line: bytes) -> None:
-        """Add a row by its line."""
-        self._lines.append(line)
+        return map(json.loads, self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,69 +62,91 @@ class Contents:
     rows: Rows
 
 
+class BadLine(NamedTuple):
+    """A line of results.jsonl that is not a row, its number from 1, and why; without a reason it is unfinished."""
+
+    number: int
+    line: bytes
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.number}: {self.reason or 'it is unfinished'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rows of a file, the status of the row that counts for each key, and the lines that are not rows."""
+
+    rows: Rows = field(default_factory=Rows)
+    statuses: dict[Key, str] = field(default_factory=dict)
+    bad: list[BadLine] = field(default_factory=list)
+
+    def add(self, number: int, line: bytes, kind: str) -> None:
+        """Sort in a line."""
+        try:
+            row = read_row(line, kind) if line.endswith(b"\n") else None
+            if row and self.statuses.get(key_of(row)) == "done":
+                raise ValueError("it repeats an earlier row")
+        except ValueError as error:
+            self.bad.append(BadLine(number, line, str(error)))
+            return
+        if row is None:
+            self.bad.append(BadLine(number, line, ""))
+            return
+        self.statuses[key_of(row)] = row["status"]
+        self.rows.lines.append(line)
+
+
 def key_of(row: Row) -> Key:
     """What the row is about. A later row of the same key replaces an earlier one."""
     return row["id"], row["sample"], row["policy"], row["tau"]
 
 
-def latest(rows: Sequence[T]) -> Iterator[T]:
-    """The row that counts for each key, in the order in which the keys first came."""
+def latest(rows: Rows | Sequence[Row]) -> Iterator[Row]:
+    """The row that counts for each key: the last one."""
     places = {key_of(row): place for place, row in enumerate(rows)}
-    return (rows[place] for place in places.values())
+    return (row for place, row in enumerate(rows) if places[key_of(row)] == place)
 
 
-def statuses(rows: Iterable[Row]) -> dict[Key, str]:
-    """The status of the row that counts for each key: done or error."""
-    return {key_of(row): row["status"] for row in rows}
-
-
-@dataclass(frozen=True, slots=True)
-class Examined(Contents):
-    """The contents that can be read, the lines that cannot, and the beginning of a row that was never finished."""
-
-    damages: Damages
-    tail: bytes
-
-
-def examine(folder: Path, kind: str | None = None) -> Examined:
-    """What is in a folder, damage included. Changes nothing, also while a run writes to it.
+def examine(folder: Path, kind: str | None = None) -> tuple[dict[str, Any], Found]:
+    """What is in a folder, with the lines that are not rows. Changes nothing, also while a run writes to it.
 
     UsageError if it holds no run, or one of another `kind`; DamagedRunError if run.json is damaged.
     """
     hint = f"name the folder of a run, as arbitrage {kind or BENCH} makes them below runs/"
     with _raising(UsageError, f"{folder}: cannot be read", hint):
-        data = _read_bytes(folder / RESULTS)
-        if not data and not (folder / RUN).exists():
+        _refuse_links(folder)
+        if not any((folder / name).exists() for name in (RUN, RESULTS)):
             raise UsageError(f"{folder}: there is no run in this folder", hint)
         run = _read_run(folder, kind)
-    lines, tail = _lines(data)
-    return Examined(run, *_parse(lines), tail)
+        return run, _read_rows(folder, run.get("kind", BENCH))
 
 
 def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
-    """The contents of a folder, for a reader. Errors as for `examine`, and DamagedRunError if a row is damaged."""
-    found = examine(folder, kind)
-    if found.damages:
+    """The contents of a folder, for a reader. Errors as for `examine`, and DamagedRunError for a line that is not a row."""
+    run, found = examine(folder, kind)
+    if bad := [one for one in found.bad if one.reason]:
         raise DamagedRunError(
-            f"{folder / RESULTS}: {_listed(found.damages)}",
-            "restore it from a copy, or repeat the command that made the run: it sets damaged rows aside and does them again",
+            f"{folder / RESULTS}: {_listed(bad)}",
+            "restore it from a copy, or repeat the command that made the run: it sets such lines aside and does them again",
         )
-    return found
+    return Contents(run, found.rows)
 
 
-def encode(content: Row) -> bytes:
-    """A JSON object with at least one field, and its checksum, as one line: ASCII, no NaN."""
-    return _sealed(json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))) + b"\n"
+def encode(row: Row) -> bytes:
+    """A row as a line."""
+    return to_json(row, separators=(",", ":")).encode() + b"\n"
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder of which this process is the only writer, until it is closed.
 
-    `path` is the folder; `run` and `rows` are its contents; `notes` say what was set aside when it was opened.
+    `path` is the folder; `run` and `rows` are its contents; `statuses` has the status of the row that counts for each key;
+    `notes` say what was set aside when it was opened.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False) -> None:
-        """Make the folder if need be, lock it, read it, and set aside what is damaged; if `fresh`, everything, by `save_run`.
+        """Make the folder if need be, lock it, read it, and set aside what is not a row; if `fresh`, everything, by `save_run`.
 
         UsageError if it cannot be written to, another process writes to it, or it holds a run of another kind;
         DamagedRunError if run.json is damaged.
@@ -160,6 +161,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
         self.rows = Rows()
+        self.statuses: dict[Key, str] = {}
         with _raising(UsageError, f"{folder}: this folder cannot be used for a run", "give another one: --output FOLDER"):
             self._is_new = not folder.exists()
             make_folder(folder)
@@ -190,17 +192,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def save_run(self, run: Row) -> None:
         """Write run.json, whole or not at all. OutputError if that fails."""
-        content = {key: value for key, value in run.items() if key != "checksum"}
-        if self.run == content:
+        data = to_json(run, indent=1).encode() + b"\n"
+        if self.run == (content := json.loads(data)):
             return
-        text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False)
         with self._writing(self.path / RUN):
-            if (
-                self._is_fresh and self.run is None
-            ):  # not before: what was there is safe until there is something to put there
+            if self._is_fresh and self.run is None:  # not before: the old run is safe until there is a new one
                 self._set_all_aside()
                 self._open_results()
-            write_atomically(self.path / RUN, _sealed(text) + b"\n")
+            write_atomically(self.path / RUN, data)
         self.run = content
 
     def append(self, row: Row) -> None:
@@ -208,7 +207,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"{self._again} goes on from there")
         line = encode(row)
-        self.end(row["id"])  # before: a mark that outlives its row would count a death
         start = os.fstat(self._descriptor).st_size
         try:
             with self._writing(self._results):
@@ -220,7 +218,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 os.ftruncate(self._descriptor, start)
             self._close_results()
             raise
-        self.rows.add(line.removesuffix(b"\n"))
+        self.rows.lines.append(line)
+        self.statuses[key_of(row)] = row["status"]
 
     def begin(self, problem: str) -> None:
         """Mark that a problem is being solved. OutputError."""
@@ -228,14 +227,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._started.begin(problem)
 
     def end(self, problem: str) -> None:
-        """Take the mark back. A row does that by itself. OutputError."""
+        """Take the mark back. OutputError."""
         with self._writing(self.path / STARTED):
             self._started.end(problem)
 
     @property
-    def deaths(self) -> Mapping[str, int]:
-        """How many processes have died while they solved a problem, by its id; none that is 0."""
-        return self._started.deaths
+    def crashes(self) -> Mapping[str, int]:
+        """The problems at which a process died, by id, each with the number of crashes: 0 if it was only killed."""
+        return self._started.crashes
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Replace all rows at once."""
@@ -243,21 +242,19 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         with self._writing(self._results):
             write_atomically(self._results, b"".join(lines))
             self._open_results()
-        self.rows = Rows(line.removesuffix(b"\n") for line in lines)
+        self.rows = Rows(lines)
 
     # --- opening
 
     def _open(self, *, fresh: bool) -> None:
-        for path in (self._results, self.path / RUN, self.path / STARTED):
-            if path.is_symlink():
-                raise UsageError(f"{path} is a symbolic link", "a run writes to files of its own: --output FOLDER")
+        _refuse_links(self.path)
         if fresh:
             self.notes += [f"{old} is set aside as {aside.name}" for old, aside in self._replaced()]
             return
         self._read()
         self._started.load()
-        if self.deaths:
-            count = f"{len(self.deaths)} problem{'s were' if len(self.deaths) > 1 else ' was'}"
+        if self.crashes:
+            count = f"{len(self.crashes)} problem{'s were' if len(self.crashes) > 1 else ' was'}"
             self.notes.append(f"{count} being solved when a process died; what is left of that is tried last, one at a time")
         self._open_results()
 
@@ -273,35 +270,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return [(path, _free_name(path, "old")) for path in (self._results, self.path / RUN) if path.exists()]
 
     def _read(self) -> None:
-        data = _read_bytes(self._results)
-        if data or (self.path / RUN).exists():
-            self.run = _read_run(self.path, self._kind)
-        lines, tail = _lines(data)
-        self.rows, damages = _parse(lines)
-        if tail:
-            self._set_tail_aside(tail, len(data) - len(tail))
-        if damages:
-            self._set_damaged_aside(lines, damages)
-
-    def _set_tail_aside(self, tail: bytes, length: int) -> None:
-        """Keep the beginning of an unfinished last row, and cut the file back to its last whole row."""
-        aside = _free_name(self._results, "torn")
-        write_atomically(aside, tail)
-        descriptor = os.open(self._results, _WRITE)
-        try:
-            os.ftruncate(descriptor, length)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self.notes.append(f"{self._results}: an unfinished last row was moved to {aside.name}")
-
-    def _set_damaged_aside(self, lines: Sequence[bytes], damages: Damages) -> None:
-        aside = _free_name(self._results, "damaged")
-        write_atomically(aside, b"".join(lines[number - 1] + b"\n" for number in damages))
-        write_atomically(
-            self._results, b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damages)
-        )
-        self.notes.append(f"{self._results}: {_listed(damages)}; moved to {aside.name}, to be done again")
+        has_rows = self._results.exists() and self._results.stat().st_size
+        if not has_rows and not (self.path / RUN).exists():
+            return
+        self.run = _read_run(self.path, self._kind)
+        found = _read_rows(self.path, self._kind)
+        self.rows, self.statuses = found.rows, found.statuses
+        if found.bad:
+            aside = _free_name(self._results, "torn")
+            write_atomically(aside, b"".join(bad.line for bad in found.bad))
+            write_atomically(self._results, b"".join(found.rows.lines))
+            self.notes.append(f"{self._results}: {_listed(found.bad)}; moved to {aside.name}, to be done again")
 
     def _open_results(self) -> None:
         """Open the file to append to. The sync is for rows of an earlier writer that was killed before its own."""
@@ -320,85 +299,45 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._descriptor = None
 
 
-# --- text
+# --- reading
 
 
-def _sealed(text: str) -> bytes:
-    """A JSON object with the checksum of its bytes as its last field."""
-    body = text.encode().removesuffix(b"}").rstrip()
-    return body + _SEAL % zlib.crc32(body)
+def _read_rows(folder: Path, kind: str) -> Found:
+    """OSError, DamagedRunError for a line without end. Line ends of other kinds occur within texts, and end nothing."""
+    found = Found()
+    with suppress(FileNotFoundError), open_regular(folder / RESULTS, MAX_RESULTS) as stream:
+        for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), start=1):
+            if len(line) == MAX_LINE:
+                raise DamagedRunError(f"{folder / RESULTS}: line {number}: more than {MAX_LINE >> 20} MiB", _START_AGAIN)
+            found.add(number, line, kind)
+    return found
 
 
-def _unsealed(data: bytes) -> dict[str, Any]:
-    """The object without its checksum; ValueError, with the reason, if the bytes are not what was written."""
-    body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
-    if seal != _SEAL % zlib.crc32(body):
-        raise ValueError("its checksum does not match: it was changed after it was written")
-    return _content(data)
-
-
-def _content(data: bytes) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(data)
-    del content["checksum"]
-    return content
-
-
-def _lines(data: bytes) -> tuple[list[bytes], bytes]:
-    """Whole lines, and what comes after the last line feed. Other line ends occur within texts, and end nothing."""
-    *lines, tail = data.split(b"\n")
-    return lines, tail
-
-
-def _parse(lines: Sequence[bytes]) -> tuple[Rows, Damages]:
-    """The rows, and the lines that are no rows."""
-    rows = Rows()
-    damages: dict[int, str] = {}
-    done: dict[Key, int] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            _check_row(_unsealed(line), number, done)
-        except KeyError as error:
-            damages[number] = f"it has no {error}"
-        except (ValueError, TypeError, RecursionError) as error:
-            damages[number] = str(error)
-        else:
-            rows.add(line)
-    return rows, damages
-
-
-def _check_row(row: Row, number: int, done: dict[Key, int]) -> None:
-    """ValueError, KeyError or TypeError for a row that cannot be one; a finished one is entered into `done` by its key."""
-    first = done.get(key_of(row))
-    if first is not None:
-        raise ValueError(f"it repeats line {first}")
-    if row["status"] not in ("done", "error"):
-        raise ValueError(f"its status is {row['status']!r}, neither done nor error")
-    if row["status"] == "done":
-        done[key_of(row)] = number
-
-
-def _listed(damages: Damages) -> str:
+def _listed(bad: Sequence[BadLine]) -> str:
     """The first three lines with their reasons, and how many more there are."""
-    first = [f"line {number}: {reason}" for number, reason in islice(damages.items(), 3)]
-    return "; ".join([*first, *([f"{len(damages) - 3} more damaged rows"] if len(damages) > 3 else [])])
+    return "; ".join([*map(str, bad[:3]), *([f"{len(bad) - 3} more"] if len(bad) > 3 else [])])
 
 
 def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
     path = folder / RUN
     try:
-        run = _unsealed(path.read_bytes().removesuffix(b"\n"))
+        data = read_regular(path)
+        run = json.loads(data)
+        if not isinstance(run, dict):
+            raise ValueError("not a JSON object")
+        made_by = run.get("kind", BENCH)
+        if run.get("schema") == SCHEMA:
+            check_run(data, made_by)
     except FileNotFoundError as error:
         reason = f"{path} is missing, and {RESULTS} has rows: it is not known what they were made with"
         raise DamagedRunError(reason, _START_AGAIN) from error
     except (ValueError, RecursionError) as error:
-        raise DamagedRunError(f"{path}: line 1: {error}", _START_AGAIN) from error
+        raise DamagedRunError(f"{path}: {error}", _START_AGAIN) from error
     if run.get("schema") != SCHEMA:
-        raise UsageError(
-            f"{path}: schema {run.get('schema')}; this version of arbitrage knows schema {SCHEMA}",
-            "read it with the version that wrote it",
-        )
-    if kind and run.get("kind", BENCH) != kind:
-        kinds = f"a run of arbitrage {run.get('kind', BENCH)}, not of arbitrage {kind}"
+        hint = "read it with the version that wrote it"
+        raise UsageError(f"{path}: schema {run.get('schema')}; this version of arbitrage knows schema {SCHEMA}", hint)
+    if kind and made_by != kind:
+        kinds = f"a run of arbitrage {made_by}, not of arbitrage {kind}"
         raise UsageError(f"{folder}: this is {kinds}", f"give one that arbitrage {kind} made")
     return run
 
@@ -420,12 +359,11 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _read_bytes(path: Path) -> bytes:
-    """What the file holds; nothing if it is missing. OSError, also if its folder is a file."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+def _refuse_links(folder: Path) -> None:
+    """UsageError if a file of the run is a link: what it leads to is somebody else's."""
+    for path in (folder / name for name in (RESULTS, RUN, STARTED)):
+        if path.is_symlink():
+            raise UsageError(f"{path} is a symbolic link", "a run has files of its own: --output FOLDER")
 
 
 def _free_name(path: Path, what: str) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from arbitrage_cli.errors import ContextFullError, ProblemError
+from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Step, Trace
@@ -74,9 +74,13 @@ def tau_in_json(tau: float | None) -> float | str | None:
     return tau if tau is None or math.isfinite(tau) else str(tau)
 
 
-def to_json(made: Mapping[str, Any]) -> str:
-    """A record as a line of JSON: ASCII only, no NaN."""
-    return json.dumps(made, ensure_ascii=True, allow_nan=False)
+def to_json(made: Mapping[str, Any], **form: Any) -> str:
+    """A record as JSON, on one line unless `form` says otherwise: ASCII, no NaN. A lone surrogate becomes a question mark."""
+    text = json.dumps(made, allow_nan=False, **form)
+    if "\\ud" in text:  # JSON cannot say it, though Python would
+        clean = json.loads(json.dumps(made, ensure_ascii=False).encode("utf-8", "replace"))
+        text = json.dumps(clean, allow_nan=False, **form)
+    return text
 
 
 def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
@@ -146,12 +150,6 @@ def row(finished: Finished, run: RunInfo, attempt: AttemptInfo) -> dict[str, Any
 def seconds_of(made: Mapping[str, Any]) -> float:
     """What an attempt adds to the time of a run, by its row: its share of the block if others were solved beside it."""
     return float(made["throughput"]["seconds"] if "throughput" in made else made["wall_seconds"])
-
-
-def died(deaths: int) -> ProblemError:
-    """Why an attempt was given up at whose problem other processes have died."""
-    causes = "killed, out of memory, or a fault in llama.cpp"
-    return ProblemError(f"given up: {deaths} times the process died while it solved this problem ({causes})")
 
 
 def attempt_error(finished: Finished) -> str | None:

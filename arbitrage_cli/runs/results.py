@@ -12,21 +12,14 @@ import numpy as np
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.runs.records import label
+from arbitrage_cli.runs.schema import Level
 from arbitrage_cli.runs.summary import BlockShare, Tally
 from arbitrage_cli.stats.intervals import Floats
 from arbitrage_cli.types import Cost
 
-Level = str | int | None
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]
 """Problem id and sample: the same in the results of all policies."""
-
-NEEDED: Mapping[str, type] = {
-    **dict.fromkeys(("policies", "warnings"), list),
-    **dict.fromkeys(("models", "dataset", "levels", "sampling", "machine"), dict),
-}
-"""What figures and reports need of run.json."""
-RESTORE = "restore the run's files from a copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +96,15 @@ class PolicyResults:
 def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[PolicyResults]:
     """One for each policy and tau of run.json, in its order, also if it has no row yet.
 
-    UsageError for two results of one problem with one policy, DamagedRunError if run.json or a row lacks a field.
+    UsageError for two results of one problem with one policy, DamagedRunError for a row of another run.
     """
-    wrong = [name for name, form in NEEDED.items() if not isinstance(run.get(name), form)]
-    if wrong:  # its checksum is right: another program wrote it
-        raise DamagedRunError(f"run.json is not one of arbitrage bench: it has no {', '.join(wrong)}", RESTORE)
     plan = {_policy_of(one): one for one in run["policies"]}
     found: dict[tuple[str, float | None], list[Result]] = {policy: [] for policy in plan}
     for row in rows:
-        try:
-            found[_policy_of(row)].append(_read_result(row))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # its checksum is right: another program wrote it
-            reason = f"the row of problem {row.get('id')!r} is not one of this run ({type(error).__name__}: {error})"
-            raise DamagedRunError(reason, RESTORE) from error
+        if _policy_of(row) not in found or row["id"] not in run["levels"]:
+            reason = f"the row of problem {row['id']!r} with policy {row['policy']} is not one of this run"
+            raise DamagedRunError(reason, "restore the run's files from a copy")
+        found[_policy_of(row)].append(_read_result(row))
     return [
         PolicyResults(*policy, one["score_is"], one.get("tau_name"), *_counted(policy[0], found[policy]))
         for policy, one in plan.items()

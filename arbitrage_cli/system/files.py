@@ -1,20 +1,54 @@
-"""Files: read in chunks, hashed, and written whole; the user's own folder; and what JSON and TOML say, as records."""
+"""Files: opened with care, read in chunks, hashed, and written whole; the user's own folder; and what JSON and TOML say, as records."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import platformdirs
 
 from arbitrage_cli.errors import ModelFileError, UsageError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 T = TypeVar("T")
 
 CHUNK = 1 << 22  # bytes
+MAX_TEXT_BYTES = 1 << 26
+"""Of a file that is read as a whole."""
+
+
+def open_regular(path: Path, most: int = MAX_TEXT_BYTES) -> BinaryIO:
+    """Open a file that somebody else made, to read it. OSError unless it is a regular file of at most `most` bytes.
+
+    A pipe or a device could block, or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+    stream = os.fdopen(descriptor, "rb") if stat.S_ISREG((found := os.fstat(descriptor)).st_mode) else None
+    if stream is None:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if found.st_size > most:
+        stream.close()
+        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
+    return stream
+
+
+def read_regular(path: Path, most: int = MAX_TEXT_BYTES) -> bytes:
+    """The content of a file that somebody else made. Errors as for `open_regular`."""
+    with open_regular(path, most) as stream:
+        return stream.read(most)
+
+
+def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
+    """The same as UTF-8. ValueError if it is something else."""
+    return read_regular(path, most).decode("utf-8")
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -120,9 +154,11 @@ def checked(kind: type[T], value: object) -> T:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise ValueError(f"{_place(first['loc'])}{first['msg']}") from None
+        raise ValueError(reason_of(error)) from None
 
 
-def _place(parts: tuple[Any, ...]) -> str:
-    return f"{'.'.join(map(str, parts))}: " if parts else ""
+def reason_of(error: "ValidationError") -> str:
+    """The first thing that is wrong, and in which field."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]

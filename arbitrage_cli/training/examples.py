@@ -19,7 +19,8 @@ from arbitrage_cli.routing.agreement import agree
 from arbitrage_cli.routing.features import FEATURES, Floats
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
-from arbitrage_cli.runs.folder import COLLECT, latest, read_run_folder
+from arbitrage_cli.runs.folder import latest, read_run_folder
+from arbitrage_cli.runs.schema import COLLECT
 from arbitrage_cli.training.tau_tables import Outcomes
 from arbitrage_cli.types import Problem
 
@@ -144,20 +145,13 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
 def read_run(folder: Path, *, is_test: bool = False) -> CollectedRun:
     """The states in a folder. Errors as for `read_states`."""
     contents = read_run_folder(folder, COLLECT)
-    facts = contents.run or {}
-    try:
-        dict(facts["reward"]), dict(facts["models"]["draft"]), dict(facts["models"]["target"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder}: run.json does not describe the states ({error})", COLLECT_AGAIN) from error
     solutions = (_solution(folder, row) for row in latest(contents.rows))
-    return CollectedRun(folder, facts, tuple(solution for solution in solutions if solution.states), is_test)
+    return CollectedRun(folder, contents.run, tuple(solution for solution in solutions if solution.states), is_test)
 
 
 def _solution(folder: Path, row: Mapping[str, Any]) -> Solution:
     try:
         states = sorted((state_from_json(entry) for entry in row["states"]), key=lambda state: state.position)
-        if not isinstance(row["question"], str):
-            raise ValueError("its question is not text")
         if [state.position for state in states] != list(range(len(states))):
             raise ValueError("its states are not the steps of one solution")
     except (KeyError, ValueError, TypeError) as error:

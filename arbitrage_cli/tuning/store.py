@@ -15,7 +15,7 @@ from pathlib import Path
 
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.token_costs import FEW, MANY, BatchCosts
-from arbitrage_cli.system.files import checked, write_atomically
+from arbitrage_cli.system.files import checked, read_regular, write_atomically
 from arbitrage_cli.system.machine import default_threads, processor_name
 
 SCHEMA = 1
@@ -86,7 +86,7 @@ def this_machine(gpu: str) -> Machine:
 def read_tuned(path: Path) -> list[Tuned]:
     """The measurements in the file; none without a file. UsageError for a damaged one."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
         if content["schema"] != SCHEMA:
             raise ValueError(f"it is not of schema {SCHEMA}")
         return [_from_json(entry) for entry in content["tuned"]]

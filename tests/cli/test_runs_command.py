@@ -30,7 +30,7 @@ def test_runs_are_listed(here: Path) -> None:
     shown = run("runs", cwd=here)
     assert (shown.code, shown.err) == (0, "")
     assert "runs/one  6/6 done, 3 days ago\n  made-up: target, entropy 0.5; " in shown.out
-    assert "runs/bad, 3 days ago\n  runs/bad/run.json: line 1: " in shown.out
+    assert "runs/bad, 3 days ago\n  runs/bad/run.json: schema " in shown.out
     assert "no run" not in shown.out
     records = {record["folder"]: record for record in json.loads(run("runs", "--json", cwd=here).out)}
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
@@ -39,7 +39,6 @@ def test_runs_are_listed(here: Path) -> None:
 
 @pytest.mark.parametrize("run_json", [{"schema": 1}, {"schema": 1, "ids": [], "models": "x", "policies": None}])
 def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], here: Path) -> None:
-    """Its checksum is right."""
     (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
     shown = run("runs", cwd=here)
     assert (shown.code, "runs/one  6/6 done" in shown.out, "runs/bad, " in shown.out) == (0, True, True)

@@ -1,6 +1,8 @@
 """`arbitrage solve` of many problems: results in a file that the same command goes on with, and their formats."""
 
 import json
+import random
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,33 @@ def test_interrupted_run_resumes(here: Path, fault: Mapping[str, Any]) -> None:
     assert broken.code == -9 or "to resume: arbitrage solve " in broken.err
     assert solve_file(here, *command).code == 0
     assert [one["answer"] for one in records_of(here / "out.jsonl")] == [str(n * 12 - 95) for n in range(101, 161)]
+
+
+@pytest.mark.parametrize("flags", [(), ("--concurrency", "3")], ids=["one at a time", "several at once"])
+def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple[str, ...]) -> None:
+    """After three crashes, in its place; nothing stays beside the file."""
+    many_problems(here / "in.jsonl", 6)
+    command = ("-o", "out.jsonl", "-q", *flags)
+    codes = [solve_file(here, *command, die_on="103 * 12 - 95").code for _ in range(4)]
+    assert codes == [*[-signal.SIGABRT] * 3, 1]
+    records = records_of(here / "out.jsonl")
+    assert [bool(one["error"]) for one in records] == [False, False, True, False, False, False]
+    assert "crashed 3 times" in records[2]["error"]
+    assert sorted(path.name for path in here.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_killed_at_random_again_and_again(here: Path) -> None:
+    many_problems(here / "in.jsonl", 30)
+    draw, command, answers = random.Random(3), ("-o", "out.jsonl", "-q", "--concurrency", "3"), list[str]()
+    for _ in range(8):
+        solve_file(here, *command, kill_after=draw.uniform(0.05, 0.6))
+        if (here / "out.jsonl").exists():
+            lines = (here / "out.jsonl").read_bytes().split(b"\n")[:-1]
+            now = [json.loads(line)["answer"] for line in lines]
+            assert now[: len(answers)] == answers
+            answers = now
+    assert solve_file(here, *command).code == 0
+    assert [one["answer"] for one in records_of(here / "out.jsonl")] == [str(n * 12 - 95) for n in range(101, 131)]
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,12 @@ def test_whole_runs_models_pairs_and_heads_are_ok(here: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "subject"),
     [
-        ("run/results.jsonl", b"p1", b"p7", "run/results.jsonl: line 2"),
-        ("run/run.json", b"draft", b"drift", "run/run.json"),
+        ("run/results.jsonl", b'"id":"p1"', b'"id":["p1"]', "run/results.jsonl: line 2"),
+        ("run/results.jsonl", b'"id":"p1"', b'"id":"p7"', "run/results.jsonl"),
+        ("run/run.json", b'"planned": 3', b'"planned": "3"', "run/run.json"),
         ("model.gguf", b"tiny draft", b"tiny craft", "model.gguf"),
     ],
-    ids=["row", "run.json", "model"],
+    ids=["row", "row of another run", "run.json", "model"],
 )
 def test_damage_is_found_where_it_is(here: Path, name: str, old: bytes, new: bytes, subject: str) -> None:
     change(here / name, old, new)

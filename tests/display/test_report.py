@@ -140,6 +140,7 @@ def hostile_run(text: str) -> MadeUp:
     made.run["machine"] = {"cpu": text, text: 1}
     for model in made.run["models"].values():
         model["description"] = text
+    made.run["levels"] = dict.fromkeys((f"{name} {text}" for name in made.run["levels"]), text)
     for policy in made.run["policies"]:
         policy |= {"policy": policy["policy"].replace("entropy", f"policy {text}"), "score_is": text, "tau_name": text}
     step = {"text": text, "model": "draft", "tokens": 3, "seconds": 0.1, "stop": "separator"}

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import make_engine
 
+from arbitrage_cli.app.executor import left
 from arbitrage_cli.app.loaded import LocalModel, Model, Writers, Writing
 from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, left, plan
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, plan
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
@@ -25,6 +26,7 @@ from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.folder import key_of
 from arbitrage_cli.types import Grade, Limits, ModelRole, Problem, Started, Step, Trace
 
 TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
@@ -72,6 +74,10 @@ def scripted_bench(limits: Limits = SHORT, context: int | None = None, **options
         "target": open_scripted("scripted:target", load),
     }
     return Bench(writers(backends), grade, limits, 0, **options)
+
+
+def left_of(attempts: Sequence[Attempt], rows: Iterable[Mapping[str, Any]], **crashes: int) -> list[Attempt]:
+    return left(attempts, {key_of(row): row["status"] for row in rows}, crashes).all
 
 
 def rows(bench: Bench, attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
@@ -143,10 +149,18 @@ def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
         {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "error"},
         {"id": "p0", "sample": 0, "policy": "draft", "tau": None, "status": "done", "grade": {"value": "incorrect"}},
     ]
-    keys = [one.key[::2] for one in left(attempts, made)]
+    keys = [one.key[::2] for one in left_of(attempts, made)]
     assert keys == [("p1", "draft"), ("p1", "target"), ("p0", "target")]
     later = [*made, {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "done"}]
-    assert [one.key[0] for one in left(attempts, later)] == ["p1", "p1"]
+    assert [one.key[0] for one in left_of(attempts, later)] == ["p1", "p1"]
+
+
+def test_a_problem_at_which_a_process_died_comes_last_and_alone() -> None:
+    attempts = plan([item(number) for number in range(4)], (TARGET,), 1)
+    found = left(attempts, {}, {"p0": 3, "p1": 0, "p2": 2})
+    given_up, *batches = ([one.key[0] for one in batch] for batch in (found.given_up, *found.batches))
+    assert (given_up, batches) == (["p0"], [["p3"], ["p1"], ["p2"]])
+    assert len({one.block for one in found.all}) == 4
 
 
 def test_taus_tell_rows_apart() -> None:
@@ -171,7 +185,7 @@ def test_row_of_a_routed_attempt() -> None:
     assert row["steps"][0]["discarded"]["model"] == "draft"
     assert row["timing"]["draft"]["decode_tokens"] > 0
     assert row["timing"]["target"]["decode_tokens"] + row["timing"]["target"]["verify_kept"] > 0
-    assert not row.keys() & {"settings", "models", "draft", "target", "temperature", "seed", "score_is", "checksum"}
+    assert not row.keys() & {"settings", "models", "draft", "target", "temperature", "seed", "score_is"}
     alone = only_row(scripted_bench(), column=DRAFT)
     assert (alone["policy"], alone["tau"], alone["grade"]["value"]) == ("draft", None, "incorrect")
     assert ("router" in row["timing"], "router" in alone["timing"]) == (True, False)
@@ -199,7 +213,7 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     assert (row["status"], row["grade"]) == ("error", None)
     assert "cannot be graded" in row["error"]
     assert row["steps"]
-    assert left(attempts, [row]) == attempts
+    assert left_of(attempts, [row]) == attempts
 
 
 def test_full_context_is_a_result_unless_nothing_was_written() -> None:
@@ -268,7 +282,7 @@ def test_result_depends_on_no_order_and_no_interruption(
     begun = hash_bench(WARM).run(order)
     first = [one.row for one in itertools.islice(begun, stop) if isinstance(one, Ended)]
     begun.close()
-    second = rows(hash_bench(WARM), left(order, first))
+    second = rows(hash_bench(WARM), left_of(order, first))
     assert results([*first, *second]) == golden
     (alone,) = rows(hash_bench(WARM), order[:1])
     assert results([alone]).items() <= golden.items()
@@ -314,7 +328,7 @@ def test_several_at_once_give_the_same_rows() -> None:
     attempts = plan(items, (TARGET, RANDOM), 1, 3)
     together = rows(hash_bench(concurrency=3), attempts)
     assert results(together) == alone
-    rest = rows(hash_bench(concurrency=3), left(attempts, together[:5]))
+    rest = rows(hash_bench(concurrency=3), left_of(attempts, together[:5]))
     assert results([*together[:5], *rest]) == alone
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, make_run, unscored
+from made_up_runs import MadeUp, make_run, run_of, unscored
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.comparison import compare_runs
@@ -70,7 +70,7 @@ def test_nothing_in_common_is_refused() -> None:
     first = make_run(2, columns=[("draft", None), ("random", 0.3)])
     with pytest.raises(UsageError, match="no policy in common"):
         compared(first, make_run(2, columns=[("target", None)]))
-    renamed = MadeUp(first.run, [{**one, "id": f"other-{one['id']}"} for one in first.rows])
+    renamed = run_of([{**one, "id": f"other-{one['id']}"} for one in first.rows])
     with pytest.raises(UsageError, match="no problem in common"):
         compared(first, renamed)
 

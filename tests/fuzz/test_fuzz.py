@@ -37,7 +37,7 @@ from arbitrage_cli.model_files.names import parse_name
 from arbitrage_cli.model_files.pairs import models_folder, read_pairs
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.head_file import load
-from arbitrage_cli.runs.folder import examine
+from arbitrage_cli.runs.folder import read_run_folder
 
 SECONDS = float(os.environ.get("ARBITRAGE_FUZZ", "0"))
 NUM_TARGETS = 10
@@ -173,24 +173,21 @@ def finished_run(quick_path: Path) -> Path:
 
 
 def test_rows_of_runs(finished_run: Path) -> None:
-    """Changed bytes are damage; a row with a right checksum and other values is one of this run, or an error."""
-    results = finished_run / "results.jsonl"
-    good = results.read_bytes()
+    """Whatever stands in the rows or in run.json: figures, or an error."""
+    paths = [finished_run / name for name in ("results.jsonl", "run.json")]
+    results, about = (path.read_bytes() for path in paths)
+    first, rest = results.split(b"\n", 1)
 
-    def check(data: bytes) -> None:
-        results.write_bytes(data)
-        found = examine(finished_run)
-        assert found.damages or found.tail or set(data.split(b"\n")) <= set(good.split(b"\n"))
-
-    fuzz(changed(good), check)
-    results.write_bytes(good)
-    whole = examine(finished_run)
-
-    def check_row(row: Any) -> None:
+    def check(results: bytes, about: bytes = about) -> None:
+        for path, data in zip(paths, (results, about), strict=True):
+            path.write_bytes(data)
         with suppress(UsageError, DamagedRunError):
-            figures(whole.run, [row, *whole.rows[1:]])
+            contents = read_run_folder(finished_run)
+            json.dumps(figures(contents.run, contents.rows), allow_nan=False)
 
-    fuzz(altered(whole.rows[0]).filter(lambda row: isinstance(row, dict)), check_row)
+    fuzz(changed(results), check)
+    fuzz(altered(json.loads(first)), lambda row: check(json.dumps(row).encode() + b"\n" + rest))
+    fuzz(altered(json.loads(about)), lambda run: check(results, json.dumps(run).encode()))
 
 
 def test_settings_and_pairs(tmp_path: Path) -> None:

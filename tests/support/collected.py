@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up_runs import describe
 from numpy.typing import NDArray
 
 from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.states import State, state_to_json
-from arbitrage_cli.runs.folder import SCHEMA, RunFolder
+from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.schema import SCHEMA
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
@@ -90,14 +92,12 @@ def write_run(
 ) -> Path:
     """A run folder with one row for each problem, in the way that `arbitrage collect` writes it."""
     models = {"draft": {**DRAFT, "source": "d.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
-    run = {
-        "schema": SCHEMA,
+    run = describe({}) | {
         "kind": "collect",
         "models": models,
         "fingerprint": {"seed": folder.name},
         "reward": {"kind": "prm", "name": "made up"},
         "costs": COSTS,
-        "dataset": {"name": "made up", "sha256": "f" * 64},
     }
     with RunFolder(folder, kind="collect") as opened:
         opened.save_run(run | (changes or {}))

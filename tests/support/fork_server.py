@@ -143,6 +143,8 @@ class Fault:
         def call(first: Any, *rest: Any, **options: Any) -> Any:
             if name == "write" and not stat.S_ISREG(os.fstat(first).st_mode):
                 return real(first, *rest, **options)
+            if name == "open" and not rest[0] & (os.O_WRONLY | os.O_RDWR):
+                return real(first, *rest, **options)
             self._count += 1
             if self._count != self._number:
                 return real(first, *rest, **options)

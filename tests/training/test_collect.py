@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from arbitrage_cli.app.collect_run import decided_within
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
-from arbitrage_cli.cli.collect_run import decided_within
 from arbitrage_cli.routing.states import State
 from arbitrage_cli.training.collect import Choose, as_routed, better, collect
 from arbitrage_cli.types import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from collected import DRAFT, TARGET, World, questions, write_run
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Curve, Head, Network
 from arbitrage_cli.routing.head_file import load, save
@@ -204,7 +204,7 @@ def test_given_test_without_states_is_refused(tmp_path: Path) -> None:
 
 def test_several_drafts_are_all_named(tmp_path: Path) -> None:
     """What is trained on two pairs names both."""
-    other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
+    other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
     runs = [
         write_run(tmp_path / "one", questions(50)),
         write_run(tmp_path / "two", questions(50, start=50), changes={"models": other}),
@@ -236,7 +236,7 @@ def test_costs_are_means_by_states(tmp_path: Path) -> None:
 )
 def test_run_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     run = write_run(tmp_path / "run", questions(3), changes=changes)
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises((UsageError, DamagedRunError), match=reason):
         read_states([run])
 
 
@@ -299,7 +299,7 @@ def test_calibration_counts_by_weight() -> None:
 
 def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
     """Whatever its number of states; with one pair every state counts 1."""
-    other = {"draft": {"name": "Other", "sha256": "0" * 64}, "target": TARGET}
+    other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
     few = write_run(tmp_path / "few", questions(60), changes={"models": other})
     found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
     for part in (TRAINING, VALIDATION, TEST):
@@ -320,7 +320,12 @@ def test_weights_balance_the_classes_of_each_group() -> None:
 
 def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
     """It would count as much as the other: a single one of its states as much as hundreds."""
-    other = {"models": {"draft": {"name": "Other", "sha256": "a" * 64}, "target": {**TARGET, "source": "t.gguf"}}}
+    other = {
+        "models": {
+            "draft": {"name": "Other", "sha256": "a" * 64, "source": "o.gguf"},
+            "target": {**TARGET, "source": "t.gguf"},
+        }
+    }
     runs = [
         write_run(tmp_path / "large", questions(200)),
         write_run(tmp_path / "small", questions(10, 200), changes=other),
@@ -348,7 +353,12 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
     """What makes a step worth escalating is the opposite for the two: a head that follows the larger one alone is wrong."""
     lowest = World(bias=0.0, weights=(("logprob_min", -2.0), ("entropy_first", 1.0)), harm=0.0)
     highest = replace(lowest, weights=(("logprob_min", 2.0), ("entropy_first", 1.0)))
-    other = {"models": {"draft": {"name": "Other", "sha256": "a" * 64}, "target": {**TARGET, "source": "t.gguf"}}}
+    other = {
+        "models": {
+            "draft": {"name": "Other", "sha256": "a" * 64, "source": "o.gguf"},
+            "target": {**TARGET, "source": "t.gguf"},
+        }
+    }
     runs = [
         write_run(tmp_path / "large", questions(400), lowest),
         write_run(tmp_path / "small", questions(80, 400), highest, changes=other),

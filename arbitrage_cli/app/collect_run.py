@@ -1,0 +1,285 @@
+"""Collects states: loads the models, measures what their tokens cost, keeps the states of each problem."""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from arbitrage_cli.app.executor import Executor, Happening, Row, how_to_resume, left, marked
+from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.options import CollectOptions
+from arbitrage_cli.app.protocol import Display, RunProgress
+from arbitrage_cli.app.selection import Selection
+from arbitrage_cli.app.session import Rollouts, Session
+from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.arbitrage import Flow, single
+from arbitrage_cli.errors import InterruptedRunError, OutputError
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
+from arbitrage_cli.rewards.rollouts import Recalling, Rollout
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.states import State, state_to_json
+from arbitrage_cli.runs.folder import RunFolder, latest
+from arbitrage_cli.runs.records import attempt_error
+from arbitrage_cli.runs.schema import COLLECT, SCHEMA
+from arbitrage_cli.runs.summary import Standing, tally
+from arbitrage_cli.system.held_signals import noted_signals
+from arbitrage_cli.tasks.task import Grader, reaches
+from arbitrage_cli.training.collect import better, collect
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
+
+MEASURED_PROBLEMS = 5
+"""Problems that each model first solves alone, at most: what a token costs with one problem at a time."""
+MEASURED_SECONDS = 10.0
+"""After this time a model's speed is known well enough."""
+ROUTE = Route(Policy(COLLECT, ("draft", "target")))
+"""Of all attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectPlan:
+    """What to collect, and where it goes."""
+
+    selected: Selection
+    path: Path
+    options: CollectOptions
+    fresh: bool = False
+
+
+class Collection(AbstractContextManager["Collection"]):
+    """The problems that are left of a plan, and the folder where their states go, open until it is closed."""
+
+    def __init__(self, setup: Setup, plan: CollectPlan, display: Display) -> None:
+        """UsageError if the folder holds a run that was made with something else."""
+        self._setup, self._plan, self._display = setup, plan, display
+        self._attempts = [Attempt(item, 0, ROUTE) for item in plan.selected.items]
+        self._golds: dict[str, Any] = {item.problem.id: item.gold for item in plan.selected.items}
+        self._states: dict[str, list[State]] = {}
+        self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
+        with contextlib.ExitStack() as stack:
+            self._folder = folder = stack.enter_context(RunFolder(plan.path, kind=COLLECT, fresh=plan.fresh))
+            self._session = stack.enter_context(Session(setup, display))
+            for note in folder.notes:
+                display.note(note)
+            self._manifest = self._make_manifest()
+            if folder.rows and folder.run:
+                earlier = with_grown(folder.run, plan.selected.dataset)
+                self._manifest = resume(earlier, self._manifest, plan.path)
+                self._session.resume(self._manifest)
+            self._left = left(self._attempts, folder.statuses, folder.crashes)
+            self._stack = stack.pop_all()
+        self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
+        self.has_grown = bool(self._left.all)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def num_states(self) -> int:
+        """All that the folder has."""
+        return sum(self._held.values())
+
+    @property
+    def num_problems(self) -> int:
+        """Those that have states in the folder, or an error."""
+        return len(self._held)
+
+    @property
+    def has_errors(self) -> bool:
+        return any(self._folder.statuses.get(attempt.key) == "error" for attempt in self._attempts)
+
+    @property
+    def how_to_resume(self) -> str:
+        """What is safe, and the command that resumes the run; "" if nothing is safe yet."""
+        num_done = sum(self._folder.statuses.get(attempt.key) == "done" for attempt in self._attempts)
+        command = self._setup.invocation.resuming
+        return how_to_resume(num_done, len(self._attempts), "problems", self._plan.path, command)
+
+    def run(self) -> None:
+        """Load the models, and collect what is left."""
+        if not self._left.all:
+            return
+        session, setup, options = self._session, self._setup, self._plan.options
+        session.choose_concurrency(most=len(self._left.all), rollouts=options.rollouts)
+        session.load(rollouts=options.rollouts)
+        samplers = [Sampler(_temperature(options), 1.0, setup.sampler.seed + number) for number in range(options.rollouts)]
+        with setup.task.open_grader() as grader:
+            rollouts = Rollouts(lambda problem, text: reaches(grader, text, self._golds[problem]), samplers)
+            rater = session.rater(setup.route.policy, rollouts)
+            writers: dict[ModelRole, Writer] = {
+                role: session.models[role].own_writer(role, session.writing) for role in setup.route.policy.models
+            }
+            self._golds |= self._target_answers(writers["target"], grader)
+            costs = _known_costs(self._folder, self._manifest) or self._measure_costs(writers)
+            loaded = add_loaded(self._manifest, session.models)
+            self._folder.save_run({**loaded, "costs": costs, "protections": list(grader.protections)})
+            if isinstance(rater, Rollout) and samplers[0] == setup.sampler:
+                writers["target"] = Recalling(writers["target"], rater)
+            self._execute(writers, rater)
+
+    def _execute(self, writers: Mapping[ModelRole, Writer], rater: Rater | None) -> None:
+        """Keep each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
+        limits = self._setup.limits
+
+        def make_flow(trace: Trace) -> Flow:
+            return collect(trace, better, self._states.setdefault(trace.problem.id, []).append)
+
+        scheduler = Scheduler(writers, make_flow, limits, concurrency=self._session.concurrency, rater=rater)
+        title = f"collect {self._plan.selected.title}"
+        executor = Executor(
+            self._folder,
+            self._display,
+            _Progress(title, len(self._attempts), len(self._left.all), self._held),
+            self._session.check_files,
+            self._is_better,
+        )
+        try:
+            executor.run(self._left, partial(self._solve, scheduler), self._row, limits)
+        finally:
+            with noted_signals(), contextlib.suppress(OutputError):  # if that is what broke it off, it is shown already
+                for name, (attempt, trace) in list(self._in_flight.items()):
+                    if len(self._states.get(name, ())) > self._held.get(name, 0):
+                        error = None if trace.finished else InterruptedRunError("broken off")
+                        executor.keep(attempt, self._row(attempt, Finished(trace, error)))
+
+    def _solve(self, scheduler: Scheduler, attempts: Sequence[Attempt]) -> Generator[Happening, None, None]:
+        by_id = {attempt.item.problem.id: attempt for attempt in attempts}
+        with contextlib.closing(scheduler.run([attempt.item.problem for attempt in attempts])) as events:
+            for event in events:
+                attempt = by_id[event.trace.problem.id]
+                if isinstance(event, Started):
+                    self._in_flight[event.trace.problem.id] = attempt, event.trace
+                    yield Began(attempt)
+                yield event
+                if isinstance(event, Finished):
+                    yield Ended(attempt, self._row(attempt, event))
+                    del self._in_flight[event.trace.problem.id]  # now it has its row
+                    self._states.pop(event.trace.problem.id, None)
+
+    def _row(self, attempt: Attempt, event: Finished) -> dict[str, Any]:
+        error = attempt_error(event)
+        figures = tally(event.trace.decisions).rated(event.reward_cost)
+        return {
+            "schema": SCHEMA,
+            "id": event.trace.problem.id,
+            "sample": 0,
+            "policy": COLLECT,
+            "tau": None,
+            "status": "error" if error else "done",
+            "error": error,
+            "level": attempt.item.level,
+            "question": event.trace.problem.question,
+            "text": event.trace.text,
+            "states": [state_to_json(state) for state in self._states.get(event.trace.problem.id, ())],
+            "seconds": figures.seconds,
+        }  # each state is true, whatever became of the problem
+
+    def _is_better(self, row: Row) -> bool:
+        """Whether a row is kept: of a problem that failed only if no earlier attempt has more states, which go on to count."""
+        is_better = row["status"] == "done" or len(row["states"]) >= self._held.get(row["id"], 0)
+        if is_better:
+            self._held[row["id"]] = len(row["states"])
+        return is_better
+
+    # --- what is known before the first state
+
+    def _make_manifest(self) -> Run:
+        options, selected, setup = self._plan.options, self._plan.selected, self._setup
+        sampled: dict[str, Any] = {"rollouts": options.rollouts, "temperature": _temperature(options)}
+        if not all(item.gold for item in selected.items):
+            sampled["answers"] = "target"
+        details = {
+            "kind": COLLECT,
+            "reward": {"kind": setup.reward, **(sampled if setup.reward == "rollout" else {})},
+        }
+        ids = [item.problem.id for item in selected.items]
+        chosen = ChosenProblems(selected.dataset, ids, setup.task.grader_version(), details)
+        return with_problems(self._session.manifest(), chosen)
+
+    def _target_answers(self, target: Writer, grader: Grader) -> dict[str, Any]:
+        """The answers to reach of problems without a known one: those that the target itself gives."""
+        batches = [[one.item.problem for one in batch if not one.item.gold] for batch in self._left.batches]
+        if self._setup.reward != "rollout" or not any(batches):
+            return {}
+        self._display.note(
+            f"{sum(map(len, batches))} problems have no known answer: the target solves them first, and its own answers are "
+            "the ones to reach"
+        )
+        flow = partial(single, model="target")
+        scheduler = Scheduler({"target": target}, flow, self._setup.limits, concurrency=self._session.concurrency)
+        ended = [event.trace for batch in batches for event in self._events(scheduler, batch) if isinstance(event, Finished)]
+        answers = {trace.problem.id: grader.grade(trace.text, {}).answer for trace in ended}
+        return {name: {"answer": answer} for name, answer in answers.items() if answer}
+
+    def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:
+        """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""
+        problems = [one.item.problem for batch in self._left.batches for one in batch][:MEASURED_PROBLEMS]
+        costs: dict[str, float] = {}
+        for role, engine in engines.items():
+            if isinstance(engine, Engine):
+                engine.measure()
+            scheduler = Scheduler({role: engine}, partial(single, model=role), self._setup.limits)
+            with contextlib.closing(self._events(scheduler, problems)) as events:
+                figures = tally(decided_within(MEASURED_SECONDS, events))
+            costs |= _per_token(role, figures.draft_cost if role == "draft" else figures.target_cost)
+        return costs
+
+    def _events(self, scheduler: Scheduler, problems: Sequence[Problem]) -> Generator[Event, None, None]:
+        return marked(self._folder, scheduler.run(problems))
+
+
+def _temperature(options: CollectOptions) -> float:
+    return options.rollout_temperature if options.rollouts > 1 else 0.0
+
+
+class _Progress:
+    """How far a run is, and how long it will still take. `held` has the states of each problem."""
+
+    def __init__(self, title: str, planned: int, num_left: int, held: Mapping[str, int]) -> None:
+        self._title, self._planned, self._left, self._held = title, planned, num_left, held
+        self._began = perf_counter()
+        self._finished = self._errors = 0
+
+    def add(self, attempt: Attempt, row: Row) -> None:
+        """Count a problem that was tried."""
+        self._finished += 1
+        self._errors += row["status"] == "error"
+
+    def now(self) -> RunProgress:
+        """What a display shows."""
+        each = (perf_counter() - self._began) / self._finished if self._finished else None
+        tried = self._planned - self._left + self._finished
+        standing = Standing(f"{sum(self._held.values())} states", self._planned, tried, tried - self._errors)
+        return RunProgress(self._title, tried, self._planned, [standing], each and each * (self._left - self._finished))
+
+
+def _known_costs(folder: RunFolder, manifest: Run) -> Any:
+    """The costs in the folder; None if it has none, or those of another run that never came to a row."""
+    earlier = folder.run or {}
+    return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
+
+
+def decided_within(
+    seconds: float, events: Iterable[object], clock: Callable[[], float] = perf_counter
+) -> Iterator[Decision]:
+    """The decisions of a run, up to the first after this time."""
+    began = clock()
+    for event in events:
+        if isinstance(event, Decided):
+            yield event.decision
+            if clock() - began > seconds:
+                return
+
+
+def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
+    return {
+        f"{role}_seconds_per_token": cost.decode_seconds / max(1, cost.decode_tokens),
+        f"{role}_prefill_seconds_per_token": cost.prefill_seconds / max(1, cost.prefill_tokens),
+    }

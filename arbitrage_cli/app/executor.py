@@ -1,0 +1,158 @@
+"""How bench, collect and `solve -o` work through what is left: nothing that was kept is done twice, and no problem ends every run.
+
+A problem is marked on the disk while it is being solved. One at which a process died is tried after all others, and alone.
+One that has crashed several processes is given up, until the next command.
+"""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
+from arbitrage_cli.runs.folder import Key
+from arbitrage_cli.runs.started import GIVEN_UP
+from arbitrage_cli.system.held_signals import noted_signals
+from arbitrage_cli.types import Event, Finished, Limits, Problem, Started, Trace
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Happening = Began | Event | Ended
+
+
+class Store(Protocol):
+    """Where results are kept. `crashes` has the problems at which a process died, each with the number of its crashes."""
+
+    @property
+    def crashes(self) -> Mapping[str, int]: ...
+    def begin(self, problem: str) -> None: ...
+    def end(self, problem: str) -> None: ...
+
+
+class RowStore(Store, Protocol):
+    """The same for rows."""
+
+    def append(self, row: Row) -> None: ...
+
+
+class Progress(Protocol):
+    """How far a run is."""
+
+    def add(self, attempt: Attempt, row: Row) -> None: ...
+    def now(self) -> RunProgress: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The attempts that are left: those to give up, those to make, and those to make alone as a process died at their problem."""
+
+    given_up: Sequence[Attempt]
+    usual: Sequence[Attempt]
+    alone: Sequence[Attempt]
+
+    @property
+    def batches(self) -> Iterator[Sequence[Attempt]]:
+        """The attempts to make, in their order; those of one batch may be made together."""
+        yield from ([self.usual] if self.usual else [])
+        yield from ([attempt] for attempt in self.alone)
+
+    @property
+    def all(self) -> list[Attempt]:
+        return [*self.given_up, *self.usual, *self.alone]
+
+
+def left(attempts: Sequence[Attempt], statuses: Mapping[Key, str], crashes: Mapping[str, int]) -> Left:
+    """The attempts without a result. Those that ended in an error come last: they may do so again."""
+    missing = [one for one in attempts if one.key not in statuses]
+    found = missing + [one for one in attempts if statuses.get(one.key) == "error"]
+    lone = [replace(one, block=len(attempts) + index) for index, one in enumerate(found) if one.item.problem.id in crashes]
+    return Left(
+        [one for one in lone if crashes[one.item.problem.id] >= GIVEN_UP],
+        [one for one in found if one.item.problem.id not in crashes],
+        [one for one in lone if crashes[one.item.problem.id] < GIVEN_UP],
+    )
+
+
+def give_up(problem: Problem, limits: Limits, store: Store) -> Finished:
+    """The end of a problem that is not tried again by this command."""
+    error = ProblemError(f"given up: the process crashed {GIVEN_UP} times while it solved this problem")
+    store.end(problem.id)
+    return Finished(Trace(problem, limits), error)
+
+
+def marked(store: Store, events: Generator[T, None, None]) -> Generator[T, None, None]:
+    """The events of problems that are being solved, each problem with a mark on the disk meanwhile."""
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, Started):
+                store.begin(event.trace.problem.id)
+            elif isinstance(event, Finished):
+                store.end(event.trace.problem.id)
+            yield event
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Makes attempts, keeps the row of each as soon as it is there, and shows what happens.
+
+    `check_files` raises if a model's file has changed: then no row is kept of what it computed. Of rows that are not `kept`,
+    the run has better ones.
+    """
+
+    store: RowStore
+    display: Display
+    progress: Progress
+    check_files: Callable[[], None]
+    kept: Callable[[Row], bool] = lambda row: True
+
+    def run(
+        self,
+        left: Left,
+        solve: Callable[[Sequence[Attempt]], Generator[Happening, None, None]],
+        row_of: Callable[[Attempt, Finished], Row],
+        limits: Limits,
+    ) -> None:
+        """Make the attempts that are left: `solve` makes those of a batch, `row_of` the row of one that is given up."""
+        self.display.begin(self.progress.now())
+        for attempt in left.given_up:
+            self.keep(attempt, row_of(attempt, give_up(attempt.item.problem, limits, self.store)))
+        for batch in left.batches:
+            with contextlib.closing(marked(self.store, solve(batch))) as happenings:
+                for happening in happenings:
+                    self._follow(happening)
+
+    def keep(self, attempt: Attempt, row: Row) -> None:
+        """Keep the row of an attempt."""
+        self.check_files()
+        with noted_signals():  # it is safe, and counted as safe
+            if self.kept(row):
+                self.store.append(row)
+        self.progress.add(attempt, row)
+        self.display.handle(_ended(attempt, row, self.progress.now()))
+
+    def _follow(self, happening: Happening) -> None:
+        if isinstance(happening, Began):
+            attempt = happening.attempt
+            self.display.handle(AttemptStarted(attempt.item.problem.id, attempt.route.label))
+        elif isinstance(happening, Ended):
+            self.keep(happening.attempt, happening.row)
+        else:
+            self.display.handle(happening)
+
+
+def how_to_resume(num_safe: int, planned: int, what: str, path: object, command: str) -> str:
+    """What is safe, and the command that resumes the run; "" if nothing is safe yet."""
+    return f"{num_safe} of {planned} {what} are safe in {path}; to resume: {command}" if num_safe else ""
+
+
+def _ended(attempt: Attempt, row: Row, progress: RunProgress) -> AttemptEnded:
+    if row["status"] == "error":
+        verdict, detail = "error", row["error"]
+    elif "states" in row:
+        verdict, detail = "done", f"{len(row['states'])} states"
+    else:
+        verdict, detail = row["grade"]["value"], row["grade"]["answer"] or ""
+    seconds = None if "throughput" in row else row.get("wall_seconds", row.get("seconds"))
+    return AttemptEnded(row["id"], attempt.route.label, verdict, detail, seconds, progress)
