@@ -103,7 +103,7 @@ def _need_libraries() -> None:
     try:
         from arbitrage_cli.serving import server  # noqa: F401
     except ImportError as error:
-        hint = 'pip install "starlette>=1.0.1" "uvicorn>=0.40" "prometheus-client>=0.21"'
+        hint = 'pip install "starlette>=1.0.1" "uvicorn>=0.40"'
         raise UsageError(f"arbitrage serve needs libraries that are not installed ({error})", hint) from error
 
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json
-from arbitrage_cli.serving.metrics import Metrics
 from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Intake, Report, Ticket
 from arbitrage_cli.types import Decision, Finished, Writing, Wrote
@@ -55,15 +54,14 @@ class Access:
     hosts: Sequence[str] = ()
 
 
-def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bounds, access: Access) -> ASGIApp:
+def make_app(defaults: Defaults, intake: Intake, num_running: Callable[[], int], bounds: Bounds, access: Access) -> ASGIApp:
     """The application. It puts what it is asked into `intake`. Every route but /health needs the key, also those that do not exist."""
-    endpoints = Endpoints(defaults, intake, metrics, bounds)
+    endpoints = Endpoints(defaults, intake, num_running, bounds)
     keyed = [
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         Route("/v1/completions", endpoints.text, methods=["POST"]),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{name:path}", endpoints.model),
-        Route("/metrics", endpoints.figures),
     ]
     known_hosts = [Middleware(TrustedHostMiddleware, access.hosts, www_redirect=False)] if access.hosts else []
     return Starlette(
@@ -71,10 +69,7 @@ def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bound
             Route("/health", endpoints.health),
             Mount("/", routes=keyed, middleware=[Middleware(NeedKey, access.api_key)]),
         ],
-        middleware=[
-            Middleware(Door, metrics, {route.path for route in keyed} | {"/health"}),
-            *known_hosts,
-        ],
+        middleware=[Middleware(RefusePages), *known_hosts],
         exception_handlers={
             RefusedError: _show_refusal,
             HTTPException: _show_http_error,
@@ -84,26 +79,19 @@ def make_app(defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bound
     )
 
 
-class Door:
-    """Refuses the pages of other sites. Counts responses, by path and status."""
+class RefusePages:
+    """Refuses the pages of other sites."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
-        self._app, self._metrics, self._paths = app, metrics, paths
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"] if scope["path"] in self._paths else "other"
         headers, app = Headers(scope=scope), self._app
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             message = "this server does not answer the pages of other sites"
             app = _refusal_response(RefusedError(message, status=403, kind="permission_error", code="invalid_origin"))
-
-        async def counting(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.responded(path, message["status"])
-            await send(message)
-
-        await app(scope, receive, counting)
+        await app(scope, receive, send)
 
 
 class NeedKey:
@@ -124,19 +112,17 @@ class NeedKey:
 class Endpoints:
     """What each address answers."""
 
-    def __init__(self, defaults: Defaults, intake: Intake, metrics: Metrics, bounds: Bounds) -> None:
+    def __init__(self, defaults: Defaults, intake: Intake, num_running: Callable[[], int], bounds: Bounds) -> None:
         self._defaults = defaults
         self._intake = intake
-        self._metrics = metrics
+        self._num_running = num_running
         self._bounds = bounds
         self._started = int(time.time())
         self._open: set[Call] = set()  # they wait or run
 
     async def health(self, request: Request) -> Response:
-        return _json_response({"status": "ok"})
-
-    async def figures(self, request: Request) -> Response:
-        return Response(self._metrics.text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Whether it answers, and how many requests run and wait."""
+        return _json_response({"status": "ok", "running": self._num_running(), "waiting": len(self._intake)})
 
     async def models(self, request: Request) -> Response:
         return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.names]})

@@ -20,11 +20,9 @@ from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.serving.app import Access, Bounds, make_app
-from arbitrage_cli.serving.metrics import Metrics
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.worker import Intake, Observe, Worker
 from arbitrage_cli.system.held_signals import ENDING
-from arbitrage_cli.types import ServingEvent
 
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # connections that are accepted at once
@@ -117,10 +115,9 @@ class Service:
     ) -> None:
         self._intake = Intake()
         self._worker = worker = Worker(scheduler, self._intake, router)
-        self._metrics = Metrics(lambda: len(self._intake), lambda: worker.num_running)
         self._observe = observe
         config = uvicorn.Config(
-            make_app(defaults, self._intake, self._metrics, bounds, access),
+            make_app(defaults, self._intake, lambda: worker.num_running, bounds, access),
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -139,7 +136,7 @@ class Service:
         """Answer requests that come to a socket, until a signal or `drain`, and those that are open then."""
         hold_signals = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDING)  # they are the main thread's
         with ThreadPoolExecutor(1, "models", initializer=hold_signals) as pool:
-            working = pool.submit(self._worker.run, self._count_and_observe)
+            working = pool.submit(self._worker.run, self._observe)
             working.add_done_callback(lambda _: self.drain())
             try:
                 self._http.run([bound])
@@ -150,7 +147,3 @@ class Service:
     def drain(self) -> None:
         """Let open requests end, and take no others. May be called in any thread."""
         self._http.should_exit = True
-
-    def _count_and_observe(self, event: ServingEvent) -> None:
-        self._metrics.observe(event)
-        self._observe(event)

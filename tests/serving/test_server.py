@@ -40,14 +40,12 @@ def text_of_stream(response: httpx2.Response) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks(response.iter_lines()))
 
 
-def wait_until(client: Served, condition: Callable[[float, float], bool]) -> None:
+def wait_until(client: Served, condition: Callable[[int, int], bool]) -> None:
     """Until this holds for the numbers of requests that run and that wait."""
-    figures: dict[str, float] = {}
     for _ in range(1000):
-        figures = client.metrics()
-        if condition(figures["arbitrage_running"], figures["arbitrage_waiting"]):
+        if condition(*client.load()):
             return
-    raise AssertionError(figures)
+    raise AssertionError(client.load())
 
 
 # --- answers
@@ -178,21 +176,6 @@ def test_what_models_there_are(client: Served) -> None:
     assert refusal(client.get("/v1/models/gpt-7"))["code"] == "model_not_found"
 
 
-def test_metrics(client: Served) -> None:
-    before = client.metrics()
-    usage = client.ask(model="random@0.5").json()["usage"]
-    after = client.metrics()
-    grown = {name: after[name] - before.get(name, 0.0) for name in after}
-    assert grown['arbitrage_responses_total{path="/v1/chat/completions",status="200"}'] == 1
-    assert grown['arbitrage_requests_total{end="finished",policy="random"}'] == 1
-    assert grown['arbitrage_steps_total{verdict="accept"}'] == usage["accepted_steps"]
-    assert grown['arbitrage_steps_total{verdict="escalate"}'] == usage["escalated_steps"]
-    assert grown['arbitrage_tokens_total{role="draft"}'] == usage["draft_tokens"]
-    assert grown['arbitrage_model_seconds_total{role="target"}'] > 0
-    assert grown["arbitrage_request_seconds_count"] == 1
-    assert (after["arbitrage_running"], after["arbitrage_waiting"]) == (0, 0)
-
-
 # --- refusals
 
 USER = [{"role": "user", "content": "1"}]
@@ -248,7 +231,7 @@ def test_what_cannot_be_done_is_refused(client: Served, fields: dict[str, Any], 
     ["gpt-7", "arbitrage@0.5", "target@1", "entropy@", "entropy@fast", "judge", "x" * 10_000, f"random@0.{'5' * 900_000}"],
 )
 def test_unknown_models(client: Served, model: str) -> None:
-    """A name of any length: it is in messages, logs and metrics."""
+    """A name of any length: it is in messages and logs."""
     response = client.ask(model=model)
     assert (response.status_code, refusal(response)["code"]) == (404, "model_not_found")
     assert len(response.content) < 1000
@@ -325,8 +308,8 @@ def test_other_refusals(client: Served, status: int, request_of: dict[str, Any])
 def test_a_defect_is_logged_and_answered(
     client: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("arbitrage_cli.serving.metrics.generate_latest", lambda registry: 1 / 0)
-    response = client.get("/metrics")
+    monkeypatch.setattr("arbitrage_cli.serving.app.find_route", lambda name, menu: 1 / 0)
+    response = client.get("/v1/models/target")
     assert (response.status_code, refusal(response)["type"]) == (500, "server_error")
     assert [record.name for record in caplog.records] == ["arbitrage.serving"]
 
@@ -350,7 +333,7 @@ def test_the_key() -> None:
             assert (response.status_code, refusal(response)["code"]) == (401, "invalid_api_key")
             assert KEY not in response.text
         assert client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
-        assert client.get("/health", headers={"host": "anything"}).json() == {"status": "ok"}
+        assert client.get("/health", headers={"host": "anything"}).json() == {"status": "ok", "running": 0, "waiting": 0}
 
 
 @pytest.mark.parametrize(
@@ -361,7 +344,6 @@ def test_no_host_header_opens_a_route(host: str) -> None:
     with serving(access=Access(KEY)) as client:
         for path in (
             "/v1/models",
-            "/metrics",
             "/v1/models/target",
             "/other",
             "//health",

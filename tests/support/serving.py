@@ -61,10 +61,10 @@ class Served(httpx2.Client):
         body = json.dumps({"messages": [{"role": "user", "content": question}], **fields})
         return self.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
 
-    def metrics(self) -> dict[str, float]:
-        """The figures by their names, labels included."""
-        lines = [line.rpartition(" ") for line in self.get("/metrics").text.splitlines() if not line.startswith("#")]
-        return {name: float(number) for name, _, number in lines}
+    def load(self) -> tuple[int, int]:
+        """The numbers of requests that run and that wait."""
+        health = self.get("/health").json()
+        return health["running"], health["waiting"]
 
 
 def text_of(response: httpx2.Response) -> str:
