@@ -24,18 +24,15 @@ def chance(curve: Floats, number: Floats) -> Floats:
     return values
 
 
-def fit_curves(number: Floats, share: Floats, weight: Floats, prior: Prior) -> tuple[Floats, Floats]:
-    """The likeliest curve of the shares (n,) for each row of weights (r, n), by Newton's method: (r, 2).
-
-    Also the curvature of its log-likelihood there (r, 2, 2): the inverse of its covariance.
-    """
+def fit_curves(number: Floats, share: Floats, weight: Floats, prior: Prior) -> Floats:
+    """The likeliest curve of the shares (n,) for each row of weights (r, n), by Newton's method: (r, 2)."""
     mean, precision = np.array(prior.mean), np.array(prior.deviation) ** -2.0
     inputs = np.stack([np.ones_like(number), number], axis=1)
     squares = np.stack([inputs[:, 0], number, number, number**2], axis=1)
-    curve, bend = np.tile(mean, (len(weight), 1)), np.empty((len(weight), 2, 2))
+    curve = np.tile(mean, (len(weight), 1))
     for _ in range(NEWTON_STEPS):
         now = chance(curve, number)
         slope = (weight * (share - now)) @ inputs - precision * (curve - mean)
         bend = ((weight * now * (1 - now)) @ squares).reshape(-1, 2, 2) + np.diag(precision)
         curve = curve + np.clip(np.linalg.solve(bend, slope[..., None])[..., 0], -LONGEST_STEP, LONGEST_STEP)
-    return curve, bend
+    return curve

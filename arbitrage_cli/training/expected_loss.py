@@ -20,7 +20,6 @@ MAX_CELLS = 1 << 21  # of one batch of resamples: bounds the memory, not the res
 NEAREST = 1e-6  # of a probability to 0 and 1
 TRUST = 0.5  # the share of the expected drops by which the curves may be off
 
-
 DROP = Prior((0.0, 1.0), (1.0, 0.3))
 LIFT = Prior((-3.0, 0.5), (1.0, 0.5))
 
@@ -90,6 +89,4 @@ def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, p
     share = np.divide(change, of, out=np.zeros_like(of), where=of > 0)
     size = max(1, MAX_CELLS // len(log_odds))
     batches = [weight[start : start + size] * of for start in range(0, len(weight), size)]
-    return np.concatenate(
-        [chance(fit_curves(log_odds, share, one, prior)[0], log_odds).astype(np.float32) for one in batches]
-    )
+    return np.concatenate([chance(fit_curves(log_odds, share, one, prior), log_odds).astype(np.float32) for one in batches])
