@@ -340,14 +340,6 @@ Event = Started | Writing | Rating | Wrote | Decided | Finished
 
 
 @dataclass(frozen=True, slots=True)
-class RequestBegun:
-    """A request to a server has a slot. `model` is the name that it asked for."""
-
-    trace: Trace
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
 class RequestEnded:
     """A request has ended, `seconds` after it arrived. `is_cancelled`: its client did not wait for the end."""
 
@@ -357,5 +349,5 @@ class RequestEnded:
     is_cancelled: bool
 
 
-ServingEvent = Event | RequestBegun | RequestEnded
-"""What happens in a server: the events of its problems, and beside them those of its requests."""
+ServingEvent = Event | RequestEnded
+"""What happens in a server: the events of its problems, and the ends of its requests."""

@@ -23,7 +23,6 @@ from arbitrage_cli.types import (
     Finished,
     ModelRole,
     Rating,
-    RequestBegun,
     RequestEnded,
     Started,
     Trace,
@@ -91,7 +90,7 @@ class SolveView(View):
         return [*lines, Text(wording.SCRIPTED_NOTICE, "yellow")] if self._run.is_scripted else lines
 
     def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
-        if isinstance(event, AttemptStarted | AttemptEnded | RequestBegun | RequestEnded):
+        if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
             return []
         self._totals.add(event)
         self._began = now if self._began is None else self._began

@@ -13,7 +13,7 @@ from arbitrage_cli.display.text import one_line, safe, show, write
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestBegun, RequestEnded, Started
+from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestEnded, Started
 
 LOADING_SECONDS = 5.0
 """Between two lines about loading, or about one file."""
@@ -69,7 +69,7 @@ class PlainDisplay:
             self._say("; ".join(_attempt_facts(event)))
         elif isinstance(event, RequestEnded):
             self._say(wording.request(event))
-        elif self._run and not isinstance(event, AttemptStarted | RequestBegun):
+        elif self._run and not isinstance(event, AttemptStarted):
             self._totals.add(event)
             self._show(event, self._run)
 

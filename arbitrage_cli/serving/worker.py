@@ -20,7 +20,6 @@ from arbitrage_cli.types import (
     Decision,
     Event,
     Finished,
-    RequestBegun,
     RequestEnded,
     ServingEvent,
     Started,
@@ -132,7 +131,6 @@ class Worker:
         ticket = self._tickets[event.trace.problem.id]
         request = ticket.request
         if isinstance(event, Started):
-            observe(RequestBegun(event.trace, request.model))
             return
         observe(event)
         if isinstance(event, Decided):

@@ -15,8 +15,7 @@ from unprivileged import unprivileged
 
 from arbitrage_cli.data import datasets
 from arbitrage_cli.data.datasets import PUBLISHED, SHIPPED, known_datasets, load_dataset
-from arbitrage_cli.errors import HubError, ModelFileError, UsageError
-from arbitrage_cli.model_files.hub import FileProgress
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.registry import FORMS
 
 GSM8K = {"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"}
@@ -116,35 +115,6 @@ def test_published_data_set_of_another_task(served: FakeHub, name: str, task: st
     assert (found.task, found.items[0].problem.id) == (task, str(ROWS[name].get("task_id", "Mercury_1")))
 
 
-@pytest.mark.parametrize("name", ["math500", "gsm8k"])
-def test_cached_data_set_is_used(served: FakeHub, name: str) -> None:
-    """A second use makes no request, and gives the same, whatever was published since."""
-    offer(served, name, ROWS[name])
-    first = load_dataset(name, offline=False)
-    offer(served, name, {**ROWS[name], "answer": "5"})
-    served.push()
-    served.requests.clear()
-    assert load_dataset(name, offline=False) == load_dataset(name, offline=True) == first
-    assert not served.requests
-
-
-def test_offline(served: FakeHub) -> None:
-    with pytest.raises(HubError, match="not on this machine"):
-        load_dataset("math500", offline=True)
-    assert not served.requests
-
-
-def test_progress_and_checksum(served: FakeHub) -> None:
-    """Progress is reported; rows whose bytes are not those that the Hub publishes are never read."""
-    offer(served, "math500", MATH)
-    size = len(jsonl(MATH))
-    seen: list[FileProgress] = []
-    served.corrupt = True
-    with pytest.raises(ModelFileError, match="not the one that the Hub publishes"):
-        load_dataset("math500", offline=False, on_progress=seen.append)
-    assert seen[-1] == FileProgress("checking", "test.jsonl", size, size)
-
-
 @pytest.mark.parametrize("name", ["math500", "builtin"])
 def test_no_mapping_for_a_name(name: str) -> None:
     with pytest.raises(UsageError, match="--map is for files"):
@@ -209,11 +179,6 @@ def test_name_wins_over_a_file(models: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert load_dataset("./builtin", offline=True).items[0].problem.question == "mine"
 
 
-def test_every_name_has_a_note() -> None:
-    assert [*known_datasets()] == ["builtin", "builtin-dev", *PUBLISHED]
-    assert all(note and "\n" not in note for note in known_datasets().values())
-
-
 # --- files
 
 
@@ -235,20 +200,6 @@ def test_rows_of_a_parquet_file_are_in_order(tmp_path: Path) -> None:
     assert [(item.problem.id, item.problem.question, item.gold) for item in items] == [
         (str(number + 1), f"q{number}", {"answer": number}) for number in range(5)
     ]
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"question": "q", "answer": "4"}, {"question": "q", "answer": None}], r"^rows\.parquet: row 2: no answer"),
-        ([{"question": "q", "answer": "4", "id": 1}] * 2, "row 2: its id '1' is that of row 1 too"),
-        ([{"question": "q", "answer": b"4"}], "row 1: its answer is"),
-    ],
-)
-def test_bad_row_of_a_parquet_file(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
-    (tmp_path / "rows.parquet").write_bytes(parquet(*rows))
-    with pytest.raises(UsageError, match=message):
-        load_dataset(str(tmp_path / "rows.parquet"), offline=True)
 
 
 def test_text_that_is_not_utf8_in_parquet(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from arbitrage_cli.data.problems import MAX_LINE_BYTES, read_json_rows
 from arbitrage_cli.data.rows import Dataset, Item, make_dataset, parse_mapping
@@ -112,14 +110,6 @@ def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
     assert ("--map" in caught.value.hint) == ("line" in message and "JSON list" not in message)
 
 
-def test_byte_order_mark_and_line_separators() -> None:
-    """What Windows adds is no part of a row; characters that Python's splitlines takes for line ends are."""
-    text = "one\u2028still one\x85and on"
-    row = json.dumps({"problem": text, "answer": "4"}, ensure_ascii=False).encode()
-    rows = dataset(b"\xef\xbb\xbf" + json.dumps({**GOOD, "id": "b"}).encode() + b"\r", row).items
-    assert [found.problem.question for found in rows] == ["q", text]
-
-
 def test_sha256() -> None:
     """It covers ids, questions, answers and their order, not the spelling of the rows, nor the rest of them."""
     first, second = {**GOOD, "id": "a"}, {**GOOD, "id": "b", "final_answer": "5"}
@@ -136,17 +126,6 @@ def test_sha256() -> None:
     ]
     others = [dataset(second, first), dataset(first), *(dataset(first, {**second, **change}) for change in changes)]
     assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
-
-
-@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=5))
-def test_any_texts_make_a_data_set_or_an_error(texts: list[tuple[str, str]]) -> None:
-    """They come back as they were, but for white space around questions, or are refused."""
-    try:
-        found = dataset(*({"problem": question, "answer": answer} for question, answer in texts))
-    except UsageError:
-        assert any(not question.strip() or not answer.strip() or "\0" in question for question, answer in texts)
-        return
-    assert [(one.problem.question, one.gold["answer"]) for one in found.items] == [(one.strip(), two) for one, two in texts]
 
 
 # --- other names for fields

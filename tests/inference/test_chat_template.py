@@ -1,7 +1,5 @@
 """From a problem to a prompt: templates of every kind, hostile ones among them, and text that must stay text."""
 
-import mmap
-import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -346,25 +344,3 @@ def test_a_template_cannot_reach_the_machine(attempt: str, tmp_path: Path, monke
     with pytest.raises(TemplateError):
         ChatPrompt(SHOWS_USER + attempt, [])
     assert not list(tmp_path.iterdir())
-
-
-def test_limits_are_those_of_another_process() -> None:
-    """After a template that ran out of memory this process may take more than that one was allowed."""
-    with pytest.raises(TemplateError, match="MB"):
-        ChatPrompt(SHOWS_USER + "{{ 'A' * 10**10 }}", [])
-    mmap.mmap(-1, 4 * prompts.MAX_RENDER_BYTES).close()  # reserved, never touched
-
-
-@pytest.mark.usefixtures("hurry")
-def test_prompts_are_as_bounded_off_the_main_thread() -> None:
-    found: list[Segment] = []
-
-    def render() -> None:
-        with pytest.raises(TemplateError, match="not finished after"):
-            ChatPrompt(SHOWS_USER + "{{ ([[1]] * 3000000) | sum(start=[]) }}", [])
-        found.extend(ChatPrompt(CHATML, CHATML_TOKENS).segments("q"))
-
-    thread = threading.Thread(target=render)
-    thread.start()
-    thread.join(10)
-    assert Plain("user\nq") in found

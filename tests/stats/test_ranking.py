@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.stats.ranking import (
     BINS,
-    MEASURES,
     RATES,
     RESAMPLES,
     Truth,
@@ -138,11 +137,6 @@ def test_one_class_only() -> None:
     found = measure(np.arange(10.0), Truth(np.zeros(10), np.zeros(10, bool), np.arange(10)), 0.5)
     assert (found["auc"].value, found["recall_20"].value, found["escalate_accuracy"].value) == (None, None, None)
     assert found["accept_accuracy"].value == 0.1
-
-
-def test_every_measure_is_there() -> None:
-    """With the names that are explained."""
-    assert measure(*make(50), 0.5).keys() == MEASURES.keys()
 
 
 def test_merit_is_recall_and_auc() -> None:
