@@ -490,7 +490,7 @@ def assert_same(some: Iterable[Event], others: Iterable[Event], *, near_tie: flo
                 break
         else:
             assert len(one[name]) == len(other[name]), f"problem {name}: one text is longer"
-    assert num_parted <= may_part, "near ties are rare: so many are a fault"
+    assert num_parted <= may_part, "near ties are rare: more are a fault"
 
 
 TINY_PAIRS = [("draft", "target"), ("hybrid", "recurrent"), ("recurrent", "hybrid")]

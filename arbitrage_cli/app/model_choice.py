@@ -22,7 +22,7 @@ from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.types import ModelRole
 
 Models = Mapping[ModelRole, str | None]
-"""The model of each role, as the user named it; None if there is none."""
+"""The model of each role, as the user named it; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

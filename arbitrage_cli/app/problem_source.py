@@ -1,4 +1,4 @@
-"""Where the problems of a command come from: an argument, a file, or standard input. Knows no model."""
+"""Where the problems of a command come from: an argument, a file, or standard input."""
 
 import contextlib
 import itertools
@@ -56,7 +56,7 @@ class Problems:
         self._rows = self._checked(itertools.islice(read_problems(self._arrivals), places.start, places.stop))
 
     def rows(self) -> Iterator[Row]:
-        """The rows that are left: problems, and lines that are none, which were reported."""
+        """The rows that are left: problems, and unusable lines, which were reported."""
         return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
 
     def usable(self, on_bad_line: Callable[[BadLine], None]) -> Iterator[Problem]:
@@ -103,7 +103,7 @@ class Problems:
             yield row
         self.ended = True
         if not num_rows:
-            raise UsageError("there is no problem in the input", "give one problem a line, or JSONL")
+            raise UsageError("the input has no problem", "give one problem a line, or JSONL")
 
     def _with_own_id(self, problem: Problem) -> Problem:
         """The problem; an id that an earlier one has gets a number: results are told apart by it."""

@@ -70,7 +70,7 @@ def _is_sample(limit: str | None) -> bool:
 
 
 def _sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """So many problems, drawn by the seed and evenly over the levels. A larger sample contains a smaller one.
+    """`count` problems, drawn by the seed and evenly over the levels. A larger sample contains a smaller one.
 
     Problems in the order of a digest, each level spread evenly over the whole: every beginning is a sample.
     """

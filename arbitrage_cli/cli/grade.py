@@ -37,7 +37,7 @@ def grade(
     from arbitrage_cli.tasks.registry import find_task
 
     if not (run / RUN).exists():
-        raise UsageError(f"{run}: there is no run in this folder", "arbitrage bench makes runs, below runs/")
+        raise UsageError(f"{run}: this folder has no run", "arbitrage bench makes runs, below runs/")
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         folder = stack.enter_context(RunFolder(run))

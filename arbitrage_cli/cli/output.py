@@ -1,4 +1,4 @@
-"""Which display a command writes to, how log messages get there, and how figures come out. Knows no model."""
+"""Which display a command writes to, how log messages get there, and how figures come out."""
 
 import contextlib
 import ctypes

@@ -1,7 +1,7 @@
 """Defaults of options from files: `arbitrage.toml` in the current folder, then the user's `config.toml`.
 
 A key is the long name of an option without its dashes: `draft = "small.gguf"`, `max-tokens = 1024` (or `max_tokens`). A table
-named after a command holds for that command alone. Knows no option itself: it asks the commands which ones they have.
+named after a command holds for that command alone. The commands say which options there are.
 """
 
 import json

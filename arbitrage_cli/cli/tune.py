@@ -29,7 +29,7 @@ BUSY = 0.5  # cores that others use
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The speeds of a model with so many threads, and the setting that was tried besides."""
+    """The speeds of a model with a number of threads, and the other setting that was tried."""
 
     threads: int
     settings: str

@@ -140,7 +140,7 @@ def _as_recorded(role: str, model: Mapping[str, Any]) -> Finding:
 
 def _model(source: str) -> Iterator[Finding]:
     if not is_file(source):
-        yield Finding("unknown", source, "it is no file")
+        yield Finding("unknown", source, "it is not a file")
         return
     files = local_files(source)
     if not files:

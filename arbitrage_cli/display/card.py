@@ -17,8 +17,8 @@ SHOWN_RATES = (20, 30, 40, 60)  # of those that are on the card
 SHOWN_TAUS = 10  # beside those with a name
 
 RATES = {
-    "recall": "of the steps worth escalating, % caught when so many % are escalated",
-    "oracle_share": "of the oracle's gain over random, % kept when so many % are escalated",
+    "recall": "of the steps worth escalating, % caught at each rate of escalation",
+    "oracle_share": "of the oracle's gain over random, % kept at each rate of escalation",
 }
 LEGEND = (
     "calls: steps that are escalated; wasted: calls that gain nothing",

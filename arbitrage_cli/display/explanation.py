@@ -1,4 +1,4 @@
-"""Why steps were accepted or escalated, in words and as JSON. Knows no model and no file."""
+"""Why steps were accepted or escalated, in words and as JSON."""
 
 import json
 import textwrap

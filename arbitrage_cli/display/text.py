@@ -60,7 +60,7 @@ def short_labels(labels: Sequence[str], room: int) -> list[str]:
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """A paragraph in lines of at most so many columns."""
+    """A paragraph in lines of at most `width` columns."""
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
 
 

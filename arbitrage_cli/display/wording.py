@@ -1,6 +1,4 @@
-"""The phrases that the plain and the live display share, about decisions, tallies, results and attempts.
-
-Knows no terminal: records in, plain text out.
+"""The phrases that the plain and the live display share, about decisions, tallies, results and attempts: records in, plain text out.
 """
 
 import math
@@ -92,7 +90,7 @@ class Totals:
 
 
 def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
-    """How far a run of several problems is after so many seconds: `12/50, about 40 s left`."""
+    """How far a run of several problems is after these seconds: `12/50, about 40 s left`."""
     done = run.num_done + totals.finished
     if run.num_problems is None:
         return f"{done} finished"

@@ -1,6 +1,6 @@
 """Two runs against each other, over the problems that both have: accuracy and time of the same policy in each.
 
-Pairs attempts by problem id and sample, and leaves out ids whose question changed. Knows no file and no terminal.
+Pairs attempts by problem id and sample, and leaves out ids whose question changed.
 """
 
 import math

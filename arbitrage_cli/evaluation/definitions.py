@@ -1,6 +1,4 @@
 """What each figure is: numerator / denominator, unit, and kind of interval. The same words in tables, reports and docs.
-
-Knows no figure's value.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 One function makes them, as JSON, from the rows of a run; tables, reports and `--json` show these and nothing else.
 `definitions` says what each figure is. Every ratio comes with its numerator and denominator (`ratios`). What is unknown is
-None, never a guess. Knows no model, no file and no terminal.
+None, never a guess.
 """
 
 import gc
@@ -95,7 +95,7 @@ def figures(
 
 @contextmanager
 def _no_cycles() -> Iterator[None]:
-    """Keeps Python from looking for cycles among the records of a large run, which takes a third of the time: there are none."""
+    """Keeps Python from looking for cycles among the records of a large run, which takes a third of the time. They have none."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

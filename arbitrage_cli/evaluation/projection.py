@@ -1,6 +1,6 @@
 """What the tokens of a run would take on another machine, and what they would cost at given prices. Measures nothing.
 
-On the other machine a model reads and writes so many tokens a second. Two things are not known: how much a machine loses when it
+The speeds are given: tokens a second that each model reads and writes there. Two things are not known: how much a machine loses when it
 reads only a few tokens at once, and what it takes to verify a proposal. So there are two estimates. The low one reads at full
 speed, and verifies a batch in the time of a token that is written, or of its tokens that are read if that is longer. The high one
 waits for one more token at each change of model, and saves nothing by verifying.

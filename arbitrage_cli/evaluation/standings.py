@@ -53,7 +53,7 @@ class Standings:
         return [self._standing(policy.label, sums) for policy, sums in self._sums.items()]
 
     def seconds_left(self, waiting: Mapping[Route, int]) -> float | None:
-        """An estimate of the time for so many attempts of each policy; None before any is done."""
+        """An estimate of the time for the attempts of each policy that are left; None before any is done."""
         means = {policy: sums.seconds / len(sums.done) for policy, sums in self._sums.items() if sums.done}
         if not means:
             return None

@@ -1,7 +1,6 @@
 """Finds what is graded: the final answer in a solution, and the gold answer in a row of a data set.
 
-Reads only the model's own text: a box in the problem is no answer. Knows no model, and of data sets only how they write
-their answers. `compare` and `grader` decide whether two answers are the same.
+Reads only the model's own text: a box in the problem does not count. `compare` and `grader` decide whether two answers are the same.
 """
 
 import re
@@ -13,7 +12,7 @@ _MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def boxed_answer(text: str) -> str | None:
-    """The content of the last complete `\\boxed{...}` that is not blank, braces balanced; None if there is none.
+    """The content of the last complete `\\boxed{...}` that is not blank, braces balanced; None without one.
 
     Of nested boxes the outer one counts. One pass over any text.
     """

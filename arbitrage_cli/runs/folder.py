@@ -117,7 +117,7 @@ def examine(folder: Path, kind: str | None = None) -> tuple[dict[str, Any], Foun
     with _raising(UsageError, f"{folder}: cannot be read", hint):
         _refuse_links(folder)
         if not any((folder / name).exists() for name in (RUN, RESULTS)):
-            raise UsageError(f"{folder}: there is no run in this folder", hint)
+            raise UsageError(f"{folder}: this folder has no run", hint)
         run = _read_run(folder, kind)
         return run, _read_rows(folder, run.get("kind", BENCH))
 

@@ -48,7 +48,7 @@ def _read(row: Row) -> tuple[str, dict[str, Any]]:
     choices = row["choices"]
     texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
     if not isinstance(texts, list) or not 1 < len(texts) <= len(string.ascii_uppercase):
-        raise UnusableError("its choices are no list of at least two")
+        raise UnusableError("its choices are not a list of at least two")
     letters = string.ascii_uppercase[: len(texts)]
     question = "\n".join(
         [str(row["question"]), "", *(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))]
@@ -64,7 +64,7 @@ def _letter(answer: Any, letters: str, labels: list[Any]) -> str:
         return letters[answer]
     if answer in labels:
         return letters[labels.index(answer)]
-    raise UnusableError("its answer is none of its choices")
+    raise UnusableError("its answer is not one of its choices")
 
 
 CHOICE = Task(

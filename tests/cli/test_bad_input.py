@@ -92,7 +92,7 @@ def test_input_without_a_problem_is_refused_before_models_are_opened(tmp_path: P
     (tmp_path / "input").write_bytes(content)
     missing = str(tmp_path / "missing.gguf")
     result = run("solve", "--draft", missing, "--target", missing, "-q", stdin=tmp_path / "input")
-    assert_refused(result, USAGE, "there is no problem")
+    assert_refused(result, USAGE, "the input has no problem")
 
 
 # --- bad lines among good ones

@@ -13,7 +13,7 @@ def chat(*lines: str, flags: tuple[str, ...] = ()) -> Result:
 
 
 def test_each_line_is_answered_as_its_policy_says() -> None:
-    """Answers are on stdout; blank lines are none; the chat ends with its input or with /quit."""
+    """Answers are on stdout; blank lines are skipped; the chat ends with its input or with /quit."""
     result = chat(QUESTION, "", "/policy target", QUESTION, "/policy draft", QUESTION, "/quit", QUESTION)
     assert result.out.split() == [RIGHT, RIGHT, WRONG]
     result = chat("/policy entropy@inf", QUESTION, "/tau 0.5", QUESTION)

@@ -27,7 +27,7 @@ BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run")
         ([*SOLVE], "tau =", "arbitrage.toml: cannot be read as TOML (Invalid value (at line 1, column 6))"),
         ([*BENCH, "--limit", "4-9"], "", "--limit: '4-9' selects no problems"),
         ([*BENCH, "--policy", "target@1"], "", "--policy: policy target has no tau"),
-        (["report", "nowhere"], "", "nowhere: there is no run in this folder"),
+        (["report", "nowhere"], "", "nowhere: this folder has no run"),
         (["train", "run", "-o", "head.pkl"], "", "--output: head.pkl: a head is a .safetensors file"),
     ],
 )

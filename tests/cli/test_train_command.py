@@ -65,7 +65,7 @@ def test_card_of_a_head_has_models_data_and_figures(folder: Path, trained: Resul
     models = (f"Tiny draft, sha256 {'d' * 12}", f"Tiny target, sha256 {'e' * 12}", "made up: 120 problems, 600 states")
     for word in ("AUC", "calibration error", *baselines, *models, "exact", "balanced", "fast", "wasted"):
         assert word in flat(card.out)
-    assert "caught when so many" in flat(whole.out)
+    assert "caught at each rate" in flat(whole.out)
     assert len(whole.out.splitlines()) > len(card.out.splitlines()) > len(trained.out.splitlines())
 
 

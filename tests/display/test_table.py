@@ -110,7 +110,7 @@ def test_missing_target_is_told_and_shown_as_unknown() -> None:
 
 
 def test_projection_is_named_as_one() -> None:
-    """Projected figures come with the word, and the definition; unasked there are none."""
+    """Projected figures come with the word, and the definition; only if they are asked for."""
     made = make_run(10)
     text = flat(table(made, speeds=SPEEDS))
     assert "PROJECTION, not measured" in text

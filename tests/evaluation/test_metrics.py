@@ -192,7 +192,7 @@ def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_inte
 
 
 def test_samples_are_resampled_by_problem() -> None:
-    """Several samples of a problem count in the mean, but not as so many problems in the interval."""
+    """Several samples of a problem count in the mean, but not as that many problems in the interval."""
     once = make_run(30, columns=ALONE)
     copies = [{**one, "sample": sample} for one in once.rows for sample in range(4)]
     repeated = made_figures(run_of(copies, samples=4))

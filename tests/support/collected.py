@@ -32,7 +32,7 @@ class World:
     The features that weights may name vary by about 1: the least likely token, the first token's entropy, and how many numbers
     a step has.
 
-    An advantage is 1; where there is none, it is -1 with the probability `harm`, else 0.
+    An advantage is 1; without one it is -1 with the probability `harm`, else 0.
     """
 
     bias: float = -2.0

@@ -1,7 +1,7 @@
 """A Hugging Face Hub on loopback, with faults on request: what `repo_info` and a download need of the real one.
 
 Files are served by a redirect to a second host name, as the real Hub sends its downloads to a CDN; small ones, which git
-keeps itself, by the Hub, with no sha256 published. Knows no test.
+keeps itself, by the Hub, with no sha256 published.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class FakeHub:
         self.url = self.cdn_url = ""
         self.sha = COMMIT
         self.failure: Failure | None = None  # of every request to the Hub itself
-        self.cuts: list[int] = []  # each next download ends after so many bytes of its answer, as a broken connection does
+        self.cuts: list[int] = []  # each next download ends after that many bytes of its answer, as a broken connection does
         self.corrupt = False  # right size, wrong bytes
         self.surplus = b""  # sent after each file
         self.false_headers: list[dict[str, str]] = []  # of each next HEAD of a file, beside or in place of the right ones

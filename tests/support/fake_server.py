@@ -30,7 +30,7 @@ Body = dict[str, Any]
 
 @dataclass
 class Answer:
-    """A status and JSON objects: several if it is streamed. `cut`: the connection breaks after so many of them.
+    """A status and JSON objects: several if it is streamed. `cut`: the connection breaks after that many of them.
 
     `stalls`: after them come comments, for ever.
     """
@@ -206,7 +206,7 @@ class HashServer:
     # --- the model
 
     def _write(self, ids: list[int], most: int, stop: list[str] | None, *, keeps: bool) -> "list[_Token]":
-        """Greedy tokens after these, until the end of the sequence, a stop word, or so many."""
+        """Greedy tokens after these, until the end of the sequence, a stop word, or `most` tokens."""
         tokenizer, written, text = self.backend.tokenizer, list[_Token](), ""
         while True:
             self.backend.cells = [ids + [one.id for one in written]]

@@ -24,7 +24,7 @@ def wall_or_skip() -> list[str]:
 
 
 def process_of(child: Child) -> int | None:
-    """The id of the process that is kept; None if there is none."""
+    """The id of the process that is kept; None without one."""
     return child._process.id if child._process else None
 
 
