@@ -23,7 +23,7 @@ from arbitrage_cli.types import Cost, ModelRole
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class WriterOptions:
     """How a writer writes. `keep` is what stays in a cache from one problem to the next.
 
     Without `shares_prompts`, routes do not find each other's prompts in a server's cache. Proposals are planned by `batch_costs`.
@@ -46,10 +46,10 @@ class Model(Protocol):
     @property
     def chat_template(self) -> str | None: ...
 
-    def writer(self, role: ModelRole, writing: Writing, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         """A writer that shares the model's cache with the others. If it `knows_speed`, that was measured."""
 
-    def own_writer(self, role: ModelRole, writing: Writing, first_sequence: int = 0) -> Writer:
+    def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         """A writer that shares nothing with others. That of the draft keeps token statistics."""
 
     def judge(self, first_sequence: int) -> Rater:
@@ -77,7 +77,7 @@ class LocalModel:
         self._measured: Cost | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
 
-    def writer(self, role: ModelRole, writing: Writing, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         if self._cache is None:
             self._cache = self._make_cache(writing)
         engine = _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
@@ -87,7 +87,7 @@ class LocalModel:
             self._measured = engine.measure()
         return engine
 
-    def own_writer(self, role: ModelRole, writing: Writing, first_sequence: int = 0) -> Writer:
+    def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return _engine(role, self._make_cache(writing, first_sequence), writing, keep_token_stats=role == "draft")
 
     def judge(self, first_sequence: int) -> Rater:
@@ -111,7 +111,7 @@ class LocalModel:
     def served_facts(self) -> Mapping[str, Any] | None:
         return None
 
-    def _make_cache(self, writing: Writing, first_sequence: int = 0) -> Cache:
+    def _make_cache(self, writing: WriterOptions, first_sequence: int = 0) -> Cache:
         return Cache(
             self._backend,
             writing.instructions,
@@ -128,7 +128,7 @@ class RemoteModel:
         self._model = model
         self.card, self.chat_template = model.card, model.chat_template
 
-    def writer(self, role: ModelRole, writing: Writing, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         shares = writing.shares_prompts
         return ServedWriter(
             role,
@@ -140,7 +140,7 @@ class RemoteModel:
             shares_prompts=shares,
         )
 
-    def own_writer(self, role: ModelRole, writing: Writing, first_sequence: int = 0) -> Writer:
+    def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return self.writer(role, writing, keep_token_stats=role == "draft", knows_speed=False)
 
     def judge(self, first_sequence: int) -> Rater:
@@ -171,7 +171,7 @@ class Writers:
     turns within a problem.
     """
 
-    def __init__(self, models: Mapping[ModelRole, Model], writing: Writing) -> None:
+    def __init__(self, models: Mapping[ModelRole, Model], writing: WriterOptions) -> None:
         self._models = models
         self._writing = writing
         self._made: dict[tuple[ModelRole, int, Route], Writer] = {}
@@ -190,7 +190,7 @@ class Writers:
         return self._made[key]
 
 
-def _engine(role: ModelRole, cache: Cache, writing: Writing, *, keep_token_stats: bool) -> Engine:
+def _engine(role: ModelRole, cache: Cache, writing: WriterOptions, *, keep_token_stats: bool) -> Engine:
     proposals: Proposals = "all" if role == "target" else "drafted"
     costs = writing.batch_costs.get(role)
     return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, proposals=proposals, costs=costs)

@@ -21,7 +21,7 @@ from arbitrage_cli.types import Problem
 MAX_BAD_LINES = 20
 """A file whose first lines cannot be used, this many, is not a file of problems."""
 
-Row = Problem | BadLine
+InputLine = Problem | BadLine
 
 
 class Problems:
@@ -41,7 +41,7 @@ class Problems:
         self.total: int | None = 1
         self.is_single = problem not in (None, "-")
         self._display = display
-        self._ahead: deque[Row] = deque()
+        self._ahead: deque[InputLine] = deque()
         self._ids: set[str] = set()
         self._arrivals: Arrivals | None = None
         if problem is not None and self.is_single:
@@ -55,7 +55,7 @@ class Problems:
         self._arrivals = Arrivals(stream)
         self._rows = self._checked(itertools.islice(read_problems(self._arrivals), places.start, places.stop))
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[InputLine]:
         """The rows that are left: problems, and unusable lines, which were reported."""
         return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
 
@@ -88,7 +88,7 @@ class Problems:
         """Whether somebody types them in: they come one by one."""
         return self._arrivals is not None and self._arrivals.is_typed
 
-    def _checked(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def _checked(self, rows: Iterator[InputLine]) -> Iterator[InputLine]:
         """The rows, each problem with an id of its own; a bad line is reported."""
         num_rows = 0
         for row in self._readable(rows):
@@ -119,7 +119,7 @@ class Problems:
         with self._explained():
             return self._arrivals is None or self._arrivals.is_ready
 
-    def _readable(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def _readable(self, rows: Iterator[InputLine]) -> Iterator[InputLine]:
         with self._explained():
             yield from rows
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, Writers, Writing
+from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup
@@ -66,7 +66,7 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        self.writing = Writing(setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs)
+        self.writing = WriterOptions(setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs)
         self.engines = Writers(self.models, self.writing)
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from arbitrage_cli.app.model_choice import (
     reward_source,
     system_prompt,
 )
+from arbitrage_cli.app.on_servers import early_stop_asked, exposed, refuse_on_servers, served_models
 from arbitrage_cli.app.options import (
     DEFAULTS,
     BenchRoutingOptions,
@@ -28,7 +29,6 @@ from arbitrage_cli.app.options import (
     RoutingOptions,
 )
 from arbitrage_cli.app.policy_lists import PolicyList, make_routes, read_policies
-from arbitrage_cli.app.served import early_stop_asked, exposed, refuse_on_servers, served_models
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler

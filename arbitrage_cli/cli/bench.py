@@ -21,7 +21,14 @@ from arbitrage_cli.app.options import (
     option,
 )
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, offering_to_resume, only_figures_on_stdout, say, show_figures
+from arbitrage_cli.cli.output import (
+    command_display,
+    offering_to_resume,
+    only_figures_on_stdout,
+    permitted,
+    say,
+    show_figures,
+)
 from arbitrage_cli.display import rounding
 from arbitrage_cli.errors import UsageError
 
@@ -80,7 +87,6 @@ def bench(
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
-    from arbitrage_cli.cli.running_code import permitted
     from arbitrage_cli.runs.folder import RunFolder
 
     for flag, hint in ONCE.items():

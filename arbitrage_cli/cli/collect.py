@@ -18,7 +18,7 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, offering_to_resume, say
+from arbitrage_cli.cli.output import command_display, offering_to_resume, permitted, say
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.collect_run import Collection, CollectPlan
@@ -51,7 +51,6 @@ def collect(
     from arbitrage_cli.app.collect_run import CollectPlan
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.setup import RunOptions, collect_setup
-    from arbitrage_cli.cli.running_code import permitted
 
     with command_display(output) as display:
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)

@@ -10,7 +10,7 @@ import typer
 
 from arbitrage_cli.app.options import SOME_FAILED, FigureOptions, OutputOptions, RunCode
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, show_figures
+from arbitrage_cli.cli.output import command_display, permitted, show_figures
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.folder import RUN, RunFolder, latest
 from arbitrage_cli.runs.records import label
@@ -33,7 +33,6 @@ def grade(
       arbitrage grade runs/builtin--builtin
     """
     from arbitrage_cli.app.manifest import with_grader
-    from arbitrage_cli.cli.running_code import permitted
     from arbitrage_cli.tasks.registry import find_task
 
     if not (run / RUN).exists():

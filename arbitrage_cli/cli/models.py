@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -274,23 +275,8 @@ def _facts(source: str, context_size: int | None) -> Facts:
 
 
 def _record(source: str, facts: Facts) -> dict[str, Any]:
-    return {
-        "model": source,
-        "files": [str(file) for file in facts.files],
-        "file_bytes": facts.file_bytes,
-        "name": facts.name,
-        "architecture": facts.architecture,
-        "parameters": facts.num_parameters,
-        "quantization": facts.quantization,
-        "trained_context_size": facts.trained_context_size,
-        "context_size": facts.context_size,
-        "kv_bytes": facts.kv_bytes,
-        "state_bytes": facts.state_bytes,
-        "checkpoint_bytes": facts.checkpoint_bytes,
-        "memory_bytes": facts.memory_bytes,
-        "has_template": facts.has_template,
-        "vocabulary_size": facts.vocabulary_size,
-    }
+    sizes = {"memory_bytes": facts.memory_bytes, "checkpoint_bytes": facts.checkpoint_bytes}
+    return {"model": source, **asdict(facts), "files": [str(file) for file in facts.files], **sizes}
 
 
 def _lines(facts: Facts) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Which display a command writes to, how log messages get there, and how figures come out."""
+"""Which display a command writes to, how log messages get there, how figures come out, and whether programs may run."""
 
 import contextlib
 import ctypes
@@ -16,6 +16,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
+from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Trace
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ def figures_as_asked(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], 
 def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:
     """The figures of a run, of all its rows, on standard output. UsageError for a wrong price."""
     from arbitrage_cli.display import table
-    from arbitrage_cli.display.facts import model_facts
+    from arbitrage_cli.display.run_facts import model_facts
 
     made = figures_as_asked(run, rows, options)
     made["notes"] += run["warnings"]
@@ -202,3 +203,31 @@ def log_to(display: Display, options: OutputOptions) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+# --- programs that models wrote
+
+
+def permitted(task: Task, run_code: str | None) -> Task:
+    """The task as `--run-code` has it graded. UsageError if it runs code and may not; in a terminal the user is asked."""
+    if not task.runs_code:
+        return task
+    if run_code == "unprotected":
+        from arbitrage_cli.tasks.code import unprotected
+
+        return unprotected(task)
+    from arbitrage_cli.grading.programs import find_wall
+
+    find_wall()
+    if run_code is None and not _is_confirmed(f"Task {task.name} runs programs that models wrote, behind bubblewrap."):
+        hint = '--run-code, or run-code = "sandboxed" in a settings file, allows it; see arbitrage guide code'
+        raise UsageError(f"task {task.name} is graded by running programs that models wrote, on this machine", hint)
+    return task
+
+
+def _is_confirmed(what: str) -> bool:
+    """Whether the user agrees; False if nobody can be asked."""
+    if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None or not sys.stderr.isatty():
+        return False
+    write(sys.stderr, f"{what} Run them? [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -8,7 +8,7 @@ from typing import Any, Self
 from arbitrage_cli.app.executor import give_up, marked
 from arbitrage_cli.app.manifest import record_settings, refuse_change
 from arbitrage_cli.app.options import ResultFormat
-from arbitrage_cli.app.problem_source import Problems, Row
+from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.cli.output import InOrder
@@ -129,7 +129,7 @@ def _line(result: Record, form: ResultFormat, *, is_single: bool) -> str | None:
     )
 
 
-def _is_of(result: Record, row: Row) -> bool:
+def _is_of(result: Record, row: InputLine) -> bool:
     if isinstance(row, BadLine):
         return result["problem"] is None and result["id"] == str(row.number)
     return (result["id"], result["problem"]) == (row.id, row.question)

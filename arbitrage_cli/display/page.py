@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from arbitrage_cli.display import charts, columns, facts, rounding, table, traces
+from arbitrage_cli.display import charts, columns, rounding, run_facts, table, traces
 from arbitrage_cli.display.charts import Series, series_of
 from arbitrage_cli.display.columns import Column
 from arbitrage_cli.display.text import safe
@@ -98,10 +98,10 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
     return {
         "title": figures["dataset"],
         "count": table.size_of(figures),
-        "headline": " ".join(facts.headline(figures)),
-        "summary": " ".join(facts.summary(figures)),
-        "facts": [*facts.main_facts(run)],
-        "other_facts": [*facts.other_facts(run)],
+        "headline": " ".join(run_facts.headline(figures)),
+        "summary": " ".join(run_facts.summary(figures)),
+        "facts": [*run_facts.main_facts(run)],
+        "other_facts": [*run_facts.other_facts(run)],
         "notes": [*figures["notes"], *run["warnings"]],
         "is_throughput": figures["concurrency"] > 1,
         "series": list(dict.fromkeys(map(series_of, policies))),

@@ -1,5 +1,4 @@
-"""The phrases that the plain and the live display share, about decisions, tallies, results and attempts: records in, plain text out.
-"""
+"""The phrases that the plain and the live display share, about decisions, tallies, results and attempts: records in, plain text out."""
 
 import math
 import time

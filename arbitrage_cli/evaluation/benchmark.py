@@ -2,8 +2,8 @@
 
 All policies solve a block of problems before the next block begins, in an order that rotates: a machine that gets slower
 during a run gets slower for all of them. In a latency run a block is one problem. In a throughput run, where several
-problems are solved at once, a block is large enough that little of its time is its end, when places stay empty. Knows no
-file, no terminal and no data set by name; the caller says how answers are graded.
+problems are solved at once, a block is large enough that little of its time is its end, when places stay empty. The caller
+says how answers are graded.
 """
 
 import contextlib

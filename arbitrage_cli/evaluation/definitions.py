@@ -1,5 +1,4 @@
-"""What each figure is: numerator / denominator, unit, and kind of interval. The same words in tables, reports and docs.
-"""
+"""What each figure is: numerator / denominator, unit, and kind of interval. The same words in tables, reports and docs."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

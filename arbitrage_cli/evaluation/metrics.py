@@ -14,8 +14,8 @@ from typing import Any
 from arbitrage_cli.evaluation import projection, speed
 from arbitrage_cli.evaluation.accuracy import accuracy, accuracy_difference, calibration, cut_by_limit, likeness
 from arbitrage_cli.evaluation.projection import (
+    GivenSpeeds,
     Prices,
-    Speeds,
     counts_tokens,
     price_figures,
     projection_figures,
@@ -48,7 +48,7 @@ class Scope:
     levels: Mapping[str, Level]
     samples: int
     prices: Prices | None
-    speeds: Speeds | None
+    speeds: GivenSpeeds | None
     tokens_missing: bool
     target: PolicyResults | None
     oracle: PolicyResults | None
@@ -65,7 +65,7 @@ def figures(
     rows: Iterable[Mapping[str, Any]],
     *,
     prices: Prices | None = None,
-    speeds: Speeds | None = None,
+    speeds: GivenSpeeds | None = None,
     out_of_time: bool = False,
 ) -> dict[str, Any]:
     """All figures of a run, as JSON. The order of the rows does not matter.
@@ -105,7 +105,9 @@ def _no_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _scope(run: Mapping[str, Any], policies: Sequence[PolicyResults], prices: Prices | None, speeds: Speeds | None) -> Scope:
+def _scope(
+    run: Mapping[str, Any], policies: Sequence[PolicyResults], prices: Prices | None, speeds: GivenSpeeds | None
+) -> Scope:
     counts = counts_tokens(run)
     return Scope(
         levels=run["levels"],

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.speed import Pairs, speedup
+from arbitrage_cli.evaluation.speed import Paired, speedup
 from arbitrage_cli.runs.results import PolicyResults, Result
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
@@ -60,14 +60,14 @@ class Price:
         return (read + (cost.decode_tokens + cost.verify_kept) * self.written) / 1e6
 
 
-Speeds = Mapping[ModelRole, Speed]
+GivenSpeeds = Mapping[ModelRole, Speed]
 Prices = Mapping[ModelRole, Price]
 
 
 # --- what is given on the command line
 
 
-def parse_speeds(text: str) -> Speeds:
+def parse_speeds(text: str) -> GivenSpeeds:
     """`draft=READ/WRITTEN,target=READ/WRITTEN`, both models at least. UsageError."""
     speeds = _parse_roles(text, _parse_speed, "project", SPEEDS_EXAMPLE)
     if not speeds.keys() >= {"draft", "target"}:
@@ -110,7 +110,7 @@ def _parse_speed(value: str) -> Speed | None:
 # --- figures
 
 
-def projection_figures(policy: PolicyResults, pairs: Pairs, speeds: Speeds) -> dict[str, Any]:
+def projection_figures(policy: PolicyResults, pairs: Paired, speeds: GivenSpeeds) -> dict[str, Any]:
     """Mean seconds of an attempt and the speed-up over the target alone: in the middle of both estimates, and the range of both.
 
     All are None if a model read or wrote tokens whose speed was not given, or if the policy never did what it is for.
@@ -141,7 +141,7 @@ def is_idle(policy: PolicyResults) -> bool:
     return policy.policy == "speculative" and not any(one.tally.target_cost.verify_tokens for one in policy.done)
 
 
-def _seconds(result: Result, speeds: Speeds) -> tuple[float, float] | None:
+def _seconds(result: Result, speeds: GivenSpeeds) -> tuple[float, float] | None:
     """Both estimates of an attempt, with the router's time as it was here."""
     tally = result.tally
     turns = tally.target_steps if tally.drafted_steps else 1
@@ -154,7 +154,7 @@ def _seconds(result: Result, speeds: Speeds) -> tuple[float, float] | None:
     return low, high
 
 
-def price_figures(done: Sequence[Result], pairs: Pairs, prices: Prices) -> dict[str, Any]:
+def price_figures(done: Sequence[Result], pairs: Paired, prices: Prices) -> dict[str, Any]:
     """The mean price of an attempt, and the share of the target's price that is saved, with its interval."""
 
     def price(result: Result) -> float:

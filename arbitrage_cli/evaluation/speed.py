@@ -18,7 +18,7 @@ from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, ra
 MIN_PROBLEMS = MIN_BLOCKS = 5
 """With fewer there is nothing to resample a ratio of times from."""
 
-Pairs = Sequence[tuple[Result, Result]]
+Paired = Sequence[tuple[Result, Result]]
 """The policy's result and the target's, of each attempt that both finished."""
 
 Block = Sequence[Result]
@@ -30,13 +30,13 @@ def seconds_mean(policy: PolicyResults) -> Ratio:
     return Ratio(math.fsum(map(_seconds_of, policy.done)), len(policy.done))
 
 
-def speedups(pairs: Pairs) -> dict[str, Any]:
+def speedups(pairs: Paired) -> dict[str, Any]:
     """The speed-up over all problems."""
     value, interval = speedup(pairs, _seconds_of)
     return {"speedup": value, "speedup_interval": interval}
 
 
-def speedup(pairs: Pairs, cost: Callable[[Result], float]) -> tuple[Ratio | None, Interval | None]:
+def speedup(pairs: Paired, cost: Callable[[Result], float]) -> tuple[Ratio | None, Interval | None]:
     """Cost of the target alone / of the policy. No interval from few problems, nor for the target against itself."""
     if not pairs:
         return None, None
@@ -63,7 +63,7 @@ def _seconds_of(result: Result) -> float:
     return result.seconds or 0.0
 
 
-def _table(pairs: Pairs, cost: Callable[[Result], float]) -> Floats:
+def _table(pairs: Paired, cost: Callable[[Result], float]) -> Floats:
     """Costs of the target alone and of the policy, one row a problem."""
     return sums_by_problem(((one.key[0], [cost(alone), cost(one)]) for one, alone in pairs), 2)
 

@@ -55,7 +55,7 @@ class Tests:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProgramVerdict:
     """Whether a program passed its tests, and the reason: one short line without control characters."""
 
     value: VerdictValue
@@ -107,7 +107,7 @@ class ProgramRunner:
         """What keeps programs apart from this machine, for the record of a run."""
         return ("bubblewrap", "resource limits") if self.wall else ("resource limits",)
 
-    def run(self, program: str, tests: Tests) -> Verdict:
+    def run(self, program: str, tests: Tests) -> ProgramVerdict:
         """The verdict on a program. Whatever the program does is no error, and none takes long.
 
         ProblemError if its process is killed or stopped from outside: then nothing is known about the program.
@@ -126,7 +126,7 @@ class ProgramRunner:
             limits["RLIMIT_NPROC"] = _NUM_PROCESSES
         return limits
 
-    def _verdict(self, job: bytes, secret: str) -> Verdict:
+    def _verdict(self, job: bytes, secret: str) -> ProgramVerdict:
         command = [*self.wall, str(_PYTHON), "-s", "-S", "-P", "-B", "-c", _DRIVER.read_text(encoding="utf-8")]
         deadline = time.perf_counter() + WALL_FACTOR * self.seconds
         with Process(command, environment=_environment(), folder="/" if self.wall else tempfile.gettempdir()) as process:
@@ -136,17 +136,17 @@ class ProgramRunner:
                 while data := process.read(deadline):
                     output = (output + data)[-_MAX_OUTPUT:]
                     if _OVER in output:
-                        return Verdict("time", f"it computes for more than {self.seconds} s")
+                        return ProgramVerdict("time", f"it computes for more than {self.seconds} s")
                 code = process.wait(deadline)
             except TimeoutError:
                 if _is_stopped(process.id):
                     raise ChildError("machine", "its process was stopped") from None
-                return Verdict("time", f"not finished after {WALL_FACTOR * self.seconds} s")
+                return ProgramVerdict("time", f"not finished after {WALL_FACTOR * self.seconds} s")
         if code in _KILLED:
             raise ChildError("machine", "its process was killed")
         if not output:
             raise ChildError("machine", f"its process could not be started ({how(code)})")
-        return _read_verdict(output, secret) or Verdict("ended", f"it ended its process ({how(code)})")
+        return _read_verdict(output, secret) or ProgramVerdict("ended", f"it ended its process ({how(code)})")
 
 
 def _environment() -> dict[str, str]:
@@ -155,7 +155,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "HOME": "/tmp"}  # noqa: S108
 
 
-def _read_verdict(output: bytes, secret: str) -> Verdict | None:
+def _read_verdict(output: bytes, secret: str) -> ProgramVerdict | None:
     """What the last line says. Only the secret is a pass; the program may have written anything else itself."""
     try:
         said = json.loads(output.rpartition(b"\n")[2])
@@ -163,9 +163,9 @@ def _read_verdict(output: bytes, secret: str) -> Verdict | None:
         return None
     match said:
         case ["passed", str(proof)] if secrets.compare_digest(proof.encode(), secret.encode()):
-            return Verdict("passed", "all tests pass")
+            return ProgramVerdict("passed", "all tests pass")
         case [str(value), str(reason)] if value in get_args(VerdictValue) and value != "passed":
-            return Verdict(cast("VerdictValue", value), shown(reason, _MAX_REASON))
+            return ProgramVerdict(cast("VerdictValue", value), shown(reason, _MAX_REASON))
     return None
 
 

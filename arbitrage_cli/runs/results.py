@@ -49,8 +49,6 @@ class Result:
     seconds: float | None
     tally: Tally
     kept_steps: int
-    kept_tokens: int
-    kept_target_tokens: int
     router_seconds: float
     reward_seconds: float
     text: int
@@ -209,8 +207,6 @@ def _read_result(row: Mapping[str, Any]) -> Result:
         seconds=float(row["wall_seconds"]) if is_done else None,
         tally=tally_of_row(row),
         kept_steps=len(row["steps"]),
-        kept_tokens=sum(step["tokens"] for step in row["steps"]),
-        kept_target_tokens=sum(step["tokens"] for step in row["steps"] if step["model"] == "target"),
         router_seconds=timing["router"]["seconds"] if "router" in timing else 0.0,
         reward_seconds=timing["reward"]["seconds"] if "reward" in timing else 0.0,
         text=_after(0, row["text"]),

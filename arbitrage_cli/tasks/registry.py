@@ -1,16 +1,39 @@
-"""The tasks by name."""
+"""The tasks by name: mathematics as in the paper, and anything else, are here; code and multiple choice have their own files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
+from typing import Any
 
 from arbitrage_cli.data.rows import Form
 from arbitrage_cli.errors import unknown
-from arbitrage_cli.tasks.choice import CHOICE
+from arbitrage_cli.grading.extract import boxed_answer
+from arbitrage_cli.grading.grader import Grader, grader_version
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.tasks.code import CODE
-from arbitrage_cli.tasks.free import FREE
-from arbitrage_cli.tasks.math import MATH
+from arbitrage_cli.tasks.multiple_choice import CHOICE
 from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.types import Grade
 
+
+class _NoGrader:
+    """Grades nothing."""
+
+    protections = ()
+
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+        return Grade("unscored", None, "task free has no right answers")
+
+
+@contextmanager
+def _open_no_grader() -> Iterator[_NoGrader]:
+    yield _NoGrader()
+
+
+MATH = Task("math", INSTRUCTIONS, boxed_answer, Grader, grader_version)
+"""Reasoning in paragraphs, and a final answer in a box."""
+FREE = Task("free", "", lambda text: None, _open_no_grader, lambda: "none")
+"""The models' own manner; nothing is graded."""
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (MATH, CODE, CHOICE, FREE)})
 FORMS: tuple[Form, ...] = tuple(form for task in TASKS.values() for form in task.forms)
 

@@ -30,7 +30,7 @@ import httpx2
 import numpy as np
 from chosen import add_models, chosen_columns, chosen_pair
 
-from arbitrage_cli.app.loaded import LocalModel, Writers, Writing
+from arbitrage_cli.app.loaded import LocalModel, WriterOptions, Writers
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
@@ -229,7 +229,7 @@ def main() -> None:
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
         models = {role: LocalModel(backend) for role, backend in backends.items()}
         bench = Bench(
-            Writers(models, Writing(Sampler(), instructions, task.step_end)),
+            Writers(models, WriterOptions(Sampler(), instructions, task.step_end)),
             grader.grade,
             Limits(max_tokens=arguments.max_tokens),
             seed=0,

@@ -88,7 +88,7 @@ def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
     ("arguments", "reason"),
     [
         ([], "RUN"),
-        (["nowhere"], "no run in this folder"),
+        (["nowhere"], "has no run"),
         (["run", "other"], "different pairs"),
         (["run", "./run/"], "run is given twice"),
         (["bench"], "run of arbitrage bench"),

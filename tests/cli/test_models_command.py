@@ -200,7 +200,7 @@ def test_info_is_read_from_the_header(tiny: Mapping[str, Path]) -> None:
     assert model["memory_bytes"] == record["memory_bytes"] == tiny["draft"].stat().st_size + model["kv_bytes"]
     width, inner, vocabulary = 32, 64, 261
     layer = 2 * width * width + 2 * width * width // 2 + 3 * width * inner + 2 * width
-    assert model["parameters"] == 2 * layer + 2 * vocabulary * width + width
+    assert model["num_parameters"] == 2 * layer + 2 * vocabulary * width + width
     assert "tiny draft" in run("models", "info", tiny["draft"], without=["llama_cpp"]).out
 
 

@@ -108,7 +108,7 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["nowhere"], "no run in this folder"),
+        (["nowhere"], "has no run"),
         (["run", "-o", "head.pkl"], ".safetensors"),
         (["run", "--test", "run"], "twice"),
         (["run", "nowhere/../run/."], "twice"),

@@ -12,7 +12,7 @@ from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.projection import Speeds, parse_speeds
+from arbitrage_cli.evaluation.projection import GivenSpeeds, parse_speeds
 
 SPEEDS = parse_speeds("draft=4100/171,target=693/49")
 
@@ -45,7 +45,7 @@ def flat(text: str) -> str:
     ],
 )
 @pytest.mark.parametrize("speeds", [None, SPEEDS])
-def test_table_fits_in_80_columns(made: MadeUp, speeds: Speeds | None) -> None:
+def test_table_fits_in_80_columns(made: MadeUp, speeds: GivenSpeeds | None) -> None:
     """No line is longer than a terminal of 80 columns has room for."""
     lines = table(made, speeds=speeds).splitlines()
     assert max(map(len, lines)) < 80

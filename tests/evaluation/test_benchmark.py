@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from writing import make_engine
 
 from arbitrage_cli.app.executor import left
-from arbitrage_cli.app.loaded import LocalModel, Model, Writers, Writing
+from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
@@ -48,7 +48,7 @@ def grade(text: str, gold: Mapping[str, Any]) -> Grade:
 def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None) -> Writers:
     """Writers over these backends, as a session makes them."""
     models: dict[ModelRole, Model] = {role: LocalModel(backend) for role, backend in backends.items()}
-    return Writers(models, Writing(sampler or Sampler(), INSTRUCTIONS))
+    return Writers(models, WriterOptions(sampler or Sampler(), INSTRUCTIONS))
 
 
 def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:

@@ -367,7 +367,7 @@ def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
 def test_folder_without_a_run_is_no_run(quick_path: Path) -> None:
     """Reading a folder that has no run in it, or is not there, is a usage error."""
     for path in (quick_path, quick_path / "nowhere"):
-        with pytest.raises(UsageError, match="no run in this folder"):
+        with pytest.raises(UsageError, match="has no run"):
             read_run_folder(path)
 
 

@@ -9,11 +9,9 @@ import pytest
 from arbitrage_cli.data.problems import read_json_rows
 from arbitrage_cli.data.rows import Dataset, make_dataset
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.tasks.choice import CHOICE, find_letter
 from arbitrage_cli.tasks.code import CODE, find_program
-from arbitrage_cli.tasks.free import FREE
-from arbitrage_cli.tasks.math import MATH
-from arbitrage_cli.tasks.registry import FORMS, find_task
+from arbitrage_cli.tasks.multiple_choice import CHOICE, find_letter
+from arbitrage_cli.tasks.registry import FORMS, FREE, MATH, find_task
 from arbitrage_cli.tasks.task import Task
 
 HUMANEVAL = {
