@@ -1,6 +1,6 @@
 """The seam between the engine and a loaded model: token ids in, logits out.
 
-Knows nothing of steps, problems or policies. `llama` runs GGUF files through llama.cpp, `scripted` follows a script; the same
+`llama` runs GGUF files through llama.cpp, `scripted` follows a script; the same
 contract tests run on both.
 """
 

@@ -311,7 +311,7 @@ def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
-    """The ids of a prompt, of which only the template's own control tokens are control tokens.
+    """The ids of a prompt. Only the template's own control tokens are control tokens.
 
     ModelUnsupportedError if it has no token, as with a vocabulary of empty tokens: nothing could be decoded after it.
     """

@@ -1,7 +1,7 @@
 """Proposals: what a model may be about to write."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 Proposals = Literal["none", "drafted", "all"]
 """What a model may be proposed: nothing; drafted steps and the draft's continuations; or these and copies of earlier text."""
@@ -24,7 +24,66 @@ class Place(NamedTuple):
     source: Source = "drafted"
 
 
-class History:
+class _Proposed:
+    """Proposed tokens, and where in them the text is."""
+
+    source: Source
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens = list(tokens)
+        self.num_matched = 0
+        self._next = 0
+
+    @property
+    def num_left(self) -> int:
+        return len(self.tokens) - self._next
+
+    def upcoming(self, count: int) -> list[int]:
+        """The next `count` tokens, or as many as there are."""
+        return self.tokens[self._next : self._next + count]
+
+    def follow(self, token: int) -> None:
+        """Take the next token of the text."""
+        if self.upcoming(1) == [token]:
+            self._next, self.num_matched = self._next + 1, self.num_matched + 1
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """The text went on in another way."""
+        self._next = len(self.tokens)
+
+
+class _Speculated(_Proposed):
+    """The draft's continuation, until the text leaves it."""
+
+    source: Source = "speculated"
+
+
+class _Drafted(_Proposed):
+    """A drafted step. Once the text leaves it, nothing is proposed until the text comes back: its last `REJOIN` tokens are found in
+    the step too. Of several such places the one nearest to the text's own length counts.
+    """
+
+    source: Source = "drafted"
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__(tokens)
+        self._written: list[int] = []
+
+    def follow(self, token: int) -> None:
+        if self.tokens:
+            self._written.append(token)
+            super().follow(token)
+
+    def _leave(self) -> None:
+        last, tokens, here = self._written[-REJOIN:], self.tokens, len(self._written)
+        ends = (end for end in range(REJOIN, len(tokens)) if tokens[end - REJOIN : end] == last)
+        self._next = min(ends, key=lambda end: abs(end - here), default=len(tokens))
+        self.num_matched, self.source = 0, "again"
+
+
+class History(_Proposed):
     """All tokens of one problem so far, rejected steps included: what followed the last two before may follow them again.
 
     Prompt lookup decoding, or LLMA (arXiv 2304.04487). Two tokens are enough, because how many matched is known to the planner, which
@@ -34,21 +93,12 @@ class History:
     source: Source = "copied"
 
     def __init__(self, tokens: Iterable[int]) -> None:
-        self._tokens: list[int] = []
+        super().__init__()
         self._after: dict[tuple[int, int], int] = {}  # two tokens in a row, and where the last ones of them end
-        self._next = 0
-        self.num_matched = 0
         self._extend(tokens)
 
-    @property
-    def num_left(self) -> int:
-        return len(self._tokens) - self._next
-
-    def upcoming(self, count: int) -> list[int]:
-        return self._tokens[self._next : self._next + count]
-
     def follow(self, token: int) -> None:
-        tokens, here = self._tokens, len(self._tokens)
+        tokens, here = self.tokens, len(self.tokens)
         is_right = self._next < here and tokens[self._next] == token
         pair = (tokens[-1] if tokens else token, token)
         found = self._after.get(pair)
@@ -61,7 +111,7 @@ class History:
 
     def catch_up(self, unread: Sequence[int]) -> None:
         """Take the tokens that the model has to read now, if they are not the latest ones anyway."""
-        if self._tokens[-len(unread) :] != unread:
+        if self.tokens[-len(unread) :] != unread:
             self._extend(unread)
 
     def _extend(self, tokens: Iterable[int]) -> None:
@@ -93,7 +143,7 @@ class Proposal:
         return self._chosen.upcoming(count)
 
     def speculate(self, tokens: Sequence[int]) -> None:
-        """Propose these next, until the text leaves them or comes back to the drafted step, of which more is known."""
+        """Propose these next, until the text leaves them or comes back to the drafted step, which is likelier."""
         self._speculated = _Speculated(tokens)
 
     def follow(self, token: int) -> bool | None:
@@ -108,78 +158,7 @@ class Proposal:
         return proposed == [token] if proposed else None
 
     @property
-    def _chosen(self) -> "_Source":
+    def _chosen(self) -> _Proposed:
         if self._speculated.num_left:
             return self._speculated
         return self._drafted if self._drafted.num_left or not self._history else self._history
-
-
-class _Source(Protocol):
-    """Proposes tokens, and follows the text."""
-
-    source: Source
-    num_matched: int
-
-    @property
-    def num_left(self) -> int: ...
-
-    def upcoming(self, count: int) -> list[int]: ...
-
-    def follow(self, token: int) -> None: ...
-
-
-class _Drafted:
-    """A drafted step. Once the text leaves it, nothing is proposed until the text comes back: its last `REJOIN` tokens are found in
-    the step too. Of several such places the one nearest to the text's own length counts.
-    """
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = list(tokens)
-        self.source: Source = "drafted"
-        self.num_matched = 0
-        self._next = 0
-        self._written: list[int] = []
-
-    @property
-    def num_left(self) -> int:
-        return len(self.tokens) - self._next
-
-    def upcoming(self, count: int) -> list[int]:
-        return self.tokens[self._next : self._next + count]
-
-    def follow(self, token: int) -> None:
-        if not self.tokens:
-            return
-        self._written.append(token)
-        if self.upcoming(1) == [token]:
-            self._next += 1
-            self.num_matched += 1
-        else:
-            self._rejoin()
-
-    def _rejoin(self) -> None:
-        last, tokens, here = self._written[-REJOIN:], self.tokens, len(self._written)
-        ends = (end for end in range(REJOIN, len(tokens)) if tokens[end - REJOIN : end] == last)
-        self._next = min(ends, key=lambda end: abs(end - here), default=len(tokens))
-        self.num_matched, self.source = 0, "again"
-
-
-class _Speculated:
-    """The draft's continuation, until the text leaves it."""
-
-    source: Source = "speculated"
-
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self._tokens = list(tokens)
-        self.num_matched = 0
-
-    @property
-    def num_left(self) -> int:
-        return len(self._tokens)
-
-    def upcoming(self, count: int) -> list[int]:
-        return self._tokens[:count]
-
-    def follow(self, token: int) -> None:
-        self._tokens = self._tokens[1:] if self._tokens[:1] == [token] else []
-        self.num_matched += 1

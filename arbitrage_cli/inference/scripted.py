@@ -2,7 +2,7 @@
 
 It has a cache, a vocabulary and logits like a real one, but no weights: a `Script` maps the text so far to its continuation.
 `scripted:draft` and `scripted:target` compute one line of arithmetic; the draft makes mistakes in long multiplications, and is
-unsure when it begins them. Deterministic. Knows nothing of steps or policies.
+unsure when it begins them. Deterministic.
 """
 
 import codecs
@@ -42,7 +42,7 @@ class Script(Protocol):
 
 
 class ByteTokenizer:
-    """A `Tokenizer` whose tokens are bytes, `merges` (longer texts) and control tokens, of which the last ends the sequence."""
+    """A `Tokenizer` whose tokens are bytes, `merges` (longer texts) and control tokens. The last one ends the sequence."""
 
     marker_tokens: Collection[str] = ()
     prefix_token: int | None = None

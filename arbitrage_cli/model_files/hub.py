@@ -3,7 +3,6 @@
 The only importer of huggingface_hub, which downloads (by Xet or HTTP), locks, and lays out the cache. It is slow to import,
 so functions import it. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE apply. huggingface_hub 2.4 checks
 only a download's size; this module compares its checksum with the published one.
-Knows nothing of pairs, of what is inside a file, or of terminals.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Whether a drafted step and the target's conclude the same: evidence about a router that needs no answer and no reward.
 
 Compared are boxed answers, else the numbers that the question does not have, else words. Code is compared by its syntax tree,
-whatever its names are. Knows texts; no model, no head and no task.
+whatever its names are.
 """
 
 import ast

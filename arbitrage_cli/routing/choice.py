@@ -1,4 +1,4 @@
-"""From what was asked for to a route. Knows heads and their tables of taus, no command line and no model."""
+"""From what was asked for to a route."""
 
 import math
 from collections.abc import Iterable, Mapping

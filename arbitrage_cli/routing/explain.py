@@ -1,7 +1,4 @@
-"""Why each step was accepted or escalated: what each feature added, and, if rewards are known, what the oracle would have done.
-
-Knows heads, states and finished solutions; no model, no file and no terminal.
-"""
+"""Why each step was accepted or escalated: what each feature added, and, if rewards are known, what the oracle would have done."""
 
 from dataclasses import dataclass
 from typing import Literal

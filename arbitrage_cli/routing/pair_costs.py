@@ -1,4 +1,4 @@
-"""What tokens and decisions cost on a machine. Knows numbers; no head, no model and no clock."""
+"""What tokens and decisions cost on a machine."""
 
 import math
 from collections.abc import Mapping

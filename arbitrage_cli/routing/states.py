@@ -1,7 +1,7 @@
 """A state: one step that both models wrote from the same text, with their rewards. What a head is trained on.
 
 A state keeps what the draft wrote and computed, not its features: `features_of` computes them again, so a new feature needs
-no new states. Knows the form of a state in a row of a run folder; no head, no model and no file.
+no new states.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """A table of taus: what each of them does, what it takes, and which one a name or a budget stands for.
 
-Knows numbers; no head, no model and no file, and not how the table was made.
+`training.tau_tables` makes the table.
 """
 
 import math

@@ -1,6 +1,6 @@
 """How well a number ranks the steps that the target would improve: every measure with its interval over problems.
 
-A higher number is a stronger reason to escalate. Ties count as broken at random. Knows arrays; no head, no feature, no file.
+A higher number is a stronger reason to escalate. Ties count as broken at random.
 Everything is computed for many resamples at once: `weights` (r, n) says how often each state counts in each resample.
 """
 

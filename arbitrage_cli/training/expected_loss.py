@@ -1,4 +1,4 @@
-"""What accepting drafted steps is expected to cost: smoothly, with an interval over problems. Knows numbers; no head and no tau.
+"""What accepting drafted steps is expected to cost: smoothly, with an interval over problems.
 
 A solution is right or wrong for the model that goes on with it. An accepted step can *drop* it, if the target's step was better, or
 *lift* it, if the drafted one was. Two logistic curves over the head's log-odds give the chance of each, and the steps of a solution

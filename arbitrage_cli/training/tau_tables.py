@@ -1,5 +1,4 @@
 """Makes tables of taus: what each tau does on recorded states, how often it escalates, what it is expected to lose, and its cost.
-Knows numbers and rewards; no head, no model and no file.
 
 Every figure is per solution. If a reward is the share of the target's continuations that reach the right answer, the losses of a
 solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford 2002), as far as the router

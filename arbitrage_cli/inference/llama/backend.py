@@ -1,6 +1,6 @@
 """GGUF models through llama.cpp's C API. Of the rest of the package, only `loading` and `tokenizer` beside it call that API.
 
-Its functions and structures change almost monthly: `check_binding` refuses any other layout before anything is loaded. Knows nothing of steps, prompts or policies.
+Its functions and structures change almost monthly: `check_binding` refuses any other layout before anything is loaded.
 """
 
 import ctypes

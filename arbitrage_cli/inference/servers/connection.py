@@ -1,4 +1,4 @@
-"""Sends requests to servers, many at once, from one thread of its own. Knows HTTP, time limits and retries; no model, no step.
+"""Sends requests to servers, many at once, from one thread of its own.
 
 A request is sent again after 408, 429 and 5xx, and where a connection breaks: with exponential back-off and jitter, or when the
 server asks for it. The caller that waits for many answers calls `wait`. An API key is in one header and nowhere else: redirects are not
