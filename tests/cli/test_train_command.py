@@ -62,7 +62,7 @@ def test_card_of_a_head_has_models_data_and_figures(folder: Path, trained: Resul
         assert (result.code, result.err) == (0, "")
         assert max(map(len, result.out.splitlines())) < 80
     baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "agreement", "random", "always", "never")
-    models = (f"Tiny draft, sha256 {'d' * 12}", f"Tiny target, sha256 {'e' * 12}", "made up: 120 problems, 600 states")
+    models = (f"Tiny draft, sha256 {'d' * 12}", f"Tiny target, sha256 {'e' * 12}", "made-up: 120 problems, 600 states")
     for word in ("AUC", "calibration error", *baselines, *models, "exact", "balanced", "fast", "wasted"):
         assert word in flat(card.out)
     assert "caught at each rate" in flat(whole.out)

@@ -230,7 +230,7 @@ def test_costs_are_means_by_states(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"kind": "bench"}, "a run of arbitrage bench, not of arbitrage collect"),
-        ({"models": {"draft": DRAFT}}, "target"),
+        ({"models": {"draft": {**DRAFT, "source": "d.gguf"}}}, "target"),
         ({"reward": None}, "run.json"),
     ],
 )
