@@ -87,7 +87,7 @@ def serve(
         bounds = Bounds(session.choose_concurrency(), server.queue, server.timeout)
         session.load()
         max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
-        defaults = Defaults(menu, setup.limits, setup.sampler, max_chars)
+        defaults = Defaults(menu, session.setup.limits, setup.sampler, max_chars)
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
         service = Service(session.scheduler(route=ANY_ROUTE), router, defaults, bounds, access, display.handle)
         url = f"http://{_place(bound)}/v1"

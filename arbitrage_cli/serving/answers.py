@@ -4,14 +4,15 @@ A stream has a chunk for each token that is surely kept, and for each step once 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ScriptEndedError, TimedOutError
 from arbitrage_cli.runs.records import step_record
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.requests import CompletionRequest, RefusedError
-from arbitrage_cli.types import Decision, Finished
+from arbitrage_cli.types import Decision, Finished, Phase, Trace
 
 Json = dict[str, Any]
 
@@ -52,7 +53,9 @@ class Answer:
         self._created = created
         self._until_stop = UntilStop(request.stops)
         self._text: list[str] = []
-        self._decisions: list[Decision] = []
+        self._thoughts: list[str] = []
+        problem = replace(request.problem, think_tokens=request.limits.think_tokens)
+        self._trace = Trace(problem, request.limits)
         self._written = self._sent = ""  # of the step that is being written
 
     @property
@@ -70,16 +73,15 @@ class Answer:
         if len(self._written) <= len(self._sent) or not self._written.startswith(self._sent):
             return None  # written once more
         new, self._sent = self._written[len(self._sent) :], self._written
-        shown = self._until_stop.add(new)
-        return self._piece(shown, []) if shown else None
+        return self._take(new, self._trace.phase)
 
     def add(self, decision: Decision) -> Json:
         """Take a step. Returns its chunk of a stream. RefusedError if its tokens were sent, and are others now."""
         if not decision.kept.text.startswith(self._sent):
             raise RefusedError("the server of a model broke its answer off", "ask again", status=502, kind="server_error")
         rest, self._written, self._sent = decision.kept.text[len(self._sent) :], "", ""
-        self._decisions.append(decision)
-        return self._piece(self._until_stop.add(rest), [decision])
+        self._trace.add(decision)
+        return self._take(rest, decision.kept.phase, [decision]) or self._piece("", [decision])
 
     def first(self) -> Json:
         """The chunk that begins a stream."""
@@ -98,16 +100,27 @@ class Answer:
         """The answer in one piece."""
         self._text.append(self._until_stop.finish())
         text, is_chat = "".join(self._text), self._request.kind == "chat"
-        content: Json = {"message": {"role": "assistant", "content": text, "refusal": None}} if is_chat else {"text": text}
+        thoughts = {"reasoning_content": "".join(self._thoughts)} if self._thoughts else {}
+        message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
+        content: Json = {"message": message} if is_chat else {"text": text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": self._reason(finished)}
         return {
             **self._head("chat.completion" if is_chat else "text_completion"),
             "choices": [choice],
             "usage": self._usage(finished),
-            **self._decided(self._decisions),
+            **self._decided(self._trace.decisions),
         }
 
-    def _piece(self, text: str, decisions: list[Decision]) -> Json:
+    def _take(self, text: str, phase: Phase, decisions: Sequence[Decision] = ()) -> Json | None:
+        """Take characters of a phase. A stop text is looked for in the answer only."""
+        if phase == "answer":
+            shown = self._until_stop.add(text)
+            return self._piece(shown, decisions) if shown else None
+        self._thoughts.append(text)
+        chunk = self._chunk({"delta": {"reasoning_content": text}, "finish_reason": None})
+        return {**chunk, **self._decided(decisions)} if text else None
+
+    def _piece(self, text: str, decisions: Sequence[Decision]) -> Json:
         self._text.append(text)
         return {**self._chunk({**self._delta(text), "finish_reason": None}), **self._decided(decisions)}
 
@@ -124,7 +137,7 @@ class Answer:
     def _head(self, name: str) -> Json:
         return {"id": self._request.problem.id, "object": name, "created": self._created, "model": self._request.model}
 
-    def _decided(self, decisions: list[Decision]) -> Json:
+    def _decided(self, decisions: Sequence[Decision]) -> Json:
         return {"arbitrage": {"steps": list(map(step_record, decisions))}} if self._request.shows_decisions else {}
 
     def _reason(self, finished: Finished | None) -> str:
@@ -132,13 +145,15 @@ class Answer:
 
     def _usage(self, finished: Finished | None) -> Json:
         """Tokens of the kept text, and beside them what each model did for it."""
-        figures, verdicts = tally(self._decisions), [decision.verdict for decision in self._decisions]
-        prompt = (finished and finished.prompt_tokens) or num_prompt_tokens(self._decisions)
-        kept = sum(one.kept.num_tokens for one in self._decisions)
+        decisions, kept = self._trace.decisions, self._trace.num_tokens
+        figures, verdicts = tally(decisions), [decision.verdict for decision in decisions]
+        prompt = (finished and finished.prompt_tokens) or num_prompt_tokens(decisions)
+        thoughts = sum(one.kept.num_tokens for one in decisions if one.kept.phase == "think")
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,
             "total_tokens": prompt + kept,
+            "completion_tokens_details": {"reasoning_tokens": thoughts},
             "accepted_steps": verdicts.count("accept"),
             "escalated_steps": verdicts.count("escalate"),
             "draft_tokens": figures.drafted_tokens,

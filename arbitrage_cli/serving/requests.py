@@ -131,8 +131,18 @@ class _Body(BaseModel):
     @property
     def ignored(self) -> tuple[str, ...]:
         """The fields that the answer does not follow, as a header can hold them."""
-        names = [name for name in self.model_extra or () if name not in HARMLESS and name not in NEUTRAL]
+        names = [name for name in self.unused if name not in HARMLESS and name not in NEUTRAL]
         return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
+
+    @property
+    def unused(self) -> Iterable[str]:
+        """The fields that no code reads."""
+        return self.model_extra or ()
+
+    @property
+    def thinks(self) -> bool | None:
+        """A text has no place for thoughts."""
+        return False
 
 
 class _TextBody(_Body):
@@ -162,8 +172,28 @@ class _Said(BaseModel):
         return self.role in ("system", "developer")
 
 
+class _TemplateVariables(BaseModel):
+    """Of the chat template. There is one that requests may set."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    enable_thinking: bool | None = None
+
+
 class _ChatBody(_Body):
     messages: Annotated[list[_Said], Field(min_length=1, max_length=512)]
+    reasoning_effort: str | None = None
+    chat_template_kwargs: _TemplateVariables = _TemplateVariables()
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether thoughts come before the answer; None if the request does not say."""
+        if self.chat_template_kwargs.enable_thinking is not None:
+            return self.chat_template_kwargs.enable_thinking
+        return None if self.reasoning_effort is None else self.reasoning_effort != "none"
+
+    @property
+    def unused(self) -> Iterable[str]:
+        return (*super().unused, *(f"chat_template_kwargs.{name}" for name in self.chat_template_kwargs.model_extra or ()))
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -186,7 +216,12 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         problem,
         model,
         find_route(model, defaults.menu),
-        Limits(limits.max_steps, int(min(read.most_tokens, limits.max_tokens)), limits.max_step_tokens, limits.think_tokens),
+        Limits(
+            limits.max_steps,
+            int(min(read.most_tokens, limits.max_tokens)),
+            limits.max_step_tokens,
+            _think_tokens(read.thinks, limits.think_tokens),
+        ),
         replace(
             usual,
             temperature=usual.temperature if read.temperature is None else read.temperature,
@@ -199,6 +234,13 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         shows_decisions=read.arbitrage,
         ignored=read.ignored,
     )
+
+
+def _think_tokens(thinks: bool | None, usual: int | None) -> int | None:
+    """The most tokens of thoughts: the server's own limit, if it has one, or none at all."""
+    if thinks is None:
+        return usual
+    return (usual or None) if thinks else 0
 
 
 def refuse(message: str, parameter: str | None = None) -> NoReturn:

@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -140,6 +141,78 @@ def test_the_model_says_how_to_route(client: Served, model: str, policy: str, ta
     assert (answer.json()["model"], text_of(answer)) == (model, expected(Problem("1", "question 0"), policy, tau))
 
 
+@pytest.fixture(scope="module")
+def thinker() -> Iterator[Served]:
+    with serving(think_tokens=30) as served:
+        yield served
+
+
+THOUGHTFUL = replace(SHORT, think_tokens=30)
+
+
+@pytest.mark.parametrize("model", ["target", "entropy"])
+def test_thoughts_are_apart_from_the_answer(thinker: Served, model: str) -> None:
+    """Whole and streamed; the tokens of both count, and stop texts are looked for in the answer only."""
+    problem = Problem("1", "question 0")
+    trace = solve(hash_engines(), [problem], model, 1.5, limits=THOUGHTFUL)["1"]
+    assert trace.thoughts
+    assert trace.text
+    stop = trace.thoughts[:4]
+    assert stop not in trace.text
+    fields = {"model": "entropy@1.5" if model == "entropy" else model, "stop": stop}
+    whole = thinker.ask(**fields).json()
+    message = whole["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (trace.thoughts, trace.text)
+    assert whole["usage"]["completion_tokens"] == trace.num_tokens
+    assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 30}
+    request = {"messages": [{"role": "user", "content": "question 0"}], "stream": True, **fields}
+    with thinker.stream("POST", "/v1/chat/completions", json=request) as response:
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks(response.iter_lines())]
+    for name in ("reasoning_content", "content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == message[name]
+    assert not [delta for delta in deltas if delta.get("content") and "reasoning_content" in delta]
+
+
+ON, OFF = {"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "usual", "reasoning_tokens"),
+    [
+        ({}, 30, 30),
+        ({"reasoning_effort": "none"}, 30, 0),
+        (OFF, 30, 0),
+        (OFF | {"reasoning_effort": "high"}, 30, 0),
+        ({}, 0, 0),
+        ({"reasoning_effort": "low"}, 30, 30),
+        ({"reasoning_effort": "low", "max_tokens": 9}, 0, 9),
+        (ON | {"max_tokens": 9}, 0, 9),
+    ],
+)
+def test_requests_say_whether_to_think(
+    client: Served, thinker: Served, fields: dict[str, Any], usual: int, reasoning_tokens: int
+) -> None:
+    """Within the server's own limit, if it has one."""
+    response = (thinker if usual else client).ask(**fields)
+    details = response.json()["usage"]["completion_tokens_details"]
+    assert details == {"reasoning_tokens": reasoning_tokens}
+    assert ("reasoning_content" in response.json()["choices"][0]["message"]) == (reasoning_tokens > 0)
+    assert "x-arbitrage-ignored" not in response.headers
+
+
+def test_earlier_thoughts_are_dropped(client: Served) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    without = client.ask(messages=said)
+    said[1]["reasoning_content"] = "because"
+    assert text_of(client.ask(messages=said)) == text_of(without)
+
+
+def test_a_text_has_no_place_for_thoughts(thinker: Served) -> None:
+    answer = thinker.post("/v1/completions", json={"prompt": "question 0", "model": "draft"}).json()
+    assert answer["choices"][0]["text"] == expected(Problem("1", "question 0"), "draft", None)
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
 def test_how_tokens_are_drawn(client: Served) -> None:
     """A request brings its own temperature and seed, and its limit; that of the server cannot be exceeded."""
     sampler = Sampler(temperature=1.0, top_p=0.9, seed=7)
@@ -251,7 +324,6 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
         "top_k": 40,
         "min_p": 0.05,
         "cache_prompt": True,
-        "chat_template_kwargs": {"enable_thinking": False},
     }
     answer = client.ask(user="me", max_tokens=-1, **nothing)
     assert "x-arbitrage-ignored" not in answer.headers
@@ -260,11 +332,17 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
             "messages": [{"role": "user", "content": "question 0"}],
             "stream": stream,
             **fields,
+            "chat_template_kwargs": {"enable_thinking": False, "other": 1},
             "a,\r\nb: \xe9": 1,
             "x" * 500: 1,
         }
         with client.stream("POST", "/v1/chat/completions", json=sent) as response:
-            assert response.headers["x-arbitrage-ignored"].split(", ") == [*fields, "a???b:??", "x" * 40]
+            assert response.headers["x-arbitrage-ignored"].split(", ") == [
+                *fields,
+                "a???b:??",
+                "x" * 40,
+                "chat_template_kwargs.other",
+            ]
             text = text_of_stream(response) if stream else json.loads(response.read())["choices"][0]["message"]["content"]
         assert text == text_of(answer)
 

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -82,7 +83,12 @@ def chunks(lines: Iterator[str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def serving(
-    *, gate: Gate | None = None, bounds: Bounds | None = None, access: Access | None = None, concurrency: int = CONCURRENCY
+    *,
+    gate: Gate | None = None,
+    bounds: Bounds | None = None,
+    access: Access | None = None,
+    concurrency: int = CONCURRENCY,
+    think_tokens: int = 0,
 ) -> Iterator[Served]:
     """A running server. Its thread has ended without an error when this has."""
     make = gate.backend if gate else HashBackend
@@ -91,7 +97,8 @@ def serving(
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
     allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES)
-    service = Service(scheduler, None, DEFAULTS, allowed, access, events.append)
+    defaults = replace(DEFAULTS, limits=replace(SHORT, think_tokens=think_tokens))
+    service = Service(scheduler, None, defaults, allowed, access, events.append)
     with closing(bind("127.0.0.1", 0)) as bound:
         bound.listen()
 
