@@ -14,6 +14,7 @@ from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.rewards.judge import Judge
 from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
@@ -27,6 +28,7 @@ class WriterOptions:
     """How a writer writes. `keep` is what stays in a cache from one problem to the next.
 
     Without `shares_prompts`, routes do not find each other's prompts in a server's cache. Proposals are planned by `batch_costs`.
+    Thoughts are in the format of each model's template unless a `think_format` is given.
     """
 
     sampler: Sampler
@@ -35,6 +37,7 @@ class WriterOptions:
     keep: Keep = "beginning"
     shares_prompts: bool = True
     batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
+    think_format: ThinkFormat | None = None
 
 
 class Model(Protocol):
@@ -118,6 +121,7 @@ class LocalModel:
             step_end=writing.step_end,
             keep=writing.keep,
             first_sequence=first_sequence,
+            think_format=writing.think_format,
         )
 
 

@@ -232,6 +232,7 @@ class GenerationOptions:
             help="Whether models think before they answer, and for how many tokens at most. Default: as their templates do.",
         ),
     ] = None
+    think_format: Annotated[str | None, _setting("--think-format")] = None
     max_steps: Annotated[int | None, _setting("--max-steps", min=1)] = None
     max_tokens: Annotated[
         int | None,

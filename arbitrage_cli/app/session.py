@@ -66,7 +66,9 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        self.writing = WriterOptions(setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs)
+        self.writing = WriterOptions(
+            setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs, setup.think_format
+        )
         self.engines = Writers(self.models, self.writing)
 
     def __enter__(self) -> Self:

@@ -33,6 +33,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Wanted
+from arbitrage_cli.inference.thinking import ThinkFormat, format_named
 from arbitrage_cli.routing.choice import (
     DEFAULT_TAU,
     AvailableHead,
@@ -86,6 +87,12 @@ class Setup:
     policy_list: PolicyList | None = None
     named_taus: NamedTaus | None = None
     notes: Sequence[str] = ()
+
+    @property
+    def think_format(self) -> ThinkFormat | None:
+        """How models mark thoughts, if that was given. UsageError."""
+        name = self.generation.think_format
+        return None if name is None else format_named(name)
 
     @property
     def route(self) -> Route:

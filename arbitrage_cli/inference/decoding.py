@@ -15,7 +15,7 @@ from arbitrage_cli.inference.kv_cache import Batch, Cache
 from arbitrage_cli.inference.proposals import Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Acceptance, Speculator
-from arbitrage_cli.inference.step_text import StepText
+from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 
@@ -166,7 +166,8 @@ class Decoder:
     def _reason_to_stop(self, slot: int, step: StepInProgress) -> StepStop | None:
         if step.text.has_marker:
             return "thought"
-        is_spent = len(step.tokens) >= step.max_tokens and not step.text.is_inside_character
+        beyond = len(step.tokens) - step.max_tokens  # a character is finished, if it ends soon
+        is_spent = beyond >= 0 and (not step.text.is_inside_character or beyond >= MAX_CHARACTER_BYTES - 1)
         if is_spent and step.is_last_thought:
             return "think_budget"
         if step.text.ended:

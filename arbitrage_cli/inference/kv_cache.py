@@ -78,13 +78,14 @@ class Cache:
         keep: Keep = "nothing",
         first_sequence: int = 0,
         most_checkpoints: int | None = None,
+        think_format: ThinkFormat | None = None,
     ) -> None:
         self.backend = backend
         self._memory = Checkpoints(backend, most_checkpoints)
         self._step_end = step_end
         self._first = first_sequence
         self._context_size = backend.card.context_size
-        self._prompts = Prompts(chat_prompt(backend, instructions))
+        self._prompts = Prompts(chat_prompt(backend, instructions, think_format))
         self._think_end = self._prompts.think_format.end
         self._think_end_token = _only_token(backend.tokenizer, self._think_end)
         self._keep = keep
@@ -304,10 +305,10 @@ class Prompts:
         return self._prompt.end_of_thoughts(forced=last.stop == "think_budget")
 
 
-def chat_prompt(backend: Backend, instructions: str) -> ChatPrompt:
-    """The prompt of a model, by its own template."""
+def chat_prompt(backend: Backend, instructions: str, think_format: ThinkFormat | None = None) -> ChatPrompt:
+    """The prompt of a model, by its own template, with thoughts in the given format or the one that the template shows."""
     controls, markers = backend.tokenizer.control_tokens.keys(), backend.tokenizer.marker_tokens
-    return ChatPrompt(backend.chat_template, controls, markers, instructions, backend.template_variables)
+    return ChatPrompt(backend.chat_template, controls, markers, instructions, backend.template_variables, think_format)
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:

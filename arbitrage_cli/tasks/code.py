@@ -23,11 +23,15 @@ INSTRUCTIONS = "Write the Python function that is asked for, in one ```python bl
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
+_DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
+
 
 def find_program(text: str) -> str | None:
-    """The first block of code that is not blank, closed or not; without a block the whole text."""
-    blocks = _BLOCK.findall(text) or [text]
-    return next((block.rstrip() for block in blocks if block.strip()), None)
+    """The last block of code that defines something, else the last that is not blank, closed or not; else the whole text."""
+    blocks: list[str] = [block.rstrip() for block in _BLOCK.findall(text) or [text] if block.strip()]
+    defining = [block for block in blocks if _DEFINITION.search(block)]
+    found = defining or blocks
+    return found[-1] if found else None
 
 
 class _Grader:
@@ -71,7 +75,7 @@ def unprotected(task: Task) -> Task:
 
 
 def _grader_version() -> str:
-    return f"programs 2, Python {platform.python_version()}"
+    return f"programs 3, Python {platform.python_version()}"
 
 
 def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:

@@ -411,12 +411,10 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     assert "architecture-of-tomorrow" in refused(ModelFileError, path)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "reason"), [("gpt-oss", "channels"), ("rwkv7", "something else"), ("arwkv7", "else")]
-)
-def test_unsupported_architectures(tmp_path: Path, architecture: str, reason: str) -> None:
-    """gpt-oss has channels without a text, and llama.cpp does not repeat what it computes for RWKV 7: refused before loading."""
-    assert reason in refused(ModelUnsupportedError, header_only(tmp_path / "one.gguf", architecture))
+@pytest.mark.parametrize("architecture", ["rwkv7", "arwkv7"])
+def test_unsupported_architectures(tmp_path: Path, architecture: str) -> None:
+    """llama.cpp does not repeat what it computes for RWKV 7: refused before loading."""
+    assert "RWKV 7" in refused(ModelUnsupportedError, header_only(tmp_path / "one.gguf", architecture))
 
 
 def test_a_model_that_gives_no_logits(tiny: Mapping[str, Path]) -> None:

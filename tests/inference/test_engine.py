@@ -280,6 +280,13 @@ def test_split_characters_of_a_budget() -> None:
     assert engine.start(0, WriteStep("draft", trace)) == 1
 
 
+def test_a_budget_holds_if_characters_never_end() -> None:
+    """A model that begins a character with every token is not waited for."""
+    engine = new_engine(ByteReciter(b"\xe3" * 100))
+    step = write(engine, new_trace(Limits(max_step_tokens=5)))
+    assert (step.stop, step.num_tokens) == ("budget", 8)
+
+
 # --- the context
 
 

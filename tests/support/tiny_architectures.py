@@ -62,6 +62,7 @@ TRANSFORMERS: Mapping[str, tuple[dict[str, Any], list[str]]] = {
     "qwen3moe": (EXPERTS, []),
     "glm4moe": ({**EXPERTS, "nextn_predict_layers": 0}, []),
     "gemma4": (WINDOW, []),
+    "gpt-oss": ({**EXPERTS, "attention.sliding_window": 64}, []),
     "deepseek2": ({**EXPERTS, **LATENT}, []),
 }
 RECURRENT: Mapping[str, tuple[dict[str, Any], list[str]]] = {

@@ -118,10 +118,12 @@ def test_without_tests_the_program_to_reach_is_another_one() -> None:
         ("```\n\n```\n```py\nx = 1\n```", "x = 1"),
         ("x = 1", "x = 1"),
         (" \n", None),
+        ("```\ndef f(): return 1\n```\nNo, better:\n```\ndef f(): return 2\n```", "def f(): return 2"),
+        ("```\ndef f(): return 1\n```\nFor example:\n```\nprint(f())\n```", "def f(): return 1"),
     ],
-    ids=["in a block", "not closed", "after an empty block", "without a block", "nothing"],
+    ids=["in a block", "not closed", "after an empty block", "without a block", "nothing", "a later one", "with an example"],
 )
-def test_a_program_is_found_in_the_first_block_that_has_any(text: str, program: str | None) -> None:
+def test_a_program_is_the_last_block_that_defines_something(text: str, program: str | None) -> None:
     assert find_program(text) == program
 
 

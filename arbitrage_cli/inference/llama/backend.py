@@ -312,18 +312,12 @@ class LlamaBackend:
 
 
 def _refuse_architectures(header: Header, name: str) -> None:
-    """ModelUnsupportedError for gpt-oss, which separates thoughts from answers by tokens that have no text, and for RWKV 7.
-
-    llama.cpp gives an RWKV 7 other logits each time that it reads the same tokens.
-    """
-    why = {
-        "gpt-oss": "a gpt-oss model, whose channels are lost in steps, which are exchanged as text",
-        **dict.fromkeys(("rwkv7", "arwkv7"), "an RWKV 7 model, for which llama.cpp computes something else each time"),
-    }
-    architecture = header.metadata.get("general.architecture")
-    if isinstance(architecture, str) and architecture in why:
-        hint = "use another model (Llama, Qwen3, Qwen3.5, Gemma, LFM2, Granite, Mamba ...)"
-        raise ModelUnsupportedError(f"{name}: {why[architecture]}", hint)
+    """ModelUnsupportedError for RWKV 7: llama.cpp gives it other logits each time that it reads the same tokens."""
+    if header.metadata.get("general.architecture") in ("rwkv7", "arwkv7"):
+        raise ModelUnsupportedError(
+            f"{name}: an RWKV 7 model, for which llama.cpp computes something else each time",
+            "use another model (Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite, Mamba ...)",
+        )
 
 
 class LlamaStates:
