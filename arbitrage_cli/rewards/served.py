@@ -19,7 +19,7 @@ from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, Segment
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import Continuation, Token, Usage
+from arbitrage_cli.inference.servers.dialects import TextRequest, Token, Usage
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.rewards.judge import INSTRUCTIONS, SCALE, mark, question_for_judge
 from arbitrage_cli.rewards.prm import SIGNS, PrmStyle, solution_for_prm, turns_for_prm
@@ -109,7 +109,7 @@ class ServedRater(ABC):
         """One step's reward, and its tokens."""
         model = self._model
         prompt = await model.prompt_of(segments)
-        wanted = Continuation(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
+        wanted = TextRequest(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
         pieces = [piece async for piece in model.write(wanted, topic=topic)]
         tokens = [token for piece in pieces for token in piece.tokens]
         if not tokens or not tokens[0].alternatives:

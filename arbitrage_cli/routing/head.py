@@ -144,14 +144,11 @@ class Head:
         return rows if self._is_whole else rows[:, self._columns]
 
     def contributions(self, trace: Trace, draft: Step) -> list[tuple[str, float]]:
-        """`contributions_of` the drafted step."""
-        return self.contributions_of(self._inputs(trace, draft))
-
-    def contributions_of(self, inputs: Floats) -> list[tuple[str, float]]:
-        """What each of the inputs (d,) adds to the uncalibrated log-odds, compared with its average, the strongest first.
+        """What each input adds to the uncalibrated log-odds, compared with its average, the strongest first.
 
         With a layer, it is the slope at this step times the distance.
         """
+        inputs = self._inputs(trace, draft)
         parts = self.network.slopes(inputs) * self.network.standardised(inputs)
         return sorted(zip(self.card.features, map(float, parts), strict=True), key=lambda part: -abs(part[1]))
 

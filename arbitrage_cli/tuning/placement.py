@@ -18,7 +18,7 @@ from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, read_tuned, this_machine
 from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
-TOY_THREADS = 1
+SCRIPTED_THREADS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _threads(source: str, load: Options) -> int:
     More threads would wait for each other longer than they compute; ten times as long if another program uses a core.
     """
     if is_scripted(source):
-        return TOY_THREADS
+        return SCRIPTED_THREADS
     size = sum(file.stat().st_size for file in local_files(source))
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
 

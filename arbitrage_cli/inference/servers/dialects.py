@@ -24,7 +24,7 @@ Ending = Literal["separator", "end", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
+class TextRequest:
     """A text to continue: token ids, or a string for a server that takes no ids. `num_alternatives` are wanted for each token.
 
     Texts with different `cache_key`s should find nothing of each other in the server's cache. `is_first`: the first with this key.
@@ -113,7 +113,7 @@ class Completions:
         """Version of the server and context of the model, from its own endpoint."""
         return str(facts.get("version") or ""), None
 
-    def body(self, wanted: Continuation) -> dict[str, Any]:
+    def body(self, wanted: TextRequest) -> dict[str, Any]:
         """The request."""
         body = {**_sampling(wanted), "max_tokens": wanted.max_tokens, **self.own_fields}
         if wanted.num_alternatives:
@@ -155,7 +155,7 @@ class Vllm(Completions):
         "include_stop_str_in_output": True,
     }
 
-    def body(self, wanted: Continuation) -> dict[str, Any]:
+    def body(self, wanted: TextRequest) -> dict[str, Any]:
         """The request; texts with different salts share no cache."""
         return super().body(wanted) | ({"cache_salt": wanted.cache_key} if wanted.cache_key else {})
 
@@ -210,7 +210,7 @@ class LlamaServer(Completions):
         """The context is that of one slot."""
         return str(facts.get("build_info") or ""), facts["default_generation_settings"]["n_ctx"]
 
-    def body(self, wanted: Continuation) -> dict[str, Any]:
+    def body(self, wanted: TextRequest) -> dict[str, Any]:
         """The request."""
         body = {**_sampling(wanted), "n_predict": wanted.max_tokens, "stop": [wanted.stop], **self.own_fields}
         if wanted.num_alternatives:
@@ -236,7 +236,7 @@ OWNERS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llam
 """Kinds of servers by what they call the owner of their models."""
 
 
-def _sampling(wanted: Continuation) -> dict[str, Any]:
+def _sampling(wanted: TextRequest) -> dict[str, Any]:
     """The fields that all servers read."""
     return {
         "model": wanted.model,

@@ -18,11 +18,11 @@ from arbitrage_cli.inference.servers.dialects import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
     Completions,
-    Continuation,
     Meta,
     Model,
     Models,
     Piece,
+    TextRequest,
     dialect_of,
 )
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
@@ -87,7 +87,7 @@ class ServedModel:
 
     async def write(
         self,
-        wanted: Continuation,
+        wanted: TextRequest,
         on_restart: Callable[[], None] = lambda: None,
         *,
         is_trial: bool = False,
@@ -214,12 +214,12 @@ async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel
     for wanted in dict.fromkeys((most, min(most, 5))):
         with contextlib.suppress(ServerRequestError):
             return await _try(
-                model, Continuation(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True)
+                model, TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True)
             )
-    return await _try(model, Continuation(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
+    return await _try(model, TextRequest(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
 
 
-async def _try(model: ServedModel, request: Continuation) -> ServedModel:
+async def _try(model: ServedModel, request: TextRequest) -> ServedModel:
     pieces = [piece async for piece in model.write(request, is_trial=True)]
     if not any(piece.text for piece in pieces):
         raise ServerError(f"{model.host.name}: {model.name} writes nothing", "is it a chat model, and the template its own?")

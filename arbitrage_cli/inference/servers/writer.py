@@ -22,7 +22,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import raise_failure
-from arbitrage_cli.inference.servers.dialects import Continuation, Ending, Piece, Token, Usage, token_stats
+from arbitrage_cli.inference.servers.dialects import Ending, Piece, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator
@@ -196,7 +196,7 @@ class ServedWriter:
             stop = "context"
         return self._finish(writing, stop), writing.ids
 
-    async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: Continuation) -> StepStop | None:
+    async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: TextRequest) -> StepStop | None:
         """Read one answer into the step. Returns why the step ended; None if the server stopped before its end."""
         text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
 
@@ -227,14 +227,14 @@ class ServedWriter:
 
     def _completion(
         self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep
-    ) -> Continuation:
+    ) -> TextRequest:
         """The next request of a step: its prompt, and what was written of it already."""
         dialect, sampler = self._model.dialect, opened.sampler
         is_first, opened.has_asked = not opened.has_asked, True
         so_far = prompt + writing.text.so_far if isinstance(prompt, str) else prompt + writing.ids
         k = self._model.num_alternatives if self._keep_token_stats else 0
         streams = len(self._slots) == 1 or dialect.is_plain or bool(k and dialect.needs_stream_for_alternatives)
-        return Continuation(
+        return TextRequest(
             self._model.name,
             so_far,
             max_tokens,
