@@ -313,10 +313,7 @@ def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
     with huge.open("wb") as stream:
         stream.truncate(MAX_FILE_BYTES + 1)
     os.mkfifo(pipe)
-    assert "bytes" in refused(huge)
-    for path in (pipe, Path("/dev/zero"), tmp_path):
-        assert "not a file" in refused(path)
-    for path in (tmp_path / "none", Path("a\0b")):
+    for path in (huge, pipe, Path("/dev/zero"), tmp_path, tmp_path / "none", Path("a\0b")):
         with pytest.raises(UsageError):
             load(path)
 
