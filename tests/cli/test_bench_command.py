@@ -82,17 +82,6 @@ def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> Non
     assert len(results(rows_of(here / "run"))) == 9
 
 
-def test_json_is_one_line_of_figures(here: Path) -> None:
-    result = bench(here, "--json", "-q")
-    assert (result.code, result.err) == (0, "")
-    (line,) = result.out.splitlines()
-    figures = json.loads(line, parse_constant=pytest.fail)
-    assert (figures["dataset"], figures["n"]) == ("arithmetic.jsonl", 3)
-    accuracies = {label: policy["accuracy"] for label, policy in policies(line).items()}
-    assert accuracies == {"target": 1.0, "draft": pytest.approx(2 / 3), "entropy 1": 1.0}
-    assert policies(line)["target"]["speedup"] == 1.0
-
-
 def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     made = run_json(finished)
     assert made["command"] == ["arbitrage", *BENCH, "-q"]
@@ -135,18 +124,6 @@ def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
     assert len(list((here / "runs").iterdir())) == 2
 
 
-def test_default_folders_of_long_names_differ(here: Path, tiny: Mapping[str, Path]) -> None:
-    name = "a-very-long-model-name-as-many-have-0.5b-instruct"
-    for model in ("draft-q4_k_m", "target-q4_k_m", "target-q8_0"):
-        shutil.copy(tiny["target"], here / f"{name}-{model}.gguf")
-    arguments = ("bench", "--dataset", "arithmetic.jsonl", "--limit", "1", "--policy", "target", "-q", "--max-tokens", "4")
-    models = ("--threads", "1", "--ctx", "256", "--draft", f"{name}-draft-q4_k_m.gguf")
-    for target in ("target-q4_k_m", "target-q8_0"):
-        result = run(*arguments, *models, "--target", f"{name}-{target}.gguf", cwd=here)
-        assert result.code == 0, result.err
-    assert len(list((here / "runs").iterdir())) == 2
-
-
 # --- what is compared
 
 
@@ -158,21 +135,10 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
     assert taus == tuple(row["tau"] for row in rows_of(here / "run")) == (None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0)
 
 
-def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
-    bench(here, "-q")
-    order = [(row["id"], row["policy"]) for row in rows_of(here / "run")]
-    assert order == [
-        ("p0", "target"), ("p0", "draft"), ("p0", "entropy"),
-        ("p1", "draft"), ("p1", "entropy"), ("p1", "target"),
-        ("p2", "entropy"), ("p2", "target"), ("p2", "draft"),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("arguments", "place", "word"),
     [
         (["--policy", "target,magic"], "--policy: ", "magic"),
-        (["--policy", "target@1"], "--policy: ", "target"),
         (["--policy", " , "], "--policy: ", "known"),
         (["--policy", "entropy@high"], "", "high"),
         (["--policy", "arbitrage"], "", "--head"),
@@ -181,28 +147,16 @@ def test_policies_take_turns_in_an_order_that_rotates(here: Path) -> None:
         (["--policy", "entropy", "--tau", "nan"], "--tau: ", "nan"),
         (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
         (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
-        (["--limit", "0"], "--limit: ", "0"),
         (["--limit", "3-2"], "--limit: ", "3-2"),
-        (["--limit", "4-9"], "--limit: ", "4-9"),
         (["--concurrency", "0"], "", "--concurrency"),
-        (["--pair", "nobody"], "", "nobody"),
         (["--map", "foo"], "", "foo"),
         (["--timeout", "nan"], "--timeout: ", ""),
-        (["--timeout", "1e10"], "--timeout: ", ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_arguments_are_refused_and_make_no_folder(here: Path, arguments: list[str], place: str, word: str) -> None:
     assert_refused(bench(here, *arguments), 2, place, word)
     assert not (here / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("limit", "ids"), [("1-2", ["p0", "p1"]), ("2-3", ["p1", "p2"]), ("3-3", ["p2"]), ("2-99", ["p1", "p2"])]
-)
-def test_limit_takes_a_range(here: Path, limit: str, ids: list[str]) -> None:
-    assert bench(here, "--policy", "target", "--limit", limit, "-q").code == 0
-    assert [row["id"] for row in rows_of(here / "run")] == ids
 
 
 def test_limit_is_a_sample_by_seed_and_level(here: Path) -> None:
@@ -241,19 +195,6 @@ def test_several_at_once_make_the_same_rows_and_a_throughput(here: Path) -> None
     again = run(*arguments, "--json", cwd=here)
     assert json.loads(again.out)["concurrency"] == 3
     assert len(rows_of(folder)) == 9
-
-
-def test_throughput_counts_the_time_of_failed_attempts(here: Path) -> None:
-    problems = here / "arithmetic.jsonl"
-    problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
-    _, again = (bench(here, "--concurrency", "2", "--json", "-q") for _ in range(2))
-    rows = [row for row in rows_of(here / "run") if row["policy"] == "target"]
-    assert [row["id"] for row in rows].count("odd") == 2
-    seconds = pytest.approx(sum(row["throughput"]["seconds"] for row in rows), rel=1e-12)
-    shown = [again, *(run(command, "run", "--json", cwd=here) for command in ("report", "grade"))]
-    for result in shown:
-        throughput = policies(result.out)["target"]["ratios"]["problems_per_second"]
-        assert throughput == {"numerator": 3, "denominator": seconds}
 
 
 def test_throughput_run_has_one_concurrency(copy: Path) -> None:
@@ -298,14 +239,6 @@ def test_limit_may_grow(here: Path, finished: Path) -> None:
     assert (again.code, json.loads(again.out)["n"]) == (0, 1)
     assert policies(again.out)["target"]["n"] == 1
     assert (here / "run" / "results.jsonl").read_bytes() == whole
-
-
-def test_selected_ids_come_in_the_order_of_the_data_set(here: Path, finished: Path) -> None:
-    assert bench(here, "--ids", "p2,p0", "-q").code == 0
-    assert list(dict.fromkeys(row["id"] for row in rows_of(here / "run"))) == ["p0", "p2"]
-    assert run_json(here)["planned"] == 2
-    assert bench(here, "-q").code == 0
-    assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
 
 
 def test_samples_and_policies_may_be_added(copy: Path) -> None:
@@ -488,18 +421,6 @@ def test_progress_in_a_terminal(here: Path) -> None:
     assert terminal.text.lstrip().startswith("arithmetic.jsonl: 3 problems")
     assert "█" not in terminal.text
     assert not terminal.screen.cursor.hidden
-
-
-def test_ascii_terminal_gets_only_ascii(here: Path) -> None:
-    write_problems(here / "many.jsonl", [f"{number} * 12 - 95" for number in range(101, 111)])
-    arguments = ("bench", *PAIR, "--dataset", str(here / "many.jsonl"), "-o", str(here / "run"))
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    with Terminal(*arguments, columns=60, rows=40, env=ascii_only) as terminal:
-        assert terminal.wait() == 0
-    assert terminal.raw.isascii()
-    assert re.search(rb"#+(\x1b\[[0-9;]*m)*\.", terminal.raw)
-    assert b"\\u" not in terminal.raw
-    assert terminal.text.lstrip().startswith("many.jsonl: 10 problems")
 
 
 def run_many(here: Path) -> tuple[str, ...]:

@@ -347,15 +347,6 @@ def test_hanging_step_ends_in_an_error_row(here: Path) -> None:
     assert 0.4 < hung["wall_seconds"] < 5
 
 
-def test_slow_step_ends_only_its_attempt(here: Path) -> None:
-    result = bench(here, "--timeout", "0.2", slow_on=("12 * 34", 1.0))
-    assert result.code == 1
-    late = [(row["id"], row["error"]) for row in rows_of(here / "run") if row["status"] == "error"]
-    assert {identifier for identifier, _ in late} == {"p0"}
-    assert all("0.2 s" in error for _, error in late)
-    assert len(rows_of(here / "run")) == NUM_ROWS
-
-
 # --- F17: streams
 
 
@@ -407,11 +398,3 @@ def test_many_problems_need_few_open_files(here: Path) -> None:
 
 def test_too_little_memory_is_no_defect(here: Path) -> None:
     assert_refused(run("solve", "1 + 1", "-q", cwd=here, limits={"RLIMIT_AS": 1 << 26}), 3, "", "memory")
-
-
-def test_noise_of_a_c_library_does_not_reach_stdout(here: Path) -> None:
-    result = bench(here, "--json", noise="ggml: hello\n")
-    assert result.code == 0
-    (line,) = result.out.splitlines()
-    assert json.loads(line)["n"] == 2
-    assert "ggml: hello" in result.err

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from cli import ESCAPE, Terminal, assert_refused, run
 from faults import write_problems
-from made_up_runs import MadeUp, make_run, write_run_folder
-from packed import unpacked
+from made_up_runs import MadeUp, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.projection import parse_speeds

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unscored
-from packed import unpacked
+from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unpacked, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart

@@ -4,8 +4,7 @@ import io
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, failed, make_run
-from packed import unpacked
+from made_up_runs import MadeUp, failed, make_run, unpacked
 
 from arbitrage_cli.display.page import render
 from arbitrage_cli.display.table import write_table
