@@ -92,7 +92,7 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     assert all(len(model["chat_template_sha256"]) == 64 for model in made["models"].values())
     assert made["grader"]
     assert made["machine"]["cpu"]
-    assert made["limits"] == {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512}
+    assert made["limits"] == {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512, "think_tokens": 0}
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
 
 
