@@ -9,7 +9,7 @@
         x <- x + z
 
 A policy is a generator, a *flow*. It yields a request (`WriteStep`, `RateSteps`), is sent the finished step or the rewards,
-and decides. A flow knows no model, cache, clock or terminal: the scheduler runs flows, for one problem or for a thousand.
+and decides. A flow runs no model and reads no clock: the scheduler runs flows, for one problem or for a thousand.
 """
 
 import math
