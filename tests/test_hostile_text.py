@@ -206,7 +206,7 @@ def test_hostile_problem_in_a_terminal_changes_nothing() -> None:
 
 
 def test_box_in_the_problem_is_no_answer() -> None:
-    """A boxed number in the question is not taken for the answer: not where there is another, and not where there is none."""
+    """A boxed number in the question is not taken for the answer: with another box in the solution, and without."""
     right = solve("What is 1 + 1? \\boxed{42}", "--json", "-q").records[0]
     assert right["answer"] == "2"
     none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", env={"ARBITRAGE_MAX_STEPS": "1"}).records[0]

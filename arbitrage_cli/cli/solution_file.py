@@ -27,10 +27,10 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
     """The records that were written, and those that follow. This process is the file's only writer, until it is closed."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make it, and lock it. UsageError if it is no file, cannot be written to, or another process does so."""
+        """Open or make it, and lock it. UsageError if it is not a file, cannot be written to, or another process does so."""
         self.path = path
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: this is no file, so what was written there cannot be read again", ANOTHER)
+            raise UsageError(f"{path}: this is not a file, so what was written there cannot be read again", ANOTHER)
         self._is_new = not path.exists()
         with contextlib.ExitStack() as stack:
             with self._raising(UsageError, "cannot be written", ANOTHER):

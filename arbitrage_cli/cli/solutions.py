@@ -56,7 +56,7 @@ class Solutions:
             self._in_order.finished(event.trace, record(event, run))
 
     def unusable(self, line: BadLine) -> None:
-        """A line of the input is no problem."""
+        """A line of the input cannot be used."""
         self._in_order.add(unusable_record(line.number, line.reason))
 
     def events(self, scheduler: Scheduler, problems: Problems, run: RunInfo, limits: Limits) -> Generator[Event, None, None]:

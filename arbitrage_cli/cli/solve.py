@@ -5,6 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,7 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Event, Finished, Started
 
 if TYPE_CHECKING:
+    from arbitrage_cli.app.session import Session
     from arbitrage_cli.cli.solutions import Solutions
 
 
@@ -87,14 +89,10 @@ def solve(
         num_known = problems.look_ahead(1 if setup.concurrency == "1" else MOST)
         if num_known:
             session = stack.enter_context(Session(setup, display))
-            session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
-            session.load()
             follows = form is ResultFormat.text and sys.stdout.isatty()
-            run = session.run_info(num_problems=problems.total)
+            run = _load(session, problems, num_known)
             run = replace(run, num_done=num_earlier, answers_follow=follows, shows_thoughts=not hide_thoughts)
-            stack.enter_context(
-                offering_to_resume(display, lambda error: _how_to_resume(error, solutions, invocation, problems))
-            )
+            stack.enter_context(offering_to_resume(display, partial(_how_to_resume, solutions, invocation, problems)))
             # Closed before the models are: an interrupted run still holds problems in their caches.
             happenings = solutions.events(session.scheduler(), problems, run, setup.limits)
             events = stack.enter_context(contextlib.closing(happenings))
@@ -102,12 +100,25 @@ def solve(
         else:
             deque(problems.usable(solutions.unusable), maxlen=0)  # lines that are no problems have results as well
     if file:
-        begins = "" if solutions.num_done > num_earlier else "nothing to do: "
-        say(f"{begins}{solutions.where}; for the answers alone: the same command with --format text", output)
+        _say_where(solutions, num_earlier, output)
     return SOME_FAILED if solutions.num_failed or problems.num_unusable else 0
 
 
-def _how_to_resume(error: BaseException, solutions: "Solutions", invocation: Invocation, problems: Problems) -> str:
+def _load(session: "Session", problems: Problems, num_known: int) -> RunInfo:
+    """Load the models for these problems; what a display shows of the run."""
+    from arbitrage_cli.tuning.memory import MOST
+
+    session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
+    session.load()
+    return session.run_info(num_problems=problems.total)
+
+
+def _say_where(solutions: "Solutions", num_earlier: int, output: OutputOptions) -> None:
+    begins = "" if solutions.num_done > num_earlier else "nothing to do: "
+    say(f"{begins}{solutions.where}; for the answers alone: the same command with --format text", output)
+
+
+def _how_to_resume(solutions: "Solutions", invocation: Invocation, problems: Problems, error: BaseException) -> str:
     """What is safe and how to go on; "" if there is nothing to go on with, or nobody reads any more."""
     if solutions.where:
         return f"{solutions.where}; to resume: {invocation.resuming}"

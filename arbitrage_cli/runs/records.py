@@ -1,6 +1,6 @@
 """A solved problem as one JSON object, the row of a benchmark made from it, and what a run was made with.
 
-The objects are the interface to other programs: fields are added, not renamed. Knows no model, no file and no terminal.
+The objects are the interface to other programs: fields are added, not renamed.
 """
 
 import json
@@ -118,7 +118,7 @@ def record(finished: Finished, run: RunInfo) -> dict[str, Any]:
 
 
 def unusable_record(number: int, reason: str) -> dict[str, Any]:
-    """The record of a line of the input that is no problem: lines of results stay aligned with those of problems."""
+    """The record of a line of the input that cannot be used: lines of results stay aligned with those of problems."""
     error = f"line {number}: {reason}"
     return {"id": str(number), "problem": None, "text": "", "answer": None, "stop": None, "error": error, "steps": []}
 

@@ -69,7 +69,7 @@ class CostRow(TypedDict):
 
 
 class SecondsRow(TypedDict):
-    """Time of what is no model's work."""
+    """Time of work that is not a model's."""
 
     seconds: Seconds
 

@@ -1,7 +1,6 @@
 """How steps, tokens and time were shared between draft and target.
 
-A sum over decisions: one problem, many problems and a run that is read back are counted by the same lines. Knows no model,
-no file and no terminal.
+A sum over decisions: one problem, many problems and a run that is read back are counted by the same lines.
 """
 
 from collections.abc import Iterable

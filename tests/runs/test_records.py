@@ -195,5 +195,5 @@ def test_answer_may_be_split_over_steps() -> None:
     ids=["solved", "limit", "error with hint", "any error", "context, one step", "context, two steps"],
 )
 def test_error_of_a_problem_says_what_to_do(finished: Finished, error: tuple[str, str] | None) -> None:
-    """A full context and an error are failures, with what to do; an end or a limit of the user's is none."""
+    """A full context and an error are failures, with what to do; an end or a limit of the user's is not."""
     assert problem_error(finished) == error
