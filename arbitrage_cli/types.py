@@ -241,6 +241,13 @@ class Trace:
         return "think" if last.phase == "think" and not last.ends_thoughts else "answer"
 
     @property
+    def next_budget(self) -> tuple[int, bool]:
+        """The most tokens of the next step, and whether no thought may follow one of so many."""
+        budget = min(self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
+        thoughts = self.think_tokens_left if self.phase == "think" else None
+        return (budget, False) if thoughts is None or thoughts > budget else (thoughts, True)
+
+    @property
     def think_tokens_left(self) -> int | None:
         """How many tokens of thoughts may follow; None without a limit."""
         if self.problem.think_tokens is None:

@@ -46,8 +46,8 @@ class Plain:
 
 Segment = Control | Plain
 Messages = list[dict[str, str]]
-Render = Callable[[Messages], str]
-"""Renders messages, up to where the assistant writes. TemplateError; RoleRefusedError if it refuses them."""
+Render = Callable[[Messages, Mapping[str, Any]], str]
+"""Renders messages with these variables, up to where the assistant writes. TemplateError; RoleRefusedError if it refuses them."""
 
 LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|\n]{1,64}\|>|<\uff5c[^\uff5c\n]{1,64}\uff5c>|<[^<>\s]{1,64}>|\[/?[A-Z_]{1,32}\]")
 """What control tokens look like in the vocabularies of chat models."""
@@ -100,20 +100,23 @@ class ChatPrompt:
         if control_tokens is None:
             control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
         special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
-        self.think_format = think_format or find_format(self._source, special)
         self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
+        self.think_format = think_format or find_format(self._source, special)
         own_text = (
             self._layout(ASKED, self._instructions != "").text
-            + self._text_between_turns()
+            + self._shown((*ANSWERED, *ASKED))
             + self.think_format.opens
             + self.think_format.closes
         )
         self._controls = _alternatives(control_tokens)
         self._markers = _alternatives((one for one in marker_tokens if one in own_text and len(one) > 1), overlapping=True)
 
-    @property
+    @cached_property
     def _source(self) -> str:
-        return self._template if isinstance(self._template, str) else ""
+        """The template. If it is rendered elsewhere: what it shows in a conversation, and with thoughts on and off."""
+        if not callable(self._template):
+            return self._template or ""
+        return self._shown((*ANSWERED, *ASKED)) + self._shown(ASKED, True) + self._shown(ASKED, False)
 
     @cached_property
     def thinks_by_itself(self) -> bool:
@@ -198,10 +201,10 @@ class ChatPrompt:
             else:
                 _append_plain(segments, piece)
 
-    def _text_between_turns(self) -> str:
-        """The template's text in a conversation; empty if it shows none."""
+    def _shown(self, roles: Sequence[MessageRole], *switch: bool) -> str:
+        """The template's text with messages of these roles; empty if it does not show them."""
         try:
-            return self._layout((*ANSWERED, *ASKED), self._instructions != "").text
+            return self._layout(roles, self._instructions != "", *switch).text
         except TemplateError:
             return ""
 
@@ -243,9 +246,9 @@ class ChatPrompt:
         return before, between, after
 
     def _render(self, messages: Messages, switch: bool | None = None) -> str:
-        if callable(self._template):
-            return self._template(messages)
         switches = {} if switch is None else dict.fromkeys(SWITCHES, switch)
+        if callable(self._template):
+            return self._template(messages, switches)
         return _render(self._template or "", messages, {**self._variables, **switches})
 
 

@@ -132,10 +132,7 @@ class Engine:
         """
         trace = request.trace
         unread, room = self._cache.prepare(slot, trace)
-        phase, budget = trace.phase, min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
-        thoughts = trace.think_tokens_left if phase == "think" else None
-        is_last_thought = thoughts is not None and thoughts <= budget
-        budget = thoughts if thoughts is not None and is_last_thought else budget
+        phase, (budget, is_last_thought) = trace.phase, trace.next_budget
         sampler = self._samplers[slot]
         self._steps[slot] = StepInProgress(
             trace=trace,

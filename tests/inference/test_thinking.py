@@ -1,22 +1,31 @@
 """Thoughts: the formats of chat templates, and the phases of solutions by models that mark them differently."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
 import numpy as np
 import pytest
-from hash_language import ForgetfulEngine, HashBackend, Recording, solve
+from fake_server import HashServer, Kind, transport
+from hash_language import ForgetfulEngine, HashBackend, Recording, events_of, solve
 from tiny_gguf import CHATML
 
 from arbitrage_cli.arbitrage import by_token_stats
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ServerRequestError, UsageError
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.inference.chat_template import ChatPrompt, Segment
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Segment
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Writer
 from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.servers.address import Address, Wanted
+from arbitrage_cli.inference.servers.connection import Connection
+from arbitrage_cli.inference.servers.model import open_served
+from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, find_format, format_named
 from arbitrage_cli.routing.policies import THOUGHTS_TAU
-from arbitrage_cli.types import Limits, ModelRole, Phase, Problem, Trace
+from arbitrage_cli.types import Finished, Limits, ModelRole, Phase, Problem, Trace
 
 HARMONY = (
     "<|start|>system<|message|>Reasoning: medium<|end|>{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
@@ -246,6 +255,45 @@ def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
     text = StepText(end=THOUGHT_END, marker="</think>")
     given = [text.add(piece) for piece in (b"4 < 5", b" <", b"/th", b"ink", b">\n\nFour")]
     assert (given, text.ended, text.has_marker, text.finish()) == (["4 < 5", " ", "", "", ""], True, True, "4 < 5 ")
+
+
+@pytest.mark.parametrize("think_tokens", [None, 37])
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("vllm", "switched"), ("vllm", "channel"), ("sglang", "switched"), ("llamacpp", "channel"), ("plain", "switched")],
+)
+def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think_tokens: int | None) -> None:
+    """Its thoughts begin and end where an engine's do, whatever the server hides; a plain server shows plain text only."""
+    marked = kind != "plain"
+    expected = solved("seed", target, think_tokens=think_tokens, marked=marked)
+    server = HashServer(kind, Thinker(TEMPLATES[target], "target", marked=marked))
+    with served(server, TEMPLATES[target]) as writer:
+        writers: dict[ModelRole, Writer] = {**engines("seed", target, marked=marked), "target": writer}
+        problems = [trace.problem for trace in expected]
+        found = [*solve(writers, problems, "entropy", 1.5, limits=long(think_tokens)).values()]
+    assert [steps(trace) for trace in found] == [steps(trace) for trace in expected]
+    kept = [decision.kept for trace in found for decision in trace.decisions]
+    assert {(step.model, step.phase) for step in kept} >= {("target", "think"), ("target", "answer"), ("draft", "answer")}
+    assert {step.stop for step in kept} & {"thought", "think_budget"}
+
+
+def test_a_server_that_hides_where_thoughts_end_is_refused() -> None:
+    with served(HashServer("plain", Thinker(GEMMA, "target")), GEMMA) as writer:
+        events = events_of({"target": writer}, [Problem("p", "1 + 1")], "target", limits=long(None))
+        assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError]
+        assert solve({"target": writer}, [Problem("p", "1 + 1")], "target", limits=long(0))["p"].text
+
+
+@contextmanager
+def served(server: HashServer, template: str) -> Iterator[ServedWriter]:
+    with closing(Connection(transport(server))) as connection:
+        wanted = Wanted(Address.parse("http://toy:1/v1"), template=template if server.kind == "plain" else None)
+        yield ServedWriter("target", open_served(connection, wanted), Sampler(), INSTRUCTIONS)
+
+
+def steps(trace: Trace) -> list[tuple[object, ...]]:
+    kept = [decision.kept for decision in trace.decisions]
+    return [(step.model, step.phase, step.stop, step.text, step.num_tokens) for step in kept]
 
 
 def head_route(tau: float) -> list[Trace]:

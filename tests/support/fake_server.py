@@ -12,7 +12,7 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -109,7 +109,7 @@ class HashServer:
         return Answer([{"default_generation_settings": {"n_ctx": size}, "total_slots": 4, "build_info": "b11434-toy"}])
 
     def _tokenize(self, body: Body) -> Answer:
-        text = self._rendered(body["messages"]) if "messages" in body else body["prompt"]
+        text = self._rendered(body) if "messages" in body else body["prompt"]
         ids = self._ids(text, with_controls=True)
         return Answer([{"tokens": ids, "count": len(ids), "max_model_len": self.backend.card.context_size}])
 
@@ -120,7 +120,7 @@ class HashServer:
         return Answer([{"tokens": self._ids(body["content"], with_controls=body.get("parse_special", True))}])
 
     def _apply_template(self, body: Body) -> Answer:
-        return Answer([{"prompt": self._rendered(body["messages"])}])
+        return Answer([{"prompt": self._rendered(body)}])
 
     def _completions(self, body: Body) -> Answer:
         prompt = body["prompt"]
@@ -133,7 +133,8 @@ class HashServer:
             return Answer([{"error": {"message": text, "code": 400}}], 400)
         keeps = body.get("include_stop_str_in_output") or body.get("no_stop_trim")
         room = self.backend.card.context_size - len(ids)
-        written = self._write(ids, min(body["max_tokens"], room), body.get("stop"), keeps=bool(keeps))
+        shown = [] if body.get("skip_special_tokens", True) else self.backend.tokenizer.control_tokens
+        written = self._write(ids, min(body["max_tokens"], room), body.get("stop"), shown, keeps=bool(keeps))
         usage: Body = {"prompt_tokens": len(ids), "completion_tokens": len(written), "total_tokens": len(ids) + len(written)}
         parts = [[one] for one in written] if body.get("stream") else [written]
         chunks: list[Body] = [{"id": "c", "model": "toy", "choices": [self._choice(part, body)]} for part in parts]
@@ -146,7 +147,7 @@ class HashServer:
     def _choice(self, part: "list[_Token]", body: Body) -> Body:
         last = part[-1]
         reason = None if last.ending is None else "length" if last.ending == "limit" else "stop"
-        stop = body["stop"][0] if last.ending == "word" else None
+        stop = last.stop if last.ending == "word" else None
         choice: Body = {"index": 0, "text": "".join(one.text for one in part), "finish_reason": reason}
         if self.kind == "vllm":
             choice |= {"stop_reason": stop}
@@ -175,11 +176,12 @@ class HashServer:
                 "type": "exceed_context_size_error",
             }
             return Answer([{"error": error}], 400)
-        written = self._write(ids, min(body["n_predict"], size - len(ids)), body.get("stop"), keeps=False)
+        most, shown = min(body["n_predict"], size - len(ids)), body.get("preserved_tokens", [])
+        written = self._write(ids, most, body.get("stop"), shown, keeps=False)
         last = {
             "stop": True,
             "stop_type": {"word": "word", "eos": "eos", "limit": "limit"}[str(written[-1].ending)],
-            "stopping_word": body["stop"][0] if written[-1].ending == "word" else "",
+            "stopping_word": written[-1].stop,
             "timings": {
                 "cache_n": 0,
                 "prompt_n": len(ids),
@@ -205,8 +207,10 @@ class HashServer:
 
     # --- the model
 
-    def _write(self, ids: list[int], most: int, stop: list[str] | None, *, keeps: bool) -> "list[_Token]":
-        """Greedy tokens after these, until the end of the sequence, a stop word, or `most` tokens."""
+    def _write(
+        self, ids: list[int], most: int, stop: list[str] | None, shown: Collection[str], *, keeps: bool
+    ) -> "list[_Token]":
+        """Greedy tokens after these, until the end of the sequence, a stop word, or `most` tokens. Some control tokens are `shown`."""
         tokenizer, written, text = self.backend.tokenizer, list[_Token](), ""
         while True:
             self.backend.cells = [ids + [one.id for one in written]]
@@ -215,17 +219,17 @@ class HashServer:
             logprobs = shifted - math.log(float(np.exp(shifted).sum()))
             token = int(logits.argmax())
             piece = tokenizer.piece(token).decode("utf-8", "replace")
-            one = _Token(
-                token, piece, "" if tokenizer.is_end(token) else piece, float(logprobs[token]), self._named(logprobs)
-            )
+            controls = {token: name for name, token in tokenizer.control_tokens.items() if name in shown}
+            text_of = controls.get(token, "" if tokenizer.is_end(token) else piece)
+            one = _Token(token, piece, text_of, float(logprobs[token]), self._named(logprobs))
             written.append(one)
             text += one.text
             if tokenizer.is_end(token):
                 one.ending = "eos"
-            elif stop and stop[0] in text:
-                one.ending = "word"
+            elif found := [word for word in stop or () if word in text]:
+                one.ending, one.stop = "word", found[0]
                 if not keeps:
-                    one.text = one.text[: len(one.text) - (len(text) - text.index(stop[0]))]
+                    one.text = one.text[: len(one.text) - (len(text) - text.index(one.stop))]
             elif len(written) >= most:
                 one.ending = "limit"
             if one.ending:
@@ -239,8 +243,8 @@ class HashServer:
             named[f"{text}#{token}" if text in named else text] = float(logprobs[token])
         return [*named.items()]
 
-    def _rendered(self, messages: list[dict[str, str]]) -> str:
-        return _render(TEMPLATE, messages, {})
+    def _rendered(self, body: Body) -> str:
+        return _render(self.backend.chat_template or TEMPLATE, body["messages"], body.get("chat_template_kwargs", {}))
 
     def _ids(self, text: str, *, with_controls: bool) -> list[int]:
         tokenizer = self.backend.tokenizer
@@ -264,6 +268,7 @@ class _Token:
     logprob: float
     named: list[tuple[str, float]]
     ending: str | None = None
+    stop: str = ""
 
     def top(self, k: int) -> list[tuple[str, float]]:
         return self.named[:k]

@@ -27,6 +27,7 @@ Ending = Literal["separator", "end", "length"]
 class TextRequest:
     """A text to continue: token ids, or a string for a server that takes no ids. `num_alternatives` are wanted for each token.
 
+    It also stops at the `marker`, which may be a control token: these are shown then.
     Texts with different `cache_key`s should find nothing of each other in the server's cache. `is_first`: the first with this key.
     """
 
@@ -43,6 +44,11 @@ class TextRequest:
     stop: str = BLANK_LINE.separator
     top_k: int = 0
     min_p: float = 0.0
+    marker: str = ""
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop, self.marker] if self.marker else [self.stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,9 @@ class Completions:
             body["logprobs"] = wanted.num_alternatives
         if wanted.is_streamed:
             body["stream_options"] = {"include_usage": True}
-        return body if self.is_plain else {**body, "stop": [wanted.stop]}
+        if self.is_plain:
+            return body
+        return {**body, "stop": wanted.stops, **({"skip_special_tokens": False} if wanted.marker else {})}
 
     def read(self, answer: Json) -> Piece:
         """An answer, or a part of a streamed one."""
@@ -212,7 +220,9 @@ class LlamaServer(Completions):
 
     def body(self, wanted: TextRequest) -> dict[str, Any]:
         """The request."""
-        body = {**_sampling(wanted), "n_predict": wanted.max_tokens, "stop": [wanted.stop], **self.own_fields}
+        body = {**_sampling(wanted), "n_predict": wanted.max_tokens, "stop": wanted.stops, **self.own_fields}
+        if wanted.marker:
+            body["preserved_tokens"] = [wanted.marker]
         if wanted.num_alternatives:
             body["n_probs"] = wanted.num_alternatives
         body["samplers"] = [name for name in ("top_k", "top_p", "min_p", "temperature") if name in body]

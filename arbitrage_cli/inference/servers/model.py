@@ -102,13 +102,13 @@ class ServedModel:
                     piece = self.dialect.read(answer)
                 yield piece
 
-    def _render_there(self, messages: Messages) -> str:
+    def _render_there(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         """Messages in the server's own template. RoleRefusedError if it refuses them."""
-        return self.connection.run(self._rendered(messages))
+        return self.connection.run(self._rendered(messages, {**self.wanted.template_variables, **variables}))
 
-    async def _rendered(self, messages: Messages) -> str:
+    async def _rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         try:
-            answer = await self._post(*self.dialect.rendering(self.name, messages, self.wanted.template_variables))
+            answer = await self._post(*self.dialect.rendering(self.name, messages, variables))
             with _reading(self.host):
                 if "prompt" in answer:
                     return str(answer["prompt"])

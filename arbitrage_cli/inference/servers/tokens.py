@@ -57,18 +57,18 @@ async def prompt_ids(tokenize: Tokenize, segments: Sequence[Segment], controls: 
 
 async def step_ids(tokenize: Tokenize, text: str, controls: Controls) -> list[int]:
     """The ids of a step that another model wrote."""
-    return await _joined([tokenize(part) for part in controls.fragments(text)])
+    return await _joined([tokenize(part) for part in controls.fragments(text) if part])
 
 
-def prompt_text(segments: Sequence[Segment], controls: Controls, steps: Sequence[str] = ()) -> str:
+def prompt_text(segments: Sequence[Segment], controls: Controls) -> str:
     """A prompt and the steps after it as one string. ServerRequestError if the server would find a control token in data."""
-    for text in (*(segment.text for segment in segments if isinstance(segment, Plain)), *steps):
+    for text in (segment.text for segment in segments if isinstance(segment, Plain)):
         for match in controls.find(text):
             raise ServerRequestError(
                 f"the text has '{match[0]}', which the server would read as a control token",
                 "a server that takes token ids can have it: vLLM, SGLang, llama-server",
             )
-    return "".join(segment.text for segment in segments) + "".join(steps)
+    return "".join(segment.text for segment in segments)
 
 
 async def _joined(parts: Sequence[Coroutine[Any, Any, list[int]]]) -> list[int]:

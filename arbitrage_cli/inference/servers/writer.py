@@ -1,8 +1,8 @@
 """Writes steps with a model on a server, many at once: what an `Engine` is for a model on this machine.
 
 Steps come and go as text. For each problem it keeps the ids that the server drew, and tokenizes only text from elsewhere. A step
-ends where an engine's would: at its separator, at the end of the sequence, or at a limit. A server stops at every separator; one
-that is too early for the step's end is one more request.
+ends where an engine's would: at its separator, at the end of thoughts or of the sequence, or at a limit. A server stops at every
+separator; one that is too early for the step's end is one more request.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.chat_template import Segment
+from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, Plain, Segment
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
@@ -26,9 +26,10 @@ from arbitrage_cli.inference.servers.dialects import Ending, Piece, TextRequest,
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd, StepText
+from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
+from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.token_costs import TokenCosts
-from arbitrage_cli.types import Cost, ModelRole, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the tokens asked for
 MAX_BLANK_ANSWERS = 4  # of nothing but blank lines, one after the other
@@ -56,6 +57,7 @@ class _Writing:
 
     began: float
     text: StepText
+    phase: Phase
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
@@ -67,6 +69,13 @@ class _Writing:
         """Tokens written, as the server counts them, else as they came."""
         counted = sum(usage.written for usage in self.usages)
         return max(counted, len(self.ids), len(self.tokens)) or self.num_pieces
+
+    @property
+    def stop(self) -> StepStop | None:
+        """How the text itself ends the step; None if it does not."""
+        if self.text.has_marker:
+            return "thought" if self.phase == "think" else "end"
+        return "separator" if self.text.ended else None
 
     def add(self, piece: Piece, now: float) -> str:
         """Take a part of an answer. Returns its characters."""
@@ -104,6 +113,7 @@ class ServedWriter:
         self._step_end = step_end
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
+        self._think_end_ids: list[int] | None = None
         self._costs = TokenCosts()
         self._slots: dict[int, _Slot] = {}
         self._writing: set[int] = set()
@@ -116,9 +126,18 @@ class ServedWriter:
         return bool(self._writing)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        """Take a problem. The scheduler ends it at its deadline. ConversationError if the template cannot show it."""
-        segments = self._prompts.segments(problem)
-        self._slots[slot] = _Slot(problem, segments, self._model.controls(segments), sampler or self._sampler)
+        """Take a problem. The scheduler ends it at its deadline. ConversationError if the template cannot show it.
+
+        ServerRequestError if the server would hide where its thoughts end.
+        """
+        segments, form = self._prompts.segments(problem), self._prompts.think_format
+        if problem.thinks and self._model.dialect.is_plain and form is not THINK:
+            raise ServerRequestError(
+                f"{self._model.host.name} does not show '{form.end}', which ends the thoughts of {self._model.name}",
+                "use vLLM, SGLang or llama-server, or --think off",
+            )
+        marks = [Control(form.opens + form.closes)] if problem.thinks else []
+        self._slots[slot] = _Slot(problem, segments, self._model.controls([*segments, *marks]), sampler or self._sampler)
 
     def close(self, slot: int) -> None:
         """Forget a problem, and hang up on the step being written for it."""
@@ -164,7 +183,7 @@ class ServedWriter:
         try:
             step, ids = await self._write(slot, opened, request)
             self._costs.add(step.cost)
-            opened.written = (step, ids)
+            opened.written = (step, await self._own_ids(step, ids))
             self._hand_over(opened, SlotUpdate(slot, step=step))
         except ProblemError as error:
             self._hand_over(opened, SlotUpdate(slot, error=error))
@@ -176,10 +195,10 @@ class ServedWriter:
     async def _write(self, slot: int, opened: _Slot, request: WriteStep) -> tuple[Step, list[int]]:
         """Write a step; ask again while it ended too soon. Returns it with its ids. ContextFullError, ServerRequestError."""
         trace = request.trace
-        budget = min(trace.limits.max_step_tokens, trace.limits.max_tokens - trace.num_tokens)
+        budget, is_last_thought = trace.next_budget
         prompt = await self._prompt_of(opened, trace)
         room = self._room(prompt)
-        writing = _Writing(time.perf_counter(), StepText(end=self._step_end))
+        writing = _Writing(time.perf_counter(), self._step_text(trace.phase), trace.phase)
         stop: StepStop | None = None
         num_blank = 0
         while stop is None and num_blank < MAX_BLANK_ANSWERS:
@@ -192,7 +211,10 @@ class ServedWriter:
             num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
         if stop is None:
             raise ServerRequestError(f"{self._model.name} writes nothing but blank lines")
-        if stop == "budget" and writing.num_tokens >= room:
+        is_spent = stop == "budget" or (stop == "separator" and writing.num_tokens >= budget)
+        if is_spent and is_last_thought and budget <= room:
+            stop = "think_budget"
+        elif stop == "budget" and writing.num_tokens >= room:
             stop = "context"
         return self._finish(writing, stop), writing.ids
 
@@ -201,7 +223,7 @@ class ServedWriter:
         text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
 
         def restart() -> None:
-            writing.text, writing.ids, writing.tokens = StepText(text, self._step_end), [*ids], [*tokens]
+            writing.text, writing.ids, writing.tokens = self._step_text(writing.phase, text), [*ids], [*tokens]
             writing.num_pieces, writing.first_at = num_pieces, None
             self._hand_over(opened, SlotUpdate(slot, num_unread=1))
 
@@ -209,21 +231,40 @@ class ServedWriter:
         usage: Usage | None = None
         async with aclosing(self._model.write(wanted, restart, topic=opened.topic)) as pieces:
             async for piece in pieces:
+                if wanted.marker and piece.ending == "end":
+                    piece = _without_end(piece, wanted.marker)
                 if new := writing.add(piece, time.perf_counter()):
                     self._hand_over(opened, SlotUpdate(slot, new))
                 if writing.num_pieces - num_pieces > 2 * wanted.max_tokens + SPARE_PIECES:
                     raise ServerRequestError(f"{self._model.host.name} writes more than it was asked for")
                 if writing.text.ended and self._model.dialect.is_plain:
-                    return "separator"  # and hang up
+                    return writing.stop  # and hang up
                 ending, usage = piece.ending or ending, piece.usage or usage
         writing.usages += [usage] if usage else []
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} does not say why it stopped")
-        if ending != "separator":
+        if ending != "separator" and not writing.text.has_marker:
             return "end" if ending == "end" else "budget"
         if writing.text.so_far.strip() and not writing.text.so_far.endswith(wanted.stop) and not writing.text.ended:
             raise ServerRequestError(f"{self._model.host.name} leaves out the {self._step_end} at which it stopped")
-        return "separator" if writing.text.ended else None
+        return writing.stop
+
+    def _step_text(self, phase: Phase, beginning: str = "") -> StepText:
+        """The text of a step, to be written."""
+        return StepText(beginning, THOUGHT_END if phase == "think" else self._step_end, self._marker(phase))
+
+    def _marker(self, phase: Phase) -> str:
+        """What ends a phase. In one format it is the same for both."""
+        form = self._prompts.think_format
+        return form.end if phase == "think" or form.ends_turns else ""
+
+    async def _own_ids(self, step: Step, ids: list[int]) -> list[int]:
+        """The ids of a step without the marker's; none if it may share tokens with the text, which is tokenized again then."""
+        if step.stop != "thought" or not ids:
+            return ids
+        if self._think_end_ids is None:
+            self._think_end_ids = await self._model.tokenize(self._prompts.think_format.end, is_template=True)
+        return ids[:-1] if ids[-1:] == self._think_end_ids else []
 
     def _completion(
         self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep
@@ -248,12 +289,14 @@ class ServedWriter:
             stop=self._step_end.separator,
             top_k=sampler.top_k,
             min_p=sampler.min_p,
+            marker=self._marker(writing.phase),
         )
 
     async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:
         """The prompt and the kept steps: the ids that this model drew if it wrote a step, else those of its text."""
         if self._model.dialect.is_plain:
-            return prompt_text(opened.segments, opened.controls, [decision.kept.text for decision in trace.decisions])
+            steps = [part for one in trace.decisions for part in (Plain(one.kept.text), *self._end_of_thoughts(one.kept))]
+            return prompt_text([*opened.segments, *steps], opened.controls)
         if opened.prompt is None:
             opened.prompt = await prompt_ids(self._model.tokenize, opened.segments, opened.controls)
         del opened.steps[len(trace.decisions) :]
@@ -262,8 +305,15 @@ class ServedWriter:
             if known and known[0][0] is kept:
                 continue
             own = opened.written[1] if opened.written and opened.written[0] is kept else []
-            opened.steps[index:] = [(kept, own or await step_ids(self._model.tokenize, kept.text, opened.controls))]
+            ids = own or await step_ids(self._model.tokenize, kept.text, opened.controls)
+            for segment in self._end_of_thoughts(kept):
+                ids = ids + await self._model.tokenize(segment.text, is_template=True)
+            opened.steps[index:] = [(kept, ids)]
         return [*opened.prompt, *(token for _, ids in opened.steps for token in ids)]
+
+    def _end_of_thoughts(self, kept: Step) -> list[Segment]:
+        """What stands between a step and the answer, if the answer follows it."""
+        return self._prompts.end_of_thoughts(kept) if kept.ends_thoughts else []
 
     def _room(self, prompt: list[int] | str) -> int:
         """Tokens that fit in the context after the prompt; if its length in tokens is not known, the server says if it is too long."""
@@ -285,7 +335,7 @@ class ServedWriter:
         except ValueError as error:
             raise ServerRequestError(f"{self._model.host.name}: {error}") from error
         text, count = writing.text.finish(), writing.num_tokens
-        return Step(self._role, text, count, self._cost(writing), stop, stats)
+        return Step(self._role, text, count, self._cost(writing), stop, stats, phase=writing.phase)
 
     def _cost(self, writing: _Writing) -> Cost:
         """Tokens as the server reports them, seconds as they passed here; those until the first text are of reading the prompt."""
@@ -300,6 +350,14 @@ class ServedWriter:
             decode_seconds=now - first,
             cached_tokens=cached,
         )
+
+
+def _without_end(piece: Piece, marker: str) -> Piece:
+    """A last piece without the token that ended the sequence: where control tokens are shown, it is too."""
+    *_, last = (None, *LOOKS_LIKE_CONTROL.finditer(piece.text))
+    if last is None or last.end() < len(piece.text) or last[0] == marker:
+        return piece
+    return replace(piece, text=piece.text[: last.start()])
 
 
 def _seed(seed: int, question: str, position: int) -> int:
