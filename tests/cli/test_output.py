@@ -10,19 +10,16 @@ from made_up_runs import make_run, write_run_folder
 FULL, USAGE, CLOSED_PIPE = 1, 2, 141
 COMMANDS = (
     ("doctor",),
+    ("runs", "."),
     ("models", "list"),
     ("models", "list", "--json"),
     ("models", "info", "builtin"),
     ("models", "path", "builtin"),
-    ("models", "--help"),
-    ("bench", "--help"),
     ("--help",),
     ("--version",),
     ("report", "made"),
     ("compare", "made", "made", "--json"),
     ("compare", "made", "made"),
-    ("explain", "states"),
-    ("explain", "states", "--json"),
 )
 each_command = pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 
