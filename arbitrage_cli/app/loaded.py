@@ -142,6 +142,7 @@ class RemoteModel:
             writing.step_end,
             keep_token_stats=keep_token_stats,
             shares_prompts=shares,
+            think_format=writing.think_format,
         )
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:

@@ -23,7 +23,7 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
-from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, find_format, format_named
+from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
 from arbitrage_cli.routing.policies import THOUGHTS_TAU
 from arbitrage_cli.types import Finished, Limits, ModelRole, Phase, Problem, Trace
 
@@ -260,14 +260,22 @@ def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
 @pytest.mark.parametrize("think_tokens", [None, 37])
 @pytest.mark.parametrize(
     ("kind", "target"),
-    [("vllm", "switched"), ("vllm", "channel"), ("sglang", "switched"), ("llamacpp", "channel"), ("plain", "switched")],
+    [
+        ("vllm", "switched"),
+        ("vllm", "channel"),
+        ("sglang", "switched"),
+        ("sglang", "harmony"),
+        ("llamacpp", "channel"),
+        ("plain", "switched"),
+    ],
 )
 def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think_tokens: int | None) -> None:
     """Its thoughts begin and end where an engine's do, whatever the server hides; a plain server shows plain text only."""
     marked = kind != "plain"
     expected = solved("seed", target, think_tokens=think_tokens, marked=marked)
     server = HashServer(kind, Thinker(TEMPLATES[target], "target", marked=marked))
-    with served(server, TEMPLATES[target]) as writer:
+    form = FORMATS["harmony"] if target == "harmony" else None  # its template shows it nowhere
+    with served(server, TEMPLATES[target], form) as writer:
         writers: dict[ModelRole, Writer] = {**engines("seed", target, marked=marked), "target": writer}
         problems = [trace.problem for trace in expected]
         found = [*solve(writers, problems, "entropy", 1.5, limits=long(think_tokens)).values()]
@@ -285,10 +293,10 @@ def test_a_server_that_hides_where_thoughts_end_is_refused() -> None:
 
 
 @contextmanager
-def served(server: HashServer, template: str) -> Iterator[ServedWriter]:
+def served(server: HashServer, template: str, form: ThinkFormat | None = None) -> Iterator[ServedWriter]:
     with closing(Connection(transport(server))) as connection:
         wanted = Wanted(Address.parse("http://toy:1/v1"), template=template if server.kind == "plain" else None)
-        yield ServedWriter("target", open_served(connection, wanted), Sampler(), INSTRUCTIONS)
+        yield ServedWriter("target", open_served(connection, wanted), Sampler(), INSTRUCTIONS, think_format=form)
 
 
 def steps(trace: Trace) -> list[tuple[object, ...]]:

@@ -26,6 +26,7 @@ from arbitrage_cli.inference.servers.dialects import (
     dialect_of,
 )
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
+from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 TRIAL_QUESTION = "What is 2 + 3?"
@@ -62,10 +63,11 @@ class ServedModel:
         """As the user gave it; None if it is the server's."""
         return self.wanted.template
 
-    def prompt(self, instructions: str) -> ChatPrompt:
+    def prompt(self, instructions: str, think_format: ThinkFormat | None = None) -> ChatPrompt:
         """The prompt of this model. TemplateError if its template cannot be used."""
         template = self.wanted.template or (self._render_there if not self.dialect.is_plain else None)
-        return ChatPrompt(template, None, instructions=instructions, variables=self.wanted.template_variables)
+        variables = self.wanted.template_variables
+        return ChatPrompt(template, None, instructions=instructions, variables=variables, think_format=think_format)
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
         """Token ids of a text. Errors as `write`."""

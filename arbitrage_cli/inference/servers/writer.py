@@ -27,7 +27,7 @@ from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
-from arbitrage_cli.inference.thinking import THINK
+from arbitrage_cli.inference.thinking import THINK, ThinkFormat
 from arbitrage_cli.inference.token_costs import TokenCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop, Trace
 
@@ -105,11 +105,12 @@ class ServedWriter:
         *,
         keep_token_stats: bool = False,
         shares_prompts: bool = True,
+        think_format: ThinkFormat | None = None,
     ) -> None:
         self._role = role
         self._model = model
         self._sampler = sampler
-        self._prompts = Prompts(model.prompt(instructions))
+        self._prompts = Prompts(model.prompt(instructions, think_format))
         self._step_end = step_end
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
