@@ -1,8 +1,8 @@
 """Makes the attempts of a benchmark: loads the models, follows what happens, writes each row as soon as it is there."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from arbitrage_cli.app.executor import Executor, Left, how_to_resume, left
 from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
@@ -73,12 +73,12 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     return BenchRun(session, selected.title, attempts, todo, folder, manifest)
 
 
-def measure(run: BenchRun, display: Display, timeout: float | None) -> None:
-    """Make the attempts that are left. Loading and warm-up are not timed."""
+def measure(run: BenchRun, display: Display, timeout: float | None, enough: Callable[[], bool] = lambda: False) -> None:
+    """Make the attempts that are left, until there are `enough`. Loading and warm-up are not timed."""
     session, limits = run.session, run.session.setup.limits
     with session.setup.task.open_grader() as grader:
         session.load({attempt.route.policy for attempt in run.left.all})
-        bench = _make_bench(run, grader, timeout)
+        bench = replace(_make_bench(run, grader, timeout), enough=enough)
         for attempt in run.left.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})

@@ -135,6 +135,7 @@ class RunOptions:
 def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     """The setup of one policy at one tau. Errors: UsageError, RouterError, ModelFileError."""
     base = _base(options)
+    routing = _as_advised(routing, base.choice)
     available, flags = base.available_head, options.invocation.flags
     policy = choose_policy(routing.policy or _policy_without_head(base), base.head)
     _refuse_unused(policy, flags)
@@ -147,6 +148,13 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     setup = _with_routes(base, [route])
     notes = [*setup.notes, *([warning] if warning else [])]
     return replace(setup, tau_costs=source_of_costs(route, available.costs), notes=notes)
+
+
+def _as_advised(routing: RoutingOptions, choice: ModelChoice) -> RoutingOptions:
+    """The routing that the pair's entry has, if the user asks for none."""
+    if choice.pair is None or not choice.is_pairs_own or (routing.policy, routing.tau) != (None, None):
+        return routing
+    return replace(routing, policy=choice.pair.policy, tau=choice.pair.tau)
 
 
 def serve_setup(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> tuple[Setup, Menu]:

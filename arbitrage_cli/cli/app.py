@@ -10,6 +10,7 @@ import typer
 
 from arbitrage_cli import __version__
 from arbitrage_cli.cli import (
+    advise,
     bench,
     calibrate,
     chat,
@@ -39,6 +40,7 @@ COMMANDS = MappingProxyType(
         "solve": solve.solve,
         "chat": chat.chat,
         "serve": serve.serve,
+        "advise": advise.advise,
         "bench": bench.bench,
         "report": report.report,
         "compare": report.compare,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
@@ -38,10 +39,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TunedModel:
-    """What is kept of a model, and everything that was tried."""
+    """What is kept of a model if it is steady, and everything that was tried."""
 
     tuned: "Tuned"
     trials: Sequence[Trial]
+    steady: bool = True
 
 
 @command
@@ -66,7 +68,7 @@ def tune(
     from arbitrage_cli.app.model_choice import choose_models, load_options
     from arbitrage_cli.app.session import fetch
     from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import check_place, keep_tuned
+    from arbitrage_cli.tuning.store import check_place
 
     choice = choose_models(invocation, models)
     sources: dict[ModelRole, str] = {role: source for role, source in choice.models.items() if source and role != "prm"}
@@ -79,19 +81,27 @@ def tune(
     errors: list[OutputError] = []
     with command_display(output) as display, only_figures_on_stdout():
         paths = fetch(sources, display, offline=models.offline)
-        if not output.quiet:
-            note_if_busy(display)
+        note_if_busy(display)
         for role in sources:
             found[role] = measure_model(role, paths[role], load, display)
             try:
-                keep_tuned(tuned_file(), [found[role].tuned])
+                keep_if_steady(role, found[role], display)
             except OutputError as error:  # shown after everything that was measured
                 errors.append(error)
     _show(sources, found, as_json=json_line)
     if errors:
         raise errors[0]
     if not json_line:
-        write(sys.stdout, f"kept in {tuned_file()}\n")
+        write(sys.stdout, f"kept in {tuned_file()}\n" if all(one.steady for one in found.values()) else "not all was kept\n")
+        write(sys.stdout, "".join(f"{line}\n" for line in _next(found, invocation)))
+
+
+def _next(found: Mapping["ModelRole", TunedModel], invocation: Invocation) -> Iterator[str]:
+    """What the two costs mean, and the command that decides whether the pair pays."""
+    if found.keys() >= {"draft", "target"}:
+        ratio = found["target"].tuned.speeds.decode / found["draft"].tuned.speeds.decode
+        yield f"a token of the target costs {rounding.number(ratio)} of the draft's"
+        yield f"whether these two pay: {shlex.join(['arbitrage', 'advise', *invocation.arguments[1:]])}"
 
 
 def note_if_busy(display: Display) -> None:
@@ -107,13 +117,24 @@ def note_if_busy(display: Display) -> None:
 def measure_and_keep(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
     """Measure a model as `arbitrage tune` does, and keep the result. Errors as `measure_model`, and OutputError."""
     from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import check_place, keep_tuned
+    from arbitrage_cli.tuning.store import check_place
 
     check_place(tuned_file())
     note_if_busy(display)
     found = measure_model(role, path, load, display)
-    keep_tuned(tuned_file(), [found.tuned])
+    keep_if_steady(role, found, display)
     return found
+
+
+def keep_if_steady(role: "ModelRole", found: TunedModel, display: Display) -> None:
+    """Keep a measurement, unless other work disturbed it: then say so. OutputError."""
+    from arbitrage_cli.tuning.placement import tuned_file
+    from arbitrage_cli.tuning.store import keep_tuned
+
+    if found.steady:
+        keep_tuned(tuned_file(), [found.tuned])
+    else:
+        display.note(f"other work disturbs the {role}: no two measurements agree, so none is kept; try again later")
 
 
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
@@ -137,7 +158,8 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
         with contextlib.suppress(ModelMemoryError), _opened(role, path, options, display) as backend:
             trials.append(Trial(tried.threads, settings, try_loaded(backend)))
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return TunedModel(Tuned(machine_here(), sha256, loading_of(load), name, tried.threads, tried.chosen, created), trials)
+    tuned = Tuned(machine_here(), sha256, loading_of(load), name, tried.threads, tried.chosen, created)
+    return TunedModel(tuned, trials, tried.steady)
 
 
 def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:

@@ -109,11 +109,18 @@ class Bench:
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
+    enough: Callable[[], bool] = lambda: False
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
-        """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row."""
-        for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
-            yield from self._solve_block(list(block))
+        """Make the attempts, block by block. A ProblemError is a row; any other error ends the run, after its row.
+
+        Before a block begins, `enough` may end the run.
+        """
+        for _, block in itertools.groupby(attempts, key=lambda one: one.block):
+            if self.enough():
+                return
+            for _, together in itertools.groupby(block, key=lambda one: (one.sample, one.route)):
+                yield from self._solve_block(list(together))
 
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         """Make attempts that differ in their problem only."""

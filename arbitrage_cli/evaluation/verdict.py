@@ -12,13 +12,18 @@ Figures = Mapping[str, Any]
 Decision = Literal["pays", "does not pay", "not decided"]
 
 MIN_PROBLEMS = 8
+MIN_FOR_ANSWERS = 20  # problems from which a way with other answers than the target's may be advised
 WORTH = 1.1  # times as fast: a way that is surely slower is not worth its trouble
+ABOUT = 1.2  # times as fast: less is not worth an answer
 MAX_LOST = 0.05  # of the problems: right answers that the target has and a way has not
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A policy beside the target alone: how many times as fast, with its interval, and the right answers that it loses."""
+    """A policy beside the target alone: how many times as fast, with its interval, and the right answers that it loses.
+
+    Without known answers (`is_graded`), those of the target count as right.
+    """
 
     route: str
     policy: str
@@ -26,6 +31,7 @@ class Way:
     interval: tuple[float, float] | None
     num_lost: int
     num_problems: int
+    is_graded: bool = True
 
     @property
     def is_faster(self) -> bool:
@@ -38,6 +44,11 @@ class Way:
         return self.interval is not None and self.interval[1] < WORTH
 
     @property
+    def is_known(self) -> bool:
+        """Whether there are enough problems to advise it: more if its answers are not the target's."""
+        return self.num_problems >= (MIN_PROBLEMS if self.policy == "speculative" else MIN_FOR_ANSWERS)
+
+    @property
     def keeps_answers(self) -> bool:
         """The draft alone must lose none: it has no target to rely on."""
         allowed = 0.0 if self.policy == "draft" else MAX_LOST * self.num_problems
@@ -45,27 +56,31 @@ class Way:
 
     @property
     def speed(self) -> str:
-        """`1.5 [1.4, 1.6] times as fast`."""
-        interval = f" [{self.interval[0]:.2g}, {self.interval[1]:.2g}]" if self.interval else ""
-        return f"{self.speedup:.2g}{interval} times as fast"
+        """`1.50 [1.41, 1.60] times as fast`."""
+        interval = f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else ""
+        return f"{self.speedup:.2f}{interval} times as fast"
 
     @property
     def answers(self) -> str:
         """What it does to the answers, in words."""
         if self.policy == "speculative":
             return "the target's own answers but for near-ties"
-        if self.num_lost <= 0:
-            return f"no right answer lost in {self.num_problems} problems"
-        return f"{_count(self.num_lost, 'right answer')} lost in {self.num_problems} problems"
+        what = "right answer" if self.is_graded else "answer of the target"
+        lost = _count(self.num_lost, what) if self.num_lost > 0 else f"no {what}"
+        return f"{lost} lost in {self.num_problems} problems"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was decided, in a sentence, and the route to use as a command takes it; None for the target alone."""
+    """What was decided, in a sentence, and the route to use as a command takes it; None for the target alone.
+
+    It is `final` if more problems are not expected to find a better way.
+    """
 
     decision: Decision
     text: str
     route: str | None = None
+    final: bool = True
 
 
 def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
@@ -73,14 +88,25 @@ def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
     ways = ways_of(figures)
     if not ways:
         return None
-    paying = [way for way in ways if way.is_faster and way.keeps_answers]
+    promising = [way for way in ways if way.is_faster and way.keeps_answers]
+    paying = [way for way in promising if way.is_known]
     count = min(way.num_problems for way in ways)
-    if count < MIN_PROBLEMS or not (paying or all(way.is_not_worth_it or way.is_faster for way in ways)):
-        return Verdict("not decided", _not_decided(ways, count, out_of_time=out_of_time))
+    is_open = promising or any(not way.is_not_worth_it and way.keeps_answers for way in ways)
+    if count < MIN_PROBLEMS or (is_open and not paying):
+        return Verdict("not decided", _not_decided(ways, count, out_of_time=out_of_time), final=False)
     if paying:
-        best = max(paying, key=lambda way: way.speedup)
-        return Verdict("pays", _pays(best), best.route)
+        best = _best(paying)
+        faster = max([best, *promising], key=lambda way: way.speedup)
+        more = f" {faster.route} is {faster.speed} so far; more problems would decide it." if not faster.is_known else ""
+        return Verdict("pays", _pays(best) + more, best.route, final=not more)
     return Verdict("does not pay", " ".join(_does_not_pay(ways, figures)))
+
+
+def _best(paying: Sequence[Way]) -> Way:
+    """The fastest, or one that is about as fast and loses fewer answers."""
+    fastest = max(way.speedup for way in paying)
+    near = [way for way in paying if way.speedup * ABOUT >= fastest]
+    return min(near, key=lambda way: (max(0, way.num_lost), -way.speedup))
 
 
 def ways_of(figures: Figures) -> list[Way]:
@@ -105,8 +131,10 @@ def _way(policy: Figures) -> Way | None:
     interval = policy["speedup_interval"] or policy["throughput_ratio_interval"]
     tau = policy["tau_name"] or policy["tau"]
     route = policy["policy"] if tau is None else f"{policy['policy']}@{tau}"
-    lost = -round(difference["numerator"])
-    return Way(route, policy["policy"], speedup, interval and tuple(interval), lost, round(difference["denominator"]))
+    is_graded, same = policy["unscored"] < difference["denominator"], policy["ratios"].get("same_answers")
+    lost = -difference["numerator"] if is_graded or not same else same["denominator"] - same["numerator"]
+    count = round(difference["denominator"])
+    return Way(route, policy["policy"], speedup, interval and tuple(interval), round(lost), count, is_graded)
 
 
 def _pays(way: Way) -> str:
@@ -143,4 +171,5 @@ def _ratio_needed(figures: Figures) -> float | None:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    first, space, rest = noun.partition(" of ")
+    return f"{number} {first}{'s' * (number != 1)}{space}{rest}"

@@ -4,16 +4,17 @@ Pairs come from `models/pairs.toml`, which ships with the program, and from the 
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.errors import OutputError, UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
-from arbitrage_cli.system.files import checked, read_text
+from arbitrage_cli.system.files import checked, read_text, write_atomically
 
 SCRIPTED = "scripted:"
 BUILT_IN = "builtin:"
@@ -34,7 +35,7 @@ OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eo
 class Pair:
     """A draft and a target that go together, and their options; None for the default.
 
-    `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
+    `policy` and `tau` are how it is used unless a command says otherwise (`arbitrage advise --save`). `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
     trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on
     servers: the environment variable of each API key, and the chat template's file if the server does not show it.
     """
@@ -43,6 +44,8 @@ class Pair:
     draft: str
     target: str
     notes: str = ""
+    policy: str | None = None
+    tau: str | None = None
     ctx: int | None = None
     prm: str | None = None
     prm_style: str | None = None
@@ -77,6 +80,37 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
     if user_file is not None and user_file.is_file():
         _read(user_file, pairs)
     return pairs
+
+
+def save_pair(path: Path, pair: Pair) -> None:
+    """Write a pair's policy and tau to its entry in the user's file, which is added if it is not there. OutputError, UsageError."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines, key = text.splitlines(), pair.name if re.fullmatch("[A-Za-z0-9_-]+", pair.name) else json.dumps(pair.name)
+        kept = {name: value for name in ("policy", "tau") if (value := getattr(pair, name)) is not None}
+        if pair.name in tomllib.loads(text):
+            begin = next(index for index, line in enumerate(lines) if re.fullmatch(rf"\[{re.escape(key)}\]\s*(#.*)?", line))
+            end = next((index for index in range(begin + 1, len(lines)) if lines[index].startswith("[")), len(lines))
+            own = [line for line in lines[begin + 1 : end] if not re.match(r"(policy|tau)\s*=", line)]
+            lines[begin + 1 : end] = [*(f"{name} = {_toml(value)}" for name, value in kept.items()), *own]
+        else:
+            values = {one.name: getattr(pair, one.name) for one in fields(Pair) if one.name != "name"}
+            lines += [
+                "",
+                f"[{key}]",
+                *(f"{name} = {_toml(value)}" for name, value in values.items() if value not in (None, "")),
+            ]
+        write_atomically(path, "\n".join([*lines, ""]).lstrip("\n").encode(), new_folder=True)
+    except (OSError, ValueError, StopIteration) as error:
+        hint = " and ".join(f'{name} = "{value}"' for name, value in kept.items())
+        raise OutputError(f"{path}: the advice cannot be written to pair '{pair.name}' ({error})", f"add {hint}") from error
+
+
+def _toml(value: Any) -> str:
+    """A text, a number, a truth value or a table of them, in one line of TOML."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(one)}" for name, one in value.items()) + " }"
+    return json.dumps(value)
 
 
 def find_pair(name: str, pairs: Pairs) -> Pair:

@@ -20,7 +20,8 @@ READ_TOKENS = 64  # about a short problem; decoding starts after it
 MOST_DECODED = 32  # tokens in a row
 MIN_SECONDS = 0.05  # of one measurement: a fast model repeats its work
 LONG_SECONDS = 0.5  # after so long, once is enough
-TURNS = 3
+TURNS, MOST_TURNS = 3, 9
+STEADY = 1.25  # times the best turn: a second turn as good confirms it
 
 AS_FAST = 1.05  # times the fastest: the smaller number of threads is taken, which leaves cores to others
 TOO_SLOW = 1.5  # times the fastest: fewer threads are not tried
@@ -36,10 +37,11 @@ class Threaded(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """The speeds of a model by number of threads, and the number that suits it."""
+    """The speeds of a model by number of threads, and the number that suits it. Unless they are `steady`, they may not hold."""
 
     speeds: Mapping[int, Speeds]
     threads: int
+    steady: bool = True
 
     @property
     def chosen(self) -> Speeds:
@@ -56,20 +58,39 @@ def thread_counts(cores: int) -> list[int]:
 def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> Trials:
     """Measure a model with these numbers of threads, from the highest down, until it gets much slower.
 
-    Leaves it with the lowest number that is about as fast as the fastest. ComputeError.
+    Leaves it with the lowest number that is about as fast as the fastest. Takes more turns if they disagree. ComputeError.
     """
     found: dict[int, Speeds] = {}
+    turns: dict[int, list[float]] = {count: [] for count in counts}
+
+    def take_turn(count: int) -> None:
+        backend.use_threads(count)
+        now = measure(backend, clock=clock)
+        turns[count].append(_mixed(now))
+        found[count] = _best(found[count], now) if count in found else now
+
     for _ in range(TURNS):
         for count in sorted(counts, reverse=True):
-            backend.use_threads(count)
-            now = measure(backend, clock=clock)
-            found[count] = _best(found[count], now) if count in found else now
+            take_turn(count)
             if _mixed(found[count]) > TOO_SLOW * min(map(_mixed, found.values())):
                 break
-    fastest = min(map(_mixed, found.values()))
-    threads = min(count for count, speeds in found.items() if _mixed(speeds) <= AS_FAST * fastest)
+    threads = _suitable(found)
+    while not _steady(turns[threads]) and len(turns[threads]) < MOST_TURNS:
+        take_turn(threads)
     backend.use_threads(threads)
-    return Trials(dict(sorted(found.items())), threads)
+    return Trials(dict(sorted(found.items())), threads, _steady(turns[threads]))
+
+
+def _suitable(found: Mapping[int, Speeds]) -> int:
+    """The lowest number of threads that is about as fast as the fastest."""
+    fastest = min(map(_mixed, found.values()))
+    return min(count for count, speeds in found.items() if _mixed(speeds) <= AS_FAST * fastest)
+
+
+def _steady(turns: Sequence[float]) -> bool:
+    """Whether two turns agree on the best time: other work on the machine makes some turns slow, seldom two of them alike."""
+    best, *others = sorted(turns)
+    return bool(others) and others[0] <= STEADY * best
 
 
 def try_loaded(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:

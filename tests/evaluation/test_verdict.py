@@ -21,11 +21,16 @@ def policy(
         "throughput_ratio": None,
         "throughput_ratio_interval": None,
         "acceptance_rate": None,
+        "unscored": 0,
         "draft_tokens_per_second": None,
         "target_tokens_per_second": None,
         "ratios": {"accuracy_difference": {"numerator": -lost, "denominator": problems}},
         **more,
     }
+
+
+def lost_of(lost: int, problems: int = 20) -> dict[str, Any]:
+    return {"accuracy_difference": {"numerator": -lost, "denominator": problems}}
 
 
 def of(*policies: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +39,8 @@ def of(*policies: dict[str, Any]) -> dict[str, Any]:
 
 
 SPECULATIVE = policy("speculative", 1.5, (1.4, 1.6))
-BALANCED = policy("arbitrage", 2.1, (1.8, 2.4), tau_name="balanced")
+BALANCED = policy("arbitrage", 2.1, (1.8, 2.4), tau_name="balanced", problems=20)
+EXACT = policy("arbitrage", 2.0, (1.7, 2.3), tau_name="exact", problems=20)
 SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=14.0)
 
 
@@ -43,9 +49,12 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
     [
         ([SPECULATIVE], "pays", "speculative"),
         ([SPECULATIVE, BALANCED], "pays", "arbitrage@balanced"),
-        ([SPECULATIVE, BALANCED | {"ratios": {"accuracy_difference": {"numerator": -1, "denominator": 12}}}], "pays", "speculative"),
-        ([BALANCED | {"ratios": {"accuracy_difference": {"numerator": -1, "denominator": 20}}}], "pays", "arbitrage@balanced"),
-        ([policy("draft", 3.0, (2.5, 3.5))], "pays", "draft"),
+        ([SPECULATIVE, BALANCED | {"ratios": lost_of(1, 12)}], "pays", "speculative"),
+        ([BALANCED | {"ratios": lost_of(1, 20)}], "pays", "arbitrage@balanced"),
+        ([BALANCED | {"ratios": lost_of(1)}, EXACT], "pays", "arbitrage@exact"),
+        ([BALANCED | {"ratios": lost_of(1), "speedup": 3.0}, EXACT], "pays", "arbitrage@balanced"),
+        ([policy("draft", 3.0, (2.5, 3.5), problems=20)], "pays", "draft"),
+        ([policy("draft", 3.0, (2.5, 3.5), problems=19)], "not decided", None),
         ([policy("draft", 3.0, (2.5, 3.5), lost=1, problems=40)], "does not pay", None),
         ([policy("speculative", 0.8, (0.7, 0.9)), SLOW_DRAFT], "does not pay", None),
         ([policy("speculative", 1.2, (0.9, 1.5))], "not decided", None),
@@ -59,7 +68,7 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
         ),
     ],
     ids=[
-        "the target's own text", "the fastest", "but not if it loses answers", "one of twenty may be lost", "the draft alone",
+        "the target's own text", "the fastest", "but not if it loses answers", "one of twenty may be lost", "one that is about as fast and loses none", "but not a slow one", "the draft alone", "with too few problems for answers",
         "which must lose none", "nothing is faster", "an interval around 1", "too few problems", "no interval",
         "the oracle is no way", "problems a second",
     ],
@@ -82,6 +91,16 @@ def test_what_would_change_the_answer() -> None:
     assert "they would" not in hopeless.text
 
 
+def test_a_faster_way_that_is_not_known_yet_keeps_the_question_open() -> None:
+    """Eight problems decide that speculation pays, and not whether routing keeps the answers."""
+    open_one, closed = (verdict(of(SPECULATIVE, BALANCED | {"ratios": lost_of(0, count)})) for count in (8, 20))
+    assert open_one is not None
+    assert closed is not None
+    assert (open_one.route, open_one.final) == ("speculative", False)
+    assert "arbitrage@balanced is 2.10 [1.80, 2.40] times as fast so far" in open_one.text
+    assert (closed.route, closed.final) == ("arbitrage@balanced", True)
+
+
 def test_time_that_ran_out_is_named() -> None:
     few = of(policy("speculative", 1.5, (1.4, 1.6), problems=3))
     found, other = verdict(few, out_of_time=True), verdict(few)
@@ -89,6 +108,15 @@ def test_time_that_ran_out_is_named() -> None:
     assert other is not None
     assert found.decision == other.decision == "not decided"
     assert "Out of time after 3 problems" in found.text != other.text
+
+
+def test_without_known_answers_those_of_the_target_count() -> None:
+    same = {"numerator": 18, "denominator": 20}
+    ratios = {"accuracy_difference": {"numerator": 0, "denominator": 20}, "same_answers": same}
+    found = verdict(of(BALANCED | {"unscored": 20, "ratios": ratios}))
+    assert found is not None
+    assert found.decision == "does not pay"
+    assert "2 answers of the target lost in 20 problems" in found.text
 
 
 def test_nothing_to_compare() -> None:

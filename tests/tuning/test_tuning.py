@@ -61,6 +61,15 @@ def tune(decode: Seconds, read: Seconds, cores: int = 8) -> tuple[int, Slow]:
     return try_threads(backend, thread_counts(cores), clock=backend.clock).threads, backend
 
 
+def test_turns_that_disagree_are_not_to_be_trusted() -> None:
+    """Other work makes every turn slower than the one before: more turns are taken, and none confirms the best."""
+    turns = itertools.count()
+    slow = [Slow(lambda threads: 1.5 ** next(turns), lambda threads: 0.1), Slow(lambda threads: 1.0, lambda threads: 0.1)]
+    disturbed, quiet = (try_threads(backend, [1], clock=backend.clock) for backend in slow)
+    assert (disturbed.steady, quiet.steady) == (False, True)
+    assert len(slow[0].tried) > len(slow[1].tried)
+
+
 @pytest.mark.parametrize(
     ("cores", "counts"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (14, [1, 2, 3, 4, 6, 8, 12, 14])]
 )

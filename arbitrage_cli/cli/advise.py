@@ -1,0 +1,195 @@
+"""`arbitrage advise`: whether a pair pays on this machine, and how to use it, in one sentence and one command line."""
+
+import contextlib
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from arbitrage_cli.app.options import (
+    BenchRoutingOptions,
+    Fresh,
+    GenerationOptions,
+    HeadOptions,
+    Invocation,
+    JsonFigures,
+    MachineOptions,
+    OutputOptions,
+    ProblemOptions,
+    RunCode,
+    RunFolderPath,
+    option,
+)
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.output import command_display, offering_to_resume, only_figures_on_stdout, say, write_json
+from arbitrage_cli.display.text import is_drawable, one_line, write
+from arbitrage_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from arbitrage_cli.app.model_choice import ModelChoice
+    from arbitrage_cli.types import ModelRole
+
+BUILT_IN_PROBLEMS = "builtin"
+_PANEL = "Advice"
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceOptions:
+    """On which problems, for how long, and where the result goes."""
+
+    dataset: Annotated[
+        str | None,
+        option(
+            _PANEL,
+            "--dataset",
+            metavar="NAME|FILE",
+            help="Problems like yours: a data set, or a file of questions. Default: some built-in problems.",
+        ),
+    ] = None
+    mapping: Annotated[
+        str | None,
+        option(_PANEL, "--map", metavar="FIELD=NAME,...", help="Names of a file's fields: question=prompt,answer=gold."),
+    ] = None
+    minutes: Annotated[
+        float,
+        option(
+            _PANEL, "--minutes", min=0.01, max=10_000, help="Time for the problems, after which there is a verdict anyway."
+        ),
+    ] = 10.0
+    save: Annotated[
+        bool,
+        option(_PANEL, "--save", help="Write the advice to the pair's entry in pairs.toml: the other commands follow it."),
+    ] = False
+    run_code: RunCode = None
+    output_folder: RunFolderPath = None
+    fresh: Fresh = False
+
+
+@command
+def advise(
+    invocation: Invocation,
+    *,
+    advice: AdviceOptions,
+    models: HeadOptions,
+    generation: GenerationOptions,
+    machine: MachineOptions,
+    json_line: JsonFigures = False,
+    output: OutputOptions,
+) -> None:
+    """Find out whether a pair pays on this machine, and how to use it: one sentence and one command line.
+
+    It measures what tokens cost here, as arbitrage tune does. Then it solves 8 to 40 problems in each way, in turns: the target
+    alone, speculation, routing, the draft alone. It stops as soon as they decide it. The same command goes on where it was.
+
+    \\b
+    Examples:
+      arbitrage advise
+      arbitrage advise --pair mine --dataset questions.jsonl --save
+      arbitrage advise --draft small.gguf --target large.gguf --minutes 30
+    """
+    from arbitrage_cli.app.advice import MOST_PROBLEMS, Enough, findings, finished, shuffled, ways
+    from arbitrage_cli.app.bench_run import measure, plan_run
+    from arbitrage_cli.app.model_choice import choose_models
+    from arbitrage_cli.app.options import RoutingOptions
+    from arbitrage_cli.app.selection import default_folder, read_problems
+    from arbitrage_cli.app.session import Session
+    from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup, solve_setup
+    from arbitrage_cli.cli.running_code import permitted
+    from arbitrage_cli.evaluation.metrics import figures
+    from arbitrage_cli.runs.folder import RunFolder
+    from arbitrage_cli.tasks.registry import find_task
+
+    problems = ProblemOptions(dataset=advice.dataset or BUILT_IN_PROBLEMS, mapping=advice.mapping, limit=str(MOST_PROBLEMS))
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(command_display(output))
+        selected = shuffled(read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False))
+        if not advice.dataset:
+            display.note("these are built-in problems: yours decide better, --dataset FILE with a question a line")
+        task = find_task(generation.task or selected.dataset.task)
+        choice = choose_models(invocation, models, task.name)
+        if advice.save and not choice.is_pairs_own:
+            raise UsageError(
+                "--save needs a pair", "name these two models in pairs.toml, and give --pair NAME", option="save"
+            )
+        _measure_costs(choice, models, machine, display)
+        options = RunOptions(invocation, models, generation, machine, selected.dataset.task)
+        base = solve_setup(options, RoutingOptions(policy="target"))
+        setup = bench_setup(options, BenchRoutingOptions(policy=ways(base)))
+        setup = replace(setup, task=permitted(setup.task, advice.run_code))
+        path = advice.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="advise--")
+        folder = stack.enter_context(RunFolder(path, fresh=advice.fresh))
+        setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=None)
+        session = stack.enter_context(Session(setup, display))
+        run = plan_run(session, selected, folder, samples=1)
+        enough = Enough(folder, len(setup.routes), advice.minutes)
+        with offering_to_resume(display, lambda error: run.how_to_resume):
+            if run.left.all and not (folder.rows and enough.is_decided()):
+                with only_figures_on_stdout():
+                    measure(run, display, None, enough)
+        display.close()
+        kept, rows = finished(folder, len(setup.routes))
+        made = figures(kept, rows, out_of_time=enough.out_of_time)
+    if json_line:
+        write_json(made)
+    else:
+        _show(made, findings(made, rows, of_code=task.name == "code"), _next(made["verdict"], choice, invocation, advice))
+    if advice.save:
+        _save(made["verdict"], choice, output)
+
+
+def _measure_costs(choice: "ModelChoice", models: HeadOptions, machine: MachineOptions, display: Display) -> None:
+    """Measure the models that were not, as `arbitrage tune` does; with --threads, the run alone tells what tokens cost."""
+    from arbitrage_cli.app.model_choice import load_options
+    from arbitrage_cli.app.session import fetch
+    from arbitrage_cli.cli.tune import measure_and_keep
+    from arbitrage_cli.model_files.pairs import is_file
+    from arbitrage_cli.tuning.placement import place
+
+    both: dict[ModelRole, str] = {role: source for role, source in choice.models.items() if source and role != "prm"}
+    load = load_options(choice.pair, machine)
+    if machine.threads or not all(map(is_file, both.values())):
+        return
+    paths = fetch(both, display, offline=models.offline)
+    if place(paths, load).costs is None:
+        with only_figures_on_stdout():
+            for role, path in paths.items():
+                measure_and_keep(role, path, load, display)
+
+
+def _show(made: dict[str, Any], facts: list[tuple[str, str]], following: str) -> None:
+    """The table without its verdict, which comes last, with the command line."""
+    from arbitrage_cli.display import table
+
+    table.write_table(made | {"verdict": None}, facts, sys.stdout, styled=is_drawable(sys.stdout))
+    text = made["verdict"]["text"] if made["verdict"] else "No way beside the target alone was tried."
+    write(sys.stdout, f"\n{one_line(text)}\n  {following}\n")
+
+
+def _next(verdict: dict[str, Any] | None, choice: "ModelChoice", invocation: Invocation, advice: AdviceOptions) -> str:
+    """The command line that follows from a verdict: how to solve, or how to go on."""
+    if verdict is None or verdict["decision"] == "not decided":
+        more = [] if invocation.count("--minutes") else ["--minutes", f"{3 * advice.minutes:g}"]
+        return shlex.join([*invocation.command, *more])
+    policy, _, tau = (verdict["route"] or "target").partition("@")
+    draft, target = choice.models["draft"], choice.models["target"]
+    models = (
+        ["--pair", choice.pair.name]
+        if choice.pair and choice.is_pairs_own
+        else ["--draft", str(draft), "--target", str(target)]
+    )
+    return shlex.join(["arbitrage", "solve", *models, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"])
+
+
+def _save(verdict: dict[str, Any] | None, choice: "ModelChoice", output: OutputOptions) -> None:
+    """Keep the advice with the pair, if there is any. OutputError."""
+    from arbitrage_cli.model_files.pairs import save_pair
+    from arbitrage_cli.system.files import user_folder
+
+    if verdict is None or verdict["decision"] == "not decided" or choice.pair is None:
+        say("not saved: there is no verdict yet", output)
+        return
+    policy, _, tau = (verdict["route"] or "target").partition("@")
+    path = user_folder() / "pairs.toml"
+    save_pair(path, replace(choice.pair, policy=policy, tau=tau or None))
+    say(f"saved in {path}: pair {choice.pair.name} uses policy {policy}" + f" at {tau}" * bool(tau), output)
