@@ -1,6 +1,5 @@
 """`arbitrage advise`: whether a pair pays on this machine, and how to use it, in one sentence and one command line."""
 
-import contextlib
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -16,18 +15,22 @@ from arbitrage_cli.app.options import (
     MachineOptions,
     OutputOptions,
     ProblemOptions,
+    RoutingOptions,
     RunCode,
     RunFolderPath,
     option,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, offering_to_resume, only_figures_on_stdout, say, write_json
+from arbitrage_cli.cli.output import command_display, offering_to_resume, only_figures_on_stdout, permitted, say, write_json
 from arbitrage_cli.display.text import is_drawable, one_line, write
 from arbitrage_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from arbitrage_cli.app.advice import Row
     from arbitrage_cli.app.model_choice import ModelChoice
+    from arbitrage_cli.app.selection import Selection
+    from arbitrage_cli.app.setup import RunOptions
     from arbitrage_cli.types import ModelRole
 
 BUILT_IN_PROBLEMS = "builtin"
@@ -88,21 +91,16 @@ def advise(
       arbitrage advise --pair mine --dataset questions.jsonl --save
       arbitrage advise --draft small.gguf --target large.gguf --minutes 30
     """
-    from arbitrage_cli.app.advice import MOST_PROBLEMS, Enough, findings, finished, shuffled, ways
-    from arbitrage_cli.app.bench_run import measure, plan_run
+    from arbitrage_cli.app.advice import MOST_PROBLEMS, findings, shuffled
     from arbitrage_cli.app.model_choice import choose_models
-    from arbitrage_cli.app.options import RoutingOptions
-    from arbitrage_cli.app.selection import default_folder, read_problems
-    from arbitrage_cli.app.session import Session
-    from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup, solve_setup
-    from arbitrage_cli.cli.running_code import permitted
+    from arbitrage_cli.app.selection import read_problems
+    from arbitrage_cli.app.setup import RunOptions
     from arbitrage_cli.evaluation.metrics import figures
-    from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.tasks.registry import find_task
 
-    problems = ProblemOptions(dataset=advice.dataset or BUILT_IN_PROBLEMS, mapping=advice.mapping, limit=str(MOST_PROBLEMS))
-    with contextlib.ExitStack() as stack:
-        display = stack.enter_context(command_display(output))
+    dataset = advice.dataset or BUILT_IN_PROBLEMS
+    problems = ProblemOptions(dataset=dataset, mapping=advice.mapping, limit=str(MOST_PROBLEMS))
+    with command_display(output) as display:
         selected = shuffled(read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False))
         if not advice.dataset:
             display.note("these are built-in problems: yours decide better, --dataset FILE with a question a line")
@@ -114,28 +112,42 @@ def advise(
             )
         _measure_costs(choice, models, machine, display)
         options = RunOptions(invocation, models, generation, machine, selected.dataset.task)
-        base = solve_setup(options, RoutingOptions(policy="target"))
-        setup = bench_setup(options, BenchRoutingOptions(policy=ways(base)))
-        setup = replace(setup, task=permitted(setup.task, advice.run_code))
-        path = advice.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="advise--")
-        folder = stack.enter_context(RunFolder(path, fresh=advice.fresh))
-        setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=None)
-        session = stack.enter_context(Session(setup, display))
-        run = plan_run(session, selected, folder, samples=1)
-        enough = Enough(folder, len(setup.routes), advice.minutes)
-        with offering_to_resume(display, lambda error: run.how_to_resume):
-            if run.left.all and not (folder.rows and enough.is_decided()):
-                with only_figures_on_stdout():
-                    measure(run, display, None, enough)
-        display.close()
-        kept, rows = finished(folder, len(setup.routes))
-        made = figures(kept, rows, out_of_time=enough.out_of_time)
+        run, rows, out_of_time = _run(options, advice, selected, display)
+    made = figures(run, rows, out_of_time=out_of_time)
     if json_line:
         write_json(made)
     else:
-        _show(made, findings(made, rows, of_code=task.name == "code"), _next(made["verdict"], choice, invocation, advice))
+        following = _next(made["verdict"], choice, invocation, advice)
+        _show(made, findings(made, rows, of_code=task.name == "code"), following)
     if advice.save:
         _save(made["verdict"], choice, output)
+
+
+def _run(
+    options: "RunOptions", advice: AdviceOptions, selected: "Selection", display: Display
+) -> tuple[dict[str, Any], list["Row"], bool]:
+    """Solve problems in all ways until they decide, or the time is up: the run, its rows, and whether it was."""
+    from arbitrage_cli.app.advice import Enough, finished, ways
+    from arbitrage_cli.app.bench_run import measure, plan_run
+    from arbitrage_cli.app.selection import default_folder
+    from arbitrage_cli.app.session import Session
+    from arbitrage_cli.app.setup import bench_setup, resumed_setup, solve_setup
+    from arbitrage_cli.runs.folder import RunFolder
+
+    base = solve_setup(options, RoutingOptions(policy="target"))
+    setup = bench_setup(options, BenchRoutingOptions(policy=ways(base)))
+    setup = replace(setup, task=permitted(setup.task, advice.run_code))
+    path = advice.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="advise--")
+    with RunFolder(path, fresh=advice.fresh) as folder:
+        setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=None)
+        enough = Enough(folder, len(setup.routes), advice.minutes)
+        with Session(setup, display) as session:
+            run = plan_run(session, selected, folder, samples=1)
+            with offering_to_resume(display, lambda error: run.how_to_resume):
+                if run.left.all and not (folder.rows and enough.is_decided()):
+                    with only_figures_on_stdout():
+                        measure(run, display, None, enough)
+        return *finished(folder, len(setup.routes)), enough.out_of_time
 
 
 def _measure_costs(choice: "ModelChoice", models: HeadOptions, machine: MachineOptions, display: Display) -> None:

@@ -20,7 +20,7 @@ READ_TOKENS = 64  # about a short problem; decoding starts after it
 MOST_DECODED = 32  # tokens in a row
 MIN_SECONDS = 0.05  # of one measurement: a fast model repeats its work
 LONG_SECONDS = 0.5  # after so long, once is enough
-TURNS, MOST_TURNS = 3, 9
+TURNS, MOST_TURNS = 3, 15
 STEADY = 1.25  # times the best turn: a second turn as good confirms it
 
 AS_FAST = 1.05  # times the fastest: the smaller number of threads is taken, which leaves cores to others
