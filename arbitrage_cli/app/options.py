@@ -326,7 +326,7 @@ class ProblemOptions(SelectionOptions):
             "--dataset",
             metavar="NAME|FILE",
             help="Problems with answers (collect: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, humaneval, mbpp, arc, "
-            "builtin, builtin-dev; or a JSONL or parquet file.",
+            "builtin, builtin-dev; or a JSONL, CSV or parquet file.",
         ),
     ]
 

@@ -117,7 +117,7 @@ def advise(
     if json_line:
         write_json(made)
     else:
-        following = _next(made["verdict"], choice, invocation, advice)
+        following = _next(made["verdict"], choice, invocation, advice, out_of_time=out_of_time)
         _show(made, findings(made, rows, of_code=task.name == "code"), following)
     if advice.save:
         _save(made["verdict"], choice, output)
@@ -178,9 +178,18 @@ def _show(made: dict[str, Any], facts: list[tuple[str, str]], following: str) ->
     write(sys.stdout, f"\n{one_line(text)}\n  {following}\n")
 
 
-def _next(verdict: dict[str, Any] | None, choice: "ModelChoice", invocation: Invocation, advice: AdviceOptions) -> str:
+def _next(
+    verdict: dict[str, Any] | None,
+    choice: "ModelChoice",
+    invocation: Invocation,
+    advice: AdviceOptions,
+    *,
+    out_of_time: bool,
+) -> str:
     """The command line that follows from a verdict: how to solve, or how to go on."""
     if verdict is None or verdict["decision"] == "not decided":
+        if not out_of_time:
+            return "give --dataset a file with more questions"
         more = [] if invocation.count("--minutes") else ["--minutes", f"{3 * advice.minutes:g}"]
         return shlex.join([*invocation.command, *more])
     policy, _, tau = (verdict["route"] or "target").partition("@")

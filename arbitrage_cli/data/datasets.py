@@ -1,17 +1,18 @@
-"""Loads a data set by name: published on the Hub, shipped with the program, or a JSONL or parquet file.
+"""Loads a data set by name: published on the Hub, shipped with the program, or a file: JSONL, CSV, lines of text, or parquet.
 
 Knows where rows come from and how files hold them, not what is in a row: the fields of all published sets have names that
 `rows` looks for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from arbitrage_cli.data.problems import read_json_rows
+from arbitrage_cli.data.problems import BadLine, read_json_rows
 from arbitrage_cli.data.rows import Dataset, Form, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
@@ -83,7 +84,7 @@ def load_dataset(
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
 ) -> Dataset:
-    """The data set of that name, fetched from the Hub unless it is cached; else the JSONL or parquet file of that path.
+    """The data set of that name, fetched from the Hub unless it is cached; else the file of that path: JSONL, parquet, CSV with a header, or lines of text.
 
     `mapping` names the fields of a file, and `needs_answers` is for one; these and `forms` are as for `make_dataset`. Errors: UsageError,
     HubError, ModelFileError.
@@ -116,7 +117,7 @@ def _existing(name: str) -> Path:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    hint = f"data sets: {', '.join(known_datasets())}; or the path of a JSONL or parquet file"
+    hint = f"data sets: {', '.join(known_datasets())}; or the path of a JSONL, CSV, text or parquet file"
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 
@@ -126,12 +127,47 @@ def _read(path: Path, name: str, **options: Any) -> Dataset:
         with path.open("rb") as stream:
             unit: Literal["line", "row"] = "row" if stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC else "line"
             stream.seek(0)
-            rows = _parquet_rows(path, name) if unit == "row" else read_json_rows(stream)
+            rows: Iterator[tuple[int, Mapping[str, Any]] | BadLine]
+            if unit == "row":
+                rows = _parquet_rows(path, name)
+            elif path.suffix.lower() in _OTHER_ROWS:
+                rows = _OTHER_ROWS[path.suffix.lower()](path)
+            else:
+                rows = read_json_rows(stream)
             return make_dataset(name, rows, unit=unit, **options)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror or error})", "check the file and its permissions"
         ) from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows of a CSV file by their last lines; the first line has the names of the fields. UsageError."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"it has not {len(reader.fieldnames or ())} fields, as the first line")
+                yield reader.line_num, row
+        except (csv.Error, ValueError) as error:
+            raise UsageError(
+                f"{path}: line {reader.line_num}: {error}", "check the file: a CSV begins with a header"
+            ) from error
+
+
+def _text_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """A question a line, without answers. UsageError."""
+    with path.open(encoding="utf-8-sig") as stream:
+        try:
+            yield from ((number, {"question": line.strip()}) for number, line in enumerate(stream, start=1) if line.strip())
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: it is not UTF-8 ({error})", "save it as UTF-8") from error
+
+
+_OTHER_ROWS: Mapping[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = MappingProxyType(
+    {".csv": _csv_rows, ".txt": _text_rows}
+)
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

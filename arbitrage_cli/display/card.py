@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
+from arbitrage_cli.evaluation.verdict import advice_of_taus
 
 DIGEST = 12  # characters of a digest that are shown
 FIXED = ("always", "never")  # they have no order: nothing to show at a rate
@@ -31,8 +32,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_summary(card: Card, rows: Rows, stream: TextIO) -> None:
-    """Write what decides whether to use the head: the verdict, and what its named taus do. Errors as `write`."""
-    _write(stream, [*_verdict(card), "", *_taus(card, rows, named_only=True)])
+    """Write what decides whether to use the head: the verdict, what its named taus do, and which to use. Errors as `write`."""
+    advice = wrapped(advice_of_taus(card["taus"]["named"], rows))
+    _write(stream, [*_verdict(card), "", *_taus(card, rows, named_only=True), "", *advice])
 
 
 def write_card(card: Card, rows: Rows, stream: TextIO, *, sha256: str, explain: bool = False) -> None:

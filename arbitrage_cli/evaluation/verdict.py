@@ -109,6 +109,20 @@ def _best(paying: Sequence[Way]) -> Way:
     return min(near, key=lambda way: (max(0, way.num_lost), -way.speedup))
 
 
+def advice_of_taus(named: Mapping[str, float], rows: Sequence[Figures]) -> str:
+    """What a head's table of taus advises: the named tau that takes the least time and hardly loses a point; else none."""
+    found = [(name, row) for name, tau in named.items() for row in rows if row["tau"] == tau]
+    if any(row["time"] is None for _, row in found):
+        return "What tokens cost is not known, so this table advises nothing: arbitrage advise measures it."
+    good = [(name, row) for name, row in found if row["change"] >= -100 * MAX_LOST and row["time"] * WORTH < 1]
+    if not good:
+        return "By this table no named tau saves time and keeps the target's rewards."
+    name, row = min(good, key=lambda one: one[1]["time"])
+    return (
+        f"By this table use --tau {name}: {row['time']:.0%} of the target's time, {row['change']:+.1f} points of its reward."
+    )
+
+
 def ways_of(figures: Figures) -> list[Way]:
     """The policies that could be used in the target's place, in the order of the run. The oracle could not."""
     return [

@@ -218,6 +218,27 @@ def test_parquet_file_that_is_cut(tmp_path: Path, length: int) -> None:
     assert "\n" not in caught.value.message
 
 
+def test_a_csv_file_with_a_header(tmp_path: Path) -> None:
+    """Fields may have line breaks and commas in quotes; a mapping names them as in JSONL."""
+    path = tmp_path / "mine.csv"
+    path.write_text('prompt,gold,level\n"2, then\n3?",5,1\nWhat?,7,2\n', encoding="utf-8-sig")
+    dataset = load_dataset(str(path), offline=True, mapping={"question": "prompt", "answer": "gold"})
+    assert [item.problem.question for item in dataset.items] == ["2, then\n3?", "What?"]
+    assert [item.gold["answer"] for item in dataset.items] == ["5", "7"]
+    path.write_text("question,answer\n2 + 3,5\n1 + 1\n")
+    with pytest.raises(UsageError, match="line 3"):
+        load_dataset(str(path), offline=True)
+
+
+def test_lines_of_text_are_questions_without_answers(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("2 + 3?\n\n  What is 7?\n")
+    dataset = load_dataset(str(path), offline=True, needs_answers=False)
+    assert [item.problem.question for item in dataset.items] == ["2 + 3?", "What is 7?"]
+    with pytest.raises(UsageError, match="answer"):
+        load_dataset(str(path), offline=True)
+
+
 @pytest.mark.parametrize("name", ["nothing", "user/repo", "~nobody/rows.jsonl", "a\0b", "x" * 5000, "", "pipe", "/dev/zero"])
 def test_neither_name_nor_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be read twice, or not at all, is refused without waiting for it; the known names are listed."""

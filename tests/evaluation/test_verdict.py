@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.evaluation.verdict import token_ratio, verdict
+from arbitrage_cli.evaluation.verdict import advice_of_taus, token_ratio, verdict
 
 Interval = tuple[float, float] | None
 
@@ -121,3 +121,24 @@ def test_without_known_answers_those_of_the_target_count() -> None:
 
 def test_nothing_to_compare() -> None:
     assert verdict(of()) is None
+
+
+@pytest.mark.parametrize(
+    ("times", "changes", "said"),
+    [
+        ((0.6, 0.4, 0.2), (0.0, -12.5, -30.0), "--tau exact: 60% of the target's time, +0.0 points"),
+        ((0.6, 0.4, 0.2), (0.0, -2.0, -30.0), "--tau balanced: 40%"),
+        ((1.2, 1.1, 0.2), (0.0, -2.0, -30.0), "no named tau"),
+        ((None, None, None), (0.0, 0.0, 0.0), "not known"),
+    ],
+    ids=["balanced costs too much", "balanced", "nothing saves time for little", "no costs"],
+)
+def test_a_table_of_taus_advises_by_its_own_rows(
+    times: tuple[float | None, ...], changes: tuple[float, ...], said: str
+) -> None:
+    named = {"exact": 0.1, "balanced": 0.2, "fast": 0.4}
+    rows = [
+        {"tau": tau, "time": time, "change": change}
+        for tau, time, change in zip(named.values(), times, changes, strict=True)
+    ]
+    assert said in advice_of_taus(named, rows)
