@@ -59,7 +59,9 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
         session.setup.task.grader_version(),
         {"concurrency": concurrency},
     )
-    manifest = with_problems(session.manifest(), chosen)
+    attempts = plan(items, session.setup.routes, samples, concurrency)
+    todo = left(attempts, folder.statuses, folder.crashes)
+    manifest = with_problems(session.manifest(reads_models=bool(todo.all)), chosen)
     manifest["sampling"]["samples"] = samples
     head = session.setup.deciding_head
     if head and (known := head.card.count_known(item.problem.question for item in items)):
@@ -68,8 +70,6 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     if earlier:
         manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
         session.resume(manifest)
-    attempts = plan(items, session.setup.routes, samples, concurrency)
-    todo = left(attempts, folder.statuses, folder.crashes)
     return BenchRun(session, selected.title, attempts, todo, folder, manifest)
 
 

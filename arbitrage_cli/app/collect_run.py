@@ -68,12 +68,12 @@ class Collection(AbstractContextManager["Collection"]):
             self._session = stack.enter_context(Session(setup, display))
             for note in folder.notes:
                 display.note(note)
+            self._left = left(self._attempts, folder.statuses, folder.crashes)
             self._manifest = self._make_manifest()
             if folder.rows and folder.run:
                 earlier = with_grown(folder.run, plan.selected.dataset)
                 self._manifest = resume(earlier, self._manifest, plan.path)
                 self._session.resume(self._manifest)
-            self._left = left(self._attempts, folder.statuses, folder.crashes)
             self._stack = stack.pop_all()
         self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
         self.has_grown = bool(self._left.all)
@@ -201,7 +201,7 @@ class Collection(AbstractContextManager["Collection"]):
         }
         ids = [item.problem.id for item in selected.items]
         chosen = ChosenProblems(selected.dataset, ids, setup.task.grader_version(), details)
-        return with_problems(self._session.manifest(), chosen)
+        return with_problems(self._session.manifest(reads_models=bool(self._left.all)), chosen)
 
     def _target_answers(self, target: Writer, grader: Grader) -> dict[str, Any]:
         """The answers to reach of problems without a known one: those that the target itself gives."""

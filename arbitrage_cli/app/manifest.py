@@ -22,7 +22,7 @@ from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.checksums import published_sha256
+from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
 from arbitrage_cli.routing.head import Head
@@ -139,10 +139,16 @@ class ChosenProblems:
     details: Mapping[str, Any]
 
 
-def make_manifest(setup: Setup, files: Mapping[ModelRole, str], placement: Placement, on_reading: OnReading) -> Run:
-    """What solutions depend on. Every model's files are read whole for their sha256. Errors: ModelFileError."""
+def make_manifest(
+    setup: Setup, files: Mapping[ModelRole, str], placement: Placement, on_reading: OnReading, *, reads_models: bool = True
+) -> Run:
+    """What solutions depend on. Every model's files are read whole for their sha256. Errors: ModelFileError.
+
+    If no model will be used (not `reads_models`), one whose size, mtime and inode are as before has the sha256 that it had.
+    """
     models = {
-        role: _model_facts(setup, role, files[role], placement.threads.get(role), on_reading) for role in setup.sources
+        role: _model_facts(setup, role, files[role], placement.threads.get(role), on_reading, reads_file=reads_models)
+        for role in setup.sources
     }
     named = setup.named_taus
     return {
@@ -287,7 +293,9 @@ def refuse_change(place: str, before: Mapping[str, Any], now: Mapping[str, Any],
 # --- the parts
 
 
-def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int | None, on_reading: OnReading) -> dict[str, Any]:
+def _model_facts(
+    setup: Setup, role: ModelRole, found: str, threads: int | None, on_reading: OnReading, *, reads_file: bool
+) -> dict[str, Any]:
     """What is known of a model before it is loaded; of a scripted model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
     facts: dict[str, Any] = {
@@ -304,14 +312,19 @@ def _model_facts(setup: Setup, role: ModelRole, found: str, threads: int | None,
         return facts | {"n_ctx": context_size, "threads": None}
     files = local_files(found)
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
-    size, sha256 = digest(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))
+    sha256 = None if reads_file else unchanged_sha256(files)
+    sha256 = sha256 or digest(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))[1]
     published = published_sha256(files[0]) if len(files) == 1 else None
     if published not in (None, sha256):
         raise ModelFileError(
             f"{files[0]}: it is not what the Hub publishes (sha256)",
             f"fetch it again: remove it, then arbitrage models pull {source}",
         )
-    return facts | {"identity": f"sha256 {sha256[:16]}", "size": size, "sha256": sha256}
+    return facts | {
+        "identity": f"sha256 {sha256[:16]}",
+        "size": sum(path.stat().st_size for path in files),
+        "sha256": sha256,
+    }
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:

@@ -111,9 +111,9 @@ class Session:
             self._display.note(note)
         return self.concurrency
 
-    def manifest(self) -> Run:
-        """What solutions depend on. The models' files are read whole. ModelFileError."""
-        return make_manifest(self.setup, self.files, self._placement, self._display.loading)
+    def manifest(self, *, reads_models: bool = True) -> Run:
+        """What solutions depend on. The models' files are read whole, or only if they changed. ModelFileError."""
+        return make_manifest(self.setup, self.files, self._placement, self._display.loading, reads_models=reads_models)
 
     def resume(self, run: Run) -> None:
         """Plan proposals by the costs that the run began with: then it proposes the same."""

@@ -5,6 +5,7 @@ The golden run is one that nothing happened to. After any fault the same command
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -289,6 +290,37 @@ def test_model_that_is_changed_while_it_is_used_ends_the_run(
     assert_refused(result, 3, str(model), "changed while it was used")
     assert len(rows_of(here / "run")) < NUM_ROWS
     assert run(*arguments, *how, cwd=here).code == 2
+
+
+@pytest.mark.parametrize("command", [("bench", "--policy", "draft"), ("collect", "--reward", "rollout")])
+def test_finished_run_reads_no_model_that_is_unchanged(
+    here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
+) -> None:
+    """Another byte with the old size, mtime and inode is not seen, as nothing is computed with it; with a new mtime it is."""
+    model = here / "model.gguf"
+    shutil.copy(tiny["draft"], model)
+    arguments = (
+        *command,
+        "--draft",
+        "model.gguf",
+        "--target",
+        "model.gguf",
+        "--dataset",
+        "arithmetic.jsonl",
+        "-o",
+        "run",
+        "-q",
+    )
+    how = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
+    assert run(*arguments, *how, cwd=here).code == 0
+    before = model.stat()
+    with model.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"!")
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(*arguments, *how, cwd=here).code == 0
+    os.utime(model)
+    assert_refused(run(*arguments, *how, cwd=here), 2, "", "another draft model")
 
 
 def test_blob_of_the_hub_whose_name_is_not_its_sha256_is_not_measured(here: Path, tiny: Mapping[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP: the run ends, the terminal is as it was, and what was finished is on stdout."""
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -15,7 +16,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from cli import ESCAPE, MODELS, Terminal, many_problems, read_line, start
+from cli import ESCAPE, MODELS, PROGRAM, QUESTION, RIGHT, Terminal, environment, many_problems, read_line, start
 
 INTERRUPTED, TERMINATED = 130, 143
 COLOR = re.compile(rb"\x1b\[(\d+;)*3\dm")
@@ -103,6 +104,32 @@ def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> N
     assert code in (INTERRUPTED, -signal.SIGINT)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+def test_pipe_that_nobody_reads_as_standard_error_stops_nothing(tmp_path: Path) -> None:
+    rows, folder = tmp_path / "problems.jsonl", tmp_path / "run"
+    rows.write_text("".join(json.dumps({"id": name, "problem": QUESTION, "answer": RIGHT}) + "\n" for name in "abc"))
+    unread, stderr = os.pipe()
+    os.set_blocking(stderr, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(stderr, bytes(4096))
+    os.set_blocking(stderr, True)
+    arguments = ("bench", *MODELS, "--dataset", str(rows), "--policy", "target,draft", "-o", str(folder))
+    try:
+        done = subprocess.run(
+            [*PROGRAM, *arguments],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=30,
+        )
+    finally:
+        os.close(unread)
+        os.close(stderr)
+    assert (done.returncode, num_lines(folder / "results.jsonl")) == (0, 6)
+    assert b"target" in done.stdout
 
 
 DEAF = """
