@@ -196,7 +196,7 @@ class BenchRoutingOptions:
             "--policy",
             metavar="NAME[@TAU],...",
             help=f"What to compare: any of {', '.join(POLICIES)}. A policy may have its own tau: entropy@0.5,entropy@1. "
-            "Default: target, draft, and arbitrage (entropy for scripted models).",
+            "Default: target, draft, speculative where both are here, and arbitrage (entropy for scripted models).",
         ),
     ] = None
     tau: Annotated[str | None, _routing("--tau", metavar="TAU,...", help="Tau for policies without their own.")] = None

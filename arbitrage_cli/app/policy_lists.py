@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from arbitrage_cli.app.options import BenchRoutingOptions
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.choice import AvailableHead, choose_policy, has_tau, name_of_tau, resolve_tau
+from arbitrage_cli.routing.choice import AvailableHead, has_tau, name_of_tau, resolve_tau
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route, parse_route
@@ -25,15 +25,14 @@ class PolicyList:
         return list(dict.fromkeys(name for name in named if name and name in NAMES))
 
 
-def read_policies(options: BenchRoutingOptions, head: Head | None, *, tau_is_flag: bool) -> PolicyList:
+def read_policies(options: BenchRoutingOptions, *, tau_is_flag: bool) -> PolicyList:
     """`target,entropy,logprob@0.2` and `0.5,1`: each policy with its own tau, else with each of these, else with its default.
 
-    Without a list: both models alone, and the head's policy (entropy without a head). Taus that are a setting hold for the policies
-    that accept them. UsageError for an unknown policy.
+    Taus that are a setting hold for the policies that accept them. UsageError for an unknown policy, and if none is named.
     """
     taus = _parts(options.tau or "")
     entries: list[tuple[Policy, str | None]] = []
-    for part in _parts(f"target,draft,{choose_policy(None, head).name}" if options.policy is None else options.policy):
+    for part in _parts(options.policy or ""):
         policy, own = parse_route(part)
         fitting = [tau for tau in taus if policy.score_is and (tau_is_flag or has_tau(policy, tau))]
         given: Sequence[str | None] = [own] if own is not None else fitting

@@ -185,9 +185,11 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, *, rates: bo
 def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     """The setup of all policies that are compared. Errors as `solve_setup`."""
     base = _base(options)
-    if routing.policy is None and (policy := _policy_without_head(base)):
-        routing = replace(routing, policy=",".join(dict.fromkeys(("target", "draft", policy))))
-    policy_list = read_policies(routing, base.head, tau_is_flag="tau" in options.invocation.flags)
+    if routing.policy is None:
+        speculative = ["speculative"] if not base.served and base.concurrency == "1" else []
+        policy = _policy_without_head(base) or choose_policy(None, base.head).name
+        routing = replace(routing, policy=",".join(dict.fromkeys(["target", "draft", *speculative, policy])))
+    policy_list = read_policies(routing, tau_is_flag="tau" in options.invocation.flags)
     named = named_taus_here(base.available_head) if policy_list.names else None
     routes = make_routes(policy_list, base.head, named)
     early = early_stop_asked(routing.early_stop, base.choice.models["draft"], *(one.policy for one in routes))

@@ -20,10 +20,12 @@ from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record
 from arbitrage_cli.runs.started import GIVEN_UP
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Trace
 
 MAX_SHOWN = 60  # characters of a value in a message
+SLOWER, ENOUGH_TOKENS = 1.1, 64  # times as long as the target alone would take, over so many tokens: then it is said
 
 
 class Solutions:
@@ -34,6 +36,9 @@ class Solutions:
         self.num_done = self.num_failed = 0
         self._display, self._form, self._file, self._is_single = display, form, file, is_single
         self._in_order = InOrder[Record](self._pass_on, passes_rest=file is None)
+        self._seconds = self._alone = 0.0
+        self._tokens = 0
+        self._is_said = False
 
     def __enter__(self) -> Self:
         return self
@@ -52,8 +57,23 @@ class Solutions:
 
     def finished(self, event: Finished, run: RunInfo) -> None:
         """A problem is done. One that was broken off is no result in a file: the next command solves it."""
+        self._say_if_slower(event, run)
         if self._file is None or event.error is None or isinstance(event.error, ProblemError):
             self._in_order.finished(event.trace, record(event, run))
+
+    def _say_if_slower(self, event: Finished, run: RunInfo) -> None:
+        """Say once if the way that was taken is slower than the target alone would be, by what its tokens took so far."""
+        if self._is_said or event.target_alone_seconds is None or run.policy == "target":
+            return
+        self._seconds += tally(event.trace.decisions).seconds
+        self._alone += event.target_alone_seconds
+        self._tokens += event.trace.num_tokens
+        if self._tokens >= ENOUGH_TOKENS and self._seconds > SLOWER * self._alone > 0:
+            self._is_said = True
+            self._display.note(
+                f"policy {run.policy} takes about {self._seconds / self._alone:.1f} times as long here as the target alone would "
+                "(an estimate): --policy target; or let arbitrage advise find the best way"
+            )
 
     def unusable(self, line: BadLine) -> None:
         """A line of the input cannot be used."""

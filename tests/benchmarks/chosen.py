@@ -41,7 +41,7 @@ def chosen_columns(
     Ends the program if a policy needs rewards.
     """
     head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
-    columns = make_routes(read_policies(BenchRoutingOptions(policies), head, tau_is_flag=False), head, None)
+    columns = make_routes(read_policies(BenchRoutingOptions(policies), tau_is_flag=False), head, None)
     if any(column.policy.reward for column in columns):
         parser.error("policies that need rewards (rsd, judge, oracle) are not supported here")
     return columns, head

@@ -1,5 +1,6 @@
 """`arbitrage solve` of many problems: results in a file that the same command goes on with, and their formats."""
 
+import io
 import json
 import random
 import signal
@@ -8,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, assert_refused, many_problems, solve
+from cli import Result, assert_refused, escalate, finish, make_trace, many_problems, solve
 from faults import essence
+
+from arbitrage_cli.cli.solutions import Solutions
+from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.runs.records import RunInfo
 
 INPUT = '{"problem": "1 + 1", "id": "a"}\n{bad\n\n{"problem": "37 * 12 - 95", "id": "a"}\n{"problem": "who?"}\n'
 
@@ -171,3 +176,15 @@ def test_file_without_a_line_end_is_not_cut(here: Path, text: str) -> None:
     (here / "mine").write_text(text)
     assert_refused(solve_file(here, "-o", "mine"), 2, "mine: line 1 ", "arbitrage solve")
     assert (here / "mine").read_text() == text
+
+
+@pytest.mark.parametrize(("alone", "policy", "notes"), [(20.0, "entropy", 1), (24.9, "entropy", 0), (20.0, "target", 0)])
+def test_a_way_that_is_slower_than_the_target_alone_is_said_once(alone: float, policy: str, notes: int) -> None:
+    """After enough tokens, by the estimate of the target's time; each of these problems takes 25 seconds."""
+    said = io.StringIO()
+    solutions = Solutions(PlainDisplay(said, io.StringIO(), verbosity=1), None, None, is_single=False)
+    for number in range(3):
+        trace = make_trace(*(escalate() for _ in range(10)), identifier=str(number))
+        solutions.started(trace)
+        solutions.finished(finish(trace, alone=alone), RunInfo(policy, None, None, 0.0, 0))
+    assert said.getvalue().count("times as long here as the target alone") == notes
