@@ -98,7 +98,7 @@ def save_pair(path: Path, pair: Pair) -> None:
             lines += [
                 "",
                 f"[{key}]",
-                *(f"{name} = {_toml(value)}" for name, value in values.items() if value not in (None, "")),
+                *(f"{name} = {_toml(value)}" for name, value in values.items() if value is not None),
             ]
         write_atomically(path, "\n".join([*lines, ""]).lstrip("\n").encode(), new_folder=True)
     except (OSError, ValueError, StopIteration) as error:

@@ -18,7 +18,9 @@ from arbitrage_cli.model_files.pairs import Pair, read_pairs, save_pair
 from arbitrage_cli.runs.folder import RunFolder
 
 COLUMNS: tuple[Column, ...] = (("target", None), ("draft", None), ("entropy", 0.5))
-MINE = Pair("mine", "small.gguf", "large.gguf", ctx=2048, chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}})
+MINE = Pair(
+    "mine", "small.gguf", "large.gguf", ctx=2048, system="", chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}}
+)
 
 
 @pytest.fixture

@@ -20,10 +20,12 @@ QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
 PAIR = ("--pair", "scripted")
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 BENCH = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "-o", "run")
+POLICIES = ("--policy", "target,draft,entropy")
 
 
 def bench(folder: Path, *arguments: str, **options: Any) -> Result:
-    return run(*BENCH, *arguments, cwd=folder, **options)
+    chosen = () if "--policy" in arguments else POLICIES
+    return run(*BENCH, *chosen, *arguments, cwd=folder, **options)
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> Non
 
 def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     made = run_json(finished)
-    assert made["command"] == ["arbitrage", *BENCH, "-q"]
+    assert made["command"] == ["arbitrage", *BENCH, *POLICIES, "-q"]
     assert (made["dataset"]["name"], made["dataset"]["count"], len(made["dataset"]["sha256"])) == ("arithmetic.jsonl", 3, 64)
     assert (made["planned"], made["ids"], made["sampling"]["samples"]) == (3, ["p0", "p1", "p2"], 1)
     assert columns_of(finished) == [("target", None), ("draft", None), ("entropy", 1.0)]

@@ -75,7 +75,8 @@ def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     routing = BenchRoutingOptions("target,entropy,logprob@0.2,entropy", tau="0.5,1")
     setup = bench_setup(options(invocation=flags("policy", "tau")), routing)
     assert columns(setup) == [("target", None), ("entropy", 0.5), ("entropy", 1.0), ("logprob", 0.2)]
-    assert columns(bench_setup(options(), BenchRoutingOptions())) == [("target", None), ("draft", None), ("entropy", 1.0)]
+    usual = [("target", None), ("draft", None), ("speculative", None), ("entropy", 1.0)]
+    assert columns(bench_setup(options(), BenchRoutingOptions())) == usual
 
 
 def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:
