@@ -161,9 +161,8 @@ def test_every_exit_code_is_documented(path: Path) -> None:
     assert used <= documented
 
 
-@pytest.mark.parametrize("path", [README, GUIDES / "routing.md"], ids=["README", "guide"])
-def test_every_policy_is_documented(path: Path) -> None:
-    rows = " ".join(line for line in text_of(path).splitlines() if line.startswith("| `"))
+def test_every_policy_is_documented() -> None:
+    rows = " ".join(line for line in text_of(GUIDES / "routing.md").splitlines() if line.startswith("| `"))
     assert {name for name in POLICIES if f"`{name}`" not in rows} == set()
 
 

@@ -85,7 +85,7 @@ def advise(
     It measures what tokens cost here, as arbitrage tune does. Then it solves 8 to 40 problems in each way, in turns: the target
     alone, speculation, routing, the draft alone. It stops as soon as they decide it. The same command goes on where it was.
 
-    \\b
+    \b
     Examples:
       arbitrage advise
       arbitrage advise --pair mine --dataset questions.jsonl --save

@@ -56,7 +56,7 @@ def manifest(**changes: Any) -> Run:
         ("prompt__system", "Hurry.", "system prompt"),
         ("sampling__temperature", 0.7, "temperature"),
         ("sampling__seed", 1, "seed"),
-        ("limits__max_tokens", 5, "max_tokens"),
+        ("limits__max_tokens", 5, "max tokens"),
         ("machine__cpu", "slide rule", "processor"),
         ("machine__gpu", "NVIDIA H100", "GPU"),
         ("concurrency", 8, "concurrency"),
