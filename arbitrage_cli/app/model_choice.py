@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbitrage_cli.app.options import HeadOptions, Invocation, LoadingOptions, ModelOptions, PairOptions
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_HEAD,
     Pair,
     find_pair,
+    head_file,
     is_scripted,
+    local_files,
     read_pairs,
+    shipped_heads,
 )
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import read_run_folder
@@ -85,12 +89,35 @@ def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
 
 
 def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:
-    """The pair's own head for the task if these are its models, else the universal one; None for scripted models, which compute nothing."""
+    """The pair's own head for the task if these are its models, else a shipped one for files with these checksums, else the universal one.
+
+    None for scripted models, which compute nothing.
+    """
     if task == "code":
         return None
     if pair and pair.head and _is_pair(pair, models):
         return pair.head
-    return None if any(source and is_scripted(source) for source in models.values()) else UNIVERSAL_HEAD
+    if any(source and is_scripted(source) for source in models.values()):
+        return None
+    return _head_of_files(models) or UNIVERSAL_HEAD
+
+
+def _head_of_files(models: Models) -> str | None:
+    """The shipped head that was trained on exactly these files, whatever their names; None if none was, or they are not here."""
+    from arbitrage_cli.routing.head_file import load  # slow to import
+
+    files = {role: local_files(source) for role in ("draft", "target") if (source := models[role])}
+    if len(files) < 2 or not all(files.values()):
+        return None
+    try:
+        found = {role: sha256_seen(paths) for role, paths in files.items()}
+    except (OSError, ModelFileError):  # loading them reports it
+        return None
+    for name in shipped_heads():
+        pairs = load(head_file(name)).card.pairs
+        if name != UNIVERSAL_HEAD and any(all(pair[role]["sha256"] == found[role] for role in found) for pair in pairs):
+            return name
+    return None
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:

@@ -1,5 +1,6 @@
 """`Setup`: a command line, resolved without loading a model."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from cli import run
 from small_heads import write_head
 
+from arbitrage_cli.app.model_choice import choose_models
 from arbitrage_cli.app.options import (
     BenchRoutingOptions,
     GenerationOptions,
@@ -18,6 +20,7 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.app.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.pairs import head_file
 
 SCRIPTED = ModelOptions(pair="scripted")
 
@@ -53,6 +56,16 @@ def test_nothing_given_is_the_built_in_pair_with_its_head() -> None:
 def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
     setup = solve_setup(options(ModelOptions(draft="a.gguf", target="b.gguf")), RoutingOptions())
     assert (setup.choice.pair, setup.choice.head_source) == (None, "builtin:universal")
+
+
+def test_files_of_a_known_pair_have_its_head_whatever_their_names(tmp_path: Path) -> None:
+    """By their checksums; if one of them is another, the universal head decides."""
+    for role in ("draft", "target"):
+        shutil.copy(head_file(f"builtin:{role}").with_suffix(".gguf"), tmp_path / f"my-{role}.gguf")
+    mine, draft = (str(tmp_path / f"my-{role}.gguf") for role in ("target", "draft"))
+    known = choose_models(Invocation(), ModelOptions(draft=draft, target=mine))
+    other = choose_models(Invocation(), ModelOptions(draft=draft, target=draft))
+    assert (known.head_source, other.head_source) == ("builtin:builtin", "builtin:universal")
 
 
 def test_only_the_models_that_are_needed_are_sources() -> None:
