@@ -58,7 +58,7 @@ class Collection(AbstractContextManager["Collection"]):
 
     def __init__(self, setup: Setup, plan: CollectPlan, display: Display) -> None:
         """UsageError if the folder holds a run that was made with something else."""
-        self._setup, self._plan, self._display = setup, plan, display
+        self._plan, self._display = plan, display
         self._attempts = [Attempt(item, 0, ROUTE) for item in plan.selected.items]
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in plan.selected.items}
         self._states: dict[str, list[State]] = {}
@@ -66,6 +66,7 @@ class Collection(AbstractContextManager["Collection"]):
         with contextlib.ExitStack() as stack:
             self._folder = folder = stack.enter_context(RunFolder(plan.path, kind=COLLECT, fresh=plan.fresh))
             self._session = stack.enter_context(Session(setup, display))
+            self._setup = self._session.setup
             for note in folder.notes:
                 display.note(note)
             self._left = left(self._attempts, folder.statuses, folder.crashes)

@@ -245,7 +245,19 @@ class GenerationOptions:
     top_p: Annotated[float, _generation("--top-p", min=0.0, max=1.0, help="Nucleus sampling: total probability kept.")] = 1.0
     top_k: Annotated[int, _setting("--top-k", min=0)] = 0
     min_p: Annotated[float, _setting("--min-p", min=0.0, max=1.0)] = 0.0
+    sampling: Annotated[Literal["model"] | None, _setting("--sampling")] = None
     seed: Annotated[int, _generation("--seed", help="Seed of sampling and of policy random.")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions(GenerationOptions):
+    """The same, with the settings of sampling as flags."""
+
+    top_k: Annotated[int, _generation("--top-k", min=0, help="Sample from this many of the likeliest tokens; 0: all.")] = 0
+    min_p: Annotated[
+        float,
+        _generation("--min-p", min=0.0, max=1.0, help="Leave out tokens less likely than this share of the likeliest."),
+    ] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

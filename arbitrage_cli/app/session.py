@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from arbitrage_cli.app.from_files import with_files
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup
-from arbitrage_cli.app.thoughts import with_thoughts
 from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.engine import as_speculator
@@ -69,7 +69,6 @@ class Session:
         self.writing = WriterOptions(
             setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs, setup.think_format
         )
-        self.engines = Writers(self.models, self.writing)
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:
@@ -78,7 +77,9 @@ class Session:
         if costs_of:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
-        self.setup = with_thoughts(self.setup, self.files)
+        self.setup = with_files(self.setup, self.files)
+        self.writing = replace(self.writing, sampler=self.setup.sampler)
+        self.engines = Writers(self.models, self.writing)
         self.batch_costs.update(self._placement.batch_costs)
         self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
         return self

@@ -236,9 +236,7 @@ def _base(options: RunOptions) -> Setup:
         sources={},
         load=load,
         placement=place(choice.models, load),
-        sampler=Sampler(
-            generation.temperature, generation.top_p, generation.seed, top_k=generation.top_k, min_p=generation.min_p
-        ),
+        sampler=sampler_of(generation),
         generation=generation,
         limits=limits_of(generation, think_tokens(generation)),
         task=task,
@@ -247,6 +245,11 @@ def _base(options: RunOptions) -> Setup:
         offline=models.offline,
         concurrency=machine.concurrency or "1",
     )
+
+
+def sampler_of(generation: GenerationOptions) -> Sampler:
+    """How tokens are drawn."""
+    return Sampler(generation.temperature, generation.top_p, generation.seed, generation.top_k, generation.min_p)
 
 
 THINK_STEPS, THINK_TOKENS = 1000, 16384

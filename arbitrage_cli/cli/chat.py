@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.options import (
-    GenerationOptions,
     HeadOptions,
     Invocation,
     MachineOptions,
     OutputOptions,
     RoutingOptions,
+    SamplingOptions,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
@@ -31,7 +31,7 @@ def chat(
     *,
     models: HeadOptions,
     routing: RoutingOptions,
-    generation: GenerationOptions,
+    generation: SamplingOptions,
     machine: MachineOptions,
     output: OutputOptions,
 ) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,9 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.types import num_checkpoints
+
+if TYPE_CHECKING:
+    from arbitrage_cli.inference.thinking import ThinkFormat
 
 NOT_HERE = 1
 
@@ -185,12 +188,12 @@ def info(
     facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
     needed = _sum([one.memory_bytes for one in facts.values()])
     if as_json:
-        models = [_record(source, one) for source, one in facts.items()]
+        models = [_record(source, one, pair) for source, one in facts.items()]
         record = {"models": models, "memory_bytes": needed, "machine_bytes": total_memory()}
         typer.echo(json.dumps(record))
         return
     for source, one in facts.items():
-        _print(one_line(source), _lines(one))
+        _print(one_line(source), _lines(one) | _advice(one, pair))
     together = {"memory": _memory(needed)}
     if pair and pair.head:
         together["head"] = f"{pair.head}: its card: arbitrage models info {pair.head}"
@@ -274,12 +277,28 @@ def _facts(source: str, context_size: int | None) -> Facts:
     return read_facts(files or (Path(source),), context_size)
 
 
-def _record(source: str, facts: Facts) -> dict[str, Any]:
+def _record(source: str, facts: Facts, pair: Pair | None) -> dict[str, Any]:
     sizes = {"memory_bytes": facts.memory_bytes, "checkpoint_bytes": facts.checkpoint_bytes}
-    return {"model": source, **asdict(facts), "files": [str(file) for file in facts.files], **sizes}
+    form, by_itself = _thoughts(facts, pair)
+    thoughts = {"think_format": form.name if form else None, "thinks_by_itself": by_itself}
+    return {"model": source, **asdict(facts), "files": [str(file) for file in facts.files], **sizes, **thoughts}
 
 
-def _lines(facts: Facts) -> Mapping[str, str]:
+def _thoughts(facts: Facts, pair: Pair | None) -> "tuple[ThinkFormat | None, bool]":
+    from arbitrage_cli.app.from_files import thoughts_of  # with NumPy
+
+    return thoughts_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
+
+
+def _advice(facts: Facts, pair: Pair | None) -> dict[str, str]:
+    """What the chat template does about thoughts, and the numbers of sampling that the file has."""
+    form, by_itself = _thoughts(facts, pair)
+    thoughts = f"format {form.name}, {'by itself' if by_itself else 'if asked: --think on'}" if form else "none of its own"
+    sampling = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())
+    return {"thoughts": thoughts, "sampling": f'{sampling}: used with sampling = "model"' if sampling else "not advised"}
+
+
+def _lines(facts: Facts) -> dict[str, str]:
     kv = "unknown" if facts.kv_bytes is None else size_words(facts.kv_bytes)
     total = "unknown" if facts.memory_bytes is None else size_words(facts.memory_bytes)
     more = f" and {len(facts.files) - 1} more" if len(facts.files) > 1 else ""

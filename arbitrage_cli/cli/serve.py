@@ -9,12 +9,12 @@ from socket import socket
 from typing import Annotated
 
 from arbitrage_cli.app.options import (
-    GenerationOptions,
     HeadOptions,
     Invocation,
     MachineOptions,
     OutputOptions,
     RoutingOptions,
+    SamplingOptions,
     option,
 )
 from arbitrage_cli.app.protocol import ServerInfo
@@ -55,7 +55,7 @@ def serve(
     server: ServerOptions,
     models: HeadOptions,
     routing: RoutingOptions,
-    generation: GenerationOptions,
+    generation: SamplingOptions,
     machine: MachineOptions,
     output: OutputOptions,
 ) -> None:
@@ -87,7 +87,7 @@ def serve(
         bounds = Bounds(session.choose_concurrency(), server.queue, server.timeout)
         session.load()
         max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
-        defaults = Defaults(menu, session.setup.limits, setup.sampler, max_chars)
+        defaults = Defaults(menu, session.setup.limits, session.setup.sampler, max_chars)
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
         service = Service(session.scheduler(route=ANY_ROUTE), router, defaults, bounds, access, display.handle)
         url = f"http://{_place(bound)}/v1"

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from arbitrage_cli.app.executor import give_up, marked
+from arbitrage_cli.app.from_files import with_files
 from arbitrage_cli.app.manifest import record_settings, refuse_change
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.problem_source import InputLine, Problems
@@ -107,7 +108,7 @@ class Solutions:
         """
         if self._file is None:
             return 0
-        count, made_with = 0, _made_with(setup)
+        count, made_with = 0, _made_with(with_files(setup, setup.sources))
         for earlier, row in zip(self._file.records(), problems.rows(), strict=False):
             count += 1
             place = f"{self._file.path}: line {count}"

@@ -12,7 +12,6 @@ import typer
 
 from arbitrage_cli.app.options import (
     SOME_FAILED,
-    GenerationOptions,
     HideThoughts,
     Invocation,
     MachineOptions,
@@ -21,6 +20,7 @@ from arbitrage_cli.app.options import (
     ResultFormat,
     ResultOptions,
     RoutingOptions,
+    SamplingOptions,
     option,
 )
 from arbitrage_cli.app.problem_source import Problems
@@ -52,7 +52,7 @@ def solve(
     ] = None,
     models: ModelOptions,
     routing: RoutingOptions,
-    generation: GenerationOptions,
+    generation: SamplingOptions,
     machine: MachineOptions,
     output: OutputOptions,
     hide_thoughts: HideThoughts = False,
@@ -94,7 +94,7 @@ def solve(
             run = replace(run, num_done=num_earlier, answers_follow=follows, shows_thoughts=not hide_thoughts)
             stack.enter_context(offering_to_resume(display, partial(_how_to_resume, solutions, invocation, problems)))
             # Closed before the models are: an interrupted run still holds problems in their caches.
-            happenings = solutions.events(session.scheduler(), problems, run, setup.limits)
+            happenings = solutions.events(session.scheduler(), problems, run, session.setup.limits)
             events = stack.enter_context(contextlib.closing(happenings))
             _follow(events, run, solutions, display)
         else:

@@ -3,7 +3,7 @@
 Knows what the keys of a header mean. Never starts llama.cpp, so it is quick, and works for models that do not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files.gguf import MAX_LAYERS, Header, read_header
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, num_checkpoints
 
+_SAMPLING = "general.sampling."  # of the keys
 _F16_BYTES = 2  # of a number in the KV cache
 _F32_BYTES = 4  # of a number in the state of a recurrent layer
 _RECURRENT_ALONE = frozenset(("mamba", "mamba2"))
@@ -30,7 +31,7 @@ class Facts:
     """Facts about one model. Sizes in bytes, contexts in tokens; None if the files do not say.
 
     `context_size` is the context that would be allocated, `kv_bytes` its KV cache in f16, `state_bytes` what recurrent layers hold
-    for one sequence.
+    for one sequence, `sampling` the numbers that the model's makers advise.
     """
 
     files: tuple[Path, ...]
@@ -46,6 +47,7 @@ class Facts:
     num_layers: int | None
     has_template: bool
     vocabulary_size: int | None
+    sampling: Mapping[str, int | float]
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -83,7 +85,18 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
         num_layers=_number(first, "block_count"),
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
+        sampling=_sampling(first),
     )
+
+
+def _sampling(header: Header) -> dict[str, int | float]:
+    """The header's advice, in the seven digits that a 32-bit number has."""
+    found = {name.removeprefix(_SAMPLING): value for name, value in header.metadata.items() if name.startswith(_SAMPLING)}
+    return {
+        name: value if isinstance(value, int) else float(f"{value:.7g}")
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _kv_numbers(header: Header) -> int | None:

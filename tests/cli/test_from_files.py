@@ -1,0 +1,124 @@
+"""What the models' files say of a command: thoughts that a template begins by itself, and the sampling that makers advise."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from altered_gguf import Entry, alter, entries
+from cli import Result, assert_refused, run
+from gguf import GGUFValueType as Kind
+
+SHORT = ("--max-tokens", "16", "--threads", "1")
+ADVICE: dict[str, Entry | None] = {
+    "general.sampling.temp": (Kind.FLOAT32, 0.6),
+    "general.sampling.top_k": (Kind.INT32, 20),
+    "general.sampling.top_p": (Kind.FLOAT32, 0.95),
+    "general.sampling.penalty_repeat": (Kind.FLOAT32, 1.05),
+}
+BY_MODEL: dict[str, str | None] = {"ARBITRAGE_SAMPLING": "model"}
+
+
+@pytest.fixture
+def advised(tiny: Mapping[str, Path], tmp_path: Path) -> Path:
+    return alter(tiny["target"], tmp_path / "advised.gguf", ADVICE)
+
+
+@pytest.fixture
+def thinker(tiny: Mapping[str, Path], tmp_path: Path) -> Path:
+    """A model that thinks without being asked to."""
+    template = str(entries(tiny["draft"])["tokenizer.chat_template"][1]) + "<think>\n{# until </think> #}"
+    return alter(tiny["draft"], tmp_path / "thinker.gguf", {"tokenizer.chat_template": (Kind.STRING, template)})
+
+
+def solve(draft: Path, target: Path, *arguments: str, policy: str = "entropy", **options: Any) -> Result:
+    models = ("--draft", str(draft), "--target", str(target), "--policy", policy)
+    return run("solve", "1 + 1", *models, *SHORT, *arguments, **options)
+
+
+def sampling(result: Result) -> dict[str, Any]:
+    assert result.code == 0, result.err
+    (record,) = result.records
+    return {"temperature": record["temperature"], **{name: record["settings"][name] for name in ("top_k", "top_p", "min_p")}}
+
+
+def test_info_shows_thoughts_and_sampling(tiny: Mapping[str, Path], advised: Path, thinker: Path) -> None:
+    (record,) = run("models", "info", advised, thinker, "--json").records
+    of_advised, of_thinker = record["models"]
+    assert of_advised["sampling"] == {"temp": 0.6, "top_k": 20, "top_p": 0.95, "penalty_repeat": 1.05}
+    assert (of_advised["think_format"], of_advised["thinks_by_itself"]) == (None, False)
+    assert (of_thinker["think_format"], of_thinker["thinks_by_itself"], of_thinker["sampling"]) == ("think", True, {})
+    shown = run("models", "info", advised, thinker).out
+    assert "temp 0.6, top_k 20, top_p 0.95, penalty_repeat 1.05" in shown
+    assert "format think, by itself" in shown
+
+
+def test_sampling_of_the_targets_file_is_used_by_both_models(tiny: Mapping[str, Path], advised: Path) -> None:
+    """The numbers are recorded, and the text is that of the same numbers as options. A draft's own numbers are not used."""
+    numbers = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
+    result = solve(tiny["draft"], advised, "--json", env=BY_MODEL)
+    assert sampling(result) == numbers
+    flags = ("--temperature", "0.6", "--top-p", "0.95", "--top-k", "20", "--json")
+    same = solve(tiny["draft"], advised, *flags)
+    assert same.records[0]["text"] == result.records[0]["text"]
+    assert sampling(solve(tiny["draft"], advised, "--json")) == {**numbers, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
+    assert sampling(solve(advised, advised, "--json", policy="draft", env=BY_MODEL)) == numbers
+    assert_refused(solve(advised, tiny["target"], env=BY_MODEL), 2, "", "ARBITRAGE_SAMPLING", str(tiny["target"]))
+
+
+def test_a_flag_comes_before_the_advice(tiny: Mapping[str, Path], advised: Path) -> None:
+    found = sampling(solve(tiny["draft"], advised, "--top-k", "3", "--min-p", "0.1", "--json", env=BY_MODEL))
+    assert found == {"temperature": 0.6, "top_k": 3, "top_p": 0.95, "min_p": 0.1}
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), 1e9])
+def test_advice_out_of_bounds_is_refused(tiny: Mapping[str, Path], tmp_path: Path, value: float) -> None:
+    path = alter(tiny["target"], tmp_path / "odd.gguf", {"general.sampling.temp": (Kind.FLOAT32, value)})
+    assert_refused(solve(tiny["draft"], path, env=BY_MODEL), 2, "", "temperature")
+
+
+def test_a_file_of_results_resumes_with_what_the_models_files_say(
+    tiny: Mapping[str, Path], advised: Path, thinker: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "problems.txt").write_text("1 + 1\n2 + 2\n")
+    models = ("--draft", thinker, "--target", advised, "--policy", "entropy")
+    command = ("solve", *models, *SHORT, "-i", "problems.txt", "-o", "out.jsonl")
+    env = {**BY_MODEL, "ARBITRAGE_CTX": "1024"}
+    assert run(*command, cwd=tmp_path, env=env).code == 0
+    whole = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text(whole[0])
+    result = run(*command, cwd=tmp_path, env=env)
+    assert result.code == 0, result.err
+    resumed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [one["text"] for one in resumed] == [json.loads(line)["text"] for line in whole]
+    assert {(one["settings"]["think_tokens"], one["settings"]["max_steps"], one["temperature"]) for one in resumed} == {
+        (None, 1000, 0.6)
+    }
+    assert {step["phase"] for one in resumed for step in one["steps"]} >= {"think"}
+
+
+def test_collect_thinks_if_a_model_does_by_itself(tiny: Mapping[str, Path], thinker: Path, tmp_path: Path) -> None:
+    (tmp_path / "problems.jsonl").write_text('{"id": "p", "question": "1 + 1", "answer": "2"}\n')
+    models: list[str | Path] = ["--draft", thinker, "--target", tiny["target"], "--reward", "rollout"]
+    states: dict[str, Any] = {}
+    thinking: dict[str, list[str]] = {"default": [], "on": ["--think", "on"], "off": ["--think", "off"]}
+    for name, think in thinking.items():
+        command = (
+            "collect",
+            "--dataset",
+            "problems.jsonl",
+            *models,
+            *SHORT,
+            "--concurrency",
+            "1",
+            "--ctx",
+            "1024",
+            *think,
+            "-o",
+            name,
+        )
+        result = run(*command, cwd=tmp_path)
+        assert result.code == 0, result.err
+        states[name] = json.loads((tmp_path / name / "results.jsonl").read_text())["states"]
+    assert states["default"] == states["on"] != states["off"]
