@@ -180,8 +180,8 @@ class RoutingOptions(HeadRoutingOptions):
         _routing(
             "--policy",
             metavar="|".join(POLICIES),
-            help="What decides who writes a step. draft, target: that model alone; speculative: the target with token-level "
-            "speculation. Default: arbitrage (entropy for scripted models).",
+            help="What decides who writes a step. draft, target: that model alone; speculative: the target's text but for "
+            "near-ties, with tokens that the draft proposes. Default: arbitrage (entropy for scripted models).",
         ),
     ] = None
 

@@ -56,9 +56,7 @@ class AdviceOptions:
     ] = None
     minutes: Annotated[
         float,
-        option(
-            _PANEL, "--minutes", min=0.01, max=10_000, help="Time for the problems, after which there is a verdict anyway."
-        ),
+        option(_PANEL, "--minutes", min=0.01, max=10_000, help="Time after which no further problem is begun."),
     ] = 10.0
     save: Annotated[
         bool,
