@@ -140,6 +140,19 @@ def range_of(limit: str) -> slice:
     return slice(first - 1, last)
 
 
+def whole_input(problem: str | None, input_file: str | None, limit: str | None, stack: contextlib.ExitStack) -> str:
+    """The text of a file or of standard input as one problem. UsageError if it is another's, is empty, or is not UTF-8."""
+    if problem not in (None, "-") or limit is not None:
+        raise UsageError("it is for one problem in a file or a pipe", "leave out the other one", option="whole")
+    try:
+        text = _open_input(input_file if problem is None else "-", stack).read().decode("utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{input_file or 'standard input'}: cannot be read ({error})", "give text in UTF-8") from error
+    if not text:
+        raise UsageError(f"{input_file or 'standard input'} is empty", "give a problem")
+    return text
+
+
 def _from_argument(problem: str) -> Problem:
     with contextlib.suppress(OSError, ValueError):  # most problems are no path at all
         if Path(problem).is_file():

@@ -23,7 +23,7 @@ from arbitrage_cli.app.options import (
     SamplingOptions,
     option,
 )
-from arbitrage_cli.app.problem_source import Problems
+from arbitrage_cli.app.problem_source import Problems, whole_input
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say
@@ -46,6 +46,7 @@ def solve(
         str | None,
         typer.Option("--input", "-i", metavar="FILE", help="Problems: one a line, or JSONL. - is standard input."),
     ] = None,
+    whole: Annotated[bool, option("Problems", "--whole", help="The whole input is one problem, lines and all.")] = False,
     limit: Annotated[
         str | None,
         option("Problems", "--limit", metavar="N|FIRST-LAST", help="The first N lines, or 10-20: the 10th to the 20th."),
@@ -81,6 +82,8 @@ def solve(
     setup = solve_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
+        if whole:
+            problem, input_file = whole_input(problem, input_file, limit, stack), None
         problems = Problems(problem, input_file, limit, display, stack)
         file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
         solutions = stack.enter_context(Solutions(display, form, file, is_single=problems.is_single))

@@ -279,3 +279,18 @@ def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     result = run_process(env={**env, "PYTHONPATH": path})
     assert (result.code, result.out.split(), result.err) == (0, ["solve"], "")
+
+
+def test_the_whole_input_may_be_one_problem(tmp_path: Path) -> None:
+    """With its lines; from a pipe or from a file. Without --whole it is a problem a line."""
+    text = "Add these.\n\n37 * 12 - 95"
+    (tmp_path / "in.txt").write_text(f"{text}\n")
+    for found in (
+        solve("--whole", "--json", stdin=f"{text}\n".encode()),
+        solve("--whole", "--json", "-i", "in.txt", cwd=tmp_path),
+    ):
+        assert [record["problem"] for record in found.records] == [text]
+    assert len(solve("--json", stdin=f"{text}\n".encode()).records) == 2
+    assert_refused(solve("1 + 1", "--whole"), 2, "--whole")
+    assert_refused(solve("--whole", "-i", "in.txt", "--limit", "1", cwd=tmp_path), 2, "--whole")
+    assert_refused(solve("--whole", stdin=b" \n"), 2, "", "empty")
