@@ -16,15 +16,13 @@ Fact = tuple[str, str]
 
 
 def headline(figures: Json) -> Iterable[str]:
-    """The verdict, the routed result against the target alone, and the share of attempts that were cut, if there are any."""
+    """The verdict, or without one the routed result; and the share of attempts that were cut, if there are any."""
+    policy = routed(figures["policies"])
     if figures["verdict"]:
         yield figures["verdict"]["text"]
-    policy = routed(figures["policies"])
-    if policy is not None and policy["accuracy"] is not None:
-        result = (
-            f"{policy['label']} solves {rounding.percent(policy['accuracy'])} of {rounding.count(figures['n'], 'problem')}"
-        )
-        yield f"{result}{_against_target(policy)}."
+    elif policy is not None and policy["accuracy"] is not None:
+        solved, count = rounding.percent(policy["accuracy"]), rounding.count(figures["n"], "problem")
+        yield f"{policy['label']} solves {solved} of {count}."
     cut = sum(one["cut"] for one in figures["policies"])
     if cut:
         made = sum(one["n"] - one["missing"] for one in figures["policies"])
@@ -35,20 +33,6 @@ def routed(policies: Sequence[Json]) -> Json | None:
     """The policy that the run is about: the first with a head, else the first that routes."""
     routing = [policy for policy in policies if policy["tau"] is not None]
     return next((policy for policy in routing if policy["policy"] == WITH_PROBABILITY), routing[0] if routing else None)
-
-
-def _against_target(policy: Json) -> str:
-    parts = []
-    if policy["accuracy_difference"] is not None:
-        difference = rounding.points(policy["accuracy_difference"])
-        interval = rounding.points_range(policy["accuracy_difference_interval"])
-        parts.append(f"{difference} points {interval} against the target alone")
-    for name, what in (("speedup", "times as fast"), ("throughput_ratio", "times as many problems a second")):
-        if policy[name] is not None:
-            parts.append(
-                f"{rounding.number(policy[name])} {what} {rounding.number_range(policy[f'{name}_interval'])}".rstrip()
-            )
-    return f": {', '.join(parts)}" if parts else ""
 
 
 def summary(figures: Json) -> Iterable[str]:
