@@ -7,7 +7,10 @@ import base64
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+from pydantic_core import to_json
 
 from arbitrage_cli.display.text import safe
 
@@ -77,10 +80,11 @@ def embedded(data: Any) -> str:
 
 def _encoded(data: Any) -> str:
     """JSON whose texts are all `safe`: as most are, they are looked at one by one only if one is not."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    if text.isprintable() and "\\u" not in text:
-        return text
-    return json.dumps(_clean(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    with suppress(ValueError):  # a lone surrogate
+        text = to_json(data).decode()  # much faster than json
+        if text.isprintable() and "\\u" not in text:
+            return text
+    return to_json(_clean(data)).decode()
 
 
 def _clean(data: Any) -> Any:

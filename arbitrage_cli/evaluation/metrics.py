@@ -5,9 +5,7 @@ One function makes them, as JSON, from the rows of a run; tables, reports and `-
 None, never a guess.
 """
 
-import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +21,7 @@ from arbitrage_cli.evaluation.projection import (
 )
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.runs.results import PolicyResults, paired_done, results_by_policy
+from arbitrage_cli.runs.results import PolicyResults, no_cycles, paired_done, results_by_policy
 from arbitrage_cli.runs.schema import Level
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
@@ -74,7 +72,7 @@ def figures(
     the run. UsageError for rows of several runs;
     DamagedRunError.
     """
-    with _no_cycles():
+    with no_cycles():
         policies = results_by_policy(run, rows)
         scope = _scope(run, policies, prices, speeds)
         made = [_policy_figures(policy, scope) for policy in policies]
@@ -91,18 +89,6 @@ def figures(
             "notes": _notes(scope, policies, made),
             "verdict": found and asdict(found),
         }
-
-
-@contextmanager
-def _no_cycles() -> Iterator[None]:
-    """Keeps Python from looking for cycles among the records of a large run, which takes a third of the time. They have none."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _scope(

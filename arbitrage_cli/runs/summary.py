@@ -5,6 +5,7 @@ A sum over decisions: one problem, many problems and a run that is read back are
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from operator import add, attrgetter
 
 from arbitrage_cli.types import Cost, Decision
 
@@ -28,7 +29,7 @@ class Tally:
     reward_cost: Cost = field(default_factory=Cost)
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+        return Tally(*map(add, _parts(self), _parts(other)))
 
     def add(self, decision: Decision) -> "Tally":
         return self + _of_decision(decision)
@@ -56,6 +57,9 @@ class Tally:
     def seconds(self) -> float:
         """Model time: reading, decoding, discarded steps and the scoring of steps."""
         return self.draft_cost.seconds + self.target_cost.seconds + self.reward_cost.seconds
+
+
+_parts = attrgetter(*(one.name for one in fields(Tally)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,8 @@ def resampled_sums(columns: Floats) -> Floats:
     for start in range(0, RESAMPLES, batch):
         end = min(RESAMPLES, start + batch)
         drawn = generator.integers(count, size=(end - start, count))
-        for column in range(columns.shape[1]):
-            sums[start:end, column] = columns[:, column][drawn].sum(axis=1)
+        for column, values in enumerate(np.ascontiguousarray(columns.T)):
+            sums[start:end, column] = np.take(values, drawn).sum(axis=1)
     return sums
 
 

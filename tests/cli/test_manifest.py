@@ -63,7 +63,7 @@ def manifest(**changes: Any) -> Run:
     ],
 )
 def test_changed_fixed_field_is_refused(path: str, value: Any, name: str) -> None:
-    with pytest.raises(UsageError, match=f"another {name}: .*, not .*"):
+    with pytest.raises(UsageError, match=f"another {name.replace('_', ' ')}: .*, not .*"):
         resume(manifest(), manifest(**{path: value}), HERE)
 
 

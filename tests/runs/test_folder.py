@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,32 @@ def test_what_was_appended_is_there_again(quick_path: Path) -> None:
     contents = read_run_folder(quick_path / "run")
     assert (contents.run, list(contents.rows)) == (RUN, rows)
     assert set_aside(quick_path / "run") == []
+
+
+def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
+    """Nor the rows that a process has appended itself."""
+    text = "2 + 2 = 4. " * 100_000
+    tracemalloc.start()
+    try:
+        with RunFolder(quick_path / "run") as folder:
+            folder.save_run(RUN)
+            for number in range(20):
+                folder.append(make_row(number) | {"text": text})
+            rows = folder.rows
+        contents = read_run_folder(quick_path / "run")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(row["text"]) for one in (rows, contents.rows) for row in one] == [len(text)] * 40
+    assert held < 4 * len(text)
+
+
+def test_rows_that_are_cut_while_they_are_read_are_refused(quick_path: Path) -> None:
+    begin(quick_path)
+    contents = read_run_folder(quick_path)
+    os.truncate(quick_path / "results.jsonl", 100)
+    with pytest.raises(DamagedRunError, match="changed while they were read"):
+        list(contents.rows)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers()
