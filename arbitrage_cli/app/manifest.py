@@ -22,6 +22,7 @@ from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
@@ -92,6 +93,7 @@ FIELDS = (
     Field("prompt.chat_template_kwargs", "chat template kwargs"),
     Field("step_separator", "step separator"),
     Field("step_least", "least length of a step"),
+    Field("think_least", "least length of a thought"),
     Field("sampling.temperature"),
     Field("sampling.top_p"),
     Field("sampling.top_k"),
@@ -179,6 +181,7 @@ def make_manifest(
         "task": setup.task.name,
         "step_separator": setup.task.step_end.separator,
         "step_least": setup.task.step_end.least,
+        "think_least": THOUGHT_END.least if setup.limits.think_tokens != 0 else None,
         "context": {"kv_type": setup.load.kv_type},
         "machine": _machine_facts(setup),
         "warnings": [],
@@ -204,6 +207,8 @@ def record_settings(setup: Setup) -> dict[str, Any]:
     settings |= {"system": setup.system, "kv_type": setup.load.kv_type}
     if setup.load.template_variables:
         settings["chat_template_kwargs"] = dict(setup.load.template_variables)
+    if setup.limits.think_tokens != 0:
+        settings["think_least"] = THOUGHT_END.least
     if head := setup.deciding_head:
         settings |= {"head": head.card.name, "head_sha256": head.sha256, "tau_costs": setup.tau_costs}
     if setup.stops_early is not None:

@@ -237,7 +237,9 @@ class Cache:
                 return "thought"
             if self._prompts.think_format.ends_turns:
                 return "end"
-        return "end" if self.backend.tokenizer.is_end(token) else None
+        if not self.backend.tokenizer.is_end(token):
+            return None
+        return "thought" if phase == "think" else "end"
 
     def proposed_ids(self, text: str, phase: Phase, beginning: str = "") -> list[int]:
         """Ids of a proposed step, or of what may follow its `beginning`. Without the one that ends it: that need not be read."""

@@ -28,8 +28,8 @@ class StepEnd:
 BLANK_LINE = StepEnd("\n\n")
 """The paper's."""
 
-THOUGHT_END = StepEnd("\n\n", 200)
-"""Thoughts are full of short paragraphs such as "Wait.", which are not worth a decision."""
+THOUGHT_END = StepEnd("\n\n", 100)
+"""Thoughts are full of short paragraphs such as "Wait.". The length was measured: tests/benchmarks/README.md, "Steps of thoughts"."""
 
 
 class StepText:

@@ -25,7 +25,8 @@ from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
 from arbitrage_cli.routing.policies import THOUGHTS_TAU
-from arbitrage_cli.types import Finished, Limits, ModelRole, Phase, Problem, Trace
+from arbitrage_cli.tasks.code import find_program
+from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 HARMONY = (
     "<|start|>system<|message|>Reasoning: medium<|end|>{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
@@ -115,7 +116,7 @@ def test_a_format_by_name() -> None:
 class Thinker(HashBackend):
     """The toy language with thoughts: it also writes the end of its format, as one control token or as plain text."""
 
-    def __init__(self, template: str, name: str = "hash", *, marked: bool = True) -> None:
+    def __init__(self, template: str, name: str = "hash", *, marked: bool = True, ends_turns: bool = False) -> None:
         super().__init__(name, merges=(".\n\n",), context_size=8192)
         self.chat_template = template
         form = find_format(template, ())
@@ -128,11 +129,13 @@ class Thinker(HashBackend):
         self._written = np.append(self._written[:-1], [mark, self.tokenizer.end])
         self._favour = np.append(self._favour[:-1], [0.0, 0.0])
         self._ends = [mark, self.tokenizer.end]
+        self._in_thoughts = [25.0, 3.5] if ends_turns else [3.5, 25.0]
+        self._in_answers = [3.5 if marked else 25.0, 2.0]
 
     def _compute(self, sequence: int) -> Floats:
-        """Thoughts are longer than its usual texts, and rarely end without the marker."""
+        """Thoughts are longer than its usual texts, and rarely end without the marker; or with it, if it ends its turn in them."""
         logits = super()._compute(sequence)
-        logits[self._ends] -= [3.5, 2.0 if self._ends[0] in self.cells[sequence] else 25.0]
+        logits[self._ends] -= self._in_answers if self._ends[0] in self.cells[sequence] else self._in_thoughts
         return logits
 
 
@@ -213,6 +216,47 @@ def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
     assert b"".join(map(backend.tokenizer.piece, before)).decode().endswith(FORCED_END)
 
 
+@pytest.mark.parametrize("kind", [None, "vllm", "llamacpp"])
+def test_a_model_that_ends_its_turn_in_its_thoughts_answers_then(kind: Kind | None) -> None:
+    problems = [Problem(f"p{number}", f"{number} + 1") for number in range(4)]
+    made = Thinker(SWITCHED, "target", ends_turns=True)
+    writers: dict[ModelRole, Writer] = {"target": Engine("target", Cache(made), Sampler())}
+    alone = solve(writers, problems, "target", limits=long(None)).values()
+    assert {trace.decisions[-1].kept.phase for trace in alone} == {"answer"}
+    assert {step.stop for trace in alone for step in (one.kept for one in trace.decisions) if step.ends_thoughts} == {
+        "thought"
+    }
+    if kind:
+        with served(HashServer(kind, made), SWITCHED) as writer:
+            found = solve({"target": writer}, problems, "target", limits=long(None)).values()
+        assert [steps(trace) for trace in found] == [steps(trace) for trace in alone]
+
+
+def test_a_target_reads_the_end_of_a_drafts_thoughts() -> None:
+    """Its template contains the marker, which is one token: in text of the draft it would be cut."""
+    backend = Recording(Thinker(OPENED, "target"))
+    target = Engine("target", Cache(backend), Sampler())
+    thinking = dict(engines("opened", "opened"), target=target)
+    end = backend.tokenizer.control_tokens["</think>"]
+    (trace,) = solve(thinking, [Problem("p", "1 + 1")], "entropy", 1.5, limits=long(None)).values()
+    kept = [decision.kept for decision in trace.decisions]
+    assert "draft" in {step.model for step in kept if step.ends_thoughts}
+    assert "target" in {step.model for step in kept if step.phase == "answer"}
+    assert end in [token for call in backend.calls if call.name == "read" for token in call.tokens]
+    assert "</think>" not in trace.thoughts + trace.text
+
+
+def test_the_program_is_the_answers_last() -> None:
+    block = "```python\ndef f(): return {}\n```\n\n"
+    trace = Trace(Problem("p", "?", think_tokens=None), long(None))
+    stops: tuple[StepStop, ...] = ("separator", "thought", "separator", "separator")
+    for number, stop in enumerate(stops):
+        trace.add(Decision(Step("draft", block.format(number), 9, Cost(), stop, phase=trace.phase)))
+    assert [one.kept.phase for one in trace.decisions] == ["think", "think", "answer", "answer"]
+    assert find_program(trace.text) == "def f(): return 3"
+    assert find_program(Trace(trace.problem, trace.limits, trace.decisions[:2]).text) is None
+
+
 def test_no_thoughts_if_none_are_wanted() -> None:
     for trace in solved(think_tokens=0):
         assert set(phases(trace)) == {"answer"}
@@ -241,9 +285,9 @@ def test_markers_in_a_problem_stay_text(name: str) -> None:
 
 
 def test_thoughts_end_with_long_paragraphs_only() -> None:
-    """Short paragraphs go on; the first blank line after 200 characters ends a thought, as the marker does."""
+    """Short paragraphs go on; the first blank line after 100 characters ends a thought, as the marker does."""
     text = StepText(end=THOUGHT_END, marker="</think>")
-    for piece in (b"Wait.\n\n", b"x" * 190, b"\n\n"):
+    for piece in (b"Wait.\n\n", b"x" * 90, b"\n\n"):
         text.add(piece)
         assert not text.ended
     text.add(b"So it is 4.\n\n")

@@ -245,7 +245,7 @@ class ServedWriter:
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} does not say why it stopped")
         if ending != "separator" and not writing.text.has_marker:
-            return "end" if ending == "end" else "budget"
+            return "budget" if ending != "end" else "thought" if writing.phase == "think" else "end"
         if writing.text.so_far.strip() and not writing.text.so_far.endswith(wanted.stop) and not writing.text.ended:
             raise ServerRequestError(f"{self._model.host.name} leaves out the {self._step_end} at which it stopped")
         return writing.stop
