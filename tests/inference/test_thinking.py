@@ -236,7 +236,7 @@ def test_a_target_reads_the_end_of_a_drafts_thoughts() -> None:
     """Its template contains the marker, which is one token: in text of the draft it would be cut."""
     backend = Recording(Thinker(OPENED, "target"))
     target = Engine("target", Cache(backend), Sampler())
-    thinking = dict(engines("opened", "opened"), target=target)
+    thinking: dict[ModelRole, Writer] = {**engines("opened", "opened"), "target": target}
     end = backend.tokenizer.control_tokens["</think>"]
     (trace,) = solve(thinking, [Problem("p", "1 + 1")], "entropy", 1.5, limits=long(None)).values()
     kept = [decision.kept for decision in trace.decisions]
