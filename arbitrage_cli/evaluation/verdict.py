@@ -159,7 +159,7 @@ def _pays(way: Way) -> str:
 
 
 def _not_decided(ways: Sequence[Way], count: int, *, out_of_time: bool) -> str:
-    best = max(ways, key=lambda way: (way.keeps_answers, way.speedup))
+    best = max(ways, key=lambda way: (way.policy != "draft", way.keeps_answers, way.speedup))
     so_far = f"{best.route} is {best.speed} so far, {best.answers}"
     reason = f"Out of time after {_count(count, 'problem')}" if out_of_time else f"Not decided by {_count(count, 'problem')}"
     return f"{reason}: {so_far}. More problems would decide it."

@@ -102,12 +102,12 @@ def test_a_faster_way_that_is_not_known_yet_keeps_the_question_open() -> None:
 
 
 def test_time_that_ran_out_is_named() -> None:
-    few = of(policy("speculative", 1.5, (1.4, 1.6), problems=3))
+    few = of(policy("speculative", 1.5, (1.4, 1.6), problems=3), policy("draft", 3.0, None, problems=3))
     found, other = verdict(few, out_of_time=True), verdict(few)
     assert found is not None
     assert other is not None
     assert found.decision == other.decision == "not decided"
-    assert "Out of time after 3 problems" in found.text != other.text
+    assert "Out of time after 3 problems: speculative is" in found.text != other.text
 
 
 def test_without_known_answers_those_of_the_target_count() -> None:
