@@ -64,7 +64,7 @@ class Solutions:
 
     def _say_if_slower(self, event: Finished, run: RunInfo) -> None:
         """Say once if the way that was taken is slower than the target alone would be, by what its tokens took so far."""
-        if self._is_said or event.target_alone_seconds is None or run.policy == "target":
+        if self._is_said or event.target_alone_seconds is None or run.policy == "target" or run.is_scripted:
             return
         self._seconds += tally(event.trace.decisions).seconds
         self._alone += event.target_alone_seconds
