@@ -242,7 +242,7 @@ class Trace:
 
     @property
     def next_budget(self) -> tuple[int, bool]:
-        """The most tokens of the next step, and whether no thought may follow one of so many."""
+        """The most tokens of the next step, and whether no thought may follow one of that length."""
         budget = min(self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
         thoughts = self.think_tokens_left if self.phase == "think" else None
         return (budget, False) if thoughts is None or thoughts > budget else (thoughts, True)

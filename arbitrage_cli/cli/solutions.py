@@ -26,7 +26,7 @@ from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Trace
 
 MAX_SHOWN = 60  # characters of a value in a message
-SLOWER, ENOUGH_TOKENS = 1.1, 64  # times as long as the target alone would take, over so many tokens: then it is said
+SLOWER, ENOUGH_TOKENS = 1.1, 64  # times as long as the target alone would take, over that many tokens it is said
 
 
 class Solutions:
