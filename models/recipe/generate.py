@@ -2,7 +2,7 @@
 
 A problem's solution is a function of its question alone: one line of working a step, the last one `The answer is
 \\boxed{...}.` So a step that follows right steps is right if and only if it is the solution's own, letter for letter.
-Only the questions vary in their wording. Knows no model and no tokens; standard library only.
+Only the questions vary in their wording. Standard library only.
 
     python generate.py test > builtin.jsonl      # 100 problems a level
     python generate.py dev > builtin-dev.jsonl

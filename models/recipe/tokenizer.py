@@ -72,7 +72,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def load_or_train(path: Path) -> Tokenizer:
-    """The tokenizer in `path`; trained and written there first where there is none."""
+    """The tokenizer in `path`; trained and written there first if it is missing."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         problems = list(itertools.islice(training_problems(SEED), NUM_PROBLEMS))

@@ -354,8 +354,8 @@ def _where(progress: Progress) -> dict[str, float]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every training run can be told."""
     parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer, checkpoint and log")
-    parser.add_argument("--tokens", type=float, default=math.inf, help="end after so many tokens read (padding apart)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so many minutes of training")
+    parser.add_argument("--tokens", type=float, default=math.inf, help="end after that many tokens read (padding apart)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after that many minutes of training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch-tokens", type=int, default=8192)
@@ -369,7 +369,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
     parser.add_argument("--log-seconds", type=float, default=10)
     parser.add_argument("--save-seconds", type=float, default=180)
-    parser.add_argument("--eval-tokens", type=float, default=2e6, help="evaluate whenever so many more tokens are read")
+    parser.add_argument("--eval-tokens", type=float, default=2e6, help="evaluate whenever that many more tokens are read")
 
 
 def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
