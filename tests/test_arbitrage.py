@@ -107,7 +107,6 @@ def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) 
 
 
 def test_the_router_sees_the_kept_steps_only() -> None:
-    """The router's trace has the decisions made before, not the step in question."""
     seen: list[tuple[int, str]] = []
 
     def router(trace: Trace, draft: Step) -> float:
@@ -120,7 +119,6 @@ def test_the_router_sees_the_kept_steps_only() -> None:
 
 
 def test_a_discarded_end_does_not_finish_the_solution() -> None:
-    """Only the kept step counts: the draft ended, the target went on."""
     trace = new_trace()
     numbers = iter([1.0, 0.0])
     drive(
@@ -218,7 +216,6 @@ def test_a_step_that_was_stopped_is_never_kept() -> None:
 
 
 def test_random_depends_on_seed_problem_and_step() -> None:
-    """Each of the three changes the draw, and nothing else does."""
     trace, later = new_trace(), new_trace()
     drive(single(later, "draft"), [step("draft", "end")])
     draft = step("draft")

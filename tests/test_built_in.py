@@ -107,7 +107,6 @@ def assert_nearly_same(one: dict[str, str], other: dict[str, str]) -> None:
 
 
 def test_it_works_at_once() -> None:
-    """Without naming a model, an arithmetic problem is solved. Any answer comes with a warning of what the models are."""
     result = solve("What is 37 * 12 - 95?")
     assert (result.code, result.out.strip()) == (0, "349")
     for err in (result.err, solve("Who wrote Faust?", "--max-tokens", "60").err):
@@ -115,7 +114,6 @@ def test_it_works_at_once() -> None:
 
 
 def test_an_odd_pair_is_a_warning(tmp_path: Path) -> None:
-    """One file for both, by any name, and a target that is smaller than its draft: in solve and bench."""
     small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
     link = tmp_path / "link.gguf"
     link.symlink_to(small)
@@ -164,7 +162,6 @@ def test_proposals_and_batches_change_no_text(backends: dict[ModelRole, LlamaBac
 def test_large_models_solve_many_at_once_too(
     monkeypatch: pytest.MonkeyPatch, backends: dict[ModelRole, LlamaBackend]
 ) -> None:
-    """All sequences of a model that is too large for the processor's cache share one KV cache: the same texts."""
     problems = some_problems(2)
     monkeypatch.setattr(llama, "CACHED_BYTES", 0)
     options = Options(threads=1, num_sequences=SLOTS, kv_type="f16")
@@ -220,7 +217,6 @@ def test_no_held_out_problem_is_trained_on(generate: ModuleType) -> None:
 
 
 def test_the_generator_is_right(generate: ModuleType) -> None:
-    """Both sides of every equation in a solution are equal."""
     for problem in itertools.islice(generate.training_problems(7), 500):
         for line in problem.steps[:-1]:
             sides = [float(eval(side)) for side in line.split(": ")[-1].split(" = ")]  # noqa: S307 - of our own generator
@@ -228,7 +224,6 @@ def test_the_generator_is_right(generate: ModuleType) -> None:
 
 
 def test_the_readme_of_the_models_is_true() -> None:
-    """It has the sizes and checksums of the files."""
     card = (MODELS / "README.md").read_text(encoding="utf-8")
     pair = read_pairs()["builtin"]
     assert pair.head
@@ -299,7 +294,6 @@ def test_a_pairs_head_goes_with_its_own_models_only() -> None:
 
 
 def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
-    """A right solution has a high reward at every step; after a slip every step has a low one."""
     pair = read_pairs()["builtin"]
     assert pair.prm
     row = rows("builtin-dev")[250]
@@ -316,7 +310,6 @@ def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
 def test_another_model_is_refused_as_reward_model(tmp_path: Path, style: str) -> None:
-    """Before any result: none of its numbers becomes a reward."""
     models = {"draft": "builtin:draft", "target": "builtin:target", "prm": MODELS / "draft.gguf"}
     env = pair_named_mine(tmp_path, **models, prm_style=style)
     solved = run("solve", "What is 5 + 6?", "--policy", "rsd", "--pair", "mine", "-q", env=env)

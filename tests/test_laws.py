@@ -129,7 +129,6 @@ def test_the_law_notices_a_stale_cache() -> None:
 
 
 def test_a_slot_used_again_remembers_nothing() -> None:
-    """A problem solved after others in the same slot gets the text that it gets first."""
     alone = solve(hash_engines(), PROBLEMS[-1:], "random", 0.5)
     last = solve(hash_engines(), PROBLEMS, "random", 0.5)[PROBLEMS[-1].id]
     assert texts({last.problem.id: last}) == texts(alone)
@@ -158,7 +157,6 @@ def test_sampling_ignores_order() -> None:
 
 
 def test_the_target_reads_nothing_before_the_first_escalation() -> None:
-    """Until the first rejected draft the target's backend is not called; then it catches up on all accepted steps."""
     target = Recording(HashBackend("target"))
     engines = hash_engines() | {"target": make_engine("target", target, Sampler())}
     numbers = iter([0.0, 0.0, 1.0])
@@ -273,13 +271,7 @@ def test_proposals_across_vocabularies() -> None:
     def solved(*, proposals: Proposals) -> dict[str, Trace]:
         sources: dict[ModelRole, str] = {"draft": "scripted:draft", "target": "scripted:target"}
         engines = {
-            role: make_engine(
-                role,
-                open_scripted(source, Options()),
-                Sampler(),
-                keep_token_stats=True,
-                proposals=proposals,
-            )
+            role: make_engine(role, open_scripted(source, Options()), Sampler(), keep_token_stats=True, proposals=proposals)
             for role, source in sources.items()
         }
         return solve(engines, problems, "entropy", 1.0, limits=Limits())
@@ -386,7 +378,6 @@ def test_early_stop_is_invisible_if_the_number_never_falls(
 
 @pytest.mark.parametrize(("policy", "tau"), [("entropy", 1.5), ("logprob-min", 0.7), ("random", 0.5)])
 def test_early_stop_saves_draft_tokens(policy: str, tau: float) -> None:
-    """Of the same escalated steps only the beginning is drafted."""
     whole = solve(hash_engines(), PROBLEMS, policy, tau)
     stopped = solve(hash_engines(), PROBLEMS, policy, tau, stops_early=True)
     drafts = [
@@ -501,7 +492,6 @@ TINY_PAIRS = [("draft", "target"), ("hybrid", "recurrent"), ("recurrent", "hybri
 def test_batch_equals_single_in_llama(
     tiny: Mapping[str, Path], policy: str, tau: float | None, draft: str, target: str
 ) -> None:
-    """Law 1, through llama.cpp: four problems in one batch get the text that each gets alone."""
     with llama_engines(tiny[draft], tiny[target]) as engines:
         alone = events_of(engines, PROBLEMS, policy, tau)
     with llama_engines(tiny[draft], tiny[target], num_sequences=4) as engines:
@@ -514,7 +504,6 @@ def test_batch_equals_single_in_llama(
     [*((policy, math.inf, "draft") for policy in ROUTED), ("random", 1.0, "draft"), *((p, -1.0, "target") for p in ROUTED)],
 )
 def test_extreme_taus_in_llama(tiny: Mapping[str, Path], policy: str, tau: float, model: str) -> None:
-    """Law 2, through llama.cpp: the highest tau is the draft alone, a negative one the target alone."""
     for draft, target in TINY_PAIRS:
         with llama_engines(tiny[draft], tiny[target]) as engines:
             assert_same(events_of(engines, PROBLEMS, policy, tau), events_of(engines, PROBLEMS, model))
@@ -531,7 +520,6 @@ def test_same_model_twice_ignores_tau_in_llama(tiny: Mapping[str, Path], tau: fl
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("target", ["target", "spm", "base", "hybrid", "recurrent"])
 def test_the_cache_is_invisible_in_llama(tiny: Mapping[str, Path], target: str, sampler: Sampler) -> None:
-    """Law 4, through llama.cpp: emptying the cache before each step changes no text."""
     with llama_engines(tiny["draft"], tiny[target], sampler=sampler) as engines:
         remembered = events_of(engines, PROBLEMS, "random", 0.5)
     with llama_engines(tiny["draft"], tiny[target], engine=ForgetfulEngine, sampler=sampler) as engines:

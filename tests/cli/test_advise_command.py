@@ -103,7 +103,6 @@ def test_an_entry_of_another_form_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_other_commands_follow_the_advice(home: Home) -> None:
-    """Unless a flag says otherwise."""
     pair = read_pairs()["builtin"]
     save_pair(home.folder / "arbitrage" / "pairs.toml", replace(pair, policy="draft"))
     asked = ("solve", "12 + 5", "--format", "json")

@@ -68,7 +68,6 @@ def rows_of_whole_lines(folder: Path) -> list[dict[str, Any]]:
 def test_killed_at_every_change_of_a_file(
     here: Path, golden: Golden, action: str, calls: list[str] | None, flags: tuple[str, ...]
 ) -> None:
-    """Killed at the first, second, ... write, sync or replacement, until a run comes through."""
     number = 0
     while True:
         number += 1
@@ -280,7 +279,6 @@ def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path,
 def test_model_that_is_changed_while_it_is_used_ends_the_run(
     here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
 ) -> None:
-    """No row is written of what the changed model may have computed."""
     model = here / "model.gguf"
     shutil.copy(tiny["draft"], model)
     arguments = (*command, "--draft", str(model), "--target", str(model), "--dataset", "arithmetic.jsonl", "-o", "run", "-q")

@@ -18,10 +18,7 @@ from arbitrage_cli.tuning.placement import machine_here
 from arbitrage_cli.tuning.store import Speeds, keep_tuned
 
 WORLD = World(bias=-1.0, weights=(("entropy_first", 1.5),))
-OTHER = {
-    "draft": {"name": "Other draft", "sha256": "a" * 64, "source": "o.gguf"},
-    "target": {**TARGET, "source": "t.gguf"},
-}
+OTHER = {"draft": {"name": "Other draft", "sha256": "a" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ def chat(*lines: str, flags: tuple[str, ...] = ()) -> Result:
 
 
 def test_each_line_is_answered_as_its_policy_says() -> None:
-    """Answers are on stdout; blank lines are skipped; the chat ends with its input or with /quit."""
     result = chat(QUESTION, "", "/policy target", QUESTION, "/policy draft", QUESTION, "/quit", QUESTION)
     assert result.out.split() == [RIGHT, RIGHT, WRONG]
     result = chat("/policy entropy@inf", QUESTION, "/tau 0.5", QUESTION)
@@ -21,14 +20,12 @@ def test_each_line_is_answered_as_its_policy_says() -> None:
 
 
 def test_the_target_alone_is_compared() -> None:
-    """Its answer is shown, and is no part of the conversation."""
     result = chat("/policy draft", QUESTION, "/target")
     assert result.out.split() == [WRONG, RIGHT]
     assert f"{WRONG}; the target alone: {RIGHT}" in result.err
 
 
 def test_an_explanation() -> None:
-    """By the head of the pair, also of a turn that was routed otherwise."""
     pair = ("--pair", "builtin", "--draft", "", "--target", "")
     result = chat("/policy random@0.5", "What is 23 * 47 - 88?", "/explain", "/policy arbitrage@fast", flags=pair)
     assert "fast (" in result.err.splitlines()[-1]
@@ -43,7 +40,6 @@ def test_a_line_that_cannot_be_followed_does_not_end_the_chat(lines: list[str]) 
 
 
 def test_what_is_remembered() -> None:
-    """Everything until /new, or until the context is full: that turn fails, and is forgotten."""
     flags, numbers = ("--ctx", "300"), range(31, 37)
     turns = [f"{number} * 12 - 95" for number in numbers]
     remembered = chat(*turns, flags=flags).out.split()
@@ -53,7 +49,6 @@ def test_what_is_remembered() -> None:
 
 
 def test_ctrl_c_stops_a_turn_and_keeps_the_chat() -> None:
-    """At the prompt Ctrl-C forgets what was typed."""
     with Terminal("chat", *MODELS) as terminal:
         terminal.wait_until(lambda: terminal.text.endswith("entropy@1>"))
         terminal.process.sendline(LONG)

@@ -205,7 +205,6 @@ def test_info_is_read_from_the_header(tiny: Mapping[str, Path]) -> None:
 
 
 def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path]) -> None:
-    """Their state for a sequence, in 32 bits: of the convolution, and of each of its channels."""
     (record,) = run("models", "info", str(tiny["hybrid"]), "--json").records
     (model,) = record["models"]
     assert model["state_bytes"] == 2 * (3 * 64 + 64 * 8) * 4  # layers, channels, bytes

@@ -101,7 +101,6 @@ def test_file_that_is_no_page_is_refused(folder: Path, name: str) -> None:
 
 
 def test_page_is_opened_in_the_browser(folder: Path, tmp_path: Path) -> None:
-    """Without a place it is put into the folder of the run; without a browser a note says where it is."""
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     browser.chmod(0o755)
@@ -136,7 +135,6 @@ def test_compare_of_runs_without_a_common_policy_is_refused(folder: Path, tmp_pa
 
 
 def test_a_page_does_not_replace_a_file_of_any_run(quick_path: Path) -> None:
-    """Neither of the runs it shows, nor of another one."""
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
     for name in ("a", "b"):
         bench = ("bench", "--dataset", "one.jsonl", "-q", "--pair", "scripted", "--policy", "target", "-o", name)

@@ -32,7 +32,6 @@ def served(
 
 
 def test_it_answers_and_ends_when_it_is_told_to() -> None:
-    """The address is on stdout; each request is a line on stderr. After SIGTERM the code is 0."""
     with served() as (process, client):
         for model, answer in (("draft", WRONG), ("target", RIGHT)):
             text = client.post("/chat/completions", json={**ASKED, "model": model}).json()["choices"][0]["message"][
@@ -80,7 +79,6 @@ def wait_until_closed(client: httpx2.Client, seconds: float = 10.0) -> None:
 
 
 def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
-    """And is neither shown nor left in the process's arguments."""
     (tmp_path / "key").write_text("secret-2\n")
     for key, flags, variables in (
         ("secret-1", (), {"ARBITRAGE_SERVE_API_KEY": "secret-1"}),
@@ -114,7 +112,6 @@ def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_does_not_wait() -> None:
-    """The first lets open requests end, and takes no others."""
     with served() as (process, client):
         body = b'{"prompt": "' + b"x" * 100
         host, port = client.base_url.host, client.base_url.port

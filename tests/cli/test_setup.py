@@ -46,10 +46,7 @@ def test_nothing_given_is_the_built_in_pair_with_its_head() -> None:
     setup = solve_setup(options(ModelOptions()), RoutingOptions())
     assert setup.sources == {"draft": "builtin:draft", "target": "builtin:target"}
     assert setup.deciding_head is not None
-    assert (setup.route.policy.name, setup.route.tau) == (
-        "arbitrage",
-        setup.available_head.table.resolve("exact"),
-    )
+    assert (setup.route.policy.name, setup.route.tau) == ("arbitrage", setup.available_head.table.resolve("exact"))
     assert setup.concurrency == "1"
 
 

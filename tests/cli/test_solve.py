@@ -282,7 +282,6 @@ def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None
 
 
 def test_the_whole_input_may_be_one_problem(tmp_path: Path) -> None:
-    """With its lines; from a pipe or from a file. Without --whole it is a problem a line."""
     text = "Add these.\n\n37 * 12 - 95"
     (tmp_path / "in.txt").write_text(f"{text}\n")
     for found in (

@@ -91,7 +91,6 @@ def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None
 
 @pytest.mark.parametrize("cut", [0, 1, 200])
 def test_same_command_goes_on_behind_the_last_whole_line(here: Path, cut: int) -> None:
-    """After a kill, also within a line."""
     many_problems(here / "in.jsonl", 12)
     assert solve_file(here, "-o", "whole.jsonl", "-q").code == 0
     whole = (here / "whole.jsonl").read_bytes()
@@ -120,7 +119,6 @@ def test_interrupted_run_resumes(here: Path, fault: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--concurrency", "3")], ids=["one at a time", "several at once"])
 def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple[str, ...]) -> None:
-    """After three crashes, in its place; nothing stays beside the file."""
     many_problems(here / "in.jsonl", 6)
     command = ("-o", "out.jsonl", "-q", *flags)
     codes = [solve_file(here, *command, die_on="103 * 12 - 95").code for _ in range(4)]

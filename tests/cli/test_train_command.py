@@ -81,7 +81,6 @@ def test_shipped_heads_and_several_show_their_cards(folder: Path, trained: Resul
 
 
 def test_json_is_the_card_alone(folder: Path) -> None:
-    """Of a head that replaces another file, with --force."""
     (folder / "json.safetensors").write_bytes(b"old")
     arguments = ("--json", "--quiet", "--name", "mine", "--margin", "0.5", "--force")
     found = run("train", "run", "-o", "json.safetensors", *arguments, cwd=folder)

@@ -88,7 +88,6 @@ def test_unfinished_row_foreign_row_and_missing_model_are_found(here: Path) -> N
 
 
 def test_bit_that_flips_without_a_trace_is_found(here: Path, tiny: Mapping[str, Path]) -> None:
-    """By the sha256 of the first use, or of the Hub's name for the file."""
     model = here / "model.gguf"
     state = model.stat()
     change(model, b"tiny draft", b"tiny craft")

@@ -46,12 +46,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "test_imports": ["import math"],
         "test_list": ["assert one() == 1"],
     },
-    "arc": {
-        "id": "Mercury_1",
-        "question": "Which?",
-        "choices": {"text": ["x", "y"], "label": ["A", "B"]},
-        "answerKey": "B",
-    },
+    "arc": {"id": "Mercury_1", "question": "Which?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
 }
 """A row of each published data set, in the fields that it has on the Hub."""
 
@@ -96,7 +91,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 
 @pytest.mark.parametrize("name", GOLDS)
 def test_published_data_set(served: FakeHub, name: str) -> None:
-    """A name stands for one file of one repository, whose fields need no mapping; its commit is known."""
     offer(served, name, ROWS[name])
     found = load_dataset(name, offline=False)
     (item,) = found.items
@@ -171,7 +165,6 @@ def test_shipped_data_set(models: Path, name: str) -> None:
 
 
 def test_name_wins_over_a_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file with the name of a data set is read by its path."""
     (models / "builtin.jsonl").write_bytes(jsonl({"problem": "shipped", "answer": "1"}))
     (models / "builtin").write_bytes(jsonl({"problem": "mine", "answer": "2"}))
     monkeypatch.chdir(models)
@@ -184,7 +177,6 @@ def test_name_wins_over_a_file(models: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", GOLDS)
 def test_jsonl_and_parquet_files(tmp_path: Path, name: str) -> None:
-    """Rows of a published data set are read from both kinds of files as they are by name."""
     for file, data in {"rows.jsonl": jsonl(ROWS[name]), "rows.parquet": parquet(ROWS[name])}.items():
         (tmp_path / file).write_bytes(data)
         found = load_dataset(str(tmp_path / file), offline=True)
@@ -219,7 +211,6 @@ def test_parquet_file_that_is_cut(tmp_path: Path, length: int) -> None:
 
 
 def test_a_csv_file_with_a_header(tmp_path: Path) -> None:
-    """Fields may have line breaks and commas in quotes; a mapping names them as in JSONL."""
     path = tmp_path / "mine.csv"
     path.write_text('prompt,gold,level\n"2, then\n3?",5,1\nWhat?,7,2\n', encoding="utf-8-sig")
     dataset = load_dataset(str(path), offline=True, mapping={"question": "prompt", "answer": "gold"})
@@ -241,7 +232,6 @@ def test_lines_of_text_are_questions_without_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "user/repo", "~nobody/rows.jsonl", "a\0b", "x" * 5000, "", "pipe", "/dev/zero"])
 def test_neither_name_nor_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be read twice, or not at all, is refused without waiting for it; the known names are listed."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     with pytest.raises(UsageError, match="is neither a data set nor a regular file") as caught:

@@ -24,12 +24,10 @@ def questions(rows: list[Problem | BadLine]) -> list[str]:
 
 
 def test_plain_lines() -> None:
-    """Each line is a problem with its number as id; blank ones are skipped, but counted."""
     assert read(b"one", b"", b"  two  ", b"\t") == [Problem("1", "one"), Problem("3", "two")]
 
 
 def test_lines_end_at_line_feeds_only() -> None:
-    """Characters that Python's splitlines takes for line ends are part of a problem."""
     text = "one\u2028still one\x85and on\x0cand on"
     assert questions(read(text.encode(), b"two")) == [text, "two"]
 
@@ -60,7 +58,6 @@ def test_plain_problem_that_resembles_json(line: bytes) -> None:
     ],
 )
 def test_json_row(row: dict[str, object], problem: Problem) -> None:
-    """The question is under `problem` or `question`, the id under `id` or `unique_id`, a text or a whole number."""
     assert read(json.dumps(row).encode()) == [problem]
 
 
@@ -72,7 +69,6 @@ def test_json_row(row: dict[str, object], problem: Problem) -> None:
     ],
 )
 def test_bad_json_row(line: bytes) -> None:
-    """It is given back by number, and the rows around it are read."""
     before, bad, after = read(b'{"problem": "a"}', line, b'{"problem": "b"}')
     assert isinstance(bad, BadLine)
     assert (before, bad.number, after) == (Problem("1", "a"), 2, Problem("3", "b"))
@@ -94,7 +90,6 @@ def test_json_list_is_one_bad_line(lines: list[bytes]) -> None:
 
 
 def test_longest_line() -> None:
-    """The bound is exact, to the byte."""
     longest = b"x" * MAX_LINE_BYTES
     assert questions(read(longest, b"next")) == [longest.decode(), "next"]
     too_long, after = read(longest + b"x", b"next")
@@ -113,8 +108,6 @@ def test_hostile_line_takes_little_time(line: bytes) -> None:
 
 
 def test_problems_are_yielded_before_the_next_line_is_there() -> None:
-    """A pipe is answered while it is still being written."""
-
     class Pipe(list[bytes]):
         def readline(self, limit: int, /) -> bytes:
             return self.pop()  # fails if nothing was written
@@ -137,7 +130,6 @@ def test_any_bytes(data: bytes) -> None:
 
 @given(st.lists(st.text(), min_size=1))
 def test_any_texts_survive_as_json_lines(texts: list[str]) -> None:
-    """They are read back as they were, but for white space around them."""
     rows = read(*(json.dumps({"problem": text}).encode() for text in texts))
     for text, row in zip(texts, rows, strict=True):
         if isinstance(row, Problem):

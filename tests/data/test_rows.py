@@ -50,7 +50,6 @@ def item(row: dict[str, Any], **mapping: str) -> Item:
     ids=["unit", "rest", "number", "zero", "null", "number of a problem", "surrogate"],
 )
 def test_row(row: dict[str, Any], expected: Item) -> None:
-    """Question, answer, id and level are found under the names that published data sets use; the rest is kept beside them."""
     assert item(row) == expected
 
 
@@ -78,7 +77,6 @@ def test_row(row: dict[str, Any], expected: Item) -> None:
     ],
 )
 def test_bad_row(row: bytes | dict[str, Any], reason: str) -> None:
-    """One bad row makes the data set unusable, and is named with its line and what is wrong with it."""
     with pytest.raises(UsageError) as caught:
         dataset(GOOD, b"", row, GOOD)
     assert caught.value.message.startswith("some.jsonl: line 3: ")
@@ -132,7 +130,6 @@ def test_sha256() -> None:
 
 
 def test_mapping() -> None:
-    """Named fields are read, and no others, for what they are named for; the rest is found as always."""
     row = {"prompt": "q", "gold": "4", "key": "k", "hard": 3, "problem": "another", "answer": "5", "id": "i", "level": 1}
     extra = {"key": "k", "hard": 3, "problem": "another", "answer": "5"}
     assert item(row, question="prompt", answer="gold") == Item(Problem("i", "q"), {"answer": "4"}, 1, extra)
@@ -142,7 +139,6 @@ def test_mapping() -> None:
 
 @pytest.mark.parametrize("what", ["question", "answer", "id", "level"])
 def test_mapping_to_a_missing_field(what: str) -> None:
-    """Nothing else is read instead."""
     with pytest.raises(UsageError, match="line 1: no field 'other'; it has problem, answer, id"):
         dataset({**GOOD, "id": "a"}, **{what: "other"})
 

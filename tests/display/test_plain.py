@@ -18,18 +18,15 @@ ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy 0.5", "incorrect", "1\n2 \u202e
     [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3569, "59 min"), (3599, "1 h 0 min"), (12000, "3 h 20 min")],
 )
 def test_duration(seconds: float, words: str) -> None:
-    """A time that is still to come is given about as exactly as it is known."""
     assert rounding.duration(seconds) == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.123, "0.12 s"), (9.99, "9.99 s"), (12.34, "12.3 s"), (1234.5, "1234 s")])
 def test_measured_time(seconds: float, words: str) -> None:
-    """A measured time has three digits or so."""
     assert rounding.seconds(seconds) == words
 
 
 def test_attempt_is_one_line_of_visible_text() -> None:
-    """A line has how far the run is, the verdict, and the time left; the last one has no time left. Ids and answers are cleaned."""
     stream = io.StringIO()
     display = PlainDisplay(stream, io.StringIO())
     display.begin(PROGRESS)
@@ -43,7 +40,6 @@ def test_attempt_is_one_line_of_visible_text() -> None:
 
 
 def test_quiet_display_has_notes_only() -> None:
-    """Quiet means notes only."""
     stream, clock = io.StringIO(), Clock()
     display = PlainDisplay(stream, io.StringIO(), verbosity=0, clock=clock)
     clock.now += 60
@@ -55,7 +51,6 @@ def test_quiet_display_has_notes_only() -> None:
 
 
 def test_loading_is_shown_now_and_then() -> None:
-    """A line about loading comes every few seconds at most."""
     stream, clock = io.StringIO(), Clock()
     display = PlainDisplay(stream, io.StringIO(), clock=clock)
     for _ in range(11):

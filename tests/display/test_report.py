@@ -165,7 +165,6 @@ def hostile_run(text: str) -> MadeUp:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_page_is_well_formed(name: str) -> None:
-    """Every element is closed where it must be, ids are unique, and every reference within the page leads somewhere."""
     made = page(RUNS[name], speeds=SPEEDS if name == "projected" else None)
     ids = made.attributes("id")
     assert len(ids) == len(set(ids))
@@ -179,7 +178,6 @@ def test_page_is_well_formed(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_page_needs_nothing_else(name: str) -> None:
-    """No address but those within the page, no element that loads anything, and a policy that forbids the network."""
     made = page(RUNS[name])
     assert all(link.startswith("#") for link in made.attributes("href"))
     for attribute in ("src", "srcset", "action", "data", "poster", "formaction", "xlink:href"):
@@ -192,7 +190,6 @@ def test_page_needs_nothing_else(name: str) -> None:
 
 
 def test_headline_is_the_verdict() -> None:
-    """In a sentence; then what each model does alone, and how many attempts were cut. Without the target: the routed result."""
     rows = [one | {"stop": "max_tokens"} if one["policy"] == "random" else one for one in RUN.rows]
     made = MadeUp(RUN.run, rows)
     text = page(made).text
@@ -205,7 +202,6 @@ def test_headline_is_the_verdict() -> None:
 
 
 def test_models_are_told_to_the_file() -> None:
-    """Of each model the page says what it is, how it was named, and which file that was."""
     made = make_run(2)
     made.run["models"] = {
         "draft": {"description": "llama 0.5B Q8_0", "source": "small.gguf", "sha256": "ab" * 32, "threads": 2},
@@ -220,7 +216,6 @@ def test_models_are_told_to_the_file() -> None:
 
 
 def test_policy_allows_the_one_script_and_the_one_style() -> None:
-    """The hashes of the page's own policy are those of what it carries; nothing is inline."""
     made = page(RUN)
     (policy,) = [value for value in made.attributes("content") if "default-src" in value]
     code = [(tag, text) for tag, attributes, text in made.raw if "type" not in attributes]
@@ -234,7 +229,6 @@ def test_policy_allows_the_one_script_and_the_one_style() -> None:
 
 @pytest.mark.parametrize("name", ["report.js", "temml.min.js"])
 def test_script_never_parses_text_as_markup(name: str) -> None:
-    """The scripts of the page have no call that makes markup or code of a text."""
     script = (TEMPLATES / name).read_text(encoding="utf-8")
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|\bFunction\("
@@ -244,7 +238,6 @@ def test_script_never_parses_text_as_markup(name: str) -> None:
 
 @pytest.mark.parametrize("text", [*BREAKOUTS, *HOSTILE.values(), *MARKUP])
 def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
-    """Text in names, problems, answers, steps and errors adds no element and no attribute, wherever it stands."""
     made, harmless = page(hostile_run(text)), page(hostile_run("h" * len(text)))
     assert [(tag, sorted(attributes)) for tag, attributes in made.elements] == [
         (tag, sorted(attributes)) for tag, attributes in harmless.elements
@@ -259,7 +252,6 @@ def test_text_of_others_changes_nothing_of_the_page(text: str) -> None:
 
 @pytest.mark.parametrize("text", BREAKOUTS)
 def test_text_of_others_is_shown_as_it_is(text: str) -> None:
-    """Apart from what could be obeyed, text arrives unchanged: in the page, and in the data of the traces."""
     made = page(hostile_run(text))
     assert " ".join(text.split()) in made.text
     run = made.run
@@ -271,7 +263,6 @@ def test_text_of_others_is_shown_as_it_is(text: str) -> None:
 
 
 def test_data_cannot_end_its_element() -> None:
-    """The data of the traces is ASCII without any of the characters that markup begins or ends with; lone surrogates are gone."""
     text = page_of(hostile_run("".join([*BREAKOUTS, *HOSTILE.values(), "\ud800 and \udfff"])))
     text.encode()
     start = text.index('id="data">') + len('id="data">')
@@ -285,7 +276,6 @@ def test_data_cannot_end_its_element() -> None:
 
 
 def test_what_stands_in_the_way_is_told_first() -> None:
-    """Notes of the figures and warnings of the run are on the page."""
     warned = MadeUp({**RUN.run, "warnings": ["the machine was busy"]}, RUN.rows[:-1])
     text = page(warned).text
     assert "the machine was busy" in text
@@ -293,7 +283,6 @@ def test_what_stands_in_the_way_is_told_first() -> None:
 
 
 def test_traces_have_what_explains_a_surprise() -> None:
-    """Each attempt carries its steps with number and tau, what was thrown away, the verdict, and the target's own."""
     run = page(RUN).run
     assert len(run["blocks"]) == len(run["attempts"]) == len(RUN.rows)
     for entry, row in zip(run["attempts"], RUN.rows, strict=True):
@@ -332,7 +321,6 @@ def test_attempt_that_was_made_again_has_its_last_trace() -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_chart_holds_all_that_it_shows(name: str) -> None:
-    """Every mark and every end of an interval lies within the axes; ticks are even, and say what they stand for."""
     chart = chart_of(RUNS[name])
     if chart is None:
         assert not RUNS[name].rows
@@ -359,7 +347,6 @@ def test_front_leads_from_the_fastest_to_the_best_over_what_nothing_beats() -> N
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=5))
 def test_scale_has_round_even_ticks(values: list[float]) -> None:
-    """Its ticks enclose all values, and their texts are numbers in equal steps of 1, 2 or 5 times a power of ten."""
     scale = Scale.around(values)
     shown = [float(text) for _, text in scale.ticks]
     assert shown[0] - 1e-9 <= min(values) <= max(values) <= shown[-1] + 1e-9
@@ -379,7 +366,6 @@ def test_scale_has_round_even_ticks(values: list[float]) -> None:
     ],
 )
 def test_every_figure_of_the_tables_has_its_definition(options: dict[str, Any], leads: set[str]) -> None:
-    """The definitions are all there, in their own words, and headings lead to them; what is unknown has no column."""
     usual, made = page(RUN), page(RUN, **options)
     assert all(" ".join(meaning.split()) in made.text for meaning in DEFINITIONS.values())
     found, known = ({link for link in one.attributes("href") if link.startswith("#def-")} for one in (made, usual))

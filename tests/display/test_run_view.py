@@ -42,7 +42,6 @@ def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
 
 
 def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
-    """The region has a bar with the time left, a line for each policy, what is being written, and the last result."""
     view = make_view(BEGUN)
     view.display.handle(AttemptEnded("p\x1b[2J1", "entropy 0.5", "incorrect", "1\n2", 12.34, BEGUN))
     trace = make_trace()
@@ -72,13 +71,11 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
 def test_narrow_terminal_still_has_the_figures(
     make_view: MakeView, progress: RunProgress, columns: int, head: str, row: str
 ) -> None:
-    """Where there is no room for all, the bar and the title give way first, then labels, then the end of the line."""
     lines = make_view(progress, columns).lines
     assert (lines[0], lines[-1]) == (f"{head}  00:00, about 2 min left", row)
 
 
 def test_tokens_are_those_of_the_step(make_view: MakeView) -> None:
-    """The count of tokens is that of the step being written, by the model that writes it."""
     view = make_view(BEGUN)
     trace = make_trace()
     view.display.handle(AttemptStarted("p7", "entropy 0.5"))
@@ -93,7 +90,6 @@ def test_tokens_are_those_of_the_step(make_view: MakeView) -> None:
 
 
 def test_notes_and_failures_stay(make_view: MakeView) -> None:
-    """What went wrong scrolls up and stays when the region is gone."""
     view = make_view(BEGUN)
     view.display.note("a note\x1b[2J")
     view.display.handle(AttemptEnded("p1", "target", "error", "hung", 9.0, BEGUN))
@@ -102,7 +98,6 @@ def test_notes_and_failures_stay(make_view: MakeView) -> None:
 
 
 def test_several_at_once_are_counted(make_view: MakeView) -> None:
-    """Several attempts at once are shown as a number, the last of them by its name; policies stand by problems a second."""
     view = make_view(AT_ONCE)
     view.display.handle(AttemptStarted("p1", "target"))
     view.display.handle(AttemptStarted("p2", "target"))

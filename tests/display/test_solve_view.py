@@ -8,19 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli import (
-    MODELS,
-    QUESTION,
-    Terminal,
-    accept,
-    decide,
-    escalate,
-    finish,
-    flat,
-    make_step,
-    make_trace,
-    many_problems,
-)
+from cli import MODELS, QUESTION, Terminal, accept, decide, escalate, finish, flat, make_step, make_trace, many_problems
 from screens import Clock, Screen, is_struck, make_screen
 
 from arbitrage_cli.display import wording
@@ -76,7 +64,6 @@ def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
 def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> None:
-    """After a run the scrollback holds the notice, the problem, each step and the answer, once each, and no region."""
     with Terminal("solve", *MODELS, QUESTION, columns=columns, rows=rows) as terminal:
         assert terminal.wait() == 0
     shown = flat(terminal.text)
@@ -97,7 +84,6 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
 
 
 def test_decision_says_who_wrote_and_why() -> None:
-    """A decision's line has the writer, the verdict and the number beside tau; the drafted step is struck."""
     with Terminal("solve", *MODELS, QUESTION) as terminal:
         terminal.wait()
     first, second = (line.split() for line in terminal.text.splitlines() if re.match(r" +[12]  (draft|target)", line))
@@ -120,12 +106,10 @@ def test_decision_says_who_wrote_and_why() -> None:
     ],
 )
 def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: float, shown: str) -> None:
-    """Both have as many digits as it takes to see on which side of tau it is."""
     assert wording.comparison(accept(number=number), replace(RUN, tau=tau)) == shown
 
 
 def test_resize_during_a_run(tmp_path: Path) -> None:
-    """A terminal that changes its width while a run goes on gets every later problem once, and its cursor back."""
     path = many_problems(tmp_path / "problems.txt", 150)
     with Terminal("solve", *MODELS, "--input", str(path), stdout=tmp_path / "output") as terminal:
         for columns, seen in ((50, b"Problem 10  "), (120, b"Problem 40  ")):
@@ -141,7 +125,6 @@ def test_resize_during_a_run(tmp_path: Path) -> None:
 
 
 def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
-    """The region shows who reads, writes or waits for rewards of which step, how many tokens so far, and the text as it comes."""
     view = make_view()
     trace = view.start()
     view.write(trace, "draft", num_unread=321)
@@ -158,7 +141,6 @@ def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
 
 
 def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
-    """A thousand tokens in one moment are not a thousand redraws."""
     view = make_view()
     trace = view.start()
     view.display.handle(Writing(trace, "draft", 1))
@@ -170,7 +152,6 @@ def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
 
 
 def test_rejected_draft_stays_visible_while_the_target_works(make_view: MakeView) -> None:
-    """While the target reads, piece by piece, and rewrites the step, the region shows the draft's text, struck, above it."""
     view = make_view()
     trace = view.start()
     view.write(trace, "draft", "2 + 2 = 5.")
@@ -190,7 +171,6 @@ def test_rejected_draft_stays_visible_while_the_target_works(make_view: MakeView
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (44, 10), (36, 8)])
 def test_lines_of_a_step_are_not_wrapped(make_view: MakeView, columns: int, lines: int) -> None:
-    """Who wrote it stands in one row, and the region's footer takes two at most."""
     view = make_view(columns, lines, run=replace(RUN, tau=0.123, policy="arbitrage"))
     trace = view.start("?")
     for _ in range(2):
@@ -206,7 +186,6 @@ def test_lines_of_a_step_are_not_wrapped(make_view: MakeView, columns: int, line
 @pytest.mark.parametrize(("columns", "rows"), [*SIZES, (20, 9), (16, 12), (8, 2)])
 @pytest.mark.parametrize("text", ["word " * 300, "x" * 3000, WIDE * 200, EMOJI * 200, "a\tb\n" * 300], ids=KINDS)
 def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, rows: int, text: str) -> None:
-    """However long the text, nothing of the region scrolls off: after it is gone, only what was finished is left."""
     view = make_view(columns, rows)
     trace = view.start("2 + 2")
     view.decide(trace, escalate())
@@ -230,7 +209,6 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
 def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     make_view: MakeView, before: int, columns: int, text: str
 ) -> None:
-    """A terminal that wraps the region's rows again when its width changes gets all of them erased, and nothing else."""
     view = make_view(before, 24)
     trace = view.start()
     view.decide(trace, accept("The first step."))
@@ -248,7 +226,6 @@ def test_region_is_erased_whole_after_the_terminal_reflowed_it(
 
 
 def test_result_is_written_when_the_region_is_gone(make_view: MakeView) -> None:
-    """A result goes to stdout alone, after the region was cleared, so that both may be one terminal."""
     view = make_view()
     trace = view.start()
     view.write(trace, "draft", "half a step")
@@ -259,7 +236,6 @@ def test_result_is_written_when_the_region_is_gone(make_view: MakeView) -> None:
 
 
 def test_interrupted_step_is_kept_in_sight(make_view: MakeView) -> None:
-    """What was being written when a run is broken off stays on the screen, said to be unfinished; closing twice is harmless."""
     view = make_view()
     view.write(view.start(), "draft", "half a step")
     view.display.close()
@@ -269,7 +245,6 @@ def test_interrupted_step_is_kept_in_sight(make_view: MakeView) -> None:
 
 
 def test_note_stays_above_the_region(make_view: MakeView) -> None:
-    """A note in the midst of a step scrolls up with the finished steps, and the step goes on below it."""
     view = make_view()
     trace = view.start()
     view.write(trace, "draft", "half a step")
@@ -293,7 +268,6 @@ def test_target_estimate_is_for_several_problems(make_view: MakeView, is_scripte
 
 
 def test_failure_is_shown_in_place_of_an_answer(make_view: MakeView) -> None:
-    """A problem that failed says so, keeps its steps, and shows no answer."""
     view = make_view()
     trace = view.start()
     view.decide(trace, accept("\\boxed{4}"))
@@ -303,7 +277,6 @@ def test_failure_is_shown_in_place_of_an_answer(make_view: MakeView) -> None:
 
 
 def test_single_model_has_no_verdicts(make_view: MakeView) -> None:
-    """Where one model writes alone there is nothing to accept, and no number beside tau."""
     view = make_view(run=RunInfo("target", None, None, 0.0, 0, num_problems=1))
     trace = view.start()
     step = make_step("target", "4.", stop="end")
@@ -319,7 +292,6 @@ SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0
 
 
 def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
-    """The region has one row for each problem, which keeps its place; finished steps above it name their problem."""
     view = make_view(run=SHARED)
     traces = [make_trace(question=f"What is {number} + 1?", identifier=f"p{number}") for number in range(3)]
     for trace in traces:
@@ -344,7 +316,6 @@ def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
 def test_region_of_many_fits_any_terminal(make_view: MakeView, columns: int, rows: int) -> None:
-    """However many problems there are, and however small the terminal, the region stays within it."""
     view = make_view(columns, rows, run=RunInfo("draft", None, None, 0.0, 0, concurrency=32))
     traces = [make_trace(identifier=WIDE * (number % 3) + str(number)) for number in range(32)]
     for trace in traces:

@@ -46,14 +46,12 @@ def flat(text: str) -> str:
 )
 @pytest.mark.parametrize("speeds", [None, SPEEDS])
 def test_table_fits_in_80_columns(made: MadeUp, speeds: GivenSpeeds | None) -> None:
-    """No line is longer than a terminal of 80 columns has room for."""
     lines = table(made, speeds=speeds).splitlines()
     assert max(map(len, lines)) < 80
     assert not any(line != line.rstrip() for line in lines)
 
 
 def test_definitions_are_for_who_asks() -> None:
-    """Without --explain the table ends with its notes."""
     made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
     brief, explained = (table(made, explain=explain) for explain in (False, True))
     assert explained.startswith(brief)
@@ -62,7 +60,6 @@ def test_definitions_are_for_who_asks() -> None:
 
 
 def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
-    """Accuracy, difference, time, speed-up and acceptance of each policy stand in its line."""
     made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
     target, entropy = figures(made.run, made.rows)["policies"]
     text = table(made)
@@ -83,7 +80,6 @@ def test_the_verdict_stands_under_the_table() -> None:
 
 
 def test_cut_attempts_have_a_column() -> None:
-    """If a solution ended at a limit there is a column with the counts, its definition, and a note that names the flag."""
     made = make_run(4, columns=[("target", None), ("draft", None)])
     assert "cut" not in table(made)
     text = table(run_of([{**made.rows[0], "stop": "max_tokens"}, *made.rows[1:]]))
@@ -94,7 +90,6 @@ def test_cut_attempts_have_a_column() -> None:
 
 
 def test_what_was_not_scored_is_told() -> None:
-    """Unscored answers and errors are named, with the policy they belong to and out of how many."""
     made = make_run(4, columns=[("target", None), ("draft", None)])
     rows = [failed(made.rows[0]), unscored(made.rows[2]), *made.rows[3:], made.rows[1]]
     text = table(MadeUp(made.run, rows))
@@ -103,14 +98,12 @@ def test_what_was_not_scored_is_told() -> None:
 
 
 def test_missing_target_is_told_and_shown_as_unknown() -> None:
-    """Without the target there is no column of speed-ups, and the table says why."""
     text = table(make_run(4, columns=[("draft", None)]), explain=False)
     assert text.splitlines()[2].split() == ["policy", "accuracy", "mean", "s", "accepted"]
     assert "no result of policy target" in flat(text)
 
 
 def test_projection_is_named_as_one() -> None:
-    """Projected figures come with the word, and the definition; only if they are asked for."""
     made = make_run(10)
     text = flat(table(made, speeds=SPEEDS))
     assert "PROJECTION, not measured" in text
@@ -119,7 +112,6 @@ def test_projection_is_named_as_one() -> None:
 
 
 def test_only_a_terminal_gets_escape_codes() -> None:
-    """Unstyled there is no escape byte; styled the text is the same but for them."""
     made = make_run(3)
     assert "\x1b" not in table(made)
     styled = table(made, styled=True)
@@ -131,7 +123,6 @@ def test_only_a_terminal_gets_escape_codes() -> None:
 @pytest.mark.parametrize("text", [*HOSTILE.values(), *MARKUP])
 @pytest.mark.parametrize("styled", [False, True])
 def test_names_are_data(text: str, styled: bool) -> None:
-    """Control characters in names of data sets and policies reach no terminal; markup stays text."""
     made = make_run(2, columns=[("target", None), (text, 0.5)])
     made.run["dataset"]["name"] = text
     shown = table(made, styled=styled)
@@ -143,7 +134,6 @@ def test_names_are_data(text: str, styled: bool) -> None:
 
 
 def test_comparison_fits_and_is_defined() -> None:
-    """A comparison has a line for each policy, fits in 80 columns, and tells what its columns are."""
     first, second = make_run(12), make_run(9, drift=0.3)
     text = comparison(first, second)
     assert max(map(len, text.splitlines())) < 80

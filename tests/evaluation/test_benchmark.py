@@ -117,7 +117,6 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine |
 
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3))
 def test_plan_has_everything_once_and_takes_turns(num_items: int, num_columns: int, samples: int) -> None:
-    """Each problem is planned once with each policy and sample, problem by problem, and problem i begins with policy i."""
     items, columns = [item(number) for number in range(num_items)], ALL[:num_columns]
     attempts = plan(items, columns, samples)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns * samples
@@ -131,7 +130,6 @@ def test_plan_has_everything_once_and_takes_turns(num_items: int, num_columns: i
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(2, 3))
 def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, concurrency: int) -> None:
-    """Each problem is in one block, a block has at least four problems for each that is solved at once, or there is but one."""
     attempts = plan([item(number) for number in range(num_items)], ALL[:num_columns], 1, concurrency)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns
     blocks = [list(block) for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.route))]
@@ -143,7 +141,6 @@ def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, 
 
 
 def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
-    """A result is never made again, right or wrong; an error is, after everything that was not tried yet."""
     attempts = plan([item(0), item(1)], (TARGET, DRAFT), 1)
     made: list[Mapping[str, Any]] = [
         {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "error"},
@@ -164,7 +161,6 @@ def test_a_problem_at_which_a_process_died_comes_last_and_alone() -> None:
 
 
 def test_taus_tell_rows_apart() -> None:
-    """Two taus of one policy are two columns; an infinite one has its name in JSON."""
     columns = [Route(POLICIES["entropy"], tau) for tau in (0.5, math.inf)]
     assert [one.key[3] for one in plan([item()], columns, 1)] == [0.5, "inf"]
     assert [column.label for column in columns] == ["entropy 0.5", "entropy inf"]
@@ -175,7 +171,6 @@ def test_taus_tell_rows_apart() -> None:
 
 
 def test_row_of_a_routed_attempt() -> None:
-    """The row has the solution, its grade, what it was compared with, and where the time went; nothing that all rows share."""
     row = only_row(scripted_bench(), column=Route(POLICIES["entropy"], 0.3))
     assert row["status"] == "done"
     assert (row["id"], row["sample"], row["policy"], row["tau"], row["level"]) == ("p0", 0, "entropy", 0.3, 0)
@@ -192,7 +187,6 @@ def test_row_of_a_routed_attempt() -> None:
 
 
 def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
-    """A problem that the models have nothing to say to is an error, in one line and ungraded, and the next one is solved."""
     attempts = plan([item(0, "who?\nwhat?"), item(1, "1 + 3")], (TARGET,), 1)
     failed, solved = rows(scripted_bench(), attempts)
     assert (failed["status"], failed["grade"], failed["steps"]) == ("error", None, [])
@@ -226,7 +220,6 @@ def test_full_context_is_a_result_unless_nothing_was_written() -> None:
 
 
 def test_rewards_and_their_cost_are_in_the_row() -> None:
-    """A policy that asks for rewards gets them from its rater, and what they cost stands in the row."""
     row = only_row(scripted_bench(rater_for=lambda policy: make_rollout()), column=Route(POLICIES["oracle"], 0.0))
     assert {step["advantage"] for step in row["steps"]} <= {-1.0, 0.0, 1.0}
     assert row["timing"]["reward"]["decode_tokens"] > 0
@@ -278,7 +271,6 @@ def golden() -> Mapping[tuple[Any, ...], Any]:
 def test_result_depends_on_no_order_and_no_interruption(
     golden: Mapping[tuple[Any, ...], Any], order: list[Attempt], stop: int
 ) -> None:
-    """In any order, broken off anywhere and gone on with in a new process, and one by one: every row is the same."""
     begun = hash_bench(WARM).run(order)
     first = [one.row for one in itertools.islice(begun, stop) if isinstance(one, Ended)]
     begun.close()
@@ -289,7 +281,6 @@ def test_result_depends_on_no_order_and_no_interruption(
 
 
 def test_samples_have_seeds_of_their_own() -> None:
-    """Sample k is what sample 0 is with the seed + k, for the models and for a policy that draws."""
     sampler = Sampler(temperature=0.8, seed=5)
     both = {row["sample"]: row for row in rows(hash_bench(sampler), plan([item()], (RANDOM,), 2))}
     (later,) = rows(hash_bench(Sampler(temperature=0.8, seed=6)), plan([item()], (RANDOM,), 1))
@@ -322,7 +313,6 @@ def test_policies_learn_nothing_from_each_other() -> None:
 
 
 def test_several_at_once_give_the_same_rows() -> None:
-    """What an attempt gives does not depend on how many are made at once, nor on which are left of a block."""
     items = [item(number) for number in range(9)]
     alone = results(rows(hash_bench(), plan(items, (TARGET, RANDOM), 1)))
     attempts = plan(items, (TARGET, RANDOM), 1, 3)
@@ -344,7 +334,6 @@ def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_one_that_takes_too_long_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several at once --timeout ends those that are late, and nothing else."""
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     load = Options(num_sequences=2)
@@ -410,7 +399,6 @@ def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
 
 
 def test_flow_is_closed_with_its_attempt() -> None:
-    """A policy's flow ends with its attempt, also one that is broken off."""
     closed: list[bool] = []
 
     class Watched(Policy):
@@ -428,7 +416,6 @@ def test_flow_is_closed_with_its_attempt() -> None:
 
 
 def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After --timeout an attempt is broken off as an error that keeps its steps, and the next one is made."""
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)

@@ -27,7 +27,6 @@ def with_verdicts(made: MadeUp, verdicts: str, seconds: float = 1.0) -> MadeUp:
 
 
 def test_a_run_equals_itself() -> None:
-    """A run against itself: no difference, a ratio of 1, and intervals that hold both."""
     made = make_run(20, columns=COLUMNS)
     for entry in compared(made, made)["policies"]:
         assert (entry["n"], entry["only_first"], entry["only_second"]) == (20, 0, 0)
@@ -37,7 +36,6 @@ def test_a_run_equals_itself() -> None:
 
 
 def test_problems_are_paired_by_id() -> None:
-    """Discordant pairs are counted the right way round, in whatever order the rows are."""
     made = make_run(6, columns=[("target", None)])
     first, second = with_verdicts(made, "+++---", 2.0), with_verdicts(made, "++-+--", 1.0)
     (entry,) = compared(first, MadeUp(second.run, second.rows[::-1]))["policies"]
@@ -52,21 +50,18 @@ def test_problems_are_paired_by_id() -> None:
 
 
 def test_only_common_problems_are_compared() -> None:
-    """Problems that one run lacks are left out of accuracy and time, and counted."""
     long, short = make_run(9, columns=COLUMNS), make_run(5, columns=COLUMNS)
     for entry in compared(long, short)["policies"]:
         assert (entry["n"], entry["only_first"], entry["only_second"], entry["seconds_n"]) == (5, 4, 0, 5)
 
 
 def test_the_same_policy_is_compared_with_itself() -> None:
-    """Of several policies those in both runs are paired, by name and tau."""
     first = make_run(3, columns=[*COLUMNS, ("random", 0.3)])
     second = make_run(3, columns=[("random", 0.6), ("entropy", 0.5)])
     assert [entry["first"] for entry in compared(first, second)["policies"]] == ["entropy 0.5"]
 
 
 def test_nothing_in_common_is_refused() -> None:
-    """Runs without a common policy, or a common problem, are no comparison."""
     first = make_run(2, columns=[("draft", None), ("random", 0.3)])
     with pytest.raises(UsageError, match="no policy in common"):
         compared(first, make_run(2, columns=[("target", None)]))
@@ -76,7 +71,6 @@ def test_nothing_in_common_is_refused() -> None:
 
 
 def test_another_question_under_the_same_id_is_left_out() -> None:
-    """Ids alone do not make two problems one."""
     first = make_run(4, columns=COLUMNS)
     rows = [{**one, "problem": "another"} if one["id"] == "made-up-0001" else one for one in first.rows]
     result = compared(first, MadeUp(first.run, rows))
@@ -86,7 +80,6 @@ def test_another_question_under_the_same_id_is_left_out() -> None:
 
 
 def test_what_makes_runs_less_comparable_is_noted() -> None:
-    """Of all that results depend on, what differs is named with both values; so are other graders and other machines."""
     first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
     first.run["fingerprint"] = {"seed": "0", "draft model": "sha256 aa", "grader": "rules 1", "head": "sha256 cc"}
     second.run["fingerprint"] = {"seed": "1", "draft model": "sha256 aa", "grader": "rules 2"}

@@ -11,17 +11,7 @@ from cli import accept, escalate, finish, make_step, make_trace
 from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import (
-    COLUMNS,
-    MadeUp,
-    decisions,
-    describe,
-    failed,
-    make_row,
-    make_run,
-    run_of,
-    unscored,
-)
+from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_row, make_run, run_of, unscored
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
@@ -87,7 +77,6 @@ def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | No
 
 
 def test_rates_are_those_of_the_tally() -> None:
-    """Acceptance, calls, waste and shares of a run are the tally's, each with numerator and denominator."""
     made = [
         finish(make_trace(accept(), escalate(), identifier="1")),
         finish(make_trace(escalate(stop="end"), identifier="2")),
@@ -102,7 +91,6 @@ def test_rates_are_those_of_the_tally() -> None:
 
 
 def test_steps_that_the_target_wrote_in_vain_are_calls() -> None:
-    """A target step that was not kept counts as a call, and not as a part of the text."""
     draft, target = make_step("draft", tokens=5), make_step("target", tokens=7, seconds=2.0)
     trace = make_trace(Decision(draft, draft=draft, target=target))
     (policy,) = figures_of([row_of(finish(trace))])["policies"]
@@ -135,7 +123,6 @@ def test_every_attempt_counts_exactly_once() -> None:
 
 
 def test_attempts_cut_at_a_limit_are_counted() -> None:
-    """Solutions that ended at a limit are counted in `cut`, and a note names the flag to raise; failed ones are not."""
     stops = ["max_tokens", "end", "context", "max_tokens", "max_tokens", "max_steps"]
     rows = [{**one, "stop": stop} for one, stop in zip(make_run(6, columns=TARGET_ONLY).rows, stops, strict=True)]
     made = figures_of([failed(rows[0]), *rows[1:]])
@@ -144,15 +131,10 @@ def test_attempts_cut_at_a_limit_are_counted() -> None:
     counts = {
         flag: note for flag in ("--ctx", "max-steps", "--max-tokens") for note in made["notes"] if f"raise {flag}" in note
     }
-    assert {flag: note.split()[0] for flag, note in counts.items()} == {
-        "--ctx": "1",
-        "max-steps": "1",
-        "--max-tokens": "2",
-    }
+    assert {flag: note.split()[0] for flag, note in counts.items()} == {"--ctx": "1", "max-steps": "1", "--max-tokens": "2"}
 
 
 def test_difference_from_the_target_is_paired() -> None:
-    """The difference counts problems that only one of the two got right, and has the paired interval."""
     made = make_run(40, columns=ALONE)
     right = {
         policy: {one["id"] for one in made.rows if one["policy"] == policy and one["grade"]["value"] == "correct"}
@@ -250,7 +232,6 @@ def test_samples_that_are_alike_still_have_intervals(
 
 
 def test_speedup_is_over_what_both_finished() -> None:
-    """A problem that one of the two did not finish is in neither sum."""
     made = make_run(6, columns=ALONE)
     rows = [failed(one) if one["id"] == "made-up-0002" and one["policy"] == "draft" else one for one in made.rows]
     counted = [one for one in rows if one["id"] != "made-up-0002"]
@@ -265,7 +246,6 @@ def test_speedup_is_over_what_both_finished() -> None:
 
 
 def test_time_is_accounted_for_to_the_last_second() -> None:
-    """Parts of the time and the rest add up to the wall clock."""
     for policy in made_figures(make_run(12))["policies"]:
         time = dict(policy["time"])
         wall = time.pop("wall")
@@ -294,7 +274,6 @@ def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
 
 
 def test_levels_add_up_to_the_whole() -> None:
-    """Counts of all levels are those of the run, also while problems are missing, those no policy has tried yet included."""
     made = make_run(40, columns=ALONE)
     for rows in (made.rows, made.rows[:21]):
         for policy in figures(made.run, rows)["policies"]:
@@ -306,7 +285,6 @@ def test_levels_add_up_to_the_whole() -> None:
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:
-    """Level 10 comes after level 9, and names after numbers; a data set without levels has none."""
     levels = [10, 9, "hard", 1]
     rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
     (target,) = figures_of(rows)["policies"]
@@ -320,7 +298,6 @@ def test_levels_are_in_the_order_of_their_numbers() -> None:
 @settings(deadline=None, max_examples=10, phases=[Phase.generate])  # a failure is the same in any order
 @given(st.randoms(use_true_random=False))
 def test_order_of_the_rows_does_not_matter(dice: random.Random) -> None:
-    """Rows in any order give the same figures, to the last bit."""
     rows = list(SHUFFLED.rows)
     dice.shuffle(rows)
     assert figures(SHUFFLED.run, rows) == IN_ORDER
@@ -331,14 +308,12 @@ IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows)
 
 
 def test_an_error_that_was_tried_again_counts_no_more() -> None:
-    """The row that came of a second attempt replaces the error, whichever is read first."""
     made = make_run(3, columns=TARGET_ONLY)
     error = failed(made.rows[0])
     assert figures(made.run, [error, *made.rows]) == figures(made.run, [*made.rows, error]) == made_figures(made)
 
 
 def test_two_results_for_one_attempt_are_refused() -> None:
-    """Rows of mixed runs are not added up."""
     made = make_run(3, columns=TARGET_ONLY)
     with pytest.raises(UsageError, match="two results for problem made-up-0001"):
         figures(made.run, [*made.rows, made.rows[1]])
@@ -353,7 +328,6 @@ def test_row_of_another_run_is_damage(changes: dict[str, Any]) -> None:
 
 
 def test_policies_come_in_the_order_of_the_plan() -> None:
-    """The run's own order is kept, a policy without any row included; a tau has the name that the run gives it."""
     made = make_run(3)
     plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "score_is": None}]
     plan[0] = {**plan[0], "tau_name": "fast"}
@@ -365,20 +339,17 @@ def test_policies_come_in_the_order_of_the_plan() -> None:
 
 @pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])
 def test_figures_are_json(made: MadeUp) -> None:
-    """All figures are JSON without NaN, of a run without a row and of one problem as well."""
     text = json.dumps(made_figures(made), allow_nan=False)
     assert json.loads(text)["n"] == len({one["id"] for one in made.rows})
 
 
 def test_infinite_tau_is_written_as_text() -> None:
-    """An infinite tau stays JSON, and is labelled as a number."""
     made = figures_of([make_row(0, 0, ("entropy", tau)) for tau in ("inf", "-inf", 0.5)])
     assert [policy["tau"] for policy in made["policies"]] == ["inf", "-inf", 0.5]
     assert [policy["label"] for policy in made["policies"]] == ["entropy inf", "entropy -inf", "entropy 0.5"]
 
 
 def test_every_figure_is_defined() -> None:
-    """Each figure has a definition beside its name; counts, names and parts of others need none."""
     plain = {
         "policy",
         "tau",
@@ -398,7 +369,6 @@ def test_every_figure_is_defined() -> None:
 
 
 def test_every_ratio_has_its_parts() -> None:
-    """A figure that is a ratio is its numerator / its denominator."""
     for policy in made_figures(make_run(8))["policies"]:
         for name, parts in policy["ratios"].items():
             if policy[name] is not None:

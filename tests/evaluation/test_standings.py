@@ -21,7 +21,6 @@ def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
 
 
 def test_standings_count_and_compare() -> None:
-    """Right answers are counted, and the speed-up is over the problems that the policy and the target have both finished."""
     standings = standings_of(
         (0, TARGET, 8.0, "correct"),
         (0, ENTROPY, 4.0, "correct"),
@@ -35,13 +34,11 @@ def test_standings_count_and_compare() -> None:
 
 
 def test_attempt_made_again_counts_once() -> None:
-    """The result of an attempt that failed before replaces its error."""
     standings = standings_of((0, TARGET, 9.0, "error"), (0, TARGET, 3.0, "correct"))
     assert [(one.tried, one.done, one.seconds) for one in standings.now()] == [(1, 1, 3.0), (0, 0, 0.0)]
 
 
 def test_time_left_is_estimated_by_policy() -> None:
-    """Attempts are expected to take what their policy took so far, or all together where it has none yet."""
     standings = standings_of((0, TARGET, 8.0, "correct"), (1, TARGET, 4.0, "correct"))
     waiting = {TARGET: 1, ENTROPY: 1}
     assert standings.seconds_left(waiting) == 12.0
@@ -50,7 +47,6 @@ def test_time_left_is_estimated_by_policy() -> None:
 
 
 def test_taus_that_look_alike_stand_apart() -> None:
-    """Two taus that are written the same are two policies, each with its own attempts."""
     one, other = (Route(POLICIES["entropy"], tau) for tau in (0.5, 0.5000000001))
     standings = Standings((one, other), 1)
     standings.add(Attempt(Item(Problem("p", "question"), {}, None), 0, one), {"status": "error"})

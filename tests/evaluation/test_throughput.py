@@ -36,7 +36,6 @@ def by_label(made: MadeUp) -> dict[str, dict[str, Any]]:
 
 
 def test_problems_per_second_and_their_ratio() -> None:
-    """Problems a second are finished problems over the time of their blocks; the ratio to the target is over blocks."""
     policies = by_label(made_up())
     assert {label: policy["problems_per_second"] for label, policy in policies.items()} == {
         "target": 0.5, "draft": 4.0, "entropy 0.3": 1.0, "entropy 0.5": 1.0,
@@ -49,7 +48,6 @@ def test_problems_per_second_and_their_ratio() -> None:
 
 
 def test_neither_kind_has_the_figures_of_the_other() -> None:
-    """A throughput run has no seconds of problems and no speed-ups, also not by level; a latency run no problems a second."""
     of_throughput, of_latency = (figures(made.run, made.rows) for made in (made_up(), make_run(40)))
     for policy in of_throughput["policies"]:
         assert all(policy[name] is None for name in LATENCY)
@@ -76,7 +74,6 @@ def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
 
 
 def test_few_blocks_have_no_interval_and_it_is_said() -> None:
-    """With fewer than five blocks there is a ratio without an interval, and a note that tells why."""
     made = made_up(count=16)
     policies = by_label(made)
     assert (policies["draft"]["throughput_ratio"], policies["draft"]["throughput_ratio_interval"]) == (8.0, None)
@@ -85,14 +82,12 @@ def test_few_blocks_have_no_interval_and_it_is_said() -> None:
 
 
 def test_only_blocks_that_both_have_are_compared() -> None:
-    """A block of which the target lacks a problem is left out of ratios."""
     made = made_up()
     rows = [row for row in made.rows if not (row["policy"] == "target" and row["id"] == made.rows[0]["id"])]
     assert by_label(MadeUp(made.run, rows))["draft"]["blocks_compared"] == 4
 
 
 def test_table_of_a_throughput_run() -> None:
-    """The table has problems a second and their ratio, says how many at once, fits in 80 columns, and tells no seconds."""
     made = made_up()
     stream = io.StringIO()
     write_table(figures_of(made), [], stream, explain=True)
@@ -106,7 +101,6 @@ def test_table_of_a_throughput_run() -> None:
 
 
 def test_report_of_a_throughput_run() -> None:
-    """The page gives problems a second, draws no times, and shows no time of a single problem in its traces."""
     made = made_up()
     packer = TracePacker()
     shown = figures(made.run, packer.watch(made.rows))
@@ -121,7 +115,6 @@ def test_report_of_a_throughput_run() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_times_of_the_two_kinds_are_not_compared(order: int) -> None:
-    """Two runs of which one solved several problems at once have no ratio of times, and the comparison says so."""
     first, second = [made_up(), make_run(40, columns=COLUMNS)][::order]
     compared = compare_runs(first.run, first.rows, second.run, second.rows)
     assert all(entry["seconds_ratio"] is None for entry in compared["policies"])

@@ -173,7 +173,6 @@ def finished_run(quick_path: Path) -> Path:
 
 
 def test_rows_of_runs(finished_run: Path) -> None:
-    """Whatever stands in the rows or in run.json: figures, or an error."""
     paths = [finished_run / name for name in ("results.jsonl", "run.json")]
     results, about = (path.read_bytes() for path in paths)
     first, rest = results.split(b"\n", 1)

@@ -139,7 +139,6 @@ def test_different_answers(rule: str, gold: str, answer: str) -> None:
 
 @pytest.mark.parametrize(("gold", "answer", "expressions"), LEFT_OPEN)
 def test_the_rest_is_left_to_computer_algebra(gold: str, answer: str, expressions: tuple[str, str]) -> None:
-    """Roots, symbols, lists and inequalities, without their names and units."""
     comparison = compare(gold, answer)
     assert comparison.is_equal is None
     assert (comparison.gold, comparison.answer) == expressions
@@ -158,7 +157,6 @@ def test_the_rest_is_left_to_computer_algebra(gold: str, answer: str, expression
     ],
 )
 def test_unit_of_the_gold_answer(gold: str, unit: str, answer: str, is_equal: bool) -> None:
-    """An answer need not give the unit, but may give no other measure."""
     assert compare(gold, answer, unit).is_equal == is_equal
 
 
@@ -172,7 +170,6 @@ def test_long_answers_are_only_the_same_text() -> None:
 @pytest.mark.parametrize("gold", ["3", "1,2,3", "x=2y", "even"])
 @pytest.mark.parametrize("piece", PIECES.split("|"))
 def test_hostile_answers_take_little_time(piece: str, gold: str) -> None:
-    """Any repetition up to the longest answer that is compared is not equal, and soon."""
     began = time.process_time()
     assert not compare(gold, piece * (MAX_LENGTH // len(piece))).is_equal
     assert time.process_time() - began < 1

@@ -38,7 +38,6 @@ balanced = st.recursive(
     ],
 )
 def test_last_complete_box_is_the_answer(text: str, answer: str) -> None:
-    """The last box that is closed and not blank counts, its braces balanced, the outer of nested ones."""
     assert boxed_answer(text) == answer
 
 
@@ -46,13 +45,11 @@ def test_last_complete_box_is_the_answer(text: str, answer: str) -> None:
     "text", ["", "42", "\\boxed", "\\boxed 42", "\\boxed{42", "\\boxed{}", "boxed{42}", "}\\boxed{", "\\fbox{1}"]
 )
 def test_no_complete_box_is_no_answer(text: str) -> None:
-    """Without a closed box there is no answer, however much the text looks like one."""
     assert boxed_answer(text) is None
 
 
 @given(balanced.filter(lambda text: bool(text.strip())), st.text("xyz {}\n", max_size=20))
 def test_any_balanced_content_comes_out_whole(content: str, before: str) -> None:
-    """After any text, a box at the end gives exactly its content."""
     assert boxed_answer(f"{before}\\boxed{{{content}}}") == content.strip()
 
 
@@ -103,14 +100,12 @@ def test_hostile_text_takes_time_in_proportion_to_its_length(text: str) -> None:
     ],
 )
 def test_final_answer_and_where_it_was_found(text: str, answer: str | None, how: str) -> None:
-    """A box counts first, then what follows "the answer is", then the last number."""
     found = final_answer(text)
     assert (found.answer, found.how) == (answer, how)
 
 
 @given(st.text(max_size=200))
 def test_any_text_has_a_final_answer_or_none(text: str) -> None:
-    """No text is an error; an answer is a part of its text, and no blank."""
     answer = final_answer(text).answer
     assert answer is None or (answer.strip() and answer in text)
 
@@ -120,7 +115,6 @@ def test_any_text_has_a_final_answer_or_none(text: str) -> None:
     ["the answer is ", "answer:\n", "$", "1,", "1,111", "9", "-", "####", "\\frac{1}", "\n", "\\(", "Mr. ", "\\frac{1}{2"],
 )
 def test_final_answer_of_megabytes_takes_little_time(piece: str) -> None:
-    """Only the end of a text without a box is searched."""
     text = piece * (2_000_000 // len(piece))
     began = time.process_time()
     final_answer(text)
@@ -154,13 +148,11 @@ def test_final_answer_of_megabytes_takes_little_time(piece: str) -> None:
     ],
 )
 def test_gold_answer_of_a_row(row: dict[str, Any], gold: Gold) -> None:
-    """Each data set writes its answers in its own way."""
     assert gold_answer(row) == gold
     assert Gold(**json.loads(json.dumps(asdict(gold)))) == gold
 
 
 def test_reading_answers_needs_no_computer_algebra() -> None:
-    """Commands that do not grade do not import computer algebra."""
     slow = ("sympy", "math_verify", "subprocess", "arbitrage_cli.grading.grader")
     code = f"import sys, arbitrage_cli.grading.extract; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

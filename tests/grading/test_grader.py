@@ -69,7 +69,6 @@ def fresh() -> Iterator[Grader]:
     ],
 )
 def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], score: Grade) -> None:
-    """The value, the answer as it stands in the text, and one line on what was compared by which rule."""
     assert grader.grade(text, row) == score
 
 
@@ -92,7 +91,6 @@ def test_score_of_a_solution(grader: Grader, text: str, row: dict[str, object], 
     ],
 )
 def test_equal_expressions(grader: Grader, gold: str, answer: str) -> None:
-    """Expressions that only computer algebra can compare."""
     assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "correct"
 
 
@@ -134,13 +132,11 @@ def test_different_expressions(grader: Grader, gold: str, answer: str) -> None:
 
 
 def test_gold_answer_that_cannot_be_read_is_unscored(grader: Grader) -> None:
-    """Nothing is right or wrong beside a gold answer that cannot be read."""
     score = grader.grade(ASKED, {"answer": "\\heartsuit\\dagger\\dagger ("})
     assert score == Grade("unscored", "2\\sqrt{2}", "grader: math-verify cannot read the gold answer")
 
 
 def test_a_reward_is_right_or_wrong_or_an_error(grader: Grader) -> None:
-    """An answer that cannot be scored is not wrong."""
     assert reaches(grader, "\\boxed{4}", {"answer": "4"})
     assert not reaches(grader, "\\boxed{5}", {"answer": "4"})
     assert not reaches(grader, "no answer", {"answer": "4"})
@@ -177,7 +173,6 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("gold", ["3", "\\sqrt{8}", "1,2,3"])
 def test_hostile_answers_are_never_correct_and_never_take_long(grader: Grader, text: str, gold: str) -> None:
-    """The verdict comes soon and is not "correct"; its explanation is one printable line."""
     began = time.monotonic()
     score = grader.grade(text, {"answer": gold})
     assert time.monotonic() - began < 30  # of which up to 20 are a child's start on a busy machine
@@ -199,7 +194,6 @@ def test_hostile_answers_are_never_correct_and_never_take_long(grader: Grader, t
     ],
 )
 def test_answer_is_never_run(grader: Grader, tmp_path: Path, code: str) -> None:
-    """Code in a box, in a phrase, or in a list is text."""
     canary = tmp_path / "canary"
     for gold in ("3", "\\sqrt{2}", "1, x"):
         for text in ("\\boxed{%s}", "The answer is %s", "\\boxed{1, %s}"):
@@ -219,7 +213,6 @@ def test_answer_is_never_run(grader: Grader, tmp_path: Path, code: str) -> None:
     ],
 )
 def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
-    """The fork refuses to evaluate text, start processes and write files."""
     canary, module = tmp_path / "canary", tmp_path / "module.py"
     module.write_text(code.format(canary))
     program = (
@@ -233,7 +226,6 @@ def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
 
 
 def test_nothing_is_printed(fresh: Grader, capfd: pytest.CaptureFixture[str]) -> None:
-    """What the libraries print does not reach this program's output."""
     fresh.grade(ASKED, ROOT)
     fresh.grade(FOR_EVER, ROOT)
     assert capfd.readouterr() == ("", "")
@@ -290,7 +282,6 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
 
 
 def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only answers that need it cannot be graded."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with Grader() as grader:
         with pytest.raises(ProblemError, match="cannot be started"):

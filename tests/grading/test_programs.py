@@ -203,7 +203,6 @@ SLEEPS = "import time\ndef f(x): time.sleep(100)\n"
 def test_program_that_is_killed_or_stopped_from_outside_is_an_error(
     runner: ProgramRunner, number: signal.Signals, tmp_path: Path
 ) -> None:
-    """Nothing is known about the program then."""
     mark = str(tmp_path)
     marked = ProgramRunner([*runner.wall, "--setenv", "MARK", mark], seconds=1)
     thread = threading.Thread(target=lambda: os.kill(awaited(lambda: found(mark)), number))
@@ -244,7 +243,6 @@ def test_program_that_cannot_be_started_is_an_error(wall: list[str], reason: str
 def test_without_bubblewrap_programs_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, hint: str
 ) -> None:
-    """The hint is what installs it, and the way for those who are in a container."""
     if script:
         (tmp_path / "bwrap").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bwrap").chmod(0o700)

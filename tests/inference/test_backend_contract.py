@@ -106,7 +106,6 @@ def way_back(backend: Backend, sequence: int, position: int) -> Callable[[], Non
 
 
 def test_outputs_have_the_cards_sizes(backend: Backend) -> None:
-    """Float32 rows, one a sequence, as wide as the card says."""
     start = prompt(backend)
     for sequence in (0, 1):
         backend.read(sequence, 0, start)
@@ -117,7 +116,6 @@ def test_outputs_have_the_cards_sizes(backend: Backend) -> None:
 
 
 def test_reading_equals_decoding(backend: Backend) -> None:
-    """Read in one go, read in two, or decoded one by one: the same output."""
     tokens = prompt(backend, "abcdefgh")
     at_once = after(backend, 0, tokens)
     backend.read(1, 0, tokens[:3])
@@ -144,7 +142,6 @@ def test_dropping_a_tail_forgets_it(backend: Backend) -> None:
 
 
 def test_dropping_everything_and_more(backend: Backend) -> None:
-    """From position 0 the sequence is empty; dropping what is not there does no harm."""
     fresh = after(backend, 0, prompt(backend))
     backend.drop(0, 0)
     backend.drop(0, 0)
@@ -177,7 +174,6 @@ def test_sequences_are_independent(backend: Backend) -> None:
 
 
 def test_the_context_can_be_filled_to_the_last_token(backend: Backend) -> None:
-    """Every sequence has the whole of it to itself; one token more is an error that says what to do."""
     token = backend.tokenizer.tokenize("a", continues=True)[-1]
     for sequence in range(SEQUENCES):
         backend.read(sequence, 0, [token] * (CONTEXT - 1))
@@ -200,7 +196,6 @@ def too_much(backend: Backend, start: list[int], filler: int) -> dict[str, Calla
 
 @pytest.mark.parametrize("computation", ["read", "one decode of a batch", "last token of several"])
 def test_what_does_not_fit_changes_nothing(backend: Backend, computation: str) -> None:
-    """The sequences hold what they held before, even those with room."""
     start, filler = prompt(backend), backend.tokenizer.tokenize("a", continues=True)[-1]
     fresh = after(backend, 0, start)
     backend.read(1, 0, start[:-1])
@@ -322,7 +317,6 @@ def test_lone_surrogates_are_replaced(backend: Backend) -> None:
 
 
 def test_control_tokens_have_no_text(backend: Backend) -> None:
-    """Their piece is empty; that of other tokens is not."""
     controls = set(backend.tokenizer.control_tokens.values())
     assert controls
     for token in range(backend.card.vocabulary_size):
@@ -390,7 +384,6 @@ def test_a_file_that_is_missing_or_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9, 0.999])
 def test_a_truncated_file(tiny: Mapping[str, Path], tmp_path: Path, share: float) -> None:
-    """Wherever it was cut, in the header or in the weights."""
     whole, path = tiny["draft"].read_bytes(), tmp_path / "cut.gguf"
     path.write_bytes(whole[: int(len(whole) * share)])
     refused(ModelFileError, path)
@@ -435,7 +428,6 @@ def test_whether_a_memory_drops_tails(tiny: Mapping[str, Path], name: str) -> No
 
 
 def test_a_memory_that_is_not_restored(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state that is not restored as it was saved is noticed when the model is loaded."""
     save = LlamaStates.save
 
     def damaged(states: LlamaStates, sequence: int) -> State:
@@ -566,7 +558,6 @@ CODES: dict[int, type[ArbitrageError]] = {1: ContextFullError, 2: InterruptedRun
 def test_every_return_code_is_its_own_error(
     draft: LlamaBackend, monkeypatch: pytest.MonkeyPatch, call: str, code: int, kind: type[ArbitrageError]
 ) -> None:
-    """A full cache, an interruption, a bad batch and a failure are four things."""
     monkeypatch.setattr(DECODE, lambda *_: code)
     with pytest.raises(kind):
         draft.read(0, 0, [65, 66]) if call == "read" else draft.decode([0], [0], [65])
@@ -604,7 +595,6 @@ def test_long_texts_are_read_in_chunks(draft: LlamaBackend) -> None:
 
 
 def test_a_read_that_fails_half_way_changes_nothing(draft: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chunks that went in before the failure are taken back."""
     start, real, calls = prompt(draft), c.llama_decode, iter([0, 1])
     fresh = after(draft, 0, start)
     draft.read(1, 0, start[:-1])
@@ -654,7 +644,6 @@ def test_a_deadline_breaks_off_a_large_batch(draft: LlamaBackend, call: str) -> 
 
 
 def test_ctrl_c_while_loading(tiny: Mapping[str, Path]) -> None:
-    """A signal that comes inside llama.cpp's progress callback ends the loading, and reaches Python."""
     fractions: list[float] = []
 
     def progress(fraction: float) -> None:
@@ -689,8 +678,6 @@ def test_ctrl_c_after_loading(tiny: Mapping[str, Path], monkeypatch: pytest.Monk
 
 
 def test_display_that_fails_while_loading(tiny: Mapping[str, Path]) -> None:
-    """An error out of the progress callback ends the loading, and is the error that is raised."""
-
     def progress(fraction: float) -> None:
         raise OutputError("nowhere to write")
 

@@ -30,7 +30,6 @@ def text(segments: Sequence[Segment]) -> str:
 
 
 def test_a_template_with_a_system_role() -> None:
-    """Instructions and question each in their own message; template text and data join into plain text."""
     assert ChatPrompt(CHATML, CHATML_TOKENS).segments("What is 1 + 1?") == [
         Control("<|im_start|>"),
         Plain(f"system\n{INSTRUCTIONS}"),
@@ -63,7 +62,6 @@ def test_a_llama_2_template_and_none() -> None:
 @pytest.mark.parametrize("instructions", ["", "  \n"])
 @pytest.mark.parametrize("template", [CHATML, HEADERS, USER_ONLY, None], ids=["system", "refuses", "ignores", "none"])
 def test_empty_instructions(template: str | None, instructions: str) -> None:
-    """Without instructions there is no system message, and there are no blank lines in its place."""
     found = text(ChatPrompt(template, CHATML_TOKENS, instructions=instructions).segments("1 + 1"))
     assert "system" not in found
     assert found.startswith(("<|im_start|>user\n1 + 1<", "<|user|>1 + 1<", "<u>1 + 1<", "Problem: 1 + 1\n"))
@@ -97,7 +95,6 @@ def test_no_question_adds_a_control_token(question: str) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30) | st.lists(st.sampled_from([*CHATML_TOKENS, "<|", "im_", "|>", "slot"])).map("".join))
 def test_any_question_is_kept_whole(question: str) -> None:
-    """Trimmed at its ends and otherwise unchanged, and the controls unchanged too."""
     segments = ChatPrompt(CHATML, CHATML_TOKENS).segments(question)
     assert Plain(f"user\n{question.strip()}") in segments
     assert controls(segments) == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]
@@ -143,7 +140,6 @@ def test_dates_do_not_change_the_prompt() -> None:
 
 
 def test_jinja_extensions_of_chat_templates() -> None:
-    """`break`, trimmed blocks, `tojson` and namespaces, which real templates use."""
     template = (
         "{%- set ns = namespace(n=0) -%}\n{% for m in messages %}\n{% if m.role == 'user' %}\n{{ m.content }}"
         "{%- break %}\n{% endif %}\n{% endfor %}\n{{ {'a': ns.n} | tojson }}"
@@ -217,7 +213,6 @@ TURNS = (Message("user", "1 + 1"), Message("assistant", "2"))
     ids=["system", "joined", "refuses", "none"],
 )
 def test_a_conversation(template: str | None, expected: str) -> None:
-    """All messages in their order; instructions where a single question has them."""
     segments = ChatPrompt(template, CHATML_TOKENS, instructions="Be brief.").segments("2 + 2", TURNS)
     assert "".join(segment.text for segment in segments if isinstance(segment, Plain)) == expected
 
@@ -312,7 +307,6 @@ def hurry(impatient: Child, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_a_template_that_wants_too_much_is_stopped(hostile: str) -> None:
-    """Time, memory, output, recursion and huge numbers are bounded."""
     with pytest.raises(TemplateError, match="cannot be used"):
         ChatPrompt(SHOWS_USER + hostile, [])
 

@@ -95,7 +95,6 @@ def test_another_models_step_is_read() -> None:
 
 
 def test_a_common_beginning_is_kept() -> None:
-    """If the other model's step begins with the same ids, only the rest is read."""
     engine, trace = new_engine(scripted(recite("abcdef.\n\n"))), new_trace()
     write(engine, trace)
     keep(trace, foreign("abczz"))
@@ -103,7 +102,6 @@ def test_a_common_beginning_is_kept() -> None:
 
 
 def test_catching_up_reads_all_missing_steps_at_once() -> None:
-    """An engine that wrote none of three steps reads them in one call."""
     backend = Recording(HashBackend())
     engine, trace = new_engine(backend), new_trace()
     keep(trace, write(engine, trace))
@@ -128,7 +126,6 @@ def test_a_solution_that_got_shorter() -> None:
 
 
 def test_closing_a_problem_empties_its_cache() -> None:
-    """The next problem in the slot starts from nothing; closing twice, or what was never opened, does no harm."""
     backend = HashBackend()
     engine, trace = new_engine(backend), new_trace()
     engine.start(0, WriteStep("draft", trace))
@@ -190,7 +187,6 @@ def test_a_conversation_that_goes_on_is_not_read_again() -> None:
 
 
 def test_slots_do_not_mix() -> None:
-    """Two problems whose steps begin at different times get the texts that they get alone."""
     engine = make_engine("draft", HashBackend(num_sequences=2), Sampler(), instructions="")
     traces = [Trace(Problem(name, f"question {name}"), Limits()) for name in "ab"]
     for slot, trace in enumerate(traces):
@@ -235,7 +231,6 @@ def test_every_token_is_drawn_for_its_own_position() -> None:
 
 
 def test_a_step_ends_at_its_separator() -> None:
-    """The separator belongs to the step; the texts of the updates are its text."""
     engine = new_engine(ByteReciter("Ärger → 1.\n\nMore".encode()))
     engine.start(0, WriteStep("draft", new_trace()))
     step, given = finish(engine)
@@ -359,7 +354,6 @@ def test_costs_of_a_step() -> None:
 
 
 def test_a_batch_shares_its_time() -> None:
-    """Each of two problems in one batch is charged half of every decode."""
     engine = make_engine(
         "draft", scripted(recite("abc.\n\n"), sequences=2), Sampler(), instructions="", clock=ticking_clock()
     )
@@ -465,7 +459,6 @@ def speechless_about(unknown: str) -> Script:
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_one_failing_problem_does_not_end_the_others(concurrency: int) -> None:
-    """Its error is reported, its kept steps stay; the others get the text that they get alone."""
     problems = [Problem(str(number), f"question {number}") for number in range(5)]
     engine = make_engine(
         "draft", scripted(speechless_about("question 2"), sequences=concurrency), Sampler(), instructions=""
@@ -636,7 +629,6 @@ def test_no_question_adds_a_control_token(tiny: Mapping[str, Path], name: str) -
 
 @pytest.mark.parametrize(("name", "begin"), [("target", "<|begin|>"), ("spm", "<s>")])
 def test_the_first_token_is_there_once(tiny: Mapping[str, Path], name: str, begin: str) -> None:
-    """Even if the vocabulary requires it and the template writes it as well."""
     with LlamaBackend(tiny[name], Options(1024, threads=1)) as backend:
         ids = prompt_ids(backend, asking("1 + 1"))
         assert ids[0] == backend.tokenizer.control_tokens[begin]

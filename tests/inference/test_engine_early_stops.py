@@ -20,7 +20,6 @@ def write_until(engine: Engine, trace: Trace, early_stop: EarlyStop) -> Step:
 
 
 def test_a_bad_step_is_stopped_when_it_is_due() -> None:
-    """It has the tokens drawn up to there, their text and their statistics."""
     whole = write(new_engine(HashBackend("m"), keep_token_stats=True), new_trace())
     step = write_until(new_engine(HashBackend("m"), keep_token_stats=True), new_trace(), stop_at(2, 3))
     assert (step.stop, step.num_tokens) == ("early", 2)
@@ -58,7 +57,6 @@ def test_no_step_is_stopped_within_a_character() -> None:
 
 
 def test_after_a_stop_the_model_goes_on_from_what_was_kept() -> None:
-    """What was drafted is dropped, and the step that was kept instead is read."""
     backend = Recording(HashBackend("m"))
     engine, trace = new_engine(backend), new_trace()
     write_until(engine, trace, stop_at(4))

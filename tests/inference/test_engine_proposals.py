@@ -140,7 +140,6 @@ def test_what_matches_is_drawn_from_a_batch() -> None:
 
 
 def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() -> None:
-    """After another beginning, and another number in between."""
     text = "To find it, we add 12 and 7 to the 5 that she had.\n\n"
     backend = Recording(scripted(recite(text)))
     engine, trace = proposing_engine(backend), new_trace()
@@ -170,7 +169,6 @@ def test_verified_tokens_are_counted_apart() -> None:
 
 
 def test_no_more_is_read_than_a_step_can_hold() -> None:
-    """A proposal is read no further than the budget, the context, or the end of the step."""
     for limits, context in ((Limits(max_step_tokens=20), 500), (Limits(max_tokens=20), 500), (Limits(), 35)):
         backend = Recording(scripted(repeat("a"), context=context))
         engine, trace = proposing_engine(backend), new_trace(limits)
@@ -255,7 +253,6 @@ def test_a_model_continues_a_step() -> None:
 
 
 def test_an_engine_that_writes_cannot_speculate() -> None:
-    """Its slot holds one text at a time."""
     engine = new_engine(scripted(recite("abc\n\n")))
     engine.start(0, WriteStep("draft", new_trace()))
     with pytest.raises(ValueError, match="of its own"):
@@ -277,7 +274,6 @@ def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
 
 
 def test_proposals_can_be_switched_off() -> None:
-    """Then every token is decoded, and the text is the same."""
     text = "a step of many tokens, as proposed.\n\n"
     engine = make_engine(
         "target", scripted(recite(text)), Sampler(), instructions="", proposals="none", clock=ticking_clock()

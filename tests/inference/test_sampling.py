@@ -64,7 +64,6 @@ def test_top_k_and_min_p_leave_out_the_least_likely(options: dict[str, Any], exp
 
 
 def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
-    """The same three give the same token; change any, and draws change somewhere."""
     logits = np.zeros(1000, np.float32)
     usual = [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)]
     assert [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)] == usual
@@ -80,7 +79,6 @@ def test_problem_ids_may_hold_any_characters() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_an_error(value: float, temperature: float) -> None:
-    """One NaN or infinity among good logits is enough."""
     logits = logits_of(0.2, 0.5, 0.3)
     logits[2] = value
     with pytest.raises(ComputeError, match="not numbers"):
@@ -111,5 +109,4 @@ def test_a_tiny_temperature_is_all_but_greedy(temperature: float) -> None:
     st.integers(0, 100),
 )
 def test_any_settings_give_a_token_of_the_vocabulary(row: list[float], temperature: float, top_p: float, at: int) -> None:
-    """No distribution, temperature or top-p leads out of the vocabulary."""
     assert 0 <= Sampler(temperature, top_p).choose(np.array(row, np.float32), "p", at) < len(row)

@@ -219,7 +219,6 @@ OTHER_FORMS: list[dict[str, Any]] = [
     ],
 )
 def test_a_wrong_answer_is_an_error_of_its_problem(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is refused, never ends, or has another form."""
     for name, seconds in (("FIRST_DELAY", 0.001), ("WHOLE_SECONDS", 0.1)):
         monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
     server = HashServer("vllm", HashBackend("target"))
@@ -309,7 +308,6 @@ def test_a_server_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_requests_of_a_problem_name_it_to_routers() -> None:
-    """Each problem has its own name in the headers that vLLM's router and SGLang's gateway go by."""
     server = HashServer("vllm", HashBackend("target"))
     with opened(server) as model:
         solve({"target": served("target", model)}, PROBLEMS[:3], "target")

@@ -64,7 +64,6 @@ def test_a_leading_line_feed_does_not_count_for_the_separator() -> None:
 
 
 def test_only_separators_never_end_a_step() -> None:
-    """A model that writes nothing but line feeds is left to the budget."""
     assert write(*[b"\n\n"] * 100) == ("\n\n" * 100, None)
 
 

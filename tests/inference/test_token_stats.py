@@ -26,7 +26,6 @@ def expected(logits: Floats, tokens: list[int]) -> tuple[list[float], list[float
 
 @pytest.mark.parametrize("size", [2, 300, 50_000])
 def test_values_are_those_of_the_definitions(size: int) -> None:
-    """Log-probability of the drawn token, entropy in nats, and margin of the two likeliest, for every token."""
     rng = np.random.default_rng(size)
     logits = rng.normal(0, 5, (7, size)).astype(np.float32) + np.float32(20)
     tokens = rng.integers(0, size, 7).tolist()
@@ -65,7 +64,6 @@ def test_recording_leaves_the_logits_alone() -> None:
 
 
 def test_reading_the_statistics_in_between_changes_nothing() -> None:
-    """They can be read after any token, and the statistics of the whole step are the same."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 5, (9, 300)).astype(np.float32)
     tokens = rng.integers(0, 300, 9).tolist()

@@ -92,7 +92,6 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_a_good_file(small: Path) -> None:
-    """Scalars and strings are read, arrays counted, and short lists of whole numbers read too."""
     header = read_header(small)
     assert (header.num_parameters, header.file_size) == (2 * 3 + 5, small.stat().st_size)
     assert header.array_lengths == {"a.strings": 3, "a.numbers": 4}
@@ -108,7 +107,6 @@ def test_a_good_file(small: Path) -> None:
 
 
 def test_the_tiny_models_are_good(tiny: Mapping[str, Path]) -> None:
-    """Whole model files pass."""
     for path in tiny.values():
         assert read_header(path).num_parameters > 1000
 
@@ -180,7 +178,6 @@ def test_damaged_files_say_what_is_wrong(data: bytes, says: str, tmp_path: Path)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_changed_bytes_never_do_worse_than_an_error(small: Path, data: st.DataObject) -> None:
-    """Any header with some bytes changed is read or refused, nothing else."""
     changed = bytearray(small.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(4, len(changed) - 60))] = data.draw(st.sampled_from([0, 1, 9, 127, 128, 255]))
@@ -194,7 +191,6 @@ def test_changed_bytes_never_do_worse_than_an_error(small: Path, data: st.DataOb
 
 
 def test_odd_paths(small: Path, tmp_path: Path) -> None:
-    """Each is refused for its own reason, without waiting for a pipe's writer or reading an endless device."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a.gguf").symlink_to("b.gguf")
     (tmp_path / "b.gguf").symlink_to("a.gguf")

@@ -79,7 +79,6 @@ def test_cache_is_shared_with_all_programs(served: FakeHub, name: HubName) -> No
 
 
 def test_split_model(served: FakeHub) -> None:
-    """All parts are fetched; without one of them the model is not here."""
     served.repos[REPO] = {f"M-Q4_K_M-0000{number}-of-00003.gguf": DATA[number:] for number in (2, 1, 3)}
     paths = hub.fetch(NAME)
     assert [path.name for path in paths] == sorted(served.repos[REPO])
@@ -113,7 +112,6 @@ def test_revision(served: FakeHub) -> None:
 
 
 def test_fetch_looks_for_a_newer_version(served: FakeHub) -> None:
-    """`find` uses what is here, `fetch` what the Hub has now."""
     (old,) = hub.find(LARGE)
     served.push()
     assert hub.find(LARGE) == (old,)
@@ -138,7 +136,6 @@ def test_file_system_without_links(served: FakeHub, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", [NAME, LARGE, SMALL], ids=["model", "large", "small"])
 def test_wrong_bytes(served: FakeHub, name: HubName) -> None:
-    """A file of the right size and the wrong bytes is never used, and nothing of it is left."""
     served.corrupt = True
     with pytest.raises(ModelFileError, match="checksum"):
         hub.fetch(name)
@@ -243,8 +240,6 @@ def test_download_by_xet(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_interrupted_download(served: FakeHub) -> None:
-    """A file has no final name until it is whole: after Ctrl-C it is not here, and the next run fetches it."""
-
     def interrupt(progress: FileProgress) -> None:
         if progress.done:
             raise KeyboardInterrupt
@@ -257,7 +252,6 @@ def test_interrupted_download(served: FakeHub) -> None:
 
 
 def test_connection_that_always_breaks(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attempts end, in one clear line."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     served.cuts = [0] * 20
     with pytest.raises(HubError, match="cannot be downloaded"):
@@ -266,7 +260,6 @@ def test_connection_that_always_breaks(served: FakeHub, monkeypatch: pytest.Monk
 
 
 def test_file_longer_than_published(served: FakeHub) -> None:
-    """A download ends at the published size."""
     served.surplus = b"!"
     with pytest.raises(HubError, match="more bytes"):
         hub.fetch(NAME)
@@ -274,7 +267,6 @@ def test_file_longer_than_published(served: FakeHub) -> None:
 
 
 def test_full_disk(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without room for a file nothing of it is asked for."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(HubError, match="free disk space"):
         hub.fetch(NAME)
@@ -282,7 +274,6 @@ def test_full_disk(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cache_that_cannot_be_written(served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder that cannot be made is one clear line."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(HubError, match="cannot be kept"):
@@ -290,7 +281,6 @@ def test_cache_that_cannot_be_written(served: FakeHub, tmp_path: Path, monkeypat
 
 
 def test_two_at_once(served: FakeHub) -> None:
-    """Of two that want the same model one downloads it, and the other waits and uses it."""
     served.gate, waits = threading.Event(), threading.Event()
     results: list[tuple[Path, ...]] = []
     first = threading.Thread(target=lambda: results.append(hub.fetch(NAME)))
@@ -330,7 +320,6 @@ REFUSALS = {
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_refusals(served: FakeHub, kind: str) -> None:
-    """Every refusal of the Hub is one message that says what is wrong, and a hint that says what to do."""
     served.failure, message, hint = REFUSALS[kind]
     with pytest.raises(HubError) as caught:
         hub.fetch(SMALL)
@@ -342,7 +331,6 @@ def test_refusals(served: FakeHub, kind: str) -> None:
 def test_token_stays_secret(
     served: FakeHub, kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A token appears in no message, traceback, log or file, whatever fails, and is not sent to where downloads come from."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     echo = Failure(403, {"X-Error-Message": f"Bearer {TOKEN}"}, json.dumps({"error": f"no access for {TOKEN}"}))
@@ -373,7 +361,6 @@ def test_token_over_http(served: FakeHub, monkeypatch: pytest.MonkeyPatch, token
 
 
 def test_malformed_token(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token that no header could carry is refused without being repeated."""
     monkeypatch.setenv("HF_TOKEN", "hf_SENTINEL é")
     with pytest.raises(HubError) as caught:
         hub.fetch(NAME)
@@ -418,7 +405,6 @@ WRONG_TYPES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("kind", WRONG_TYPES)
 def test_json_of_wrong_types(served: FakeHub, kind: str) -> None:
-    """JSON that is not the Hub's is a clear error, and nothing is downloaded."""
     served.failure = Failure(200, body=json.dumps(WRONG_TYPES[kind](served.info(REPO))))
     with pytest.raises(HubError):
         hub.fetch(NAME)
@@ -452,7 +438,6 @@ def test_header_that_leads_out_of_the_cache(served: FakeHub, tmp_path: Path, kin
 
 
 def test_endless_answer(served: FakeHub) -> None:
-    """The API's answer is read up to a bound."""
     served.endless = True
     with pytest.raises(HubError, match="not answer as a Hub"):
         hub.fetch(NAME)

@@ -10,7 +10,6 @@ from arbitrage_cli.model_files.pairs import Pair, find_files, find_pair, hub_nam
 
 
 def test_shipped_pairs() -> None:
-    """The pairs that ship have notes, and models that are names on the Hub, built in, or scripted models."""
     pairs = read_pairs()
     assert set(pairs) == {"builtin", "scripted", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
     for pair in pairs.values():
@@ -20,7 +19,6 @@ def test_shipped_pairs() -> None:
 
 
 def test_own_pairs(tmp_path: Path) -> None:
-    """A user's file adds pairs and replaces those of the same name; a missing file is none."""
     own = tmp_path / "pairs.toml"
     assert read_pairs(own) == read_pairs()
     own.write_text(
@@ -55,7 +53,6 @@ def test_own_pairs(tmp_path: Path) -> None:
     ],
 )
 def test_own_pairs_that_make_no_sense(tmp_path: Path, text: str, words: str) -> None:
-    """A malformed file is one line that names the file and what is wrong with it."""
     own = tmp_path / "pairs.toml"
     own.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match=r"pairs\.toml") as caught:
@@ -76,14 +73,12 @@ def test_a_broken_entry_stops_only_its_own_pair(tmp_path: Path) -> None:
 
 
 def test_unknown_pair() -> None:
-    """A pair that does not exist is an error that lists those that do."""
     with pytest.raises(UsageError, match="'lama3'") as caught:
         find_pair("lama3", read_pairs())
     assert "llama3" in caught.value.hint
 
 
 def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file or folder here wins over a repository of the same name."""
     monkeypatch.chdir(tmp_path)
     assert hub_name("user/repo") == HubName("user/repo")
     (tmp_path / "user").mkdir()
@@ -103,12 +98,10 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_demo_models_have_no_files() -> None:
-    """A scripted model is here, without a file."""
     assert local_files("scripted:draft") == find_files("scripted:draft") == ()
 
 
 def test_split_file(tmp_path: Path) -> None:
-    """A file of a split model stands for all its parts, where they are there."""
     first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
     first.write_bytes(b"")
     assert local_files(str(first)) == (first,)

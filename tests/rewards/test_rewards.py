@@ -150,7 +150,6 @@ def test_a_stale_cache_would_be_noticed() -> None:
 
 
 def test_many_problems_at_once_are_scored_as_one() -> None:
-    """Each slot has its own conversation, and no token of the cost is lost."""
     problems = [Problem(str(index), f"problem {index} {'x' * index**2}") for index in range(3)]
     requests = {
         slot: RateSteps(trace_of("ab.\n\n", problem=problems[slot]), (foreign("c.\n\n"), foreign("d.\n\n")))
@@ -169,7 +168,6 @@ def test_many_problems_at_once_are_scored_as_one() -> None:
 
 
 def test_the_cost_of_scoring_is_counted() -> None:
-    """Tokens read, and the one from which each reward is drawn; tokens in the cache cost nothing."""
     rater = opened(ProcessReward(Opinionated(), clock=ticking_clock()))
     first, second = (
         score(rater, {0: RateSteps(trace_of(*STEPS[:number]), (foreign(STEPS[number]),))})[0] for number in (0, 1)
@@ -231,7 +229,6 @@ def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture
 
 
 def test_a_template_without_turns_cannot_score() -> None:
-    """A chat template that refuses an assistant's turn does not suit a process reward model."""
     backend = Opinionated()
     backend.chat_template = (
         "{{ messages[0].content }}{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
@@ -241,7 +238,6 @@ def test_a_template_without_turns_cannot_score() -> None:
 
 
 def test_extreme_logits_are_rewards_too() -> None:
-    """A sign that is ruled out is a reward of 0 or 1, not an overflow."""
     assert score_one(opened(ProcessReward(Constant(-3e4, 3e4))), trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
 
 
@@ -412,7 +408,6 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
 
 
 def test_a_rollout_that_fails_ends_its_problem_only() -> None:
-    """The context is too small for the longest continuation; the other problem gets its rewards."""
     ends = make_engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
     rater = Rollout([ends], lambda _identifier, _text: True)
     ended = finished(run("oracle", [Problem("long", "x" * 251), Problem("short", "x")], rater))

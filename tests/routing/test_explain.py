@@ -68,7 +68,6 @@ def head_file(tmp_path: Path) -> Path:
 
 
 def test_command_explains_a_problem(head_file: Path) -> None:
-    """Solved now by the scripted models: each step with its text, its probability and tau."""
     arguments = ("explain", QUESTION, "--pair", "scripted", "--head", str(head_file), "-q")
     found = run(*arguments, "--tau", "0.0")
     assert found.code == 0
@@ -82,7 +81,6 @@ def test_command_explains_a_problem(head_file: Path) -> None:
 
 
 def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
-    """Its text is only the beginning of a step."""
     arguments = ("explain", QUESTION, "--pair", "scripted", "--head", str(head_file), "-q", "--tau", "0.0", "--early-stop")
     assert "(stopped early)" in run(*arguments).out
     records = run(*arguments, "--json").records
@@ -90,7 +88,6 @@ def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
 
 
 def test_where_steps_are_rated_none_is_stopped_early() -> None:
-    """Both models finish each, and that is said."""
     found = run("explain", "5 + 6", "--tau", "0.0", "--early-stop", "--prm", "builtin:prm")
     assert found.code == 0
     assert "--early-stop changes nothing" in flat(found.err)
@@ -117,10 +114,7 @@ def test_command_asks_the_reward_model_as_the_pair_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
-    [
-        (["--tau", "x"], 2, "--tau"),
-        (["--tau", "0.5", "--head", "nowhere.safetensors"], 2, "nowhere.safetensors"),
-    ],
+    [(["--tau", "x"], 2, "--tau"), (["--tau", "0.5", "--head", "nowhere.safetensors"], 2, "nowhere.safetensors")],
 )
 def test_what_cannot_be_explained_is_said(head_file: Path, arguments: list[str], code: int, reason: str) -> None:
     found = run("explain", QUESTION, "--pair", "scripted", "--head", str(head_file), *arguments)

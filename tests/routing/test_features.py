@@ -65,7 +65,6 @@ def test_names_are_distinct() -> None:
 
 
 def test_log_probabilities_are_summed_up_as_log_odds() -> None:
-    """First, last, least likely and second least likely token on the scale of log-odds; mean and sum as they are."""
     found = named(make(shown=token_stats()))
     assert found["logprob_first"] == approx(log_odds(-0.1))
     assert found["logprob_last"] == approx(log_odds(-0.01))
@@ -101,7 +100,6 @@ def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str] | None) -> N
 
 
 def test_text_is_counted() -> None:
-    """Numbers, the longest of them, operators, a box, and numbers that come from nowhere."""
     text = "So 12 * 30 + 7 = 1,367 and \\boxed{1,367}."
     before = accepted(make(text="We carry the 7.\n\n", shown=token_stats()))
     found = named(make(text=text, shown=token_stats()), before)
@@ -160,7 +158,6 @@ def test_how_the_step_ended(stop: StepStop, expected: tuple[int, int]) -> None:
 
 
 def test_first_step_has_no_history() -> None:
-    """Nothing was written before it, and the draft was unsure of nothing."""
     found = named(make(shown=token_stats()))
     assert (found["position"], found["tokens_before"], found["previous_tokens"]) == (0, 0, 0)
     assert (found["drafts_logprob_min"], found["drafts_logprob_sum"]) == (MAX_LOG_ODDS, 0)
@@ -194,7 +191,6 @@ numbers = st.floats(allow_nan=False, width=32)
     st.lists(st.tuples(st.floats(max_value=0, allow_nan=False), st.floats(0, 20), numbers, st.text(max_size=3)), min_size=1)
 )
 def test_always_finite(tokens: list[tuple[float, float, float, str]]) -> None:
-    """Whatever a model computes and writes, a token ruled out (minus infinity) included, each feature is a finite number."""
     log_probabilities, entropies, margins, pieces = zip(*tokens, strict=True)
     step = make(text="".join(pieces), shown=TokenStats(log_probabilities, entropies, margins, pieces=pieces))
     trace = Trace(Problem("1", "?"), Limits(), [accepted(step)])

@@ -104,7 +104,6 @@ def test_one_and_many_are_the_same(make: Callable[[], Head]) -> None:
 
 
 def test_router_drives_the_flow() -> None:
-    """The flow of policy arbitrage escalates by the head's probability, and keeps it in the record."""
     head, trace, draft = make_head(), new_trace(), make_draft()
     number = head.probability(trace, draft)
     flow = arbitrage(trace, head.router(), number - 1e-9)
@@ -133,7 +132,6 @@ def test_a_step_is_stopped_at_clearly_more_than_tau(tau: float, stopping: float)
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
 def test_curve_never_falls_and_stays_between_the_ends(values: list[float]) -> None:
-    """More log-odds, no less probability; a tau of 0 is below all of them, a tau of 1 above."""
     found = [Curve(KNOTS)(value) for value in sorted(values)]
     assert found == sorted(found)
     assert all(0 < probability < 1 for probability in found)
@@ -247,7 +245,6 @@ class Dangerous:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle_is_not_opened(tmp_path: Path, protocol: int) -> None:
-    """It could run programs. So could an array of objects in an npz file."""
     path, canary = tmp_path / "head.safetensors", tmp_path / "canary"
     path.write_bytes(pickle.dumps(Dangerous(canary), protocol))
     assert "safetensors" in refused(path) or "pickle" in refused(path)
@@ -255,7 +252,6 @@ def test_pickle_is_not_opened(tmp_path: Path, protocol: int) -> None:
 
 
 def test_archive_of_objects_is_not_opened(tmp_path: Path) -> None:
-    """An npz with an object array is a pickle in a zip archive."""
     path, canary, data = tmp_path / "head.safetensors", tmp_path / "canary", io.BytesIO()
     np.savez(data, head=np.array([Dangerous(canary)], dtype=object))
     path.write_bytes(data.getvalue())
@@ -349,7 +345,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     ],
 )
 def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[str, NDArray[Any] | None]) -> None:
-    """Shapes, types, missing and foreign arrays: nothing is broadcast, nothing is filled in."""
     head = make_head(units=5)
     arrays = {name: array for name, array in {**head.arrays(), **changes}.items() if array is not None}
     refused(rewritten(head, tmp_path / "head", arrays))

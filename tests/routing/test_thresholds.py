@@ -63,7 +63,6 @@ def simulate(escalated: list[bool], outcomes: Outcomes) -> dict[str, float]:
 
 @pytest.mark.parametrize("tau", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_row_is_what_a_run_would_do(tau: float) -> None:
-    """Rates and tokens of one tau, per solution."""
     probability, outcomes = make_outcomes()
     row = row_at(make_table(probability, outcomes, [tau], COSTS), tau)
     escalated = probability > tau
@@ -157,11 +156,7 @@ def test_names_by_their_definitions() -> None:
 
 def test_names_never_get_slower() -> None:
     """Where exact allows more than balanced does, balanced is as fast as exact."""
-    table = make_rows(
-        make_row(ALWAYS, 1.0, 0.0),
-        make_row(0.2, 0.6, -0.3),
-        make_row(NEVER, 0.0, -1.0),
-    )
+    table = make_rows(make_row(ALWAYS, 1.0, 0.0), make_row(0.2, 0.6, -0.3), make_row(NEVER, 0.0, -1.0))
     assert name_taus(table) == {"exact": 0.2, "balanced": 0.2, "fast": 0.2}
 
 
@@ -281,7 +276,6 @@ def test_table_comes_back_from_a_card() -> None:
     [{"rows": []}, {"rows": [{}]}, {"rows": 7}, {"named": 7}, {"costs": {"draft_seconds_per_token": -1}}, {"surprise": 1}],
 )
 def test_table_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
-    """It came from a file: a RouterError, whatever is in it."""
     probability, outcomes = make_outcomes()
     found = json.loads(json.dumps(make_table(probability, outcomes, [0.3], COSTS).to_json()))
     with pytest.raises(RouterError):

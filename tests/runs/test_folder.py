@@ -50,7 +50,6 @@ def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
 
 
 def test_what_was_appended_is_there_again(quick_path: Path) -> None:
-    """Rows and run.json come back as they were given, whatever characters are in their texts."""
     rows = [make_row(number) for number in range(len(ODD_TEXTS))]
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN)
@@ -113,7 +112,6 @@ def test_lone_surrogates_are_replaced(quick_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_what_is_not_json_is_not_written(quick_path: Path, number: float) -> None:
-    """A number that JSON does not have is refused before anything is written."""
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN)
         with pytest.raises(ValueError, match="JSON"):
@@ -123,7 +121,6 @@ def test_what_is_not_json_is_not_written(quick_path: Path, number: float) -> Non
 
 
 def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row is synced after it is written; run.json before it gets its name, and the folder after that."""
     calls: list[str] = []
 
     def watch(name: str) -> None:
@@ -165,7 +162,6 @@ def test_run_json_is_replaced_whole(quick_path: Path) -> None:
 
 
 def test_rows_are_replaced_at_once(quick_path: Path) -> None:
-    """rewrite puts other rows in place of all, and more can be added after it."""
     begin(quick_path / "run")
     with RunFolder(quick_path / "run") as folder:
         folder.rewrite([make_row(7)])
@@ -201,7 +197,6 @@ def test_truncation_at_every_byte(quick_path: Path) -> None:
     ids=["brace", "half a character", "NULs", "no UTF-8", "null", "object", "a row without its line feed"],
 )
 def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
-    """Whatever comes after the last line feed is kept beside the rows, noted, and not counted."""
     rows = begin(quick_path / "run")
     path = quick_path / "run" / "results.jsonl"
     for number in (1, 2):
@@ -300,7 +295,6 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
 
 
 def test_failed_attempt_may_come_again(quick_path: Path) -> None:
-    """An error may be followed by other rows of its attempt; a result by none."""
     rows = [make_row(0, "error"), make_row(0, "error"), make_row(0)]
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN)
@@ -344,7 +338,6 @@ def test_another_schema_is_refused(quick_path: Path) -> None:
 
 
 def test_second_writer_is_refused(quick_path: Path) -> None:
-    """While a run is written to, another writer is refused; a reader is not."""
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN)
         with pytest.raises(UsageError, match="another process is writing"):
@@ -355,7 +348,6 @@ def test_second_writer_is_refused(quick_path: Path) -> None:
 
 
 def test_lock_goes_with_its_process(quick_path: Path) -> None:
-    """The lock of a writer that was killed is free."""
     code = (
         "import os, signal; from pathlib import Path; from arbitrage_cli.runs.folder import RunFolder;"
         f"RunFolder(Path({str(quick_path / 'run')!r})).save_run({RUN!r}); os.kill(os.getpid(), signal.SIGKILL)"
@@ -369,7 +361,6 @@ def test_lock_goes_with_its_process(quick_path: Path) -> None:
 
 
 def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
-    """A fresh start keeps the old rows and run.json beside the new ones."""
     rows = begin(quick_path / "run")
     with RunFolder(quick_path / "run", fresh=True) as folder:
         assert (folder.run, list(folder.rows)) == (None, [])
@@ -392,14 +383,12 @@ def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
 
 
 def test_folder_without_a_run_is_no_run(quick_path: Path) -> None:
-    """Reading a folder that has no run in it, or is not there, is a usage error."""
     for path in (quick_path, quick_path / "nowhere"):
         with pytest.raises(UsageError, match="has no run"):
             read_run_folder(path)
 
 
 def test_place_that_cannot_be_a_folder_is_refused(quick_path: Path) -> None:
-    """A path below a file is a usage error that names another option."""
     (quick_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be used for a run") as caught:
         RunFolder(quick_path / "file" / "run")
@@ -485,7 +474,6 @@ def test_nothing_is_added_where_the_file_cannot_be_opened_again(quick_path: Path
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["add", "tear", "reopen"]), max_size=12))
 def test_any_order_of_adding_tearing_and_reopening(quick_path: Path, acts: list[str]) -> None:
-    """However often a writer dies within a row, all rows that were finished are there, in order."""
     path = quick_path / str(len(list(quick_path.iterdir())))
     begin(path, rows=0)
     rows: list[dict[str, Any]] = []

@@ -29,7 +29,6 @@ def with_tau(tau: float | None) -> RunInfo:
 
 
 def test_record_of_a_routed_problem() -> None:
-    """The record has the run, the solution, who wrote each step, what was thrown away, and the figures."""
     trace = make_trace(escalate(), accept("So \\boxed{4}.", stop="end"), identifier="p1")
     made = record(finish(trace, alone=3.0), RUN)
     assert made == {
@@ -94,7 +93,6 @@ def test_record_of_a_routed_problem() -> None:
 
 
 def test_record_of_rated_steps() -> None:
-    """Where steps were rated, the record has the advantage that was found, and what rating took."""
     draft, target = make_step("draft"), make_step("target", stop="end")
     decision = Decision(target, draft=draft, target=target, advantage=0.25)
     made = record(Finished(make_trace(decision), reward_cost=Cost(9, 1.5, 3, 0.5)), RUN)
@@ -108,7 +106,6 @@ def attempt(score: Grade | None = None) -> AttemptInfo:
 
 
 def test_row_is_the_record_with_what_was_attempt() -> None:
-    """A row has the fields of the record that differ from row to row, its grade, and its times."""
     finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
     score = Grade("correct", "4", "4 = 4 (the same text)")
     made, recorded = row(finished, RUN, attempt(score)), record(finished, RUN)
@@ -138,7 +135,6 @@ def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | N
 
 
 def test_record_of_one_model_alone() -> None:
-    """Where one model writes alone there is no decision, no number, no tau and no other model."""
     step = make_step("target", "\\boxed{4}", stop="end")
     run = RunInfo("target", None, None, 0.0, 0, models={"target": "big.gguf"})
     made = record(finish(make_trace(Decision(step, target=step))), run)
@@ -148,7 +144,6 @@ def test_record_of_one_model_alone() -> None:
 
 
 def test_record_of_a_problem_that_failed_at_once() -> None:
-    """A problem without a step still has a record, with its error and no answer."""
     made = record(finish(make_trace(), ScriptEndedError("nothing to say", "name real models")), RUN)
     assert (made["error"], made["answer"], made["text"], made["steps"]) == ("nothing to say", None, "", [])
     assert (made["stop"], made["acceptance_rate"], made["seconds"]) == (None, None, 0.0)
@@ -158,14 +153,12 @@ def test_record_of_a_problem_that_failed_at_once() -> None:
     ("tau", "written"), [(math.inf, "inf"), (-math.inf, "-inf"), (0.5, 0.5), (-1.0, -1.0), (None, None)]
 )
 def test_tau_is_valid_json(tau: float | None, written: object) -> None:
-    """An infinite tau is a string in JSON, which has no infinity; every other one is a number."""
     line = to_json(record(finish(make_trace(accept(stop="end"))), with_tau(tau)))
     assert json.loads(line, parse_constant=pytest.fail)["tau"] == written
 
 
 @given(st.text(), st.text(), st.text())
 def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier: str, text: str) -> None:
-    """Whatever the texts, lone surrogates and line separators included, the record is one line and says them in full."""
     trace = make_trace(accept(text, stop="end"), question=question, identifier=identifier)
     line = to_json(record(finish(trace), RUN))
     assert line.isascii()
@@ -175,7 +168,6 @@ def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier:
 
 
 def test_answer_may_be_split_over_steps() -> None:
-    """The answer is looked for in the whole text, so a box that a budget cut in two is still one."""
     assert answer(make_trace(accept("So \\boxed{12", stop="budget"), accept("34}.", stop="end"))) == "1234"
 
 
@@ -195,5 +187,4 @@ def test_answer_may_be_split_over_steps() -> None:
     ids=["solved", "limit", "error with hint", "any error", "context, one step", "context, two steps"],
 )
 def test_error_of_a_problem_says_what_to_do(finished: Finished, error: tuple[str, str] | None) -> None:
-    """A full context and an error are failures, with what to do; an end or a limit of the user's is not."""
     assert problem_error(finished) == error

@@ -11,14 +11,12 @@ from arbitrage_cli.types import Cost, Decision
 
 
 def test_nothing_has_no_rates() -> None:
-    """Without a drafted step there is no rate: None, not 0 and not 1."""
     nothing = tally([])
     assert nothing == Tally()
     assert (nothing.acceptance_rate, nothing.token_acceptance_rate, nothing.seconds) == (None, None, 0.0)
 
 
 def test_one_accepted_and_one_escalated_step() -> None:
-    """What was thrown away costs time and counts as wasted."""
     figures = tally([accept(), escalate()])
     assert (figures.drafted_steps, figures.accepted_steps, figures.target_steps) == (2, 1, 1)
     assert (figures.drafted_tokens, figures.accepted_tokens, figures.wasted_tokens, figures.target_tokens) == (10, 5, 5, 7)
@@ -27,7 +25,6 @@ def test_one_accepted_and_one_escalated_step() -> None:
 
 
 def test_target_alone_drafts_nothing() -> None:
-    """Where no step was drafted no rate is given, however many steps there are."""
     step = make_step("target")
     figures = tally([Decision(step, target=step)])
     assert (figures.target_steps, figures.acceptance_rate, figures.token_acceptance_rate) == (1, None, None)
@@ -35,7 +32,6 @@ def test_target_alone_drafts_nothing() -> None:
 
 @given(st.lists(decisions()), st.lists(decisions()))
 def test_figures_of_the_whole_are_those_of_its_parts(first: list[Decision], second: list[Decision]) -> None:
-    """Going on from the figures of a part gives the figures of the whole."""
     figures = tally(first)
     for decision in second:
         figures = figures.add(decision)
@@ -44,7 +40,6 @@ def test_figures_of_the_whole_are_those_of_its_parts(first: list[Decision], seco
 
 @given(st.lists(decisions(), min_size=1))
 def test_figures_add_up(made: list[Decision]) -> None:
-    """Counts match the steps they count, rates lie between 0 and 1, and no second is lost or counted twice."""
     figures = tally(made)
     drafts = [decision.draft for decision in made if decision.draft]
     targets = [decision.target for decision in made if decision.target]
@@ -62,7 +57,6 @@ def test_figures_add_up(made: list[Decision]) -> None:
 
 @given(costs, costs)
 def test_costs_add_field_by_field(first: Cost, second: Cost) -> None:
-    """The sum of two costs has their tokens and their seconds; its speed is over both."""
     total = first + second
     assert total.seconds == pytest.approx(first.seconds + second.seconds)
     assert total.prefill_tokens == first.prefill_tokens + second.prefill_tokens

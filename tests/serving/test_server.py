@@ -53,7 +53,6 @@ def wait_until(client: Served, condition: Callable[[int, int], bool]) -> None:
 
 
 def test_an_answer(client: Served) -> None:
-    """Its text is that of the solution; its usage counts what was kept, and what each model did."""
     problem = Problem("1", "question 0")
     trace = solve(hash_engines(), [problem], "entropy", 1.5)["1"]
     answer = client.ask(arbitrage=True).json()
@@ -71,7 +70,6 @@ def test_an_answer(client: Served) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"arbitrage": True}, {"stop": ["zz", "qq"]}, {"max_tokens": 20}])
 def test_a_stream_is_the_answer_in_parts(client: Served, fields: dict[str, Any]) -> None:
-    """One chunk a step, between one with the role and one with the reason to stop; usage in the end if asked for."""
     whole = client.ask(**fields).json()
     options = {"stream": True, "stream_options": {"include_usage": True}}
     request = {"messages": [{"role": "user", "content": "question 0"}], **fields, **options}
@@ -224,7 +222,6 @@ def test_how_tokens_are_drawn(client: Served) -> None:
 
 
 def test_a_stop_text_ends_the_answer(client: Served) -> None:
-    """Before its first letter, also if steps divide it."""
     whole = text_of(client.ask())
     stop = whole[whole.index("\n\n") - 2 :][:6]
     answer = client.ask(stop=stop).json()["choices"][0]
@@ -320,11 +317,7 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
         "stop": None,
         "temperature": None,
     }
-    fields: dict[str, Any] = {
-        "top_k": 40,
-        "min_p": 0.05,
-        "cache_prompt": True,
-    }
+    fields: dict[str, Any] = {"top_k": 40, "min_p": 0.05, "cache_prompt": True}
     answer = client.ask(user="me", max_tokens=-1, **nothing)
     assert "x-arbitrage-ignored" not in answer.headers
     for stream in (False, True):
@@ -420,14 +413,7 @@ def test_the_key() -> None:
 def test_no_host_header_opens_a_route(host: str) -> None:
     """Starlette 1.0.0 builds the address of a request from this header."""
     with serving(access=Access(KEY)) as client:
-        for path in (
-            "/v1/models",
-            "/v1/models/target",
-            "/other",
-            "//health",
-            "/health/",
-            "/health/../v1/models",
-        ):
+        for path in ("/v1/models", "/v1/models/target", "/other", "//health", "/health/", "/health/../v1/models"):
             with socket.create_connection(client.address, timeout=10) as raw:
                 raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
                 answer = b"".join(iter(lambda: raw.recv(1000), b""))
@@ -447,7 +433,6 @@ def test_bodies_that_never_end() -> None:
 
 
 def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest of them is closed for a new one."""
     monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
     with serving() as client, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(client.address, timeout=10)) for _ in range(60)]
@@ -462,7 +447,6 @@ def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_full_queue() -> None:
-    """One more is refused; those that wait are answered when it is their turn."""
     gate = Gate()
     gate.close()
     with serving(gate=gate, bounds=Bounds(1, 2), concurrency=1) as client, ThreadPoolExecutor(3) as pool:

@@ -31,13 +31,11 @@ cells = st.integers(0, 60)
     ],
 )
 def test_wilson_has_the_published_values(successes: int, trials: int, low: float, high: float) -> None:
-    """Wilson's interval is that of the literature, also at the edges."""
     assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilson_holds_the_share_and_stays_between_0_and_1(trials: int, data: st.DataObject) -> None:
-    """The interval holds the measured share, lies within [0, 1], and is not of length 0."""
     successes = data.draw(st.integers(0, trials))
     interval = wilson(successes, trials)
     assert interval is not None
@@ -47,7 +45,6 @@ def test_wilson_holds_the_share_and_stays_between_0_and_1(trials: int, data: st.
 
 
 def test_nothing_has_no_interval() -> None:
-    """Without a trial there is no interval: None, not 0 to 1."""
     assert wilson(0, 0) is None
     assert paired_difference(0, 0, 0, 0) is None
 
@@ -61,13 +58,11 @@ def test_nothing_has_no_interval() -> None:
     ],
 )
 def test_paired_difference_has_the_published_values(table: tuple[int, int, int, int], low: float, high: float) -> None:
-    """The interval of a difference of paired shares is that of the literature, also where no pair differs."""
     assert paired_difference(*table) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(cells, cells, cells, cells)
 def test_paired_difference_turns_over_with_its_order(both: int, first: int, second: int, neither: int) -> None:
-    """It holds the measured difference, and changing first and second changes its sign."""
     interval = paired_difference(both, first, second, neither)
     if interval is None:
         assert both + first + second + neither == 0
@@ -79,18 +74,15 @@ def test_paired_difference_turns_over_with_its_order(both: int, first: int, seco
 
 @pytest.mark.parametrize(("first", "second", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (5, 15, 0.0414), (1, 0, 1.0)])
 def test_mcnemar_is_the_exact_binomial_test(first: int, second: int, p: float) -> None:
-    """The p-value is that of a fair coin thrown for each discordant pair, both sides."""
     assert mcnemar(first, second) == pytest.approx(p, abs=5e-5)
     assert mcnemar(second, first) == mcnemar(first, second)
 
 
 def test_mcnemar_of_thousands_is_a_number() -> None:
-    """Many discordant pairs do not overflow."""
     assert 0 < mcnemar(2400, 2600) < 0.01
 
 
 def test_resamples_are_the_same_each_time_and_keep_rows_together() -> None:
-    """Sums come from the same draws for each column, and a second call gives the same ones."""
     column = np.arange(7.0)
     sums = resampled_sums(np.column_stack([column, 2 * column, np.ones(7)]))
     assert sums.shape == (RESAMPLES, 3)
@@ -122,6 +114,5 @@ def test_bootstrap_of_a_ratio_covers_the_true_one() -> None:
 
 
 def test_bootstrap_of_one_problem_or_of_no_time_is_unknown() -> None:
-    """There is no interval from a single problem, nor where the denominator can be 0."""
     assert bootstrap(np.array([[2.0, 1.0]]), ratio_of_sums) is None
     assert bootstrap(np.array([[2.0, 0.0], [1.0, 0.0]]), ratio_of_sums) is None

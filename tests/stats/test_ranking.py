@@ -38,7 +38,6 @@ def value(name: str, number: Numbers, truth: Truth, threshold: float = 0.5) -> f
 
 
 def test_auc_is_the_share_of_pairs_in_order() -> None:
-    """Of all pairs of a step with an advantage and one without; ties count half."""
     number, truth = make(120)
     pairs = list(product(number[truth.is_better], number[~truth.is_better]))
     expected = np.mean([1.0 if better > other else 0.5 if better == other else 0.0 for better, other in pairs])
@@ -46,7 +45,6 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
 
 
 def test_auc_and_spearman_are_those_of_the_libraries() -> None:
-    """scikit-learn's AUC, SciPy's Spearman, ties and all."""
     metrics, stats = pytest.importorskip("sklearn.metrics"), pytest.importorskip("scipy.stats")
     number, truth = make()
     assert value("auc", number, truth) == pytest.approx(metrics.roc_auc_score(truth.is_better, number))
@@ -79,7 +77,6 @@ def test_accuracies_are_of_each_class() -> None:
 
 
 def test_calibration_error_is_over_ten_bins() -> None:
-    """The distance of mean probability and share in each bin, weighted by its states."""
     number, truth = make()
     error = 0.0
     for low in range(BINS):
@@ -117,7 +114,6 @@ def test_intervals_are_over_problems() -> None:
 
 
 def test_one_problem_has_no_interval() -> None:
-    """Over one problem nothing varies, and nothing is certain."""
     number, truth = make(50)
     figure = measure(number, replace(truth, problem=np.zeros(50, np.int64)), 0.5)["auc"]
     assert (figure.value is None, figure.low, figure.high) == (False, None, None)
@@ -133,7 +129,6 @@ def test_interval_covers_the_truth() -> None:
 
 
 def test_one_class_only() -> None:
-    """Without a step worth escalating there is nothing to recall."""
     found = measure(np.arange(10.0), Truth(np.zeros(10), np.zeros(10, bool), np.arange(10)), 0.5)
     assert (found["auc"].value, found["recall_20"].value, found["escalate_accuracy"].value) == (None, None, None)
     assert found["accept_accuracy"].value == 0.1
@@ -147,7 +142,6 @@ def test_merit_is_recall_and_auc() -> None:
 
 
 def test_merit_counts_by_weight() -> None:
-    """A state that counts three times is as three states."""
     number, truth = make(300)
     times = np.arange(300) % 3 + 1
     weighted = Truth(truth.advantage, truth.is_better, truth.problem, times.astype(np.float64))
@@ -165,7 +159,6 @@ def test_gaps_of_merit_are_paired() -> None:
 
 
 def test_best_threshold_has_the_highest_mean_accuracy() -> None:
-    """None of the numbers, and nothing between them, does better."""
     number, truth = make()
     better, others = number[truth.is_better], number[~truth.is_better]
 

@@ -115,8 +115,7 @@ def test_failing_children_leave_nothing_open(child: Child) -> None:
 
 
 @pytest.mark.parametrize(
-    "script",
-    ["exit 3", "kill -9 $$", "echo nonsense; exit", "echo '[\"ready\"]'; exit", "echo '[\"ready\"]'; exec cat"],
+    "script", ["exit 3", "kill -9 $$", "echo nonsense; exit", "echo '[\"ready\"]'; exit", "echo '[\"ready\"]'; exec cat"]
 )
 def test_process_that_says_something_else_gives_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str

@@ -13,7 +13,6 @@ from arbitrage_cli.system.files import user_folder, write_atomically
 
 
 def test_new_and_old_files(tmp_path: Path) -> None:
-    """A file is made or replaced, and no other is left; it has the permissions of any new file."""
     path = tmp_path / "file"
     for data in (b"one", b"", b"three"):
         write_atomically(path, data)
@@ -40,7 +39,6 @@ def test_failure_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_symlink_is_followed(tmp_path: Path, exists: bool) -> None:
-    """The link stays, and the file that it points to has the content."""
     (tmp_path / "folder").mkdir()
     file, link = tmp_path / "folder" / "file", tmp_path / "link"
     link.symlink_to("folder/file")
@@ -51,7 +49,6 @@ def test_symlink_is_followed(tmp_path: Path, exists: bool) -> None:
 
 
 def test_pipe_and_device_are_written_to(tmp_path: Path) -> None:
-    """What is not a regular file stays what it is."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     received: list[bytes] = []

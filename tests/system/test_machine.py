@@ -48,7 +48,6 @@ def cores(*siblings: str) -> dict[str, str]:
     ],
 )
 def test_threads(root: Path, files: dict[str, str], threads: int) -> None:
-    """The least of cores, affinity and quota, as far as the system has them; a quota counts in whole CPUs, at least one."""
     write(root, files)
     assert machine.default_threads() == threads
 
@@ -88,7 +87,6 @@ def test_this_machine() -> None:
     ids=["nothing said", "machine", "no limit", "container", "old container", "machine with less"],
 )
 def test_memory(root: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], total: int, available: int) -> None:
-    """Memory is the machine's, or the container's if that has less; file cache counts as available."""
     monkeypatch.setattr(os, "sysconf", lambda name: 1024)
     write(root, files)
     assert (machine.total_memory(), machine.available_memory()) == (total, available)

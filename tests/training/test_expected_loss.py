@@ -77,7 +77,6 @@ def test_few_problems_are_not_luck() -> None:
 
 
 def test_intervals_are_over_problems() -> None:
-    """The same solution four times over is no more than one, if it is of one problem."""
     probability, draft, target, solution = world(100, 3)
     widths = []
     again = np.concatenate([solution + 100 * copy for copy in range(4)])

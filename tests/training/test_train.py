@@ -115,7 +115,6 @@ def test_nothing_is_taken_from_the_test(collected: Collected, head: Head) -> Non
 
 
 def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None:
-    """Models, reward, problems and states of each part, and when and how."""
     card = head.card
     assert card.features == FEATURES
     assert card.pairs == ({"draft": DRAFT, "target": TARGET},)
@@ -134,7 +133,6 @@ def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None
 
 
 def test_trained_head_comes_back_from_its_file(collected: Collected, head: Head, tmp_path: Path) -> None:
-    """With the same probabilities for every state, and a table of taus that can be used."""
     save(head, tmp_path / "head.safetensors")
     found = load(tmp_path / "head.safetensors")
     rows = collected.features[:200]
@@ -203,7 +201,6 @@ def test_given_test_without_states_is_refused(tmp_path: Path) -> None:
 
 
 def test_several_drafts_are_all_named(tmp_path: Path) -> None:
-    """What is trained on two pairs names both."""
     other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
     runs = [
         write_run(tmp_path / "one", questions(50)),
@@ -326,10 +323,7 @@ def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
             "target": {**TARGET, "source": "t.gguf"},
         }
     }
-    runs = [
-        write_run(tmp_path / "large", questions(200)),
-        write_run(tmp_path / "small", questions(10, 200), changes=other),
-    ]
+    runs = [write_run(tmp_path / "large", questions(200)), write_run(tmp_path / "small", questions(10, 200), changes=other)]
     with pytest.raises(UsageError, match="an advantage in the training part of draft Other"):
         train_on(read_states(runs))
 
@@ -382,7 +376,6 @@ def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> 
 
 
 def test_smaller_head_wins_unless_the_larger_is_clearly_better() -> None:
-    """Within one standard error of the best, the smallest is taken; beyond it, the best."""
     rng = np.random.default_rng(0)
     signal = rng.normal(size=2000)
     is_better = rng.random(2000) < 1 / (1 + np.exp(2 - 2 * signal))

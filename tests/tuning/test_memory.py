@@ -130,7 +130,6 @@ def test_other_words_are_refused(text: str) -> None:
 
 
 def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
-    """Weights once, and a cache for each sequence in its number format; scripted models need nothing."""
     found: dict[ModelRole, str] = {"draft": str(tiny["draft"]), "target": str(tiny["target"])}
     full = memory_needed(found, Options(256), {"draft": 1, "target": 2})
     assert full.weights == sum(path.stat().st_size for path in (tiny["draft"], tiny["target"]))

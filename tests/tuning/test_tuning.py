@@ -160,7 +160,6 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
-    """Its name and what to do; numbers that cannot be are damage too."""
     path = tmp_path / "tuned.json"
     keep_tuned(path, [make_tuned()])
     made = json.loads(path.read_text())
