@@ -174,14 +174,6 @@ def test_numbers_of_the_token_statistics() -> None:
     assert max_negative_logprob(new_trace(), step("draft", token_stats=token_stats)) == 3.0
 
 
-@pytest.mark.parametrize("policy", ["entropy", "logprob", "logprob-min"])
-def test_no_token_statistics_are_a_defect(policy: str) -> None:
-    flow = POLICIES[policy].flow(new_trace(), 1.0, 0)
-    next(flow)
-    with pytest.raises(ValueError, match="not kept"):
-        flow.send(step("draft"))
-
-
 def test_random_escalates_at_a_rate_of_one_minus_tau() -> None:
     draw, tau = uniform_draw(3), 0.7
     numbers = [draw(new_trace(name=str(index)), step("draft")) for index in range(4000)]

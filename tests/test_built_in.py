@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -127,28 +126,6 @@ def test_an_odd_pair_is_a_warning(tmp_path: Path) -> None:
     assert swapped not in alone
 
 
-def test_more_threads_than_processors_are_a_warning() -> None:
-    num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    short = ("1 + 1", "--policy", "draft", "--max-tokens", "1", "--threads")
-    assert solve(*short, str(num_processors + 1)).err.count("logical processors") == 1
-    assert "logical processors" not in solve(*short, str(num_processors)).err
-
-
-def test_ways_to_ask() -> None:
-    questions = {
-        "12 + 30": "42",
-        "what's 8 times 7?": "56",
-        "Tom has 5 apples and buys 3 more. How many apples does he have now?": "8",
-        "Ben buys 4 books at $6 each. What is the total cost?": "24",
-        "What is 25% of 80?": "20",
-        "How many minutes are 3 hours?": "180",
-    }
-    records = solve("--policy", "target", stdin="\n".join(questions).encode()).records
-    answers = {record["problem"]: record["answer"] for record in records}
-    right = [question for question, answer in questions.items() if answers[question] == answer]
-    assert len(right) >= len(questions) - 1, answers
-
-
 def test_proposals_and_batches_change_no_text(backends: dict[ModelRole, LlamaBackend]) -> None:
     """Kernels for several tokens differ from those for one in the last bits: hardly ever in a token."""
     problems = some_problems()
@@ -187,18 +164,6 @@ def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelR
         assert {backend.card.kv_cache for backend in (*plain.values(), flash)} == {"f16"}
         found = texts(plain, problems, "entropy", 1.0)
     assert_nearly_same(found, texts(backends, problems, "entropy", 1.0))
-
-
-@pytest.mark.parametrize(("num_sequences", "share"), [(SLOTS, True), (16, False)])
-def test_few_of_them_share_a_cache(num_sequences: int, *, share: bool) -> None:
-    """If it is small; with many, each sequence would skip too many tokens of the others."""
-    with LlamaBackend(find_files("builtin:draft")[0], Options(threads=1, num_sequences=num_sequences)) as backend:
-        cells = c.llama_n_ctx_seq(backend._context)  # of all sequences, if they share
-        assert cells == backend.card.context_size * (num_sequences if share else 1)
-
-
-def test_all_of_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in MODELS.iterdir() if path.is_file()) <= 24e6
 
 
 def test_the_data_sets_come_from_the_recipe(generate: ModuleType) -> None:
@@ -282,15 +247,6 @@ def test_a_benchmark_on_what_the_head_was_trained_on_says_so(quick_path: Path) -
     seen = run(*bench, "--head", head, "-o", str(quick_path / "seen"))
     usual = run(*bench, "-o", str(quick_path / "usual"))
     assert ["on 1 of these 2 problems" in str(result.records[0]["notes"]) for result in (seen, usual)] == [True, False]
-
-
-def test_a_pairs_head_goes_with_its_own_models_only() -> None:
-    """With another draft the universal head decides; without a policy that has a head, none is mentioned."""
-    other = str(find_files("builtin:target")[0])
-    result = solve("5 + 6", "--json", "--pair", "builtin", "--draft", other)
-    assert result.records[0]["settings"]["head"] == "universal"
-    unasked = solve("5 + 6", "--json", "--pair", "builtin", "--draft", other, "--policy", "entropy")
-    assert "universal" not in unasked.err
 
 
 def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:

@@ -6,7 +6,7 @@ import re
 
 import pyte
 import pytest
-from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_step, make_trace, scrollback, solve
+from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_trace, scrollback, solve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.records import RunInfo, record, to_json
 from arbitrage_cli.runs.summary import Standing
-from arbitrage_cli.types import Decision, Started, Writing, Wrote
+from arbitrage_cli.types import Started, Writing, Wrote
 
 HOSTILE = {
     "window title": "\x1b]0;pwned\x07",
@@ -163,9 +163,6 @@ def test_one_line_is_one_line(text: str) -> None:
     assert made == " ".join(made.split())
 
 
-# --- nothing is swallowed
-
-
 @markup
 def test_markup_is_shown_as_it_stands(text: str) -> None:
     for shown in (shown_plainly(text), scrollback_of(shown_live(text))):
@@ -205,9 +202,3 @@ def test_box_in_the_problem_is_no_answer() -> None:
     assert right["answer"] == "2"
     none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", env={"ARBITRAGE_MAX_STEPS": "1"}).records[0]
     assert none["answer"] is None
-
-
-def test_box_in_a_rejected_draft_is_no_answer() -> None:
-    draft, target = make_step("draft", "\\boxed{42}", stop="end"), make_step("target", "I do not know.", stop="end")
-    trace = make_trace(Decision(target, draft=draft, target=target, score=2.0))
-    assert json.loads(to_json(record(finish(trace), make_run())))["answer"] is None

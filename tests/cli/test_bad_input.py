@@ -1,4 +1,4 @@
-"""Input that cannot be used: one clear message on stderr, the right exit code, never a traceback."""
+"""Input and streams that cannot be used: one clear message on stderr, the right exit code, never a traceback."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli import (
+    BROKEN,
     CLOSED,
     ESCAPE,
     MODELS,
@@ -20,71 +21,72 @@ from cli import (
     solve,
     start,
 )
+from collected import questions, write_run
 from faults import write_problems
+from made_up_runs import make_run, write_run_folder
 
 RUN_FAILED, USAGE, MODEL, CLOSED_PIPE = 1, 2, 3, 141
 SOLVE = ("solve", *MODELS, QUESTION)
-BENCH = ("bench", "--dataset", "one.jsonl", "-q", "--max-tokens", "1", "--threads", "1")
-UNREADABLE = ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem")
-
-
-def draft_alone(model: str | bytes) -> Result:
-    return run("solve", QUESTION, "--policy", "draft", "--draft", model)
-
-
-def answers(result: Result) -> list[str | None]:
-    return [record["answer"] for record in result.records]
-
-
-# --- models
-
-
-def test_place_without_a_model_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    for name, word in [("fifo", "regular file"), ("", "folder"), ("missing.gguf", "no such file")]:
-        assert_refused(draft_alone(str(tmp_path / name)), MODEL, str(tmp_path / name).rstrip("/"), word)
-    assert_refused(draft_alone("~nobody-here/x.gguf"), MODEL, "~nobody-here/x.gguf: ")
-
-
-# --- options
+DRAFT_ALONE = ("solve", QUESTION, "--policy", "draft", "--draft")
+BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run", "-q")
+SHORT = ("--dataset", "two.jsonl", "-q", "--max-tokens", "1", "--threads", "1")
+PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "settings", "message", "word"),
     [
-        ([*SOLVE, "--ctx", "100000000000"], USAGE, ["--ctx: "]),
-        ([*SOLVE, "--threads", "100000"], USAGE, ["--threads: "]),
-        ([*SOLVE, "--temperature", "nan"], USAGE, ["--temperature: "]),
-        ([*SOLVE, "--tau", "nan"], USAGE, ["--tau: "]),
-        ([*SOLVE, "--policy", "entrop"], USAGE, ["--policy: ", "did you mean 'entropy'"]),
-        ([*SOLVE, "--polcy", "target"], USAGE, ["--policy"]),
-        ([*SOLVE, "--pair", "buildin"], USAGE, ["--pair: ", "did you mean 'builtin'"]),
-        (["solve", *MODELS, "-", "--input", "one.jsonl"], USAGE, ["--input"]),
-        (["solve", *MODELS, ""], USAGE, ["the problem is empty"]),
-        (["solve", *MODELS, " \t\n "], USAGE, ["the problem is empty"]),
-        (["solve", *MODELS, "one.jsonl"], USAGE, ["--input"]),
-        *((["solve", *MODELS, "-q", "--input", name], USAGE, [f"{name}: "]) for name in UNREADABLE),
-        (["solve", QUESTION, *MODELS[2:]], USAGE, ["policy entropy", "--draft", "--pair scripted"]),
-        (
-            ["solve", QUESTION, "--policy", "draft", "--draft", "scripted:oracle"],
-            USAGE,
-            ["scripted:oracle", "scripted:target"],
+        (["solve"], "", "no problem given", ""),
+        ([*SOLVE[:-1], ""], "", "the problem is empty", ""),
+        ([*SOLVE[:-1], " \t\n "], "", "the problem is empty", ""),
+        ([*SOLVE[:-1], "two.jsonl"], "", "", "--input"),
+        ([*SOLVE, "--input", "two.jsonl"], "", "a problem and --input were both given", ""),
+        *(
+            ([*SOLVE[:-1], "-q", "--input", name], "", f"{name}: ", "")
+            for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem")
         ),
-        (["models", "pul"], USAGE, ["'pull'"]),
-        (["guide", "trainign"], USAGE, ["did you mean 'training'"]),
-        (["tune", "--draft", "no.gguf", "--target", "no.gguf"], MODEL, ["no.gguf"]),
-        ([*BENCH, "--target", "no.gguf", "--policy", "target"], MODEL, ["no.gguf"]),
-        ([*BENCH, "--policy", "rsd", "--prm", "no.gguf"], MODEL, ["no.gguf"]),
-        (["collect", *BENCH[1:], "--draft", "no.gguf", "--target", "no.gguf", "--reward", "rollout"], MODEL, ["no.gguf"]),
+        (["solve", "1 + 1", "--draft", "scripted:draft"], "", "policy entropy needs a target model", ""),
+        (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--pair scripted"),
+        ([*DRAFT_ALONE, "scripted:oracle"], "", "", "scripted:target"),
+        ([*DRAFT_ALONE, "x.gguf"], "", "x.gguf: no such file", ""),
+        ([*DRAFT_ALONE, "."], "", ".", "folder"),
+        ([*DRAFT_ALONE, "fifo.gguf"], "", "fifo.gguf", "regular file"),
+        ([*DRAFT_ALONE, "~nobody-here/x.gguf"], "", "~nobody-here/x.gguf: ", ""),
+        (["solv"], "", "No such command 'solv'. Did you mean 'solve'?", ""),
+        (["models", "pul"], "", "", "'pull'"),
+        (["guide", "trainign"], "", "", "did you mean 'training'"),
+        ([*SOLVE, "--polcy", "target"], "", "", "--policy"),
+        ([*SOLVE, "--ctx", "100000000000"], "", "--ctx: ", ""),
+        ([*SOLVE, "--threads", "100000"], "", "--threads: ", ""),
+        ([*SOLVE, "--temperature", "nan"], "", "--temperature: ", ""),
+        ([*SOLVE, "--max-tokens", "0"], "", "--max-tokens: Input should be greater than or equal to 1", ""),
+        ([*SOLVE, "--policy", "entrop"], "", "--policy: unknown policy 'entrop'", "did you mean 'entropy'"),
+        ([*SOLVE, "--pair", "buildin"], "", "--pair: ", "did you mean 'builtin'"),
+        ([*SOLVE, "--tau", "nan"], "", "--tau: ", ""),
+        ([*SOLVE, "--tau", "high"], "", "--tau: invalid tau 'high' for policy entropy", ""),
+        ([*SOLVE, "--policy", "target", "--tau", "1"], "", "--tau: policy target does not use it", ""),
+        ([*SOLVE], 'tau = "high"', "arbitrage.toml: tau: invalid tau 'high' for policy entropy", ""),
+        ([*SOLVE], "taus = 1", "arbitrage.toml: unknown setting 'taus'", ""),
+        ([*SOLVE], "tau =", "arbitrage.toml: cannot be read as TOML (Invalid value (at line 1, column 6))", ""),
+        ([*BENCH, "--limit", "4-9"], "", "--limit: '4-9' selects no problems", ""),
+        ([*BENCH, "--policy", "target@1"], "", "--policy: policy target has no tau", ""),
+        (["bench", *SHORT, "--target", "no.gguf", "--policy", "target"], "", "no.gguf", ""),
+        (["bench", *SHORT, "--policy", "rsd", "--prm", "no.gguf"], "", "no.gguf", ""),
+        (["collect", *SHORT, *PAIR, "--reward", "rollout"], "", "no.gguf", ""),
+        (["tune", *PAIR], "", "no.gguf", ""),
+        (["report", "nowhere"], "", "nowhere: this folder has no run", ""),
+        (["train", "run", "-o", "head.pkl"], "", "--output: head.pkl: a head is a .safetensors file", ""),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], code: int, words: list[str]) -> None:
-    write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    assert_refused(run(*arguments, cwd=quick_path), code, "", *words)
-
-
-# --- where problems come from
+def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], settings: str, message: str, word: str) -> None:
+    """The wording of typical errors, whole: the only test of prose."""
+    write_problems(quick_path / "two.jsonl", ["1 + 1", "2 + 2"])
+    os.mkfifo(quick_path / "fifo.gguf")
+    if settings:
+        (quick_path / "arbitrage.toml").write_text(f"{settings}\n")
+    is_of_a_model = ".gguf" in message or message == "."
+    assert_refused(run(*arguments, cwd=quick_path), MODEL if is_of_a_model else USAGE, message, word)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\r\n", b"\xef\xbb\xbf"], ids=["empty", "blank lines", "only a BOM"])
@@ -93,9 +95,6 @@ def test_input_without_a_problem_is_refused_before_models_are_opened(tmp_path: P
     missing = str(tmp_path / "missing.gguf")
     result = run("solve", "--draft", missing, "--target", missing, "-q", stdin=tmp_path / "input")
     assert_refused(result, USAGE, "the input has no problem")
-
-
-# --- bad lines among good ones
 
 
 def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
@@ -205,3 +204,62 @@ def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
     result = solve("--input", "model.bin", cwd=tmp_path)
     assert (result.code, result.out) == (USAGE, "")
     assert len(result.err.splitlines()) < 50
+
+
+# --- standard output that is closed, full, or without a reader, of every command
+
+COMMANDS = (
+    ("doctor",),
+    ("runs", "."),
+    ("models", "list"),
+    ("models", "list", "--json"),
+    ("models", "info", "builtin"),
+    ("models", "path", "builtin"),
+    ("--help",),
+    ("--version",),
+    ("report", "made"),
+    ("compare", "made", "made", "--json"),
+    ("compare", "made", "made"),
+)
+each_command = pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of a benchmark, `made`, and one of collected states, `states`."""
+    folder = tmp_path_factory.mktemp("output")
+    write_run_folder(folder / "made", make_run(6))
+    write_run(folder / "states", questions(20))
+    return folder
+
+
+def assert_no_defect(result: Result) -> None:
+    assert not [word for word in ("defect", "Traceback", "Exception ignored") if word in result.err]
+
+
+@each_command
+def test_closed_output_is_one_error_with_a_hint(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, cwd=here, stdout=CLOSED)
+    assert_no_defect(result)
+    assert_refused(result, USAGE, "standard output is closed", "> FILE")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@each_command
+def test_full_device_gives_the_systems_reason(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, cwd=here, stdout="/dev/full")
+    assert_no_defect(result)
+    assert_refused(result, RUN_FAILED, "", "No space left on device")
+
+
+@each_command
+def test_missing_reader_ends_a_command_silently(here: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, cwd=here, stdout=BROKEN)
+    assert (result.code, result.err) == (CLOSED_PIPE, "")
+
+
+def test_closed_output_is_refused_before_anything_is_made(here: Path) -> None:
+    trained = run("train", "states", "-o", "head.safetensors", cwd=here, stdout=CLOSED)
+    shown = run("report", "made", "-o", "page.html", cwd=here, stdout=CLOSED)
+    assert (trained.code, shown.code) == (USAGE, USAGE)
+    assert sorted(path.name for path in here.iterdir()) == ["made", "states"]

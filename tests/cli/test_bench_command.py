@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, Terminal, assert_refused, flat, pair_named_mine, run
+from cli import Result, Terminal, assert_refused, flat, run
 from collected import write_run
 from faults import results, rows_of, set_aside, write_problems
 
@@ -269,12 +269,6 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     assert bench(here, "--ids", "p0").code == 0
 
 
-def test_fresh_start_that_cannot_begin_leaves_the_run(copy: Path) -> None:
-    files = files_of(copy / "run")
-    assert bench(copy, "--fresh", "--target", "nowhere.gguf").code == 3
-    assert files_of(copy / "run") == files
-
-
 def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
     old = (copy / "run" / "results.jsonl").read_bytes()
     result = bench(copy, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
@@ -356,24 +350,7 @@ def test_another_grader_is_refused_until_the_run_is_graded_again(copy: Path) -> 
     assert bench(copy, "-q").code == 0
 
 
-RATED = ("bench", *BENCH[3:], "--limit", "1", "--threads", "1", "--max-tokens", "8", "-q")
 """A benchmark of the built-in pair, which has a process reward model."""
-
-
-def test_other_rewards_are_refused(here: Path) -> None:
-    models = {"draft": "builtin:draft", "target": "builtin:target", "prm": "builtin:prm"}
-    rated = (*RATED, "--pair", "mine")
-    env = pair_named_mine(here, **models, prm_style="steps")
-    assert run(*rated, "--policy", "oracle", cwd=here, env=env).code == 0
-    made = run_json(here)
-    assert (made["reward"], made["prm_style"]) == ("prm", "steps")
-    refused = run(*rated, "--policy", "oracle", "--reward", "rollout", cwd=here, env=env)
-    assert_refused(refused, 2, "", "another reward: prm, not rollout")
-    pair_named_mine(here, **models, prm_style="turns")
-    refused = run(*rated, "--policy", "rsd", cwd=here, env=env)
-    assert_refused(refused, 2, "", "another prm style: steps, not turns")
-    assert run(*rated, "--policy", "draft", "--reward", "rollout", cwd=here, env=env).code == 0
-    assert run_json(here)["fingerprint"] == made["fingerprint"]
 
 
 # --- grading again
@@ -395,34 +372,6 @@ def test_grade_replaces_grades_without_models(copy: Path) -> None:
     again = run("grade", "run", cwd=copy)
     assert (again.code, again.err) == (0, "")
     assert files_of(copy / "run") == files
-
-
-def test_grade_keeps_errors(here: Path) -> None:
-    (here / "arithmetic.jsonl").write_text('{"id": "odd", "question": "who?", "answer": 1}\n')
-    assert bench(here, "-q").code == 1
-    before = results(rows_of(here / "run"))
-    assert run("grade", "run", "-q", cwd=here).code == 1
-    assert results(rows_of(here / "run")) == before
-
-
-def test_grade_of_a_folder_without_a_run_changes_nothing(here: Path) -> None:
-    for name in (".", "nowhere"):
-        assert_refused(run("grade", name, cwd=here), 2, f"{name}: ", "no run")
-    assert [path.name for path in here.iterdir()] == ["arithmetic.jsonl"]
-
-
-# --- in a terminal
-
-
-def test_progress_in_a_terminal(here: Path) -> None:
-    arguments = ("bench", *PAIR, "--dataset", str(here / "arithmetic.jsonl"), "-o", str(here / "run"))
-    with Terminal(*arguments, columns=100, rows=30) as terminal:
-        assert terminal.wait() == 0
-    shown = terminal.raw.decode()
-    assert [word for word in (" left", "right", "speed", "  step ") if word not in shown] == []
-    assert terminal.text.lstrip().startswith("arithmetic.jsonl: 3 problems")
-    assert "█" not in terminal.text
-    assert not terminal.screen.cursor.hidden
 
 
 def run_many(here: Path) -> tuple[str, ...]:

@@ -78,15 +78,6 @@ def test_more_rollouts_at_once_than_llama_has_sequences_for_are_refused(tmp_path
     assert_refused(result, 2, "", "--concurrency, up to 15", "--rollouts")
 
 
-def test_other_rewards_are_refused(tmp_path: Path) -> None:
-    write_problems(tmp_path / "problems.jsonl", 2)
-    command = ("collect", "--dataset", "problems.jsonl", "--threads", "1", "--max-tokens", "8", "-q", "-o", "run")
-    assert run(*command, "--limit", "1", cwd=tmp_path).code == 0
-    assert_refused(run(*command, "--reward", "rollout", cwd=tmp_path), 2, "", "another reward")
-    assert run(*command, cwd=tmp_path).code == 0
-    assert len(rows_of(tmp_path / "run")) == 2
-
-
 @pytest.mark.parametrize(
     ("flags", "rows", "is_kept"),
     [((), False, True), (("--draft", "scripted:target"), False, False), ((), True, True)],

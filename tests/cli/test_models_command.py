@@ -11,11 +11,10 @@ from pathlib import Path
 
 import fake_hub
 import pytest
-from cli import ESCAPE, HERE, PROGRAM, Result, Terminal, assert_refused, environment, run, start
+from cli import ESCAPE, HERE, PROGRAM, Result, assert_refused, environment, run, start
 from fake_hub import FakeHub
 
 DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
-TOKEN = "hf_SENTINEL0123456789"  # noqa: S105 - no real one
 BIG = bytes(range(256)) * 20_000  # about 5 MB, no GGUF
 RUN_FAILED, USAGE, MODEL = 1, 2, 3
 SHORT = ("--max-tokens", "16", "--threads", "1")
@@ -78,18 +77,6 @@ def test_list_shows_pairs_and_what_is_here_without_the_hub(pair: Place) -> None:
     assert not pair.hub.requests
 
 
-def test_list_as_json_has_models_reward_model_and_head(pair: Place) -> None:
-    assert pair.run("models", "pull", DRAFT).code == 0
-    pairs = {record["pair"]: record for record in pair.run("models", "list", "--json").records}
-    assert pairs["mine"]["draft"] == {"model": DRAFT, "here": True}
-    assert pairs["mine"]["target"] == {"model": f"{TARGET}:Q8_0", "here": False}
-    assert pairs["scripted"]["draft"]["here"]
-    assert pairs["builtin"]["prm"] == {"model": "builtin:prm", "here": True}
-    assert pairs["builtin"]["head"] == {"model": "builtin:builtin", "here": True}
-    assert "prm" in pairs["llama3"]
-    assert "head" not in pairs["llama3"]
-
-
 def test_pull_fetches_a_pair_once_and_path_finds_it(pair: Place) -> None:
     before = pair.run("models", "path", "mine")
     assert (before.code, before.out) == (RUN_FAILED, "")
@@ -130,20 +117,6 @@ def test_only_names_of_models_and_pairs_are_pulled(place: Place, name: str, code
     assert place.run("models", "pull", name).code == code
     assert place.run("models", "path", name).code == (RUN_FAILED if code else 0)
     assert not place.hub.requests
-
-
-def test_reward_model_is_pulled_with_a_flag_only(pair: Place) -> None:
-    assert_refused(pair.run("models", "pull", "mine", "--prm"), USAGE, "", "'mine' has no process reward model")
-    pair.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{DRAFT}"\nprm = "{TARGET}:Q8_0"\n')
-    pulled = pair.run("models", "pull", "mine", "--prm").out.splitlines()
-    assert Path(pulled[-1]).name == "target.q8_0.gguf"
-
-
-def test_pull_in_a_terminal_shows_how_far_it_is(place: Place) -> None:
-    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
-    with Terminal("models", "pull", DRAFT, columns=120, env=place.env()) as terminal:
-        assert terminal.wait() == 0
-        assert b"downloading big-Q4_K_M.gguf, 0 B of 5 MB" in terminal.raw
 
 
 @contextmanager
@@ -215,15 +188,6 @@ def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path]) -> None
     assert "8 checkpoints" in run("models", "info", tiny["hybrid"]).out
 
 
-def test_info_of_a_pair_adds_its_memory_up(pair: Place) -> None:
-    assert_refused(pair.run("models", "info", "mine"), MODEL, "", "not on this machine", f"arbitrage models pull {DRAFT}")
-    pair.run("models", "pull", "mine")
-    (record,) = pair.run("models", "info", "mine", "--json").records
-    assert [model["model"] for model in record["models"]] == [DRAFT, f"{TARGET}:Q8_0"]
-    assert [model["context_size"] for model in record["models"]] == [512, 512]
-    assert record["memory_bytes"] == sum(model["memory_bytes"] for model in record["models"])
-
-
 def test_info_of_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
@@ -278,23 +242,6 @@ def test_named_model_wins_over_a_pair_unless_the_pair_was_named_nearer(
     place.write("config.toml", settings)
     (record,) = place.run("solve", "1 + 2", "--json", *flags, **variables).records
     assert (record["draft"], record["target"]) == (drafted, "scripted:draft")
-
-
-def test_a_broken_pair_is_named_and_stops_only_itself(place: Place) -> None:
-    place.write("pairs.toml", '[mine]\n[swapped]\ndraft = "scripted:target"\ntarget = "scripted:draft"\n')
-    listed = place.run("models", "list")
-    assert listed.code == 0
-    assert "swapped" in listed.out
-    assert "pairs.toml: pair 'mine': draft: " in listed.err
-    assert place.run("solve", "1 + 2", "--pair", "swapped", "-q").code == 0
-    assert_refused(place.run("solve", "1 + 2", "--pair", "mine"), USAGE, "", "pair 'mine': draft: ")
-    place.write("pairs.toml", "[mine\n")
-    assert_refused(place.run("models", "list"), USAGE, "", "pairs.toml: cannot be read as TOML")
-
-
-def test_settings_reach_the_commands_below(place: Place) -> None:
-    place.write("config.toml", "offline = true\n")
-    assert_refused(place.run("models", "pull", DRAFT), MODEL, "", "--offline")
 
 
 def test_installed_copy_has_the_pairs(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """`arbitrage report` and `arbitrage compare`: what goes where, and what is refused."""
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, Terminal, assert_refused, run
-from faults import write_problems
+from cli import ESCAPE, assert_refused, run
 from made_up_runs import MadeUp, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.projection import parse_speeds
+from arbitrage_cli.runs.folder import encode
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
@@ -34,14 +36,6 @@ def test_report_shows_the_table_alone(folder: Path) -> None:
     assert shown.out.startswith("made-up: 6 problems\n")
     assert "entropy 0.5" in shown.out
     assert ESCAPE not in shown.stdout
-
-
-def test_terminal_of_80_columns_gets_a_bold_heading_that_is_not_cut(folder: Path) -> None:
-    with Terminal("report", str(folder)) as terminal:
-        assert terminal.wait() == 0
-    assert b"\x1b[1m" in terminal.raw
-    (heading,) = [line for line in terminal.text.splitlines() if line.startswith("policy ")]
-    assert heading.endswith("accepted")
 
 
 SPEEDS = "draft=2000/100,target=1000/50"
@@ -76,15 +70,6 @@ def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
     assert attempt["steps"][0]["text"] == huge
 
 
-def test_place_without_a_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path):
-        for arguments in (("report", place), ("compare", place, place)):
-            shown = run(*arguments)
-            assert_refused(shown, 2, f"{place}: ", "no run")
-            assert "--output" not in shown.err
-
-
 def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
     for page in (tmp_path / "nowhere" / "report.html", tmp_path / "folder.html"):
@@ -113,12 +98,6 @@ def test_page_is_opened_in_the_browser(folder: Path, tmp_path: Path) -> None:
     assert f"open {tmp_path}/page.html" in shown.err
 
 
-def test_damaged_run_is_not_reported_on(folder: Path) -> None:
-    rows = (folder / "results.jsonl").read_bytes()
-    (folder / "results.jsonl").write_bytes(rows.replace(b'"incorrect"', b'"perhaps"', 1))
-    assert_refused(run("report", folder), 5, "", "results.jsonl: line")
-
-
 def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Path) -> None:
     write_run_folder(tmp_path / "other", make_run(6, columns=[("entropy", 0.5)], drift=0.3))
     shown = run("compare", folder, tmp_path / "other")
@@ -129,17 +108,38 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
     assert record["policies"][0]["accuracy_difference"] == 0.0
 
 
-def test_compare_of_runs_without_a_common_policy_is_refused(folder: Path, tmp_path: Path) -> None:
-    write_run_folder(tmp_path / "other", make_run(3, columns=[("random", 0.3), ("random", 0.6)]))
-    assert_refused(run("compare", folder, tmp_path / "other"), 2, "", "no policy in common")
+# --- arbitrage runs
 
 
-def test_a_page_does_not_replace_a_file_of_any_run(quick_path: Path) -> None:
-    write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    for name in ("a", "b"):
-        bench = ("bench", "--dataset", "one.jsonl", "-q", "--pair", "scripted", "--policy", "target", "-o", name)
-        assert run(*bench, cwd=quick_path).code == 0
-    rows = (quick_path / "b" / "results.jsonl").read_bytes()
-    for name in ("a/run.json", "b/results.jsonl"):
-        assert run("report", "a", "-o", name, cwd=quick_path).code == 2
-    assert (quick_path / "b" / "results.jsonl").read_bytes() == rows
+AGE = 3.2 * 24 * 3600  # seconds
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with a benchmark, collected states, and a damaged run."""
+    write_run_folder(tmp_path / "runs" / "one", make_run(3, columns=[("target", None), ("entropy", 0.5)]))
+    write_run_folder(tmp_path / "runs" / "bad", make_run(1))
+    (tmp_path / "runs" / "bad" / "run.json").write_text("{}")
+    (tmp_path / "runs" / "no run").mkdir()
+    for path in (tmp_path / "runs").rglob("*"):
+        os.utime(path, (time.time() - AGE,) * 2)
+    return tmp_path
+
+
+def test_runs_are_listed(here: Path) -> None:
+    shown = run("runs", cwd=here)
+    assert (shown.code, shown.err) == (0, "")
+    assert "runs/one  6/6 done, 3 days ago\n  made-up: target, entropy 0.5; " in shown.out
+    assert "runs/bad, 3 days ago\n  runs/bad/run.json: schema " in shown.out
+    assert "no run" not in shown.out
+    records = {record["folder"]: record for record in json.loads(run("runs", "--json", cwd=here).out)}
+    assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
+    assert "no runs" in run("runs", "elsewhere", cwd=here).err
+
+
+@pytest.mark.parametrize("run_json", [{"schema": 1}, {"schema": 1, "ids": [], "models": "x", "policies": None}])
+def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], here: Path) -> None:
+    (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
+    shown = run("runs", cwd=here)
+    assert (shown.code, "runs/one  6/6 done" in shown.out, "runs/bad, " in shown.out) == (0, True, True)
+    assert run("verify", "runs/bad", cwd=here).code == 6

@@ -111,14 +111,6 @@ def test_an_address_that_cannot_be_used_is_refused(address: str) -> None:
     assert "secret" not in result.err
 
 
-def test_models_info_shows_what_a_server_can_do() -> None:
-    with serving("llamacpp") as (_, address):
-        result = run("models", "info", address, "--json")
-    facts = json.loads(result.out)
-    assert (facts["model"], facts["context_size"], facts["log_probabilities"]) == ("toy", 2048, 20)
-    assert facts["continues"] == "token ids"
-
-
 def test_a_key_for_one_server_is_not_sent_to_two() -> None:
     with serving() as (one, first), serving() as (other, second):
         result = run("solve", "--draft", first, "--target", second, "1 + 1", env={"ARBITRAGE_API_KEY": KEY})

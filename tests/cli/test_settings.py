@@ -173,19 +173,6 @@ def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Pat
     assert run("solve", "5 + 6", "--json", "-q", cwd=quick_path).records[0]["policy"] == "logprob"
 
 
-def test_nearer_file_wins_over_a_table_of_the_other(tmp_path: Path) -> None:
-    env = write_settings(tmp_path, "seed = 2\n", "[solve]\nseed = 1\nmax-steps = 1\n")
-    (record,) = run("solve", *MODELS, "37 * 12 - 95", "--json", "-q", cwd=tmp_path, env=env).records
-    assert (record["seed"], record["stop"]) == (2, "max_steps")
-
-
 def test_one_setting_in_two_spellings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "arbitrage.toml").write_text("max-tokens = 1\nmax_tokens = 2\n")
     assert_refused(run("solve", "5 + 6", cwd=tmp_path), 2, "arbitrage.toml: ", "max-tokens")
-
-
-@pytest.mark.parametrize("group", [[], ["models"]], ids=["all", "models"])
-def test_command_group_alone_shows_its_help(group: list[str]) -> None:
-    result = run(*group)
-    assert (result.code, result.out) == (2, "")
-    assert "Commands:" in result.err.splitlines()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from cli import (
 )
 from gguf import GGUFWriter
 
-from arbitrage_cli import __version__
 from arbitrage_cli.routing.policies import POLICIES
 
 FIELDS = {
@@ -72,17 +70,6 @@ def test_record_has_every_field_and_who_wrote_each_step() -> None:
     assert (escalated["discarded"]["model"], escalated["discarded"]["text"]) == ("draft", "37 * 12 = 454.\n\n")
 
 
-def test_same_command_gives_the_same_record_but_for_times() -> None:
-    def without_times(record: dict[str, Any]) -> dict[str, Any]:
-        timed = ("seconds", "timing", "target_alone_seconds_estimate")
-        kept = {name: value for name, value in record.items() if name not in timed}
-        return kept | {"steps": [(step["model"], step["text"], step["score"]) for step in record["steps"]]}
-
-    once, again, other = (without_times(solve_one("--policy", "random", "--seed", seed)) for seed in ("1", "1", "2"))
-    assert once == again
-    assert once["steps"] != other["steps"]
-
-
 # --- policies and tau
 
 
@@ -118,17 +105,6 @@ def test_single_model_needs_no_other_and_has_no_tau(model: str) -> None:
     assert record["tau"] is None
 
 
-# --- limits
-
-
-@pytest.mark.parametrize("limit", ["max-steps", "max-tokens"])
-def test_limit_that_ends_a_solution_is_named_and_no_failure(limit: str) -> None:
-    stop = limit.replace("-", "_")
-    result = solve(QUESTION, "--json", env={f"ARBITRAGE_{stop.upper()}": "1"})
-    assert (result.code, result.records[0]["stop"]) == (0, stop)
-    assert limit in result.err
-
-
 # --- where problems come from
 
 
@@ -149,12 +125,6 @@ def test_problem_on_the_command_line_leaves_a_pipe_alone(tmp_path: Path) -> None
         assert os.read(pipe, 100) == b"9 + 9\n"
     finally:
         os.close(pipe)
-
-
-def test_socket_on_standard_input_is_not_read() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert_refused(run_process("solve", *MODELS, stdin=theirs.fileno()), 2, "no problem given")
 
 
 def test_terminal_on_standard_input_is_not_read() -> None:
@@ -187,13 +157,6 @@ def test_several_at_once_come_out_in_order(concurrency: str) -> None:
     for name in ("id", "text", "answer", "error"):
         assert [record[name] for record in together.records] == [record[name] for record in alone.records]
     assert {record["target_alone_seconds_estimate"] for record in together.records} == {None}
-
-
-def test_steps_of_several_at_once_name_their_problem() -> None:
-    several = solve("--debug", "--concurrency", "2", stdin=b"37 * 12 - 95\n1 + 1\n").err
-    assert re.search(r"^problem 1, step 2: ", several, re.MULTILINE)
-    assert re.search(r"^problem 2, step 1: ", several, re.MULTILINE)
-    assert re.search(r"^step 1: ", solve("--debug", "--concurrency", "2", "1 + 1").err, re.MULTILINE)
 
 
 LARGE = ("--ctx", "16777216")
@@ -237,16 +200,6 @@ def test_no_escape_bytes_without_a_terminal(arguments: list[str], env: dict[str,
     assert ESCAPE not in result.stdout + result.stderr
 
 
-def test_help_has_no_escape_bytes_on_a_terminal_that_declines_them() -> None:
-    with Terminal("solve", "--help", env={"TERM": "dumb"}) as terminal:
-        assert terminal.wait() == 0
-    assert "Usage: arbitrage solve" in terminal.text
-    assert ESCAPE not in terminal.raw
-
-
-# --- environment variables
-
-
 # --- help, version and completion
 
 
@@ -258,18 +211,6 @@ def test_help_names_every_option_with_its_variable() -> None:
     assert variables == {
         "ARBITRAGE_" + name[2:].upper().replace("-", "_") for name in options - {"--help", "--input", "--output"}
     }
-
-
-def test_version_and_bare_command() -> None:
-    result = run("--version")
-    assert (result.code, result.out) == (0, f"arbitrage {__version__}\n")
-    assert "Usage: arbitrage" in run().err
-
-
-def test_completion_script_is_shown() -> None:
-    result = run("--show-completion", "bash")
-    assert result.code == 0
-    assert "_ARBITRAGE_COMPLETE=complete_bash" in result.out
 
 
 def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None:

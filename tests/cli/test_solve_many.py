@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,20 +126,6 @@ def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple
     assert [bool(one["error"]) for one in records] == [False, False, True, False, False, False]
     assert "crashed 3 times" in records[2]["error"]
     assert sorted(path.name for path in here.iterdir()) == ["in.jsonl", "out.jsonl"]
-
-
-def test_killed_at_random_again_and_again(here: Path) -> None:
-    many_problems(here / "in.jsonl", 30)
-    draw, command, answers = random.Random(3), ("-o", "out.jsonl", "-q", "--concurrency", "3"), list[str]()
-    for _ in range(8):
-        solve_file(here, *command, kill_after=draw.uniform(0.05, 0.6))
-        if (here / "out.jsonl").exists():
-            lines = (here / "out.jsonl").read_bytes().split(b"\n")[:-1]
-            now = [json.loads(line)["answer"] for line in lines]
-            assert now[: len(answers)] == answers
-            answers = now
-    assert solve_file(here, *command).code == 0
-    assert [one["answer"] for one in records_of(here / "out.jsonl")] == [str(n * 12 - 95) for n in range(101, 131)]
 
 
 @pytest.mark.parametrize(

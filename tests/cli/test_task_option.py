@@ -74,14 +74,6 @@ def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
         read_states([tmp_path / "code", tmp_path / "math"])
 
 
-def test_a_run_is_not_resumed_with_another_task(tmp_path: Path) -> None:
-    write_rows(tmp_path, {"question": QUESTION, "answer": RIGHT})
-    assert run(*BENCH, cwd=tmp_path).code == 0
-    assert (manifest(tmp_path)["task"], manifest(tmp_path)["step_separator"]) == ("math", "\n\n")
-    assert_refused(run(*BENCH, "--task", "free", cwd=tmp_path), REFUSED, "", "made with another")
-    assert_refused(run(*BENCH, "--task", "music", cwd=tmp_path), REFUSED, "", "unknown task")
-
-
 def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     models = {"draft": "a.gguf", "target": "b.gguf"}

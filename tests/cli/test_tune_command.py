@@ -13,7 +13,6 @@ from faults import write_problems
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
-from arbitrage_cli.cli.doctor import _build
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.tuning.placement import machine_here, place
@@ -143,21 +142,6 @@ def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home
         assert_refused(home.run(*command), 2, "", "tuned.json")
 
 
-def test_full_disk_costs_the_file_not_the_table(home: Home) -> None:
-    result = home.run(*ONE, fault={"number": 1, "action": "full", "calls": ["replace"]})
-    assert result.code == 1
-    assert "No space left on device" in result.err
-    assert " chosen\n" in result.out
-    assert "kept in" not in result.out
-
-
-def test_busy_machine_is_noted(home: Home) -> None:
-    busy = home.run(*ONE, load=1.3)
-    assert busy.code == 0
-    assert busy.err.count("other processes") == 1
-    assert "other processes" not in home.run(*ONE, load=0.4).err
-
-
 # --- threads
 
 
@@ -214,14 +198,6 @@ def test_a_run_keeps_the_costs_that_it_began_with(home: Home) -> None:
     home.pretend(SLOW_VERIFIER)
     assert home.run(*BENCH, "--policy", "speculative").code == 0
     assert run_json(home)["batch_costs"] == began
-
-
-@pytest.mark.parametrize(("flags", "threads"), [((), [1, 2]), (("--threads", "2"), [2, 2])], ids=["measured", "flag"])
-def test_several_problems_at_once_use_the_measured_threads(home: Home, flags: tuple[str, ...], threads: list[int]) -> None:
-    home.pretend(FAST_READER)
-    solved = home.run("solve", "--concurrency", "auto", *flags, stdin=b"5 + 6\n7 + 6\n")
-    assert solved.code == 0, solved.err
-    assert [(one["settings"]["concurrency"], threads_of(one)) for one in solved.records] == [(2, threads)] * 2
 
 
 # --- taus
@@ -281,20 +257,6 @@ def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
     assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
 
 
-def test_run_keeps_its_early_stops(home: Home) -> None:
-    routed = (*BENCH, "--policy", "arbitrage@0.02")
-    assert home.run(*routed).code == 0
-    assert run_json(home)["early_stop"] is False
-    home.pretend(NO_GAIN, {"draft": 1, "target": 1})
-    assert home.run(*routed, "--fresh").code == 0
-    assert run_json(home)["early_stop"] is True
-    home.file.unlink()
-    assert home.run(*routed).code == 0
-    assert run_json(home)["early_stop"] is True
-    refused = home.run(*routed, "--no-early-stop")
-    assert_refused(refused, 2, "", "another early stop: true, not false")
-
-
 def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home: Home, head: str) -> None:
     home.pretend(SLOW_VERIFIER)
     assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
@@ -305,19 +267,6 @@ def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home
     home.file.unlink()
     keep_tuned(home.file, [made_up("target", SLOW_VERIFIER["target"], 2)])
     assert solve(home, "--head", head)["tau"] == 0.3
-
-
-@pytest.mark.parametrize(
-    ("asked", "named"),
-    [(("--policy", "arbitrage@0.5"), False), (("--policy", "arbitrage", "--tau", "0.5,fast"), True)],
-    ids=str,
-)
-def test_bench_records_the_costs_that_named_its_taus(home: Home, head: str, asked: tuple[str, ...], named: bool) -> None:
-    home.pretend(SLOW_VERIFIER)
-    result = home.run(*BENCH[:-1], "--debug", "--head", head, *asked)
-    assert result.code == 0
-    assert run_json(home)["tau_costs"] == ("this machine" if named else None)
-    assert ("named taus" in result.err) == named
 
 
 def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, head: str) -> None:
@@ -338,18 +287,6 @@ def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, head: str) ->
     assert run_json(home)["tau_costs"] == "the head's card"
 
 
-def test_first_name_of_a_tau_in_a_run_has_the_costs_known_then(home: Home, head: str) -> None:
-    routed = (*BENCH, "--head", head, "--policy")
-    assert home.run(*routed, "arbitrage@0.5").code == 0
-    assert run_json(home)["named_taus"] is None
-    home.pretend(SLOW_VERIFIER, dict.fromkeys(THREADS, 1))
-    assert home.run(*routed, "arbitrage").code == 0
-    home.file.unlink()
-    for flags, taus in ((), [0.5, 0.6]), (("--fresh",), [0.3]):
-        assert home.run(*routed, "arbitrage", *flags).code == 0
-        assert [one["tau"] for one in run_json(home)["policies"]] == taus
-
-
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr("arbitrage_cli.tuning.placement.default_threads", lambda: 8)
@@ -359,16 +296,3 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
     models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large), "prm": "scripted:draft"}
     assert place(models, Options()).threads == {"draft": 1, "target": 8, "prm": 1}
     assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3, "prm": 1}
-
-
-@pytest.mark.parametrize(
-    ("info", "features", "expected"),
-    [
-        ("CPU : AVX2 = 1 | FMA = 1 |", ["avx2", "fma", "sse"], "this processor; without AVX-512"),
-        ("CPU : AVX2 = 1 | AVX512 = 1 |", ["avx2", "avx512f"], "this processor; with AVX-512"),
-        ("CPU : AVX2 = 1 |", ["avx2", "avx512f", "f16c"], "any processor, without its F16C, AVX512; without AVX-512"),
-        ("CPU : NEON = 1 |", [], "unknown"),
-    ],
-)
-def test_doctor_tells_how_llama_cpp_was_built(info: str, features: list[str], expected: str) -> None:
-    assert _build(info, frozenset(features)).startswith(expected)

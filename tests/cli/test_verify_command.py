@@ -12,20 +12,7 @@ import pytest
 from cli import Result, run
 from faults import write_problems
 
-BENCH = (
-    "bench",
-    "--policy",
-    "draft",
-    "--threads",
-    "1",
-    "--max-tokens",
-    "4",
-    "--dataset",
-    "problems.jsonl",
-    "-o",
-    "run",
-    "-q",
-)
+BENCH = "bench --policy draft --threads 1 --max-tokens 4 --dataset problems.jsonl -o run -q"
 FOUND = 6
 
 
@@ -34,7 +21,7 @@ def here(quick_path: Path, tiny: Mapping[str, Path]) -> Path:
     """A run of a model of its own."""
     write_problems(quick_path / "problems.jsonl", ["1 + 1", "2 + 2", "3 + 3"])
     shutil.copy(tiny["draft"], quick_path / "model.gguf")
-    assert run(*BENCH, "--draft", "model.gguf", cwd=quick_path).code == 0
+    assert run(*BENCH.split(), "--draft", "model.gguf", cwd=quick_path).code == 0
     return quick_path
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import fake_hub
 import pytest
 from fake_hub import COMMIT, FakeHub
-from unprivileged import unprivileged
 
 from arbitrage_cli.data import datasets
 from arbitrage_cli.data.datasets import PUBLISHED, SHIPPED, known_datasets, load_dataset
@@ -109,15 +108,6 @@ def test_published_data_set_of_another_task(served: FakeHub, name: str, task: st
     assert (found.task, found.items[0].problem.id) == (task, str(ROWS[name].get("task_id", "Mercury_1")))
 
 
-@pytest.mark.parametrize("name", ["math500", "builtin"])
-def test_no_mapping_for_a_name(name: str) -> None:
-    with pytest.raises(UsageError, match="--map is for files"):
-        load_dataset(name, offline=True, mapping={"answer": "other"})
-
-
-# --- without pyarrow
-
-
 @pytest.fixture
 def no_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if pyarrow were not installed."""
@@ -137,9 +127,6 @@ def test_without_pyarrow(served: FakeHub, tmp_path: Path) -> None:
     assert not served.requests
     offer(served, "math500", MATH)
     assert len(load_dataset("math500", offline=False).items) == 1
-
-
-# --- shipped
 
 
 @pytest.fixture
@@ -164,14 +151,6 @@ def test_shipped_data_set(models: Path, name: str) -> None:
     assert str(models) in caught.value.message
 
 
-def test_name_wins_over_a_file(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (models / "builtin.jsonl").write_bytes(jsonl({"problem": "shipped", "answer": "1"}))
-    (models / "builtin").write_bytes(jsonl({"problem": "mine", "answer": "2"}))
-    monkeypatch.chdir(models)
-    assert load_dataset("builtin", offline=True).items[0].problem.question == "shipped"
-    assert load_dataset("./builtin", offline=True).items[0].problem.question == "mine"
-
-
 # --- files
 
 
@@ -192,14 +171,6 @@ def test_rows_of_a_parquet_file_are_in_order(tmp_path: Path) -> None:
     assert [(item.problem.id, item.problem.question, item.gold) for item in items] == [
         (str(number + 1), f"q{number}", {"answer": number}) for number in range(5)
     ]
-
-
-def test_text_that_is_not_utf8_in_parquet(tmp_path: Path) -> None:
-    pa, path = pytest.importorskip("pyarrow"), tmp_path / "rows.parquet"
-    broken = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
-    pytest.importorskip("pyarrow.parquet").write_table(pa.table({"question": broken, "answer": ["4"]}), path)
-    with pytest.raises(UsageError, match="cannot be read as parquet after row 0"):
-        load_dataset(str(path), offline=True)
 
 
 @pytest.mark.parametrize("length", [4, 8, 40, -1, -4, -40])
@@ -237,11 +208,3 @@ def test_neither_name_nor_file(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="is neither a data set nor a regular file") as caught:
         load_dataset(name, offline=True)
     assert all(known in caught.value.hint for known in known_datasets())
-
-
-def test_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(jsonl(MATH))
-    path.chmod(0)
-    with unprivileged(path), pytest.raises(UsageError, match=r"cannot be read \(Permission denied\)"):
-        load_dataset(str(path), offline=True)

@@ -32,10 +32,6 @@ def test_lines_end_at_line_feeds_only() -> None:
     assert questions(read(text.encode(), b"two")) == [text, "two"]
 
 
-def test_byte_order_mark_and_carriage_returns_are_dropped() -> None:
-    assert questions(read(b"\xef\xbb\xbfone\r", b"two\r", b"\r")) == ["one", "two"]
-
-
 @pytest.mark.parametrize("line", [b"[1, 2, 3] has which mean?", b"[x]", b'"quoted"', b"-5 + 3", b"(1)", b"3", b"{1, 2}"])
 def test_plain_problem_that_resembles_json(line: bytes) -> None:
     assert questions(read(line)) == [line.decode()]
@@ -142,7 +138,3 @@ def test_any_texts_survive_as_json_lines(texts: list[str]) -> None:
 def test_text_that_is_no_problem(question: str) -> None:
     with pytest.raises(ValueError, match="problem"):
         make_problem(question, "1")
-
-
-def test_lone_surrogates_are_replaced() -> None:
-    assert make_problem("a\ud800b", "1").question == "a?b"

@@ -137,12 +137,6 @@ def test_mapping() -> None:
     assert (mapped.problem, mapped.gold, mapped.level) == (Problem("k", "another"), {"answer": "5"}, 3)
 
 
-@pytest.mark.parametrize("what", ["question", "answer", "id", "level"])
-def test_mapping_to_a_missing_field(what: str) -> None:
-    with pytest.raises(UsageError, match="line 1: no field 'other'; it has problem, answer, id"):
-        dataset({**GOOD, "id": "a"}, **{what: "other"})
-
-
 @pytest.mark.parametrize(
     ("text", "mapping"),
     [

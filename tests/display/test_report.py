@@ -16,9 +16,8 @@ from test_hostile_text import HOSTILE, MARKUP, OBEYED
 from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart
 from arbitrage_cli.display.page import TEMPLATES, render
 from arbitrage_cli.display.traces import TracePacker
-from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.projection import parse_prices, parse_speeds
+from arbitrage_cli.evaluation.projection import parse_speeds
 
 BREAKOUTS = [
     "</script><script>alert(1)</script>",
@@ -189,32 +188,6 @@ def test_page_needs_nothing_else(name: str) -> None:
     assert "unsafe" not in policy
 
 
-def test_headline_is_the_verdict() -> None:
-    rows = [one | {"stop": "max_tokens"} if one["policy"] == "random" else one for one in RUN.rows]
-    made = MadeUp(RUN.run, rows)
-    text = page(made).text
-    assert figures(made.run, rows)["verdict"]["text"] in text
-    alone = make_run(8, columns=[("entropy", 0.3)])
-    share = figures(alone.run, alone.rows)["policies"][0]["accuracy"]
-    assert f"entropy 0.3 solves {100 * share:.1f}% of 8 problems." in page(alone).text
-    assert "The target alone solves" in text
-    assert "16 of 56 attempts (28.6%) ended at a limit" in text
-
-
-def test_models_are_told_to_the_file() -> None:
-    made = make_run(2)
-    made.run["models"] = {
-        "draft": {"description": "llama 0.5B Q8_0", "source": "small.gguf", "sha256": "ab" * 32, "threads": 2},
-        "target": {"source": "http://127.0.0.1:8000", "sha256": None, "threads": None},
-        "prm": {"source": "prm.gguf", "sha256": None},
-    }
-    made.run["router"] = {"name": "mine", "sha256": "cd" * 32}
-    text = page(made).text
-    assert "draft llama 0.5B Q8_0, small.gguf, sha256 abababababab, 2 threads " in text
-    assert "target http://127.0.0.1:8000 " in text
-    assert "PRM prm.gguf head mine, sha256 cdcdcdcdcdcd " in text
-
-
 def test_policy_allows_the_one_script_and_the_one_style() -> None:
     made = page(RUN)
     (policy,) = [value for value in made.attributes("content") if "default-src" in value]
@@ -310,12 +283,6 @@ def test_hundred_thousand_traces_have_room_in_a_page() -> None:
     assert (large - small) / len(made.rows) < 200
 
 
-def test_attempt_that_was_made_again_has_its_last_trace() -> None:
-    run = page(MadeUp(RUN.run, [failed(RUN.rows[3]), *RUN.rows])).run
-    assert len(run["attempts"]) == len(RUN.rows)
-    assert {entry[3] for entry in run["attempts"]} == {"correct", "incorrect"}
-
-
 # --- the accuracy/time chart
 
 
@@ -355,19 +322,3 @@ def test_scale_has_round_even_ticks(values: list[float]) -> None:
     assert shown == pytest.approx([shown[0] + index * step for index in range(len(shown))])
     assert f"{step:.0e}"[0] in "125"
     assert 2 <= len(shown) <= 15
-
-
-@pytest.mark.parametrize(
-    ("options", "leads"),
-    [
-        ({}, {"accuracy", "speedup", "seconds_mean", "acceptance_rate", "time", "by_level"}),
-        ({"speeds": SPEEDS}, {"elsewhere_seconds", "elsewhere_speedup"}),
-        ({"prices": parse_prices("draft=0.1/0.4,target=0.5/2")}, {"price", "saving"}),
-    ],
-)
-def test_every_figure_of_the_tables_has_its_definition(options: dict[str, Any], leads: set[str]) -> None:
-    usual, made = page(RUN), page(RUN, **options)
-    assert all(" ".join(meaning.split()) in made.text for meaning in DEFINITIONS.values())
-    found, known = ({link for link in one.attributes("href") if link.startswith("#def-")} for one in (made, usual))
-    assert {f"#def-{name}" for name in leads} <= found
-    assert not options or not {f"#def-{name}" for name in leads} & known

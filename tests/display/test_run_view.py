@@ -9,6 +9,7 @@ from screens import Clock, Screen, make_screen
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.display.live import LiveDisplay
+from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import Writing, Wrote
 
@@ -75,28 +76,6 @@ def test_narrow_terminal_still_has_the_figures(
     assert (lines[0], lines[-1]) == (f"{head}  00:00, about 2 min left", row)
 
 
-def test_tokens_are_those_of_the_step(make_view: MakeView) -> None:
-    view = make_view(BEGUN)
-    trace = make_trace()
-    view.display.handle(AttemptStarted("p7", "entropy 0.5"))
-    for model in ("draft", "target"):
-        view.display.handle(Writing(trace, model, 9))
-        for _ in range(3):
-            view.clock.now += 1.0
-            view.display.handle(Wrote(trace, model, "x"))
-        assert view.lines[-1].endswith(f"step 1 {model}  3 tokens")
-        view.display.handle(Writing(trace, model, 3))  # it goes on reading
-        assert view.lines[-1].endswith(f"step 1 {model}  3 tokens")
-
-
-def test_notes_and_failures_stay(make_view: MakeView) -> None:
-    view = make_view(BEGUN)
-    view.display.note("a note\x1b[2J")
-    view.display.handle(AttemptEnded("p1", "target", "error", "hung", 9.0, BEGUN))
-    view.display.close()
-    assert view.lines == ["a note[2J", "p1, target: error (hung), 9.00 s"]
-
-
 def test_several_at_once_are_counted(make_view: MakeView) -> None:
     view = make_view(AT_ONCE)
     view.display.handle(AttemptStarted("p1", "target"))
@@ -107,3 +86,34 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
     view.display.handle(AttemptEnded("p1", "target", "correct", "7", None, AT_ONCE))
     assert view.lines[-2][1:] == " p2, target"
     assert view.lines[-1] == "  last: p1, target: correct (7)"
+
+
+# --- plain lines
+
+
+PROGRESS = RunProgress("bench odd\nset", 4, 6, (), seconds_left=90.0)
+ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy 0.5", "incorrect", "1\n2 \u202e", 12.34, PROGRESS)
+
+
+def test_attempt_is_one_line_of_visible_text() -> None:
+    stream = io.StringIO()
+    display = PlainDisplay(stream, io.StringIO())
+    display.begin(PROGRESS)
+    display.handle(ENDED)
+    display.handle(AttemptEnded("p2", "draft", "correct", "", None, RunProgress("", 6, 6, (), seconds_left=0.0)))
+    assert stream.getvalue().splitlines() == [
+        "bench odd set: 6 attempts, 4 of them done",
+        "4/6 p [2J1, entropy 0.5: incorrect (1 2), 12.3 s; about 2 min left",
+        "6/6 p2, draft: correct",
+    ]
+
+
+def test_quiet_display_has_notes_only() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = PlainDisplay(stream, io.StringIO(), verbosity=0, clock=clock)
+    clock.now += 60
+    display.loading("draft", "small.gguf", 0.5)
+    display.begin(PROGRESS)
+    display.handle(ENDED)
+    display.note("a note")
+    assert stream.getvalue() == "a note\n"

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli import MODELS, QUESTION, Terminal, accept, decide, escalate, finish, flat, make_step, make_trace, many_problems
+from cli import MODELS, QUESTION, Terminal, accept, decide, escalate, finish, flat, make_trace, many_problems
 from screens import Clock, Screen, is_struck, make_screen
 
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
-from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
 
@@ -169,20 +168,6 @@ def test_rejected_draft_stays_visible_while_the_target_works(make_view: MakeView
     assert not is_struck(view.screen.screen, "4.")
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (44, 10), (36, 8)])
-def test_lines_of_a_step_are_not_wrapped(make_view: MakeView, columns: int, lines: int) -> None:
-    view = make_view(columns, lines, run=replace(RUN, tau=0.123, policy="arbitrage"))
-    trace = view.start("?")
-    for _ in range(2):
-        view.decide(trace, escalate())
-    heads = [line for line in view.screen.text.splitlines() if re.match(r" +[12]  target  escalate  ", line)]
-    assert len(heads) == 2
-    assert all("1.500 > 0.123" in head for head in heads)
-    view.write(trace, "draft", "text")
-    (last,) = [index for index, line in enumerate(view.screen.lines) if line.strip() == "text"]
-    assert len(view.screen.lines) - last - 1 <= 2
-
-
 @pytest.mark.parametrize(("columns", "rows"), [*SIZES, (20, 9), (16, 12), (8, 2)])
 @pytest.mark.parametrize("text", ["word " * 300, "x" * 3000, WIDE * 200, EMOJI * 200, "a\tb\n" * 300], ids=KINDS)
 def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, rows: int, text: str) -> None:
@@ -222,19 +207,6 @@ def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     assert "draft   1 tokens" not in view.screen.text
 
 
-# --- results, notes, the end
-
-
-def test_result_is_written_when_the_region_is_gone(make_view: MakeView) -> None:
-    view = make_view()
-    trace = view.start()
-    view.write(trace, "draft", "half a step")
-    view.display.result("349")
-    assert view.results.getvalue() == "349\n"
-    assert "half a step" not in view.screen.text
-    assert not view.screen.screen.cursor.hidden
-
-
 def test_interrupted_step_is_kept_in_sight(make_view: MakeView) -> None:
     view = make_view()
     view.write(view.start(), "draft", "half a step")
@@ -242,48 +214,6 @@ def test_interrupted_step_is_kept_in_sight(make_view: MakeView) -> None:
     view.display.close()
     assert view.screen.text.endswith("draft was writing:\n     half a step")
     assert not view.screen.screen.cursor.hidden
-
-
-def test_note_stays_above_the_region(make_view: MakeView) -> None:
-    view = make_view()
-    trace = view.start()
-    view.write(trace, "draft", "half a step")
-    view.display.note("line 3: not a JSON object; skipped")
-    note, step = (view.screen.text.index(text) for text in ("line 3: not a JSON object; skipped", "half a step"))
-    assert note < step
-
-
-@pytest.mark.parametrize(("is_scripted", "count", "is_shown"), [(False, 5, True), (False, 4, False), (True, 5, False)])
-def test_target_estimate_is_for_several_problems(make_view: MakeView, is_scripted: bool, count: int, is_shown: bool) -> None:
-    """The time the target alone would have taken varies from call to call; of scripted models it means nothing."""
-    view = make_view(run=replace(RUN, is_scripted=is_scripted, num_problems=count))
-    for _ in range(count):
-        trace = view.start()
-        view.decide(trace, accept(stop="end"))
-        view.display.handle(finish(trace, alone=2.0))
-    assert "the target alone" not in view.screen.text
-    view.display.end()
-    assert ("the target alone: about 10.00 s, 4.0x (estimate" in flat(view.screen.text)) == is_shown
-    assert ("scripted models, not language models" in flat(view.screen.text)) == is_scripted
-
-
-def test_failure_is_shown_in_place_of_an_answer(make_view: MakeView) -> None:
-    view = make_view()
-    trace = view.start()
-    view.decide(trace, accept("\\boxed{4}"))
-    view.display.handle(finish(trace, ContextFullError("the context is full")))
-    assert "problem 1: the context is full" in view.screen.text
-    assert "answer" not in view.screen.text
-
-
-def test_single_model_has_no_verdicts(make_view: MakeView) -> None:
-    view = make_view(run=RunInfo("target", None, None, 0.0, 0, num_problems=1))
-    trace = view.start()
-    step = make_step("target", "4.", stop="end")
-    view.decide(trace, Decision(step, target=step))
-    assert "the target model alone writes every step" in view.screen.text
-    assert "accept" not in view.screen.text
-    assert "escalate" not in view.screen.text
 
 
 # --- several problems at once

@@ -4,11 +4,10 @@ import io
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, describe, failed, make_run, run_of, unscored
+from made_up_runs import MadeUp, describe, make_run, run_of
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.table import write_comparison, write_table
-from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
@@ -51,14 +50,6 @@ def test_table_fits_in_80_columns(made: MadeUp, speeds: GivenSpeeds | None) -> N
     assert not any(line != line.rstrip() for line in lines)
 
 
-def test_definitions_are_for_who_asks() -> None:
-    made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
-    brief, explained = (table(made, explain=explain) for explain in (False, True))
-    assert explained.startswith(brief)
-    for name in ("accuracy", "accuracy_difference", "seconds_mean", "speedup", "acceptance_rate"):
-        assert (flat(DEFINITIONS[name]) in flat(explained), flat(DEFINITIONS[name]) in flat(brief)) == (True, False)
-
-
 def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
     made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
     target, entropy = figures(made.run, made.rows)["policies"]
@@ -89,35 +80,12 @@ def test_cut_attempts_have_a_column() -> None:
     assert "raise --max-tokens" in flat(text)
 
 
-def test_what_was_not_scored_is_told() -> None:
-    made = make_run(4, columns=[("target", None), ("draft", None)])
-    rows = [failed(made.rows[0]), unscored(made.rows[2]), *made.rows[3:], made.rows[1]]
-    text = table(MadeUp(made.run, rows))
-    assert "target: of 4 attempts unscored 1, errors 1" in text
-    assert "draft: of 4" not in text
-
-
-def test_missing_target_is_told_and_shown_as_unknown() -> None:
-    text = table(make_run(4, columns=[("draft", None)]), explain=False)
-    assert text.splitlines()[2].split() == ["policy", "accuracy", "mean", "s", "accepted"]
-    assert "no result of policy target" in flat(text)
-
-
 def test_projection_is_named_as_one() -> None:
     made = make_run(10)
     text = flat(table(made, speeds=SPEEDS))
     assert "PROJECTION, not measured" in text
     assert flat(DEFINITIONS["elsewhere_seconds"]) in text
     assert "PROJECTION" not in table(made)
-
-
-def test_only_a_terminal_gets_escape_codes() -> None:
-    made = make_run(3)
-    assert "\x1b" not in table(made)
-    styled = table(made, styled=True)
-    assert "\x1b[1m" in styled
-    plain = styled.replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
-    assert plain == table(made)
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), *MARKUP])
@@ -142,16 +110,3 @@ def test_comparison_fits_and_is_defined() -> None:
     assert "3 only in the first run, 0 only in the second" in flat(text)
     for meaning in COMPARED.values():
         assert flat(meaning) in flat(text)
-
-
-@pytest.mark.parametrize(
-    ("label", "room", "shown"),
-    [
-        ("entropy 0.5", 20, "entropy 0.5"),
-        ("arbitrage balanced (0.123456)", 20, "arbitrage balanced"),
-        ("a-long-policy 0.00123456", 13, "a-long~123456"),
-    ],
-)
-def test_labels_give_way_to_figures(label: str, room: int, shown: str) -> None:
-    """A tau with a name loses its number before anything is cut."""
-    assert short_labels([label], room) == [shown]

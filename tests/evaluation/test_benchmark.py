@@ -1,7 +1,6 @@
 """A benchmark: the order of attempts, what a row of one tells, what is timed, and how the policies stand."""
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,11 @@ from writing import make_engine
 
 from arbitrage_cli.app.executor import left
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
-from arbitrage_cli.arbitrage import Flow, by_least_likely_token, by_token_stats
+from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, plan
+from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.engine import Engine
@@ -27,7 +27,7 @@ from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import key_of
-from arbitrage_cli.types import Grade, Limits, ModelRole, Problem, Started, Step, Trace
+from arbitrage_cli.types import Grade, Limits, ModelRole, Problem, Step, Trace
 
 TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
 ENTROPY, RANDOM = Route(POLICIES["entropy"], 2.0), Route(POLICIES["random"], 0.5)
@@ -160,13 +160,6 @@ def test_a_problem_at_which_a_process_died_comes_last_and_alone() -> None:
     assert len({one.block for one in found.all}) == 4
 
 
-def test_taus_tell_rows_apart() -> None:
-    columns = [Route(POLICIES["entropy"], tau) for tau in (0.5, math.inf)]
-    assert [one.key[3] for one in plan([item()], columns, 1)] == [0.5, "inf"]
-    assert [column.label for column in columns] == ["entropy 0.5", "entropy inf"]
-    assert Route(POLICIES["arbitrage"], 0.3471, "fast").label == "arbitrage fast (0.347)"
-
-
 # --- what a row tells
 
 
@@ -184,14 +177,6 @@ def test_row_of_a_routed_attempt() -> None:
     alone = only_row(scripted_bench(), column=DRAFT)
     assert (alone["policy"], alone["tau"], alone["grade"]["value"]) == ("draft", None, "incorrect")
     assert ("router" in row["timing"], "router" in alone["timing"]) == (True, False)
-
-
-def test_problem_that_cannot_be_solved_is_an_error_row() -> None:
-    attempts = plan([item(0, "who?\nwhat?"), item(1, "1 + 3")], (TARGET,), 1)
-    failed, solved = rows(scripted_bench(), attempts)
-    assert (failed["status"], failed["grade"], failed["steps"]) == ("error", None, [])
-    assert "one line of arithmetic" in failed["error"]
-    assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
 def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
@@ -229,9 +214,6 @@ def make_rollout() -> Rollout:
     """Rates a step by whether the target ends in the right answer from there."""
     engine = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
     return Rollout([engine], lambda identifier, text: "349" in text)
-
-
-# --- what ends a run
 
 
 @pytest.mark.parametrize(
@@ -382,39 +364,6 @@ def test_router_time_is_that_of_the_decision() -> None:
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
 
 
-def test_looks_at_unfinished_steps_are_the_routers_time() -> None:
-    """They are no time of the draft, and a step that is stopped stands in its row as such."""
-    clock = Clock()
-
-    def slow_look(trace: Trace, beginning: Step) -> float:
-        clock.now += 3.0
-        return float(beginning.num_tokens >= 4)
-
-    policy = Policy("slow", ("draft", "target"), "nothing", 0.5, lambda seed: by_least_likely_token(slow_look))
-    row = only_row(scripted_bench(clock=clock), column=Route(policy, 0.5, stops_early=True))
-    discarded = [step["discarded"] for step in row["steps"] if step["discarded"]]
-    assert {(step["tokens"], step["stop"]) for step in discarded} == {(4, "early")}
-    assert row["timing"]["router"] == {"seconds": 3.0 * 5 * len(discarded)}  # after each of four tokens, and by the flow
-    assert row["wall_seconds"] == row["timing"]["router"]["seconds"]
-
-
-def test_flow_is_closed_with_its_attempt() -> None:
-    closed: list[bool] = []
-
-    class Watched(Policy):
-        def flow(self, *arguments: Any, **named: Any) -> Flow:
-            try:
-                yield from POLICIES["target"].flow(*arguments)
-            finally:
-                closed.append(True)
-
-    happenings = scripted_bench().run([Attempt(item(0, "1 + 3"), 0, Route(Watched("target", ("target",)), None))])
-    next(one for one in happenings if isinstance(one, Started))
-    next(happenings)
-    happenings.close()
-    assert closed == [True]
-
-
 def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
@@ -429,11 +378,40 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
-def test_attempt_that_takes_too_long_while_it_is_rated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rollout may take longer than all steps: the attempt does not wait for its end."""
-    clock = Clock()
-    slow_down(monkeypatch, clock, Rollout)
-    bench = scripted_bench(clock=clock, timeout=10.0, rater_for=lambda policy: make_rollout())
-    late = only_row(bench, column=Route(POLICIES["oracle"], 0.0))
-    assert (late["status"], late["error"]) == ("error", "not finished after 10 s")
-    assert late["wall_seconds"] == 11.0
+# --- how the policies stand while a run goes on
+
+
+def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
+    """Standings after these attempts, each with its problem's number, seconds and verdict."""
+    standings = Standings((TARGET, ENTROPY), 3)
+    for number, policy, seconds, verdict in attempts:
+        status, grade = ("error", None) if verdict == "error" else ("done", {"value": verdict})
+        item = Item(Problem(f"p{number}", "question"), {"answer": "4"}, level=None)
+        standings.add(Attempt(item, 0, policy), {"status": status, "grade": grade, "wall_seconds": seconds})
+    return standings
+
+
+def test_standings_count_and_compare() -> None:
+    standings = standings_of(
+        (0, TARGET, 8.0, "correct"),
+        (0, ENTROPY, 4.0, "correct"),
+        (1, TARGET, 6.0, "incorrect"),
+        (2, ENTROPY, 100.0, "error"),
+    )
+    target, entropy = standings.now()
+    assert (target.tried, target.done, target.correct, target.seconds, target.speedup) == (2, 2, 1, 14.0, 1.0)
+    assert (entropy.tried, entropy.done, entropy.correct, entropy.seconds, entropy.speedup) == (2, 1, 1, 4.0, 2.0)
+    assert entropy.planned == 3
+
+
+def test_attempt_made_again_counts_once() -> None:
+    standings = standings_of((0, TARGET, 9.0, "error"), (0, TARGET, 3.0, "correct"))
+    assert [(one.tried, one.done, one.seconds) for one in standings.now()] == [(1, 1, 3.0), (0, 0, 0.0)]
+
+
+def test_time_left_is_estimated_by_policy() -> None:
+    standings = standings_of((0, TARGET, 8.0, "correct"), (1, TARGET, 4.0, "correct"))
+    waiting = {TARGET: 1, ENTROPY: 1}
+    assert standings.seconds_left(waiting) == 12.0
+    assert standings_of().seconds_left(waiting) is None
+    assert standings.seconds_left({}) == 0.0

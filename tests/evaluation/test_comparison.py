@@ -3,9 +3,8 @@
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, make_run, run_of, unscored
+from made_up_runs import MadeUp, make_run, unscored
 
-from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.stats.intervals import mcnemar, paired_difference
 
@@ -47,27 +46,6 @@ def test_problems_are_paired_by_id() -> None:
     assert entry["accuracy_difference_interval"] == paired_difference(3, 0, 3, 0)
     assert entry["mcnemar_p"] == mcnemar(3, 0)
     assert (entry["seconds"], entry["seconds_ratio"]) == ([12.0, 6.0], 2.0)
-
-
-def test_only_common_problems_are_compared() -> None:
-    long, short = make_run(9, columns=COLUMNS), make_run(5, columns=COLUMNS)
-    for entry in compared(long, short)["policies"]:
-        assert (entry["n"], entry["only_first"], entry["only_second"], entry["seconds_n"]) == (5, 4, 0, 5)
-
-
-def test_the_same_policy_is_compared_with_itself() -> None:
-    first = make_run(3, columns=[*COLUMNS, ("random", 0.3)])
-    second = make_run(3, columns=[("random", 0.6), ("entropy", 0.5)])
-    assert [entry["first"] for entry in compared(first, second)["policies"]] == ["entropy 0.5"]
-
-
-def test_nothing_in_common_is_refused() -> None:
-    first = make_run(2, columns=[("draft", None), ("random", 0.3)])
-    with pytest.raises(UsageError, match="no policy in common"):
-        compared(first, make_run(2, columns=[("target", None)]))
-    renamed = run_of([{**one, "id": f"other-{one['id']}"} for one in first.rows])
-    with pytest.raises(UsageError, match="no problem in common"):
-        compared(first, renamed)
 
 
 def test_another_question_under_the_same_id_is_left_out() -> None:

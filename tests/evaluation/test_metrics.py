@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cli import accept, escalate, finish, make_step, make_trace
+from cli import accept, escalate, finish, make_trace
 from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_row, make_run, run_of, unscored
+from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_run, run_of, unscored
 
-from arbitrage_cli.errors import DamagedRunError, UsageError
-from arbitrage_cli.evaluation.definitions import DEFINITIONS
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
 from arbitrage_cli.runs.results import tally_of_row
@@ -88,13 +87,6 @@ def test_rates_are_those_of_the_tally() -> None:
     assert policy["target_call_rate"] == pytest.approx(2 / 3)
     assert policy["draft_tokens_per_second"] == pytest.approx(10.0)
     assert policy["target_tokens_per_second"] == pytest.approx(3.5)
-
-
-def test_steps_that_the_target_wrote_in_vain_are_calls() -> None:
-    draft, target = make_step("draft", tokens=5), make_step("target", tokens=7, seconds=2.0)
-    trace = make_trace(Decision(draft, draft=draft, target=target))
-    (policy,) = figures_of([row_of(finish(trace))])["policies"]
-    assert (policy["target_call_rate"], policy["acceptance_rate"]) == (1.0, 1.0)
 
 
 def test_model_that_decoded_nothing_has_no_speed() -> None:
@@ -203,31 +195,6 @@ def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None
     assert target["accuracy_interval"] == whole["accuracy_interval"]
 
 
-def with_correct(made: MadeUp, **samples: set[int]) -> MadeUp:
-    """The run with each policy right in these samples of each problem, and wrong in all others."""
-    values = ("incorrect", "correct")
-    rows = [
-        {**one, "grade": {"value": values[one["sample"] in samples[one["policy"]]], "answer": None, "explanation": ""}}
-        for one in made.rows
-    ]
-    return MadeUp(made.run, rows)
-
-
-@pytest.mark.parametrize(
-    ("draft", "target", "table"),
-    [({0, 1, 2}, {0, 1, 2}, (12, 0, 0, 0)), ({0}, {1}, (0, 4, 4, 4)), (set(), {0, 1, 2}, (0, 0, 12, 0))],
-)
-def test_samples_that_are_alike_still_have_intervals(
-    draft: set[int], target: set[int], table: tuple[int, int, int, int]
-) -> None:
-    """Where every problem has the same share or difference the interval is that of one sample a problem, not of length 0."""
-    made = by_label(made_figures(with_correct(make_run(12, columns=ALONE, samples=3), draft=draft, target=target)))
-    assert made["draft"]["accuracy_difference"] == (len(draft) - len(target)) / 3
-    assert made["draft"]["accuracy_difference_interval"] == pytest.approx(paired_difference(*table))
-    assert made["target"]["accuracy"] == pytest.approx(len(target) / 3)
-    assert made["target"]["accuracy_interval"] == pytest.approx(wilson(4 * len(target), 12))
-
-
 # --- time
 
 
@@ -253,9 +220,6 @@ def test_time_is_accounted_for_to_the_last_second() -> None:
         assert math.fsum(time.values()) == pytest.approx(wall)
 
 
-# --- drafted steps
-
-
 def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
     """A step counts where the oracle drafted the same after the same text; without an oracle there is no calibration."""
     both = make_run(15, columns=[("arbitrage", 0.5), ("oracle", 0.0)])
@@ -270,9 +234,6 @@ def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
     assert alone["calibration"] is None
 
 
-# --- levels
-
-
 def test_levels_add_up_to_the_whole() -> None:
     made = make_run(40, columns=ALONE)
     for rows in (made.rows, made.rows[:21]):
@@ -282,14 +243,6 @@ def test_levels_add_up_to_the_whole() -> None:
             for name in ("n", "correct", "missing"):
                 assert sum(level[name] for level in by_level.values()) == policy[name]
             assert policy["missing"] >= 29 or rows is made.rows
-
-
-def test_levels_are_in_the_order_of_their_numbers() -> None:
-    levels = [10, 9, "hard", 1]
-    rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
-    (target,) = figures_of(rows)["policies"]
-    assert list(target["by_level"]) == ["1", "9", "10", "hard"]
-    assert {policy["by_level"] is None for policy in made_figures(make_run(5, levels=0))["policies"]} == {True}
 
 
 # --- the whole
@@ -319,14 +272,6 @@ def test_two_results_for_one_attempt_are_refused() -> None:
         figures(made.run, [*made.rows, made.rows[1]])
 
 
-@pytest.mark.parametrize("changes", [{"policy": "oracle"}, {"tau": 0.5}, {"id": "p9"}])
-def test_row_of_another_run_is_damage(changes: dict[str, Any]) -> None:
-    made = make_run(3, columns=TARGET_ONLY)
-    row = {**made.rows[1], **changes}
-    with pytest.raises(DamagedRunError, match=row["id"]):
-        figures(made.run, [made.rows[0], row])
-
-
 def test_policies_come_in_the_order_of_the_plan() -> None:
     made = make_run(3)
     plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "score_is": None}]
@@ -341,36 +286,3 @@ def test_policies_come_in_the_order_of_the_plan() -> None:
 def test_figures_are_json(made: MadeUp) -> None:
     text = json.dumps(made_figures(made), allow_nan=False)
     assert json.loads(text)["n"] == len({one["id"] for one in made.rows})
-
-
-def test_infinite_tau_is_written_as_text() -> None:
-    made = figures_of([make_row(0, 0, ("entropy", tau)) for tau in ("inf", "-inf", 0.5)])
-    assert [policy["tau"] for policy in made["policies"]] == ["inf", "-inf", 0.5]
-    assert [policy["label"] for policy in made["policies"]] == ["entropy inf", "entropy -inf", "entropy 0.5"]
-
-
-def test_every_figure_is_defined() -> None:
-    plain = {
-        "policy",
-        "tau",
-        "tau_name",
-        "label",
-        "score_is",
-        "ratios",
-        "n",
-        "correct",
-        "incorrect",
-        "unscored",
-        "errors",
-        "missing",
-    }
-    for entry in made_figures(make_run(3))["policies"]:
-        assert {name.removesuffix("_interval") for name in entry} - plain <= DEFINITIONS.keys()
-
-
-def test_every_ratio_has_its_parts() -> None:
-    for policy in made_figures(make_run(8))["policies"]:
-        for name, parts in policy["ratios"].items():
-            if policy[name] is not None:
-                assert policy[name] == parts["numerator"] / parts["denominator"]
-        assert {"accuracy", "speedup", "acceptance_rate", "target_call_rate"} <= policy["ratios"].keys()

@@ -114,11 +114,3 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
     assert saving == pytest.approx(1 - totals["entropy 0.5"] / totals["target"])
     assert low < saving < high
     assert policies["draft"]["saving"] == 1.0
-
-
-def test_there_is_no_price_if_a_server_does_not_count() -> None:
-    made = make_run(10)
-    made.run["models"]["target"]["served"] = {"counts_tokens": False}
-    shown = figures(made.run, made.rows, prices=parse_prices("target=1/1"))
-    assert {policy["price"] for policy in shown["policies"]} == {None}
-    assert any("prices" in note for note in shown["notes"])

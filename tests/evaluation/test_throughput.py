@@ -4,11 +4,9 @@ import io
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, failed, make_run, unpacked
+from made_up_runs import MadeUp, failed, make_run
 
-from arbitrage_cli.display.page import render
 from arbitrage_cli.display.table import write_table
-from arbitrage_cli.display.traces import TracePacker
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
 from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT, figures
@@ -73,20 +71,6 @@ def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
         assert any("1 blocks were solved in more than one go" in note for note in figures(made.run, rows)["notes"])
 
 
-def test_few_blocks_have_no_interval_and_it_is_said() -> None:
-    made = made_up(count=16)
-    policies = by_label(made)
-    assert (policies["draft"]["throughput_ratio"], policies["draft"]["throughput_ratio_interval"]) == (8.0, None)
-    assert any("no interval" in note for note in figures_of(made)["notes"])
-    assert not any("no interval" in note for note in figures_of(made_up())["notes"])
-
-
-def test_only_blocks_that_both_have_are_compared() -> None:
-    made = made_up()
-    rows = [row for row in made.rows if not (row["policy"] == "target" and row["id"] == made.rows[0]["id"])]
-    assert by_label(MadeUp(made.run, rows))["draft"]["blocks_compared"] == 4
-
-
 def test_table_of_a_throughput_run() -> None:
     made = made_up()
     stream = io.StringIO()
@@ -98,19 +82,6 @@ def test_table_of_a_throughput_run() -> None:
     assert max(map(len, text.splitlines())) < 80
     assert " ".join(DEFINITIONS["throughput_ratio"].split()) in " ".join(text.split())
     assert "mean s" not in text
-
-
-def test_report_of_a_throughput_run() -> None:
-    made = made_up()
-    packer = TracePacker()
-    shown = figures(made.run, packer.watch(made.rows))
-    traces = packer.packed(shown["policies"])
-    page = render(made.run, shown, traces)
-    assert "4.00 problems a second" in page
-    assert "2 at once" in page
-    assert '<h2 id="curve">' in page
-    assert "Where the time goes" not in page
-    assert {seconds for *_, seconds, _, _, _ in unpacked(traces["index"])["attempts"]} == {None}
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -119,10 +119,6 @@ def test_without_known_answers_those_of_the_target_count() -> None:
     assert "2 answers of the target lost in 20 problems" in found.text
 
 
-def test_nothing_to_compare() -> None:
-    assert verdict(of()) is None
-
-
 @pytest.mark.parametrize(
     ("times", "changes", "said"),
     [

@@ -135,22 +135,10 @@ def test_templates() -> None:
         with suppress(TemplateError):
             ChatPrompt(template, ["<|im_start|>"]).segments("q")
 
-    parts = (
-        "{{",
-        "}}",
-        "{%",
-        "%}",
-        " for m in messages ",
-        " endfor ",
-        "m.content",
-        "messages",
-        "|",
-        " sum(start=[]) ",
-        "*",
-        "[[1]]",
-    )
+    parts = ("{{", "}}", "{%", "%}", "m.content", "messages", "|", " sum(start=[]) ", "*", "[[1]]")
     hostile = TEMPLATES if SECONDS else TEMPLATES[:1]
-    fuzz(words(*parts, " raise_exception('x') ", "('A' * 99999999)", " set x = ", "range(99999)"), check, corpus=hostile)
+    blocks = (" for m in messages ", " endfor ", " raise_exception('x') ", "('A' * 99999999)", " set x = ", "range(99999)")
+    fuzz(words(*parts, *blocks), check, corpus=hostile)
 
 
 def test_heads(tmp_path: Path) -> None:
@@ -200,24 +188,8 @@ def test_settings_and_pairs(tmp_path: Path) -> None:
         assert result.code in (0, 2), result.err
 
     corpus = ["a = " + "[" * 500 + "]" * 500, "a = " + "9" * 5000, "[models]\nlist = 1"]
-    parts = (
-        "[mine]",
-        "\n",
-        " = ",
-        "draft",
-        "target",
-        '"x"',
-        "ctx",
-        "[",
-        "]",
-        "pair",
-        "max-tokens",
-        "true",
-        "{",
-        "}",
-        "1e999",
-    )
-    fuzz(words(*parts), check, corpus=corpus, examples=5)
+    parts = '[mine] draft target "x" ctx [ ] pair max-tokens true { } 1e999'
+    fuzz(words("\n", " = ", *parts.split()), check, corpus=corpus, examples=5)
 
 
 def test_problems_and_data_sets() -> None:
@@ -273,26 +245,7 @@ def test_answers_of_servers() -> None:
 
 # --- what models write
 
-MATHS = (
-    "\\boxed{",
-    "}",
-    "\\frac{",
-    "{",
-    "^",
-    "9^{9^{9^9}}",
-    "(10^8)!",
-    "\\sqrt{",
-    "=",
-    " + ",
-    "*",
-    "/",
-    "(",
-    ")",
-    ",",
-    ".",
-    "\\pi",
-    "x",
-)
+MATHS = "\\boxed{|}|\\frac{|{|^|9^{9^{9^9}}|(10^8)!|\\sqrt{|=| + |*|/|(|)|,|.|\\pi|x"
 
 
 @pytest.fixture
@@ -311,17 +264,18 @@ def test_answers_to_grade(grader: Grader) -> None:
             compare(gold.answer, answer.answer, gold.unit)
         assert grader.grade_answer(answer, gold).value in ("correct", "incorrect", "unscored")
 
+    maths = words(*MATHS.split("|"))
     corpus = [
         ("1", "9^{9^{9^9}}"),
         ("x", "(10^8)!"),
         ("2", "\\boxed{__import__('os').system('touch CANARY')}"),
         ("1", "1" * 9999),
     ]
-    fuzz(st.tuples(words(*MATHS), words(*MATHS)), check, corpus=corpus if SECONDS else corpus[2:], examples=8)
+    fuzz(st.tuples(maths, maths), check, corpus=corpus if SECONDS else corpus[2:], examples=8)
 
 
 def test_equations() -> None:
     def check(text: str) -> None:
         check_equations(text)
 
-    fuzz(words(*MATHS, "=", "%", "$", "\u00d7", "1e999", "3 1/2", "10^99"), check)
+    fuzz(words(*MATHS.split("|"), "%", "$", "\u00d7", "1e999", "3 1/2", "10^99"), check)

@@ -54,11 +54,6 @@ def test_tests_of_a_row_of_mbpp(row: dict[str, object], script: str) -> None:
     assert mbpp_tests(row) == Tests(script)
 
 
-def test_tests_that_are_not_python() -> None:
-    with pytest.raises(UsageError):
-        mbpp_tests({"test_list": ["assert f( == 2"]})
-
-
 # --- verdicts
 
 
@@ -119,8 +114,6 @@ def test_honest_program_passes(runner: ProgramRunner, name: str) -> None:
     program, script = HONEST[name]
     assert runner.run(program, Tests(script)).reason == "all tests pass"
 
-
-# --- hostile programs
 
 VARIABLE = "ARBITRAGE_TEST_ANSWER"
 WANTS_ANSWER = Tests("assert f() != 0 and False\n")
@@ -251,13 +244,6 @@ def test_without_bubblewrap_programs_are_refused(
         find_wall()
     assert error.value.option == "run-code"
     assert hint in error.value.hint
-    assert "--run-code=unprotected" in error.value.hint
-
-
-def test_other_systems_have_no_wall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(UsageError) as error:
-        find_wall()
     assert "--run-code=unprotected" in error.value.hint
 
 

@@ -34,7 +34,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.scripted import ByteTokenizer, Continuation, Script
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.types import Cost, Decision, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 # --- what is read
 
@@ -94,13 +94,6 @@ def test_another_models_step_is_read() -> None:
     assert (decode.name, decode.tokens) == ("decode", ids[-1:])
 
 
-def test_a_common_beginning_is_kept() -> None:
-    engine, trace = new_engine(scripted(recite("abcdef.\n\n"))), new_trace()
-    write(engine, trace)
-    keep(trace, foreign("abczz"))
-    assert engine.start(0, WriteStep("draft", trace)) == 2
-
-
 def test_catching_up_reads_all_missing_steps_at_once() -> None:
     backend = Recording(HashBackend())
     engine, trace = new_engine(backend), new_trace()
@@ -113,29 +106,6 @@ def test_catching_up_reads_all_missing_steps_at_once() -> None:
         3
         * len(backend.tokenizer.tokenize(OTHER, continues=True))  # and the last token of its own step, less the last of all
     ]
-
-
-def test_a_solution_that_got_shorter() -> None:
-    engine, longer, shorter = new_engine(HashBackend()), new_trace(), new_trace()
-    for text in ("one.\n\n", "two.\n\n"):
-        keep(longer, foreign(text))
-    shorter.add(longer.decisions[0])
-    expected = write(engine, shorter).text
-    write(engine, longer)
-    assert write(engine, shorter).text == expected
-
-
-def test_closing_a_problem_empties_its_cache() -> None:
-    backend = HashBackend()
-    engine, trace = new_engine(backend), new_trace()
-    engine.start(0, WriteStep("draft", trace))
-    engine.tick()
-    engine.close(0)
-    assert (backend.cells, engine.busy) == ([[]], False)
-    engine.close(0)
-    engine.close(7)
-    engine.open(0, PROBLEM)
-    assert write(engine, trace).text == write(new_engine(HashBackend()), trace).text
 
 
 def test_what_all_prompts_begin_with_is_read_once() -> None:
@@ -184,22 +154,6 @@ def test_a_conversation_that_goes_on_is_not_read_again() -> None:
     assert num_read[0] == len(f"u{answer}umore")
     assert num_read[1] == 0
     assert num_read[3] == len(f"{first.question}u{answer}umore")
-
-
-def test_slots_do_not_mix() -> None:
-    engine = make_engine("draft", HashBackend(num_sequences=2), Sampler(), instructions="")
-    traces = [Trace(Problem(name, f"question {name}"), Limits()) for name in "ab"]
-    for slot, trace in enumerate(traces):
-        engine.open(slot, trace.problem)
-        engine.start(slot, WriteStep("draft", trace))
-        engine.tick()
-    steps: dict[int, Step] = {}
-    while engine.busy:
-        steps |= {update.slot: update.step for update in engine.tick() if update.step}
-    for slot, trace in enumerate(traces):
-        alone = make_engine("draft", HashBackend(), Sampler(), instructions="")
-        alone.open(0, trace.problem)
-        assert steps[slot].text == write(alone, trace).text
 
 
 class Listening(Sampler):
@@ -313,9 +267,6 @@ def test_a_solution_that_no_longer_fits() -> None:
     assert (backend.calls, engine.busy) == ([], False)
 
 
-# --- token statistics
-
-
 def test_token_statistics_are_what_the_backend_computed() -> None:
     """One value for each drawn token, the last included, by the definitions."""
     backend = Recording(HashBackend())
@@ -328,13 +279,6 @@ def test_token_statistics_are_what_the_backend_computed() -> None:
     np.testing.assert_allclose(stats.log_probabilities, ordered[:, -1], atol=1e-5)  # greedy: the likeliest
     np.testing.assert_allclose(stats.entropies, -(probabilities * np.log(probabilities)).sum(axis=1), atol=1e-5)
     np.testing.assert_allclose(stats.margins, ordered[:, -1] - ordered[:, -2], atol=1e-5)
-
-
-def test_token_statistics_are_kept_on_request_only() -> None:
-    without, with_them = (write(new_engine(HashBackend(), keep_token_stats=kept), new_trace()) for kept in (False, True))
-    assert without.token_stats is None
-    assert with_them.token_stats is not None
-    assert without.text == with_them.text
 
 
 # --- cost
@@ -392,37 +336,6 @@ class Paced:
         return self.now
 
 
-def test_time_of_the_target_alone_is_measured_in_the_same_trace() -> None:
-    """A machine that was slow for another problem says nothing about this one, if this one has enough tokens of its own."""
-    clock = Paced(100.0)
-    engine = make_engine("target", scripted(recite("a step of many tokens.\n\n")), Sampler(), clock=clock)
-    estimates: list[float] = []
-    for clock.pace in (100.0, 1.0):
-        trace = new_trace()
-        engine.open(0, PROBLEM)
-        step = write(engine, trace)
-        trace.add(Decision(kept=step, target=step))
-        estimates.append(engine.seconds_alone(0, trace) or 0.0)
-        engine.close(0)
-    assert estimates[0] == pytest.approx(100 * estimates[1])
-
-
-def test_a_small_target_is_as_fast_as_it_is_alone() -> None:
-    """Its tokens among another model's take longer than tokens in a row: the estimate uses those in a row."""
-    clock = Paced(0.001)
-    engine = make_engine("target", scripted(repeat("abc ")), Sampler(), instructions="", clock=clock)
-    measured = engine.measure()
-    clock.pace = 1.0
-    engine.open(0, PROBLEM)
-    trace = new_trace(Limits(max_step_tokens=30))
-    num_unread = engine.start(0, WriteStep("target", trace))
-    step, _ = finish(engine)
-    keep(trace, step)
-    reading, decoding = measured.prefill_seconds / measured.prefill_tokens, measured.decode_seconds / measured.decode_tokens
-    assert engine.seconds_alone(0, trace) == pytest.approx(num_unread * reading + (step.num_tokens + 1) * decoding)
-    assert step.cost.decode_seconds > 100 * step.num_tokens * decoding
-
-
 def test_measuring() -> None:
     """A slow model decodes few tokens. Nothing stays in the cache, and texts do not change."""
     slow = make_engine("draft", scripted(repeat("abc ")), Sampler(), instructions="", clock=ticking_clock())
@@ -434,13 +347,6 @@ def test_measuring() -> None:
     engine.open(0, PROBLEM)
     assert engine.seconds_alone(0, new_trace()) is not None
     assert write(engine, new_trace()).text == write(new_engine(HashBackend()), new_trace()).text
-
-
-def test_a_target_that_ends_at_once_has_an_estimate() -> None:
-    engine = make_engine("target", scripted(recite("")), Sampler(), instructions="")
-    (event,) = [event for event in events_of({"target": engine}, [PROBLEM], "target") if isinstance(event, Finished)]
-    assert event.target_alone_seconds is not None
-    assert event.target_alone_seconds > 0
 
 
 # --- failures
@@ -469,15 +375,6 @@ def test_one_failing_problem_does_not_end_the_others(concurrency: int) -> None:
     assert results["2"].trace.text == "2..\n\n"
     for name in "0134":
         assert (results[name].error, results[name].trace.text) == (None, f"{name}..\n\n{name}...\n\n")
-
-
-def test_a_problem_that_does_not_fit_does_not_end_the_others() -> None:
-    problems = [Problem("short", "question 1"), Problem("long", "question " * 20), Problem("last", "question 3")]
-    engine = make_engine("draft", scripted(recite("abc.\n\n"), context=100), Sampler(), instructions="")
-    events = events_of({"draft": engine}, problems, "draft")
-    finished = {event.trace.problem.id: event for event in events if isinstance(event, Finished)}
-    assert isinstance(finished["long"].error, ContextFullError)
-    assert [finished[name].trace.text for name in ("short", "last")] == ["abc.\n\n"] * 2
 
 
 def test_a_late_problem_does_not_end_the_next() -> None:
@@ -550,9 +447,6 @@ def test_a_prompt_without_tokens_is_an_error_of_the_model() -> None:
     backend.tokenizer, backend.chat_template = Empty((), CONTROLS), None
     with pytest.raises(ModelUnsupportedError, match="no tokens"):
         make_engine("draft", backend, Sampler())
-
-
-# --- problems that are solved in their own way
 
 
 def test_tasks_have_their_own_flow_limits_and_sampler() -> None:

@@ -24,7 +24,7 @@ from writing import (
     write,
 )
 
-from arbitrage_cli.arbitrage import WriteStep
+from arbitrage_cli.arbitrage import EarlyStop, WriteStep
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
@@ -139,16 +139,6 @@ def test_what_matches_is_drawn_from_a_batch() -> None:
     assert engine.start(0, WriteStep("draft", trace)) == 1
 
 
-def test_a_text_that_comes_back_to_its_proposal_is_drawn_from_batches_again() -> None:
-    text = "To find it, we add 12 and 7 to the 5 that she had.\n\n"
-    backend = Recording(scripted(recite(text)))
-    engine, trace = proposing_engine(backend), new_trace()
-    step = write_proposed(engine, trace, text.replace("To find it, we", "We").replace("12", "21"))
-    assert (step.text, step.num_tokens) == (text, len(backend.tokenizer.tokenize(text, continues=True)))
-    assert step.cost.decode_tokens < len("To find it, we") + 10
-    assert step.cost.verify_kept > 25
-
-
 def test_verified_tokens_are_counted_apart() -> None:
     """Those read in batches and those kept of them; the others are decoded. Seconds likewise. Each has its own update."""
     text = "a step of many tokens, most of them as proposed.\n\n"
@@ -214,18 +204,6 @@ def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
     assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
 
 
-def test_the_end_of_a_step_is_not_verified() -> None:
-    """Nothing need be read after the token that ends it: if only that is proposed, it is decoded alone."""
-    text = "ab.\n\n"
-    teller = Teller(text, 99)
-    engine = proposing_engine(scripted(recite(text)))
-    step = write_proposed(engine, new_trace(), OTHER, teller)
-    assert step.text == text
-    assert teller.asked == ["a"]
-    # Seven rows for the proposal, which was wrong at once; then "a" and "b", after which the end is drawn.
-    assert (step.cost.verify_batches, step.cost.verify_tokens, step.cost.verify_kept) == (2, 7 + 2, 1 + 2)
-
-
 def test_a_speculator_that_fails_is_not_asked_again() -> None:
     """Its context may be full, for example: the step does without."""
 
@@ -252,13 +230,6 @@ def test_a_model_continues_a_step() -> None:
     assert unsure.speculate(0, new_trace(), "", 9).text == ""
 
 
-def test_an_engine_that_writes_cannot_speculate() -> None:
-    engine = new_engine(scripted(recite("abc\n\n")))
-    engine.start(0, WriteStep("draft", new_trace()))
-    with pytest.raises(ValueError, match="of its own"):
-        engine.speculate(0, new_trace(), "", 3)
-
-
 @pytest.mark.parametrize(("seconds", "copies"), [(1.0, True), (1e-3, False)], ids=["a slow model", "a fast one"])
 def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
     """In the prompt or in the solution; unless looking for it takes too long."""
@@ -271,17 +242,6 @@ def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
         assert step.text == text[: len(text) // 2]
         assert (step.cost.verify_kept > 0.5 * step.num_tokens) == copies
         keep(trace, step)
-
-
-def test_proposals_can_be_switched_off() -> None:
-    text = "a step of many tokens, as proposed.\n\n"
-    engine = make_engine(
-        "target", scripted(recite(text)), Sampler(), instructions="", proposals="none", clock=ticking_clock()
-    )
-    engine.open(0, PROBLEM)
-    for _ in range(3):
-        step = write_proposed(engine, new_trace(), text)
-        assert (step.text, step.cost.verify_tokens, step.cost.decode_tokens) == (text, 0, step.num_tokens)
 
 
 def test_proposals_of_several_problems_share_a_batch() -> None:
@@ -304,3 +264,64 @@ def test_proposals_of_several_problems_share_a_batch() -> None:
     assert any(call.sequences.count(0) > 1 < call.sequences.count(1) for call in shared)
     calls = sum(call.name in ("read", "decode") for call in backend.calls)
     assert sum(step.seconds for step in steps.values()) == pytest.approx(calls + 3)  # a second each, three for finishing
+
+
+# --- steps that are stopped early
+
+
+def stop_at(*places: int, number: float = 1.0) -> EarlyStop:
+    """Stops at the first of these numbers of tokens, if the number is above 0.5."""
+    return EarlyStop(lambda trace, beginning: number, 0.5, lambda num_tokens: num_tokens in places)
+
+
+def write_until(engine: Engine, trace: Trace, early_stop: EarlyStop) -> Step:
+    engine.start(0, WriteStep("draft", trace, early_stop=early_stop))
+    return finish(engine)[0]
+
+
+def test_a_bad_step_is_stopped_when_it_is_due() -> None:
+    whole = write(new_engine(HashBackend("m"), keep_token_stats=True), new_trace())
+    step = write_until(new_engine(HashBackend("m"), keep_token_stats=True), new_trace(), stop_at(2, 3))
+    assert (step.stop, step.num_tokens) == ("early", 2)
+    assert whole.text.startswith(step.text)
+    assert step.known_token_stats.log_probabilities == whole.known_token_stats.log_probabilities[:2]
+
+
+def test_a_good_step_is_finished() -> None:
+    """Computing its number changes neither text nor statistics. A tie is not above tau."""
+    whole = write(new_engine(HashBackend("m"), keep_token_stats=True), new_trace())
+    seen: list[Step] = []
+
+    def look(trace: Trace, beginning: Step) -> float:
+        seen.append(beginning)
+        return 0.5
+
+    watch = EarlyStop(look, 0.5, lambda num_tokens: True)
+    step = write_until(new_engine(HashBackend("m"), keep_token_stats=True), new_trace(), watch)
+    assert_equal(step, whole)
+    assert [beginning.num_tokens for beginning in seen] == list(range(1, whole.num_tokens))
+    assert all(whole.text.startswith(beginning.text) for beginning in seen)
+
+
+def test_no_step_is_stopped_within_a_character() -> None:
+    """Half a character would give another number than the step that ends there."""
+    engine = new_engine(ByteReciter("a\u20acb\n\n".encode()))
+    step = write_until(engine, new_trace(), stop_at(2, 3, 4))
+    assert (step.text, step.num_tokens) == ("a\u20ac", 4)
+
+
+def test_the_routers_time_is_not_the_models() -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    def look(trace: Trace, beginning: Step) -> float:
+        nonlocal now
+        now += 100.0
+        return 0.0
+
+    engine = make_engine("draft", HashBackend("m"), Sampler(), instructions="", clock=clock)
+    engine.open(0, PROBLEM)
+    assert write_until(engine, new_trace(), EarlyStop(look, 0.5, lambda num_tokens: True)).seconds == 0.0
+    assert now > 0

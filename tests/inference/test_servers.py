@@ -117,14 +117,6 @@ def test_a_storm_of_faults_changes_no_text(kind: Kind, monkeypatch: pytest.Monke
             np.testing.assert_allclose(sent.log_probabilities, own.log_probabilities, atol=1e-4)
 
 
-def test_a_fault_at_the_start_leaves_the_evidence_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
-    server, faults = HashServer("vllm"), iter([Answer([{"error": {"message": "busy"}}], 503)])
-    server.faults = lambda: next(faults, None)
-    with opened(server) as model:
-        assert model.num_alternatives == 20
-
-
 @pytest.mark.parametrize("at_start", [True, False])
 def test_a_pause_that_a_server_asks_for_is_counted_down(
     at_start: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -273,16 +265,6 @@ def test_a_server_that_is_not_there_is_reported_at_once() -> None:
     server.handle = lambda *arguments: Answer([], 0)  # type: ignore[method-assign]
     with pytest.raises(ServerError), opened(server):
         pass
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_tokens_are_counted_once(kind: Kind) -> None:
-    expected = solve(here(), PROBLEMS, "target")
-    with opened(HashServer(kind, HashBackend("target"))) as model:
-        found = solve({"target": served("target", model)}, PROBLEMS, "target")
-    assert {name: trace.num_tokens for name, trace in found.items()} == {
-        name: trace.num_tokens for name, trace in expected.items()
-    }
 
 
 def test_a_server_that_is_gone_for_a_while_is_waited_for(

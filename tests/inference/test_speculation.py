@@ -83,16 +83,6 @@ def test_costs_lie_on_lines() -> None:
     assert BatchCosts(1.0, 2.5, 2.0).of_up_to(16, 16) == [2.5]
 
 
-def test_nothing_is_planned_without_costs() -> None:
-    """Nor without the draft's price, or room."""
-    waiting = (Acceptance(), Place(20, 0))
-    assert Planner(BatchCosts()).plan([waiting]) == [0]
-    assert Planner(BatchCosts()).plan_speculation(0.01, 9, Acceptance()) == 0
-    assert planner_of(line(0.2)).plan_speculation(0.0, 9, Acceptance()) == 0
-    assert planner_of(line(0.2)).plan_speculation(0.01, 0, Acceptance()) == 0
-    assert planner_of(line(0.2)).plan_speculation(0.01, 9, Acceptance()) > 0
-
-
 def test_the_likeliest_tokens_go_first() -> None:
     """In a batch with another problem, that which matched so far gets more."""
     acceptance = Acceptance()
@@ -103,16 +93,6 @@ def test_the_likeliest_tokens_go_first() -> None:
     counts = planner_of(line(0.2)).plan([(acceptance, place) for place in (Place(3, 0), Place(0, 5), Place(3, 1))])
     assert counts[1] == 0
     assert counts[0] < counts[2]
-
-
-def test_what_came_back_is_learned_apart() -> None:
-    """If texts part at once, but follow their proposals after they come back, only the latter are worth a batch."""
-    acceptance = Acceptance()
-    for _ in range(50):
-        acceptance.record(Place(9, 0), matched=False)
-        acceptance.record(Place(9, 0, "again"), matched=True)
-    at_first, back = planner_of(line(0.2)).plan([(acceptance, Place(9, 0)), (acceptance, Place(9, 0, "again"))])
-    assert at_first == 0 < back
 
 
 def test_a_continuation_is_proposed_until_the_text_leaves_it() -> None:
@@ -181,29 +161,6 @@ def test_what_is_read_is_remembered_once() -> None:
     assert history.upcoming(9) == [*map(ord, "cdzab")]
 
 
-@pytest.mark.parametrize("batches", [line(1.0), line(0.3), line(0.1), QUANTIZED])
-def test_copies_that_never_match_cost_next_to_nothing(batches: tuple[float, float]) -> None:
-    """Each token seems to be copied, and none is."""
-    planner, acceptance, seconds = planner_of(batches), Acceptance(), 0.0
-    for _ in range(300):
-        (count,) = planner.plan([(acceptance, Place(20, 2, "copied"))])
-        acceptance.record(Place(20, 2, "copied"), matched=False)
-        seconds += seconds_of(planner, 1 + count)
-    assert seconds < 1.02 * 300
-
-
-@pytest.mark.parametrize(("match", "asks"), [(0.99, False), (0.5, True)])
-def test_the_draft_is_asked_if_it_is_better_than_a_copy(match: float, asks: bool) -> None:
-    planner, acceptance, copied = planner_of(line(0.05)), Acceptance(), Place(20, 2, "copied")
-    for number in range(200):
-        for place in (copied, copied._replace(num_matched=4), copied._replace(num_matched=8)):
-            acceptance.record(place, matched=number % 100 < 100 * match)
-        for place in (Place(9, 0, "speculated"), Place(9, 1, "speculated"), Place(9, 2, "speculated")):
-            acceptance.record(place, matched=number % 100 < 95)
-    assert (planner.plan_speculation(0.1, 9, acceptance, copied) > 0) == asks
-    assert planner.plan_speculation(0.1, 9, acceptance) > 0
-
-
 def time_of_speculation(draft: float, batches: tuple[float, float], match: float) -> float:
     """The time of 30 texts of 200 tokens that are speculated on if that seems worth it, as a share of that of decoding alone."""
     chance, planner, seconds = random.Random(0), planner_of(batches), 0.0
@@ -239,28 +196,6 @@ def test_speculating_saves_time_where_the_draft_is_cheap(
 )
 def test_speculating_never_costs_much(draft: float, batches: tuple[float, float], match: float) -> None:
     assert time_of_speculation(draft, batches, match) < 1.03
-
-
-def test_a_bad_draft_is_asked_a_few_times_a_problem() -> None:
-    """A problem's first tokens are the price of not depending on those before it."""
-    assert time_of_speculation(0.2, line(0.2), 0.2) < 1.1
-
-
-def test_coming_back_for_nothing_costs_little() -> None:
-    """Texts of few letters, which seem to be back all the time, and are not."""
-    chance, planner, acceptance, seconds = random.Random(0), planner_of(line(0.5)), Acceptance(), 0.0
-    for _ in range(300):
-        proposal = Proposal([chance.randrange(4) for _ in range(30)])
-        text = [chance.randrange(4) for _ in range(30)]
-        while text:
-            (count,) = planner.plan([(acceptance, proposal.place(len(text) - 1))])
-            upcoming = proposal.upcoming(count)
-            drawn = next((index for index, token in enumerate(upcoming) if token != text[index]), count) + 1
-            for token in text[:drawn]:
-                acceptance.follow(proposal, token)
-            del text[:drawn]
-            seconds += seconds_of(planner, 1 + count)
-    assert seconds < 1.02 * 300 * 30
 
 
 def proposed_after(proposal: str, written: str) -> str:

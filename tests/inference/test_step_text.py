@@ -58,15 +58,6 @@ def test_blank_lines_before_anything_visible_do_not_end_a_step(blank: list[bytes
     assert ended_after == len(blank) + 3
 
 
-def test_a_leading_line_feed_does_not_count_for_the_separator() -> None:
-    """In `\\nx\\n` there is no blank line, though there are two line feeds."""
-    assert write(b"\n", b"x", b"\n") == ("\nx\n", None)
-
-
-def test_only_separators_never_end_a_step() -> None:
-    assert write(*[b"\n\n"] * 100) == ("\n\n" * 100, None)
-
-
 def test_split_characters_appear_when_complete() -> None:
     step = StepText()
     assert [step.add(bytes([byte])) for byte in "é∑".encode()] == ["", "é", "", "", "∑"]
@@ -76,10 +67,6 @@ def test_split_characters_appear_when_complete() -> None:
 def test_incomplete_characters_become_replacement_characters() -> None:
     assert write(b"a\xff", b"b\xe2", b"\n\n") == ("a\ufffdb\ufffd\n\n", 3)
     assert write(b"a", b"\xe2\x88") == ("a\ufffd", None)
-
-
-def test_other_line_separators_are_text() -> None:
-    assert write("a\u2028\u2028b\x85\x85c\x0b\x0bd".encode())[1] is None
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,6 @@ def test_measuring_in_chunks_changes_nothing() -> None:
     np.testing.assert_allclose(found.log_probabilities, expected(logits, tokens)[0], rtol=1e-4)
 
 
-def test_recording_leaves_the_logits_alone() -> None:
-    """They are the backend's memory, and the sampler's."""
-    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
-    before = logits.copy()
-    record(logits, [0, 1])
-    np.testing.assert_array_equal(logits, before)
-
-
 def test_reading_the_statistics_in_between_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 5, (9, 300)).astype(np.float32)

@@ -4,23 +4,29 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
+from fake_server import HashServer, Kind, transport
 from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, ticking_clock
 from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import RateSteps
-from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TemplateError, TimedOutError
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, StepRewards, Writer
 from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.servers.address import Address, Wanted
+from arbitrage_cli.inference.servers.connection import Connection
+from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS
 from arbitrage_cli.rewards.judge import Judge
 from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
+from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward, ServedRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
 
@@ -210,14 +216,6 @@ def test_checking_a_model_changes_no_reward() -> None:
     ProcessReward(Opinionated(context_size=8)).check()
 
 
-def test_one_odd_step_ends_no_run() -> None:
-    backend = Constant(-20.0)
-    rater = opened(ProcessReward(backend))
-    for number in range(2 * ENOUGH_ANSWERS):
-        backend.values = (CONFIDENCE if number else -20.0,)
-        assert score_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
-
-
 def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Digits with next to no probability make noisy rewards: the target still judges, and the user is warned once."""
     rater = opened(Judge(Constant(-20.0), 0))
@@ -226,15 +224,6 @@ def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture
             assert score_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
     (message,) = caplog.messages
     assert "enable_thinking" in message
-
-
-def test_a_template_without_turns_cannot_score() -> None:
-    backend = Opinionated()
-    backend.chat_template = (
-        "{{ messages[0].content }}{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
-    )
-    with pytest.raises(TemplateError, match="one turn"):
-        score_one(opened(ProcessReward(backend)), trace_of(), STEPS[0])
 
 
 def test_extreme_logits_are_rewards_too() -> None:
@@ -311,19 +300,6 @@ def test_a_deadline_ends_one_problem_only(make: Callable[[Backend], Rater]) -> N
     late, other = rater.tick()
     assert isinstance(late.error, TimedOutError)
     assert other.rewards is not None
-
-
-def test_the_oracle_keeps_the_better_step() -> None:
-    decisions = [e.decision for e in run("oracle", [PROBLEM], ProcessReward(Opinionated())) if isinstance(e, Decided)]
-    assert decisions
-    for decision in decisions:
-        assert decision.advantage is not None
-        assert (decision.kept is decision.target) == (decision.advantage > 0)
-
-
-def test_rewards_without_a_rater_are_a_defect() -> None:
-    with pytest.raises(ValueError, match="no rater"):
-        list(run("rsd", [PROBLEM], None))
 
 
 # --- rollouts
@@ -427,3 +403,53 @@ def test_a_finished_solution_needs_no_rollout() -> None:
     end = Step("draft", "the end", 3, Cost(), "end")
     rater = opened(Rollout([target()], lambda _identifier, text: text == "the end"))
     assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == StepRewards((1.0,), Cost())
+
+
+# --- raters on servers
+
+
+MAKERS: dict[str, tuple[Callable[[ServedModel], ServedRater], Callable[[HashBackend], ProcessReward | Judge]]] = {
+    "judge": (ServedJudge, lambda backend: Judge(backend, 0)),
+    "turns": (lambda model: ServedProcessReward(model, "turns"), lambda backend: ProcessReward(backend, "turns")),
+    "steps": (lambda model: ServedProcessReward(model, "steps"), lambda backend: ProcessReward(backend, "steps")),
+}
+
+
+@contextmanager
+def served(kind: Kind, backend: HashBackend) -> Iterator[ServedModel]:
+    with closing(Connection(transport(HashServer(kind, backend)))) as connection:
+        yield open_served(connection, Wanted(Address.parse("http://toy/v1")))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_rewards_are_those_of_the_model_here(kind: Kind, make: str) -> None:
+    there, here = MAKERS[make]
+    expected = [score_one(opened(here(Opinionated())), trace_of(*STEPS[:number]), *STEPS) for number in (0, 2)]
+    with served(kind, Opinionated()) as model:
+        rater = there(model)
+        rater.open(0, PROBLEM)
+        rater.open(1, PROBLEM)
+        requests = {slot: RateSteps(trace_of(*STEPS[:number]), _steps()) for slot, number in enumerate((0, 2))}
+        found = score(rater, requests)
+    for slot, rewards in enumerate(expected):
+        assert found[slot].values == pytest.approx(rewards, abs=1e-4)
+    assert found[0].cost.prefill_tokens > 0
+
+
+def test_a_model_that_answers_something_else_is_reported() -> None:
+    with served("vllm", Constant(-20.0)) as model, pytest.raises(ServerRequestError):
+        score_one(opened(ServedProcessReward(model, "turns")), trace_of(), STEPS[0])
+
+
+def test_a_server_without_log_probabilities_rates_nothing() -> None:
+    server = HashServer("vllm", Opinionated())
+    server.max_alternatives = 0
+    with closing(Connection(transport(server))) as connection:
+        model = open_served(connection, Wanted(Address.parse("http://toy/v1")))
+        with pytest.raises(ModelUnsupportedError):
+            ServedJudge(model)
+
+
+def _steps() -> tuple[Step, ...]:
+    return tuple(map(foreign, STEPS))

@@ -137,38 +137,15 @@ def test_what_is_read(text: str, verdicts: list[bool]) -> None:
     assert [equation.is_right for equation in check_equations(text)] == verdicts
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "3x + 5 = 50",
-        "x1 + 5 = 9",
-        "5^2 + 1 = 27",
-        "\\sqrt{16} + 2 = 7",
-        "2**3 + 1 = 8",
-        "5 + 3! = 12",
-        "half of 10 + 2 = 8",
-        "3 times 4 + 2 = 15",
-        "the sum of 3 and 4 + 1 = 9",
-        "2 dozen + 3 = 28",
-        "5 * 25 cents = $1.25",
-        "1 hour = 60 minutes",
-        "1/2 hour = 30 minutes",
-        "5 feet 3 inches + 1 = 64 inches",
-        "1,5 + 2 = 3,6",
-        "1,00,000 + 1 = 2",
-        "2:3 + 1 = 5",
-        "- 5 + 3 = 9",
-        "5 / 0 = 5",
-        "5 + 3 => 9",
-        "5 + = 9",
-        "2(3 + 4) = 15",
-        "12345678901234567890 + 1 = 2",
-        "The answer is \\boxed{42}.",
-        "a = 5",
-        "= 5 + 3",
-        "",
-    ],
+UNCERTAIN = (
+    "3x + 5 = 50|x1 + 5 = 9|5^2 + 1 = 27|\\sqrt{16} + 2 = 7|2**3 + 1 = 8|5 + 3! = 12|half of 10 + 2 = 8|3 times 4 + 2 = 15|"
+    "the sum of 3 and 4 + 1 = 9|2 dozen + 3 = 28|5 * 25 cents = $1.25|1 hour = 60 minutes|1/2 hour = 30 minutes|"
+    "5 feet 3 inches + 1 = 64 inches|1,5 + 2 = 3,6|1,00,000 + 1 = 2|2:3 + 1 = 5|- 5 + 3 = 9|5 / 0 = 5|5 + 3 => 9|5 + = 9|"
+    "2(3 + 4) = 15|12345678901234567890 + 1 = 2|The answer is \\boxed{42}.|a = 5|= 5 + 3|"
 )
+
+
+@pytest.mark.parametrize("text", UNCERTAIN.split("|"))
 def test_what_is_not_certain_is_left_out(text: str) -> None:
     assert check_equations(text) == ()
 
@@ -180,33 +157,10 @@ def test_operands_are_those_of_what_is_computed() -> None:
     assert numbers_in("She has $1,234.50 and 20% of 3 y1 2nd") == (Fraction("1234.5"), 20, 3, 2)
 
 
-pieces = st.sampled_from(
-    [
-        "5",
-        "12",
-        "3.",
-        "1,000",
-        " ",
-        " + ",
-        "-",
-        "*",
-        " = ",
-        "(",
-        ")",
-        "\\frac{",
-        "}",
-        "%",
-        " apples",
-        ".",
-        ", ",
-        "\n",
-        "x",
-        "of",
-    ]
-)
+PIECES = "5|12|3.|1,000| | + |-|*| = |(|)|\\frac{|}|%| apples|.|, |\n|x|of"
 
 
-@given(st.lists(pieces, max_size=40).map("".join), st.integers(0, 200))
+@given(st.lists(st.sampled_from(PIECES.split("|")), max_size=40).map("".join), st.integers(0, 200))
 def test_a_beginning_states_nothing_that_the_whole_does_not(text: str, length: int) -> None:
     """What is found in a text that still goes on is found in the finished one as well, in the same order."""
     found = check_equations(text[:length], is_whole=False)
@@ -224,12 +178,6 @@ def test_any_text_is_read_in_little_time(unit: str) -> None:
         check_equations(whole)
         check_equations(whole, is_whole=False)
     assert time.process_time() - began < 1.0
-
-
-@given(st.text())
-def test_any_text_is_read(text: str) -> None:
-    check_equations(f"1 + 1 = {text}")
-    numbers_in(text)
 
 
 @pytest.mark.parametrize(

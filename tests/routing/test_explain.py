@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import flat, pair_named_mine, run
+from cli import pair_named_mine, run
 from test_head import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution
@@ -87,13 +87,6 @@ def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
     assert any(record["stopped_early"] and record["decision"] == "escalate" for record in records)
 
 
-def test_where_steps_are_rated_none_is_stopped_early() -> None:
-    found = run("explain", "5 + 6", "--tau", "0.0", "--early-stop", "--prm", "builtin:prm")
-    assert found.code == 0
-    assert "--early-stop changes nothing" in flat(found.err)
-    assert "stopped early" not in found.out
-
-
 def test_command_asks_the_reward_model_as_the_pair_says(tmp_path: Path) -> None:
     """In another style its rewards are other numbers. Without --prm none is asked."""
     pair = {"draft": "builtin:draft", "target": "builtin:target", "prm": "builtin:prm"}
@@ -110,14 +103,3 @@ def test_command_asks_the_reward_model_as_the_pair_says(tmp_path: Path) -> None:
     assert set(unrated) == {None}
     assert None not in {*as_told, *otherwise}
     assert as_told != otherwise
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "reason"),
-    [(["--tau", "x"], 2, "--tau"), (["--tau", "0.5", "--head", "nowhere.safetensors"], 2, "nowhere.safetensors")],
-)
-def test_what_cannot_be_explained_is_said(head_file: Path, arguments: list[str], code: int, reason: str) -> None:
-    found = run("explain", QUESTION, "--pair", "scripted", "--head", str(head_file), *arguments)
-    assert found.code == code
-    assert reason in flat(found.err)
-    assert "Traceback" not in found.err

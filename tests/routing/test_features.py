@@ -5,15 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from cli import make_step
 from hypothesis import given
 from hypothesis import strategies as st
-from writing import make_engine
 
-from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
 
@@ -60,10 +54,6 @@ def approx(value: float) -> object:
     return pytest.approx(value, rel=1e-5)
 
 
-def test_names_are_distinct() -> None:
-    assert len(set(FEATURES)) == len(FEATURES)
-
-
 def test_log_probabilities_are_summed_up_as_log_odds() -> None:
     found = named(make(shown=token_stats()))
     assert found["logprob_first"] == approx(log_odds(-0.1))
@@ -73,13 +63,6 @@ def test_log_probabilities_are_summed_up_as_log_odds() -> None:
     assert found["logprob_sum"] == approx(sum(LOG_PROBABILITIES))
     assert found["logprob_mean"] == approx(sum(LOG_PROBABILITIES) / 6)
     assert found["least_likely_position"] == approx(4 / 5)
-
-
-def test_entropies_and_margins_have_their_worst_end() -> None:
-    found = named(make(shown=token_stats()))
-    assert found["entropy_max"] == approx(math.log(0.9 + 1e-4))
-    assert found["entropy_first"] == approx(math.log(0.5 + 1e-4))
-    assert (found["margin_min"], found["margin_2nd_min"], found["margin_last"]) == (0.25, 2.0, 6.0)
 
 
 def test_digits_and_operators_are_seen_apart() -> None:
@@ -149,20 +132,6 @@ def test_a_beginning_is_not_blamed_for_what_it_has_not_written() -> None:
     assert named(make(text=begun.text, shown=token_stats()))["wrong_equations"] == 1
 
 
-@pytest.mark.parametrize(
-    ("stop", "expected"), [("separator", (0, 0)), ("end", (1, 0)), ("budget", (0, 1)), ("context", (0, 1))]
-)
-def test_how_the_step_ended(stop: StepStop, expected: tuple[int, int]) -> None:
-    found = named(make(shown=token_stats(), stop=stop))
-    assert (found["ends_solution"], found["cut_off"]) == expected
-
-
-def test_first_step_has_no_history() -> None:
-    found = named(make(shown=token_stats()))
-    assert (found["position"], found["tokens_before"], found["previous_tokens"]) == (0, 0, 0)
-    assert (found["drafts_logprob_min"], found["drafts_logprob_sum"]) == (MAX_LOG_ODDS, 0)
-
-
 def test_drafted_steps_are_remembered() -> None:
     """The last step's numbers, and the worst of all, even if better ones follow."""
     good = TokenStats((-0.1, -0.1), (0.2, 0.1), (1.0, 1.0))
@@ -198,29 +167,3 @@ def test_always_finite(tokens: list[tuple[float, float, float, str]]) -> None:
     assert found.dtype == np.float32
     assert found.shape == (len(FEATURES),)
     assert np.isfinite(found).all()
-
-
-def test_what_was_not_kept_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="not kept"):
-        features(Trace(Problem("1", "?"), Limits()), make_step())
-
-
-def test_the_engine_keeps_the_text_of_each_token() -> None:
-    """The pieces are the step's text, one for each token; the one that ends the sequence is empty."""
-    engine = make_engine("draft", open_scripted("scripted:draft", Options()), Sampler(), keep_token_stats=True)
-    trace = Trace(Problem("1", "What is 37 * 12 - 95?"), Limits())
-    engine.open(0, trace.problem)
-    while not trace.finished:
-        engine.start(0, WriteStep("draft", trace))
-        found: list[Step] = []
-        while not found:
-            found = [progress.step for progress in engine.tick() if progress.step]
-        (step,) = found
-        shown = step.token_stats
-        assert shown is not None
-        assert shown.pieces is not None
-        assert "".join(shown.pieces) == step.text
-        assert len(shown.pieces) == step.num_tokens
-        assert (shown.pieces[-1] == "") == (step.stop == "end")
-        trace.add(accepted(step))
-    assert len(trace.decisions) > 1

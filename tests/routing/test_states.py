@@ -37,11 +37,6 @@ def test_round_trip_keeps_every_bit() -> None:
     assert state_to_json(found) == state_to_json(STATE)
 
 
-def test_advantage_is_over_the_draft() -> None:
-    assert STATE.advantage == 0.5
-    assert state_to_json(STATE)["advantage"] == 0.5
-
-
 @pytest.mark.parametrize(
     ("drafted", "written", "share"),
     [
@@ -83,15 +78,6 @@ def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - from many places
         state_from_json(state_to_json(STATE) | changes)
-
-
-@pytest.mark.parametrize("field", sorted(state_to_json(STATE).keys() - {"advantage"}))
-def test_missing_field_is_named(field: str) -> None:
-    """The advantage follows from the rewards; everything else must be there."""
-    entry = state_to_json(STATE)
-    del entry[field]
-    with pytest.raises(ValueError, match=field):
-        state_from_json(entry)
 
 
 def test_numbers_that_are_not_finite_are_not_written() -> None:

@@ -100,16 +100,6 @@ def test_a_token_is_decoded_or_speculated_on() -> None:
     assert COSTS.verify == 6.0  # not measured: between reading and writing
 
 
-def test_time_on_another_machine() -> None:
-    probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [0.5], None)
-    assert table.time(row_at(table, 0.5)) is None
-    slow, fast = (table.time(row_at(table, NEVER), replace(COSTS, draft_seconds_per_token=cost)) for cost in (2.0, 1.0))
-    assert slow is not None
-    assert fast is not None
-    assert slow > fast
-
-
 def test_ends_of_the_table() -> None:
     """Always is the target's reward exactly, and never is the draft's; both are in every table."""
     probability, outcomes = make_outcomes()
@@ -152,24 +142,6 @@ def test_names_by_their_definitions() -> None:
         make_row(NEVER, 0.0, -20.0),
     )
     assert name_taus(table) == {"exact": 0.2, "balanced": 0.4, "fast": 0.6}
-
-
-def test_names_never_get_slower() -> None:
-    """Where exact allows more than balanced does, balanced is as fast as exact."""
-    table = make_rows(make_row(ALWAYS, 1.0, 0.0), make_row(0.2, 0.6, -0.3), make_row(NEVER, 0.0, -1.0))
-    assert name_taus(table) == {"exact": 0.2, "balanced": 0.2, "fast": 0.2}
-
-
-def test_draft_as_good_as_the_target_needs_none() -> None:
-    table = make_rows(make_row(ALWAYS, 1.0, 0.0), make_row(NEVER, 0.0, 0.5))
-    assert set(name_taus(table).values()) == {NEVER}
-
-
-def test_means_of_the_same_rewards_are_no_advantage() -> None:
-    """Rounding does not make one step better than another: five rollouts, three steps of the target."""
-    reward = np.array([0.2, 0.6, 0.8])
-    outcomes = Outcomes(*(np.arange(3),) * 2, reward, np.array([sum([value] * 3) / 3 for value in reward]), *(reward,) * 4)
-    assert not outcomes.advantage.any()
 
 
 def test_names_on_another_machine() -> None:
@@ -244,12 +216,6 @@ def test_resolve_takes_names_and_numbers() -> None:
             table.resolve(wrong)
 
 
-def test_a_budget_is_a_tau_as_well() -> None:
-    table = make_rows(make_row(ALWAYS, 1, 0), make_row(0.5, 0.3, 0), make_row(NEVER, 0, 0))
-    assert (table.resolve("30%"), table.resolve("12.5%")) == (table.at_budget(0.3), table.at_budget(0.125))
-    assert table.resolve("30%") == 0.5
-
-
 def test_budget_is_a_share_of_the_steps() -> None:
     """The tau that escalates so many on recorded states, between two rows if need be."""
     probability, outcomes = make_outcomes(500)
@@ -265,12 +231,6 @@ def test_budget_is_a_share_of_the_steps() -> None:
 # --- as JSON
 
 
-def test_table_comes_back_from_a_card() -> None:
-    probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [0.3], COSTS)
-    assert TauTable.from_json(json.loads(json.dumps(table.to_json(), allow_nan=False))) == table
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"rows": []}, {"rows": [{}]}, {"rows": 7}, {"named": 7}, {"costs": {"draft_seconds_per_token": -1}}, {"surprise": 1}],
@@ -280,17 +240,3 @@ def test_table_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     found = json.loads(json.dumps(make_table(probability, outcomes, [0.3], COSTS).to_json()))
     with pytest.raises(RouterError):
         TauTable.from_json(found | changes)
-
-
-def test_costs_of_a_run_have_more_than_is_needed() -> None:
-    """Other entries are left alone; missing, negative or infinite ones are an error."""
-    found = {
-        "draft_seconds_per_token": 1,
-        "target_seconds_per_token": 2,
-        "target_prefill_seconds_per_token": 3,
-        "machine": "a fast one",
-    }
-    assert Costs.from_json(found) == Costs(1, 2, 3)
-    for wrong in ({}, found | {"target_seconds_per_token": -1}, found | {"target_seconds_per_token": float("inf")}):
-        with pytest.raises(ValueError, match="costs"):
-            Costs.from_json(wrong)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
-from arbitrage_cli.runs.folder import RunFolder, encode, key_of, latest, read_run_folder
+from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
 
 RUN = made_up_runs.describe({"é\u2028": 1})
 ODD_TEXTS = ["plain", "\u0085 \u2028 \u2029 \x0b \x0c \x1c", '}{"id":', "\0", "é" * 50, "\\n\n\r\r\n", "\U0001f600"]
@@ -100,16 +100,6 @@ def test_any_row_is_one_line_of_ascii(content: dict[str, Any]) -> None:
     assert json.loads(line, parse_constant=pytest.fail) == content
 
 
-def test_lone_surrogates_are_replaced(quick_path: Path) -> None:
-    """JSON cannot say them, and a row that was written must be read again."""
-    with RunFolder(quick_path / "run") as folder:
-        folder.save_run(RUN | {"command": ["\udcff"]})
-        folder.append(make_row(text="\ud800 \U0001f600 \\ud800"))
-    contents = read_run_folder(quick_path / "run")
-    assert contents.run["command"] == ["?"]
-    assert [row["text"] for row in contents.rows] == ["? \U0001f600 \\ud800"]
-
-
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_what_is_not_json_is_not_written(quick_path: Path, number: float) -> None:
     with RunFolder(quick_path / "run") as folder:
@@ -143,32 +133,6 @@ def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monke
         assert calls == ["write", "fsync"]
 
 
-def test_later_rows_count() -> None:
-    rows = [make_row(0, "error"), make_row(1), make_row(0)]
-    assert list(latest(rows)) == [make_row(1), make_row(0)]
-    assert key_of(make_row(2, tau="inf", sample=3)) == ("p2", 3, "target", "inf")
-
-
-def test_run_json_is_replaced_whole(quick_path: Path) -> None:
-    """run.json may be written again at any time; what does not change is not written."""
-    begin(quick_path / "run")
-    with RunFolder(quick_path / "run") as folder:
-        before = (quick_path / "run" / "run.json").stat().st_mtime_ns
-        folder.save_run(RUN)
-        assert (quick_path / "run" / "run.json").stat().st_mtime_ns == before
-        folder.save_run(RUN | {"planned": 5})
-    assert read_run_folder(quick_path / "run").run == RUN | {"planned": 5}
-    assert set_aside(quick_path / "run") == []
-
-
-def test_rows_are_replaced_at_once(quick_path: Path) -> None:
-    begin(quick_path / "run")
-    with RunFolder(quick_path / "run") as folder:
-        folder.rewrite([make_row(7)])
-        folder.append(make_row(8))
-    assert reopened(quick_path / "run") == [make_row(7), make_row(8)]
-
-
 # --- truncation and odd tails
 
 
@@ -189,35 +153,6 @@ def test_truncation_at_every_byte(quick_path: Path) -> None:
         torn = quick_path / "run" / "results.jsonl.torn-1"
         assert (torn.read_bytes() if torn.exists() else b"") == tail
         torn.unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize(
-    "tail",
-    [b"{", "é".encode()[:1], b"\0" * 4096, b"\xff\xfe", b"null", b'{"id": "p0"}', encode(make_row(9))[:-1]],
-    ids=["brace", "half a character", "NULs", "no UTF-8", "null", "object", "a row without its line feed"],
-)
-def test_odd_tail_is_set_aside(quick_path: Path, tail: bytes) -> None:
-    rows = begin(quick_path / "run")
-    path = quick_path / "run" / "results.jsonl"
-    for number in (1, 2):
-        path.write_bytes(path.read_bytes() + tail)
-        assert list(read_run_folder(quick_path / "run").rows) == rows
-        with RunFolder(quick_path / "run") as folder:
-            assert list(folder.rows) == rows
-            assert f"results.jsonl.torn-{number}" in folder.notes[0]
-        assert (quick_path / "run" / f"results.jsonl.torn-{number}").read_bytes() == tail
-
-
-@pytest.mark.parametrize("tail", [b"", b"{"], ids=["whole", "torn"])
-def test_rows_without_run_json_are_damage(quick_path: Path, tail: bytes) -> None:
-    """Rows of which nobody knows what they were made with are refused, by who writes and who reads."""
-    begin(quick_path / "run")
-    (quick_path / "run" / "run.json").unlink()
-    path = quick_path / "run" / "results.jsonl"
-    path.write_bytes(tail or path.read_bytes())
-    for open_it in (RunFolder, read_run_folder):
-        with pytest.raises(DamagedRunError, match=r"run\.json is missing"):
-            open_it(quick_path / "run")
 
 
 # --- lines that are not rows
@@ -294,16 +229,6 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
             open_it(quick_path / "run")
 
 
-def test_failed_attempt_may_come_again(quick_path: Path) -> None:
-    rows = [make_row(0, "error"), make_row(0, "error"), make_row(0)]
-    with RunFolder(quick_path / "run") as folder:
-        folder.save_run(RUN)
-        for row in rows:
-            folder.append(row)
-        assert folder.statuses == {("p0", 0, "target", None): "done"}
-    assert reopened(quick_path / "run") == rows
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -332,19 +257,6 @@ def test_another_schema_is_refused(quick_path: Path) -> None:
         folder.save_run(RUN | {"schema": 9})
     with pytest.raises(UsageError, match="schema 9"):
         read_run_folder(quick_path / "run")
-
-
-# --- one writer
-
-
-def test_second_writer_is_refused(quick_path: Path) -> None:
-    with RunFolder(quick_path / "run") as folder:
-        folder.save_run(RUN)
-        with pytest.raises(UsageError, match="another process is writing"):
-            RunFolder(quick_path / "run")
-        folder.append(make_row())
-        assert list(read_run_folder(quick_path / "run").rows) == [make_row()]
-    assert reopened(quick_path / "run") == [make_row()]
 
 
 def test_lock_goes_with_its_process(quick_path: Path) -> None:
@@ -380,19 +292,6 @@ def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
     with RunFolder(quick_path / "mine"):
         pass
     assert (quick_path / "mine").exists()
-
-
-def test_folder_without_a_run_is_no_run(quick_path: Path) -> None:
-    for path in (quick_path, quick_path / "nowhere"):
-        with pytest.raises(UsageError, match="has no run"):
-            read_run_folder(path)
-
-
-def test_place_that_cannot_be_a_folder_is_refused(quick_path: Path) -> None:
-    (quick_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be used for a run") as caught:
-        RunFolder(quick_path / "file" / "run")
-    assert "--output" in caught.value.hint
 
 
 # --- writing that fails
@@ -447,28 +346,6 @@ def test_failed_sync_is_final(quick_path: Path, failing: Callable[..., None]) ->
         failing("fsync", sync)
     assert len(calls) == 1
     assert reopened(quick_path / "run") == rows
-
-
-def test_nothing_is_added_where_the_file_cannot_be_opened_again(quick_path: Path, failing: Callable[..., None]) -> None:
-    """After all rows were replaced: a later row goes nowhere, least of all into another file that has the old one's number."""
-    begin(quick_path / "run")
-    real = os.open
-
-    def fail(path: Path, flags: int, *mode: int, **options: Any) -> int:
-        if flags & os.O_APPEND:
-            raise OSError(24, "Too many open files")
-        return real(path, flags, *mode, **options)
-
-    with RunFolder(quick_path / "run") as folder:
-        failing("open", fail)
-        with pytest.raises(OutputError, match="Too many open files"):
-            folder.rewrite([make_row(4)])
-        failing("open", real)
-        other = quick_path / "other"
-        with other.open("w"), pytest.raises(OutputError):
-            folder.append(make_row(5))
-    assert other.read_bytes() == b""
-    assert reopened(quick_path / "run") == [make_row(4)]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,9 +8,11 @@ import pytest
 from cli import accept, escalate, finish, make_step, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_runs import costs, decisions
 
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
-from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, AttemptInfo, RunInfo, answer, problem_error, record, row, to_json
+from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, AttemptInfo, RunInfo, problem_error, record, row, to_json
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
 RUN = RunInfo(
@@ -134,21 +136,6 @@ def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | N
     assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
 
 
-def test_record_of_one_model_alone() -> None:
-    step = make_step("target", "\\boxed{4}", stop="end")
-    run = RunInfo("target", None, None, 0.0, 0, models={"target": "big.gguf"})
-    made = record(finish(make_trace(Decision(step, target=step))), run)
-    (written,) = made["steps"]
-    assert (written["decision"], written["score"], written["discarded"]) == (None, None, None)
-    assert (made["tau"], made["score_is"], made["draft"], made["acceptance_rate"]) == (None, None, None, None)
-
-
-def test_record_of_a_problem_that_failed_at_once() -> None:
-    made = record(finish(make_trace(), ScriptEndedError("nothing to say", "name real models")), RUN)
-    assert (made["error"], made["answer"], made["text"], made["steps"]) == ("nothing to say", None, "", [])
-    assert (made["stop"], made["acceptance_rate"], made["seconds"]) == (None, None, 0.0)
-
-
 @pytest.mark.parametrize(
     ("tau", "written"), [(math.inf, "inf"), (-math.inf, "-inf"), (0.5, 0.5), (-1.0, -1.0), (None, None)]
 )
@@ -165,10 +152,6 @@ def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier:
     assert len(line.splitlines()) == 1
     read = json.loads(line)
     assert (read["problem"], read["id"], read["text"]) == (question, identifier, text)
-
-
-def test_answer_may_be_split_over_steps() -> None:
-    assert answer(make_trace(accept("So \\boxed{12", stop="budget"), accept("34}.", stop="end"))) == "1234"
 
 
 @pytest.mark.parametrize(
@@ -188,3 +171,42 @@ def test_answer_may_be_split_over_steps() -> None:
 )
 def test_error_of_a_problem_says_what_to_do(finished: Finished, error: tuple[str, str] | None) -> None:
     assert problem_error(finished) == error
+
+
+# --- figures: sums over decisions
+
+
+def test_one_accepted_and_one_escalated_step() -> None:
+    figures = tally([accept(), escalate()])
+    assert (figures.drafted_steps, figures.accepted_steps, figures.target_steps) == (2, 1, 1)
+    assert (figures.drafted_tokens, figures.accepted_tokens, figures.wasted_tokens, figures.target_tokens) == (10, 5, 5, 7)
+    assert figures.acceptance_rate == figures.token_acceptance_rate == 0.5
+    assert figures.seconds == pytest.approx(0.5 + 0.5 + 2.0)
+
+
+@given(st.lists(decisions(), min_size=1))
+def test_figures_add_up(made: list[Decision]) -> None:
+    figures = tally(made)
+    drafts = [decision.draft for decision in made if decision.draft]
+    targets = [decision.target for decision in made if decision.target]
+    assert (figures.drafted_steps, figures.target_steps) == (len(drafts), len(targets))
+    assert figures.accepted_steps == sum(decision.kept is decision.draft for decision in made)
+    assert figures.wasted_tokens == sum(d.draft.num_tokens for d in made if d.draft and d.kept is not d.draft)
+    for rate in (figures.acceptance_rate, figures.token_acceptance_rate):
+        assert (rate is None) == (not drafts)
+        assert rate is None or 0 <= rate <= 1
+    assert figures.seconds == pytest.approx(sum(step.seconds for step in drafts + targets))
+    assert figures.stopped_steps == sum(step.stop == "early" for step in drafts)
+    speculated = sum(step.speculation_cost.decode_tokens for step in targets)
+    assert figures.draft_cost.decode_tokens == sum(step.cost.decode_tokens for step in drafts) + speculated
+
+
+@given(costs, costs)
+def test_costs_add_field_by_field(first: Cost, second: Cost) -> None:
+    total = first + second
+    assert total.seconds == pytest.approx(first.seconds + second.seconds)
+    assert total.prefill_tokens == first.prefill_tokens + second.prefill_tokens
+    if total.decode_tokens and total.decode_seconds:
+        assert total.tokens_per_second == total.decode_tokens / total.decode_seconds
+    else:
+        assert total.tokens_per_second is None

@@ -198,19 +198,6 @@ def test_requests_say_whether_to_think(
     assert "x-arbitrage-ignored" not in response.headers
 
 
-def test_earlier_thoughts_are_dropped(client: Served) -> None:
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    without = client.ask(messages=said)
-    said[1]["reasoning_content"] = "because"
-    assert text_of(client.ask(messages=said)) == text_of(without)
-
-
-def test_a_text_has_no_place_for_thoughts(thinker: Served) -> None:
-    answer = thinker.post("/v1/completions", json={"prompt": "question 0", "model": "draft"}).json()
-    assert answer["choices"][0]["text"] == expected(Problem("1", "question 0"), "draft", None)
-    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
-
-
 def test_how_tokens_are_drawn(client: Served) -> None:
     """A request brings its own temperature and seed, and its limit; that of the server cannot be exceeded."""
     sampler = Sampler(temperature=1.0, top_p=0.9, seed=7)
@@ -509,8 +496,6 @@ def test_a_stream_says_that_it_is_alive() -> None:
         gate.open()
         assert chunks(lines)
 
-
-# --- stop texts
 
 words = st.text(alphabet="ab", max_size=4)
 

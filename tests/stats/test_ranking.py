@@ -1,8 +1,6 @@
 """How numbers are measured: against definitions in a few plain lines, and against scikit-learn where it has the measure."""
 
 import math
-from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -10,13 +8,10 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.stats.ranking import (
     BINS,
-    RATES,
-    RESAMPLES,
     Truth,
     best_threshold,
     measure,
     selection_score,
-    selection_score_gaps,
 )
 
 Numbers = NDArray[np.float64]
@@ -35,13 +30,6 @@ def value(name: str, number: Numbers, truth: Truth, threshold: float = 0.5) -> f
     found = measure(number, truth, threshold, is_probability=True)[name].value
     assert found is not None
     return found
-
-
-def test_auc_is_the_share_of_pairs_in_order() -> None:
-    number, truth = make(120)
-    pairs = list(product(number[truth.is_better], number[~truth.is_better]))
-    expected = np.mean([1.0 if better > other else 0.5 if better == other else 0.0 for better, other in pairs])
-    assert value("auc", number, truth) == pytest.approx(expected)
 
 
 def test_auc_and_spearman_are_those_of_the_libraries() -> None:
@@ -86,19 +74,6 @@ def test_calibration_error_is_over_ten_bins() -> None:
     assert value("ece", number, truth) == pytest.approx(error)
 
 
-def test_perfect_number_and_no_number() -> None:
-    """The advantage itself has everything; a constant has half of all pairs, no correlation, and recalls what it escalates."""
-    _, truth = make()
-    assert value("auc", truth.is_better.astype(np.float64), truth) == 1
-    assert [value(f"oracle_share_{round(100 * rate)}", truth.advantage, truth) for rate in RATES] == pytest.approx([1.0] * 6)
-    constant = measure(np.full(400, 0.3), truth, 0.5)
-    assert constant["auc"].value == 0.5
-    assert constant["spearman"].value is None
-    assert [constant[f"recall_{round(100 * rate)}"].value for rate in RATES] == pytest.approx(RATES)
-    assert constant["oracle_share_30"].value == pytest.approx(0, abs=1e-12)
-    assert constant["ece"].value is None  # not said to be a probability
-
-
 def test_intervals_are_over_problems() -> None:
     """States of one problem are no independent witnesses: the same states in fewer problems have wider intervals."""
     number, truth = make(600)
@@ -111,12 +86,6 @@ def test_intervals_are_over_problems() -> None:
     assert narrow.low is not None
     assert narrow.high is not None
     assert wide.low < narrow.low < narrow.high < wide.high
-
-
-def test_one_problem_has_no_interval() -> None:
-    number, truth = make(50)
-    figure = measure(number, replace(truth, problem=np.zeros(50, np.int64)), 0.5)["auc"]
-    assert (figure.value is None, figure.low, figure.high) == (False, None, None)
 
 
 def test_interval_covers_the_truth() -> None:
@@ -134,13 +103,6 @@ def test_one_class_only() -> None:
     assert found["accept_accuracy"].value == 0.1
 
 
-def test_merit_is_recall_and_auc() -> None:
-    """In equal parts."""
-    number, truth = make()
-    recalls = [value(f"recall_{round(100 * rate)}", number, truth) for rate in RATES]
-    assert selection_score(number, truth) == pytest.approx((np.mean(recalls) + value("auc", number, truth)) / 2)
-
-
 def test_merit_counts_by_weight() -> None:
     number, truth = make(300)
     times = np.arange(300) % 3 + 1
@@ -148,14 +110,6 @@ def test_merit_counts_by_weight() -> None:
     repeated = Truth(truth.advantage.repeat(times), truth.is_better.repeat(times), truth.problem.repeat(times))
     assert selection_score(number, weighted) == pytest.approx(selection_score(number.repeat(times), repeated))
     assert selection_score(number, weighted) != pytest.approx(selection_score(number, truth))
-
-
-def test_gaps_of_merit_are_paired() -> None:
-    """On the same resamples: a number has no gap to itself, and a small one to a near copy."""
-    number, truth = make(rounded=False)
-    assert selection_score_gaps(number, number, truth).tolist() == [0.0] * RESAMPLES
-    near = number + np.random.default_rng(1).normal(0, 0.01, len(number))
-    assert selection_score_gaps(number, near, truth).std() < selection_score_gaps(number, -number, truth).std() / 4
 
 
 def test_best_threshold_has_the_highest_mean_accuracy() -> None:

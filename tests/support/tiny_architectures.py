@@ -41,24 +41,9 @@ LATENT = {
     "attention.value_length_mla": 16,
     "expert_gating_func": 2,
 }
+PLAIN = "llama qwen2 qwen3 gemma2 gemma3 glm4 olmo2 smollm3 cohere2 exaone4 mistral3 ernie4_5"
 TRANSFORMERS: Mapping[str, tuple[dict[str, Any], list[str]]] = {
-    **{
-        name: ({}, [])
-        for name in (
-            "llama",
-            "qwen2",
-            "qwen3",
-            "gemma2",
-            "gemma3",
-            "glm4",
-            "olmo2",
-            "smollm3",
-            "cohere2",
-            "exaone4",
-            "mistral3",
-        )
-    },
-    "ernie4_5": ({}, []),
+    **{name: ({}, []) for name in PLAIN.split()},
     "qwen3moe": (EXPERTS, []),
     "glm4moe": ({**EXPERTS, "nextn_predict_layers": 0}, []),
     "gemma4": (WINDOW, []),

@@ -11,7 +11,7 @@ from arbitrage_cli.data.rows import Dataset, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.code import CODE, find_program
 from arbitrage_cli.tasks.multiple_choice import CHOICE, find_letter
-from arbitrage_cli.tasks.registry import FORMS, FREE, MATH, find_task
+from arbitrage_cli.tasks.registry import FORMS, MATH, find_task
 from arbitrage_cli.tasks.task import Task
 
 HUMANEVAL = {
@@ -71,11 +71,6 @@ def test_a_data_set_has_the_task_that_its_rows_show(
 def test_rows_of_another_form_are_refused() -> None:
     with pytest.raises(UsageError, match="line 2: no field 'test_list'"):
         dataset(MBPP, {"question": "1 + 1?", "answer": "2"})
-
-
-def test_named_fields_are_those_of_no_form() -> None:
-    row = {"prompt": "?", "entry_point": "f", "test": "x", "gold": "4"}
-    assert dataset(row, mapping={"question": "prompt", "answer": "gold"}).task is None
 
 
 @pytest.mark.parametrize(
@@ -146,10 +141,6 @@ def test_choices_are_graded_by_their_letters() -> None:
     assert grade(CHOICE, "\\boxed{B}", {"answer": "B"}) == "correct"
     assert grade(CHOICE, "\\boxed{A}", {"answer": "B"}) == "incorrect"
     assert grade(CHOICE, "\\boxed{B}", {}) == "unscored"
-
-
-def test_free_text_is_not_graded() -> None:
-    assert grade(FREE, "anything", {"answer": "4"}) == "unscored"
 
 
 def test_tasks_by_name() -> None:

@@ -86,13 +86,6 @@ def test_the_same_step_is_rated_once() -> None:
     assert (state.draft_reward, state.target_reward, state.kept) == (0.3, 0.3, "draft")
 
 
-def test_the_target_is_given_the_draft_as_a_proposal() -> None:
-    """Collecting writes every step twice: what both write alike should not cost twice."""
-    _, _, requests = run(better, [draft_step("12", "end"), target_step("34", "end"), (0.3, 0.4)])
-    proposals = [request.proposal.text for request in requests if isinstance(request, WriteStep) and request.proposal]
-    assert proposals == ["12"]
-
-
 def test_costs_are_measured_on_a_few_steps_of_a_slow_model() -> None:
     """Up to the first decision after the time is over, so that there is one however slow it is; then nothing more is asked."""
     trace, clock = Trace(Problem("p", "1 + 2"), Limits()), itertools.count(0.0, 3.0)

@@ -12,13 +12,11 @@ from collected import DRAFT, TARGET, World, questions, write_run
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Curve, Head, Network
-from arbitrage_cli.routing.head_file import load, save
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
-from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, balanced, calibrate, fit
-from arbitrage_cli.training.tau_tables import Numbers
+from arbitrage_cli.training.fit import RECIPES, Recipe, balanced, calibrate
 from arbitrage_cli.training.train import Candidate, TrainSettings, choose, train, with_taus
 
 WORLD = World()
@@ -65,15 +63,6 @@ def test_head_is_near_the_best_possible(collected: Collected, head: Head) -> Non
     for baseline in ("entropy", "lowest logprob", "mean logprob", "equations", "random", "always", "never"):
         assert found["arbitrage"]["auc"][0] > found[baseline]["auc"][0]
     assert found["arbitrage"]["ece"][0] < 0.05
-
-
-def test_figures_are_those_of_the_head(collected: Collected, head: Head) -> None:
-    testing = collected.part == TEST
-    probability = head.probabilities(collected.features[testing])
-    again = measure(probability, truth_of(collected, TEST), head.card.metrics["threshold"], is_probability=True)
-    for name, figure in again.items():
-        found = [figure.value, figure.low, figure.high]
-        assert head.card.metrics["test"]["arbitrage"][name] == pytest.approx(found, rel=1e-4)
 
 
 def test_baselines_are_the_plain_numbers(collected: Collected, head: Head) -> None:
@@ -132,21 +121,6 @@ def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None
     json.dumps(card.to_json(), allow_nan=False)
 
 
-def test_trained_head_comes_back_from_its_file(collected: Collected, head: Head, tmp_path: Path) -> None:
-    save(head, tmp_path / "head.safetensors")
-    found = load(tmp_path / "head.safetensors")
-    rows = collected.features[:200]
-    assert found.probabilities(rows).tolist() == head.probabilities(rows).tolist()
-    table = TauTable.from_json(found.card.taus)
-    assert table.named.keys() == {"exact", "balanced", "fast"}
-    assert table.named["exact"] <= table.named["balanced"] <= table.named["fast"]
-    assert len(table.rows) >= 30
-    times = [table.time(row) for row in table.rows]
-    assert times[0] is not None
-    assert times[-1] is not None
-    assert times[-1] < times[0]
-
-
 # --- the split
 
 
@@ -193,33 +167,6 @@ def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
     assert found.runs[1]["is_test"]
 
 
-def test_given_test_without_states_is_refused(tmp_path: Path) -> None:
-    """It must not be that a test which was asked for is quietly another one."""
-    runs = [write_run(tmp_path / name, questions(number), WORLD) for name, number in (("run", 30), ("test", 0))]
-    with pytest.raises(UsageError, match="no states in the runs of the test"):
-        read_states(runs[:1], runs[1:])
-
-
-def test_several_drafts_are_all_named(tmp_path: Path) -> None:
-    other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
-    runs = [
-        write_run(tmp_path / "one", questions(50)),
-        write_run(tmp_path / "two", questions(50, start=50), changes={"models": other}),
-    ]
-    found = read_states(runs)
-    assert [pair["draft"]["name"] for pair in found.pairs] == ["Tiny draft", "Other"]
-
-
-def test_costs_are_means_by_states(tmp_path: Path) -> None:
-    fast = {"draft_seconds_per_token": 1, "target_seconds_per_token": 10, "target_prefill_seconds_per_token": 1}
-    slow = {name: 4 * value for name, value in fast.items()}
-    one = write_run(tmp_path / "one", questions(20), changes={"costs": fast})
-    two = write_run(tmp_path / "two", questions(40, start=20), changes={"costs": slow})
-    none = write_run(tmp_path / "none", questions(5, start=60), changes={"costs": {}})
-    assert read_states([one, two]).costs == Costs(3.0, 30.0, 3.0)
-    assert read_states([one, none]).costs is None
-
-
 # --- what is refused
 
 
@@ -254,15 +201,6 @@ def test_what_nothing_can_be_learned_from_is_refused() -> None:
         calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**32, -(10**30)])
-def test_any_whole_number_is_a_seed(seed: int) -> None:
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(40, 3)).astype(np.float32)
-    examples = Examples(inputs, inputs[:, 0] > 0, np.ones(40))
-    first, again, other = (fit(Recipe(4, 2.0), examples, examples, one, members=2) for one in (seed, seed, 7))
-    assert first.output.tolist() == again.output.tolist() != other.output.tolist()
-
-
 # --- calibration, weights, choice
 
 
@@ -274,24 +212,6 @@ def test_calibration_finds_the_line() -> None:
     curve = Curve(calibrate(2 * true[:20_000] + 1, is_better[:20_000]))
     probability = np.array([curve(value) for value in (2 * true[20_000:] + 1).tolist()])
     assert np.abs(probability - 1 / (1 + np.exp(-true[20_000:]))).mean() < 0.02
-
-
-def test_calibration_counts_by_weight() -> None:
-    """Of two pairs of models that count the same, the one with ten times the states does not decide alone."""
-    rng = np.random.default_rng(2)
-    small = np.arange(22_000) % 11 == 0
-    log_odds = rng.normal(0, 1, 22_000)
-    chance = np.where(small, 0.6, 0.2) / (1 + np.exp(-log_odds)) * 2
-    is_better = rng.random(22_000) < np.minimum(chance, 1)
-    weights = np.where(small, 5.5, 0.55)
-
-    def mean(knots: Numbers) -> float:
-        curve = Curve(knots)
-        return float(np.average([curve(value) for value in log_odds.tolist()], weights=weights))
-
-    wanted = float(np.average(is_better, weights=weights))
-    assert mean(calibrate(log_odds, is_better, weights)) == pytest.approx(wanted, abs=0.02)
-    assert mean(calibrate(log_odds, is_better)) < wanted - 0.1
 
 
 def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
@@ -313,19 +233,6 @@ def test_weights_balance_the_classes_of_each_group() -> None:
     assert [weights[(groups == group) & (labels == label)].sum() for group in (0, 1) for label in (True, False)] == [2] * 4
     without = balanced(labels[:7], groups[:7])
     assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
-
-
-def test_a_pair_with_too_few_states_is_refused(tmp_path: Path) -> None:
-    """It would count as much as the other: a single one of its states as much as hundreds."""
-    other = {
-        "models": {
-            "draft": {"name": "Other", "sha256": "a" * 64, "source": "o.gguf"},
-            "target": {**TARGET, "source": "t.gguf"},
-        }
-    }
-    runs = [write_run(tmp_path / "large", questions(200)), write_run(tmp_path / "small", questions(10, 200), changes=other)]
-    with pytest.raises(UsageError, match="an advantage in the training part of draft Other"):
-        train_on(read_states(runs))
 
 
 @pytest.mark.usefixtures("linear_only")

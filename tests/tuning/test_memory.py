@@ -83,14 +83,6 @@ def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hi
     assert hint in caught.value.hint
 
 
-def test_sequences_are_bounded() -> None:
-    need = Need(100, 1, sequences=17)
-    assert choose_concurrency("15", lambda: need, most=64) == 15
-    with pytest.raises(UsageError) as caught:
-        choose_concurrency("16", lambda: need, most=64)
-    assert (caught.value.option, "up to 15" in caught.value.hint) == ("concurrency", True)
-
-
 def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelRole, Path]) -> None:
     served: dict[ModelRole, str] = {"draft": "http://a/v1", "target": "http://b/v1"}
     need = memory_needed(served, Options(), {"draft": 1, "target": 1})

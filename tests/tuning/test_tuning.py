@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 from made_up_tuning import HERE, make_tuned
 
-from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
-from arbitrage_cli.tuning.measure import measure, thread_counts, try_threads
+from arbitrage_cli.tuning.measure import thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
-
-PROCESSOR = 0  # of GGML's kinds of devices
 
 Seconds = Callable[[int], float]
 """What one token takes with so many threads."""
@@ -71,13 +68,6 @@ def test_turns_that_disagree_are_not_to_be_trusted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "counts"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (14, [1, 2, 3, 4, 6, 8, 12, 14])]
-)
-def test_counts_to_try(cores: int, counts: list[int]) -> None:
-    assert thread_counts(cores) == counts
-
-
-@pytest.mark.parametrize(
     ("decode", "read", "threads"),
     [
         (lambda n: 0.1 / n, lambda n: 0.01 / n, 8),  # more is better
@@ -107,13 +97,6 @@ def test_a_turn_that_was_disturbed_does_not_count() -> None:
     assert chosen == 8
 
 
-def test_speeds_are_seconds_per_token() -> None:
-    backend = Slow(lambda n: 0.2, lambda n: 0.03, context_size=64)
-    backend.use_threads(1)
-    found = measure(backend, clock=backend.clock)
-    assert (found.decode, found.read, found.verify) == pytest.approx((0.2, 0.03, 0.03))
-
-
 def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) -> None:
     """Its card tells them; what it holds afterwards is nothing, so that a problem can be begun."""
     with LlamaBackend(tiny["draft"], Options(256, threads=2)) as backend:
@@ -123,20 +106,6 @@ def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) ->
 
 
 # --- what is kept
-
-
-def test_what_was_kept_comes_back(tmp_path: Path) -> None:
-    keep_tuned(tmp_path / "folder" / "tuned.json", [make_tuned()])
-    assert read_tuned(tmp_path / "folder" / "tuned.json") == [make_tuned()]
-
-
-def test_llama_tells_what_it_computes_with() -> None:
-    """Without a model: the processor is always there, and a GPU has a name exactly where layers can be put on it."""
-    llama = load_llama()
-    processors = [name for kind, name in llama.devices() if kind == PROCESSOR]
-    assert processors
-    assert all(processors)
-    assert bool(llama.gpu_names()) == llama.system_info().startswith("with GPU support")
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -170,11 +139,3 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(UsageError, match=r"tuned\.json"):
         read_tuned(path)
-
-
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
-    model = tmp_path / "model.gguf"
-    model.write_bytes(b"weights")
-    assert read_tuned(model / "tuned.json") == []
-    with pytest.raises(OutputError, match="cannot be written"):
-        keep_tuned(model / "tuned.json", [make_tuned()])

@@ -180,7 +180,7 @@ class LlamaBackend:
 
         There llama.cpp multiplies half-precision keys 64 numbers at a time (with AVX-512), and the remainder one by one, for each
         token in the cache; keys in whole blocks have no remainder. And flash attention takes the tokens of a batch of fewer than
-        64 one by one. `tests/benchmarks/attention.py` has the figures.
+        64 one by one. `tests/benchmarks/README.md` has the figures.
         """
         is_open = options.kv_type == "auto" and options.flash_attention is None
         if is_open and self._gpu_layers == 0 and self._head_width() == NARROW_HEAD:
