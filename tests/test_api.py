@@ -2,8 +2,6 @@
 
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -111,14 +109,6 @@ def test_two_pairs_of_real_models_are_open_at_once(caplog: pytest.LogCaptureFixt
         assert all(other.solve(question).steps for question in questions)
         assert [one.text for one in pair.solve_many(questions, concurrency=2)] == one_by_one
     assert len([one for one in caplog.messages if one.startswith("the built-in models")]) == 2  # of each pair
-
-
-def test_importing_the_package_imports_nothing_slow() -> None:
-    slow = ("numpy", "llama_cpp", "typer", "rich", "arbitrage_cli.app.pair")
-    code = f"import sys, arbitrage_cli; print([name for name in {slow} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    code = "import sys; from arbitrage_cli import open_pair; print([one for one in ('typer', 'rich') if one in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_examples_of_the_guide_run_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,14 +40,22 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-every_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
-
-
-def test_command_line_starts_without_slow_imports() -> None:
-    slow = ("llama_cpp", "numpy", "rich", "jinja2", "huggingface_hub", "arbitrage_cli.display.live")
-    code = f"import sys, arbitrage_cli.cli; print([name for name in {slow} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("statement", "slow"),
+    [
+        ("import arbitrage_cli", "numpy llama_cpp typer rich arbitrage_cli.app.pair"),
+        ("from arbitrage_cli import open_pair", "typer rich"),
+        ("import arbitrage_cli.cli", "llama_cpp numpy rich jinja2 huggingface_hub arbitrage_cli.display.live"),
+        ("import arbitrage_cli.grading.extract", "sympy math_verify subprocess arbitrage_cli.grading.grader"),
+    ],
+)
+def test_slow_imports_wait_until_they_are_needed(statement: str, slow: str) -> None:
+    code = f"import sys; {statement}; print(sys.modules.keys() & {set(slow.split())})"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown == "[]\n"
+    assert shown == "set()\n"
+
+
+every_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
 # --- each file

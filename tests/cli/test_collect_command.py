@@ -113,18 +113,6 @@ def test_interrupts_and_failures_lose_no_states(tmp_path: Path, how: str) -> Non
     assert all(second[name] >= number for name, number in first.items())
 
 
-def test_exit_code_is_of_the_selected_problems_only(tmp_path: Path) -> None:
-    write_problems(tmp_path / "problems.jsonl", 20)
-    run(*COLLECT, cwd=tmp_path, interrupt_in=ROW, call=2)
-    solved, failed = (
-        [row["id"] for row in rows_of(tmp_path / "run") if row["status"] == status] for status in ("done", "error")
-    )
-    assert failed
-    result = run(*COLLECT, "--ids", solved[0], cwd=tmp_path)
-    assert result.code == 0, result.err
-    assert {row["id"] for row in rows_of(tmp_path / "run") if row["status"] == "error"} == set(failed)
-
-
 def test_questions_alone_are_enough(tmp_path: Path) -> None:
     """Without a known answer the target's own is the one to reach: the scripted target is right, so the states are the same."""
     write_problems(tmp_path / "answered.jsonl", 3)

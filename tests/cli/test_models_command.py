@@ -145,14 +145,6 @@ def test_killed_pull_has_fetched_nothing_and_can_be_repeated(place: Place) -> No
     assert Path(pulled.out.strip()).read_bytes() == BIG
 
 
-def test_interrupted_pull_ends_in_one_line(place: Place) -> None:
-    with pulling(place) as (process,):
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-    assert (process.returncode, err.splitlines()[-1]) == (130, b"arbitrage: interrupted")
-    assert b"Traceback" not in err
-
-
 @pytest.mark.parametrize("command", [("models", "pull", DRAFT), ("solve", "1 + 1", "--policy", "draft", "--draft", DRAFT)])
 def test_offline_never_asks_the_hub(place: Place, command: tuple[str, ...]) -> None:
     for flags, variables in ((["--offline"], {}), ([], {"ARBITRAGE_OFFLINE": "1"}), ([], {"HF_HUB_OFFLINE": "1"})):

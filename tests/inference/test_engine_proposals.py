@@ -204,20 +204,6 @@ def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
     assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
 
 
-def test_a_speculator_that_fails_is_not_asked_again() -> None:
-    """Its context may be full, for example: the step does without."""
-
-    class Failing(Teller):
-        def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> Speculation:
-            super().speculate(slot, trace, beginning, most)
-            raise ContextFullError("no room")
-
-    text = "a step of many tokens, most of them are KEPT.\n\n"
-    failing = Failing(text, 9)
-    step = write_proposed(proposing_engine(scripted(recite(text))), new_trace(), OTHER, failing)
-    assert (step.text, len(failing.asked)) == (text, 1)
-
-
 def test_a_model_continues_a_step() -> None:
     """As it would write itself, up to the end of the step, and only while it is sure. The engine keeps nothing of it."""
     text = "a step of many tokens, most of them are KEPT.\n\nand more"

@@ -18,7 +18,6 @@ import fake_hub
 import pytest
 from fake_hub import COMMIT, Failure, FakeHub
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter as Reporter
 
 from arbitrage_cli.errors import ArbitrageError, HubError, ModelFileError
 from arbitrage_cli.model_files import hub
@@ -190,37 +189,6 @@ def test_broken_connection(served: FakeHub, monkeypatch: pytest.MonkeyPatch, nam
     assert (downloading[0], downloading[-1], downloading == sorted(downloading)) == (0, size, True)
 
 
-def test_download_by_xet(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Xet reports bytes on the wire and bytes of the file; those of the file count. The file is checked as any other."""
-    pytest.importorskip("hf_xet")
-    sizes = (1000, len(DATA))
-
-    def get(*, incomplete_path: Path, expected_size: int, tqdm_class: type, **options: object) -> None:
-        with Reporter(reconstruction_desc="", total=expected_size, log_level=0, tqdm_class=tqdm_class) as reporter:
-            for done in sizes:
-                speeds = {"total_bytes_completion_rate": 1.0, "total_transfer_bytes_completion_rate": None}
-                counts = {
-                    "total_bytes_completed": done,
-                    "total_transfer_bytes_completed": done // 2,
-                    "total_bytes": len(DATA),
-                }
-                reporter.update_progress(SimpleNamespace(**counts, **speeds))
-        incomplete_path.write_bytes(DATA if get_right else DATA[::-1])
-
-    monkeypatch.setattr("huggingface_hub.file_download.xet_get", get)
-    served.offers_xet, get_right = True, False
-    with pytest.raises(ModelFileError, match="checksum"):
-        hub.fetch(NAME)
-    assert not [
-        path for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file() and path.stat().st_size == len(DATA)
-    ]
-    get_right, seen = True, list[FileProgress]()
-    (path,) = hub.fetch(NAME, on_progress=seen.append)
-    assert [progress.done for progress in seen if progress.activity == "downloading"] == [0, *sizes]
-    assert hub.find(NAME, offline=True) == (path,)
-    assert not served.downloads()
-
-
 def test_interrupted_download(served: FakeHub) -> None:
     def interrupt(progress: FileProgress) -> None:
         if progress.done:
@@ -335,7 +303,7 @@ def test_token_over_http(served: FakeHub, monkeypatch: pytest.MonkeyPatch, token
     assert not served.requests
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://[::1", "localhost:8080", "nonsense"])
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "localhost:8080"])
 def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
     """HF_ENDPOINT is refused by name. It is read when huggingface_hub is imported, so in another process."""
     code = (
