@@ -49,7 +49,8 @@ class ByteTokenizer:
 
     def __init__(self, merges: Sequence[str], controls: Sequence[str]) -> None:
         pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
-        self._longest_first = sorted(range(len(pieces)), key=lambda token: -len(pieces[token]))
+        longer = (token for token, piece in enumerate(pieces) if len(piece) > 1)
+        self._longest_first = sorted(longer, key=lambda token: -len(pieces[token]))
         self._pieces = pieces + [b""] * len(controls)
         self.control_tokens: Mapping[str, int] = {text: len(pieces) + index for index, text in enumerate(controls)}
         self.end = self.control_tokens[controls[-1]]
@@ -66,8 +67,8 @@ class ByteTokenizer:
         return tokens
 
     def first_token(self, data: bytes) -> int:
-        """The longest token that the data begins with."""
-        return next(token for token in self._longest_first if data.startswith(self._pieces[token]))
+        """The longest token that the data begins with: a merge, or its first byte."""
+        return next((token for token in self._longest_first if data.startswith(self._pieces[token])), data[0])
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token]
@@ -147,8 +148,9 @@ class ScriptedBackend:
         Only control tokens separate the roles; of a conversation the last question counts.
         """
         controls, roles, current = self.tokenizer.control_tokens, dict[int, list[int]](), list[int]()
+        first = min(controls.values())  # they come after all others
         for token in cells:
-            if token in controls.values():
+            if token >= first:
                 current = roles[token] = []
             else:
                 current.append(token)

@@ -1,6 +1,7 @@
 """Files: opened with care, read in chunks, hashed, and written whole; the user's own folder; and what JSON and TOML say, as records."""
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -8,14 +9,14 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import platformdirs
 
 from arbitrage_cli.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -147,14 +148,22 @@ def user_folder() -> Path:
 
 def checked(kind: type[T], value: object) -> T:
     """The value as this kind of record; no type is converted to another. ValueError, which names the field."""
-    from pydantic import TypeAdapter, ValidationError  # slow to import
+    from pydantic import ValidationError  # slow to import
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        found: T = _adapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        return found
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except ValidationError as error:
         raise ValueError(reason_of(error)) from None
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def reason_of(error: "ValidationError") -> str:

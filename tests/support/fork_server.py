@@ -4,6 +4,7 @@ Reads one JSON object a line from standard input and answers each with one: see 
 process from here, by replacing functions; the program does not know.
 """
 
+import contextlib
 import errno
 import functools
 import io
@@ -50,15 +51,13 @@ def serve() -> None:
 
 
 def warm_up() -> None:
-    """Run once: what is imported when first needed is then here for all forks."""
-    answers, sys.stdout = sys.stdout, io.StringIO()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            problems = Path(folder) / "problems.jsonl"
-            problems.write_text('{"question": "1 + 1", "answer": "2"}\n')
-            main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
-    finally:
-        sys.stdout = answers
+    """Run twice: what is imported when first needed is then here for all forks."""
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], tempfile.TemporaryDirectory() as folder:
+        problems = Path(folder) / "problems.jsonl"
+        problems.write_text('{"question": "1 + 1", "answer": "2"}\n')
+        main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
+        main(["explain", "1 + 1", "--threads", "1", "--max-tokens", "1"])
 
 
 def run_and_exit(order: Mapping[str, Any]) -> None:
@@ -82,10 +81,18 @@ def run(order: Mapping[str, Any]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, also by children
     prepare_faults(order)
     for name in order.get("without", ()):
-        sys.modules[name] = None  # type: ignore[assignment]
+        hide(name)
     for name, limit in (order.get("limits") or {}).items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     return main(order["arguments"])
+
+
+def hide(name: str) -> None:
+    """Have the module, and those of the program that imported it, not imported; it cannot be now."""
+    for known in [*sys.modules]:
+        if known.startswith((f"{name}.", "arbitrage_cli.inference.llama", "arbitrage_cli.serving")):
+            del sys.modules[known]
+    sys.modules[name] = None  # type: ignore[assignment]
 
 
 def open_streams(streams: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ A scripted model forgives a stale cache if the text looks the same. This one doe
 all that follows is another text. Distributions are spread out, so entropies and draws vary.
 """
 
+import functools
 import hashlib
 import itertools
 import random
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
@@ -33,6 +35,13 @@ LETTERS = "abcdefghijklmnop "
 CONTROLS = ("<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>"
 SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
+
+
+@functools.lru_cache(50_000)
+def _noise(digest: bytes, count: int) -> npt.NDArray[np.float64]:
+    """So many draws for this text. The laws solve the same problems again and again."""
+    rng = np.random.default_rng(int.from_bytes(digest))
+    return rng.normal(0.0, rng.uniform(0.5, 4.0), count)
 
 
 class HashBackend:
@@ -80,9 +89,9 @@ class HashBackend:
 
     def _compute(self, sequence: int) -> Floats:
         text = f"{self._name}/{self.cells[sequence]}".encode()
-        rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
+        digest = hashlib.blake2b(text, digest_size=8).digest()
         logits = np.full(self._size, -30.0, np.float32)
-        logits[self._written] = self._favour + rng.normal(0.0, rng.uniform(0.5, 4.0), len(self._written))
+        logits[self._written] = self._favour + _noise(digest, len(self._written))
         return logits
 
 
