@@ -1,6 +1,7 @@
 """The house rules: what every file must have, and that the documents are true; import-linter checks the imports."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -98,6 +99,11 @@ def text_of(*paths: Path) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
+@functools.cache
+def help_of(command: str) -> str:
+    return run(*command.split(), "--help", env={"COLUMNS": "200"}).out
+
+
 @pytest.mark.parametrize("name", ["run", "test"])
 def test_readme_has_the_commands_to_run_and_test(name: str) -> None:
     found = re.findall(rf"<!-- command: {name} -->\n+```\w*\n(.+?)\n```", text_of(README), re.DOTALL)
@@ -115,8 +121,7 @@ def test_documents_mention_only_options_that_exist() -> None:
         re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(line for line in lines if "pip install" not in line))
     )
     commands = typer.main.get_group(make_app()).commands
-    helps = [run(*command, "--help", env={"COLUMNS": "200"}).out for command in [[], *([name] for name in commands)]]
-    existing = set(re.findall(r"--[a-z][a-z-]*[a-z]", " ".join(helps)))
+    existing = set(re.findall(r"--[a-z][a-z-]*[a-z]", " ".join(map(help_of, ["", *commands]))))
     existing |= set(re.findall(r'"(--[a-z-]+)"', text_of(*PROGRAMS)))
     of_servers = (
         "api-key enable-prompt-tokens-details interrupt model model-path port spec-type speculative-config worker-urls"
@@ -135,9 +140,8 @@ def documented_commands() -> set[tuple[str, str]]:
 
 def test_documents_show_each_command_with_its_own_options_only() -> None:
     found = documented_commands()
-    helps = {name: run(*name.split(), "--help", env={"COLUMNS": "200"}).out for name, _ in found}
     assert {("solve", "--pair"), ("bench", "--dataset"), ("collect", "--reward")} <= found
-    assert {(name, flag) for name, flag in found if not re.search(rf"{flag}\b", helps[name])} == set()
+    assert {(name, flag) for name, flag in found if not re.search(rf"{flag}\b", help_of(name))} == set()
 
 
 @pytest.mark.parametrize("path", [README, GUIDES / "output.md"], ids=["README", "guide"])

@@ -7,6 +7,7 @@ repacks, whose activations it rounds as well. So law 5 is exact for what a model
 batch.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -432,15 +433,27 @@ def llama_engines(
 Solve = Callable[..., list[Event]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def in_llama(tiny: Mapping[str, Path]) -> Solve:
-    """Solves the problems with a draft and a target; returns the events."""
+    """Solves the problems with a draft and a target, once in each way; returns the events."""
 
+    @functools.cache
     def events(
-        pair: tuple[str, str], policy: str, tau: float | None = None, *, how: Any = None, **engines: Any
+        pair: tuple[str, str],
+        policy: str,
+        tau: float | None = None,
+        *,
+        stops_early: bool = False,
+        speculates: bool = False,
+        **engines: Any,
     ) -> list[Event]:
+        how: dict[str, Any] = {
+            "stops_early": stops_early,
+            "speculates": speculates,
+            "concurrency": engines.get("num_sequences", 1),
+        }
         with llama_engines(*(tiny[name] for name in pair), **engines) as made:
-            return events_of(made, PROBLEMS, policy, tau, concurrency=engines.get("num_sequences", 1), **(how or {}))
+            return events_of(made, PROBLEMS, policy, tau, **how)
 
     return events
 
@@ -558,7 +571,7 @@ def test_proposals_are_invisible_in_llama(
 @pytest.mark.parametrize(("policy", "sampler"), [("entropy", Sampler()), ("logprob-min", SAMPLED)])
 def test_early_stop_is_invisible_in_llama(in_llama: Solve, pair: tuple[str, str], policy: str, sampler: Sampler) -> None:
     """Law 7: the same text, and less of it drafted in vain."""
-    whole, stopped = (in_llama(pair, policy, 1.0, how={"stops_early": early}, sampler=sampler) for early in (False, True))
+    whole, stopped = (in_llama(pair, policy, 1.0, stops_early=early, sampler=sampler) for early in (False, True))
     assert_same(whole, stopped)
     assert tally_of(stopped).wasted_tokens < tally_of(whole).wasted_tokens * (0.5 if pair[0] == "draft" else 0.8)
 
@@ -573,10 +586,10 @@ def test_speculating_is_invisible_in_llama(
     monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, acceptance, place: max(0, min(room, 4)))
     chosen = {"sampler": sampler, "costs": CHEAP_BATCHES}
     without = in_llama(pair, "random", 0.3, sampler=sampler, proposals="none")
-    with_it = in_llama(pair, "random", 0.3, how={"stops_early": True, "speculates": True}, **chosen)
+    with_it = in_llama(pair, "random", 0.3, stops_early=True, speculates=True, **chosen)
     assert_same(without, with_it)
     steps = target_steps(with_it)
     assert sum(step.speculation_cost.decode_tokens for step in steps) > 0
-    assert_same(in_llama(pair, "target", **chosen), in_llama(pair, "speculative", how={"speculates": True}, **chosen))
+    assert_same(in_llama(pair, "target", **chosen), in_llama(pair, "speculative", speculates=True, **chosen))
     if len({*pair}) == 1 and sampler.is_greedy:
         assert sum(step.cost.verify_kept for step in steps) > 0.5 * sum(step.num_tokens for step in steps)

@@ -109,13 +109,13 @@ def test_a_rounded_number_does_not_contradict_the_decision(number: float, tau: f
 
 
 def test_resize_during_a_run(tmp_path: Path) -> None:
-    path = many_problems(tmp_path / "problems.txt", 150)
+    path = many_problems(tmp_path / "problems.txt", 60)
     with Terminal("solve", *MODELS, "--input", str(path), stdout=tmp_path / "output") as terminal:
         for columns, seen in ((50, b"Problem 10  "), (120, b"Problem 40  ")):
             terminal.wait_until(lambda seen=seen: seen in terminal.raw)  # type: ignore[misc]
             terminal.resize(columns, 24)
         assert terminal.wait() == 0
-    for index in range(100, 151):
+    for index in range(50, 61):
         assert terminal.text.count(f"Problem {index}  ") == 1
     assert not terminal.screen.cursor.hidden
 
