@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.display.text import one_line, safe
+from arbitrage_cli.display.text import safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.records import RunInfo, record, to_json
 from arbitrage_cli.runs.summary import Standing
@@ -154,13 +154,6 @@ def test_safe_text_has_nothing_to_obey(text: str) -> None:
     assert not OBEYED.search(made)
     assert safe(made) == made
     assert made == OBEYED.sub("", text)
-
-
-@given(st.text())
-def test_one_line_is_one_line(text: str) -> None:
-    made = one_line(text)
-    assert len(made.splitlines()) <= 1
-    assert made == " ".join(made.split())
 
 
 @markup

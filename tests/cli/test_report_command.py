@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cli import ESCAPE, assert_refused, run
-from made_up_runs import MadeUp, make_run, unpacked, write_run_folder
+from made_up_runs import make_run, unpacked, write_run_folder
 
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.projection import parse_speeds
@@ -58,16 +58,6 @@ def test_page_replaces_an_older_one_and_has_every_trace(folder: Path, tmp_path: 
     assert text.startswith("<!DOCTYPE html>")
     assert len(traces(page)) == 18
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
-
-
-def test_step_of_ten_megabytes_is_whole_in_the_page(tmp_path: Path) -> None:
-    huge = "a long step, " * 800_000
-    rows = [{**one, "steps": [{**step, "text": huge} for step in one["steps"][:1]]} for one in MADE.rows[:1]]
-    write_run_folder(tmp_path / "run", MadeUp(MADE.run, rows))
-    shown = run("report", tmp_path / "run", "-o", tmp_path / "report.html")
-    assert (shown.code, shown.stdout) == (0, b"")
-    (attempt,) = traces(tmp_path / "report.html")
-    assert attempt["steps"][0]["text"] == huge
 
 
 def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import run
 from small_heads import write_head
 
 from arbitrage_cli.app.model_choice import choose_models
@@ -107,13 +106,3 @@ def test_collecting_needs_a_source_of_rewards() -> None:
     assert (setup.reward, setup.concurrency, list(setup.sources)) == ("rollout", "8", ["draft", "target"])
     with pytest.raises(UsageError, match="process reward model"):
         collect_setup(options(), None)
-
-
-@pytest.mark.parametrize(
-    ("head", "warns"), [("builtin:qwen2.5-coder", True), ("builtin:builtin", False), ("builtin:universal", False)]
-)
-def test_a_head_of_another_pair_is_a_warning(head: str, warns: bool) -> None:
-    """It decides all the same, and its name is in the record."""
-    result = run("solve", "5 + 6", "--json", "-q", "--head", head, "--max-tokens", "1")
-    assert (result.code, result.records[0]["settings"]["head"]) == (0, head.removeprefix("builtin:"))
-    assert ("was trained on" in result.err.replace("which was trained on others", "")) == warns

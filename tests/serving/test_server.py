@@ -372,17 +372,6 @@ def test_a_defect_is_logged_and_answered(
     assert [record.name for record in caplog.records] == ["arbitrage.serving"]
 
 
-def test_names_of_the_server(client: Served) -> None:
-    for host, status in (
-        ("localhost", 200),
-        ("LOCALHOST:1", 200),
-        ("[::1]:8080", 200),
-        ("evil.example", 400),
-        ("x/localhost", 400),
-    ):
-        assert client.get("/health", headers={"host": host}).status_code == status
-
-
 def test_the_key() -> None:
     """For all but /health. The key stands in no answer."""
     with serving(access=Access(KEY)) as client:
