@@ -150,8 +150,9 @@ def checked(kind: type[T], value: object) -> T:
     """The value as this kind of record; no type is converted to another. ValueError, which names the field."""
     from pydantic import ValidationError  # slow to import
 
+    record: Any = kind  # for mypy, a type of T is not hashable
     try:
-        found: T = _adapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        found: T = _adapter(record).validate_json(json.dumps(value, default=str), strict=True)
         return found
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
