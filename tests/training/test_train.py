@@ -1,7 +1,6 @@
 """Training on states whose best possible router is known: what is learned, what it may look at, and what is refused."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,19 @@ def train_on(collected: Collected, settings: TrainSettings | None = None) -> Hea
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
-    """1,500 states of 300 problems."""
-    return read_states([write_run(tmp_path_factory.mktemp("runs") / "run", questions(300), WORLD)])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def linear_only() -> Iterator[None]:
-    """Only linear heads are tried: networks take time, and nothing here but what is slow depends on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arbitrage_cli.training.train.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
-        yield
+    """3,000 states of 600 problems."""
+    return read_states([write_run(tmp_path_factory.mktemp("runs") / "run", questions(600), WORLD)])
 
 
 @pytest.fixture(scope="module")
 def head(collected: Collected) -> Head:
     return train_on(collected)
+
+
+@pytest.fixture
+def linear_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only linear heads are tried, for what does not depend on which is chosen: networks take time."""
+    monkeypatch.setattr("arbitrage_cli.training.train.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
 
 
 def truth_of(collected: Collected, part: int) -> Truth:
@@ -112,14 +109,14 @@ def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None
     assert card.pairs == ({"draft": DRAFT, "target": TARGET},)
     assert card.reward["kind"] == "prm"
     parts = card.data["parts"]
-    assert sum(part["states"] for part in parts.values()) == 1500
-    assert sum(part["problems"] for part in parts.values()) == 300
+    assert sum(part["states"] for part in parts.values()) == 3000
+    assert sum(part["problems"] for part in parts.values()) == 600
     for index, name in enumerate(SPLIT):
         assert parts[name]["improvable"] == int(truth_of(collected, index).is_better.sum())
-    assert card.data["runs"][0]["problems"] == 300
+    assert card.data["runs"][0]["problems"] == 600
     placed = [part_of(question) for question in collected.questions]
     assert card.count_known(collected.questions) == len(placed) - placed.count(TEST)
-    assert card.count_known(questions(100, start=300)) == 0
+    assert card.count_known(questions(100, start=600)) == 0
     assert (card.command, card.created) == (("arbitrage", "train"), "now")
     json.dumps(card.to_json(), allow_nan=False)
 
@@ -238,6 +235,7 @@ def test_weights_balance_the_classes_of_each_group() -> None:
     assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
 
 
+@pytest.mark.usefixtures("linear_only")
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
     """The states of the others are learned from, but nothing is known of what would have followed them."""
     is_whole = collected.outcomes.solution % 3 > 0
@@ -252,10 +250,8 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> Non
         train_on(replace(collected, is_whole=collected.part != TEST))
 
 
-@pytest.mark.slow
-def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
     """What makes a step worth escalating is the opposite for the two: a head that follows the larger one alone is wrong."""
-    monkeypatch.setattr("arbitrage_cli.training.train.RECIPES", RECIPES)
     lowest = World(bias=0.0, weights=(("logprob_min", -2.0), ("entropy_first", 1.0)), harm=0.0)
     highest = replace(lowest, weights=(("logprob_min", 2.0), ("entropy_first", 1.0)))
     other = {
