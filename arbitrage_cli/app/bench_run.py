@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from arbitrage_cli.app.executor import Executor, Left, how_to_resume, left
-from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
@@ -53,15 +53,15 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     earlier, items = folder.run if folder.rows else None, selected.items
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
-    chosen = ChosenProblems(
-        selected.dataset,
-        [item.problem.id for item in items],
-        session.setup.task.grader_version(),
-        {"concurrency": concurrency},
-    )
     attempts = plan(items, session.setup.routes, samples, concurrency)
     todo = left(attempts, folder.statuses, folder.crashes)
-    manifest = with_problems(session.manifest(reads_models=bool(todo.all)), chosen)
+    manifest = with_problems(
+        session.manifest(reads_models=bool(todo.all)),
+        selected.dataset,
+        [item.problem.id for item in items],
+        grader=session.setup.task.grader_version(),
+        concurrency=concurrency,
+    )
     manifest["sampling"]["samples"] = samples
     head = session.setup.deciding_head
     if head and (known := head.card.count_known(item.problem.question for item in items)):

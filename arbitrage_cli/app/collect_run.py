@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from arbitrage_cli.app.executor import Executor, Happening, Row, how_to_resume, left, marked
-from arbitrage_cli.app.manifest import ChosenProblems, Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
@@ -196,13 +196,10 @@ class Collection(AbstractContextManager["Collection"]):
         sampled: dict[str, Any] = {"rollouts": options.rollouts, "temperature": _temperature(options)}
         if not all(item.gold for item in selected.items):
             sampled["answers"] = "target"
-        details = {
-            "kind": COLLECT,
-            "reward": {"kind": setup.reward, **(sampled if setup.reward == "rollout" else {})},
-        }
-        ids = [item.problem.id for item in selected.items]
-        chosen = ChosenProblems(selected.dataset, ids, setup.task.grader_version(), details)
-        return with_problems(self._session.manifest(reads_models=bool(self._left.all)), chosen)
+        reward = {"kind": setup.reward, **(sampled if setup.reward == "rollout" else {})}
+        ids, grader = [item.problem.id for item in selected.items], setup.task.grader_version()
+        manifest = self._session.manifest(reads_models=bool(self._left.all))
+        return with_problems(manifest, selected.dataset, ids, grader=grader, kind=COLLECT, reward=reward)
 
     def _target_answers(self, target: Writer, grader: Grader) -> dict[str, Any]:
         """The answers to reach of problems without a known one: those that the target itself gives."""

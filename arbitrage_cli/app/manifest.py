@@ -1,7 +1,7 @@
 """The provenance of a run: what it was made with, as run.json has it, and what a run that is resumed must share.
 
-Listed fields are fixed or may grow; all others are those of the last command. All fixed fields are known before a model is loaded,
-so that a run that cannot be resumed is refused at once; what only a loaded model says is added afterwards.
+All fixed fields are known before a model is loaded, so that a run that cannot be resumed is refused at once; what only a loaded
+model says is added afterwards.
 """
 
 import hashlib
@@ -9,9 +9,9 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
-from arbitrage_cli.routing.head import Head
 from arbitrage_cli.runs.records import label, tau_in_json
 from arbitrage_cli.runs.schema import SCHEMA
 from arbitrage_cli.system.files import digest
@@ -42,103 +41,32 @@ _OTHERWISE = "give another folder (--output), start over (--fresh), or use what 
 MAX_SHOWN = 80  # characters of a value that are shown as they are; a longer one as its sha256
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of run.json by its path, `*` for each model. `merge` makes one of two values; without it the field is fixed.
-
-    A fixed value of None means that the field does not apply.
-    """
-
-    path: str
-    label: str = ""
-    merge: Callable[[Any, Any], Any] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.label or self.path.rpartition(".")[2]
-
-
-def _union(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
-    return [*earlier, *(one for one in now if one not in earlier)]
-
-
-def _policies(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
-    """The policies of a run and those that are added: the same tau under another name is the same one."""
-    return [*earlier, *_added(earlier, now)]
-
-
-def _added(earlier: Sequence[Any], now: Sequence[Any]) -> list[Any]:
-    known = {(one["policy"], one["tau"]) for one in earlier}
-    return [one for one in now if (one["policy"], one["tau"]) not in known]
-
-
-def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Both mappings, nested ones too: new values win, and entries that only the earlier one has are kept."""
-    return {
-        name: _joined(earlier[name], now[name])
-        if name in earlier and name in now and isinstance(now[name], Mapping)
-        else now.get(name, earlier.get(name))
-        for name in {**earlier, **now}
-    }
-
-
-FIELDS = (
-    Field("dataset.sha256", "data set"),
-    Field("models.*.identity", "* model"),
-    Field("models.*.n_ctx", "context size of the *"),
-    Field("models.*.threads", "number of threads of the *"),
-    Field("task"),
-    Field("grader"),
-    Field("prompt.system", "system prompt"),
-    Field("prompt.chat_template_kwargs", "chat template kwargs"),
-    Field("step_separator", "step separator"),
-    Field("step_least", "least length of a step"),
-    Field("think_least", "least length of a thought"),
-    Field("sampling.temperature"),
-    Field("sampling.top_p"),
-    Field("sampling.top_k"),
-    Field("sampling.min_p"),
-    Field("sampling.seed"),
-    Field("limits.max_steps"),
-    Field("limits.max_tokens"),
-    Field("limits.max_step_tokens"),
-    Field("limits.think_tokens", "most tokens of thoughts"),
-    Field("router.sha256", "head"),
-    Field("early_stop", "early stop"),
-    Field("reward"),
-    Field("prm_style", "prm style"),
-    Field("concurrency"),
-    Field("context.kv_type"),
-    Field("machine.gpu_layers"),
-    Field("machine.flash_attention"),
-    Field("machine.cpu", "processor"),
-    Field("machine.gpu", "GPU"),
-    Field("machine.llama_cpp_python", "llama-cpp-python"),
-    Field("created", merge=lambda earlier, now: earlier),
-    Field("named_taus", merge=lambda earlier, now: earlier),
-    Field("batch_costs", merge=lambda earlier, now: {**now, **earlier}),
-    Field("ids", merge=_union),
-    Field("levels", merge=_joined),
-    Field("policies", merge=_policies),
-    Field("warnings", merge=_union),
-    Field("models", merge=_joined),
-    Field("context", merge=_joined),
-    Field("machine", merge=_joined),
-    Field("router", merge=lambda earlier, now: now),
-    Field("tau_costs", merge=lambda earlier, now: now),
-    Field("sampling.samples", merge=max),
-)
-"""All other fields are those of the last command. `router` is the head that decides, `tool` the version of this program."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenProblems:
-    """A data set, the ids of the problems that are chosen from it, and what a command adds of its own."""
-
-    dataset: Dataset
-    ids: Sequence[str]
-    grader: str
-    details: Mapping[str, Any]
+FIXED: Mapping[str, str] = {
+    "data set": "dataset.sha256",
+    "task": "task",
+    "grader": "grader",
+    "system prompt": "prompt.system",
+    "chat template kwargs": "prompt.chat_template_kwargs",
+    "step separator": "step_separator",
+    "least length of a step": "step_least",
+    "least length of a thought": "think_least",
+    **{name.replace("_", " "): f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
+    **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
+    "most tokens of thoughts": "limits.think_tokens",
+    "head": "router.sha256",
+    "early stop": "early_stop",
+    "reward": "reward",
+    "prm style": "prm_style",
+    "concurrency": "concurrency",
+    "kv type": "context.kv_type",
+    "gpu layers": "machine.gpu_layers",
+    "flash attention": "machine.flash_attention",
+    "processor": "machine.cpu",
+    "GPU": "machine.gpu",
+    "llama-cpp-python": "machine.llama_cpp_python",
+}
+"""What a run that is resumed must share, by its name in messages: paths in run.json. A value of None does not apply."""
+FIXED_OF_MODELS = {"{} model": "identity", "context size of the {}": "n_ctx", "number of threads of the {}": "threads"}
 
 
 def make_manifest(
@@ -152,7 +80,7 @@ def make_manifest(
         role: _model_facts(setup, role, files[role], placement.threads.get(role), on_reading, reads_file=reads_models)
         for role in setup.sources
     }
-    named = setup.named_taus
+    named, head = setup.named_taus, setup.deciding_head
     return {
         "schema": SCHEMA,
         "tool": __version__,
@@ -168,7 +96,7 @@ def make_manifest(
             for one in setup.routes
         ],
         "models": models,
-        "router": _head_facts(setup.deciding_head),
+        "router": head and {"name": head.card.name, "sha256": head.sha256, "card": head.card.to_json()},
         "early_stop": setup.stops_early,
         "tau_costs": named.costs_of if named else setup.tau_costs,
         "named_taus": dict(named.taus) if named else None,
@@ -188,16 +116,12 @@ def make_manifest(
     }
 
 
-def with_problems(run: Run, chosen: ChosenProblems) -> Run:
-    """The manifest of a run over a data set: with its problems, and a fingerprint of all fixed fields by their names."""
-    levels = {item.problem.id: item.level for item in chosen.dataset.items}
-    problems = {
-        "dataset": _dataset_facts(chosen.dataset),
-        "ids": list(chosen.ids),
-        "levels": {name: levels[name] for name in chosen.ids},
-    }
-    full = {**run, **problems, "planned": len(chosen.ids), "grader": chosen.grader, **chosen.details}
-    return full | {"fingerprint": {name: _text(value) for name, _, value in _fixed(full) if value is not None}}
+def with_problems(run: Run, dataset: Dataset, ids: Sequence[str], **details: Any) -> Run:
+    """The manifest of a run over a data set, with a fingerprint of all fixed fields. `details` are what its command adds."""
+    levels = {item.problem.id: item.level for item in dataset.items}
+    problems = {"ids": list(ids), "levels": {name: levels[name] for name in ids}, "planned": len(ids)}
+    full = {**run, "dataset": _dataset_facts(dataset), **problems, **details}
+    return full | {"fingerprint": {name: _text(value) for name, value in _fixed(full).items()}}
 
 
 def record_settings(setup: Setup) -> dict[str, Any]:
@@ -250,28 +174,38 @@ def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mappin
 
 def resume(earlier: Run, now: Run, folder: Path) -> Run:
     """The manifest of a run that is resumed: fixed fields are the same, the others have grown. UsageError naming what differs."""
-    merged = deepcopy(now)
-    for field in FIELDS:
-        for name, path in _places(field, {**earlier["models"], **now["models"]}):
-            before, after = _get(earlier, path), _get(now, path)
-            if before is None or after is None:
-                _set(merged, path, before if after is None else after)
-            elif field.merge:
-                _set(merged, path, field.merge(before, after))
-            else:
-                hint = f"arbitrage grade {folder} grades its answers again, without a model; then it can be resumed"
-                refuse_change(str(folder), {name: before}, {name: after}, hint if name == "grader" else _OTHERWISE)
-    added = _added(earlier["policies"], now["policies"])
+    before, after = _fixed(earlier), _fixed(now)
+    for name in (name for name in before if name in after):
+        hint = f"arbitrage grade {folder} grades its answers again, without a model; then it can be resumed"
+        refuse_change(str(folder), {name: before[name]}, {name: after[name]}, hint if name == "grader" else _OTHERWISE)
+    known = {
+        (one["policy"], one["tau"]) for one in earlier["policies"]
+    }  # the same tau under another name is the same policy
+    added = [one for one in now["policies"] if (one["policy"], one["tau"]) not in known]
+    merged = _joined(earlier, now) | {
+        "created": earlier["created"],
+        "named_taus": earlier.get("named_taus") or now.get("named_taus"),
+        "batch_costs": {**now.get("batch_costs", {}), **earlier.get("batch_costs", {})},
+        "ids": list(dict.fromkeys([*earlier["ids"], *now["ids"]])),
+        "policies": [*earlier["policies"], *added],
+        "warnings": [*earlier["warnings"], *now["warnings"]],
+    }
+    merged["sampling"]["samples"] = max(earlier["sampling"]["samples"], now["sampling"]["samples"])
     if added:
         names = ", ".join(label(one["policy"], one["tau"], one["tau_name"]) for one in added)
         merged["warnings"].append(f"measured later than the others, so the machine may have been faster or slower: {names}")
     if earlier["tool"] != now["tool"]:
         merged["warnings"].append(f"made in part with arbitrage {earlier['tool']}, in part with {now['tool']}")
-    return merged | {
-        "planned": len(merged["ids"]),
-        "warnings": list(dict.fromkeys(merged["warnings"])),
-        "fingerprint": {**earlier["fingerprint"], **now["fingerprint"]},
-    }
+    return merged | {"planned": len(merged["ids"]), "warnings": list(dict.fromkeys(merged["warnings"]))}
+
+
+def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings, nested ones too: new values win unless they are None, and entries of either one are kept."""
+    joined = {**earlier, **{name: value for name, value in now.items() if value is not None}}
+    for name, value in now.items():
+        if isinstance(value, Mapping) and isinstance(earlier.get(name), Mapping):
+            joined[name] = _joined(earlier[name], value)
+    return joined
 
 
 def with_grown(earlier: Run, dataset: Dataset) -> Run:
@@ -303,14 +237,8 @@ def _model_facts(
 ) -> dict[str, Any]:
     """What is known of a model before it is loaded; of a scripted model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
-    facts: dict[str, Any] = {
-        "source": source,
-        "identity": source,
-        "file": None,
-        "size": None,
-        "sha256": None,
-        "threads": threads,
-    }
+    facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
+    facts |= dict.fromkeys(("file", "size", "sha256"))
     if is_scripted(source):
         return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
     if is_served(source):
@@ -341,11 +269,6 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _head_facts(head: Head | None) -> dict[str, Any] | None:
-    """Which head it is, and what its card says."""
-    return None if head is None else {"name": head.card.name, "sha256": head.sha256, "card": head.card.to_json()}
-
-
 def _machine_facts(setup: Setup) -> dict[str, Any]:
     computes = any(map(is_file, setup.sources.values()))
     load = setup.load
@@ -360,38 +283,22 @@ def _machine_facts(setup: Setup) -> dict[str, Any]:
     }
 
 
-# --- paths and values
+# --- values
 
 
-def _fixed(run: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Name, path and value of each fixed field."""
-    for field in FIELDS:
-        if field.merge is None:
-            yield from ((name, path, _get(run, path)) for name, path in _places(field, run["models"]))
+def _fixed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The fixed fields that apply, by their names in messages."""
+    found = {name: _get(run, path) for name, path in FIXED.items()}
+    for role, facts in run["models"].items():
+        found |= {name.format(role): facts.get(key) for name, key in FIXED_OF_MODELS.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _places(field: Field, models: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and path of a field; one of each for every model."""
-    if "*" not in field.path:
-        return [(field.name, field.path)]
-    return [(field.name.replace("*", role), field.path.replace("*", role)) for role in models]
-
-
-def _get(run: Mapping[str, Any], path: str) -> Any:
+def _get(run: Any, path: str) -> Any:
     """The value at a path; None if there is nothing."""
-    value: Any = run
     for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _set(run: Run, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        if not isinstance(run.get(part), dict):
-            run[part] = {}
-        run = run[part]
-    run[last] = value
+        run = run.get(part) if isinstance(run, Mapping) else None
+    return run
 
 
 def _text(value: Any) -> str:

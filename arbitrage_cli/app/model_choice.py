@@ -155,7 +155,7 @@ def load_options(pair: Pair | None, machine: LoadingOptions, threads: int | None
         threads,
         machine.gpu_layers,
         machine.flash_attention,
-        machine.kv_type.value,
+        machine.kv_type,
         template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
     )
 

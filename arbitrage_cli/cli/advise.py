@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from arbitrage_cli.app.options import (
     BenchRoutingOptions,
-    Fresh,
+    FolderOptions,
     GenerationOptions,
     HeadOptions,
     Invocation,
     JsonFigures,
     MachineOptions,
+    Option,
     OutputOptions,
     ProblemOptions,
     RoutingOptions,
     RunCode,
-    RunFolderPath,
-    option,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
@@ -38,33 +37,24 @@ _PANEL = "Advice"
 
 
 @dataclass(frozen=True, slots=True)
-class AdviceOptions:
+class AdviceOptions(FolderOptions):
     """On which problems, for how long, and where the result goes."""
 
     dataset: Annotated[
         str | None,
-        option(
-            _PANEL,
-            "--dataset",
-            metavar="NAME|FILE",
-            help="Problems like yours: a data set, or a file of questions. Default: some built-in problems.",
+        Option(
+            _PANEL, "Problems like yours: a data set, or a file of questions. Default: some built-in problems.", "NAME|FILE"
         ),
     ] = None
     mapping: Annotated[
         str | None,
-        option(_PANEL, "--map", metavar="FIELD=NAME,...", help="Names of a file's fields: question=prompt,answer=gold."),
+        Option(_PANEL, "Names of a file's fields: question=prompt,answer=gold.", "FIELD=NAME,...", names=("--map",)),
     ] = None
-    minutes: Annotated[
-        float,
-        option(_PANEL, "--minutes", min=0.01, max=10_000, help="Time after which no further problem is begun."),
-    ] = 10.0
+    minutes: Annotated[float, Option(_PANEL, "Time after which no further problem is begun.", min=0.01, max=10_000)] = 10.0
     save: Annotated[
-        bool,
-        option(_PANEL, "--save", help="Write the advice to the pair's entry in pairs.toml: the other commands follow it."),
+        bool, Option(_PANEL, "Write the advice to the pair's entry in pairs.toml: the other commands follow it.")
     ] = False
     run_code: RunCode = None
-    output_folder: RunFolderPath = None
-    fresh: Fresh = False
 
 
 @command

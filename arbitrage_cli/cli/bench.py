@@ -9,16 +9,15 @@ from arbitrage_cli.app.options import (
     SOME_FAILED,
     BenchRoutingOptions,
     FigureOptions,
-    Fresh,
+    FolderOptions,
     GenerationOptions,
     Invocation,
     JsonFigures,
     MachineOptions,
     ModelOptions,
+    Option,
     OutputOptions,
     ProblemOptions,
-    RunFolderPath,
-    option,
 )
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import (
@@ -44,18 +43,13 @@ ONCE = {
 
 
 @dataclass(frozen=True, slots=True)
-class BenchOptions:
+class BenchOptions(FolderOptions):
     """How often, how long, and where results go."""
 
-    samples: Annotated[
-        int, option(_PANEL, "--samples", min=1, help="Attempts at each problem; sample k has the seed + k.")
-    ] = 1
+    samples: Annotated[int, Option(_PANEL, "Attempts at each problem; sample k has the seed + k.", min=1)] = 1
     timeout: Annotated[
-        float | None,
-        option(_PANEL, "--timeout", min=0.001, max=1e6, help="Seconds after which an attempt is given up. Default: none."),
+        float | None, Option(_PANEL, "Seconds after which an attempt is given up. Default: none.", min=0.001, max=1e6)
     ] = None
-    output_folder: RunFolderPath = None
-    fresh: Fresh = False
 
 
 @command

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import JsonFigures, LoadingOptions, OutputOptions, option
+from arbitrage_cli.app.options import JsonFigures, LoadingOptions, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
 from arbitrage_cli.display import rounding
@@ -26,10 +26,8 @@ ROLES: tuple[ModelRole, ...] = ("draft", "target")
 def calibrate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect, of one pair.")],
     *,
-    head: Annotated[
-        str | None, option("Head", "--head", metavar="FILE", help="The head. Default: that of the models of the runs.")
-    ] = None,
-    new_head: Annotated[Path, option("Head", "--output", "-o", metavar="FILE", help="The new head: FILE.safetensors.")],
+    head: Annotated[str | None, Option("Head", "The head. Default: that of the models of the runs.", "FILE")] = None,
+    new_head: Annotated[Path, Option("Head", "The new head: FILE.safetensors.", "FILE", names=("--output", "-o"))],
     name: HeadName = None,
     force: Force = False,
     machine: LoadingOptions,

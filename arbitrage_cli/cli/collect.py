@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.options import (
     SOME_FAILED,
     CollectOptions,
-    Fresh,
+    FolderOptions,
     GenerationOptions,
     Invocation,
     MachineOptions,
     ModelOptions,
     OutputOptions,
     ProblemOptions,
-    RunFolderPath,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
@@ -31,8 +30,7 @@ def collect(
     *,
     problems: ProblemOptions,
     collect: CollectOptions,
-    output_folder: RunFolderPath = None,
-    fresh: Fresh = False,
+    place: FolderOptions,
     models: ModelOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
@@ -57,8 +55,8 @@ def collect(
         task = selected.dataset.task
         setup = collect_setup(RunOptions(invocation, models, generation, machine, task), collect.reward)
         setup = replace(setup, task=permitted(setup.task, problems.run_code))
-        path = output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
-        plan = CollectPlan(selected, path, collect, fresh=fresh)
+        path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
+        plan = CollectPlan(selected, path, collect, fresh=place.fresh)
         collection = run_collection(setup, plan, display)
         display.close()
     folder = shlex.quote(str(path))

@@ -7,8 +7,8 @@ sees their fields as the command's options.
 import functools
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -26,6 +26,8 @@ def command(function: Command) -> Command:
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint) and hint is not Invocation}
     takes_invocation = [name for name, hint in hints.items() if hint is Invocation]
+    settings: dict[str, _Setting] = {}  # by the names of their fields
+    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
 
     @functools.wraps(function)
     def run(context: typer.Context, **values: Any) -> int | None:
@@ -40,68 +42,58 @@ def command(function: Command) -> Command:
             place = place_of(context, error.option) if error.option else None
             raise (UsageError(f"{place}: {error.message}", error.hint) if place else error) from error.__cause__
 
-    settings = {one.name: made for group in groups.values() for one in fields(group) if (made := _setting(one, group))}
-    setattr(run, "settings", {made.name: made.variable for made in settings.values()})  # noqa: B010 - read by the settings files
-    signature = inspect.signature(function)
-    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    for name, parameter in signature.parameters.items():
-        if name in groups:
-            known = get_type_hints(groups[name], include_extras=True)
-            parameters += [_parameter(one, known) for one in fields(groups[name]) if one.name not in settings]
-        elif name not in takes_invocation:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_for_typer(hints[name])))
-    setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - Typer reads it
+    for name, default, annotation in _options(inspect.signature(function), groups, hints):
+        kind, option = (*get_args(annotation), None)[:2]
+        if isinstance(option, Option) and not option.is_flag:
+            settings[name] = _Setting(kind, option.of(name, kind), default)
+        else:
+            shown = Annotated[kind, _for_typer(option.of(name, kind))] if isinstance(option, Option) else annotation
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
+    setattr(run, "settings", {one.option.name: str(one.option.variable) for one in settings.values()})  # noqa: B010 - read by the settings files
+    setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
+def _options(
+    signature: inspect.Signature, groups: Mapping[str, Any], hints: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, default and annotation of each option of a command, those of its groups in their place."""
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            known = get_type_hints(groups[name], include_extras=True)
+            for one in fields(groups[name]):
+                yield one.name, inspect.Parameter.empty if one.default is MISSING else one.default, known[one.name]
+        elif hints[name] is not Invocation:
+            yield name, parameter.default, hints[name]
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A field of an option group that is not a flag, by its name in settings files and in the environment."""
+    """A field of an option group that is not a flag."""
 
-    name: str
-    variable: str
     kind: Any
-    least: float | None
+    option: Option
     default: Any
 
     def value(self, context: typer.Context) -> Any:
         """Its value, from the environment, else a settings file, else its default. UsageError."""
-        given = os.environ.get(self.variable) or setting_of(context, self.name)
+        given = os.environ.get(str(self.option.variable)) or setting_of(context, self.option.name)
         if given is None:
             return self.default
         from pydantic import Field as Bounds  # slow to import
         from pydantic import TypeAdapter, ValidationError
 
         try:
-            bounded: Any = Annotated[self.kind, Bounds(ge=self.least)]
+            bounded: Any = Annotated[self.kind, Bounds(ge=self.option.min)]
             return TypeAdapter(bounded).validate_python(given)
         except ValidationError as error:
-            raise UsageError(f"{error.errors()[0]['msg']}, not {given!r}", option=self.name) from error
+            raise UsageError(f"{error.errors()[0]['msg']}, not {given!r}", option=self.option.name) from error
 
 
-def _setting(one: Field[Any], group: Any) -> _Setting | None:
-    """The field as a setting; None if it is a flag."""
-    kind, option = get_args(get_type_hints(group, include_extras=True)[one.name])[:2]
-    if not isinstance(option, Option) or option.is_flag:
-        return None
-    return _Setting(option.names[0].removeprefix("--"), str(option.variable), kind, option.min, one.default)
-
-
-def _parameter(one: Field[Any], hints: dict[str, Any]) -> inspect.Parameter:
-    default = inspect.Parameter.empty if one.default is MISSING else one.default
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_for_typer(hints[one.name])
-    )
-
-
-def _for_typer(annotation: Any) -> Any:
-    """The annotation with a Typer option in place of an `Option`."""
-    kind, *details = get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
-    if not details or not isinstance(details[0], Option):
-        return annotation
-    one: Option = details[0]
-    made = typer.Option(
+def _for_typer(one: Option) -> Any:
+    """The option as Typer has it."""
+    return typer.Option(
         *one.names,
         envvar=one.variable,
         help=one.help,
@@ -110,7 +102,6 @@ def _for_typer(annotation: Any) -> Any:
         min=one.min,
         max=one.max,
     )
-    return Annotated[kind, made]
 
 
 def _invocation_of(context: typer.Context) -> Invocation:

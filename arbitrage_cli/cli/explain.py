@@ -13,8 +13,8 @@ from arbitrage_cli.app.options import (
     Invocation,
     MachineOptions,
     ModelOptions,
+    Option,
     OutputOptions,
-    option,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
@@ -33,13 +33,13 @@ def explain(
     invocation: Invocation,
     problem: Annotated[str, typer.Argument(metavar="PROBLEM", help="A problem to solve.")],
     *,
-    top: Annotated[int, option("Output", "--top", min=1, max=100, help="Features shown of each step.")] = 5,
+    top: Annotated[int, Option("Output", "Features shown of each step.", min=1, max=100)] = 5,
     models: ModelOptions,
     routing: HeadRoutingOptions,
     generation: GenerationOptions,
     machine: MachineOptions,
     output: OutputOptions,
-    json_lines: Annotated[bool, option("Output", "--json", help="One JSON object a step.")] = False,
+    json_lines: Annotated[bool, Option("Output", "One JSON object a step.", names=("--json",))] = False,
 ) -> None:
     """Explain why each step was accepted or escalated: the probability, tau, and the features that counted most.
 

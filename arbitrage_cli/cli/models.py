@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arbitrage_cli.app.options import Debug, OutputOptions, option
+from arbitrage_cli.app.options import Debug, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.display import rounding
@@ -47,8 +47,8 @@ ModelOrHead = Annotated[
     str, typer.Argument(metavar="NAME", help="A pair, a model, or a head: a .safetensors file, or builtin:universal.")
 ]
 Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model or head.")]
-Json = Annotated[bool, option("Output", "--json", help="JSON on standard output.")]
-Offline = Annotated[bool, option("Models", "--offline", help="Never ask the Hub.")]
+Json = Annotated[bool, Option("Output", "JSON on standard output.", names=("--json",))]
+Offline = Annotated[bool, Option("Models", "Never ask the Hub.", names=("--offline",))]
 
 
 def make_group() -> typer.Typer:
@@ -159,7 +159,7 @@ def info(
     name: ModelOrHead,
     other: Other = None,
     *,
-    explain: Annotated[bool, option("Output", "--explain", help="Of a head: with every measure, and what it is.")] = False,
+    explain: Annotated[bool, Option("Output", "Of a head: with every measure, and what it is.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

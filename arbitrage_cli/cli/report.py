@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, option
+from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, Option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import figures_as_asked, show_figures, write_json
 from arbitrage_cli.display.text import is_drawable
@@ -25,13 +25,10 @@ Run = Annotated[Path, typer.Argument(help="A run folder of arbitrage bench.")]
 def report(
     run: Run,
     *,
-    page: Annotated[
-        Path | None,
-        option("Output", "--html", "-o", metavar="FILE", help="Write a page with every trace."),
-    ] = None,
+    page: Annotated[Path | None, Option("Output", "Write a page with every trace.", "FILE", names=("--html", "-o"))] = None,
     opens: Annotated[
         bool,
-        option("Output", "--open", help="Open the page in a browser. Without -o: report.html in the folder of the run."),
+        Option("Output", "Open the page in a browser. Without -o: report.html in the folder of the run.", names=("--open",)),
     ] = False,
     figures: FigureOptions,
     debug: Debug = False,

@@ -12,10 +12,10 @@ from arbitrage_cli.app.options import (
     HeadOptions,
     Invocation,
     MachineOptions,
+    Option,
     OutputOptions,
     RoutingOptions,
     SamplingOptions,
-    option,
 )
 from arbitrage_cli.app.protocol import ServerInfo
 from arbitrage_cli.cli.command import command
@@ -35,17 +35,14 @@ CHARS_PER_TOKEN = 16  # more than any text has on average
 class ServerOptions:
     """Address, key and limits of the server."""
 
-    host: Annotated[str, option(PANEL, "--host", help="Address to listen at.")] = "127.0.0.1"
-    port: Annotated[int, option(PANEL, "--port", min=0, max=65535, help="Port to listen at; 0 is any free one.")] = 8080
+    host: Annotated[str, Option(PANEL, "Address to listen at.")] = "127.0.0.1"
+    port: Annotated[int, Option(PANEL, "Port to listen at; 0 is any free one.", min=0, max=65535)] = 8080
     api_key_file: Annotated[
-        Path | None,
-        option(PANEL, "--api-key-file", metavar="FILE", help=f"File with the key that clients need. Or: {KEY_VARIABLE}."),
+        Path | None, Option(PANEL, f"File with the key that clients need. Or: {KEY_VARIABLE}.", "FILE")
     ] = None
-    no_api_key: Annotated[
-        bool, option(PANEL, "--no-api-key", help="Let anybody ask, also if other machines reach the server.")
-    ] = False
-    queue: Annotated[int, option(PANEL, "--queue", min=0, max=10_000, help="Requests that may wait for others to end.")] = 64
-    timeout: Annotated[float, option(PANEL, "--timeout", min=1, max=86_400, help="Most seconds of a request.")] = 600.0
+    no_api_key: Annotated[bool, Option(PANEL, "Let anybody ask, also if other machines reach the server.")] = False
+    queue: Annotated[int, Option(PANEL, "Requests that may wait for others to end.", min=0, max=10_000)] = 64
+    timeout: Annotated[float, Option(PANEL, "Most seconds of a request.", min=1, max=86_400)] = 600.0
 
 
 @command

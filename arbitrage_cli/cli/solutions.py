@@ -139,15 +139,13 @@ class Solutions:
 
 def _line(result: Record, form: ResultFormat, *, is_single: bool) -> str | None:
     """What standard output gets of a result; None if it is the only one and no step was written."""
-    if form is ResultFormat.json:
+    if form == "json":
         return to_json(result)
     text = result["text"].strip()
-    if is_single and form is ResultFormat.text:
+    if is_single and form == "text":
         return safe(result["answer"] or text) if result["steps"] else None
     answer = one_line(result["answer"] or text.rpartition("\n")[2])  # without a box: the last line
-    return (
-        answer if form is ResultFormat.text else "\t".join((one_line(result["id"]), answer, one_line(result["error"] or "")))
-    )
+    return answer if form == "text" else "\t".join((one_line(result["id"]), answer, one_line(result["error"] or "")))
 
 
 def _is_of(result: Record, row: InputLine) -> bool:

@@ -12,16 +12,15 @@ import typer
 
 from arbitrage_cli.app.options import (
     SOME_FAILED,
-    HideThoughts,
     Invocation,
     MachineOptions,
     ModelOptions,
+    Option,
     OutputOptions,
     ResultFormat,
     ResultOptions,
     RoutingOptions,
     SamplingOptions,
-    option,
 )
 from arbitrage_cli.app.problem_source import Problems, whole_input
 from arbitrage_cli.app.protocol import Display
@@ -46,17 +45,15 @@ def solve(
         str | None,
         typer.Option("--input", "-i", metavar="FILE", help="Problems: one a line, or JSONL. - is standard input."),
     ] = None,
-    whole: Annotated[bool, option("Problems", "--whole", help="The whole input is one problem, lines and all.")] = False,
+    whole: Annotated[bool, Option("Problems", "The whole input is one problem, lines and all.")] = False,
     limit: Annotated[
-        str | None,
-        option("Problems", "--limit", metavar="N|FIRST-LAST", help="The first N lines, or 10-20: the 10th to the 20th."),
+        str | None, Option("Problems", "The first N lines, or 10-20: the 10th to the 20th.", "N|FIRST-LAST")
     ] = None,
     models: ModelOptions,
     routing: RoutingOptions,
     generation: SamplingOptions,
     machine: MachineOptions,
     output: OutputOptions,
-    hide_thoughts: HideThoughts = False,
     results: ResultOptions,
 ) -> int:
     """Solve a problem step by step with two models.
@@ -92,9 +89,9 @@ def solve(
         num_known = problems.look_ahead(1 if setup.concurrency == "1" else MOST)
         if num_known:
             session = stack.enter_context(Session(setup, display))
-            follows = form is ResultFormat.text and sys.stdout.isatty()
+            follows = form == "text" and sys.stdout.isatty()
             run = _load(session, problems, num_known)
-            run = replace(run, num_done=num_earlier, answers_follow=follows, shows_thoughts=not hide_thoughts)
+            run = replace(run, num_done=num_earlier, answers_follow=follows, shows_thoughts=not results.hide_thoughts)
             stack.enter_context(offering_to_resume(display, partial(_how_to_resume, solutions, invocation, problems)))
             # Closed before the models are: an interrupted run still holds problems in their caches.
             happenings = solutions.events(session.scheduler(), problems, run, session.setup.limits)
@@ -136,15 +133,15 @@ def _format(results: ResultOptions, invocation: Invocation, *, is_single: bool) 
 
     A terminal gets answers: records would bury the view.
     """
-    if results.json_lines and results.form not in (None, ResultFormat.json):
+    if results.json_lines and results.form not in (None, "json"):
         if {"json_lines", "form"} <= invocation.flags:
             raise UsageError("both --json and another --format are given", "give one of them")
-        return results.form if "form" in invocation.flags else ResultFormat.json
+        return results.form if "form" in invocation.flags else "json"
     if results.json_lines or results.form:
-        return results.form or ResultFormat.json
+        return results.form or "json"
     if results.output_file:
         return None
-    return ResultFormat.text if is_single or sys.stdout.isatty() else ResultFormat.json
+    return "text" if is_single or sys.stdout.isatty() else "json"
 
 
 def _follow(events: Iterable[Event], run: RunInfo, solutions: "Solutions", display: Display) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import Invocation, OutputOptions, option
+from arbitrage_cli.app.options import Invocation, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import OutputError, UsageError
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _PANEL = "Training"
 HeadName = Annotated[
     str | None,
-    option("Output", "--name", help="Name of the head. Default: its file's; for head.safetensors the pair's or the run's."),
+    Option(
+        "Output", "Name of the head. Default: its file's; for head.safetensors the pair's or the run's.", names=("--name",)
+    ),
 ]
 
 
@@ -38,13 +40,10 @@ class TrainOptions:
     """How the head is trained."""
 
     test: Annotated[
-        list[Path] | None,
-        option(_PANEL, "--test", metavar="RUN", help="A run whose problems are the test. Default: a fifth of all problems."),
+        list[Path] | None, Option(_PANEL, "A run whose problems are the test. Default: a fifth of all problems.", "RUN")
     ] = None
-    margin: Annotated[
-        float, option(_PANEL, "--margin", min=0.0, help="A step is worth escalating if its advantage is above this.")
-    ] = 0.0
-    seed: Annotated[int, option(_PANEL, "--seed", help="Seed of the networks' first weights.")] = 0
+    margin: Annotated[float, Option(_PANEL, "A step is worth escalating if its advantage is above this.", min=0.0)] = 0.0
+    seed: Annotated[int, Option(_PANEL, "Seed of the networks' first weights.")] = 0
 
 
 @command
@@ -53,13 +52,13 @@ def train(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
     *,
     training: TrainOptions,
-    output_file: Annotated[
-        Path, option("Output", "--output", "-o", metavar="FILE", help="The head: FILE.safetensors.")
-    ] = Path(f"head{SUFFIX}"),
+    output_file: Annotated[Path, Option("Output", "The head: FILE.safetensors.", "FILE", names=("--output", "-o"))] = Path(
+        f"head{SUFFIX}"
+    ),
     name: HeadName = None,
     force: Force = False,
-    explain: Annotated[bool, option("Output", "--explain", help="Show the whole card.")] = False,
-    json_line: Annotated[bool, option("Output", "--json", help="The card as one line of JSON.")] = False,
+    explain: Annotated[bool, Option("Output", "Show the whole card.")] = False,
+    json_line: Annotated[bool, Option("Output", "The card as one line of JSON.", names=("--json",))] = False,
     output: OutputOptions,
 ) -> None:
     """Train a router's head on collected states, and show how good it is on problems it never saw.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arbitrage_cli.app.options import Debug, option
+from arbitrage_cli.app.options import Debug, Option
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
@@ -43,7 +43,7 @@ def verify(
         typer.Argument(metavar="NAME...", help="Run folders, models (a GGUF file, user/repo:quant), pairs, heads."),
     ],
     *,
-    as_json: Annotated[bool, option("Output", "--json", help="One JSON object for each finding.")] = False,
+    as_json: Annotated[bool, Option("Output", "One JSON object for each finding.", names=("--json",))] = False,
     debug: Debug = False,
 ) -> int:
     """Check that runs, models and heads are what was written or published.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.app.manifest import FIELDS, Run, resume
+from arbitrage_cli.app.manifest import Run, resume
 from arbitrage_cli.errors import UsageError
 
 HERE = Path("run")
@@ -103,7 +103,3 @@ def test_facts_of_loaded_models_are_kept() -> None:
 
 def test_another_version_is_noted() -> None:
     assert len(resume(manifest(), manifest(tool="2"), HERE)["warnings"]) == 1
-
-
-def test_every_field_is_listed_once() -> None:
-    assert len({field.path for field in FIELDS}) == len(FIELDS)
