@@ -1,19 +1,33 @@
 """Makes the attempts of a benchmark: loads the models, follows what happens, writes each row as soon as it is there."""
 
+import contextlib
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from arbitrage_cli.app.executor import Executor, Left, how_to_resume, left
 from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.policy_lists import SAME
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
+from arbitrage_cli.arbitrage import Router
+from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, plan
 from arbitrage_cli.evaluation.standings import Standings
-from arbitrage_cli.runs.folder import Row, RunFolder, key_of, latest
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.folder import Key, Row, RunFolder, key_of, latest
 from arbitrage_cli.tasks.task import Grader, reaches
 from arbitrage_cli.tuning.memory import AUTO, MOST
+from arbitrage_cli.types import Decided, ModelRole, Step, Trace
+
+PILOT = 8
+"""Problems that the head's policy solves before a run, untimed, if another policy is to escalate as many steps."""
+TOO_LONG, LEAST_SECONDS = 2.0, 0.1
+"""An attempt is slow if a model took this many times its usual time a token to decode, and that many seconds more."""
+SLOW = "attempts that took over twice the usual time a token, as other work disturbs them (--retry slow repeats them): "
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +62,20 @@ class BenchRun:
         return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
 
-def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int) -> BenchRun:
-    """What there is to do. UsageError if the folder holds a run that was made with something else."""
+def plan_run(
+    session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1, retry_slow: bool = False
+) -> BenchRun:
+    """What there is to do. UsageError if the folder holds a run that was made with something else.
+
+    The rows of slow attempts are dropped if these are to be repeated. Models are loaded here only if a tau is to be found.
+    """
     earlier, items = folder.run if folder.rows else None, selected.items
+    if retry_slow and (slow := slow_attempts(folder.rows)):
+        folder.rewrite([row for row in folder.rows if key_of(row) not in slow])
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
+    if any(one.tau is None and one.tau_name == SAME for one in session.setup.routes):
+        session.setup = replace(session.setup, routes=_with_same_share(session, items[:PILOT]))
     attempts = plan(items, session.setup.routes, samples, concurrency)
     todo = left(attempts, folder.statuses, folder.crashes)
     manifest = with_problems(
@@ -77,13 +100,81 @@ def measure(run: BenchRun, display: Display, timeout: float | None, enough: Call
     """Make the attempts that are left, until there are `enough`. Loading and warm-up are not timed."""
     session, limits = run.session, run.session.setup.limits
     with session.setup.task.open_grader() as grader:
-        session.load({attempt.route.policy for attempt in run.left.all})
+        if not session.models:
+            session.load({attempt.route.policy for attempt in run.left.all})
         bench = replace(_make_bench(run, grader, timeout), enough=enough)
         for attempt in run.left.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         executor = Executor(run.folder, display, _Progress(run), session.check_files)
-        executor.run(run.left, bench.run, bench.row, limits)
+        try:
+            executor.run(run.left, bench.run, bench.row, limits)
+        finally:
+            _warn_of_slow_attempts(run.folder)
+
+
+def _warn_of_slow_attempts(folder: RunFolder) -> None:
+    """Keep in run.json how many attempts are slow, in place of an earlier count."""
+    made, slow = folder.run or {}, slow_attempts(folder.rows)
+    others = [text for text in made["warnings"] if not text.startswith(SLOW)]
+    warnings = [*others, f"{SLOW}{len(slow)}"] if slow else others
+    if warnings != made["warnings"]:
+        folder.save_run({**made, "warnings": warnings})
+
+
+def slow_attempts(rows: Iterable[Row]) -> set[Key]:
+    """The attempts, made one at a time, in which a model decoded much slower than it usually does in this run."""
+    roles: tuple[ModelRole, ...] = ("draft", "target")
+    costs = {
+        (key_of(row), role): (row["timing"][role]["decode_seconds"], row["timing"][role]["decode_tokens"])
+        for row in rows
+        for role in roles
+        if row["status"] == "done" and "throughput" not in row and row["timing"][role]["decode_tokens"]
+    }
+    found: set[Key] = set()
+    for role in roles:
+        own = {key: cost for (key, of), cost in costs.items() if of == role}
+        usual = median([seconds / tokens for seconds, tokens in own.values()]) if own else 0.0
+        for key, (seconds, tokens) in own.items():
+            if seconds > max(TOO_LONG * usual * tokens, usual * tokens + LEAST_SECONDS):
+                found.add(key)
+    return found
+
+
+def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
+    """The routes with the taus that were left open: by the scores of the steps that are drafted for the head's policy."""
+    routes, seed = session.setup.routes, session.setup.sampler.seed
+    routed = next(one for one in routes if one.policy.needs_head)
+    session.load()
+    scheduler = session.scheduler(route=replace(routed, stops_early=False))
+    with contextlib.closing(scheduler.run([item.problem for item in items])) as events:
+        decided = [(event.trace, event.decision) for event in events if isinstance(event, Decided)]
+    drafts = [(trace, one.draft) for trace, one in decided if one.draft]
+    num_escalated = sum(one.verdict == "escalate" for _, one in decided)
+    return [
+        replace(one, tau=tau_above(_scores(one.policy.make_router(seed), drafts), num_escalated))
+        if one.tau is None and one.tau_name == SAME and one.policy.make_router
+        else one
+        for one in routes
+    ]
+
+
+def _scores(router: Router, drafts: Iterable[tuple[Trace, Step]]) -> list[float]:
+    """The scores of steps by a router that requests nothing."""
+    scores = []
+    for trace, draft in drafts:
+        try:
+            next(router.score(trace, draft))
+        except StopIteration as end:
+            scores.append(float(end.value))
+    return scores
+
+
+def tau_above(scores: Sequence[float], count: int) -> float:
+    """A tau that this many of the scores are above: half-way to the next one, to four digits; -inf for all of them."""
+    ordered = [-math.inf, *sorted(scores), math.inf]
+    below, above = ordered[-count - 2], ordered[-count - 1]
+    return float(f"{(below + above) / 2:.4g}") if math.isfinite(above - below) else below
 
 
 def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
@@ -115,7 +206,8 @@ class _Progress:
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
         self._waiting = Counter(attempt.route for attempt in run.left.all)
-        by_key = {attempt.key: attempt for attempt in run.attempts}
+        waiting = {attempt.key for attempt in run.left.all}
+        by_key = {attempt.key: attempt for attempt in run.attempts if attempt.key not in waiting}
         for row in latest(run.folder.rows):
             if attempt := by_key.get(key_of(row)):
                 self._standings.add(attempt, row)

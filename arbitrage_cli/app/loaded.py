@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from arbitrage_cli.errors import ServerError
-from arbitrage_cli.inference.backend import Backend, ModelCard
+from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.proposals import Proposals
@@ -40,39 +40,8 @@ class WriterOptions:
     think_format: ThinkFormat | None = None
 
 
-class Model(Protocol):
-    """A model of a session. What it writes and rates at the same time needs sequences of its own."""
-
-    @property
-    def card(self) -> ModelCard: ...
-
-    @property
-    def chat_template(self) -> str | None: ...
-
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
-        """A writer that shares the model's cache with the others. If it `knows_speed`, that was measured."""
-
-    def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
-        """A writer that shares nothing with others. That of the draft keeps token statistics."""
-
-    def judge(self, first_sequence: int) -> Rater:
-        """Rates steps with the digits that the model gives them. Errors: ModelUnsupportedError."""
-
-    def process_reward(self, style: PrmStyle) -> Rater:
-        """Rates steps as a process reward model. ModelUnsupportedError if it rates none."""
-
-    def need_token_stats(self, policy: str) -> None:
-        """ServerError if the policy reads log-probabilities that the model does not give."""
-
-    def describe(self) -> str:
-        """One line: name, size, and how it runs or what its server can do."""
-
-    def served_facts(self) -> Mapping[str, Any] | None:
-        """What its server can do; None without a server."""
-
-
 class LocalModel:
-    """A `Model` that was loaded here."""
+    """A model that was loaded here. What it writes and rates at the same time needs sequences of its own."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -81,6 +50,7 @@ class LocalModel:
         self.card, self.chat_template = backend.card, backend.chat_template
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+        """A writer that shares the model's cache with the others. If it `knows_speed`, that was measured."""
         if self._cache is None:
             self._cache = self._make_cache(writing)
         engine = _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
@@ -91,20 +61,24 @@ class LocalModel:
         return engine
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
+        """A writer that shares nothing with others. That of the draft keeps token statistics."""
         return _engine(role, self._make_cache(writing, first_sequence), writing, keep_token_stats=role == "draft")
 
     def judge(self, first_sequence: int) -> Rater:
+        """Rates steps with the digits that the model gives them. Errors: ModelUnsupportedError."""
         return Judge(self._backend, first_sequence)
 
     def process_reward(self, style: PrmStyle) -> Rater:
+        """Rates steps as a process reward model. ModelUnsupportedError if it rates none."""
         model = ProcessReward(self._backend, style)
         model.check()
         return model
 
     def need_token_stats(self, policy: str) -> None:
-        pass
+        """ServerError if the policy reads log-probabilities that the model does not give."""
 
     def describe(self) -> str:
+        """One line: name, size, and how it runs or what its server can do."""
         card = self.card
         layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
         threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
@@ -112,6 +86,7 @@ class LocalModel:
         return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 
     def served_facts(self) -> Mapping[str, Any] | None:
+        """What its server can do; None without a server."""
         return None
 
     def _make_cache(self, writing: WriterOptions, first_sequence: int = 0) -> Cache:
@@ -126,7 +101,7 @@ class LocalModel:
 
 
 class RemoteModel:
-    """A `Model` on a server."""
+    """A model on a server, with the methods of a `LocalModel`."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -166,6 +141,9 @@ class RemoteModel:
 
     def served_facts(self) -> Mapping[str, Any] | None:
         return facts_about(self._model)
+
+
+Model = LocalModel | RemoteModel
 
 
 class Writers:

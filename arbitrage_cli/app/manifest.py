@@ -201,10 +201,12 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
 
 def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Both mappings, nested ones too: new values win unless they are None, and entries of either one are kept."""
-    joined = {**earlier, **{name: value for name, value in now.items() if value is not None}}
+    joined = dict(earlier)
     for name, value in now.items():
         if isinstance(value, Mapping) and isinstance(earlier.get(name), Mapping):
             joined[name] = _joined(earlier[name], value)
+        elif value is not None or name not in earlier:
+            joined[name] = value
     return joined
 
 

@@ -1,12 +1,14 @@
 """The options that commands share, in groups: each a frozen dataclass, and how a command line shows its fields."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from arbitrage_cli.app.completion import data_sets, heads, pairs, policies
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
@@ -55,7 +57,7 @@ ResultFormat = Literal["text", "json", "tsv"]
 class Option:
     """How a command line shows an option: its panel of --help, its bounds, and its names unless its parameter has the same.
 
-    Without `is_setting` it is a flag alone. Without `is_flag` it is a setting alone, of a settings file or of the environment:
+    `complete` gives the values that a shell offers for what was typed. Without `is_setting` it is a flag alone. Without `is_flag` it is a setting alone, of a settings file or of the environment:
     `arbitrage guide settings` explains it.
     """
 
@@ -65,6 +67,7 @@ class Option:
     names: tuple[str, ...] = ()
     min: float | None = None
     max: float | None = None
+    complete: Callable[[str], list[str]] | None = None
     is_setting: bool = True
     is_flag: bool = True
 
@@ -110,7 +113,9 @@ class PairOptions:
         ),
     ] = None
     target: Annotated[str | None, _models("Strong model, named in the same ways, or scripted:target.", "MODEL")] = None
-    pair: Annotated[str | None, _models("Draft and target by one name: see arbitrage models list.", "NAME")] = None
+    pair: Annotated[
+        str | None, _models("Draft and target by one name: see arbitrage models list.", "NAME", complete=pairs)
+    ] = None
     offline: Annotated[bool, _models("Use only models that are on this machine; never ask the Hub.")] = False
 
 
@@ -118,7 +123,9 @@ class PairOptions:
 class HeadOptions(PairOptions):
     """The same with a trained head."""
 
-    head: Annotated[str | None, _models("Trained head. Default: the pair's own, else the universal one.", "FILE")] = None
+    head: Annotated[
+        str | None, _models("Trained head. Default: the pair's own, else the universal one.", "FILE", complete=heads)
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,7 @@ class RoutingOptions(HeadRoutingOptions):
             "What decides who writes a step. draft, target: that model alone; speculative: the target's text but for "
             "near-ties, with tokens that the draft proposes. Default: arbitrage (entropy for scripted models).",
             "|".join(POLICIES),
+            complete=policies,
         ),
     ] = None
 
@@ -166,12 +174,13 @@ class BenchRoutingOptions:
     policy: Annotated[
         str | None,
         _routing(
-            f"What to compare: any of {', '.join(POLICIES)}. A policy may have its own tau: entropy@0.5,entropy@1. "
-            "Default: target, draft, speculative where both are here, and arbitrage (entropy for scripted models).",
+            f"What to compare: any of {', '.join(POLICIES)}, each with a tau if it has one: entropy@0.5,entropy@1; @same is the "
+            "tau that escalates as many steps as arbitrage does. Default: target, draft, speculative if both are here, "
+            "arbitrage and logprob@same (entropy for scripted models).",
             "NAME[@TAU],...",
+            complete=policies,
         ),
     ] = None
-    tau: Annotated[str | None, _routing("Tau for policies without their own.", "TAU,...")] = None
     early_stop: Annotated[bool | None, _routing(_EARLY_STOP_HELP)] = None
     reward: Annotated[
         RewardSource | None,
@@ -205,7 +214,7 @@ class GenerationOptions:
     ] = None
     max_step_tokens: Annotated[int, _setting(min=1)] = DEFAULTS.max_step_tokens
     temperature: Annotated[float, _generation("Sampling temperature; 0 is greedy.", min=0.0, max=10.0)] = 0.0
-    top_p: Annotated[float, _generation("Nucleus sampling: total probability kept.", min=0.0, max=1.0)] = 1.0
+    top_p: Annotated[float, _setting(min=0.0, max=1.0)] = 1.0
     top_k: Annotated[int, _setting(min=0)] = 0
     min_p: Annotated[float, _setting(min=0.0, max=1.0)] = 0.0
     sampling: Annotated[Literal["model"] | None, _setting()] = None
@@ -216,6 +225,7 @@ class GenerationOptions:
 class SamplingOptions(GenerationOptions):
     """The same, with the settings of sampling as flags."""
 
+    top_p: Annotated[float, _generation("Nucleus sampling: total probability kept.", min=0.0, max=1.0)] = 1.0
     top_k: Annotated[int, _generation("Sample from this many of the likeliest tokens; 0: all.", min=0)] = 0
     min_p: Annotated[
         float, _generation("Leave out tokens less likely than this share of the likeliest.", min=0.0, max=1.0)
@@ -293,6 +303,7 @@ class ProblemOptions(SelectionOptions):
             "Problems with answers (collect: or without): math500, gsm8k, olympiadbench, aime24, aime25, amc23, humaneval, mbpp, arc, "
             "builtin, builtin-dev; or a JSONL, CSV or parquet file.",
             "NAME|FILE",
+            complete=data_sets,
         ),
     ]
 

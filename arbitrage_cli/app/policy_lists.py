@@ -1,58 +1,54 @@
-"""From the lists of policies and taus of a benchmark to its routes."""
+"""From the list of policies of a benchmark to its routes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from arbitrage_cli.app.options import BenchRoutingOptions
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.choice import AvailableHead, has_tau, name_of_tau, resolve_tau
+from arbitrage_cli.routing.choice import AvailableHead, name_of_tau, resolve_tau
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route, parse_route
 from arbitrage_cli.routing.thresholds import NAMES, NamedTaus
 
+SAME = "same"
+"""The tau at which a policy escalates as many steps as the head's does: found on some problems when a run begins."""
 
-@dataclass(frozen=True, slots=True)
-class PolicyList:
-    """Policies, each with a tau as it was given: a number, a name or a budget; None for the default."""
-
-    entries: Sequence[tuple[Policy, str | None]]
-
-    @property
-    def names(self) -> list[str]:
-        """The names of taus in the list, each once."""
-        named = (name_of_tau(policy, tau) for policy, tau in self.entries)
-        return list(dict.fromkeys(name for name in named if name and name in NAMES))
+Listed = Sequence[tuple[Policy, str | None]]
+"""Policies, each with a tau as it was given: a number, a name or a budget; None for the default."""
 
 
-def read_policies(options: BenchRoutingOptions, *, tau_is_flag: bool) -> PolicyList:
-    """`target,entropy,logprob@0.2` and `0.5,1`: each policy with its own tau, else with each of these, else with its default.
-
-    Taus that are a setting hold for the policies that accept them. UsageError for an unknown policy, and if none is named.
-    """
-    taus = _parts(options.tau or "")
-    entries: list[tuple[Policy, str | None]] = []
-    for part in _parts(options.policy or ""):
-        policy, own = parse_route(part)
-        fitting = [tau for tau in taus if policy.score_is and (tau_is_flag or has_tau(policy, tau))]
-        given: Sequence[str | None] = [own] if own is not None else fitting
-        entries += [(policy, tau) for tau in given or [None]]
-    if not entries:
+def read_policies(text: str) -> Listed:
+    """`target,entropy,logprob@0.2`. UsageError for an unknown policy, and if none is named."""
+    listed = [parse_route(part) for part in map(str.strip, text.split(",")) if part]
+    if not listed:
         raise UsageError("no policy is named", "known: " + ", ".join(POLICIES), option="policy")
-    return PolicyList(entries)
+    has_head = any(policy.needs_head for policy, _ in listed)
+    for policy, tau in listed:
+        if tau == SAME and not (has_head and policy.reads_token_stats and not policy.needs_head):
+            hint = f"beside policy arbitrage: {', '.join(one.name for one in POLICIES.values() if one.reads_token_stats)}"
+            raise UsageError(f"{policy.name}@{SAME} has no head's policy to follow", hint, option="policy")
+    return listed
 
 
-def make_routes(policies: PolicyList, head: Head | None, named: NamedTaus | None) -> list[Route]:
-    """The routes, each once; names of taus stand for what is `named`. UsageError for an invalid tau."""
+def names_of_taus(listed: Listed) -> list[str]:
+    """The names of taus in a list, each once."""
+    named = (name_of_tau(policy, tau) for policy, tau in listed)
+    return list(dict.fromkeys(name for name in named if name and name in NAMES))
+
+
+def make_routes(
+    listed: Listed, head: Head | None, named: NamedTaus | None, same: Mapping[str, float] | None = None
+) -> list[Route]:
+    """The routes, each once; names of taus stand for what is `named`. UsageError for an invalid tau.
+
+    `same` has the taus that were found already, by policy: without one it is left open.
+    """
 
     def route(policy: Policy, tau: str | None) -> Route:
         name = name_of_tau(policy, tau)
+        if tau == SAME:
+            return Route(policy, (same or {}).get(policy.name), SAME)
         if named and name and name in named.taus:
             return Route(policy, named.taus[name], name)
         return Route(policy, resolve_tau(policy, tau, AvailableHead(head, None)), name)
 
-    return list(dict.fromkeys(route(policy, tau) for policy, tau in policies.entries))
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return list(dict.fromkeys(route(policy, tau) for policy, tau in listed))

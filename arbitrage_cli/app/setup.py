@@ -28,7 +28,7 @@ from arbitrage_cli.app.options import (
     MachineOptions,
     RoutingOptions,
 )
-from arbitrage_cli.app.policy_lists import PolicyList, make_routes, read_policies
+from arbitrage_cli.app.policy_lists import SAME, Listed, make_routes, names_of_taus, read_policies
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
@@ -63,8 +63,8 @@ class Setup:
     """What a command does, resolved.
 
     `sources` are the models that are needed, as the user named them; `served` says how to reach those on servers. `reward` is the
-    source of rewards for a policy that leaves it open, `tau_costs` whose costs named taus were chosen by. `policy_list` is the list
-    that a benchmark was given, `named_taus` what its names of taus stand for. `notes` are for the user.
+    source of rewards for a policy that leaves it open, `tau_costs` whose costs named taus were chosen by. `policy_list` is what
+    a benchmark was given, `named_taus` what its names of taus stand for. `notes` are for the user.
     """
 
     invocation: Invocation
@@ -84,7 +84,7 @@ class Setup:
     concurrency: str = "1"
     reward: str | None = None
     tau_costs: str | None = None
-    policy_list: PolicyList | None = None
+    policy_list: Listed = ()
     named_taus: NamedTaus | None = None
     notes: Sequence[str] = ()
 
@@ -185,12 +185,8 @@ def explain_setup(options: RunOptions, routing: HeadRoutingOptions, *, rates: bo
 def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     """The setup of all policies that are compared. Errors as `solve_setup`."""
     base = _base(options)
-    if routing.policy is None:
-        speculative = ["speculative"] if not base.served and base.concurrency == "1" else []
-        policy = _policy_without_head(base) or choose_policy(None, base.head).name
-        routing = replace(routing, policy=",".join(dict.fromkeys(["target", "draft", *speculative, policy])))
-    policy_list = read_policies(routing, tau_is_flag="tau" in options.invocation.flags)
-    named = named_taus_here(base.available_head) if policy_list.names else None
+    policy_list = read_policies(_usual_policies(base) if routing.policy is None else routing.policy)
+    named = named_taus_here(base.available_head) if names_of_taus(policy_list) else None
     routes = make_routes(policy_list, base.head, named)
     early = early_stop_asked(routing.early_stop, base.choice.models["draft"], *(one.policy for one in routes))
     early = stops_early(early, [(one.policy, one.tau) for one in routes], base.available_head)
@@ -200,7 +196,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
 
 def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
     """The setup of a benchmark whose run is resumed: it keeps its named taus, and its early stopping unless that is asked for."""
-    if not run or setup.policy_list is None:
+    if not run:
         return setup
     here, kept = setup.named_taus, named_taus_in(run)
     named = kept if here and kept else here
@@ -208,7 +204,8 @@ def resumed_setup(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bo
     is_same_head = (run.get("router") or {}).get("sha256") == (head.sha256 if head else None)
     notes = _changed_names(setup.policy_list, here, named) if is_same_head else []  # another one is refused
     early = run.get("early_stop") if early_stop is None else None
-    routes = make_routes(setup.policy_list, setup.head, named)
+    same = {one["policy"]: float(one["tau"]) for one in run.get("policies", ()) if one["tau_name"] == SAME}
+    routes = make_routes(setup.policy_list, setup.head, named, same)
     routes = _with_early_stop(routes, setup.stops_early if early is None else early)
     return replace(setup, routes=routes, named_taus=named, notes=[*notes, *setup.notes])
 
@@ -281,6 +278,14 @@ def _policy_without_head(base: Setup) -> str | None:
     return "target" if base.task.policy == "speculative" and base.served else base.task.policy
 
 
+def _usual_policies(base: Setup) -> str:
+    """What a benchmark compares by default. With a head also the baseline, at the same share of escalated steps."""
+    speculative = ["speculative"] if not base.served and base.concurrency == "1" else []
+    policy = _policy_without_head(base) or choose_policy(None, base.head).name
+    baseline = [f"logprob@{SAME}"] if POLICIES[policy].needs_head else []
+    return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
+
+
 def _refuse_unused(policy: Policy, flags: frozenset[str]) -> None:
     """UsageError for a flag that the policy does not use; a setting may be there for other policies."""
     uses = {
@@ -308,13 +313,13 @@ def _with_routes(base: Setup, routes: Sequence[Route], *, reward: str | None = N
     return replace(setup, notes=[*exposed([base.served[role] for role in sources if role in base.served]), *notes])
 
 
-def _changed_names(listed: PolicyList, here: NamedTaus | None, kept: NamedTaus | None) -> list[str]:
+def _changed_names(listed: Listed, here: NamedTaus | None, kept: NamedTaus | None) -> list[str]:
     """Names that stand for another tau in the run than they would here."""
     if not here or not kept:
         return []
     return [
         f"{name} is tau {kept.taus[name]:g} in this run, as when it began; by the costs of {here.costs_of} it would be "
         f"{here.taus[name]:g}: to use that, give the run another folder (--output)"
-        for name in listed.names
+        for name in names_of_taus(listed)
         if here.taus[name] != kept.taus[name]
     ]

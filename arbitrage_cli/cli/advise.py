@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+from arbitrage_cli.app.completion import data_sets
 from arbitrage_cli.app.options import (
     BenchRoutingOptions,
     FolderOptions,
@@ -43,7 +44,10 @@ class AdviceOptions(FolderOptions):
     dataset: Annotated[
         str | None,
         Option(
-            _PANEL, "Problems like yours: a data set, or a file of questions. Default: some built-in problems.", "NAME|FILE"
+            _PANEL,
+            "Problems like yours: a data set, or a file of questions. Default: some built-in problems.",
+            "NAME|FILE",
+            complete=data_sets,
         ),
     ] = None
     mapping: Annotated[
@@ -130,7 +134,7 @@ def _run(
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=None)
         enough = Enough(folder, len(setup.routes), advice.minutes)
         with Session(setup, display) as session:
-            run = plan_run(session, selected, folder, samples=1)
+            run = plan_run(session, selected, folder)
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.left.all and not (folder.rows and enough.is_decided()):
                     with only_figures_on_stdout():

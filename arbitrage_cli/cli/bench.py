@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from arbitrage_cli.app.options import (
     SOME_FAILED,
@@ -46,6 +46,12 @@ ONCE = {
 class BenchOptions(FolderOptions):
     """How often, how long, and where results go."""
 
+    dry_run: Annotated[bool, Option(_PANEL, "Show what would be run, and how long it may take.", is_setting=False)] = False
+    retry: Annotated[
+        Literal["slow"] | None,
+        Option(_PANEL, "Repeat the attempts that other work slowed down.", is_setting=False),
+    ] = None
+
     samples: Annotated[int, Option(_PANEL, "Attempts at each problem; sample k has the seed + k.", min=1)] = 1
     timeout: Annotated[
         float | None, Option(_PANEL, "Seconds after which an attempt is given up. Default: none.", min=0.001, max=1e6)
@@ -73,7 +79,7 @@ def bench(
 
     \b
     Examples:
-      arbitrage bench --dataset builtin --policy target,draft,arbitrage,logprob
+      arbitrage bench --dataset builtin --policy target,draft,arbitrage,logprob@same
       arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
@@ -81,6 +87,7 @@ def bench(
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
+    from arbitrage_cli.cli.preview import show_plan
     from arbitrage_cli.runs.folder import RunFolder
 
     for flag, hint in ONCE.items():
@@ -90,14 +97,18 @@ def bench(
         display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)
         setup = bench_setup(RunOptions(invocation, models, generation, machine, selected.dataset.task), routing)
-        setup = replace(setup, task=permitted(setup.task, problems.run_code))
         path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
+        if bench.dry_run:
+            show_plan(setup, selected, path, bench.samples)
+            return 0
+        setup = replace(setup, task=permitted(setup.task, problems.run_code))
         folder = stack.enter_context(RunFolder(path, fresh=bench.fresh))
         for note in folder.notes:
             display.note(note)
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=routing.early_stop)
         session = stack.enter_context(Session(setup, display))
-        run = plan_run(session, selected, folder, samples=bench.samples)
+        with only_figures_on_stdout():
+            run = plan_run(session, selected, folder, samples=bench.samples, retry_slow=bench.retry == "slow")
         with offering_to_resume(display, lambda error: run.how_to_resume):
             if run.left.all:
                 with only_figures_on_stdout():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from arbitrage_cli.app.completion import heads
 from arbitrage_cli.app.options import JsonFigures, LoadingOptions, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
@@ -26,7 +27,9 @@ ROLES: tuple[ModelRole, ...] = ("draft", "target")
 def calibrate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect, of one pair.")],
     *,
-    head: Annotated[str | None, Option("Head", "The head. Default: that of the models of the runs.", "FILE")] = None,
+    head: Annotated[
+        str | None, Option("Head", "The head. Default: that of the models of the runs.", "FILE", complete=heads)
+    ] = None,
     new_head: Annotated[Path, Option("Head", "The new head: FILE.safetensors.", "FILE", names=("--output", "-o"))],
     name: HeadName = None,
     force: Force = False,

@@ -85,7 +85,7 @@ class _Setting:
         from pydantic import TypeAdapter, ValidationError
 
         try:
-            bounded: Any = Annotated[self.kind, Bounds(ge=self.option.min)]
+            bounded: Any = Annotated[self.kind, Bounds(ge=self.option.min, le=self.option.max)]
             return TypeAdapter(bounded).validate_python(given)
         except ValidationError as error:
             raise UsageError(f"{error.errors()[0]['msg']}, not {given!r}", option=self.option.name) from error
@@ -101,6 +101,7 @@ def _for_typer(one: Option) -> Any:
         metavar=one.metavar,
         min=one.min,
         max=one.max,
+        autocompletion=one.complete,
     )
 
 

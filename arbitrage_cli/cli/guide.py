@@ -16,8 +16,14 @@ FOLDER = Path(__file__).parents[1] / "guides"
 MAX_COLUMNS = 100  # longer lines are hard to read
 
 
+def _topics(typed: str) -> list[str]:
+    return [name for name in _files() if name.startswith(typed)]
+
+
 @command
-def guide(topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all.")] = None) -> None:
+def guide(
+    topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all.", autocompletion=_topics)] = None,
+) -> None:
     """Read about routing, benchmarks, code, training, servers, output and settings.
 
     In a terminal the guide opens in your pager; elsewhere it is plain Markdown.
@@ -27,13 +33,18 @@ def guide(topic: Annotated[str | None, typer.Argument(help="Topic. Default: list
       arbitrage guide
       arbitrage guide routing
     """
-    files = {path.stem: path for path in sorted(FOLDER.glob("*.md"))}
+    files = _files()
     if topic is None:
         write(sys.stdout, "".join(f"{name:<12}{_title(path)}\n" for name, path in files.items()))
     elif topic in files:
         _show(files[topic].read_text(encoding="utf-8"))
     else:
         raise unknown("topic", topic, files)
+
+
+def _files() -> dict[str, Path]:
+    """The guides by topic."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.md"))}
 
 
 def _title(path: Path) -> str:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arbitrage_cli.app.completion import pairs
 from arbitrage_cli.app.options import Debug, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display
-from arbitrage_cli.display import rounding
+from arbitrage_cli.cli.preview import show_fetched
 from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import Facts, read_facts
-from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
     Pair,
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 NOT_HERE = 1
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A pair, or a model: user/repo[:quant] or a GGUF file.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A pair, or a model: user/repo[:quant] or a GGUF file.", autocompletion=pairs)
+]
 ModelOrHead = Annotated[
     str, typer.Argument(metavar="NAME", help="A pair, a model, or a head: a .safetensors file, or builtin:universal.")
 ]
@@ -119,7 +121,7 @@ def pull(
         if wanted is None and not is_scripted(source) and not local_files(source):
             raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", _hint())
     if dry_run:
-        _preview([wanted for _, wanted in names if wanted], offline=offline)
+        show_fetched([wanted for _, wanted in names if wanted], offline=offline)
         return
     with command_display(output) as display:
         watch = display.fetching
@@ -128,15 +130,6 @@ def pull(
         typer.echo(one_line(str(path)))
     if not paths:
         typer.echo(f"{one_line(name)}: nothing to fetch", err=True)
-
-
-def _preview(names: Sequence[HubName], *, offline: bool) -> None:
-    """A line for each file, and the sum of what is not on this machine yet."""
-    files = {file: is_here for name in names for file, is_here in hub.preview(name, offline=offline).items()}
-    for file, is_here in files.items():
-        typer.echo(f"{'here' if is_here else 'to fetch':<8}  {size_words(file.size):>8}  {one_line(file.name)}")
-    missing = [file.size for file, is_here in files.items() if not is_here]
-    typer.echo(f"to fetch: {rounding.count(len(missing), 'file')}, {size_words(sum(missing))}")
 
 
 @command

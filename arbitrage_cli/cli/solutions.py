@@ -1,7 +1,10 @@
 """Where the results of `solve` go: to standard output, to a file that the same command goes on with, or to both."""
 
+import contextlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +17,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.cli.output import InOrder
 from arbitrage_cli.cli.solution_file import ANOTHER, Record, SolutionFile
+from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.problems import BadLine
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, safe, shortened
@@ -23,19 +27,64 @@ from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, un
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.system.held_signals import noted_signals
+from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Trace
 
 MAX_SHOWN = 60  # characters of a value in a message
 SLOWER, ENOUGH_TOKENS = 1.1, 64  # times as long as the target alone would take, over that many tokens it is said
 
 
+class KnownAnswers(AbstractContextManager["KnownAnswers"]):
+    """Counts right answers, of the problems of a file that has them. Programs are not run for that."""
+
+    def __init__(self, input_file: str | None, task: Task) -> None:
+        self.num_graded = self.num_right = 0
+        self._golds: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._stack = contextlib.ExitStack()
+        if input_file in (None, "-") or task.runs_code:
+            return
+        with contextlib.suppress(UsageError):  # lines that are no problems have results of their own
+            path = str(Path(str(input_file)).expanduser().absolute())
+            items = load_dataset(path, offline=True, needs_answers=False, forms=task.forms).items
+            self._golds = {(one.problem.id, one.problem.question): one.gold for one in items if one.gold}
+        if self._golds:
+            self._grader = self._stack.enter_context(task.open_grader())
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def add(self, result: Record) -> None:
+        """Grade a result, if its problem has a known answer."""
+        gold = self._golds.get((result["id"], result["problem"] or ""))
+        if gold and result["error"] is None:
+            with contextlib.suppress(ProblemError):
+                self.num_right += self._grader.grade(result["text"], gold).value == "correct"
+        self.num_graded += bool(gold)
+
+    @property
+    def summary(self) -> str:
+        """How many are right; "" if no answer is known."""
+        if not self.num_graded:
+            return ""
+        return f"{self.num_right} of {rounding.count(self.num_graded, 'problem')} with known answers solved right"
+
+
 class Solutions:
     """Passes each result on when all before it have been. Of the `num_done` results, `num_failed` are no whole solutions."""
 
-    def __init__(self, display: Display, form: ResultFormat | None, file: SolutionFile | None, *, is_single: bool) -> None:
+    def __init__(
+        self,
+        display: Display,
+        form: ResultFormat | None,
+        file: SolutionFile | None,
+        known: KnownAnswers | None = None,
+        *,
+        is_single: bool,
+    ) -> None:
         """`form` is that of standard output, None for nothing there. `is_single`: the answer may have several lines."""
         self.num_done = self.num_failed = 0
         self._display, self._form, self._file, self._is_single = display, form, file, is_single
+        self._known = known
         self._in_order = InOrder[Record](self._pass_on, passes_rest=file is None)
         self._seconds = self._alone = 0.0
         self._tokens = 0
@@ -130,6 +179,8 @@ class Solutions:
     def _count(self, result: Record) -> None:
         self.num_done += 1
         self.num_failed += result["error"] is not None and result["problem"] is not None
+        if self._known:
+            self._known.add(result)
 
     def _show(self, result: Record) -> None:
         line = _line(result, self._form, is_single=self._is_single) if self._form else None

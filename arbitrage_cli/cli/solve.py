@@ -72,7 +72,7 @@ def solve(
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, solve_setup
     from arbitrage_cli.cli.solution_file import SolutionFile
-    from arbitrage_cli.cli.solutions import Solutions
+    from arbitrage_cli.cli.solutions import KnownAnswers, Solutions
     from arbitrage_cli.tuning.memory import MOST
 
     form = _format(results, invocation, is_single=problem not in (None, "-"))
@@ -83,7 +83,8 @@ def solve(
             problem, input_file = whole_input(problem, input_file, limit, stack), None
         problems = Problems(problem, input_file, limit, display, stack)
         file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
-        solutions = stack.enter_context(Solutions(display, form, file, is_single=problems.is_single))
+        known = stack.enter_context(KnownAnswers(input_file, setup.task))
+        solutions = stack.enter_context(Solutions(display, form, file, known, is_single=problems.is_single))
         num_earlier = solutions.take_earlier(problems, setup)
         # Read ahead before models are loaded: there may be no problem.
         num_known = problems.look_ahead(1 if setup.concurrency == "1" else MOST)
@@ -99,6 +100,8 @@ def solve(
             _follow(events, run, solutions, display)
         else:
             deque(problems.usable(solutions.unusable), maxlen=0)  # lines that are no problems have results as well
+    if known.summary:
+        say(known.summary, output)
     if file:
         _say_where(solutions, num_earlier, output)
     return SOME_FAILED if solutions.num_failed or problems.num_unusable else 0

@@ -119,8 +119,7 @@ def _next(run: Path, head: Path) -> str:
     named = (
         ["--pair", choice.pair.name] if choice.pair else [part for role in sources for part in (f"--{role}", sources[role])]
     )
-    policies = ["--policy", "target,draft,arbitrage,logprob"]
-    return shlex.join(["arbitrage", "bench", *named, "--dataset", "OTHERS.jsonl", "--head", str(head), *policies])
+    return shlex.join(["arbitrage", "bench", *named, "--dataset", "OTHERS.jsonl", "--head", str(head)])
 
 
 def name_of_head(output: Path, runs: Sequence[Path]) -> str:

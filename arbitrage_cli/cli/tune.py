@@ -21,6 +21,7 @@ from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.system.machine import cores_in_use
 
 if TYPE_CHECKING:
+    from arbitrage_cli.app.model_choice import ModelChoice
     from arbitrage_cli.inference.backend import Options
     from arbitrage_cli.tuning.store import Speeds, Tuned
     from arbitrage_cli.types import ModelRole
@@ -93,15 +94,30 @@ def tune(
         raise errors[0]
     if not json_line:
         write(sys.stdout, f"kept in {tuned_file()}\n" if all(one.steady for one in found.values()) else "not all was kept\n")
-        write(sys.stdout, "".join(f"{line}\n" for line in _next(found, invocation)))
+        write(sys.stdout, "".join(f"{line}\n" for line in _verdict(found, choice, invocation)))
 
 
-def _next(found: Mapping["ModelRole", TunedModel], invocation: Invocation) -> Iterator[str]:
-    """What the two costs mean, and the command that decides whether the pair pays."""
-    if found.keys() >= {"draft", "target"}:
-        ratio = found["target"].tuned.speeds.decode / found["draft"].tuned.speeds.decode
-        yield f"a token of the target costs {rounding.number(ratio)} of the draft's"
-        yield f"whether these two pay: {shlex.join(['arbitrage', 'advise', *invocation.arguments[1:]])}"
+def _verdict(found: Mapping["ModelRole", TunedModel], choice: "ModelChoice", invocation: Invocation) -> Iterator[str]:
+    """What is to be expected of the pair at these costs, and the command that decides whether it pays."""
+    from arbitrage_cli.app.model_choice import default_head
+    from arbitrage_cli.evaluation.verdict import advice_of_taus
+    from arbitrage_cli.routing.choice import AvailableHead, load_head
+    from arbitrage_cli.routing.thresholds import usual_rows
+    from arbitrage_cli.tuning.placement import costs_of
+
+    costs = costs_of({role: one.tuned for role, one in found.items()})
+    if costs is None:
+        return
+    ratio = costs.target_seconds_per_token / costs.draft_seconds_per_token
+    share = costs.write / costs.target_seconds_per_token
+    yield f"a token of the target costs {rounding.number(ratio)} of the draft's"
+    yield f"speculation: about {share:.0%} of the target's time" if share < 1 else "speculation saves no time"
+    source = default_head(choice.pair, choice.models)
+    available = AvailableHead(load_head(source), source, costs)
+    if available.head and not available.is_universal:
+        table = available.table.at_costs(costs)
+        yield advice_of_taus(table.named, usual_rows(table.to_json()))
+    yield f"whether these two pay: {shlex.join(['arbitrage', 'advise', *invocation.arguments[1:]])}"
 
 
 def note_if_busy(display: Display) -> None:

@@ -113,14 +113,12 @@ def advice_of_taus(named: Mapping[str, float], rows: Sequence[Figures]) -> str:
     """What a head's table of taus advises: the named tau that takes the least time and hardly loses a point; else none."""
     found = [(name, row) for name, tau in named.items() for row in rows if row["tau"] == tau]
     if any(row["time"] is None for _, row in found):
-        return "What tokens cost is not known, so this table advises nothing: arbitrage advise measures it."
+        return "What tokens cost is not known, so the head's table advises nothing: arbitrage advise measures it."
     good = [(name, row) for name, row in found if row["change"] >= -100 * MAX_LOST and row["time"] * WORTH < 1]
     if not good:
-        return "By this table no named tau saves time and keeps the target's rewards."
+        return "By the head's table no named tau saves time and keeps the target's rewards."
     name, row = min(good, key=lambda one: one[1]["time"])
-    return (
-        f"By this table use --tau {name}: {row['time']:.0%} of the target's time, {row['change']:+.1f} points of its reward."
-    )
+    return f"By the head's table use --tau {name}: {row['time']:.0%} of the target's time, {row['change']:+.1f} points of its reward."
 
 
 def ways_of(figures: Figures) -> list[Way]:

@@ -165,6 +165,18 @@ def _expected_time(route: Route, available: AvailableHead) -> float | None:
     return available.table.time(available.table.row_at(route.tau, stops_early=route.stops_early), available.costs)
 
 
+def expected_seconds(route: Route, available: AvailableHead) -> float | None:
+    """Seconds of a problem like those of the head's table on this route; None unless a head of this pair and the costs are known."""
+    costs = available.costs
+    if costs is None or available.head is None or available.is_universal:
+        return None
+    table = available.table
+    alone = table.prompt_tokens * costs.target_prefill_seconds_per_token + table.alone_tokens * costs.alone
+    shares = {"target": 1.0, "draft": table.time(table.rows[-1], costs), "speculative": table.time_alone(costs)}
+    share = shares.get(route.policy.name, _expected_time(route, available))
+    return share and share * alone
+
+
 def _number(text: str, policy: Policy) -> float:
     try:
         tau = float(text)

@@ -271,7 +271,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Replace all rows at once."""
         with self._writing(self._results):
             write_atomically(self._results, b"".join(map(encode, rows)))
-            self.rows = _read_rows(self.path, self._kind).rows
+            found = _read_rows(self.path, self._kind)
+            self.rows, self.statuses = found.rows, found.statuses
             self._open_results()
 
     # --- opening

@@ -2,7 +2,6 @@
 
 import argparse
 
-from arbitrage_cli.app.options import BenchRoutingOptions
 from arbitrage_cli.app.policy_lists import make_routes, read_policies
 from arbitrage_cli.model_files.pairs import Pair, find_pair, head_file, read_pairs
 from arbitrage_cli.routing.head import Head
@@ -41,7 +40,7 @@ def chosen_columns(
     Ends the program if a policy needs rewards.
     """
     head = load(head_file(chosen_head(parser, arguments))) if "arbitrage" in policies else None
-    columns = make_routes(read_policies(BenchRoutingOptions(policies), tau_is_flag=False), head, None)
+    columns = make_routes(read_policies(policies), head, None)
     if any(column.policy.reward for column in columns):
         parser.error("policies that need rewards (rsd, judge, oracle) are not supported here")
     return columns, head

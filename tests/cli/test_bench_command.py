@@ -14,6 +14,7 @@ from cli import Result, Terminal, assert_refused, flat, run
 from collected import write_run
 from faults import results, rows_of, set_aside, write_problems
 
+from arbitrage_cli.app.bench_run import slow_attempts, tau_above
 from arbitrage_cli.runs.folder import encode
 
 QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
@@ -130,11 +131,11 @@ def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
 
 
 def test_policies_and_taus_are_lists(here: Path) -> None:
-    named = "target,entropy@0.3,entropy@inf,random,logprob,target,random"
-    assert bench(here, "--policy", named, "--tau", "0.5, 1", "--limit", "1", "-q").code == 0
+    named = "target, entropy@0.3,entropy@inf,random@0.5,logprob,target,random@0.5"
+    assert bench(here, "--policy", named, "--limit", "1", "-q").code == 0
     policies, taus = zip(*columns_of(here), strict=True)
-    assert policies == ("target", "entropy", "entropy", "random", "random", "logprob", "logprob")
-    assert taus == tuple(row["tau"] for row in rows_of(here / "run")) == (None, 0.3, "inf", 0.5, 1.0, 0.5, 1.0)
+    assert policies == ("target", "entropy", "entropy", "random", "logprob")
+    assert taus == tuple(row["tau"] for row in rows_of(here / "run")) == (None, 0.3, "inf", 0.5, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,9 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
         (["--policy", "arbitrage"], "", "--head"),
         (["--head", "one.safetensors", "--head=other.safetensors"], "--head is given 2 times", "arbitrage compare"),
         (["--policy", "draft", "--policy", "target"], "--policy is given 2 times", "commas"),
-        (["--policy", "entropy", "--tau", "nan"], "--tau: ", "nan"),
+        (["--policy", "entropy@nan"], "", "nan"),
+        (["--policy", "target,logprob@same"], "--policy: ", "arbitrage"),
+        (["--policy", "arbitrage,target@same"], "--policy: ", "no tau"),
         (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
         (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
         (["--limit", "3-2"], "--limit: ", "3-2"),
@@ -179,6 +182,53 @@ def test_limit_is_a_sample_by_seed_and_level(here: Path) -> None:
     assert sorted(six.values()) == [0, 0, 0, 0, 1, 1]
     assert six.keys() > three.keys()
     assert sample("6", "--seed", "1", "--fresh").keys() != six.keys()
+
+
+def test_a_baseline_escalates_as_many_steps_as_the_head(here: Path) -> None:
+    """Its tau is found once, by the steps of some problems; a run that is resumed keeps it."""
+    arguments = ("bench", "--dataset", "builtin-dev", "--limit", "10", "--policy", "arbitrage,logprob@same", "-q", "--json")
+    first = run(*arguments, "--threads", "1", "-o", "run", cwd=here)
+    assert first.code == 0, first.err
+    routed, baseline = json.loads(first.out)["policies"]
+    assert (baseline["policy"], baseline["tau_name"]) == ("logprob", "same")
+    assert {row["tau"] for row in rows_of(here / "run") if row["policy"] == "logprob"} == {baseline["tau"]}
+    assert baseline["acceptance_rate"] == pytest.approx(routed["acceptance_rate"], abs=0.15)
+    again = run(*arguments, "--threads", "1", "-o", "run", cwd=here)
+    assert (again.code, json.loads(again.out)["policies"][1]["tau"]) == (0, baseline["tau"])
+    assert len(rows_of(here / "run")) == 20
+
+
+def test_a_tau_above_which_a_number_of_scores_is() -> None:
+    scores = [3.0, 1.0, 2.0, 2.5]
+    assert [sum(score > tau_above(scores, count) for score in scores) for count in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_slow_attempts_are_counted_and_made_again(copy: Path) -> None:
+    """One attempt took four times its policy's usual time: run.json says so until it is repeated."""
+    rows = rows_of(copy / "run")
+    slow = next(row for row in rows if row["policy"] == "target")
+    cost = slow["timing"]["target"]
+    cost["decode_seconds"] = 4 * cost["decode_seconds"] + 1.0
+    (copy / "run" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert slow_attempts(rows) == {("p0", 0, "target", None)}
+    assert bench(copy, "--limit", "1-3", "--samples", "2", "-q").code == 0
+    assert "--retry slow" in run_json(copy)["warnings"][-1]
+    assert len(rows_of(copy / "run")) == 18
+    assert bench(copy, "--samples", "2", "--retry", "slow", "-q").code == 0
+    made = rows_of(copy / "run")
+    assert (len(made), slow_attempts(made), run_json(copy)["warnings"]) == (18, set(), [])
+
+
+def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
+    planned = bench(copy, "--dry-run", "--samples", "2")
+    lines = dict(line.split(maxsplit=1) for line in planned.out.splitlines() if line[0] != "d")
+    assert (planned.code, planned.err) == (0, "")
+    assert lines["attempts"] == "9 of 18 to run"
+    assert lines["time"].startswith("about ")
+    assert len(rows_of(copy / "run")) == 9
+    new = bench(copy, "--dry-run", "-o", "other")
+    assert "time      not known for target, draft, entropy" in new.out
+    assert not (copy / "other").exists()
 
 
 # --- several at once

@@ -17,6 +17,7 @@ from arbitrage_cli.app.options import (
     ModelOptions,
     RoutingOptions,
 )
+from arbitrage_cli.app.policy_lists import SAME
 from arbitrage_cli.app.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import head_file
@@ -81,11 +82,18 @@ def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
 
 
 def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
-    routing = BenchRoutingOptions("target,entropy,logprob@0.2,entropy", tau="0.5,1")
-    setup = bench_setup(options(invocation=flags("policy", "tau")), routing)
-    assert columns(setup) == [("target", None), ("entropy", 0.5), ("entropy", 1.0), ("logprob", 0.2)]
+    routing = BenchRoutingOptions("target,entropy@0.5,entropy,logprob@0.2,entropy")
+    assert columns(bench_setup(options(), routing)) == [
+        ("target", None),
+        ("entropy", 0.5),
+        ("entropy", 1.0),
+        ("logprob", 0.2),
+    ]
     usual = [("target", None), ("draft", None), ("speculative", None), ("entropy", 1.0)]
     assert columns(bench_setup(options(), BenchRoutingOptions())) == usual
+    with_head = bench_setup(options(ModelOptions()), BenchRoutingOptions())
+    assert [one.name for one in with_head.routes][3:] == ["arbitrage@exact", "logprob"]
+    assert with_head.routes[-1].tau_name == SAME
 
 
 def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:
@@ -99,6 +107,13 @@ def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None
     assert [tau for _, tau in columns(resumed)] == [0.9, 0.5]
     assert (resumed.stops_early, len(resumed.notes)) == (True, len(setup.notes) + 1)
     assert resumed_setup(setup, None, early_stop=None) is setup
+
+
+def test_a_tau_that_was_found_for_the_same_share_is_kept() -> None:
+    setup = bench_setup(options(ModelOptions()), BenchRoutingOptions("arbitrage,logprob@same"))
+    run = {"policies": [{"policy": "logprob", "tau": 0.25, "tau_name": SAME}]}
+    assert [one.tau for one in setup.routes][1:] == [None]
+    assert [one.tau for one in resumed_setup(setup, run, early_stop=None).routes][1:] == [0.25]
 
 
 def test_collecting_needs_a_source_of_rewards() -> None:

@@ -213,6 +213,23 @@ def test_help_names_every_option_with_its_variable() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("solve --pair qwen", "qwen2.5-coder"),
+        ("bench --policy target,arb", "target,arbitrage"),
+        ("solve --head builtin:uni", "builtin:universal"),
+        ("bench --dataset mi", "mine.jsonl"),
+        ("guide rout", "routing"),
+    ],
+)
+def test_completion_offers_values(tmp_path: Path, typed: str, offered: str) -> None:
+    (tmp_path / "mine.jsonl").touch()
+    words = f"arbitrage {typed}"
+    env = {"_ARBITRAGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    assert offered in run(cwd=tmp_path, env=env).out.splitlines()
+
+
 def test_completion_names_a_command_without_slow_imports(tmp_path: Path) -> None:
     for name in ("numpy", "llama_cpp"):
         (tmp_path / f"{name}.py").write_text(f"raise AssertionError('{name} is imported')\n")

@@ -33,6 +33,17 @@ def records_of(path: Path) -> list[Mapping[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_known_answers_are_counted_at_the_end(tmp_path: Path) -> None:
+    """Of a file that has them, also of results that an earlier command wrote; other problems do not count."""
+    rows = [("1 + 1", "2"), ("37 * 12 - 95", "348"), ("2 + 2", None)]
+    lines = [json.dumps({"question": question, **({"answer": answer} if answer else {})}) for question, answer in rows]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    for _ in range(2):
+        ended = solve_file(tmp_path, "-o", "out.jsonl")
+        assert "1 of 2 problems with known answers solved right" in ended.err
+    assert "known answers" not in solve("1 + 1").err
+
+
 # --- one result a line of the input
 
 

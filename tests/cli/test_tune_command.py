@@ -78,16 +78,18 @@ def test_each_number_of_threads_is_shown_and_one_is_chosen(tuned: tuple[Home, Re
     home, result = tuned
     assert result.code == 0
     lines = result.out.splitlines()
-    first, *others, kept, ratio, advice = [line for line in lines if not line.startswith(" ")]
+    first, *others, kept, ratio, speculation, taus, advice = [line for line in lines if not line.startswith(" ")]
     assert [line.split(":")[0] for line in (first, *others)] == ["draft", "target"]
     assert kept == f"kept in {home.file}"
     speeds = [one.speeds.decode for one in read_tuned(home.file)]
     assert float(ratio.split()[6]) == pytest.approx(speeds[1] / speeds[0], rel=0.01)
+    assert speculation.startswith("speculation")
+    assert taus.startswith("By the head's table")
     assert advice.endswith(": arbitrage advise")
     chosen = [int(line.split()[0]) for line in lines if line.endswith("chosen")]
     assert chosen == [one.threads for one in read_tuned(home.file)]
     assert result.out.count("flash-attention=false") == result.out.count("flash-attention=true") == 2
-    assert max(map(len, lines[:-3])) < 80
+    assert max(map(len, lines[:-5])) < 80
 
 
 def test_measurements_are_kept_by_sha256_and_machine(tuned: tuple[Home, Result]) -> None:

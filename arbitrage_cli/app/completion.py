@@ -1,0 +1,47 @@
+"""The values that a shell offers for an option. Offers nothing rather than an error."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from arbitrage_cli.data.datasets import known_datasets
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.pairs import read_pairs, shipped_heads
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.system.files import user_folder
+
+
+def pairs(typed: str) -> list[str]:
+    """Names of pairs, the user's own included."""
+    with suppress(UsageError, OSError):
+        return _beginning(typed, read_pairs(user_folder() / "pairs.toml"))
+    return []
+
+
+def policies(typed: str) -> list[str]:
+    """Policies, the last one of a list."""
+    before, comma, last = typed.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _beginning(last, POLICIES)]
+
+
+def data_sets(typed: str) -> list[str]:
+    """Names of data sets, and files that may hold one."""
+    return [*_beginning(typed, known_datasets()), *_files(typed, ".jsonl", ".csv", ".txt", ".parquet")]
+
+
+def heads(typed: str) -> list[str]:
+    """The heads that ship with the program, and files of heads."""
+    return [*_beginning(typed, shipped_heads()), *_files(typed, ".safetensors")]
+
+
+def _beginning(typed: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(typed)]
+
+
+def _files(typed: str, *endings: str) -> list[str]:
+    """The folders, and the files with these endings, whose path begins with what was typed."""
+    folder = Path(typed) if typed.endswith("/") else Path(typed).parent
+    with suppress(OSError):
+        found = [path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix in endings]
+        return _beginning(typed, [f"{path}/" if path.is_dir() else str(path) for path in found if path.name[0] != "."])
+    return []
