@@ -11,13 +11,11 @@ from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.verdict import token_ratio
 from arbitrage_cli.routing.agreement import agree
-from arbitrage_cli.runs.folder import RunFolder, latest
+from arbitrage_cli.runs.folder import Row, RunFolder, latest
 
 MOST_PROBLEMS = 40
 LOOKS = (8, 20, 30)
 """Numbers of problems after which a verdict may end the run: at each look luck may decide, so they are few."""
-
-Row = Mapping[str, Any]
 
 
 def ways(base: Setup) -> str:

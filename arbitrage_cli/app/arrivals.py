@@ -9,6 +9,8 @@ import select
 import stat
 from typing import BinaryIO
 
+from arbitrage_cli.errors import UsageError
+
 CHUNK = 1 << 16  # bytes
 
 
@@ -26,15 +28,15 @@ def count_lines(stream: BinaryIO) -> int | None:
 
 
 class Arrivals:
-    """Reads lines from a stream that nothing was read from before."""
+    """Reads lines from a stream that nothing was read from before. `name` is for errors."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._descriptor = stream.fileno()
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._descriptor, self._name = stream.fileno(), name
         self._held = bytearray()
         self._ended = False
 
     def readline(self, limit: int, /) -> bytes:
-        """The next line with its line feed, or as much of it as `limit` allows; empty at the end. Waits for it. OSError."""
+        """The next line with its line feed, or as much of it as `limit` allows; empty at the end. Waits for it. UsageError."""
         while not self._ended and b"\n" not in self._held[:limit] and len(self._held) < limit:
             self._receive()
         end = self._held.find(b"\n", 0, limit) + 1 or limit
@@ -49,7 +51,7 @@ class Arrivals:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a line that is not blank, or the end, can be read without waiting. OSError."""
+        """Whether a line that is not blank, or the end, can be read without waiting. UsageError."""
         while not (self._ended or self._has_line) and select.select([self._descriptor], [], [], 0)[0]:
             self._receive()
         return self._ended or self._has_line
@@ -59,6 +61,9 @@ class Arrivals:
         return bool(self._held[: self._held.rfind(b"\n") + 1].strip())
 
     def _receive(self) -> None:
-        data = os.read(self._descriptor, CHUNK)
+        try:
+            data = os.read(self._descriptor, CHUNK)
+        except OSError as error:
+            raise UsageError(f"{self._name}: cannot be read ({error.strerror})", "check where the problems are") from error
         self._held += data
         self._ended = not data

@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.executor import Executor, Happening, Row, how_to_resume, left, marked
+from arbitrage_cli.app.executor import Executor, Happening, how_to_resume, left, marked
 from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_grown, with_problems
 from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
@@ -26,7 +25,7 @@ from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State, state_to_json
-from arbitrage_cli.runs.folder import RunFolder, latest
+from arbitrage_cli.runs.folder import Row, RunFolder, latest
 from arbitrage_cli.runs.records import attempt_error
 from arbitrage_cli.runs.schema import COLLECT, SCHEMA
 from arbitrage_cli.runs.summary import Standing, tally
@@ -43,28 +42,20 @@ ROUTE = Route(Policy(COLLECT, ("draft", "target")))
 """Of all attempts."""
 
 
-@dataclass(frozen=True, slots=True)
-class CollectPlan:
-    """What to collect, and where it goes."""
-
-    selected: Selection
-    path: Path
-    options: CollectOptions
-    fresh: bool = False
-
-
 class Collection(AbstractContextManager["Collection"]):
-    """The problems that are left of a plan, and the folder where their states go, open until it is closed."""
+    """The problems that are left, and the folder where their states go, open until it is closed."""
 
-    def __init__(self, setup: Setup, plan: CollectPlan, display: Display) -> None:
+    def __init__(
+        self, setup: Setup, selected: Selection, options: CollectOptions, path: Path, display: Display, *, fresh: bool
+    ) -> None:
         """UsageError if the folder holds a run that was made with something else."""
-        self._plan, self._display = plan, display
-        self._attempts = [Attempt(item, 0, ROUTE) for item in plan.selected.items]
-        self._golds: dict[str, Any] = {item.problem.id: item.gold for item in plan.selected.items}
+        self._selected, self._options, self._display = selected, options, display
+        self._attempts = [Attempt(item, 0, ROUTE) for item in selected.items]
+        self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._states: dict[str, list[State]] = {}
         self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
         with contextlib.ExitStack() as stack:
-            self._folder = folder = stack.enter_context(RunFolder(plan.path, kind=COLLECT, fresh=plan.fresh))
+            self._folder = folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=fresh))
             self._session = stack.enter_context(Session(setup, display))
             self._setup = self._session.setup
             for note in folder.notes:
@@ -72,8 +63,7 @@ class Collection(AbstractContextManager["Collection"]):
             self._left = left(self._attempts, folder.statuses, folder.crashes)
             self._manifest = self._make_manifest()
             if folder.rows and folder.run:
-                earlier = with_grown(folder.run, plan.selected.dataset)
-                self._manifest = resume(earlier, self._manifest, plan.path)
+                self._manifest = resume(with_grown(folder.run, selected.dataset), self._manifest, path)
                 self._session.resume(self._manifest)
             self._stack = stack.pop_all()
         self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
@@ -101,13 +91,13 @@ class Collection(AbstractContextManager["Collection"]):
         """What is safe, and the command that resumes the run; "" if nothing is safe yet."""
         num_done = sum(self._folder.statuses.get(attempt.key) == "done" for attempt in self._attempts)
         command = self._setup.invocation.resuming
-        return how_to_resume(num_done, len(self._attempts), "problems", self._plan.path, command)
+        return how_to_resume(num_done, len(self._attempts), "problems", self._folder.path, command)
 
     def run(self) -> None:
         """Load the models, and collect what is left."""
         if not self._left.all:
             return
-        session, setup, options = self._session, self._setup, self._plan.options
+        session, setup, options = self._session, self._setup, self._options
         session.choose_concurrency(most=len(self._left.all), rollouts=options.rollouts)
         session.load(rollouts=options.rollouts)
         samplers = [Sampler(_temperature(options), 1.0, setup.sampler.seed + number) for number in range(options.rollouts)]
@@ -133,7 +123,7 @@ class Collection(AbstractContextManager["Collection"]):
             return collect(trace, better, self._states.setdefault(trace.problem.id, []).append)
 
         scheduler = Scheduler(writers, make_flow, limits, concurrency=self._session.concurrency, rater=rater)
-        title = f"collect {self._plan.selected.title}"
+        title = f"collect {self._selected.title}"
         executor = Executor(
             self._folder,
             self._display,
@@ -192,7 +182,7 @@ class Collection(AbstractContextManager["Collection"]):
     # --- what is known before the first state
 
     def _make_manifest(self) -> Run:
-        options, selected, setup = self._plan.options, self._plan.selected, self._setup
+        options, selected, setup = self._options, self._selected, self._setup
         sampled: dict[str, Any] = {"rollouts": options.rollouts, "temperature": _temperature(options)}
         if not all(item.gold for item in selected.items):
             sampled["answers"] = "target"

@@ -7,18 +7,17 @@ One that has crashed several processes is given up, until the next command.
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
-from arbitrage_cli.runs.folder import Key
+from arbitrage_cli.runs.folder import Key, Row
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Started, Trace
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
 Happening = Began | Event | Ended
 
 

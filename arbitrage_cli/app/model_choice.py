@@ -47,6 +47,14 @@ class ModelChoice:
         return [source for source in (draft, target) if source]
 
     @property
+    def arguments(self) -> list[str]:
+        """The models as a command takes them."""
+        if self.pair and self.is_pairs_own:
+            return ["--pair", self.pair.name]
+        writing = {role: source for role, source in self.models.items() if source and role != "prm"}
+        return [part for role, source in writing.items() for part in (f"--{role}", source)]
+
+    @property
     def is_pairs_own(self) -> bool:
         """Whether draft and target are those of the pair."""
         return _is_pair(self.pair, self.models)

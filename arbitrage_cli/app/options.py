@@ -313,9 +313,7 @@ class OutputOptions:
     """What goes to standard error."""
 
     quiet: Annotated[bool, _output("Show results, warnings and errors only.", names=("--quiet", "-q"))] = False
-    debug: Annotated[bool, _output("Show also every step, informational messages, those of llama.cpp, and tracebacks.")] = (
-        False
-    )
+    debug: Annotated[bool, _output("Also show every step, messages of llama.cpp, and tracebacks.")] = False
 
 
 Debug = Annotated[bool, _output("Show tracebacks.", names=("--debug",))]
@@ -337,15 +335,15 @@ class FigureOptions(ComparisonOptions):
     price: Annotated[
         str | None,
         _output(
-            "Also show prices: for a million tokens read and written, as in draft=0.02/0.10,target=0.60/2.40. "
-            "Three figures: read, read from the server's cache, written.",
+            "Also show costs, at these prices of a million tokens read and written: draft=0.02/0.10,target=0.60/2.40. "
+            "With three figures: read, read from the server's cache, written.",
             "ROLE=IN/OUT,...",
         ),
     ] = None
     project: Annotated[
         str | None,
         _output(
-            "Also estimate the times on another machine, from tokens a second that each model reads and writes there, as in "
+            "Also estimate times on another machine, from the tokens a second that each model reads and writes there: "
             "draft=5000/180,target=1200/40.",
             "ROLE=IN/OUT,...",
         ),
@@ -359,7 +357,7 @@ class ResultOptions:
     output_file: Annotated[
         Path | None,
         _output(
-            "Records go to this file, one a line of the input; the same command resumes after the last result.",
+            "Write records to this file, one for each line of the input. The same command resumes after the last one.",
             "FILE",
             names=("--output", "-o"),
             is_setting=False,
@@ -396,8 +394,8 @@ class CollectOptions:
         RewardSource | None,
         Option(
             "Collect",
-            "How good a step is: a process reward model, or whether the target reaches the right answer from there: the "
-            "known one, or its own if none is known. Default: the process reward model.",
+            "What rates a step: prm, a process reward model (default); or rollout, whether the target reaches the right "
+            "answer from there (its own answer if none is known).",
         ),
     ] = None
     rollouts: Annotated[

@@ -52,7 +52,7 @@ class Problems:
         places = range_of(limit) if limit else slice(None)
         lines = count_lines(stream)
         self.total = None if lines is None else len(range(lines)[places])
-        self._arrivals = Arrivals(stream)
+        self._arrivals = Arrivals(stream, self._name)
         self._rows = self._checked(itertools.islice(read_problems(self._arrivals), places.start, places.stop))
 
     def rows(self) -> Iterator[InputLine]:
@@ -73,7 +73,7 @@ class Problems:
         UsageError if there is nothing at all.
         """
         known = 0
-        while known < most and not self.ended and (not known or self._has_arrived()):
+        while known < most and not self.ended and (not known or self._is_next_here):
             for row in itertools.islice(self._rows, 1):
                 self._ahead.append(row)
                 known += isinstance(row, Problem)
@@ -81,7 +81,7 @@ class Problems:
 
     def is_ready(self) -> bool:
         """Whether the next one is there, or the end: if not, getting the next problem means waiting for it."""
-        return bool(self._ahead) or self.ended or self._has_arrived()
+        return bool(self._ahead) or self.ended or self._is_next_here
 
     @property
     def is_typed(self) -> bool:
@@ -91,7 +91,7 @@ class Problems:
     def _checked(self, rows: Iterator[InputLine]) -> Iterator[InputLine]:
         """The rows, each problem with an id of its own; a bad line is reported."""
         num_rows = 0
-        for row in self._readable(rows):
+        for row in rows:
             num_rows += 1
             if isinstance(row, Problem):
                 yield self._with_own_id(row)
@@ -115,20 +115,9 @@ class Problems:
         self._ids.add(own)
         return replace(problem, id=own)
 
-    def _has_arrived(self) -> bool:
-        with self._explained():
-            return self._arrivals is None or self._arrivals.is_ready
-
-    def _readable(self, rows: Iterator[InputLine]) -> Iterator[InputLine]:
-        with self._explained():
-            yield from rows
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UsageError(f"{self._name}: cannot be read ({error.strerror})", "check where the problems are") from error
+    @property
+    def _is_next_here(self) -> bool:
+        return self._arrivals is None or self._arrivals.is_ready
 
 
 def range_of(limit: str) -> slice:

@@ -288,6 +288,6 @@ def _notes_on_concurrency(policies: Iterable[Policy], concurrency: int) -> list[
         return []
     names = dict.fromkeys(policy.name for policy in policies if policy.models[0] == "target" and len(policy.models) > 1)
     return [
-        f"policy {name} saves time with one problem at a time (--concurrency 1); with more it is hardly more than the target alone"
+        f"policy {name} saves time with one problem at a time (--concurrency 1); with several it is hardly faster than the target alone"
         for name in names
     ]

@@ -27,10 +27,10 @@ from arbitrage_cli.display.text import is_drawable, one_line, write
 from arbitrage_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.advice import Row
     from arbitrage_cli.app.model_choice import ModelChoice
     from arbitrage_cli.app.selection import Selection
     from arbitrage_cli.app.setup import RunOptions
+    from arbitrage_cli.runs.folder import Row
     from arbitrage_cli.types import ModelRole
 
 BUILT_IN_PROBLEMS = "builtin"
@@ -75,7 +75,7 @@ def advise(
     """Find out whether a pair pays on this machine, and how to use it: one sentence and one command line.
 
     It measures what tokens cost here, as arbitrage tune does. Then it solves 8 to 40 problems in each way, in turns: the target
-    alone, speculation, routing, the draft alone. It stops as soon as they decide it. The same command goes on where it was.
+    alone, speculation, routing, the draft alone. It stops as soon as they decide it. The same command resumes a run.
 
     \b
     Examples:
@@ -95,7 +95,7 @@ def advise(
     with command_display(output) as display:
         selected = shuffled(read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False))
         if not advice.dataset:
-            display.note("these are built-in problems: yours decide better, --dataset FILE with a question a line")
+            display.note("these are built-in problems; your own tell more: --dataset FILE, one question a line")
         task = find_task(generation.task or selected.dataset.task)
         choice = choose_models(invocation, models, task.name)
         if advice.save and not choice.is_pairs_own:
@@ -157,8 +157,9 @@ def _measure_costs(choice: "ModelChoice", models: HeadOptions, machine: MachineO
     paths = fetch(both, display, offline=models.offline)
     if place(paths, load).costs is None:
         with only_figures_on_stdout():
-            for role, path in paths.items():
-                measure_and_keep(role, path, load, display)
+            _, errors = measure_and_keep(paths, load, display)
+        if errors:
+            raise errors[0]
 
 
 def _show(made: dict[str, Any], facts: list[tuple[str, str]], following: str) -> None:
@@ -166,7 +167,7 @@ def _show(made: dict[str, Any], facts: list[tuple[str, str]], following: str) ->
     from arbitrage_cli.display import table
 
     table.write_table(made | {"verdict": None}, facts, sys.stdout, styled=is_drawable(sys.stdout))
-    text = made["verdict"]["text"] if made["verdict"] else "No way beside the target alone was tried."
+    text = made["verdict"]["text"] if made["verdict"] else "Only the target alone was tried."
     write(sys.stdout, f"\n{one_line(text)}\n  {following}\n")
 
 
@@ -185,13 +186,9 @@ def _next(
         more = [] if invocation.count("--minutes") else ["--minutes", f"{3 * advice.minutes:g}"]
         return shlex.join([*invocation.command, *more])
     policy, _, tau = (verdict["route"] or "target").partition("@")
-    draft, target = choice.models["draft"], choice.models["target"]
-    models = (
-        ["--pair", choice.pair.name]
-        if choice.pair and choice.is_pairs_own
-        else ["--draft", str(draft), "--target", str(target)]
+    return shlex.join(
+        ["arbitrage", "solve", *choice.arguments, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"]
     )
-    return shlex.join(["arbitrage", "solve", *models, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"])
 
 
 def _save(verdict: dict[str, Any] | None, choice: "ModelChoice", output: OutputOptions) -> None:

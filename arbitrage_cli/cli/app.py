@@ -3,59 +3,40 @@
 import os
 import sys
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from arbitrage_cli import __version__
-from arbitrage_cli.cli import (
-    advise,
-    bench,
-    calibrate,
-    chat,
-    collect,
-    doctor,
-    explain,
-    grade,
-    guide,
-    models,
-    report,
-    runs,
-    serve,
-    solve,
-    train,
-    tune,
-    verify,
-)
+from arbitrage_cli.cli import models
+from arbitrage_cli.cli.advise import advise
+from arbitrage_cli.cli.bench import bench
+from arbitrage_cli.cli.calibrate import calibrate
+from arbitrage_cli.cli.chat import chat
+from arbitrage_cli.cli.collect import collect
+from arbitrage_cli.cli.doctor import doctor
+from arbitrage_cli.cli.explain import explain
+from arbitrage_cli.cli.grade import grade
+from arbitrage_cli.cli.guide import guide
+from arbitrage_cli.cli.report import compare, report
+from arbitrage_cli.cli.runs import runs
+from arbitrage_cli.cli.serve import serve
 from arbitrage_cli.cli.settings import CallObject, Settings, place_of, read_settings, unknown_variables
+from arbitrage_cli.cli.solve import solve
+from arbitrage_cli.cli.train import train
+from arbitrage_cli.cli.tune import tune
+from arbitrage_cli.cli.verify import verify
 from arbitrage_cli.display.text import is_drawable, one_line
 from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
 RUN_CODE = "--run-code=sandboxed"
 """What `--run-code` alone means: Typer has no option with an optional value."""
-COMMANDS = MappingProxyType(
-    {
-        "solve": solve.solve,
-        "chat": chat.chat,
-        "serve": serve.serve,
-        "advise": advise.advise,
-        "bench": bench.bench,
-        "report": report.report,
-        "compare": report.compare,
-        "grade": grade.grade,
-        "collect": collect.collect,
-        "train": train.train,
-        "calibrate": calibrate.calibrate,
-        "explain": explain.explain,
-        "tune": tune.tune,
-        "runs": runs.runs,
-        "verify": verify.verify,
-        "guide": guide.guide,
-        "doctor": doctor.doctor,
-    }
+COMMANDS = (
+    *(solve, chat, serve, advise, bench, report, compare, grade, collect),
+    *(train, calibrate, explain, tune, runs, verify, guide, doctor),
 )
+"""In the order of --help; each is named after its function."""
 
 
 def make_app() -> typer.Typer:
@@ -69,9 +50,9 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": HELP},
     )
     app.callback()(_root)
-    for name, command in COMMANDS.items():
+    for command in COMMANDS:
         first = (command.__doc__ or "").partition("\n\n")[0]
-        app.command(name, short_help=" ".join(first.split()))(command)
+        app.command(command.__name__, short_help=" ".join(first.split()))(command)
     app.add_typer(models.make_group(), name="models")
     return app
 

@@ -73,9 +73,9 @@ def bench(
 ) -> int:
     """Measure policies side by side on a data set: accuracy, time, and the uncertainty of both.
 
-    Every result is safe as soon as it is there. The same command resumes a run that was broken off, and shows the figures of one
-    that is finished. Problems, samples, policies and taus may be added to a run; anything else that results depend on must stay
-    the same. With --concurrency it measures problems a second instead of seconds a problem, in a folder of its own.
+    Each result is saved at once. The same command resumes an interrupted run, or shows the figures of a finished one. Problems,
+    samples, policies and taus may be added to a run; anything else that results depend on must stay the same. With --concurrency
+    it measures problems a second instead of seconds a problem, in a folder of its own.
 
     \b
     Examples:

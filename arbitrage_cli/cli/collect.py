@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.options import (
     SOME_FAILED,
@@ -15,13 +14,8 @@ from arbitrage_cli.app.options import (
     OutputOptions,
     ProblemOptions,
 )
-from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, permitted, say
-
-if TYPE_CHECKING:
-    from arbitrage_cli.app.collect_run import Collection, CollectPlan
-    from arbitrage_cli.app.setup import Setup
 
 
 @command
@@ -39,14 +33,14 @@ def collect(
     """Collect states to train a head on: both models write every step, and both steps are rated.
 
     A state is what the draft computed while it wrote a step, and how much better the target's step is. The same command resumes
-    a run that was broken off.
+    an interrupted run.
 
     \b
     Examples:
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
-    from arbitrage_cli.app.collect_run import CollectPlan
+    from arbitrage_cli.app.collect_run import Collection
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.setup import RunOptions, collect_setup
 
@@ -56,20 +50,14 @@ def collect(
         setup = collect_setup(RunOptions(invocation, models, generation, machine, task), collect.reward)
         setup = replace(setup, task=permitted(setup.task, problems.run_code))
         path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
-        plan = CollectPlan(selected, path, collect, fresh=place.fresh)
-        collection = run_collection(setup, plan, display)
+        with (
+            Collection(setup, selected, collect, path, display, fresh=place.fresh) as collection,
+            offering_to_resume(display, lambda error: collection.how_to_resume),
+        ):
+            collection.run()
         display.close()
     folder = shlex.quote(str(path))
     begins = f"{folder} has" if collection.has_grown else f"nothing to do: {folder} has"
     found = f"{collection.num_states} states of {collection.num_problems} problems"
     say(f"{begins} {found}; to train on them: arbitrage train {folder} -o head.safetensors", output)
     return SOME_FAILED if collection.has_errors else 0
-
-
-def run_collection(setup: "Setup", plan: "CollectPlan", display: Display) -> "Collection":
-    """Collect what the plan's folder does not have yet. UsageError if it holds a run that was made with something else."""
-    from arbitrage_cli.app.collect_run import Collection
-
-    with Collection(setup, plan, display) as collection, offering_to_resume(display, lambda error: collection.how_to_resume):
-        collection.run()
-    return collection

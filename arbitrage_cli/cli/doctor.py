@@ -79,7 +79,7 @@ def _tuned() -> str:
 def _build(info: str, features: frozenset[str]) -> str:
     """Whether llama.cpp uses what this processor has: it does if it was built here (GGML_NATIVE)."""
     if not features:
-        return "unknown: this system does not tell the processor's features"
+        return "unknown: this system does not report the processor's features"
     unused = [name for flag, name in WIDE.items() if flag in features and f"{name} = 1" not in info]
     avx512 = "with AVX-512" if "AVX512 = 1" in info else "without AVX-512"
     native = f"any processor, without its {', '.join(unused)}" if unused else "this processor"

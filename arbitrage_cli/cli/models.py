@@ -45,10 +45,6 @@ NOT_HERE = 1
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A pair, or a model: user/repo[:quant] or a GGUF file.", autocompletion=pairs)
 ]
-ModelOrHead = Annotated[
-    str, typer.Argument(metavar="NAME", help="A pair, a model, or a head: a .safetensors file, or builtin:universal.")
-]
-Other = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second model or head.")]
 Json = Annotated[bool, Option("Output", "JSON on standard output.", names=("--json",))]
 Offline = Annotated[bool, Option("Models", "Never ask the Hub.", names=("--offline",))]
 
@@ -149,8 +145,10 @@ def path(name: Name, *, debug: Debug = False) -> int:
 
 @command
 def info(
-    name: ModelOrHead,
-    other: Other = None,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Pairs or models; or heads: a .safetensors file, or builtin:universal."),
+    ],
     *,
     explain: Annotated[bool, Option("Output", "Of a head: with every measure, and what it is.")] = False,
     as_json: Json = False,
@@ -167,18 +165,18 @@ def info(
       arbitrage models info small.gguf large.gguf
       arbitrage models info head.safetensors
     """
-    if is_served(name):
-        _show_served(name, as_json=as_json)
-        return
-    heads = [head for one in (name, other) if one and (head := _head(one))]
-    if heads and other and len(heads) < 2:
-        raise UsageError("a head and a model are given", "give one of them, or two heads")
+    heads = [head for name in names if (head := _head(name))]
+    served = [name for name in names if is_served(name)]
+    if (heads or served) and len(heads) + len(served) < len(names):
+        raise UsageError("heads, or models on servers, are given together with others", "show them on their own")
     for head in heads:
         _show_head(head, explain=explain, as_json=as_json)
-    if heads:
+    for source in served:
+        _show_served(source, as_json=as_json)
+    if heads or served:
         return
-    pair = _pairs().named(name)
-    facts = {source: _facts(source, pair.ctx if pair else None) for source in [*_sources(name), *([other] if other else [])]}
+    pair = _pairs().named(names[0])
+    facts = {source: _facts(source, pair.ctx if pair else None) for name in names for source in _sources(name)}
     needed = _sum([one.memory_bytes for one in facts.values()])
     if as_json:
         models = [_record(source, one, pair) for source, one in facts.items()]

@@ -1,4 +1,4 @@
-"""The file of `solve -o`: one record a line for each line of the input, in its order. The same command goes on behind the last.
+"""The file of `solve -o`: one record a line for each line of the input, in its order. The same command resumes after the last.
 
 A record that `append` has returned for survives a killed process and a power cut. Knows records as JSON; no problem, no model.
 """
@@ -20,7 +20,7 @@ from arbitrage_cli.system.files import write_all
 Record = Mapping[str, Any]
 _BEGINNING = b'{"id": "'
 ANOTHER = "give another file: --output FILE.jsonl"
-ROOM = "when there is room, the same command goes on from there"
+ROOM = "make room, then repeat the command: it resumes"
 
 
 class SolutionFile(AbstractContextManager["SolutionFile"]):

@@ -1,4 +1,4 @@
-"""Where the results of `solve` go: to standard output, to a file that the same command goes on with, or to both."""
+"""Where the results of `solve` go: to standard output, to a file that the same command resumes, or to both."""
 
 import contextlib
 import itertools

@@ -114,11 +114,7 @@ def _next(run: Path, head: Path) -> str:
     """The command that measures the head on other problems."""
     from arbitrage_cli.app.model_choice import choice_of_states
 
-    choice = choice_of_states(run, None)
-    sources = {role: source for role, source in choice.models.items() if source and role != "prm"}
-    named = (
-        ["--pair", choice.pair.name] if choice.pair else [part for role in sources for part in (f"--{role}", sources[role])]
-    )
+    named = choice_of_states(run, None).arguments
     return shlex.join(["arbitrage", "bench", *named, "--dataset", "OTHERS.jsonl", "--head", str(head)])
 
 

@@ -69,26 +69,15 @@ def tune(
     from arbitrage_cli.app.model_choice import choose_models, load_options
     from arbitrage_cli.app.session import fetch
     from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import check_place
 
     choice = choose_models(invocation, models)
     sources: dict[ModelRole, str] = {role: source for role, source in choice.models.items() if source and role != "prm"}
     for source in sources.values():
         if not is_file(source):
             raise UsageError(f"{source} is not a model that llama.cpp runs here", "name a GGUF file, or a model on the Hub")
-    load = load_options(choice.pair, loading)
-    check_place(tuned_file())
-    found: dict[ModelRole, TunedModel] = {}
-    errors: list[OutputError] = []
     with command_display(output) as display, only_figures_on_stdout():
         paths = fetch(sources, display, offline=models.offline)
-        note_if_busy(display)
-        for role in sources:
-            found[role] = measure_model(role, paths[role], load, display)
-            try:
-                keep_if_steady(role, found[role], display)
-            except OutputError as error:  # shown after everything that was measured
-                errors.append(error)
+        found, errors = measure_and_keep(paths, load_options(choice.pair, loading), display)
     _show(sources, found, as_json=json_line)
     if errors:
         raise errors[0]
@@ -120,37 +109,35 @@ def _verdict(found: Mapping["ModelRole", TunedModel], choice: "ModelChoice", inv
     yield f"whether these two pay: {shlex.join(['arbitrage', 'advise', *invocation.arguments[1:]])}"
 
 
-def note_if_busy(display: Display) -> None:
-    """Warn before the first measurement if other processes use the processor."""
+def measure_and_keep(
+    paths: Mapping["ModelRole", str], load: "Options", display: Display
+) -> tuple[dict["ModelRole", TunedModel], list[OutputError]]:
+    """Measure models, and keep each measurement that other work did not disturb. What could not be kept is an error in the list.
+
+    Errors as for `measure_model`, and OutputError if nothing could be kept.
+    """
+    from arbitrage_cli.tuning.placement import tuned_file
+    from arbitrage_cli.tuning.store import check_place, keep_tuned
+
+    check_place(tuned_file())
     in_use = cores_in_use()
     if in_use is not None and in_use > BUSY:
         display.note(
             f"other processes use the processor (a load of {in_use:.1f}): what is measured now may not hold; "
             "stop them, and measure again with arbitrage tune"
         )
-
-
-def measure_and_keep(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
-    """Measure a model as `arbitrage tune` does, and keep the result. Errors as `measure_model`, and OutputError."""
-    from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import check_place
-
-    check_place(tuned_file())
-    note_if_busy(display)
-    found = measure_model(role, path, load, display)
-    keep_if_steady(role, found, display)
-    return found
-
-
-def keep_if_steady(role: "ModelRole", found: TunedModel, display: Display) -> None:
-    """Keep a measurement, unless other work disturbed it: then say so. OutputError."""
-    from arbitrage_cli.tuning.placement import tuned_file
-    from arbitrage_cli.tuning.store import keep_tuned
-
-    if found.steady:
-        keep_tuned(tuned_file(), [found.tuned])
-    else:
-        display.note(f"other work disturbs the {role}: no two measurements agree, so none is kept; try again later")
+    found: dict[ModelRole, TunedModel] = {}
+    errors = []
+    for role, path in paths.items():
+        found[role] = measure_model(role, path, load, display)
+        if not found[role].steady:
+            display.note(f"other work disturbs the {role}: no two measurements agree, so none is kept; try again later")
+            continue
+        try:
+            keep_tuned(tuned_file(), [found[role].tuned])
+        except OutputError as error:
+            errors.append(error)
+    return found, errors
 
 
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:

@@ -92,27 +92,6 @@ def test_setting_that_does_not_apply_is_ignored(
     assert (record["policy"], record["tau"]) == (policy, taus.get(tau, tau))
 
 
-@pytest.mark.parametrize(
-    ("settings", "flags", "columns"),
-    [
-        ("tau = 0.4\n", ["--policy", "arbitrage,entropy,target"], {"arbitrage": 0.4, "entropy": 0.4, "target": None}),
-        ('tau = 0.4\npolicy = "entropy"\n', ["--policy", "arbitrage,entropy"], {"arbitrage": 0.4, "entropy": 0.4}),
-        ('tau = "fast"\npolicy = "arbitrage,entropy"\n', [], {"arbitrage": "fast", "entropy": 1.0}),
-        ("tau = 0.4\n", ["--policy", "arbitrage@0.3,logprob@2"], {"arbitrage": 0.3, "logprob": 2.0}),
-        ("tau = 0.4\n", ["--tau", "0.3", "--policy", "arbitrage,entropy"], {"arbitrage": 0.3, "entropy": 0.3}),
-    ],
-)
-def test_tau_of_a_file_holds_for_the_policies_that_accept_it(
-    quick_path: Path, taus: dict[str, Any], settings: str, flags: list[str], columns: dict[str, Any]
-) -> None:
-    env = write_settings(quick_path, settings)
-    write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    result = run(*BENCH, *flags, cwd=quick_path, env=env)
-    assert result.code == 0, result.err
-    made = json.loads((quick_path / "run" / "run.json").read_text())["policies"]
-    assert {one["policy"]: one["tau"] for one in made} == {name: taus.get(tau, tau) for name, tau in columns.items()}
-
-
 # --- the place that an error names
 
 
