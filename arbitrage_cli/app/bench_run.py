@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from arbitrage_cli.app.executor import Executor, Left, how_to_resume, left
-from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.executor import Executor, Left, begin, how_to_resume
+from arbitrage_cli.app.manifest import Run, add_loaded
 from arbitrage_cli.app.policy_lists import SAME
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
@@ -37,8 +37,8 @@ class BenchRun:
     session: Session
     title: str
     attempts: Sequence[Attempt]
-    left: Left
     folder: RunFolder
+    left: Left
     manifest: Run
 
     @property
@@ -77,23 +77,12 @@ def plan_run(
     if any(one.tau is None and one.tau_name == SAME for one in session.setup.routes):
         session.setup = replace(session.setup, routes=_with_same_share(session, items[:PILOT]))
     attempts = plan(items, session.setup.routes, samples, concurrency)
-    todo = left(attempts, folder.statuses, folder.crashes)
-    manifest = with_problems(
-        session.manifest(reads_models=bool(todo.all)),
-        selected.dataset,
-        [item.problem.id for item in items],
-        grader=session.setup.task.grader_version(),
-        concurrency=concurrency,
-    )
-    manifest["sampling"]["samples"] = samples
-    head = session.setup.deciding_head
+    head, warnings = session.setup.deciding_head, []
     if head and (known := head.card.count_known(item.problem.question for item in items)):
         which = f"{known} of these {len(items)} problems"
-        manifest["warnings"].append(f"head {head.card.name} was trained on {which}: it looks better here than it is")
-    if earlier:
-        manifest = resume(with_grown(earlier, selected.dataset), manifest, folder.path)
-        session.resume(manifest)
-    return BenchRun(session, selected.title, attempts, todo, folder, manifest)
+        warnings = [f"head {head.card.name} was trained on {which}: it looks better here than it is"]
+    facts = {"samples": samples, "warnings": warnings, "concurrency": concurrency}
+    return BenchRun(session, selected.title, attempts, folder, *begin(session, selected, folder, attempts, **facts))
 
 
 def measure(run: BenchRun, display: Display, timeout: float | None, enough: Callable[[], bool] = lambda: False) -> None:

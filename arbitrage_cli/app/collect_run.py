@@ -2,19 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.executor import Executor, Happening, how_to_resume, left, marked
-from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_grown, with_problems
+from arbitrage_cli.app.executor import Executor, Happening, begin, how_to_resume, marked
+from arbitrage_cli.app.manifest import Run, add_loaded
 from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
-from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
@@ -42,35 +39,23 @@ ROUTE = Route(Policy(COLLECT, ("draft", "target")))
 """Of all attempts."""
 
 
-class Collection(AbstractContextManager["Collection"]):
-    """The problems that are left, and the folder where their states go, open until it is closed."""
+class Collection:
+    """The problems that are left, and the folder where their states go."""
 
     def __init__(
-        self, setup: Setup, selected: Selection, options: CollectOptions, path: Path, display: Display, *, fresh: bool
+        self, session: Session, selected: Selection, folder: RunFolder, options: CollectOptions, display: Display
     ) -> None:
         """UsageError if the folder holds a run that was made with something else."""
-        self._selected, self._options, self._display = selected, options, display
+        self._session, self._setup, self._folder = session, session.setup, folder
+        self._title, self._options, self._display = f"collect {selected.title}", options, display
         self._attempts = [Attempt(item, 0, ROUTE) for item in selected.items]
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._states: dict[str, list[State]] = {}
         self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
-        with contextlib.ExitStack() as stack:
-            self._folder = folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=fresh))
-            self._session = stack.enter_context(Session(setup, display))
-            self._setup = self._session.setup
-            for note in folder.notes:
-                display.note(note)
-            self._left = left(self._attempts, folder.statuses, folder.crashes)
-            self._manifest = self._make_manifest()
-            if folder.rows and folder.run:
-                self._manifest = resume(with_grown(folder.run, selected.dataset), self._manifest, path)
-                self._session.resume(self._manifest)
-            self._stack = stack.pop_all()
+        reward = self._reward_facts()
+        self._left, self._manifest = begin(session, selected, folder, self._attempts, kind=COLLECT, reward=reward)
         self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
         self.has_grown = bool(self._left.all)
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     @property
     def num_states(self) -> int:
@@ -123,11 +108,10 @@ class Collection(AbstractContextManager["Collection"]):
             return collect(trace, better, self._states.setdefault(trace.problem.id, []).append)
 
         scheduler = Scheduler(writers, make_flow, limits, concurrency=self._session.concurrency, rater=rater)
-        title = f"collect {self._selected.title}"
         executor = Executor(
             self._folder,
             self._display,
-            _Progress(title, len(self._attempts), len(self._left.all), self._held),
+            _Progress(self._title, len(self._attempts), len(self._left.all), self._held),
             self._session.check_files,
             self._is_better,
         )
@@ -181,15 +165,13 @@ class Collection(AbstractContextManager["Collection"]):
 
     # --- what is known before the first state
 
-    def _make_manifest(self) -> Run:
-        options, selected, setup = self._options, self._selected, self._setup
-        sampled: dict[str, Any] = {"rollouts": options.rollouts, "temperature": _temperature(options)}
-        if not all(item.gold for item in selected.items):
-            sampled["answers"] = "target"
-        reward = {"kind": setup.reward, **(sampled if setup.reward == "rollout" else {})}
-        ids, grader = [item.problem.id for item in selected.items], setup.task.grader_version()
-        manifest = self._session.manifest(reads_models=bool(self._left.all))
-        return with_problems(manifest, selected.dataset, ids, grader=grader, kind=COLLECT, reward=reward)
+    def _reward_facts(self) -> dict[str, Any]:
+        """What rates steps, as run.json has it."""
+        facts: dict[str, Any] = {"kind": self._setup.reward}
+        if self._setup.reward == "rollout":
+            facts |= {"rollouts": self._options.rollouts, "temperature": _temperature(self._options)}
+            facts |= {} if all(self._golds.values()) else {"answers": "target"}
+        return facts
 
     def _target_answers(self, target: Writer, grader: Grader) -> dict[str, Any]:
         """The answers to reach of problems without a known one: those that the target itself gives."""

@@ -7,12 +7,15 @@ One that has crashed several processes is given up, until the next command.
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from arbitrage_cli.app.manifest import Run, resume, with_grown, with_problems
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.app.selection import Selection
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
-from arbitrage_cli.runs.folder import Key, Row
+from arbitrage_cli.runs.folder import Key, Row, RunFolder
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Started, Trace
@@ -72,6 +75,28 @@ def left(attempts: Sequence[Attempt], statuses: Mapping[Key, str], crashes: Mapp
         [one for one in found if one.item.problem.id not in crashes],
         [one for one in lone if crashes[one.item.problem.id] < GIVEN_UP],
     )
+
+
+def begin(
+    session: Session,
+    selected: Selection,
+    folder: RunFolder,
+    attempts: Sequence[Attempt],
+    *,
+    samples: int = 1,
+    warnings: Sequence[str] = (),
+    **details: Any,
+) -> tuple[Left, Run]:
+    """What is left of a run, and its manifest. UsageError if the folder holds a run that was made with something else."""
+    todo = left(attempts, folder.statuses, folder.crashes)
+    run = session.manifest(reads_models=bool(todo.all))
+    run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
+    ids, grader = [item.problem.id for item in selected.items], session.setup.task.grader_version()
+    run = with_problems(run, selected.dataset, ids, grader=grader, **details)
+    if folder.rows and folder.run:
+        run = resume(with_grown(folder.run, selected.dataset), run, folder.path)
+        session.resume(run)
+    return todo, run
 
 
 def give_up(problem: Problem, limits: Limits, store: Store) -> Finished:

@@ -24,6 +24,7 @@ from arbitrage_cli.cli.output import (
     command_display,
     offering_to_resume,
     only_figures_on_stdout,
+    open_folder,
     permitted,
     say,
     show_figures,
@@ -88,11 +89,8 @@ def bench(
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, bench_setup, resumed_setup
     from arbitrage_cli.cli.preview import show_plan
-    from arbitrage_cli.runs.folder import RunFolder
 
-    for flag, hint in ONCE.items():
-        if invocation.count(flag) > 1:
-            raise UsageError(f"{flag} is given {invocation.count(flag)} times", hint)
+    _refuse_repeated(invocation)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)
@@ -102,9 +100,7 @@ def bench(
             show_plan(setup, selected, path, bench.samples)
             return 0
         setup = replace(setup, task=permitted(setup.task, problems.run_code))
-        folder = stack.enter_context(RunFolder(path, fresh=bench.fresh))
-        for note in folder.notes:
-            display.note(note)
+        folder = stack.enter_context(open_folder(path, display, fresh=bench.fresh))
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=routing.early_stop)
         session = stack.enter_context(Session(setup, display))
         with only_figures_on_stdout():
@@ -117,6 +113,13 @@ def bench(
             show_figures(*run.asked, FigureOptions(json_line=json_line))
         say(_conclusion(run), output)
     return SOME_FAILED if run.num_errors else 0
+
+
+def _refuse_repeated(invocation: Invocation) -> None:
+    """UsageError for an option of `ONCE` that is given again."""
+    for flag, hint in ONCE.items():
+        if invocation.count(flag) > 1:
+            raise UsageError(f"{flag} is given {invocation.count(flag)} times", hint)
 
 
 def _conclusion(run: "BenchRun") -> str:

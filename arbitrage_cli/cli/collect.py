@@ -1,5 +1,6 @@
 """`arbitrage collect`: states to train a head on, from a data set and a pair of models."""
 
+import contextlib
 import shlex
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from arbitrage_cli.app.options import (
     ProblemOptions,
 )
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, offering_to_resume, permitted, say
+from arbitrage_cli.cli.output import command_display, offering_to_resume, open_folder, permitted, say
 
 
 @command
@@ -42,22 +43,25 @@ def collect(
     """
     from arbitrage_cli.app.collect_run import Collection
     from arbitrage_cli.app.selection import default_folder, read_problems
+    from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, collect_setup
+    from arbitrage_cli.runs.schema import COLLECT
 
-    with command_display(output) as display:
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(command_display(output))
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
         task = selected.dataset.task
         setup = collect_setup(RunOptions(invocation, models, generation, machine, task), collect.reward)
         setup = replace(setup, task=permitted(setup.task, problems.run_code))
         path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
-        with (
-            Collection(setup, selected, collect, path, display, fresh=place.fresh) as collection,
-            offering_to_resume(display, lambda error: collection.how_to_resume),
-        ):
+        folder = stack.enter_context(open_folder(path, display, kind=COLLECT, fresh=place.fresh))
+        session = stack.enter_context(Session(setup, display))
+        collection = Collection(session, selected, folder, collect, display)
+        with offering_to_resume(display, lambda error: collection.how_to_resume):
             collection.run()
         display.close()
-    folder = shlex.quote(str(path))
-    begins = f"{folder} has" if collection.has_grown else f"nothing to do: {folder} has"
+    name = shlex.quote(str(path))
+    begins = f"{name} has" if collection.has_grown else f"nothing to do: {name} has"
     found = f"{collection.num_states} states of {collection.num_problems} problems"
-    say(f"{begins} {found}; to train on them: arbitrage train {folder} -o head.safetensors", output)
+    say(f"{begins} {found}; to train on them: arbitrage train {name} -o head.safetensors", output)
     return SOME_FAILED if collection.has_errors else 0

@@ -10,9 +10,9 @@ import typer
 
 from arbitrage_cli.app.options import SOME_FAILED, FigureOptions, OutputOptions, RunCode
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import command_display, permitted, show_figures
+from arbitrage_cli.cli.output import command_display, open_folder, permitted, show_figures
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.runs.folder import RUN, RunFolder, latest
+from arbitrage_cli.runs.folder import RUN, latest
 from arbitrage_cli.runs.records import label
 
 
@@ -39,9 +39,7 @@ def grade(
         raise UsageError(f"{run}: this folder has no run", "arbitrage bench makes runs, below runs/")
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        folder = stack.enter_context(RunFolder(run))
-        for note in folder.notes:
-            display.note(note)
+        folder = stack.enter_context(open_folder(run, display))
         task = permitted(find_task((folder.run or {}).get("task")), run_code)
         grader = stack.enter_context(task.open_grader())
 

@@ -10,6 +10,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TextIO, TypeVar
 
@@ -18,11 +19,14 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
+from arbitrage_cli.runs.schema import BENCH
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Trace
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+    from arbitrage_cli.runs.folder import RunFolder
 
 T = TypeVar("T")
 
@@ -87,6 +91,17 @@ def _choose_display(options: OutputOptions) -> Display:
     from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import: only to draw
 
     return LiveDisplay(sys.stderr, sys.stdout)
+
+
+@contextlib.contextmanager
+def open_folder(path: Path, display: Display, *, kind: str = BENCH, fresh: bool = False) -> Iterator["RunFolder"]:
+    """The folder of a run, for this process alone; the display gets what was amiss in it. Errors as for `RunFolder`."""
+    from arbitrage_cli.runs.folder import RunFolder
+
+    with RunFolder(path, kind=kind, fresh=fresh) as folder:
+        for note in folder.notes:
+            display.note(note)
+        yield folder
 
 
 def say(text: str, options: OutputOptions) -> None:

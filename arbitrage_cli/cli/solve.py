@@ -22,7 +22,7 @@ from arbitrage_cli.app.options import (
     RoutingOptions,
     SamplingOptions,
 )
-from arbitrage_cli.app.problem_source import Problems, whole_input
+from arbitrage_cli.app.problem_source import Problems
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say
@@ -33,7 +33,7 @@ from arbitrage_cli.types import Event, Finished, Started
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.session import Session
-    from arbitrage_cli.cli.solutions import Solutions
+    from arbitrage_cli.cli.solutions import KnownAnswers, Solutions
 
 
 @command
@@ -79,11 +79,9 @@ def solve(
     setup = solve_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        if whole:
-            problem, input_file = whole_input(problem, input_file, limit, stack), None
-        problems = Problems(problem, input_file, limit, display, stack)
+        problems = Problems(problem, input_file, limit, display, stack, is_whole=whole)
         file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
-        known = stack.enter_context(KnownAnswers(input_file, setup.task))
+        known = stack.enter_context(KnownAnswers(None if whole else input_file, setup.task))
         solutions = stack.enter_context(Solutions(display, form, file, known, is_single=problems.is_single))
         num_earlier = solutions.take_earlier(problems, setup)
         # Read ahead before models are loaded: there may be no problem.
@@ -91,8 +89,8 @@ def solve(
         if num_known:
             session = stack.enter_context(Session(setup, display))
             follows = form == "text" and sys.stdout.isatty()
-            run = _load(session, problems, num_known)
-            run = replace(run, num_done=num_earlier, answers_follow=follows, shows_thoughts=not results.hide_thoughts)
+            run = _load(session, problems, num_known, num_earlier)
+            run = replace(run, answers_follow=follows, shows_thoughts=not results.hide_thoughts)
             stack.enter_context(offering_to_resume(display, partial(_how_to_resume, solutions, invocation, problems)))
             # Closed before the models are: an interrupted run still holds problems in their caches.
             happenings = solutions.events(session.scheduler(), problems, run, session.setup.limits)
@@ -100,25 +98,26 @@ def solve(
             _follow(events, run, solutions, display)
         else:
             deque(problems.usable(solutions.unusable), maxlen=0)  # lines that are no problems have results as well
-    if known.summary:
-        say(known.summary, output)
-    if file:
-        _say_where(solutions, num_earlier, output)
+    _say_end(known, solutions, num_earlier, output)
     return SOME_FAILED if solutions.num_failed or problems.num_unusable else 0
 
 
-def _load(session: "Session", problems: Problems, num_known: int) -> RunInfo:
+def _load(session: "Session", problems: Problems, num_known: int, num_done: int) -> RunInfo:
     """Load the models for these problems; what a display shows of the run."""
     from arbitrage_cli.tuning.memory import MOST
 
     session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
     session.load()
-    return session.run_info(num_problems=problems.total)
+    return replace(session.run_info(num_problems=problems.total), num_done=num_done)
 
 
-def _say_where(solutions: "Solutions", num_earlier: int, output: OutputOptions) -> None:
-    begins = "" if solutions.num_done > num_earlier else "nothing to do: "
-    say(f"{begins}{solutions.where}; for the answers alone: the same command with --format text", output)
+def _say_end(known: "KnownAnswers", solutions: "Solutions", num_earlier: int, output: OutputOptions) -> None:
+    """How many answers are right, and where the results are."""
+    if known.summary:
+        say(known.summary, output)
+    if solutions.where:
+        begins = "" if solutions.num_done > num_earlier else "nothing to do: "
+        say(f"{begins}{solutions.where}; for the answers alone: the same command with --format text", output)
 
 
 def _how_to_resume(solutions: "Solutions", invocation: Invocation, problems: Problems, error: BaseException) -> str:
