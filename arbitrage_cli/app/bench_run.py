@@ -9,7 +9,6 @@ from statistics import median
 
 from arbitrage_cli.app.executor import Executor, Left, begin, how_to_resume
 from arbitrage_cli.app.manifest import Run, add_loaded
-from arbitrage_cli.app.policy_lists import SAME
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
@@ -18,6 +17,7 @@ from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, plan
 from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.thresholds import SAME
 from arbitrage_cli.runs.folder import Key, Row, RunFolder, key_of, latest
 from arbitrage_cli.tasks.task import Grader, reaches
 from arbitrage_cli.tuning.memory import AUTO, MOST

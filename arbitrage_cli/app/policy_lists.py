@@ -7,10 +7,7 @@ from arbitrage_cli.routing.choice import AvailableHead, name_of_tau, resolve_tau
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route, parse_route
-from arbitrage_cli.routing.thresholds import NAMES, NamedTaus
-
-SAME = "same"
-"""The tau at which a policy escalates as many steps as the head's does: found on some problems when a run begins."""
+from arbitrage_cli.routing.thresholds import NAMES, SAME, NamedTaus
 
 Listed = Sequence[tuple[Policy, str | None]]
 """Policies, each with a tau as it was given: a number, a name or a budget; None for the default."""

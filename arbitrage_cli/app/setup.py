@@ -28,7 +28,7 @@ from arbitrage_cli.app.options import (
     MachineOptions,
     RoutingOptions,
 )
-from arbitrage_cli.app.policy_lists import SAME, Listed, make_routes, names_of_taus, read_policies
+from arbitrage_cli.app.policy_lists import Listed, make_routes, names_of_taus, read_policies
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
@@ -51,7 +51,7 @@ from arbitrage_cli.routing.choice import (
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import ANY_ROUTE, Route
-from arbitrage_cli.routing.thresholds import NamedTaus
+from arbitrage_cli.routing.thresholds import SAME, NamedTaus
 from arbitrage_cli.tasks.registry import find_task
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, place

@@ -39,9 +39,9 @@ def show_plan(setup: "Setup", selected: "Selection", path: Path, samples: int) -
 
 def _plan(setup: "Setup", selected: "Selection", path: Path, samples: int) -> Iterator[tuple[str, str]]:
     from arbitrage_cli.app.executor import left
-    from arbitrage_cli.app.policy_lists import SAME
     from arbitrage_cli.app.setup import resumed_setup
     from arbitrage_cli.evaluation.benchmark import plan
+    from arbitrage_cli.routing.thresholds import SAME
     from arbitrage_cli.runs.folder import RUN, examine, latest
 
     run, found = examine(path) if (path / RUN).exists() else (None, None)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from arbitrage_cli.routing.thresholds import SAME
+
 Figures = Mapping[str, Any]
 Decision = Literal["pays", "does not pay", "not decided"]
 
@@ -141,7 +143,7 @@ def _way(policy: Figures) -> Way | None:
     if not speedup or not difference:
         return None
     interval = policy["speedup_interval"] or policy["throughput_ratio_interval"]
-    tau = policy["tau_name"] or policy["tau"]
+    tau = policy["tau"] if policy["tau_name"] in (None, SAME) else policy["tau_name"]
     route = policy["policy"] if tau is None else f"{policy['policy']}@{tau}"
     is_graded, same = policy["unscored"] < difference["denominator"], policy["ratios"].get("same_answers")
     lost = -difference["numerator"] if is_graded or not same else same["denominator"] - same["numerator"]

@@ -25,6 +25,9 @@ NAMES: Mapping[str, str] = {
     "fast": "the least time expected to keep half of the target's lead over the draft",
 }
 
+SAME = "same"
+"""Of a policy without a head: the tau at which it escalates as many steps as the head's does, which a benchmark finds."""
+
 
 @dataclass(frozen=True, slots=True)
 class TauRow:

@@ -17,10 +17,10 @@ from arbitrage_cli.app.options import (
     ModelOptions,
     RoutingOptions,
 )
-from arbitrage_cli.app.policy_lists import SAME
 from arbitrage_cli.app.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import head_file
+from arbitrage_cli.routing.thresholds import SAME
 
 SCRIPTED = ModelOptions(pair="scripted")
 
