@@ -160,10 +160,9 @@ def _scores(router: Router, drafts: Iterable[tuple[Trace, Step]]) -> list[float]
 
 
 def tau_above(scores: Sequence[float], count: int) -> float:
-    """A tau that this many of the scores are above: half-way to the next one, to four digits; -inf for all of them."""
-    ordered = [-math.inf, *sorted(scores), math.inf]
-    below, above = ordered[-count - 2], ordered[-count - 1]
-    return float(f"{(below + above) / 2:.4g}") if math.isfinite(above - below) else below
+    """A tau that this many of the scores, from 0 up, are above: half-way between two, to four digits; -inf for all of them."""
+    ordered = [-math.inf, *sorted(scores), 2 * max(scores, default=-math.inf)]
+    return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 
 
 def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:

@@ -57,11 +57,9 @@ def early_stop_asked(asked: bool | None, draft: str | None, *policies: Policy) -
 def exposed(models: Sequence[Wanted]) -> list[str]:
     """A note for each server that is reached over an open network without encryption."""
     hosts = dict.fromkeys(one.address.host for one in models if one.address.is_exposed)
-    return [f"{host}: problems{_and_key(models, host)} are sent unencrypted (http); use https" for host in hosts]
-
-
-def _and_key(models: Sequence[Wanted], host: str) -> str:
-    return " and the API key" if any(one.key for one in models if one.address.host == host) else ""
+    with_key = {one.address.host for one in models if one.key}
+    sent = {host: "problems and the API key" if host in with_key else "problems" for host in hosts}
+    return [f"{host}: {what} are sent unencrypted (http); use https" for host, what in sent.items()]
 
 
 def _address(role: ModelRole, source: str) -> Address:

@@ -157,7 +157,7 @@ class Session:
                 num_sequences=num_sequences[role],
                 template_variables={} if role == "prm" else setup.load.template_variables,
             )
-            progress = self._progress(role, source)
+            progress = partial(self._display.loading, role, source)
             backend = open_model(self.files[role], options, progress)
             self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
 
@@ -228,9 +228,6 @@ class Session:
     @property
     def _policies(self) -> list[Policy]:
         return [route.policy for route in self.setup.routes]
-
-    def _progress(self, role: ModelRole, source: str) -> Callable[[float], None]:
-        return lambda fraction: self._display.loading(role, source, fraction)
 
     def _rollout(self, rollouts: Rollouts) -> Rollout:
         firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)

@@ -162,7 +162,10 @@ class Solutions:
             count += 1
             place = f"{self._file.path}: line {count}"
             if not _is_of(earlier, row):
-                raise UsageError(f"{place}: the result of another problem, '{_short(earlier['id'])}'", ANOTHER)
+                raise UsageError(
+                    f"{place}: the result of another problem, '{shortened(one_line(str(earlier['id'])), MAX_SHOWN)}'",
+                    ANOTHER,
+                )
             _check_settings(earlier, made_with, place)
         for earlier in itertools.islice(self._file.records(), count):
             self._count(earlier)
@@ -221,7 +224,3 @@ def _check_settings(result: Record, made_with: Mapping[str, Any], place: str) ->
         refuse_change(
             place, before, {name: made_with.get(name) for name in names}, f"{ANOTHER}; or use what it was made with"
         )
-
-
-def _short(value: object) -> str:
-    return shortened(one_line(str(value)), MAX_SHOWN)
