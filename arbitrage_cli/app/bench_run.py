@@ -81,8 +81,8 @@ def plan_run(
     if head and (known := head.card.count_known(item.problem.question for item in items)):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"head {head.card.name} was trained on {which}: it looks better here than it is"]
-    facts = {"samples": samples, "warnings": warnings, "concurrency": concurrency}
-    return BenchRun(session, selected.title, attempts, folder, *begin(session, selected, folder, attempts, **facts))
+    left_and_run = begin(session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=concurrency)
+    return BenchRun(session, selected.title, attempts, folder, *left_and_run)
 
 
 def measure(run: BenchRun, display: Display, timeout: float | None, enough: Callable[[], bool] = lambda: False) -> None:
