@@ -16,7 +16,7 @@ from arbitrage_cli.app.session import Session
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
 from arbitrage_cli.runs.folder import Key, Row, RunFolder
-from arbitrage_cli.runs.started import GIVEN_UP
+from arbitrage_cli.runs.started import GIVEN_UP, StartedMarks
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Started, Trace
 
@@ -25,17 +25,10 @@ Happening = Began | Event | Ended
 
 
 class Store(Protocol):
-    """Where results are kept. `crashes` has the problems at which a process died, each with the number of its crashes."""
+    """Where rows are kept, and which problems are being solved."""
 
     @property
-    def crashes(self) -> Mapping[str, int]: ...
-    def begin(self, problem: str) -> None: ...
-    def end(self, problem: str) -> None: ...
-
-
-class RowStore(Store, Protocol):
-    """The same for rows."""
-
+    def started(self) -> StartedMarks: ...
     def append(self, row: Row) -> None: ...
 
 
@@ -88,7 +81,7 @@ def begin(
     **details: Any,
 ) -> tuple[Left, Run]:
     """What is left of a run, and its manifest. UsageError if the folder holds a run that was made with something else."""
-    todo = left(attempts, folder.statuses, folder.crashes)
+    todo = left(attempts, folder.statuses, folder.started.crashes)
     run = session.manifest(reads_models=bool(todo.all))
     run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
     ids, grader = [item.problem.id for item in selected.items], session.setup.task.grader_version()
@@ -99,21 +92,21 @@ def begin(
     return todo, run
 
 
-def give_up(problem: Problem, limits: Limits, store: Store) -> Finished:
+def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished:
     """The end of a problem that is not tried again by this command."""
     error = ProblemError(f"given up: the process crashed {GIVEN_UP} times while it solved this problem")
-    store.end(problem.id)
+    started.end(problem.id)
     return Finished(Trace(problem, limits), error)
 
 
-def marked(store: Store, events: Generator[T, None, None]) -> Generator[T, None, None]:
+def marked(started: StartedMarks, events: Generator[T, None, None]) -> Generator[T, None, None]:
     """The events of problems that are being solved, each problem with a mark on the disk meanwhile."""
     with contextlib.closing(events):
         for event in events:
             if isinstance(event, Started):
-                store.begin(event.trace.problem.id)
+                started.begin(event.trace.problem.id)
             elif isinstance(event, Finished):
-                store.end(event.trace.problem.id)
+                started.end(event.trace.problem.id)
             yield event
 
 
@@ -125,7 +118,7 @@ class Executor:
     the run has better ones.
     """
 
-    store: RowStore
+    store: Store
     display: Display
     progress: Progress
     check_files: Callable[[], None]
@@ -141,9 +134,9 @@ class Executor:
         """Make the attempts that are left: `solve` makes those of a batch, `row_of` the row of one that is given up."""
         self.display.begin(self.progress.now())
         for attempt in left.given_up:
-            self.keep(attempt, row_of(attempt, give_up(attempt.item.problem, limits, self.store)))
+            self.keep(attempt, row_of(attempt, give_up(attempt.item.problem, limits, self.store.started)))
         for batch in left.batches:
-            with contextlib.closing(marked(self.store, solve(batch))) as happenings:
+            with contextlib.closing(marked(self.store.started, solve(batch))) as happenings:
                 for happening in happenings:
                     self._follow(happening)
 

@@ -150,7 +150,6 @@ def info(
         typer.Argument(metavar="NAME...", help="Pairs or models; or heads: a .safetensors file, or builtin:universal."),
     ],
     *,
-    explain: Annotated[bool, Option("Output", "Of a head: with every measure, and what it is.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -170,7 +169,7 @@ def info(
     if (heads or served) and len(heads) + len(served) < len(names):
         raise UsageError("heads, or models on servers, are given together with others", "show them on their own")
     for head in heads:
-        _show_head(head, explain=explain, as_json=as_json)
+        _show_head(head, as_json=as_json)
     for source in served:
         _show_served(source, as_json=as_json)
     if heads or served:
@@ -199,7 +198,7 @@ def _head(name: str) -> str | None:
     return shipped if shipped in shipped_heads() and name not in _pairs() else None
 
 
-def _show_head(source: str, *, explain: bool, as_json: bool) -> None:
+def _show_head(source: str, *, as_json: bool) -> None:
     from arbitrage_cli.display.card import write_card
     from arbitrage_cli.routing.choice import AvailableHead
     from arbitrage_cli.routing.head_file import load  # with NumPy
@@ -212,7 +211,7 @@ def _show_head(source: str, *, explain: bool, as_json: bool) -> None:
     card = {**head.card.to_json(), "taus": AvailableHead(head, source).table.to_json()}
     rows = usual_rows(card["taus"])
     try:
-        write_card(card, rows, sys.stdout, sha256=head.sha256, explain=explain)
+        write_card(card, rows, sys.stdout, sha256=head.sha256)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # a file may say anything
         hint = "--json shows what it has; or train the head again: arbitrage train"
         raise RouterError(f"{source}: its card lacks what arbitrage train writes ({error})", hint) from error

@@ -144,7 +144,6 @@ def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], opti
     from arbitrage_cli.display.run_facts import model_facts
 
     made = figures_as_asked(run, rows, options)
-    made["notes"] += run["warnings"]
     if options.json_line:
         write_json(made)
     else:

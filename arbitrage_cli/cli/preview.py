@@ -42,19 +42,20 @@ def _plan(setup: "Setup", selected: "Selection", path: Path, samples: int) -> It
     from arbitrage_cli.app.setup import resumed_setup
     from arbitrage_cli.evaluation.benchmark import plan
     from arbitrage_cli.routing.thresholds import SAME
-    from arbitrage_cli.runs.folder import RUN, examine, latest
+    from arbitrage_cli.runs.folder import RUN, key_of, latest, read_run_folder
 
-    run, found = examine(path) if (path / RUN).exists() else (None, None)
-    setup = resumed_setup(setup, run if found and found.rows else None, early_stop=None)
+    contents = read_run_folder(path) if (path / RUN).exists() else None
+    rows = list(latest(contents.rows)) if contents else []
+    setup = resumed_setup(setup, contents.run if contents and rows else None, early_stop=None)
     attempts = plan(selected.items, setup.routes, samples)
-    todo = left(attempts, found.statuses if found else {}, {}).all
+    todo = left(attempts, {key_of(row): row["status"] for row in rows}, {}).all
     yield "data set", selected.title
     yield "policies", ", ".join(f"{one.name}@{SAME}" if _is_open(one) else one.label for one in setup.routes)
     for role, source in setup.sources.items():
         yield role, f"{source}: {_size(source, offline=setup.offline)}"
-    yield "folder", f"{path}" + (f": {len(attempts) - len(todo)} attempts are done" if found else "")
+    yield "folder", f"{path}" + (f": {len(attempts) - len(todo)} attempts are done" if contents else "")
     yield "attempts", f"{len(todo)} of {len(attempts)} to run"
-    yield "time", _time(setup, todo, list(latest(found.rows)) if found else [])
+    yield "time", _time(setup, todo, rows)
 
 
 def _is_open(route: "Route") -> bool:

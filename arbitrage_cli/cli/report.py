@@ -70,11 +70,11 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
     """
     from arbitrage_cli.display import table
     from arbitrage_cli.evaluation import comparison  # NumPy is slow to import: not for --help
-    from arbitrage_cli.runs.folder import latest, read_run_folder
+    from arbitrage_cli.runs.folder import read_run_folder
 
     one, other = read_run_folder(first), read_run_folder(second)
     names = {"runs": [str(first), str(second)]}
-    compared = names | comparison.compare_runs(one.run, list(latest(one.rows)), other.run, list(latest(other.rows)))
+    compared = names | comparison.compare_runs(one.run, one.rows, other.run, other.rows)
     if shown.json_line:
         write_json(compared)
     else:

@@ -38,13 +38,12 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
             with self._raising(UsageError, "another process is writing to this file", ANOTHER):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._stack = stack.pop_all()
-        self._started = StartedMarks(path.with_name(f".{path.name}.started"))
-        self._started.load()
+        self.started = StartedMarks(path.with_name(f".{path.name}.started"))
+        self.started.load()
 
     def __exit__(self, *error: object) -> None:
         """One that was made for nothing is removed."""
-        with contextlib.suppress(OSError):
-            self._started.close()
+        self.started.close()
         if self._is_new and not os.fstat(self._file.fileno()).st_size:
             self.path.unlink(missing_ok=True)
         self._stack.close()
@@ -59,21 +58,6 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
                 return
             length += len(line)
             yield self._read(line, number)
-
-    @property
-    def crashes(self) -> Mapping[str, int]:
-        """The problems at which a process died, by id, each with the number of crashes: 0 if it was only killed."""
-        return self._started.crashes
-
-    def begin(self, problem: str) -> None:
-        """Mark that a problem is being solved. OutputError."""
-        with self._raising(OutputError, "cannot be written", ROOM):
-            self._started.begin(problem)
-
-    def end(self, problem: str) -> None:
-        """Take the mark back. OutputError."""
-        with self._raising(OutputError, "cannot be written", ROOM):
-            self._started.end(problem)
 
     def append(self, record: str) -> None:
         """Add a record; it is on the disk when this returns. OutputError."""

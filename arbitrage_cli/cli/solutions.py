@@ -134,20 +134,22 @@ class Solutions:
         usable = problems.usable(self.unusable)
         if self._file is None:
             return scheduler.run(usable, problems.is_ready)
-        return marked(self._file, scheduler.run(self._not_given_up(usable, run, limits), lambda: self._is_ready(problems)))
+        return marked(
+            self._file.started, scheduler.run(self._not_given_up(usable, run, limits), lambda: self._is_ready(problems))
+        )
 
     def _not_given_up(self, problems: Iterable[Problem], run: RunInfo, limits: Limits) -> Iterator[Problem]:
         """The problems without those that have crashed several processes: these have an error as their result."""
         for problem in problems:
-            if self._file and self._file.crashes.get(problem.id, 0) >= GIVEN_UP:
-                self._file.begin(problem.id)  # this result is final: its crashes are forgotten
-                self._in_order.add(record(give_up(problem, limits, self._file), run))
+            if self._file and self._file.started.crashes.get(problem.id, 0) >= GIVEN_UP:
+                self._file.started.begin(problem.id)  # this result is final: its crashes are forgotten
+                self._in_order.add(record(give_up(problem, limits, self._file.started), run))
             else:
                 yield problem
 
     def _is_ready(self, problems: Problems) -> bool:
         """Whether another problem may be taken up beside those in flight."""
-        risky = self._file.crashes.values() if self._file else ()
+        risky = self._file.started.crashes.values() if self._file else ()
         return not any(count < GIVEN_UP for count in risky) and problems.is_ready()
 
     def take_earlier(self, problems: Problems, setup: Setup) -> int:

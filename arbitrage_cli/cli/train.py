@@ -105,7 +105,7 @@ def _show(head: "Head", *, as_json: bool, explain: bool) -> None:
     if as_json:
         write(sys.stdout, json.dumps(card, ensure_ascii=True, allow_nan=False) + "\n")
     elif explain:
-        write_card(card, usual_rows(card["taus"]), sys.stdout, sha256=head.sha256, explain=True)
+        write_card(card, usual_rows(card["taus"]), sys.stdout, sha256=head.sha256)
     else:
         write_summary(card, usual_rows(card["taus"]), sys.stdout)
 

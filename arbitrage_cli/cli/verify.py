@@ -101,7 +101,7 @@ def _run(folder: Path) -> Iterator[Finding]:
         yield Finding("wrong", f"{folder / RESULTS}: line {bad.number}", bad.reason or "it is unfinished", again)
     try:
         _check_rows(folder, run, found)
-        yield Finding("ok", str(folder / RESULTS), f"the fields of {len(found.rows)} rows")
+        yield Finding("ok", str(folder / RESULTS), f"the fields of {found.num_rows} rows")
     except ArbitrageError as error:
         yield Finding("wrong", str(folder / RESULTS), error.message, error.hint)
     for role, model in run["models"].items():
@@ -110,12 +110,12 @@ def _run(folder: Path) -> Iterator[Finding]:
 
 
 def _check_rows(folder: Path, run: Mapping[str, Any], found: "Found") -> None:
-    """DamagedRunError or UsageError for a row that comes twice, or is about no problem of the run."""
-    from arbitrage_cli.runs.results import results_by_policy
+    """DamagedRunError for a row that is about no problem or policy of the run, or holds states that are not."""
+    from arbitrage_cli.runs.results import check_attempts
     from arbitrage_cli.training.examples import read_run
 
     if "kind" not in run:
-        results_by_policy(run, found.rows)
+        check_attempts(run, found.statuses)
     elif not found.bad:
         read_run(folder)
 

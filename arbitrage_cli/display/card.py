@@ -3,7 +3,6 @@
 Made from the card's JSON and nothing else; a card comes from a file, so its texts are data.
 """
 
-import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -13,14 +12,10 @@ from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 from arbitrage_cli.evaluation.verdict import advice_of_taus
 
 DIGEST = 12  # characters of a digest that are shown
-FIXED = ("always", "never")  # they have no order: nothing to show at a rate
-SHOWN_RATES = (20, 30, 40, 60)  # of those that are on the card
 SHOWN_TAUS = 10  # beside those with a name
 
-RATES = {
-    "recall": "of the steps worth escalating, % caught at each rate of escalation",
-    "oracle_share": "of the oracle's gain over random, % kept at each rate of escalation",
-}
+MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}
+"""The heading of each, and its digits."""
 LEGEND = (
     "calls: steps that are escalated; wasted: calls that gain nothing",
     "caught: of the steps worth a call, those that are escalated",
@@ -37,9 +32,9 @@ def write_summary(card: Card, rows: Rows, stream: TextIO) -> None:
     _write(stream, [*_verdict(card), "", *_taus(card, rows, named_only=True), "", *advice])
 
 
-def write_card(card: Card, rows: Rows, stream: TextIO, *, sha256: str, explain: bool = False) -> None:
-    """Write the card; with the measures at several rates, and what each column is, if it shall `explain`. Errors as `write`."""
-    _write(stream, _lines(card, rows, sha256, explain=explain))
+def write_card(card: Card, rows: Rows, stream: TextIO, *, sha256: str) -> None:
+    """Write the card. Errors as `write`."""
+    _write(stream, _lines(card, rows, sha256))
 
 
 def write_taus(taus: Card, rows: Rows, stream: TextIO, *, on: str, costs_of: str) -> None:
@@ -51,21 +46,16 @@ def _write(stream: TextIO, lines: Iterable[str]) -> None:
     write(stream, "".join(f"{line}\n" for line in lines))
 
 
-def _lines(card: Card, rows: Rows, sha256: str, *, explain: bool) -> Iterator[str]:
+def _lines(card: Card, rows: Rows, sha256: str) -> Iterator[str]:
     test = card["metrics"]["test"]
     yield one_line(card["name"])
     for name, value in _about(card, sha256):
         yield from textwrap.wrap(f"{name:<12}{one_line(value)}", WIDTH, subsequent_indent=" " * 12)
     yield ""
     yield "on the test problems [95% over problems]"
-    yield from _measures(
-        "", test, {"auc": ("AUC", 1, 3), "spearman": ("Spearman", 1, 2), "ece": ("calibration error", 1, 3)}
-    )
-    for paragraph in _at_rates(test) if explain else ():
-        yield ""
-        yield from paragraph
+    yield from _measures(test)
     yield ""
-    yield from _taus(card, rows, explain=explain)
+    yield from _taus(card, rows)
     yield from _verdict(card)
 
 
@@ -123,48 +113,39 @@ def _verdict(card: Card) -> list[str]:
     return wrapped(f"verdict, on {problems} it never saw: the head ranks steps {found}") if found else []
 
 
-def _at_rates(test: Mapping[str, Card]) -> Iterator[Iterator[str]]:
-    """How often it is right on each class, and what it catches and keeps at several rates of escalation."""
-    classes = {"accept_accuracy": ("accept class %", 100, 0), "escalate_accuracy": ("escalate class %", 100, 0)}
-    yield _measures("right on", test, classes)
-    ordered = {number: figures for number, figures in test.items() if number not in FIXED}
-    for measure, heading in RATES.items():
-        shown = {f"{measure}_{rate}": (f"at {rate}%", 100, 0) for rate in SHOWN_RATES}
-        yield itertools.chain([heading], _measures("", ordered, shown))
-
-
-def _measures(corner: str, test: Mapping[str, Card], shown: Mapping[str, tuple[str, int, int]]) -> Iterator[str]:
-    """A row for each number that was measured. `shown` has each measure's heading, factor and digits."""
+def _measures(test: Mapping[str, Card]) -> Iterator[str]:
+    """A row for each number that was measured."""
     rows = [
-        [one_line(number), *(_figure(figures.get(name), factor, digits) for name, (_, factor, digits) in shown.items())]
+        [one_line(number), *(_figure(figures.get(name), digits) for name, (_, digits) in MEASURES.items())]
         for number, figures in test.items()
     ]
-    yield from aligned([corner, *(heading for heading, _, _ in shown.values())], rows, left=range(1 + len(shown)))
+    headings = [heading for heading, _ in MEASURES.values()]
+    yield from aligned(["", *headings], rows, left=range(1 + len(headings)))
 
 
-def _figure(figure: Sequence[float | None] | None, factor: int, digits: int) -> str:
+def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
     """`0.941 [0.93 0.95]`: the interval without a dash in between, since figures may be negative."""
     value, low, high = figure or (None, None, None)
     if value is None:
         return rounding.UNKNOWN
-    shown = _rounded(factor * value, digits)
+    shown = _rounded(value, digits)
     if low is None or high is None:
         return shown
-    return f"{shown} [{' '.join(_rounded(factor * end, min(digits, 2)) for end in (low, high))}]"
+    return f"{shown} [{' '.join(_rounded(end, min(digits, 2)) for end in (low, high))}]"
 
 
 def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no negative zero
 
 
-def _taus(card: Card, rows: Rows, *, named_only: bool = False, explain: bool = False) -> Iterator[str]:
+def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
     taus, data = card["taus"], card["data"]
     other = data.get("taus_of")  # what they were calibrated on
     on = ", ".join(run["name"] for run in other["runs"]) if other else "problems that it did not learn from"
     costs_of = "the machine that calibrated" if other and other["costs"] != "the runs" else "the machine that collected"
     yield from _heading(taus, on)
     yield from _tau_table(taus, rows, named_only=named_only)
-    yield from LEGEND if explain else ()
+    yield from () if named_only else LEGEND
     yield from _notes(taus, costs_of)
 
 

@@ -102,7 +102,7 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
         "summary": " ".join(run_facts.summary(figures)),
         "facts": [*run_facts.main_facts(run)],
         "other_facts": [*run_facts.other_facts(run)],
-        "notes": [*figures["notes"], *run["warnings"]],
+        "notes": figures["notes"],
         "is_throughput": figures["concurrency"] > 1,
         "series": list(dict.fromkeys(map(series_of, policies))),
         "front": charts.accuracy_chart(policies),

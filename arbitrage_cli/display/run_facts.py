@@ -5,7 +5,7 @@ from typing import Any
 
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.charts import ALONE
-from arbitrage_cli.evaluation.accuracy import WITH_PROBABILITY
+from arbitrage_cli.runs.results import WITH_PROBABILITY
 
 Json = Mapping[str, Any]
 Fact = tuple[str, str]

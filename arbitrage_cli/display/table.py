@@ -58,24 +58,13 @@ def _main_columns(figures: Figures) -> list[Column]:
     return [column for column in shown if not (column is columns.SECONDS and columns.PRICE[0] in shown)]
 
 
-def _cells(
-    shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str]
-) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """Headings and rows of a table."""
-    rows = [
-        [label, *(" ".join(filter(None, column.cell(record))) for column in shown)]
-        for label, record in zip(labels, records, strict=True)
-    ]
-    return ["policy", *(column.heading for column in shown)], rows
-
-
 def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, explain: bool) -> Iterator[Line]:
     yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
     for name, text in facts:
         yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}", width))
     yield "", ""
     shown = _main_columns(figures)
-    yield from _table(*_cells(shown, figures["policies"], [policy["label"] for policy in figures["policies"]]), width)
+    yield from _table(shown, figures["policies"], [policy["label"] for policy in figures["policies"]], width)
     meanings = ((column.heading, DEFINITIONS[column.definition]) for column in shown if explain)
     if figures["verdict"]:
         yield "", ""
@@ -98,17 +87,26 @@ def size_of(figures: Figures) -> str:
     return problems + samples + at_once
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[Line]:
-    """Labels get the room that the figures leave. Figures with an interval begin at the same column."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    needed = sum(widths[1:]) + 2 * len(widths[1:])
-    labels = short_labels([label for label, *_ in rows], max(MIN_LABEL, width - needed))
-    left = [0, *(index for index in range(1, len(headings)) if any("[" in row[index] for row in rows))]
-    cells = [[label, *row[1:]] for label, row in zip(labels, rows, strict=True)]
-    first, *others = aligned(headings, cells, left=left)
+def _table(shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str], width: int) -> Iterator[Line]:
+    """Labels get the room that the figures leave. Where there is too little, intervals are left out, then the last columns."""
+    cells = [[" ".join(filter(None, column.cell(record))) for record in records] for column in shown]
+    if _room(shown, cells, width) < MIN_LABEL:
+        cells = [[column.show(record) for record in records] for column in shown]
+    while _room(shown, cells, width) < MIN_LABEL and len(cells) > 1:
+        cells.pop()
+    names = short_labels(labels, max(MIN_LABEL, _room(shown, cells, width)))
+    headings = ["policy", *(column.heading for column, _ in zip(shown, cells, strict=False))]
+    left = [0, *(index for index, column in enumerate(cells, start=1) if any("[" in cell for cell in column))]
+    first, *others = aligned(headings, zip(names, *cells, strict=True), left=left)
     yield first, "bold"
     for line in others:
         yield line, ""
+
+
+def _room(shown: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> int:
+    """What the figures leave for the labels."""
+    taken = [max(map(len, [column.heading, *own])) + 2 for column, own in zip(shown, cells, strict=False)]
+    return width - sum(taken)
 
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
@@ -124,7 +122,7 @@ def _projection(figures: Figures, width: int, *, explain: bool) -> Iterator[Line
     if not shown:
         return
     yield "PROJECTION, not measured: with the speeds given by --project", "bold"
-    yield from _table(*_cells(columns.ELSEWHERE, shown, [policy["label"] for policy in shown]), width)
+    yield from _table(columns.ELSEWHERE, shown, [policy["label"] for policy in shown], width)
     yield from _legend([("", DEFINITIONS["elsewhere_seconds"])] if explain else [], width)
 
 
@@ -160,7 +158,7 @@ def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iter
     yield from ((line, "bold") for line in wrapped(title, width))
     yield "", ""
     labels = [pair_label(entry) for entry in comparison["policies"]]
-    yield from _table(*_cells(columns.COMPARISON, comparison["policies"], labels), width)
+    yield from _table(columns.COMPARISON, comparison["policies"], labels, width)
     yield "", ""
     for entry in comparison["policies"]:
         for what, ids in changes(entry):

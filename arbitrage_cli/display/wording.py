@@ -10,7 +10,7 @@ from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.routing.policies import POLICIES, thoughts_tau
-from arbitrage_cli.runs.records import RunInfo, answer, problem_error
+from arbitrage_cli.runs.records import LIMITS, RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step
@@ -200,8 +200,7 @@ def failure(finished: Finished) -> str:
 
 def ending(finished: Finished) -> str:
     """The limit that ended a solution before it was finished; empty if none did."""
-    limits = {"max_steps": "max-steps (a setting)", "max_tokens": "--max-tokens"}
-    option = limits.get(finished.trace.stop or "")
+    option = LIMITS.get(finished.trace.stop or "")
     return f"stopped at the limit {option}" if option else ""
 
 
@@ -211,7 +210,7 @@ def in_one_line(answer: str) -> str:
 
 
 def attempt(ended: AttemptEnded) -> str:
-    """One line about an attempt: `gsm8k/12, entropy 0.5: incorrect (18), 12.3 s`."""
+    """One line about an attempt: `gsm8k/12, entropy@0.5: incorrect (18), 12.3 s`."""
     detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
     took = "" if ended.seconds is None else f", {rounding.seconds(ended.seconds)}"
     return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")

@@ -4,37 +4,31 @@ A probability comes true as often as the target's step was better. The oracle kn
 same draft after the same text.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.runs.results import PolicyResults, Result, paired, sums_by_problem
+from arbitrage_cli.runs.records import LIMITS
+from arbitrage_cli.runs.results import WITH_PROBABILITY, PolicyResults, Result, paired, sums_by_problem
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
-
-LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "max-steps (a setting)", "context": "--ctx"}
-"""The flag of each limit that ends a solution before it is finished, by `Result.stop`."""
 
 NUM_BINS = 10
 """Of probabilities, of equal width."""
-WITH_PROBABILITY = "arbitrage"
-"""The policy whose score is a probability."""
 
 
-def accuracy(policy: PolicyResults, planned: int) -> dict[str, Any]:
+def accuracy(results: Collection[Result], planned: int, samples: int) -> dict[str, Any]:
     """Counts of the `planned` attempts, and the share of right answers among those that were made."""
-    counts = Counter[str](result.outcome for result in policy.results.values())
-    made = counts.total()
+    counts = Counter[str](result.outcome for result in results)
     return {
         "n": planned,
         **{name: counts[name] for name in ("correct", "incorrect", "unscored")},
         "errors": counts["error"],
-        "missing": planned - made,
-        "cut": sum(cut_by_limit(policy.done).values()),
-        "accuracy": Ratio(counts["correct"], made),
-        "accuracy_interval": _interval(policy),
+        "missing": planned - len(results),
+        "cut": cut_by_limit(result for result in results if result.is_done).total(),
+        "accuracy": Ratio(counts["correct"], len(results)),
+        "accuracy_interval": _interval(results, samples),
     }
 
 
@@ -72,12 +66,14 @@ def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) ->
 
     Over problems. If the problems do not differ in this, resampling shows no spread: then as if each had one sample.
     """
+    both = Counter((one.is_correct, other.is_correct) for one, other in pairs)
+    cells = [both[kind] for kind in ((True, True), (True, False), (False, True), (False, False))]
+    if samples == 1 or not pairs:
+        return paired_difference(*cells)
     differences = sums_by_problem(((one.key[0], [one.is_correct - other.is_correct, 1.0]) for one, other in pairs), 2)
-    if samples > 1 and _varies(differences):
+    if _varies(differences):
         return bootstrap(differences, ratio_of_sums)
-    both = [(one.is_correct, other.is_correct) for one, other in pairs]
-    cells = (both.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
-    return paired_difference(*(cell * len(differences) / max(1, len(pairs)) for cell in cells))
+    return paired_difference(*(cell * len(differences) / len(pairs) for cell in cells))
 
 
 def calibration(policy: PolicyResults, oracle: PolicyResults | None) -> list[dict[str, Any]] | None:
@@ -110,15 +106,15 @@ def _calibration_of_bin(steps: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     }
 
 
-def _interval(policy: PolicyResults) -> Interval | None:
+def _interval(results: Collection[Result], samples: int) -> Interval | None:
     """Over problems, with the same exception."""
-    correct = sums_by_problem(((key[0], [one.is_correct, 1.0]) for key, one in policy.results.items()), 2)
-    if not len(correct):
-        return None
+    right = sum(one.is_correct for one in results)
+    if samples == 1 or not results:
+        return wilson(right, len(results))
+    correct = sums_by_problem(((one.key[0], [one.is_correct, 1.0]) for one in results), 2)
     if np.any(correct[:, 1] > 1) and _varies(correct):
         return bootstrap(correct, ratio_of_sums)
-    right, tried = (math.fsum(column) for column in correct.T)
-    return wilson(right / tried * len(correct), len(correct))
+    return wilson(right / len(results) * len(correct), len(correct))
 
 
 def _varies(sums: Floats) -> bool:

@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, Router, WriteStep
@@ -24,15 +23,13 @@ from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key
-from arbitrage_cli.runs.records import AttemptInfo, RunInfo, attempt_error, tau_in_json
+from arbitrage_cli.runs.records import RunInfo, attempt_error, tau_in_json
 from arbitrage_cli.runs.records import row as make_row
 from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 ROUNDS = 4
 """Problems of a block for each that is solved at once."""
-
-UNTIMED: Mapping[str, Any] = MappingProxyType({"wall_seconds": 0.0, "router_seconds": 0.0})
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Compares a solution's text with a right answer (an `Item.gold`). ProblemError if the grader fails; the attempt is then an error."""
@@ -165,9 +162,9 @@ class Bench:
                 last_end = now
                 del in_flight[event.trace.problem.id]
                 measured = {"wall_seconds": now - one.began, "router_seconds": one.timer.seconds, "share": share}
-                yield Ended(one.attempt, self.row(one.attempt, event, measured))
+                yield Ended(one.attempt, self.row(one.attempt, event, **measured))
 
-    def row(self, attempt: Attempt, finished: Finished, measured: Mapping[str, Any] = UNTIMED) -> dict[str, Any]:
+    def row(self, attempt: Attempt, finished: Finished, **measured: Any) -> dict[str, Any]:
         """The graded row of an attempt; an error if its grader fails."""
         route, item = attempt.route, attempt.item
         grade = None
@@ -180,7 +177,7 @@ class Bench:
         run = RunInfo(
             route.policy.name, score_is, route.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
         )  # no row has the zeros
-        return make_row(finished, run, AttemptInfo(attempt.sample, item.level, item.gold, grade, **measured))
+        return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
         """Each event with the seconds until it came. The time that the receiver of an event takes does not count."""

@@ -5,6 +5,7 @@ Pairs attempts by problem id and sample, and leaves out ids whose question chang
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
@@ -14,17 +15,16 @@ from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by
 from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_sums
 
 
-def compare_runs(first_run: Row, first_rows: Sequence[Row], second_run: Row, second_rows: Sequence[Row]) -> dict[str, Any]:
+def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, second_rows: Iterable[Row]) -> dict[str, Any]:
     """The comparison as JSON. Policies are paired by name and tau, or the name of a tau; if each run has only one, these are compared.
 
     UsageError if no policy, or no problem, is in both.
     """
-    changed = _changed_questions(first_rows, second_rows)
-    first = results_by_policy(first_run, (row for row in first_rows if row["id"] not in changed))
-    second = results_by_policy(second_run, (row for row in second_rows if row["id"] not in changed))
+    first, second = results_by_policy(first_run, first_rows), results_by_policy(second_run, second_rows)
+    changed = _changed_questions(first, second)
     is_timed = _concurrency(first_run) == _concurrency(second_run) == 1
     pairs = _pairs(first, second)
-    compared = [_compare(one, other, is_timed=is_timed) for one, other in pairs]
+    compared = [_compare(_without(one, changed), _without(other, changed), is_timed=is_timed) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
@@ -35,10 +35,14 @@ def compare_runs(first_run: Row, first_rows: Sequence[Row], second_run: Row, sec
     }
 
 
-def _changed_questions(first: Iterable[Row], second: Iterable[Row]) -> set[str]:
+def _changed_questions(first: Iterable[PolicyResults], second: Iterable[PolicyResults]) -> set[str]:
     """Ids that stand for different questions in the two runs."""
-    questions = {row["id"]: row["problem"] for row in first}
-    return {row["id"] for row in second if questions.get(row["id"], row["problem"]) != row["problem"]}
+    before, after = ({key[0]: one.question for of in run for key, one in of.results.items()} for run in (first, second))
+    return {name for name, question in after.items() if before.get(name, question) != question}
+
+
+def _without(policy: PolicyResults, problems: set[str]) -> PolicyResults:
+    return replace(policy, results={key: one for key, one in policy.results.items() if key[0] not in problems})
 
 
 def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> list[tuple[PolicyResults, PolicyResults]]:

@@ -46,7 +46,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "Interval: 95%, paired bootstrap over problems.",
         "tokens": "Tokens that each model read, found in its server's cache and wrote, summed over the finished attempts.",
         "time": "Where the wall-clock seconds of the finished attempts went; rest = wall - all the others.",
-        "by_level": "The same figures over the planned problems of one level of the data set.",
+        "by_level": "Accuracy and its counts over the planned problems of one level of the data set.",
         "calibration": "Steps whose target's step had an advantage / steps, by the probability that the head gave them: of the "
         "drafted steps that policy oracle saw as well, after the same text. Interval: 95%, Wilson.",
     }

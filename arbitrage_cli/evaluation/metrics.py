@@ -5,8 +5,9 @@ One function makes them, as JSON, from the rows of a run; tables, reports and `-
 None, never a guess.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from arbitrage_cli.evaluation import projection, speed
@@ -21,9 +22,8 @@ from arbitrage_cli.evaluation.projection import (
 )
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.runs.results import PolicyResults, no_cycles, paired_done, results_by_policy
+from arbitrage_cli.runs.results import PolicyResults, Result, no_cycles, paired_done, results_by_policy
 from arbitrage_cli.runs.schema import Level
-from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.stats.intervals import Ratio
 
 SCHEMA = 1
@@ -38,12 +38,13 @@ LATENCY = (
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the figures of every policy of a run depend on. `levels` are those of all planned problems, by id.
+    """What the figures of every policy of a run depend on. `levels` are those of all `planned` problems, by id.
 
     `prices` and `speeds` are what was asked for; None if a server did not count tokens (`tokens_missing`).
     """
 
     levels: Mapping[str, Level]
+    planned: Mapping[Level, int]
     samples: int
     prices: Prices | None
     speeds: GivenSpeeds | None
@@ -86,7 +87,7 @@ def figures(
             "samples": scope.samples,
             "concurrency": scope.concurrency,
             "policies": made,
-            "notes": _notes(scope, policies, made),
+            "notes": [*_notes(scope, policies, made), *run["warnings"]],
             "verdict": found and asdict(found),
         }
 
@@ -97,6 +98,7 @@ def _scope(
     counts = counts_tokens(run)
     return Scope(
         levels=run["levels"],
+        planned=Counter(run["levels"].values()),
         samples=run["sampling"]["samples"],
         prices=prices if counts else None,
         speeds=speeds if counts else None,
@@ -122,7 +124,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
         "label": policy.label,
         "score_is": policy.score_is,
         **_with_ratios(
-            accuracy(policy, len(scope.levels) * scope.samples)
+            accuracy(policy.results.values(), len(scope.levels) * scope.samples, scope.samples)
             | accuracy_difference(policy, scope.target, scope.samples)
             | likeness(policy, scope.target)
             | dict.fromkeys((*THROUGHPUT, *LATENCY))
@@ -130,7 +132,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
             | _routing(policy)
             | _prices(policy, scope)
         ),
-        "tokens": tokens_of_models(policy.done),
+        "tokens": tokens_of_models(policy.tally),
         "time": speed.time_parts(policy),
         "by_level": _by_level(policy, scope),
         "calibration": calibration(policy, scope.oracle),
@@ -146,21 +148,22 @@ def _with_ratios(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _latency(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
     pairs = paired_done(policy, scope.target) if scope.target else []
+    value, interval = speed.speedup(pairs)
     return {
         "seconds_mean": speed.seconds_mean(policy),
-        **speed.speedups(pairs),
+        "speedup": value,
+        "speedup_interval": interval,
         **(projection_figures(policy, pairs, scope.speeds) if scope.speeds else {}),
     }
 
 
 def _routing(policy: PolicyResults) -> dict[str, Any]:
-    done = policy.done
-    total = sum((result.tally for result in done), Tally())
+    total = policy.tally
     draft, target = total.draft_cost, total.target_cost
     return {
         "acceptance_rate": Ratio(total.accepted_steps, total.drafted_steps),
         "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
-        "target_call_rate": Ratio(total.target_steps, sum(one.kept_steps for one in done)),
+        "target_call_rate": Ratio(total.target_steps, sum(one.kept_steps for one in policy.done)),
         "wasted_draft_tokens": total.wasted_tokens,
         "draft_tokens_per_second": _rate(draft.decode_tokens, draft.decode_seconds),
         "target_tokens_per_second": _rate(target.decode_tokens, target.decode_seconds),
@@ -168,7 +171,7 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
 
 
 def _prices(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
-    if scope.prices is None:
+    if scope.prices is None or projection.is_idle(policy):
         return dict.fromkeys(projection.PRICED)
     return price_figures(policy.done, paired_done(policy, scope.target) if scope.target else [], scope.prices)
 
@@ -179,25 +182,15 @@ def _rate(tokens: int, seconds: float) -> Ratio | None:
 
 
 def _by_level(policy: PolicyResults, scope: Scope) -> dict[str, Any] | None:
-    """Accuracy and speed-up of each level; None if the data set has no levels."""
-    found = {level for level in scope.levels.values() if level is not None}
-    return {str(level): _level_figures(policy, scope, level) for level in sorted(found, key=_level_order)} or None
-
-
-def _level_figures(policy: PolicyResults, scope: Scope, level: Level) -> dict[str, Any]:
-    problems = {problem for problem, own in scope.levels.items() if own == level}
-    target = scope.target and _only(scope.target, problems)
-    own = target if target and policy is scope.target else _only(policy, problems)
-    pairs = paired_done(own, target) if target and not scope.is_throughput else []
-    return _with_ratios(
-        accuracy(own, len(problems) * scope.samples)
-        | accuracy_difference(own, target, scope.samples)
-        | speed.speedups(pairs)
-    )
-
-
-def _only(policy: PolicyResults, problems: set[str]) -> PolicyResults:
-    return replace(policy, results={key: result for key, result in policy.results.items() if key[0] in problems})
+    """Accuracy at each level; None if the data set has no levels."""
+    made: dict[Level, list[Result]] = {level: [] for level in scope.planned}
+    for result in policy.results.values():
+        made[scope.levels[result.key[0]]].append(result)
+    levels = sorted((level for level in scope.planned if level is not None), key=_level_order)
+    return {
+        str(level): _with_ratios(accuracy(made[level], scope.planned[level] * scope.samples, scope.samples))
+        for level in levels
+    } or None
 
 
 def _level_order(level: str | int) -> tuple[bool, float, str]:
@@ -213,8 +206,8 @@ def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mappi
     notes = list(_cut_notes(policies))
     if scope.tokens_missing:
         notes.append("A server in this run does not count tokens, so there are no prices, and no times on another machine.")
-    if scope.speeds and any(map(projection.is_idle, policies)):
-        notes.append("Policy speculative made no proposal in this run, so what it takes elsewhere is not projected.")
+    if (scope.speeds or scope.prices) and any(map(projection.is_idle, policies)):
+        notes.append("Policy speculative made no proposal in this run, so it has no projection and no price.")
     if scope.is_throughput:
         notes += speed.throughput_notes(scope.concurrency, policies, made)
     for one in made:

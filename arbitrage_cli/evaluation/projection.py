@@ -69,7 +69,11 @@ Prices = Mapping[ModelRole, Price]
 
 def parse_speeds(text: str) -> GivenSpeeds:
     """`draft=READ/WRITTEN,target=READ/WRITTEN`, both models at least. UsageError."""
-    speeds = _parse_roles(text, _parse_speed, "project", SPEEDS_EXAMPLE)
+
+    def speed(numbers: Sequence[float]) -> Speed | None:
+        return Speed(*numbers) if len(numbers) == 2 and all(numbers) else None
+
+    speeds = _parse_roles(text, speed, "project", SPEEDS_EXAMPLE)
     if not speeds.keys() >= {"draft", "target"}:
         raise UsageError("speeds of both draft and target are needed", SPEEDS_EXAMPLE, option="project")
     return speeds
@@ -77,34 +81,24 @@ def parse_speeds(text: str) -> GivenSpeeds:
 
 def parse_prices(text: str) -> Prices:
     """`draft=READ/WRITTEN,target=READ/CACHED/WRITTEN`; a model without a price costs nothing. UsageError."""
-    return _parse_roles(text, _parse_price, "price", PRICES_EXAMPLE)
+
+    def price(numbers: Sequence[float]) -> Price | None:
+        return Price(numbers[0], numbers[len(numbers) - 2], numbers[-1]) if len(numbers) in (2, 3) else None
+
+    return _parse_roles(text, price, "price", PRICES_EXAMPLE)
 
 
-def _parse_roles(text: str, parse: Callable[[str], T | None], option: str, example: str) -> dict[ModelRole, T]:
-    """A value for each model that is named, each at most once."""
+def _parse_roles(text: str, make: Callable[[Sequence[float]], T | None], option: str, example: str) -> dict[ModelRole, T]:
+    """What is made of the numbers of each model that is named, each at most once."""
     found: dict[ModelRole, T] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         role = next((one for one in ROLES if one == name), None)
-        parsed = parse(value) if role and role not in found and value else None
-        if role is None or parsed is None:
+        made = make([float(one) for one in value.split("/")]) if re.fullmatch(rf"{NUMBER}(/{NUMBER})*", value) else None
+        if role is None or role in found or made is None:
             raise UsageError(f"invalid value '{part.strip()}'", example, option=option)
-        found[role] = parsed
+        found[role] = made
     return found
-
-
-def _parse_price(value: str) -> Price | None:
-    if not re.fullmatch(rf"{NUMBER}(/{NUMBER}){{1,2}}", value):
-        return None
-    numbers = [float(one) for one in value.split("/")]
-    return Price(numbers[0], numbers[-2] if len(numbers) == 3 else numbers[0], numbers[-1])
-
-
-def _parse_speed(value: str) -> Speed | None:
-    if not re.fullmatch(f"{NUMBER}/{NUMBER}", value):
-        return None
-    read, written = map(float, value.split("/"))
-    return Speed(read, written) if read and written else None
 
 
 # --- figures
@@ -138,7 +132,7 @@ def projection_figures(policy: PolicyResults, pairs: Paired, speeds: GivenSpeeds
 
 def is_idle(policy: PolicyResults) -> bool:
     """Whether policy speculative made no proposal, as where proposals do not pay: elsewhere it would."""
-    return policy.policy == "speculative" and not any(one.tally.target_cost.verify_tokens for one in policy.done)
+    return policy.policy == "speculative" and not policy.tally.target_cost.verify_tokens
 
 
 def _seconds(result: Result, speeds: GivenSpeeds) -> tuple[float, float] | None:
@@ -169,12 +163,11 @@ def price_figures(done: Sequence[Result], pairs: Paired, prices: Prices) -> dict
     }
 
 
-def tokens_of_models(done: Sequence[Result]) -> dict[str, dict[str, int]]:
-    """What each model read, found in a server's cache and wrote, over the finished attempts."""
-    costs = _costs(sum((result.tally for result in done), Tally()))
+def tokens_of_models(total: Tally) -> dict[str, dict[str, int]]:
+    """What each model read, found in a server's cache and wrote."""
     return {
         role: {"read": cost.prefill_tokens, "cached": cost.cached_tokens, "written": cost.decode_tokens + cost.verify_kept}
-        for role, cost in costs.items()
+        for role, cost in _costs(total).items()
     }
 
 

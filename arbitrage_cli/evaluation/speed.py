@@ -25,18 +25,16 @@ Block = Sequence[Result]
 """A policy's results of one block, failed attempts that were made again included."""
 
 
+def _wall_seconds(result: Result) -> float:
+    return result.seconds or 0.0
+
+
 def seconds_mean(policy: PolicyResults) -> Ratio:
     """Mean seconds of the finished attempts."""
-    return Ratio(math.fsum(map(_seconds_of, policy.done)), len(policy.done))
+    return Ratio(math.fsum(map(_wall_seconds, policy.done)), len(policy.done))
 
 
-def speedups(pairs: Paired) -> dict[str, Any]:
-    """The speed-up over all problems."""
-    value, interval = speedup(pairs, _seconds_of)
-    return {"speedup": value, "speedup_interval": interval}
-
-
-def speedup(pairs: Paired, cost: Callable[[Result], float]) -> tuple[Ratio | None, Interval | None]:
+def speedup(pairs: Paired, cost: Callable[[Result], float] = _wall_seconds) -> tuple[Ratio | None, Interval | None]:
     """Cost of the target alone / of the policy. No interval from few problems, nor for the target against itself."""
     if not pairs:
         return None, None
@@ -47,20 +45,16 @@ def speedup(pairs: Paired, cost: Callable[[Result], float]) -> tuple[Ratio | Non
 
 def time_parts(policy: PolicyResults) -> dict[str, float]:
     """Seconds of the finished attempts, by what they were spent on."""
-    done = policy.done
+    total = policy.tally
     parts = {
-        f"{model}_{kind}": math.fsum(getattr(getattr(one.tally, f"{model}_cost"), f"{kind}_seconds") for one in done)
-        for model in ("draft", "target")
+        f"{model}_{kind}": getattr(cost, f"{kind}_seconds")
+        for model, cost in (("draft", total.draft_cost), ("target", total.target_cost))
         for kind in ("decode", "prefill", "verify")
     }
-    parts["router"] = math.fsum(one.router_seconds for one in done)
-    parts["reward"] = math.fsum(one.reward_seconds for one in done)
-    wall = math.fsum(one.share.seconds if one.share else _seconds_of(one) for one in done)
+    parts["router"] = math.fsum(one.router_seconds for one in policy.done)
+    parts["reward"] = total.reward_cost.seconds
+    wall = math.fsum(one.share.seconds if one.share else _wall_seconds(one) for one in policy.done)
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
-
-
-def _seconds_of(result: Result) -> float:
-    return result.seconds or 0.0
 
 
 def _table(pairs: Paired, cost: Callable[[Result], float]) -> Floats:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from arbitrage_cli.routing.thresholds import SAME
+from arbitrage_cli.runs.records import route_name
 
 Figures = Mapping[str, Any]
 Decision = Literal["pays", "does not pay", "not decided"]
@@ -58,9 +59,9 @@ class Way:
 
     @property
     def speed(self) -> str:
-        """`1.50 [1.41, 1.60] times as fast`."""
-        interval = f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else ""
-        return f"{self.speedup:.2f}{interval} times as fast"
+        """`1.50 [1.41-1.60] times as fast`, with the digits of the tables."""
+        low_and_high = "-".join(map(_digits, self.interval or ()))
+        return f"{_digits(self.speedup)}{f' [{low_and_high}]' if low_and_high else ''} times as fast"
 
     @property
     def answers(self) -> str:
@@ -143,8 +144,8 @@ def _way(policy: Figures) -> Way | None:
     if not speedup or not difference:
         return None
     interval = policy["speedup_interval"] or policy["throughput_ratio_interval"]
-    tau = policy["tau"] if policy["tau_name"] in (None, SAME) else policy["tau_name"]
-    route = policy["policy"] if tau is None else f"{policy['policy']}@{tau}"
+    name = None if policy["tau_name"] == SAME else policy["tau_name"]
+    route = route_name(policy["policy"], policy["tau"], name)
     is_graded, same = policy["unscored"] < difference["denominator"], policy["ratios"].get("same_answers")
     lost = -difference["numerator"] if is_graded or not same else same["denominator"] - same["numerator"]
     count = round(difference["denominator"])
@@ -182,6 +183,10 @@ def _ratio_needed(figures: Figures) -> float | None:
     shares = [1 - one["acceptance_rate"] for one in routed if (way := _way(one)) and way.keeps_answers]
     left = 1 / WORTH - min(shares, default=1.0)
     return 1 / left if left > 0 else None
+
+
+def _digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _count(number: int, noun: str) -> str:

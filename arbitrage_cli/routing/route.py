@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.runs.records import label
+from arbitrage_cli.runs.records import label, route_name
 from arbitrage_cli.types import Trace
 
 
@@ -23,13 +23,13 @@ class Route:
 
     @property
     def label(self) -> str:
-        """Its name in tables and messages: `entropy 0.5`, `arbitrage fast (0.347)`."""
+        """Its name in tables and messages: `entropy@0.5`, `arbitrage@fast (0.347)`."""
         return label(self.policy.name, self.tau, self.tau_name)
 
     @property
     def name(self) -> str:
         """Its name as a command takes it: `target`, `entropy@0.5`, `arbitrage@fast`."""
-        return self.policy.name if self.tau is None else f"{self.policy.name}@{self.tau_name or format(self.tau, 'g')}"
+        return route_name(self.policy.name, self.tau, self.tau_name)
 
     def flow(self, trace: Trace, seed: int, router: Router | None = None) -> Flow:
         """The flow that solves `trace`. `router` is the head's, for a policy that needs one."""

@@ -15,11 +15,9 @@ refuses a line that is not a row; only an unfinished last one is passed over: it
 import fcntl
 import json
 import os
-import weakref
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +32,9 @@ RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "loc
 MAX_RESULTS = 1 << 34  # bytes
 MAX_LINE = 1 << 26
 
-"""Names of the files above, and of those that were being written when a process died."""
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_RESTORE = "restore it from a copy, or repeat the command that made the run: it sets such lines aside and does them again"
 _START_AGAIN = "restore it from a copy, or give --fresh to the command that made the run: it sets the old files aside"
 
 Row = Mapping[str, Any]
@@ -45,44 +43,24 @@ Key = tuple[str, int, str, float | str | None]
 
 
 class Rows(Iterable[dict[str, Any]]):
-    """Rows as the places of their lines in a file, which are read and parsed whenever the rows are iterated.
+    """The rows of a file, read and checked whenever they are iterated; none without a file.
 
-    The file may grow meanwhile, or be replaced by another one: this one stays open. DamagedRunError if it was changed otherwise.
+    An unfinished last line is passed over: it may be being written. DamagedRunError for another line that is not a row.
     """
 
-    def __init__(self, descriptor: int | None = None) -> None:
-        self._starts, self._sizes = array("Q"), array("Q")
-        self._descriptor = -1
-        if descriptor is not None:
-            self.read_from(descriptor)
+    def __init__(self, path: Path | None = None, kind: str = BENCH) -> None:
+        self._path, self._kind = path, kind
 
-    def read_from(self, descriptor: int) -> None:
-        """The file in which the lines are."""
-        self._descriptor = os.dup(descriptor)
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def add(self, start: int, size: int) -> None:
-        """Add the row whose line is there."""
-        self._starts.append(start)
-        self._sizes.append(size)
-
-    def __len__(self) -> int:
-        return len(self._starts)
+    def __bool__(self) -> bool:
+        return next(_lines(self._path), b"").endswith(b"\n") if self._path else False
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        from pydantic_core import from_json  # three times as fast as json
-
-        return map(from_json, self.lines)
-
-    @property
-    def lines(self) -> Iterator[bytes]:
-        """The lines of the rows."""
-        with _raising(DamagedRunError, "the rows of this run cannot be read", "run the command again"):
-            for start, size in zip(self._starts, self._sizes, strict=True):
-                line = os.pread(self._descriptor, size, start)
-                if len(line) != size or not line.endswith(b"\n"):
-                    raise DamagedRunError("the rows of this run were changed while they were read", "run the command again")
-                yield line
+        with _raising(UsageError, f"{self._path}: cannot be read", "restore it from a copy"):
+            for row in _examined(self._path, self._kind) if self._path else ():
+                if isinstance(row, dict):
+                    yield row
+                elif row.reason:
+                    raise DamagedRunError(f"{self._path}: {row}", _RESTORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +82,13 @@ class BadLine(NamedTuple):
         return f"line {self.number}: {self.reason or 'it is unfinished'}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
-    """The rows of a file, the status of the row that counts for each key, and the lines that are not rows."""
+    """How many rows a file has, the status of the row that counts for each key, and the lines that are not rows."""
 
-    rows: Rows = field(default_factory=Rows)
-    statuses: dict[Key, str] = field(default_factory=dict)
-    bad: list[BadLine] = field(default_factory=list)
-
-    def add(self, number: int, start: int, line: bytes, kind: str) -> None:
-        """Sort in a line, which starts there."""
-        try:
-            row = read_row(line, kind) if line.endswith(b"\n") else None
-            if row and self.statuses.get(key_of(row)) == "done":
-                raise ValueError("it repeats an earlier row")
-        except ValueError as error:
-            self.bad.append(BadLine(number, line, str(error)))
-            return
-        if row is None:
-            self.bad.append(BadLine(number, line, ""))
-            return
-        self.statuses[key_of(row)] = row["status"]
-        self.rows.add(start, len(line))
+    num_rows: int
+    statuses: dict[Key, str]
+    bad: list[BadLine]
 
 
 def key_of(row: Row) -> Key:
@@ -139,29 +102,20 @@ def latest(rows: Rows | Sequence[Row]) -> Iterator[Row]:
     return (row for place, row in enumerate(rows) if places[key_of(row)] == place)
 
 
-def examine(folder: Path, kind: str | None = None) -> tuple[dict[str, Any], Found]:
+def examine(folder: Path) -> tuple[dict[str, Any], Found]:
     """What is in a folder, with the lines that are not rows. Changes nothing, also while a run writes to it.
 
-    UsageError if it holds no run, or one of another `kind`; DamagedRunError if run.json is damaged.
+    UsageError if it holds no run; DamagedRunError if run.json is damaged.
     """
-    hint = f"name the folder of a run, as arbitrage {kind or BENCH} makes them below runs/"
-    with _raising(UsageError, f"{folder}: cannot be read", hint):
-        _refuse_links(folder)
-        if not any((folder / name).exists() for name in (RUN, RESULTS)):
-            raise UsageError(f"{folder}: this folder has no run", hint)
-        run = _read_run(folder, kind)
-        return run, _read_rows(folder, run.get("kind", BENCH))
+    with _reading(folder):
+        run = _read_run(folder, None)
+        return run, _find_rows(folder / RESULTS, run.get("kind", BENCH))
 
 
 def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
-    """The contents of a folder, for a reader. Errors as for `examine`, and DamagedRunError for a line that is not a row."""
-    run, found = examine(folder, kind)
-    if bad := [one for one in found.bad if one.reason]:
-        raise DamagedRunError(
-            f"{folder / RESULTS}: {_listed(bad)}",
-            "restore it from a copy, or repeat the command that made the run: it sets such lines aside and does them again",
-        )
-    return Contents(run, found.rows)
+    """The contents of a folder, for a reader. Errors as for `examine`, and UsageError if it holds a run of another kind."""
+    with _reading(folder, kind):
+        return Contents(_read_run(folder, kind), Rows(folder / RESULTS, kind))
 
 
 def encode(row: Row) -> bytes:
@@ -173,7 +127,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder of which this process is the only writer, until it is closed.
 
     `path` is the folder; `run` and `rows` are its contents; `statuses` has the status of the row that counts for each key;
-    `notes` say what was set aside when it was opened.
+    `started` are the marks of problems; `notes` say what was set aside when it was opened.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False) -> None:
@@ -186,7 +140,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._kind = kind
         self._results = folder / RESULTS
         self._descriptor: int | None = None
-        self._started = StartedMarks(folder / STARTED)
+        self.started = StartedMarks(folder / STARTED)
         self._is_fresh = fresh
         self._again = "the same command without --fresh" if fresh else "the same command"
         self.notes: list[str] = []
@@ -211,9 +165,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._close_results()
         if self._lock is None:
             return
-        with suppress(OSError):
-            self._started.close()
-        if self._is_new and self.run is None and not self.rows:
+        self.started.close()
+        if self._is_new and self.run is None and not self.statuses:
             with suppress(OSError):
                 self._results.unlink(missing_ok=True)
                 (self.path / LOCK).unlink(missing_ok=True)
@@ -237,11 +190,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Add a row; it is on the disk when this returns. After an OutputError it is not there, and nothing may follow."""
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"{self._again} goes on from there")
-        line = encode(row)
         start = os.fstat(self._descriptor).st_size
         try:
             with self._writing(self._results):
-                write_all(self._descriptor, line)
+                write_all(self._descriptor, encode(row))
                 os.fsync(self._descriptor)
         except OutputError:
             # A second sync could succeed without writing what the first could not: so the row is taken back, not retried.
@@ -249,30 +201,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 os.ftruncate(self._descriptor, start)
             self._close_results()
             raise
-        self.rows.add(start, len(line))
         self.statuses[key_of(row)] = row["status"]
-
-    def begin(self, problem: str) -> None:
-        """Mark that a problem is being solved. OutputError."""
-        with self._writing(self.path / STARTED):
-            self._started.begin(problem)
-
-    def end(self, problem: str) -> None:
-        """Take the mark back. OutputError."""
-        with self._writing(self.path / STARTED):
-            self._started.end(problem)
-
-    @property
-    def crashes(self) -> Mapping[str, int]:
-        """The problems at which a process died, by id, each with the number of crashes: 0 if it was only killed."""
-        return self._started.crashes
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Replace all rows at once."""
         with self._writing(self._results):
             write_atomically(self._results, b"".join(map(encode, rows)))
-            found = _read_rows(self.path, self._kind)
-            self.rows, self.statuses = found.rows, found.statuses
+            self.statuses = _find_rows(self._results, self._kind).statuses
             self._open_results()
 
     # --- opening
@@ -283,9 +218,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.notes += [f"{old} is set aside as {aside.name}" for old, aside in self._replaced()]
             return
         self._read()
-        self._started.load()
-        if self.crashes:
-            count = f"{len(self.crashes)} problem{'s were' if len(self.crashes) > 1 else ' was'}"
+        self.started.load()
+        if crashes := self.started.crashes:
+            count = f"{len(crashes)} problem{'s were' if len(crashes) > 1 else ' was'}"
             self.notes.append(f"{count} being solved when a process died; what is left of that is tried last, one at a time")
         self._open_results()
 
@@ -305,21 +240,20 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if not has_rows and not (self.path / RUN).exists():
             return
         self.run = _read_run(self.path, self._kind)
-        found = _read_rows(self.path, self._kind)
-        self.rows, self.statuses = found.rows, found.statuses
+        found = _find_rows(self._results, self._kind)
+        self.statuses = found.statuses
         if found.bad:
-            aside = _free_name(self._results, "torn")
+            aside, numbers = _free_name(self._results, "torn"), {bad.number for bad in found.bad}
             write_atomically(aside, b"".join(bad.line for bad in found.bad))
-            write_atomically(self._results, b"".join(found.rows.lines))
-            self.rows = _read_rows(self.path, self._kind).rows
+            rows = (line for number, line in enumerate(_lines(self._results), start=1) if number not in numbers)
+            write_atomically(self._results, b"".join(rows))
             self.notes.append(f"{self._results}: {_listed(found.bad)}; moved to {aside.name}, to be done again")
 
     def _open_results(self) -> None:
         """Open the file to append to. The sync is for rows of an earlier writer that was killed before its own."""
         self._close_results()
         self._descriptor = os.open(self._results, _APPEND, 0o666)
-        if not self.rows:
-            self.rows = Rows(self._descriptor)
+        self.rows = Rows(self._results, self._kind)
         os.fsync(self._descriptor)
         sync_folder(self.path)
 
@@ -336,17 +270,50 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 # --- reading
 
 
-def _read_rows(folder: Path, kind: str) -> Found:
-    """OSError, DamagedRunError for a line without end. Line ends of other kinds occur within texts, and end nothing."""
-    found, start = Found(), 0
-    with suppress(FileNotFoundError), open_regular(folder / RESULTS, MAX_RESULTS) as stream:
-        found.rows.read_from(stream.fileno())
+def _lines(path: Path) -> Iterator[bytes]:
+    """DamagedRunError for a line without end. Line ends of other kinds occur within texts, and end nothing."""
+    with suppress(FileNotFoundError), open_regular(path, MAX_RESULTS) as stream:
         for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), start=1):
             if len(line) == MAX_LINE:
-                raise DamagedRunError(f"{folder / RESULTS}: line {number}: more than {MAX_LINE >> 20} MiB", _START_AGAIN)
-            found.add(number, start, line, kind)
-            start += len(line)
+                raise DamagedRunError(f"{path}: line {number}: more than {MAX_LINE >> 20} MiB", _START_AGAIN)
+            yield line
+
+
+def _examined(path: Path, kind: str) -> Iterator[dict[str, Any] | BadLine]:
+    """Each line as the row that it is, or why it is not one."""
+    done: set[Key] = set()
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = read_row(line, kind) if line.endswith(b"\n") else BadLine(number, line, "")
+            if isinstance(row, dict) and key_of(row) in done:
+                raise ValueError("it repeats an earlier row")
+        except ValueError as error:
+            row = BadLine(number, line, str(error))
+        if isinstance(row, dict) and row["status"] == "done":
+            done.add(key_of(row))
+        yield row
+
+
+def _find_rows(path: Path, kind: str) -> Found:
+    found = Found(0, {}, [])
+    for row in _examined(path, kind):
+        if isinstance(row, BadLine):
+            found.bad.append(row)
+        else:
+            found.num_rows += 1
+            found.statuses[key_of(row)] = row["status"]
     return found
+
+
+@contextmanager
+def _reading(folder: Path, kind: str = BENCH) -> Iterator[None]:
+    """UsageError unless there is a run that can be read."""
+    hint = f"name the folder of a run, as arbitrage {kind} makes them below runs/"
+    with _raising(UsageError, f"{folder}: cannot be read", hint):
+        _refuse_links(folder)
+        if not any((folder / name).exists() for name in (RUN, RESULTS)):
+            raise UsageError(f"{folder}: this folder has no run", hint)
+        yield
 
 
 def _listed(bad: Sequence[BadLine]) -> str:

@@ -17,6 +17,9 @@ from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Step
 SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "score_is"))
 """Fields of a record that a run folder has once, in run.json, and not in each row."""
 
+LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "max-steps (a setting)", "context": "--ctx"}
+"""The flag of each limit that ends a solution before it is finished, by its `TraceStop`."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
@@ -44,29 +47,15 @@ class RunInfo:
         return self.find_answer(trace.text)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptInfo:
-    """What a benchmark knows of one attempt beside the solution itself.
-
-    `wall_seconds` run from the problem's start to its end; `router_seconds` are the part of them that the policy took to
-    decide. `gold` is the right answer as JSON; `grade` is None if there is nothing to grade, `share` if problems are solved
-    one at a time.
-    """
-
-    sample: int
-    level: str | int | None
-    gold: Any
-    grade: Grade | None
-    wall_seconds: float
-    router_seconds: float
-    share: BlockShare | None = None
+def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
+    """A policy at a tau as a command takes it: `target`, `entropy@0.5`, `arbitrage@fast`. The tau is a number, or as a row has it."""
+    return policy if tau is None else f"{policy}@{tau_name or format(float(tau), 'g')}"
 
 
 def label(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """A policy in tables and messages: `entropy 0.5`, `arbitrage fast (0.347)`. The tau is a number, or as a row has it."""
-    if tau is None:
-        return policy
-    return f"{policy} {tau_name} ({float(tau):.3g})" if tau_name else f"{policy} {float(tau):g}"
+    """The same in tables and messages, where a tau with a name has its number too: `arbitrage@fast (0.347)`."""
+    number = f" ({float(tau):.3g})" if tau is not None and tau_name else ""
+    return route_name(policy, tau, tau_name) + number
 
 
 def tau_in_json(tau: float | None) -> float | str | None:
@@ -123,27 +112,39 @@ def unusable_record(number: int, reason: str) -> dict[str, Any]:
     return {"id": str(number), "problem": None, "text": "", "answer": None, "stop": None, "error": error, "steps": []}
 
 
-def row(finished: Finished, run: RunInfo, attempt: AttemptInfo) -> dict[str, Any]:
+def row(
+    finished: Finished,
+    run: RunInfo,
+    *,
+    sample: int,
+    level: str | int | None,
+    gold: Any,
+    grade: Grade | None,
+    wall_seconds: float = 0.0,
+    router_seconds: float = 0.0,
+    share: BlockShare | None = None,
+) -> dict[str, Any]:
     """One attempt of a benchmark: the record without what all rows share, plus grade and times.
 
-    A full context is a limit that the run was given: the attempt is done, and not tried again. Any other failure is an
-    error.
+    `wall_seconds` run from the problem's start to its end; `router_seconds` are the part of them that the policy took to decide.
+    `gold` is the right answer as JSON; `grade` is None if there is nothing to grade, `share` if problems are solved one at a time.
+    A full context is a limit that the run was given: the attempt is done, and not tried again. Any other failure is an error.
     """
     failure = attempt_error(finished)
     made = {name: value for name, value in record(finished, run).items() if name not in SAME_IN_ALL_ROWS}
-    timing = made["timing"] | ({"router": {"seconds": attempt.router_seconds}} if run.score_is else {})
+    timing = made["timing"] | ({"router": {"seconds": router_seconds}} if run.score_is else {})
     return made | {
         "schema": 1,
-        "sample": attempt.sample,
-        "level": attempt.level,
-        "gold": attempt.gold,
-        "grade": asdict(attempt.grade) if attempt.grade else None,
+        "sample": sample,
+        "level": level,
+        "gold": gold,
+        "grade": asdict(grade) if grade else None,
         "status": "error" if failure else "done",
         "error": failure,
         "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else made["stop"],
-        "wall_seconds": attempt.wall_seconds,
+        "wall_seconds": wall_seconds,
         "timing": timing,
-        **({"throughput": asdict(attempt.share)} if attempt.share else {}),
+        **({"throughput": asdict(share)} if share else {}),
     }
 
 

@@ -8,18 +8,23 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
+from arbitrage_cli.runs.folder import Key
 from arbitrage_cli.runs.records import label
-from arbitrage_cli.runs.schema import Level
-from arbitrage_cli.runs.summary import BlockShare, Tally
+from arbitrage_cli.runs.summary import BlockShare, Tally, total
 from arbitrage_cli.stats.intervals import Floats
 from arbitrage_cli.types import Cost
 
+ORACLE = "oracle"
+WITH_PROBABILITY = "arbitrage"
+"""The policy whose score is a probability."""
+NO_COST = Cost()
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]
 """Problem id and sample: the same in the results of all policies."""
@@ -27,12 +32,11 @@ SampleKey = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class DraftedStep:
-    """A drafted step as a router saw it: the score that was compared with tau, and the advantage, if they are known.
+    """A drafted step: the score that was compared with tau, and the advantage, if they are known.
 
     `state` stands for the text up to its end. It is equal in two attempts at a problem if both drafted the same there.
     """
 
-    is_accepted: bool
     score: float | None
     advantage: float | None
     state: int
@@ -42,18 +46,18 @@ class DraftedStep:
 class Result:
     """What figures need of a row. `seconds` are None for an error, of which nothing else is counted either.
 
-    `text` stands for the solution. `stop` is the `TraceStop` of the solution; `share` is its part of a throughput run's time, None in any other run.
+    `question` and `text` stand for the problem and its solution. `stop` is the `TraceStop` of the solution; `share` is its part of a
+    throughput run's time, None in any other run.
     """
 
     key: SampleKey
-    level: Level
     outcome: Outcome
     stop: str | None
     seconds: float | None
     tally: Tally
     kept_steps: int
     router_seconds: float
-    reward_seconds: float
+    question: int
     text: int
     answer: str | None
     drafted: Sequence[DraftedStep] = ()
@@ -69,7 +73,7 @@ class Result:
         return self.seconds is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PolicyResults:
     """All results of one policy at one tau, in the order of their keys. `score_is` describes what its router compares with tau.
 
@@ -88,29 +92,48 @@ class PolicyResults:
         """Its name in tables."""
         return label(self.policy, self.tau, self.tau_name)
 
-    @property
+    @cached_property
     def done(self) -> list[Result]:
         """The results that have a time."""
         return [result for result in self.results.values() if result.is_done]
+
+    @cached_property
+    def tally(self) -> Tally:
+        """Of these."""
+        return total(result.tally for result in self.done)
 
 
 def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[PolicyResults]:
     """One for each policy and tau of run.json, in its order, also if it has no row yet.
 
-    UsageError for two results of one problem with one policy, DamagedRunError for a row of another run.
+    UsageError for two results of one problem with one policy, DamagedRunError for a row of another run. Only what a
+    calibration compares has its steps: results of the oracle, and of the head if there is an oracle.
     """
     plan = {_policy_of(one): one for one in run["policies"]}
     found: dict[tuple[str, float | None], list[Result]] = {policy: [] for policy in plan}
+    with_steps = (ORACLE, WITH_PROBABILITY) if any(policy == ORACLE for policy, _ in plan) else ()
     with no_cycles():
         for row in rows:
-            if _policy_of(row) not in found or row["id"] not in run["levels"]:
-                reason = f"the row of problem {row['id']!r} with policy {row['policy']} is not one of this run"
-                raise DamagedRunError(reason, "restore the run's files from a copy")
-            found[_policy_of(row)].append(_read_result(row))
+            policy = _policy_of(row)
+            if policy not in found or row["id"] not in run["levels"]:
+                raise _of_another_run(row["id"], row["policy"])
+            found[policy].append(_read_result(row, with_steps=row["policy"] in with_steps))
     return [
-        PolicyResults(*policy, one["score_is"], one.get("tau_name"), *_counted(policy[0], found[policy]))
-        for policy, one in plan.items()
+        PolicyResults(*own, one["score_is"], one.get("tau_name"), *_counted(own[0], found[own])) for own, one in plan.items()
     ]
+
+
+def check_attempts(run: Mapping[str, Any], keys: Iterable[Key]) -> None:
+    """DamagedRunError for the key of a row of another run."""
+    plan = {(one["policy"], one["tau"]) for one in run["policies"]}
+    for problem, _, policy, tau in keys:
+        if (policy, tau) not in plan or problem not in run["levels"]:
+            raise _of_another_run(problem, policy)
+
+
+def _of_another_run(problem: str, policy: str) -> DamagedRunError:
+    reason = f"the row of problem {problem!r} with policy {policy} is not one of this run"
+    return DamagedRunError(reason, "restore the run's files from a copy")
 
 
 @contextmanager
@@ -126,33 +149,36 @@ def no_cycles() -> Iterator[None]:
 
 
 def tally_of_row(row: Mapping[str, Any]) -> Tally:
-    """The tally of the decisions that a row was made of."""
-    kept = row["steps"]
-    written = [(step, True) for step in kept] + [(step["discarded"], False) for step in kept if step["discarded"]]
-    drafted = [(step, is_kept) for step, is_kept in written if step["model"] == "draft"]
-    accepted = [step["tokens"] for step, is_kept in drafted if is_kept]
-    by_target = [step["tokens"] for step, _ in written if step["model"] == "target"]
-    return Tally(
-        drafted_steps=len(drafted),
-        accepted_steps=len(accepted),
-        stopped_steps=sum(step["stop"] == "early" for step, _ in drafted),
-        target_steps=len(by_target),
-        drafted_tokens=sum(step["tokens"] for step, _ in drafted),
-        accepted_tokens=sum(accepted),
-        target_tokens=sum(by_target),
-        draft_cost=_cost(row["timing"]["draft"]),
-        target_cost=_cost(row["timing"]["target"]),
-    )
+    """The tally of the decisions that a row was made of, and of the scoring of steps."""
+    drafted = accepted = stopped = by_target = drafted_tokens = accepted_tokens = target_tokens = 0
+    for kept in row["steps"]:
+        for step in (kept, kept["discarded"]):
+            if step and step["model"] == "target":
+                by_target += 1
+                target_tokens += step["tokens"]
+            elif step:
+                drafted += 1
+                stopped += step["stop"] == "early"
+                drafted_tokens += step["tokens"]
+        if kept["model"] == "draft":
+            accepted += 1
+            accepted_tokens += kept["tokens"]
+    costs = row["timing"]
+    reward = _cost(costs["reward"]) if "reward" in costs else NO_COST
+    counts = (drafted, accepted, stopped, by_target, drafted_tokens, accepted_tokens, target_tokens)
+    return Tally(*counts, _cost(costs["draft"]), _cost(costs["target"]), reward)
 
 
 def drafted_steps_of(row: Mapping[str, Any]) -> Iterator[DraftedStep]:
     """The drafted steps of a row, in their order."""
     before = 0
     for step in row["steps"]:
+        after = _after(before, step["text"])
         draft = step if step["model"] == "draft" else step["discarded"]
         if draft and draft["model"] == "draft":
-            yield DraftedStep(draft is step, step["score"], step["advantage"], _after(before, draft["text"]))
-        before = _after(before, step["text"])
+            state = after if draft is step else _after(before, draft["text"])
+            yield DraftedStep(step["score"], step["advantage"], state)
+        before = after
 
 
 def _after(before: int, text: str) -> int:
@@ -161,8 +187,8 @@ def _after(before: int, text: str) -> int:
 
 def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
     """The results of attempts that both have, in the order of problem and sample."""
-    keys = sorted(first.results.keys() & second.results.keys())
-    return [(first.results[key], second.results[key]) for key in keys]
+    others = second.results
+    return [(one, others[key]) for key, one in first.results.items() if key in others]
 
 
 def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
@@ -212,21 +238,20 @@ def _cost(record: Mapping[str, Any]) -> Cost:
     return Cost(*_cost_values(record))
 
 
-def _read_result(row: Mapping[str, Any]) -> Result:
+def _read_result(row: Mapping[str, Any], *, with_steps: bool) -> Result:
     is_done = row["status"] == "done"
     timing = row["timing"]
     return Result(
         key=(row["id"], row["sample"]),
-        level=row["level"],
         outcome=row["grade"]["value"] if is_done else "error",
         stop=row["stop"],
         seconds=float(row["wall_seconds"]) if is_done else None,
         tally=tally_of_row(row),
         kept_steps=len(row["steps"]),
         router_seconds=timing["router"]["seconds"] if "router" in timing else 0.0,
-        reward_seconds=timing["reward"]["seconds"] if "reward" in timing else 0.0,
+        question=_after(0, row["problem"]),
         text=_after(0, row["text"]),
         answer=row["answer"],
-        drafted=tuple(drafted_steps_of(row)),
+        drafted=tuple(drafted_steps_of(row)) if with_steps else (),
         share=BlockShare(**row["throughput"]) if "throughput" in row else None,
     )

@@ -25,19 +25,16 @@ Seconds = Annotated[float, Field(ge=0, le=1e12)]
 # --- rows
 
 
-class Key(TypedDict):
-    """What every row has: what it is about, and whether it is a result."""
-
+class _Key(TypedDict):
     schema: Literal[1]
     id: str
     sample: Count
     policy: str
     tau: Tau
+    status: Literal["done", "error"]
 
 
-class Written(TypedDict):
-    """A step as one model wrote it."""
-
+class _Written(TypedDict):
     model: Literal["draft", "target"]
     text: str
     tokens: Count
@@ -45,18 +42,14 @@ class Written(TypedDict):
     stop: str | None
 
 
-class StepRow(Written):
-    """A step that was kept, and what was decided about it."""
-
+class _StepRow(_Written):
     decision: Literal["accept", "escalate"] | None
     score: float | None
     advantage: float | None
-    discarded: Written | None
+    discarded: _Written | None
 
 
-class CostRow(TypedDict):
-    """The work of one model: the fields of `Cost`."""
-
+class _CostRow(TypedDict):
     prefill_tokens: Count
     prefill_seconds: Seconds
     decode_tokens: Count
@@ -68,82 +61,59 @@ class CostRow(TypedDict):
     verify_batches: Count
 
 
-class SecondsRow(TypedDict):
-    """Time of work that is not a model's."""
-
+class _SecondsRow(TypedDict):
     seconds: Seconds
 
 
-class Timing(TypedDict):
-    """The work of both models, of the router, and of what scores steps."""
-
-    draft: CostRow
-    target: CostRow
-    router: NotRequired[SecondsRow]
-    reward: NotRequired[SecondsRow]
+class _RewardRow(_CostRow):
+    seconds: Seconds
 
 
-class GradeRow(TypedDict):
-    """The grade of an answer."""
+class _Timing(TypedDict):
+    draft: _CostRow
+    target: _CostRow
+    router: NotRequired[_SecondsRow]
+    reward: NotRequired[_RewardRow]
 
+
+class _GradeRow(TypedDict):
     value: Literal["correct", "incorrect", "unscored"]
     answer: str | None
     explanation: str
 
 
-class ShareRow(TypedDict):
-    """One problem's part of the time of a block."""
-
+class _ShareRow(TypedDict):
     block: Count
     of: Count
     seconds: Seconds
 
 
-class Attempted(Key):
-    """An attempt of a benchmark."""
-
+@with_config(_CONFIG)
+class _Attempted(_Key):
     problem: str
     text: str
     answer: str | None
     stop: str | None
     error: str | None
-    steps: list[StepRow]
+    steps: list[_StepRow]
     level: Level
     gold: Json
     wall_seconds: Seconds
-    timing: Timing
+    timing: _Timing
+    grade: _GradeRow | None
     tau_name: NotRequired[str | None]
-    throughput: NotRequired[ShareRow]
-
-
-class Done(Attempted):
-    """One that has a result."""
-
-    status: Literal["done"]
-    grade: GradeRow
-
-
-class Failed(Attempted):
-    """One that has none."""
-
-    status: Literal["error"]
-    grade: GradeRow | None
+    throughput: NotRequired[_ShareRow]
 
 
 @with_config(_CONFIG)
-class Collected(Key):
-    """The states of one problem. What a state is, `routing.states` checks."""
-
-    status: Literal["done", "error"]
+class _Collected(_Key):
     level: Level
     question: str
     states: list[Json]
 
 
 @with_config(_CONFIG)
-class Solution(TypedDict):
-    """A record in the file of `solve -o`. A line of the input that cannot be used has no problem, and no settings."""
-
+class _Solution(TypedDict):
     id: str
     problem: str | None
     text: str
@@ -156,80 +126,64 @@ class Solution(TypedDict):
 # --- run.json
 
 
-class PolicyEntry(TypedDict):
-    """A policy at a tau."""
-
+class _PolicyEntry(TypedDict):
     policy: str
     tau: Tau
     tau_name: str | None
     score_is: str | None
 
 
-class Served(TypedDict):
-    """A model on a server."""
-
+class _Served(TypedDict):
     model: str
     log_probabilities: int | None
     context_size: int | None
     counts_tokens: bool
 
 
-class Model(TypedDict):
-    """A model. Without a file it is a demo model, or on a server."""
-
+class _Model(TypedDict):
     source: str
     sha256: str | None
     file: NotRequired[str | None]
     name: NotRequired[str | None]
     description: NotRequired[str | None]
     threads: NotRequired[int | None]
-    served: NotRequired[Served | None]
+    served: NotRequired[_Served | None]
 
 
-class Named(TypedDict):
-    """Something with a name and a digest."""
-
+class _Named(TypedDict):
     name: str
     sha256: str
 
 
-class DataSet(Named):
-    """A data set, by the digest of its rows."""
-
+class _DataSet(_Named):
     count: Count
 
 
-class Sampling(TypedDict):
-    """How tokens are drawn."""
-
+class _Sampling(TypedDict):
     temperature: float
     samples: Annotated[int, Field(ge=1)]
 
 
-class Machine(TypedDict):
-    """Where it ran."""
-
+class _Machine(TypedDict):
     cpu: str | None
 
 
-class Run(TypedDict):
-    """What run.json has for every kind of run."""
-
+class _Run(TypedDict):
     schema: Literal[1]
     tool: str
     command: list[str]
     created: str
-    policies: list[PolicyEntry]
-    router: Named | None
-    dataset: DataSet
+    policies: list[_PolicyEntry]
+    router: _Named | None
+    dataset: _DataSet
     ids: list[str]
     levels: dict[str, Level]
     planned: Count
     grader: str
-    sampling: Sampling
+    sampling: _Sampling
     limits: Json
     context: Json
-    machine: Machine
+    machine: _Machine
     warnings: list[str]
     fingerprint: dict[str, str]
     concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
@@ -237,40 +191,36 @@ class Run(TypedDict):
 
 
 @with_config(_CONFIG)
-class BenchRun(Run):
-    """run.json of a benchmark."""
-
-    models: dict[str, Model]
+class _BenchRun(_Run):
+    models: dict[str, _Model]
 
 
-class Pair(TypedDict):
-    """The two models of a pair, and what scores their steps."""
-
-    draft: Model
-    target: Model
-    prm: NotRequired[Model]
+class _Pair(TypedDict):
+    draft: _Model
+    target: _Model
+    prm: NotRequired[_Model]
 
 
 @with_config(_CONFIG)
-class CollectRun(Run):
-    """run.json of collected states."""
-
-    models: Pair
+class _CollectRun(_Run):
+    models: _Pair
     reward: Json
     costs: NotRequired[Json]
 
 
 # --- reading
 
-_ATTEMPT = TypeAdapter[Any](Annotated[Done | Failed, Field(discriminator="status")], config=_CONFIG)
-_ROWS = MappingProxyType({BENCH: _ATTEMPT, COLLECT: TypeAdapter[Any](Collected)})
-_SOLUTION = TypeAdapter[Any](Solution)
-_RUNS = MappingProxyType({BENCH: TypeAdapter[Any](BenchRun), COLLECT: TypeAdapter[Any](CollectRun)})
+_ROWS = MappingProxyType({BENCH: TypeAdapter[Any](_Attempted), COLLECT: TypeAdapter[Any](_Collected)})
+_SOLUTION = TypeAdapter[Any](_Solution)
+_RUNS = MappingProxyType({BENCH: TypeAdapter[Any](_BenchRun), COLLECT: TypeAdapter[Any](_CollectRun)})
 
 
 def read_row(line: bytes, kind: str) -> Json:
     """A row of that kind of run. ValueError with the reason if it is something else."""
-    return _checked(_ROWS[kind], line)
+    row = _checked(_ROWS[kind], line)
+    if kind == BENCH and row["grade"] is None and row["status"] == "done":
+        raise ValueError("grade: missing, though the attempt is done")
+    return row
 
 
 def read_solution(line: bytes) -> Json:

@@ -9,9 +9,11 @@ import faulthandler
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+from arbitrage_cli.errors import OutputError
 from arbitrage_cli.system.files import read_regular, write_all
 
 GIVEN_UP = 3
@@ -22,7 +24,7 @@ _CRASH = b"Fatal Python error"
 
 
 class StartedMarks:
-    """The marks in one file, which this process alone writes. OSError if that fails."""
+    """The marks in one file, which this process alone writes. OutputError if that fails."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,20 +58,25 @@ class StartedMarks:
 
     def close(self) -> None:
         """An orderly end: what was in flight did no harm."""
-        if self._descriptor is not None:
-            faulthandler.disable()
-            self._rewrite(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
-        if not self._crashes:
-            self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if self._descriptor is not None:
+                faulthandler.disable()
+                self._rewrite(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = None
+            if not self._crashes:
+                self._path.unlink(missing_ok=True)
 
     def _write(self, what: str, problem: str, count: int) -> None:
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, _WRITE, 0o666)
-            self._rewrite(self._descriptor)
-            faulthandler.enable(self._descriptor, all_threads=False)
-        write_all(self._descriptor, _line(what, problem, count))
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, _WRITE, 0o666)
+                self._rewrite(self._descriptor)
+                faulthandler.enable(self._descriptor, all_threads=False)
+            write_all(self._descriptor, _line(what, problem, count))
+        except OSError as error:
+            hint = "what was written before is safe: when there is room, the same command goes on from there"
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror or error})", hint) from error
 
     def _rewrite(self, descriptor: int) -> None:
         """Leave only what is known of earlier processes."""

@@ -3,9 +3,10 @@
 A sum over decisions: one problem, many problems and a run that is read back are counted by the same lines.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import add, attrgetter
+from typing import Any
 
 from arbitrage_cli.types import Cost, Decision
 
@@ -60,6 +61,7 @@ class Tally:
 
 
 _parts = attrgetter(*(one.name for one in fields(Tally)))
+_cost_parts = attrgetter(*(one.name for one in fields(Cost)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,19 @@ class Standing:
     concurrency: int = 1
 
 
+def total(tallies: Iterable[Tally]) -> Tally:
+    """The sum of many tallies, much faster than one by one."""
+    return Tally(*map(_summed, zip(*map(_parts, tallies), strict=True)))
+
+
+def _summed(values: Sequence[Any]) -> Any:
+    is_cost = isinstance(values[0], Cost)
+    return Cost(*map(sum, zip(*map(_cost_parts, values), strict=True))) if is_cost else sum(values)
+
+
 def tally(decisions: Iterable[Decision]) -> Tally:
     """The tally of all these decisions."""
-    return sum(map(_of_decision, decisions), Tally())
+    return total(map(_of_decision, decisions))
 
 
 def _of_decision(decision: Decision) -> Tally:

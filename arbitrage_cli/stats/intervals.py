@@ -104,19 +104,10 @@ def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interva
 
     None with fewer than two rows, or if the statistic is undefined on a resample (a denominator of 0).
     """
-    return bootstrap_many(columns, lambda sums: statistic(sums)[:, None], 1)[0]
-
-
-def bootstrap_many(columns: Floats, statistics: Callable[[Floats], Floats], count: int) -> list[Interval | None]:
-    """Percentile intervals of `count` statistics at once, on the same resamples: (resamples, k) to (resamples, count)."""
     if len(columns) < 2:
-        return [None] * count
+        return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = statistics(resampled_sums(columns))
-    return [_percentiles(values[:, index]) for index in range(count)]
-
-
-def _percentiles(values: Floats) -> Interval | None:
+        values = statistic(resampled_sums(columns))
     if not np.isfinite(values).all():
         return None
     low, high = np.percentile(values, [2.5, 97.5])

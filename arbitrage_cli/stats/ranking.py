@@ -4,7 +4,7 @@ A higher number is a stronger reason to escalate. Ties count as broken at random
 Everything is computed for many resamples at once: `weights` (r, n) says how often each state counts in each resample.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.stats.intervals import Floats
 
-PERCENTS = (10, 20, 30, 40, 50, 60)
-RATES = tuple(percent / 100 for percent in PERCENTS)
-"""Escalation rates at which numbers are compared."""
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Escalation rates of which a selection score has the mean recall."""
 
 ADVANTAGE_DIGITS = 9
 """Of an advantage: means of the same rewards may differ in the last bits, and are no advantage."""
@@ -30,14 +29,10 @@ MEASURES: Mapping[str, str] = MappingProxyType(
     {
         "auc": "P(a step with an advantage has a higher number than one without)",
         "spearman": "rank correlation of number and advantage",
-        "accept_accuracy": "steps without an advantage that are accepted",
-        "escalate_accuracy": "steps with an advantage that are escalated",
         "ece": "calibration error: mean distance of probability and share, in 10 bins",
-        **{f"recall_{percent}": f"steps with an advantage among the highest {percent}%" for percent in PERCENTS},
-        **{f"oracle_share_{one}": f"gain over random at {one}% escalated / the oracle's gain" for one in PERCENTS},
     }
 )
-"""What each measure is. The two accuracies are at one threshold, the calibration error is of probabilities only."""
+"""What each measure is. The calibration error is of probabilities only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +57,9 @@ class Truth:
     weight: Floats | None = None
 
 
-def measure(number: Floats, truth: Truth, threshold: float, *, is_probability: bool = False) -> dict[str, Figure]:
-    """All of `MEASURES` of a number (n,) that escalates above the threshold. No intervals if there is one problem only."""
-    measured = [_measure(number, truth, threshold, weights, is_probability) for weights in _resamples(truth.problem)]
+def measure(number: Floats, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
+    """All of `MEASURES` of a number (n,). No intervals if there is one problem only."""
+    measured = [_measure(number, truth, weights, is_probability) for weights in _resamples(truth.problem)]
     values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
@@ -86,17 +81,6 @@ def selection_lead(better: Floats, worse: Floats, truth: Truth) -> Figure:
     lead = selection_score(better, truth) - selection_score(worse, truth)
     gaps = selection_score_gaps(better, worse, truth) if len(np.unique(truth.problem)) > 1 else ()
     return _figure(np.array([lead, *gaps]))
-
-
-def best_threshold(number: Floats, is_better: NDArray[np.bool_]) -> float:
-    """The threshold with the highest mean of both accuracies, halfway between two numbers that occur."""
-    order = np.argsort(-number, kind="stable")
-    falling = number[order]
-    last = np.append(falling[1:] != falling[:-1], True)  # of its ties
-    found = np.cumsum(is_better[order]) / max(1, is_better.sum())
-    wasted = np.cumsum(~is_better[order]) / max(1, (~is_better).sum())
-    place = int(np.argmax(np.where(last, found - wasted, -np.inf)))
-    return float((falling[place] + falling[place + 1]) / 2) if place + 1 < len(falling) else float(falling[place]) - 1.0
 
 
 def _resamples(problem: NDArray[np.int64]) -> Iterator[Floats]:
@@ -151,20 +135,16 @@ class _Ranking:
         return ranks
 
 
-def _measure(number: Floats, truth: Truth, threshold: float, weights: Floats, is_probability: bool) -> Floats:
+def _measure(number: Floats, truth: Truth, weights: Floats, is_probability: bool) -> Floats:
     """All measures, for each resample: (r, measures)."""
-    ranking = _Ranking(number, weights)
-    oracle = _Ranking(truth.advantage, weights)
+    ranking, oracle = _Ranking(number, weights), _Ranking(truth.advantage, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = [
-            _auc(ranking, truth)[:, None],
-            _correlation(ranking.ranks(), oracle.ranks(), weights)[:, None],
-            _accuracies(number > threshold, truth.is_better, weights),
-            _calibration_error(number, truth.is_better, weights, is_probability)[:, None],
-            _recalls(ranking, truth),
-            _gains(ranking, truth) / _gains(oracle, truth),
+            _auc(ranking, truth),
+            _correlation(ranking.ranks(), oracle.ranks(), weights),
+            _calibration_error(number, truth.is_better, weights, is_probability),
         ]
-    return np.concatenate(columns, axis=1)
+    return np.stack(columns, axis=1)
 
 
 def _selection_scores(number: Floats, truth: Truth, weights: Floats) -> Floats:
@@ -186,20 +166,6 @@ def _recalls(ranking: _Ranking, truth: Truth) -> Floats:
     better = ranking.sums(truth.is_better.astype(np.float64))
     recalls: Floats = ranking.at_rates(better) / better[:, -1:]
     return recalls
-
-
-def _gains(ranking: _Ranking, truth: Truth) -> Floats:
-    """Advantage gained at each rate, minus what random escalations gain."""
-    gained = ranking.sums(truth.advantage)
-    gains: Floats = ranking.at_rates(gained) - np.multiply.outer(gained[:, -1], RATES)
-    return gains
-
-
-def _accuracies(escalates: NDArray[np.bool_], is_better: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Of the steps to accept, then of the steps to escalate."""
-    parts: Sequence[NDArray[np.bool_]] = (~is_better & ~escalates, ~is_better, is_better & escalates, is_better)
-    right_0, all_0, right_1, all_1 = (weights @ part for part in parts)
-    return np.stack([right_0 / all_0, right_1 / all_1], axis=1)
 
 
 def _correlation(first: Floats, second: Floats, weights: Floats) -> Floats:

@@ -19,7 +19,7 @@ from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of_proble
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.thresholds import TauTable
-from arbitrage_cli.stats.ranking import Truth, best_threshold, measure, selection_lead, selection_score, selection_score_gaps
+from arbitrage_cli.stats.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.tau_tables import Beginnings, make_table, spread_taus
@@ -271,19 +271,16 @@ def _beginnings(head: Head, collected: Collected, chosen: NDArray[np.bool_]) -> 
 
 def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
     """The measures of the head's number, and of those without a head, on the test part."""
-    choosing, testing = (learner.collected.part == part for part in (VALIDATION, TEST))
-    tested, is_better = learner.truth_of(TEST), learner.truth_of(VALIDATION).is_better
+    testing, tested = learner.collected.part == TEST, learner.truth_of(TEST)
     measured: dict[str, Any] = {}
     leads: dict[str, Any] = {}
     for number, values in numbers(probability, learner.collected).items():
-        fixed = number in ("always", "never")
-        threshold = 0.5 if fixed else best_threshold(values[choosing], is_better)
-        figures = measure(values[testing], tested, threshold, is_probability=fixed or number == "arbitrage")
+        figures = measure(values[testing], tested, is_probability=number == "arbitrage")
         measured[number] = {name: [one.value, one.low, one.high] for name, one in figures.items()}
         if number in COMPARED:
             lead = selection_lead(probability[testing], values[testing], tested)
             leads[number] = [lead.value, lead.low, lead.high]
-    return {"test": measured, "leads": leads, "threshold": best_threshold(probability[choosing], is_better)}
+    return {"test": measured, "leads": leads}
 
 
 def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
@@ -291,7 +288,6 @@ def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
 
     `rsd` knows the true reward of the drafted step, and `agreement` whether the target's step concludes the same.
     """
-    count = len(probability)
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {
@@ -299,7 +295,5 @@ def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
         **plain,
         "rsd": 1.0 - collected.outcomes.draft_reward,
         "agreement": 1.0 - collected.agrees,
-        "random": np.random.default_rng(0).random(count),
-        "always": np.ones(count),
-        "never": np.zeros(count),
+        "random": np.random.default_rng(0).random(len(probability)),
     }

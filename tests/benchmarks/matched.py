@@ -12,7 +12,7 @@ point less, and their ratios to those of `arbitrage`.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.runs.results import PolicyResults, results_by_policy, sums_by_problem
-from arbitrage_cli.stats.intervals import Floats, Interval, bootstrap_many
+from arbitrage_cli.stats.intervals import Floats, Interval, bootstrap
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 ALLOWED_LOSSES = (0.0, 0.01)  # of the target's accuracy, where calls and times are compared
@@ -72,11 +72,10 @@ def curves_of(groups: Sequence[PolicyResults]) -> list[Curve]:
     ]
 
 
-def table_of(groups: Sequence[PolicyResults], levels: set[str] | None) -> Floats:
+def table_of(groups: Sequence[PolicyResults], problems: set[str]) -> Floats:
     """One row a problem: the columns of each group, then the number of attempts. Only attempts that all groups finished."""
     keys = set.intersection(*({key for key, result in group.results.items() if result.is_done} for group in groups))
-    if levels is not None:
-        keys = {key for key in keys if str(groups[0].results[key].level) in levels}
+    keys = {key for key in keys if key[0] in problems}
 
     def numbers(group: PolicyResults, key: tuple[str, int]) -> tuple[float, ...]:
         result = group.results[key]
@@ -117,10 +116,22 @@ def _write_gains(curves: Sequence[Curve], chance: Curve, bound: Curve | None, ta
             found: Floats = 100 * above / most
             return found
 
-        values, intervals = gains(table.sum(axis=0)[None])[0], bootstrap_many(table, gains, len(RATES))
+        values, intervals = (
+            gains(table.sum(axis=0)[None])[0],
+            _intervals(table, gains, len(RATES)),
+        )
         form = ".1f" if bound is None else ".0f"
         cells = [_with(*one, form) for one in zip(values, intervals, strict=True)]
         print(f"{curve.policy:<14}" + "".join(f"{one:>22}" for one in cells))
+
+
+def _intervals(table: Floats, statistics: Callable[[Floats], Floats], count: int) -> list[Interval | None]:
+    """Of each of several statistics, which map (resamples, k) to (resamples, count)."""
+
+    def one(index: int) -> Callable[[Floats], Floats]:
+        return lambda sums: statistics(sums)[:, index]
+
+    return [bootstrap(table, one(index)) for index in range(count)]
 
 
 def write_at_equal_accuracy(curves: Sequence[Curve], table: Floats) -> None:
@@ -136,7 +147,10 @@ def write_at_equal_accuracy(curves: Sequence[Curve], table: Floats) -> None:
                 return np.array([_ratios(curve, ours, row, loss) for row in sums])
 
             calls, seconds = curve.calls_and_seconds(total, _accuracy_less(total, ours, loss))
-            values, intervals = ratios(total[None])[0], bootstrap_many(table, ratios, 2)
+            values, intervals = (
+                ratios(total[None])[0],
+                _intervals(table, ratios, 2),
+            )
             cells = [_with(*one, ".2f") for one in zip(values, intervals, strict=True)]
             print(f"{curve.policy:<14}{calls:>14.2f}{seconds:>10.4f}{cells[0]:>22}{cells[1]:>22}")
 
@@ -164,7 +178,9 @@ def main() -> None:
     arguments = parser.parse_args()
     contents = read_run_folder(arguments.run)
     groups = results_by_policy(contents.run or {}, latest(contents.rows))
-    table = table_of(groups, set(arguments.levels.split(",")) if arguments.levels else None)
+    levels = contents.run["levels"]
+    chosen = arguments.levels.split(",") if arguments.levels else set(map(str, levels.values()))
+    table = table_of(groups, {name for name, level in levels.items() if str(level) in chosen})
     curves = curves_of(groups)
     print(f"{len(table)} problems, {len(groups)} columns\n")
     write_accuracies(curves, table)

@@ -34,7 +34,7 @@ def test_report_shows_the_table_alone(folder: Path) -> None:
     shown = run("report", folder)
     assert (shown.code, shown.stderr) == (0, b"")
     assert shown.out.startswith("made-up: 6 problems\n")
-    assert "entropy 0.5" in shown.out
+    assert "entropy@0.5" in shown.out
     assert ESCAPE not in shown.stdout
 
 
@@ -92,9 +92,9 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
     write_run_folder(tmp_path / "other", make_run(6, columns=[("entropy", 0.5)], drift=0.3))
     shown = run("compare", folder, tmp_path / "other")
     assert (shown.code, shown.stderr) == (0, b"")
-    assert "entropy 0.5" in shown.out
+    assert "entropy@0.5" in shown.out
     (record,) = run("compare", folder, tmp_path / "other", "--json").records
-    assert [entry["first"] for entry in record["policies"]] == ["entropy 0.5"]
+    assert [entry["first"] for entry in record["policies"]] == ["entropy@0.5"]
     assert record["policies"][0]["accuracy_difference"] == 0.0
 
 
@@ -119,7 +119,7 @@ def here(tmp_path: Path) -> Path:
 def test_runs_are_listed(here: Path) -> None:
     shown = run("runs", cwd=here)
     assert (shown.code, shown.err) == (0, "")
-    assert "runs/one  6/6 done, 3 days ago\n  made-up: target, entropy 0.5; " in shown.out
+    assert "runs/one  6/6 done, 3 days ago\n  made-up: target, entropy@0.5; " in shown.out
     assert "runs/bad, 3 days ago\n  runs/bad/run.json: schema " in shown.out
     assert "no run" not in shown.out
     records = {record["folder"]: record for record in json.loads(run("runs", "--json", cwd=here).out)}

@@ -60,16 +60,13 @@ def test_verdict_says_what_the_head_is_better_than(folder: Path, trained: Result
 def test_card_of_a_head_has_models_data_and_figures(folder: Path, trained: Result) -> None:
     assert trained.code == 0
     card = run("models", "info", "head.safetensors", cwd=folder)
-    whole = run("models", "info", "head.safetensors", "--explain", cwd=folder)
-    for result in (card, whole):
-        assert (result.code, result.err) == (0, "")
-        assert max(map(len, result.out.splitlines())) < 80
-    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "agreement", "random", "always", "never")
+    assert (card.code, card.err) == (0, "")
+    assert max(map(len, card.out.splitlines())) < 80
+    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "agreement", "random")
     models = (f"Tiny draft, sha256 {'d' * 12}", f"Tiny target, sha256 {'e' * 12}", "made-up: 120 problems, 600 states")
     for word in ("AUC", "calibration error", *baselines, *models, "exact", "balanced", "fast", "wasted"):
         assert word in flat(card.out)
-    assert "caught at each rate" in flat(whole.out)
-    assert len(whole.out.splitlines()) > len(card.out.splitlines()) > len(trained.out.splitlines())
+    assert len(card.out.splitlines()) > len(trained.out.splitlines())
 
 
 def test_shipped_heads_and_several_show_their_cards(folder: Path, trained: Result) -> None:

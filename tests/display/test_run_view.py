@@ -14,7 +14,7 @@ from arbitrage_cli.runs.summary import Standing
 from arbitrage_cli.types import Writing, Wrote
 
 TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0, speedup=1.0)
-ENTROPY = Standing("entropy 0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0, speedup=1.5)
+ENTROPY = Standing("entropy@0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0, speedup=1.5)
 BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
 AT_ONCE = RunProgress(
     "bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5, concurrency=2),), seconds_left=90.0
@@ -44,18 +44,18 @@ def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
 
 def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     view = make_view(BEGUN)
-    view.display.handle(AttemptEnded("p\x1b[2J1", "entropy 0.5", "incorrect", "1\n2", 12.34, BEGUN))
+    view.display.handle(AttemptEnded("p\x1b[2J1", "entropy@0.5", "incorrect", "1\n2", 12.34, BEGUN))
     trace = make_trace()
-    view.display.handle(AttemptStarted("p7", "entropy 0.5"))
+    view.display.handle(AttemptStarted("p7", "entropy@0.5"))
     view.display.handle(Writing(trace, "draft", 9))
     view.clock.now += 30.0
     view.display.handle(Wrote(trace, "draft", "x"))
     head, names, _, entropy, attempt, last = view.lines
     assert head == "bench set  " + "█" * 16 + "░" * 8 + "  4/6  00:30, about 1 min left"
-    assert entropy == "  entropy 0.5   2/3    50%    3.00  1.50x       1"
+    assert entropy == "  entropy@0.5   2/3    50%    3.00  1.50x       1"
     assert names.split() == ["done", "right", "s", "each", "speed", "failed"]
-    assert attempt[1:] == " p7, entropy 0.5  step 1 draft  1 tokens"
-    assert last == "  last: p[2J1, entropy 0.5: incorrect (1 2), 12.3 s"
+    assert attempt[1:] == " p7, entropy@0.5  step 1 draft  1 tokens"
+    assert last == "  last: p[2J1, entropy@0.5: incorrect (1 2), 12.3 s"
     view.display.close()
     assert view.lines == []
 
@@ -63,8 +63,8 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
 @pytest.mark.parametrize(
     ("progress", "columns", "head", "row"),
     [
-        (BEGUN, 60, "bench set  ████████████░░░░░░  4/6", "  entropy 0.5   2/3    50%    3.00  1.50x       1"),
-        (BEGUN, 48, "bench set  ████░░  4/6", "  entr~ 0.5   2/3    50%    3.00  1.50x       1"),
+        (BEGUN, 60, "bench set  ████████████░░░░░░  4/6", "  entropy@0.5   2/3    50%    3.00  1.50x       1"),
+        (BEGUN, 48, "bench set  ████░░  4/6", "  entr~@0.5   2/3    50%    3.00  1.50x       1"),
         (BEGUN, 36, "benc…  4/6", "  entr~0.5   2/3    50%    3.00  1…"),
         (AT_ONCE, 40, "bench set  2/3", "  target   2/3    50%        4.00"),
     ],
@@ -92,7 +92,7 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
 
 
 PROGRESS = RunProgress("bench odd\nset", 4, 6, (), seconds_left=90.0)
-ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy 0.5", "incorrect", "1\n2 \u202e", 12.34, PROGRESS)
+ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy@0.5", "incorrect", "1\n2 \u202e", 12.34, PROGRESS)
 
 
 def test_attempt_is_one_line_of_visible_text() -> None:
@@ -103,7 +103,7 @@ def test_attempt_is_one_line_of_visible_text() -> None:
     display.handle(AttemptEnded("p2", "draft", "correct", "", None, RunProgress("", 6, 6, (), seconds_left=0.0)))
     assert stream.getvalue().splitlines() == [
         "bench odd set: 6 attempts, 4 of them done",
-        "4/6 p [2J1, entropy 0.5: incorrect (1 2), 12.3 s; about 2 min left",
+        "4/6 p [2J1, entropy@0.5: incorrect (1 2), 12.3 s; about 2 min left",
         "6/6 p2, draft: correct",
     ]
 

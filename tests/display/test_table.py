@@ -54,7 +54,7 @@ def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
     made = make_run(20, columns=[("target", None), ("entropy", 0.5)])
     target, entropy = figures(made.run, made.rows)["policies"]
     text = table(made)
-    (line,) = [line for line in text.splitlines() if line.startswith("entropy 0.5 ")]
+    (line,) = [line for line in text.splitlines() if line.startswith("entropy@0.5 ")]
     low, high = entropy["speedup_interval"]
     assert f" {100 * entropy['accuracy']:.1f}% [" in line
     assert f" {entropy['speedup']:.2f} [{low:.2f}-{high:.2f}]" in line
@@ -67,7 +67,7 @@ def test_the_verdict_stands_under_the_table() -> None:
     made = make_run(20, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
     verdict = figures(made.run, made.rows)["verdict"]
     assert verdict["decision"] in ("pays", "does not pay", "not decided")
-    assert verdict["text"] in flat(table(made, explain=False).partition("entropy 0.5")[2])
+    assert verdict["text"] in flat(table(made, explain=False).partition("entropy@0.5")[2])
 
 
 def test_cut_attempts_have_a_column() -> None:
@@ -101,12 +101,24 @@ def test_names_are_data(text: str, styled: bool) -> None:
         assert shown.startswith(f"{text}: 2 problems")
 
 
+@pytest.mark.parametrize(("width", "last"), [(79, "100%"), (60, "100%"), (43, "3.59"), (20, "43.3%")])
+def test_narrow_terminal_loses_intervals_and_then_the_last_columns(
+    monkeypatch: pytest.MonkeyPatch, width: int, last: str
+) -> None:
+    monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream: width)
+    lines = table(make_run(60), explain=False).splitlines()
+    (draft,) = [line for line in lines if line.startswith("draft  ") and "%" in line]
+    assert draft.split()[-1] == last
+    assert ("[" in draft) == (width == 79)
+    assert max(map(len, lines[: lines.index(draft) + 1])) <= width
+
+
 def test_comparison_fits_and_is_defined() -> None:
     first, second = make_run(12), make_run(9, drift=0.3)
     text = comparison(first, second)
     assert max(map(len, text.splitlines())) < 80
-    (line,) = [line for line in text.splitlines() if line.startswith("entropy 0.5 ")]
-    assert line.split()[2] == "9"
+    (line,) = [line for line in text.splitlines() if line.startswith("entropy@0.5 ")]
+    assert line.split()[1] == "9"
     assert "3 only in the first run, 0 only in the second" in flat(text)
     for meaning in COMPARED.values():
         assert flat(meaning) in flat(text)

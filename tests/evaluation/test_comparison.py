@@ -87,7 +87,7 @@ def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
         made.run["policies"][1]["tau_name"] = "exact"
     found = compared(first, second)
     assert [(entry["first"], entry["second"]) for entry in found["policies"]][1] == (
-        "entropy exact (0.3)",
-        "entropy exact (0.5)",
+        "entropy@exact (0.3)",
+        "entropy@exact (0.5)",
     )
-    assert any("random 0.3" in note for note in found["notes"])
+    assert any("random@0.3" in note for note in found["notes"])

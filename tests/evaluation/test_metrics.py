@@ -15,7 +15,7 @@ from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_run,
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.runs.records import AttemptInfo, RunInfo, row
+from arbitrage_cli.runs.records import RunInfo, row
 from arbitrage_cli.runs.results import tally_of_row
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
@@ -41,7 +41,7 @@ def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
     """The row that a benchmark writes, as it is read back."""
     run = RunInfo("entropy", "entropy (nats)", 1.0, 0.0, 0)
-    made = row(finished, run, AttemptInfo(0, None, {"answer": "4"}, SCORE, seconds, 0.0))
+    made = row(finished, run, sample=0, level=None, gold={"answer": "4"}, grade=SCORE, wall_seconds=seconds)
     read: dict[str, Any] = json.loads(json.dumps(made))
     return read
 
@@ -65,6 +65,7 @@ def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | No
         if isinstance(event, Decided):
             live = live.add(event.decision)
         elif isinstance(event, Finished):
+            live = live.rated(event.reward_cost)
             rows.append(row_of(event))
     folded = sum(map(tally_of_row, rows), Tally())
     assert live.drafted_steps + live.target_steps > 0
@@ -223,14 +224,14 @@ def test_time_is_accounted_for_to_the_last_second() -> None:
 def test_calibration_is_over_the_steps_that_the_oracle_saw_too() -> None:
     """A step counts where the oracle drafted the same after the same text; without an oracle there is no calibration."""
     both = make_run(15, columns=[("arbitrage", 0.5), ("oracle", 0.0)])
-    routed = by_label(made_figures(both))["arbitrage 0.5"]
+    routed = by_label(made_figures(both))["arbitrage@0.5"]
     steps = [step for one in both.rows if one["policy"] == "arbitrage" for step in one["steps"]]
     calibration = routed["calibration"]
     assert 15 <= sum(one["n"] for one in calibration) < len(steps)  # the first step of each problem, at least
     assert all(one["interval"][0] <= one["share"] == one["better"] / one["n"] <= one["interval"][1] for one in calibration)
     shares = [one["share"] for one in calibration]
     assert shares[0] < shares[-1]  # made-up probabilities tell something
-    alone = by_label(figures(both.run, [one for one in both.rows if one["policy"] == "arbitrage"]))["arbitrage 0.5"]
+    alone = by_label(figures(both.run, [one for one in both.rows if one["policy"] == "arbitrage"]))["arbitrage@0.5"]
     assert alone["calibration"] is None
 
 
@@ -277,7 +278,7 @@ def test_policies_come_in_the_order_of_the_plan() -> None:
     plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "score_is": None}]
     plan[0] = {**plan[0], "tau_name": "fast"}
     labels = [policy["label"] for policy in figures({**made.run, "policies": plan}, made.rows)["policies"]]
-    assert labels[:3] == ["random fast (0.6)", "random 0.3", "entropy 0.8"]
+    assert labels[:3] == ["random@fast (0.6)", "random@0.3", "entropy@0.8"]
     assert labels[-1] == "oracle"
     assert len(labels) == len(COLUMNS) + 1
 

@@ -1,5 +1,7 @@
 """What attempts would take on another machine, and what they would cost: how speeds and prices are given, and what they give."""
 
+from dataclasses import asdict
+
 import pytest
 from made_up_runs import make_run
 
@@ -54,7 +56,7 @@ def test_time_elsewhere_is_that_of_the_tokens() -> None:
         shown = policies[policy.label]
         assert shown["elsewhere_seconds_interval"][0] == pytest.approx(low / 40)
         assert shown["elsewhere_seconds_interval"][0] < shown["elsewhere_seconds"] < shown["elsewhere_seconds_interval"][1]
-    target, routed = policies["target"], policies["entropy 0.5"]
+    target, routed = policies["target"], policies["entropy@0.5"]
     assert (target["elsewhere_speedup"], target["elsewhere_speedup_interval"]) == (1.0, None)
     low, high = routed["elsewhere_speedup_interval"]
     assert low < routed["elsewhere_speedup"] < high
@@ -70,16 +72,17 @@ def test_nothing_is_projected_without_counts_or_speeds() -> None:
 
 
 @pytest.mark.parametrize(("verified", "is_projected"), [(0, False), (3, True)])
-def test_speculative_without_a_proposal_is_not_projected(verified: int, is_projected: bool) -> None:
+def test_speculative_without_a_proposal_has_no_projection_and_no_price(verified: int, is_projected: bool) -> None:
     """It was the target alone here; elsewhere it would propose."""
     made = make_run(6, columns=[("target", None), ("speculative", None)])
     for row in made.rows:
         if row["policy"] == "speculative":
             row["timing"]["target"] |= {"verify_tokens": verified, "verify_batches": verified, "verify_kept": verified}
-    shown = figures(made.run, made.rows, speeds=parse_speeds("draft=1000/100,target=100/10"))
+    speeds, prices = parse_speeds("draft=1000/100,target=100/10"), parse_prices("target=1/1")
+    shown = figures(made.run, made.rows, speeds=speeds, prices=prices)
     target, speculative = shown["policies"]
-    assert target["elsewhere_seconds"] is not None
-    assert (speculative["elsewhere_speedup"] is not None) == is_projected
+    assert None not in (target["elsewhere_seconds"], target["price"])
+    assert (speculative["elsewhere_speedup"] is not None) == (speculative["price"] is not None) == is_projected
     assert any("no proposal" in note for note in shown["notes"]) != is_projected
 
 
@@ -110,7 +113,19 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
     for label, policy in policies.items():
         assert policy["price"] == pytest.approx(totals[label] / 1e6 / 40)
     assert (policies["target"]["saving"], policies["target"]["saving_interval"]) == (0.0, None)
-    saving, (low, high) = policies["entropy 0.5"]["saving"], policies["entropy 0.5"]["saving_interval"]
-    assert saving == pytest.approx(1 - totals["entropy 0.5"] / totals["target"])
+    saving, (low, high) = policies["entropy@0.5"]["saving"], policies["entropy@0.5"]["saving_interval"]
+    assert saving == pytest.approx(1 - totals["entropy@0.5"] / totals["target"])
     assert low < saving < high
     assert policies["draft"]["saving"] == 1.0
+
+
+def test_scoring_of_steps_has_its_price() -> None:
+    """Tokens that a process reward model read are counted, paid for and projected."""
+    made = make_run(4, columns=[("target", None)])
+    for row in made.rows:
+        row["timing"]["reward"] = {"seconds": 1.0, **asdict(Cost(prefill_tokens=500, prefill_seconds=1.0))}
+    (shown,) = figures(made.run, made.rows, prices=parse_prices("prm=2/2"))["policies"]
+    assert shown["tokens"]["prm"]["read"] == 2000
+    assert shown["price"] == pytest.approx(500 * 2 / 1e6)
+    (unknown,) = figures(made.run, made.rows, speeds=parse_speeds("draft=1/1,target=1/1"))["policies"]
+    assert unknown["elsewhere_seconds"] is None

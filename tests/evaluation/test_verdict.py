@@ -97,7 +97,7 @@ def test_a_faster_way_that_is_not_known_yet_keeps_the_question_open() -> None:
     assert open_one is not None
     assert closed is not None
     assert (open_one.route, open_one.final) == ("speculative", False)
-    assert "arbitrage@balanced is 2.10 [1.80, 2.40] times as fast so far" in open_one.text
+    assert "arbitrage@balanced is 2.10 [1.80-2.40] times as fast so far" in open_one.text
     assert (closed.route, closed.final) == ("arbitrage@balanced", True)
 
 

@@ -41,6 +41,11 @@ def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
     return made
 
 
+def read_all(path: Path) -> list[dict[str, Any]]:
+    """What a reader gets: it opens the rows when it reads them."""
+    return list(read_run_folder(path).rows)
+
+
 def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
     with RunFolder(path, **options) as folder:
         return list(folder.rows)
@@ -77,14 +82,6 @@ def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
         tracemalloc.stop()
     assert [len(row["text"]) for one in (rows, contents.rows) for row in one] == [len(text)] * 40
     assert held < 4 * len(text)
-
-
-def test_rows_that_are_cut_while_they_are_read_are_refused(quick_path: Path) -> None:
-    begin(quick_path)
-    contents = read_run_folder(quick_path)
-    os.truncate(quick_path / "results.jsonl", 100)
-    with pytest.raises(DamagedRunError, match="changed while they were read"):
-        list(contents.rows)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers()
@@ -170,8 +167,8 @@ def altered(**changes: Any) -> bytes:
         (b"[1]", "object"),
         (b"\0" * 100, "expected value"),
         (b'{"a":' * 100_000, "recursion"),
-        (b'{"sample": 0}', "status"),
-        (altered(status="perhaps"), "'done', 'error'"),
+        (b'{"sample": 0}', "schema: "),
+        (altered(status="perhaps"), "'done' or 'error'"),
         (altered(id=["a"]), "id: "),
         (altered(text={}), "text: "),
         (altered(grade=None), "grade: "),
@@ -191,7 +188,7 @@ def test_line_that_is_not_a_row_is_named_and_set_aside(quick_path: Path, line: b
     first, rest = whole.split(b"\n", 1)
     path.write_bytes(before := first + b"\n" + line + b"\n" + rest + b"{torn")
     with pytest.raises(DamagedRunError, match=r"results\.jsonl: line 2: ") as caught:
-        read_run_folder(quick_path / "run")
+        read_all(quick_path / "run")
     assert words in str(caught.value)
     assert caught.value.exit_code == 5
     assert (path.read_bytes(), set_aside(quick_path / "run")) == (before, [])
@@ -212,7 +209,7 @@ def test_link_pipe_and_device_are_refused_at_once(quick_path: Path, name: str) -
     for make in (partial(os.symlink, other), partial(os.symlink, "/dev/zero"), os.mkfifo, os.mkdir):
         own.rmdir() if own.is_dir() else own.unlink()
         make(own)
-        for open_it in (RunFolder, read_run_folder):
+        for open_it in (RunFolder, read_all):
             with pytest.raises(UsageError, match=r"symbolic link|not a regular file|Is a directory"):
                 open_it(quick_path / "run")
     assert other.read_bytes() == before
@@ -225,7 +222,7 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
     begin(quick_path / "run")
     with (quick_path / "run" / "results.jsonl").open("ab") as stream:
         stream.truncate(1 << 30)
-    for open_it in (RunFolder, read_run_folder):
+    for open_it in (RunFolder, read_all):
         with pytest.raises(DamagedRunError, match="line 4: more than 64 MiB"):
             open_it(quick_path / "run")
 
@@ -247,7 +244,7 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
 def test_run_json_of_another_form_is_damage(quick_path: Path, content: bytes, words: str) -> None:
     begin(quick_path / "run")
     (quick_path / "run" / "run.json").write_bytes(content)
-    for open_it in (RunFolder, read_run_folder):
+    for open_it in (RunFolder, read_all):
         with pytest.raises((DamagedRunError, UsageError), match=rf"run\.json: .*{words}"):
             open_it(quick_path / "run")
 

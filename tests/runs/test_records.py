@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from cli import accept, escalate, finish, make_step, make_trace
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from made_up_runs import costs, decisions
 
 from arbitrage_cli.errors import ContextFullError, ScriptEndedError
-from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, AttemptInfo, RunInfo, problem_error, record, row, to_json
+from arbitrage_cli.runs.records import SAME_IN_ALL_ROWS, RunInfo, problem_error, record, row, to_json
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
@@ -103,14 +104,21 @@ def test_record_of_rated_steps() -> None:
     assert made["timing"]["reward"]["prefill_tokens"] == 9
 
 
-def attempt(score: Grade | None = None) -> AttemptInfo:
-    return AttemptInfo(2, "hard", {"answer": "4"}, score, wall_seconds=3.5, router_seconds=0.25)
+def attempt(score: Grade | None = None) -> dict[str, Any]:
+    return {
+        "sample": 2,
+        "level": "hard",
+        "gold": {"answer": "4"},
+        "grade": score,
+        "wall_seconds": 3.5,
+        "router_seconds": 0.25,
+    }
 
 
 def test_row_is_the_record_with_what_was_attempt() -> None:
     finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
     score = Grade("correct", "4", "4 = 4 (the same text)")
-    made, recorded = row(finished, RUN, attempt(score)), record(finished, RUN)
+    made, recorded = row(finished, RUN, **attempt(score)), record(finished, RUN)
     added = {"schema", "sample", "level", "gold", "grade", "status", "wall_seconds"}
     assert made.keys() == (recorded.keys() - SAME_IN_ALL_ROWS) | added
     assert (made["sample"], made["level"], made["gold"], made["status"]) == (2, "hard", {"answer": "4"}, "done")
@@ -132,7 +140,7 @@ def test_row_is_the_record_with_what_was_attempt() -> None:
 )
 def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | None, stop: str | None) -> None:
     """A context that a solution has filled is a limit like any other; what else goes wrong is an error, in one line."""
-    made = row(finished, RUN, attempt())
+    made = row(finished, RUN, **attempt())
     assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
 
 

@@ -56,11 +56,11 @@ def test_head_is_near_the_best_possible(collected: Collected, head: Head) -> Non
     testing = collected.part == TEST
     best = np.array([WORLD.probability(row) for row in collected.features[testing]])
     truth = truth_of(collected, TEST)
-    possible = measure(best, truth, 0.5)["auc"].value
+    possible = measure(best, truth)["auc"].value
     assert possible is not None
     found = head.card.metrics["test"]
     assert found["arbitrage"]["auc"][0] > possible - 0.04
-    for baseline in ("entropy", "lowest logprob", "mean logprob", "equations", "random", "always", "never"):
+    for baseline in ("entropy", "lowest logprob", "mean logprob", "equations", "random"):
         assert found["arbitrage"]["auc"][0] > found[baseline]["auc"][0]
     assert found["arbitrage"]["ece"][0] < 0.05
 
@@ -79,10 +79,8 @@ def test_baselines_are_the_plain_numbers(collected: Collected, head: Head) -> No
         "agreement": 1.0 - collected.agrees[testing],
     }
     for name, number in numbers.items():
-        expected = measure(number, truth_of(collected, TEST), 0.5)["auc"].value
+        expected = measure(number, truth_of(collected, TEST))["auc"].value
         assert found[name]["auc"][0] == pytest.approx(expected)
-    assert found["always"]["escalate_accuracy"][0] == found["never"]["accept_accuracy"][0] == 1
-    assert found["always"]["accept_accuracy"][0] == found["never"]["escalate_accuracy"][0] == 0
 
 
 def test_nothing_is_taken_from_the_test(collected: Collected, head: Head) -> None:
@@ -271,7 +269,7 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
     for pair in (0, 1):
         mine = collected.pair == pair
         truth = Truth(is_better[mine].astype(np.float64), is_better[mine], collected.outcomes.problem[mine])
-        assert (measure(probability[mine], truth, 0.5)["auc"].value or 0) > 0.6
+        assert (measure(probability[mine], truth)["auc"].value or 0) > 0.6
 
 
 def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> Candidate:

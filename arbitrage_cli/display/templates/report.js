@@ -17,7 +17,7 @@
   const list = document.getElementById("list");
   const more = document.getElementById("more");
   const shown = document.getElementById("shown");
-  const run = JSON.parse(document.getElementById("data").textContent);
+  const run = parsed(document.getElementById("data").textContent);
   const traces = [];
   const blocks = new Map();
   let found = [];
@@ -55,9 +55,14 @@
 
   // --- the data
 
+  function parsed(json) { // without control characters, lone surrogates and marks that turn the direction of writing
+    const unsafe = /[^\P{Cc}\n\t]|\p{Cs}|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+    return JSON.parse(json, (_, value) => (typeof value === "string" ? value.replace(unsafe, "") : value));
+  }
+
   async function unpack(text) {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+    return parsed(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).text());
   }
 
   async function load() {
@@ -69,12 +74,12 @@
       spans.set(id, Math.max(spans.get(id) ?? 0, seconds ?? 0, written ?? 0));
       const key = `${problem}/${sample}`;
       const trace = { place, key, id, level, sample, rank: policy, policy: run.policies[policy], verdict, seconds, calls, order: problem };
-      if (trace.policy.is_target) alone.set(key, trace);
+      if (trace.policy.policy === "target") alone.set(key, trace);
       traces.push(trace);
     }
     for (const trace of traces) {
       trace.span = spans.get(trace.id);
-      trace.target = trace.policy.is_target ? null : alone.get(trace.key) ?? null;
+      trace.target = trace.policy.policy === "target" ? null : alone.get(trace.key) ?? null;
     }
   }
 
