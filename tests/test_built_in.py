@@ -14,6 +14,7 @@ from types import ModuleType
 import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, pair_named_mine, run
+from hash_language import Proposals
 from small_heads import write_head
 from writing import make_engine
 
@@ -22,12 +23,12 @@ from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, find_files, head_file, models_folder, read_pairs
-from arbitrage_cli.rewards.prm import ProcessReward
+from arbitrage_cli.rewards.batched import BatchRater
+from arbitrage_cli.rewards.questions import ProcessReward
 from arbitrage_cli.routing.head import digest_of_problem
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.policies import POLICIES
@@ -277,7 +278,7 @@ def test_another_model_is_refused_as_reward_model(tmp_path: Path, style: str) ->
 
 
 def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[float]:
-    rater = ProcessReward(backend, "steps")
+    rater = BatchRater(backend, ProcessReward("steps"))
     trace = Trace(Problem("p", question), Limits())
     rater.open(0, trace.problem)
     rewards: list[float] = []

@@ -21,12 +21,14 @@ from hash_language import (
     CHEAP_DRAFT,
     ForgetfulEngine,
     HashBackend,
+    Proposals,
     Recording,
     Recurrent,
     StaleBackend,
     Wavering,
     events_of,
     hash_engines,
+    planner,
     random_costs,
     solve,
     texts,
@@ -42,7 +44,6 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.scripted import open_scripted
@@ -423,8 +424,7 @@ def llama_engines(
                 Cache(stack.enter_context(LlamaBackend(path, options)), most_checkpoints=most_checkpoints),
                 sampler or Sampler(),
                 keep_token_stats=True,
-                proposals=proposals,
-                costs=costs and (CHEAP_DRAFT if role == "draft" else costs),
+                planner=planner(costs and (CHEAP_DRAFT if role == "draft" else costs), proposals),
             )
             for role, path in paths.items()
         }

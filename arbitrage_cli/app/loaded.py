@@ -6,19 +6,18 @@ from typing import Any
 
 from arbitrage_cli.errors import ServerError
 from arbitrage_cli.inference.backend import Backend
+from arbitrage_cli.inference.chat_template import Manner
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
-from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
 from arbitrage_cli.inference.servers.writer import ServedWriter
-from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.inference.thinking import ThinkFormat
+from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.token_costs import BatchCosts
-from arbitrage_cli.rewards.judge import Judge
-from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
-from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward
+from arbitrage_cli.rewards.batched import BatchRater
+from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward
+from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -28,16 +27,13 @@ class WriterOptions:
     """How a writer writes. `keep` is what stays in a cache from one problem to the next.
 
     Without `shares_prompts`, routes do not find each other's prompts in a server's cache. Proposals are planned by `batch_costs`.
-    Thoughts are in the format of each model's template unless a `think_format` is given.
     """
 
     sampler: Sampler
-    instructions: str
-    step_end: StepEnd = BLANK_LINE
+    manner: Manner
     keep: Keep = "beginning"
     shares_prompts: bool = True
     batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
-    think_format: ThinkFormat | None = None
 
 
 class LocalModel:
@@ -66,11 +62,11 @@ class LocalModel:
 
     def judge(self, first_sequence: int) -> Rater:
         """Rates steps with the digits that the model gives them. Errors: ModelUnsupportedError."""
-        return Judge(self._backend, first_sequence)
+        return BatchRater(self._backend, Judge(), first_sequence)
 
     def process_reward(self, style: PrmStyle) -> Rater:
         """Rates steps as a process reward model. ModelUnsupportedError if it rates none."""
-        model = ProcessReward(self._backend, style)
+        model = BatchRater(self._backend, ProcessReward(style))
         model.check()
         return model
 
@@ -90,14 +86,7 @@ class LocalModel:
         return None
 
     def _make_cache(self, writing: WriterOptions, first_sequence: int = 0) -> Cache:
-        return Cache(
-            self._backend,
-            writing.instructions,
-            step_end=writing.step_end,
-            keep=writing.keep,
-            first_sequence=first_sequence,
-            think_format=writing.think_format,
-        )
+        return Cache(self._backend, writing.manner, keep=writing.keep, first_sequence=first_sequence)
 
 
 class RemoteModel:
@@ -108,26 +97,17 @@ class RemoteModel:
         self.card, self.chat_template = model.card, model.chat_template
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
-        shares = writing.shares_prompts
-        return ServedWriter(
-            role,
-            self._model,
-            writing.sampler,
-            writing.instructions,
-            writing.step_end,
-            keep_token_stats=keep_token_stats,
-            shares_prompts=shares,
-            think_format=writing.think_format,
-        )
+        options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
+        return ServedWriter(role, self._model, writing.sampler, writing.manner, **options)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return self.writer(role, writing, keep_token_stats=role == "draft", knows_speed=False)
 
     def judge(self, first_sequence: int) -> Rater:
-        return ServedJudge(self._model)
+        return ServedRater(self._model, Judge())
 
     def process_reward(self, style: PrmStyle) -> Rater:
-        return ServedProcessReward(self._model, style)
+        return ServedRater(self._model, ProcessReward(style))
 
     def need_token_stats(self, policy: str) -> None:
         if not self._model.num_alternatives:
@@ -174,6 +154,6 @@ class Writers:
 
 
 def _engine(role: ModelRole, cache: Cache, writing: WriterOptions, *, keep_token_stats: bool) -> Engine:
-    proposals: Proposals = "all" if role == "target" else "drafted"
     costs = writing.batch_costs.get(role)
-    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, proposals=proposals, costs=costs)
+    planner = Planner(costs, copies=role == "target") if costs else None
+    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner)

@@ -19,6 +19,7 @@ from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.arbitrage import Flow, Router
 from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.inference.chat_template import Manner
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
@@ -66,9 +67,8 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        self.writing = WriterOptions(
-            setup.sampler, setup.system, setup.task.step_end, keep, shares, self.batch_costs, setup.think_format
-        )
+        manner = Manner(setup.system, setup.task.step_end, setup.think_format)
+        self.writing = WriterOptions(setup.sampler, manner, keep, shares, self.batch_costs)
 
     def __enter__(self) -> Self:
         for note in self.setup.notes:

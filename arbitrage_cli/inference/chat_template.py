@@ -16,10 +16,11 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.errors import TemplateError
+from arbitrage_cli.errors import ConversationError, TemplateError
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.inference.thinking import FORCED_END, SWITCHES, ThinkFormat, find_format, state_after, thinks_by_itself
 from arbitrage_cli.system.child import Child, ChildError
-from arbitrage_cli.types import Message, MessageRole
+from arbitrage_cli.types import Message, MessageRole, Problem, Step
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."
 """The paper's system prompt."""
@@ -28,6 +29,15 @@ MAX_RENDER_SECONDS = 2.0
 MAX_RENDER_BYTES = 256 << 20
 MAX_LAYOUTS = 32
 """Shapes of conversations whose layouts are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How solutions are written: the system prompt, where a step ends, and how thoughts are marked (None: as the template shows)."""
+
+    instructions: str = INSTRUCTIONS
+    step_end: StepEnd = BLANK_LINE
+    think_format: ThinkFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class ChatPrompt:
 
     A template may also be rendered elsewhere, by a server whose control tokens are not known (None).
 
-    Where a model thinks before it answers, the prompt ends at the beginning of its thoughts, and `end_of_thoughts` leads to the answer.
+    Where a model thinks before it answers, the prompt ends at the beginning of its thoughts, and `after` leads from the last to the answer.
     """
 
     def __init__(
@@ -95,7 +105,6 @@ class ChatPrompt:
     ) -> None:
         self._instructions = instructions.strip()
         self._template, self._variables = template, variables
-        self._conversation: tuple[str, tuple[str, str, str]] | None = None
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
             control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
@@ -124,6 +133,13 @@ class ChatPrompt:
         layout = self._layout(ASKED, self._instructions != "")
         return thinks_by_itself(self._source, layout.text, layout.end, self.think_format)
 
+    def of(self, problem: Problem) -> list[Segment]:
+        """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
+        try:
+            return self.segments(problem.question, problem.turns, problem.system, thinks=problem.thinks)
+        except TemplateError as error:
+            raise ConversationError(error.message, "begin a new conversation, or leave out the system prompt") from error
+
     def segments(
         self, question: str, turns: Sequence[Message] = (), system: str | None = None, *, thinks: bool = False
     ) -> list[Segment]:
@@ -147,10 +163,12 @@ class ChatPrompt:
         self._append_template_text(segments, self._phase_beginning(layout, thinks=thinks))
         return segments
 
-    def end_of_thoughts(self, *, forced: bool) -> list[Segment]:
-        """What follows the last thought, up to the answer. `forced`: the model did not end its thoughts itself."""
+    def after(self, step: Step) -> list[Segment]:
+        """What stands between a kept step and the next: if it is the last thought, what leads to the answer; else nothing."""
         segments: list[Segment] = []
-        self._append_template_text(segments, (FORCED_END if forced else "") + self.think_format.closes)
+        if step.ends_thoughts:
+            forced = FORCED_END if step.stop == "think_budget" else ""
+            self._append_template_text(segments, forced + self.think_format.closes)
         return segments
 
     def _phase_beginning(self, layout: "_Layout", *, thinks: bool) -> str:
@@ -167,19 +185,16 @@ class ChatPrompt:
 
         Without instructions. TemplateError if the template cannot show such a conversation.
         """
-        before, between, after = self._turns(reply)
+        if self._template is None:
+            raise _broken("this model needs a conversation, and has no template")
+        layout = self._layout((*ANSWERED, *ASKED), False)
+        before, asked, answered, after = re.split("|".join(layout.slots), layout.text)
         segments: list[Segment] = []
         for index, turn in enumerate(turns):
-            self._append_template_text(segments, between if index else before)
+            self._append_template_text(segments, asked + reply + answered if index else before)
             self._append_data(segments, turn)
         self._append_template_text(segments, after)
         return segments
-
-    def _turns(self, reply: str) -> tuple[str, str, str]:
-        """The template's text before the user's first turn, between it and the second, and after that; rendered once."""
-        if self._conversation is None or self._conversation[0] != reply:
-            self._conversation = reply, self._lay_out_turns(reply)
-        return self._conversation[1]
 
     def fragments(self, text: str) -> list[str]:
         """Cut data (a question, another model's step) inside every marker, so that no fragment has a whole one."""
@@ -226,25 +241,6 @@ class ChatPrompt:
                 return _Layout(text, slots, system)
         raise _broken(reason)
 
-    def _lay_out_turns(self, reply: str) -> tuple[str, str, str]:
-        if self._template is None:
-            raise _broken("this model needs a conversation, and has no template")
-        first, second = (_placeholder(f"message {place}") for place in range(2))
-        messages = [
-            {"role": "user", "content": first},
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": second},
-        ]
-        try:
-            layout = self._render(messages)
-        except RoleRefusedError as refusal:
-            raise _broken(f"it refuses the messages ({refusal})") from refusal
-        if not _shows_once(layout, (first, second)):
-            raise _broken("it does not show two messages of the user in their order")
-        before, rest = layout.split(first)
-        between, after = rest.split(second)
-        return before, between, after
-
     def _render(self, messages: Messages, switch: bool | None = None) -> str:
         switches = {} if switch is None else dict.fromkeys(SWITCHES, switch)
         if callable(self._template):
@@ -257,20 +253,17 @@ def _system_first(instructions: str, messages: Messages) -> Messages:
 
 
 def _within_first(instructions: str, messages: Messages) -> Messages:
-    """The instructions before the first question."""
     first = next(index for index, message in enumerate(messages) if message["role"] == "user")
     content = "\n\n".join(filter(None, (instructions, messages[first]["content"])))
     return [*messages[:first], {"role": "user", "content": content}, *messages[first + 1 :]]
 
 
 def _without_template(roles: Sequence[MessageRole], texts: Sequence[str]) -> str:
-    """A plain layout, up to where the last answer begins."""
     layout = {"user": "Problem: {}\n\nSolution:", "assistant": " {}\n\n"}
     return "".join(layout[role].format(text) for role, text in zip(roles, texts, strict=True))
 
 
 def _shows_once(text: str, slots: Sequence[str]) -> bool:
-    """Whether each placeholder is there exactly once, in their order."""
     return all(text.count(slot) == 1 for slot in slots) and sorted(slots, key=text.index) == [*slots]
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import EarlyStop
-from arbitrage_cli.inference.backend import Backend, Floats
-from arbitrage_cli.inference.kv_cache import Batch, Cache
+from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.inference.kv_cache import Cache, CachedProblem
 from arbitrage_cli.inference.proposals import Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Acceptance, Speculator
@@ -34,6 +34,7 @@ class StepInProgress:
     `proposal` has ids that may come next. After the first `max_proposed` tokens of the step there is no room to read any.
     """
 
+    cached: CachedProblem
     trace: Trace
     unread: list[int]
     max_tokens: int
@@ -55,7 +56,6 @@ class StepInProgress:
 
     @property
     def place(self) -> Place:
-        """Where the text is in its proposal."""
         return self.proposal.place(self.max_proposed - len(self.tokens))
 
     @property
@@ -72,79 +72,82 @@ class StepInProgress:
             self.cost += Cost(verify_tokens=num_rows, verify_seconds=seconds, verify_kept=num_drawn, verify_batches=1)
 
 
-def _is_loop(tokens: Sequence[int]) -> bool:
-    """Whether the last tokens of a step repeat themselves."""
+def is_loop(tokens: Sequence[object]) -> bool:
+    """Whether the last tokens of a step, ids or texts, are the same ones `TIMES` times."""
     last = tokens[-LOOP * TIMES :]
     return len(last) == LOOP * TIMES and last[LOOP:] == last[:-LOOP]
 
 
 class Decoder:
-    """Computes with one model for several problems at once. `slot` numbers the problems in flight."""
+    """Computes with one model for several problems at once."""
 
-    def __init__(self, backend: Backend, cache: Cache, clock: Clock) -> None:
-        self._name = backend.card.name
-        self._tokenizer = backend.tokenizer
+    def __init__(self, cache: Cache, clock: Clock) -> None:
+        self._name = cache.backend.card.name
+        self._tokenizer = cache.backend.tokenizer
         self._cache = cache
         self._clock = clock
         self._reported: set[int] = set()  # control tokens that were written and warned about
 
-    def read(self, slot: int, step: StepInProgress) -> None:
+    def read(self, step: StepInProgress) -> None:
         """Read some of a step's unread tokens.
 
         Never the last one: decoding it gives the next token. So a step's tokens are computed in the same way whatever was read
         before.
         """
         began = self._clock()
-        num_read = self._cache.read(slot, step.unread[:-1])
+        num_read = step.cached.read(step.unread[:-1])
         del step.unread[:num_read]
         step.cost += Cost(prefill_tokens=num_read, prefill_seconds=self._clock() - began)
 
-    def decode(self, batch: Batch, steps: Sequence[StepInProgress]) -> list[list[str]]:
-        """Decode a batch, and draw after each token of a slot while the next one is the token drawn. Returns the texts drawn."""
-        logits = self._cache.decode(batch)
+    def decode(self, steps: Sequence[StepInProgress], rows: Sequence[list[int]]) -> list[list[str]]:
+        """Decode a batch, and draw after each token of a step while the next one is the token drawn. Returns the texts drawn."""
+        logits = self._cache.decode([(step.cached, tokens) for step, tokens in zip(steps, rows, strict=True)])
         drawn: list[list[str]] = []
         row = 0
-        for (slot, tokens), step in zip(batch, steps, strict=True):
-            drawn.append(self._draw_while_proposed(slot, step, tokens, logits, row))
+        for step, tokens in zip(steps, rows, strict=True):
+            drawn.append(self._draw_while_proposed(step, tokens, logits, row))
             row += len(tokens)
             if len(drawn[-1]) < len(tokens):
-                self._cache.trim(slot)
+                step.cached.trim()
         return drawn
 
     def write_on(
-        self, slot: int, unread: list[int], max_tokens: int, sampler: Sampler, goes_on: Callable[[Floats, int], bool]
+        self,
+        cached: CachedProblem,
+        unread: list[int],
+        max_tokens: int,
+        sampler: Sampler,
+        goes_on: Callable[[Floats, int], bool],
     ) -> Cost:
         """Read and decode up to `max_tokens` tokens outside of a step, until `goes_on(logits, token)` is false."""
         *before, token = unread
         num_read, num_decoded = len(before), 0
         began = self._clock()
         while before:
-            del before[: self._cache.read(slot, before)]
+            del before[: cached.read(before)]
         read = self._clock()
         is_going_on = True
         while is_going_on and num_decoded < max_tokens:
-            logits = self._cache.decode([(slot, [token])])[0]
-            self._cache.keep(slot, token)
+            logits = self._cache.decode([(cached, [token])])[0]
+            cached.held.append(token)
             num_decoded += 1
-            token = sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
+            token = sampler.choose(logits, cached.problem.question, len(cached.held))
             is_going_on = goes_on(logits, token)
         return Cost(num_read, read - began, num_decoded, self._clock() - read)
 
-    def _draw_while_proposed(
-        self, slot: int, step: StepInProgress, tokens: list[int], logits: Floats, row: int
-    ) -> list[str]:
+    def _draw_while_proposed(self, step: StepInProgress, tokens: list[int], logits: Floats, row: int) -> list[str]:
         """Draw after each of `tokens`, from row `row` of the logits on; stop at one that is not the token just drawn."""
         texts: list[str] = []
         for index, token in enumerate(tokens, start=row):
             if texts and (step.stop or token != step.unread[0]):
                 break
-            self._cache.keep(slot, token)
-            texts.append(self._draw(slot, step, logits[index]))
+            step.cached.held.append(token)
+            texts.append(self._draw(step, logits[index]))
         return texts
 
-    def _draw(self, slot: int, step: StepInProgress, logits: Floats) -> str:
+    def _draw(self, step: StepInProgress, logits: Floats) -> str:
         """Draw the next token from `logits` (n_vocab,), and note the reason if the step ends with it. Returns its text."""
-        token = step.sampler.choose(logits, self._cache.question(slot), self._cache.num_held(slot))
+        token = step.sampler.choose(logits, step.cached.problem.question, len(step.cached.held))
         if step.proposal:
             step.acceptance.follow(step.proposal, token)
         step.tokens.append(token)
@@ -160,10 +163,10 @@ class Decoder:
         text = step.text.add(piece)
         if step.recorder:
             step.recorder.add_text(text)
-        step.stop = self._reason_to_stop(slot, step)
+        step.stop = self._reason_to_stop(step)
         return text
 
-    def _reason_to_stop(self, slot: int, step: StepInProgress) -> StepStop | None:
+    def _reason_to_stop(self, step: StepInProgress) -> StepStop | None:
         if step.text.has_marker:
             return "thought"
         beyond = len(step.tokens) - step.max_tokens  # a character is finished, if it ends soon
@@ -172,14 +175,13 @@ class Decoder:
             return "think_budget"
         if step.text.ended:
             return "separator"
-        if _is_loop(step.tokens) and not step.text.is_inside_character:
+        if is_loop(step.tokens) and not step.text.is_inside_character:
             return "loop"
-        if self._cache.is_full(slot):
+        if step.cached.is_full:
             return "context"
         return "budget" if is_spent else None
 
     def _warn_about(self, token: int) -> None:
-        """Warn about a control token in the text, once for each."""
         texts = [text for text, control in self._tokenizer.control_tokens.items() if control == token]
         if texts and token not in self._reported:
             self._reported.add(token)

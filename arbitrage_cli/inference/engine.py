@@ -10,14 +10,14 @@ decoding (arXiv 2211.17192), with texts instead of tokens. And any model that wr
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Clock, Decoder, StepInProgress
-from arbitrage_cli.inference.kv_cache import Cache
-from arbitrage_cli.inference.proposals import History, Proposal, Proposals
+from arbitrage_cli.inference.kv_cache import Cache, CachedProblem
+from arbitrage_cli.inference.proposals import History, Proposal
 from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import Acceptance, Planner, Speculation, Speculator
 from arbitrage_cli.inference.token_costs import BatchCosts, TokenCosts
@@ -45,16 +45,24 @@ class SlotUpdate:
     error: ProblemError | None = None
 
 
+@dataclass(slots=True)
+class _Slot:
+    """A problem, how its tokens are drawn, how often what was proposed matched, and what may be copied."""
+
+    cached: CachedProblem
+    sampler: Sampler
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    history: History | None = None
+
+
 class Engine:
     """Writes steps with the model behind a cache. `slot` numbers the problems in flight, from 0.
 
     Engines of one model may share a cache if they solve one problem after another, never two at the same time.
 
-    Proposals are planned by `costs`; without these nothing is proposed.
-
-    With `proposals` of "all" it also copies what followed the same words before. Not for a draft: verifying changes its numbers, by up
-    to 0.1 nats with weights of 4 bits, and routers decide by them; and in measurements it saved no time. A model that cannot drop a
-    tail is proposed nothing: a token read in vain would cost it a checkpoint.
+    Proposals are those of the `planner`; without one nothing is proposed. A draft should copy nothing: verifying changes its numbers, by
+    up to 0.1 nats with weights of 4 bits, and routers decide by them; and in measurements it saved no time. A model that cannot drop
+    a tail is proposed nothing: a token read in vain would cost it a checkpoint.
     """
 
     wait = None
@@ -67,23 +75,19 @@ class Engine:
         sampler: Sampler,
         *,
         keep_token_stats: bool = False,
-        proposals: Proposals = "drafted",
-        costs: BatchCosts | None = None,
+        planner: Planner | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         self._role = role
         self._backend = cache.backend
         self._sampler = sampler
         self._keep_token_stats = keep_token_stats
-        self._proposals: Proposals = "none" if cache.backend.states else proposals
         self._clock = clock
-        self._planner = Planner(costs or BatchCosts())
+        self._planner = planner if planner and not cache.backend.states else Planner(BatchCosts())
         self._token_costs = TokenCosts()
         self._cache = cache
-        self._decoder = Decoder(self._backend, cache, clock)
-        self._histories: dict[int, History] = {}
-        self._acceptances: dict[int, Acceptance] = {}
-        self._samplers: dict[int, Sampler] = {}
+        self._decoder = Decoder(cache, clock)
+        self._slots: dict[int, _Slot] = {}
         self._steps: dict[int, StepInProgress] = {}
 
     @property
@@ -92,12 +96,10 @@ class Engine:
 
     @property
     def drops_tails(self) -> bool:
-        """Whether the model can take back a few tokens at no cost."""
         return self._backend.states is None
 
     @property
     def busy(self) -> bool:
-        """Whether any step is being written."""
         return bool(self._steps)
 
     @property
@@ -107,21 +109,17 @@ class Engine:
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Take a problem, which must be solved by its deadline. ContextFullError if the prompt fills the context."""
-        self._cache.open(slot, problem, deadline)
-        self._samplers[slot] = sampler or self._sampler
-        self._acceptances[slot] = Acceptance()
+        self._slots[slot] = _Slot(self._cache.open(slot, problem, deadline), sampler or self._sampler)
 
     def close(self, slot: int) -> None:
         """Forget a problem, and the step being written for it."""
         self._steps.pop(slot, None)
-        self._samplers.pop(slot, None)
-        self._histories.pop(slot, None)
-        self._acceptances.pop(slot, None)
-        self._cache.close(slot)
+        if opened := self._slots.pop(slot, None):
+            self._cache.close(slot, opened.cached)
 
     def forget(self, slot: int) -> None:
         """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
-        self._cache.forget(slot)
+        self._slots[slot].cached.cut(0)
 
     # --- writing steps
 
@@ -130,36 +128,38 @@ class Engine:
 
         The `speculator` may be asked to continue it. ContextFullError if there is no room for a token.
         """
-        trace = request.trace
-        unread, room = self._cache.prepare(slot, trace)
+        trace, opened = request.trace, self._slots[slot]
+        unread, room = opened.cached.prepare(trace)
         phase, (budget, is_last_thought) = trace.phase, trace.next_budget
-        sampler = self._samplers[slot]
         self._steps[slot] = StepInProgress(
+            cached=opened.cached,
             trace=trace,
             unread=unread,
             max_tokens=budget,
-            recorder=Recorder(self.card.vocabulary_size, greedy=sampler.is_greedy) if self._keep_token_stats else None,
-            proposal=self._proposal(slot, request.proposal, unread, phase),
+            recorder=Recorder(self.card.vocabulary_size, greedy=opened.sampler.is_greedy)
+            if self._keep_token_stats
+            else None,
+            proposal=self._proposal(opened, request.proposal, unread, phase),
             max_proposed=min(budget, room) - 1,  # the token after them ends the step anyway
-            sampler=sampler,
+            sampler=opened.sampler,
             text=self._cache.step_text(phase),
-            acceptance=self._acceptances[slot],
+            acceptance=opened.acceptance,
             phase=phase,
             is_last_thought=is_last_thought,
             early_stop=request.early_stop,
-            speculator=None if self._proposals == "none" else speculator,
+            speculator=speculator if self._planner.proposes else None,
         )
         return len(unread)
 
-    def _proposal(self, slot: int, step: Step | None, unread: list[int], phase: Phase) -> Proposal:
+    def _proposal(self, opened: _Slot, step: Step | None, unread: list[int], phase: Phase) -> Proposal:
         """What may be written after the `unread` tokens: the given step, or copies."""
-        tokens = self._cache.proposed_ids(step.text, phase) if step and self._proposals != "none" else ()
-        if self._proposals != "all" or self.seconds_per_token < WORTH_COPYING:
+        tokens = self._cache.proposed_ids(step.text, phase) if step and self._planner.proposes else ()
+        if not self._planner.copies or self.seconds_per_token < WORTH_COPYING:
             return Proposal(tokens)
-        if slot not in self._histories:
-            self._histories[slot] = History(self._cache.prompt(slot))
-        self._histories[slot].catch_up(unread)
-        return Proposal(tokens, self._histories[slot])
+        if opened.history is None:
+            opened.history = History(opened.cached.prompt)
+        opened.history.catch_up(unread)
+        return Proposal(tokens, opened.history)
 
     def tick(self) -> list[SlotUpdate]:
         """Bring every step further: read what is unread, or decode one token or several, all steps in one batch."""
@@ -189,7 +189,7 @@ class Engine:
     def _read(self, slots: list[int]) -> list[SlotUpdate]:
         (slot,) = slots
         step = self._steps[slot]
-        self._decoder.read(slot, step)
+        self._decoder.read(step)
         return [SlotUpdate(slot, num_unread=len(step.unread))]
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:
@@ -200,13 +200,12 @@ class Engine:
         steps = [self._steps[slot] for slot in slots]
         counts = self._planner.plan([(step.acceptance, step.place) for step in steps])
         proposed = [step.proposal.upcoming(count) if count else [] for step, count in zip(steps, counts, strict=True)]
-        batch = [
-            (slot, step.unread + self._cache.before_end(tokens, step.text))
-            for slot, step, tokens in zip(slots, steps, proposed, strict=True)
+        rows = [
+            step.unread + self._cache.before_end(tokens, step.text) for step, tokens in zip(steps, proposed, strict=True)
         ]
-        drawn = self._decoder.decode(batch, steps)
-        seconds, num_rows = self._clock() - began, sum(len(tokens) for _, tokens in batch)
-        for (_, tokens), step, texts in zip(batch, steps, drawn, strict=True):
+        drawn = self._decoder.decode(steps, rows)
+        seconds, num_rows = self._clock() - began, sum(map(len, rows))
+        for tokens, step, texts in zip(rows, steps, drawn, strict=True):
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
         updates: list[SlotUpdate] = []
         for slot, texts in zip(slots, drawn, strict=True):
@@ -225,7 +224,7 @@ class Engine:
         cost = step.total_cost
         text, num_tokens = step.text.finish(), len(step.tokens)
         written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost, step.phase)
-        self._cache.remember(slot, written, step.tokens)
+        step.cached.remember(written, step.tokens)
         self._token_costs.add(cost)
         del self._steps[slot]
         return written
@@ -254,7 +253,8 @@ class Engine:
         """
         if slot in self._steps:
             raise ValueError("it is writing a step of its own there")
-        unread, room = self._cache.prepare(slot, trace, beginning)
+        opened = self._slots[slot]
+        unread, room = opened.cached.prepare(trace, beginning)
         phase, tokenizer, chance = trace.phase, self._backend.tokenizer, 1.0
         text = self._cache.step_text(phase, beginning)
 
@@ -266,7 +266,7 @@ class Engine:
             text.add(tokenizer.piece(token))
             return not text.ended
 
-        cost = self._decoder.write_on(slot, unread, min(max_tokens, room), self._samplers[slot], goes_on)
+        cost = self._decoder.write_on(opened.cached, unread, min(max_tokens, room), opened.sampler, goes_on)
         return Speculation(text.so_far[len(beginning) :], cost)
 
     def _ask_speculator(self, slot: int) -> None:
@@ -290,24 +290,24 @@ class Engine:
     # --- measuring
 
     def num_prompt_tokens(self, slot: int) -> int | None:
-        """Tokens of a problem's prompt."""
-        return len(self._cache.prompt(slot))
+        return len(self._slots[slot].cached.prompt)
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         """An estimate of this model's time, alone, for the whole text of `trace`: see `TokenCosts.seconds_alone`."""
         written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
         own = sum((step.cost for step in written if step.model == self._role), Cost())
         num_tokens = sum(len(self._cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1
-        return self._token_costs.seconds_alone(own, self._cache.num_prompt_read(slot), num_tokens)
+        cached = self._slots[slot].cached
+        return self._token_costs.seconds_alone(own, len(cached.prompt) - cached.num_reused, num_tokens)
 
     def measure(self) -> Cost:
         """Time the reading of a short prompt and some decoding, for the estimate of the time alone before the first problem."""
         self._cache.clear_first_slot()
         try:
-            self._cache.open(0, MEASURED)
+            cached = self._cache.open(0, MEASURED)
         except ContextFullError:
             return Cost()  # no problem fits either, and each reports that
-        unread, room = self._cache.prepare(0, Trace(MEASURED, Limits()))
+        unread, room = cached.prepare(Trace(MEASURED, Limits()))
         times: list[float] = []
 
         def goes_on(logits: Floats, token: int) -> bool:
@@ -316,8 +316,8 @@ class Engine:
             return is_soon and not self._backend.tokenizer.is_end(token)
 
         num_tokens = min(room, MAX_MEASURED) if room > MIN_MEASURED else 0
-        measured = self._decoder.write_on(0, unread, num_tokens, self._sampler, goes_on) if num_tokens else Cost()
-        self._cache.close(0)
+        measured = self._decoder.write_on(cached, unread, num_tokens, self._sampler, goes_on) if num_tokens else Cost()
+        self._cache.close(0, cached)
         self._cache.clear_first_slot()
         self.use_measured(measured)
         return measured

@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
-Proposals = Literal["none", "drafted", "all"]
-"""What a model may be proposed: nothing; drafted steps and the draft's continuations; or these and copies of earlier text."""
-
 REJOIN = 2  # tokens in a row that have to agree before a text that left its proposal counts as back in it
 
 Source = Literal["drafted", "again", "speculated", "copied"]
@@ -43,14 +40,12 @@ class _Proposed:
         return self.tokens[self._next : self._next + count]
 
     def follow(self, token: int) -> None:
-        """Take the next token of the text."""
         if self.upcoming(1) == [token]:
             self._next, self.num_matched = self._next + 1, self.num_matched + 1
         else:
             self._leave()
 
     def _leave(self) -> None:
-        """The text went on in another way."""
         self._next = len(self.tokens)
 
 
@@ -139,7 +134,6 @@ class Proposal:
         return Place(max(0, min(chosen.num_left, room)), chosen.num_matched, chosen.source)
 
     def upcoming(self, count: int) -> list[int]:
-        """The next `count` proposed tokens, or as many as there are."""
         return self._chosen.upcoming(count)
 
     def speculate(self, tokens: Sequence[int]) -> None:

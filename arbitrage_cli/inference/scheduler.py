@@ -50,21 +50,27 @@ class RewardUpdate:
     error: ProblemError | None = None
 
 
-class Writer(Protocol):
-    """Writes the steps of one model: an `Engine`, whose methods these are, or a model on a server."""
+class Solver(Protocol):
+    """What the scheduler runs. `slot` numbers the problems in flight, from 0."""
 
     @property
-    def busy(self) -> bool: ...
+    def busy(self) -> bool:
+        """Whether any request is unanswered."""
 
     @property
     def wait(self) -> Callable[[], None] | None:
         """Waits a moment for an answer of a server; None if it computes here, so that a tick always goes on."""
 
+    def close(self, slot: int) -> None:
+        """Forget a problem and its request."""
+
+
+class Writer(Solver, Protocol):
+    """Writes the steps of one model: an `Engine`, whose methods these are, or a model on a server."""
+
     def open(
         self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
     ) -> None: ...
-
-    def close(self, slot: int) -> None: ...
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int: ...
 
@@ -75,25 +81,14 @@ class Writer(Protocol):
     def seconds_alone(self, slot: int, trace: Trace) -> float | None: ...
 
 
-class Rater(Protocol):
-    """Gives rewards. `slot` numbers the problems in flight, as for an engine."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether any request is unanswered."""
-
-    @property
-    def wait(self) -> Callable[[], None] | None:
-        """As a writer's."""
+class Rater(Solver, Protocol):
+    """Gives rewards."""
 
     @property
     def waits_for_many(self) -> bool:
         """Whether to run it only when no engine computes, because it is faster with many requests at once."""
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
-
-    def close(self, slot: int) -> None:
-        """Forget a problem and its request."""
 
     def start(self, slot: int, request: RateSteps) -> None:
         """Take a request, one at a time for each slot; `tick` answers it. ProblemError if that is impossible."""
@@ -292,5 +287,5 @@ class Scheduler:
         del self._in_flight[flight.slot]
         self._free.append(flight.slot)
 
-    def _solvers(self) -> list[Writer | Rater]:
+    def _solvers(self) -> list[Solver]:
         return [*self._engines.values(), *([self._rater] if self._rater else [])]

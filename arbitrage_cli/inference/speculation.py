@@ -85,9 +85,14 @@ Waiting = tuple[Acceptance, Place]
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Plans the next batch of a model with these costs."""
+    """Plans the next batch of a model with these costs. If it `copies`, what followed the same words before is proposed too."""
 
     costs: BatchCosts
+    copies: bool = False
+
+    @property
+    def proposes(self) -> bool:
+        return self.costs.are_known
 
     def plan(self, waiting: Sequence[Waiting]) -> list[int]:
         """How many proposed tokens each problem in the batch reads, in addition to the one that it reads anyway.

@@ -113,5 +113,10 @@ def _before_marker(text: str, marker: str) -> tuple[str, bool, str]:
     before, found, _ = text.partition(marker)
     if found:
         return before, True, ""
-    longest = next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)
-    return text[: len(text) - longest], False, text[len(text) - longest :]
+    end = len(text) - num_begun(text, marker)
+    return text[:end], False, text[end:]
+
+
+def num_begun(text: str, marker: str) -> int:
+    """How many characters at the end of the text may be the beginning of the marker."""
+    return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

@@ -35,7 +35,7 @@ OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eo
 class Pair:
     """A draft and a target that go together, and their options; None for the default.
 
-    `policy` and `tau` are how it is used unless a command says otherwise (`arbitrage advise --save`). `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.prm`), `head` a
+    `policy` and `tau` are how it is used unless a command says otherwise (`arbitrage advise --save`). `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.questions`), `head` a
     trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on
     servers: the environment variable of each API key, and the chat template's file if the server does not show it.
     """

@@ -1,57 +1,42 @@
-"""What process reward model and judge share: a model reads steps, and the first token of its answer is the reward.
+"""Rewards by a model in this process, for the steps of all waiting problems in one batch.
 
-The steps of all waiting problems are read in one batch. There are no default rewards: without an answer there is an error. Knows
-no policy and no terminal.
+There are no default rewards: without an answer there is an error. Knows no policy and no terminal.
 """
 
-from abc import ABC, abstractmethod
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
+from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earlier
+from arbitrage_cli.inference.chat_template import Manner
 from arbitrage_cli.inference.checkpoints import Checkpoints
+from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
-from arbitrage_cli.types import Cost, Problem, Step, Trace
+from arbitrage_cli.rewards.questions import Question
+from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
 
 Clock = Callable[[], float]
 
-MIN_SHARE = 0.1
-"""Mean probability of all possible answers together; below it a model does not answer the question."""
+ENOUGH_ANSWERS = 8  # from which their mean probability is trusted: one odd step does not decide
 
-ENOUGH_ANSWERS = 8  # from which the mean is trusted
+NOT_A_PRM = 0.001
+"""Below this mean probability of the answers to two first steps, a model is no process reward model."""
 
-
-class AnswerShare:
-    """The mean probability that a model gives to all possible answers together: whether it answers the question at all."""
-
-    def __init__(self, answers: Sequence[int], least: float) -> None:
-        self._answers = answers
-        self._least = least
-        self._sum, self._count = 0.0, 0
-
-    def add(self, logits: Floats) -> None:
-        """Count n answers, by their logits (n, n_vocab)."""
-        wide = logits.astype(np.float64)
-        weights = np.exp(wide - wide.max(axis=1, keepdims=True))
-        self._sum += float((weights[:, self._answers].sum(axis=1) / weights.sum(axis=1)).sum())
-        self._count += len(logits)
-
-    @property
-    def mean(self) -> float:
-        return self._sum / self._count
-
-    @property
-    def is_too_low(self) -> bool:
-        """Never after a few answers only: one odd step does not decide."""
-        return self._count >= ENOUGH_ANSWERS and self.mean < self._least
+FIRST_QUESTION = Problem("", "What is 2 + 3?")
+FIRST_STEPS = ("2 + 3 = 5.", "2 + 3 = 7.")
+"""Steps that any process reward model can rate."""
 
 
-class BatchRater(ABC):
-    """A `Rater` that rates the steps of all waiting problems in one batch.
+class BatchRater:
+    """A `Rater` that asks a model of this process about the steps of all waiting problems in one batch.
 
     It keeps in its cache, from `first_sequence` on, what the next text of a slot may have in common with the last one.
     """
@@ -59,12 +44,18 @@ class BatchRater(ABC):
     waits_for_many = True
     wait = None
 
-    def __init__(self, backend: Backend, first_sequence: int, clock: Clock) -> None:
+    def __init__(
+        self, backend: Backend, question: Question, first_sequence: int = 0, *, clock: Clock = time.perf_counter
+    ) -> None:
+        """ModelUnsupportedError if an answer is not one token."""
         self._backend = backend
+        self._question = question
+        self._answers = [_single_token(backend, answer) for answer in question.answers]
+        self._prompt = chat_prompt(backend, Manner(question.instructions))
         self._memory = Checkpoints(backend)
         self._first = first_sequence
         self._clock = clock
-        self._problems: dict[int, Problem] = {}
+        self._share_sum, self._num_answers = 0.0, 0
         self._deadlines: dict[int, Deadline | None] = {}
         self._requests: dict[int, RateSteps] = {}
         self._held: dict[int, list[int]] = {}  # by slot: the token ids in its cache
@@ -74,13 +65,13 @@ class BatchRater(ABC):
         return bool(self._requests)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        self._problems[slot], self._deadlines[slot] = problem, deadline
+        self._deadlines[slot] = deadline
 
     def close(self, slot: int) -> None:
         if slot in self._held:
             self._memory.cut(self._first + slot, self._held.pop(slot), 0)
-        for by_slot in (self._problems, self._deadlines, self._requests):
-            by_slot.pop(slot, None)
+        self._deadlines.pop(slot, None)
+        self._requests.pop(slot, None)
 
     def start(self, slot: int, request: RateSteps) -> None:
         self._requests[slot] = request
@@ -90,13 +81,42 @@ class BatchRater(ABC):
         self._requests.clear()
         return self._try(requests)
 
-    @abstractmethod
-    def _ids(self, slot: int, trace: Trace, step: Step) -> list[int]:
-        """The text that the model reads, as token ids."""
+    def check(self) -> None:
+        """Rate a right and a wrong step, before any reward is used. ModelUnsupportedError if a process reward model rates no steps.
 
-    @abstractmethod
+        A context too small even for these is reported with the problems.
+        """
+        trace = Trace(FIRST_QUESTION, Limits())
+        self.open(0, FIRST_QUESTION)
+        with suppress(ContextFullError):
+            steps = [Step("draft", text, 1, Cost(), "separator") for text in FIRST_STEPS]
+            shares = [self._shares_of(self._logits({0: self._ids(trace, step)})[0]).mean() for step in steps]
+            if (share := float(np.mean(shares))) < NOT_A_PRM:
+                self._question.report_silence(self._backend.card.name, share)
+        self.close(0)
+
+    def _ids(self, trace: Trace, step: Step) -> list[int]:
+        segments, reply = self._question.ask(self._prompt, trace, step)
+        tokenize = self._backend.tokenizer.tokenize
+        parts = (tokenize(part, continues=True) for part in self._prompt.fragments(reply))
+        return [*prompt_ids(self._backend, segments), *chain.from_iterable(parts)]
+
+    def _shares_of(self, logits: Floats) -> npt.NDArray[np.float64]:
+        """The probability of all answers together, from n rows of logits (n, n_vocab)."""
+        wide = logits.astype(np.float64)
+        weights = np.exp(wide - wide.max(axis=1, keepdims=True))
+        shares: npt.NDArray[np.float64] = weights[:, self._answers].sum(axis=1) / weights.sum(axis=1)
+        return shares
+
     def _rewards(self, logits: Floats) -> list[float]:
         """The rewards of n steps, from the logits (n, n_vocab) of the model's answers."""
+        self._share_sum += float(self._shares_of(logits).sum())
+        self._num_answers += len(logits)
+        share = self._share_sum / self._num_answers
+        if self._num_answers >= ENOUGH_ANSWERS and share < self._question.min_share:
+            self._question.report_silence(self._backend.card.name, share)
+        rows = logits[:, self._answers].astype(float).tolist()
+        return [self._question.reward([math.exp(value - max(row)) for value in row]) for row in rows]
 
     def _try(self, requests: Sequence[tuple[int, RateSteps]]) -> list[RewardUpdate]:
         """Answer all requests at once. If a problem among them fails, each alone, so that only that one ends."""
@@ -114,7 +134,7 @@ class BatchRater(ABC):
         costs = [Cost() for _ in requests]
         for number in range(max(len(request.steps) for _, request in requests)):
             chosen = [index for index, (_, request) in enumerate(requests) if number < len(request.steps)]
-            texts = {slot: self._ids(slot, r.trace, r.steps[number]) for slot, r in (requests[index] for index in chosen)}
+            texts = {slot: self._ids(r.trace, r.steps[number]) for slot, r in (requests[index] for index in chosen)}
             logits, cost = self._logits(texts)
             for index, reward, share in zip(chosen, self._rewards(logits), _shares(cost, len(chosen)), strict=True):
                 values[index].append(reward)
@@ -164,7 +184,7 @@ class BatchRater(ABC):
         return len(ids) - 1 - num_held
 
 
-def single_token(backend: Backend, text: str) -> int:
+def _single_token(backend: Backend, text: str) -> int:
     """The id of a text that must be one token. ModelUnsupportedError if it is not."""
     ids = backend.tokenizer.tokenize(text, continues=True)
     if len(ids) != 1:

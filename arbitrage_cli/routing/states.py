@@ -17,7 +17,7 @@ from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.routing.features import FEATURES, Floats, features
 from arbitrage_cli.routing.head import is_due
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
-from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
@@ -51,7 +51,7 @@ class State:
     @property
     def decision(self) -> Decision:
         """What the solution went on with."""
-        target = Step("target", self.target_text, self.target_tokens, Cost(), "separator")
+        target = Step("target", self.target_text, self.target_tokens, Cost(), "separator", phase=self.draft.phase)
         return Decision(target if self.kept == "target" else self.draft, self.draft, target, advantage=self.advantage)
 
     @property
@@ -124,6 +124,7 @@ def state_to_json(state: State) -> dict[str, Any]:
         "kept": state.kept,
         "target_tokens": state.target_tokens,
         "target_prefill_tokens": state.target_prefill_tokens,
+        **({"phase": "think"} if state.draft.phase == "think" else {}),  # an answer without
     }
 
 
@@ -153,8 +154,9 @@ def _draft(entry: Mapping[str, Any]) -> Step:
     numbers = {name: _unpack(entry[name]) for name in STATS}
     if entry["draft_stop"] not in get_args(StepStop):
         raise ValueError(f"a state's step stopped by {entry['draft_stop']!r}")
-    token_stats = TokenStats(**numbers, pieces=pieces)
-    return Step("draft", _text(entry["draft_text"]), len(numbers[STATS[0]]), Cost(), entry["draft_stop"], token_stats)
+    draft, stop, num_tokens = _text(entry["draft_text"]), entry["draft_stop"], len(numbers[STATS[0]])
+    phase: Phase = "think" if entry.get("phase") == "think" else "answer"
+    return Step("draft", draft, num_tokens, Cost(), stop, TokenStats(**numbers, pieces=pieces), phase=phase)
 
 
 def _check(state: State) -> None:

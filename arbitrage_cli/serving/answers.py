@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ScriptEndedError, TimedOutError
+from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import step_record
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.requests import CompletionRequest, RefusedError
@@ -35,7 +36,7 @@ class UntilStop:
         text = self._held + part
         found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
         self.is_stopped = bool(found)
-        end = min(found)[1] if found else len(text) - max((_num_begun(text, stop) for stop in self._stops), default=0)
+        end = min(found)[1] if found else len(text) - max((num_begun(text, stop) for stop in self._stops), default=0)
         self._held = "" if found else text[end:]
         return text[:end]
 
@@ -84,7 +85,6 @@ class Answer:
         return self._take(rest, decision.kept.phase, [decision]) or self._piece("", [decision])
 
     def first(self) -> Json:
-        """The chunk that begins a stream."""
         return self._piece("", [])
 
     def last(self, finished: Finished | None) -> list[Json]:
@@ -97,7 +97,6 @@ class Answer:
         return chunks
 
     def whole(self, finished: Finished | None) -> Json:
-        """The answer in one piece."""
         self._text.append(self._until_stop.finish())
         text, is_chat = "".join(self._text), self._request.kind == "chat"
         thoughts = {"reasoning_content": "".join(self._thoughts)} if self._thoughts else {}
@@ -172,25 +171,19 @@ def refusal_of(finished: Finished) -> RefusedError | None:
     error = finished.error
     if error is None or (isinstance(error, ContextFullError) and finished.trace.decisions):
         return None
-    message, hint = str(error), getattr(error, "hint", "")
-    if isinstance(error, ContextFullError):
-        return RefusedError(message, hint, code="context_length_exceeded", parameter="messages")
-    if isinstance(error, ConversationError | ScriptEndedError):
-        return RefusedError(message, hint, parameter="messages")
     if isinstance(error, TimedOutError):
         return too_late()
+    message, hint = str(error), getattr(error, "hint", "")
+    if isinstance(error, ContextFullError | ConversationError | ScriptEndedError):
+        code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
+        return RefusedError(message, hint, code=code, parameter="messages")
     return RefusedError(message, hint, status=500, kind="server_error")
 
 
 def too_late() -> RefusedError:
     """The refusal of a request that took too long."""
-    return RefusedError(
-        "the answer was not finished in time",
-        "ask for fewer tokens, or later",
-        status=503,
-        kind="server_error",
-        code="timeout",
-    )
+    message = "the answer was not finished in time"
+    return RefusedError(message, "ask for fewer tokens, or later", status=503, kind="server_error", code="timeout")
 
 
 def error_body(error: RefusedError) -> Json:
@@ -207,8 +200,3 @@ def event(data: Mapping[str, Any]) -> bytes:
 def to_json(data: Mapping[str, Any]) -> bytes:
     """As a line of JSON, in ASCII."""
     return json.dumps(data, ensure_ascii=True, allow_nan=False).encode()
-
-
-def _num_begun(text: str, stop: str) -> int:
-    """How many characters at the end of the text may be the beginning of the stop text."""
-    return next((length for length in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:length])), 0)

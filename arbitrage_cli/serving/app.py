@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -16,13 +17,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json
 from arbitrage_cli.serving.requests import CompletionRequest, Defaults, Kind, RefusedError, find_route, read_request
-from arbitrage_cli.serving.worker import Intake, Report, Ticket
+from arbitrage_cli.serving.worker import Report, Ticket, Worker
 from arbitrage_cli.types import Decision, Finished, Writing, Wrote
 
 log = logging.getLogger("arbitrage.serving")
@@ -54,22 +55,20 @@ class Access:
     hosts: Sequence[str] = ()
 
 
-def make_app(defaults: Defaults, intake: Intake, num_running: Callable[[], int], bounds: Bounds, access: Access) -> ASGIApp:
-    """The application. It puts what it is asked into `intake`. Every route but /health needs the key, also those that do not exist."""
-    endpoints = Endpoints(defaults, intake, num_running, bounds)
-    keyed = [
-        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
-        Route("/v1/completions", endpoints.text, methods=["POST"]),
+def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access) -> ASGIApp:
+    """The application. The worker does what it is asked. Every route but /health needs the key, also those that do not exist."""
+    endpoints = Endpoints(defaults, worker, bounds)
+    routes = [
+        Route("/health", endpoints.health),
+        Route("/v1/chat/completions", partial(endpoints.complete, "chat"), methods=["POST"]),
+        Route("/v1/completions", partial(endpoints.complete, "text"), methods=["POST"]),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{name:path}", endpoints.model),
     ]
     known_hosts = [Middleware(TrustedHostMiddleware, access.hosts, www_redirect=False)] if access.hosts else []
     return Starlette(
-        routes=[
-            Route("/health", endpoints.health),
-            Mount("/", routes=keyed, middleware=[Middleware(NeedKey, access.api_key)]),
-        ],
-        middleware=[Middleware(RefusePages), *known_hosts],
+        routes=routes,
+        middleware=[*known_hosts, Middleware(Guard, access.api_key)],
         exception_handlers={
             RefusedError: _show_refusal,
             HTTPException: _show_http_error,
@@ -79,50 +78,40 @@ def make_app(defaults: Defaults, intake: Intake, num_running: Callable[[], int],
     )
 
 
-class RefusePages:
-    """Refuses the pages of other sites."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, app = Headers(scope=scope), self._app
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
-            message = "this server does not answer the pages of other sites"
-            app = _refusal_response(RefusedError(message, status=403, kind="permission_error", code="invalid_origin"))
-        await app(scope, receive, send)
-
-
-class NeedKey:
-    """Refuses requests without the key, if there is one."""
+class Guard:
+    """Refuses the pages of other sites; and all but /health to those without the key, if there is one."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app, self._key = app, key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        refusal = self._refusal(scope, Headers(scope=scope))
+        await (_refusal_response(refusal) if refusal else self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> RefusedError | None:
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+            message = "this server does not answer the pages of other sites"
+            return RefusedError(message, status=403, kind="permission_error", code="invalid_origin")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         is_right = scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), (self._key or "").encode())
-        if self._key is not None and not is_right:
-            message = "the API key is missing or wrong"
-            raise RefusedError(message, status=401, kind="authentication_error", code="invalid_api_key")
-        await self._app(scope, receive, send)
+        if self._key is None or is_right or scope["path"] == "/health":
+            return None
+        message = "the API key is missing or wrong"
+        return RefusedError(message, status=401, kind="authentication_error", code="invalid_api_key")
 
 
 class Endpoints:
     """What each address answers."""
 
-    def __init__(self, defaults: Defaults, intake: Intake, num_running: Callable[[], int], bounds: Bounds) -> None:
-        self._defaults = defaults
-        self._intake = intake
-        self._num_running = num_running
-        self._bounds = bounds
+    def __init__(self, defaults: Defaults, worker: Worker, bounds: Bounds) -> None:
+        self._defaults, self._worker, self._bounds = defaults, worker, bounds
         self._started = int(time.time())
         self._open: set[Call] = set()  # they wait or run
 
     async def health(self, request: Request) -> Response:
         """Whether it answers, and how many requests run and wait."""
-        return _json_response({"status": "ok", "running": self._num_running(), "waiting": len(self._intake)})
+        return _json_response({"status": "ok", "running": self._worker.num_running, "waiting": len(self._worker.intake)})
 
     async def models(self, request: Request) -> Response:
         return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.names]})
@@ -132,16 +121,11 @@ class Endpoints:
         find_route(name, self._defaults.menu)
         return _json_response(self._model(name))
 
-    async def chat(self, request: Request) -> Response:
-        return await self._complete("chat", request)
-
-    async def text(self, request: Request) -> Response:
-        return await self._complete("text", request)
-
     def _model(self, name: str) -> Json:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "arbitrage"}
 
-    async def _complete(self, kind: Kind, request: Request) -> Response:
+    async def complete(self, kind: Kind, request: Request) -> Response:
+        """The answer to a chat or a text, whole or as a stream."""
         body = await _read_body(request, self._bounds)
         identifier = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
         wanted = read_request(kind, body, identifier, self._defaults)
@@ -160,14 +144,14 @@ class Endpoints:
             message = f"{len(self._open)} requests wait or run already"
             raise RefusedError(message, "ask again later", status=429, kind="rate_limit_error", code="queue_full")
         call = Call(wanted, self._bounds, on_end=self._open.discard)
-        if not self._intake.put(call.ticket):
+        if not self._worker.intake.put(call.ticket):
             raise _stopping()
         self._open.add(call)
         return call
 
     def _end(self, call: "Call") -> None:
         self._open.discard(call)
-        self._intake.withdraw(call.ticket)
+        self._worker.intake.withdraw(call.ticket)
 
 
 class Call:
@@ -186,8 +170,7 @@ class Call:
         try:
             async with asyncio.timeout(self._bounds.seconds):
                 while not self._answer.is_stopped:
-                    report = await self._next()
-                    if isinstance(report, Finished):
+                    if isinstance(report := await self._next(), Finished):
                         return self._answer.whole(report)
                     self._chunk(report)
         except TimeoutError as error:
@@ -222,7 +205,6 @@ class Call:
         yield answers.DONE
 
     def _chunk(self, report: Progress) -> Json | None:
-        """What a report adds to the answer."""
         if isinstance(report, Decision):
             return self._answer.add(report)
         if isinstance(report, Writing):
@@ -317,13 +299,11 @@ def _refusal_response(error: RefusedError) -> Response:
     return _json_response(answers.error_body(error), error.status, headers.get(error.status))
 
 
-async def _show_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)  # noqa: S101 - registered for no other
+async def _show_refusal(request: Request, error: Any) -> Response:
     return _refusal_response(error)
 
 
-async def _show_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - the same
+async def _show_http_error(request: Request, error: Any) -> Response:
     return _refusal_response(RefusedError(error.detail.lower(), status=error.status_code))
 
 

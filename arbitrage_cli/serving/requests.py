@@ -124,7 +124,6 @@ class _Body(BaseModel):
 
     @property
     def most_tokens(self) -> float:
-        """How long the answer may be."""
         most = self.max_completion_tokens or self.max_tokens
         return float("inf") if most == -1 else most
 
@@ -163,12 +162,10 @@ class _Said(BaseModel):
 
     @property
     def text(self) -> str:
-        """Its parts, joined."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
     @property
     def is_system(self) -> bool:
-        """Whether it instructs the model."""
         return self.role in ("system", "developer")
 
 
@@ -209,25 +206,19 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         refuse(f"{'.'.join(map(str, first['loc'][:4]))}: {first['msg']}", str(first["loc"][0]))
     problem = _problem_of(read, identifier, defaults)
-    limits, usual = defaults.limits, defaults.sampler
+    limits = defaults.limits
     model = defaults.menu.usual.policy.name if read.model is None else read.model
     return CompletionRequest(
         kind,
         problem,
         model,
         find_route(model, defaults.menu),
-        Limits(
-            limits.max_steps,
-            int(min(read.most_tokens, limits.max_tokens)),
-            limits.max_step_tokens,
-            _think_tokens(read.thinks, limits.think_tokens),
-        ),
         replace(
-            usual,
-            temperature=usual.temperature if read.temperature is None else read.temperature,
-            top_p=usual.top_p if read.top_p is None else read.top_p,
-            seed=usual.seed if read.seed is None else read.seed,
+            limits,
+            max_tokens=int(min(read.most_tokens, limits.max_tokens)),
+            think_tokens=_think_tokens(read.thinks, limits.think_tokens),
         ),
+        replace(defaults.sampler, **read.model_dump(include={"temperature", "top_p", "seed"}, exclude_none=True)),
         (read.stop,) if isinstance(read.stop, str) else tuple(read.stop),
         streams=read.stream,
         shows_usage=read.stream_options.include_usage,
@@ -238,9 +229,7 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
 
 def _think_tokens(thinks: bool | None, usual: int | None) -> int | None:
     """The most tokens of thoughts: the server's own limit, if it has one, or none at all."""
-    if thinks is None:
-        return usual
-    return (usual or None) if thinks else 0
+    return usual if thinks is None else (usual or None) if thinks else 0
 
 
 def refuse(message: str, parameter: str | None = None) -> NoReturn:

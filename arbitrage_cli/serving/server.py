@@ -21,7 +21,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.serving.app import Access, Bounds, make_app
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.worker import Intake, Observe, Worker
+from arbitrage_cli.serving.worker import Observe, Worker
 from arbitrage_cli.system.held_signals import ENDING
 
 MAX_CONNECTIONS = 512
@@ -56,7 +56,6 @@ class HttpServer(uvicorn.Server):
             signal.raise_signal(self._last_signal)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note a signal."""
         self._last_signal, self.force_exit, self.should_exit = sig, self.should_exit, True
 
 
@@ -113,11 +112,10 @@ class Service:
         access: Access,
         observe: Observe,
     ) -> None:
-        self._intake = Intake()
-        self._worker = worker = Worker(scheduler, self._intake, router)
+        self._worker = Worker(scheduler, router)
         self._observe = observe
         config = uvicorn.Config(
-            make_app(defaults, self._intake, lambda: worker.num_running, bounds, access),
+            make_app(defaults, self._worker, bounds, access),
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -141,7 +139,7 @@ class Service:
             try:
                 self._http.run([bound])
             finally:
-                self._intake.close()
+                self._worker.intake.close()
         working.result()
 
     def drain(self) -> None:

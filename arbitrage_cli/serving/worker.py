@@ -75,7 +75,6 @@ class Intake:
             self._waiting.remove(ticket)
 
     def close(self) -> None:
-        """Take no new tickets."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -98,30 +97,29 @@ class Intake:
 class Worker:
     """Takes tickets from the intake, and reports to them. `router` is the head's; None without a head."""
 
-    def __init__(self, scheduler: Scheduler, intake: Intake, router: Router | None) -> None:
+    def __init__(self, scheduler: Scheduler, router: Router | None) -> None:
         self._scheduler = scheduler
-        self._intake = intake
         self._router = router
+        self.intake = Intake()
         self._tickets: dict[str, Ticket] = {}
 
     @property
     def num_running(self) -> int:
-        """Requests that have a slot."""
         return len(self._tickets)
 
     def run(self, observe: Observe) -> None:
         """Answer requests until the intake is closed and empty. An error that loses the models' state ends it: ArbitrageError."""
         try:
-            with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self._intake.is_ready)) as events:
+            with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self.intake.is_ready)) as events:
                 for event in events:
                     self._follow(event, observe)
         finally:
-            self._intake.close()
-            for ticket in [*self._tickets.values(), *self._intake]:
+            self.intake.close()
+            for ticket in [*self._tickets.values(), *self.intake]:
                 ticket.deliver(None)
 
     def _jobs(self) -> Iterator[Job]:
-        for ticket in self._intake:
+        for ticket in self.intake:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
             make_flow = partial(request.route.flow, seed=request.sampler.seed, router=self._router)

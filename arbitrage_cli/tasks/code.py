@@ -6,8 +6,8 @@ A step is a group of lines: most functions have no blank line, and a single line
 import ast
 import platform
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -48,10 +48,9 @@ class _Grader:
         if program is None:
             return Grade("incorrect", None, "no program found")
         if "answer" in gold:  # the target's own program
-            is_same = _is_same(program, gold["answer"])
-            return Grade(
-                "correct" if is_same else "incorrect", program, f"{'the' if is_same else 'not the'} program to reach"
-            )
+            if _is_same(program, gold["answer"]):
+                return Grade("correct", program, "the program to reach")
+            return Grade("incorrect", program, "not the program to reach")
         verdict = self._runner.run(program, Tests(**gold))
         return Grade("correct" if verdict.passed else "incorrect", program, verdict.reason)
 
@@ -64,9 +63,8 @@ def _is_same(first: str, second: str) -> bool:
         return first.split() == second.split()
 
 
-@contextmanager
-def _open_grader(*, is_walled: bool = True) -> Iterator[_Grader]:
-    yield _Grader(ProgramRunner(find_wall() if is_walled else ()))
+def _open_grader(*, is_walled: bool = True) -> nullcontext[_Grader]:
+    return nullcontext(_Grader(ProgramRunner(find_wall() if is_walled else ())))
 
 
 def unprotected(task: Task) -> Task:

@@ -2,8 +2,8 @@
 
 import re
 import string
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from arbitrage_cli.data.problems import UnusableError
@@ -38,11 +38,6 @@ class _Grader:
         return Grade("correct" if is_right else "incorrect", letter, f"{letter} {'=' if is_right else 'is not'} {right}")
 
 
-@contextmanager
-def _open_grader() -> Iterator[_Grader]:
-    yield _Grader()
-
-
 def _read(row: Row) -> tuple[str, dict[str, Any]]:
     """The question with lettered choices. `choices` are a list, or as ARC has them: `text` and `label`, each a list."""
     choices = row["choices"]
@@ -71,7 +66,7 @@ CHOICE = Task(
     "choice",
     INSTRUCTIONS,
     find_letter,
-    _open_grader,
+    lambda: nullcontext(_Grader()),
     lambda: "choice 1",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read),

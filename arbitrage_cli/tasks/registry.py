@@ -1,7 +1,7 @@
 """The tasks by name: mathematics as in the paper, and anything else, are here; code and multiple choice have their own files."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -25,14 +25,9 @@ class _NoGrader:
         return Grade("unscored", None, "task free has no right answers")
 
 
-@contextmanager
-def _open_no_grader() -> Iterator[_NoGrader]:
-    yield _NoGrader()
-
-
 MATH = Task("math", INSTRUCTIONS, boxed_answer, Grader, grader_version)
 """Reasoning in paragraphs, and a final answer in a box."""
-FREE = Task("free", "", lambda text: None, _open_no_grader, lambda: "none")
+FREE = Task("free", "", lambda text: None, lambda: nullcontext(_NoGrader()), lambda: "none")
 """The models' own manner; nothing is graded."""
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (MATH, CODE, CHOICE, FREE)})
 FORMS: tuple[Form, ...] = tuple(form for task in TASKS.values() for form in task.forms)

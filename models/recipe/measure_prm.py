@@ -1,6 +1,6 @@
 """Measure a process reward model as the tool runs it: `python measure_prm.py prm.gguf steps-test.jsonl`.
 
-Every step that `wrong_steps.py` labelled is rated by `arbitrage_cli.rewards.prm.ProcessReward` through llama.cpp. Prints AUC,
+Every step that `wrong_steps.py` labelled is rated by `arbitrage_cli.rewards.batched.BatchRater` through llama.cpp. Prints AUC,
 accuracy and calibration error, of the models' own steps and by who wrote them. `--rewards` keeps the numbers themselves.
 """
 
@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 from quality import by_group
 
-from arbitrage_cli.arbitrage import ScoreSteps
+from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.step_text import SEPARATOR
-from arbitrage_cli.rewards.prm import ProcessReward
+from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.rewards.batched import BatchRater
+from arbitrage_cli.rewards.questions import ProcessReward
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
 CONTEXT_SIZE = 512
 SEQUENCES = 16
 
 
-def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[float]]]:
+def rated(rater: BatchRater, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[float]]]:
     """Each row with the rewards of its steps. SEQUENCES rows at once, each on its own slot."""
     waiting = iter(rows)
     while group := list(islice(waiting, SEQUENCES)):
@@ -35,9 +36,12 @@ def rated(rater: ProcessReward, rows: Sequence[Mapping[str, Any]]) -> Iterator[t
             rater.open(slot, trace.problem)
         for number in range(max(len(row["steps"]) for row in group)):
             slots = [slot for slot, row in enumerate(group) if number < len(row["steps"])]
-            steps = {slot: Step("draft", group[slot]["steps"][number] + SEPARATOR, 0, Cost(), "separator") for slot in slots}
+            steps = {
+                slot: Step("draft", group[slot]["steps"][number] + BLANK_LINE.separator, 0, Cost(), "separator")
+                for slot in slots
+            }
             for slot in slots:
-                rater.start(slot, ScoreSteps(traces[slot], (steps[slot],)))
+                rater.start(slot, RateSteps(traces[slot], (steps[slot],)))
             for result in rater.tick():
                 if result.rewards is None:
                     raise RuntimeError(f"a step of problem {group[result.slot]} cannot be rated") from result.error
@@ -59,7 +63,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.steps.read_text(encoding="utf-8").splitlines()]
     load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=SEQUENCES)
     with LlamaBackend(options.prm, load) as backend:
-        found = list(rated(ProcessReward(backend, "steps"), rows))
+        found = list(rated(BatchRater(backend, ProcessReward("steps")), rows))
     if options.rewards:
         options.rewards.write_text("".join(json.dumps({**row, "rewards": some}) + "\n" for row, some in found))
     groups = by_group((row["source"], np.array(some), np.array(row["labels"])) for row, some in found)

@@ -29,14 +29,14 @@ from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.grading.grader import Grader
 from arbitrage_cli.inference.backend import Backend, Options
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, Manner
 from arbitrage_cli.inference.decoding import Clock
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.open import open_model
-from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.route import Route
@@ -58,10 +58,8 @@ class Parts:
     copying: bool
     early_stop: bool
 
-    def proposals_of(self, role: ModelRole) -> Proposals:
-        if not self.proposals:
-            return "none"
-        return "all" if self.copying and role == "target" else "drafted"
+    def planner(self, role: ModelRole, costs: BatchCosts | None) -> Planner | None:
+        return Planner(costs, copies=self.copying and role == "target") if self.proposals and costs else None
 
 
 def parts_of(what: str, way: str, *, early_stop: bool) -> Parts:
@@ -96,11 +94,10 @@ def make_scheduler(
     engines = {
         role: Engine(
             role,
-            Cache(backend, system),
+            Cache(backend, Manner(system)),
             Sampler(),
             keep_token_stats=role == "draft",
-            proposals=parts.proposals_of(role),
-            costs=batch_costs.get(role),
+            planner=parts.planner(role, batch_costs.get(role)),
             clock=clock,
         )
         for role, backend in backends.items()

@@ -452,7 +452,7 @@ def test_a_version_that_was_not_tested(text: str | None, monkeypatch: pytest.Mon
     code += "open.TESTED_BINDINGS = ('0.1',)\n"
     if text:
         (tmp_path / "sitecustomize.py").write_text(
-            f"from arbitrage_cli.inference.llama import known_text\nknown_text.WRITTEN['target.gguf'] = {text!r}\n"
+            f"from arbitrage_cli.inference.llama import try_file\ntry_file.WRITTEN['target.gguf'] = {text!r}\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     code += (

@@ -13,7 +13,7 @@ from writing import make_engine
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.chat_template import Manner
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Address, Wanted
@@ -21,8 +21,9 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Trace
+from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
+USUAL = Manner()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
 
 
@@ -33,8 +34,8 @@ def opened(server: HashServer, **wanted: Any) -> Iterator[ServedModel]:
         yield open_served(connection, Wanted(Address.parse("http://toy:1/v1"), template=template, **wanted))
 
 
-def served(role: ModelRole, model: ServedModel, **options: Any) -> ServedWriter:
-    return ServedWriter(role, model, Sampler(), INSTRUCTIONS, keep_token_stats=role == "draft", **options)
+def served(role: ModelRole, model: ServedModel, manner: Manner = USUAL, **options: Any) -> ServedWriter:
+    return ServedWriter(role, model, Sampler(), manner, keep_token_stats=role == "draft", **options)
 
 
 def here(concurrency: int = 1, **more: Any) -> dict[ModelRole, Engine]:
@@ -64,7 +65,7 @@ def test_a_served_step_goes_on_behind_a_separator_that_comes_too_early(kind: Kin
     words = StepEnd(" ", 20)
     expected = solve(here(step_end=words), PROBLEMS, "entropy", 1.0)
     with opened(HashServer(kind, HashBackend("target"))) as model:
-        target = served("target", model, step_end=words)
+        target = served("target", model, Manner(step_end=words))
         found = solve({**here(step_end=words), "target": target}, PROBLEMS, "entropy", 1.0)
     assert texts(found) == texts(expected)
     kept = [decision.kept for trace in found.values() for decision in trace.decisions]
@@ -131,6 +132,35 @@ def test_a_pause_that_a_server_asks_for_is_counted_down(
     left = [float(match[1]) for match in re.finditer(r"HTTP 429.* ([0-9.]+) s left", caplog.text)]
     assert len(left) == 3
     assert 1 >= left[0] > left[1] > left[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_samples_as_it_is_asked_to(kind: Kind) -> None:
+    server = HashServer(kind, HashBackend("target"))
+    with opened(server) as model:
+        writer = ServedWriter("target", model, Sampler(0.5, 0.9, top_k=7, min_p=0.1), USUAL)
+        solve({"target": writer}, PROBLEMS[:1], "target")
+    body = server.bodies[-1]
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.5, 0.9, 7, 0.1)
+
+
+class Looping(HashBackend):
+    """Writes the same twenty letters for ever."""
+
+    def _compute(self, sequence: int) -> Any:
+        logits = super()._compute(sequence)
+        logits[ord("a") + len(self.cells[sequence]) % 20] = 100.0
+        return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_ends_a_step_as_it_does_here(kind: Kind) -> None:
+    limits = Limits(max_steps=1, max_tokens=200, max_step_tokens=200)
+    expected = solve({"target": make_engine("target", Looping("target"), Sampler())}, PROBLEMS[:1], "target", limits=limits)
+    with opened(HashServer(kind, Looping("target"))) as model:
+        found = solve({"target": served("target", model)}, PROBLEMS[:1], "target", limits=limits)
+    steps = [solved["0"].decisions[0].kept for solved in (expected, found)]
+    assert [(step.text, step.stop, step.num_tokens) for step in steps] == [(steps[0].text, "loop", 60)] * 2
 
 
 def test_a_problem_that_the_server_cannot_answer_ends_alone() -> None:

@@ -8,16 +8,17 @@ import pytest
 from fake_server import HashServer, Kind, transport
 from hash_language import ForgetfulEngine, HashBackend, Recording, events_of, solve
 from tiny_gguf import CHATML
+from writing import recite
 
 from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.errors import ServerRequestError, UsageError
-from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Segment
+from arbitrage_cli.inference.backend import Floats, Options
+from arbitrage_cli.inference.chat_template import ChatPrompt, Manner, Segment
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Writer
-from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.scripted import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import open_served
@@ -143,7 +144,6 @@ def long(think_tokens: int | None) -> Limits:
     return Limits(max_steps=400, max_tokens=900, max_step_tokens=600, think_tokens=think_tokens)
 
 
-MARKED = ("harmony", "channel", "switched", "seed", "mistral")
 MARKERS = [marker for form in FORMATS.values() for marker in (form.start, form.end, form.closes.strip())]
 
 
@@ -153,9 +153,7 @@ def engines(draft: str, target: str, *, marked: bool = True, forgetful: bool = F
     kind = ForgetfulEngine if forgetful else Engine
     for role, name in names.items():
         backend = Thinker(TEMPLATES[name], name=role, marked=marked)
-        made[role] = kind(
-            role, Cache(backend), Sampler(), keep_token_stats=True, proposals="all" if role == "target" else "drafted"
-        )
+        made[role] = kind(role, Cache(backend), Sampler(), keep_token_stats=True)
     return made
 
 
@@ -170,27 +168,58 @@ def phases(trace: Trace) -> list[Phase]:
     return [decision.kept.phase for decision in trace.decisions]
 
 
-@pytest.mark.parametrize(("draft", "target"), [*zip(MARKED, MARKED[1:] + MARKED[:1], strict=True), ("switched", "switched")])
+class Formatted(ScriptedBackend):
+    """Thinks and answers as written, in one format, whose end is a control token. It is unsure where these texts begin."""
+
+    def __init__(self, name: str, unsure: tuple[str, ...] = ()) -> None:
+        super().__init__(name, recite(""), Options(4096))
+        form = FORMATS[name]
+        others = [form.end] if form.end not in CONTROLS else []
+        self.tokenizer = ByteTokenizer((), (*others, *CONTROLS))
+        self.chat_template = f"{TEMPLATE}{{% if false %}}{form.opens}{form.end}{{% endif %}}"
+        self.questions: set[str] = set()
+        self._names = {token: text for text, token in self.tokenizer.control_tokens.items()}
+        self._whole = form.opens + "".join(THOUGHTS) + form.closes + "".join(ANSWER)
+        self._end, self._unsure = form.end, unsure
+
+    def _logits(self, sequence: int) -> Floats:
+        cells, controls = self._cells[sequence], self.tokenizer.control_tokens
+        asked, begins = cells.index(controls["<|user|>"]), cells.index(controls["<|assistant|>"])
+        before_answer = cells[asked + 1 : begins]
+        self.questions.add(self._text(before_answer[: before_answer.index(controls["<|end|>"])])[0])
+        written = b"".join(self._names.get(one, "").encode() or self.tokenizer.piece(one) for one in cells[begins + 1 :])
+        rest = self._whole.removeprefix(written.decode())
+        assert len(rest) + len(written) == len(self._whole)
+        marks = rest.startswith(self._end)
+        token = controls[self._end] if marks else self.tokenizer.first_token(rest.encode()) if rest else self.tokenizer.end
+        logits = np.zeros(self.tokenizer.size, np.float32)
+        logits[token] = 2.0 if rest.startswith(self._unsure) else 20.0
+        return logits
+
+
+LONG = " ".join(map(str, range(40)))
+THOUGHTS = (f"Two and three are asked for: {LONG}\n\n", f"On five fingers: {LONG}\n\n", "So it is five.")
+ANSWER = ("2 + 3 = 5.\n\n", "The answer is \\boxed{5}.")
+
+
+@pytest.mark.parametrize(("draft", "target"), [*zip(FORMATS, [*list(FORMATS)[1:], "harmony"], strict=True)])
 def test_models_of_different_formats_share_thoughts(draft: str, target: str) -> None:
-    """Thoughts, then an answer, by both models; no marker in any text."""
-    traces = solved(draft, target)
-    kept = [decision.kept for trace in traces for decision in trace.decisions]
-    assert {step.model for step in kept} == {"draft", "target"}
-    assert "thought" in {step.stop for step in kept}
-    for trace in traces:
-        assert phases(trace) == sorted(phases(trace), reverse=True)
-        assert sum(decision.kept.ends_thoughts for decision in trace.decisions) == ("answer" in phases(trace))
-        assert not [marker for marker in MARKERS if marker in trace.text + trace.thoughts]
-
-
-def test_phases_do_not_depend_on_the_format_of_the_other_model() -> None:
-    """The draft alone writes the same, whatever the target's format."""
-    alone = [
-        [(trace.thoughts, trace.text) for trace in solved("switched", target, think_tokens=100, tau=float("inf"))]
-        for target in MARKED
+    """The same phases and texts for every two formats, without markers; markers in a problem are text to both models."""
+    problem = Problem("p", f"What is 2 + 3? {' '.join(MARKERS)}")
+    backends: dict[ModelRole, Formatted] = {"draft": Formatted(draft, (THOUGHTS[1], ANSWER[0])), "target": Formatted(target)}
+    writers: dict[ModelRole, Writer] = {
+        role: Engine(role, Cache(made), Sampler(), keep_token_stats=True) for role, made in backends.items()
+    }
+    (trace,) = solve(writers, [problem], "entropy", 1.0, limits=long(None)).values()
+    assert [(one.kept.model, one.kept.phase, one.kept.stop, one.kept.text) for one in trace.decisions] == [
+        ("draft", "think", "separator", THOUGHTS[0]),
+        ("target", "think", "separator", THOUGHTS[1]),
+        ("draft", "think", "thought", THOUGHTS[2]),
+        ("target", "answer", "separator", ANSWER[0]),
+        ("draft", "answer", "end", ANSWER[1]),
     ]
-    assert alone == [alone[0]] * len(MARKED)
-    assert any(thoughts and text for thoughts, text in alone[0])
+    assert all(one.draft and one.draft.phase == one.kept.phase for one in trace.decisions)
+    assert [made.questions for made in backends.values()] == [{problem.question}] * 2
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["token", "text"])
@@ -273,17 +302,6 @@ def test_the_cache_is_invisible(marked: bool) -> None:
     assert kept == forgotten
 
 
-@pytest.mark.parametrize("name", MARKED)
-def test_markers_in_a_problem_stay_text(name: str) -> None:
-    """No token of the question is a marker, of whatever format."""
-    backend = Thinker(TEMPLATES[name])
-    cache = Cache(backend)
-    form = find_format(TEMPLATES[name], ())
-    marker = backend.tokenizer.control_tokens[form.end]
-    ids = cache.prompt_ids(Problem("p", " ".join(MARKERS), think_tokens=None))
-    assert ids.count(marker) == cache.prompt_ids(Problem("p", "1 + 1", think_tokens=None)).count(marker)
-
-
 def test_thoughts_end_with_long_paragraphs_only() -> None:
     """Short paragraphs go on; the first blank line after 100 characters ends a thought, as the marker does."""
     text = StepText(end=THOUGHT_END, marker="</think>")
@@ -340,7 +358,7 @@ def test_a_server_that_hides_where_thoughts_end_is_refused() -> None:
 def served(server: HashServer, template: str, form: ThinkFormat | None = None) -> Iterator[ServedWriter]:
     with closing(Connection(transport(server))) as connection:
         wanted = Wanted(Address.parse("http://toy:1/v1"), template=template if server.kind == "plain" else None)
-        yield ServedWriter("target", open_served(connection, wanted), Sampler(), INSTRUCTIONS, think_format=form)
+        yield ServedWriter("target", open_served(connection, wanted), Sampler(), Manner(think_format=form))
 
 
 def steps(trace: Trace) -> list[tuple[object, ...]]:

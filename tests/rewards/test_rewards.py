@@ -22,11 +22,10 @@ from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
-from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS
-from arbitrage_cli.rewards.judge import Judge
-from arbitrage_cli.rewards.prm import PrmStyle, ProcessReward
+from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS, BatchRater
+from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward, Question
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
-from arbitrage_cli.rewards.served import ServedJudge, ServedProcessReward, ServedRater
+from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
 
@@ -34,10 +33,16 @@ STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
 ANSWERS = [ord(text) for text in "+-0123456789"]
 CONFIDENCE = 30.0
 
-RATERS: dict[str, Callable[[Backend], ProcessReward | Judge]] = {
-    "prm": ProcessReward,
-    "judge": lambda backend: Judge(backend, 0),
-}
+
+def prm(backend: Backend, style: PrmStyle = "turns", **options: Any) -> BatchRater:
+    return BatchRater(backend, ProcessReward(style), **options)
+
+
+def judge(backend: Backend, first_sequence: int = 0) -> BatchRater:
+    return BatchRater(backend, Judge(), first_sequence)
+
+
+RATERS: dict[str, Callable[[Backend], BatchRater]] = {"prm": prm, "judge": judge}
 all_raters = pytest.mark.parametrize("make", RATERS.values(), ids=RATERS)
 
 
@@ -121,7 +126,7 @@ def expected_reward(steps: Sequence[str]) -> float:
 
 def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
     """The conversation is RLHFlow's: question and first step in one turn, each earlier step answered with a plus."""
-    rater = opened(ProcessReward(Opinionated()))
+    rater = opened(prm(Opinionated()))
     for number in range(len(STEPS)):
         (reward,) = score_one(rater, trace_of(*STEPS[:number]), STEPS[number])
         assert reward == pytest.approx(expected_reward(STEPS[: number + 1]))
@@ -131,7 +136,7 @@ def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
 def test_style_steps_reads_the_solution_as_it_is() -> None:
     """As the assistant writes it, with a blank line after the step: the verdict stands there."""
     backend = Opinionated()
-    rater = opened(ProcessReward(backend, "steps"))
+    rater = opened(prm(backend, "steps"))
     user, assistant, _ = backend.tokenizer.control_tokens.values()
     for last in ("ef.\n\n", "ef.", "ef.\n"):
         score_one(rater, trace_of(STEPS[0]), last)
@@ -150,7 +155,7 @@ def test_what_was_scored_before_does_not_matter(make: Callable[[Backend], Rater]
 
 def test_a_stale_cache_would_be_noticed() -> None:
     """The test above can fail: a backend that keeps a token too many gives other rewards."""
-    first, second = score_one(opened(ProcessReward(StaleOpinion())), trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
+    first, second = score_one(opened(prm(StaleOpinion())), trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
     assert first == pytest.approx(expected_reward([STEPS[0], "ab.\n\n"]))
     assert second != pytest.approx(expected_reward([STEPS[0], "cd.\n\n"]))
 
@@ -161,20 +166,18 @@ def test_many_problems_at_once_are_scored_as_one() -> None:
         slot: RateSteps(trace_of("ab.\n\n", problem=problems[slot]), (foreign("c.\n\n"), foreign("d.\n\n")))
         for slot in (2, 0, 1)
     }
-    rater = ProcessReward(Opinionated(num_sequences=3))
+    rater = prm(Opinionated(num_sequences=3))
     for slot, problem in enumerate(problems):
         rater.open(slot, problem)
     found = score(rater, requests)
-    alone = [
-        score(opened(ProcessReward(Opinionated()), problems[slot]), {0: requests[slot]})[0] for slot in range(len(problems))
-    ]
+    alone = [score(opened(prm(Opinionated()), problems[slot]), {0: requests[slot]})[0] for slot in range(len(problems))]
     assert [found[slot].values for slot in range(3)] == [rewards.values for rewards in alone]
     assert sum(rewards.cost.decode_tokens for rewards in found.values()) == 6
     assert sum(r.cost.prefill_tokens for r in found.values()) == sum(r.cost.prefill_tokens for r in alone)
 
 
 def test_the_cost_of_scoring_is_counted() -> None:
-    rater = opened(ProcessReward(Opinionated(), clock=ticking_clock()))
+    rater = opened(prm(Opinionated(), clock=ticking_clock()))
     first, second = (
         score(rater, {0: RateSteps(trace_of(*STEPS[:number]), (foreign(STEPS[number]),))})[0] for number in (0, 1)
     )
@@ -192,33 +195,33 @@ def test_a_model_without_the_signs_cannot_score() -> None:
     backend = HashBackend()
     backend.tokenizer = Doubling((), CONTROLS)
     with pytest.raises(ModelUnsupportedError, match=r"'\+'"):
-        ProcessReward(backend)
+        prm(backend)
 
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
 def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
     """Signs with next to no probability are noise: refused by a check beforehand, and after a few steps."""
     other = {"turns": "steps", "steps": "turns"}[style]
-    rater = opened(ProcessReward(Constant(-20.0), style))
+    rater = opened(prm(Constant(-20.0), style))
     with pytest.raises(ModelUnsupportedError) as caught:
         score_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
     assert f'prm_style = "{other}"' in caught.value.hint
     with pytest.raises(ModelUnsupportedError):
-        ProcessReward(Constant(-20.0), style).check()
-    ProcessReward(Constant(8.0), style).check()
+        prm(Constant(-20.0), style).check()
+    prm(Constant(8.0), style).check()
 
 
 def test_checking_a_model_changes_no_reward() -> None:
     """Nothing of it stays. A context too small for the check is reported with the problems."""
-    rater = ProcessReward(Opinionated())
+    rater = prm(Opinionated())
     rater.check()
     assert score_one(opened(rater), trace_of(), STEPS[0]) == pytest.approx((expected_reward(STEPS[:1]),))
-    ProcessReward(Opinionated(context_size=8)).check()
+    prm(Opinionated(context_size=8)).check()
 
 
 def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Digits with next to no probability make noisy rewards: the target still judges, and the user is warned once."""
-    rater = opened(Judge(Constant(-20.0), 0))
+    rater = opened(judge(Constant(-20.0), 0))
     with caplog.at_level(logging.WARNING, "arbitrage"):
         for number in range(2 * ENOUGH_ANSWERS):
             assert score_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
@@ -227,7 +230,7 @@ def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture
 
 
 def test_extreme_logits_are_rewards_too() -> None:
-    assert score_one(opened(ProcessReward(Constant(-3e4, 3e4))), trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
+    assert score_one(opened(prm(Constant(-3e4, 3e4))), trace_of(), STEPS[0]) == pytest.approx((0.0,), abs=1e-12)
 
 
 @all_raters
@@ -241,7 +244,7 @@ def test_the_judge_gives_the_mean_of_its_digits() -> None:
     """Weighted by their probabilities: between 0 and 1, and not only ninths. Other sequences of its model stay as they are."""
     backend = Opinionated(num_sequences=2)
     backend.read(0, 0, [1, 2, 3])
-    rater = opened(Judge(backend, 1))
+    rater = opened(judge(backend, 1))
     rewards = [score_one(rater, trace_of(*STEPS[:number]), STEPS[number])[0] for number in range(3)]
     assert all(0 <= reward <= 1 for reward in rewards)
     assert all(min(abs(reward * 9 - digit) for digit in range(10)) > 1e-6 for reward in rewards)
@@ -275,7 +278,7 @@ def finished(events: Iterable[Event]) -> dict[str, Finished]:
 
 
 def test_a_full_context_ends_one_problem_only() -> None:
-    rater = ProcessReward(Opinionated(num_sequences=2, context_size=256))
+    rater = prm(Opinionated(num_sequences=2, context_size=256))
     ended = finished(run("rsd", [Problem("long", "x" * 300), PROBLEM], rater))
     assert isinstance(ended["long"].error, ContextFullError)
     assert ended["p"].error is None
@@ -408,10 +411,10 @@ def test_a_finished_solution_needs_no_rollout() -> None:
 # --- raters on servers
 
 
-MAKERS: dict[str, tuple[Callable[[ServedModel], ServedRater], Callable[[HashBackend], ProcessReward | Judge]]] = {
-    "judge": (ServedJudge, lambda backend: Judge(backend, 0)),
-    "turns": (lambda model: ServedProcessReward(model, "turns"), lambda backend: ProcessReward(backend, "turns")),
-    "steps": (lambda model: ServedProcessReward(model, "steps"), lambda backend: ProcessReward(backend, "steps")),
+QUESTIONS: dict[str, Callable[[], Question]] = {
+    "judge": Judge,
+    "turns": lambda: ProcessReward("turns"),
+    "steps": lambda: ProcessReward("steps"),
 }
 
 
@@ -422,12 +425,12 @@ def served(kind: Kind, backend: HashBackend) -> Iterator[ServedModel]:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
-@pytest.mark.parametrize("make", MAKERS)
-def test_rewards_are_those_of_the_model_here(kind: Kind, make: str) -> None:
-    there, here = MAKERS[make]
-    expected = [score_one(opened(here(Opinionated())), trace_of(*STEPS[:number]), *STEPS) for number in (0, 2)]
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_rewards_are_those_of_the_model_here(kind: Kind, question: str) -> None:
+    ask = QUESTIONS[question]
+    expected = [score_one(opened(BatchRater(Opinionated(), ask())), trace_of(*STEPS[:number]), *STEPS) for number in (0, 2)]
     with served(kind, Opinionated()) as model:
-        rater = there(model)
+        rater = ServedRater(model, ask())
         rater.open(0, PROBLEM)
         rater.open(1, PROBLEM)
         requests = {slot: RateSteps(trace_of(*STEPS[:number]), _steps()) for slot, number in enumerate((0, 2))}
@@ -439,7 +442,7 @@ def test_rewards_are_those_of_the_model_here(kind: Kind, make: str) -> None:
 
 def test_a_model_that_answers_something_else_is_reported() -> None:
     with served("vllm", Constant(-20.0)) as model, pytest.raises(ServerRequestError):
-        score_one(opened(ServedProcessReward(model, "turns")), trace_of(), STEPS[0])
+        score_one(opened(ServedRater(model, ProcessReward("turns"))), trace_of(), STEPS[0])
 
 
 def test_a_server_without_log_probabilities_rates_nothing() -> None:
@@ -448,7 +451,7 @@ def test_a_server_without_log_probabilities_rates_nothing() -> None:
     with closing(Connection(transport(server))) as connection:
         model = open_served(connection, Wanted(Address.parse("http://toy/v1")))
         with pytest.raises(ModelUnsupportedError):
-            ServedJudge(model)
+            ServedRater(model, Judge())
 
 
 def _steps() -> tuple[Step, ...]:

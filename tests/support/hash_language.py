@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,13 @@ import numpy.typing as npt
 from arbitrage_cli.arbitrage import Flow, Router, WriteStep
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, State, States, Tokenizer
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, Manner
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
-from arbitrage_cli.inference.proposals import Proposals
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.scripted import ByteTokenizer
-from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.speculation import Planner, Speculator
 from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
@@ -263,6 +262,14 @@ def texts(traces: Mapping[str, Trace]) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+Proposals = Literal["none", "drafted", "all"]
+
+
+def planner(costs: BatchCosts | None, proposals: Proposals = "drafted") -> Planner | None:
+    """Of an engine that is proposed nothing, drafted steps and the draft's continuations, or copies as well."""
+    return Planner(costs, copies=proposals == "all") if costs and proposals != "none" else None
+
+
 def hash_engines(
     sampler: Sampler | None = None,
     *,
@@ -285,8 +292,8 @@ def hash_engines(
         target = make("draft", num_sequences=num_sequences)
     else:
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
-    how: dict[str, Any] = {"instructions": instructions, "keep": keep, "most_checkpoints": most_checkpoints}
+    how: dict[str, Any] = {"manner": Manner(instructions), "keep": keep, "most_checkpoints": most_checkpoints}
     return {
-        "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True, costs=CHEAP_DRAFT),
-        "target": engine("target", Cache(target, **how), chosen, proposals=proposals, costs=costs, clock=clock),
+        "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True, planner=planner(CHEAP_DRAFT)),
+        "target": engine("target", Cache(target, **how), chosen, planner=planner(costs, proposals), clock=clock),
     }

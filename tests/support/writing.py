@@ -3,16 +3,17 @@
 from typing import Any
 
 import numpy as np
-from hash_language import CHEAP_BATCHES, HashBackend
+from hash_language import CHEAP_BATCHES, HashBackend, Proposals, planner
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Floats, Options
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, Manner
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "question 0")
@@ -64,10 +65,12 @@ def make_engine(
     instructions: str = INSTRUCTIONS,
     keep: Keep = "nothing",
     step_end: StepEnd = BLANK_LINE,
+    costs: BatchCosts = CHEAP_BATCHES,
+    proposals: Proposals = "drafted",
     **options: Any,
 ) -> Engine:
-    options = {"costs": CHEAP_BATCHES, **options}
-    return Engine(role, Cache(backend, instructions, step_end=step_end, keep=keep), sampler, **options)
+    cache = Cache(backend, Manner(instructions, step_end), keep=keep)
+    return Engine(role, cache, sampler, planner=planner(costs, proposals), **options)
 
 
 def new_engine(backend: Backend, *, keep_token_stats: bool = False) -> Engine:

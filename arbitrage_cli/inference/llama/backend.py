@@ -7,10 +7,9 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import llama_cpp.llama_cpp as c
 import numpy as np
@@ -20,7 +19,7 @@ from arbitrage_cli.errors import ArbitrageError, ComputeError, ContextFullError,
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, State
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
-from arbitrage_cli.model_files.gguf import Header, read_header
+from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import CACHED_BYTES, DEFAULT_CONTEXT_SIZE
@@ -39,7 +38,7 @@ NARROW_ATTENTION = Attention(False, keys="q8_0", values="f16")
 log = logging.getLogger("arbitrage.llama")
 
 
-class LlamaBackend:
+class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     """One GGUF model and its context. `Backend` has the contract; `close` frees everything."""
 
     def __init__(self, path: Path, options: Options, *, progress: Callable[[float], None] | None = None) -> None:
@@ -53,7 +52,11 @@ class LlamaBackend:
         self._views: dict[tuple[int, int, int], Floats] = {}
         self._path = path
         self.states: LlamaStates | None = None
-        _refuse_architectures(read_header(path), path.name)
+        if read_header(path).metadata.get("general.architecture") in ("rwkv7", "arwkv7"):
+            raise ModelUnsupportedError(
+                f"{path.name}: an RWKV 7 model, for which llama.cpp computes something else each time it reads the same tokens",
+                "use another model (Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite, Mamba ...)",
+            )
         start_llama()
         self._gpu_layers = gpu_layers(options)
         try:
@@ -81,10 +84,7 @@ class LlamaBackend:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -148,7 +148,6 @@ class LlamaBackend:
         return self._rows(c.llama_get_logits_ith, len(tokens), self.tokenizer.size)
 
     def use_threads(self, count: int) -> None:
-        """Compute with this number of threads from now on."""
         self._threads = count
         c.llama_set_n_threads(self._context, count, count)
         self.__dict__.pop("card", None)  # it has the number
@@ -161,7 +160,7 @@ class LlamaBackend:
 
     def _refuse_unsupported(self) -> None:
         model, name = self._model, self._path.name
-        is_causal = self._metadata(f"{self._metadata('general.architecture')}.attention.causal") != "false"
+        is_causal = self._own_metadata("attention.causal") != "false"
         if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
         if self.tokenizer.is_empty:
@@ -189,7 +188,7 @@ class LlamaBackend:
         return Attention(options.flash_attention, kind, kind)
 
     def _head_width(self) -> int:
-        length = self._metadata(f"{self._metadata('general.architecture')}.attention.key_length")
+        length = self._own_metadata("attention.key_length")
         if length.isdigit():
             return int(length)
         return int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
@@ -201,7 +200,7 @@ class LlamaBackend:
         also without flash attention, which then needs much memory; except for narrow heads and few tokens. LongRoPE models never
         share, because they rotate by the size of the whole cache.
         """
-        if self._metadata(f"{self._metadata('general.architecture')}.rope.scaling.original_context_length"):
+        if self._own_metadata("rope.scaling.original_context_length"):
             return False  # LongRoPE
         if self._attention == NARROW_ATTENTION:
             return self._num_sequences * self._context_size <= FEW_CELLS
@@ -298,6 +297,10 @@ class LlamaBackend:
             raise ComputeError(f"{self._path.name}: llama.cpp gave no output for token {index}", "please report this")
         return ctypes.addressof(pointer.contents)
 
+    def _own_metadata(self, key: str) -> str:
+        """A value under the name of the architecture."""
+        return self._metadata(f"{self._metadata('general.architecture')}.{key}")
+
     def _metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(1024)
         length = c.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
@@ -309,15 +312,6 @@ class LlamaBackend:
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
         return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
-
-
-def _refuse_architectures(header: Header, name: str) -> None:
-    """ModelUnsupportedError for RWKV 7: llama.cpp gives it other logits each time that it reads the same tokens."""
-    if header.metadata.get("general.architecture") in ("rwkv7", "arwkv7"):
-        raise ModelUnsupportedError(
-            f"{name}: an RWKV 7 model, for which llama.cpp computes something else each time",
-            "use another model (Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite, Mamba ...)",
-        )
 
 
 class LlamaStates:

@@ -22,7 +22,6 @@ class LlamaTokenizer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the model file has no vocabulary."""
         return bool(c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_NONE)
 
     @functools.cached_property

@@ -45,7 +45,6 @@ class Address:
 
     @property
     def host(self) -> str:
-        """Host and port."""
         return urlsplit(self.base).netloc
 
     @property

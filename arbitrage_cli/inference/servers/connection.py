@@ -15,11 +15,11 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # slow to import, and not needed without a server
 
 Json = dict[str, Any]
 T = TypeVar("T")
+Take = Callable[[Json], bool | None]
+"""Takes an object of an answer; True: hang up, nothing more is wanted."""
 
 CONNECT_SECONDS = 5.0
 TRIAL_SECONDS = 30.0  # of an answer that should come at once
@@ -44,6 +46,8 @@ WAIT_SECONDS = 0.05
 NOTE_SECONDS = 10.0  # between two messages about a pause
 POOLS = 16
 """Clients that take turns: for each request httpcore looks through all connections of a pool, which made 256 at once three times as slow."""
+TOO_LONG = re.compile("context[ _](length|size)|exceed_context_size|maximum context|longer than the model", re.IGNORECASE)
+"""A text that does not fit, in the words of vLLM and OpenAI, llama-server, SGLang."""
 TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")
 """What vLLM's router and SGLang's gateway choose a replica by."""
 
@@ -86,7 +90,7 @@ class Connection:
     def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None) -> None:
         """`transport`: of a test; by default the network."""
         self._arrived = threading.Event()
-        self._notices: deque[tuple[int, str]] = deque()
+        self._notices: deque[str] = deque()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
@@ -115,7 +119,7 @@ class Connection:
         self._arrived.wait(seconds)
         self._arrived.clear()
         while self._notices:
-            log.log(*self._notices.popleft())
+            log.warning("%s", self._notices.popleft())
 
     def close(self) -> None:
         """End all requests and the thread."""
@@ -126,46 +130,42 @@ class Connection:
             self._loop.close()
 
     async def fetch(self, host: Host, request: Request) -> Json:
-        """An answer that is one object. Errors as `stream`."""
-        (answer,) = [answer async for answer in self.stream(host, request)]
-        return answer
+        """An answer that is one object. Errors as `send`."""
+        answers: list[Json] = []
+        await self.send(host, request, answers.append)
+        return answers[0]
 
-    async def stream(
-        self, host: Host, request: Request, on_restart: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[Json, None]:
-        """The objects of an answer as they come. After `on_restart` it comes again from its beginning.
+    async def send(self, host: Host, request: Request, take: Take, restart: Callable[[], None] = lambda: None) -> None:
+        """Pass the objects of an answer to `take` as they come. After `restart` they come again from the first.
 
-        Errors: ContextFullError and ServerRequestError (of this request), ServerError (of any request to the server).
+        Errors: ContextFullError and ServerRequestError (of this request), ServerError (of any request to the server), those of `take`.
         """
         num_tries = 0
         while True:
-            has_begun = False
             try:
-                async with aclosing(self._receive(host, request)) as answers:  # ending it early closes the connection
-                    async for answer in answers:
-                        has_begun = True
-                        yield answer
+                return await self._receive(host, request, take)
             except _TryAgainError as failure:
                 num_tries += 1
                 await self._pause(host, failure, self._delay(host, request, failure, num_tries))
-                if has_begun:
-                    on_restart()
-            else:
-                return
+                restart()
 
-    async def _receive(self, host: Host, request: Request) -> AsyncGenerator[Json, None]:
-        """The objects of an answer. `_TryAgainError` if it may succeed when sent again."""
+    async def _receive(self, host: Host, request: Request, take: Take) -> None:
+        """Send once. `_TryAgainError` if it may succeed when sent again. Servers may send comments, or a byte now and then, for ever."""
         import httpx2
 
+        seconds = 2 * TRIAL_SECONDS if request.is_trial else WHOLE_SECONDS
         try:
-            async with self._open(host, request) as response:
+            async with asyncio.timeout(seconds), self._open(host, request) as response:
                 await _check(host, response)
-                chunks = _events(response) if request.is_streamed else _whole(response)
-                async for chunk in _in_time(host, chunks, TRIAL_SECONDS if request.is_trial else WHOLE_SECONDS):
-                    if "error" in chunk and "choices" not in chunk:
-                        raise _error_in_answer(host, chunk["error"])
+                async for answer in _objects(response, is_streamed=request.is_streamed):
+                    if "error" in answer and "choices" not in answer:
+                        raise _error_in_answer(host, answer["error"])
                     self._note_answer(host)
-                    yield chunk
+                    if take(answer):
+                        return
+        except TimeoutError:
+            hint = "give the server less to do at once, or a smaller max-step-tokens (a setting)"
+            raise ServerRequestError(f"{host.name} does not finish an answer within {seconds:g} s", hint) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _TryAgainError(f"cannot be reached ({str(error) or type(error).__name__})", is_down=True) from None
         except httpx2.TimeoutException as error:
@@ -191,7 +191,7 @@ class Connection:
         host.failing_since = None
         if host.is_gone:
             host.is_gone = False
-            self._notices.append((logging.WARNING, f"{host.name} answers again"))
+            self._notices.append(f"{host.name} answers again")
 
     def _delay(self, host: Host, request: Request, failure: "_TryAgainError", num_tries: int) -> float:
         """Seconds until the next try. ServerError if the server is given up, ServerRequestError if only this request is."""
@@ -212,8 +212,8 @@ class Connection:
             raise ServerRequestError(f"{host.name} {failure}, {num_tries} times", hint, status=failure.status)
         if failure.is_down and not host.is_gone and num_tries > 1:
             host.is_gone = True
-            text = f"{host.name} {failure}: trying again for {GONE_SECONDS / 60:.0f} minutes (Ctrl-C ends the run)"
-            self._notices.append((logging.WARNING, text))
+            minutes = f"{GONE_SECONDS / 60:.0f} minutes"
+            self._notices.append(f"{host.name} {failure}: trying again for {minutes} (Ctrl-C ends the run)")
         backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
         return float(max(failure.seconds, backoff))
 
@@ -223,7 +223,7 @@ class Connection:
         while (left := end - (now := time.monotonic())) > 0:
             if failure.seconds > NOTE_SECONDS and now - host.noted_at >= NOTE_SECONDS:
                 host.noted_at = now
-                self._notices.append((logging.WARNING, f"{host.name} {failure} and asks to wait: {left:.3g} s left"))
+                self._notices.append(f"{host.name} {failure} and asks to wait: {left:.3g} s left")
             await asyncio.sleep(min(left, NOTE_SECONDS))
 
     async def _make_clients(self, transport: "httpx2.AsyncBaseTransport | None") -> None:
@@ -243,11 +243,29 @@ class Connection:
             await client.aclose()
 
 
-def raise_failure(futures: Iterable["Future[None] | None"]) -> None:
-    """Raise the error of the first of these that has failed."""
-    for future in futures:
-        if future and future.done() and not future.cancelled() and (error := future.exception()):
-            raise error
+class Pending(Generic[T]):
+    """What is written or rated for the problems in flight: one coroutine a slot, whose result is handed over in the caller's thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._futures: dict[int, Future[T]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
+
+    def begin(self, slot: int, work: Coroutine[Any, Any, T]) -> None:
+        self._futures[slot] = future = self._connection.begin(work)
+        future.add_done_callback(lambda _: self._connection.notify())
+
+    def cancel(self, slot: int) -> None:
+        """Hang up, and forget the slot."""
+        if future := self._futures.pop(slot, None):
+            future.cancel()
+
+    def results(self) -> list[T]:
+        """What has ended since the last call. Raises the error of a coroutine that failed."""
+        ended = [slot for slot, future in self._futures.items() if future.done()]
+        return [self._futures.pop(slot).result() for slot in ended]
 
 
 class _TryAgainError(Exception):
@@ -259,7 +277,7 @@ class _TryAgainError(Exception):
 
 
 async def _check(host: Host, response: "httpx2.Response") -> None:
-    """Raise the error of an answer that is not a success."""
+    """Raise the error of an answer that is not a success: it may go away, is of this request, or of all."""
     status = response.status_code
     if response.is_success:
         return
@@ -270,78 +288,43 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
     host.failing_since = None
     if response.is_redirect:
         raise ServerError(f"{host.name} redirects to another address", "give the address that it redirects to")
-    text = await _text_of_error(host, response)
-    if status in (400, 413, 422) and _is_about_context(text):
-        raise ContextFullError(
-            f"{host.name}: the text does not fit in the model's context ({text})", "use a shorter problem"
-        )
-    raise _refused(host, f"{host.name} answers with HTTP {status}: {text}", status)
-
-
-def _refused(host: Host, message: str, status: int) -> ServerError | ServerRequestError:
-    """The error for an answer that will not change: of this request, or of all."""
+    text = host.redacted(_text_of_error((await _read(response)).decode("utf-8", "replace")))
+    message = f"{host.name} answers with HTTP {status}: {text}"
     if status in (401, 403):
-        return ServerError(
-            message, "set its API key: ARBITRAGE_API_KEY, or ARBITRAGE_DRAFT_API_KEY, ARBITRAGE_TARGET_API_KEY"
-        )
-    if status in (400, 413, 422):
-        return ServerRequestError(message, status=status)
-    return ServerError(message, "check the address: it mostly ends in /v1; is the server running?")
+        hint = "set its API key: ARBITRAGE_API_KEY, or ARBITRAGE_DRAFT_API_KEY, ARBITRAGE_TARGET_API_KEY"
+        raise ServerError(message, hint)
+    if status not in (400, 413, 422):
+        raise ServerError(message, "check the address: it mostly ends in /v1; is the server running?")
+    if TOO_LONG.search(text):
+        raise ContextFullError(message, "use a shorter problem")
+    raise ServerRequestError(message, status=status)
 
 
-def _is_about_context(text: str) -> bool:
-    """Whether an error says that the text is too long: vLLM and OpenAI, llama-server, SGLang."""
-    words = (
-        "context length",
-        "context_length",
-        "exceed_context_size",
-        "context size",
-        "maximum context",
-        "longer than the model",
-    )
-    return any(word in text.lower() for word in words)
-
-
-async def _text_of_error(host: Host, response: "httpx2.Response") -> str:
-    """What an error says."""
+def _text_of_error(body: str) -> str:
+    """What an error says: its message, if the body has the form of OpenAI's errors."""
     try:
-        body = (await _read(response)).decode("utf-8", "replace")
         error = json.loads(body)
-        error = error.get("error", error) if isinstance(error, dict) else error
-        body = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError):
-        pass
-    return host.redacted(body)
+        return body
+    error = error.get("error", error) if isinstance(error, dict) else error
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 def _error_in_answer(host: Host, error: object) -> Exception:
     """The error that an answer reports after it has begun."""
     text = host.redacted(str(error.get("message", error) if isinstance(error, dict) else error))
-    if _is_about_context(text):
+    if TOO_LONG.search(text):
         return ContextFullError(f"{host.name}: {text}", "use a shorter problem")
     return _TryAgainError(f"breaks an answer off ({text})")
 
 
-async def _in_time(host: Host, chunks: AsyncIterator[Json], seconds: float) -> AsyncIterator[Json]:
-    """The chunks. ServerRequestError if they do not end in time: a server may send comments, or a byte now and then, for ever."""
-    end = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            async with asyncio.timeout_at(end):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            message = f"{host.name} does not finish an answer within {seconds:g} s"
-            raise ServerRequestError(
-                message, "give the server less to do at once, or a smaller max-step-tokens (a setting)"
-            ) from None
-        yield chunk
-
-
-async def _events(response: "httpx2.Response") -> AsyncIterator[Json]:
+async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncIterator[Json]:
+    """The objects of an answer: one, or a stream of events that says when it ends."""
     import httpx2
 
+    if not is_streamed:
+        yield _object(await _read(response))
+        return
     ended, size = False, 0
     async for event in httpx2.EventSource(response):
         size += len(event.data)
@@ -363,10 +346,6 @@ def _has_ended(chunk: Json) -> bool:
     return bool(chunk.get("stop") or (isinstance(first, dict) and first.get("finish_reason")))
 
 
-async def _whole(response: "httpx2.Response") -> AsyncIterator[Json]:
-    yield _object((await _read(response)).decode("utf-8", "replace"))
-
-
 async def _read(response: "httpx2.Response") -> bytes:
     """The body of an answer, up to a bound."""
     body = bytearray()
@@ -377,7 +356,7 @@ async def _read(response: "httpx2.Response") -> bytes:
     return bytes(body)
 
 
-def _object(text: str) -> Json:
+def _object(text: str | bytes) -> Json:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -6,11 +6,12 @@ says what is different. Sends nothing. An answer in another form raises KeyError
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, ConfigDict, Field
 
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import TokenStats
 
@@ -19,6 +20,7 @@ Json = Mapping[str, Any]
 MAX_COUNT = 1 << 40  # tokens
 MAX_LOGPROB, RULED_OUT = 0.01, -1000.0  # nats; rounding may give a little more than 0
 
+Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Ending = Literal["separator", "end", "length"]
 """Why a server stopped writing: at the blank line, at the end of the sequence, or at `max_tokens`."""
 
@@ -34,16 +36,12 @@ class TextRequest:
     model: str
     prompt: Sequence[int] | str
     max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    sampler: Sampler = field(default_factory=Sampler)
     num_alternatives: int = 0
     is_streamed: bool = False
     cache_key: str = ""
     is_first: bool = False
     stop: str = BLANK_LINE.separator
-    top_k: int = 0
-    min_p: float = 0.0
     marker: str = ""
 
     @property
@@ -60,13 +58,13 @@ class Token:
     alternatives: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(BaseModel):
     """Tokens of one answer, as far as the server reports them. `cached` is a part of `prompt`."""
 
-    prompt: int
-    cached: int = 0
-    written: int = 0
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    prompt: Count = Field(validation_alias="prompt_tokens")
+    cached: Count | None = Field(default=None, validation_alias=AliasPath("prompt_tokens_details", "cached_tokens"))
+    written: Count | None = Field(default=None, validation_alias="completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +88,16 @@ class Completions:
     name: ClassVar[str] = "OpenAI-compatible"
     is_plain: ClassVar[bool] = True
     """Whether it can do no more than that: others take token ids, show their template, and say why they stopped."""
+    max_alternatives: ClassVar[int] = 5
+    """How many likeliest tokens to ask for."""
     needs_stream_for_alternatives: ClassVar[bool] = False
     reads_data_plainly: ClassVar[bool] = False
     """Whether it can be told to find no control tokens in a text."""
     facts_path: ClassVar[str] = ""
     own_fields: ClassVar[Json] = {}
-    """Fields of this kind of server. Among them: settings that switch off what it samples by on its own."""
-
-    @property
-    def max_alternatives(self) -> int:
-        """How many likeliest tokens to ask for."""
-        return 5 if self.is_plain else 20
+    """Fields of this kind of server. Among them: settings that switch off what it samples by on its own, unless it is wanted."""
 
     def url(self, base: str, root: str) -> str:
-        """Where to ask."""
         return f"{base}/completions"
 
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> tuple[str, dict[str, Any]]:
@@ -121,7 +115,7 @@ class Completions:
 
     def body(self, wanted: TextRequest) -> dict[str, Any]:
         """The request."""
-        body = {**_sampling(wanted), "max_tokens": wanted.max_tokens, **self.own_fields}
+        body = {**self.own_fields, **_sampling(wanted), "max_tokens": wanted.max_tokens}
         if wanted.num_alternatives:
             body["logprobs"] = wanted.num_alternatives
         if wanted.is_streamed:
@@ -133,60 +127,45 @@ class Completions:
     def read(self, answer: Json) -> Piece:
         """An answer, or a part of a streamed one."""
         read = _Completion.model_validate(answer)
-        usage = read.usage.read() if read.usage else None
         if not read.choices:
-            return Piece(usage=usage)
+            return Piece(usage=read.usage)
         choice = read.choices[0]
         ending: Ending | None = "length" if choice.finish_reason == "length" else None
         if choice.finish_reason == "stop":  # at a text, or at a token, which has no name or a number
-            ending = "separator" if isinstance(self._stopped_by(choice), str) else "end"
+            ending = "separator" if isinstance(choice.stopped_by, str) else "end"
         tokens = choice.logprobs.read() if choice.logprobs else ()
-        return Piece(choice.text, tuple(choice.token_ids or ()), tokens, ending, usage)
-
-    def _stopped_by(self, choice: "_Choice") -> Any:
-        """The text or token that ended an answer; None if the server does not say."""
-        return None
+        return Piece(choice.text, tuple(choice.token_ids or ()), tokens, ending, read.usage)
 
 
 class Vllm(Completions):
-    """vLLM: token ids in and out, the stop text kept and named."""
+    """vLLM: token ids in and out, the stop text kept and named; texts with different salts share no cache.
+
+    SGLang has the same under other names. Both ignore fields that they do not know, so both get all of them.
+    """
 
     name = "vLLM"
     is_plain = False
+    max_alternatives = 20
     facts_path = "version"
-    own_fields: ClassVar[Json] = {
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "return_token_ids": True,
-        "add_special_tokens": False,
-        "include_stop_str_in_output": True,
-    }
-
-    def body(self, wanted: TextRequest) -> dict[str, Any]:
-        """The request; texts with different salts share no cache."""
-        return super().body(wanted) | ({"cache_salt": wanted.cache_key} if wanted.cache_key else {})
-
-    def _stopped_by(self, choice: "_Choice") -> Any:
-        return choice.stop_reason
-
-
-class Sglang(Completions):
-    """SGLang: as vLLM, with other names for the same."""
-
-    name = "SGLang"
-    is_plain = False
-    facts_path = "get_server_info"
     own_fields: ClassVar[Json] = {
         "top_k": -1,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "return_token_ids": True,
-        "no_stop_trim": True,
+        "add_special_tokens": False,
+        "include_stop_str_in_output": True,
+        "no_stop_trim": True,  # SGLang's name for that
     }
 
-    def _stopped_by(self, choice: "_Choice") -> Any:
-        return choice.matched_stop
+    def body(self, wanted: TextRequest) -> dict[str, Any]:
+        return super().body(wanted) | ({"cache_salt": wanted.cache_key} if wanted.cache_key else {})
+
+
+class Sglang(Vllm):
+    """SGLang."""
+
+    name = "SGLang"
+    facts_path = "get_server_info"
 
 
 class LlamaServer(Completions):
@@ -197,13 +176,13 @@ class LlamaServer(Completions):
 
     name = "llama-server"
     is_plain = False
+    max_alternatives = 20
     needs_stream_for_alternatives = True
     reads_data_plainly = True
     facts_path = "props"
     own_fields: ClassVar[Json] = {"cache_prompt": True, "return_tokens": True}
 
     def url(self, base: str, root: str) -> str:
-        """Where to ask."""
         return f"{root}/completion"
 
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> tuple[str, dict[str, Any]]:
@@ -248,15 +227,8 @@ OWNERS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llam
 
 def _sampling(wanted: TextRequest) -> dict[str, Any]:
     """The fields that all servers read."""
-    return {
-        "model": wanted.model,
-        "prompt": wanted.prompt,
-        "temperature": wanted.temperature,
-        "top_p": wanted.top_p,
-        "seed": wanted.seed,
-        "stream": wanted.is_streamed,
-        **{name: value for name, value in (("top_k", wanted.top_k), ("min_p", wanted.min_p)) if value},
-    }
+    sampling = {name: value for name, value in asdict(wanted.sampler).items() if value or name not in ("top_k", "min_p")}
+    return {"model": wanted.model, "prompt": wanted.prompt, "stream": wanted.is_streamed, **sampling}
 
 
 def dialect_of(models: "Models") -> Completions:
@@ -268,20 +240,14 @@ def dialect_of(models: "Models") -> Completions:
 # --- what servers send
 
 
-class Meta(BaseModel):
-    """What llama-server says of a model."""
-
-    n_ctx_train: int | None = None
-    n_vocab: int | None = None
-
-
 class Model(BaseModel):
-    """A model of a server."""
+    """A model of a server. The last two are llama-server's."""
 
     id: str
     owned_by: str | None = None
     max_model_len: int | None = None
-    meta: Meta | None = None
+    trained_context_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_ctx_train"))
+    vocabulary_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_vocab"))
 
 
 class Models(BaseModel):
@@ -290,22 +256,7 @@ class Models(BaseModel):
     data: list[Model]
 
 
-_Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 _LogProbability = Annotated[float, Field(le=MAX_LOGPROB), AfterValidator(lambda value: max(value, RULED_OUT))]
-
-
-class _Details(BaseModel):
-    cached_tokens: _Count | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: _Count
-    completion_tokens: _Count | None = None
-    prompt_tokens_details: _Details | None = None
-
-    def read(self) -> Usage:
-        details = self.prompt_tokens_details or _Details()
-        return Usage(self.prompt_tokens, details.cached_tokens or 0, self.completion_tokens or 0)
 
 
 class _Entry(BaseModel):
@@ -337,27 +288,25 @@ class _LogProbabilities(BaseModel):
 class _Choice(BaseModel):
     text: str
     finish_reason: Literal["stop", "length"] | None = None
-    stop_reason: Any = None
-    matched_stop: Any = None
+    stopped_by: Any = Field(default=None, validation_alias=AliasChoices("stop_reason", "matched_stop"))  # of vLLM; of SGLang
     token_ids: list[int] | None = None
     logprobs: _LogProbabilities | None = None
 
 
 class _Completion(BaseModel):
     choices: list[_Choice]
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class _Timings(BaseModel):
     """`prompt_n` are the tokens that were not in the cache."""
 
-    prompt_n: _Count
-    predicted_n: _Count
-    cache_n: _Count | None = None
+    prompt_n: Count
+    predicted_n: Count
+    cache_n: Count | None = None
 
     def read(self) -> Usage:
-        cached = self.cache_n or 0
-        return Usage(self.prompt_n + cached, cached, self.predicted_n)
+        return Usage(prompt=self.prompt_n + (self.cache_n or 0), cached=self.cache_n, written=self.predicted_n)
 
 
 class _LlamaCompletion(BaseModel):

@@ -3,30 +3,39 @@
 Servers ignore fields that they do not know, so what they can do is tested.
 """
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
-from arbitrage_cli.inference.chat_template import ChatPrompt, Messages, RoleRefusedError, Segment
+from arbitrage_cli.inference.chat_template import (
+    LOOKS_LIKE_CONTROL,
+    ChatPrompt,
+    Control,
+    Manner,
+    Messages,
+    Plain,
+    RoleRefusedError,
+    Segment,
+)
 from arbitrage_cli.inference.servers.address import Wanted
 from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
 from arbitrage_cli.inference.servers.dialects import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
     Completions,
-    Meta,
     Model,
     Models,
     Piece,
     TextRequest,
     dialect_of,
 )
-from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text
-from arbitrage_cli.inference.thinking import ThinkFormat
+from arbitrage_cli.inference.servers.tokens import Controls, prompt_text
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
 TRIAL_QUESTION = "What is 2 + 3?"
@@ -63,11 +72,11 @@ class ServedModel:
         """As the user gave it; None if it is the server's."""
         return self.wanted.template
 
-    def prompt(self, instructions: str, think_format: ThinkFormat | None = None) -> ChatPrompt:
+    def prompt(self, manner: Manner) -> ChatPrompt:
         """The prompt of this model. TemplateError if its template cannot be used."""
         template = self.wanted.template or (self._render_there if not self.dialect.is_plain else None)
         variables = self.wanted.template_variables
-        return ChatPrompt(template, None, instructions=instructions, variables=variables, think_format=think_format)
+        return ChatPrompt(template, None, (), manner.instructions, variables, manner.think_format)
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
         """Token ids of a text. Errors as `write`."""
@@ -81,28 +90,43 @@ class ServedModel:
         return Controls(segments, reads_data_plainly=self.dialect.reads_data_plainly)
 
     async def prompt_of(self, segments: Sequence[Segment]) -> list[int] | str:
-        """A prompt as the server takes it."""
         controls = self.controls(segments)
-        return (
-            prompt_text(segments, controls) if self.dialect.is_plain else await prompt_ids(self.tokenize, segments, controls)
-        )
+        return prompt_text(segments, controls) if self.dialect.is_plain else await self.ids_of(segments, controls)
+
+    async def ids_of(self, segments: Sequence[Segment], controls: Controls) -> list[int]:
+        """The ids of a prompt: read as one text if no data in it looks like a control token, else part by part."""
+        if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
+            return await self.tokenize("".join(segment.text for segment in segments), is_template=True, begins=True)
+        parts = [
+            self.tokenize(text, is_template=isinstance(segment, Control), begins=not index)
+            for index, segment in enumerate(segments)
+            for text in ([segment.text] if isinstance(segment, Control) else controls.fragments(segment.text))
+        ]
+        return await _joined(parts)
+
+    async def ids_of_step(self, text: str, controls: Controls) -> list[int]:
+        """The ids of a step that another model wrote."""
+        return await _joined([self.tokenize(part) for part in controls.fragments(text) if part])
 
     async def write(
         self,
         wanted: TextRequest,
-        on_restart: Callable[[], None] = lambda: None,
+        take: Callable[[Piece], bool | None],
+        restart: Callable[[], None],
         *,
         is_trial: bool = False,
         topic: str = "",
-    ) -> AsyncGenerator[Piece, None]:
-        """The parts of an answer. Errors: ContextFullError, ServerRequestError, ServerError."""
+    ) -> None:
+        """Pass on the parts of an answer, as `Connection.send`. Errors: ContextFullError, ServerRequestError, ServerError."""
+
+        def take_answer(answer: Json) -> bool | None:
+            with _reading(self.host):
+                piece = self.dialect.read(answer)
+            return take(piece)
+
         url = self.dialect.url(self.wanted.address.base, self.wanted.address.root)
         request = Request(url, self.dialect.body(wanted), wanted.is_streamed, is_trial, topic)
-        async with contextlib.aclosing(self.connection.stream(self.host, request, on_restart)) as answers:
-            async for answer in answers:
-                with _reading(self.host):
-                    piece = self.dialect.read(answer)
-                yield piece
+        await self.connection.send(self.host, request, take_answer, restart)
 
     def _render_there(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         """Messages in the server's own template. RoleRefusedError if it refuses them."""
@@ -138,7 +162,7 @@ def open_served(connection: Connection, wanted: Wanted, *, needs_template: bool 
                 f"{host.name} ({model.dialect.name}) does not show the chat template of {model.name}",
                 "give their pair a draft_template or a target_template: a Jinja file or a GGUF file of the same model (none for --prm)",
             )
-        segments = model.prompt("").segments(TRIAL_QUESTION)
+        segments = model.prompt(Manner("")).segments(TRIAL_QUESTION)
         model = connection.run(_tried(model, segments))
     except ProblemError as error:
         raise ServerError(error.message, error.hint) from error
@@ -184,14 +208,13 @@ async def _find(connection: Connection, host: Host, wanted: Wanted) -> ServedMod
     with _reading(host):
         version, context = dialect.read_facts(facts)
         limits = [int(limit) for limit in (found.max_model_len, context, wanted.context_size) if limit]
-    meta = found.meta or Meta()
     card = ModelCard(
         source=wanted.address.base,
         name=found.id,
         description=f"{dialect.name} {version}".strip(),
         context_size=min(limits, default=DEFAULT_CONTEXT_SIZE),
-        trained_context_size=meta.n_ctx_train or 0,
-        vocabulary_size=meta.n_vocab or VOCABULARY_SIZE,
+        trained_context_size=found.trained_context_size or 0,
+        vocabulary_size=found.vocabulary_size or VOCABULARY_SIZE,
         threads=0,
         gpu_layers=0,
     )
@@ -215,19 +238,29 @@ async def _tried(model: ServedModel, segments: Sequence[Segment]) -> ServedModel
     most = model.dialect.max_alternatives
     for wanted in dict.fromkeys((most, min(most, 5))):
         with contextlib.suppress(ServerRequestError):
-            return await _try(
-                model, TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=wanted, is_streamed=True)
-            )
-    return await _try(model, TextRequest(model.name, prompt, TRIAL_TOKENS, is_streamed=True))
+            return await _try(model, prompt, wanted)
+    return await _try(model, prompt, 0)
 
 
-async def _try(model: ServedModel, request: TextRequest) -> ServedModel:
-    pieces = [piece async for piece in model.write(request, is_trial=True)]
+async def _try(model: ServedModel, prompt: list[int] | str, num_alternatives: int) -> ServedModel:
+    request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives, is_streamed=True)
+    pieces: list[Piece] = []
+    await model.write(request, pieces.append, pieces.clear, is_trial=True)
     if not any(piece.text for piece in pieces):
         raise ServerError(f"{model.host.name}: {model.name} writes nothing", "is it a chat model, and the template its own?")
     given = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
     usage = not model.dialect.is_plain and any(piece.usage for piece in pieces)  # else streams are closed before it comes
     return replace(model, num_alternatives=given if given >= MIN_ALTERNATIVES else 0, reports_usage=usage)
+
+
+async def _joined(parts: Sequence[Coroutine[Any, Any, list[int]]]) -> list[int]:
+    """The ids of all parts; if one fails, the others are not waited for."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+    except ExceptionGroup as errors:  # the group wraps what a part raised; callers know the errors themselves
+        raise errors.exceptions[0] from None
+    return list(chain.from_iterable(task.result() for task in tasks))
 
 
 @contextlib.contextmanager

@@ -10,24 +10,22 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, Plain, Segment
+from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, Manner, Plain, Segment
+from arbitrage_cli.inference.decoding import is_loop
 from arbitrage_cli.inference.engine import SlotUpdate
-from arbitrage_cli.inference.kv_cache import Prompts
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.connection import raise_failure
+from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Ending, Piece, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.tokens import Controls, prompt_ids, prompt_text, step_ids
+from arbitrage_cli.inference.servers.tokens import Controls, prompt_text
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
-from arbitrage_cli.inference.thinking import THINK, ThinkFormat
+from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
+from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.token_costs import TokenCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop, Trace
 
@@ -46,7 +44,7 @@ class _Slot:
     prompt: list[int] | None = None
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
     written: tuple[Step, list[int]] | None = None  # this model's latest step, kept or not
-    future: "Future[None] | None" = None
+    news: deque[SlotUpdate] = field(default_factory=deque)  # of the step that is being written
     has_asked: bool = False
     topic: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -62,20 +60,22 @@ class _Writing:
     tokens: list[Token] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
     first_at: float | None = None
-    num_pieces: int = 0
+    pieces: list[str] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens written, as the server counts them, else as they came."""
-        counted = sum(usage.written for usage in self.usages)
-        return max(counted, len(self.ids), len(self.tokens)) or self.num_pieces
+        counted = sum(usage.written or 0 for usage in self.usages)
+        return max(counted, len(self.ids), len(self.tokens)) or len(self.pieces)
 
     @property
     def stop(self) -> StepStop | None:
         """How the text itself ends the step; None if it does not."""
         if self.text.has_marker:
             return "thought" if self.phase == "think" else "end"
-        return "separator" if self.text.ended else None
+        if self.text.ended:
+            return "separator"
+        return "loop" if is_loop(self.ids or self.pieces) else None
 
     def add(self, piece: Piece, now: float) -> str:
         """Take a part of an answer. Returns its characters."""
@@ -83,7 +83,7 @@ class _Writing:
         self.tokens += piece.tokens
         if not piece.text:
             return ""
-        self.num_pieces += 1
+        self.pieces.append(piece.text)
         self.first_at = self.first_at or now
         return self.text.add(piece.text.encode("utf-8", "replace"))
 
@@ -100,38 +100,34 @@ class ServedWriter:
         role: ModelRole,
         model: ServedModel,
         sampler: Sampler,
-        instructions: str,
-        step_end: StepEnd = BLANK_LINE,
+        manner: Manner,
         *,
         keep_token_stats: bool = False,
         shares_prompts: bool = True,
-        think_format: ThinkFormat | None = None,
     ) -> None:
         self._role = role
         self._model = model
         self._sampler = sampler
-        self._prompts = Prompts(model.prompt(instructions, think_format))
-        self._step_end = step_end
+        self._prompt = model.prompt(manner)
+        self._step_end = manner.step_end
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
         self._think_end_ids: list[int] | None = None
         self._costs = TokenCosts()
         self._slots: dict[int, _Slot] = {}
-        self._writing: set[int] = set()
-        self._arrived: deque[tuple[_Slot, SlotUpdate]] = deque()
+        self._pending: Pending[SlotUpdate] = Pending(model.connection)
         self.wait: Callable[[], None] | None = model.connection.wait
 
     @property
     def busy(self) -> bool:
-        """Whether any step is being written."""
-        return bool(self._writing)
+        return bool(self._pending)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Take a problem. The scheduler ends it at its deadline. ConversationError if the template cannot show it.
 
         ServerRequestError if the server would hide where its thoughts end.
         """
-        segments, form = self._prompts.segments(problem), self._prompts.think_format
+        segments, form = self._prompt.of(problem), self._prompt.think_format
         if problem.thinks and self._model.dialect.is_plain and form is not THINK:
             raise ServerRequestError(
                 f"{self._model.host.name} does not show '{form.end}', which ends the thoughts of {self._model.name}",
@@ -142,32 +138,21 @@ class ServedWriter:
 
     def close(self, slot: int) -> None:
         """Forget a problem, and hang up on the step being written for it."""
-        self._writing.discard(slot)
-        opened = self._slots.pop(slot, None)
-        if opened and opened.future:
-            opened.future.cancel()
+        self._pending.cancel(slot)
+        self._slots.pop(slot, None)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         """Begin the requested step. How much the server has to read is not known, so 0. Servers take no proposals."""
-        opened = self._slots[slot]
-        self._writing.add(slot)
-        opened.future = self._model.connection.begin(self._answer(slot, opened, request))
+        self._pending.begin(slot, self._answer(slot, self._slots[slot], request))
         return 0
 
     def tick(self) -> list[SlotUpdate]:
         """What has arrived since the last tick. ServerError if the server cannot be used any more."""
-        updates = []
-        while self._arrived:
-            opened, arrived = self._arrived.popleft()
-            if self._slots.get(arrived.slot) is opened:  # else it was closed meanwhile
-                updates.append(arrived)
-                if arrived.step or arrived.error:
-                    self._writing.discard(arrived.slot)
-        raise_failure(self._slots[slot].future for slot in self._writing)
-        return updates
+        finished = self._pending.results()
+        news = [opened.news.popleft() for opened in self._slots.values() for _ in range(len(opened.news))]
+        return news + finished
 
     def num_prompt_tokens(self, slot: int) -> int | None:
-        """Tokens of a problem's prompt; None if it was not sent as token ids."""
         prompt = self._slots[slot].prompt
         return None if prompt is None else len(prompt)
 
@@ -179,18 +164,18 @@ class ServedWriter:
 
     # --- in the connection's thread
 
-    async def _answer(self, slot: int, opened: _Slot, request: WriteStep) -> None:
-        """Write a step, and hand it over, or the error if it is of this problem only."""
+    async def _answer(self, slot: int, opened: _Slot, request: WriteStep) -> SlotUpdate:
+        """A step, or the error if it is of this problem only."""
         try:
             step, ids = await self._write(slot, opened, request)
             self._costs.add(step.cost)
             opened.written = (step, await self._own_ids(step, ids))
-            self._hand_over(opened, SlotUpdate(slot, step=step))
+            return SlotUpdate(slot, step=step)
         except ProblemError as error:
-            self._hand_over(opened, SlotUpdate(slot, error=error))
+            return SlotUpdate(slot, error=error)
 
-    def _hand_over(self, opened: _Slot, arrived: SlotUpdate) -> None:
-        self._arrived.append((opened, arrived))
+    def _report(self, opened: _Slot, update: SlotUpdate) -> None:
+        opened.news.append(update)
         self._model.connection.notify()
 
     async def _write(self, slot: int, opened: _Slot, request: WriteStep) -> tuple[Step, list[int]]:
@@ -207,12 +192,12 @@ class ServedWriter:
             if left <= 0:
                 stop = "budget"
                 break
-            wanted, before = self._completion(opened, prompt, writing, left, request), writing.text.so_far.strip()
+            wanted, before = self._completion(opened, prompt, writing, left), writing.text.so_far.strip()
             stop = await self._read(slot, opened, writing, wanted)
             num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
         if stop is None:
             raise ServerRequestError(f"{self._model.name} writes nothing but blank lines")
-        is_spent = stop == "budget" or (stop == "separator" and writing.num_tokens >= budget)
+        is_spent = stop == "budget" or (stop in ("separator", "loop") and writing.num_tokens >= budget)
         if is_spent and is_last_thought and budget <= room:
             stop = "think_budget"
         elif stop == "budget" and writing.num_tokens >= room:
@@ -221,26 +206,30 @@ class ServedWriter:
 
     async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: TextRequest) -> StepStop | None:
         """Read one answer into the step. Returns why the step ended; None if the server stopped before its end."""
-        text, ids, tokens, num_pieces = writing.text.so_far, tuple(writing.ids), tuple(writing.tokens), writing.num_pieces
+        text, ids, tokens, pieces = writing.text.so_far, (*writing.ids,), (*writing.tokens,), (*writing.pieces,)
 
         def restart() -> None:
             writing.text, writing.ids, writing.tokens = self._step_text(writing.phase, text), [*ids], [*tokens]
-            writing.num_pieces, writing.first_at = num_pieces, None
-            self._hand_over(opened, SlotUpdate(slot, num_unread=1))
+            writing.pieces, writing.first_at = [*pieces], None
+            self._report(opened, SlotUpdate(slot, num_unread=1))
 
         ending: Ending | None = None
         usage: Usage | None = None
-        async with aclosing(self._model.write(wanted, restart, topic=opened.topic)) as pieces:
-            async for piece in pieces:
-                if wanted.marker and piece.ending == "end":
-                    piece = _without_end(piece, wanted.marker)
-                if new := writing.add(piece, time.perf_counter()):
-                    self._hand_over(opened, SlotUpdate(slot, new))
-                if writing.num_pieces - num_pieces > 2 * wanted.max_tokens + SPARE_PIECES:
-                    raise ServerRequestError(f"{self._model.host.name} writes more than it was asked for")
-                if writing.text.ended and self._model.dialect.is_plain:
-                    return writing.stop  # and hang up
-                ending, usage = piece.ending or ending, piece.usage or usage
+
+        def take(piece: Piece) -> bool:
+            nonlocal ending, usage
+            if wanted.marker and piece.ending == "end":
+                piece = _without_end(piece, wanted.marker)
+            if new := writing.add(piece, time.perf_counter()):
+                self._report(opened, SlotUpdate(slot, new))
+            if len(writing.pieces) - len(pieces) > 2 * wanted.max_tokens + SPARE_PIECES:
+                raise ServerRequestError(f"{self._model.host.name} writes more than it was asked for")
+            ending, usage = piece.ending or ending, piece.usage or usage
+            return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
+
+        await self._model.write(wanted, take, restart, topic=opened.topic)
+        if writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain):
+            return writing.stop
         writing.usages += [usage] if usage else []
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} does not say why it stopped")
@@ -251,12 +240,11 @@ class ServedWriter:
         return writing.stop
 
     def _step_text(self, phase: Phase, beginning: str = "") -> StepText:
-        """The text of a step, to be written."""
         return StepText(beginning, THOUGHT_END if phase == "think" else self._step_end, self._marker(phase))
 
     def _marker(self, phase: Phase) -> str:
         """What ends a phase. In one format it is the same for both."""
-        form = self._prompts.think_format
+        form = self._prompt.think_format
         return form.end if phase == "think" or form.ends_turns else ""
 
     async def _own_ids(self, step: Step, ids: list[int]) -> list[int]:
@@ -264,12 +252,10 @@ class ServedWriter:
         if step.stop != "thought" or not ids:
             return ids
         if self._think_end_ids is None:
-            self._think_end_ids = await self._model.tokenize(self._prompts.think_format.end, is_template=True)
+            self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, is_template=True)
         return ids[:-1] if ids[-1:] == self._think_end_ids else []
 
-    def _completion(
-        self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int, request: WriteStep
-    ) -> TextRequest:
+    def _completion(self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int) -> TextRequest:
         """The next request of a step: its prompt, and what was written of it already."""
         dialect, sampler = self._model.dialect, opened.sampler
         is_first, opened.has_asked = not opened.has_asked, True
@@ -280,41 +266,33 @@ class ServedWriter:
             self._model.name,
             so_far,
             max_tokens,
-            sampler.temperature,
-            sampler.top_p,
-            _seed(sampler.seed, opened.problem.question, len(so_far)),
+            replace(sampler, seed=_seed(sampler.seed, opened.problem.question, len(so_far))),
             k,
             streams,
             cache_key="" if self._shares_prompts else opened.topic,
             is_first=is_first,
             stop=self._step_end.separator,
-            top_k=sampler.top_k,
-            min_p=sampler.min_p,
             marker=self._marker(writing.phase),
         )
 
     async def _prompt_of(self, opened: _Slot, trace: Trace) -> list[int] | str:
         """The prompt and the kept steps: the ids that this model drew if it wrote a step, else those of its text."""
         if self._model.dialect.is_plain:
-            steps = [part for one in trace.decisions for part in (Plain(one.kept.text), *self._end_of_thoughts(one.kept))]
+            steps = [part for one in trace.decisions for part in (Plain(one.kept.text), *self._prompt.after(one.kept))]
             return prompt_text([*opened.segments, *steps], opened.controls)
         if opened.prompt is None:
-            opened.prompt = await prompt_ids(self._model.tokenize, opened.segments, opened.controls)
+            opened.prompt = await self._model.ids_of(opened.segments, opened.controls)
         del opened.steps[len(trace.decisions) :]
         for index, decision in enumerate(trace.decisions):
             kept, known = decision.kept, opened.steps[index : index + 1]
             if known and known[0][0] is kept:
                 continue
             own = opened.written[1] if opened.written and opened.written[0] is kept else []
-            ids = own or await step_ids(self._model.tokenize, kept.text, opened.controls)
-            for segment in self._end_of_thoughts(kept):
+            ids = own or await self._model.ids_of_step(kept.text, opened.controls)
+            for segment in self._prompt.after(kept):
                 ids = ids + await self._model.tokenize(segment.text, is_template=True)
             opened.steps[index:] = [(kept, ids)]
         return [*opened.prompt, *(token for _, ids in opened.steps for token in ids)]
-
-    def _end_of_thoughts(self, kept: Step) -> list[Segment]:
-        """What stands between a step and the answer, if the answer follows it."""
-        return self._prompts.end_of_thoughts(kept) if kept.ends_thoughts else []
 
     def _room(self, prompt: list[int] | str) -> int:
         """Tokens that fit in the context after the prompt; if its length in tokens is not known, the server says if it is too long."""
@@ -341,9 +319,9 @@ class ServedWriter:
     def _cost(self, writing: _Writing) -> Cost:
         """Tokens as the server reports them, seconds as they passed here; those until the first text are of reading the prompt."""
         now = time.perf_counter()
-        cached = sum(usage.cached for usage in writing.usages)
+        cached = sum(usage.cached or 0 for usage in writing.usages)
         num_read = sum(usage.prompt for usage in writing.usages) - cached
-        first = writing.first_at if writing.first_at is not None and writing.num_pieces > 1 else writing.began
+        first = writing.first_at if writing.first_at is not None and len(writing.pieces) > 1 else writing.began
         return Cost(
             prefill_tokens=num_read,
             prefill_seconds=first - writing.began,
