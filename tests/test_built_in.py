@@ -94,7 +94,7 @@ def texts(
     return {event.trace.problem.id: event.trace.text for event in scheduler.run(problems) if isinstance(event, Finished)}
 
 
-def some_problems(each: int = 3) -> list[Problem]:
+def some_problems(each: int = 2) -> list[Problem]:
     """So many of every level."""
     by_level = itertools.groupby(rows("builtin-dev"), key=lambda row: row["level"])
     return [Problem(row["id"], row["problem"]) for _, level in by_level for row in itertools.islice(level, each)]
@@ -140,7 +140,7 @@ def test_proposals_and_batches_change_no_text(backends: dict[ModelRole, LlamaBac
 def test_large_models_solve_many_at_once_too(
     monkeypatch: pytest.MonkeyPatch, backends: dict[ModelRole, LlamaBackend]
 ) -> None:
-    problems = some_problems(2)
+    problems = some_problems()
     monkeypatch.setattr(llama, "CACHED_BYTES", 0)
     options = Options(threads=1, num_sequences=SLOTS, kv_type="f16")
     with ExitStack() as stack:

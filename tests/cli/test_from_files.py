@@ -150,13 +150,6 @@ def test_pair_of_a_settings_file_is_not_used_for_other_models(tiny: Mapping[str,
     assert "pair mine" not in write(tiny, tmp_path, THINK, "--draft", other, **own).err
 
 
-def test_name_that_no_template_uses_changes_nothing_and_is_noted(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    result = write(tiny, tmp_path, {"enable_thinkng": True})
-    assert text(result) == text(write(tiny, tmp_path, None))
-    assert "'enable_thinkng'" in result.err
-    assert "'enable_thinking'" not in write(tiny, tmp_path, THINK).err
-
-
 @pytest.mark.parametrize("name", ["messages", "bos_token"])
 def test_variables_of_the_program_are_refused_before_a_model_is_loaded(
     name: str, tiny: Mapping[str, Path], tmp_path: Path

@@ -26,14 +26,14 @@ FOR_EVER = "\\boxed{9^{9^{9^9}}}"
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader() as shared:
+    with Grader(seconds=0.5) as shared:
         yield shared
 
 
 @pytest.fixture
 def fresh() -> Iterator[Grader]:
     """A grader with less time, whose child the test may kill."""
-    with Grader(seconds=1) as own:
+    with Grader(seconds=0.3) as own:
         yield own
 
 
@@ -166,7 +166,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("gold", ["3", "\\sqrt{8}", "1,2,3"])
+@pytest.mark.parametrize("gold", ["3", "\\sqrt{8}"])
 def test_hostile_answers_are_never_correct_and_never_take_long(grader: Grader, text: str, gold: str) -> None:
     began = time.monotonic()
     score = grader.grade(text, {"answer": gold})
@@ -255,7 +255,7 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
         except ProblemError:
             outcome.append("error")
 
-    with Grader(seconds=1 if num_kills == 1 else 60) as own:
+    with Grader(seconds=0.3 if num_kills == 1 else 60) as own:
         thread = threading.Thread(target=grade)
         thread.start()
         killed: set[int] = set()

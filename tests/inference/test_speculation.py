@@ -152,15 +152,6 @@ def test_a_draft_comes_before_a_copy() -> None:
     assert following.upcoming(2) == [*map(ord, "he")]
 
 
-def test_what_is_read_is_remembered_once() -> None:
-    """Steps of the other model are part of the history. What it ends with already is not added again."""
-    history = History(map(ord, "abcd"))
-    history.catch_up([*map(ord, "bcd")])
-    assert history.num_left == 0
-    history.catch_up([*map(ord, "zab")])
-    assert history.upcoming(9) == [*map(ord, "cdzab")]
-
-
 def time_of_speculation(draft: float, batches: tuple[float, float], match: float) -> float:
     """The time of 30 texts of 200 tokens that are speculated on if that seems worth it, as a share of that of decoding alone."""
     chance, planner, seconds = random.Random(0), planner_of(batches), 0.0

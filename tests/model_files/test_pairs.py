@@ -95,15 +95,3 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert hub_name(source) is None
     assert find_files(source) == (Path(source),)
-
-
-def test_demo_models_have_no_files() -> None:
-    assert local_files("scripted:draft") == find_files("scripted:draft") == ()
-
-
-def test_split_file(tmp_path: Path) -> None:
-    first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
-    first.write_bytes(b"")
-    assert local_files(str(first)) == (first,)
-    second.write_bytes(b"")
-    assert local_files(str(first)) == local_files(str(second)) == (first, second)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import pair_named_mine, run
+from cli import run
 from test_head import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution
@@ -85,21 +85,3 @@ def test_a_step_that_was_stopped_is_told_as_such(head_file: Path) -> None:
     assert "(stopped early)" in run(*arguments).out
     records = run(*arguments, "--json").records
     assert any(record["stopped_early"] and record["decision"] == "escalate" for record in records)
-
-
-def test_command_asks_the_reward_model_as_the_pair_says(tmp_path: Path) -> None:
-    """In another style its rewards are other numbers. Without --prm none is asked."""
-    pair = {"draft": "builtin:draft", "target": "builtin:target", "prm": "builtin:prm"}
-    asked = ("explain", "What is 487 * 629 - 95 * 38?", "--json", "-q")
-    prm = ("--prm", "builtin:prm")
-    unrated = [record["advantage"] for record in run(*asked).records]
-    as_told, otherwise = (
-        [
-            record["advantage"]
-            for record in run(*asked, *prm, "--pair", "mine", env=pair_named_mine(tmp_path, **pair, prm_style=style)).records
-        ]
-        for style in ("steps", "turns")
-    )
-    assert set(unrated) == {None}
-    assert None not in {*as_told, *otherwise}
-    assert as_told != otherwise

@@ -52,20 +52,6 @@ def test_threads(root: Path, files: dict[str, str], threads: int) -> None:
     assert machine.default_threads() == threads
 
 
-def test_cores_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The load of the last minute; unknown if the system does not count it."""
-    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0.0, 0.0))
-    assert machine.cores_in_use() == 1.5
-    monkeypatch.delattr("os.getloadavg")
-    assert machine.cores_in_use() is None
-
-
-def test_this_machine() -> None:
-    assert 1 <= machine.default_threads() <= (os.cpu_count() or 1)
-    assert machine.total_memory()
-    assert machine.processor_name()
-
-
 @pytest.mark.parametrize(
     ("files", "total", "available"),
     [

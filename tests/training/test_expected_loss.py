@@ -1,5 +1,6 @@
 """What accepting steps is expected to cost: against worlds whose losses are known."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def expected(world: tuple[Array, Array, Array, Array], tau: float) -> tuple[floa
     return ExpectedLoss(probability, draft, target, solution, solution).changes(probability <= tau)
 
 
+@functools.cache
 def truth(tau: float) -> float:
     """What accepting steps up to this tau loses, walked through step by step in many solutions."""
     probability, *_ = world(100_000, 99)
@@ -48,17 +50,17 @@ def test_nothing_accepted_loses_nothing() -> None:
     assert expected(world(50, 0), -1.0) == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("tau", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("tau", [0.05, 1.0])
 def test_many_problems_show_the_loss(tau: float) -> None:
     """What is lost cannot be lost again: the draft alone loses less than the sum of its bad steps."""
-    change, low, high = expected(world(3000, 1), tau)
+    change, low, high = expected(world(1500, 1), tau)
     assert change == pytest.approx(truth(tau), abs=0.015)
     assert low < change < high
 
 
 @pytest.mark.parametrize("odds", [0.2, 5.0])
 def test_many_problems_correct_a_head_that_is_wrong(odds: float) -> None:
-    states = world(3000, 2, odds=odds)
+    states = world(1500, 2, odds=odds)
     probability, draft, target, solution = states
     seen = np.add.reduceat(np.where(probability <= 0.1, target - draft, 0.0), np.arange(0, len(solution), STEPS))
     assert expected(states, 0.1)[0] == pytest.approx(-np.minimum(seen, 1).mean(), abs=0.015)

@@ -1,6 +1,7 @@
 """Training on states whose best possible router is known: what is learned, what it may look at, and what is refused."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,17 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
     return read_states([write_run(tmp_path_factory.mktemp("runs") / "run", questions(600), WORLD)])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def linear_only() -> Iterator[None]:
+    """Only linear heads are tried: networks take time, and nothing here but what is slow depends on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arbitrage_cli.training.train.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
+        yield
+
+
 @pytest.fixture(scope="module")
 def head(collected: Collected) -> Head:
     return train_on(collected)
-
-
-@pytest.fixture
-def linear_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only linear heads are tried, for what does not depend on which is chosen: networks take time."""
-    monkeypatch.setattr("arbitrage_cli.training.train.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
 
 
 def truth_of(collected: Collected, part: int) -> Truth:
@@ -233,7 +236,6 @@ def test_weights_balance_the_classes_of_each_group() -> None:
     assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
 
 
-@pytest.mark.usefixtures("linear_only")
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
     """The states of the others are learned from, but nothing is known of what would have followed them."""
     is_whole = collected.outcomes.solution % 3 > 0
@@ -248,8 +250,10 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> Non
         train_on(replace(collected, is_whole=collected.part != TEST))
 
 
-def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes a step worth escalating is the opposite for the two: a head that follows the larger one alone is wrong."""
+    monkeypatch.setattr("arbitrage_cli.training.train.RECIPES", RECIPES)
     lowest = World(bias=0.0, weights=(("logprob_min", -2.0), ("entropy_first", 1.0)), harm=0.0)
     highest = replace(lowest, weights=(("logprob_min", 2.0), ("entropy_first", 1.0)))
     other = {
