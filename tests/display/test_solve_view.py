@@ -207,15 +207,6 @@ def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     assert "draft   1 tokens" not in view.screen.text
 
 
-def test_interrupted_step_is_kept_in_sight(make_view: MakeView) -> None:
-    view = make_view()
-    view.write(view.start(), "draft", "half a step")
-    view.display.close()
-    view.display.close()
-    assert view.screen.text.endswith("draft was writing:\n     half a step")
-    assert not view.screen.screen.cursor.hidden
-
-
 # --- several problems at once
 
 SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=7, concurrency=3)

@@ -261,12 +261,6 @@ SHUFFLED = make_run(6, columns=COLUMNS[:4], samples=2)
 IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows)
 
 
-def test_an_error_that_was_tried_again_counts_no_more() -> None:
-    made = make_run(3, columns=TARGET_ONLY)
-    error = failed(made.rows[0])
-    assert figures(made.run, [error, *made.rows]) == figures(made.run, [*made.rows, error]) == made_figures(made)
-
-
 def test_two_results_for_one_attempt_are_refused() -> None:
     made = make_run(3, columns=TARGET_ONLY)
     with pytest.raises(UsageError, match="two results for problem made-up-0001"):

@@ -30,14 +30,6 @@ def test_draws_follow_the_distribution() -> None:
     np.testing.assert_allclose(found, [0.1, 0.6, 0.3], atol=0.03)
 
 
-def test_temperature_flattens_and_sharpens() -> None:
-    logits = logits_of(0.2, 0.8)
-    for temperature in (0.5, 2.0):
-        expected = np.array([0.2, 0.8]) ** (1 / temperature)
-        found = frequencies(Sampler(temperature=temperature), logits)
-        np.testing.assert_allclose(found, expected / expected.sum(), atol=0.03)
-
-
 def test_top_p_keeps_the_smallest_set_that_holds_the_mass() -> None:
     """What is outside the nucleus is never drawn; what is inside keeps its proportions."""
     logits = logits_of(0.15, 0.5, 0.05, 0.3)

@@ -10,7 +10,7 @@ from arbitrage_cli.data.problems import read_json_rows
 from arbitrage_cli.data.rows import Dataset, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.code import CODE, find_program
-from arbitrage_cli.tasks.multiple_choice import CHOICE, find_letter
+from arbitrage_cli.tasks.multiple_choice import find_letter
 from arbitrage_cli.tasks.registry import FORMS, MATH, find_task
 from arbitrage_cli.tasks.task import Task
 
@@ -135,12 +135,6 @@ def test_a_program_is_the_last_block_that_defines_something(text: str, program: 
 )
 def test_letters(text: str, letter: str | None) -> None:
     assert find_letter(text) == letter
-
-
-def test_choices_are_graded_by_their_letters() -> None:
-    assert grade(CHOICE, "\\boxed{B}", {"answer": "B"}) == "correct"
-    assert grade(CHOICE, "\\boxed{A}", {"answer": "B"}) == "incorrect"
-    assert grade(CHOICE, "\\boxed{B}", {}) == "unscored"
 
 
 def test_tasks_by_name() -> None:
