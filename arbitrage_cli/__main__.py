@@ -1,18 +1,28 @@
-"""Where the program begins: `python -m arbitrage_cli` is the same as `arbitrage`. Handles Ctrl-C before the slow imports."""
+"""Where the program begins: `python -m arbitrage_cli` is the same as `arbitrage`. Handles signals before the slow imports."""
 
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 
 def main() -> int:
-    """Run the command line of this process; returns its exit code. Ctrl-C ends it at any time."""
+    """Run the command line of this process; returns its exit code. Ctrl-C, SIGTERM and SIGHUP end it at any time."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _interrupt)
     try:
         from arbitrage_cli.cli.main import main as run
 
         return run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if sys.stderr is not None:
             sys.stderr.write("arbitrage: interrupted\n")
-        return 130
+        return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

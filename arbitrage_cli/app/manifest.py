@@ -28,7 +28,7 @@ from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
 from arbitrage_cli.runs.records import label, tau_in_json
 from arbitrage_cli.runs.schema import SCHEMA
-from arbitrage_cli.system.files import digest
+from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole
@@ -248,7 +248,7 @@ def _model_facts(
     files = local_files(found)
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
     sha256 = None if reads_file else unchanged_sha256(files)
-    sha256 = sha256 or digest(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))[1]
+    sha256 = sha256 or sha256_of(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))
     published = published_sha256(files[0]) if len(files) == 1 else None
     if published not in (None, sha256):
         raise ModelFileError(

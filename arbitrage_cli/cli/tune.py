@@ -142,7 +142,7 @@ def measure_and_keep(
 
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
     """Measure a model file with each number of threads, and with what else can be tried. Errors: ModelError, ComputeError."""
-    from arbitrage_cli.system.files import digest
+    from arbitrage_cli.system.files import sha256_of
     from arbitrage_cli.system.machine import default_threads
     from arbitrage_cli.tuning.measure import thread_counts, try_loaded, try_threads
     from arbitrage_cli.tuning.memory import check_memory, memory_needed
@@ -151,7 +151,7 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
 
     check_memory(memory_needed({role: path}, load, {role: load.num_sequences}))
     files = local_files(path)
-    _, sha256 = digest(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
+    sha256 = sha256_of(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
     with _opened(role, path, load, display) as backend:
         tried = try_threads(backend, thread_counts(default_threads()))
         name, on_gpu = backend.card.name, backend.card.gpu_layers != 0

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-from arbitrage_cli.data.problems import BadLine, read_json_rows
+from arbitrage_cli.data.problems import read_json_rows
 from arbitrage_cli.data.rows import Dataset, Form, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
@@ -21,6 +21,7 @@ from arbitrage_cli.model_files.pairs import models_folder
 
 BATCH_ROWS = 256
 _PARQUET_MAGIC = b"PAR1"
+Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +126,18 @@ def _read(path: Path, name: str, **options: Any) -> Dataset:
     """The data set of a file; the options are those of `make_dataset`."""
     try:
         with path.open("rb") as stream:
-            unit: Literal["line", "row"] = "row" if stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC else "line"
+            is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             stream.seek(0)
-            rows: Iterator[tuple[int, Mapping[str, Any]] | BadLine]
-            if unit == "row":
-                rows = _parquet_rows(path, name)
-            elif path.suffix.lower() in _OTHER_ROWS:
-                rows = _OTHER_ROWS[path.suffix.lower()](path)
-            else:
-                rows = read_json_rows(stream)
-            return make_dataset(name, rows, unit=unit, **options)
+            read_rows = _parquet_rows if is_parquet else _OTHER_ROWS.get(path.suffix.lower())
+            rows = read_rows(path) if read_rows else read_json_rows(stream)
+            return make_dataset(name, rows, unit="row" if is_parquet else "line", **options)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror or error})", "check the file and its permissions"
         ) from error
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(path: Path) -> Rows:
     """The rows of a CSV file by their last lines; the first line has the names of the fields. UsageError."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
@@ -151,12 +147,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     raise ValueError(f"it has not {len(reader.fieldnames or ())} fields, as the first line")
                 yield reader.line_num, row
         except (csv.Error, ValueError) as error:
-            raise UsageError(
-                f"{path}: line {reader.line_num}: {error}", "check the file: a CSV begins with a header"
-            ) from error
+            message = f"{path}: line {reader.line_num}: {error}"
+            raise UsageError(message, "check the file: a CSV begins with a header") from error
 
 
-def _text_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _text_rows(path: Path) -> Rows:
     """A question a line, without answers. UsageError."""
     with path.open(encoding="utf-8-sig") as stream:
         try:
@@ -165,14 +160,12 @@ def _text_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise UsageError(f"{path}: it is not UTF-8 ({error})", "save it as UTF-8") from error
 
 
-_OTHER_ROWS: Mapping[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = MappingProxyType(
-    {".csv": _csv_rows, ".txt": _text_rows}
-)
+_OTHER_ROWS: Mapping[str, Callable[[Path], Rows]] = MappingProxyType({".csv": _csv_rows, ".txt": _text_rows})
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet_rows(path: Path) -> Rows:
     """The numbered rows of a parquet file. UsageError if pyarrow is missing, or cannot read the file."""
-    arrow_error, open_parquet = _load_pyarrow(name)
+    arrow_error, open_parquet = _load_pyarrow(path.name)
     number = 0
     try:
         with open_parquet(path) as file:
@@ -181,10 +174,9 @@ def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any
                     number += 1
                     yield number, row
     except (arrow_error, ValueError, OSError) as error:  # ValueError: a text that is not UTF-8
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"{name}: cannot be read as parquet after row {number} ({reason})", "check the file, or fetch it again"
-        ) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        message = f"{path}: cannot be read as parquet after row {number} ({reason})"
+        raise UsageError(message, "check the file, or fetch it again") from error
 
 
 def _load_pyarrow(name: str) -> tuple[type[Exception], Any]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -19,9 +19,6 @@ FIELDS: Mapping[str, Sequence[str]] = MappingProxyType(
     {**PROBLEM_FIELDS, "answer": ("answer", "final_answer"), "level": ("level",)}
 )
 """What is read from a row, and under which names; the first one with a value counts."""
-
-ANSWER_DETAILS = ("answer_type", "unit", "error", "is_multiple_answer")
-"""Fields of OlympiadBench that say how to compare an answer."""
 
 FORMAT = 'a data set is JSONL, with an object such as {"question": "2 + 3?", "answer": "5"} on each line, or parquet'
 MAX_SHOWN = 60  # characters of a text from a file in a message
@@ -46,14 +43,13 @@ class Form:
 class Item:
     """A problem with its right answer, if that is known.
 
-    `gold` is empty if it is not, else it holds the row's answer under `answer` (a text, a number, or a list of them) and those of
-    ANSWER_DETAILS that have a value; or what the row's `Form` reads. `extra` is the rest of the row.
+    `gold` is empty if it is not, else it holds the row's answer under `answer` (a text, a number, or a list of them) and its `unit`,
+    if it names one; or what the row's `Form` reads.
     """
 
     problem: Problem
-    gold: Mapping[str, Any]
+    gold: Row
     level: str | int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +102,16 @@ def make_dataset(
     bad: list[BadLine] = []
     is_readable = False
     form: Form | None = None
-    for row in rows:
-        number = row.number if isinstance(row, BadLine) else row[0]
-        is_readable |= not isinstance(row, BadLine)
+    for line in rows:
+        if isinstance(line, BadLine):
+            bad.append(line)
+            continue
+        number, row = line
+        is_readable = True
+        if not items and not mapping:
+            form = next((form for form in forms if form.fields <= row.keys()), None)
         try:
-            if not items and not mapping:
-                form = _form_of(row, forms)
-            item = _formed(row, form) if form else _item(row, mapping, needs_answers=needs_answers)
+            item = _formed(row, number, form) if form else _item(row, number, mapping, needs_answers=needs_answers)
             first, _ = items.setdefault(item.problem.id, (number, item))
             if first != number:
                 raise UnusableError(f"its id '{_short(item.problem.id)}' is that of {unit} {first} too")
@@ -130,49 +129,33 @@ def make_dataset(
     return Dataset(name, found, revision, _sha256(found), form.task if form else None)
 
 
-def _form_of(numbered_row: tuple[int, Row] | BadLine, forms: Sequence[Form]) -> Form | None:
-    """The form whose fields the row has."""
-    if isinstance(numbered_row, BadLine):
-        return None
-    return next((form for form in forms if form.fields <= numbered_row[1].keys()), None)
-
-
-def _formed(numbered_row: tuple[int, Row] | BadLine, form: Form) -> Item:
+def _formed(row: Row, number: int, form: Form) -> Item:
     """The row's problem and gold, by its form. UnusableError, with the reason, if it has another."""
-    if isinstance(numbered_row, BadLine):
-        raise UnusableError(numbered_row.reason)
-    number, row = numbered_row
-    absent = sorted(form.fields - row.keys())
-    if absent:
-        raise UnusableError(f"no field '{absent[0]}'; it has {_names(row)}")
+    _require(row, sorted(form.fields))
     question, gold = form.read(row)
     return Item(make_problem(question, find_id(row, (form.id,), number)), gold)
 
 
-def _item(numbered_row: tuple[int, Row] | BadLine, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
-    """The row's problem, answer and rest. UnusableError, with the reason, if it lacks one of them."""
-    if isinstance(numbered_row, BadLine):
-        raise UnusableError(numbered_row.reason)
-    number, row = numbered_row
-    absent = [name for name in mapping.values() if name not in row]
-    if absent:
-        raise UnusableError(f"no field '{_short(absent[0])}'; it has {_names(row)}")
+def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
+    """The row's problem and answer. UnusableError, with the reason, if it lacks one of them."""
+    _require(row, mapping.values())
     names = {what: (mapping[what],) if what in mapping else usual for what, usual in FIELDS.items()}
-    question = next((name for name in names["question"] if isinstance(row.get(name), str)), None)
-    answer = next((name for name in names["answer"] if _has_value(row.get(name))), None)
-    level = next((name for name in names["level"] if _has_value(row.get(name))), None)
+    question = next((row[name] for name in names["question"] if isinstance(row.get(name), str)), None)
+    answer, level = (next(filter(_has_value, map(row.get, names[what])), None) for what in ("answer", "level"))
     if question is None:
         raise UnusableError(f"no text under {_either(names['question'])}; it has {_names(row)}")
     if answer is None and needs_answers:
         raise UnusableError(f"no answer under {_either(names['answer'])}; it has {_names(row)}")
-    details = {name: _plain(row[name], name) for name in ANSWER_DETAILS if _has_value(row.get(name))}
-    used = {question, answer, level, *names["id"], *ANSWER_DETAILS}
-    return Item(
-        make_problem(row[question], find_id(row, names["id"], number)),
-        {} if answer is None else {"answer": _answer(row[answer]), **details},
-        None if level is None else _level(row[level]),
-        {name: value for name, value in row.items() if name not in used},
-    )
+    gold = {} if answer is None else {"answer": _answer(answer)}
+    if gold and isinstance(row.get("unit"), str) and row["unit"].strip():
+        gold["unit"] = encodable(row["unit"])
+    return Item(make_problem(question, find_id(row, names["id"], number)), gold, _level(level))
+
+
+def _require(row: Row, names: Iterable[str]) -> None:
+    """UnusableError if the row lacks one of the fields."""
+    if absent := [name for name in names if name not in row]:
+        raise UnusableError(f"no field '{_short(absent[0])}'; it has {_names(row)}")
 
 
 def _has_value(value: Any) -> bool:
@@ -184,26 +167,26 @@ def _has_value(value: Any) -> bool:
 
 def _answer(value: Any) -> Any:
     """A text, a number, or a list of them. UnusableError if it is anything else."""
-    parts = value if isinstance(value, list) and value else [value]
-    if any(isinstance(part, bool) or not _has_value(part) for part in parts):
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(map(_is_answer, parts)):
         raise UnusableError("its answer is not a text, a number or a list of these")
-    plain = [_plain(part, "answer") for part in parts]
+    plain = [encodable(part) if isinstance(part, str) else part for part in parts]
     return plain if isinstance(value, list) else plain[0]
 
 
-def _level(value: Any) -> str | int:
-    if isinstance(value, str) or type(value) is int:
-        return encodable(value) if isinstance(value, str) else value
-    raise UnusableError("its level is neither a text nor a whole number")
+def _is_answer(value: Any) -> bool:
+    """Whether the value is a text that is not blank, or a finite number."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
 
 
-def _plain(value: Any, name: str) -> str | float | bool:
-    """A value that JSON has. UnusableError if it is not."""
+def _level(value: Any) -> str | int | None:
     if isinstance(value, str):
         return encodable(value)
-    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if value is None or type(value) is int:
         return value
-    raise UnusableError(f"its {name} is not a text, a number or a list of these")
+    raise UnusableError("its level is neither a text nor a whole number")
 
 
 def _sha256(items: Iterable[Item]) -> str:
@@ -212,7 +195,7 @@ def _sha256(items: Iterable[Item]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
-def _names(row: Mapping[str, Any]) -> str:
+def _names(row: Row) -> str:
     return _short(", ".join(row)) or "no fields"
 
 

@@ -5,6 +5,7 @@ One function makes them, as JSON, from the rows of a run; tables, reports and `-
 None, never a guess.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -193,10 +194,10 @@ def _by_level(policy: PolicyResults, scope: Scope) -> dict[str, Any] | None:
     } or None
 
 
-def _level_order(level: str | int) -> tuple[bool, float, str]:
+def _level_order(level: str | int) -> tuple[bool, int, str]:
     """Numbers by value, then names."""
-    is_name = not str(level).lstrip("-").isdigit()
-    return is_name, 0.0 if is_name else float(level), str(level)
+    is_number = re.fullmatch("-?[0-9]{1,20}", str(level)) is not None
+    return not is_number, int(level) if is_number else 0, str(level)
 
 
 # --- what a reader must know first

@@ -32,8 +32,9 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     for name, limit in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (limit, limit + (name == "RLIMIT_CPU")))
-    faulthandler.register(signal.SIGXCPU, _VERDICT, all_threads=False)  # says so in C; a second later comes SIGKILL
+        hard = resource.RLIM_INFINITY if name == "RLIMIT_CPU" else limit  # its SIGKILL would look like one from outside
+        resource.setrlimit(getattr(resource, name), (limit, hard))
+    faulthandler.register(signal.SIGXCPU, _VERDICT, all_threads=False)  # says so in C
     write(_VERDICT, b"started")
     random.seed(0)  # draws are the same in every run
     try:

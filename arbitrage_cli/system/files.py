@@ -59,10 +59,10 @@ def read_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def digest(files: Sequence[Path], on_progress: Callable[[float], None]) -> tuple[int, str]:
-    """Bytes and sha256 of a model's files, one after the other.
+def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lambda fraction: None) -> str:
+    """The sha256 of a model's files, one after the other. ModelFileError if one cannot be read.
 
-    `on_progress` receives the fraction that was read. ModelFileError if a file cannot be read.
+    `on_progress` receives the fraction that was read.
     """
     digest = hashlib.sha256()
     done = 0
@@ -75,18 +75,13 @@ def digest(files: Sequence[Path], on_progress: Callable[[float], None]) -> tuple
                 on_progress(done / total)
     except OSError as error:
         raise ModelFileError(f"{files[0]}: cannot be read ({error.strerror})", "check the path") from error
-    return done, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def state_of(path: Path) -> dict[str, int]:
     """Size, time of change and inode: if these stay the same, so does the content, as a rule. OSError."""
     status = path.stat()
     return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
-
-
-def sha256_of(files: Sequence[Path]) -> str:
-    """The sha256 of a model's files, one after the other. ModelFileError."""
-    return digest(files, lambda fraction: None)[1]
 
 
 def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> None:

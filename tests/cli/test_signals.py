@@ -179,8 +179,9 @@ class Interrupting:
 
     def find_spec(self, name, path=None, target=None):
         if name == self.module:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
+number = int(sys.argv.pop(1))
 for module in sys.argv[1:]:
     if not os.fork():
         sys.argv[1:] = []
@@ -191,13 +192,13 @@ AS_MODULE = '        runpy.run_module("arbitrage_cli", run_name="__main__")\n'
 REPORT = "    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("code", [AS_SCRIPT, AS_MODULE], ids=["script", "module"])
-def test_interrupt_while_modules_are_imported_ends_in_one_line(code: str) -> None:
+def test_signal_while_modules_are_imported_ends_in_one_line(code: str, number: signal.Signals) -> None:
     """From the first module of the program on: each fork is interrupted at another import."""
     modules = ("arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer")
-    with start(
-        *modules, stdin=subprocess.DEVNULL, program=[sys.executable, "-c", INTERRUPTED_AT + code + REPORT]
-    ) as process:
+    program = [sys.executable, "-c", INTERRUPTED_AT + code + REPORT]
+    with start(str(number.value), *modules, stdin=subprocess.DEVNULL, program=program) as process:
         out, err = process.communicate(timeout=30)
-    assert out.decode().splitlines() == [str(INTERRUPTED)] * 3
+    assert out.decode().splitlines() == [str(128 + number)] * 3
     assert err == b"arbitrage: interrupted\n" * 3

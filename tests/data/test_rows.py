@@ -32,19 +32,13 @@ def item(row: dict[str, Any], **mapping: str) -> Item:
     [
         (
             {"id": 1, "question": "\nq ", "final_answer": ["1"], "unit": "cm", "error": None, "is_multiple_answer": False},
-            Item(Problem("1", "q"), {"answer": ["1"], "unit": "cm", "is_multiple_answer": False}),
+            Item(Problem("1", "q"), {"answer": ["1"], "unit": "cm"}),
         ),
-        ({"unique_id": "a/0", **GOOD, "url": None}, Item(Problem("a/0", "q"), {"answer": "4"}, None, {"url": None})),
+        ({"unique_id": "a/0", **GOOD, "url": None}, Item(Problem("a/0", "q"), {"answer": "4"})),
         ({"question": "q", "answer": 27.0}, Item(Problem("1", "q"), {"answer": 27.0})),
         ({"problem": "q", "answer": 0, "level": "Level 5"}, Item(Problem("1", "q"), {"answer": 0}, "Level 5")),
-        (
-            {"problem": "q", "answer": None, "final_answer": [-1]},
-            Item(Problem("1", "q"), {"answer": [-1]}, None, {"answer": None}),
-        ),
-        (
-            {"problem": 7, "question": "q", "answer": "4", "level": ""},
-            Item(Problem("1", "q"), {"answer": "4"}, None, {"problem": 7, "level": ""}),
-        ),
+        ({"problem": "q", "answer": None, "final_answer": [-1]}, Item(Problem("1", "q"), {"answer": [-1]})),
+        ({"problem": 7, "question": "q", "answer": "4", "level": ""}, Item(Problem("1", "q"), {"answer": "4"})),
         ({"problem": "a\ud800", "answer": "\ud800", "id": "\ud800"}, Item(Problem("?", "a?"), {"answer": "?"})),
     ],
     ids=["unit", "rest", "number", "zero", "null", "number of a problem", "surrogate"],
@@ -131,8 +125,7 @@ def test_sha256() -> None:
 
 def test_mapping() -> None:
     row = {"prompt": "q", "gold": "4", "key": "k", "hard": 3, "problem": "another", "answer": "5", "id": "i", "level": 1}
-    extra = {"key": "k", "hard": 3, "problem": "another", "answer": "5"}
-    assert item(row, question="prompt", answer="gold") == Item(Problem("i", "q"), {"answer": "4"}, 1, extra)
+    assert item(row, question="prompt", answer="gold") == Item(Problem("i", "q"), {"answer": "4"}, 1)
     mapped = item(row, id="key", level="hard")
     assert (mapped.problem, mapped.gold, mapped.level) == (Problem("k", "another"), {"answer": "5"}, 3)
 

@@ -246,6 +246,14 @@ def test_levels_add_up_to_the_whole() -> None:
             assert policy["missing"] >= 29 or rows is made.rows
 
 
+def test_levels_are_in_the_order_of_their_numbers() -> None:
+    """Level 10 comes after level 9, and names after numbers of a usual size."""
+    levels = [10, 9, "hard", 1, "--5", "\u00b2", 10**400]
+    rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
+    (target,) = figures_of(rows)["policies"]
+    assert list(target["by_level"]) == ["1", "9", "10", "--5", str(10**400), "hard", "\u00b2"]
+
+
 # --- the whole
 
 

@@ -140,6 +140,7 @@ HOSTILE = {
     "endless loop": ("def f():\n while True: pass", "time"),
     "endless C code": ("def f(): sum([[1]] * 10**6, [])", "time computes"),
     "sleep": ("import time\ndef f(): time.sleep(100)", "time"),
+    "ignores its limit": ("import signal\nsignal.signal(24, signal.SIG_IGN)\ndef f():\n while True: pass", "time"),
     "memory": ("def f(): return 'x' * (1 << 32)", "memory"),
     "processes": ("import os, time\ndef f():\n for _ in range(100):\n  if not os.fork(): time.sleep(100)", "error BlockingIOError"),
     "deep recursion": ("def f(): return f()", "error RecursionError"),
@@ -154,7 +155,7 @@ HOSTILE = {
     "network": ("import socket\ndef f(): socket.create_connection(('127.0.0.1', @PORT@))", "error"),
     "new namespace": ("import ctypes\ndef f(): assert ctypes.CDLL(None).unshare(0x10000000) == 0", "error AssertionError"),
     "raises its limits": (
-        "import resource\ndef f(): resource.setrlimit(resource.RLIMIT_CPU, (99, 99))",
+        "import resource\ndef f(): resource.setrlimit(resource.RLIMIT_NPROC, (99, 99))",
         "error ValueError",
     ),
     "output without end": ("import os\ndef f():\n while True: os.write(61, b'x' * 9999)", "time"),
