@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.model_files.gguf import MAX_LAYERS, Header, read_header
+from arbitrage_cli.model_files.gguf import Header, read_header
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, num_checkpoints
 
 _SAMPLING = "general.sampling."  # of the keys
@@ -67,22 +67,21 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
         raise ModelFileError("the model is not on this machine", "check its path or name")
     headers = [read_header(path) for path in files]
     first = headers[0]
-    trained = _number(first, "context_length")
+    trained = first.number("context_length")
     context = context_size or min(DEFAULT_CONTEXT_SIZE, trained or DEFAULT_CONTEXT_SIZE)
-    architecture, file_type = first.metadata.get("general.architecture"), first.metadata.get("general.file_type")
-    kv_per_token = _kv_numbers(first)
+    file_type, kv_per_token = first.metadata.get("general.file_type"), _kv_numbers(first)
     return Facts(
         files=tuple(files),
         file_bytes=sum(header.file_size for header in headers),
         name=str(first.metadata.get("general.name") or files[0].stem),
-        architecture=architecture if isinstance(architecture, str) else None,
+        architecture=first.architecture if "general.architecture" in first.metadata else None,
         num_parameters=sum(header.num_parameters for header in headers),
         quantization=_FILE_TYPES.get(file_type, f"type {file_type}") if isinstance(file_type, int) else None,
         trained_context_size=trained,
         context_size=context,
         kv_bytes=None if kv_per_token is None else kv_per_token * context * _F16_BYTES,
         state_bytes=_state_numbers(first) * _F32_BYTES,
-        num_layers=_number(first, "block_count"),
+        num_layers=first.number("block_count"),
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
         sampling=_sampling(first),
@@ -91,52 +90,46 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
 
 def _sampling(header: Header) -> dict[str, int | float]:
     """The header's advice, in the seven digits that a 32-bit number has."""
-    found = {name.removeprefix(_SAMPLING): value for name, value in header.metadata.items() if name.startswith(_SAMPLING)}
     return {
-        name: value if isinstance(value, int) else float(f"{value:.7g}")
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        name.removeprefix(_SAMPLING): value if isinstance(value, int) else float(f"{value:.7g}")
+        for name, value in header.metadata.items()
+        if name.startswith(_SAMPLING) and isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 
 def _kv_numbers(header: Header) -> int | None:
     """Numbers in the KV cache for each token, over all layers; None if the header does not say."""
-    if _architecture(header) in _RECURRENT_ALONE:
+    if header.architecture in _RECURRENT_ALONE:
         return 0
-    layers, width = _number(header, "block_count"), _number(header, "embedding_length")
-    heads = _per_layer(header, "attention.head_count", layers)
-    if layers is None or width is None or heads is None:
+    width, heads = header.number("embedding_length"), _per_layer(header, "attention.head_count")
+    if width is None or heads is None:
         return None
-    kv_heads = _per_layer(header, "attention.head_count_kv", layers) or heads
-    key, value = _number(header, "attention.key_length"), _number(header, "attention.value_length")
-    numbers = 0
-    for layer, (count, kv_count) in enumerate(zip(heads, kv_heads, strict=True)):
+    kv_heads = _per_layer(header, "attention.head_count_kv") or heads
+    key, value = header.number("attention.key_length"), header.number("attention.value_length")
+    interval, numbers = _interval(header) or 1, 0
+    for count, kv_count in [*zip(heads, kv_heads, strict=True)][interval - 1 :: interval]:
         each = width // count if count else 0  # a layer without attention has no head
-        if (layer + 1) % (_interval(header) or 1) == 0:
-            numbers += kv_count * ((key or each) + (value or each))
+        numbers += kv_count * ((key or each) + (value or each))
     return numbers
 
 
 def _interval(header: Header) -> int | None:
     """One layer in this number has attention, and the others are recurrent; None if the header says it in another way."""
-    return _number(header, "full_attention_interval") or _USUAL_INTERVALS.get(_architecture(header))
+    return header.number("full_attention_interval") or _USUAL_INTERVALS.get(header.architecture)
 
 
 def _state_numbers(header: Header) -> int:
     """Numbers in the states of all recurrent layers, for one sequence, as llama.cpp lays them out; 0 without any."""
-    layers, kernel = _number(header, "block_count") or 0, _number(header, "ssm.conv_kernel") or 1
-    inner, size = _number(header, "ssm.inner_size") or 0, _number(header, "ssm.state_size") or 0
-    groups, window = _number(header, "ssm.group_count") or 0, _number(header, "shortconv.l_cache") or 1
-    convolved = (window - 1) * (_number(header, "embedding_length") or 0)
-    each = convolved + (kernel - 1) * (inner + 2 * groups * size) + size * inner
-    return each * sum(_is_recurrent(header, layer) for layer in range(min(layers, MAX_LAYERS)))
+    kernel, window = header.number("ssm.conv_kernel") or 1, header.number("shortconv.l_cache") or 1
+    names = ("block_count", "embedding_length", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
+    layers, width, inner, size, groups = (header.number(name) or 0 for name in names)
+    each = (window - 1) * width + (kernel - 1) * (inner + 2 * groups * size) + size * inner
+    return each * sum(_is_recurrent(header, layer) for layer in range(layers))
 
 
 def _is_recurrent(header: Header, layer: int) -> bool:
     """Whether a layer of a model with recurrent layers is one. Of some models all are, beside their attention."""
-    kv_heads, forward = (
-        header.lists.get(_key(header, name), ()) for name in ("attention.head_count_kv", "feed_forward_length")
-    )
+    kv_heads, forward = header.numbers("attention.head_count_kv"), header.numbers("feed_forward_length")
     if layer < len(kv_heads):
         only_forward = layer < len(forward) and forward[layer] > 0 and min(forward) == 0  # Nemotron-H: one thing a layer
         return kv_heads[layer] == 0 and not only_forward
@@ -144,23 +137,9 @@ def _is_recurrent(header: Header, layer: int) -> bool:
     return interval is None or (layer + 1) % interval > 0
 
 
-def _architecture(header: Header) -> str:
-    return str(header.metadata.get("general.architecture"))
-
-
-def _key(header: Header, name: str) -> str:
-    return f"{_architecture(header)}.{name}"
-
-
-def _per_layer(header: Header, name: str, layers: int | None) -> tuple[int, ...] | None:
+def _per_layer(header: Header, name: str) -> tuple[int, ...] | None:
     """A number for each layer: the same for all, or from a list; None if the header has neither."""
-    number, numbers = _number(header, name), header.lists.get(_key(header, name), ())
-    if number is not None:
-        return (number,) * (layers or 0)
-    return numbers if len(numbers) == layers and min(numbers) >= 0 else None
-
-
-def _number(header: Header, name: str) -> int | None:
-    """A positive whole number under the architecture's key."""
-    value = header.metadata.get(_key(header, name))
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    layers, number, numbers = header.number("block_count"), header.number(name), header.numbers(name)
+    if layers and number:
+        return (number,) * layers
+    return numbers if layers and len(numbers) == layers and min(numbers) >= 0 else None

@@ -51,6 +51,20 @@ class Header:
     lists: Mapping[str, tuple[int, ...]]
     file_size: int
 
+    @property
+    def architecture(self) -> str:
+        """The architecture, in llama.cpp's words. The names of a model's own entries begin with it."""
+        return str(self.metadata.get("general.architecture"))
+
+    def number(self, name: str) -> int | None:
+        """The architecture's entry of that name, if it is a positive whole number."""
+        value = self.metadata.get(f"{self.architecture}.{name}")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """The architecture's entry of that name, if it is a short list of whole numbers."""
+        return self.lists.get(f"{self.architecture}.{name}", ())
+
 
 def read_header(path: Path) -> Header:
     """Read and check the header. ModelFileError, with the reason, unless the path is a whole GGUF file."""
@@ -113,7 +127,7 @@ class _Reader:
         self._lists: dict[str, tuple[int, ...]] = {}
 
     def header(self) -> Header:
-        version = self._number("<I")
+        version = self._integer("<I")
         if version not in (2, 3):
             raise _DamageError(f"version {version}; versions 2 and 3 are known")
         num_tensors, num_entries = self._count("tensors"), self._count("metadata entries")
@@ -126,16 +140,35 @@ class _Reader:
         return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size)
 
     def _read_entry(self) -> None:
-        key, kind = self._string(), self._number("<I")
+        key, kind = self._string(), self._integer("<I")
         if kind == _STRING:
             self._metadata[key] = self._string()
-        elif kind != _ARRAY:
-            self._metadata[key] = self._scalar(kind)
+        elif kind == _ARRAY:
+            self._read_array(key)
+        elif kind in _SCALARS:
+            self._metadata[key] = self._scalar(_SCALARS[kind])
         else:
-            start = self._at
-            self._array_lengths[key] = self._skip_array()
-            if numbers := self._short_list(start):
-                self._lists[key] = numbers
+            raise _DamageError(f"unknown value type {kind}")
+
+    def _read_array(self, key: str) -> None:
+        """Step over an array, and keep it if it is short and of whole numbers. llama.cpp refuses arrays of arrays too."""
+        kind, length = self._integer("<I"), self._integer("<Q")
+        self._array_lengths[key] = length
+        if length > MAX_ARRAY:
+            raise _DamageError(f"an array of {length} elements")
+        if kind == _STRING:
+            self._strings_left -= length
+            if self._strings_left < 0:
+                raise _DamageError(f"more than {MAX_STRINGS} strings in arrays")
+            for _ in range(length):
+                self._take(self._integer("<Q"))
+        elif kind in _SCALARS:
+            form = f"<{length}{_SCALARS[kind][1]}"
+            start = self._take(struct.calcsize(form))
+            if kind in _INTEGERS and length <= MAX_LIST:
+                self._lists[key] = struct.unpack_from(form, self._data, start)
+        else:
+            raise _DamageError(f"unknown value type {kind} in an array")
 
     def _read_tensors(self, count: int) -> int:
         """The number of elements in all tensors, whose data must lie in the file."""
@@ -148,6 +181,21 @@ class _Reader:
             raise _DamageError("the file ends before its last tensor does")
         return sum(elements for _, elements in tensors)
 
+    def _tensor(self, alignment: int) -> tuple[int, int]:
+        """Where a tensor's data end, and its number of elements."""
+        self._string()
+        dimensions = self._integer("<I")
+        if not 1 <= dimensions <= 4:
+            raise _DamageError(f"a tensor of {dimensions} dimensions")
+        shape = [self._integer("<Q") for _ in range(dimensions)]
+        if any(length >= 1 << 40 for length in shape):
+            raise _DamageError("a tensor of impossible size")
+        kind, offset, elements = self._integer("<I"), self._integer("<Q"), math.prod(shape)
+        if offset % alignment:
+            raise _DamageError(f"tensor offset {offset} is not aligned")
+        block, size = _BLOCKS.get(kind, (elements, 1))  # a type that is not in the list takes one byte at least
+        return offset + elements // max(block, 1) * size, elements
+
     def _take(self, length: int) -> int:
         """Step over the next `length` bytes; returns where they start."""
         start = self._at
@@ -156,26 +204,21 @@ class _Reader:
         self._at += length
         return start
 
-    def _number(self, form: str) -> int:
-        return int(self._scalar_of(form))
-
-    def _scalar(self, kind: int) -> Scalar:
-        if kind not in _SCALARS:
-            raise _DamageError(f"unknown value type {kind}")
-        return self._scalar_of(_SCALARS[kind])
-
-    def _scalar_of(self, form: str) -> int | float | bool:
+    def _scalar(self, form: str) -> int | float | bool:
         value: int | float | bool = struct.unpack_from(form, self._data, self._take(struct.calcsize(form)))[0]
         return value
 
+    def _integer(self, form: str) -> int:
+        return int(self._scalar(form))
+
     def _count(self, what: str) -> int:
-        count = self._number("<Q")
+        count = self._integer("<Q")
         if count > MAX_ENTRIES:
             raise _DamageError(f"{count} {what}")
         return count
 
     def _string(self) -> str:
-        length = self._number("<Q")
+        length = self._integer("<Q")
         if length > MAX_STRING:
             raise _DamageError(f"a string of {length} bytes")
         self._text_left -= length
@@ -183,42 +226,3 @@ class _Reader:
             raise _DamageError(f"more than {MAX_TEXT} bytes of text")
         start = self._take(length)
         return self._data[start : start + length].decode("utf-8", errors="replace")
-
-    def _skip_array(self) -> int:
-        """Step over an array; returns its number of elements. llama.cpp refuses arrays of arrays too."""
-        kind, length = self._number("<I"), self._number("<Q")
-        if length > MAX_ARRAY:
-            raise _DamageError(f"an array of {length} elements")
-        if kind == _STRING:
-            self._strings_left -= length
-            if self._strings_left < 0:
-                raise _DamageError(f"more than {MAX_STRINGS} strings in arrays")
-            for _ in range(length):
-                self._take(self._number("<Q"))
-        elif kind in _SCALARS:
-            self._take(length * struct.calcsize(_SCALARS[kind]))
-        else:
-            raise _DamageError(f"unknown value type {kind} in an array")
-        return length
-
-    def _short_list(self, start: int) -> tuple[int, ...]:
-        """The numbers of an array that was stepped over; empty if it is long, or not of whole numbers."""
-        kind, length = struct.unpack_from("<IQ", self._data, start)
-        if kind not in _INTEGERS or length > MAX_LIST:
-            return ()
-        return struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self._data, start + struct.calcsize("<IQ"))
-
-    def _tensor(self, alignment: int) -> tuple[int, int]:
-        """Where a tensor's data end, and its number of elements."""
-        self._string()
-        dimensions = self._number("<I")
-        if not 1 <= dimensions <= 4:
-            raise _DamageError(f"a tensor of {dimensions} dimensions")
-        shape = [self._number("<Q") for _ in range(dimensions)]
-        if any(length >= 1 << 40 for length in shape):
-            raise _DamageError("a tensor of impossible size")
-        kind, offset, elements = self._number("<I"), self._number("<Q"), math.prod(shape)
-        if offset % alignment:
-            raise _DamageError(f"tensor offset {offset} is not aligned")
-        block, size = _BLOCKS.get(kind, (elements, 1))  # a type that is not in the list takes one byte at least
-        return offset + elements // max(block, 1) * size, elements
