@@ -7,7 +7,6 @@ Knows where rows come from and how files hold them, not what is in a row: the fi
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,56 +23,26 @@ _PARQUET_MAGIC = b"PAR1"
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A data set on the Hub: its repository, the file in it, and a note on what it holds."""
-
-    repo: str
-    file: str
-    note: str
-
-
-PUBLISHED: Mapping[str, Published] = MappingProxyType(
+PUBLISHED: Mapping[str, HubName] = MappingProxyType(
     {
-        "math500": Published("HuggingFaceH4/MATH-500", "test.jsonl", "500 problems of MATH, levels 1 to 5"),
-        "gsm8k": Published("openai/gsm8k", "main/test-00000-of-00001.parquet", "1,319 grade-school word problems"),
-        "olympiadbench": Published(
-            "Hothan/OlympiadBench",
-            "OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet",
-            "674 olympiad problems in English, text only, with answers that can be compared",
-        ),
-        "aime24": Published("HuggingFaceH4/aime_2024", "data/train-00000-of-00001.parquet", "the 30 problems of AIME 2024"),
-        "aime25": Published("math-ai/aime25", "test.jsonl", "the 30 problems of AIME 2025"),
-        "amc23": Published("math-ai/amc23", "test-00000-of-00001.parquet", "40 problems of AMC 12, 2023"),
-        "humaneval": Published(
-            "openai/openai_humaneval",
-            "openai_humaneval/test-00000-of-00001.parquet",
-            "164 Python functions to complete, with tests",
-        ),
-        "mbpp": Published(
-            "google-research-datasets/mbpp",
-            "sanitized/test-00000-of-00001.parquet",
-            "257 short Python programs, verified by hand, with tests",
-        ),
-        "arc": Published(
-            "allenai/ai2_arc",
-            "ARC-Challenge/test-00000-of-00001.parquet",
-            "1,172 multiple-choice questions of grade-school science",
-        ),
+        name: HubName(repo, file, kind="dataset")
+        for name, repo, file in (
+            ("math500", "HuggingFaceH4/MATH-500", "test.jsonl"),
+            ("gsm8k", "openai/gsm8k", "main/test-00000-of-00001.parquet"),
+            ("olympiadbench", "Hothan/OlympiadBench", "OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet"),
+            ("aime24", "HuggingFaceH4/aime_2024", "data/train-00000-of-00001.parquet"),
+            ("aime25", "math-ai/aime25", "test.jsonl"),
+            ("amc23", "math-ai/amc23", "test-00000-of-00001.parquet"),
+            ("humaneval", "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet"),
+            ("mbpp", "google-research-datasets/mbpp", "sanitized/test-00000-of-00001.parquet"),
+            ("arc", "allenai/ai2_arc", "ARC-Challenge/test-00000-of-00001.parquet"),
+        )
     }
 )
+"""Data sets on the Hub."""
 
-SHIPPED: Mapping[str, str] = MappingProxyType(
-    {
-        "builtin": "problems for the built-in models; no network needed",
-        "builtin-dev": "the same kind of problems, for trying out and choosing a tau",
-    }
-)
-
-
-def known_datasets() -> Mapping[str, str]:
-    """The names of all data sets, each with a line on what it holds."""
-    return {**SHIPPED, **{name: f"{published.note} ({published.repo})" for name, published in PUBLISHED.items()}}
+SHIPPED = ("builtin", "builtin-dev")
+"""Problems for the built-in models. The second set is for trying out and choosing a tau."""
 
 
 def load_dataset(
@@ -90,10 +59,13 @@ def load_dataset(
     `mapping` names the fields of a file, and `needs_answers` is for one; these and `forms` are as for `make_dataset`. Errors: UsageError,
     HubError, ModelFileError.
     """
-    if mapping and name_or_path in known_datasets():
+    if mapping and name_or_path in (*SHIPPED, *PUBLISHED):
         raise UsageError(f"--map is for files, and {name_or_path} is a data set by name", "leave out --map")
-    if name_or_path in PUBLISHED:
-        return _load_published(name_or_path, forms, offline=offline, on_progress=on_progress)
+    if published := PUBLISHED.get(name_or_path):
+        if published.wanted.endswith(".parquet"):
+            _load_pyarrow(name_or_path)  # before anything is downloaded
+        (path,) = hub.find(published, offline=offline, on_progress=on_progress)
+        return _read(path, name_or_path, revision=hub.commit_of(published, path), forms=forms)
     if name_or_path in SHIPPED:
         path = models_folder() / f"{name_or_path}.jsonl"
         if not path.is_file():
@@ -103,22 +75,13 @@ def load_dataset(
     return _read(path, Path(name_or_path).name, mapping=mapping, needs_answers=needs_answers, forms=forms)
 
 
-def _load_published(name: str, forms: Sequence[Form], *, offline: bool, on_progress: hub.OnProgress) -> Dataset:
-    published = PUBLISHED[name]
-    if published.file.endswith(".parquet"):
-        _load_pyarrow(name)  # before anything is downloaded
-    wanted = HubName(published.repo, published.file, kind="dataset")
-    (path,) = hub.find(wanted, offline=offline, on_progress=on_progress)
-    return _read(path, name, revision=hub.commit_of(wanted, path), forms=forms)
-
-
 def _existing(name: str) -> Path:
     """The user's file. UsageError unless it is a regular file."""
     with suppress(OSError, RuntimeError, ValueError):  # too long for a name, ~ of an unknown user, a NUL
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    hint = f"data sets: {', '.join(known_datasets())}; or the path of a JSONL, CSV, text or parquet file"
+    hint = f"data sets: {', '.join((*SHIPPED, *PUBLISHED))}; or the path of a JSONL, CSV, text or parquet file"
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 

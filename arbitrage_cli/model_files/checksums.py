@@ -27,9 +27,10 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
     than loading them.
     """
     record = {"checksum": checksum, **state_of(path)}
-    if read_record(path) == record:
+    if read_note(VERIFIED, _names([path])) == record:
         return True
-    digest = hashlib.sha256() if SHA256.fullmatch(checksum) else _git_digest(path.stat().st_size)
+    is_git_id = GIT_ID.fullmatch(checksum)
+    digest = hashlib.sha1(b"blob %d\0" % record["size"], usedforsecurity=False) if is_git_id else hashlib.sha256()
     done = 0
     for chunk in read_chunks(path):
         digest.update(chunk)
@@ -62,14 +63,17 @@ def unchanged_sha256(files: Sequence[Path]) -> str | None:
 
 def published_sha256(path: Path) -> str | None:
     """The sha256 that the Hub publishes for a file of its cache: the name of the blob, or what it was found right with."""
-    known = (path.readlink().name if path.is_symlink() else None, read_record(path).get("checksum"))
-    return next((text for text in known if isinstance(text, str) and SHA256.fullmatch(text)), None)
+    return next(filter(SHA256.fullmatch, reversed(known_checksums(path))), None)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The checksum, size, mtime and inode that the file had when it was last found right; empty if it never was."""
+def known_checksums(path: Path) -> list[str]:
+    """The checksum that the file was last found right with, and the name of the blob that it is a link to."""
     record = read_note(VERIFIED, _names([path]))
-    return record if isinstance(record, dict) else {}
+    found = [
+        record.get("checksum") if isinstance(record, dict) else None,
+        path.readlink().name if path.is_symlink() else None,
+    ]
+    return [text for text in found if isinstance(text, str)]
 
 
 def read_note(kind: str, names: Iterable[str]) -> Any:
@@ -94,7 +98,3 @@ def _note_file(kind: str, names: Iterable[str]) -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     name = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     return Path(root).expanduser() / "arbitrage" / kind / f"{name}.json"
-
-
-def _git_digest(size: int) -> "hashlib._Hash":
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

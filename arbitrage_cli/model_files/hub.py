@@ -18,7 +18,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from arbitrage_cli.errors import HubError, ModelFileError
-from arbitrage_cli.model_files.checksums import GIT_ID, SHA256, is_right, read_record
+from arbitrage_cli.model_files.checksums import GIT_ID, SHA256, is_right, known_checksums
 from arbitrage_cli.model_files.names import HubName, choose, find_model, is_whole
 from arbitrage_cli.system.files import write_atomically
 
@@ -155,8 +155,8 @@ def _remove(path: Path) -> None:
 
 def _check(name: HubName, path: Path, published: str | None, on_progress: OnProgress) -> None:
     """ModelFileError, and the file is removed, unless it has its published checksum (default: as the cache records it)."""
-    known = (published, read_record(path).get("checksum"), path.readlink().name if path.is_symlink() else None)
-    checksum = next((text for text in known if _is_checksum(name, text)), None)
+    known = [published, *known_checksums(path)]
+    checksum = next((text for text in known if text and _is_checksum(name, text)), None)
     if checksum is None:
         raise ModelFileError(f"{path}: its published checksum is not known", "remove the file, and fetch it again")
     try:

@@ -31,6 +31,7 @@ _NO_MEMORY = 3  # the exit status of a child that ran out of memory
 _CHUNK = 1 << 16  # bytes
 _MAX_ANSWER = 4 << 20  # bytes
 _START = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.system import child; child.answer_requests(*sys.argv[1:])"
+Cause = Literal["time", "memory", "crash", "machine"]
 _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # of the environment: no keys
 
 
@@ -41,7 +42,7 @@ class ChildError(Exception):
     process was killed or stopped from outside, or got no processor: then another try may succeed.
     """
 
-    def __init__(self, cause: Literal["time", "memory", "crash", "machine"], message: str) -> None:
+    def __init__(self, cause: Cause, message: str) -> None:
         super().__init__(message)
         self.cause = cause
 
@@ -235,17 +236,16 @@ class Child:
     def _checked(self, code: int, answers: Sequence[Any]) -> Any:
         if code == 0 and len(answers) == 1:
             return answers[0]
-        if code == -signal.SIGPROF:
-            raise ChildError("time", f"not finished after {self._seconds:g} s")
-        if code == _NO_MEMORY:
-            raise ChildError(
-                "memory", f"it needs more than {self._memory >> 20} MB" if self._memory else "it needs too much memory"
-            )
-        if code == -signal.SIGALRM:
-            raise ChildError("machine", f"not finished after {self._wall_seconds:g} s by the clock")
-        if code == -signal.SIGKILL:
-            raise ChildError("machine", "its process was killed")
-        raise ChildError("crash", f"it ended its process ({how(code)})")
+        reasons: dict[int, tuple[Cause, str]] = {
+            -signal.SIGPROF: ("time", f"not finished after {self._seconds:g} s"),
+            -signal.SIGALRM: ("machine", f"not finished after {self._wall_seconds:g} s by the clock"),
+            -signal.SIGKILL: ("machine", "its process was killed"),
+            _NO_MEMORY: (
+                "memory",
+                f"it needs more than {self._memory >> 20} MB" if self._memory else "it needs too much memory",
+            ),
+        }
+        raise ChildError(*reasons.get(code, ("crash", f"it ended its process ({how(code)})")))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 
 from arbitrage_cli.data import datasets
-from arbitrage_cli.data.datasets import PUBLISHED, SHIPPED, known_datasets, load_dataset
+from arbitrage_cli.data.datasets import PUBLISHED, SHIPPED, load_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.registry import FORMS
 
@@ -67,20 +67,20 @@ def parquet(*rows: dict[str, Any]) -> bytes:
 
 
 def is_parquet(name: str) -> bool:
-    return PUBLISHED[name].file.endswith(".parquet")
+    return PUBLISHED[name].wanted.endswith(".parquet")
 
 
 def offer(hub: FakeHub, name: str, *rows: dict[str, Any]) -> None:
     """Publish rows as that data set."""
     data = parquet(*rows) if is_parquet(name) else jsonl(*rows)
-    hub.repos[f"datasets/{PUBLISHED[name].repo}"] = {"README.md": b"# rows", PUBLISHED[name].file: data}
+    hub.repos[f"datasets/{PUBLISHED[name].repo}"] = {"README.md": b"# rows", PUBLISHED[name].wanted: data}
 
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A fake Hub that keeps JSONL files in git, as the real one does, and an empty cache."""
     with fake_hub.running() as served:
-        served.in_git = {published.file for published in PUBLISHED.values() if published.file.endswith(".jsonl")}
+        served.in_git = {published.wanted for published in PUBLISHED.values() if published.wanted.endswith(".jsonl")}
         fake_hub.use(served, monkeypatch, tmp_path)
         yield served
 
@@ -206,4 +206,4 @@ def test_neither_name_nor_file(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     os.mkfifo("pipe")
     with pytest.raises(UsageError, match="is neither a data set nor a regular file") as caught:
         load_dataset(name, offline=True)
-    assert all(known in caught.value.hint for known in known_datasets())
+    assert all(known in caught.value.hint for known in (*SHIPPED, *PUBLISHED))
