@@ -158,6 +158,37 @@ def test_second_signal_ends_a_process_that_python_cannot_interrupt(number: int) 
         assert process.wait(10) == -number
 
 
+IN_A_MESSAGE = """
+import logging, os, sys
+from arbitrage_cli.cli.interrupts import Interruption, interruptible
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.model_files.pairs import models_folder
+
+class Sender(logging.Handler):
+    def emit(self, record):
+        if "llama_context:" in record.getMessage():
+            log.removeHandler(self)
+            os.kill(os.getpid(), int(sys.argv[1]))
+
+log = logging.getLogger("arbitrage.llama")
+log.setLevel(logging.DEBUG)
+log.addHandler(Sender())
+try:
+    with interruptible():
+        LlamaBackend(models_folder() / "draft.gguf", Options(512, 1, 0)).close()
+except Interruption as interruption:
+    print(interruption.number)
+"""
+
+
+def test_signal_while_llama_cpp_writes_a_message_is_not_lost() -> None:
+    """Python runs the handler in the callback then, and drops what it raises."""
+    with start(str(signal.SIGTERM.value), program=[sys.executable, "-c", IN_A_MESSAGE], stdin=subprocess.DEVNULL) as process:
+        out, err = process.communicate(timeout=30)
+    assert (out.split(), err) == ([b"15"], b"")
+
+
 def wait_until_pipe_is_full(process: "subprocess.Popen[bytes]") -> None:
     """Wait until the unread bytes of the process's stdout have not grown for half a second."""
     assert process.stdout is not None

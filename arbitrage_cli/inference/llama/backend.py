@@ -92,10 +92,11 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         self._views.clear()  # they point into the context's memory
         if self._batch is not None:
             self._batch.free()
-        if self._context is not None:
-            c.llama_free(self._context)
-        if self._model is not None:
-            c.llama_model_free(self._model)
+        with noted_signals():
+            if self._context is not None:
+                c.llama_free(self._context)
+            if self._model is not None:
+                c.llama_model_free(self._model)
         self._batch = self._context = self._model = None
 
     @functools.cached_property

@@ -47,7 +47,7 @@ def start_llama() -> object:
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else an abort starts a debugger, which writes to standard output
     levels = {3: logging.INFO, 4: logging.INFO}  # GGML_LOG_LEVEL_WARN, _ERROR: failures also come back as codes
 
-    def forward(level: int, text: bytes, data: object) -> None:
+    def forward(level: int, text: bytes, data: object) -> None:  # a signal whose handler ran here would be lost
         message = text.decode("utf-8", errors="replace").rstrip()
         if message.strip("."):
             with suppress(ArbitrageError):  # from the display: no exception may leave a callback
@@ -55,7 +55,8 @@ def start_llama() -> object:
 
     callback = c.llama_log_callback(forward)
     c.llama_log_set(callback, None)
-    c.llama_backend_init()
+    with noted_signals():
+        c.llama_backend_init()
     return callback
 
 
@@ -119,7 +120,7 @@ def new_context(
         "no_perf": True,
     }
     set_fields(parameters, values)
-    with _messages() as messages:
+    with _messages() as messages, noted_signals():
         context = c.llama_init_from_model(model, parameters)
     if context:
         return context
