@@ -350,7 +350,7 @@ def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
 
 def _lock(folder: Path) -> int:
     """The descriptor that holds the lock. UsageError if another process has it."""
-    descriptor = os.open(folder / LOCK, _WRITE | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / LOCK, _WRITE | os.O_CREAT | os.O_NONBLOCK, 0o666)  # does not wait for a pipe's reader
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

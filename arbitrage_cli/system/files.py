@@ -25,8 +25,8 @@ MAX_TEXT_BYTES = 1 << 26
 """Of a file that is read as a whole."""
 
 
-def open_regular(path: Path, most: int = MAX_TEXT_BYTES) -> BinaryIO:
-    """Open a file that somebody else made, to read it. OSError unless it is a regular file of at most `most` bytes.
+def open_regular(path: Path, most: int | None = MAX_TEXT_BYTES) -> BinaryIO:
+    """Open a file that somebody else made, to read it. OSError unless it is a regular file of at most `most` bytes (None: any).
 
     A pipe or a device could block, or never end.
     """
@@ -35,7 +35,7 @@ def open_regular(path: Path, most: int = MAX_TEXT_BYTES) -> BinaryIO:
     if stream is None:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    if found.st_size > most:
+    if most is not None and found.st_size > most:
         stream.close()
         raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
     return stream
@@ -54,7 +54,7 @@ def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
 
 def read_chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, a few megabytes at a time. OSError."""
-    with path.open("rb") as stream:
+    with open_regular(path, None) as stream:
         while chunk := stream.read(CHUNK):
             yield chunk
 

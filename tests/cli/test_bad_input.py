@@ -43,7 +43,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         ([*SOLVE, "--input", "two.jsonl"], "", "a problem and --input were both given", ""),
         *(
             ([*SOLVE[:-1], "-q", "--input", name], "", f"{name}: ", "")
-            for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem")
+            for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem", "/dev/zero")
         ),
         (["solve", "1 + 1", "--draft", "scripted:draft"], "", "policy entropy needs a target model", ""),
         (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--pair scripted"),
@@ -51,6 +51,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         ([*DRAFT_ALONE, "x.gguf"], "", "x.gguf: no such file", ""),
         ([*DRAFT_ALONE, "."], "", ".", "folder"),
         ([*DRAFT_ALONE, "fifo.gguf"], "", "fifo.gguf", "regular file"),
+        (["solve", QUESTION, "--draft", "fifo.gguf", "--target", "fifo.gguf"], "", "fifo.gguf", "regular file"),
         ([*DRAFT_ALONE, "~nobody-here/x.gguf"], "", "~nobody-here/x.gguf: ", ""),
         (["solv"], "", "No such command 'solv'. Did you mean 'solve'?", ""),
         (["models", "pul"], "", "", "'pull'"),
