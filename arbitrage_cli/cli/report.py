@@ -1,5 +1,6 @@
 """`arbitrage report` and `compare`: the figures of a run, or of two, as a table, as JSON, or as a page to look at. Runs no model."""
 
+import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -46,7 +47,7 @@ def report(
 
     if page is None and opens:
         page = run / "report.html"
-    if page is not None and not all(path.suffix.lower() in ENDINGS for path in (page, page.resolve())):
+    if page is not None and not all(path.suffix.lower() in ENDINGS for path in (page, Path(os.path.realpath(page)))):
         hint = "give -o FILE.html; --json has the figures for other programs"
         raise UsageError(f"{page}: a report is a page, and its name ends in .html", hint)
     contents = read_run_folder(run)

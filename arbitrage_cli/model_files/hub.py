@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -124,7 +125,7 @@ def commit_of(name: HubName, path: Path) -> str:
 
 def cache_folder() -> Path:
     """The cache that all programs share: HF_HUB_CACHE, or a folder in HF_HOME."""
-    return Path(_constants().HF_HUB_CACHE).expanduser().resolve()
+    return Path(os.path.realpath(Path(_constants().HF_HUB_CACHE).expanduser()))
 
 
 def _cache(name: HubName) -> Path:
@@ -145,7 +146,7 @@ def _snapshot(name: HubName) -> Path | None:
 
 def _remove(path: Path) -> None:
     """Remove a file of the cache and the links that lead to it, but nothing outside the cache."""
-    while (path.parent.resolve() / path.name).is_relative_to(cache_folder()):
+    while Path(os.path.realpath(path.parent), path.name).is_relative_to(cache_folder()):
         target = path.parent / path.readlink() if path.is_symlink() else None
         path.unlink(missing_ok=True)
         if target is None:

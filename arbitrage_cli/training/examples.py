@@ -5,6 +5,7 @@ Problems are split three ways by their text alone: a training, a validation and 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
 
     UsageError for other runs, and for solutions that occur twice; DamagedRunError.
     """
-    places = [folder.resolve() for folder in (*folders, *test_folders)]
+    places = [os.path.realpath(folder) for folder in (*folders, *test_folders)]
     for place, folder in zip(places, (*folders, *test_folders), strict=True):
         if places.count(place) > 1:
             raise UsageError(f"{folder} is given twice", "its solutions would count twice: give each run once")

@@ -73,6 +73,8 @@ def test_file_that_is_no_page_is_refused(folder: Path, name: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert_refused(run("report", folder, "-o", folder / name), 2, f"{folder / name}: ", ".html")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "loop").symlink_to("loop")
+    assert_refused(run("report", folder, "-o", folder / "loop"), 2, f"{folder / 'loop'}: ", ".html")
 
 
 def test_page_is_opened_in_the_browser(folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run `run`, and the head that was trained on it."""
     folder = tmp_path_factory.mktemp("train")
     write_run(folder / "run", questions(120), SIGNAL)
+    (folder / "loop").symlink_to("loop")
     return folder
 
 
@@ -108,6 +109,7 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
     ("arguments", "word"),
     [
         (["nowhere"], "has no run"),
+        (["loop"], "has no run"),
         (["run", "-o", "head.pkl"], ".safetensors"),
         (["run", "--test", "run"], "twice"),
         (["run", "nowhere/../run/."], "twice"),

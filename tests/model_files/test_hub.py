@@ -303,6 +303,12 @@ def test_token_over_http(served: FakeHub, monkeypatch: pytest.MonkeyPatch, token
     assert not served.requests
 
 
+def test_cache_that_is_a_circle_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "loop"))
+    assert hub.locate(NAME) == ()
+
+
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "localhost:8080"])
 def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
     """HF_ENDPOINT is refused by name. It is read when huggingface_hub is imported, so in another process."""
