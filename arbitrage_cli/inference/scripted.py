@@ -49,8 +49,7 @@ class ByteTokenizer:
 
     def __init__(self, merges: Sequence[str], controls: Sequence[str]) -> None:
         pieces = [bytes([value]) for value in range(256)] + [text.encode() for text in merges]
-        longer = (token for token, piece in enumerate(pieces) if len(piece) > 1)
-        self._longest_first = sorted(longer, key=lambda token: -len(pieces[token]))
+        self._merges = sorted(range(256, len(pieces)), key=lambda token: -len(pieces[token]))
         self._pieces = pieces + [b""] * len(controls)
         self.control_tokens: Mapping[str, int] = {text: len(pieces) + index for index, text in enumerate(controls)}
         self.end = self.control_tokens[controls[-1]]
@@ -60,15 +59,15 @@ class ByteTokenizer:
         return len(self._pieces)
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        data, tokens = text.encode("utf-8", errors="replace"), []
-        while data:
-            tokens.append(self.first_token(data))
-            data = data[len(self._pieces[tokens[-1]]) :]
+        data, tokens, place = text.encode("utf-8", errors="replace"), list[int](), 0
+        while place < len(data):
+            tokens.append(self.first_token(data, place))
+            place += len(self._pieces[tokens[-1]])
         return tokens
 
-    def first_token(self, data: bytes) -> int:
-        """The longest token that the data begins with: a merge, or its first byte."""
-        return next((token for token in self._longest_first if data.startswith(self._pieces[token])), data[0])
+    def first_token(self, data: bytes, place: int = 0) -> int:
+        """The longest token that begins there: a merge, or the byte."""
+        return next((token for token in self._merges if data.startswith(self._pieces[token], place)), data[place])
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token]
