@@ -16,6 +16,7 @@ from arbitrage_cli.app.arrivals import Arrivals, count_lines
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.system.files import MAX_TEXT_BYTES
 from arbitrage_cli.types import Problem
 
 MAX_BAD_LINES = 20
@@ -146,7 +147,8 @@ def _whole_input(problem: str | None, input_file: str | None, limit: str | None,
     if problem not in (None, "-") or limit is not None:
         raise UsageError("it is for one problem in a file or a pipe", "leave out the other one", option="whole")
     try:
-        text = _open_input(input_file if problem is None else "-", stack).read().decode("utf-8-sig").strip()
+        stream = _open_input(input_file if problem is None else "-", stack)
+        text = stream.read(MAX_TEXT_BYTES).decode("utf-8-sig").strip()
     except (OSError, ValueError) as error:
         raise UsageError(f"{input_file or 'standard input'}: cannot be read ({error})", "give text in UTF-8") from error
     if not text:
@@ -168,7 +170,10 @@ def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
     """Standard input is read when asked for with `-`, or when it is a pipe or a file: anything else might never end."""
     if name not in (None, "-"):
         try:
-            return stack.enter_context(Path(str(name)).expanduser().open("rb"))
+            stream = stack.enter_context(Path(str(name)).expanduser().open("rb"))
+            if not _is_pipe_or_file(stream):
+                raise ValueError("neither a file nor a pipe")
+            return stream
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of an unknown user; ValueError: a NUL
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"{name}: cannot be read ({reason})", "check the path given to --input") from error
