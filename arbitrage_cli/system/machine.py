@@ -73,10 +73,8 @@ def _physical_cores() -> int | None:
 
 
 def _cgroup_quota() -> int | None:
-    """Whole CPUs of the cgroup's quota (version 2, then 1), at least one; None without a quota."""
+    """Whole CPUs of the quota of the cgroup (version 2), at least one; None without a quota."""
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
-    if not quota:
-        quota, period = _read(CGROUP / "cpu/cpu.cfs_quota_us"), _read(CGROUP / "cpu/cpu.cfs_period_us")
     cpus, unit = _number(quota), _number(period)
     return max(1, cpus // unit) if cpus is not None and unit else None
 
@@ -95,19 +93,16 @@ def _free_memory() -> int | None:
 
 
 def _cgroup_limit() -> int | None:
-    """Bytes that the cgroup may have (version 2, then 1); None without a limit."""
-    return _number(_read(CGROUP / "memory.max") or _read(CGROUP / "memory/memory.limit_in_bytes"))
+    """Bytes that the cgroup may have; None without a limit."""
+    return _number(_read(CGROUP / "memory.max"))
 
 
 def _cgroup_memory() -> int | None:
-    """The rest of the cgroup's limit (version 2, then 1); its file cache counts as free. None without a limit."""
-    used, details = CGROUP / "memory.current", CGROUP / "memory.stat"
-    if not (CGROUP / "memory.max").exists():
-        used, details = CGROUP / "memory/memory.usage_in_bytes", CGROUP / "memory/memory.stat"
-    limit, now = _cgroup_limit(), _number(_read(used))
+    """The rest of the cgroup's limit; its file cache counts as free. None without a limit."""
+    limit, now = _cgroup_limit(), _number(_read(CGROUP / "memory.current"))
     if limit is None or now is None:
         return None
-    return max(0, limit - now + (_field(details, "inactive_file") or 0))
+    return max(0, limit - now + (_field(CGROUP / "memory.stat", "inactive_file") or 0))
 
 
 def _least(*bounds: int | None) -> int | None:

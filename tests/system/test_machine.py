@@ -42,8 +42,6 @@ def cores(*siblings: str) -> dict[str, str]:
         ({"CGROUP/cpu.max": "max 100000"}, 64),
         ({"CGROUP/cpu.max": ""}, 64),
         ({"CGROUP/cpu.max": "7"}, 64),
-        ({"CGROUP/cpu/cpu.cfs_quota_us": "300000", "CGROUP/cpu/cpu.cfs_period_us": "100000"}, 3),
-        ({"CGROUP/cpu/cpu.cfs_quota_us": "-1", "CGROUP/cpu/cpu.cfs_period_us": "100000"}, 64),
         (cores("0", "1", "2") | {"CGROUP/cpu.max": "200000 100000"}, 2),
     ],
 )
@@ -67,10 +65,9 @@ def test_threads(root: Path, files: dict[str, str], threads: int) -> None:
             10000,
             5000,
         ),
-        ({"CGROUP/memory/memory.limit_in_bytes": "10000", "CGROUP/memory/memory.usage_in_bytes": "4000"}, 10000, 6000),
         ({"MEMORY": "MemAvailable: 3 kB", "CGROUP/memory.max": "10000", "CGROUP/memory.current": "0"}, 10000, 3072),
     ],
-    ids=["nothing said", "machine", "no limit", "container", "old container", "machine with less"],
+    ids=["nothing said", "machine", "no limit", "container", "machine with less"],
 )
 def test_memory(root: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], total: int, available: int) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 1024)
