@@ -30,7 +30,7 @@ def is_right(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool
     if read_note(VERIFIED, _names([path])) == record:
         return True
     is_git_id = GIT_ID.fullmatch(checksum)
-    digest = hashlib.sha1(b"blob %d\0" % record["size"], usedforsecurity=False) if is_git_id else hashlib.sha256()
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False) if is_git_id else hashlib.sha256()
     done = 0
     for chunk in read_chunks(path):
         digest.update(chunk)
