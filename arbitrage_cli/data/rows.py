@@ -147,8 +147,10 @@ def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: b
     if answer is None and needs_answers:
         raise UnusableError(f"no answer under {_either(names['answer'])}; it has {_names(row)}")
     gold = {} if answer is None else {"answer": _answer(answer)}
-    if gold and isinstance(row.get("unit"), str) and row["unit"].strip():
-        gold["unit"] = encodable(row["unit"])
+    if gold and _has_value(unit := row.get("unit")):
+        if not isinstance(unit, str):
+            raise UnusableError("its unit is not a text")
+        gold["unit"] = encodable(unit)
     return Item(make_problem(question, find_id(row, names["id"], number)), gold, _level(level))
 
 
