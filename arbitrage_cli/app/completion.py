@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from arbitrage_cli.data.datasets import known_datasets
+from arbitrage_cli.data.datasets import DATASETS
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import read_pairs, shipped_heads
 from arbitrage_cli.routing.policies import POLICIES
@@ -26,7 +26,7 @@ def policies(typed: str) -> list[str]:
 
 def data_sets(typed: str) -> list[str]:
     """Names of data sets, and files that may hold one."""
-    return [*_beginning(typed, known_datasets()), *_files(typed, ".jsonl", ".csv", ".txt", ".parquet")]
+    return [*_beginning(typed, DATASETS), *_files(typed, ".jsonl", ".csv", ".txt", ".parquet")]
 
 
 def heads(typed: str) -> list[str]:

@@ -44,6 +44,9 @@ PUBLISHED: Mapping[str, HubName] = MappingProxyType(
 SHIPPED = ("builtin", "builtin-dev")
 """Problems for the built-in models. The second set is for trying out and choosing a tau."""
 
+DATASETS = (*SHIPPED, *PUBLISHED)
+"""The names of all data sets."""
+
 
 def load_dataset(
     name_or_path: str,
@@ -59,7 +62,7 @@ def load_dataset(
     `mapping` names the fields of a file, and `needs_answers` is for one; these and `forms` are as for `make_dataset`. Errors: UsageError,
     HubError, ModelFileError.
     """
-    if mapping and name_or_path in (*SHIPPED, *PUBLISHED):
+    if mapping and name_or_path in DATASETS:
         raise UsageError(f"--map is for files, and {name_or_path} is a data set by name", "leave out --map")
     if published := PUBLISHED.get(name_or_path):
         if published.wanted.endswith(".parquet"):
@@ -81,7 +84,7 @@ def _existing(name: str) -> Path:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    hint = f"data sets: {', '.join((*SHIPPED, *PUBLISHED))}; or the path of a JSONL, CSV, text or parquet file"
+    hint = f"data sets: {', '.join(DATASETS)}; or the path of a JSONL, CSV, text or parquet file"
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 

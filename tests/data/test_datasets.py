@@ -13,7 +13,7 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 
 from arbitrage_cli.data import datasets
-from arbitrage_cli.data.datasets import PUBLISHED, SHIPPED, load_dataset
+from arbitrage_cli.data.datasets import DATASETS, PUBLISHED, SHIPPED, load_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks.registry import FORMS
 
@@ -206,4 +206,4 @@ def test_neither_name_nor_file(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     os.mkfifo("pipe")
     with pytest.raises(UsageError, match="is neither a data set nor a regular file") as caught:
         load_dataset(name, offline=True)
-    assert all(known in caught.value.hint for known in (*SHIPPED, *PUBLISHED))
+    assert all(known in caught.value.hint for known in DATASETS)

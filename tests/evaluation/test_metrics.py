@@ -11,7 +11,7 @@ from cli import accept, escalate, finish, make_trace
 from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_run, run_of, unscored
+from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_row, make_run, run_of, unscored
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import figures
