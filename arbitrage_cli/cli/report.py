@@ -85,10 +85,12 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
 def _page(contents: "Contents", options: FigureOptions) -> str:
     from arbitrage_cli.display.page import render  # Jinja is slow to import: not for --help
     from arbitrage_cli.display.traces import TracePacker
+    from arbitrage_cli.runs.results import no_cycles
 
     packer = TracePacker()
-    figures = figures_as_asked(contents.run, packer.watch(contents.rows), options)
-    return render(contents.run, figures, packer.packed(figures["policies"]))
+    with no_cycles():
+        figures = figures_as_asked(contents.run, packer.watch(contents.rows), options)
+        return render(contents.run, figures, packer.packed(figures["policies"]))
 
 
 def _write(path: Path, page: str) -> None:

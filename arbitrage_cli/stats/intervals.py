@@ -7,6 +7,7 @@ fixed seed: the same rows always give the same interval.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,16 +88,22 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 def resampled_sums(columns: Floats) -> Floats:
     """Sums of each column over resampled rows: (n, k) to (RESAMPLES, k). A row is the unit that is drawn: one problem."""
-    count = len(columns)
+    drawn = _times_drawn(len(columns))
+    batch = max(1, MAX_DRAWS // max(1, len(columns)))
+    return np.concatenate([drawn[start : start + batch] @ columns for start in range(0, RESAMPLES, batch)])
+
+
+@lru_cache(maxsize=1)
+def _times_drawn(count: int) -> NDArray[np.uint8]:
+    """How often each row is drawn, in each resample: (RESAMPLES, count). The same for all policies of a run."""
     generator = np.random.default_rng(SEED)
     batch = max(1, MAX_DRAWS // max(1, count))
-    sums = np.empty((RESAMPLES, columns.shape[1]))
+    times = np.empty((RESAMPLES, count), np.uint8)
     for start in range(0, RESAMPLES, batch):
-        end = min(RESAMPLES, start + batch)
-        drawn = generator.integers(count, size=(end - start, count))
-        for column, values in enumerate(np.ascontiguousarray(columns.T)):
-            sums[start:end, column] = np.take(values, drawn).sum(axis=1)
-    return sums
+        drawn = generator.integers(count, size=(min(batch, RESAMPLES - start), count))
+        places = drawn + count * np.arange(len(drawn))[:, None]
+        times[start : start + batch] = np.bincount(places.ravel(), minlength=places.size).reshape(drawn.shape)
+    return times
 
 
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interval | None:
