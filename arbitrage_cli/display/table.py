@@ -4,6 +4,7 @@ In a terminal at most 80 columns, and if asked for a definition of each column. 
 and explanations dim. Everything comes from the JSON of `figures`, of which `--json` shows all.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -60,20 +61,19 @@ def _main_columns(figures: Figures) -> list[Column]:
 
 def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, explain: bool) -> Iterator[Line]:
     yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
-    for name, text in facts:
-        yield from ((line, "dim") for line in wrapped(f"{name:<8} {one_line(text)}", width))
+    yield from _paragraphs((f"{name:<8} {one_line(text)}" for name, text in facts), width, "dim")
     yield "", ""
     shown = _main_columns(figures)
     yield from _table(shown, figures["policies"], [policy["label"] for policy in figures["policies"]], width)
-    meanings = ((column.heading, DEFINITIONS[column.definition]) for column in shown if explain)
+    meanings = (f"{column.heading}: {DEFINITIONS[column.definition]}" for column in shown if explain)
     if figures["verdict"]:
         yield "", ""
-        yield from ((line, "bold") for line in wrapped(one_line(figures["verdict"]["text"]), width))
+        yield from _paragraphs([one_line(figures["verdict"]["text"])], width, "bold")
     notes = [
-        *_plain(_not_scored(figures["policies"]), width),
+        *_paragraphs(map(one_line, _not_scored(figures["policies"])), width),
         *_projection(figures, width, explain=explain),
-        *_plain(figures["notes"], width),
-        *_legend(meanings, width),
+        *_paragraphs(map(one_line, figures["notes"]), width),
+        *_paragraphs(meanings, width, "dim"),
     ]
     yield from [("", ""), *notes] if notes else ()
 
@@ -123,50 +123,43 @@ def _projection(figures: Figures, width: int, *, explain: bool) -> Iterator[Line
         return
     yield "PROJECTION, not measured: with the speeds given by --project", "bold"
     yield from _table(columns.ELSEWHERE, shown, [policy["label"] for policy in shown], width)
-    yield from _legend([("", DEFINITIONS["elsewhere_seconds"])] if explain else [], width)
+    yield from _paragraphs([DEFINITIONS["elsewhere_seconds"]] if explain else [], width, "dim")
 
 
-def _plain(texts: Iterable[str], width: int) -> Iterator[Line]:
+def _paragraphs(texts: Iterable[str], width: int, style: str = "") -> Iterator[Line]:
     for text in texts:
-        yield from ((line, "") for line in wrapped(one_line(text), width))
-
-
-def _legend(meanings: Iterable[tuple[str, str]], width: int) -> Iterator[Line]:
-    for heading, meaning in meanings:
-        yield from ((line, "dim") for line in wrapped(f"{heading}: {meaning}" if heading else meaning, width))
+        yield from ((line, style) for line in wrapped(text, width))
 
 
 # --- two runs
 
 
-def pair_label(entry: Figures) -> str:
+def _pair_label(entry: Figures) -> str:
     """What is compared: one policy, or two if they differ."""
     return " / ".join(dict.fromkeys((entry["first"], entry["second"])))
 
 
-def changes(entry: Figures) -> Iterator[tuple[str, Sequence[str]]]:
-    """What became of the problems that were not right in both runs, each with its ids."""
+def _changes(entry: Figures) -> Iterator[str]:
+    """The problems that were not right in both runs, and how many are in one run only."""
     for name in ("fixed", "broken", "both_wrong"):
-        if entry[name]:
-            yield f"{name.replace('_', ' ')} ({len(entry[name])})", entry[name]
+        ids = entry[name]
+        if ids:
+            named = ", ".join([*ids[:MAX_NAMES], *(["..."] if len(ids) > MAX_NAMES else [])])
+            yield f"{_pair_label(entry)}, {name.replace('_', ' ')} ({len(ids)}): {named}"
+    if entry["only_first"] or entry["only_second"]:
+        left = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
+        yield f"{entry['first']}: {left}, not compared"
 
 
 def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iterator[Line]:
     names = dict.fromkeys(comparison["dataset"])
     first, second = comparison["runs"]
     title = one_line(f"{' against '.join(names)}: first {first}, second {second}")
-    yield from ((line, "bold") for line in wrapped(title, width))
+    yield from _paragraphs([title], width, "bold")
     yield "", ""
-    labels = [pair_label(entry) for entry in comparison["policies"]]
-    yield from _table(columns.COMPARISON, comparison["policies"], labels, width)
+    yield from _table(columns.COMPARISON, comparison["policies"], [*map(_pair_label, comparison["policies"])], width)
     yield "", ""
-    for entry in comparison["policies"]:
-        for what, ids in changes(entry):
-            rest = ["..."] if len(ids) > MAX_NAMES else []
-            yield from _plain([f"{pair_label(entry)}, {what}: {', '.join([*ids[:MAX_NAMES], *rest])}"], width)
-        if entry["only_first"] or entry["only_second"]:
-            left = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
-            yield from _plain([f"{entry['first']}: {left}, not compared"], width)
-    yield from _plain(comparison["notes"], width)
+    notes = [*itertools.chain(*map(_changes, comparison["policies"])), *comparison["notes"]]
+    yield from _paragraphs(map(one_line, notes), width)
     meanings = {column.definition: column.heading for column in columns.COMPARISON} if explain else {}
-    yield from _legend(((heading, COMPARED[name]) for name, heading in meanings.items()), width)
+    yield from _paragraphs((f"{heading}: {COMPARED[name]}" for name, heading in meanings.items()), width, "dim")
