@@ -117,10 +117,6 @@ class Engine:
         if opened := self._slots.pop(slot, None):
             self._cache.close(slot, opened.cached)
 
-    def forget(self, slot: int) -> None:
-        """Empty the cache of one problem. It costs time and changes no text (a law that the tests hold us to)."""
-        self._slots[slot].cached.cut(0)
-
     # --- writing steps
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
