@@ -217,15 +217,6 @@ def test_random_depends_on_seed_problem_and_step() -> None:
     assert len({usual, *others}) == 4
 
 
-def test_policy_with_a_router_needs_a_tau() -> None:
-    """A flow has no default tau; 0 is a tau like any other."""
-    with pytest.raises(ValueError, match="needs a tau"):
-        POLICIES["entropy"].flow(new_trace(), None, 0)
-    trace, token_stats = new_trace(), TokenStats(log_probabilities=(-0.2,), entropies=(0.5,), margins=(1.0,))
-    drive(POLICIES["entropy"].flow(trace, 0.0, 0), [step("draft", "end", token_stats=token_stats), step("target", "end")])
-    assert trace.decisions[0].kept.model == "target"
-
-
 @pytest.mark.parametrize(("reward", "kept"), [(0.71, "draft"), (0.7, "draft"), (0.69, "target")])
 def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> None:
     """RSD: only the drafted step is scored, and "accept a reward of 0.7 or more" is a tau of 0.3."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli import assert_refused
 from made_up_runs import Column, make_run, write_run_folder
 from test_tune_command import FAST_READER, Home
 
@@ -50,11 +49,6 @@ def test_the_last_lines_are_a_sentence_and_a_command(home: Home) -> None:
     assert found["n"] > before
     labels = [policy["policy"] for policy in found["policies"]]
     assert labels == ["target", "speculative", "arbitrage", "arbitrage", "draft"]
-
-
-def test_models_without_a_pair_cannot_be_saved(home: Home) -> None:
-    refused = home.run("advise", "--draft", "builtin:draft", "--target", "builtin:draft", "--save")
-    assert_refused(refused, 2, "--save", "pairs.toml")
 
 
 def test_a_run_ends_when_its_time_is_up_or_its_problems_decide(folder: RunFolder) -> None:

@@ -117,16 +117,6 @@ def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Pa
     assert_refused(run(*arguments, cwd=here), 2, "", "another draft model")
 
 
-def test_default_folder_is_named_after_data_and_models(here: Path) -> None:
-    arguments = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-q")
-    for models, name in ((PAIR, "arithmetic--scripted"), (("--target", "scripted:target"), "arithmetic--scripted-target")):
-        assert run(*arguments, *models, cwd=here).code == 0
-        before = (here / "runs" / name / "results.jsonl").read_bytes()
-        assert run(*arguments, *models, cwd=here).code == 0
-        assert (here / "runs" / name / "results.jsonl").read_bytes() == before
-    assert len(list((here / "runs").iterdir())) == 2
-
-
 # --- what is compared
 
 

@@ -33,8 +33,8 @@ class Home:
         self.file = folder / "arbitrage" / "tuned.json"
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None, **order: Any) -> Result:
-        # Threads that wait give up their cores: other tests need them.
-        own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive"}
+        # Threads that wait give up their cores: other tests need them. What is written does not matter here.
+        own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive", "ARBITRAGE_MAX_TOKENS": "8"}
         return run(*arguments, cwd=self.folder, env={**own, **(env or {})}, **order)
 
     def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = THREADS) -> None:

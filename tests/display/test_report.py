@@ -12,12 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unpacked, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.display.charts import Chart, Scale, accuracy_chart
+from arbitrage_cli.display.charts import Chart, accuracy_chart
 from arbitrage_cli.display.page import TEMPLATES, render
 from arbitrage_cli.display.traces import TracePacker
 from arbitrage_cli.evaluation.metrics import figures
@@ -331,15 +329,3 @@ def test_front_leads_from_the_fastest_to_the_best_over_what_nothing_beats() -> N
     for x, y in marks:
         is_beaten = any(ox <= x and oy <= y for ox, oy in marks - {(x, y)})
         assert ((x, y) in front) == (not is_beaten)
-
-
-@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=5))
-def test_scale_has_round_even_ticks(values: list[float]) -> None:
-    scale = Scale.around(values)
-    shown = [float(text) for _, text in scale.ticks]
-    assert shown[0] - 1e-9 <= min(values) <= max(values) <= shown[-1] + 1e-9
-    assert [place for place, _ in scale.ticks] == pytest.approx([scale(number) for number in shown], abs=0.01)
-    step = (shown[-1] - shown[0]) / (len(shown) - 1)
-    assert shown == pytest.approx([shown[0] + index * step for index in range(len(shown))])
-    assert f"{step:.0e}"[0] in "125"
-    assert 2 <= len(shown) <= 15

@@ -275,16 +275,6 @@ def test_two_results_for_one_attempt_are_refused() -> None:
         figures(made.run, [*made.rows, made.rows[1]])
 
 
-def test_policies_come_in_the_order_of_the_plan() -> None:
-    made = make_run(3)
-    plan = [*reversed(made.run["policies"]), {"policy": "oracle", "tau": None, "score_is": None}]
-    plan[0] = {**plan[0], "tau_name": "fast"}
-    labels = [policy["label"] for policy in figures({**made.run, "policies": plan}, made.rows)["policies"]]
-    assert labels[:3] == ["random@fast (0.6)", "random@0.3", "entropy@0.8"]
-    assert labels[-1] == "oracle"
-    assert len(labels) == len(COLUMNS) + 1
-
-
 @pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])
 def test_figures_are_json(made: MadeUp) -> None:
     text = json.dumps(made_figures(made), allow_nan=False)

@@ -9,7 +9,7 @@ from made_up_runs import MadeUp, failed, make_run
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
-from arbitrage_cli.evaluation.metrics import LATENCY, THROUGHPUT, figures
+from arbitrage_cli.evaluation.metrics import figures
 
 COLUMNS = (("target", None), ("draft", None), ("entropy", 0.3), ("entropy", 0.5))
 SECONDS = {"target": 2.0, "draft": 0.25, "entropy": 1.0}  # that a problem adds to its block
@@ -43,16 +43,6 @@ def test_problems_per_second_and_their_ratio() -> None:
     assert draft["throughput_ratio_interval"] == (8.0, 8.0)
     assert draft["ratios"]["problems_per_second"] == {"numerator": 40, "denominator": 10.0}
     assert (policies["target"]["throughput_ratio"], policies["target"]["throughput_ratio_interval"]) == (1.0, None)
-
-
-def test_neither_kind_has_the_figures_of_the_other() -> None:
-    of_throughput, of_latency = (figures(made.run, made.rows) for made in (made_up(), make_run(40)))
-    for policy in of_throughput["policies"]:
-        assert all(policy[name] is None for name in LATENCY)
-    assert of_throughput["concurrency"] == 2
-    for policy in of_latency["policies"]:
-        assert all(policy[name] is None for name in THROUGHPUT)
-        assert policy["seconds_mean"] is not None
 
 
 def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:

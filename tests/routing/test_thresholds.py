@@ -100,16 +100,6 @@ def test_a_token_is_decoded_or_speculated_on() -> None:
     assert COSTS.verify == 6.0  # not measured: between reading and writing
 
 
-def test_ends_of_the_table() -> None:
-    """Always is the target's reward exactly, and never is the draft's; both are in every table."""
-    probability, outcomes = make_outcomes()
-    table = make_table(probability, outcomes, [], COSTS)
-    always, never = table.rows
-    assert (always.tau, always.escalation_rate, always.change, always.change_interval) == (ALWAYS, 1, 0, (0, 0))
-    assert (never.tau, never.escalation_rate, never.wasted, never.recall) == (NEVER, 0, None, 0)
-    assert never.target_prefill_tokens == 0  # the target never reads a word
-
-
 # --- names
 
 

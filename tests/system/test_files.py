@@ -60,11 +60,6 @@ def test_pipe_and_device_are_written_to(tmp_path: Path) -> None:
     assert (received, pipe.is_fifo(), Path("/dev/null").is_char_device()) == ([b"text"], True, True)
 
 
-def test_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
-        write_atomically(tmp_path, b"")
-
-
 def test_a_user_without_a_home_folder_needs_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs under any user id. Notes in the cache, which only save time, are not kept."""
 

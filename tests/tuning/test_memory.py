@@ -102,18 +102,6 @@ def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptu
         check_memory(Need(1900, 101))
 
 
-def test_what_lies_on_a_gpu_needs_no_memory_of_the_machine() -> None:
-    """It is not refused, however many problems are asked for; auto takes no more than the machine could hold."""
-    on_gpu = Need(9000, 500, gpu_weights=9000, gpu_each=500)
-    check_memory(on_gpu)
-    assert choose_concurrency("64", lambda: on_gpu, most=64) == 64
-    assert choose_concurrency("auto", lambda: on_gpu, most=64) == 1
-    half = Need(1000, 400, gpu_weights=500, gpu_each=200)
-    assert choose_concurrency("2", lambda: half, most=64) == 2
-    with pytest.raises(ModelMemoryError):
-        choose_concurrency("3", lambda: half, most=64)
-
-
 @pytest.mark.parametrize("text", ["0", "-1", "1025", "1.5", "many", "", "\u0664"])
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
