@@ -259,18 +259,6 @@ def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
     assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
 
 
-def test_costs_need_both_models_and_their_threads_and_only_names_need_costs(home: Home, head: str) -> None:
-    home.pretend(SLOW_VERIFIER)
-    assert "tau = 0.6" in home.run("explain", "5 + 6", "--head", head).out
-    assert solve(home, "--head", head, "--threads", "1")["tau"] == 0.3
-    for arguments in (("--tau", "0.3"), ("--tau", "50%")):
-        record = solve(home, "--head", head, *arguments)
-        assert (record["tau"], record["settings"]["tau_costs"]) == (0.3, None)
-    home.file.unlink()
-    keep_tuned(home.file, [made_up("target", SLOW_VERIFIER["target"], 2)])
-    assert solve(home, "--head", head)["tau"] == 0.3
-
-
 def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, head: str) -> None:
     routed = (*BENCH[:-1], "--head", head, "--policy")
     assert home.run(*routed, "arbitrage@exact").code == 0
