@@ -131,7 +131,7 @@ def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
     shown = _rounded(value, digits)
     if low is None or high is None:
         return shown
-    return f"{shown} [{' '.join(_rounded(end, min(digits, 2)) for end in (low, high))}]"
+    return f"{shown} [{' '.join(_rounded(end, digits) for end in (low, high))}]"
 
 
 def _rounded(value: float, digits: int) -> str:
