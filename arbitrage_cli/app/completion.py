@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from arbitrage_cli.data.datasets import DATASETS
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import read_pairs, shipped_heads
 from arbitrage_cli.routing.policies import POLICIES
@@ -26,6 +25,8 @@ def policies(typed: str) -> list[str]:
 
 def data_sets(typed: str) -> list[str]:
     """Names of data sets, and files that may hold one."""
+    from arbitrage_cli.data.datasets import DATASETS  # slow to import: only to complete
+
     return [*_beginning(typed, DATASETS), *_files(typed, ".jsonl", ".csv", ".txt", ".parquet")]
 
 

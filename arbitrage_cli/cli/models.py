@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -176,7 +176,8 @@ def info(
         return
     pair = _pairs().named(names[0])
     facts = {source: _facts(source, pair.ctx if pair else None) for name in names for source in _sources(name)}
-    needed = _sum([one.memory_bytes for one in facts.values()])
+    sizes = [one.memory_bytes for one in facts.values()]
+    needed = None if None in sizes else sum(filter(None, sizes))
     if as_json:
         models = [_record(source, one, pair) for source, one in facts.items()]
         record = {"models": models, "memory_bytes": needed, "machine_bytes": total_memory()}
@@ -326,8 +327,3 @@ def _print(title: str, lines: Mapping[str, str]) -> None:
     typer.echo(title)
     for name, value in lines.items():
         typer.echo(f"  {name:<14} {one_line(value)}")
-
-
-def _sum(sizes: Sequence[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
