@@ -99,7 +99,7 @@ class TokenStats:
     log_probabilities: Sequence[float]
     entropies: Sequence[float]
     margins: Sequence[float]
-    pieces: Sequence[str] | None = None
+    pieces: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def plan_run(
         session.setup = replace(session.setup, routes=_with_same_share(session, items[:PILOT]))
     attempts = plan(items, session.setup.routes, samples, concurrency)
     head, warnings = session.setup.deciding_head, []
-    if head and (known := head.card.count_known(item.problem.question for item in items)):
+    if head and (known := sum(head.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"head {head.card.name} was trained on {which}: it looks better here than it is"]
     left_and_run = begin(session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=concurrency)

@@ -42,16 +42,14 @@ from arbitrage_cli.routing.choice import (
     has_tau,
     load_head,
     make_route,
-    named_taus_here,
     named_taus_in,
     route_or_target_alone,
-    source_of_costs,
     stops_early,
 )
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import ANY_ROUTE, Route
-from arbitrage_cli.routing.thresholds import SAME, NamedTaus
+from arbitrage_cli.routing.thresholds import NAMES, SAME, NamedTaus
 from arbitrage_cli.tasks.registry import find_task
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, place
@@ -147,7 +145,7 @@ def solve_setup(options: RunOptions, routing: RoutingOptions) -> Setup:
     route, warning = route_or_target_alone(route, available, is_open=is_open)
     setup = _with_routes(base, [route])
     notes = [*setup.notes, *([warning] if warning else [])]
-    return replace(setup, tau_costs=source_of_costs(route, available.costs), notes=notes)
+    return replace(setup, tau_costs=available.costs_of if route.tau_name in NAMES else None, notes=notes)
 
 
 def _as_advised(routing: RoutingOptions, choice: ModelChoice) -> RoutingOptions:
@@ -186,7 +184,7 @@ def bench_setup(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
     """The setup of all policies that are compared. Errors as `solve_setup`."""
     base = _base(options)
     policy_list = read_policies(_usual_policies(base) if routing.policy is None else routing.policy)
-    named = named_taus_here(base.available_head) if names_of_taus(policy_list) else None
+    named = base.available_head.named_taus if names_of_taus(policy_list) else None
     routes = make_routes(policy_list, base.head, named)
     early = early_stop_asked(routing.early_stop, base.choice.models["draft"], *(one.policy for one in routes))
     early = stops_early(early, [(one.policy, one.tau) for one in routes], base.available_head)

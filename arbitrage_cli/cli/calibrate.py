@@ -39,8 +39,8 @@ def calibrate(
 ) -> None:
     """Make a head's table of taus again, on collected runs and at the costs of this machine.
 
-    The head decides as before; what exact, balanced, fast and a budget mean changes. Costs are those that arbitrage tune measured on
-    this machine, else those of the runs.
+    The head decides as before; what exact, balanced, fast and a budget mean changes. Problems that it was trained on are left out.
+    Costs are those that arbitrage tune measured on this machine, else those of the runs.
 
     \b
     Examples:
@@ -70,10 +70,10 @@ def calibrate(
     else:
         rows, on = usual_rows(made.card.taus), ", ".join(folder.name for folder in runs)
         write_taus(made.card.taus, rows, sys.stdout, on=on, costs_of=costs_of)
-    if known := 0 if output.quiet else old.card.count_known(states.questions):
-        which = f"{known} of these {rounding.count(len(states.questions), 'problem')}"
-        typer.echo(f"the head was trained on {which}: on them its taus look better than they are", err=True)
     if not output.quiet:
+        if known := sum(old.card.known(states.questions)):
+            which = f"{known} of these {rounding.count(len(states.questions), 'problem')}"
+            typer.echo(f"the head was trained on {which}: they are left out", err=True)
         names = f"head {one_line(made.card.name)}, made from {one_line(old.card.name)}"
         typer.echo(f"wrote {new_head}: {names}, with the costs of {costs_of}", err=True)
 

@@ -42,7 +42,6 @@ class TrainOptions:
     test: Annotated[
         list[Path] | None, Option(_PANEL, "A run whose problems are the test. Default: a fifth of all problems.", "RUN")
     ] = None
-    margin: Annotated[float, Option(_PANEL, "A step is worth escalating if its advantage is above this.", min=0.0)] = 0.0
     seed: Annotated[int, Option(_PANEL, "Seed of the networks' first weights.")] = 0
 
 
@@ -73,7 +72,6 @@ def train(
     """
     from arbitrage_cli.routing.head_file import save
     from arbitrage_cli.training.examples import read_states
-    from arbitrage_cli.training.train import TrainSettings
     from arbitrage_cli.training.train import train as train_head
 
     check_destination(output_file, force=force)
@@ -84,10 +82,10 @@ def train(
 
     head = train_head(
         read_states(runs, training.test or []),
-        TrainSettings(training.margin, training.seed),
         name=name or name_of_head(output_file, runs),
         command=tuple(invocation.command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=training.seed,
         on_progress=report,
     )
     save(head, output_file)

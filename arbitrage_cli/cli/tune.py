@@ -144,7 +144,7 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
     """Measure a model file with each number of threads, and with what else can be tried. Errors: ModelError, ComputeError."""
     from arbitrage_cli.system.files import sha256_of
     from arbitrage_cli.system.machine import default_threads
-    from arbitrage_cli.tuning.measure import thread_counts, try_loaded, try_threads
+    from arbitrage_cli.tuning.measure import thread_counts, try_threads
     from arbitrage_cli.tuning.memory import check_memory, memory_needed
     from arbitrage_cli.tuning.placement import loading_of, machine_here
     from arbitrage_cli.tuning.store import Tuned
@@ -159,7 +159,7 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
     for settings, changes in _variants(load, on_gpu=on_gpu).items():
         options = replace(load, threads=tried.threads, **changes)
         with contextlib.suppress(ModelMemoryError), _opened(role, path, options, display) as backend:
-            trials.append(Trial(tried.threads, settings, try_loaded(backend)))
+            trials.append(Trial(tried.threads, settings, try_threads(backend, [tried.threads]).chosen))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     tuned = Tuned(machine_here(), sha256, loading_of(load), name, tried.threads, tried.chosen, created)
     return TunedModel(tuned, trials, tried.steady)

@@ -1,6 +1,5 @@
 """From what was asked for to a route."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,12 @@ from arbitrage_cli.model_files.pairs import UNIVERSAL_HEAD, head_file
 from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import load
 from arbitrage_cli.routing.pair_costs import Costs
-from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.route import Route, parse_route
-from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable
+from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable, tau_number
 
 DEFAULT_TAU = "exact"
 ON_CARD, HERE = "the head's card", "this machine"
-"""Whose costs decide what a name of a tau stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,21 @@ class AvailableHead:
         table = TauTable.from_json(need_head(self.head).card.taus)
         return table.at_costs(None) if self.is_universal else table
 
+    @property
+    def named_taus(self) -> NamedTaus:
+        """What names of taus stand for at the costs of this machine, or at those on the head's card. UsageError without a head."""
+        return NamedTaus(self.table_here.named, self.costs_of)
+
+    @property
+    def table_here(self) -> TauTable:
+        """The table at the costs of this machine if they are known. UsageError without a head."""
+        return self.table.at_costs(self.costs) if self.costs else self.table
+
+    @property
+    def costs_of(self) -> str:
+        """Whose costs decide what the name of a tau stands for."""
+        return HERE if self.costs else ON_CARD
+
 
 def load_head(source: str | None) -> Head | None:
     """The head of that file, or the built-in one of that name; None for None. RouterError."""
@@ -56,11 +69,7 @@ def need_head(head: Head | None) -> Head:
 
 def choose_policy(name: str | None, head: Head | None) -> Policy:
     """The policy of that name; by default arbitrage if there is a head, else entropy. UsageError."""
-    if name is None:
-        return POLICIES["arbitrage" if head else "entropy"]
-    if name not in POLICIES:
-        raise unknown("policy", name, POLICIES, option="policy")
-    return POLICIES[name]
+    return find_policy(name) if name is not None else POLICIES["arbitrage" if head else "entropy"]
 
 
 def make_route(policy: Policy, tau: str | None, available: AvailableHead, *, early_stop: bool | None = None) -> Route:
@@ -77,16 +86,16 @@ def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bo
     if that alone takes no longer than routing, which may lose something. This needs costs of this machine and a head of this pair. A
     tau that escalates every step never routes, unless a policy was asked for: alone the target writes the same text in less time.
     """
+    if not route.policy.needs_head or route.tau is None:
+        return route, None
     time, costs = _expected_time(route, available), available.costs
-    escalates_all = route.policy.needs_head and route.tau is not None and route.tau <= ALWAYS
-    is_known = costs is not None and not available.is_universal and route.policy.needs_head
+    escalates_all, is_known = route.tau <= ALWAYS, costs is not None and not available.is_universal
     fastest = available.table.time_alone(costs) if costs and is_known and is_open else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
     warning = f"tau {route.tau:g} escalates every step"
     if not escalates_all:
-        measured_by = ON_CARD if costs is None else HERE
-        warning = f"at the costs of {measured_by} routing takes about {time:.2f} times as long as the target alone"
+        warning = f"at the costs of {available.costs_of} routing takes about {time:.2f} times as long as the target alone"
     if is_open and (escalates_all or is_known):
         alone = "speculative" if costs and costs.write < costs.target_seconds_per_token else "target"
         how = " with token-level speculation" if alone == "speculative" else ""
@@ -106,10 +115,9 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableHead) -> fl
     """
     if not policy.score_is:
         return None
-    if not policy.needs_head:
-        return _number(tau, policy) if tau is not None else policy.default_tau
-    table = available.table if available.costs is None else available.table.at_costs(available.costs)
-    return table.resolve(tau or DEFAULT_TAU)
+    if policy.needs_head:
+        return available.table_here.resolve(tau or DEFAULT_TAU)
+    return policy.default_tau if tau is None else tau_number(tau, "a number, inf or -inf: --tau 0.5")
 
 
 def stops_early(
@@ -125,9 +133,8 @@ def stops_early(
         return given if stopping else None
     if available.head is None or available.is_universal:
         return False
-    table, usual = available.table, resolve_tau(POLICIES["arbitrage"], None, available)
     taus = [tau for policy, tau in stopping if policy.needs_head and tau is not None]
-    return table.early_stop_pays(taus or [usual or 0.0], available.costs)
+    return available.table.early_stop_pays(taus or [available.table_here.resolve(DEFAULT_TAU)], available.costs)
 
 
 def name_of_tau(policy: Policy, tau: str | None) -> str | None:
@@ -136,23 +143,9 @@ def name_of_tau(policy: Policy, tau: str | None) -> str | None:
     return name if policy.needs_head and (name in NAMES or name.endswith("%")) else None
 
 
-def named_taus_here(available: AvailableHead) -> NamedTaus:
-    """What names of taus stand for at the costs of this machine, or at those on the head's card. UsageError."""
-    if available.costs is None:
-        return NamedTaus(available.table.named, ON_CARD)
-    return NamedTaus(available.table.at_costs(available.costs).named, HERE)
-
-
 def named_taus_in(run: Mapping[str, Any]) -> NamedTaus | None:
     """What names of taus stand for in a run, by its run.json; None if none was used."""
     return NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
-
-
-def source_of_costs(route: Route, costs: Costs | None) -> str | None:
-    """Whose costs decided what the name of a tau stands for; None if none was used."""
-    if route.tau_name not in NAMES:
-        return None
-    return ON_CARD if costs is None else HERE
 
 
 def _expected_time(route: Route, available: AvailableHead) -> float | None:
@@ -175,16 +168,6 @@ def expected_seconds(route: Route, available: AvailableHead) -> float | None:
     shares = {"target": 1.0, "draft": table.time(table.rows[-1], costs), "speculative": table.time_alone(costs)}
     share = shares.get(route.policy.name, _expected_time(route, available))
     return share and share * alone
-
-
-def _number(text: str, policy: Policy) -> float:
-    try:
-        tau = float(text)
-    except ValueError:
-        tau = math.nan
-    if math.isnan(tau):
-        raise UsageError(f"invalid tau '{text}' for policy {policy.name}", "a number, inf or -inf: --tau 0.5", option="tau")
-    return tau
 
 
 class Menu:

@@ -86,7 +86,7 @@ _CERTAIN = (0.0, 0.0, 0.0, MAX_LOG_ODDS, MAX_LOG_ODDS, math.log(LEAST_ENTROPY), 
 def features(trace: Trace, draft: Step) -> Floats:
     """The next step of `trace` as finite numbers in the order of `FEATURES`. ValueError without token statistics."""
     token_stats = draft.known_token_stats
-    kinds = [_kind(piece) for piece in token_stats.pieces or ()]
+    kinds = [_kind(piece) for piece in token_stats.pieces]
     values = [*_of_tokens(token_stats), *_of_kind(token_stats, kinds, "digit"), *_of_kind(token_stats, kinds, "operator")]
     values += _of_text(trace, draft)
     values += _of_history(trace)

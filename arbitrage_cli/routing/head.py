@@ -1,16 +1,14 @@
 """A router's head: from what the draft computed while it wrote a step to the probability that the target's step is better.
 
-Standardised inputs, a linear model or a network with one layer, and a monotone curve from its log-odds to a calibrated
-probability: a few microseconds of NumPy.
+Standardised inputs, and a linear model or a network with one layer, whose output is calibrated: a few microseconds of NumPy.
 """
 
-import bisect
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +53,18 @@ class Network:
         return np.maximum(scaled, -MAX_INPUT, out=scaled)
 
     def log_odds(self, inputs: Floats) -> Floats:
-        """Inputs (..., d) to uncalibrated log-odds (...)."""
+        """Inputs (..., d) to log-odds (...)."""
         values = self.standardised(inputs)
         if self.layer is not None:
             weights, biases = self.layer
             values = np.maximum(values @ weights + biases, 0)
         result: Floats = values @ self.output + np.float32(self.output_bias)
         return result
+
+    def moved(self, slope: float, shift: float) -> "Network":
+        """The network whose log-odds are `slope` times those of this one, plus `shift`."""
+        output: Floats = self.output * np.float32(slope)
+        return replace(self, output=output, output_bias=self.output_bias * slope + shift)
 
     def slopes(self, inputs: Floats) -> Floats:
         """How the log-odds change with each standardised input, for one row of inputs (d,)."""
@@ -78,15 +81,13 @@ class HeadCard:
     """What a head reads, what it was trained on and for, and how good it is on problems it never saw.
 
     `pairs` are the models of its states, those of the test included, each with `draft` and `target`. The other mappings are
-    JSON as `training` writes them. `hidden_size` is 0: no head reads hidden states of its draft.
+    JSON as `training` writes them.
     """
 
     name: str
     features: tuple[str, ...]
-    hidden_size: Literal[0] = field(default=0, kw_only=True)
     pairs: tuple[Mapping[str, Model], ...]
     reward: Mapping[str, Any]
-    margin: float
     data: Mapping[str, Any]
     metrics: Mapping[str, Any]
     taus: Mapping[str, Any]
@@ -94,10 +95,10 @@ class HeadCard:
     version: str
     created: str
 
-    def count_known(self, questions: Iterable[str]) -> int:
-        """How many of these problems it was trained on: what it does there says little about others."""
-        known = set(str(self.data.get("learned", "")).split())
-        return sum(digest_of_problem(question) in known for question in questions)
+    def known(self, questions: Iterable[str]) -> list[bool]:
+        """Whether it was trained on each of these problems: what it does there says little about others."""
+        learned = set(str(self.data.get("learned", "")).split())
+        return [digest_of_problem(question) in learned for question in questions]
 
     @property
     def step_end(self) -> StepEnd:
@@ -109,15 +110,12 @@ class HeadCard:
 
 
 class Head:
-    """A trained head. `knots` (k, 2), rising in both columns, map its log-odds to calibrated ones, with straight lines between."""
+    """A trained head: a network with calibrated log-odds, and its card."""
 
-    def __init__(self, network: Network, knots: NDArray[np.float64], card: HeadCard) -> None:
+    def __init__(self, network: Network, card: HeadCard) -> None:
         self.network = network
-        self.knots = knots.astype(np.float32).astype(np.float64)  # the precision of a file
-        self._curve = Curve(self.knots)
         self.card = card
-        self._columns = [FEATURES.index(name) for name in card.features]
-        self._is_whole = card.features == FEATURES
+        self._columns = np.array([FEATURES.index(name) for name in card.features])
 
     def router(self) -> Router:
         """The router of policy arbitrage. Its score is `probability`; a step is stopped early if that is clearly above tau."""
@@ -130,25 +128,22 @@ class Head:
         """P(the target's step is better than the drafted one), between 0 and 1. ValueError if the draft did not keep what the head
         reads; ComputeError if the result is not a number.
         """
-        log_odds = float(self.network.log_odds(self._inputs(trace, draft)))
-        if not math.isfinite(log_odds):
+        probability = float(self.probabilities(features(trace, draft)))
+        if math.isnan(probability):
             raise ComputeError("the router's score is not finite: the draft's own numbers are damaged")
-        return self._curve(log_odds)
+        return probability
 
     def probabilities(self, rows: Floats) -> NDArray[np.float64]:
-        """The same for n states at once: `rows` (n, n_features) has all `FEATURES`."""
-        return np.array([self._curve(one) for one in self.network.log_odds(self.inputs(rows)).tolist()])
-
-    def inputs(self, rows: Floats) -> Floats:
-        """What the network reads of n states: (n, d)."""
-        return rows if self._is_whole else rows[:, self._columns]
+        """The same for rows (..., n_features) of all `FEATURES`: (...). NaN for one that is not a number."""
+        log_odds = self.network.log_odds(rows[..., self._columns]).astype(np.float64)
+        return 1.0 / (1.0 + np.exp(-np.clip(log_odds, -MAX_LOG_ODDS, MAX_LOG_ODDS)))
 
     def contributions(self, trace: Trace, draft: Step) -> list[tuple[str, float]]:
-        """What each input adds to the uncalibrated log-odds, compared with its average, the strongest first.
+        """What each input adds to the log-odds, compared with its average, the strongest first.
 
         With a layer, it is the slope at this step times the distance.
         """
-        inputs = self._inputs(trace, draft)
+        inputs = features(trace, draft)[self._columns]
         parts = self.network.slopes(inputs) * self.network.standardised(inputs)
         return sorted(zip(self.card.features, map(float, parts), strict=True), key=lambda part: -abs(part[1]))
 
@@ -169,32 +164,10 @@ class Head:
         """The arrays by their names in a file."""
         network = self.network
         found: dict[str, NDArray[Any]] = {"mean": network.mean, "scale": network.scale, "output": network.output}
-        found |= {"output_bias": np.array([network.output_bias]), "knots": self.knots}
+        found["output_bias"] = np.array([network.output_bias])
         if network.layer is not None:
             found["units"], found["unit_bias"] = network.layer
         return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
-
-    def _inputs(self, trace: Trace, draft: Step) -> Floats:
-        inputs: Floats = self.inputs(features(trace, draft)[None])[0]
-        return inputs
-
-
-class Curve:
-    """Log-odds to a calibrated probability: straight lines through the knots (k, 2), the first and the last without an end.
-
-    Plain Python: for one number, NumPy takes ten times as long.
-    """
-
-    def __init__(self, knots: NDArray[np.float64]) -> None:
-        self._x: list[float] = knots[:, 0].tolist()
-        self._y: list[float] = knots[:, 1].tolist()
-
-    def __call__(self, log_odds: float) -> float:
-        right = min(max(bisect.bisect_left(self._x, log_odds), 1), len(self._x) - 1)
-        x, y = self._x[right - 1], self._y[right - 1]
-        share = (log_odds - x) / (self._x[right] - x)
-        raised = y + share * (self._y[right] - y)
-        return 1.0 / (1.0 + math.exp(-min(max(raised, -MAX_LOG_ODDS), MAX_LOG_ODDS)))
 
 
 def digest_of_problem(question: str) -> str:

@@ -21,7 +21,6 @@ from arbitrage_cli.system.files import checked, read_regular, write_atomically
 SCHEMA = 1
 """Files with another one are refused."""
 MAX_FILE_BYTES = 1 << 26
-MAX_HEADER_BYTES = 1 << 22
 
 
 class _RefusedError(Exception):
@@ -61,43 +60,28 @@ def _decode(data: bytes) -> Head:
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode
 
-    about = _metadata(data)
     try:
         arrays = decode(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _RefusedError(f"it is not a whole safetensors file ({error})") from error
+    header = _object(data[8 : 8 + int.from_bytes(data[:8], "little")])  # decoded, so it has one
+    about = _object(header.get("__metadata__", {}).get("arbitrage", ""))
     if about.get("schema") != SCHEMA:
         raise _RefusedError(f"it has schema {about.get('schema')!r}; this version of arbitrage knows schema {SCHEMA}")
     text = about.get("card")
     if not isinstance(text, str) or about.get("sha256") != digest_of(text, arrays):
         raise _RefusedError("it was changed after it was written: its sha256 is another one")
     card = _card(_object(text))
-    return Head(_network(arrays, len(card.features)), _knots(arrays), card)
-
-
-def _metadata(data: bytes) -> Mapping[str, Any]:
-    """What `save` put into the file's header, read before any other code sees the file."""
-    if data[:1] == b"\x80" and data[1:2] <= b"\x05":
-        raise _RefusedError("it is a pickle, which could run programs: it is not opened")
-    if data[:2] == b"PK":
-        raise _RefusedError("it is a zip archive (as PyTorch and npz files are), not a safetensors file")
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise _RefusedError("it is not a whole safetensors file")
-    metadata = _object(data[8 : 8 + length]).get("__metadata__")
-    about = metadata.get("arbitrage") if isinstance(metadata, dict) else None
-    if not isinstance(about, str):
-        raise _RefusedError("it is a safetensors file, but not a head of arbitrage")
-    return _object(about)
+    return Head(_network(arrays, len(card.features)), card)
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise _RefusedError("its header is not JSON") from error
+        raise _RefusedError("it is not a head of arbitrage: its metadata are not JSON") from error
     if not isinstance(found, dict):
-        raise _RefusedError("its header is not a JSON object")
+        raise _RefusedError("it is not a head of arbitrage: its metadata are not a JSON object")
     return found
 
 
@@ -128,21 +112,14 @@ def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:
     shapes: dict[str, tuple[int, ...]] = {"mean": (size,), "scale": (size,), "output": (units or size,), "output_bias": (1,)}
     if units:
         shapes |= {"units": (size, units), "unit_bias": (units,)}
-    if arrays.keys() != shapes.keys() | {"knots"}:
+    if arrays.keys() != shapes.keys():
         raise _RefusedError(f"it has other arrays than a head: {', '.join(sorted(arrays))}")
     for name, array in arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise _RefusedError(f"its array {name} has numbers that are not float32, or not finite")
-        if array.shape != shapes.get(name, array.shape):
+        if array.shape != shapes[name]:
             raise _RefusedError(f"its array {name} has shape {array.shape}; its card asks for {shapes[name]}")
     if not (arrays["scale"] > 0).all():
         raise _RefusedError("its array scale has a number that is not positive")
     layer = (arrays["units"], arrays["unit_bias"]) if units else None
     return Network(arrays["mean"], arrays["scale"], arrays["output"], float(arrays["output_bias"][0]), layer)
-
-
-def _knots(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    knots = arrays["knots"].astype(np.float64)
-    if knots.ndim != 2 or knots.shape[1] != 2 or len(knots) < 2 or not (np.diff(knots, axis=0) > 0).all():
-        raise _RefusedError("its array knots is not a rising curve")
-    return knots

@@ -24,6 +24,7 @@ from arbitrage_cli.arbitrage import (
     single,
     uniform_draw,
 )
+from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.types import ModelRole, Step, Trace
 
@@ -139,3 +140,10 @@ _ALL = (
 )
 POLICIES: Mapping[str, Policy] = MappingProxyType({policy.name: policy for policy in _ALL})
 """The policies by name. The default taus are starting points, not tuned to any pair; a head brings its own."""
+
+
+def find_policy(name: str) -> Policy:
+    """The policy of that name. UsageError."""
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES, option="policy")
+    return POLICIES[name]

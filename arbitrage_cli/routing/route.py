@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import Flow, Router
-from arbitrage_cli.errors import UsageError, unknown
-from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.routing.policies import Policy, find_policy
 from arbitrage_cli.runs.records import label, route_name
 from arbitrage_cli.types import Trace
 
@@ -43,9 +43,7 @@ ANY_ROUTE = Route(Policy("any", ("draft", "target"), reads_token_stats=True))
 def parse_route(text: str) -> tuple[Policy, str | None]:
     """The policy and the tau of `NAME@TAU`, the tau as it was written; None for `NAME` alone. UsageError."""
     name, at, tau = (part.strip() for part in text.partition("@"))
-    if name not in POLICIES:
-        raise unknown("policy", name, POLICIES, option="policy")
-    policy = POLICIES[name]
+    policy = find_policy(name)
     if at and not policy.score_is:
         raise UsageError(f"policy {name} has no tau", f"give it without one: {name}", option="policy")
     return policy, tau if at else None

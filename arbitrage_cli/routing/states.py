@@ -80,10 +80,7 @@ def features_of(question: str, states: Sequence[State]) -> Floats:
 
 
 def beginnings_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, int, Floats]]:
-    """Of a solution's states: the place of the state, the tokens of a beginning at which a head looks, and its features.
-
-    ValueError if the text of the drafted tokens was not kept.
-    """
+    """Of a solution's states: the place of the state, the tokens of a beginning at which a head looks, and its features."""
     trace = Trace(Problem("", question), Limits())
     for place, state in enumerate(states):
         for num_tokens in filter(is_due, range(1, state.draft_tokens)):
@@ -94,8 +91,6 @@ def beginnings_of(question: str, states: Sequence[State]) -> Iterator[tuple[int,
 def _beginning(draft: Step, num_tokens: int) -> Step:
     """The first tokens of a drafted step, as a head sees them that may stop it there."""
     whole = draft.known_token_stats
-    if whole.pieces is None:
-        raise ValueError("the text of the drafted tokens was not kept")
     numbers = {name: getattr(whole, name)[:num_tokens] for name in STATS}
     pieces = whole.pieces[:num_tokens]
     return replace(
@@ -115,7 +110,7 @@ def state_to_json(state: State) -> dict[str, Any]:
         "position": state.position,
         "draft_text": state.draft.text,
         "draft_stop": state.draft.stop,
-        "pieces": None if token_stats.pieces is None else list(token_stats.pieces),
+        "pieces": list(token_stats.pieces),
         **{name: _pack(getattr(token_stats, name)) for name in STATS},
         "target_text": state.target_text,
         "draft_reward": state.draft_reward,
@@ -150,7 +145,7 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
 
 
 def _draft(entry: Mapping[str, Any]) -> Step:
-    pieces = None if entry["pieces"] is None else [_text(piece) for piece in entry["pieces"]]
+    pieces = [_text(piece) for piece in entry["pieces"]]
     numbers = {name: _unpack(entry[name]) for name in STATS}
     if entry["draft_stop"] not in get_args(StepStop):
         raise ValueError(f"a state's step stopped by {entry['draft_stop']!r}")
@@ -164,7 +159,7 @@ def _check(state: State) -> None:
         raise ValueError("a state has a reward that is not finite")
     token_stats = state.draft.known_token_stats
     columns = [getattr(token_stats, name) for name in STATS]
-    lengths = {len(one) for one in (*columns, token_stats.pieces) if one is not None}
+    lengths = {len(one) for one in (*columns, token_stats.pieces)}
     if lengths != {state.draft_tokens} or not state.draft_tokens:
         raise ValueError("a state's draft needs a number for each of its tokens")
     if any(math.isnan(number) for column in columns for number in column):

@@ -116,18 +116,13 @@ class TauTable:
         """The tau that a number, a name, or a budget (`30%`: the target's share of the steps) stands for. UsageError."""
         if text in self.named:
             return self.named[text]
-        try:
-            number = float(text.removesuffix("%"))
-        except ValueError:
-            number = math.nan
-        if math.isnan(number):
-            hint = f"a number, a budget such as 30%, or one of: {', '.join(self.named)}"
-            raise UsageError(f"invalid tau '{text}'", hint, option="tau")
+        number = tau_number(text.removesuffix("%"), f"a number, a budget such as 30%, or one of: {', '.join(self.named)}")
         return self.at_budget(number / 100) if text.endswith("%") else number
 
     def at_costs(self, costs: Costs | None) -> "TauTable":
         """The same rows at the costs of another machine or unknown ones, and what the names stand for there."""
-        return with_names(replace(self, costs=costs))
+        table = replace(self, costs=costs)
+        return replace(table, named=name_taus(table))
 
     def at_budget(self, share: float) -> float:
         """The tau that gives the target this share of the steps, interpolated between two rows. UsageError if it is not a share."""
@@ -157,16 +152,22 @@ class TauTable:
         return table
 
 
+def tau_number(text: str, hint: str) -> float:
+    """The number that is written there, which may be infinite. UsageError with the hint."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise UsageError(f"invalid tau '{text}'", hint, option="tau")
+    return number
+
+
 def usual_rows(taus: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a card's table: those with early stops if these save time, each with its `time` as a share of the target's. RouterError."""
     table = TauTable.from_json(taus)
     rows = [table.usual_row(row.tau) for row in table.rows]
     return [{**asdict(row), "time": table.time(row)} for row in rows]
-
-
-def with_names(table: TauTable) -> TauTable:
-    """The table with the names that its rows and costs give."""
-    return replace(table, named=name_taus(table))
 
 
 def name_taus(table: TauTable) -> dict[str, float]:
@@ -185,8 +186,5 @@ def name_taus(table: TauTable) -> dict[str, float]:
 
 
 def _rows_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[TauRow, ...]:
-    return tuple(TauRow(**{**row, "change_interval": _pair(*row["change_interval"])}) for row in rows)
-
-
-def _pair(low: float, high: float) -> Interval:
-    return low, high
+    found = [TauRow(**row) for row in rows]
+    return tuple(replace(row, change_interval=(row.change_interval[0], row.change_interval[1])) for row in found)

@@ -5,7 +5,6 @@ Problems are split three ways by their text alone: a training, a validation and 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.routing.agreement import agree
 from arbitrage_cli.routing.features import FEATURES, Floats
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
@@ -47,16 +45,15 @@ class Solution:
 class Collected:
     """The states of some runs: `features` (n, n_features).
 
-    `part` (n,) is the split, `pair` (n,) the index of each state's models in `pairs`. `agrees` (n,): both models' steps conclude the
-    same. `is_whole` (n,): its solution was collected to its end. Heads learn from the other states as well, but what a tau does is
-    measured on whole solutions. `questions` are the problems by their numbers.
+    `part` (n,) is the split, `pair` (n,) the index of each state's models in `pairs`. `is_whole` (n,): its solution was collected to
+    its end. Heads learn from the other states as well, but what a tau does is measured on whole solutions. `questions` are the
+    problems by their numbers.
     """
 
     features: Floats
     outcomes: Outcomes
     part: NDArray[np.int64]
     pair: NDArray[np.int64]
-    agrees: NDArray[np.bool_]
     is_whole: NDArray[np.bool_]
     runs: tuple[Mapping[str, Any], ...]
     pairs: tuple[Mapping[str, Any], ...]
@@ -77,7 +74,7 @@ class Collected:
 
     def beginnings(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
         """Of the chosen states (n,): the features of the beginnings of their drafted steps (m, n_features), the number of the state
-        among the chosen ones, and the tokens of the beginning (m,). ValueError if the texts of drafted tokens were not kept.
+        among the chosen ones, and the tokens of the beginning (m,).
         """
         number, count = np.cumsum(chosen) - 1, 0
         rows: list[Floats] = [np.empty((0, len(FEATURES)), np.float32)]
@@ -129,10 +126,6 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
 
     UsageError for other runs, and for solutions that occur twice; DamagedRunError.
     """
-    places = [os.path.realpath(folder) for folder in (*folders, *test_folders)]
-    for place, folder in zip(places, (*folders, *test_folders), strict=True):
-        if places.count(place) > 1:
-            raise UsageError(f"{folder} is given twice", "its solutions would count twice: give each run once")
     runs = [read_run(folder) for folder in folders] + [read_run(folder, is_test=True) for folder in test_folders]
     _refuse_twice(runs)
     _refuse_other_steps(runs)
@@ -161,15 +154,15 @@ def _solution(folder: Path, row: Mapping[str, Any]) -> Solution:
 
 
 def _refuse_twice(runs: Sequence[CollectedRun]) -> None:
-    seen: dict[tuple[str, str], Path] = {}
+    seen: dict[tuple[str, str], CollectedRun] = {}
     for run in runs:
         made_with = json.dumps(run.facts.get("fingerprint"), sort_keys=True)
         for solution in run.solutions:
-            earlier = seen.setdefault((made_with, solution.problem.question), run.path)
-            if earlier != run.path:
+            earlier = seen.setdefault((made_with, solution.problem.question), run)
+            if earlier is not run:
                 raise UsageError(
-                    f"{run.path}: problem {solution.problem.id} was collected in the same way in {earlier}",
-                    "it would count twice: give one of the two runs",
+                    f"{run.path}: problem {solution.problem.id} was collected in the same way in {earlier.path}",
+                    "it would count twice: give one of the two runs, once",
                 )
 
 
@@ -198,7 +191,6 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         outcomes,
         np.array([part_of(question, tested) for question in numbers])[outcomes.problem],
         np.repeat([pairs.index(run.pair) for run, _ in solutions], lengths),
-        np.concatenate([_agreement(solution, is_code=run.facts.get("task") == "code") for run, solution in solutions]),
         np.repeat([solution.is_whole for _, solution in solutions], lengths),
         tuple(_about(run) for run in runs),
         pairs,
@@ -208,12 +200,6 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         runs[0].step_end,
         tuple(solution for _, solution in solutions),
     )
-
-
-def _agreement(solution: Solution, *, is_code: bool) -> NDArray[np.bool_]:
-    question = solution.problem.question
-    found = [agree(question, state.draft.text, state.target_text, of_code=is_code) for state in solution.states]
-    return np.array(found, np.bool_)
 
 
 def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:

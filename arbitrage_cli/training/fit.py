@@ -25,7 +25,7 @@ Parameters = tuple[Floats, Floats, Floats, float]
 
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # of the logistic regression: scikit-learn's C
 PENALTIES = (2.0, 8.0, 30.0)  # of a network with units: scikit-learn's alpha
-UNITS = (32, 64)
+UNITS = 32
 MEMBERS = 3  # networks that are averaged: a single one depends on its seed
 MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
 MAX_ITERATIONS = 2000
@@ -58,7 +58,7 @@ class Examples:
 
 RECIPES: tuple[Recipe, ...] = (
     *(Recipe(0, penalty) for penalty in INVERSE_PENALTIES),
-    *(Recipe(units, penalty) for units in UNITS for penalty in PENALTIES),
+    *(Recipe(UNITS, penalty) for penalty in PENALTIES),
 )
 
 
@@ -95,8 +95,8 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
 # --- calibration
 
 
-def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> Numbers:
-    """Platt's line from log-odds to calibrated ones, as two knots (2, 2). UsageError if it does not rise.
+def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> tuple[float, float]:
+    """Slope and shift of Platt's line from log-odds to calibrated ones. UsageError if it does not rise.
 
     `weights` have a mean of 1; None: all are 1. J. Platt, Probabilistic outputs for support vector machines (1999).
     """
@@ -107,7 +107,7 @@ def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None)
             "nothing was learned: on problems of the validation part, the head's number says nothing about the advantage",
             "collect more states, or with another reward: arbitrage collect",
         )
-    return np.array([[-1.0, bias - slope], [1.0, bias + slope]])
+    return float(slope), bias
 
 
 # --- scikit-learn

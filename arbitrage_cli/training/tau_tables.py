@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.routing.head import LOOK_EVERY, clearly_above
 from arbitrage_cli.routing.pair_costs import Costs
-from arbitrage_cli.routing.thresholds import ALWAYS, NEVER, TauRow, TauTable, with_names
+from arbitrage_cli.routing.thresholds import ALWAYS, NEVER, TauRow, TauTable
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.training.expected_loss import ExpectedLoss
 
@@ -101,7 +101,8 @@ def make_table(
     starts, count = outcomes.starts, outcomes.num_solutions
     prompt = float(outcomes.target_prefill_tokens[starts].sum() / count)
     alone = float(outcomes.target_tokens.sum() / count)
-    return with_names(TauTable(tuple(rows), len(outcomes) / count, prompt, alone, {}, costs, count, early=tuple(early)))
+    table = TauTable(tuple(rows), len(outcomes) / count, prompt, alone, {}, costs, count, early=tuple(early))
+    return table.at_costs(costs)
 
 
 def spread_taus(probability: Numbers, count: int = 20) -> list[float]:

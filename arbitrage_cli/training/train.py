@@ -43,14 +43,6 @@ MIN_CLASS = 10  # states of each class in each part
 COLLECT_TO_THE_END = "run the command that collected them again: it resumes"
 
 
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How to learn. A step is worth escalating if its advantage is above `margin`."""
-
-    margin: float = 0.0
-    seed: int = 0
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """A network that was learned, and its log-odds and selection score on the validation part."""
@@ -60,39 +52,34 @@ class Candidate:
     log_odds: Numbers
     selection_score: float
 
-    @property
-    def size(self) -> int:
-        layer = self.network.layer
-        return self.network.output.size + (sum(array.size for array in layer) if layer else 0)
-
 
 def train(
     collected: Collected,
-    settings: TrainSettings,
     *,
     name: str,
     command: Sequence[str],
     created: str,
+    seed: int = 0,
     on_progress: Progress = lambda text: None,
 ) -> Head:
-    """The head of these states. UsageError if there are too few of them, or nothing can be learned from them."""
-    learner = _Learner(collected, settings, _truth(collected, settings.margin))
+    """The head of these states; `seed` is that of the networks' first weights.
+
+    UsageError if there are too few of them, or nothing can be learned from them.
+    """
+    learner = _Learner(collected, seed)
     learner.check()
-    candidates = learner.candidates(on_progress)
-    chosen = choose(candidates, learner.truth_of(VALIDATION))
-    if chosen.recipe.units:
-        on_progress(f"averaging {MEMBERS} of {chosen.recipe.label}")
-        chosen = learner.learn(chosen.recipe, MEMBERS)
-    on_progress("calibrating")
-    validation = learner.truth_of(VALIDATION)
-    knots = calibrate(chosen.log_odds, validation.is_better, validation.weight)
-    card = _card(collected, settings, name=name, command=command, created=created)
-    head = Head(chosen.network, knots, card)
-    on_progress("measuring on the test")
-    probability = head.probabilities(collected.features)
+    candidates, validation = learner.candidates(on_progress), learner.truth_of(VALIDATION)
+    chosen = choose(candidates, validation)
     members = MEMBERS if chosen.recipe.units else 1
+    if members > 1:
+        on_progress(f"averaging {members} of {chosen.recipe.label}")
+        chosen = learner.learn(chosen.recipe, members)
+    on_progress("calibrating")
+    network = chosen.network.moved(*calibrate(chosen.log_odds, validation.is_better, validation.weight))
+    head = Head(network, _card(learner, name=name, command=command, created=created))
+    on_progress("measuring on the test")
     metrics = {
-        **_metrics(probability, learner),
+        **_metrics(head.probabilities(collected.features), learner),
         "calibration": "platt",
         "architecture": {"recipe": asdict(chosen.recipe), "members": members},
         "candidates": [
@@ -100,73 +87,81 @@ def train(
             for one in candidates
         ],
     }
-    data = {**card.data, "parts": learner.counts()}
-    card = replace(card, data=data, metrics=metrics, taus=_taus(head, probability, collected).to_json())
-    return Head(chosen.network, knots, card)
+    unlearned = collected.is_whole & (collected.part != TRAINING)
+    taus = _table(head, collected, unlearned, collected.costs).to_json()
+    return Head(network, replace(head.card, metrics=metrics, taus=taus))
 
 
 def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Head:
-    """The same head with taus chosen and measured on other states, at the costs of this machine or else the collected ones."""
-    card = head.card
+    """The same head with taus chosen and measured on other states, at the costs of this machine or else the collected ones.
+
+    Problems that it was trained on are left out. RouterError if its steps end elsewhere; UsageError if too few states are left.
+    """
     head.check_steps(collected.step_end)
-    whole = collected.is_whole
-    if not whole.any():
+    if not collected.is_whole.any():
         raise UsageError("no solution of these runs was collected to its end", COLLECT_TO_THE_END)
-    _check_part(collected.outcomes.advantage[whole] > 0, "to calibrate on", "these runs", len(whole))
-    probability = head.probabilities(collected.features)[whole]
-    outcomes, beginnings = collected.outcomes.take(whole), _beginnings(head, collected, whole)
-    table = make_table(probability, outcomes, spread_taus(probability), costs or collected.costs, beginnings)
+    chosen = collected.is_whole & ~np.array(head.card.known(collected.questions))[collected.outcomes.problem]
+    _check_part(collected.outcomes.advantage[chosen] > 0, "to calibrate on", "problems new to the head", len(chosen))
     about = {
         "runs": list(collected.runs),
         "rewards": list(collected.rewards),
         "costs": "the runs" if costs is None else "the machine that calibrated",
     }
-    made = replace(card, name=name or card.name, taus=table.to_json(), data={**card.data, "taus_of": about})
-    return Head(head.network, head.knots, made)
+    taus = _table(head, collected, chosen, costs or collected.costs).to_json()
+    return Head(
+        head.network, replace(head.card, name=name or head.card.name, taus=taus, data={**head.card.data, "taus_of": about})
+    )
+
+
+def _table(head: Head, collected: Collected, chosen: NDArray[np.bool_], costs: Costs | None) -> TauTable:
+    """The table of taus on the chosen states (n,)."""
+    probability = head.probabilities(collected.features[chosen])
+    rows, state, tokens = collected.beginnings(chosen)
+    begun = Beginnings(state, tokens, head.probabilities(rows))
+    return make_table(probability, collected.outcomes.take(chosen), spread_taus(probability), costs, begun)
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
-    """The simplest candidate within one standard error, over problems, of the best on the validation part.
+    """The first candidate within one standard error, over problems, of the best on the validation part: simple ones come first.
 
-    Fewer numbers are simpler. The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
+    The rule of one standard error: L. Breiman and others, Classification and Regression Trees (1984), 3.4.3.
     """
     best = max(candidates, key=lambda one: one.selection_score)
-
-    def is_as_good(candidate: Candidate) -> bool:
-        gaps = selection_score_gaps(best.log_odds, candidate.log_odds, truth)
-        return candidate is best or best.selection_score - candidate.selection_score <= float(np.nanstd(gaps))
-
-    simplest_first = sorted(candidates, key=lambda one: (one.size, -one.selection_score))
-    return next(one for one in simplest_first if is_as_good(one))
+    for one in candidates:
+        gaps = selection_score_gaps(best.log_odds, one.log_odds, truth)
+        if best.selection_score - one.selection_score <= float(np.nanstd(gaps)):
+            return one
+    return best
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Learner:
-    """What heads learn from: states, settings, and which states are worth escalating."""
+    """The states that heads learn from. A step is worth escalating if it has an advantage."""
 
     collected: Collected
-    settings: TrainSettings
-    truth: Truth
+    seed: int
 
     def truth_of(self, part: int) -> Truth:
-        return _take(self.truth, self.collected.part == part)
+        chosen = self.collected.part == part
+        outcomes = self.collected.outcomes.take(chosen)
+        return Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem, self.collected.weight[chosen])
 
     def check(self) -> None:
         """UsageError if a part, or a pair in it, has too few states to learn from."""
-        collected, count = self.collected, len(self.truth.is_better)
+        collected, is_better = self.collected, self.collected.outcomes.advantage > 0
         for part, called in enumerate(SPLIT):
-            _check_part(self.truth_of(part).is_better, "to train on", f"the {called} part", count)
-            if part != TRAINING and not (collected.is_whole & (collected.part == part)).any():
+            chosen = collected.part == part
+            _check_part(is_better[chosen], "to train on", f"the {called} part", len(chosen))
+            if part != TRAINING and not (collected.is_whole & chosen).any():
                 reason = f"no solution of the {called} part was collected to its end, so taus cannot be measured"
                 raise UsageError(reason, COLLECT_TO_THE_END)
-        if len(collected.pairs) > 1:  # each counts the same, so none may have only a few states
-            for index, pair in enumerate(collected.pairs):
-                for part in sorted({*collected.part[collected.pair == index]} - {TEST}):
-                    labels = self.truth.is_better[(collected.part == part) & (collected.pair == index)]
-                    _check_part(labels, "to train on", f"the {SPLIT[part]} part of draft {pair['draft']['name']}", count)
+            # With several pairs each counts the same, so none may have only a few states.
+            for index in np.unique(collected.pair[chosen]) if len(collected.pairs) > 1 and part != TEST else ():
+                of = f"the {called} part of draft {collected.pairs[index]['draft']['name']}"
+                _check_part(is_better[chosen & (collected.pair == index)], "to train on", of, len(chosen))
 
     def candidates(self, on_progress: Progress) -> list[Candidate]:
-        """All recipes; of each form, the best penalty."""
+        """All recipes, the simple ones first; of each form, the best penalty."""
         found: dict[str, Candidate] = {}
         for recipe in RECIPES:
             if recipe.label not in found:
@@ -178,7 +173,7 @@ class _Learner:
 
     def learn(self, recipe: Recipe, members: int = 1) -> Candidate:
         training, validation = self._examples(TRAINING), self._examples(VALIDATION)
-        network = fit(recipe, training, validation, self.settings.seed, members)
+        network = fit(recipe, training, validation, self.seed, members)
         log_odds = network.log_odds(validation.inputs).astype(np.float64)
         return Candidate(recipe, network, log_odds, selection_score(log_odds, self.truth_of(VALIDATION)))
 
@@ -201,16 +196,6 @@ class _Learner:
         return Examples(self.collected.features[chosen], truth.is_better, weights)
 
 
-def _truth(collected: Collected, margin: float) -> Truth:
-    advantage = collected.outcomes.advantage
-    return Truth(advantage, advantage > margin, collected.outcomes.problem, collected.weight)
-
-
-def _take(truth: Truth, chosen: NDArray[np.bool_]) -> Truth:
-    weight = None if truth.weight is None else truth.weight[chosen]
-    return Truth(truth.advantage[chosen], truth.is_better[chosen], truth.problem[chosen], weight)
-
-
 def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: int) -> None:
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
@@ -223,21 +208,21 @@ def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: i
 # --- the card
 
 
-def _card(collected: Collected, settings: TrainSettings, *, name: str, command: Sequence[str], created: str) -> HeadCard:
-    reward = (
-        dict(collected.rewards[0]) if len(collected.rewards) == 1 else {"kind": "several", "all": list(collected.rewards)}
-    )
+def _card(learner: _Learner, *, name: str, command: Sequence[str], created: str) -> HeadCard:
+    collected = learner.collected
+    learned = np.unique(collected.outcomes.problem[collected.part != TEST])
+    rewards = collected.rewards
     return HeadCard(
         name=name,
         features=FEATURES,
         pairs=collected.pairs,
-        reward=reward,
-        margin=settings.margin,
+        reward=dict(rewards[0]) if len(rewards) == 1 else {"kind": "several", "all": list(rewards)},
         data={
             "runs": list(collected.runs),
-            "seed": settings.seed,
-            "learned": _learned(collected),
+            "seed": learner.seed,
+            "learned": " ".join(sorted(digest_of_problem(collected.questions[number]) for number in learned)),
             "step_end": asdict(collected.step_end),
+            "parts": learner.counts(),
         },
         metrics={},
         taus={},
@@ -245,28 +230,6 @@ def _card(collected: Collected, settings: TrainSettings, *, name: str, command: 
         version=__version__,
         created=created,
     )
-
-
-def _learned(collected: Collected) -> str:
-    """The digests of all problems but those of the test."""
-    numbers = np.unique(collected.outcomes.problem[collected.part != TEST])
-    return " ".join(sorted(digest_of_problem(collected.questions[number]) for number in numbers))
-
-
-def _taus(head: Head, probability: Numbers, collected: Collected) -> TauTable:
-    """The table of taus on the whole solutions that no network learned from: the validation and the test part."""
-    chosen = collected.is_whole & (collected.part != TRAINING)
-    outcomes, begun = collected.outcomes.take(chosen), _beginnings(head, collected, chosen)
-    return make_table(probability[chosen], outcomes, spread_taus(probability[chosen]), collected.costs, begun)
-
-
-def _beginnings(head: Head, collected: Collected, chosen: NDArray[np.bool_]) -> Beginnings | None:
-    """What the head says of the beginnings of the chosen states' steps; None if their texts were not kept."""
-    try:
-        rows, state, tokens = collected.beginnings(chosen)
-    except ValueError:
-        return None
-    return Beginnings(state, tokens, head.probabilities(rows))
 
 
 def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
@@ -284,16 +247,12 @@ def _metrics(probability: Numbers, learner: _Learner) -> dict[str, Any]:
 
 
 def numbers(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """The head's number of each state (n,), and those that it is compared with, by name.
-
-    `rsd` knows the true reward of the drafted step, and `agreement` whether the target's step concludes the same.
-    """
+    """The head's number of each state (n,), and those that it is compared with, by name. `rsd` knows the drafted step's true reward."""
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {
         "arbitrage": probability,
         **plain,
         "rsd": 1.0 - collected.outcomes.draft_reward,
-        "agreement": 1.0 - collected.agrees,
         "random": np.random.default_rng(0).random(len(probability)),
     }

@@ -60,45 +60,30 @@ def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time
 
     Leaves it with the lowest number that is about as fast as the fastest. Takes more turns if they disagree. ComputeError.
     """
-    found: dict[int, Speeds] = {}
-    turns: dict[int, list[float]] = {count: [] for count in counts}
+    turns: dict[int, list[Speeds]] = {}
 
-    def take_turn(count: int) -> None:
+    def take_turn(count: int) -> Speeds:
         backend.use_threads(count)
-        now = measure(backend, clock=clock)
-        turns[count].append(_mixed(now))
-        found[count] = _best(found[count], now) if count in found else now
+        turns.setdefault(count, []).append(measure(backend, clock=clock))
+        return _best(turns[count])
 
     for _ in range(TURNS):
         for count in sorted(counts, reverse=True):
-            take_turn(count)
-            if _mixed(found[count]) > TOO_SLOW * min(map(_mixed, found.values())):
+            if _mixed(take_turn(count)) > TOO_SLOW * min(_mixed(_best(one)) for one in turns.values()):
                 break
-    threads = _suitable(found)
+    speeds = {count: _best(turns[count]) for count in sorted(turns)}
+    fastest = min(map(_mixed, speeds.values()))
+    threads = min(count for count, one in speeds.items() if _mixed(one) <= AS_FAST * fastest)
     while not _steady(turns[threads]) and len(turns[threads]) < MOST_TURNS:
-        take_turn(threads)
+        speeds[threads] = take_turn(threads)
     backend.use_threads(threads)
-    return Trials(dict(sorted(found.items())), threads, _steady(turns[threads]))
+    return Trials(speeds, threads, _steady(turns[threads]))
 
 
-def _suitable(found: Mapping[int, Speeds]) -> int:
-    """The lowest number of threads that is about as fast as the fastest."""
-    fastest = min(map(_mixed, found.values()))
-    return min(count for count, speeds in found.items() if _mixed(speeds) <= AS_FAST * fastest)
-
-
-def _steady(turns: Sequence[float]) -> bool:
+def _steady(turns: Sequence[Speeds]) -> bool:
     """Whether two turns agree on the best time: other work on the machine makes some turns slow, seldom two of them alike."""
-    best, *others = sorted(turns)
+    best, *others = sorted(map(_mixed, turns))
     return bool(others) and others[0] <= STEADY * best
-
-
-def try_loaded(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
-    """The best of several measurements, with the model's number of threads."""
-    best = measure(backend, clock=clock)
-    for _ in range(TURNS - 1):
-        best = _best(best, measure(backend, clock=clock))
-    return best
 
 
 def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
@@ -153,8 +138,8 @@ def _seconds(work: Callable[[], None], clock: Clock) -> float:
             return seconds / times
 
 
-def _best(first: Speeds, second: Speeds) -> Speeds:
-    return Speeds(*map(min, astuple(first), astuple(second)))
+def _best(turns: Sequence[Speeds]) -> Speeds:
+    return Speeds(*map(min, zip(*map(astuple, turns), strict=True)))
 
 
 def _mixed(speeds: Speeds) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from arbitrage_cli.training.examples import TEST, TRAINING, VALIDATION, Collected, read_states
-from arbitrage_cli.training.train import COMPARED, TrainSettings, numbers, train
+from arbitrage_cli.training.train import COMPARED, numbers, train
 
 FOLDS, RESAMPLES, RATES = 5, 1000, (0.2, 0.3, 0.4, 0.5)
 Numbers = NDArray[np.float64]
@@ -28,7 +28,7 @@ def out_of_fold(collected: Collected) -> Numbers:
     probability = np.empty(len(fold))
     for number in range(FOLDS):
         part = np.select([fold == number, fold == (number + 1) % FOLDS], [TEST, VALIDATION], TRAINING)
-        head = train(replace(collected, part=part), TrainSettings(), name="fold", command=(), created="")
+        head = train(replace(collected, part=part), name="fold", command=(), created="")
         tested = fold == number
         probability[tested] = head.probabilities(collected.features[tested])
     return probability

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from made_up_tuning import make_tuned
 from small_heads import write_head
 
 from arbitrage_cli.display.card import write_card
-from arbitrage_cli.routing.head_file import load
+from arbitrage_cli.routing.head import Head, digest_of_problem
+from arbitrage_cli.routing.head_file import load, save
 from arbitrage_cli.routing.thresholds import NAMES, TauTable, usual_rows
 from arbitrage_cli.tuning.placement import machine_here
 from arbitrage_cli.tuning.store import Speeds, keep_tuned
@@ -63,7 +65,7 @@ def test_card_of_a_head_has_models_data_and_figures(folder: Path, trained: Resul
     card = run("models", "info", "head.safetensors", cwd=folder)
     assert (card.code, card.err) == (0, "")
     assert max(map(len, card.out.splitlines())) < 80
-    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "agreement", "random")
+    baselines = ("entropy", "lowest logprob", "mean logprob", "rsd", "random")
     models = (f"Tiny draft, sha256 {'d' * 12}", f"Tiny target, sha256 {'e' * 12}", "made-up: 120 problems, 600 states")
     for word in ("AUC", "calibration error", *baselines, *models, "exact", "balanced", "fast", "wasted"):
         assert word in flat(card.out)
@@ -83,12 +85,12 @@ def test_shipped_heads_and_several_show_their_cards(folder: Path, trained: Resul
 
 def test_json_is_the_card_alone(folder: Path) -> None:
     (folder / "json.safetensors").write_bytes(b"old")
-    arguments = ("--json", "--quiet", "--name", "mine", "--margin", "0.5", "--force")
+    arguments = ("--json", "--quiet", "--name", "mine", "--force")
     found = run("train", "run", "-o", "json.safetensors", *arguments, cwd=folder)
     (card,) = found.records
     assert (found.code, found.err) == (0, "")
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
-    assert (card["name"], card["margin"]) == ("mine", 0.5)
+    assert card["name"] == "mine"
     assert card["taus"]["costs"]["target_seconds_per_token"] == COSTS["target_seconds_per_token"]
 
 
@@ -112,8 +114,7 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
         (["loop"], "has no run"),
         (["run", "-o", "head.pkl"], ".safetensors"),
         (["run", "--test", "run"], "twice"),
-        (["run", "nowhere/../run/."], "twice"),
-        (["run", "--margin", "-1"], "margin"),
+        (["run", "./run/."], "twice"),
         ([], "RUN"),
     ],
 )
@@ -170,6 +171,16 @@ def test_table_becomes_that_of_the_run_and_the_network_stays(here: Path) -> None
     assert "wrote new.safetensors" in result.err
 
 
+def test_problems_that_the_head_was_trained_on_are_left_out(here: Path) -> None:
+    old = load(here / "small.safetensors")
+    learned = " ".join(map(digest_of_problem, questions(7)))
+    save(Head(old.network, replace(old.card, data={"learned": learned})), here / "small.safetensors")
+    result = calibrate(here, "run")
+    assert result.code == 0, result.err
+    assert "trained on 7 of these 60 problems" in flat(result.err)
+    assert table_of(here / "new.safetensors").num_solutions == 53
+
+
 def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
     measured = ((DRAFT, Speeds(0.5, 0.1, 0.2, 0.2)), (TARGET, Speeds(4.0, 0.1, 0.2, 0.2)))
     known = [make_tuned(machine_here(), model["sha256"], speeds=speeds) for model, speeds in measured]
@@ -189,7 +200,7 @@ def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
         ([], "RUN"),
         (["nowhere"], "has no run"),
         (["run", "other"], "different pairs"),
-        (["run", "./run/"], "run is given twice"),
+        (["run", "./run/"], "twice"),
         (["bench"], "run of arbitrage bench"),
         (["run", "-o", "new.pkl"], ".safetensors"),
         (["few"], "too few states"),

@@ -24,7 +24,7 @@ def test_a_tau_that_escalates_every_step_is_the_target_alone(
     """It gives the same text in less time, also if costs are not known. If routing is asked for, there is a warning."""
     small = load(write_head(tmp_path / "head.safetensors"))
     table = replace(make_table(), costs=SLOW_DRAFT, named={"exact": 0.0, "balanced": 0.3, "fast": 0.6})
-    head = Head(small.network, small.knots, replace(small.card, taus=table.to_json()))
+    head = Head(small.network, replace(small.card, taus=table.to_json()))
     available = AvailableHead(head, source)
     route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], "0", available), available, is_open=is_open)
     assert (route.policy.name, route.tau) == (policy, None if policy == "target" else 0.0)
@@ -35,7 +35,7 @@ def test_other_taus_route_by_the_costs_of_another_machine(tmp_path: Path) -> Non
     """They may be wrong for this one: a warning is all."""
     small = load(write_head(tmp_path / "head.safetensors"))
     table = replace(make_table(), costs=SLOW_DRAFT)
-    head = Head(small.network, small.knots, replace(small.card, taus=table.to_json()))
+    head = Head(small.network, replace(small.card, taus=table.to_json()))
     available = AvailableHead(head, "head.safetensors")
     route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=True)
     assert (route.name, route.tau) == ("arbitrage@exact", 0.3)
@@ -53,7 +53,7 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
         for row, count in zip(make_table().rows, written, strict=True)
     )
     table = replace(make_table(), rows=rows, costs=costs)
-    head = Head(small.network, small.knots, replace(small.card, taus=table.to_json()))
+    head = Head(small.network, replace(small.card, taus=table.to_json()))
     available = AvailableHead(head, "head.safetensors", costs)
     routed = table.time(table.row_at(0.3))
     assert table.at_costs(costs).named["exact"] == 0.3

@@ -12,20 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save as encode
 
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, RouterError, UsageError
 from arbitrage_cli.routing.features import FEATURES, Floats, features
-from arbitrage_cli.routing.head import Curve, Head, HeadCard, Network, digest_of
+from arbitrage_cli.routing.head import Head, HeadCard, Network, digest_of
 from arbitrage_cli.routing.head_file import MAX_FILE_BYTES, SCHEMA, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
-KNOTS = np.array([[-4.0, -6.0], [-1.0, -1.5], [0.0, 0.5], [2.0, 1.0]])
 
 
 def make_card(**changes: Any) -> HeadCard:
@@ -34,7 +31,6 @@ def make_card(**changes: Any) -> HeadCard:
         features=FEATURES,
         pairs=({"draft": DRAFT, "target": TARGET},),
         reward={"kind": "prm"},
-        margin=0.0,
         data={"runs": []},
         metrics={"auc": 0.9},
         taus={},
@@ -54,7 +50,7 @@ def make_head(*, units: int = 0, **changes: Any) -> Head:
         return rng.normal(0, 0.3, shape).astype(np.float32)
 
     layer = (draw(size, units), draw(units)) if units else None
-    return Head(Network(draw(size), np.abs(draw(size)) + 1, draw(units or size), 0.25, layer), KNOTS, card)
+    return Head(Network(draw(size), np.abs(draw(size)) + 1, draw(units or size), 0.25, layer), card)
 
 
 HEADS: Mapping[str, Callable[[], Head]] = {
@@ -79,7 +75,7 @@ def new_trace() -> Trace:
 
 @every_head
 def test_score_is_what_the_arrays_say(make: Callable[[], Head]) -> None:
-    """Standardised inputs, the units, and the curve: against the formulas in double precision."""
+    """Standardised inputs and the units: against the formulas in double precision."""
     head, trace, draft = make(), new_trace(), make_draft()
     chosen = [FEATURES.index(name) for name in head.card.features]
     inputs = features(trace, draft)[chosen].astype(np.float64)
@@ -87,8 +83,7 @@ def test_score_is_what_the_arrays_say(make: Callable[[], Head]) -> None:
     values = np.clip((inputs - network.mean) / network.scale, -8, 8)
     if network.layer:
         values = np.maximum(values @ network.layer[0] + network.layer[1], 0)
-    ends = [[-104, -156], *KNOTS.tolist(), [202, 51]]  # beyond the knots the first and the last piece go on
-    log_odds = float(np.interp(values @ network.output + network.output_bias, *np.transpose(ends)))
+    log_odds = float(values @ network.output + network.output_bias)
     assert head.probability(trace, draft) == pytest.approx(1 / (1 + math.exp(-log_odds)), rel=1e-4)
 
 
@@ -129,11 +124,20 @@ def test_a_step_is_stopped_at_clearly_more_than_tau(tau: float, stopping: float)
     assert early_stop.should_stop(new_trace(), draft) == (head.probability(new_trace(), draft) > stopping)
 
 
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
-def test_curve_never_falls_and_stays_between_the_ends(values: list[float]) -> None:
-    found = [Curve(KNOTS)(value) for value in sorted(values)]
-    assert found == sorted(found)
-    assert all(0 < probability < 1 for probability in found)
+@every_head
+@pytest.mark.parametrize("slope", [1e-3, 1.0, 1e6])
+def test_probabilities_rise_with_the_log_odds_and_stay_between_the_ends(make: Callable[[], Head], slope: float) -> None:
+    """A tau of 0 is below all of them, a tau of 1 above; a calibration changes no order."""
+    head = make()
+    moved = Head(head.network.moved(slope, -0.5), head.card)
+    rows = np.random.default_rng(0).normal(0, 2, (50, len(FEATURES))).astype(np.float32)
+    inputs = rows[:, [FEATURES.index(name) for name in head.card.features]]
+    np.testing.assert_allclose(
+        moved.network.log_odds(inputs), slope * head.network.log_odds(inputs) - 0.5, rtol=1e-4, atol=1e-4
+    )
+    found = moved.probabilities(rows)[np.argsort(moved.network.log_odds(inputs))]
+    assert (np.diff(found) >= 0).all()
+    assert ((found > 0) & (found < 1)).all()
 
 
 def test_no_number_is_an_error() -> None:
@@ -212,7 +216,7 @@ class Dangerous:
 def test_pickle_is_not_opened(tmp_path: Path, protocol: int) -> None:
     path, canary = tmp_path / "head.safetensors", tmp_path / "canary"
     path.write_bytes(pickle.dumps(Dangerous(canary), protocol))
-    assert "safetensors" in refused(path) or "pickle" in refused(path)
+    assert "safetensors" in refused(path)
     assert not canary.exists()
 
 
@@ -271,7 +275,7 @@ def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
             load(path)
 
 
-@pytest.mark.parametrize("name", ["mean", "output", "units", "knots"])
+@pytest.mark.parametrize("name", ["mean", "output", "units"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
     head = make_head(units=5)
@@ -291,10 +295,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
         {"scale": np.zeros(len(FEATURES), np.float32)},
         {"mean": np.zeros(len(FEATURES), np.float64)},
         {"mean": np.zeros(len(FEATURES), np.int32)},
-        {"knots": np.zeros((3, 2), np.float32)},
-        {"knots": np.array([[0, 1], [1, 0]], np.float32)},
-        {"knots": np.zeros((1, 2), np.float32)},
-        {"knots": np.arange(6, dtype=np.float32)},
         {"extra": np.zeros(1, np.float32)},
         {"mean": None},
         {"unit_bias": None},
@@ -315,7 +315,6 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[st
         {"features": [*FEATURES[:-1], 7]},
         {"features": "tokens"},
         {"hidden_size": 6},
-        {"margin": None},
         {"pairs": [7]},
         {"pairs": [{"draft": DRAFT}]},
         {"taus": []},

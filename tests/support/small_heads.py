@@ -13,7 +13,6 @@ from arbitrage_cli.routing.head_file import save
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.thresholds import TauRow, TauTable
 
-KNOTS = np.array([[-1.0, -1.0], [1.0, 1.0]])
 PAIR: Mapping[str, Any] = {"draft": {"name": "d", "sha256": None}, "target": {"name": "t", "sha256": None}}
 CHEAP_DRAFT = Costs(draft_seconds_per_token=0.1, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.01)
 
@@ -53,6 +52,6 @@ def write_head(path: Path, *, pair: Mapping[str, Any] = PAIR, data: Mapping[str,
     weights[FEATURES.index("entropy_first")] = 1.0
     network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
     taus = make_table().to_json()
-    card = HeadCard("small", FEATURES, (pair,), {"kind": "prm"}, 0.0, data or {}, {}, taus, (), "0", "never")
-    save(Head(network, KNOTS, card), path)
+    card = HeadCard("small", FEATURES, (pair,), {"kind": "prm"}, data or {}, {}, taus, (), "0", "never")
+    save(Head(network, card), path)
     return path
