@@ -8,7 +8,7 @@ import pytest
 from cli import run
 
 from arbitrage_cli import Pair, open_pair
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, ProblemError, UsageError
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError, ProblemError, UsageError
 from arbitrage_cli.types import Decided, Finished, Problem, Started, Wrote
 
 QUESTION = "37 * 12 - 95"
@@ -76,6 +76,30 @@ def test_one_call_at_a_time_and_a_stream_that_is_left_makes_room() -> None:
     with pytest.raises(UsageError):
         pair.solve(QUESTION)
     pair.close()
+
+
+def test_at_least_one_problem_is_solved_at_once() -> None:
+    with scripted() as pair, pytest.raises(UsageError) as raised:
+        list(pair.solve_many([QUESTION], concurrency=-1))
+    assert raised.value.option == "concurrency"
+
+
+def test_closing_a_pair_ends_its_stream() -> None:
+    """The models are freed after the stream has let go of them: else llama.cpp would end the process."""
+    for pair in (scripted(), open_pair(threads=1, ctx=512)):
+        events = pair.stream(QUESTION)
+        next(events)
+        pair.close()
+        with pytest.raises(UsageError, match="closed"):
+            next(events)
+
+
+def test_a_pair_that_cannot_be_loaded_for_more_problems_is_closed() -> None:
+    with open_pair(threads=1, ctx=512) as pair:
+        with pytest.raises(ModelMemoryError):
+            list(pair.solve_many([QUESTION], concurrency=10**6))
+        with pytest.raises(UsageError, match="closed"):
+            pair.solve(QUESTION)
 
 
 @pytest.mark.parametrize(

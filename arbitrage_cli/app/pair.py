@@ -48,6 +48,7 @@ class Pair:
     def __init__(self, setup: Setup, concurrency: int) -> None:
         self._setup = setup
         self._stack = contextlib.ExitStack()
+        self._events: Generator[Event, None, None] | None = None
         self._is_busy = self._is_closed = False
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
@@ -61,8 +62,10 @@ class Pair:
         self.close()
 
     def close(self) -> None:
-        """Free the models. May be called twice."""
+        """End what is being solved, and free the models. May be called twice."""
         self._is_closed = True
+        if self._events is not None:
+            self._events.close()  # while it still has the models
         self._stack.close()
 
     def solve(self, question: str | Problem) -> Solution:
@@ -94,18 +97,24 @@ class Pair:
                     yield done.pop(started.pop(0))
 
     def _run(self, problems: Iterator[Problem], concurrency: int) -> Generator[Event, None, None]:
+        if concurrency < 1:
+            raise UsageError(f"concurrency {concurrency} is less than 1", option="concurrency")
         if self._is_closed or self._is_busy:
             raise UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
         self._is_busy = True
         try:
             if concurrency > self._session.concurrency:
                 self._stack.close()
+                self._is_closed = True  # if they cannot be loaded again
                 self._session = self._load(concurrency)
-            scheduler = self._session.scheduler(concurrency=concurrency)
-            with contextlib.closing(scheduler.run(problems)) as events:
-                yield from events
+                self._is_closed = False
+            self._events = self._session.scheduler(concurrency=concurrency).run(problems)
+            with contextlib.closing(self._events):
+                yield from self._events
+            if self._is_closed:
+                raise UsageError("this pair was closed before it had solved the problem")
         finally:
-            self._is_busy = False
+            self._is_busy, self._events = False, None
 
     def _load(self, concurrency: int) -> Session:
         session = self._stack.enter_context(Session(self._setup, _Log()))
