@@ -83,6 +83,7 @@ def test_shipped_heads_and_several_show_their_cards(folder: Path, trained: Resul
     assert_refused(run("models", "info", "bare.safetensors", cwd=folder), 3, "bare.safetensors: ")
 
 
+@pytest.mark.slow
 def test_json_is_the_card_alone(folder: Path) -> None:
     (folder / "json.safetensors").write_bytes(b"old")
     arguments = ("--json", "--quiet", "--name", "mine", "--force")
