@@ -131,18 +131,6 @@ def test_mapping() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mapping"),
-    [
-        ("question=prompt", {"question": "prompt"}),
-        ("question=prompt,answer=gold", {"question": "prompt", "answer": "gold"}),
-        (" id = key , level=a=b ", {"id": "key", "level": "a=b"}),
-    ],
-)
-def test_mapping_as_a_user_writes_it(text: str, mapping: dict[str, str]) -> None:
-    assert parse_mapping(text) == mapping
-
-
-@pytest.mark.parametrize(
     "text", ["", "question", "question=", "=prompt", "solution=x", "question=a,question=b", "answer=a,,"]
 )
 def test_malformed_mapping(text: str) -> None:

@@ -139,19 +139,6 @@ def test_what_is_copied(told: str, written: str, upcoming: str, num_matched: int
     assert copied_after(told, written) == (upcoming, num_matched)
 
 
-def test_a_draft_comes_before_a_copy() -> None:
-    """Until the text leaves it. A continuation of the draft comes before a copy as well."""
-    assert copied_after("of the cat", "of", proposal="of a cat") == (" a cat", 2)
-    assert copied_after("of the cat", "of th", proposal="of a cat") == ("e catof th", 5)
-    following = Proposal((), History(map(ord, "of the cat, of")))
-    assert (following.place(9).source, following.place(9).num_left) == ("copied", 9)
-    following.speculate([*map(ord, " a")])
-    assert following.place(9) == Place(2, 0, "speculated")
-    following.follow(ord(" "))
-    following.follow(ord("t"))
-    assert following.upcoming(2) == [*map(ord, "he")]
-
-
 def time_of_speculation(draft: float, batches: tuple[float, float], match: float) -> float:
     """The time of 30 texts of 200 tokens that are speculated on if that seems worth it, as a share of that of decoding alone."""
     chance, planner, seconds = random.Random(0), planner_of(batches), 0.0

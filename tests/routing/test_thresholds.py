@@ -134,16 +134,6 @@ def test_names_by_their_definitions() -> None:
     assert name_taus(table) == {"exact": 0.2, "balanced": 0.4, "fast": 0.6}
 
 
-def test_names_on_another_machine() -> None:
-    """They are given again at its costs; the rows stay. If reading an accepted step takes the target longer than writing it, none is accepted."""
-    probability, outcomes = make_outcomes(400, 1)
-    table = make_table(probability, outcomes, spread_taus(probability), COSTS)
-    elsewhere = table.at_costs(replace(COSTS, target_seconds_per_token=1.0, target_prefill_seconds_per_token=50.0))
-    assert elsewhere.rows == table.rows
-    assert elsewhere.named["exact"] == ALWAYS < table.named["exact"]
-    assert elsewhere.at_costs(COSTS) == table
-
-
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.7])
 def test_rows_of_early_stops_are_what_a_run_would_do(tau: float) -> None:
     """A step is escalated if its beginning or its end says so; if the beginning does, no more of it is drafted or shared."""

@@ -84,12 +84,6 @@ def test_the_least_number_that_is_about_as_fast_as_any(decode: Seconds, read: Se
     assert backend.threads == threads
 
 
-def test_what_is_much_too_slow_is_not_tried_further() -> None:
-    """Where fewer threads are clearly slower, still fewer would take minutes to measure."""
-    _, backend = tune(lambda n: 1.0 / n, lambda n: 0.1 / n)
-    assert min(backend.tried) == 4
-
-
 def test_a_turn_that_was_disturbed_does_not_count() -> None:
     """Something else ran on the machine in the first turn."""
     disturbed = itertools.chain([50.0], itertools.repeat(1.0))
