@@ -202,7 +202,7 @@ class Collection:
         return costs
 
     def _events(self, scheduler: Scheduler, problems: Sequence[Problem]) -> Generator[Event, None, None]:
-        return marked(self._folder.started, scheduler.run(problems))
+        return marked(self._folder.started, scheduler.run(problems), makes_rows=False)
 
 
 def _temperature(options: CollectOptions) -> float:

@@ -99,14 +99,18 @@ def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished
     return Finished(Trace(problem, limits), error)
 
 
-def marked(started: StartedMarks, events: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The events of problems that are being solved, each problem with a mark on the disk meanwhile."""
+def marked(started: StartedMarks, events: Generator[T, None, None], *, makes_rows: bool = True) -> Generator[T, None, None]:
+    """The events of problems that are being solved, each problem with a mark on the disk meanwhile.
+
+    If this makes no rows, as when tokens are timed, earlier crashes of a problem still count afterwards.
+    """
+    end = started.end if makes_rows else started.leave
     with contextlib.closing(events):
         for event in events:
             if isinstance(event, Started):
                 started.begin(event.trace.problem.id)
             elif isinstance(event, Finished):
-                started.end(event.trace.problem.id)
+                end(event.trace.problem.id)
             yield event
 
 

@@ -56,6 +56,14 @@ class StartedMarks:
             self._crashes[problem] = GIVEN_UP - 1
             self._write("known", problem, GIVEN_UP - 1)
 
+    def leave(self, problem: str) -> None:
+        """The problem is not being solved any more, and has no row yet: its crashes still count."""
+        self._in_flight.discard(problem)
+        if problem in self._crashes:
+            self._write("known", problem, self._crashes[problem])
+        else:
+            self._write("ended", problem, 0)
+
     def close(self) -> None:
         """An orderly end: what was in flight did no harm."""
         with suppress(OSError):
@@ -105,9 +113,12 @@ def _read(path: Path) -> dict[str, int]:
                 case ["ended", str(problem), int()]:
                     in_flight.discard(problem)
                     crashes.pop(problem, None)
-                case ["began" | "known" as what, str(problem), int(count)]:
+                case ["known", str(problem), int(count)]:
+                    in_flight.discard(problem)
                     crashes[problem] = count
-                    in_flight |= {problem} if what == "began" else set()
+                case ["began", str(problem), int(count)]:
+                    in_flight.add(problem)
+                    crashes[problem] = count
         except (ValueError, RecursionError):
             continue
     return crashes

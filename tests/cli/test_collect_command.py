@@ -54,10 +54,12 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
         assert len(kept) < len(whole)
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known answers", "questions alone"])
-def test_problem_that_ends_the_process_ends_as_an_error(tmp_path: Path, known: bool) -> None:
+@pytest.mark.parametrize(
+    ("known", "num_problems"), [(True, 9), (False, 9), (True, 5)], ids=["known", "questions alone", "few"]
+)
+def test_problem_that_ends_the_process_ends_as_an_error(tmp_path: Path, known: bool, num_problems: int) -> None:
     """Wherever it is met: while tokens are timed, while the target answers, or while states are collected."""
-    write_problems(tmp_path / "problems.jsonl", 9)
+    write_problems(tmp_path / "problems.jsonl", num_problems)
     problems = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
     if not known:
         questions = [{"id": one["id"], "question": one["question"]} for one in problems]
@@ -66,7 +68,7 @@ def test_problem_that_ends_the_process_ends_as_an_error(tmp_path: Path, known: b
     assert codes == [*[-signal.SIGABRT] * 3, 1]
     statuses = {row["id"]: row["status"] for row in rows_of(tmp_path / "run")}
     assert [name for name, status in statuses.items() if status == "error"] == [problems[3]["id"]]
-    assert len(statuses) == 9
+    assert len(statuses) == num_problems
     assert run(*COLLECT, cwd=tmp_path).code == 0
     assert {row["status"] for row in rows_of(tmp_path / "run")} == {"done"}
 
