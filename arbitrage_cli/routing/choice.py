@@ -117,7 +117,7 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableHead) -> fl
         return None
     if policy.needs_head:
         return available.table_here.resolve(tau or DEFAULT_TAU)
-    return policy.default_tau if tau is None else tau_number(tau, "a number, inf or -inf: --tau 0.5")
+    return policy.default_tau if tau is None else tau_number(tau, f"{policy.name} takes a number, inf or -inf: --tau 0.5")
 
 
 def stops_early(
