@@ -81,21 +81,30 @@ class Policy:
         return arbitrage(trace, chosen, tau)
 
 
-THOUGHTS_TAU = 1.0
-"""For thoughts, which no head has been trained on: the entropy of a thought's first token above which the target writes it (nats)."""
+THOUGHTS_SHARE = 0.3
+"""The share of thoughts that the target writes beside a head, as no head has been trained on thoughts."""
 
 
 def _thoughts_first(trace: Trace, tau: float, answer: Flow, *, stops_early: bool) -> Flow:
-    """Thoughts, routed by the draft's entropy, then the answer."""
-    router = by_first_token(first_token_entropy)
+    """Thoughts, routed by the draft's entropy at a budget, then the answer."""
+    router = by_first_token(entropy_rank)
     chosen = router if stops_early else replace(router, early_stop=None)
     yield from arbitrage(trace, chosen, thoughts_tau(tau), phase="think")
     yield from answer
 
 
+def entropy_rank(trace: Trace, draft: Step) -> float:
+    """The share of the earlier thoughts that began with less entropy than this one, from 0 to 1; 0.5 for the first.
+
+    What entropy is high depends on the model. A tau of 1 - b escalates a share of about b with any model.
+    """
+    earlier = [first_token_entropy(trace, one.draft) for one in trace.decisions if one.draft]
+    return (sum(entropy < first_token_entropy(trace, draft) for entropy in earlier) + 0.5) / (len(earlier) + 1)
+
+
 def thoughts_tau(tau: float) -> float:
     """The tau of thoughts beside this tau of a head: a tau that accepts or escalates every step does so with thoughts too."""
-    return THOUGHTS_TAU if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
+    return 1 - THOUGHTS_SHARE if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
 
 
 WRONG_EQUATION = 100.0

@@ -1,6 +1,6 @@
 """Thoughts: the formats of chat templates, and the phases of solutions by models that mark them differently."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -25,9 +25,21 @@ from arbitrage_cli.inference.servers.model import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
-from arbitrage_cli.routing.policies import THOUGHTS_TAU
+from arbitrage_cli.routing.policies import THOUGHTS_SHARE, entropy_rank
 from arbitrage_cli.tasks.code import find_program
-from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Phase, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import (
+    Cost,
+    Decision,
+    Finished,
+    Limits,
+    ModelRole,
+    Phase,
+    Problem,
+    Step,
+    StepStop,
+    TokenStats,
+    Trace,
+)
 
 HARMONY = (
     "<|start|>system<|message|>Reasoning: medium<|end|>{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
@@ -378,7 +390,24 @@ def test_a_head_decides_about_answers_and_entropy_about_thoughts() -> None:
     assert {one.verdict for one in decided if one.kept.phase == "answer"} == {"escalate"}
     thoughts = [one for one in decided if one.draft and one.draft.phase == "think"]
     assert {one.verdict for one in thoughts} == {"accept", "escalate"}
-    assert all((one.verdict == "escalate") == ((one.score or 0.0) > THOUGHTS_TAU) for one in thoughts)
+    assert all((one.verdict == "escalate") == ((one.score or 0.0) > 1 - THOUGHTS_SHARE) for one in thoughts)
+
+
+def verdicts(entropies: Sequence[float]) -> list[bool]:
+    """Whether the target writes each of the thoughts that the draft begins with these entropies."""
+    trace = Trace(Problem("1", "?"), Limits())
+    for entropy in entropies:
+        draft = Step("draft", "So it is.", 1, Cost(), "separator", TokenStats([-1.0], [entropy], [1.0]), phase="think")
+        trace.add(Decision(kept=draft, draft=draft, score=entropy_rank(trace, draft)))
+    return [(one.score or 0.0) > 1 - THOUGHTS_SHARE for one in trace.decisions]
+
+
+def test_the_budget_of_thoughts_holds_for_any_model() -> None:
+    entropies = np.random.default_rng(1).gamma(0.3, size=400)
+    found = verdicts(entropies)
+    assert 0.27 < np.mean(found) < 0.33
+    assert found == verdicts(0.01 * entropies)
+    assert np.mean(entropies[found]) > 3 * np.mean(entropies[~np.array(found)])
 
 
 @pytest.mark.parametrize(("tau", "model"), [(-1.0, "target"), (float("inf"), "draft")])
