@@ -14,8 +14,9 @@ from arbitrage_cli.runs.records import route_name
 Figures = Mapping[str, Any]
 Decision = Literal["pays", "does not pay", "not decided"]
 
-MIN_PROBLEMS = 8
-MIN_FOR_ANSWERS = 20  # problems from which a way with other answers than the target's may be advised
+MIN_TO_REFUSE = 5  # problems from which no way may be advised, if all are surely slow
+MIN_PROBLEMS = 8  # problems from which one may be
+MIN_FOR_ANSWERS = 20  # the same for a way with other answers than the target's
 WORTH = 1.1  # times as fast: a way that is surely slower is not worth its trouble
 ABOUT = 1.2  # times as fast: less is not worth an answer
 MAX_LOST = 0.05  # of the problems: right answers that the target has and a way has not
@@ -58,6 +59,12 @@ class Way:
         return self.policy == "speculative" or self.num_lost <= allowed
 
     @property
+    def may_keep_answers(self) -> bool:
+        """The same, but for one answer that may be lost by chance as long as there are few problems."""
+        by_chance = self.num_lost <= 1 and self.num_problems < MIN_FOR_ANSWERS and self.policy != "draft"
+        return self.keeps_answers or by_chance
+
+    @property
     def speed(self) -> str:
         """`1.50 [1.41-1.60] times as fast`, with the digits of the tables."""
         low_and_high = "-".join(map(_digits, self.interval or ()))
@@ -93,15 +100,14 @@ def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
         return None
     promising = [way for way in ways if way.is_faster and way.keeps_answers]
     paying = [way for way in promising if way.is_known]
-    count = min(way.num_problems for way in ways)
-    is_open = promising or any(not way.is_not_worth_it and way.keeps_answers for way in ways)
-    if count < MIN_PROBLEMS or (is_open and not paying):
-        return Verdict("not decided", _not_decided(ways, count, out_of_time=out_of_time), final=False)
     if paying:
         best = _best(paying)
         faster = max([best, *promising], key=lambda way: way.speedup)
         more = f" {faster.route} is {faster.speed} so far; more problems would decide it." if not faster.is_known else ""
         return Verdict("pays", _pays(best) + more, best.route, final=not more)
+    count = min(way.num_problems for way in ways)
+    if count < MIN_TO_REFUSE or promising or any(not way.is_not_worth_it and way.may_keep_answers for way in ways):
+        return Verdict("not decided", _not_decided(ways, count, out_of_time=out_of_time), final=False)
     return Verdict("does not pay", " ".join(_does_not_pay(ways, figures)))
 
 
@@ -167,13 +173,14 @@ def _not_decided(ways: Sequence[Way], count: int, *, out_of_time: bool) -> str:
 
 
 def _does_not_pay(ways: Sequence[Way], figures: Figures) -> list[str]:
-    if fast := [way for way in ways if way.is_faster]:
+    others = [way for way in ways if way.policy != "draft"] or ways
+    if fast := [way for way in others if way.is_faster]:
         best = min(fast, key=lambda way: way.num_lost)
         return [f"No way here keeps the target's answers and is faster: {best.route} is {best.speed}, {best.answers}."]
     ratio, needed = token_ratio(figures), _ratio_needed(figures)
     why = f": a token of the target costs {ratio:.2g} of the draft's" if ratio else ""
     would = f"; from about {needed:.2g} on they would" if needed and ratio and needed > ratio else ""
-    best = max(ways, key=lambda way: way.speedup)
+    best = max(others, key=lambda way: way.speedup)
     return [f"These two do not pay on this machine{why}{would}.", f"The fastest way, {best.route}, is {best.speed}."]
 
 

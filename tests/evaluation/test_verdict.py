@@ -59,6 +59,10 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
         ([policy("speculative", 0.8, (0.7, 0.9)), SLOW_DRAFT], "does not pay", None),
         ([policy("speculative", 1.2, (0.9, 1.5))], "not decided", None),
         ([policy("speculative", 1.5, (1.4, 1.6), problems=7)], "not decided", None),
+        ([policy("speculative", 0.97, (0.94, 1.0), problems=5), SLOW_DRAFT], "does not pay", None),
+        ([policy("speculative", 0.97, (0.94, 1.0), problems=4), SLOW_DRAFT], "not decided", None),
+        ([BALANCED | {"ratios": lost_of(1, 7)}], "not decided", None),
+        ([BALANCED | {"ratios": lost_of(2, 7)}], "does not pay", None),
         ([policy("speculative", 1.5, None)], "not decided", None),
         ([policy("oracle", 3.0, (2.0, 4.0)), policy("speculative", 0.8, (0.7, 0.9))], "does not pay", None),
         (
@@ -69,7 +73,8 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
     ],
     ids=[
         "the target's own text", "the fastest", "but not if it loses answers", "one of twenty may be lost", "one that is about as fast and loses none", "but not a slow one", "the draft alone", "with too few problems for answers",
-        "which must lose none", "nothing is faster", "an interval around 1", "too few problems", "no interval",
+        "which must lose none", "nothing is faster", "an interval around 1", "too few problems", "few problems show what is slow", "but not fewer",
+        "one answer may be lost by chance", "two are not", "no interval",
         "the oracle is no way", "problems a second",
     ],
 )  # fmt: skip
