@@ -74,7 +74,7 @@ def advise(
 ) -> None:
     """Find out whether a pair pays on this machine, and how to use it: one sentence and one command line.
 
-    It measures what tokens cost here, as arbitrage tune does. Then it solves 8 to 40 problems in each way, in turns: the target
+    It measures what tokens cost here, as arbitrage tune does. Then it solves 5 to 40 problems in each way, in turns: the target
     alone, speculation, routing, the draft alone. It stops as soon as they decide it. The same command resumes a run.
 
     \b
