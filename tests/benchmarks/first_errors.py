@@ -32,6 +32,7 @@ SCORES: dict[str, ScoreOf] = {
     "lowest log-probability": max_negative_logprob,
     "mean log-probability": mean_negative_logprob,
     "entropy of the first token": first_token_entropy,
+    "number of the step": lambda trace, step: float(len(trace.decisions)),
 }
 
 
