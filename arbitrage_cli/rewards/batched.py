@@ -1,6 +1,6 @@
 """Rewards by a model in this process, for the steps of all waiting problems in one batch.
 
-There are no default rewards: without an answer there is an error. Knows no policy and no terminal.
+There are no default rewards: without an answer there is an error.
 """
 
 import math

@@ -8,10 +8,10 @@ The curves start from what the head says (its probability is right, and a lift i
 enough. So do the losses: the part of the observed loss that the curves miss counts as far as it exceeds its own noise.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-
-from arbitrage_cli.stats.logistic import Prior, chance, fit_curves
 
 Numbers = NDArray[np.float64]
 
@@ -19,9 +19,39 @@ RESAMPLES, SEED = 400, 0
 MAX_CELLS = 1 << 21  # of one batch of resamples: bounds the memory, not the result
 NEAREST = 1e-6  # of a probability to 0 and 1
 TRUST = 0.5  # the share of the expected drops by which the curves may be off
+NEWTON_STEPS, LONGEST_STEP = 12, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Gaussian beliefs about a curve: intercept and slope of its log-odds."""
+
+    mean: tuple[float, float]
+    deviation: tuple[float, float]
+
 
 DROP = Prior((0.0, 1.0), (1.0, 0.3))
 LIFT = Prior((-3.0, 0.5), (1.0, 0.5))
+
+
+def chance(curve: Numbers, number: Numbers) -> Numbers:
+    """Curves (r, 2) at numbers (n,): (r, n)."""
+    values: Numbers = 1 / (1 + np.exp(-(curve[:, :1] + curve[:, 1:] * number)))
+    return values
+
+
+def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -> Numbers:
+    """The likeliest curve of the shares (n,) for each row of weights (r, n), by Newton's method: (r, 2)."""
+    mean, precision = np.array(prior.mean), np.array(prior.deviation) ** -2.0
+    inputs = np.stack([np.ones_like(number), number], axis=1)
+    squares = np.stack([inputs[:, 0], number, number, number**2], axis=1)
+    curve = np.tile(mean, (len(weight), 1))
+    for _ in range(NEWTON_STEPS):
+        now = chance(curve, number)
+        slope = (weight * (share - now)) @ inputs - precision * (curve - mean)
+        bend = ((weight * now * (1 - now)) @ squares).reshape(-1, 2, 2) + np.diag(precision)
+        curve = curve + np.clip(np.linalg.solve(bend, slope[..., None])[..., 0], -LONGEST_STEP, LONGEST_STEP)
+    return curve
 
 
 class ExpectedLoss:

@@ -94,7 +94,7 @@ SOURCES = {"draft": "draft", "target": "target", "mixed": "random"}
 
 
 def balanced(rows: Iterable[Labelled], share_wrong: float, rng: random.Random) -> list[Labelled]:
-    """All rows with an error, cut off soon after it, and so many of the others that this share of the labels is wrong."""
+    """All rows with an error, cut off soon after it, and as many of the others as make this share of the labels wrong."""
     flawed, flawless = [], []
     for row in rows:
         (flawless if all(row.labels) else flawed).append(_cut(row))
@@ -279,7 +279,7 @@ def _number(written: str) -> Number:
 def training_rows(
     backends: Mapping[ModelRole, LlamaBackend], counts: Mapping[str, int], seed: int, concurrency: int
 ) -> list[Labelled]:
-    """Balanced rows of so many problems for each source, `corrupted` among them; no problem twice."""
+    """Balanced rows of that many problems for each source, `corrupted` among them; no problem twice."""
     problems = training_problems(seed)
     rng = random.Random(seed)
     rows = []

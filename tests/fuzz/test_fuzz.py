@@ -1,6 +1,6 @@
 """Whatever a file, a model or a server holds, it is read, or it is one of the program's own errors, in bounded time.
 
-The default run has a few seconds of this. `ARBITRAGE_FUZZ=600 python -m pytest tests/fuzz` spends so many seconds in all. What was
+The default run has a few seconds of this. `ARBITRAGE_FUZZ=600 python -m pytest tests/fuzz` spends 600 seconds in all. What was
 ever found is among the examples that come first, or has a test of its own beside the code it was found in.
 """
 

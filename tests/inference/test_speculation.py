@@ -72,7 +72,7 @@ def test_proposals_that_match_save_time(batches: tuple[float, float], match: flo
     ids=["batches save nothing", "nor little", "proposals that do not match", "quantized, a bad draft", "batches cost more"],
 )
 def test_proposals_never_cost_much(batches: tuple[float, float], match: float) -> None:
-    """Although each problem has to learn anew how much its proposals are worth."""
+    """Although each problem learns for itself how much its proposals are worth."""
     assert time_of_steps(batches, match, match) < 1.02
 
 

@@ -46,7 +46,7 @@ def gguf(*parts: bytes, version: int = 3, num_tensors: int = 0, num_entries: int
 
 
 def layers(count: int) -> bytes:
-    """The header of a model of so many layers."""
+    """The header of a model with that many layers."""
     architecture = entry(b"general.architecture", STRING, string(b"llama"))
     numbers = {b"embedding_length": 64, b"attention.head_count": 64, b"block_count": count}
     return gguf(architecture, *(entry(b"llama." + key, UINT32, uint32(n)) for key, n in numbers.items()), num_entries=4)

@@ -197,7 +197,7 @@ def test_resolve_takes_names_and_numbers() -> None:
 
 
 def test_budget_is_a_share_of_the_steps() -> None:
-    """The tau that escalates so many on recorded states, between two rows if need be."""
+    """The tau that escalates that many of the recorded states, between two rows if need be."""
     probability, outcomes = make_outcomes(500)
     table = make_table(probability, outcomes, spread_taus(probability), COSTS)
     assert table.at_budget(0.0) == NEVER  # though another tau may do the same on these states

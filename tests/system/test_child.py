@@ -1,4 +1,4 @@
-"""A function in a child: its answer, or why there is none."""
+"""A function in a child: its answer, or one error that says why."""
 
 import os
 import signal

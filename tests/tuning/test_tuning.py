@@ -19,7 +19,7 @@ from arbitrage_cli.tuning.measure import thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
 Seconds = Callable[[int], float]
-"""What one token takes with so many threads."""
+"""What one token takes with that many threads."""
 
 
 class Slow(ScriptedBackend):
