@@ -72,11 +72,13 @@ Flow = Generator[WriteStep | RateSteps, Any, None]
 class Router:
     """Decides who writes a step: its `score` is compared with tau. A router is part of a flow, and may request rewards.
 
-    `early_stop` makes one for a given tau; None if the score needs a finished step.
+    `early_stop` makes one for a given tau; None if the score needs a finished step. A router that does not know thoughts leaves them
+    to another.
     """
 
     score: Callable[[Trace, Step], Generator[RateSteps, Any, float]]
     early_stop: Callable[[float], EarlyStop] | None = None
+    routes_thoughts: bool = True
 
 
 def arbitrage(trace: Trace, router: Router, tau: float, phase: Phase | None = None) -> Flow:

@@ -18,6 +18,7 @@ from hash_language import Proposals
 from small_heads import write_head
 from writing import make_engine
 
+import arbitrage_cli
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import Options
@@ -226,6 +227,32 @@ def test_heads_of_pairs_ship() -> None:
         assert set(card.taus["named"]) == {"exact", "balanced", "fast"}
         assert sum(part["states"] for part in card.data["parts"].values()) >= 700
         assert not any("/" in word for word in card.command if not word.startswith("../"))
+
+
+def test_figures_of_heads_are_those_of_their_cards() -> None:
+    """In the guide, and in the tables of the models' README."""
+    guide = (Path(arbitrage_cli.__file__).parent / "guides" / "training.md").read_text(encoding="utf-8")
+    readme = (MODELS / "README.md").read_text(encoding="utf-8")
+    names = ("builtin", "qwen2.5-coder", "universal")
+    cards = {name: load(head_file(f"builtin:{name}")).card for name in names}
+    for name in names[:2]:
+        problems, states = (sum(run[what] for run in cards[name].data["runs"]) for what in ("problems", "states"))
+        assert f"The head `{name}` had {problems:,} problems ({states:,} states)" in " ".join(guide.split())
+    rows = [line.split(" | ") for line in readme.splitlines() if line.startswith("| ")]
+    tests = [cards[name].data["parts"]["test"] for name in names]
+    for title, expected in (
+        ("| the head", [f"{cards[name].metrics['test']['arbitrage']['auc'][0]:.3f}" for name in names]),
+        ("| calibration error", [f"{cards[name].metrics['test']['arbitrage']['ece'][0]:.3f}" for name in names]),
+        ("| unseen problems and states", [f"{test['problems']:,}; {test['states']:,}" for test in tests]),
+    ):
+        cells = next(row[1:] for row in rows if row[0] == title)
+        assert [cell.split(" [")[0].rstrip(" |") for cell in cells] == expected
+    for name, taus in (
+        ("builtin", ("exact", "balanced", "fast")),
+        ("qwen2.5-coder", ("exact", "fast")),
+        ("universal", ("exact",)),
+    ):
+        assert all(f"`{tau}` ({cards[name].taus['named'][tau]:.3g})" in readme for tau in taus)
 
 
 def test_models_without_a_head_have_the_universal_one() -> None:

@@ -214,6 +214,7 @@ class Session:
             score_is=chosen.policy.score_is or None,
             tau=chosen.tau,
             tau_name=chosen.tau_name,
+            thoughts_tau=chosen.thoughts_tau(self.router(chosen.policy)),
             temperature=sampler.temperature,
             seed=sampler.seed,
             settings=record_settings(self.setup) | {"concurrency": self.concurrency},

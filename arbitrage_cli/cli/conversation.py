@@ -9,6 +9,7 @@ from itertools import chain
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.session import Session
+from arbitrage_cli.arbitrage import Router
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import solution_lines
@@ -107,7 +108,7 @@ class Conversation:
 
     def _show(self, route: Route) -> None:
         if route != self._shown:
-            self._display.begin(_run_info(self._run, route))
+            self._display.begin(_run_info(self._run, route, self._router))
             self._run = replace(self._run, descriptions={})  # once is enough
             self._shown = route
 
@@ -147,7 +148,7 @@ class Conversation:
         write(sys.stdout, f"{text}\n")
 
 
-def _run_info(run: RunInfo, route: Route) -> RunInfo:
+def _run_info(run: RunInfo, route: Route, router: Router | None) -> RunInfo:
     """What the display shows of how a turn is routed."""
     settings = {name: value for name, value in run.settings.items() if route.policy.needs_head or name != "head"}
     return replace(
@@ -156,5 +157,6 @@ def _run_info(run: RunInfo, route: Route) -> RunInfo:
         score_is=route.policy.score_is or None,
         tau=route.tau,
         tau_name=route.tau_name,
+        thoughts_tau=route.thoughts_tau(router),
         settings=settings,
     )

@@ -9,7 +9,6 @@ from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.model_files.hub import FileProgress
-from arbitrage_cli.routing.policies import POLICIES, thoughts_tau
 from arbitrage_cli.runs.records import LIMITS, RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
@@ -146,9 +145,8 @@ def comparison(decision: Decision, run: RunInfo) -> str:
 
 def _tau(decision: Decision, run: RunInfo) -> float | None:
     """The tau that the step's score was compared with."""
-    if run.tau is None or decision.draft is None or decision.draft.phase == "answer":
-        return run.tau
-    return thoughts_tau(run.tau) if POLICIES[run.policy].needs_head else run.tau
+    is_thought = decision.draft is not None and decision.draft.phase == "think"
+    return run.tau if run.thoughts_tau is None or not is_thought else run.thoughts_tau
 
 
 def bar(decision: Decision, run: RunInfo) -> str:

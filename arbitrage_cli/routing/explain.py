@@ -47,10 +47,10 @@ class Explanation:
 
 
 def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
-    """Every step of a solution that was drafted. ValueError without token statistics."""
+    """Every step of a solution that was drafted, and that the head decided. ValueError without token statistics."""
     found = []
     for position, decision in enumerate(trace.decisions):
-        if decision.draft is None:
+        if decision.draft is None or (decision.draft.phase == "think" and not head.card.knows_thoughts):
             continue
         before = Trace(trace.problem, trace.limits, trace.decisions[:position])
         score = head.probability(before, decision.draft) if decision.score is None else decision.score

@@ -42,6 +42,7 @@ FEATURES: tuple[str, ...] = (
     "ends_solution",
     "cut_off",
     "has_box",
+    "is_thought",
     "numbers",
     "longest_number",
     "unseen_numbers",  # neither in the problem nor in the steps before
@@ -171,6 +172,7 @@ def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
     yield draft.stop == "end"
     yield draft.stop in ("budget", "context")
     yield "\\boxed" in text
+    yield draft.phase == "think"
     yield len(numbers)
     yield max(map(len, numbers), default=0)
     yield sum([number not in seen for number in numbers])

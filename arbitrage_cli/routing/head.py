@@ -23,6 +23,8 @@ MAX_INPUT = 8.0  # standard deviations from the mean: nothing was learned furthe
 MAX_LOG_ODDS = 30.0  # so a tau of 0 is below every probability, and a tau of 1 above
 
 LOOK_EVERY = 2  # tokens
+LEAST_THOUGHTS = 100  # states of thoughts from which a head routes them
+
 ODDS = 1.5  # times the odds of tau stop a step: a head is trained on whole steps, and less sure of beginnings
 
 Model = Mapping[str, Any]
@@ -101,6 +103,11 @@ class HeadCard:
         return [digest_of_problem(question) in learned for question in questions]
 
     @property
+    def knows_thoughts(self) -> bool:
+        """Whether it learned from thoughts too. A card that does not say so is of answers alone."""
+        return int(self.data.get("thoughts", 0)) >= LEAST_THOUGHTS
+
+    @property
     def step_end(self) -> StepEnd:
         """Where the steps end that it was trained on. A card that does not say so is of paragraphs."""
         return StepEnd(**self.data["step_end"]) if "step_end" in self.data else BLANK_LINE
@@ -119,7 +126,7 @@ class Head:
 
     def router(self) -> Router:
         """The router of policy arbitrage. Its score is `probability`; a step is stopped early if that is clearly above tau."""
-        return by_token_stats(self.probability, self._early_stop)
+        return replace(by_token_stats(self.probability, self._early_stop), routes_thoughts=self.card.knows_thoughts)
 
     def _early_stop(self, tau: float) -> EarlyStop:
         return EarlyStop(self.probability, clearly_above(tau), is_due)

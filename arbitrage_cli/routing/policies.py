@@ -76,13 +76,13 @@ class Policy:
         if chosen is None:
             raise ValueError(f"policy {self.name} needs a router")
         chosen = chosen if stops_early else replace(chosen, early_stop=None)
-        if self.needs_head and trace.problem.thinks:
+        if trace.problem.thinks and not chosen.routes_thoughts:
             return _thoughts_first(trace, tau, arbitrage(trace, chosen, tau), stops_early=stops_early)
         return arbitrage(trace, chosen, tau)
 
 
 THOUGHTS_SHARE = 0.3
-"""The share of thoughts that the target writes beside a head, as no head has been trained on thoughts."""
+"""The share of thoughts that the target writes beside a head that was not trained on thoughts."""
 
 
 def _thoughts_first(trace: Trace, tau: float, answer: Flow, *, stops_early: bool) -> Flow:

@@ -39,6 +39,7 @@ class RunInfo:
     tau_name: str | None = None
     answers_follow: bool = False  # on the terminal of the view
     shows_thoughts: bool = True
+    thoughts_tau: float | None = None  # what the scores of thoughts are compared with, if that is not tau
     concurrency: int = 1  # problems that are solved at once
     find_answer: Callable[[str], str | None] = boxed_answer  # in the text of a solution
 

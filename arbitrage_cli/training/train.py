@@ -222,6 +222,7 @@ def _card(learner: _Learner, *, name: str, command: Sequence[str], created: str)
             "seed": learner.seed,
             "learned": " ".join(sorted(digest_of_problem(collected.questions[number]) for number in learned)),
             "step_end": asdict(collected.step_end),
+            "thoughts": int(collected.features[collected.part == TRAINING, FEATURES.index("is_thought")].sum()),
             "parts": learner.counts(),
         },
         metrics={},

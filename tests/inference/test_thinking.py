@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -378,9 +379,9 @@ def steps(trace: Trace) -> list[tuple[object, ...]]:
     return [(step.model, step.phase, step.stop, step.text, step.num_tokens) for step in kept]
 
 
-def head_route(tau: float) -> list[Trace]:
-    """Solutions by a head that gives every step of an answer the score 0.5."""
-    router = by_token_stats(lambda trace, draft: 0.5)
+def head_route(tau: float, *, knows_thoughts: bool = False) -> list[Trace]:
+    """Solutions by a head that gives every step that it scores 0.5."""
+    router = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=knows_thoughts)
     problems = [Problem(str(number), f"question {number}") for number in range(2)]
     return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=long(None), router=router).values()]
 
@@ -391,6 +392,12 @@ def test_a_head_decides_about_answers_and_entropy_about_thoughts() -> None:
     thoughts = [one for one in decided if one.draft and one.draft.phase == "think"]
     assert {one.verdict for one in thoughts} == {"accept", "escalate"}
     assert all((one.verdict == "escalate") == ((one.score or 0.0) > 1 - THOUGHTS_SHARE) for one in thoughts)
+
+
+def test_a_head_that_learned_from_thoughts_decides_about_them() -> None:
+    decided = [one for trace in head_route(0.4, knows_thoughts=True) for one in trace.decisions]
+    assert {one.score for one in decided} == {0.5}
+    assert {one.draft.phase for one in decided if one.draft} == {"think", "answer"}
 
 
 def verdicts(entropies: Sequence[float]) -> list[bool]:

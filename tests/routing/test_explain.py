@@ -1,6 +1,7 @@
 """Why steps were accepted or escalated: explanations, and what `arbitrage explain` shows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from test_head import make_draft, make_head
 
 from arbitrage_cli.routing.explain import Explanation, explain_solution
 from arbitrage_cli.routing.features import FEATURES
+from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.head_file import save
 from arbitrage_cli.training.tau_tables import Outcomes, make_table
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
@@ -56,6 +58,15 @@ def test_solution_is_explained_as_it_was_decided() -> None:
     assert [one.text for one in found] == ["12", "12"]
     assert [one.advantage for one in found] == [0.5, 0.5]
     assert dict(found[1].parts).keys() == set(FEATURES)
+
+
+def test_thoughts_that_the_head_did_not_decide_are_not_explained() -> None:
+    head, thought = make_head(), replace(make_draft(-0.5), phase="think")
+    trace = Trace(Problem("p", "1 + 2", think_tokens=None), Limits(), [Decision(thought, thought, score=0.5)])
+    trace.add(Decision(make_draft(-3.0), make_draft(-3.0), score=0.25))
+    assert [one.score for one in explain_solution(head, trace, 0.5)] == [0.25]
+    knows = Head(head.network, replace(head.card, data={"thoughts": 100}))
+    assert [one.score for one in explain_solution(knows, trace, 0.5)] == [0.5, 0.25]
 
 
 # --- the command

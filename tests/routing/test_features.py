@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,11 @@ def log_odds(log_probability: float) -> float:
 
 def approx(value: float) -> object:
     return pytest.approx(value, rel=1e-5)
+
+
+def test_phase_is_a_feature() -> None:
+    step = make(shown=token_stats())
+    assert (named(step)["is_thought"], named(replace(step, phase="think"))["is_thought"]) == (0, 1)
 
 
 def test_log_probabilities_are_summed_up_as_log_odds() -> None:

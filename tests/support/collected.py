@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ class World:
     The features that weights may name vary by about 1: the least likely token, the first token's entropy, and how many numbers
     a step has.
 
-    An advantage is 1; without one it is -1 with the probability `harm`, else 0.
+    An advantage is 1; without one it is -1 with the probability `harm`, else 0. The first of the `steps` are `thoughts`.
     """
 
     bias: float = -2.0
     weights: tuple[tuple[str, float], ...] = (("logprob_min", -1.0), ("entropy_first", 0.7), ("numbers", 0.5))
     harm: float = 0.05
     steps: int = 5
+    thoughts: int = 0
 
     def probability(self, features: NDArray[np.float32]) -> float:
         """P(advantage > 0) of a state: no router can know more."""
@@ -50,7 +51,7 @@ def make_states(world: World, seed: int) -> list[State]:
     rng = np.random.default_rng(seed)
     states = []
     for position in range(world.steps):
-        drafted = _draft(rng)
+        drafted = replace(_draft(rng), phase="think" if position < world.thoughts else "answer")
         found = features(Trace(Problem("", ""), Limits()), drafted)
         is_better = rng.random() < world.probability(found)
         draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)

@@ -121,6 +121,21 @@ def test_card_says_what_it_was_made_of(collected: Collected, head: Head) -> None
     json.dumps(card.to_json(), allow_nan=False)
 
 
+def test_head_learns_from_thoughts_what_is_different_about_them(tmp_path: Path, head: Head) -> None:
+    """And then it routes them; a head that saw answers alone leaves thoughts to another score."""
+    world = replace(WORLD, weights=(*WORLD.weights, ("is_thought", 2.0)), thoughts=2)
+    of_both = read_states([write_run(tmp_path / "run", questions(600), world)])
+    learned = train_on(of_both)
+    assert learned.card.data["thoughts"] == 2 * learned.card.data["parts"]["training"]["problems"]
+    assert (learned.card.knows_thoughts, head.card.knows_thoughts) == (True, False)
+    assert (learned.router().routes_thoughts, head.router().routes_thoughts) == (True, False)
+    thoughts = of_both.features[:, FEATURES.index("is_thought")] == 1
+    assert thoughts.sum() == 1200
+    for is_thought in (True, False):
+        found, true = learned.probabilities(of_both.features), of_both.outcomes.advantage > 0
+        assert found[thoughts == is_thought].mean() == pytest.approx(true[thoughts == is_thought].mean(), abs=0.05)
+
+
 # --- the split
 
 
