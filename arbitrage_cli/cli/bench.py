@@ -29,8 +29,8 @@ from arbitrage_cli.cli.output import (
     say,
     show_figures,
 )
-from arbitrage_cli.display import rounding
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import BenchRun

@@ -11,9 +11,9 @@ from arbitrage_cli.app.completion import heads
 from arbitrage_cli.app.options import JsonFigures, LoadingOptions, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.train import Force, HeadName, check_destination, name_of_head
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import ModelRole
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import typer
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.settings import settings_files
-from arbitrage_cli.display import rounding
-from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
+from arbitrage_cli.stats import rounding
+from arbitrage_cli.stats.rounding import size_words
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
 from arbitrage_cli.tuning.store import read_tuned

@@ -16,7 +16,6 @@ from arbitrage_cli.app.options import Debug, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.cli.preview import show_fetched
-from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.model_files import hub
@@ -33,6 +32,7 @@ from arbitrage_cli.model_files.pairs import (
     read_pairs,
     shipped_heads,
 )
+from arbitrage_cli.stats.rounding import size_words
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.types import num_checkpoints

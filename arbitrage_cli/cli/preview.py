@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from arbitrage_cli.display import rounding
-from arbitrage_cli.display.rounding import size_words
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import hub_name, local_files
+from arbitrage_cli.stats import rounding
+from arbitrage_cli.stats.rounding import size_words
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.selection import Selection

@@ -19,13 +19,13 @@ from arbitrage_cli.cli.output import InOrder
 from arbitrage_cli.cli.solution_file import ANOTHER, Record, SolutionFile
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.problems import BadLine
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record
 from arbitrage_cli.runs.started import GIVEN_UP
 from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Trace

@@ -26,9 +26,9 @@ from arbitrage_cli.app.problem_source import Problems
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say
-from arbitrage_cli.display import rounding
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Event, Finished, Started
 
 if TYPE_CHECKING:

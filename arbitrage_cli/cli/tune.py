@@ -13,11 +13,11 @@ from arbitrage_cli.app.options import Invocation, JsonFigures, LoadingOptions, O
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, only_figures_on_stdout
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama, try_model
 from arbitrage_cli.model_files.pairs import is_file, local_files
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.machine import cores_in_use
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 from arbitrage_cli.evaluation.verdict import advice_of_taus
+from arbitrage_cli.stats import rounding
 
 DIGEST = 12  # characters of a digest that are shown
 SHOWN_TAUS = 10  # beside those with a name

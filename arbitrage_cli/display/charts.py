@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import shortened
+from arbitrage_cli.stats import rounding
 
 _CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z"
 _SQUARE = "M-4.4 -4.4h8.8v8.8h-8.8z"

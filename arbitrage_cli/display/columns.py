@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arbitrage_cli.display import rounding
+from arbitrage_cli.stats import rounding
 
 Json = Mapping[str, Any]
 Show = Callable[[Any], str]

@@ -5,10 +5,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import WIDTH, one_line
 from arbitrage_cli.routing.explain import Explanation
 from arbitrage_cli.runs.records import tau_in_json
+from arbitrage_cli.stats import rounding
 
 MEANING = {
     "improved": "escalated, and the target's step is better",

@@ -16,11 +16,12 @@ from typing import Any
 
 import jinja2
 
-from arbitrage_cli.display import charts, columns, rounding, run_facts, table, traces
+from arbitrage_cli.display import charts, columns, run_facts, table, traces
 from arbitrage_cli.display.charts import Series, series_of
 from arbitrage_cli.display.columns import Column
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.evaluation.definitions import DEFINITIONS
+from arbitrage_cli.stats import rounding
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import TextIO
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
-from arbitrage_cli.display import rounding, wording
+from arbitrage_cli.display import wording
 from arbitrage_cli.display.text import one_line, safe, show, write
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestEnded, Started
 
 LOADING_SECONDS = 5.0

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.charts import ALONE
 from arbitrage_cli.runs.results import WITH_PROBABILITY
+from arbitrage_cli.stats import rounding
 
 Json = Mapping[str, Any]
 Fact = tuple[str, str]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
-from arbitrage_cli.display import rounding
 from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import LIMITS, RunInfo, answer, problem_error
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step
 
 BAR = 4  # characters

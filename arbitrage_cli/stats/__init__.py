@@ -1,1 +1,1 @@
-"""Intervals and ranking measures."""
+"""Intervals, ranking measures, and figures as text."""
