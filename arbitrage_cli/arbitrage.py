@@ -88,18 +88,23 @@ def arbitrage(trace: Trace, router: Router, tau: float, phase: Phase | None = No
 
     A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every score the target alone. The target
     computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept. One that
-    ended in a loop is escalated as well, unless tau is infinite.
+    ended in a loop, or is the same for the third time, is escalated as well, unless tau is infinite.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished and phase in (None, trace.phase):
         draft: Step = yield WriteStep("draft", trace, early_stop=early_stop)
         score = yield from router.score(trace, draft)
-        is_loop = draft.stop == "loop" and tau < math.inf
+        is_loop = (draft.stop == "loop" or _is_third(trace, draft)) and tau < math.inf
         if score > tau or draft.stop == "early" or is_loop:  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
             trace.add(Decision(kept=target, draft=draft, target=target, score=score))
         else:  # accept
             trace.add(Decision(kept=draft, draft=draft, score=score))
+
+
+def _is_third(trace: Trace, draft: Step) -> bool:
+    """Whether the last two steps have the same text: models loop in paragraphs too."""
+    return [decision.kept.text for decision in trace.decisions[-2:]] == [draft.text] * 2
 
 
 def oracle(trace: Trace, tau: float) -> Flow:

@@ -41,6 +41,12 @@ def test_a_draft_that_loops_is_escalated(tau: float, written_by: list[str]) -> N
     assert trace.decisions[0].kept.model == written_by[-1]
 
 
+def test_a_step_that_comes_for_the_third_time_is_escalated() -> None:
+    answers = [step("draft"), step("draft"), step("draft"), step("target", "end")]
+    router = by_token_stats(lambda trace, draft: 0.5)
+    assert models(drive(arbitrage(new_trace(), router, 9.0), answers)) == ["draft", "draft", "draft", "target"]
+
+
 def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | RateSteps]:
     """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
     requests = [next(flow)]

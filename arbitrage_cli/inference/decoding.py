@@ -21,8 +21,8 @@ from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 
 Clock = Callable[[], float]
 
-LOOP, TIMES = 20, 3
-"""A step ends once its last tokens are the same ones several times in a row."""
+LOOP, TIMES = 60, 3
+"""A step ends once its last tokens, at least `LOOP`, are the same few `TIMES` times in a row or more."""
 
 log = logging.getLogger("arbitrage.engine")
 
@@ -73,9 +73,16 @@ class StepInProgress:
 
 
 def is_loop(tokens: Sequence[object]) -> bool:
-    """Whether the last tokens of a step, ids or texts, are the same ones `TIMES` times."""
-    last = tokens[-LOOP * TIMES :]
-    return len(last) == LOOP * TIMES and last[LOOP:] == last[:-LOOP]
+    """Whether the last tokens of a step, ids or texts, repeat the same few of them."""
+    size = len(tokens)
+    if size < LOOP:
+        return False
+    periods = (period for period in range(1, size // TIMES + 1) if tokens[-1] == tokens[-1 - period])
+    return any(_repeats(tokens[-max(LOOP, TIMES * period) :], period) for period in periods)
+
+
+def _repeats(tokens: Sequence[object], period: int) -> bool:
+    return tokens[period:] == tokens[:-period]
 
 
 class Decoder:

@@ -13,24 +13,36 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards, Writer
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.types import Cost, Decision, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, Trace
+
+Place = tuple[str, str, Phase]
+"""What a continuation depends on: the thoughts so far, the answer so far, and the phase of the next step."""
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request under way: the text of the solution with each of its steps, and the cost so far."""
+    """A request under way: the place after each of its steps, and the cost so far."""
 
     request: RateSteps
-    texts: list[str]
+    places: list[Place]
     cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(slots=True)
 class _Path:
-    """A solution that an engine is finishing: its trace, and its text after each step so far."""
+    """A solution that an engine is finishing: its trace, and its place after each step so far."""
 
     trace: Trace
-    texts: list[str]
+    places: list[Place]
+
+
+def _place(trace: Trace) -> Place:
+    return trace.thoughts, trace.text, trace.phase
+
+
+def _after(trace: Trace, step: Step) -> Trace:
+    """The solution with one more step."""
+    return Trace(trace.problem, trace.limits, [*trace.decisions, Decision(kept=step)])
 
 
 class Rollout:
@@ -39,8 +51,8 @@ class Rollout:
     `engines` are the target with one sampler each: one greedy engine, or several that sample. Their slots are not those of the
     problems being solved. `is_right(id, text)` grades a whole solution.
 
-    From the same text an engine always goes on in the same way, because its draws depend on nothing else. So one rollout answers
-    for every text on its path, and has the target's next step after each of them.
+    From the same place an engine always goes on in the same way, because its draws depend on nothing else. So one rollout answers
+    for every place on its path, and has the target's next step after each of them.
     """
 
     waits_for_many = False
@@ -48,10 +60,10 @@ class Rollout:
     def __init__(self, engines: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
         self._engines = engines
         self._is_right = is_right
-        self._outcomes: dict[tuple[int, int], dict[str, bool]] = {}  # by slot and engine: text, and whether it ends right
+        self._outcomes: dict[tuple[int, int], dict[Place, bool]] = {}  # by slot and engine: whether it ends right from there
         self._paths: dict[tuple[int, int], _Path] = {}  # by slot and engine
         self._requests: dict[int, _Request] = {}  # by slot
-        self._steps: dict[int, dict[str, Step]] = {}  # by slot: steps of the first engine, by the text before them
+        self._steps: dict[int, dict[Place, Step]] = {}  # by slot: steps of the first engine, by the place before them
 
     @property
     def busy(self) -> bool:
@@ -76,13 +88,13 @@ class Rollout:
             self._paths.pop((slot, index), None)
 
     def start(self, slot: int, request: RateSteps) -> None:
-        self._requests[slot] = _Request(request, [request.trace.text + step.text for step in request.steps])
+        self._requests[slot] = _Request(request, [_place(_after(request.trace, step)) for step in request.steps])
         for index in range(len(self._engines)):
             self._begin(slot, index)
 
-    def next_step(self, slot: int, text: str) -> Step | None:
-        """The step that the first engine wrote after this text of the slot's problem; None if it never had that text."""
-        return self._steps[slot].get(text)
+    def next_step(self, slot: int, trace: Trace) -> Step | None:
+        """The step that the first engine wrote from here in the slot's problem; None if it never was here."""
+        return self._steps[slot].get(_place(trace))
 
     def tick(self) -> list[RewardUpdate]:
         failed: dict[int, ProblemError] = {}
@@ -102,16 +114,15 @@ class Rollout:
     def _begin(self, slot: int, index: int) -> None:
         """Let an engine finish the first solution of the slot's request whose outcome it does not know."""
         request, outcomes = self._requests[slot].request, self._outcomes[slot, index]
-        for step, text in zip(request.steps, self._requests[slot].texts, strict=True):
-            if text in outcomes:
+        for step, place in zip(request.steps, self._requests[slot].places, strict=True):
+            if place in outcomes:
                 continue
-            before = request.trace
-            trace = Trace(before.problem, before.limits, [*before.decisions, Decision(kept=step)])
+            trace = _after(request.trace, step)
             if not trace.finished:
-                self._paths[slot, index] = _Path(trace, [text])
+                self._paths[slot, index] = _Path(trace, [place])
                 self._engines[index].start(slot, WriteStep("target", trace))
                 return
-            outcomes[text] = self._is_right(trace.problem.id, text)
+            outcomes[place] = self._is_right(trace.problem.id, trace.text)
 
     def _follow(self, update: SlotUpdate, index: int) -> None:
         """Take a step that an engine wrote, and let it write the next one. ProblemError if that is impossible."""
@@ -121,25 +132,25 @@ class Rollout:
             return
         slot, path = update.slot, self._paths[update.slot, index]
         if index == 0:
-            self._steps[slot][path.texts[-1]] = update.step
+            self._steps[slot][path.places[-1]] = update.step
         path.trace.add(Decision(kept=update.step))
-        path.texts.append(path.trace.text)
+        path.places.append(_place(path.trace))
         self._requests[slot].cost += update.step.cost
         if not path.trace.finished:
             self._engines[index].start(slot, WriteStep("target", path.trace))
             return
         is_right = self._is_right(path.trace.problem.id, path.trace.text)
-        self._outcomes[slot, index] |= dict.fromkeys(path.texts, is_right)
+        self._outcomes[slot, index] |= dict.fromkeys(path.places, is_right)
         del self._paths[slot, index]
         self._begin(slot, index)
 
     def _is_answered(self, slot: int) -> bool:
-        texts = self._requests[slot].texts
-        return all(text in self._outcomes[slot, index] for index in range(len(self._engines)) for text in texts)
+        places = self._requests[slot].places
+        return all(place in self._outcomes[slot, index] for index in range(len(self._engines)) for place in places)
 
     def _rewards(self, slot: int) -> StepRewards:
         request, count = self._requests[slot], len(self._engines)
-        num_right = [sum(self._outcomes[slot, index][text] for index in range(count)) for text in request.texts]
+        num_right = [sum(self._outcomes[slot, index][place] for index in range(count)) for place in request.places]
         return StepRewards(tuple(number / count for number in num_right), request.cost)
 
 
@@ -170,7 +181,7 @@ class Recalling:
         self._engine.close(slot)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        step = self._rollout.next_step(slot, request.trace.text)
+        step = self._rollout.next_step(slot, request.trace)
         if step is None:
             return self._engine.start(slot, request, speculator)
         self._recalled[slot] = replace(step, cost=Cost())

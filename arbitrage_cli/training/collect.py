@@ -33,7 +33,8 @@ def collect(trace: Trace, choose: Choose, observe: Callable[[State], None]) -> F
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
         target: Step = yield WriteStep("target", trace, proposal=draft)
-        rewards = yield RateSteps(trace, (draft,) if draft.text == target.text else (draft, target))
+        is_same = (draft.text, draft.ends_thoughts) == (target.text, target.ends_thoughts)
+        rewards = yield RateSteps(trace, (draft,) if is_same else (draft, target))
         state = State(
             position=len(trace.decisions),
             draft=draft,

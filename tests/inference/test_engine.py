@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import string
+
 import numpy as np
 import pytest
 from hash_language import CONTROLS, HashBackend, Recording, events_of, hash_engines, ticking_clock
@@ -547,11 +549,15 @@ def test_control_tokens_that_a_model_writes_are_a_warning(caplog: pytest.LogCapt
     assert message.startswith("structured wrote the control token <|user|>")
 
 
+LETTERS = string.ascii_letters
+
+
 @pytest.mark.parametrize(
-    ("text", "num_tokens"), [("abcd", 60), ("abcdefghijklmnopqrst", 60), ("abc", None), ("x" + "ab" * 9, None)]
+    ("text", "num_tokens"),
+    [("a", 60), ("abc", 60), ("abcdefghijklmnopqrst", 60), ("x" + "ab" * 9, 60), (LETTERS[:30], 90), (LETTERS[:51], None)],
 )
 def test_a_step_ends_where_it_loops(text: str, num_tokens: int | None) -> None:
-    """The same 20 tokens three times in a row."""
+    """At least 60 tokens that are the same few three times in a row."""
     engine = new_engine(scripted(lambda question, solution: Continuation((text * 99)[len(solution) :], 0.9), context=600))
     step = write(engine, new_trace(Limits(max_step_tokens=150)))
     assert (step.stop, step.num_tokens) == (("loop", num_tokens) if num_tokens else ("budget", 150))

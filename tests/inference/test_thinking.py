@@ -18,7 +18,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt, Manner, Segment
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Writer
+from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.scripted import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
@@ -26,8 +26,11 @@ from arbitrage_cli.inference.servers.model import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
+from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.policies import THOUGHTS_SHARE, entropy_rank
+from arbitrage_cli.routing.states import State
 from arbitrage_cli.tasks.code import find_program
+from arbitrage_cli.training.collect import better, collect
 from arbitrage_cli.types import (
     Cost,
     Decision,
@@ -420,3 +423,25 @@ def test_the_budget_of_thoughts_holds_for_any_model() -> None:
 @pytest.mark.parametrize(("tau", "model"), [(-1.0, "target"), (float("inf"), "draft")])
 def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: ModelRole) -> None:
     assert {one.kept.model for trace in head_route(tau) for one in trace.decisions} == {model}
+
+
+def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
+    """The states of two problems: phase, both texts and both rewards. If it `recalls`, rollouts give the target's steps."""
+    made, states = engines("switched", "switched"), []
+    rollout = Rollout([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
+    writers: dict[ModelRole, Writer] = {**made, "target": Recalling(made["target"], rollout) if recalls else made["target"]}
+    found: list[State] = []
+    scheduler = Scheduler(writers, lambda trace: collect(trace, better, found.append), long(120), rater=rollout)
+    for event in scheduler.run([Problem(str(number), f"question {number}") for number in range(2)]):
+        if isinstance(event, Finished):
+            assert event.error is None
+            assert [one.kept.phase for one in event.trace.decisions] == [one.draft.phase for one in found[len(states) :]]
+            states += found[len(states) :]
+    return [(one.draft.phase, one.draft.text, one.target_text, one.draft_reward, one.target_reward) for one in states]
+
+
+def test_states_of_thoughts_are_what_both_models_write_there() -> None:
+    """A rollout tells thoughts from answers, and its steps are recalled only where it wrote them."""
+    plain = collected(recalls=False)
+    assert [phase for phase, *_ in plain].count("think") > 2
+    assert collected(recalls=True) == plain
