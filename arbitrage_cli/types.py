@@ -166,6 +166,11 @@ class Step:
         return self.stop in ("thought", "think_budget")
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it ended by itself, and was not cut."""
+        return self.stop in ("separator", "end", "thought")
+
+    @property
     def seconds(self) -> float:
         return self.cost.seconds + self.speculation_cost.seconds
 
@@ -216,6 +221,10 @@ class Trace:
     def add(self, decision: Decision) -> None:
         self.decisions.append(decision)
 
+    def followed_by(self, step: Step) -> "Trace":
+        """A copy with one more step."""
+        return Trace(self.problem, self.limits, [*self.decisions, Decision(kept=step)])
+
     @property
     def text(self) -> str:
         """The answer's text: without thoughts, in which no answer is looked for."""
@@ -227,6 +236,11 @@ class Trace:
 
     def _text_of(self, phase: Phase) -> str:
         return "".join(decision.kept.text for decision in self.decisions if decision.kept.phase == phase)
+
+    @property
+    def written(self) -> str:
+        """Thoughts and answer."""
+        return "\n\n".join(filter(None, (self.thoughts.rstrip(), self.text)))
 
     @property
     def num_tokens(self) -> int:

@@ -137,7 +137,7 @@ class Conversation:
         head, trace = need_head(self._setup.head), self._last().trace
         tau = self.route.tau if self.route.policy.needs_head else self._menu.find("arbitrage").tau
         lines = list(solution_lines(explain_solution(head, trace, tau or 0.0), NUM_FEATURES))
-        self._say("\n".join(lines) if lines else "the target alone wrote the last answer")
+        self._say("\n".join(lines) if lines else "the head decided no step of the last answer")
 
     def _last(self) -> Finished:
         if not self._turns:

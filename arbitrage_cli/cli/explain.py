@@ -22,7 +22,7 @@ from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.types import Finished, Problem, Trace
+from arbitrage_cli.types import Finished, ModelRole, Problem, Step, Trace
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.setup import Setup
@@ -79,13 +79,20 @@ def _solve(problem: Problem, setup: "Setup", display: Display) -> Trace:
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.arbitrage import Flow
     from arbitrage_cli.routing.choice import need_head
-    from arbitrage_cli.routing.policies import POLICIES
+    from arbitrage_cli.routing.policies import POLICIES, entropy_rank
     from arbitrage_cli.training.collect import as_routed, collect
 
-    choose = as_routed(need_head(setup.head).probability, float(setup.route.tau or 0.0))
+    head, route = need_head(setup.head), setup.route
+    of_answers = as_routed(head.probability, float(route.tau or 0.0))
+    of_thoughts = (
+        of_answers if head.card.knows_thoughts else as_routed(entropy_rank, float(route.thoughts_tau(head.router()) or 0.0))
+    )
 
     def rated(trace: Trace) -> Flow:
         return collect(trace, choose, lambda state: None)
+
+    def choose(trace: Trace, draft: Step, advantage: float) -> ModelRole:
+        return (of_thoughts if draft.phase == "think" else of_answers)(trace, draft, advantage)
 
     with Session(setup, display) as session:
         session.load()

@@ -51,6 +51,7 @@ class _Solution:
     num_tokens: int = 0
     num_unread: int = 0
     is_rated: bool = False
+    is_thought: bool = False
     began: float = 0.0
 
     @property
@@ -66,7 +67,7 @@ class _Solution:
         if event.model != self.writer or self.num_tokens:
             self.draft_text = self.text if event.model == "target" and self.writer == "draft" else ""
             self.writer, self.text, self.num_tokens = event.model, "", 0
-            self.is_rated, self.began = False, now
+            self.is_rated, self.is_thought, self.began = False, event.trace.phase == "think", now
         self.num_unread = event.num_unread
 
     def finish_step(self, number: int) -> None:
@@ -141,7 +142,7 @@ class SolveView(View):
         self, event: Writing | Wrote | Rating | Decided, solution: _Solution, columns: int, now: float
     ) -> list[Text]:
         if isinstance(event, Wrote):
-            solution.text += event.text
+            solution.text += event.text if self._run.shows_thoughts or not solution.is_thought else ""
             solution.num_tokens += 1
         elif isinstance(event, Writing):
             solution.start_step(event, now)
@@ -230,7 +231,7 @@ def _writing_lines(solution: _Solution, footer: str, columns: int, rows: int, no
     room = max(0, rows - 2)  # below the head, and above the last row, which stays free
     stream_room = min(MAX_STREAM_LINES, room)
     body = _last_rows(solution.draft_text, columns, stream_room // 2 if solution.draft_text else 0, "dim strike")
-    body += _last_rows(solution.text, columns, stream_room - len(body), "")
+    body += _last_rows(solution.text, columns, stream_room - len(body), "dim" if solution.is_thought else "")
     return [head, *body, *_rows(footer, columns, "dim")[: min(FOOTER_ROWS, room - len(body))]]
 
 

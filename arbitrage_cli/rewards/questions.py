@@ -54,7 +54,7 @@ class Judge(Question):
 
     def ask(self, prompt: ChatPrompt, trace: Trace, step: Step) -> tuple[list[Segment], str]:
         """The step comes last, so that the text before it is read only once."""
-        question, solution = trace.problem.question.strip(), trace.text.strip()
+        question, solution = trace.problem.question.strip(), trace.written.strip()
         text = f"Problem: {question}\n\nSolution so far:\n\n{solution}\n\nNext step:\n\n{step.text.strip()}"
         return prompt.segments(text), ""
 
@@ -91,7 +91,7 @@ class ProcessReward(Question):
 
     def ask(self, prompt: ChatPrompt, trace: Trace, step: Step) -> tuple[list[Segment], str]:
         if self._style == "steps":
-            return prompt.segments(trace.problem.question), (trace.text + step.text).rstrip() + BLANK_LINE.separator
+            return prompt.segments(trace.problem.question), trace.followed_by(step).written.rstrip() + BLANK_LINE.separator
         first, *others = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
         return prompt.conversation([f"{trace.problem.question.strip()} {first}", *others], self.answers[0]), ""
 

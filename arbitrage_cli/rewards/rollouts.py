@@ -40,11 +40,6 @@ def _place(trace: Trace) -> Place:
     return trace.thoughts, trace.text, trace.phase
 
 
-def _after(trace: Trace, step: Step) -> Trace:
-    """The solution with one more step."""
-    return Trace(trace.problem, trace.limits, [*trace.decisions, Decision(kept=step)])
-
-
 class Rollout:
     """The share of the target's continuations of a step that reach the known answer, as in Math-Shepherd's labels.
 
@@ -88,7 +83,7 @@ class Rollout:
             self._paths.pop((slot, index), None)
 
     def start(self, slot: int, request: RateSteps) -> None:
-        self._requests[slot] = _Request(request, [_place(_after(request.trace, step)) for step in request.steps])
+        self._requests[slot] = _Request(request, [_place(request.trace.followed_by(step)) for step in request.steps])
         for index in range(len(self._engines)):
             self._begin(slot, index)
 
@@ -117,7 +112,7 @@ class Rollout:
         for step, place in zip(request.steps, self._requests[slot].places, strict=True):
             if place in outcomes:
                 continue
-            trace = _after(request.trace, step)
+            trace = request.trace.followed_by(step)
             if not trace.finished:
                 self._paths[slot, index] = _Path(trace, [place])
                 self._engines[index].start(slot, WriteStep("target", trace))

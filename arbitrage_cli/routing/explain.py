@@ -53,7 +53,7 @@ def explain_solution(head: Head, trace: Trace, tau: float) -> list[Explanation]:
         if decision.draft is None or (decision.draft.phase == "think" and not head.card.knows_thoughts):
             continue
         before = Trace(trace.problem, trace.limits, trace.decisions[:position])
-        score = head.probability(before, decision.draft) if decision.score is None else decision.score
+        score = head.probability(before, decision.draft)
         parts = tuple(head.contributions(before, decision.draft))
         draft, is_stopped = decision.draft, decision.draft.stop == "early"
         found.append(Explanation(position, score, tau, parts, draft.text, decision.advantage, is_stopped))

@@ -167,7 +167,7 @@ def _of_text(trace: Trace, draft: Step) -> Iterator[float]:
     """The form of the step, its arithmetic, then what the problem is like and where in its solution the step stands."""
     text, question = draft.text, trace.problem.question
     numbers, given = _NUMBER.findall(text), _NUMBER.findall(question)
-    seen = {*given, *_NUMBER.findall(trace.text)}
+    seen = {*given, *_NUMBER.findall(trace.written)}
     yield math.log1p(draft.num_tokens)
     yield draft.stop == "end"
     yield draft.stop in ("budget", "context")
@@ -224,7 +224,7 @@ def _of_arithmetic(trace: Trace, draft: Step) -> Iterator[float]:
     for decision in trace.decisions:
         ledger.add(check_equations(decision.kept.text))
     wrong_before = ledger.wrong
-    equations = check_equations(draft.text, is_whole=draft.stop in ("separator", "end"))
+    equations = check_equations(draft.text, is_whole=draft.is_whole)
     unknown, overused = ledger.add(equations)
     yield len(equations)
     yield ledger.wrong - wrong_before

@@ -105,7 +105,8 @@ class HeadCard:
     @property
     def knows_thoughts(self) -> bool:
         """Whether it learned from thoughts too. A card that does not say so is of answers alone."""
-        return int(self.data.get("thoughts", 0)) >= LEAST_THOUGHTS
+        thoughts = self.data.get("thoughts")
+        return isinstance(thoughts, int) and thoughts >= LEAST_THOUGHTS
 
     @property
     def step_end(self) -> StepEnd:

@@ -61,10 +61,12 @@ class Policy:
         router: Router | None = None,
         *,
         stops_early: bool = False,
+        thoughts_share: float | None = None,
     ) -> Flow:
         """The flow that solves `trace`. A policy with a score needs a tau, one with a head the head's `router`.
 
-        If it `stops_early`, a step that will be escalated is not finished.
+        If it `stops_early`, a step that will be escalated is not finished. The target writes the `thoughts_share` of thoughts that the
+        router leaves to another.
         """
         if not self.score_is:
             return single(trace, self.models[0], speculates=len(self.models) > 1)
@@ -77,7 +79,8 @@ class Policy:
             raise ValueError(f"policy {self.name} needs a router")
         chosen = chosen if stops_early else replace(chosen, early_stop=None)
         if trace.problem.thinks and not chosen.routes_thoughts:
-            return _thoughts_first(trace, tau, arbitrage(trace, chosen, tau), stops_early=stops_early)
+            of_thoughts = thoughts_tau(tau, thoughts_share)
+            return _thoughts_first(trace, of_thoughts, arbitrage(trace, chosen, tau), stops_early=stops_early)
         return arbitrage(trace, chosen, tau)
 
 
@@ -86,10 +89,10 @@ THOUGHTS_SHARE = 0.3
 
 
 def _thoughts_first(trace: Trace, tau: float, answer: Flow, *, stops_early: bool) -> Flow:
-    """Thoughts, routed by the draft's entropy at a budget, then the answer."""
+    """Thoughts, routed by the draft's entropy at a budget, of which this is the tau; then the answer."""
     router = by_first_token(entropy_rank)
     chosen = router if stops_early else replace(router, early_stop=None)
-    yield from arbitrage(trace, chosen, thoughts_tau(tau), phase="think")
+    yield from arbitrage(trace, chosen, tau, phase="think")
     yield from answer
 
 
@@ -102,9 +105,13 @@ def entropy_rank(trace: Trace, draft: Step) -> float:
     return (sum(entropy < first_token_entropy(trace, draft) for entropy in earlier) + 0.5) / (len(earlier) + 1)
 
 
-def thoughts_tau(tau: float) -> float:
-    """The tau of thoughts beside this tau of a head: a tau that accepts or escalates every step does so with thoughts too."""
-    return 1 - THOUGHTS_SHARE if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
+def thoughts_tau(tau: float, share: float | None = None) -> float:
+    """The tau of thoughts beside this tau of a head, of which the target writes a `share`.
+
+    A tau that accepts or escalates every step does so with thoughts too.
+    """
+    share = THOUGHTS_SHARE if share is None else share
+    return 1 - share if 0 < tau < 1 else math.inf if tau >= 1 else -math.inf
 
 
 WRONG_EQUATION = 100.0
@@ -113,7 +120,7 @@ WRONG_EQUATION = 100.0
 
 def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:
     """Negative mean log-probability of the drafted tokens, in nats per token, and `WRONG_EQUATION` more if an equation is wrong."""
-    equations = check_equations(draft.text, is_whole=draft.stop in ("separator", "end"))
+    equations = check_equations(draft.text, is_whole=draft.is_whole)
     wrong = any(not equation.is_right for equation in equations)
     return mean_negative_logprob(trace, draft) + WRONG_EQUATION * wrong
 

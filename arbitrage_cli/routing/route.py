@@ -34,11 +34,19 @@ class Route:
     def thoughts_tau(self, router: Router | None) -> float | None:
         """What the scores of thoughts are compared with. `router` is the head's, for a policy that needs one."""
         is_own = not self.policy.needs_head or router is None or router.routes_thoughts
-        return self.tau if self.tau is None or is_own else thoughts_tau(self.tau)
+        return self.tau if self.tau is None or is_own else thoughts_tau(self.tau, self._thoughts_share)
 
     def flow(self, trace: Trace, seed: int, router: Router | None = None) -> Flow:
         """The flow that solves `trace`. `router` is the head's, for a policy that needs one."""
-        return self.policy.flow(trace, self.tau, seed, router, stops_early=self.stops_early)
+        return self.policy.flow(
+            trace, self.tau, seed, router, stops_early=self.stops_early, thoughts_share=self._thoughts_share
+        )
+
+    @property
+    def _thoughts_share(self) -> float | None:
+        """A budget that the tau was given by holds for thoughts too."""
+        name = self.tau_name or ""
+        return float(name[:-1]) / 100 if name.endswith("%") else None
 
 
 ANY_ROUTE = Route(Policy("any", ("draft", "target"), reads_token_stats=True))

@@ -139,6 +139,16 @@ def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
     assert "being rated" not in view.screen.text
 
 
+@pytest.mark.parametrize("shows", [True, False])
+def test_thoughts_are_hidden_while_they_are_written_too(make_view: MakeView, *, shows: bool) -> None:
+    view = make_view(run=replace(RUN, shows_thoughts=shows))
+    trace = make_trace()
+    thinking = Trace(replace(trace.problem, think_tokens=None), trace.limits)
+    view.display.handle(Started(thinking))
+    view.write(thinking, "draft", "Hm, ", "well.")
+    assert ("Hm, well." in view.screen.text, "  1  draft   2 tokens" in view.screen.text) == (shows, True)
+
+
 def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
     view = make_view()
     trace = view.start()

@@ -1,11 +1,10 @@
 """One model that writes steps: what it reads again and what it does not, where steps end, and what they cost."""
 
+import string
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-
-import string
 
 import numpy as np
 import pytest

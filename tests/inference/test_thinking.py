@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
-from arbitrage_cli.routing.policies import THOUGHTS_SHARE, entropy_rank
+from arbitrage_cli.routing.policies import POLICIES, THOUGHTS_SHARE, entropy_rank
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State
 from arbitrage_cli.tasks.code import find_program
 from arbitrage_cli.training.collect import better, collect
@@ -403,6 +405,20 @@ def test_a_head_that_learned_from_thoughts_decides_about_them() -> None:
     assert {one.draft.phase for one in decided if one.draft} == {"think", "answer"}
 
 
+@pytest.mark.parametrize(("tau_name", "tau"), [("60%", 0.4), ("exact", 1 - THOUGHTS_SHARE), (None, 1 - THOUGHTS_SHARE)])
+def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> None:
+    router = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=False)
+    route = Route(POLICIES["arbitrage"], 0.2, tau_name)
+    assert route.thoughts_tau(router) == pytest.approx(tau)
+    assert route.thoughts_tau(replace(router, routes_thoughts=True)) == 0.2
+    assert Route(POLICIES["entropy"], 0.2).thoughts_tau(router) == 0.2
+    scheduler = Scheduler(engines("seed", "switched"), partial(route.flow, seed=0, router=router), long(None))
+    ended = [event for event in scheduler.run([Problem("1", "question 1")]) if isinstance(event, Finished)]
+    thoughts = [one for one in ended[0].trace.decisions if one.draft and one.draft.phase == "think"]
+    assert all((one.verdict == "escalate") == ((one.score or 0.0) > tau) for one in thoughts)
+    assert thoughts
+
+
 def verdicts(entropies: Sequence[float]) -> list[bool]:
     """Whether the target writes each of the thoughts that the draft begins with these entropies."""
     trace = Trace(Problem("1", "?"), Limits())
@@ -427,17 +443,18 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 
 def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
     """The states of two problems: phase, both texts and both rewards. If it `recalls`, rollouts give the target's steps."""
-    made, states = engines("switched", "switched"), []
+    made = engines("switched", "switched")
     rollout = Rollout([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
     writers: dict[ModelRole, Writer] = {**made, "target": Recalling(made["target"], rollout) if recalls else made["target"]}
     found: list[State] = []
+    num_checked = 0
     scheduler = Scheduler(writers, lambda trace: collect(trace, better, found.append), long(120), rater=rollout)
     for event in scheduler.run([Problem(str(number), f"question {number}") for number in range(2)]):
         if isinstance(event, Finished):
             assert event.error is None
-            assert [one.kept.phase for one in event.trace.decisions] == [one.draft.phase for one in found[len(states) :]]
-            states += found[len(states) :]
-    return [(one.draft.phase, one.draft.text, one.target_text, one.draft_reward, one.target_reward) for one in states]
+            assert [one.kept.phase for one in event.trace.decisions] == [one.draft.phase for one in found[num_checked:]]
+            num_checked = len(found)
+    return [(one.draft.phase, one.draft.text, one.target_text, one.draft_reward, one.target_reward) for one in found]
 
 
 def test_states_of_thoughts_are_what_both_models_write_there() -> None:

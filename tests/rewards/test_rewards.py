@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from writing import PROBLEM, foreign, make_engine, write
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats
+from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, StepRewards, Writer
-from arbitrage_cli.inference.scripted import ByteTokenizer
+from arbitrage_cli.inference.scripted import TEMPLATE, ByteTokenizer
 from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
@@ -76,6 +78,21 @@ class Constant(HashBackend):
 
 def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
     return Trace(problem, SHORT, [Decision(kept=foreign(text, "draft")) for text in texts])
+
+
+@pytest.mark.parametrize(
+    "question", [Judge(), ProcessReward("turns"), ProcessReward("steps")], ids=["judge", "turns", "steps"]
+)
+def test_the_thoughts_before_a_step_are_shown(question: Question) -> None:
+    """To whatever rates a thought, or a step of the answer."""
+    thought = replace(foreign("first thought\n\n"), phase="think")
+    last = replace(foreign("last thought"), phase="think", stop="thought")
+    problem = replace(PROBLEM, think_tokens=None)
+    for before, step in ([thought], last), ([thought, last], foreign("the answer")):
+        segments, beginning = question.ask(ChatPrompt(TEMPLATE, []), Trace(problem, SHORT, [*map(Decision, before)]), step)
+        shown = "".join(segment.text for segment in segments) + beginning
+        assert [text in shown for text in ("first thought", "last thought", "the answer")] == [True, True, step is not last]
+        assert "thoughtthe" not in shown
 
 
 def score(rater: Rater, requests: Mapping[int, RateSteps]) -> dict[int, StepRewards]:

@@ -64,9 +64,9 @@ def test_thoughts_that_the_head_did_not_decide_are_not_explained() -> None:
     head, thought = make_head(), replace(make_draft(-0.5), phase="think")
     trace = Trace(Problem("p", "1 + 2", think_tokens=None), Limits(), [Decision(thought, thought, score=0.5)])
     trace.add(Decision(make_draft(-3.0), make_draft(-3.0), score=0.25))
-    assert [one.score for one in explain_solution(head, trace, 0.5)] == [0.25]
+    assert [one.position for one in explain_solution(head, trace, 0.5)] == [1]
     knows = Head(head.network, replace(head.card, data={"thoughts": 100}))
-    assert [one.score for one in explain_solution(knows, trace, 0.5)] == [0.5, 0.25]
+    assert [one.position for one in explain_solution(knows, trace, 0.5)] == [0, 1]
 
 
 # --- the command

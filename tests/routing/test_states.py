@@ -38,16 +38,14 @@ def test_round_trip_keeps_every_bit() -> None:
 
 
 def test_a_thought_stays_one() -> None:
-    """What stands in it is no part of the answer's text, from which the features of later steps come."""
+    """Later steps know what stands in it, as they know the steps of the answer."""
     thought = replace(STATE, position=0, draft=replace(STATE.draft, phase="think"), kept="draft")
     read = state_from_json(json.loads(json.dumps(state_to_json(thought))))
     assert {read.draft.phase, read.decision.kept.phase, read.decision.target and read.decision.target.phase} == {"think"}
     assert "phase" not in state_to_json(STATE)
-    unseen = [
-        features_of("?", [first, STATE])[1, FEATURES.index("unseen_numbers")]
-        for first in (read, replace(STATE, kept="draft"))
-    ]
-    assert unseen == [3, 0]
+    found = features_of("?", [read, STATE])
+    assert found[:, FEATURES.index("is_thought")].tolist() == [1, 0]
+    assert found[:, FEATURES.index("unseen_numbers")].tolist() == [3, 0]
 
 
 @pytest.mark.parametrize(
