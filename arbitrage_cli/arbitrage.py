@@ -88,7 +88,7 @@ def arbitrage(trace: Trace, router: Router, tau: float, phase: Phase | None = No
 
     A tie keeps the draft. An infinite tau is therefore the draft alone, and a tau below every score the target alone. The target
     computes nothing until its first step is requested. A step that was stopped early is incomplete, so it is never kept. One that
-    ended in a loop, or is the same for the third time, is escalated as well, unless tau is infinite.
+    ended in a loop, or a thought that comes for the third time, is escalated as well, unless tau is infinite.
     """
     early_stop = router.early_stop(tau) if router.early_stop else None
     while not trace.finished and phase in (None, trace.phase):
@@ -103,8 +103,8 @@ def arbitrage(trace: Trace, router: Router, tau: float, phase: Phase | None = No
 
 
 def _is_third(trace: Trace, draft: Step) -> bool:
-    """Whether the last two steps have the same text: models loop in paragraphs too."""
-    return [decision.kept.text for decision in trace.decisions[-2:]] == [draft.text] * 2
+    """Whether a thought has the text of the last two: models loop in paragraphs too."""
+    return draft.phase == "think" and [decision.kept.text for decision in trace.decisions[-2:]] == [draft.text] * 2
 
 
 def oracle(trace: Trace, tau: float) -> Flow:

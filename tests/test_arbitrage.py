@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -41,10 +42,11 @@ def test_a_draft_that_loops_is_escalated(tau: float, written_by: list[str]) -> N
     assert trace.decisions[0].kept.model == written_by[-1]
 
 
-def test_a_step_that_comes_for_the_third_time_is_escalated() -> None:
-    answers = [step("draft"), step("draft"), step("draft"), step("target", "end")]
+def test_a_thought_that_comes_for_the_third_time_is_escalated() -> None:
+    thought = replace(step("draft"), phase="think")
     router = by_token_stats(lambda trace, draft: 0.5)
-    assert models(drive(arbitrage(new_trace(), router, 9.0), answers)) == ["draft", "draft", "draft", "target"]
+    requests = drive(arbitrage(new_trace(), router, 9.0), [thought, thought, thought, step("target", "end")])
+    assert models(requests) == ["draft", "draft", "draft", "target"]
 
 
 def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | RateSteps]:

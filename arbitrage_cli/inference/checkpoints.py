@@ -12,10 +12,11 @@ from arbitrage_cli.types import num_checkpoints
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """The state of a sequence that held `position` tokens."""
+    """The state of a sequence that held `position` tokens. The latest one that is `pinned` stays."""
 
     position: int
     state: State
+    pinned: bool = False
 
 
 class Checkpoints:
@@ -48,10 +49,15 @@ class Checkpoints:
         elif not position or self._states.num_held(sequence) != min(position, len(held)):
             self._go_back(sequence, held, position)
 
-    def save(self, sequence: int, position: int) -> None:
+    @property
+    def drops_tails(self) -> bool:
+        return self._states is None
+
+    def save(self, sequence: int, position: int, *, pinned: bool = False) -> None:
         """Make it possible to come back to where the sequence is, at `position`. Does nothing for a memory that drops tails.
 
-        If there are too many checkpoints, the oldest goes, but the first of all: it may be the beginning of every prompt.
+        If there are too many checkpoints, the oldest goes, but the latest one that is pinned; or the first of all, which may be the
+        beginning of every prompt.
         """
         if not self._states or not position or self._most == 0:
             return
@@ -59,10 +65,11 @@ class Checkpoints:
         if saved and saved[-1].position == position:
             return
         state = self._states.save(sequence)
-        saved.append(_Checkpoint(position, state))
+        saved.append(_Checkpoint(position, state, pinned))
         most = num_checkpoints(state.nbytes) if self._most is None else self._most
         if len(saved) > most:
-            del saved[1 if most > 1 else 0]
+            stays = max((index for index, one in enumerate(saved) if one.pinned), default=0)
+            del saved[next((index for index in range(len(saved) - 1) if index != stays), 0)]
 
     def _go_back(self, sequence: int, held: list[int], position: int) -> None:
         """Restore the last checkpoint at or before `position`, or empty the sequence."""

@@ -5,7 +5,8 @@ accepting, escalating and catching up with other models' steps are one and the s
 with their step; only text from elsewhere is tokenized.
 
 A model with recurrent layers cannot drop a tail: it goes back to a checkpoint, and reads again from there. Checkpoints are saved at
-the end of the shared beginning, before each step, and at the end of a conversation.
+the end of the shared beginning, before each step, and in a conversation at the end of the latest question, as later prompts leave
+thoughts out, and at its own end.
 
 The beginning that all prompts share (template and instructions) can stay in the cache for the next problem in the slot. It is
 always read by itself, so that what follows is computed in the same way whether it was there or not. A whole conversation can stay
@@ -36,7 +37,7 @@ class CachedProblem:
     """One problem: the ids of its prompt and its steps, and the ids that the cache holds of it (`held`), in a sequence of the backend.
 
     All prompts share the first `num_shared` ids of this one; the cache held `num_reused` of them before the problem began. A prompt
-    with the first `num_needed` ids of the cache continues the conversation that it holds.
+    with the first `num_needed` ids of the cache continues the conversation that it holds. The question ends before id `question_end`.
     """
 
     cache: "Cache"
@@ -47,6 +48,7 @@ class CachedProblem:
     num_shared: int
     num_reused: int
     num_needed: int
+    question_end: int
     held: list[int]
     begins: int = 0  # ids before the last one that is read for the step
     steps: list[tuple[Step, list[int]]] = field(default_factory=list)
@@ -70,7 +72,7 @@ class CachedProblem:
                 f"the solution so far has {len(wanted)} tokens; the context of {self.cache.backend.card.name} holds {size}",
                 "give a larger --ctx, or a smaller --max-tokens",
             )
-        self.num_needed = len(self.prompt) - self.cache.num_last
+        self.num_needed = self.question_end
         self.begins = len(wanted) - 1
         common = min(_common_prefix(wanted, self.held), self.begins)
         if common < len(self.held):
@@ -79,12 +81,14 @@ class CachedProblem:
 
     def read(self, tokens: list[int]) -> int:
         """Read the first of these tokens, as many as are read at once. Returns how many. Errors as the backend's `read`."""
-        most = min(READ_TOKENS, len(tokens))
-        if len(self.held) < self.num_shared:
-            most = min(most, self.num_shared - len(self.held))
-        self.cache.memory.read(self.sequence, self.held, tokens[:most], self.deadline)
-        if len(self.held) == self.num_shared and self.cache.keeps != "nothing":
-            self.cache.memory.save(self.sequence, self.num_shared)
+        memory, begun = self.cache.memory, len(self.held)
+        ends = [self.num_shared]
+        if self.cache.keeps == "conversation" and not memory.drops_tails:
+            ends.append(self.question_end)
+        most = min([READ_TOKENS, len(tokens), *(end - begun for end in ends if end > begun)])
+        memory.read(self.sequence, self.held, tokens[:most], self.deadline)
+        if len(self.held) in ends and self.cache.keeps != "nothing":
+            memory.save(self.sequence, len(self.held), pinned=len(self.held) == self.question_end)
         return most
 
     def cut(self, position: int) -> None:
@@ -145,7 +149,8 @@ class Cache:
         self._prompt = chat_prompt(backend, manner)
         self._think_format = self._prompt.think_format
         self.think_end_token = _only_token(backend.tokenizer, self._think_format.end)
-        self._shared, self.num_last = self._shared_ids()
+        self._shared: dict[bool, tuple[list[int], int]] = {}  # by whether the solution thinks
+        self._shared_ids(Problem("", ""))  # a model that has no prompt is refused now
         self._closed: dict[int, CachedProblem] = {}  # by slot without a problem
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> CachedProblem:
@@ -156,18 +161,22 @@ class Cache:
                 f"the problem's prompt has {len(prompt)} tokens; the context of {self.backend.card.name} holds {self.context_size}",
                 "give a larger --ctx, or a shorter problem",
             )
-        left, num_shared = self._closed.pop(slot, None), _common_prefix(prompt, self._shared)
+        shared, num_last = self._shared_ids(problem)
+        left, num_shared = self._closed.pop(slot, None), _common_prefix(prompt, shared)
         held, num_needed = (left.held, left.num_needed) if left else ([], 0)
         common = _common_prefix(prompt, held)
         goes_on = common >= num_needed
         if (end := common if goes_on else min(common, num_shared)) < len(held):
             self.memory.cut(self._first + slot, held, end)
         num_needed = min(num_needed, len(held)) if goes_on else 0
-        return CachedProblem(self, self._first + slot, problem, deadline, prompt, num_shared, len(held), num_needed, held)
+        question_end, sequence = len(prompt) - num_last, self._first + slot
+        return CachedProblem(
+            self, sequence, problem, deadline, prompt, num_shared, len(held), num_needed, question_end, held
+        )
 
     def close(self, slot: int, cached: CachedProblem) -> None:
         """Forget the problem in a slot."""
-        cached.cut(self._num_kept(cached.held))
+        cached.cut(self._num_kept(cached))
         if self.keeps == "conversation":
             self.memory.save(cached.sequence, len(cached.held))
         cached.num_needed = min(len(cached.held), cached.num_needed)
@@ -226,17 +235,20 @@ class Cache:
         """Those of `tokens` that come before the one which ends a step with this `text` so far."""
         return tokens[: text.num_before_end(map(self.backend.tokenizer.piece, tokens))] if tokens else tokens
 
-    def _num_kept(self, held: list[int]) -> int:
-        """How many of these ids stay for the next problem."""
+    def _num_kept(self, cached: CachedProblem) -> int:
+        """How many of the ids that the cache holds stay for the next problem."""
         if self.keeps == "conversation":
-            return len(held)
-        return _common_prefix(self._shared, held) if self.keeps == "beginning" else 0
+            return len(cached.held)
+        return min(cached.num_shared, len(cached.held)) if self.keeps == "beginning" else 0
 
-    def _shared_ids(self) -> tuple[list[int], int]:
-        """The ids that all prompts begin with, none if they are few; and how many they share at their end, after the question."""
-        one, other = (self.prompt_ids(Problem("", question)) for question in ("a", "1"))
-        num_first, num_last = _common_prefix(one, other), _common_prefix(one[::-1], other[::-1])
-        return one[:num_first] if num_first >= MIN_SHARED else [], num_last
+    def _shared_ids(self, problem: Problem) -> tuple[list[int], int]:
+        """The ids that prompts of such problems begin with, none if they are few; and how many they share at their end."""
+        if problem.thinks not in self._shared:
+            thoughts = None if problem.thinks else 0
+            one, other = (self.prompt_ids(Problem("", question, think_tokens=thoughts)) for question in ("a", "1"))
+            num_first, num_last = _common_prefix(one, other), _common_prefix(one[::-1], other[::-1])
+            self._shared[problem.thinks] = one[:num_first] if num_first >= MIN_SHARED else [], num_last
+        return self._shared[problem.thinks]
 
 
 def chat_prompt(backend: Backend, manner: Manner) -> ChatPrompt:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hash_language import CONTROLS, HashBackend, Recording, events_of, hash_engines, ticking_clock
+from hash_language import CONTROLS, HashBackend, Recording, Recurrent, events_of, hash_engines, ticking_clock
 from writing import (
     OTHER,
     PROBLEM,
@@ -29,7 +29,9 @@ from writing import (
 from arbitrage_cli.arbitrage import WriteStep, single
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ScriptEndedError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options
+from arbitrage_cli.inference.chat_template import Manner
 from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -155,6 +157,22 @@ def test_a_conversation_that_goes_on_is_not_read_again() -> None:
     assert num_read[0] == len(f"u{answer}umore")
     assert num_read[1] == 0
     assert num_read[3] == len(f"{first.question}u{answer}umore")
+
+
+def test_a_recurrent_model_goes_back_to_the_end_of_the_question() -> None:
+    """The next prompt leaves thoughts out, so the answer in it is not what was written. Two checkpoints are enough."""
+    backend = Recording(Recurrent())
+    cache = Cache(backend, Manner("Think in small steps."), keep="conversation", most_checkpoints=2)
+    engine, trace = Engine("target", cache, Sampler()), Trace(Problem("1", "question 0" * 20), Limits())
+    engine.open(0, trace.problem)
+    for _ in range(4):
+        keep(trace, write(engine, trace))
+    engine.close(0)
+    second = Problem("2", "more", (Message("user", trace.problem.question), Message("assistant", "another")))
+    del backend.calls[:]
+    fresh = make_engine("target", HashBackend(), Sampler(), instructions="Think in small steps.")
+    assert say(engine, second) == say(fresh, second)
+    assert 0 < backend.count("read") <= len("uuanotherumoreu")
 
 
 class Listening(Sampler):

@@ -462,3 +462,12 @@ def test_states_of_thoughts_are_what_both_models_write_there() -> None:
     plain = collected(recalls=False)
     assert [phase for phase, *_ in plain].count("think") > 2
     assert collected(recalls=True) == plain
+
+
+@pytest.mark.parametrize("think_tokens", [0, None])
+def test_the_beginning_of_prompts_is_shared_with_thoughts_too(think_tokens: int | None) -> None:
+    """Some templates ask for thoughts before the instructions."""
+    instructions = "Think in small steps, and then say it."
+    cache = Cache(Thinker(GEMMA), Manner(instructions), keep="beginning")
+    cached = cache.open(0, Problem("1", "question 1", think_tokens=think_tokens))
+    assert len(instructions) < cached.num_shared < len(cached.prompt) - len("question 1")
