@@ -231,6 +231,7 @@ def _about(run: CollectedRun) -> dict[str, Any]:
         "dataset_sha256": dataset.get("sha256"),
         "problems": len({solution.problem.question for solution in run.solutions}),
         "states": run.num_states,
+        "think_least": run.facts.get("think_least"),
         "is_test": run.is_test,
     }
 
