@@ -46,7 +46,7 @@ def tree_of(path: Path) -> ast.Module:
     [
         ("import arbitrage_cli", "numpy llama_cpp typer rich arbitrage_cli.app.pair"),
         ("from arbitrage_cli import open_pair", "typer rich"),
-        ("import arbitrage_cli.cli", "llama_cpp numpy rich jinja2 huggingface_hub arbitrage_cli.display.live"),
+        ("import arbitrage_cli.cli.main", "llama_cpp numpy jinja2 huggingface_hub pydantic arbitrage_cli.display.live"),
         ("import arbitrage_cli.grading.extract", "sympy math_verify subprocess arbitrage_cli.grading.grader"),
     ],
 )

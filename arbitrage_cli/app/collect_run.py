@@ -23,8 +23,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import Row, RunFolder, latest
-from arbitrage_cli.runs.records import attempt_error
-from arbitrage_cli.runs.schema import COLLECT, SCHEMA
+from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error
 from arbitrage_cli.runs.summary import Standing, tally
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.tasks.task import Grader, reaches

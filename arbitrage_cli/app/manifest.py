@@ -26,8 +26,7 @@ from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
-from arbitrage_cli.runs.records import label, tau_in_json
-from arbitrage_cli.runs.schema import SCHEMA
+from arbitrage_cli.runs.records import SCHEMA, label, tau_in_json
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement

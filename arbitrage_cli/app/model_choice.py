@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.pairs import (
 )
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import read_run_folder
-from arbitrage_cli.runs.schema import COLLECT
+from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.types import ModelRole
 

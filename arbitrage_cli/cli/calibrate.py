@@ -81,7 +81,7 @@ def calibrate(
 def _costs_here(folder: Path, load: "Options") -> "Costs | None":
     """What tokens of the run's models cost here, if both were measured."""
     from arbitrage_cli.runs.folder import read_run_folder
-    from arbitrage_cli.runs.schema import COLLECT
+    from arbitrage_cli.runs.records import COLLECT
     from arbitrage_cli.tuning.placement import costs_of, find_measurement
 
     models = read_run_folder(folder, COLLECT).run["models"]

@@ -45,7 +45,7 @@ def collect(
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, collect_setup
-    from arbitrage_cli.runs.schema import COLLECT
+    from arbitrage_cli.runs.records import COLLECT
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))

@@ -19,7 +19,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import ArbitrageError, OutputError, UsageError
-from arbitrage_cli.runs.schema import BENCH
+from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Trace
 

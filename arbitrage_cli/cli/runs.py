@@ -16,8 +16,7 @@ from arbitrage_cli.cli.output import write_json
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.runs.folder import RESULTS, RUN, examine
-from arbitrage_cli.runs.records import label
-from arbitrage_cli.runs.schema import COLLECT
+from arbitrage_cli.runs.records import COLLECT, label
 from arbitrage_cli.stats import rounding
 
 DEFAULT = Path("runs")

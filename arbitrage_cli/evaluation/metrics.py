@@ -22,9 +22,8 @@ from arbitrage_cli.evaluation.projection import (
     tokens_of_models,
 )
 from arbitrage_cli.evaluation.verdict import verdict
-from arbitrage_cli.runs.records import tau_in_json
+from arbitrage_cli.runs.records import Level, tau_in_json
 from arbitrage_cli.runs.results import PolicyResults, Result, no_cycles, paired_done, results_by_policy
-from arbitrage_cli.runs.schema import Level
 from arbitrage_cli.stats.intervals import Ratio
 
 SCHEMA = 1

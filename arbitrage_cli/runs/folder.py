@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
-from arbitrage_cli.runs.records import to_json
-from arbitrage_cli.runs.schema import BENCH, SCHEMA, check_run, read_row
+from arbitrage_cli.runs.records import BENCH, SCHEMA, to_json
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
 
@@ -281,6 +280,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _examined(path: Path, kind: str) -> Iterator[dict[str, Any] | BadLine]:
     """Each line as the row that it is, or why it is not one."""
+    from arbitrage_cli.runs.schema import read_row  # slow to import
+
     done: set[Key] = set()
     for number, line in enumerate(_lines(path), start=1):
         try:
@@ -322,6 +323,8 @@ def _listed(bad: Sequence[BadLine]) -> str:
 
 
 def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
+    from arbitrage_cli.runs.schema import check_run  # slow to import
+
     path = folder / RUN
     try:
         data = read_regular(path)

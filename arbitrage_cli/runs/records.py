@@ -14,6 +14,13 @@ from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Step, Trace
 
+SCHEMA = 1
+"""Of rows and run.json: a folder of another schema is refused."""
+BENCH, COLLECT = "bench", "collect"
+"""The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
+
+Level = str | int | None
+
 SAME_IN_ALL_ROWS = frozenset(("settings", "models", "draft", "target", "temperature", "seed", "score_is"))
 """Fields of a record that a run folder has once, in run.json, and not in each row."""
 

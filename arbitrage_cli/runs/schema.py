@@ -6,17 +6,12 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from arbitrage_cli.runs.records import BENCH, COLLECT, Level
 from arbitrage_cli.system.files import reason_of
-
-SCHEMA = 1
-"""Of rows and run.json: a folder of another schema is refused."""
-BENCH, COLLECT = "bench", "collect"
-"""The commands that make runs; their rows differ. run.json of a benchmark does not name its kind."""
 
 _CONFIG = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 Json = dict[str, Any]
-Level = str | int | None
 Tau = float | Literal["inf", "-inf"] | None
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]

@@ -19,7 +19,7 @@ from arbitrage_cli.routing.features import FEATURES, Floats
 from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.states import State, beginnings_of, features_of, state_from_json
 from arbitrage_cli.runs.folder import latest, read_run_folder
-from arbitrage_cli.runs.schema import COLLECT
+from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.training.tau_tables import Outcomes
 from arbitrage_cli.types import Problem
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.schema import SCHEMA
+from arbitrage_cli.runs.records import SCHEMA
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
