@@ -50,15 +50,24 @@ def accuracy_difference(policy: PolicyResults, target: PolicyResults | None, sam
 
 
 def likeness(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
-    """How many answers are those of the target alone, and how many texts are not; None for the target itself."""
+    """How many answers are those of the target alone, how many are lost, and how many texts differ; None for the target itself."""
     if target is None or target is policy:
-        return {"same_answers": None, "texts_differ": None}
-    pairs = [(one, other) for one, other in paired(policy, target) if one.is_done and other.is_done]
-    answered = [(one.answer, other.answer) for one, other in pairs if other.answer is not None]
+        return dict.fromkeys(("same_answers", "answers_lost", "answers_graded", "texts_differ"))
+    pairs = [(one, other) for one, other in paired(policy, target) if other.is_done]
+    compared = [(one, other) for one, other in pairs if other.is_graded or other.answer is not None]
+    both = [(one, other) for one, other in pairs if one.is_done]
+    answered = [(one.answer, other.answer) for one, other in both if other.answer is not None]
     return {
         "same_answers": Ratio(sum(own == others for own, others in answered), len(answered)),
-        "texts_differ": sum(one.text != other.text for one, other in pairs),
+        "answers_lost": Ratio(sum(_is_lost(one, other) for one, other in compared), len(compared)),
+        "answers_graded": sum(other.is_graded for _, other in compared),
+        "texts_differ": sum(one.text != other.text for one, other in both),
     }
+
+
+def _is_lost(one: Result, target: Result) -> bool:
+    """Whether the target's answer is right, or if that is unknown merely there, and this one is not."""
+    return target.is_correct and not one.is_correct if target.is_graded else one.answer != target.answer
 
 
 def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) -> Interval | None:

@@ -12,6 +12,9 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts that both have. Interval: 95%, "
         f"paired (Newcombe); {_SAME_IN_ALL_PROBLEMS} difference.",
         "same_answers": "Answers that are the same text as the target's / attempts that both finished and the target answered.",
+        "answers_lost": "Answers that are wrong and the target's right, or not the same text as the target's if no right one is known / "
+        "attempts in which there is an answer of the target to compare with.",
+        "answers_graded": "Attempts among these whose right answer is known.",
         "texts_differ": "Solutions whose text is not the target's, of the attempts that both finished. Policy speculative has some "
         "where two tokens were almost equally likely.",
         "cut": "Attempts that ended at a limit (max-tokens, max-steps, ctx) before the solution was finished. They are "

@@ -68,6 +68,11 @@ class Result:
         return self.outcome == "correct"
 
     @property
+    def is_graded(self) -> bool:
+        """Whether it is known to be right or wrong."""
+        return self.outcome in ("correct", "incorrect")
+
+    @property
     def is_done(self) -> bool:
         """Whether it has a time, and steps to count."""
         return self.seconds is not None

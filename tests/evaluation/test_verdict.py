@@ -20,21 +20,29 @@ def policy(
         "speedup_interval": interval,
         "throughput_ratio": None,
         "throughput_ratio_interval": None,
-        "acceptance_rate": None,
-        "unscored": 0,
+        "accuracy_difference": 0.0,
         "draft_tokens_per_second": None,
         "target_tokens_per_second": None,
-        "ratios": {"accuracy_difference": {"numerator": -lost, "denominator": problems}},
+        "time": time(0.0),
+        **lost_of(lost, problems),
         **more,
     }
 
 
-def lost_of(lost: int, problems: int = 20) -> dict[str, Any]:
-    return {"accuracy_difference": {"numerator": -lost, "denominator": problems}}
+def time(draft: float) -> dict[str, float]:
+    """Of which this share is the draft's."""
+    return {"wall": 10.0, "draft_decode": 8 * draft, "draft_prefill": 2 * draft, "draft_verify": 0.0}
+
+
+def lost_of(lost: int, problems: int = 20, *, compared: int | None = None, graded: int | None = None) -> dict[str, Any]:
+    count = problems if compared is None else compared
+    difference, answers = {"numerator": 0, "denominator": problems}, {"numerator": lost, "denominator": count}
+    graded = count if graded is None else graded
+    return {"ratios": {"accuracy_difference": difference, "answers_lost": answers}, "answers_graded": graded}
 
 
 def of(*policies: dict[str, Any]) -> dict[str, Any]:
-    target = policy("target", 1.0, None, target_tokens_per_second=10.0) | {"ratios": {}}
+    target = policy("target", 1.0, None, target_tokens_per_second=10.0, accuracy_difference=None)
     return {"policies": [target, *policies]}
 
 
@@ -49,10 +57,10 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
     [
         ([SPECULATIVE], "pays", "speculative"),
         ([SPECULATIVE, BALANCED], "pays", "arbitrage@balanced"),
-        ([SPECULATIVE, BALANCED | {"ratios": lost_of(1, 12)}], "pays", "speculative"),
-        ([BALANCED | {"ratios": lost_of(1, 20)}], "pays", "arbitrage@balanced"),
-        ([BALANCED | {"ratios": lost_of(1)}, EXACT], "pays", "arbitrage@exact"),
-        ([BALANCED | {"ratios": lost_of(1), "speedup": 3.0}, EXACT], "pays", "arbitrage@balanced"),
+        ([SPECULATIVE, BALANCED | lost_of(1, 12)], "pays", "speculative"),
+        ([BALANCED | lost_of(1, 20)], "pays", "arbitrage@balanced"),
+        ([BALANCED | lost_of(1), EXACT], "pays", "arbitrage@exact"),
+        ([BALANCED | lost_of(1) | {"speedup": 3.0}, EXACT], "pays", "arbitrage@balanced"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=20)], "pays", "draft"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=19)], "not decided", None),
         ([policy("draft", 3.0, (2.5, 3.5), lost=1, problems=40)], "does not pay", None),
@@ -61,9 +69,15 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
         ([policy("speculative", 1.5, (1.4, 1.6), problems=7)], "not decided", None),
         ([policy("speculative", 0.97, (0.94, 1.0), problems=5), SLOW_DRAFT], "does not pay", None),
         ([policy("speculative", 0.97, (0.94, 1.0), problems=4), SLOW_DRAFT], "not decided", None),
-        ([BALANCED | {"ratios": lost_of(1, 7)}], "not decided", None),
-        ([BALANCED | {"ratios": lost_of(2, 7)}], "does not pay", None),
+        ([BALANCED | lost_of(1, 7)], "not decided", None),
+        ([BALANCED | lost_of(2, 7)], "does not pay", None),
         ([policy("speculative", 1.5, None)], "not decided", None),
+        ([policy("speculative", 1.05, (1.02, 1.08))], "does not pay", None),
+        ([BALANCED | lost_of(0, compared=0)], "not decided", None),
+        ([policy("draft", 3.0, (2.5, 3.5)) | lost_of(0, compared=0)], "not decided", None),
+        ([BALANCED | lost_of(0, compared=19)], "not decided", None),
+        ([BALANCED | lost_of(1, 40, compared=20)], "pays", "arbitrage@balanced"),
+        ([SPECULATIVE, BALANCED | lost_of(0, compared=0)], "pays", "speculative"),
         ([policy("oracle", 3.0, (2.0, 4.0)), policy("speculative", 0.8, (0.7, 0.9))], "does not pay", None),
         (
             [policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_interval=(1.2, 1.8))],
@@ -75,6 +89,8 @@ SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=
         "the target's own text", "the fastest", "but not if it loses answers", "one of twenty may be lost", "one that is about as fast and loses none", "but not a slow one", "the draft alone", "with too few problems for answers",
         "which must lose none", "nothing is faster", "an interval around 1", "too few problems", "few problems show what is slow", "but not fewer",
         "one answer may be lost by chance", "two are not", "no interval",
+        "faster, but not worth it", "nothing to compare with", "nor for the draft", "too few answers to compare", "enough of them",
+        "answers that cannot be compared make no way",
         "the oracle is no way", "problems a second",
     ],
 )  # fmt: skip
@@ -84,21 +100,33 @@ def test_what_is_decided(policies: list[dict[str, Any]], decision: str, route: s
     assert (found.decision, found.route) == (decision, route)
 
 
-def test_what_would_change_the_answer() -> None:
-    """The ratio of costs, and from which one on routing would pay: 1/ratio + the escalated share is then 1/1.1."""
-    routed = policy("arbitrage", 0.8, (0.7, 0.9), tau_name="balanced", acceptance_rate=0.5)
-    found = verdict(of(SLOW_DRAFT, routed))
+@pytest.mark.parametrize("name", ["arbitrage", "speculative"])
+def test_what_would_change_the_answer(name: str) -> None:
+    """The ratio of costs, and from which one on it would pay: the draft's half of the time is then short enough for 1.1.
+
+    With s the speed-up, r the ratio and r' the one that is needed: s / (1/2 + 1/2 * r / r') = 1.1.
+    """
+    slow = policy(name, 0.8, (0.7, 0.9), problems=20, time=time(0.5))
+    found = verdict(of(SLOW_DRAFT, slow))
     assert found is not None
     assert token_ratio(of(SLOW_DRAFT)) == pytest.approx(1.4)
-    assert "costs 1.4 of the draft's; from about 2.4 on they would" in found.text
-    hopeless = verdict(of(SLOW_DRAFT, routed | {"acceptance_rate": 0.05}))
+    assert "costs 1.40 of the draft's; from about 3.1 on they would" in found.text
+    hopeless = verdict(of(SLOW_DRAFT, slow | {"time": time(0.2)}))
     assert hopeless is not None
     assert "they would" not in hopeless.text
+    assert "a faster draft would not change that" in hopeless.text
+
+
+def test_a_large_ratio_is_written_out() -> None:
+    fast = SLOW_DRAFT | {"draft_tokens_per_second": 1234.0}
+    found = verdict(of(fast, policy("speculative", 0.8, (0.7, 0.9))))
+    assert found is not None
+    assert "costs 123 of the draft's" in found.text
 
 
 def test_a_faster_way_that_is_not_known_yet_keeps_the_question_open() -> None:
     """Eight problems decide that speculation pays, and not whether routing keeps the answers."""
-    open_one, closed = (verdict(of(SPECULATIVE, BALANCED | {"ratios": lost_of(0, count)})) for count in (8, 20))
+    open_one, closed = (verdict(of(SPECULATIVE, BALANCED | lost_of(0, count))) for count in (8, 20))
     assert open_one is not None
     assert closed is not None
     assert (open_one.route, open_one.final) == ("speculative", False)
@@ -115,24 +143,52 @@ def test_time_that_ran_out_is_named() -> None:
     assert "Out of time after 3 problems: speculative is" in found.text != other.text
 
 
-def test_without_known_answers_those_of_the_target_count() -> None:
-    same = {"numerator": 18, "denominator": 20}
-    ratios = {"accuracy_difference": {"numerator": 0, "denominator": 20}, "same_answers": same}
-    found = verdict(of(BALANCED | {"unscored": 20, "ratios": ratios}))
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (lost_of(2), "2 right answers lost in 20 problems"),
+        (lost_of(2, graded=0), "2 answers of the target lost in 20 problems"),
+        (lost_of(2, graded=1), "2 answers lost in 20 problems"),
+        (lost_of(2, 40, compared=21), "2 right answers lost in the 21 of 40 problems that can be compared"),
+    ],
+    ids=["all are known", "none is", "some are", "some cannot be compared"],
+)
+def test_what_is_lost_is_said_of_what_was_compared(answers: dict[str, Any], said: str) -> None:
+    found = verdict(of(BALANCED | answers))
     assert found is not None
     assert found.decision == "does not pay"
-    assert "2 answers of the target lost in 20 problems" in found.text
+    assert said in found.text
+
+
+def test_more_problems_help_only_if_their_answers_can_be_compared() -> None:
+    """Twenty problems without one are enough to say so; a few are not, nor is a way that keeps the target's text."""
+    routed, open_one = BALANCED | lost_of(0, compared=0), policy("speculative", 1.2, (0.9, 1.5))
+    several = (of(routed), of(routed | lost_of(0, 5, compared=0)), of(routed, open_one))
+    assert [found.final for one in several if (found := verdict(one))] == [True, False, False]
+    found = verdict(of(routed))
+    assert found is not None
+    assert "cannot be compared" in found.text
+    assert "More problems" not in found.text
 
 
 @pytest.mark.parametrize(
     ("times", "changes", "said"),
     [
         ((0.6, 0.4, 0.2), (0.0, -12.5, -30.0), "--tau exact: 60% of the target's time, +0.0 points"),
-        ((0.6, 0.4, 0.2), (0.0, -2.0, -30.0), "--tau balanced: 40%"),
+        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), "--tau balanced: 40%"),
+        ((0.6, 0.59, 0.2), (0.0, -4.9, -30.0), "--tau exact: 60%"),
+        ((0.6, 0.59, 0.2), (0.0, -0.1, -30.0), "--tau exact: 60%"),
         ((1.2, 1.1, 0.2), (0.0, -2.0, -30.0), "no named tau"),
         ((None, None, None), (0.0, 0.0, 0.0), "not known"),
     ],
-    ids=["balanced costs too much", "balanced", "nothing saves time for little", "no costs"],
+    ids=[
+        "balanced costs too much",
+        "balanced",
+        "it costs much for little",
+        "it is hardly faster",
+        "nothing saves time for little",
+        "no costs",
+    ],
 )
 def test_a_table_of_taus_advises_by_its_own_rows(
     times: tuple[float | None, ...], changes: tuple[float, ...], said: str
