@@ -156,6 +156,32 @@ def test_likeness_to_the_target_is_counted() -> None:
     assert note.startswith("12 texts")
 
 
+def graded(row: dict[str, Any], value: str, answer: str | None = None) -> dict[str, Any]:
+    return {**row, "answer": answer, "grade": {"value": value, "answer": answer, "explanation": ""}}
+
+
+def test_a_lost_answer_is_not_made_up_for_by_a_gained_one() -> None:
+    """Right and wrong answers of the target, then unknown ones, then none at all, each with two of the draft; then errors."""
+    known = [("correct", "incorrect"), ("correct", "correct"), ("incorrect", "correct"), ("incorrect", "incorrect")]
+    unknown = [("4", "4"), ("4", None), (None, "4"), (None, None)]
+    rows = [
+        graded(make_row(index, 0, column), value)
+        for index, values in enumerate(known)
+        for column, value in zip(ALONE, values, strict=True)
+    ]
+    rows += [
+        graded(make_row(len(known) + index, 0, column), "unscored", answer)
+        for index, answers in enumerate(unknown)
+        for column, answer in zip(ALONE, answers, strict=True)
+    ]
+    rows += [failed(make_row(8, 0, ALONE[0])), make_row(8, 0, ALONE[1])]
+    rows += [graded(make_row(9, 0, ALONE[0]), "correct"), failed(make_row(9, 0, ALONE[1]))]
+    draft = by_label(figures_of(rows))["draft"]
+    assert draft["ratios"]["answers_lost"] == {"numerator": 3, "denominator": 7}
+    assert draft["answers_graded"] == 5
+    assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 10}
+
+
 @pytest.mark.parametrize(("problems", "has_interval"), [(4, False), (5, True)])
 def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_interval: bool) -> None:
     """There is nothing to resample from: such an interval looks surer than it is. A note says so."""
