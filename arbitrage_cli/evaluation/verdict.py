@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from arbitrage_cli.routing.thresholds import SAME
 from arbitrage_cli.runs.records import route_name
-from arbitrage_cli.stats.digits import three_digits
+from arbitrage_cli.stats import rounding
 
 Figures = Mapping[str, Any]
 Decision = Literal["pays", "does not pay", "not decided"]
@@ -84,8 +84,8 @@ class Way:
     @property
     def speed(self) -> str:
         """`1.50 [1.41-1.60] times as fast`, with the digits of the tables."""
-        low_and_high = "-".join(map(three_digits, self.interval or ()))
-        return f"{three_digits(self.speedup)}{f' [{low_and_high}]' if low_and_high else ''} times as fast"
+        low_and_high = "-".join(map(rounding.number, self.interval or ()))
+        return f"{rounding.number(self.speedup)}{f' [{low_and_high}]' if low_and_high else ''} times as fast"
 
     @property
     def answers(self) -> str:
@@ -219,7 +219,7 @@ def _does_not_pay(ways: Sequence[Way], figures: Figures) -> list[str]:
         lost = f"No way here keeps the target's answers and is faster: {best.route} is {best.speed}, {best.answers}."
         return [lost, f"{STRONGER.capitalize()} change that."]
     ratio = token_ratio(figures)
-    why = f": a token of the target costs {three_digits(ratio)} of the draft's; {_would_pay(others, ratio)}" if ratio else ""
+    why = f": a token of the target costs {rounding.number(ratio)} of the draft's; {_would_pay(others, ratio)}" if ratio else ""
     best = max(others, key=lambda way: way.speedup)
     return [f"These two do not pay on this machine{why}.", f"The fastest way, {best.route}, is {best.speed}."]
 

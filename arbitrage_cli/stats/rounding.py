@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal
 
-from arbitrage_cli.stats.digits import three_digits
-
 UNKNOWN = "-"
 MAX_DECIMALS = 16
 Ends = Sequence[float] | None
@@ -18,7 +16,10 @@ def number(value: float | None) -> str:
         return UNKNOWN
     if isinstance(value, int):
         return f"{value:,}"
-    return three_digits(value)
+    if not math.isfinite(value):
+        return f"{value:g}"
+    exponent = Decimal(f"{value:.2e}").adjusted() if value else 0  # of the rounded value: 0.9996 is 1.00
+    return f"{value + 0.0:,.{max(0, 2 - exponent)}f}"  # no negative zero
 
 
 def percent(share: float | None) -> str:
